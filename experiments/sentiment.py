@@ -1,0 +1,163 @@
+"""Train a language model to continue movie reviews positively, without losing its English. (The main job.)
+
+Question   How far does held-out sentiment rise for a given distance from the reference model?
+Method     PPO (https://arxiv.org/abs/1707.06347) with the adaptive KL penalty of https://arxiv.org/abs/1909.08593.
+Command    python experiments/sentiment.py
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from jaxppo import cli
+from jaxppo.config import RunConfig
+
+PROMPT_TOKENS = 8  # of each sentence; the model reads one more before them, the token that starts a document
+SPLIT_SEED = 0  # the same test sentences whatever the run's seed
+JUDGE_SEEDS = (1001, 1002)
+
+
+@dataclass(frozen=True)
+class Sentiment(RunConfig):
+    name: str = "sentiment"
+    prompt_length: int = PROMPT_TOKENS + 1
+    dtype: str = "bfloat16"
+    kl_target: float = 6.0
+    kl_horizon: float = 1000.0
+    kl_coef_min: float = 0.05
+    reward: Literal["classifier", "vader"] = "classifier"
+    """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on decoded text, on the host"""
+    reward_scale: float = 1.0
+    """scores are in [-reward_scale, reward_scale]"""
+    test_prompts: int = 256
+    """held-out prompts that the judge reads before and after"""
+
+
+def main(options: Sentiment) -> None:
+    import dataclasses
+
+    import jax
+
+    from jaxppo import algorithms, config, ppo, tracking, train
+    from jaxppo.data import sentiment
+
+    config.validate_run(options)
+    algorithms.make_parts(options, reward=None)  # a wrong name is found before anything is loaded
+    train.use_compilation_cache()
+    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    if options.tiny:
+        options = dataclasses.replace(options, test_prompts=8, batch_size=8, response_length=8)
+    options, policy = train.load_policy(options)
+
+    # Prompts: the first tokens of each sentence. Sentences that begin alike fall into the same part of the split.
+    reviews = sentiment.load()
+    if options.tiny:
+        reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
+    openings = [tuple(policy.tokenizer.encode(text)[:PROMPT_TOKENS]) for text in reviews.texts]
+    parts = sentiment.split([" ".join(map(str, ids)) for ids in openings], seed=SPLIT_SEED)
+    encode = lambda rows: train.encode(
+        [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=policy.tokenizer.start_id
+    )
+    training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
+
+    reward, reward_params = make_reward(options, policy, reviews, parts, folder)
+    policy.frozen["reward"] = reward_params
+    judge = Judge(options, policy)
+
+    start = jax.random.key(options.seed)
+    before = [judge.read(ppo.init_state(options, policy.params, policy.frozen, start), test, seed) for seed in JUDGE_SEEDS]
+    state = train.fit(
+        options, policy, algorithms.make_parts(options, reward), training, folder=folder,
+        evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),
+    )  # fmt: skip
+    after = [judge.read(state, test, seed) for seed in JUDGE_SEEDS]
+    report(options, folder, judge, before, after)
+
+
+def make_reward(options: Sentiment, policy, reviews, parts, folder):
+    """(reward function, its parameters): the classifier is trained once a run and kept in the run's folder."""
+    from jaxppo import checkpoint
+    from jaxppo.rewards import classifier, on_host, text
+
+    if options.reward == "vader":
+        judge = text.vader()
+        return on_host(lambda prompt, response: options.reward_scale * judge(response), policy.tokenizer.decode_batch), {}
+    net = classifier.Classifier()
+    embedding = (policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"]
+    labelled = classifier.Labelled.encode(reviews.texts, reviews.ratings, policy.tokenizer.encode)
+    path = folder / "reward"
+    if path.exists():
+        params = checkpoint.load_once(path, classifier.init(net, embedding, seed=options.seed))
+    else:
+        params = classifier.fit(net, embedding, labelled.rows(parts.train), seed=options.seed, say=print)
+        checkpoint.save_once(path, params)
+    params = {"embedding": embedding, "net": params}
+    share = classifier.accuracy(net, params, labelled.rows(parts.test), beyond=0.5)
+    print(f"reward model: {share:.3f} of test sentences right (human rating beyond +-0.5)")
+    return classifier.reward(net, scale=options.reward_scale), params
+
+
+class Judge:
+    """VADER on continuations alone; nothing was trained on it (unless it is the reward)."""
+
+    def __init__(self, options: Sentiment, policy):
+        from jaxppo import train
+        from jaxppo.rewards import text
+
+        self.sentiment = text.vader()
+        self.sampler = train.Sampler(options, policy, rows=min(64, options.test_prompts))
+
+    def read(self, state, prompts, seed: int) -> list:
+        """Samples with the judge's opinion: [(sample, sentiment)]."""
+        return [(sample, self.sentiment(sample.response)) for sample in self.sampler(state, prompts, seed=seed)]
+
+    def numbers(self, read: list) -> dict[str, float]:
+        """Means over the samples, and `score`: what the run is to raise, held at a KL of 8 nats."""
+        from jaxppo.rewards import text
+
+        kl = sum(sample.kl for sample, _ in read) / len(read)
+        mean = sum(opinion for _, opinion in read) / len(read)
+        distinct = text.distinct([sample.tokens for sample, _ in read], 2)
+        return {"sentiment": mean, "kl": kl, "distinct_2": distinct, "score": mean - max(0.0, kl - 8.0)}
+
+
+def report(options: Sentiment, folder, judge: Judge, before: list, after: list) -> None:
+    """The table of samples, the numbers with standard errors, and what was written where."""
+    import json
+
+    from jaxppo import tracking
+    from jaxppo.rewards import text
+
+    rows = [
+        {"prompt": b.prompt, "before": b.response, "sentiment_before": sb, "after": a.response, "sentiment_after": sa, "kl": a.kl}
+        for (b, sb), (a, sa) in zip(before[0], after[0], strict=True)
+    ]
+    with (folder / "samples.jsonl").open("w") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    cells = [
+        [r["prompt"], r["before"], f"{r['sentiment_before']:+.2f}", r["after"], f"{r['sentiment_after']:+.2f}"] for r in rows[:8]
+    ]
+    tracking.table("held-out prompts, continued", ["prompt", "before", "judge", "after", "judge"], cells)
+
+    flat_before, flat_after = sum(before, []), sum(after, [])
+    gains = [sa - sb for (_, sb), (_, sa) in zip(flat_before, flat_after, strict=True)]
+    kls = [a.kl for a, _ in flat_after]
+    tokens = min(sum(len(s.tokens) for s, _ in read) for read in before + after)  # the measure falls with the amount of text
+    distinct = lambda reads: sum(text.distinct([s.tokens for s, _ in read], 2, tokens=tokens) for read in reads) / len(reads)
+    mean = lambda values: sum(values) / len(values)
+    result = {
+        "sentiment_before": mean([s for _, s in flat_before]), "sentiment_after": mean([s for _, s in flat_after]),
+        "gain": mean(gains), "gain_se": text.standard_error(gains), "kl": mean(kls), "kl_se": text.standard_error(kls),
+        "distinct_2_before": distinct(before), "distinct_2_after": distinct(after),
+        "distinct_2_ratio": distinct(after) / distinct(before),
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(
+        f"held-out sentiment {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} "
+        f"(gain {result['gain']:+.3f} +- {result['gain_se']:.3f}), KL {result['kl']:.2f} +- {result['kl_se']:.2f} nats a "
+        f"continuation, distinct-2 {result['distinct_2_ratio']:.3f} of the reference's"
+    )
+    print("written: " + ", ".join(str(folder / name) for name in ("result.json", "samples.jsonl", "metrics.jsonl", "curves.png")))
+
+
+if __name__ == "__main__":
+    cli.script(main, Sentiment)

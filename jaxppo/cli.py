@@ -1,0 +1,82 @@
+"""The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxppo.config import UserError
+
+
+def script(main: Callable[[Any], None], config: type, *, args: list[str] | None = None) -> None:
+    """Run `main(options)` with the options of the dataclass `config` from the command line.
+
+    A UserError is one line on stderr and exit code 2; so is a wrong option.
+    """
+    options = tyro.cli(config, args=args, description=(sys.modules[main.__module__].__doc__ or ""))
+    # The compiler's remarks about the machine are no news to the user.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        main(options)
+    except UserError as error:
+        if getattr(options, "traceback", False):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("stopped; continue with --resume", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Responses of a trained run.
+
+    jaxppo sample runs/sentiment "The film is" "I went to see"
+    """
+
+    run: tyro.conf.Positional[Path]
+    """the run's folder"""
+    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
+    """texts to continue; without any, lines of standard input"""
+    seed: int = 0
+
+
+def sample(options: SampleOptions) -> None:
+    """Print one response to each prompt."""
+    if not (options.run / "config.json").exists():
+        raise UserError(f"no run in {options.run}; give the folder that holds its config.json")
+    texts = list(options.prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not texts:
+        raise UserError("no prompts; give some on the command line or on standard input")
+
+    from jaxppo import tracking, train
+
+    train.use_compilation_cache()
+    config, policy, state = train.restore(options.run)
+    prompts = train.encode(texts, policy.tokenizer, config.prompt_length, too_long="last", start=policy.tokenizer.start_id)
+    sampler = train.Sampler(config, policy, rows=min(8, len(texts)))
+    for text, done in zip(texts, sampler(state, prompts, seed=options.seed), strict=True):
+        print(tracking.printable(text) + tracking.printable(done.response))
+
+
+VERBS = {"sample": (sample, SampleOptions)}
+
+
+def main() -> None:
+    """`jaxppo VERB ...`"""
+    if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
+        asked_for_help = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
+        lines = [f"  {verb:10} {options.__doc__.splitlines()[0]}" for verb, (_, options) in VERBS.items()]
+        print("\n".join(["usage: jaxppo VERB ...   (jaxppo VERB --help tells more)", *lines]))
+        raise SystemExit(0 if asked_for_help else 2)
+    run, options = VERBS[sys.argv[1]]
+    script(run, options, args=sys.argv[2:])

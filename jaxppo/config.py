@@ -1,0 +1,235 @@
+"""Every setting, as frozen dataclasses of the standard library. The string under a field is its help on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+
+class UserError(Exception):
+    """Something the user can mend: one line that says what is wrong and what to do. The command line exits with 2."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The one transformer's settings; GPT-2, Llama, SmolLM, Qwen and Mistral are points in this space."""
+
+    vocab_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    max_length: int
+    positions: str = "rope"
+    """learned | rope"""
+    rope_theta: float = 1e4
+    rope_scaling: tuple[float, float, float, float] | None = None
+    """Llama 3's frequency scaling: factor, low_freq_factor, high_freq_factor, original_max_length"""
+    norm: str = "rms"
+    """rms | layer"""
+    norm_eps: float = 1e-5
+    activation: str = "silu"
+    """silu | gelu | gelu_tanh"""
+    gated: bool = True
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    tied: bool = True
+    window: int | None = None
+    """sliding-window attention: a token sees itself and the window - 1 tokens before it"""
+
+
+def gpt2(
+    *, vocab_size: int = 50257, width: int = 768, num_layers: int = 12, num_heads: int = 12, max_length: int = 1024
+) -> ModelConfig:
+    """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head."""
+    return ModelConfig(
+        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_heads,
+        head_dim=width // num_heads, mlp_width=4 * width, max_length=max_length, positions="learned", norm="layer",
+        activation="gelu_tanh", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True,
+    )  # fmt: skip
+
+
+def llama(
+    *, vocab_size: int, width: int = 32, num_layers: int = 2, num_heads: int = 4, num_kv_heads: int = 2, max_length: int = 256
+) -> ModelConfig:
+    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value heads, tied head."""
+    return ModelConfig(
+        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_kv_heads,
+        head_dim=width // num_heads, mlp_width=3 * width, max_length=max_length,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Config:
+    """One PPO step: everything that shapes the compiled program and nothing else."""
+
+    batch_size: int = 64
+    """prompts (= rollouts) a step, over all devices"""
+    prompt_length: int = 8
+    """tokens of prompt; shorter prompts are padded on the left"""
+    response_length: int = 24
+    """most tokens generated for a prompt"""
+    group_size: int = 1
+    """samples for each prompt; group-relative advantages need more than one"""
+    epochs: int = 1
+    """passes over each batch of rollouts"""
+    minibatches: int = 4
+    """optimizer updates in each pass"""
+
+    loss: str = "clip"
+    """policy loss, by name"""
+    advantage: str = "gae"
+    """advantage estimator, by name"""
+    aggregate: str = "token_mean"
+    """how per-token losses become one number, by name"""
+    kl: str = "k1"
+    """estimator of the KL to the reference, by name"""
+    value_loss: str = "clipped"
+    """value loss, by name; none = no critic"""
+
+    clip_low: float = 0.2
+    """the ratio is held above 1 - clip_low"""
+    clip_high: float = 0.2
+    """the ratio is held below 1 + clip_high"""
+    value_clip: float = 0.2
+    """new values are held within this distance of the old ones"""
+    value_coef: float = 0.1
+    """weight of the value loss"""
+    entropy_coef: float = 0.0
+    """weight of the entropy bonus"""
+    gamma: float = 1.0
+    """discount for each token"""
+    lam: float = 0.95
+    """GAE's lambda"""
+    whiten_advantages: bool = True
+    """advantages with mean 0 and variance 1 over the global batch"""
+    missing_eos_penalty: float = 0.0
+    """taken from the score of a response that did not end by itself"""
+
+    kl_coef: float = 0.1
+    """KL penalty in the reward, for each nat (the start value when adaptive)"""
+    kl_adaptive: bool = True
+    """adapt kl_coef towards kl_target (Ziegler et al. 2019)"""
+    kl_target: float = 6.0
+    """nats a response"""
+    kl_horizon: float = 10_000.0
+    """rollouts over which the coefficient can move by one e-fold at most, times 5"""
+    kl_coef_min: float = 0.0
+    """the adaptive coefficient never falls below this"""
+
+    temperature: float = 1.0
+    """of the sampler and of every log-prob"""
+    top_k: int = 0
+    """sample among the k likeliest tokens; 0 = all"""
+    top_p: float = 1.0
+    """sample among the likeliest tokens with this much probability; 1 = all"""
+
+    lr: float = 1e-3
+    """Adam's learning rate at the start"""
+    lr_schedule: str = "linear"
+    """linear (to 0 over all steps) | constant"""
+    adam_eps: float = 1e-5
+    max_grad_norm: float = 1.0
+    """gradients are scaled down to this global norm"""
+    eos: int = -1
+    """token id that ends a response (a script sets it from its tokenizer); -1 = responses always have full length"""
+    pad: int = 0
+    """token id written after the end; it is never attended to"""
+
+    steps: int = 100
+    """training steps: one rollout and its updates each"""
+
+    lora: int = 8
+    """rank of the low-rank adapters on the q and v projections; 0 = train every weight"""
+    lora_alpha: float = 16.0
+    """the adapters are scaled by lora_alpha / lora"""
+    dtype: str = "float32"
+    """float32 | bfloat16: inputs of the matrix products; parameters and statistics stay float32"""
+    logits_bytes: int = 64 * 2**20
+    """logits larger than this are computed in chunks"""
+    seed: int = 0
+
+    @property
+    def length(self) -> int:
+        return self.prompt_length + self.response_length
+
+    @property
+    def updates(self) -> int:
+        """optimizer updates in the whole run"""
+        return self.steps * self.epochs * self.minibatches
+
+
+CHOICES = {
+    "dtype": ("float32", "bfloat16"),
+    "lr_schedule": ("linear", "constant"),
+}
+POSITIVE = ("batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature")
+
+
+def validate(config: Config, *, devices: int = 1) -> None:
+    """Raise UserError, with the numbers, for a configuration that cannot run."""
+    for name in POSITIVE:
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
+    for name, choices in CHOICES.items():
+        if getattr(config, name) not in choices:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
+    if not 0 < config.top_p <= 1:
+        raise UserError(f"--top-p must be in (0, 1], but is {config.top_p}")
+    if config.batch_size % devices:
+        raise UserError(f"--batch-size {config.batch_size} does not divide over {devices} devices; use a multiple of {devices}")
+    unit = config.minibatches * config.group_size
+    if (config.batch_size // devices) % unit:
+        raise UserError(
+            f"--batch-size {config.batch_size} ({config.batch_size // devices} for each of {devices} devices) does not divide "
+            f"into {config.minibatches} minibatches of whole groups of {config.group_size}; use a multiple of {unit * devices}"
+        )
+
+
+def to_dict(config) -> dict:
+    """The settings as plain JSON values."""
+    return dataclasses.asdict(config)
+
+
+@dataclass(frozen=True)
+class RunConfig(Config):
+    """A whole run: the step's settings, and what the host does around it."""
+
+    model: str = "smollm2"
+    """smollm2 (fetched once, 93 MB), a local folder, or a hub id: GPT-2, Llama, SmolLM, Qwen2/2.5/3 or Mistral in safetensors"""
+    name: str = "run"
+    """the run's folder is <runs>/<name>"""
+    runs: str = "runs"
+    """folder that holds the runs"""
+    resume: bool = False
+    """continue the run of this name from its newest checkpoint"""
+    save_every: int = 20
+    """steps between checkpoints"""
+    eval_every: int = 20
+    """steps between evaluations on validation prompts; 0 = never"""
+    steps_per_call: int = 1
+    """steps in one dispatch of the program; checkpoints and evaluations fall between dispatches"""
+    tiny: bool = False
+    """smoke test: a small random model with a byte vocabulary"""
+    traceback: bool = False
+    """show where an error was raised instead of one line"""
+
+
+def validate_run(config: RunConfig) -> None:
+    """`validate`, and what the host's loop needs."""
+    validate(config)
+    for name in ("save_every", "steps_per_call"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
+    if config.steps % config.steps_per_call:
+        raise UserError(f"--steps {config.steps} is not a multiple of --steps-per-call {config.steps_per_call}; make it one")
+    for name in ("save_every", "eval_every"):
+        if getattr(config, name) % config.steps_per_call:
+            option = name.replace("_", "-")
+            raise UserError(
+                f"--{option} {getattr(config, name)} is not a multiple of --steps-per-call {config.steps_per_call}; make it one"
+            )

@@ -1,0 +1,1 @@
+"""Prompts and labelled texts, on the host: NumPy and the standard library only."""

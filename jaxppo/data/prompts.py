@@ -1,0 +1,200 @@
+"""Prompts: read from JSON lines, encoded with padding on the left, and dealt in a reproducible order."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Int32, Int64
+
+from jaxppo.config import UserError
+
+
+class Record(NamedTuple):
+    """One line of a prompt file."""
+
+    prompt: str
+    reference: str | None
+
+
+class Encoded(NamedTuple):
+    """Prompts as token ids."""
+
+    tokens: Int32[np.ndarray, "N P"]  # padded on the left
+    mask: Bool[np.ndarray, "N P"]  # True on the prompt's own tokens
+    rows: Int64[np.ndarray, "N"]  # the number of each prompt among the texts
+    dropped: int  # texts left out because they were too long
+
+
+class Batch(NamedTuple):
+    """The prompts of one step."""
+
+    tokens: Int32[np.ndarray, "B P"]
+    mask: Bool[np.ndarray, "B P"]
+    rows: Int64[np.ndarray, "B"]  # their rows in the whole set
+
+
+@runtime_checkable
+class TokenizerLike(Protocol):
+    """What encoding needs of a tokenizer."""
+
+    @property
+    def pad_id(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+def read_jsonl(path: str | Path, field: str = "prompt", reference: str | None = None) -> list[Record]:
+    """Read one JSON object a line: `field` holds the prompt; `reference` names what its response is compared with.
+
+    Empty lines are passed over.
+
+    Raises:
+        UserError: with the line's number, for bad UTF-8 or JSON, a missing or empty field, or one that is not a string;
+            also for a file that cannot be read or has no prompts.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as lines:
+            records = list(_records(lines, path, field, reference))
+    except OSError as error:
+        raise UserError(f"cannot read the prompts in {path}: {error.strerror}") from error
+    if not records:
+        raise UserError(f'{path} has no prompts; give one JSON object a line, such as {{"{field}": "..."}}')
+    return records
+
+
+def _records(lines, path: Path, field: str, reference: str | None) -> Iterator[Record]:
+    for number, raw in enumerate(lines, 1):
+        where = f"{path}, line {number}"
+        try:
+            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if not line:
+                continue
+            row = json.loads(line)
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: not UTF-8; save the file as UTF-8") from None
+        except (json.JSONDecodeError, RecursionError) as error:
+            reason = getattr(error, "msg", "nested too deeply")
+            raise UserError(f"{where}: not JSON ({reason}); each line must be one JSON object") from None
+        if not isinstance(row, dict):
+            raise UserError(f'{where}: {type(row).__name__}, not an object; write {{"{field}": "..."}}')
+        yield Record(_text(row, field, where), None if reference is None else _text(row, reference, where))
+
+
+def _text(row: dict, field: str, where: str) -> str:
+    if field not in row:
+        raise UserError(f"{where}: no {field!r} among its keys ({', '.join(map(repr, row)) or 'none'})")
+    value = row[field]
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {field!r} is {type(value).__name__}, not a string")
+    if not value.strip():
+        raise UserError(f"{where}: {field!r} is empty")
+    return value
+
+
+def encode(
+    texts: Sequence[str],
+    tokenizer: TokenizerLike,
+    length: int,
+    *,
+    too_long: Literal["drop", "first", "last"] = "drop",
+    start: int | None = None,
+    vocab_size: int | None = None,
+) -> Encoded:
+    """Token ids of texts, padded on the left to one length.
+
+    Args:
+        texts: [N] prompts.
+        tokenizer: gives token ids.
+        length: P.
+        too_long: a text with more than P tokens is left out and counted, or cut to its first or last tokens.
+        start: a token id put before each text (and never cut off), such as the one that starts a document.
+        vocab_size: V of the model, where it differs from the tokenizer's.
+
+    Raises:
+        UserError: for a text without tokens, an id outside the vocabulary, or when every text is too long.
+    """
+    head = [] if start is None else [start]
+    room = length - len(head)
+    if room < 1:
+        raise UserError(f"a prompt length of {length} leaves no room for a prompt; use at least {1 + len(head)}")
+    rows, kept, longest = [], [], 0
+    for number, text in enumerate(texts):
+        ids = tokenizer.encode(text)
+        if not ids:
+            raise UserError(f"prompt {number} has no tokens ({text!r}); remove it")
+        longest = max(longest, len(ids))
+        if len(ids) > room and too_long == "drop":
+            continue
+        rows.append(head + (ids[-room:] if too_long == "last" else ids[:room]))
+        kept.append(number)
+    if not rows:
+        most = f"; the longest has {longest} tokens" if longest else ""
+        raise UserError(f"none of {len(texts)} prompts fits in {room} tokens{most}; raise the prompt length")
+    tokens, mask = _pad_left(rows, length, tokenizer.pad_id)
+    _check_ids(tokens, mask, vocab_size if vocab_size is not None else tokenizer.vocab_size)
+    return Encoded(tokens.astype(np.int32), mask, np.asarray(kept, np.int64), len(texts) - len(rows))
+
+
+def _pad_left(rows: list[list[int]], length: int, pad: int) -> tuple[Int64[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:
+    tokens = np.full((len(rows), length), pad, np.int64)
+    mask = np.zeros((len(rows), length), bool)
+    for row, ids in enumerate(rows):
+        tokens[row, length - len(ids) :] = ids
+        mask[row, length - len(ids) :] = True
+    return tokens, mask
+
+
+def _check_ids(tokens: np.ndarray, mask: np.ndarray, vocab_size: int) -> None:
+    # An embedding of id -1 wraps to the last row and one of V or more is NaN, both without a word: catch them here.
+    # The padding's id is embedded too (and then masked), so it is held to the same range.
+    bad = (tokens < 0) | (tokens >= vocab_size)
+    if bad.any():
+        row = int(np.argmax(bad.any(axis=1)))
+        kind = "token" if (bad & mask)[row].any() else "padding"
+        found = int(tokens[row][bad[row]][0])
+        raise UserError(
+            f"prompt {row} has the {kind} id {found}, outside the model's vocabulary of {vocab_size}; "
+            f"use the model's own tokenizer"
+        )
+
+
+def order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
+    """The order of n prompts in one epoch: a permutation that depends on nothing else.
+
+    >>> order(0, 0, 5).tolist(), order(0, 1, 5).tolist()
+    ([3, 2, 1, 0, 4], [4, 1, 2, 0, 3])
+    """
+    # NumPy promises the same raw stream of a bit generator in all versions, but not the same `permutation`.
+    raw = np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(n)
+    return np.argsort(np.asarray(raw, np.uint64), kind="stable").astype(np.int64)
+
+
+def indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[np.ndarray, "B"]:
+    """The rows of the batch that starts at a cursor: a pure function, so that a resumed run sees the same prompts.
+
+    Prompt number c of the run is order(seed, c // n, n)[c % n]: every prompt comes once an epoch, and a batch may run
+    over the end of an epoch into the next.
+
+    Args:
+        n: prompts in the set.
+        cursor: prompts already used in this run.
+        batch_size: B.
+        seed: of the order.
+    """
+    if n < 1 or cursor < 0:
+        raise UserError(f"cannot take a batch from {n} prompts at position {cursor}; give at least one prompt")
+    position = np.arange(cursor, cursor + batch_size, dtype=np.int64)
+    epochs = {int(epoch): order(seed, int(epoch), n) for epoch in np.unique(position // n)}
+    return np.asarray([epochs[int(c) // n][int(c) % n] for c in position], np.int64)
+
+
+def batch(tokens: Int32[np.ndarray, "N P"], mask: Bool[np.ndarray, "N P"], *, cursor: int, batch_size: int, seed: int) -> Batch:
+    """The prompts of the batch that starts at a cursor; see `indices`."""
+    rows = indices(len(tokens), cursor=cursor, batch_size=batch_size, seed=seed)
+    return Batch(tokens[rows], mask[rows], rows)

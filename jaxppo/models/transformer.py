@@ -1,0 +1,276 @@
+"""One decoder-only transformer; GPT-2, Llama, SmolLM, Qwen and Mistral are settings of it (`config.ModelConfig`).
+
+The residual stream, norms and softmax are float32; `dtype` is that of the inputs of matrix products. Positions come from the
+attention mask, so padding on the left changes nothing. Layers are unrolled (XLA:CPU runs them 10 % faster than a scan).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxppo import kernels
+from jaxppo.config import ModelConfig
+from jaxppo.types import Model
+
+NEGATIVE = -1e30  # finite: a row that may attend to nothing must not become NaN
+ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
+}
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of the tokens so far, in slots; every row fills the same slots, padding included."""
+
+    keys: tuple[Float[Array, "B H S D"], ...]
+    values: tuple[Float[Array, "B H S D"], ...]
+    attend: Bool[Array, "B S"]
+    filled: Int[Array, ""]  # slots in use
+
+
+class Linear(nn.Module):
+    """y = x W + b, plus (alpha / rank) (x A) B when the parameters hold adapters."""
+
+    features: int
+    use_bias: bool = False
+    dtype: Any = jnp.float32
+    rank: int = 0
+    alpha: float = 16.0
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32)
+        y = kernels.matmul(x, kernel, self.dtype)
+        # The reference policy is the same module without adapters in its parameters.
+        if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
+            a = self.param("lora_a", nn.initializers.normal(x.shape[-1] ** -0.5), (x.shape[-1], self.rank), jnp.float32)
+            b = self.param("lora_b", nn.initializers.zeros, (self.rank, self.features), jnp.float32)
+            y = y + kernels.matmul(kernels.matmul(x, a, self.dtype), b, self.dtype) * (self.alpha / self.rank)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+        return y
+
+
+class Norm(nn.Module):
+    """RMSNorm, or LayerNorm with bias, in float32 over the last dimension."""
+
+    kind: str
+    eps: float
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32).reshape(shape)
+        if self.kind == "rms":
+            return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * scale
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32).reshape(shape)
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.eps) * scale + bias
+
+
+class Attention(nn.Module):
+    config: ModelConfig
+    dtype: Any
+    rank: int
+    alpha: float
+
+    @nn.compact
+    def __call__(self, x, rotation, visible, slot, past):
+        c = self.config
+        rows, length, _ = x.shape
+        linear = lambda name, heads, rank, bias: Linear(heads * c.head_dim, bias, self.dtype, rank, self.alpha, name=name)(x)
+        q = linear("q", c.num_heads, self.rank, c.qkv_bias).reshape(rows, length, c.num_heads, c.head_dim)
+        k = linear("k", c.num_kv_heads, 0, c.qkv_bias).reshape(rows, length, c.num_kv_heads, c.head_dim)
+        v = linear("v", c.num_kv_heads, self.rank, c.qkv_bias).reshape(rows, length, c.num_kv_heads, c.head_dim)
+        if c.qk_norm:
+            q, k = Norm("rms", c.norm_eps, name="q_norm")(q), Norm("rms", c.norm_eps, name="k_norm")(k)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        # heads before time: every head's keys are one block of memory
+        q = q.transpose(0, 2, 1, 3).astype(self.dtype)
+        k, v = k.transpose(0, 2, 1, 3).astype(self.dtype), v.transpose(0, 2, 1, 3).astype(self.dtype)
+        if past is not None:
+            k = jax.lax.dynamic_update_slice(past[0], k.astype(past[0].dtype), (0, 0, slot, 0))
+            v = jax.lax.dynamic_update_slice(past[1], v.astype(past[1].dtype), (0, 0, slot, 0))
+        out = attend(q, k.astype(self.dtype), v.astype(self.dtype), visible)
+        out = out.transpose(0, 2, 1, 3).reshape(rows, length, c.num_heads * c.head_dim)
+        return Linear(c.width, c.out_bias, self.dtype, name="o")(out), (k, v)
+
+
+def attend(
+    q: Float[Array, "B H Q D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], visible: Bool[Array, "B Q S"]
+) -> Float[Array, "B H Q D"]:
+    """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head."""
+    rows, heads, queries, size = q.shape
+    groups = k.shape[1]
+    out_dtype = jnp.promote_types(jnp.float32, q.dtype)
+    q = q.reshape(rows, groups, heads // groups * queries, size)
+    scores = jnp.einsum("bgqd,bgsd->bgqs", q, k, preferred_element_type=out_dtype) * size**-0.5
+    scores = scores.reshape(rows, groups, heads // groups, queries, -1)
+    scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores).astype(v.dtype).reshape(rows, groups, -1, scores.shape[-1])
+    out = jnp.einsum("bgqs,bgsd->bgqd", weights, v, preferred_element_type=out_dtype)
+    return out.reshape(rows, heads, queries, size)
+
+
+class Block(nn.Module):
+    config: ModelConfig
+    dtype: Any
+    rank: int
+    alpha: float
+
+    @nn.compact
+    def __call__(self, x, rotation, visible, slot, past):
+        c = self.config
+        normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
+        out, kv = Attention(c, self.dtype, self.rank, self.alpha, name="attention")(normed, rotation, visible, slot, past)
+        x = x + out
+        return x + MLP(c, self.dtype, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x)), kv
+
+
+class MLP(nn.Module):
+    config: ModelConfig
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        c = self.config
+        act = ACTIVATIONS[c.activation]
+        up = Linear(c.mlp_width, c.mlp_bias, self.dtype, name="up")(x)
+        h = act(Linear(c.mlp_width, c.mlp_bias, self.dtype, name="gate")(x)) * up if c.gated else act(up)
+        return Linear(c.width, c.mlp_bias, self.dtype, name="down")(h)
+
+
+class Transformer(nn.Module):
+    config: ModelConfig
+    dtype: Any = jnp.float32
+    rank: int = 0
+    alpha: float = 16.0
+
+    def setup(self):
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
+        if c.positions == "learned":
+            self.positions = nn.Embed(c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
+        self.layers = [Block(c, self.dtype, self.rank, self.alpha) for _ in range(c.num_layers)]
+        self.final_norm = Norm(c.norm, c.norm_eps)
+        if not c.tied:
+            self.head = Linear(c.vocab_size, False, self.dtype)
+        self.value = Value()
+
+    def __call__(self, tokens, attend_mask, cache=None):
+        c = self.config
+        length = tokens.shape[1]
+        if cache is None:
+            attend_all, slot, before = attend_mask, 0, jnp.zeros((tokens.shape[0], 1), jnp.int32)
+        else:
+            slot = cache.filled
+            before = cache.attend.sum(1, dtype=jnp.int32)[:, None]
+            attend_all = jax.lax.dynamic_update_slice(cache.attend, attend_mask, (0, slot))
+        position = jnp.maximum(before + jnp.cumsum(attend_mask, 1, dtype=jnp.int32) - 1, 0)
+        # rounded like any operand, so that the sampler (weights cast once) and the scorer see the same numbers
+        x = self.embed.embedding[tokens].astype(self.dtype).astype(jnp.float32)
+        if c.positions == "learned":
+            x = x + self.positions.embedding[position].astype(self.dtype).astype(jnp.float32)
+        rotation = rotations(position, c) if c.positions == "rope" else None
+        visible = visibility(attend_all, slot, length, c.window)
+        past = [None] * c.num_layers if cache is None else list(zip(cache.keys, cache.values, strict=True))
+        new = []
+        for layer, kv in zip(self.layers, past, strict=True):
+            x, kv = layer(x, rotation, visible, slot, kv)
+            new.append(kv)
+        if cache is not None:
+            cache = Cache(tuple(k for k, _ in new), tuple(v for _, v in new), attend_all, slot + length)
+        hidden = self.final_norm(x)
+        if self.is_initializing():
+            self.logits(hidden), self.value(hidden)
+        return hidden, cache
+
+    def logits(self, hidden):
+        if not self.config.tied:
+            return self.head(hidden)
+        return kernels.matmul(hidden, self.embed.embedding, self.dtype, True)
+
+    def values(self, hidden):
+        return self.value(hidden)
+
+
+class Value(nn.Module):
+    """A linear value head, zero at the start: advantages are then returns, not noise."""
+
+    @nn.compact
+    def __call__(self, hidden):
+        kernel = self.param("kernel", nn.initializers.zeros, (hidden.shape[-1], 1), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
+        return (hidden @ kernel)[..., 0] + bias
+
+
+def visibility(
+    attend_all: Bool[Array, "B S"], slot: Int[Array, ""] | int, length: int, window: int | None
+) -> Bool[Array, "B Q S"]:
+    """Which slots each of the `length` new tokens, the first of them in slot `slot`, may look at."""
+    query = slot + jnp.arange(length, dtype=jnp.int32)[:, None]
+    key = jnp.arange(attend_all.shape[1], dtype=jnp.int32)[None]
+    allowed = key <= query
+    if window is not None:
+        allowed &= key > query - window
+    return allowed[None] & attend_all[:, None]
+
+
+def rotations(position: Int[Array, "B L"], config: ModelConfig) -> tuple[Float[Array, "B L 1 D"], Float[Array, "B L 1 D"]]:
+    """cos and sin of rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), halves layout."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling is not None:
+        frequency = _llama3_scaling(frequency, *config.rope_scaling)
+    angle = position[..., None].astype(jnp.float32) * frequency[None, None]
+    angle = jnp.concatenate([angle, angle], -1)[:, :, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _llama3_scaling(frequency, factor, low, high, original_length):
+    """Llama 3.1's rule: long wavelengths are divided by `factor`, short ones kept, those between blended."""
+    turns = original_length * frequency / (2 * jnp.pi)  # turns over the original context
+    blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (blend + (1 - blend) / factor)
+
+
+def rotate(x: Float[Array, "B L H D"], rotation: tuple[Array, Array]) -> Float[Array, "B L H D"]:
+    """x rotated by its position."""
+    cos, sin = rotation
+    first, second = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([-second, first], -1) * sin
+
+
+def make(config: ModelConfig, *, dtype: str = "float32", lora: int = 0, lora_alpha: float = 16.0) -> Model:
+    """The transformer of `config` as pure functions (`types.Model`).
+
+    Parameters are one nested dict of float32 arrays, kernels [in out]; `dtype` is that of the inputs of matrix products;
+    `lora` > 0 adds adapters of that rank to the q and v projections.
+    """
+    compute = jnp.dtype(dtype)
+    module = Transformer(config, compute, lora, lora_alpha)
+
+    def init(key):
+        ones = jnp.ones((1, 2), jnp.int32)
+        return module.init(key, ones, ones == 1)["params"]
+
+    def init_cache(batch, length, dtype=compute):
+        shape = (batch, config.num_kv_heads, length, config.head_dim)
+        zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+        return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
+
+    def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
+        del context, dropout_key  # this architecture has neither
+        return module.apply({"params": params}, tokens, attend, cache)
+
+    call = lambda method: lambda params, hidden: module.apply({"params": params}, hidden, method=method)
+    head = lambda params: params["embed"]["embedding"] if config.tied else params["head"]["kernel"].T
+    return Model(init, init_cache, apply, call(Transformer.logits), call(Transformer.values), head, compute)

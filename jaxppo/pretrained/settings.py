@@ -1,0 +1,119 @@
+"""A checkpoint's config.json as our `ModelConfig`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxppo.config import ModelConfig
+from jaxppo.pretrained.errors import PretrainedError
+
+FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # SmolLM is a llama, Qwen2.5 a qwen2
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def config(settings: Mapping[str, Any]) -> ModelConfig:
+    """Our settings from a checkpoint's, with all its defaults filled in (`transformers.AutoConfig(...).to_dict()`).
+
+    Raises:
+        PretrainedError: for a family or a setting that the one transformer does not have.
+    """
+    family = settings["model_type"]
+    if family not in FAMILIES:
+        raise PretrainedError(f"the model type {family!r} is not supported; the supported ones are {', '.join(FAMILIES)}")
+    return _gpt2_config(settings) if family == "gpt2" else _llama_config(settings)
+
+
+def _gpt2_config(settings: Mapping[str, Any]) -> ModelConfig:
+    for name, only in (
+        ("scale_attn_weights", True),
+        ("scale_attn_by_inverse_layer_idx", False),
+        ("add_cross_attention", False),
+    ):
+        if settings[name] is not only:
+            raise PretrainedError(f"the checkpoint sets {name}={settings[name]}, which is not supported; it must be {only}")
+    width, heads = settings["n_embd"], settings["n_head"]
+    return ModelConfig(
+        vocab_size=settings["vocab_size"],
+        width=width,
+        num_layers=settings["n_layer"],
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        mlp_width=settings["n_inner"] or 4 * width,
+        max_length=settings["n_positions"],
+        positions="learned",
+        norm="layer",
+        norm_eps=settings["layer_norm_epsilon"],
+        activation=_activation(settings["activation_function"]),
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=settings["tie_word_embeddings"],
+    )
+
+
+def _llama_config(settings: Mapping[str, Any]) -> ModelConfig:
+    family = settings["model_type"]
+    theta, scaling = _rope(settings)
+    heads = settings["num_attention_heads"]
+    bias = bool(settings.get("attention_bias")) if family in ("llama", "qwen3") else False
+    return ModelConfig(
+        vocab_size=settings["vocab_size"],
+        width=settings["hidden_size"],
+        num_layers=settings["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=settings.get("num_key_value_heads") or heads,
+        head_dim=settings.get("head_dim") or settings["hidden_size"] // heads,
+        mlp_width=settings["intermediate_size"],
+        max_length=settings["max_position_embeddings"],
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=settings["rms_norm_eps"],
+        activation=_activation(settings["hidden_act"]),
+        qkv_bias=bias or family == "qwen2",
+        out_bias=bias,
+        mlp_bias=bool(settings.get("mlp_bias")) and family == "llama",
+        qk_norm=family == "qwen3",
+        tied=settings["tie_word_embeddings"],
+        window=_window(settings),
+    )
+
+
+def _activation(name: str) -> str:
+    if name not in ACTIVATIONS:
+        raise PretrainedError(f"the activation {name!r} is not supported; the supported ones are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def _rope(settings: Mapping[str, Any]) -> tuple[float, tuple[float, float, float, float] | None]:
+    """Base frequency, and Llama 3's scaling where it is used."""
+    rope = settings["rope_parameters"]
+    kind = rope.get("rope_type", "default")
+    if kind not in ("default", "llama3"):
+        raise PretrainedError(f"the rotary scaling {kind!r} is not supported; the supported ones are default, llama3")
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise PretrainedError("the checkpoint rotates only a part of each head, which is not supported")
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind == "default":
+        return float(rope["rope_theta"]), None
+    factor, low, high, original = (float(rope[name]) for name in names)
+    return float(rope["rope_theta"]), (factor, low, high, original)
+
+
+def _window(settings: Mapping[str, Any]) -> int | None:
+    """The sliding window, when all layers have it."""
+    if settings["model_type"] == "mistral":
+        return settings.get("sliding_window")
+    kinds = set(settings.get("layer_types") or ["full_attention"])
+    if kinds == {"sliding_attention"}:
+        return settings["sliding_window"]
+    if kinds != {"full_attention"}:
+        raise PretrainedError("the checkpoint has a sliding window in some layers only, which is unsupported")
+    return None

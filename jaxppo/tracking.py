@@ -1,0 +1,172 @@
+"""What a run leaves on disk and shows on the screen: `runs/<name>/` with config.json, metrics.jsonl, samples.jsonl, curves.png."""
+
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from jaxppo.config import UserError
+
+NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+PANELS = (  # (key in metrics.jsonl, title, unit)
+    ("reward", "reward", "score a response"),
+    ("kl", "KL to the reference", "nats a response"),
+    ("entropy", "entropy", "nats a token"),
+    ("clip_fraction", "clipped tokens", "share"),
+    ("explained_variance", "explained variance of the critic", "share"),
+    ("tokens_per_second", "speed", "sampled tokens / s"),
+)
+
+
+def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
+    """The folder of a run: made new, or found again when resuming. Raises UserError when that is not what is there."""
+    if not NAME.fullmatch(name) or name.strip(".") == "":
+        raise UserError(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
+    folder = Path(root) / name
+    started = (folder / "config.json").exists()
+    if started and not resume:
+        raise UserError(f"{folder} exists: choose another --name, or continue it with --resume")
+    if not started and resume:
+        raise UserError(f"nothing to resume in {folder}; start it without --resume")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder} ({error.strerror}); choose another --runs folder") from error
+    return folder
+
+
+def write_config(folder: Path, config: dict) -> None:
+    """config.json, whole or not at all."""
+    temporary = folder / "config.json.tmp"
+    temporary.write_text(json.dumps(config, indent=2) + "\n")
+    temporary.replace(folder / "config.json")
+
+
+def read_lines(path: Path) -> list[dict]:
+    """Records of a .jsonl file; a half-written last line is left out."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Tracker:
+    """Writes one line a step, and shows a progress bar, or a plain line a step where there is no terminal."""
+
+    def __init__(self, folder: Path, *, first_step: int, total_steps: int):
+        self.folder = folder
+        # Steps after the checkpoint that a run resumes from will be run again: their lines go.
+        kept = [row for row in read_lines(folder / "metrics.jsonl") if row["step"] <= first_step]
+        self.file = (folder / "metrics.jsonl").open("w")
+        self.file.writelines(json.dumps(row) + "\n" for row in kept)
+        self.file.flush()
+        self.console = Console()
+        self.total = total_steps
+        self.first = first_step
+        self.started = time.monotonic()
+        self.bar = None
+        if self.console.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.description}"))
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task("compiling", total=total_steps, completed=first_step)
+            self.bar.start()
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Write step `step` (counted from 1) and show it."""
+        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self.file.flush()
+        done = step - self.first
+        left = (time.monotonic() - self.started) / done * (self.total - step)
+        line = _line(metrics) + f"  left {int(left) // 60}:{int(left) % 60:02d}"
+        if self.bar is None:
+            print(f"step {step}/{self.total}  {line}", flush=True)
+        else:
+            self.bar.update(self.task, completed=step, description=line)
+
+    def say(self, text: str) -> None:
+        """One line of news, above the progress bar."""
+        if self.bar is None:
+            print(text, flush=True)
+        else:
+            self.bar.console.print(Text(text))
+
+    def samples(self, rows: Sequence[dict]) -> None:
+        """Append records to samples.jsonl."""
+        with (self.folder / "samples.jsonl").open("a") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.file.close()
+
+
+def _line(metrics: dict[str, float]) -> str:
+    shown = (("reward", "reward", ".3f"), ("kl", "KL", ".2f"), ("entropy", "entropy", ".2f"), ("clip_fraction", "clip", ".3f"))
+    parts = [f"{name} {metrics[key]:{form}}" for key, name, form in shown if key in metrics]
+    return "  ".join([*parts, f"{metrics['tokens_per_second']:.0f} tok/s"])
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; cells are text of a model and are never read as markup. Control characters are shown, not obeyed."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    out = Table(title=title, show_lines=True)
+    for name in header:
+        out.add_column(name, overflow="fold")
+    for row in rows:
+        out.add_row(*(Text(printable(str(cell))) for cell in row))
+    console.print(out)
+
+
+def printable(text: str) -> str:
+    """The text with control characters written out.
+
+    >>> printable("a\\x1b[31mb\\nc")
+    'a\\\\x1b[31mb c'
+    """
+    text = text.replace("\n", " ").replace("\t", " ")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def plot_curves(folder: Path) -> Path:
+    """curves.png from metrics.jsonl: one panel for each of the main metrics, over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = read_lines(folder / "metrics.jsonl")
+    panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6), constrained_layout=True, sharex=True)
+    for axis, (key, title, unit) in zip(axes.flat, panels, strict=False):
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        axis.plot(*zip(*points, strict=True), color="tab:blue", alpha=0.35, linewidth=1, label="each step")
+        smooth = _running_mean([y for _, y in points], 10)
+        axis.plot([x for x, _ in points], smooth, color="tab:blue", linewidth=2, label="mean of 10")
+        held_out = [(row["step"], row[f"validation_{key}"]) for row in rows if f"validation_{key}" in row]
+        if held_out:
+            axis.plot(*zip(*held_out, strict=True), "o--", color="tab:orange", label="validation prompts")
+        axis.set(title=title, ylabel=unit)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    for axis in axes[-1]:
+        axis.set_xlabel("step")
+    for axis in list(axes.flat)[len(panels) :]:
+        axis.set_visible(False)
+    figure.savefig(folder / "curves.png", dpi=120)
+    plt.close(figure)
+    return folder / "curves.png"
+
+
+def _running_mean(values: Sequence[float], window: int) -> list[float]:
+    return [sum(values[max(0, i + 1 - window) : i + 1]) / min(i + 1, window) for i in range(len(values))]

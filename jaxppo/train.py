@@ -1,0 +1,239 @@
+"""The host loop: load a policy, feed prompts to the compiled step, log, evaluate, save. All the mathematics is elsewhere."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jaxppo import parallel, ppo, pretrained, sampling, tracking
+from jaxppo.checkpoint import Checkpoints
+from jaxppo.config import Config, RunConfig, to_dict, validate_run
+from jaxppo.data import prompts as data
+from jaxppo.fetch import cache_folder
+from jaxppo.models import lora, make
+from jaxppo.pretrained.tiny import tiny
+from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.rollout import rollout
+from jaxppo.types import Model, Params, Parts, Prompts, TrainState
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model with its weights, cut into what is trained and what is not."""
+
+    model: Model
+    params: Params  # trained
+    frozen: dict[str, Any]  # base, reference, and a place for the reward model
+    tokenizer: Tokenizer
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache, readable by the user alone: who can write there can run code here."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = cache_folder() / "xla"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
+    """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
+
+    With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
+    reference is a second copy.
+    """
+    if config.tiny:
+        model_config, weights, tokenizer = tiny(config.seed)
+    else:
+        loaded = pretrained.load(config.model)
+        model_config, weights, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+    model = make(model_config, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha)
+    known = {path for path, _ in _leaves(weights)}
+    # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
+    new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(jax.random.key(config.seed))
+    weights = jax.tree.map(jnp.asarray, weights)
+    if config.lora:
+        params, frozen = new, {"base": weights, "reference": None, "reward": {}}
+    else:
+        copy = jax.tree.map(jnp.copy, weights)  # `params` is donated to each step, the reference is not
+        params, frozen = lora.merge(copy, new), {"base": {}, "reference": weights, "reward": {}}
+    config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
+    return config, Policy(model, params, frozen, tokenizer)
+
+
+def _leaves(tree: Mapping, path: tuple = ()):
+    for name, leaf in tree.items():
+        if isinstance(leaf, Mapping):
+            yield from _leaves(leaf, (*path, name))
+        else:
+            yield (*path, name), leaf
+
+
+class PromptSet(NamedTuple):
+    """Encoded prompts, all of them."""
+
+    tokens: Int[np.ndarray, "N P"]
+    mask: Bool[np.ndarray, "N P"]
+
+    def batch(self, config: Config, cursor: int) -> Prompts:
+        """The batch that starts at a cursor, the copies of a prompt beside each other; a function of (seed, cursor) alone."""
+        chosen = data.indices(
+            len(self.tokens), cursor=cursor, batch_size=config.batch_size // config.group_size, seed=config.seed
+        ).repeat(config.group_size)
+        rows = np.arange(config.batch_size, dtype=np.int32)
+        return Prompts(self.tokens[chosen], self.mask[chosen], rows)
+
+    def call(self, config: RunConfig, cursor: int) -> Prompts:
+        """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; on the device."""
+        prompts = config.batch_size // config.group_size
+        batches = [self.batch(config, cursor + k * prompts) for k in range(config.steps_per_call)]
+        return jax.device_put(batches[0] if config.steps_per_call == 1 else jax.tree.map(lambda *x: np.stack(x), *batches))
+
+
+def fit(
+    config: RunConfig,
+    policy: Policy,
+    parts: Parts,
+    prompts: PromptSet,
+    *,
+    folder: Path,
+    evaluate: Callable[[TrainState], dict[str, float]] | None = None,
+) -> TrainState:
+    """Train to `config.steps` steps, from the newest checkpoint when `config.resume`; writes metrics, checkpoints and curves.
+
+    `evaluate(state)` returns numbers for validation prompts; they are logged as `validation_<name>`, and `score` among them
+    (else the batch's reward) decides which checkpoint is the best.
+    """
+    validate_run(config)
+    train_step = ppo.make_train_step(policy.model, parts, config)
+    step = parallel.compile_step(train_step if config.steps_per_call == 1 else ppo.repeat(train_step))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    if config.resume:
+        state = checkpoints.restore(state)
+    else:
+        tracking.write_config(folder, to_dict(config))
+    tracker = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps)
+    try:
+        return _loop(config, step, state, prompts, tracker, checkpoints, evaluate)
+    finally:
+        tracker.close()
+        checkpoints.close()
+        if (folder / "metrics.jsonl").stat().st_size:
+            tracking.plot_curves(folder)
+
+
+def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluate) -> TrainState:
+    done = int(state.step)
+    cursor, clock = int(state.cursor), time.monotonic()
+    waiting = None  # metrics of the last dispatch: read only after the next one is on its way
+
+    def flush(extra: dict[str, float] | None = None) -> dict[str, float]:
+        nonlocal waiting, clock
+        first, metrics = waiting
+        rows = _rows(jax.device_get(metrics), config)
+        seconds = (time.monotonic() - clock) / len(rows)
+        for offset, row in enumerate(rows):
+            row |= {"tokens_per_second": row["length"] * config.batch_size / seconds, "seconds": seconds}
+            tracker.log(first + offset, row | (extra or {} if offset == len(rows) - 1 else {}))
+        waiting, clock = None, time.monotonic()
+        return rows[-1]
+
+    while done < config.steps:
+        state, metrics = step(state, prompts.call(config, cursor))
+        if waiting is not None:
+            flush()
+        waiting = (done + 1, metrics)
+        done += config.steps_per_call
+        cursor += config.steps_per_call * config.batch_size // config.group_size
+        last = done == config.steps
+        evaluating = evaluate is not None and config.eval_every and (done % config.eval_every == 0 or last)
+        saving = done % config.save_every == 0 or last
+        if evaluating or saving:
+            jax.block_until_ready(metrics)
+            elapsed = time.monotonic()
+            found = {f"validation_{name}": x for name, x in evaluate(state).items()} if evaluating else {}
+            clock += time.monotonic() - elapsed  # evaluation is no part of the step's time
+            row = flush(found) | found
+            if saving:
+                checkpoints.save(state, score=row.get("validation_score", row["reward"]))
+                clock = time.monotonic()
+    return state
+
+
+def _rows(metrics: dict, config: RunConfig) -> list[dict[str, float]]:
+    if config.steps_per_call == 1:
+        return [{name: float(x) for name, x in metrics.items()}]
+    return [{name: float(x[k]) for name, x in metrics.items()} for k in range(config.steps_per_call)]
+
+
+class Sample(NamedTuple):
+    """One response, as text."""
+
+    prompt: str
+    response: str
+    tokens: list[int]
+    kl: float  # nats to the reference, summed over the response
+
+
+class Sampler:
+    """Responses to any number of prompts by one compiled program over a fixed number of rows."""
+
+    def __init__(self, config: Config, policy: Policy, *, rows: int = 64, greedy: bool = False):
+        self.rows, self.tokenizer, self.config = rows, policy.tokenizer, config
+
+        def program(params, frozen, prompts, key):
+            noise = sampling.row_uniforms(key, prompts.index, config.response_length)
+            return rollout(
+                policy.model, params, frozen, prompts, noise, length=config.response_length,
+                sample=config, eos=config.eos, pad=config.pad, with_values=False, greedy=greedy,
+            )  # fmt: skip
+
+        self.program = jax.jit(program)
+
+    def __call__(self, state: TrainState, prompts: PromptSet, *, seed: int) -> list[Sample]:
+        """One response to each prompt; the same seed draws the same noise for each."""
+        out: list[Sample] = []
+        for start in range(0, len(prompts.tokens), self.rows):
+            part = [x[start : start + self.rows] for x in prompts]
+            short = self.rows - len(part[0])  # the last part is filled up with copies of a row, which are dropped below
+            tokens, mask = (np.concatenate([x, x[:1].repeat(short, 0)]) for x in part)
+            index = np.arange(start, start + self.rows, dtype=np.int32)
+            done = self.program(state.params, state.frozen, Prompts(tokens, mask, index), jax.random.key(seed))
+            out += self._texts(jax.device_get(done))[: self.rows - short]
+        return out
+
+    def _texts(self, done) -> list[Sample]:
+        cut = done.tokens.shape[1] - done.mask.shape[1]
+        ids = [row[keep].tolist() for row, keep in zip(done.tokens[:, cut:], done.mask > 0, strict=True)]
+        heads = [row[keep].tolist() for row, keep in zip(done.tokens[:, :cut], done.attend[:, :cut], strict=True)]
+        kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)
+        texts = zip(self.tokenizer.decode_batch(heads), self.tokenizer.decode_batch(ids), ids, kl.tolist(), strict=True)
+        return [Sample(*row) for row in texts]
+
+
+def restore(folder: Path) -> tuple[RunConfig, Policy, TrainState]:
+    """A run as it was at its newest checkpoint, from its folder alone."""
+    stored = json.loads((folder / "config.json").read_text())
+    names = {field.name for field in dataclasses.fields(RunConfig)}
+    config, policy = load_policy(RunConfig(**{name: x for name, x in stored.items() if name in names}))
+    like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        return config, policy, checkpoints.restore(like)
+    finally:
+        checkpoints.close()
+
+
+def encode(texts: Sequence[str], tokenizer: Tokenizer, length: int, **options) -> PromptSet:
+    """`data.prompts.encode` as a PromptSet."""
+    encoded = data.encode(texts, tokenizer, length, **options)
+    return PromptSet(encoded.tokens, encoded.mask)

