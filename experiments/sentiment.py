@@ -54,8 +54,9 @@ def main(options: Sentiment) -> None:
         reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
     openings = [tuple(policy.tokenizer.encode(text)[:PROMPT_TOKENS]) for text in reviews.texts]
     parts = sentiment.split([" ".join(map(str, ids)) for ids in openings], seed=SPLIT_SEED)
+    start = policy.tokenizer.start_id
     encode = lambda rows: train.encode(
-        [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=policy.tokenizer.start_id
+        [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=start
     )
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
@@ -63,8 +64,8 @@ def main(options: Sentiment) -> None:
     policy.frozen["reward"] = reward_params
     judge = Judge(options, policy)
 
-    start = jax.random.key(options.seed)
-    before = [judge.read(ppo.init_state(options, policy.params, policy.frozen, start), test, seed) for seed in JUDGE_SEEDS]
+    untrained = ppo.init_state(options, policy.params, policy.frozen, jax.random.key(options.seed))
+    before = [judge.read(untrained, test, seed) for seed in JUDGE_SEEDS]
     state = train.fit(
         options, policy, algorithms.make_parts(options, reward), training, folder=folder,
         evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),
@@ -138,7 +139,7 @@ def report(options: Sentiment, folder, judge: Judge, before: list, after: list) 
     ]
     tracking.table("held-out prompts, continued", ["prompt", "before", "judge", "after", "judge"], cells)
 
-    flat_before, flat_after = sum(before, []), sum(after, [])
+    flat_before, flat_after = before[0] + before[1], after[0] + after[1]
     gains = [sa - sb for (_, sb), (_, sa) in zip(flat_before, flat_after, strict=True)]
     kls = [a.kl for a, _ in flat_after]
     tokens = min(sum(len(s.tokens) for s, _ in read) for read in before + after)  # the measure falls with the amount of text

@@ -1,6 +1,7 @@
-"""Whole train states on disk, through Orbax: written beside the run and renamed when complete; the newest and the best are kept."""
+"""Whole train states on disk, through Orbax: renamed into place when complete; the newest and the best are kept."""
 
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +48,7 @@ class Checkpoints:
         except (ValueError, KeyError) as error:
             reason = str(error).splitlines()[0][:200]
             raise UserError(f"the checkpoint of step {step} does not fit this configuration ({reason})") from error
-        return restored.replace(frozen=like.frozen)
+        return cast(TrainState, restored).replace(frozen=like.frozen)
 
     def close(self) -> None:
         """Wait until everything is written."""

@@ -75,7 +75,7 @@ def main() -> None:
     """`jaxppo VERB ...`"""
     if len(sys.argv) < 2 or sys.argv[1] not in VERBS:
         asked_for_help = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
-        lines = [f"  {verb:10} {options.__doc__.splitlines()[0]}" for verb, (_, options) in VERBS.items()]
+        lines = [f"  {verb:10} {(options.__doc__ or '').splitlines()[0]}" for verb, (_, options) in VERBS.items()]
         print("\n".join(["usage: jaxppo VERB ...   (jaxppo VERB --help tells more)", *lines]))
         raise SystemExit(0 if asked_for_help else 2)
     run, options = VERBS[sys.argv[1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import PurePath
 
 
 class UserError(Exception):
@@ -191,8 +192,8 @@ def validate(config: Config, *, devices: int = 1) -> None:
 
 
 def to_dict(config) -> dict:
-    """The settings as plain JSON values."""
-    return dataclasses.asdict(config)
+    """The settings as plain JSON values; paths become strings."""
+    return {name: str(x) if isinstance(x, PurePath) else x for name, x in dataclasses.asdict(config).items()}
 
 
 @dataclass(frozen=True)

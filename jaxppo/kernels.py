@@ -6,6 +6,7 @@ dimension, and `jax.random.categorical` spends more on its V random numbers a ro
 """
 
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,9 @@ from jaxtyping import Array, Float, Int
 BLOCK = 256  # tokens in a block of the two-level sampler
 
 
-def matmul_plain(x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, rows: bool = False) -> Float[Array, "... N"]:
+def matmul_plain(
+    x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, rows: bool = False
+) -> Float[Array, "... N"]:
     """x @ w with operands rounded to `dtype` and sums in float32; with `rows`, w is [N K] and the product x @ w.T."""
     # As one dot_general: XLA's CPU backend would write out a transpose of its own.
     contract = (((x.ndim - 1,), (1 if rows else 0,)), ((), ()))
@@ -23,8 +26,7 @@ def matmul_plain(x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.flo
     return jax.lax.dot_general(x.astype(dtype), w.astype(dtype), contract, preferred_element_type=out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def matmul(x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, rows: bool = False) -> Float[Array, "... N"]:
+def matmul(x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, *, rows: bool = False) -> Float[Array, "... N"]:
     """`matmul_plain` whose weight gradient is laid out for the fast path.
 
     Shapes: x [... K], w [K N], or [N K] with `rows` -> [... N] in float32 (float64 stays float64). The gradients are rounded
@@ -34,6 +36,11 @@ def matmul(x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, 
     >>> matmul(jnp.ones((1, 2)), jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
     Array([[2., 4., 6.]], dtype=float32)
     """
+    return cast(Array, _matmul(x, w, dtype, rows))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x, w, dtype, rows):
     return matmul_plain(x, w, dtype, rows)
 
 
@@ -54,7 +61,7 @@ def _matmul_bwd(dtype, rows, residuals, dy):
     return dx.astype(x_like.dtype), dw.astype(w_like.dtype)
 
 
-matmul.defvjp(_matmul_fwd, _matmul_bwd)
+_matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def _sum_dtype(x_dtype, dtype):

@@ -33,13 +33,12 @@ def cast(params: Params, dtype) -> Params:
     >>> {k: x.dtype.name for k, x in cast({"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, jnp.bfloat16).items()}
     {'w': 'bfloat16', 'b': 'float32'}
     """
-    keep_exact = ("value",)  # the value head is tiny and its products are float32
-    return {
-        name: cast(x, dtype)
-        if isinstance(x, dict) and name not in keep_exact
-        else (x.astype(dtype) if hasattr(x, "ndim") and x.ndim >= 2 else x)
-        for name, x in params.items()
-    }
+
+    def rounded(path, x):
+        exact = path[0].key == "value"  # the value head is tiny and its products are float32
+        return x if exact or x.ndim < 2 else x.astype(dtype)
+
+    return jax.tree_util.tree_map_with_path(rounded, dict(params))
 
 
 def choices(

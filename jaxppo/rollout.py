@@ -11,8 +11,7 @@ from jaxppo.models import lora
 from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
 
 
-@struct.dataclass
-class Decoding:
+class Decoding(struct.PyTreeNode):
     """State of the decode loop before token `t` is fed back: everything up to and including token t − 1 is chosen."""
 
     t: Int[Array, ""]

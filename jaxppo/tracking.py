@@ -1,4 +1,4 @@
-"""What a run leaves on disk and shows on the screen: `runs/<name>/` with config.json, metrics.jsonl, samples.jsonl, curves.png."""
+"""What a run leaves on disk and on the screen: `runs/<name>/` with config.json, metrics.jsonl, samples.jsonl, curves.png."""
 
 import json
 import re
@@ -76,22 +76,24 @@ class Tracker:
         self.started = time.monotonic()
         self.bar = None
         if self.console.is_terminal:
-            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(bar_width=20), TextColumn("{task.description}"))
+            step = TextColumn("step {task.completed}/{task.total}")
+            columns = (step, BarColumn(bar_width=20), TextColumn("{task.description}"))
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task("compiling", total=total_steps, completed=first_step)
             self.bar.start()
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Write step `step` (counted from 1) and show it."""
-        self.file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self.file.flush()
-        done = step - self.first
-        left = (time.monotonic() - self.started) / done * (self.total - step)
-        line = _line(metrics) + f"  left {int(left) // 60}:{int(left) % 60:02d}"
-        if self.bar is None:
-            print(f"step {step}/{self.total}  {line}", flush=True)
-        else:
-            self.bar.update(self.task, completed=step, description=line)
+    def log(self, rows: Sequence[dict[str, float]]) -> None:
+        """Write one line for each step, and show it. Every row has its `step`, counted from 1."""
+        for row in rows:
+            self.file.write(json.dumps(row) + "\n")
+            self.file.flush()
+            step = int(row["step"])
+            left = int((time.monotonic() - self.started) / (step - self.first) * (self.total - step))
+            line = _line(row) + f"  left {left // 60}:{left % 60:02d}"
+            if self.bar is None:
+                print(f"step {step}/{self.total}  {line}", flush=True)
+            else:
+                self.bar.update(self.task, completed=step, description=line)
 
     def say(self, text: str) -> None:
         """One line of news, above the progress bar."""

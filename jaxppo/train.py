@@ -81,7 +81,7 @@ class PromptSet(NamedTuple):
     """Encoded prompts, all of them."""
 
     tokens: Int[np.ndarray, "N P"]
-    mask: Bool[np.ndarray, "N P"]
+    mask: Bool[np.ndarray, "N P"]  # padding on the left
 
     def batch(self, config: Config, cursor: int) -> Prompts:
         """The batch that starts at a cursor, the copies of a prompt beside each other; a function of (seed, cursor) alone."""
@@ -89,7 +89,7 @@ class PromptSet(NamedTuple):
             len(self.tokens), cursor=cursor, batch_size=config.batch_size // config.group_size, seed=config.seed
         ).repeat(config.group_size)
         rows = np.arange(config.batch_size, dtype=np.int32)
-        return Prompts(self.tokens[chosen], self.mask[chosen], rows)
+        return _host_prompts(self.tokens[chosen], self.mask[chosen], rows)
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
         """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; on the device."""
@@ -132,47 +132,63 @@ def fit(
 
 
 def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluate) -> TrainState:
-    done = int(state.step)
-    cursor, clock = int(state.cursor), time.monotonic()
-    waiting = None  # metrics of the last dispatch: read only after the next one is on its way
-
-    def flush(extra: dict[str, float] | None = None) -> dict[str, float]:
-        nonlocal waiting, clock
-        first, metrics = waiting
-        rows = _rows(jax.device_get(metrics), config)
-        seconds = (time.monotonic() - clock) / len(rows)
-        for offset, row in enumerate(rows):
-            row |= {"tokens_per_second": row["length"] * config.batch_size / seconds, "seconds": seconds}
-            tracker.log(first + offset, row | (extra or {} if offset == len(rows) - 1 else {}))
-        waiting, clock = None, time.monotonic()
-        return rows[-1]
-
+    done, cursor = int(state.step), int(state.cursor)
+    clock = Stopwatch(config)
     while done < config.steps:
-        state, metrics = step(state, prompts.call(config, cursor))
-        if waiting is not None:
-            flush()
-        waiting = (done + 1, metrics)
+        batch = prompts.call(config, cursor)
+        rows = clock.settle()
+        state, metrics = step(state, batch)
+        tracker.log(rows)  # the last step's numbers are written while this one runs
+        clock.watch(done + 1, metrics)
         done += config.steps_per_call
         cursor += config.steps_per_call * config.batch_size // config.group_size
         last = done == config.steps
-        evaluating = evaluate is not None and config.eval_every and (done % config.eval_every == 0 or last)
+        evaluating = evaluate is not None and config.eval_every > 0 and (done % config.eval_every == 0 or last)
         saving = done % config.save_every == 0 or last
         if evaluating or saving:
-            jax.block_until_ready(metrics)
-            elapsed = time.monotonic()
-            found = {f"validation_{name}": x for name, x in evaluate(state).items()} if evaluating else {}
-            clock += time.monotonic() - elapsed  # evaluation is no part of the step's time
-            row = flush(found) | found
+            rows = clock.settle()
+            if evaluating:
+                rows[-1] |= {f"validation_{name}": x for name, x in evaluate(state).items()}
+            tracker.log(rows)
             if saving:
-                checkpoints.save(state, score=row.get("validation_score", row["reward"]))
-                clock = time.monotonic()
+                checkpoints.save(state, score=rows[-1].get("validation_score", rows[-1]["reward"]))
+            clock.restart()
     return state
 
 
-def _rows(metrics: dict, config: RunConfig) -> list[dict[str, float]]:
-    if config.steps_per_call == 1:
-        return [{name: float(x) for name, x in metrics.items()}]
-    return [{name: float(x[k]) for name, x in metrics.items()} for k in range(config.steps_per_call)]
+class Stopwatch:
+    """Waits for the dispatch in flight and turns its metrics into numbers, with the seconds that it took."""
+
+    def __init__(self, config: RunConfig):
+        self.config, self.flying = config, None
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.monotonic()
+
+    def watch(self, first_step: int, metrics: dict) -> None:
+        self.flying = (first_step, metrics)
+
+    def settle(self) -> list[dict[str, float]]:
+        """One dict for each step of the dispatch in flight; none when nothing flies."""
+        if self.flying is None:
+            return []
+        first, metrics = self.flying
+        metrics = jax.device_get(metrics)
+        seconds = (time.monotonic() - self.started) / self.config.steps_per_call
+        self.flying = None
+        self.restart()
+        rows = []
+        for k in range(self.config.steps_per_call):
+            row = {name: float(x if self.config.steps_per_call == 1 else x[k]) for name, x in metrics.items()}
+            speed = row["length"] * self.config.batch_size / seconds
+            rows.append({"step": first + k, **row, "seconds": seconds, "tokens_per_second": speed})
+        return rows
+
+
+def _host_prompts(tokens: Any, mask: Any, index: Any) -> Prompts:
+    """Prompts that are still NumPy arrays."""
+    return Prompts(tokens, mask, index)
 
 
 class Sample(NamedTuple):
@@ -207,7 +223,7 @@ class Sampler:
             short = self.rows - len(part[0])  # the last part is filled up with copies of a row, which are dropped below
             tokens, mask = (np.concatenate([x, x[:1].repeat(short, 0)]) for x in part)
             index = np.arange(start, start + self.rows, dtype=np.int32)
-            done = self.program(state.params, state.frozen, Prompts(tokens, mask, index), jax.random.key(seed))
+            done = self.program(state.params, state.frozen, _host_prompts(tokens, mask, index), jax.random.key(seed))
             out += self._texts(jax.device_get(done))[: self.rows - short]
         return out
 

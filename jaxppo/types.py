@@ -13,11 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
 Params = Mapping[str, Any]
-Scalar = float | Float[Array, ""]
+Scalar = float | int | Float[Array, ""]
 
 
-@struct.dataclass
-class Prompts:
+class Prompts(struct.PyTreeNode):
     """One batch of prompts. The G copies of a prompt are adjacent and never straddle devices."""
 
     tokens: Int[Array, "B P"]  # padded on the left
@@ -26,8 +25,7 @@ class Prompts:
     extra: PyTree = struct.field(default_factory=dict)  # [B ...]: references, labels, task ids, features
 
 
-@struct.dataclass
-class Rollout:
+class Rollout(struct.PyTreeNode):
     """Prompts with their responses, and what the sampler, the reference and the value head said of them."""
 
     tokens: Int[Array, "B L"]
@@ -45,8 +43,7 @@ class Rollout:
         return self.tokens[:, -self.mask.shape[1] :]
 
 
-@struct.dataclass
-class Batch:
+class Batch(struct.PyTreeNode):
     """What the update needs, all of it constant while the epochs run."""
 
     rollout: Rollout
@@ -56,8 +53,7 @@ class Batch:
     returns: Float[Array, "B T"]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything a run needs to go on, in one pytree. `frozen` never changes and is not donated."""
 
     step: Int[Array, ""]

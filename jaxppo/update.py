@@ -20,7 +20,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     if config.lr_schedule == "linear":
         rate = optax.linear_schedule(config.lr, 0.0, config.updates)
     return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm), optax.scale_by_adam(eps=config.adam_eps), optax.scale_by_learning_rate(rate)
+        optax.clip_by_global_norm(config.max_grad_norm),
+        optax.scale_by_adam(eps=config.adam_eps),
+        optax.scale_by_learning_rate(rate),
     )
 
 
@@ -113,4 +115,3 @@ def _summary(metrics: dict) -> dict:
 
 def _maximum(x, axis_name):
     return x if axis_name is None else jax.lax.pmax(x, axis_name)
-

@@ -1,10 +1,10 @@
-"""A text classifier whose score is a reward in the graph: frozen token embedding -> convolution -> pooling -> dense -> one number.
+"""A text classifier whose score is a reward in the graph: frozen embedding -> convolution -> pooling -> dense -> one number.
 
 It is trained on labelled texts by `fit`, in seconds, and then reads sampled tokens inside the compiled step.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ class Classifier(nn.Module):
     """Logit that a text is positive. Convolutions of several widths, each pooled by its maximum over the text (Kim 2014,
     https://arxiv.org/abs/1408.5882), then a dense layer."""
 
-    features: int = 64
+    features: int = 128
     widths: tuple[int, ...] = (1, 2, 3)
     dropout: float = 0.3
 
@@ -51,7 +51,7 @@ def _dropout(x, rate, key):
 def logits(net: Classifier, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], **options) -> Float[Array, "B"]:
     """Logits of texts. params: {"embedding": [V D] (frozen), "net": the rest}."""
     x = params["embedding"][tokens].astype(jnp.float32)
-    return net.apply({"params": params["net"]}, x, mask, **options)
+    return cast(Array, net.apply({"params": params["net"]}, x, mask, **options))
 
 
 def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
@@ -67,12 +67,14 @@ def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
 class Labelled(NamedTuple):
     """Texts with ratings: positive above 0, negative below."""
 
-    tokens: Int[np.ndarray, "N T"]  # padded on the right
-    mask: Bool[np.ndarray, "N T"]
-    ratings: Float[np.ndarray, "N"]
+    tokens: np.ndarray | Array  # Int[N T], padded on the right
+    mask: np.ndarray | Array  # Bool[N T]
+    ratings: np.ndarray | Array  # Float[N]
 
     @classmethod
-    def encode(cls, texts: Sequence[str], ratings: Float[np.ndarray, "N"], encode: Callable[[str], list[int]], *, length: int = 40):
+    def encode(
+        cls, texts: Sequence[str], ratings: Float[np.ndarray, "N"], encode: Callable[[str], list[int]], *, length: int = 40
+    ) -> "Labelled":
         """The first `length` tokens of each text."""
         tokens, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
@@ -98,7 +100,7 @@ def fit(
     data: Labelled,
     *,
     seed: int,
-    epochs: int = 4,
+    epochs: int = 6,
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,

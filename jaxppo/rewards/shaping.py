@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jaxppo import advantages
 from jaxppo.types import Rollout, Scalar
 
 
@@ -18,10 +19,9 @@ def token_rewards(
     """
     mask = rollout.mask
     # The last acting token, not the pad after it; from the mask, since pad may equal the end of text.
-    position = jnp.arange(mask.shape[1])[None]
-    last = jnp.max(jnp.where(mask > 0, position, -1), 1, keepdims=True)
+    last = advantages.last_acting(mask)
     penalty = jnp.where(mask > 0, kl(rollout.raw_logprobs, rollout.ref_logprobs), 0.0)
-    return jnp.where(position == last, scores[:, None], 0.0).astype(jnp.float32) - kl_coef * penalty
+    return jnp.where(last, scores[:, None], 0.0).astype(jnp.float32) - kl_coef * penalty
 
 
 def penalise_missing_eos(scores: Float[Array, "B"], rollout: Rollout, *, penalty: Scalar) -> Float[Array, "B"]:

@@ -1,0 +1,45 @@
+"""Your prompts, your reward, your checkpoint: the shortest path for somebody who comes with a task.
+
+Edit `reward`, then: python experiments/custom_reward.py --data prompts.jsonl --model path/or/hub-id --steps 100
+(one JSON object a line: {"prompt": "..."})
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxppo import cli
+from jaxppo.config import RunConfig
+
+
+def reward(prompt: str, response: str) -> float:
+    """Any number; higher is better. Here: short words. An exception or NaN leaves the sample out."""
+    words = response.split()
+    return -sum(map(len, words)) / len(words) if words else -10.0
+
+
+@dataclass(frozen=True)
+class Custom(RunConfig):
+    name: str = "custom"
+    prompt_length: int = 16
+    dtype: str = "bfloat16"
+    data: Path = Path("prompts.jsonl")
+    """prompts, one JSON object a line"""
+
+
+def main(options: Custom) -> None:
+    from jaxppo import algorithms, config, rewards, tracking, train
+    from jaxppo.data import prompts
+
+    config.validate_run(options)
+    records = prompts.read_jsonl(options.data)
+    train.use_compilation_cache()
+    options, policy = train.load_policy(options)
+    encoded = train.encode([record.prompt for record in records], policy.tokenizer, options.prompt_length)
+    parts = algorithms.make_parts(options, rewards.on_host(reward, policy.tokenizer.decode_batch))
+    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    train.fit(options, policy, parts, encoded, folder=folder)
+    print(f"written to {folder}; try: jaxppo sample {folder} {records[0].prompt!r}")
+
+
+if __name__ == "__main__":
+    cli.script(main, Custom)
