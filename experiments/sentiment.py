@@ -21,13 +21,18 @@ class Sentiment(RunConfig):
     name: str = "sentiment"
     prompt_length: int = PROMPT_TOKENS + 1
     dtype: str = "bfloat16"
+    steps: int = 50
+    kl_coef: float = 0.08
     kl_target: float = 6.0
-    kl_horizon: float = 1000.0
-    kl_coef_min: float = 0.05
+    kl_horizon: float = 500.0
+    kl_coef_min: float = 0.03
+    eval_every: int = 10
+    save_every: int = 10
+    logits_bytes: int = 80 * 2**20  # one minibatch's logits, 16 x 24 x 49152 in float32, are not computed twice
     reward: Literal["classifier", "vader"] = "classifier"
     """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on decoded text, on the host"""
     reward_scale: float = 1.0
-    """scores are in [-reward_scale, reward_scale]"""
+    """factor of the classifier's 2 p(positive) - 1, or of VADER's compound; both are in [-1, 1]"""
     test_prompts: int = 256
     """held-out prompts that the judge reads before and after"""
 

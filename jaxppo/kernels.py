@@ -10,15 +10,15 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
+Matrix = Float[Array, "_ _"] | Float[np.ndarray, "_ _"]  # outside of jit, weights may still be as they were loaded
 BLOCK = 256  # tokens in a block of the two-level sampler
 
 
-def matmul_plain(
-    x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, rows: bool = False
-) -> Float[Array, "... N"]:
+def matmul_plain(x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: bool = False) -> Float[Array, "... N"]:
     """x @ w with operands rounded to `dtype` and sums in float32; with `rows`, w is [N K] and the product x @ w.T."""
     # As one dot_general: XLA's CPU backend would write out a transpose of its own.
     contract = (((x.ndim - 1,), (1 if rows else 0,)), ((), ()))
@@ -26,7 +26,7 @@ def matmul_plain(
     return jax.lax.dot_general(x.astype(dtype), w.astype(dtype), contract, preferred_element_type=out)
 
 
-def matmul(x: Float[Array, "... K"], w: Float[Array, "_ _"], dtype=jnp.float32, *, rows: bool = False) -> Float[Array, "... N"]:
+def matmul(x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, *, rows: bool = False) -> Float[Array, "... N"]:
     """`matmul_plain` whose weight gradient is laid out for the fast path.
 
     Shapes: x [... K], w [K N], or [N K] with `rows` -> [... N] in float32 (float64 stays float64). The gradients are rounded

@@ -30,8 +30,8 @@ def cast(params: Params, dtype) -> Params:
     """Matrices rounded to the compute dtype, once, outside a decode loop; vectors (norms, biases) stay as they are.
 
     >>> import jax.numpy as jnp
-    >>> {k: x.dtype.name for k, x in cast({"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, jnp.bfloat16).items()}
-    {'w': 'bfloat16', 'b': 'float32'}
+    >>> {k: x.dtype.name for k, x in cast({"b": jnp.ones(2), "w": jnp.ones((2, 2))}, jnp.bfloat16).items()}
+    {'b': 'float32', 'w': 'bfloat16'}
     """
 
     def rounded(path, x):

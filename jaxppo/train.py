@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxppo import parallel, ppo, pretrained, sampling, tracking
+from jaxppo import policy as policies
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import Config, RunConfig, to_dict, validate_run
 from jaxppo.data import prompts as data
@@ -59,11 +60,14 @@ def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
     known = {path for path, _ in _leaves(weights)}
     # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
     new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(jax.random.key(config.seed))
-    weights = jax.tree.map(jnp.asarray, weights)
     if config.lora:
-        params, frozen = new, {"base": weights, "reference": None, "reward": {}}
+        # The base is only ever an operand: rounded here once, it takes half the memory and no time in the step.
+        base = policies.cast(jax.tree.map(jnp.asarray, weights), model.dtype)
+        params, frozen = new, {"base": base, "reference": None, "reward": {}}
     else:
-        copy = jax.tree.map(jnp.copy, weights)  # `params` is donated to each step, the reference is not
+        copy, weights = (
+            jax.tree.map(jnp.array, weights) for _ in range(2)
+        )  # `params` is donated to each step, the reference is not
         params, frozen = lora.merge(copy, new), {"base": {}, "reference": weights, "reward": {}}
     config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
     return config, Policy(model, params, frozen, tokenizer)

@@ -77,7 +77,7 @@ def make_update(model: Model, parts: Parts, config: Config, *, axis_name: str | 
         (loss, metrics), grads = grad_fn(params, base, jax.tree.map(lambda x: x[rows], batch), key)
         if axis_name is not None:  # sums, not means: the weights already divide by the global count
             loss, grads = jax.lax.psum((loss, grads), axis_name)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)

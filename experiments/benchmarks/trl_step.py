@@ -1,0 +1,112 @@
+"""One measurement of TRL's last PPO trainer (trl 1.12) in its own virtual environment; `step.py` starts it. Prints JSON.
+
+The same work as jaxppo's step: a random GPT-2 of the same shape, the same number of rollouts, prompts and responses of fixed
+length (no end-of-text token exists), 4 epochs x 4 minibatches, an optimizer update each, a frozen reference, reward = count
+of one token. TRL trains a separate value model and computes logits of all positions; that is its design.
+
+Half precision is asked for with ACCELERATE_MIXED_PRECISION=bf16 in the environment: the trainer's own `bf16=True` has no effect.
+"""
+
+import json
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+import datasets
+import torch
+import transformers
+import trl
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
+from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+
+class CountToken(torch.nn.Module):
+    """A reward model as the trainer wants it: a backbone with hidden states, and a score of them. Running count of one token."""
+
+    base_model_prefix = "backbone"
+
+    def __init__(self, token: int, prompt: int):
+        super().__init__()
+        self.token, self.prompt = token, prompt
+        self.backbone = self.count
+        self.score = torch.nn.Identity()
+
+    def count(self, input_ids, **_):
+        hits = (input_ids == self.token).float()
+        hits[:, : self.prompt] = 0.0
+        return SimpleNamespace(hidden_states=(hits.cumsum(1)[..., None],))
+
+
+class Iterations(TrainerCallback):
+    """Wall and processor time at the end of each iteration."""
+
+    def __init__(self):
+        self.ends = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append((time.perf_counter(), time.process_time()))
+
+
+def settings(work: dict, steps: int, folder: str) -> PPOConfig:
+    return PPOConfig(
+        output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", disable_tqdm=True,
+        save_strategy="no", logging_steps=1000, num_sample_generations=0, learning_rate=1e-5, temperature=1.0,
+        response_length=work["response"], stop_token=None, missing_eos_penalty=None, num_ppo_epochs=work["epochs"],
+        num_mini_batches=work["minibatches"], per_device_train_batch_size=work["rows"], gradient_accumulation_steps=1,
+        local_rollout_forward_batch_size=work["rows"], total_episodes=work["rows"] * (steps + 1),
+    )  # fmt: skip
+
+
+def trainer(work: dict, steps: int, folder: str, clock: Iterations) -> PPOTrainer:
+    shape = work["model"]
+    config = GPT2Config(
+        vocab_size=shape["vocab_size"], n_positions=shape["max_length"], n_embd=shape["width"], n_layer=shape["num_layers"],
+        n_head=shape["num_heads"], bos_token_id=None, eos_token_id=None, num_labels=1,
+    )  # fmt: skip
+    never = shape["vocab_size"]  # no token has this id: nothing is padding and nothing ends
+    prompts = torch.randint(0, shape["vocab_size"], (4 * work["rows"], work["prompt"]))
+    return PPOTrainer(
+        args=settings(work, steps, folder),
+        processing_class=SimpleNamespace(pad_token_id=never, eos_token_id=never),
+        model=GPT2LMHeadModel(config),
+        ref_model=None,  # a frozen copy of the policy
+        reward_model=CountToken(shape["vocab_size"] // 2, work["prompt"]),
+        value_model=GPT2ForSequenceClassification(config),
+        train_dataset=datasets.Dataset.from_dict({"input_ids": prompts.tolist()}),
+        data_collator=lambda rows: {"input_ids": torch.tensor([row["input_ids"] for row in rows])},
+        callbacks=[clock],
+    )
+
+
+def main(spec: dict) -> dict:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    clock = Iterations()
+    with tempfile.TemporaryDirectory() as folder:
+        trained = trainer(spec["work"], spec["steps"], folder, clock)
+        updates = []
+        step = trained.optimizer.step
+        trained.optimizer.step = lambda *args, **kwargs: (updates.append(1), step(*args, **kwargs))[1]
+        trained.train()
+    work = spec["work"]
+    expected = work["epochs"] * work["minibatches"] * (spec["steps"] + 1)
+    if len(updates) != expected or trained.state.log_history[-1]["val/num_eos_tokens"]:
+        raise SystemExit(f"not the work that was asked for: {len(updates)} updates, not {expected}, or a response that ended")
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.ends, clock.ends[1:])][1:]  # the first one warms up
+    return {
+        "trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
+        "precision": trained.accelerator.mixed_precision, "threads": torch.get_num_threads(),
+        "steps_s": [wall for wall, _ in spans], "cpu_s": statistics.median(cpu for _, cpu in spans),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))

@@ -1,0 +1,60 @@
+"""The frontier of the main job: the judge's sentiment against KL to the reference, over steps and KL coefficients.
+
+Command    python experiments/frontier.py runs/sentiment runs/sentiment-kl4 --out frontier.png
+Reads      metrics.jsonl (validation prompts while training) and result.json (test prompts at the end) of each run.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from jaxppo import cli
+from jaxppo.config import UserError
+
+
+@dataclass(frozen=True)
+class Frontier:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders of finished runs"""
+    out: Path = Path("frontier.png")
+    traceback: bool = False
+
+
+def main(options: Frontier) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from jaxppo.tracking import read_lines
+
+    if not options.runs:
+        raise UserError("no runs; give at least one folder")
+    figure, axis = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    reference = []
+    for number, run in enumerate(options.runs):
+        config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
+        points = [
+            (row["validation_kl"], row["validation_sentiment"])
+            for row in read_lines(run / "metrics.jsonl")
+            if "validation_kl" in row
+        ]
+        colour = f"C{number % 10}"
+        marker = {"classifier": "o", "vader": "s"}[config["reward"]]
+        label = f"{config['reward']}, seed {config['seed']}, KL target {config['kl_target']:g}, floor {config['kl_coef_min']:g}"
+        axis.plot(*zip(*points, strict=True), "-", marker=marker, color=colour, alpha=0.4, markersize=4, linewidth=1)
+        axis.plot(result["kl"], result["sentiment_after"], marker, color=colour, markersize=9, label=label)
+        reference.append(result["sentiment_before"])
+    axis.plot(0, sum(reference) / len(reference), "k*", markersize=12, label="reference model")
+    axis.set(xlabel="KL to the reference (nats a 24-token continuation)", ylabel="VADER sentiment of continuations (-1 to 1)")
+    axis.set_title("small: validation prompts, during training; large: test prompts, at the end")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+    figure.savefig(options.out, dpi=120)
+    print(f"written: {options.out}")
+
+
+if __name__ == "__main__":
+    cli.script(main, Frontier)

@@ -1,0 +1,56 @@
+"""JAX at its strictest, before anything imports it: several devices, no silent broadcasting, warnings are errors (pyproject.toml).
+
+Compiled programs are kept in the user's cache, outside the repository: a second run of the suite compiles nothing.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ["MPLBACKEND"] = "Agg"
+
+import jax
+import pytest
+import toys
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "test-xla"
+CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can run code here
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture
+def x64():
+    """float64 is available, and nothing may turn into another type unasked."""
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture
+def strict():
+    """No type turns into another unasked. (Optax itself does not pass.)"""
+    with jax.numpy_dtype_promotion("strict"):
+        yield
+
+
+@pytest.fixture(scope="session", params=["llama", "gpt2"])
+def family(request) -> toys.Toy:
+    """Both families, one after the other, with weights large enough for every term to count."""
+    return toys.FAMILIES[request.param]()
+
+
+@pytest.fixture(scope="session")
+def llama() -> toys.Toy:
+    return toys.llama()
+
+
+@pytest.fixture(scope="session")
+def toy_step() -> toys.Step:
+    """One compiled PPO step for all tests: the tiny Llama, reward = count of a token."""
+    return toys.Step()

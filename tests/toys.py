@@ -1,0 +1,140 @@
+"""Small models, prompts, settings and states that the tests share."""
+
+import dataclasses
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxppo import algorithms, config, models, parallel, ppo, sampling
+from jaxppo.config import Config, ModelConfig
+from jaxppo.rewards import count_token
+from jaxppo.rollout import rollout
+from jaxppo.types import Model, Parts, Prompts, Rollout, TrainState
+
+VOCAB = 11
+EOS = 1
+LLAMA = config.llama(vocab_size=VOCAB, width=16, num_heads=4, num_kv_heads=2, max_length=32)
+GPT2 = config.gpt2(vocab_size=VOCAB, width=16, num_layers=2, num_heads=4, max_length=32)
+SETTINGS = Config(
+    batch_size=8, prompt_length=4, response_length=5, epochs=2, minibatches=2, steps=10, lora=0, eos=EOS, kl_adaptive=False
+)
+
+
+class Toy(NamedTuple):
+    """A model and its parameters."""
+
+    config: ModelConfig
+    model: Model
+    params: dict
+
+
+def random_params(model: Model, seed: int = 0) -> dict:
+    """Parameters of which none is 0 or 1, so that every one of them changes the output."""
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(seed)))
+    rng = np.random.default_rng(seed)
+    noisy = [x + 0.25 * rng.standard_normal(x.shape).astype(np.float32) for x in jax.device_get(leaves)]
+    return jax.tree.map(jnp.asarray, jax.tree.unflatten(tree, noisy))
+
+
+@cache
+def make(shape: ModelConfig, dtype: str = "float32", lora: int = 0) -> Toy:
+    model = models.make(shape, dtype=dtype, lora=lora)
+    return Toy(shape, model, random_params(model))
+
+
+def llama(dtype: str = "float32") -> Toy:
+    return make(LLAMA, dtype)
+
+
+def gpt2(dtype: str = "float32") -> Toy:
+    return make(GPT2, dtype)
+
+
+FAMILIES = {"llama": llama, "gpt2": gpt2}
+
+
+def ragged(lengths, width: int, seed: int = 0) -> Prompts:
+    """Random prompts of these lengths, padded on the left with token 0 to `width`. Row i's tokens hang on i alone."""
+    tokens = np.zeros((len(lengths), width), np.int32)
+    for row, n in enumerate(lengths):
+        tokens[row, width - n :] = np.random.default_rng([seed, row]).integers(2, VOCAB, n)
+    mask = np.arange(width)[None] >= width - np.asarray(lengths)[:, None]
+    return Prompts(jnp.asarray(tokens), jnp.asarray(mask), jnp.arange(len(lengths), dtype=jnp.int32))
+
+
+def prompts(rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
+    """Prompts of 1 to 4 tokens."""
+    return ragged([1 + i % SETTINGS.prompt_length for i in range(rows)], SETTINGS.prompt_length, seed)
+
+
+def roll(
+    toy: Toy, prompts: Prompts, settings: Config = SETTINGS, *, key: int = 7, reference: dict | None = None, **options
+) -> Rollout:
+    """A rollout of the toy's policy, whose reference is the policy itself unless given."""
+    frozen = {"base": {}, "reference": toy.params if reference is None else reference}
+    options = {"length": settings.response_length, "eos": settings.eos, "pad": settings.pad} | options
+
+    def program(params, frozen, prompts, key):
+        noise = sampling.row_uniforms(key, prompts.index, options["length"])
+        return rollout(toy.model, params, frozen, prompts, noise, sample=settings, **options)
+
+    return jax.jit(program)(toy.params, frozen, prompts, jax.random.key(key))
+
+
+def copied(tree):
+    """The tree in buffers of its own: a step destroys the state that it is given."""
+    return jax.tree.map(jnp.copy, tree)
+
+
+def state(toy: Toy, settings: Config = SETTINGS, *, seed: int = 0) -> TrainState:
+    """The state before the first step; every weight is trained, the reference is a copy."""
+    frozen = {"base": {}, "reference": copied(toy.params), "reward": {}}
+    return ppo.init_state(settings, copied(toy.params), frozen, jax.random.key(seed))
+
+
+def parts(settings: Config = SETTINGS, **changes) -> Parts:
+    """The configured parts with the count of token 3 as reward, and some exchanged."""
+    return algorithms.make_parts(settings, count_token(3))._replace(**changes)
+
+
+def step(toy: Toy, settings: Config = SETTINGS, **changes) -> parallel.CompiledStep:
+    """A compiled step of the toy."""
+    return parallel.compile_step(ppo.make_train_step(toy.model, parts(settings, **changes), settings))
+
+
+class Step:
+    """A compiled step and how to start it afresh."""
+
+    def __init__(self, **changes):
+        self.settings = dataclasses.replace(SETTINGS, **changes)
+        self.toy = llama()
+        self.compiled = step(self.toy, self.settings)
+
+    def state(self, *, seed: int = 0) -> TrainState:
+        return state(self.toy, self.settings, seed=seed)
+
+    def __call__(self, state: TrainState, prompts: Prompts):
+        return self.compiled(state, prompts)
+
+
+def numbers(tree) -> list[np.ndarray]:
+    """Every leaf as NumPy, keys as their words."""
+    plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return [np.asarray(plain(x)) for x in jax.tree.leaves(tree)]
+
+
+def assert_same(one, other) -> None:
+    """Two trees are equal, bit for bit."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(numbers(one), numbers(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def assert_close(one, other, **tolerance) -> None:
+    """Two trees are equal within a tolerance."""
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for a, b in zip(numbers(one), numbers(other), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
