@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from jaxppo import parallel, ppo, pretrained, sampling, tracking
 from jaxppo import policy as policies
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import Config, RunConfig, to_dict, validate_run
+from jaxppo.config import Config, RunConfig, UserError, to_dict, validate_run
 from jaxppo.data import prompts as data
 from jaxppo.fetch import cache_folder
 from jaxppo.models import lora, make
@@ -56,6 +56,11 @@ def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
     else:
         loaded = pretrained.load(config.model)
         model_config, weights, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+    if config.length > model_config.max_length:  # positions beyond the table would be clamped without a word
+        raise UserError(
+            f"--prompt-length {config.prompt_length} + --response-length {config.response_length} = {config.length} tokens, "
+            f"but the model takes {model_config.max_length}; lower one of them"
+        )
     model = make(model_config, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha)
     known = {path for path, _ in _leaves(weights)}
     # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
@@ -151,7 +156,7 @@ def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluat
         saving = done % config.save_every == 0 or last
         if evaluating or saving:
             rows = clock.settle()
-            if evaluating:
+            if evaluating and evaluate is not None:
                 rows[-1] |= {f"validation_{name}": x for name, x in evaluate(state).items()}
             tracker.log(rows)
             if saving:

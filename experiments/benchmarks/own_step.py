@@ -105,21 +105,24 @@ class Subject:
 def gemm_rate(shape: tuple, dtype, budget: float = 0.15) -> float:
     """FLOP/s of the step's own kind of product: operands in `dtype`, sums and result in float32. The best of some calls."""
     m, k, n, rows, batch = shape
-    x, w = jnp.ones((batch, m, k), dtype), jnp.ones((batch, n, k) if rows else (batch, k, n), dtype)
-    contract = (((2,), (2 if rows else 1,)), ((0,), (0,)))
-    if batch == 1:
-        x, w, contract = x[0], w[0], (((1,), (1 if rows else 0,)), ((), ()))
+    flops = 2.0 * batch * m * k * n
+    several = int(min(max(5e7 / flops, 1), 64))  # small products: many in one program, or the dispatch would be measured
+    lead = (batch,) if batch > 1 else ()
+    xs, w = jnp.ones((several, *lead, m, k), dtype), jnp.ones((*lead, n, k) if rows else (*lead, k, n), dtype)
+    last = len(lead)
+    contract = (((last + 1,), (last + 1 if rows else last,)), ((0,), (0,)) if lead else ((), ()))
 
-    # The result is written over a donated buffer, as inside a program: a fresh one would cost page faults.
     @partial(jax.jit, donate_argnums=0, keep_unused=True)
-    def product(out, x, w):
-        return jax.lax.dot_general(x, w, contract, preferred_element_type=jnp.float32)
+    def run(out, xs, w):
+        # The result is written over `out`, as inside a program: fresh memory would cost page faults.
+        product = lambda x: jax.lax.dot_general(x, w, contract, preferred_element_type=jnp.float32)
+        return product(xs[0]) if several == 1 else jax.lax.scan(lambda _, x: (product(x), None), out, xs)[0]
 
     clock = Clock()
-    out = product(jnp.zeros((batch, m, n) if batch > 1 else (m, n), jnp.float32), x, w)
+    out = run(jnp.zeros((*lead, m, n), jnp.float32), xs, w)
     while len(clock.wall) < 3 or sum(clock.wall) < budget:
-        out = clock(product, out, x, w)
-    return 2.0 * batch * m * k * n / min(clock.wall)
+        out = clock(run, out, xs, w)
+    return several * flops / min(clock.wall)
 
 
 def memory_rate(times: int = 8) -> float:

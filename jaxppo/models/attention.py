@@ -1,0 +1,62 @@
+"""Attention without parameters: who sees whom, rotary positions, and the weighted sum."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxppo.config import ModelConfig
+
+NEGATIVE = -1e30  # finite: a row that may attend to nothing must not become NaN
+
+
+def attend(
+    q: Float[Array, "B H Q D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], visible: Bool[Array, "B Q S"]
+) -> Float[Array, "B H Q D"]:
+    """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head."""
+    rows, heads, queries, size = q.shape
+    groups = k.shape[1]
+    out_dtype = jnp.promote_types(jnp.float32, q.dtype)
+    q = q.reshape(rows, groups, heads // groups * queries, size)
+    scores = jnp.einsum("bgqd,bgsd->bgqs", q, k, preferred_element_type=out_dtype) * size**-0.5
+    scores = scores.reshape(rows, groups, heads // groups, queries, -1)
+    scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
+    weights = jax.nn.softmax(scores).astype(v.dtype).reshape(rows, groups, -1, scores.shape[-1])
+    out = jnp.einsum("bgqs,bgsd->bgqd", weights, v, preferred_element_type=out_dtype)
+    return out.reshape(rows, heads, queries, size)
+
+
+def visibility(
+    attend_all: Bool[Array, "B S"], slot: Int[Array, ""] | int, length: int, window: int | None
+) -> Bool[Array, "B Q S"]:
+    """Which slots each of the `length` new tokens, the first of them in slot `slot`, may look at."""
+    query = slot + jnp.arange(length, dtype=jnp.int32)[:, None]
+    key = jnp.arange(attend_all.shape[1], dtype=jnp.int32)[None]
+    allowed = key <= query
+    if window is not None:
+        allowed &= key > query - window
+    return allowed[None] & attend_all[:, None]
+
+
+def rotations(position: Int[Array, "B L"], config: ModelConfig) -> tuple[Float[Array, "B L 1 D"], Float[Array, "B L 1 D"]]:
+    """cos and sin of rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), halves layout."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling is not None:
+        frequency = _llama3_scaling(frequency, *config.rope_scaling)
+    angle = position[..., None].astype(jnp.float32) * frequency[None, None]
+    angle = jnp.concatenate([angle, angle], -1)[:, :, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _llama3_scaling(frequency, factor, low, high, original_length):
+    """Llama 3.1's rule: long wavelengths are divided by `factor`, short ones kept, those between blended."""
+    turns = original_length * frequency / (2 * jnp.pi)  # turns over the original context
+    blend = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequency * (blend + (1 - blend) / factor)
+
+
+def rotate(x: Float[Array, "B L H D"], rotation: tuple[Array, Array]) -> Float[Array, "B L H D"]:
+    """x rotated by its position."""
+    cos, sin = rotation
+    first, second = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([-second, first], -1) * sin
