@@ -94,7 +94,8 @@ def make_reward(options: Sentiment, policy, reviews, parts, folder):
     if path.exists():
         params = checkpoint.load_once(path, classifier.init(net, embedding, seed=options.seed))
     else:
-        params = classifier.fit(net, embedding, labelled.rows(parts.train), seed=options.seed, say=print)
+        texts = labelled.rows(parts.train).with_windows(least=12, most=options.response_length, seed=options.seed)
+        params = classifier.fit(net, embedding, texts, seed=options.seed, say=print)
         checkpoint.save_once(path, params)
     params = {"embedding": embedding, "net": params}
     share = classifier.accuracy(net, params, labelled.rows(parts.test), beyond=0.5)

@@ -1,5 +1,7 @@
 """The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
 
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -18,7 +20,7 @@ def script(main: Callable[[Any], None], config: type, *, args: list[str] | None 
 
     A UserError is one line on stderr and exit code 2; so is a wrong option.
     """
-    options = tyro.cli(config, args=args, description=(sys.modules[main.__module__].__doc__ or ""))
+    options = parse(config, args=args, description=sys.modules[main.__module__].__doc__ or "")
     # The compiler's remarks about the machine are no news to the user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,6 +36,35 @@ def script(main: Callable[[Any], None], config: type, *, args: list[str] | None 
     except KeyboardInterrupt:
         print("stopped; continue with --resume", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def parse(config: type, *, args: list[str] | None = None, description: str = "") -> Any:
+    """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(config, args=args, description=description)
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {one_line(complaint.getvalue())}; --help lists all options", file=sys.stderr)
+        raise
+
+
+def one_line(box: str) -> str:
+    """What a box of tyro's says: its complaint, and the options that it thinks were meant.
+
+    >>> one_line("╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n│        help │\\n╰──╯")
+    'No such: --stepz; perhaps you meant: --steps INT'
+    """
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if set(text) <= set("─") and text:
+            sections.append([])
+        elif line.startswith("│") and text:
+            sections[-1].append(text)
+    meant = [text for section in sections if section[:1] == ["Perhaps you meant:"] for text in section if text.startswith("--")]
+    return " ".join(sections[0]) + (f"; perhaps you meant: {', '.join(meant)}" if meant else "")
 
 
 @dataclass(frozen=True)

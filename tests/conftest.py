@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["MPLBACKEND"] = "Agg"
 
+import hypothesis
 import jax
 import pytest
 import toys
@@ -23,6 +24,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+# The first example compiles; and what the suite says today it says tomorrow.
+hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("jaxppo")
 
 
 @pytest.fixture

@@ -1,11 +1,228 @@
-import toys, jax
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from toys import EOS, SETTINGS, VOCAB
+
+from jaxppo import policy, rollout, sampling
+from jaxppo.models import lora
+
+# Twelve tokens: most rows end somewhere inside.
+LONG = replace(SETTINGS, response_length=12)
 
 
-def test_a(family):
-    r = toys.roll(family, toys.prompts())
-    print(r.tokens)
+@pytest.fixture(scope="module")
+def rolled(family):
+    return toys.roll(family, toys.prompts(), LONG)
 
 
-def test_b(toy_step):
-    s, m = toy_step(toy_step.state(), toys.prompts())
-    print(m)
+def assert_scores_agree(toy, rolled, settings, tolerance):
+    scored = toys.score(toy, rolled, settings)
+    on = np.asarray(rolled.mask) > 0
+    for name in ("logprobs", "raw_logprobs", "values"):
+        np.testing.assert_allclose(np.asarray(getattr(rolled, name))[on], np.asarray(getattr(scored, name))[on], atol=tolerance)
+        assert not np.asarray(getattr(rolled, name))[~on].any()
+    ratio = jnp.exp(scored.logprobs - rolled.logprobs)[on]
+    np.testing.assert_allclose(ratio, 1.0, atol=tolerance)
+
+
+def test_sampler_and_scorer_agree(family, rolled):
+    assert_scores_agree(family, rolled, LONG, 1e-4)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 3, "temperature": 1.5}, {"top_p": 0.7}])
+def test_sampler_and_scorer_agree_in_a_keep_set(llama, options):
+    settings = replace(LONG, **options)
+    rolled = toys.roll(llama, toys.prompts(), settings)
+    assert_scores_agree(llama, rolled, settings, 1e-4)
+    on = rolled.mask > 0
+    assert (rolled.logprobs >= rolled.raw_logprobs - 1e-5)[on].all()  # fewer tokens share the whole
+    assert (rolled.logprobs > policy.FLOOR)[on].all()  # nothing was sampled outside of its own keep-set
+
+
+def test_sampler_and_scorer_agree_in_bfloat16():
+    toy = toys.llama("bfloat16")
+    assert_scores_agree(toy, toys.roll(toy, toys.prompts(), LONG), LONG, 5e-2)
+
+
+def test_mask_ends_with_the_end_of_text(rolled):
+    ended = 0
+    for tokens, mask, finished in zip(np.asarray(rolled.response), np.asarray(rolled.mask), rolled.finished, strict=True):
+        length = int(mask.sum())
+        assert mask.tolist() == [1.0] * length + [0.0] * (12 - length)
+        assert bool(finished) == (tokens[length - 1] == EOS)
+        assert EOS not in tokens[: length - 1]
+        assert (tokens[length:] == LONG.pad).all()
+        ended += bool(finished)
+    assert 0 < ended < 8, "choose another key: this test needs rows of both kinds"
+
+
+def test_rollout_keeps_the_prompt(rolled):
+    prompts = toys.prompts()
+    np.testing.assert_array_equal(rolled.tokens[:, :4], prompts.tokens)
+    np.testing.assert_array_equal(rolled.attend, jnp.concatenate([prompts.mask, rolled.mask > 0], 1))
+
+
+def test_pad_may_equal_the_end_of_text(llama):
+    """The mask comes from `finished`: nothing but the written pad changes."""
+    other = toys.roll(llama, toys.prompts(), LONG, pad=EOS)
+    one = toys.roll(llama, toys.prompts(), LONG)
+    np.testing.assert_array_equal(other.response, jnp.where(one.mask == 0, EOS, one.response))
+    toys.assert_same(one.replace(tokens=None), other.replace(tokens=None))
+
+
+@pytest.fixture(scope="module")
+def decode(llama):
+    """The decode loop's last state, for prompts and an end of text."""
+
+    @jax.jit
+    def run(prompts, eos):
+        noise = sampling.row_uniforms(jax.random.key(7), prompts.index, 12)
+        return rollout._decode(llama.model, llama.params, prompts, noise, 12, LONG, eos, 0, True, False, None)
+
+    return run
+
+
+def rows(prompts, chosen):
+    return jax.tree.map(lambda x: x[jnp.asarray(chosen)], prompts)
+
+
+def test_decoding_stops_when_all_rows_have_ended(decode):
+    """The cache holds the prompt and every chosen token but the last, which nobody has to look at."""
+    full = decode(toys.prompts(), -1)
+    assert int(full.t) == 12 and int(full.cache.filled) == 4 + 11
+    first = full.tokens[0, 0]  # row 0 ends at once if this ends the text
+    done = decode(rows(toys.prompts(), [0] * 8), first)
+    assert done.finished.all()
+    assert int(done.t) == 1 and int(done.cache.filled) == 4
+
+
+def test_decoding_goes_on_for_the_slowest_row(decode):
+    done = decode(toys.prompts(), EOS)
+    lengths = done.mask.sum(1)
+    assert int(done.t) == 12 and not done.finished.all()
+    ended = np.flatnonzero(done.finished)
+    alone = decode(rows(toys.prompts(), np.resize(ended, 8)), EOS)
+    slowest = int(lengths[ended].max())
+    assert int(alone.t) == slowest < 12
+    assert int(alone.cache.filled) == 4 + slowest - 1
+
+
+def test_more_padding_changes_nothing(family, rolled):
+    prompts = toys.prompts()
+    wider = toys.roll(family, replace_width(prompts, 7), LONG)
+    np.testing.assert_array_equal(wider.response, rolled.response)
+    np.testing.assert_array_equal(wider.finished, rolled.finished)
+    for name in ("logprobs", "ref_logprobs", "values"):
+        np.testing.assert_allclose(getattr(wider, name), getattr(rolled, name), atol=1e-5)
+
+
+def replace_width(prompts, width):
+    more = width - prompts.tokens.shape[1]
+    # Padding may hold any token: it is not attended to.
+    return prompts.replace(
+        tokens=jnp.pad(prompts.tokens, ((0, 0), (more, 0)), constant_values=9), mask=jnp.pad(prompts.mask, ((0, 0), (more, 0)))
+    )
+
+
+def test_the_token_in_the_padding_changes_nothing(family, rolled):
+    prompts = toys.prompts()
+    filled = prompts.replace(tokens=jnp.where(prompts.mask, prompts.tokens, 8))
+    other = toys.roll(family, filled, LONG)
+    np.testing.assert_array_equal(other.response, rolled.response)
+    toys.assert_same(other.replace(tokens=None), rolled.replace(tokens=None))
+
+
+def test_the_order_of_the_batch_changes_nothing(family, rolled):
+    order = jnp.array([5, 2, 7, 0, 1, 6, 3, 4])
+    shuffled = toys.roll(family, rows(toys.prompts(), order), LONG)
+    expected = rows(rolled, order)
+    np.testing.assert_array_equal(shuffled.tokens, expected.tokens)
+    toys.assert_close(shuffled, expected, atol=1e-5)
+
+
+def test_other_rows_change_nothing(family, rolled):
+    """Rows 0 to 3 beside other prompts, and row 0 beside itself."""
+    prompts, others = toys.prompts(), toys.prompts(seed=1)
+    mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:4], b[4:]]), prompts, others)
+    first = [0, 1, 2, 3]
+    toys.assert_close(rows(toys.roll(family, mixed, LONG), first), rows(rolled, first), atol=1e-5)
+    toys.assert_close(toys.roll(family, rows(prompts, [0] * 8), LONG), rows(rolled, [0] * 8), atol=1e-5)
+
+
+def test_samples_follow_the_model(llama):
+    """First tokens of 4096 rows with the same prompt against softmax."""
+    n = 4096
+    prompts = toys.ragged([3], 4)
+    prompts = jax.tree.map(lambda x: x.repeat(n, 0), prompts).replace(index=jnp.arange(n, dtype=jnp.int32))
+    settings = replace(SETTINGS, response_length=1, temperature=0.8)
+    done = toys.roll(llama, prompts, settings)
+    hidden, _ = llama.model.apply(llama.params, prompts.tokens[:1], prompts.mask[:1])
+    expected = n * np.asarray(jax.nn.softmax(llama.model.logits(llama.params, hidden[0, -1]) / 0.8), np.float64)
+    counts = np.bincount(done.response[:, 0], minlength=VOCAB)
+    chi2 = ((counts - expected) ** 2 / expected).sum()
+    assert abs(chi2 - 10) < 5 * 20**0.5  # mean V − 1, variance 2 (V − 1)
+
+
+def test_greedy_is_the_argmax_of_the_scorer(llama):
+    done = toys.roll(llama, toys.prompts(), SETTINGS, greedy=True)
+    hidden, _ = llama.model.apply(llama.params, done.tokens, done.attend)
+    best = llama.model.logits(llama.params, hidden[:, 3:-1]).argmax(-1)
+    on = done.mask > 0
+    np.testing.assert_array_equal(done.response[on], best[on])
+    assert not done.ref_logprobs.any()
+    toys.assert_same(done, toys.roll(llama, toys.prompts(), SETTINGS, greedy=True, key=8))  # no noise in it
+
+
+def test_another_key_samples_other_tokens(llama):
+    one, other = (toys.roll(llama, toys.prompts(), LONG, key=k) for k in (1, 2))
+    assert (one.response != other.response).any()
+
+
+def test_reference_is_scored_with_the_temperature_only(llama):
+    settings = replace(LONG, top_k=3, temperature=1.5)
+    reference = toys.random_params(llama.model, seed=5)
+    done = toys.roll(llama, toys.prompts(), settings, reference=reference)
+    want = toys.score(llama, done, settings, reference).raw_logprobs * done.mask
+    np.testing.assert_allclose(done.ref_logprobs, want, atol=1e-5)
+    assert (jnp.abs(done.ref_logprobs - done.raw_logprobs)[done.mask > 0] > 1e-3).any()
+
+
+def test_the_reference_of_adapters_is_the_base():
+    toy = toys.make(toys.LLAMA, lora=2)
+    trained, base = lora.split(toy.params, lora.is_adapter)
+    noise = sampling.row_uniforms(jax.random.key(0), jnp.arange(8), 5)
+    run = jax.jit(partial(rollout.rollout, toy.model, length=5, sample=SETTINGS, eos=EOS, pad=0))
+    done = run(trained, {"base": base, "reference": None}, toys.prompts(), noise)
+    plain = toys.llama()
+    want = toys.score(plain, done, SETTINGS, base | {"value": trained["value"]}).raw_logprobs * done.mask
+    np.testing.assert_allclose(done.ref_logprobs, want, atol=1e-5)
+    assert (jnp.abs(done.raw_logprobs - done.ref_logprobs)[done.mask > 0] > 1e-3).any()  # the adapters do something
+
+
+def test_one_stop_for_all_programs_of_an_axis(llama):
+    """Under vmap with `stop_axis` the loop's condition is not batched, and the result is that of each alone."""
+
+    def program(seed):
+        noise = sampling.row_uniforms(jax.random.key(seed), jnp.arange(8), 12)
+        frozen = {"base": {}, "reference": llama.params}
+        return rollout.rollout(
+            llama.model, llama.params, frozen, toys.prompts(), noise, length=12, sample=LONG, eos=EOS, pad=0, stop_axis="seeds"
+        )  # fmt: skip
+
+    many = jax.vmap(program, axis_name="seeds")
+    together = jax.jit(many)(jnp.arange(3))
+    for i in range(3):
+        toys.assert_close(rows(together, i), toys.roll(llama, toys.prompts(), LONG, key=i), atol=1e-5)
+    conditions = [eqn.params["cond_jaxpr"].out_avals[0].shape for eqn in all_loops(jax.make_jaxpr(many)(jnp.arange(3)))]
+    assert conditions == [()]
+
+
+def all_loops(closed):
+    for eqn in closed.jaxpr.eqns:
+        if eqn.primitive.name == "while" and "cond_jaxpr" in eqn.params:
+            yield eqn

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxppo import algorithms, config, models, parallel, ppo, sampling
+from jaxppo import algorithms, config, models, parallel, policy, ppo, sampling
 from jaxppo.config import Config, ModelConfig
 from jaxppo.rewards import count_token
 from jaxppo.rollout import rollout
@@ -16,8 +16,8 @@ from jaxppo.types import Model, Parts, Prompts, Rollout, TrainState
 
 VOCAB = 11
 EOS = 1
-LLAMA = config.llama(vocab_size=VOCAB, width=16, num_heads=4, num_kv_heads=2, max_length=32)
-GPT2 = config.gpt2(vocab_size=VOCAB, width=16, num_layers=2, num_heads=4, max_length=32)
+LLAMA = config.llama(vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, num_kv_heads=2, max_length=32)
+GPT2 = config.gpt2(vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, max_length=32)
 SETTINGS = Config(
     batch_size=8, prompt_length=4, response_length=5, epochs=2, minibatches=2, steps=10, lora=0, eos=EOS, kl_adaptive=False
 )
@@ -70,18 +70,33 @@ def prompts(rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
     return ragged([1 + i % SETTINGS.prompt_length for i in range(rows)], SETTINGS.prompt_length, seed)
 
 
-def roll(
-    toy: Toy, prompts: Prompts, settings: Config = SETTINGS, *, key: int = 7, reference: dict | None = None, **options
-) -> Rollout:
+def roll(toy: Toy, prompts: Prompts, settings: Config = SETTINGS, *, key: int = 7, reference: dict | None = None, **options) -> Rollout:
     """A rollout of the toy's policy, whose reference is the policy itself unless given."""
     frozen = {"base": {}, "reference": toy.params if reference is None else reference}
     options = {"length": settings.response_length, "eos": settings.eos, "pad": settings.pad} | options
+    program = _roll_program(toy.model, settings, tuple(options.items()))
+    return program(toy.params, frozen, prompts, jax.random.key(key))
+
+
+@cache
+def _roll_program(model: Model, settings: Config, items: tuple):
+    options = dict(items)
 
     def program(params, frozen, prompts, key):
         noise = sampling.row_uniforms(key, prompts.index, options["length"])
-        return rollout(toy.model, params, frozen, prompts, noise, sample=settings, **options)
+        return rollout(model, params, frozen, prompts, noise, sample=settings, **options)
 
-    return jax.jit(program)(toy.params, frozen, prompts, jax.random.key(key))
+    return jax.jit(program)
+
+
+def score(toy: Toy, rolled: Rollout, settings: Config = SETTINGS, params: dict | None = None) -> policy.Scores:
+    """What the toy's policy, or these parameters, say of a rollout."""
+    return _score_program(toy.model, settings)(toy.params if params is None else params, rolled)
+
+
+@cache
+def _score_program(model: Model, settings: Config):
+    return jax.jit(lambda params, rolled: policy.score(model, params, rolled, config=settings))
 
 
 def copied(tree):

@@ -20,7 +20,7 @@ class Classifier(nn.Module):
     """Logit that a text is positive. Convolutions of several widths, each pooled by its maximum over the text (Kim 2014,
     https://arxiv.org/abs/1408.5882), then a dense layer."""
 
-    features: int = 128
+    features: int = 64
     widths: tuple[int, ...] = (1, 2, 3)
     dropout: float = 0.3
 
@@ -87,6 +87,18 @@ class Labelled(NamedTuple):
         """Some of the texts."""
         return Labelled(*(x[chosen] for x in self))
 
+    def with_windows(self, *, least: int, most: int, seed: int) -> "Labelled":
+        """The texts, and one random window of each with its text's rating: a sampled continuation is a fragment too."""
+        rng = np.random.default_rng(seed)
+        lengths = np.asarray(self.mask).sum(1)
+        starts = (rng.random(len(lengths)) * np.maximum(lengths - least, 0)).astype(int)
+        kept = np.minimum(lengths - starts, most)
+        column = np.arange(self.tokens.shape[1])[None]
+        mask = column < kept[:, None]
+        tokens = np.take_along_axis(np.asarray(self.tokens), np.minimum(starts[:, None] + column, self.tokens.shape[1] - 1), 1)
+        windows = (np.where(mask, tokens, 0), mask, self.ratings)
+        return Labelled(*(np.concatenate([np.asarray(x), y]) for x, y in zip(self, windows, strict=True)))
+
 
 def init(net: Classifier, embedding: Float[Array, "V D"], *, seed: int) -> Params:
     """Parameters of the net alone; the embedding is the caller's, and frozen."""
@@ -100,21 +112,20 @@ def fit(
     data: Labelled,
     *,
     seed: int,
-    epochs: int = 6,
+    epochs: int = 3,
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
     say: Callable[[str], None] = lambda text: None,
 ) -> Params:
-    """Train by cross-entropy with AdamW and linear decay. A text counts by the size of its rating, up to 1: what people found
-    hardly positive or negative teaches little."""
+    """Train by cross-entropy to the probability sigmoid(rating), with AdamW and linear decay: a rating near 0 asks for no
+    opinion and a strong one for a strong opinion, so that the score tells degrees and does not saturate."""
     steps = len(data.tokens) // batch_size
     optimizer = optax.adamw(optax.linear_schedule(lr, 0.0, epochs * steps), weight_decay=weight_decay)
 
     def loss_fn(params, embedding, tokens, mask, ratings, key):
         out = logits(net, {"embedding": embedding, "net": params}, tokens, mask, dropout_key=key)
-        weights = jnp.minimum(jnp.abs(ratings), 1.0)
-        return (optax.sigmoid_binary_cross_entropy(out, (ratings > 0).astype(out.dtype)) * weights).mean()
+        return optax.sigmoid_binary_cross_entropy(out, jax.nn.sigmoid(ratings)).mean()
 
     @jax.jit
     def epoch(params, opt_state, embedding, data, rows, key):

@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from jaxppo.models import attention
+
+
+def test_visibility():
+    mask = jnp.array([[False, True, True, True]])
+    f, t = False, True
+    assert attention.visibility(mask, 0, 4, None)[0].tolist() == [[f, f, f, f], [f, t, f, f], [f, t, t, f], [f, t, t, t]]
+    assert attention.visibility(mask, 0, 4, 2)[0].tolist() == [[f, f, f, f], [f, t, f, f], [f, t, t, f], [f, f, t, t]]
+    assert attention.visibility(mask, 2, 1, None)[0].tolist() == [[f, t, t, f]]  # one token in slot 2
+
+
+def test_rotation_depends_on_distances_alone():
+    rng = np.random.default_rng(0)
+    q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 4)), jnp.float32) for _ in range(2))
+
+    def score(i, j):
+        turn = lambda x, at: attention.rotate(x, attention.rotations(jnp.array([[at]]), toys.LLAMA))
+        return float((turn(q, i) * turn(k, j)).sum())
+
+    assert score(9, 4) == pytest.approx(score(5, 0), abs=1e-5)
+    assert score(5, 0) != pytest.approx(score(6, 0), abs=1e-3)
+    assert score(3, 3) == pytest.approx(float((q * k).sum()), abs=1e-5)
+
+
+def test_llama3_scaling():
+    """Original context 16, low 1, high 4, factor 8: with 64 / 2π and .64 / 2π turns the ends are kept and divided."""
+    frequency = jnp.array([4.0, 0.04, 1.0])
+    out = attention._llama3_scaling(frequency, 8.0, 1.0, 4.0, 16.0)
+    turns = 16 * 1.0 / (2 * np.pi)  # 2.546: between, so blended
+    blend = (turns - 1) / 3
+    np.testing.assert_allclose(out, [4.0, 0.005, blend + (1 - blend) / 8], rtol=1e-5)
+
+
+def test_grouped_heads_are_repeated_heads():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, h, 3, 4)), jnp.float32) for h in (4, 2, 2))
+    visible = jnp.broadcast_to(jnp.tril(jnp.ones((3, 3), bool)), (2, 3, 3))
+    got = attention.attend(q, k, v, visible)
+    np.testing.assert_allclose(got, attention.attend(q, k.repeat(2, 1), v.repeat(2, 1), visible), atol=1e-6)
+    np.testing.assert_allclose(got[:, :, 0], v.repeat(2, 1)[:, :, 0], atol=1e-6)  # the first sees itself
+
+
+def test_a_query_that_sees_nothing_is_finite():
+    ones = jnp.ones((1, 1, 2, 4))
+    visible = jnp.array([[[False, False], [True, True]]])
+    gradient = jax.grad(lambda q: attention.attend(q, ones, ones, visible).sum())(ones)
+    assert np.isfinite(gradient).all()
+
+
+def test_attend_is_float32_inside_and_float64_with_float64(x64):
+    for dtype, expected in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)):
+        ones = jnp.ones((1, 1, 2, 4), dtype)
+        assert attention.attend(ones, ones, ones, jnp.ones((1, 2, 2), bool)).dtype == expected

@@ -1,0 +1,101 @@
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from jaxppo import config
+from jaxppo.config import Config, RunConfig, UserError, validate, validate_run
+
+
+def test_defaults_are_valid():
+    validate(Config())
+    validate_run(RunConfig())
+
+
+def test_derived_sizes():
+    c = Config(prompt_length=8, response_length=24, steps=10, epochs=3, minibatches=4)
+    assert c.length == 32
+    assert c.updates == 120  # 10 · 3 · 4
+
+
+@pytest.mark.parametrize("name", config.POSITIVE)
+def test_zero_is_refused_by_its_option_name(name):
+    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be above 0, but is 0"):
+        validate(replace(Config(), **{name: 0}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "devices", "words"),
+    [
+        ({"batch_size": 30, "minibatches": 4}, 1, ["30", "4 minibatches", "multiple of 4"]),
+        # 24 rows hold 3 units of 2 minibatches x groups of 4
+        ({"batch_size": 20, "minibatches": 2, "group_size": 4}, 1, ["20", "2 minibatches", "groups of 4", "multiple of 8"]),
+        ({"batch_size": 30}, 4, ["30", "4 devices", "multiple of 4"]),
+        # 48 rows over 8 devices are 6 each, which 4 does not divide
+        ({"batch_size": 48, "minibatches": 4}, 8, ["48", "6 for each of 8 devices", "4 minibatches", "multiple of 32"]),
+        ({"top_p": 0.0}, 1, ["--top-p", "(0, 1]", "0.0"]),
+        ({"top_p": 1.5}, 1, ["--top-p", "1.5"]),
+        ({"dtype": "float16"}, 1, ["--dtype", "'float16'", "float32", "bfloat16"]),
+        ({"lr_schedule": "cosine"}, 1, ["--lr-schedule", "'cosine'", "linear", "constant"]),
+    ],
+)
+def test_errors_name_both_numbers_and_what_to_do(changes, devices, words):
+    with pytest.raises(UserError) as caught:
+        validate(replace(Config(), **changes), devices=devices)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_the_advice_of_a_divisibility_error_is_right():
+    validate(Config(batch_size=32, minibatches=4), devices=8)  # "a multiple of 32"
+    validate(Config(batch_size=8, minibatches=2, group_size=4))  # "a multiple of 8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"save_every": 0}, ["--save-every", "0"]),
+        ({"steps_per_call": 0}, ["--steps-per-call", "0"]),
+        ({"steps": 10, "steps_per_call": 4}, ["--steps 10", "--steps-per-call 4"]),
+        ({"steps": 12, "steps_per_call": 4, "save_every": 6}, ["--save-every 6", "--steps-per-call 4"]),
+        ({"steps": 12, "steps_per_call": 4, "save_every": 8, "eval_every": 2}, ["--eval-every 2", "--steps-per-call 4"]),
+        ({"batch_size": 30, "minibatches": 4}, ["30", "4"]),  # the step's own rules hold too
+    ],
+)
+def test_errors_of_a_run(changes, words):
+    with pytest.raises(UserError) as caught:
+        validate_run(replace(RunConfig(), **changes))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_no_evaluation_goes_with_any_steps_per_call():
+    validate_run(RunConfig(steps=12, steps_per_call=4, save_every=8, eval_every=0))
+
+
+def test_to_dict_is_json():
+    @dataclasses.dataclass(frozen=True)
+    class Mine(RunConfig):
+        data: Path = Path("a") / "b.jsonl"
+
+    stored = config.to_dict(Mine())
+    assert stored["data"] == "a/b.jsonl"
+    assert stored["batch_size"] == 64
+    assert json.loads(json.dumps(stored)) == stored
+
+
+def test_shapes_of_the_families():
+    gpt2, llama = config.gpt2(), config.llama(vocab_size=100)
+    assert (gpt2.vocab_size, gpt2.width, gpt2.num_layers, gpt2.head_dim, gpt2.mlp_width) == (50257, 768, 12, 64, 3072)
+    assert (gpt2.positions, gpt2.norm, gpt2.gated, gpt2.qkv_bias, gpt2.tied) == ("learned", "layer", False, True, True)
+    assert (llama.head_dim, llama.num_heads, llama.num_kv_heads) == (8, 4, 2)  # width 32 / 4 heads
+    assert (llama.positions, llama.norm, llama.gated, llama.qkv_bias, llama.tied) == ("rope", "rms", True, False, True)
+
+
+def test_settings_cannot_be_changed_in_place():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().lr = 1.0  # pyright: ignore[reportAttributeAccessIssue]

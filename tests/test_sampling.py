@@ -1,0 +1,93 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxppo import sampling
+
+
+def kept(probabilities, **options) -> list[int]:
+    logits = jnp.log(jnp.array([probabilities]))
+    return np.flatnonzero(np.isfinite(sampling.keep_set(logits, **options)[0])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0, 1, 2, 3]),
+        ({"top_k": 1}, [2]),
+        ({"top_k": 2}, [1, 2]),
+        ({"top_k": 9}, [0, 1, 2, 3]),  # more than there are
+        ({"top_p": 0.3}, [2]),  # .4 reaches .3
+        ({"top_p": 0.5}, [1, 2]),  # .4 < .5 <= .7
+        ({"top_p": 0.85}, [1, 2, 3]),  # .7 < .85 <= .9
+        ({"top_p": 1e-6}, [2]),  # the likeliest always stays
+        ({"top_k": 2, "top_p": 0.5}, [2]),  # of .3 + .4 the .4 is .57 already
+    ],
+)
+def test_keep_set(options, expected, strict):
+    assert kept([0.1, 0.3, 0.4, 0.2], **options) == expected
+
+
+def test_ties_at_the_border_are_kept():
+    assert kept([0.25, 0.5, 0.25], top_k=2) == [0, 1, 2]
+    assert kept([0.25, 0.5, 0.25], top_p=0.6) == [0, 1, 2]
+
+
+def test_top_p_may_be_traced():
+    logits = jnp.log(jnp.array([[0.1, 0.3, 0.6]]))
+    out = jax.jit(lambda p: sampling.keep_set(logits, top_p=p))
+    assert np.isfinite(out(0.5)).tolist() == [[False, False, True]]
+    assert np.isfinite(out(0.8)).tolist() == [[False, True, True]]
+    assert np.isfinite(out(1.0)).all()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.floats(0.05, 0.95))
+def test_keep_set_against_a_loop(seed, top_k, top_p):
+    logits = np.random.default_rng(seed).standard_normal(12).astype(np.float32)
+    order = np.argsort(-logits)[:top_k]
+    p = np.exp(logits[order]) / np.exp(logits[order]).sum()
+    want, reached = [], 0.0
+    for token, probability in zip(order, p, strict=True):
+        if abs(reached - top_p) < 1e-5:  # a border that rounding may move
+            return
+        if reached < top_p:
+            want.append(int(token))
+        reached += probability
+    got = sampling.keep_set(jnp.asarray(logits)[None], top_k=top_k, top_p=top_p)[0]
+    assert np.flatnonzero(np.isfinite(got)).tolist() == sorted(want)
+    np.testing.assert_array_equal(np.asarray(got)[want], logits[want])  # what stays is unchanged
+
+
+def test_temper(strict):
+    assert sampling.temper(jnp.array([[1.0, -2.0]]), temperature=2.0).tolist() == [[0.5, -1.0]]
+
+
+def test_noise_hangs_on_the_key_and_the_row_alone():
+    key = jax.random.key(0)
+    four = sampling.row_uniforms(key, jnp.arange(4), 6)
+    assert four.shape == (4, 6)
+    assert (four >= 0).all() and (four < 1).all()
+    assert len(np.unique(four)) == 24
+    np.testing.assert_array_equal(sampling.row_uniforms(key, jnp.array([2, 0]), 6), four[jnp.array([2, 0])])
+    assert not np.isin(sampling.row_uniforms(jax.random.key(1), jnp.arange(4), 6), four).any()
+
+
+def test_draw_stays_in_the_keep_set():
+    n = 20_000
+    logits = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4]]))
+    limited = jnp.broadcast_to(sampling.keep_set(logits, top_k=2), (n, 4))
+    tokens = sampling.draw(limited, jax.random.uniform(jax.random.key(0), (n,)))
+    counts = np.bincount(tokens, minlength=4)
+    assert counts[:2].tolist() == [0, 0]
+    # 4/7 of 20 000 = 11 429, standard deviation √(n p q) = 70
+    assert abs(counts[3] - 11_429) < 350
+
+
+def test_greedy_takes_the_likeliest_and_no_noise(strict):
+    logits = jnp.array([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
+    for uniform in (0.0, 0.99):
+        token = sampling.draw(logits, jnp.full((2,), uniform), greedy=True)
+        assert token.tolist() == [1, 0] and token.dtype == jnp.int32
