@@ -53,16 +53,20 @@ def parse(config: type, *, args: list[str] | None = None, description: str = "")
 def one_line(box: str) -> str:
     """What a box of tyro's says: its complaint, and the options that it thinks were meant.
 
-    >>> one_line("╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n│        help │\\n╰──╯")
+    >>> one_line("╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯")
     'No such: --stepz; perhaps you meant: --steps INT'
+    >>> one_line(" Wrong\\n -----\\n  No such: --stepz\\n  ----\\n")
+    'No such: --stepz'
     """
     sections: list[list[str]] = [[]]
     for line in box.splitlines():
         text = line.strip("│ ")
-        if set(text) <= set("─") and text:
+        if text and set(text) <= set("─-"):
             sections.append([])
-        elif line.startswith("│") and text:
+        elif text and line[0] not in "╭╰":
             sections[-1].append(text)
+    if "│" not in box:  # a terminal without box characters: the title stands in a section of its own
+        sections = sections[1:] or [[]]
     meant = [text for section in sections if section[:1] == ["Perhaps you meant:"] for text in section if text.startswith("--")]
     return " ".join(sections[0]) + (f"; perhaps you meant: {', '.join(meant)}" if meant else "")
 

@@ -76,7 +76,8 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * mask).sum(1)
         kl = masked.mean(row_kl, row_valid, axis_name=axis_name)
         rows = masked.total(jnp.ones_like(row_valid), jnp.ones_like(row_valid), axis_name=axis_name)
-        controller = {"kl_coef": _controlled(kl_coef, kl, rows, config)}
+        measured = masked.total(row_valid, row_valid, axis_name=axis_name) > 0
+        controller = {"kl_coef": jnp.where(measured, _controlled(kl_coef, kl, rows, config), kl_coef)}
 
         invalid = masked.total(1.0 - valid.astype(jnp.float32), jnp.ones_like(row_valid), axis_name=axis_name)
         metrics |= {
@@ -138,4 +139,5 @@ def _controlled(coef, kl, rows, config: Config):
     if not config.kl_adaptive:
         return coef
     new = kls.adapt(coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rows=rows)
-    return jnp.maximum(new, config.kl_coef_min).astype(jnp.float32)
+    new = jnp.maximum(new, config.kl_coef_min).astype(jnp.float32)
+    return jnp.where(jnp.isfinite(kl), new, coef)  # one NaN would stay in the coefficient for good

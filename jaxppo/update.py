@@ -58,8 +58,9 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
             value = jnp.where(mask > 0, parts.value_loss(scores.values, batch.rollout.values, batch.returns), 0.0)
             total = total + config.value_coef * (weights * value).sum()
             diagnostics["value_loss"] = value
+        diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, scores.logprobs))  # a maximum over devices has no derivative
         metrics = {name: masked.mean(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
-        ratio = jnp.where(mask > 0, jnp.exp(scores.logprobs - batch.old_logprobs), 1.0)
+        ratio = jnp.where(mask > 0, jnp.exp(logprobs - batch.old_logprobs), 1.0)
         metrics["ratio_off"] = _maximum(jnp.abs(ratio - 1).max(), axis_name)
         return total, metrics
 

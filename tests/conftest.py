@@ -12,18 +12,17 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["MPLBACKEND"] = "Agg"
 
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "test-xla"
+CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can run code here
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(CACHE)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
 import hypothesis
 import jax
 import pytest
 import toys
-
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "test-xla"
-CACHE.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write there can run code here
-
-jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 # The first example compiles; and what the suite says today it says tomorrow.
 hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, max_examples=50)
@@ -57,5 +56,5 @@ def llama() -> toys.Toy:
 
 @pytest.fixture(scope="session")
 def toy_step() -> toys.Step:
-    """One compiled PPO step for all tests: the tiny Llama, reward = count of a token."""
-    return toys.Step()
+    """One compiled PPO step for all tests: the tiny Llama, reward = count of a token, adaptive KL."""
+    return toys.Step(kl_adaptive=True, kl_target=1.0, kl_horizon=100.0, kl_coef_min=0.05, missing_eos_penalty=0.5)

@@ -15,7 +15,7 @@ def attend(
     """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head."""
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
-    out_dtype = jnp.promote_types(jnp.float32, q.dtype)
+    out_dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
     q = q.reshape(rows, groups, heads // groups * queries, size)
     scores = jnp.einsum("bgqd,bgsd->bgqs", q, k, preferred_element_type=out_dtype) * size**-0.5
     scores = scores.reshape(rows, groups, heads // groups, queries, -1)

@@ -142,7 +142,7 @@ def test_norms_by_hand():
     np.testing.assert_allclose(layer, [[-0.5, 2.0]], rtol=1e-6)  # mean 2, deviation 1
 
 
-def test_bfloat16_is_near_float32(family):
+def test_bfloat16_is_near_float32(family, strict):
     wide, narrow = family, toys.make(family.config, "bfloat16")
     prompts = toys.prompts()
     one, other = (forward(toy._replace(params=wide.params), prompts.tokens, prompts.mask)[0] for toy in (wide, narrow))

@@ -1,0 +1,75 @@
+"""The scripts, at smoke size, as a user calls them."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from jaxppo import cli
+
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+
+
+def run(script: str, *args: str) -> None:
+    """Call a script's main with options from a command line, in this process."""
+    spec = importlib.util.spec_from_file_location(script, EXPERIMENTS / f"{script}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[script] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    config = next(x for x in vars(module).values() if isinstance(x, type) and x.__module__ == script)
+    cli.script(module.main, config, args=list(args))
+
+
+@pytest.mark.parametrize("options", [[], ["--lora", "0", "--dtype", "float32"], ["--reward", "vader"]])
+def test_sentiment_tiny_writes_what_it_promises(tmp_path, options, capsys):
+    run("sentiment", "--tiny", "--steps", "2", "--runs", str(tmp_path), "--name", "a", *options)
+    folder = tmp_path / "a"
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in metrics] == [1, 2]
+    assert "validation_kl" in metrics[-1]
+    assert json.loads((folder / "config.json").read_text())["steps"] == 2
+    result = json.loads((folder / "result.json").read_text())
+    assert abs(result["gain"] - (result["sentiment_after"] - result["sentiment_before"])) < 1e-9
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert len(samples) == 8 and {"prompt", "before", "after"} <= set(samples[0])
+    assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert any((folder / "checkpoints").iterdir())
+    printed = capsys.readouterr().out
+    assert "held-out sentiment" in printed and str(folder / "curves.png") in printed.replace("\n", "")
+    assert len(re.findall(r"^step \d/2  reward", printed, re.M)) == 2  # no terminal: one plain line a step
+
+
+def test_a_run_of_the_same_name_refuses_and_resume_continues(tmp_path, capsys):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    options = ["--tiny", "--batch-size", "4", "--data", str(data), "--runs", str(tmp_path), "--name", "b", "--save-every", "1"]
+    run("custom_reward", *options, "--steps", "1")
+    with pytest.raises(SystemExit) as stop:
+        run("custom_reward", *options, "--steps", "1")
+    assert stop.value.code == 2
+    assert "exists: choose another --name, or continue it with --resume" in capsys.readouterr().err
+    run("custom_reward", *options, "--steps", "2", "--resume")
+    rows = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--batch-size", "63"], "--batch-size 63 (63 for each of 1 devices) does not divide"),
+        (["--loss", "nonsense"], "unknown loss 'nonsense': choose one of reinforce, clip"),
+        (["--stepz", "3"], "perhaps you meant: --steps INT"),
+        (["--name", "../up"], "use 1 to 64 letters"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, options, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("sentiment", "--tiny", "--runs", str(tmp_path), *options)
+    assert stop.value.code == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error

@@ -1,0 +1,86 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from jaxppo.rewards import classifier
+from jaxppo.rewards.classifier import Classifier, Labelled
+
+NET = Classifier(features=8, widths=(1, 2), dropout=0.2)
+EMBEDDING = jnp.asarray(np.random.default_rng(0).standard_normal((toys.VOCAB, 6)), jnp.float32)
+
+
+def texts(n, seed=0) -> Labelled:
+    """Texts of 2 to 8 tokens, positive where "4 then 5" occurs: the order counts, which a bag of words does not see."""
+    rng = np.random.default_rng(seed)
+    rows, ratings = [], []
+    for i in range(n):
+        row = rng.integers(2, 8, rng.integers(2, 9)).tolist()
+        if i % 2:
+            row[:2] = [4, 5]
+        else:
+            row = [3 if a == 4 and b == 5 else a for a, b in zip(row, [*row[1:], 0], strict=True)]
+        rows.append(row)
+        ratings.append(1.5 if i % 2 else -1.5)
+    return Labelled.encode([str(i) for i in range(n)], np.array(ratings), lambda text: rows[int(text)], length=8)
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    params = classifier.fit(NET, EMBEDDING, texts(512), seed=0, epochs=12, batch_size=32, lr=1e-2)
+    return {"embedding": EMBEDDING, "net": params}
+
+
+def test_encode_cuts_and_pads_on_the_right():
+    data = Labelled.encode(["long", "short"], np.array([1.0, -1.0]), {"long": [1, 2, 3, 4], "short": [5]}.__getitem__, length=3)
+    assert data.tokens.tolist() == [[1, 2, 3], [5, 0, 0]]
+    assert data.mask.tolist() == [[True, True, True], [True, False, False]]
+    assert data.rows(np.array([1])).ratings.tolist() == [-1.0]
+
+
+@pytest.mark.learning
+def test_fit_learns_the_order_of_two_tokens(fitted):
+    held_out = texts(256, seed=1)
+    assert classifier.accuracy(NET, fitted, held_out) > 0.95
+    wrong = held_out._replace(ratings=-held_out.ratings)
+    assert classifier.accuracy(NET, fitted, wrong) < 0.05
+
+
+def test_fit_is_reproducible():
+    runs = [classifier.fit(NET, EMBEDDING, texts(64), seed=seed, epochs=1, batch_size=32) for seed in (3, 3, 4)]
+    toys.assert_same(runs[0], runs[1])
+    assert any((a != b).any() for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[2]), strict=True))
+
+
+def test_padding_changes_nothing(fitted):
+    data = texts(6)
+    logits = classifier.logits(NET, fitted, jnp.asarray(data.tokens), jnp.asarray(data.mask))
+    wider = jnp.pad(jnp.where(data.mask, data.tokens, 9), ((0, 0), (0, 3)), constant_values=7)
+    got = classifier.logits(NET, fitted, wider, jnp.pad(data.mask, ((0, 0), (0, 3))))
+    np.testing.assert_allclose(got, logits, atol=1e-4)
+
+
+def test_reward_reads_the_response_alone(fitted, llama):
+    rolled = toys.roll(llama, toys.prompts())
+    scores, valid = jax.jit(classifier.reward(NET, scale=2.0))(fitted, rolled)
+    want = 2 * np.tanh(np.asarray(classifier.logits(NET, fitted, rolled.response, rolled.mask > 0)) / 2)
+    np.testing.assert_allclose(scores, want, atol=1e-5)
+    assert valid.all() and (np.abs(scores) <= 2).all()
+    other = rolled.replace(tokens=rolled.tokens.at[:, :4].set(2))
+    np.testing.assert_array_equal(classifier.reward(NET)(fitted, other)[0], classifier.reward(NET)(fitted, rolled)[0])
+
+
+def test_an_empty_response_has_a_finite_score(fitted):
+    tokens = jnp.zeros((2, 4), jnp.int32)
+    out = classifier.logits(NET, fitted, tokens, jnp.zeros((2, 4), bool))
+    assert np.isfinite(out).all()
+
+
+def test_accuracy_leaves_out_what_is_hardly_rated(fitted):
+    data = texts(40, seed=2)
+    # Half of the texts are rated .2, against what the net says: they count only when asked for.
+    ratings = np.where(np.arange(40) < 20, -0.2 * np.sign(data.ratings), data.ratings)
+    data = data._replace(ratings=ratings)
+    assert classifier.accuracy(NET, fitted, data, beyond=0.5) > 0.9
+    assert classifier.accuracy(NET, fitted, data) < 0.6

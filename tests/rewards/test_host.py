@@ -1,0 +1,93 @@
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from jaxppo.rewards import count_token, on_host
+
+
+def decode(rows):
+    """Tokens as letters: 2 is c."""
+    return ["".join(chr(ord("a") + token) for token in row) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def rolled(llama):
+    return toys.roll(llama, toys.prompts())
+
+
+def test_decoded_text_arrives(rolled):
+    seen = []
+
+    def judge(prompt, response):
+        seen.append((prompt, response))
+        return len(response)
+
+    scores, valid = jax.jit(on_host(judge, decode))({}, rolled)
+    cut, keep = 4, np.asarray(rolled.mask) > 0
+    want = [
+        (decode([row[:cut][on[:cut]]])[0], decode([row[cut:][sampled]])[0])
+        for row, on, sampled in zip(np.asarray(rolled.tokens), np.asarray(rolled.attend), keep, strict=True)
+    ]
+    assert sorted(seen[:8]) == sorted(want)
+    assert any(response.endswith("b") for _, response in want)  # the end of text is part of it; padding is not
+    assert scores.tolist() == rolled.mask.sum(1).tolist()
+    assert scores.dtype == jnp.float32 and valid.all()
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_equals_the_same_reward_in_the_graph(rolled, pure):
+    hosted = on_host(lambda prompt, response: response.count("d"), decode, pure=pure)
+    for got, want in zip(jax.jit(hosted)({}, rolled), count_token(3)({}, rolled), strict=True):
+        np.testing.assert_array_equal(got, want)
+    assert count_token(3)({}, rolled)[0].sum() > 0
+
+
+def raises():
+    raise RuntimeError("no idea")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (raises, "RuntimeError: no idea"),
+        (lambda: None, "a reward must be a number, but is None"),
+        (lambda: "0.5", "a reward must be a number, but is '0.5'"),
+        (lambda: [1.0, 2.0], "TypeError"),
+        (lambda: float("nan"), None),
+        (lambda: float("inf"), None),
+        (lambda: 10**400, "OverflowError"),
+    ],
+)
+def test_what_is_not_a_finite_number_makes_the_row_invalid(rolled, answer, reason, caplog):
+    """Rows whose response holds a d; the others are scored as ever."""
+    hosted = on_host(lambda prompt, response: answer() if "d" in response else 2, decode)
+    with caplog.at_level(logging.WARNING, logger="jaxppo.rewards.host"):
+        scores, valid = jax.device_get(jax.jit(hosted)({}, rolled))
+    bad = np.asarray(count_token(3)({}, rolled)[0]) > 0
+    assert 0 < bad.sum() < 8
+    np.testing.assert_array_equal(valid, ~bad)
+    np.testing.assert_array_equal(scores, np.where(bad, 0.0, 2.0))
+    assert (reason is None) == (not caplog.records)
+    assert all(reason in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("number", [3, True, np.float32(3), np.int64(3), np.array(3.0), jnp.float32(3)])
+def test_every_kind_of_number_is_one(rolled, number):
+    scores, valid = on_host(lambda prompt, response: number, decode)({}, rolled)
+    assert valid.all()
+    assert scores.tolist() == [float(number)] * 8
+
+
+def test_an_impure_judge_is_asked_every_time(rolled):
+    """A program that calls it twice with the same rollout asks twice."""
+    calls = []
+    judge = on_host(lambda prompt, response: calls.append(response) or len(calls), decode, pure=False)
+    program = jax.jit(lambda r: (judge({}, r)[0], judge({}, r)[0]))
+    first, second = program(rolled)
+    jax.block_until_ready((first, second))
+    assert len(calls) == 16
+    assert first.tolist() != second.tolist()

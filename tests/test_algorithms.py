@@ -1,0 +1,94 @@
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from jaxppo import advantages, aggregate, algorithms, kl, losses, masked
+from jaxppo.config import Config, UserError
+from jaxppo.rewards import count_token, token_rewards
+
+REWARD = count_token(3)
+
+
+def test_defaults_are_ppo():
+    parts = algorithms.make_parts(Config(), REWARD)
+    assert parts.reward is REWARD
+    assert parts.token_rewards is token_rewards
+    assert parts.aggregate is aggregate.token_mean
+    assert parts.kl is kl.k1
+    assert parts.correction is None
+    assert parts.policy_loss.func is losses.clip and parts.policy_loss.keywords == {"low": 0.2, "high": 0.2}
+    assert parts.value_loss.func is losses.value_clipped and parts.value_loss.keywords == {"eps": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("field", "table"),
+    [
+        ("loss", algorithms.POLICY_LOSSES),
+        ("advantage", algorithms.ADVANTAGES),
+        ("aggregate", algorithms.AGGREGATES),
+        ("kl", algorithms.KLS),
+        ("value_loss", algorithms.VALUE_LOSSES),
+    ],
+)
+def test_every_name_works_and_a_wrong_one_names_them_all(field, table):
+    for name in table:
+        algorithms.make_parts(replace(Config(), **{field: name}), REWARD)
+    with pytest.raises(UserError) as caught:
+        algorithms.make_parts(replace(Config(), **{field: "nonsense"}), REWARD)
+    assert "'nonsense'" in str(caught.value)
+    for name in table:
+        assert name in str(caught.value)
+
+
+ONES = jnp.ones((2, 3))
+LOGPROBS, OLD = jnp.log(jnp.array([[0.5, 0.2, 0.4], [0.9, 0.1, 0.3]])), jnp.log(jnp.full((2, 3), 0.3))
+
+
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [("clip", lambda *x: losses.clip(*x, low=0.1, high=0.4)), ("reinforce", losses.reinforce)],
+)
+def test_policy_losses_take_the_settings(name, want):
+    config = Config(loss=name, clip_low=0.1, clip_high=0.4)
+    got = algorithms.make_parts(config, REWARD).policy_loss(LOGPROBS, OLD, ONES, ONES, key=None)
+    np.testing.assert_array_equal(got[0], want(LOGPROBS, OLD, ONES, ONES)[0])
+
+
+def test_value_losses_are_called_alike():
+    values, old, returns = jnp.array([[1.0]]), jnp.array([[0.0]]), jnp.array([[2.0]])
+    names = {"clipped": 1.62, "mse": 0.5}  # (.2 − 2)² / 2 since the value is held at .2; (1 − 2)² / 2
+    for name, expected in names.items():
+        loss = algorithms.make_parts(Config(value_loss=name), REWARD).value_loss
+        assert loss is not None
+        assert float(loss(values, old, returns)[0, 0]) == pytest.approx(expected)
+    assert algorithms.make_parts(Config(value_loss="none"), REWARD).value_loss is None
+
+
+def test_constant_divides_by_the_response_length():
+    parts = algorithms.make_parts(Config(aggregate="constant", response_length=8), REWARD)
+    np.testing.assert_allclose(parts.aggregate(ONES), jnp.full((2, 3), 1 / 16))  # 1 / (8 · 2 rows)
+
+
+def test_gae_leaves_out_invalid_rows(llama):
+    """Their advantages and returns are 0, and those of the other rows are whitened without them."""
+    rolled = toys.roll(llama, toys.prompts())
+    rewards = jnp.asarray(np.random.default_rng(0).standard_normal((8, 5)), jnp.float32)
+    valid = jnp.arange(8) != 2
+    config = Config(gamma=0.9, lam=0.8)
+    run = lambda rewards, **changes: algorithms.gae(replace(config, **changes))(
+        rewards, rewards.sum(1), rolled, valid=valid, statistics={"x": 1}, axis_name=None
+    )
+    adv, returns, statistics = run(rewards)
+    assert statistics == {"x": 1}
+    assert not adv[2].any() and not returns[2].any()
+    mask = rolled.mask * valid[:, None]
+    assert float(masked.mean(adv, mask)) == pytest.approx(0, abs=1e-6)
+    assert float(masked.var(adv, mask)) == pytest.approx(1, abs=1e-5)
+    toys.assert_same(run(rewards.at[2].set(1e6))[:2], (adv, returns))
+    plain, same, _ = run(rewards, whiten_advantages=False)
+    np.testing.assert_array_equal(same, returns)
+    want = advantages.gae(rewards, rolled.values, mask, gamma=0.9, lam=0.8)
+    np.testing.assert_array_equal(plain, want[0])

@@ -1,0 +1,263 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import toys
+from toys import SETTINGS
+
+from jaxppo import aggregate, losses, ppo, update
+from jaxppo.config import Config
+from jaxppo.types import Batch
+
+KEY = jax.random.key(3)
+
+
+# The optimizer
+
+
+def steps(config, grads, n):
+    """What n updates with the same gradients add, one after the other."""
+    optimizer = update.make_optimizer(config)
+    state, out = optimizer.init(grads), []
+    for _ in range(n):
+        changes, state = optimizer.update(grads, state)
+        out.append(jax.tree.map(float, changes))
+    return out
+
+
+GRADS = {"a": jnp.float32(3.0), "b": jnp.float32(4.0)}
+
+
+def test_clipping_by_the_global_norm_then_adam():
+    config = Config(lr=0.1, max_grad_norm=1.0, adam_eps=0.5, lr_schedule="constant")
+    # The norm of (3, 4) is 5, so (.6, .8). Adam's first step divides by its own size plus eps: .1 · .6 / 1.1 and .1 · .8 / 1.3
+    for change in steps(config, GRADS, 2):  # with constant gradients each step is like the first
+        assert change == pytest.approx({"a": -0.0545454, "b": -0.0615385}, rel=1e-4)
+
+
+def test_a_small_gradient_is_not_scaled_up():
+    config = Config(lr=0.1, max_grad_norm=10.0, adam_eps=2.0, lr_schedule="constant")
+    assert steps(config, GRADS, 1)[0] == pytest.approx({"a": -0.06, "b": -0.4 / 6}, rel=1e-4)  # .1 · 3 / 5, .1 · 4 / 6
+
+
+def test_adam_eps_is_1e_5_by_default():
+    """A gradient of 1e-5 moves by half the rate: g / (g + 1e-5)."""
+    change = steps(Config(lr=0.1, lr_schedule="constant"), {"a": jnp.float32(1e-5)}, 1)[0]
+    assert change["a"] == pytest.approx(-0.05, rel=1e-3)
+
+
+def test_linear_decay_reaches_0():
+    config = Config(lr=0.1, steps=2, epochs=1, minibatches=2)  # 4 updates
+    sizes = [-change["a"] for change in steps(config, {"a": jnp.float32(1.0)}, 6)]
+    assert sizes == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0, 0.0], rel=1e-3)
+
+
+# Dealing rows to minibatches
+
+
+@pytest.mark.parametrize(("minibatches", "blocks"), [(1, 1), (1, 4), (4, 1), (3, 5)])
+def test_deal_is_fair(minibatches, blocks):
+    units = minibatches * blocks
+    for dealt in jax.vmap(lambda key: update.deal(key, units, minibatches))(jax.random.split(KEY, 20)):
+        assert dealt.shape == (minibatches, blocks)
+        assert sorted(dealt.ravel().tolist()) == list(range(units))  # every unit once
+        assert (dealt // minibatches == jnp.arange(blocks)[None]).all()  # one of each block to each minibatch
+
+
+def test_deal_is_the_same_on_one_device_and_on_two():
+    whole = update.deal(KEY, 24, 4)
+    halves = [update.deal(KEY, 12, 4, first_block=3 * d) + 12 * d for d in range(2)]
+    np.testing.assert_array_equal(whole, jnp.concatenate(halves, 1))
+
+
+def test_deal_differs_between_epochs():
+    one, other = (update.deal(key, 24, 4) for key in jax.random.split(KEY))
+    assert (one != other).any()
+
+
+def test_deal_differs_between_blocks():
+    offsets = np.asarray(update.deal(KEY, 60, 6)) % 6
+    assert len({tuple(column) for column in offsets.T}) > 1
+
+
+# The loss
+
+
+@pytest.fixture(scope="module")
+def batch(llama):
+    """Rollouts of another policy, so that ratios and clipped values are not 1 and 0; rows 2 is invalid."""
+    behaviour = llama._replace(params=toys.random_params(llama.model, seed=4))
+    rolled = toys.roll(behaviour, toys.prompts())
+    rng = np.random.default_rng(0)
+    valid = jnp.arange(8) != 2
+    random = lambda: jnp.asarray(rng.standard_normal((8, 5)), jnp.float32)
+    return Batch(rolled, rolled.mask * valid[:, None], rolled.logprobs, random(), rolled.values + random())
+
+
+def loss_of(llama, settings=SETTINGS, **changes):
+    loss = update.make_loss(llama.model, toys.parts(settings, **changes), settings, None)
+    return jax.jit(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, {}, batch, KEY))
+
+
+@pytest.fixture(scope="module")
+def loss(llama):
+    return loss_of(llama)
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"entropy_coef": 0.3, "value_coef": 0.7}, {}),
+        ({"aggregate": "sequence_mean", "value_loss": "none"}, {"correction": losses.truncated_importance}),
+    ],
+)
+def test_loss_is_the_sum_of_its_parts(llama, batch, changes, parts):
+    settings = replace(SETTINGS, **changes)
+    scores = toys.score(llama, batch.rollout)
+    mask = batch.mask
+    per_token, _ = losses.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
+    if parts:
+        # old_logprobs are the sampler's own: the correction is 1 unless they differ
+        batch = batch.replace(rollout=batch.rollout.replace(logprobs=batch.old_logprobs + 0.5))
+        per_token = per_token * np.exp(-0.5)
+    weights = getattr(aggregate, settings.aggregate)(mask)
+    want = (weights * (per_token - settings.entropy_coef * scores.entropy)).sum()
+    if settings.value_loss != "none":
+        value = losses.value_clipped(scores.values, batch.rollout.values, batch.returns, eps=0.2)
+        want += settings.value_coef * (weights * value).sum()
+    (got, metrics), _ = loss_of(llama, settings, **parts)(llama.params, batch)
+    assert float(got) == pytest.approx(float(want), rel=1e-5)
+    assert ("value_loss" in metrics) == (settings.value_loss != "none")
+    assert float(metrics["entropy"]) == pytest.approx(float((scores.entropy * mask).sum() / mask.sum()), rel=1e-5)
+
+
+def test_what_is_masked_changes_nothing(llama, batch, loss):
+    """An invalid row and all padding hold other tokens, NaN and large numbers: loss, metrics and gradients stay."""
+    off = batch.mask == 0
+    rolled = batch.rollout
+    tokens = rolled.tokens.at[2, 4:].set(jnp.array([9, 2, 9, 2, 9]))
+    other = batch.replace(
+        rollout=rolled.replace(tokens=tokens, values=jnp.where(off, 1e3, rolled.values)),
+        old_logprobs=jnp.where(off, jnp.nan, batch.old_logprobs),
+        advantages=jnp.where(off, jnp.nan, batch.advantages),
+        returns=jnp.where(off, -1e3, batch.returns),
+    )
+    toys.assert_close(loss(llama.params, other), loss(llama.params, batch), atol=1e-6)
+
+
+def test_a_masked_row_is_as_good_as_none(llama, batch, loss):
+    keep = jnp.array([0, 1, 3, 4, 5, 6, 7])
+    without = jax.tree.map(lambda x: x[keep], batch)
+    toys.assert_close(loss(llama.params, without), loss(llama.params, batch), atol=1e-6)
+
+
+def test_an_empty_batch_has_no_loss_and_no_gradient(llama, batch, loss):
+    (total, metrics), grads = loss(llama.params, batch.replace(mask=jnp.zeros_like(batch.mask)))
+    assert float(total) == 0
+    assert all(float(x) == 0 for x in jax.tree.leaves(metrics))
+    assert not any(np.asarray(g).any() for g in jax.tree.leaves(grads))
+
+
+def test_gradient_of_the_loss_against_differences(llama, batch, loss):
+    """Along the gradient with some noise, by central differences."""
+    (_, _), grads = loss(llama.params, batch)
+    rng = np.random.default_rng(1)
+    norm = float(optax.tree.norm(grads))
+    direction = jax.tree.map(lambda g: g / norm + jnp.asarray(0.01 * rng.standard_normal(g.shape), jnp.float32), grads)
+    at = lambda e: float(loss(jax.tree.map(lambda x, d: x + e * d, llama.params, direction), batch)[0][0])
+    slope = sum(float((g * d).sum()) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))
+    assert (at(2e-3) - at(-2e-3)) / 4e-3 == pytest.approx(slope, rel=0.01)
+
+
+# The whole update
+
+
+@pytest.fixture(scope="module")
+def run(llama):
+    return jax.jit(update.make_update(llama.model, toys.parts(), SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def state(llama):
+    return ppo.init_state(SETTINGS, llama.params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
+
+
+def adam(state):
+    return next(x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
+
+
+def test_update_makes_epochs_times_minibatches_steps(run, state, batch):
+    new, metrics = run(state, batch, KEY)
+    assert int(adam(new).count) == 4  # 2 epochs of 2
+    assert float(metrics["skipped"]) == 0
+    assert all(np.isfinite(x) for x in metrics.values())
+    toys.assert_same(run(state, batch, KEY), (new, metrics))
+    other, _ = run(state, batch, jax.random.key(4))
+    assert (other.params["value"]["kernel"] != new.params["value"]["kernel"]).any()  # dealt in another way
+
+
+def test_first_ratio_off_is_that_of_the_first_minibatch(run, state, batch, llama):
+    """Old log-probs that are .1 lower everywhere: e^.1 − 1 on the first minibatch, whatever comes later."""
+    own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
+    assert float(run(state, own, KEY)[1]["first_ratio_off"]) < 1e-4
+    lower = own.replace(old_logprobs=own.old_logprobs - 0.1)
+    assert float(run(state, lower, KEY)[1]["first_ratio_off"]) == pytest.approx(np.expm1(0.1), rel=1e-3)
+
+
+def test_one_non_finite_minibatch_is_skipped(run, state, batch):
+    """Row 0 is in one of two minibatches of each epoch."""
+    bad = batch.replace(advantages=batch.advantages.at[0].set(jnp.inf))
+    new, metrics = run(state, bad, KEY)
+    assert float(metrics["skipped"]) == 2
+    assert int(adam(new).count) == 2
+    assert all(np.isfinite(x).all() for x in toys.numbers((new, metrics)))
+    assert (new.params["value"]["kernel"] != state.params["value"]["kernel"]).any()  # the good ones counted
+
+
+def test_all_non_finite_changes_nothing(run, state, batch):
+    new, metrics = run(state, batch.replace(advantages=jnp.full((8, 5), jnp.nan)), KEY)
+    toys.assert_same(new, state)
+    assert float(metrics["skipped"]) == 4
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
+def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
+    """d √x / dx at 0 is infinite."""
+
+    def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
+        return jnp.sqrt(0 * logprobs), {}
+
+    settings = replace(SETTINGS, epochs=1, minibatches=1)
+    run = jax.jit(update.make_update(llama.model, toys.parts(settings, policy_loss=policy_loss), settings))
+    new, metrics = run(state, batch, KEY)
+    assert float(metrics["skipped"]) == 1
+    toys.assert_same(new, state)
+
+
+def test_two_devices_equal_one(llama, run, state, batch):
+    """Halves of the batch under an axis: gradients are summed, weights know the global count, rows are dealt alike."""
+    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
+    parallel = update.make_update(llama.model, toys.parts(), SETTINGS, axis_name="devices")
+    two, metrics = jax.jit(jax.vmap(lambda b: parallel(state, b, KEY), axis_name="devices"))(halves)
+    one, want = run(state, batch, KEY)
+    for d in range(2):
+        toys.assert_close(jax.tree.map(lambda x: x[d], two.params), one.params, atol=2e-6)
+        toys.assert_close({k: x[d] for k, x in metrics.items()}, want, atol=1e-5, rtol=1e-4)
+
+
+def test_groups_stay_together(llama, state, batch):
+    """Each row's advantage is its group's number; in a minibatch neighbours have the same."""
+    settings = replace(SETTINGS, group_size=2, epochs=1)
+    groups = jnp.broadcast_to((jnp.arange(8) // 2)[:, None], (8, 5)).astype(jnp.float32)
+
+    def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
+        apart = (advantages[0::2] != advantages[1::2]).repeat(2, 0).astype(jnp.float32)
+        return 0 * logprobs, {"apart": apart, "number": advantages}
+
+    run = jax.jit(update.make_update(llama.model, toys.parts(settings, policy_loss=policy_loss), settings))
+    _, metrics = run(state, batch.replace(advantages=groups, mask=jnp.ones((8, 5))), KEY)
+    assert float(metrics["apart"]) == 0
+    assert float(metrics["number"]) == pytest.approx(1.5)  # every group came once
