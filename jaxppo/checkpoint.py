@@ -22,7 +22,7 @@ class Checkpoints:
         )
         # Temporary folders of a killed run are not checkpoints; Orbax removes its own.
         options = ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True)
-        self.manager = ocp.CheckpointManager(self.folder, options=options)
+        self.manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler())
 
     def save(self, state: TrainState, *, score: float) -> None:
         """Write the state in the background; `score` (higher is better) decides which one is the best."""
@@ -44,16 +44,34 @@ class Checkpoints:
         step = steps[-1] if step is None else step
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, like.replace(frozen=None))
         try:
+            stored = self.manager.item_metadata(step)
+            difference = _difference(getattr(stored, "tree", stored), target)
+            if difference:
+                raise UserError(f"the checkpoint of step {step} does not fit this configuration: {difference}")
             restored = self.manager.restore(step, args=ocp.args.StandardRestore(target))
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError) as error:
             reason = str(error).splitlines()[0][:200]
-            raise UserError(f"the checkpoint of step {step} does not fit this configuration ({reason})") from error
+            raise UserError(f"the checkpoint of step {step} cannot be read ({reason})") from error
         return cast(TrainState, restored).replace(frozen=like.frozen)
 
     def close(self) -> None:
         """Wait until everything is written."""
         self.manager.wait_until_finished()
         self.manager.close()
+
+
+def _difference(stored: PyTree, target: PyTree) -> str:
+    """The first leaf that two trees do not share, in words, or nothing. Orbax itself casts another dtype without a word."""
+
+    def leaves(tree) -> dict[str, str]:
+        found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: hasattr(x, "shape"))
+        return {jax.tree_util.keystr(path, simple=True, separator="."): f"{x.dtype}{list(x.shape)}" for path, x in found}
+
+    there, here = leaves(stored), leaves(target)
+    for name in {**here, **there}:  # the parameters before their moments
+        if there.get(name) != here.get(name):
+            return f"{name} is {there.get(name, 'missing')} there and {here.get(name, 'missing')} here"
+    return ""
 
 
 def save_once(folder: Path, tree: PyTree) -> None:

@@ -84,3 +84,16 @@ def test_accuracy_leaves_out_what_is_hardly_rated(fitted):
     data = data._replace(ratings=ratings)
     assert classifier.accuracy(NET, fitted, data, beyond=0.5) > 0.9
     assert classifier.accuracy(NET, fitted, data) < 0.6
+
+
+def test_windows_are_fragments_of_the_texts():
+    data = Labelled.encode(["long", "short"], np.array([1.0, -1.0]), {"long": [1, 2, 3, 4, 5, 6], "short": [7, 8]}.__getitem__, length=6)
+    for seed in range(10):
+        both = data.with_windows(least=2, most=3, seed=seed)
+        toys.assert_same(both.rows(np.arange(2)), data)
+        tokens, mask, ratings = both.rows(np.arange(2, 4))
+        assert ratings.tolist() == [1.0, -1.0]
+        long, short = (row[on].tolist() for row, on in zip(tokens, mask, strict=True))
+        assert long in ([1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6], [5, 6])
+        assert short == [7, 8]
+        assert not tokens[~mask].any()

@@ -1,0 +1,156 @@
+import importlib.util
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from jaxppo import cli
+from jaxppo.config import RunConfig, UserError
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+
+
+@dataclass(frozen=True)
+class Options(RunConfig):
+    """Options of a script."""
+
+    name: str = "mine"
+
+
+def run(args, main=lambda options: None):
+    """What a script made of its options."""
+    seen = []
+
+    def script(options):
+        seen.append(options)
+        main(options)
+
+    cli.script(script, Options, args=args)
+    return seen[0]
+
+
+def code_of(run, *args) -> int:
+    with pytest.raises(SystemExit) as stop:
+        run(*args)
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+def test_options_arrive():
+    options = run(["--steps", "7", "--clip-low", "0.1", "--no-kl-adaptive", "--resume", "--model", "a/b"])
+    assert (options.steps, options.clip_low, options.kl_adaptive, options.resume, options.model) == (7, 0.1, False, True, "a/b")
+    assert options.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [(["--stepz", "7"], ["--stepz", "--steps"]), (["--steps", "many"], ["many", "--steps"]), (["--lr"], ["--lr"])],
+)
+def test_a_wrong_option_is_one_line_and_2(args, words, capsys):
+    assert code_of(run, args) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert shown.err.startswith("error: ")
+    for word in words:
+        assert word in shown.err
+
+
+def test_a_user_error_is_one_line_and_2(capsys):
+    def main(options):
+        raise UserError("30 rows are not 4 x 8; use 32")
+
+    assert code_of(run, [], main) == 2
+    assert capsys.readouterr().err == "error: 30 rows are not 4 x 8; use 32\n"
+    with pytest.raises(UserError):  # asked for
+        run(["--traceback"], main)
+
+
+def test_other_errors_are_not_hidden():
+    def main(options):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run([], main)
+
+
+def test_stopped_by_the_user(capsys):
+    def main(options):
+        raise KeyboardInterrupt
+
+    assert code_of(run, [], main) == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+def test_help_lists_every_option_with_its_meaning(capsys):
+    assert code_of(run, ["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--clip-low" in shown and "--steps-per-call" in shown
+    assert "passes over each batch of rollouts" in shown
+
+
+@pytest.mark.parametrize(("argv", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0), (["-h"], 0)])
+def test_the_command_lists_its_verbs(monkeypatch, capsys, argv, code):
+    monkeypatch.setattr(sys, "argv", ["jaxppo", *argv])
+    assert code_of(cli.main) == code
+    shown = capsys.readouterr().out
+    for verb, (_, options) in cli.VERBS.items():
+        assert f"  {verb} " in shown
+        assert (options.__doc__ or "").splitlines()[0] in shown
+
+
+def test_help_answers_without_jax():
+    """In a process of its own: here JAX is loaded already."""
+    code = (
+        "import sys; sys.argv = ['jaxppo', 'sample', '--help']\n"
+        "from jaxppo import cli\n"
+        "try: cli.main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'jax', 'flax', 'optax', 'orbax', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert out.splitlines()[-1] == "[]"
+    assert "--seed" in out
+
+
+def test_an_error_in_a_process_of_its_own(tmp_path):
+    """As a user sees it: one line, no traceback, 2."""
+    code = "from jaxppo import cli; cli.main()"
+    command = [sys.executable, "-c", code, "sample", str(tmp_path / "nothing"), "Hi"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("error: no run in")
+
+
+def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypatch):
+    """`experiments/custom_reward.py` with a tiny model, and `jaxppo sample` of what it wrote."""
+    spec = importlib.util.spec_from_file_location("custom_reward", EXPERIMENTS / "custom_reward.py")
+    assert spec is not None and spec.loader is not None
+    custom = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "custom_reward", custom)
+    spec.loader.exec_module(custom)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "abc"}\n')
+    args = ["--tiny", "--steps", "2", "--batch-size", "4", "--minibatches", "2", "--response-length", "3", "--prompt-length", "4"]
+    args += ["--runs", str(tmp_path), "--name", "mine", "--data", str(tmp_path / "prompts.jsonl")]
+    cli.script(custom.main, custom.Custom, args=args)
+    shown = capsys.readouterr().out
+    assert "step 1/2 " in shown and "step 2/2 " in shown
+    assert f"jaxppo sample {tmp_path / 'mine'}" in shown
+
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path / "mine"), "Hello", "you"])
+    cli.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("Hello") and lines[1].startswith("you")
+
+
+def test_sample_reads_standard_input(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "stdin", iter(["  \n", "\n"]))
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path)])
+    assert code_of(cli.main) == 2
+    assert capsys.readouterr().err.startswith("error: no prompts")

@@ -1,0 +1,96 @@
+"""Toy tasks with a known optimum, each asking for one thing more, so that a failure names the broken part.
+
+PPO on a Llama of one layer and width 32 over 8 tokens, 128 rollouts of 4 tokens a step, reaches 95 % of the best reward, 1,
+within 100 steps. One program serves all tasks and seeds: the task and the advantages' treatment come in with the prompts.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from jaxppo import algorithms, config, models, parallel, ppo
+from jaxppo.config import Config
+from jaxppo.types import Prompts
+
+VOCAB, STEPS, OPTIMUM = 8, 100, 1.0
+TASKS = ("one token", "the prompt", "the previous token", "delayed")
+RIGHT, FLIPPED, SHUFFLED = 0, 1, 2
+SETTINGS = Config(
+    batch_size=128, prompt_length=1, response_length=4, minibatches=4, steps=STEPS, lora=0, lr=3e-3, value_coef=0.5,
+    kl_coef=0.0, kl_adaptive=False,
+)  # fmt: skip
+
+
+def reward(params, rollout):
+    """Four tasks, in the order of TASKS; each is worth 1 at best, and 1/8 to a random policy."""
+    tokens, response = rollout.tokens, rollout.response
+    share = lambda hits: hits.astype(jnp.float32).mean(1)
+    scores = [
+        share(response == 3),
+        share(response == (3 * tokens[:, :1] + 1) % VOCAB),  # a permutation of the prompt's token
+        share(response == (tokens[:, :-1] + 1) % VOCAB),  # one more than the token before
+        # only the first token counts, but the reward comes with the last
+        (response[:, 0] == (3 * tokens[:, 0] + 1) % VOCAB).astype(jnp.float32),
+    ]
+    chosen = jnp.take_along_axis(jnp.stack(scores, 1), rollout.extra["task"][:, None], 1)[:, 0]
+    return chosen, jnp.ones(chosen.shape, bool)
+
+
+def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
+    """GAE, or one of two ways to get it wrong: the other sign, or another row's."""
+    adv, returns, statistics = algorithms.gae(SETTINGS)(
+        rewards, scores, rollout, valid=valid, statistics=statistics, axis_name=axis_name
+    )
+    treatment = rollout.extra["treatment"][:, None]
+    wrong = jnp.where(treatment == FLIPPED, -adv, jnp.roll(adv, 1, axis=0))
+    return jnp.where(treatment == RIGHT, adv, wrong), returns, statistics
+
+
+@pytest.fixture(scope="module")
+def train():
+    """train(task, seed) -> the reward of each step."""
+    model = models.make(config.llama(vocab_size=VOCAB, width=32, num_layers=1, num_heads=2, num_kv_heads=2, max_length=8))
+    parts = algorithms.make_parts(SETTINGS, reward)._replace(advantage=advantage)
+    step = parallel.compile_step(ppo.make_train_step(model, parts, SETTINGS))
+    init = jax.jit(model.init)
+
+    def prompts(task, treatment, seed, number):
+        tokens = np.random.default_rng([seed, number]).integers(0, VOCAB, (128, 1)).astype(np.int32)
+        extra = {"task": np.full(128, task, np.int32), "treatment": np.full(128, treatment, np.int32)}
+        return jax.device_put(Prompts(tokens, tokens >= 0, np.arange(128, dtype=np.int32), extra))
+
+    def run(task, seed, treatment=RIGHT):
+        params = init(jax.random.key(seed))
+        frozen = {"base": {}, "reference": toys.copied(params), "reward": {}}
+        state, rewards = ppo.init_state(SETTINGS, params, frozen, jax.random.key(seed)), []
+        for number in range(STEPS):
+            state, metrics = step(state, prompts(TASKS.index(task), treatment, seed, number))
+            rewards.append(metrics["reward"])
+        assert step.traces == 1
+        return np.asarray(jax.device_get(rewards))
+
+    return run
+
+
+def reached(rewards) -> float:
+    """The reward of the last ten steps: 1280 rollouts."""
+    return float(rewards[-10:].mean())
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("task", TASKS)
+def test_ppo_learns(train, task, seed):
+    rewards = train(task, seed)
+    assert rewards[0] < 0.3  # 1/8 by chance
+    assert reached(rewards) >= 0.95 * OPTIMUM
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("treatment", [FLIPPED, SHUFFLED], ids=["flipped", "shuffled"])
+@pytest.mark.parametrize("task", TASKS)
+def test_wrong_advantages_do_not(train, task, treatment):
+    """The same runs as above, and far from their mark: what they check would see a wrong advantage."""
+    assert reached(train(task, 0, treatment)) < 0.5

@@ -1,0 +1,134 @@
+import json
+import math
+import struct
+
+import pytest
+from rich.console import Console
+
+from jaxppo import tracking
+from jaxppo.config import UserError
+
+ROW = {"reward": 0.5, "kl": 1.25, "entropy": 2.0, "clip_fraction": 0.125, "length": 4.0, "tokens_per_second": 100.0}
+
+
+def test_run_folder_is_made_once(tmp_path):
+    folder = tracking.run_folder(tmp_path / "runs", "a", resume=False)
+    assert folder == tmp_path / "runs" / "a" and folder.is_dir()
+    tracking.run_folder(tmp_path / "runs", "a", resume=False)  # nothing has begun in it
+    tracking.write_config(folder, {"lr": 0.1})
+    with pytest.raises(UserError, match="exists: choose another --name, or continue it with --resume"):
+        tracking.run_folder(tmp_path / "runs", "a", resume=False)
+    assert tracking.run_folder(tmp_path / "runs", "a", resume=True) == folder
+
+
+def test_nothing_to_resume(tmp_path):
+    with pytest.raises(UserError, match="nothing to resume"):
+        tracking.run_folder(tmp_path, "a", resume=True)
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a b", "ä", "x" * 65, "a\n"])
+def test_names_that_could_lead_elsewhere(tmp_path, name):
+    with pytest.raises(UserError, match="--name"):
+        tracking.run_folder(tmp_path, name, resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to .*--runs"):
+        tracking.run_folder(tmp_path / "file", "a", resume=False)
+
+
+def test_write_config(tmp_path):
+    tracking.write_config(tmp_path, {"lr": 0.1})
+    tracking.write_config(tmp_path, {"lr": 0.2})
+    assert json.loads((tmp_path / "config.json").read_text()) == {"lr": 0.2}
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_read_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    assert tracking.read_lines(path) == []
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the process died while it wrote
+    assert tracking.read_lines(path) == [{"step": 1}, {"step": 2}]
+
+
+def test_a_line_a_step(tmp_path, capsys):
+    tracker = tracking.Tracker(tmp_path, first_step=0, total_steps=3)
+    tracker.log([{"step": 1, **ROW}])
+    tracker.log([])
+    tracker.log([{"step": 2, **ROW}, {"step": 3, **ROW, "kl": math.nan}])
+    tracker.say("news")
+    tracker.close()
+    rows = tracking.read_lines(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert rows[0] == {"step": 1, **ROW}
+    assert math.isnan(rows[2]["kl"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].startswith("step 1/3  reward 0.500  KL 1.25  entropy 2.00  clip 0.125  100 tok/s  left ")
+    assert lines[-1] == "news"
+
+
+def test_lines_after_the_checkpoint_go(tmp_path):
+    tracker = tracking.Tracker(tmp_path, first_step=0, total_steps=4)
+    tracker.log([{"step": k, **ROW} for k in (1, 2, 3)])
+    tracker.close()
+    tracker = tracking.Tracker(tmp_path, first_step=2, total_steps=4)
+    assert [row["step"] for row in tracking.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    tracker.log([{"step": 3, **ROW, "reward": 9.0}])
+    tracker.close()
+    rows = tracking.read_lines(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["reward"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 9.0)]
+
+
+def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracking, "Console", lambda **options: Console(force_terminal=True, width=120))
+    tracker = tracking.Tracker(tmp_path, first_step=0, total_steps=2)
+    tracker.log([{"step": 1, **ROW}])
+    tracker.say("[bold]not markup[/bold]")
+    tracker.log([{"step": 2, **ROW}])
+    tracker.close()
+    shown = capsys.readouterr().out
+    assert "[bold]not markup[/bold]" in shown
+    assert "reward 0.500" in shown and "2/2" in shown
+
+
+def test_samples_are_appended(tmp_path):
+    tracker = tracking.Tracker(tmp_path, first_step=0, total_steps=1)
+    tracker.samples([{"text": "ä\nb"}])
+    tracker.samples([{"text": "c"}])
+    tracker.close()
+    assert tracking.read_lines(tmp_path / "samples.jsonl") == [{"text": "ä\nb"}, {"text": "c"}]
+
+
+def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
+    tracking.table("samples", ["prompt", "score"], [["[red]x[/red]\x1b[2J", "0.5"]])
+    shown = capsys.readouterr().out
+    assert "[red]x[/red]\\x1b[2J" in shown
+    assert "\x1b[2J" not in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("a\tb\nc", "a b c"), ("\x00\r\x1b]0;", "\\x00\\r\\x1b]0;"), ("é 漢 🙂", "é 漢 🙂"), ("a\u202eb", "a\\u202eb")],
+)
+def test_printable(text, expected):
+    assert tracking.printable(text) == expected
+
+
+@pytest.mark.parametrize("keys", [["reward"], [key for key, _, _ in tracking.PANELS]])
+def test_curves(tmp_path, keys):
+    rows = [{"step": k, **{key: k / 10 for key in keys}} for k in range(1, 13)]
+    rows[5]["validation_reward"] = 0.7
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = tracking.plot_curves(tmp_path)
+    assert path == tmp_path / "curves.png"
+    head = path.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", head[16:]) == (1440, 720)  # 12 x 6 inches at 120 dots
+
+
+def test_running_mean():
+    assert tracking._running_mean([1.0, 2.0, 3.0, 7.0], 2) == [1.0, 1.5, 2.5, 5.0]
