@@ -13,7 +13,7 @@ Standard library only: the rates come in as numbers (`own_step.py` measures them
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from jaxppo.config import ModelConfig, gpt2
@@ -174,10 +174,10 @@ class Rates:
 
     gemm: float
     memory: float
-    shapes: dict[tuple[int, int, int, bool, int], float] | None = None
+    shapes: dict[tuple[int, int, int, bool, int], float] = field(default_factory=dict)
 
     def seconds(self, products: Products) -> float:
-        rate = (lambda p: self.gemm) if self.shapes is None else (lambda p: self.shapes[p.shape])
+        rate = lambda p: self.shapes[p.shape] if self.shapes else self.gemm
         return sum(p.flops * times / rate(p) for p, times in products)
 
 

@@ -1,14 +1,18 @@
 """How long does one PPO step take, how far is that from what the machine allows, and how does it compare with TRL?
 
 Question   Seconds, tokens/s, compile time and peak memory of one step; times the arithmetic floor (`floor.py`); times TRL's PPO.
+
 Work       A random GPT-2 shape, prompt 16, responses of fixed length, 4 epochs x 4 minibatches (16 Adam updates of all
            weights), value head, frozen reference, reward = count of one token.
              S   4 layers, width  256,  4 heads, vocabulary  8,192 (5 M),   64 rollouts of 32 or 128 tokens
              M  12 layers, width  768, 12 heads, vocabulary 50,257 (124 M), 16 rollouts of 32 tokens
+
 Commands   python experiments/benchmarks/step.py                               # all sizes, both types, one thread and all
            python experiments/benchmarks/step.py --compile                     # and compile seconds from a warm cache
            python experiments/benchmarks/step.py --peer trl --threads all      # in turns with TRL 1.12's PPO trainer
+
 Minutes    About 10; with --compile 15; --peer trl 25 (2 CPU cores). The machine must be quiet: the load is printed and kept.
+
 Reads as   step: median seconds of the whole step, which is one XLA program. rollout, update: the same work compiled as two
            programs, for orientation; they need not add up to the step. x floor: step over the floor at the best rate of any
            product measured in the same process. x own shapes: over the floor at the rates measured for the step's own products.

