@@ -1,7 +1,7 @@
 """The frontier of the main job: the judge's sentiment against KL to the reference, over steps and KL coefficients.
 
-Command    python experiments/frontier.py runs/sentiment runs/sentiment-kl4 --out frontier.png
-Reads      metrics.jsonl (validation prompts while training) and result.json (test prompts at the end) of each run.
+Command    python experiments/frontier.py runs/sentiment experiments/results/sentiment/*.json --out docs/frontier.png
+Reads      folders of finished runs, or the committed records of runs: validation prompts while training, test prompts at the end.
 """
 
 import json
@@ -17,9 +17,20 @@ from jaxppo.config import UserError
 @dataclass(frozen=True)
 class Frontier:
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """folders of finished runs"""
+    """folders of finished runs, or records (.json)"""
     out: Path = Path("frontier.png")
     traceback: bool = False
+
+
+def read(run: Path) -> tuple[dict, dict, list[tuple[float, float]]]:
+    """(config, result, [(KL, sentiment)] on validation prompts) of a run."""
+    if run.suffix == ".json":
+        record = json.loads(run.read_text())
+        config, result, rows = record["config"], record["result"], record["validation"]
+    else:
+        config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return config, result, [(row["validation_kl"], row["validation_sentiment"]) for row in rows if "validation_kl" in row]
 
 
 def main(options: Frontier) -> None:
@@ -28,19 +39,12 @@ def main(options: Frontier) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from jaxppo.tracking import read_lines
-
     if not options.runs:
         raise UserError("no runs; give at least one folder")
     figure, axis = plt.subplots(figsize=(8, 5), constrained_layout=True)
     reference = []
     for number, run in enumerate(options.runs):
-        config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
-        points = [
-            (row["validation_kl"], row["validation_sentiment"])
-            for row in read_lines(run / "metrics.jsonl")
-            if "validation_kl" in row
-        ]
+        config, result, points = read(run)
         colour = f"C{number % 10}"
         marker = {"classifier": "o", "vader": "s"}[config["reward"]]
         label = f"{config['reward']}, seed {config['seed']}, KL target {config['kl_target']:g}, floor {config['kl_coef_min']:g}"

@@ -1,4 +1,4 @@
-"""JAX at its strictest, before anything imports it: several devices, no silent broadcasting, warnings are errors (pyproject.toml).
+"""JAX at its strictest, before anything imports it: several devices, no silent broadcasting; warnings are errors (pyproject).
 
 Compiled programs are kept in the user's cache, outside the repository: a second run of the suite compiles nothing.
 """

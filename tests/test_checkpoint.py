@@ -77,7 +77,10 @@ def test_a_checkpoint_that_was_never_finished_is_none(tmp_path):
     [
         (lambda: state(shape=(3, 5)), r"params.a.kernel is float32\[3, 4\] there and float32\[3, 5\] here"),
         (lambda: state().replace(params={"a": {"kernel": jnp.zeros((3, 4))}}), r"params.b is int32\[5\] there and missing here"),
-        (lambda: state().replace(params=state().params | {"c": jnp.zeros(2)}), r"params.c is missing there and float32\[2\] here"),
+        (
+            lambda: state().replace(params=state().params | {"c": jnp.zeros(2)}),
+            r"params.c is missing there and float32\[2\] here",
+        ),
         # the constant rate keeps no count
         (lambda: state(config=Config(lr_schedule="constant")), r"opt_state.2.count is int32\[\] there and missing here"),
         (lambda: state().replace(step=jnp.float32(0)), r"step is int32\[\] there and float32\[\] here"),

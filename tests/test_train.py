@@ -12,9 +12,20 @@ from jaxppo import algorithms, pretrained, tracking, train
 from jaxppo.config import RunConfig, UserError
 
 RUN = RunConfig(
-    tiny=True, batch_size=4, prompt_length=4, response_length=3, minibatches=2, steps=4, save_every=2, eval_every=3, lora=2, lr=1e-2
+    tiny=True,
+    batch_size=4,
+    prompt_length=4,
+    response_length=3,
+    minibatches=2,
+    steps=4,
+    save_every=2,
+    eval_every=3,
+    lora=2,
+    lr=1e-2,
 )
 TEXTS = ["one", "two", "four", "x", "seven", "it", "ab"]
+
+
 def reward(params, rollout):
     """The share of ids above 128."""
     score = ((rollout.response > 128) * rollout.mask).sum(1) / rollout.mask.sum(1)

@@ -70,7 +70,9 @@ def prompts(rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
     return ragged([1 + i % SETTINGS.prompt_length for i in range(rows)], SETTINGS.prompt_length, seed)
 
 
-def roll(toy: Toy, prompts: Prompts, settings: Config = SETTINGS, *, key: int = 7, reference: dict | None = None, **options) -> Rollout:
+def roll(
+    toy: Toy, prompts: Prompts, settings: Config = SETTINGS, *, key: int = 7, reference: dict | None = None, **options
+) -> Rollout:
     """A rollout of the toy's policy, whose reference is the policy itself unless given."""
     frozen = {"base": {}, "reference": toy.params if reference is None else reference}
     options = {"length": settings.response_length, "eos": settings.eos, "pad": settings.pad} | options

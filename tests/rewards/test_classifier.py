@@ -87,7 +87,9 @@ def test_accuracy_leaves_out_what_is_hardly_rated(fitted):
 
 
 def test_windows_are_fragments_of_the_texts():
-    data = Labelled.encode(["long", "short"], np.array([1.0, -1.0]), {"long": [1, 2, 3, 4, 5, 6], "short": [7, 8]}.__getitem__, length=6)
+    data = Labelled.encode(
+        ["long", "short"], np.array([1.0, -1.0]), {"long": [1, 2, 3, 4, 5, 6], "short": [7, 8]}.__getitem__, length=6
+    )
     for seed in range(10):
         both = data.with_windows(least=2, most=3, seed=seed)
         toys.assert_same(both.rows(np.arange(2)), data)
