@@ -6,7 +6,7 @@ Command    python experiments/sentiment.py                     # --reward vader;
 Minutes    11.5 on two CPU cores that did other work too (JAX 0.10.2), downloads excluded.
 Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 1, two sampling seeds. The judge, VADER, reads
            the continuation alone. KL is the mean over continuations of the summed k1. Distinct-2 at equal numbers of tokens.
-           Nothing was tuned on the test sentences.
+           Settings were chosen on validation prompts.
 Expected   Three training seeds, mean +- standard error over seeds, judge before +.140:
              classifier   gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats, distinct-2 .922 +- .005 of the reference's
 VADERLINE

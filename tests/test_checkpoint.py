@@ -51,12 +51,13 @@ def test_the_newest_and_the_best_are_kept(checkpoints):
 
 def test_the_saved_state_may_be_given_away_at_once(checkpoints):
     """The next step overwrites its buffers while they are still being written."""
-    given, same = state(1), state(1)
+    given, same = (state(1, shape=(1000, 1000)) for _ in range(2))
+    overwrite = jax.jit(lambda params: jax.tree.map(lambda x: x * 0, params), donate_argnums=0)
     checkpoints.save(given, score=0.0)
-    for x in jax.tree.leaves(given.replace(frozen=None)):
-        x.delete()
+    jax.block_until_ready(overwrite(given.params))
+    assert given.params["b"].is_deleted()
     checkpoints.manager.wait_until_finished()
-    toys.assert_same(checkpoints.restore(state(seed=9)), same)
+    toys.assert_same(checkpoints.restore(state(seed=9, shape=(1000, 1000))), same)
 
 
 def test_nothing_to_restore(checkpoints):
