@@ -9,7 +9,7 @@ Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 
            Settings were chosen on validation prompts.
 Expected   Three training seeds, mean +- standard error over seeds, judge before +.140:
              classifier   gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats, distinct-2 .922 +- .005 of the reference's
-             vader        gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats, distinct-2 .929 +- .007; judge and reward are one
+             vader        gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats, distinct-2 .929 +- .007 (judge = reward)
 """
 
 from dataclasses import dataclass
