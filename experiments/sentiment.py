@@ -53,7 +53,7 @@ def main(options: Sentiment) -> None:
     from jaxppo.data import sentiment
 
     config.validate_run(options)
-    algorithms.make_parts(options, reward=None)  # a wrong name is found before anything is loaded
+    algorithms.check(options)  # a wrong name is found before anything is loaded
     train.use_compilation_cache()
     folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
     if options.tiny:

@@ -53,8 +53,25 @@ def gae(
     return masked.keep(advantages.T, m), masked.keep(advantages.T + values, m)
 
 
+def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
+    """A λ that grows with the length n of the response: λ = 1 − 1 / (α n), and 0 where α n < 1 (https://arxiv.org/abs/2504.05118).
+
+    So λ / (1 − λ), the reach of GAE, is proportional to the length. Rescale α for short responses: with the paper's .05
+    every response of up to 20 tokens has λ = 0.
+
+    >>> import jax.numpy as jnp
+    >>> length_adaptive_lam(jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]), alpha=0.5)
+    Array([[0.5],
+           [0. ]], dtype=float32)
+    """
+    length = jnp.sum(mask.astype(bool), axis=1, keepdims=True, dtype=jnp.result_type(float))
+    return 1 - 1 / jnp.maximum(alpha * length, 1)
+
+
 def returns_to_go(rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar) -> Float[Array, "B T"]:
     """The discounted rewards that follow: Gₜ = rₜ + γ G₊, over acting tokens.
+
+    It is `gae` without values at λ = 1 (https://arxiv.org/abs/1506.02438, section 3).
 
     >>> import jax.numpy as jnp
     >>> returns_to_go(jnp.array([[1.0, 0.0, 4.0]]), jnp.ones((1, 3)), gamma=0.5)
@@ -66,7 +83,7 @@ def returns_to_go(rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar) ->
 def reinforce_plus_plus(
     rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar, ddof: int = 1, axis_name: AxisName = None
 ) -> Float[Array, "B T"]:
-    """Returns-to-go, whitened over all tokens of the batch (https://arxiv.org/abs/2501.03262).
+    """Returns-to-go, whitened over all tokens of the batch: (Gₜ − mean G) / std G (https://arxiv.org/abs/2501.03262).
 
     >>> import jax.numpy as jnp
     >>> reinforce_plus_plus(jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)), gamma=1.0, ddof=0)
@@ -194,7 +211,9 @@ def gdpo(
 
 
 def last_acting(mask: Mask) -> Bool[Array, "B T"]:
-    """True on the last acting token of each row: where a sequence's score belongs. No token of an empty row.
+    """True on the last acting token of each row, mₜ = 1 and Σ_{k>t} mₖ = 0. No token of an empty row.
+
+    There a sequence's score belongs, not on the padding after it (https://arxiv.org/abs/2403.17031).
 
     >>> import jax.numpy as jnp
     >>> last_acting(jnp.array([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))

@@ -1,9 +1,9 @@
 """How per-token losses become one number: weights [B T], with which the loss is Σ weights · per_token.
 
-The choice decides how much a token of a long response counts, and is where implementations disagree without a word.
-The denominators are those of the whole batch (over `axis_name`), so weighted sums of microbatches and devices add up to
-the loss of the batch: nothing is averaged afterwards. Rows without tokens do not count. A batch without any tokens has
-weights 0. The weights have the dtype of the mask, or for a boolean mask JAX's default float.
+The choice decides how much a token of a long response counts, and is where implementations disagree without a word
+(https://arxiv.org/abs/2503.20783). The denominators are those of the whole batch (over `axis_name`), so weighted sums of
+microbatches and devices add up to the loss of the batch: nothing is averaged afterwards. Rows without tokens do not count.
+A batch without any tokens has weights 0. The weights have the dtype of the mask, or for a boolean mask JAX's default float.
 """
 
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ def token_mean(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T"]
 
 
 def token_sum(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T"]:
-    """The sum over all tokens: mᵢₜ.
+    """The sum over all tokens: wᵢₜ = mᵢₜ.
 
     >>> import jax.numpy as jnp
     >>> token_sum(jnp.array([[True, True, False]]))

@@ -1,44 +1,88 @@
-"""The tables name -> function: the only place where a name on the command line becomes a function. One line each."""
+"""The tables name -> function: the only place where a name on the command line becomes a function. One line each.
 
+Presets, which choose a name from each table, stand in `presets.ALGORITHMS`.
+"""
+
+import inspect
 from collections.abc import Callable
 from functools import partial
 
-from jaxppo import advantages, aggregate, kl, losses, masked
+from jaxppo import aggregate, estimators, kl, losses, second_order, update
 from jaxppo.config import Config, UserError
+from jaxppo.presets import ALGORITHMS
 from jaxppo.rewards.shaping import token_rewards
-from jaxppo.types import AdvantageFn, Parts, RewardFn
+from jaxppo.types import AdvantageFn, Parts, PolicyLossFn, RewardFn
+
+__all__ = [
+    "ADVANTAGES", "AGGREGATES", "ALGORITHMS", "CORRECTIONS", "KLS", "POLICY_LOSSES", "UPDATES", "VALUE_LOSSES", "check",
+    "look_up",
+    "make_parts",
+]  # fmt: skip
 
 
-def gae(config: Config) -> AdvantageFn:
-    """GAE on the critic's values, whitened over the global batch."""
-
-    def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
-        mask = rollout.mask * valid[:, None].astype(rollout.mask.dtype)
-        adv, returns = advantages.gae(rewards, rollout.values, mask, gamma=config.gamma, lam=config.lam)
-        if config.whiten_advantages:
-            adv = masked.whiten(adv, mask, axis_name=axis_name)
-        return adv, returns, statistics
-
-    return advantage
+def with_clip(loss: Callable) -> Callable[[Config], Callable]:
+    """A loss with bounds; what the settings leave open keeps the loss's own default."""
+    given = lambda c: {"low": c.clip_low, "high": c.clip_high}
+    return lambda c: partial(loss, **{name: x for name, x in given(c).items() if x is not None})
 
 
-POLICY_LOSSES: dict[str, Callable] = {
+POLICY_LOSSES: dict[str, Callable[[Config], Callable]] = {
     "reinforce": lambda c: losses.reinforce,
-    "clip": lambda c: partial(losses.clip, low=c.clip_low, high=c.clip_high),
+    "clip": with_clip(losses.clip),
+    "dual_clip": with_clip(losses.dual_clip),
+    "kl_penalty": lambda c: losses.kl_penalty,  # beta comes from the controller
+    "gspo": with_clip(losses.gspo),
+    "gspo_token": with_clip(losses.gspo_token),
+    "cispo": with_clip(losses.cispo),
+    "sapo": lambda c: losses.sapo,
+    "gmpo": with_clip(losses.gmpo),
+    "clip_cov": with_clip(losses.clip_cov),
+    "kl_cov": lambda c: losses.kl_cov,
+    "dppo_tv": with_clip(losses.dppo_tv),
+    "dppo_kl": with_clip(losses.dppo_kl),
+    "awr": lambda c: losses.awr,
+    "dro": lambda c: partial(losses.dro, beta=c.beta),
 }
-ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {"gae": gae}
+ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {
+    "gae": estimators.gae,
+    "returns": estimators.monte_carlo,
+    "moving_average": estimators.moving_average,
+    "batch_mean": estimators.on_rows(estimators.batch_mean),
+    "group": estimators.on_rows(estimators.group),
+    "group_mean": estimators.on_rows(estimators.group_mean),
+    "rloo": estimators.on_rows(estimators.rloo),
+    "opo": estimators.on_rows(estimators.opo),
+    "gpg": estimators.on_rows(estimators.gpg),
+    "gdpo": estimators.gdpo,
+    "remax": estimators.remax,
+    "reinforce_plus_plus": estimators.reinforce_plus_plus,
+    "reinforce_plus_plus_baseline": estimators.on_rows(estimators.group_mean, whiten=True),
+}
 AGGREGATES: dict[str, Callable] = {
     "token_mean": lambda c: aggregate.token_mean,
+    "token_sum": lambda c: aggregate.token_sum,
     "sequence_mean": lambda c: aggregate.sequence_mean,
     "sequence_sum": lambda c: aggregate.sequence_sum,
     "constant": lambda c: partial(aggregate.constant, length=c.response_length),
 }
-KLS: dict[str, Callable] = {"k1": kl.k1, "k2": kl.k2, "k3": kl.k3, "absolute": kl.absolute}
+KLS: dict[str, Callable] = {
+    "k1": kl.k1,
+    "k2": kl.k2,
+    "k3": kl.k3,
+    "absolute": kl.absolute,
+    "k1+": lambda x, ref: kl.straight_through(kl.k1(x, ref), kl.k2(x, ref)),
+    "k3+": lambda x, ref: kl.straight_through(kl.k3(x, ref), kl.k2(x, ref)),
+    "absolute+": lambda x, ref: kl.straight_through(kl.absolute(x, ref), kl.k2(x, ref)),
+    "full": kl.full,  # the one estimator on logits: the step computes them
+}
 VALUE_LOSSES: dict[str, Callable] = {
     "mse": lambda c: lambda values, old_values, returns: losses.value_mse(values, returns),
     "clipped": lambda c: partial(losses.value_clipped, eps=c.value_clip),
+    "huber": lambda c: lambda values, old_values, returns: losses.value_huber(values, returns),
     "none": lambda c: None,
 }
+CORRECTIONS: dict[str, Callable | None] = {"none": None, "truncated": losses.truncated_importance}
+UPDATES: dict[str, Callable] = {"gradient": update.make_update, "trpo": second_order.trpo, "npg": second_order.npg}
 
 
 def look_up(table: dict, kind: str, name: str):
@@ -48,14 +92,35 @@ def look_up(table: dict, kind: str, name: str):
     return table[name]
 
 
+def check(config: Config) -> None:
+    """Raise UserError for a name that is in no table."""
+    make_parts(config, lambda params, rollout: (rollout.mask.sum(1), rollout.finished))
+
+
 def make_parts(config: Config, reward: RewardFn) -> Parts:
     """The parts that the configuration names, with this reward."""
     return Parts(
         reward=reward,
         token_rewards=token_rewards,
         advantage=look_up(ADVANTAGES, "advantage", config.advantage)(config),
-        policy_loss=look_up(POLICY_LOSSES, "loss", config.loss)(config),
+        policy_loss=policy_loss(config),
         aggregate=look_up(AGGREGATES, "aggregate", config.aggregate)(config),
         kl=look_up(KLS, "kl", config.kl),
         value_loss=look_up(VALUE_LOSSES, "value-loss", config.value_loss)(config),
+        correction=look_up(CORRECTIONS, "correction", config.correction),
+        update=look_up(UPDATES, "update", config.update),
+        greedy=config.advantage == "remax",
+        penalty=config.loss == "kl_penalty",
     )
+
+
+def policy_loss(config: Config) -> PolicyLossFn:
+    """The named policy loss with the settings that were given for it. Raises UserError for a setting that it does not have."""
+    loss = look_up(POLICY_LOSSES, "loss", config.loss)(config)
+    if not config.loss_settings:
+        return loss
+    known = [name for name, x in inspect.signature(loss).parameters.items() if x.kind is x.KEYWORD_ONLY and name != "key"]
+    for name, _ in config.loss_settings:
+        if name not in known:
+            raise UserError(f"--loss {config.loss} has no setting {name!r}: choose from {', '.join(known) or 'none'}")
+    return partial(loss, **dict(config.loss_settings))

@@ -1,6 +1,7 @@
 """The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -12,7 +13,8 @@ from typing import Any
 
 import tyro
 
-from jaxppo.config import UserError
+from jaxppo.config import Config, UserError
+from jaxppo.presets import ALGORITHMS, preset
 
 
 def script(main: Callable[[Any], None], config: type, *, args: list[str] | None = None) -> None:
@@ -41,13 +43,35 @@ def script(main: Callable[[Any], None], config: type, *, args: list[str] | None 
 def parse(config: type, *, args: list[str] | None = None, description: str = "") -> Any:
     """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2."""
     complaint = io.StringIO()
+    given = sys.argv[1:] if args is None else list(args)
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(config, args=args, description=description)
+            # Two passes: the algorithm's settings first, as defaults, so that any other option overrides one of them.
+            named = chosen_algorithm(given) if any(f.name == "algorithm" for f in dataclasses.fields(config)) else None
+            default = {} if named is None else {"default": preset(config(), named)}
+            return tyro.cli(config, args=given, description=description, **default)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except SystemExit as stop:
         if stop.code:
             print(f"error: {one_line(complaint.getvalue())}; --help lists all options", file=sys.stderr)
         raise
+
+
+def chosen_algorithm(args: list[str]) -> str | None:
+    """The value of --algorithm among the arguments, the last one if there are several.
+
+    >>> chosen_algorithm(["--steps", "3", "--algorithm", "grpo"]), chosen_algorithm(["--algorithm=rloo"]), chosen_algorithm([])
+    ('grpo', 'rloo', None)
+    """
+    found = None
+    for word, following in zip(args, [*args[1:], None], strict=True):
+        if word == "--algorithm":
+            found = following
+        elif word.startswith("--algorithm="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def one_line(box: str) -> str:
@@ -103,7 +127,31 @@ def sample(options: SampleOptions) -> None:
         print(tracking.printable(text) + tracking.printable(done.response))
 
 
-VERBS = {"sample": (sample, SampleOptions)}
+@dataclass(frozen=True)
+class AlgorithmsOptions:
+    """The algorithms that --algorithm knows: parts, paper, one line each."""
+
+    settings: bool = False
+    """print every setting of each, too"""
+
+
+def algorithms(options: AlgorithmsOptions) -> None:
+    """Print the table of presets."""
+    defaults = Config()
+    names = ("loss", "advantage", "aggregate", "kl", "value_loss")
+    for name, chosen in ALGORITHMS.items():
+        full = preset(defaults, name)
+        kl = "none" if full.kl_coef == 0 else f"{full.kl} in {full.kl_place}"
+        parts = [full.update] if full.update != "gradient" else [full.loss]
+        critic = "no critic" if full.value_loss == "none" else f"critic {full.critic}"
+        parts += [full.advantage, full.aggregate, f"KL {kl}", critic]
+        print(f"{name:30}{' | '.join(parts)}\n{'':30}{chosen.about}\n{'':30}{chosen.paper}")
+        if options.settings:
+            rest = {key: x for key, x in chosen.settings.items() if key not in names}
+            print(f"{'':30}{' '.join(f'--{key.replace(chr(95), chr(45))} {x}' for key, x in rest.items())}")
+
+
+VERBS = {"sample": (sample, SampleOptions), "algorithms": (algorithms, AlgorithmsOptions)}
 
 
 def main() -> None:

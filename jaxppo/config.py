@@ -81,6 +81,8 @@ class Config:
     minibatches: int = 4
     """optimizer updates in each pass"""
 
+    algorithm: str = "ppo"
+    """preset of parts and settings (`jaxppo algorithms` lists them); every other option overrides it"""
     loss: str = "clip"
     """policy loss, by name"""
     advantage: str = "gae"
@@ -88,39 +90,91 @@ class Config:
     aggregate: str = "token_mean"
     """how per-token losses become one number, by name"""
     kl: str = "k1"
-    """estimator of the KL to the reference, by name"""
+    """estimator of the KL to the reference: k1, k2, k3, absolute; k1+, k3+, absolute+ (with the gradient of k2); full (exact)"""
     value_loss: str = "clipped"
     """value loss, by name; none = no critic"""
+    correction: str = "none"
+    """none | truncated: importance weights against the sampler's own log-probs"""
+    update: str = "gradient"
+    """gradient (epochs x minibatches) | trpo | npg (one natural-gradient step a batch)"""
 
-    clip_low: float = 0.2
-    """the ratio is held above 1 - clip_low"""
-    clip_high: float = 0.2
-    """the ratio is held below 1 + clip_high"""
+    clip_low: float | None = None
+    """the ratio is held above 1 - clip_low; None = the loss's own default"""
+    clip_high: float | None = None
+    """the ratio is held below 1 + clip_high; None = the loss's own default"""
+    loss_settings: tuple[tuple[str, float], ...] = ()
+    """other settings of the loss by name, such as: tau_positive 1.0 tau_negative 1.05"""
+    beta: float = 1.0
+    """weight of the pull towards the old policy in the losses kl_penalty and dro"""
+    beta_target: float = 0.0
+    """loss kl_penalty: nats a token to which PPO's rule steers beta; 0 = beta stays"""
     value_clip: float = 0.2
     """new values are held within this distance of the old ones"""
     value_coef: float = 0.1
     """weight of the value loss"""
     entropy_coef: float = 0.0
     """weight of the entropy bonus"""
+    critic: str = "shared"
+    """shared (a head on the policy's trunk) | separate (a second network of the same shape)"""
+    critic_lr: float | None = None
+    """learning rate of the critic's own parameters; None = lr"""
+    critic_warmup: int = 0
+    """first steps in which the critic alone learns"""
+    value_init: str = "zero"
+    """value head at the start: zero | normal | reward (the trunk, if separate, and the head of the reward model)"""
+
     gamma: float = 1.0
     """discount for each token"""
     lam: float = 0.95
     """GAE's lambda"""
-    whiten_advantages: bool = True
-    """advantages with mean 0 and variance 1 over the global batch"""
+    critic_lam: float | None = None
+    """lambda of the critic's targets; None = the same (VAPO: 1)"""
+    lam_alpha: float = 0.0
+    """above 0, lambda depends on the response's length: 1 - 1 / (lam_alpha * tokens) (VAPO: .05)"""
+    whiten_advantages: bool | None = None
+    """advantages with mean 0 and variance 1 over the global batch; None = as the estimator's paper has it"""
+    whiten_ddof: int = 0
+    """0 | 1: what is taken from the count in the variance"""
+    whiten_shift: bool = True
+    """take the mean away when whitening; without, only the scale changes"""
+    baseline_decay: float = 0.9
+    """advantage moving_average: how much of the old baseline stays"""
+
     missing_eos_penalty: float = 0.0
     """taken from the score of a response that did not end by itself"""
+    overlong_buffer: int = 0
+    """tokens before the longest response over which overlong_penalty grows from 0 (DAPO); 0 = no such penalty"""
+    overlong_penalty: float = 1.0
+    """most that is taken from the score of a long response"""
+    reward_clip: float = 0.0
+    """scores are held in [-reward_clip, reward_clip]; 0 = not at all"""
+    reward_norm: str = "none"
+    """none | running (scores over their running deviation) | batch (scores whitened over the batch)"""
+    whiten_rewards: bool = False
+    """per-token rewards, KL penalty included, with variance 1 over the batch; the mean stays"""
+    filter_groups: bool = False
+    """groups whose scores are all equal leave the loss and its denominators (DAPO)"""
+    oversample: int = 1
+    """with filter_groups: make this many times the groups and keep the first informative ones"""
 
     kl_coef: float = 0.1
-    """KL penalty in the reward, for each nat (the start value when adaptive)"""
+    """weight of the KL to the reference, for each nat (the start value when adaptive)"""
+    kl_place: str = "reward"
+    """reward | loss: where that term stands"""
+    kl_importance: bool = False
+    """kl_place loss: multiply by the ratio to the sampling policy, with its gradient"""
     kl_adaptive: bool = True
-    """adapt kl_coef towards kl_target (Ziegler et al. 2019)"""
+    """adapt kl_coef towards kl_target"""
+    kl_rule: str = "ziegler"
+    """ziegler (proportional, Ziegler et al. 2019) | ppo (doubled above 1.5 x target, halved below target / 1.5)"""
     kl_target: float = 6.0
     """nats a response"""
     kl_horizon: float = 10_000.0
     """rollouts over which the coefficient can move by one e-fold at most, times 5"""
     kl_coef_min: float = 0.0
     """the adaptive coefficient never falls below this"""
+    kl_stop: float = 0.0
+    """nats a token from the sampling policy at which the rest of the step's minibatches are left out; 0 = never"""
 
     temperature: float = 1.0
     """of the sampler and of every log-prob"""
@@ -128,14 +182,35 @@ class Config:
     """sample among the k likeliest tokens; 0 = all"""
     top_p: float = 1.0
     """sample among the likeliest tokens with this much probability; 1 = all"""
+    mask_top_p: float = 1.0
+    """below 1, only the top-p tokens of a lagged copy of the policy may be sampled (NLPO)"""
+    mask_every: int = 20
+    """steps between two copies of the policy for mask_top_p"""
+    mask_renormalise: bool = True
+    """log-probs among the allowed tokens sum to 1; no = as RL4LMs has it, the unmasked log-prob of an allowed token"""
 
+    optimizer: str = "adam"
+    """adam | adamw | rmsprop | sgd"""
     lr: float = 1e-3
-    """Adam's learning rate at the start"""
+    """learning rate at the start, or after the warm-up"""
     lr_schedule: str = "linear"
-    """linear (to 0 over all steps) | constant"""
+    """linear (to 0 over all steps) | cosine (to 0) | constant"""
+    lr_warmup: int = 0
+    """first steps in which the learning rate grows from 0"""
+    weight_decay: float = 0.01
+    """adamw's"""
     adam_eps: float = 1e-5
+    """eps of adam, adamw and rmsprop"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this global norm"""
+    trust_kl: float = 0.01
+    """update trpo, npg: nats a token that a natural-gradient step may move the policy"""
+    cg_iterations: int = 10
+    """conjugate-gradient iterations for the natural gradient"""
+    cg_damping: float = 0.1
+    """multiple of the identity added to the Fisher matrix"""
+    backtracks: int = 10
+    """trpo: how often the step may be halved"""
     eos: int = -1
     """token id that ends a response (a script sets it from its tokenizer); -1 = responses always have full length"""
     pad: int = 0
@@ -159,6 +234,11 @@ class Config:
         return self.prompt_length + self.response_length
 
     @property
+    def rows(self) -> int:
+        """rollouts made in a step, of which batch_size are learned from"""
+        return self.batch_size * self.oversample
+
+    @property
     def updates(self) -> int:
         """optimizer updates in the whole run"""
         return self.steps * self.epochs * self.minibatches
@@ -166,9 +246,19 @@ class Config:
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
-    "lr_schedule": ("linear", "constant"),
+    "lr_schedule": ("linear", "cosine", "constant"),
+    "optimizer": ("adam", "adamw", "rmsprop", "sgd"),
+    "kl_place": ("reward", "loss"),
+    "kl_rule": ("ziegler", "ppo"),
+    "critic": ("shared", "separate"),
+    "value_init": ("zero", "normal", "reward"),
+    "reward_norm": ("none", "running", "batch"),
+    "whiten_ddof": (0, 1),
 }
-POSITIVE = ("batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature")
+POSITIVE = (
+    "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature", "oversample",
+    "mask_every",
+)  # fmt: skip
 
 
 def validate(config: Config, *, devices: int = 1) -> None:
@@ -178,9 +268,20 @@ def validate(config: Config, *, devices: int = 1) -> None:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)!r}: choose one of {', '.join(choices)}")
-    if not 0 < config.top_p <= 1:
-        raise UserError(f"--top-p must be in (0, 1], but is {config.top_p}")
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(config, name)!r}: choose one of {', '.join(str(x) for x in choices)}"
+            )
+    for name in ("top_p", "mask_top_p"):
+        if not 0 < getattr(config, name) <= 1:
+            raise UserError(f"--{name.replace('_', '-')} must be in (0, 1], but is {getattr(config, name)}")
+    if config.oversample > 1 and not config.filter_groups:
+        raise UserError(f"--oversample {config.oversample} chooses among groups: it needs --filter-groups")
+    if config.filter_groups and config.group_size == 1:
+        raise UserError("--filter-groups needs groups to compare: --group-size 1 has none; use 2 or more")
+    if config.overlong_buffer > config.response_length:
+        raise UserError(
+            f"--overlong-buffer {config.overlong_buffer} is longer than --response-length {config.response_length}; shorten it"
+        )
     if config.batch_size % devices:
         raise UserError(f"--batch-size {config.batch_size} does not divide over {devices} devices; use a multiple of {devices}")
     unit = config.minibatches * config.group_size
@@ -192,8 +293,16 @@ def validate(config: Config, *, devices: int = 1) -> None:
 
 
 def to_dict(config) -> dict:
-    """The settings as plain JSON values; paths become strings."""
-    return {name: str(x) if isinstance(x, PurePath) else x for name, x in dataclasses.asdict(config).items()}
+    """The settings as plain JSON values; paths become strings, tuples lists."""
+    plain = lambda x: str(x) if isinstance(x, PurePath) else [plain(y) for y in x] if isinstance(x, tuple) else x
+    return {name: plain(x) for name, x in dataclasses.asdict(config).items()}
+
+
+def from_dict(kind: type, stored: dict):
+    """The settings of `kind` among the values of `to_dict`; what it does not know is left out."""
+    as_tuple = lambda x: tuple(as_tuple(y) for y in x) if isinstance(x, list) else x
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{name: as_tuple(x) for name, x in stored.items() if name in names})
 
 
 @dataclass(frozen=True)

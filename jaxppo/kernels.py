@@ -159,7 +159,7 @@ def _token_logprobs_bwd(residuals, cotangents):
 
 
 def _finite(logits: Array) -> Array:
-    """−inf becomes a number, so that a probability of 0 times it is 0. (A maximum: XLA's CPU backend would write a select out.)"""
+    """−inf becomes a number, so that a probability of 0 times it is 0."""
     return jnp.maximum(logits, -1e30)
 
 

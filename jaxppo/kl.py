@@ -19,7 +19,7 @@ CLAMP = 20.0  # e²⁰ is about 5e8: no overflow in float32
 
 
 def k1(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Unbiased, of either sign, high variance: x.
+    """Unbiased, of either sign, high variance: k₁ = x.
 
     >>> import jax.numpy as jnp
     >>> k1(jnp.array([-1.0, -3.0]), jnp.array([-2.0, -2.0]))
@@ -50,7 +50,7 @@ def k3(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[
 
 
 def absolute(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The size of k1: |x|, with slope 0 at 0.
+    """The size of k1: k = |x|, with slope 0 at 0.
 
     >>> import jax.numpy as jnp
     >>> absolute(jnp.array([-1.0, -3.0]), jnp.array([-2.0, -2.0]))
@@ -61,7 +61,7 @@ def absolute(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> 
 
 
 def straight_through(value: Float[Array, "*s"], gradient: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The value of one estimator with the gradient of another, such as k3 with the gradient of k2.
+    """The value of one estimator with the gradient of another, such as k3 with that of k2: sg(v) + g − sg(g).
 
     >>> import jax, jax.numpy as jnp
     >>> zero = jnp.float32(0)
@@ -96,3 +96,15 @@ def adapt(coef: Scalar, kl: Scalar, *, target: Scalar | int, horizon: Scalar | i
     """
     error = jnp.clip(kl / target - 1, -0.2, 0.2)
     return coef * (1 + error * num_rows / horizon)
+
+
+def adapt_ppo(coef: Scalar, kl: Scalar, *, target: Scalar | int) -> Scalar:
+    """PPO's own rule: twice the coefficient where kl > 1.5 target, half of it where kl < target / 1.5, else the same.
+
+    From https://arxiv.org/abs/1707.06347, section 4. `kl` and `target` in the same unit.
+
+    >>> [float(adapt_ppo(1.0, x, target=1.0)) for x in (0.5, 1.0, 2.0)]
+    [0.5, 1.0, 2.0]
+    """
+    kl = jnp.asarray(kl)
+    return coef * jnp.where(kl > 1.5 * target, 2.0, jnp.where(kl < target / 1.5, 0.5, 1.0))

@@ -1,9 +1,12 @@
 """Sum, mean, variance and whitening under a mask: the only statistics in this repository.
 
 What the mask leaves out may be anything, NaN and infinity included: it is replaced by 0 before any arithmetic, so that
-values and gradients stay finite. With an `axis_name` numerator and denominator are both summed over the devices first:
-a mean of means depends on how the rows are dealt out.
+values and gradients stay finite (https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where). With an
+`axis_name` numerator and denominator are both summed over the devices first: a mean of means depends on how the rows are
+dealt out.
 """
+
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -78,8 +81,49 @@ def whiten(
     return keep(white if shift_mean else white + centre, mask)
 
 
+class Moments(NamedTuple):
+    """Count, mean and sum of squared distances from the mean of all numbers seen so far; each Float[]."""
+
+    count: Float[Array, ""]
+    mean: Float[Array, ""]
+    squares: Float[Array, ""]
+
+    def std(self, *, ddof: int = 1) -> Float[Array, ""]:
+        """√(squares / (count − ddof)), and 1 while there is nothing to divide by or no spread."""
+        variance = self.squares / jnp.maximum(self.count - ddof, 1)
+        return jnp.where((self.count > ddof) & (variance > 0), jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)
+
+
+def no_moments() -> Moments:
+    """The moments of nothing: n = m = S = 0.
+
+    >>> float(no_moments().std())
+    1.0
+    """
+    return Moments(*(jnp.zeros((), jnp.float32) for _ in range(3)))
+
+
+def add_moments(moments: Moments, x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, axis_name: AxisName = None) -> Moments:
+    """The moments with the batch x joined to them: n = n₁ + n₂, m = m₁ + δ n₂ / n, S = S₁ + S₂ + δ² n₁ n₂ / n, δ = m₂ − m₁.
+
+    From Chan et al. 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
+
+    >>> import jax.numpy as jnp
+    >>> ones = jnp.ones(2, bool)
+    >>> both = add_moments(add_moments(no_moments(), jnp.array([1.0, 3.0]), ones), jnp.array([5.0, 7.0]), ones)
+    >>> float(both.mean), round(float(both.std()) ** 2, 4)  # (9 + 1 + 1 + 9) / 3
+    (4.0, 6.6667)
+    """
+    count = _psum(jnp.sum(mask.astype(bool), dtype=jnp.float32), axis_name)
+    centre = mean(x, mask, axis_name=axis_name)
+    squares = var(x, mask, axis_name=axis_name) * count
+    whole = moments.count + count
+    delta, share = centre - moments.mean, count / jnp.maximum(whole, 1)
+    return Moments(whole, moments.mean + delta * share, moments.squares + squares + jnp.square(delta) * moments.count * share)
+
+
 def keep(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"]) -> Float[Array, "*s"]:
-    """x where the mask is not 0, else 0: for the front of any nonlinearity, where 0 · inf would make a NaN gradient.
+    """yₜ = xₜ where mₜ is not 0, else 0: for the front of any nonlinearity, where 0 · inf would make a NaN gradient.
 
     >>> import jax.numpy as jnp
     >>> keep(jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0]))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxppo import kernels, sampling
+from jaxppo import kernels, kl, sampling
 from jaxppo.config import Config
 from jaxppo.types import Model, Params, Rollout
 
@@ -35,29 +35,28 @@ def cast(params: Params, dtype) -> Params:
     """
 
     def rounded(path, x):
-        exact = path[0].key == "value"  # the value head is tiny and its products are float32
+        exact = any(part.key == "value" for part in path)  # the value head is tiny and its products are float32
         return x if exact or x.ndim < 2 else x.astype(dtype)
 
     return jax.tree_util.tree_map_with_path(rounded, dict(params))
 
 
 def choices(
-    logits: Float[Array, "N V"], tokens: Int[Array, "N"], *, config: Config
+    logits: Float[Array, "N V"], tokens: Int[Array, "N"], *, config: Config, guide: Float[Array, "N V"] | None = None
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
-    """(log-prob with all processors, log-prob with the temperature only, entropy) of one token a row."""
+    """(log-prob with all processors, log-prob with the temperature only, entropy) of one token a row; `guide` as in
+    `sampling.process`."""
     logits = sampling.temper(logits, temperature=config.temperature)
     raw, entropy = kernels.token_logprobs(logits, tokens)
-    if not has_keep_set(config):
+    if guide is None and not sampling.has_keep_set(config):
         return raw, raw, entropy
-    kept = sampling.keep_set(logits, top_k=config.top_k, top_p=config.top_p)
+    kept = sampling.process(logits, sample=config, guide=guide)
     inside = jnp.take_along_axis(kept, tokens[:, None], 1)[:, 0] > -jnp.inf
+    # RL4LMs, where NLPO comes from, leaves the log-prob of an allowed token as it is without the mask.
+    inside_mass = _log_kept(logits, kept) if guide is None or config.mask_renormalise else jnp.zeros_like(raw)
     # A token may leave the keep-set while the epochs run: floored, and without gradient.
-    logprob = jnp.where(inside, raw - jnp.where(inside, _log_kept(logits, kept), 0.0), FLOOR)
+    logprob = jnp.where(inside, raw - jnp.where(inside, inside_mass, 0.0), FLOOR)
     return logprob, raw, entropy
-
-
-def has_keep_set(config: Config) -> bool:
-    return config.top_k > 0 or not (isinstance(config.top_p, float | int) and config.top_p >= 1)
 
 
 def _log_kept(logits, kept):
@@ -66,31 +65,59 @@ def _log_kept(logits, kept):
 
 
 def score(
-    model: Model, params: Params, rollout: Rollout, *, config: Config, with_values: bool = True, dropout_key=None
+    model: Model,
+    params: Params,
+    rollout: Rollout,
+    *,
+    config: Config,
+    with_values: bool = True,
+    guide: Params | None = None,
+    dropout_key=None,
 ) -> Scores:
     """Log-probs, entropy and values of a rollout's responses under `params`. Only response positions get logits, and logits of
-    more than `config.logits_bytes` are computed in chunks (and again in the backward pass)."""
-    length = rollout.mask.shape[1]
-    hidden, _ = model.apply(params, rollout.tokens, rollout.attend, dropout_key=dropout_key)
-    hidden = hidden[:, -length - 1 : -1]
+    more than `config.logits_bytes` are computed in chunks (and again in the backward pass). `guide` holds the parameters of
+    NLPO's lagged policy."""
+    hidden = before_tokens(model, params, rollout, dropout_key=dropout_key)
     values = model.value(params, hidden) if with_values else jnp.zeros(rollout.mask.shape, jnp.float32)
-    logprobs, raw, entropy = _by_chunks(model, params, hidden, rollout.response, config)
+    if guide is None:
+        one = lambda h, t: choices(model.logits(params, h), t, config=config)
+        logprobs, raw, entropy = _by_chunks(one, model, params, config, hidden, rollout.response)
+    else:
+        older = before_tokens(model, guide, rollout)
+        guided = lambda h, t, o: choices(model.logits(params, h), t, config=config, guide=model.logits(guide, o))
+        logprobs, raw, entropy = _by_chunks(guided, model, params, config, hidden, rollout.response, older)
     return Scores(logprobs, raw, entropy, values)
 
 
-def _by_chunks(model, params, hidden, tokens, config):
-    shape = tokens.shape
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    flat = tokens.reshape(-1)
-    one = lambda h, t: choices(model.logits(params, h), t, config=config)
-    vocab = model.head(params).shape[0]
-    chunks = number_of_chunks(flat.size, vocab, config.logits_bytes)
+def full_kl(model: Model, params: Params, reference: Params, rollout: Rollout, *, config: Config) -> Float[Array, "B T"]:
+    """KL(params ‖ reference) over the whole vocabulary in the state before each token of the response, with the temperature
+    only; in chunks as in `score`. 0 where nothing was sampled."""
+
+    def one(h, r):
+        tempered = (sampling.temper(model.logits(p, x), temperature=config.temperature) for p, x in ((params, h), (reference, r)))
+        return kl.full(*tempered)
+
+    hidden, other = before_tokens(model, params, rollout), before_tokens(model, reference, rollout)
+    return jnp.where(rollout.mask > 0, _by_chunks(one, model, params, config, hidden, other), 0.0)
+
+
+def before_tokens(model: Model, params: Params, rollout: Rollout, *, dropout_key=None) -> Float[Array, "B T D"]:
+    """The hidden states in which the response's tokens were chosen: each stands one slot before its token."""
+    hidden, _ = model.apply(params, rollout.tokens, rollout.attend, dropout_key=dropout_key)
+    return hidden[:, -rollout.mask.shape[1] - 1 : -1]
+
+
+def _by_chunks(one, model, params, config, *arrays):
+    """one(*rows) for all rows [B T ...] of the arrays, at most `logits_bytes` of logits at a time."""
+    shape = arrays[0].shape[:2]
+    rows = [x.reshape(-1, *x.shape[2:]) for x in arrays]
+    chunks = number_of_chunks(rows[0].shape[0], model.head(params).shape[0], config.logits_bytes)
     if chunks == 1:
-        out = one(rows, flat)
+        out = one(*rows)
     else:
-        cut = lambda x: x.reshape(chunks, x.shape[0] // chunks, *x.shape[1:])
-        out = jax.lax.map(lambda ht: jax.checkpoint(one)(*ht), (cut(rows), cut(flat)))
-    return tuple(x.reshape(shape) for x in out)
+        cut = [x.reshape(chunks, x.shape[0] // chunks, *x.shape[1:]) for x in rows]
+        out = jax.lax.map(lambda parts: jax.checkpoint(one)(*parts), tuple(cut))
+    return jax.tree.map(lambda x: x.reshape(shape), out)
 
 
 def number_of_chunks(rows: int, vocab: int, budget: int) -> int:

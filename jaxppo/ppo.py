@@ -1,10 +1,10 @@
 """The whole algorithm, top to bottom.
 
     1. rollout      sample a response to every prompt with the current policy; score it with the reference
-    2. reward       one score a response, and which rows are valid
-    3. KL control   the penalty on leaving the reference joins the reward, token by token
-    4. advantages   from rewards and values, whitened over the global batch
-    5. update       epochs x minibatches of the policy and value loss, clipped gradients, Adam
+    2. reward       one score a response (or several), shaped, and which rows are valid and worth learning from
+    3. KL control   the penalty on leaving the reference joins the reward, token by token (or stands in the loss)
+    4. advantages   from rewards, and from values, a group, or a greedy response
+    5. update       epochs x minibatches of the policy and value loss, clipped gradients, Adam (or one natural-gradient step)
     6. control      the KL coefficient moves towards its target
 
 `make_train_step` closes over the parts; what it returns is a pure function `train_step(state, prompts) -> (state, metrics)` and
@@ -13,6 +13,7 @@ nothing else changes.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +22,12 @@ from jaxtyping import Array
 from jaxppo import kl as kls
 from jaxppo import masked, policy, sampling, types
 from jaxppo.config import Config
-from jaxppo.rewards.shaping import penalise_missing_eos
-from jaxppo.rollout import rollout
+from jaxppo.models import lora
+from jaxppo.optimizers import make_optimizer
+from jaxppo.rewards import filtering, shaping
+from jaxppo.rollout import reference_params, rollout
 from jaxppo.types import Batch, Model, Params, Parts, Prompts, TrainState
-from jaxppo.update import make_optimizer, make_update
+from jaxppo.update import make_update
 
 TrainStep = Callable[[TrainState, Prompts], tuple[TrainState, dict]]
 
@@ -32,56 +35,81 @@ TrainStep = Callable[[TrainState, Prompts], tuple[TrainState, dict]]
 def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: str | None = None) -> TrainStep:
     """The train step of `parts` for `model`: `train_step(state, prompts) -> (state, metrics)`, pure, one XLA program.
 
-    prompts: one `types.Prompts` of batch_size rows (of this device's share, under pmap with `axis_name`).
+    prompts: one `types.Prompts` of `config.rows` rows (of this device's share, under pmap with `axis_name`).
     metrics: float32 scalars, global over `axis_name`; `kl` is in nats a response, `entropy` in nats a token.
     """
-    update = make_update(model, parts, config, axis_name=axis_name)
-    has_critic = parts.value_loss is not None
+    update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
+    has_critic, full_kl = parts.value_loss is not None, parts.kl is kls.full
+    in_reward = config.kl_place == "reward"
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         types.check(prompts, prompt_length=config.prompt_length)
         # The run's key and the step's number make every key below: no two steps share noise, and a resumed run replays it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         frozen = {**state.frozen, "base": policy.cast(state.frozen["base"], model.dtype)}
+        statistics = lag(state, config)
 
         # 1. rollout
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
-        rolled = rollout(
-            model, state.params, frozen, prompts, noise, length=config.response_length, sample=config, eos=config.eos,
-            pad=config.pad, with_values=has_critic,
+        roll = partial(
+            rollout, model, state.params, frozen, prompts, noise, length=config.response_length, sample=config, eos=config.eos,
+            pad=config.pad,
         )  # fmt: skip
+        rolled = roll(with_values=has_critic, lagged=statistics["lagged"] if config.mask_top_p < 1 else None)
 
         # 2. reward
         scores, valid = parts.reward(frozen["reward"], rolled)
-        valid = valid & jnp.isfinite(scores)
-        scores = jnp.where(valid, scores, 0.0)
-        shaped = penalise_missing_eos(scores, rolled, penalty=config.missing_eos_penalty)
+        valid = valid & jnp.isfinite(_rows(scores))
+        scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
+        shaped, statistics = shaping.shape(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+        if parts.greedy:  # shaped alike, but no part of the running statistics
+            greedy = roll(with_values=False, greedy=True)
+            baseline, good = parts.reward(frozen["reward"], greedy)
+            valid = valid & good & jnp.isfinite(_rows(baseline))
+            baseline, _ = shaping.shape(baseline, greedy, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+            rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": _rows(baseline)})
+        made = {"reward": masked.mean(_rows(scores), valid, axis_name=axis_name)}
+        learn = valid
+        if config.filter_groups:
+            useful = filtering.informative(_rows(scores), valid, group_size=config.group_size)
+            made["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
+            keep = filtering.first_groups(useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample)
+            rolled, shaped, valid, learn = filtering.take_rows((rolled, shaped, valid, useful), keep)
 
         # 3. KL control
         kl_coef = state.controller["kl_coef"]
-        rewards = parts.token_rewards(shaped, rolled, kl_coef=kl_coef, kl=parts.kl)
+        kl = parts.kl
+        if full_kl and in_reward:
+            reference = reference_params(state.params, frozen)
+            exact = policy.full_kl(model, lora.merge(frozen["base"], state.params), reference, rolled, config=config)
+            kl = lambda *_: exact
+        if not in_reward:
+            kl = lambda logprobs, _: jnp.zeros_like(logprobs)
+        rewards = parts.token_rewards(_rows(shaped), rolled, kl_coef=kl_coef, kl=kl)
+        if config.whiten_rewards:
+            rewards = masked.whiten(rewards, rolled.mask * valid[:, None], shift_mean=False, axis_name=axis_name)
 
         # 4. advantages
         advantages, returns, statistics = parts.advantage(
-            rewards, shaped, rolled, valid=valid, statistics=state.statistics, axis_name=axis_name
+            rewards, shaped, rolled, valid=learn, statistics=statistics, axis_name=axis_name
         )
-        mask = rolled.mask * valid[:, None].astype(rolled.mask.dtype)
+        mask = rolled.mask * learn[:, None].astype(rolled.mask.dtype)
         batch = Batch(rolled, mask, rolled.logprobs, advantages, returns)
 
         # 5. update
-        new, metrics = update(state.replace(frozen=frozen), batch, update_key)
+        new, metrics = update(state.replace(frozen=frozen, statistics=statistics), batch, update_key)
 
         # 6. control
-        row_valid = (valid & (mask.sum(1) > 0)).astype(jnp.float32)
-        row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * mask).sum(1)
+        row_valid = (valid & (rolled.mask.sum(1) > 0)).astype(jnp.float32)
+        row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
         kl = masked.mean(row_kl, row_valid, axis_name=axis_name)
-        rows = masked.total(jnp.ones_like(row_valid), jnp.ones_like(row_valid), axis_name=axis_name)
-        measured = masked.total(row_valid, row_valid, axis_name=axis_name) > 0
-        controller = {"kl_coef": jnp.where(measured, _controlled(kl_coef, kl, rows, config), kl_coef)}
-
-        invalid = masked.total(1.0 - valid.astype(jnp.float32), jnp.ones_like(row_valid), axis_name=axis_name)
-        metrics |= {
-            "reward": masked.mean(scores, row_valid, axis_name=axis_name),
+        count = lambda x: masked.total(x, jnp.ones_like(x, bool), axis_name=axis_name)
+        rows, invalid, measured = count(jnp.ones_like(row_valid)), count(1.0 - valid.astype(jnp.float32)), count(row_valid) > 0
+        controller = {
+            "kl_coef": jnp.where(measured, _controlled(kl_coef, kl, rows, config), kl_coef),
+            "beta": _steered(state.controller["beta"], metrics["last_approx_kl"], parts, config),
+        }
+        metrics |= made | {
             "kl": kl,
             "kl_coef": kl_coef,
             "length": masked.mean(rolled.mask.sum(1), row_valid, axis_name=axis_name),
@@ -96,7 +124,7 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         }
         return new.replace(
             step=state.step + 1, frozen=state.frozen, controller=controller, statistics=statistics,
-            cursor=state.cursor + rows.astype(jnp.int32) // config.group_size, counters=counters,
+            cursor=state.cursor + rows.astype(jnp.int32) * config.oversample // config.group_size, counters=counters,
         ), metrics  # fmt: skip
 
     return train_step
@@ -121,11 +149,24 @@ def repeat(train_step: TrainStep) -> TrainStep:
 def init_state(config: Config, params: Params, frozen: Params, key: Array) -> TrainState:
     """The state before the first step. `params` is what is trained; `frozen` has base, reference (or None), reward."""
     zero = lambda: jnp.zeros((), jnp.int32)  # one array each: a buffer may be donated only once
+    statistics = shaping.init_statistics()
+    if config.mask_top_p < 1:
+        statistics["lagged"] = jax.tree.map(jnp.copy, dict(params))
     return TrainState(
         step=zero(), key=key, params=params, frozen=frozen, opt_state=make_optimizer(config).init(params),
-        controller={"kl_coef": jnp.asarray(config.kl_coef, jnp.float32)}, statistics={}, cursor=zero(),
-        counters={"skipped_updates": zero(), "invalid_rows": zero()},
+        controller={"kl_coef": jnp.asarray(config.kl_coef, jnp.float32), "beta": jnp.asarray(config.beta, jnp.float32)},
+        statistics=statistics, cursor=zero(), counters={"skipped_updates": zero(), "invalid_rows": zero()},
     )  # fmt: skip
+
+
+def lag(state: TrainState, config: Config) -> dict:
+    """The state's statistics; with NLPO's mask its lagged policy is copied afresh every `mask_every` steps. It lives there and
+    not in `frozen`, so that a resumed run has the one that it had."""
+    if config.mask_top_p >= 1:
+        return state.statistics
+    fresh = state.step % config.mask_every == 0
+    lagged = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), dict(state.params), state.statistics["lagged"])
+    return {**state.statistics, "lagged": lagged}
 
 
 def explained_variance(returns: Array, values: Array, mask: Array, *, axis_name: str | None = None) -> Array:
@@ -135,9 +176,24 @@ def explained_variance(returns: Array, values: Array, mask: Array, *, axis_name:
     return jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 
+def _rows(scores: Array) -> Array:
+    """One number for each response: the sum of its rewards."""
+    return scores if scores.ndim == 1 else scores.sum(-1)
+
+
 def _controlled(coef, kl, rows, config: Config):
     if not config.kl_adaptive:
         return coef
-    new = kls.adapt(coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rows=rows)
+    if config.kl_rule == "ppo":
+        new = kls.adapt_ppo(coef, kl, target=config.kl_target)
+    else:
+        new = kls.adapt(coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rows=rows)
     new = jnp.maximum(new, config.kl_coef_min).astype(jnp.float32)
     return jnp.where(jnp.isfinite(kl), new, coef)  # one NaN would stay in the coefficient for good
+
+
+def _steered(beta, kl, parts: Parts, config: Config):
+    """PPO's rule for the pull to the old policy, of which `kl` tells how far the step has gone."""
+    if not (parts.penalty and config.beta_target > 0):
+        return beta
+    return jnp.where(jnp.isfinite(kl), kls.adapt_ppo(beta, kl, target=config.beta_target), beta)

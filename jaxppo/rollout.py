@@ -16,6 +16,7 @@ class Decoding(struct.PyTreeNode):
 
     t: Int[Array, ""]
     cache: PyTree
+    guide_cache: PyTree  # of NLPO's lagged policy, or None
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     logprobs: Float[Array, "B T"]
@@ -25,8 +26,9 @@ class Decoding(struct.PyTreeNode):
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
-    """The reference policy: its own copy, or the base below the adapters."""
-    return frozen["base"] if frozen["reference"] is None else frozen["reference"]
+    """The reference policy: its own copy, or the base below the adapters; never a critic."""
+    whole = frozen["base"] if frozen["reference"] is None else frozen["reference"]
+    return {name: x for name, x in whole.items() if name != "critic"}
 
 
 def rollout(
@@ -42,16 +44,19 @@ def rollout(
     pad: int,
     with_values: bool = True,
     greedy: bool = False,
+    lagged: Params | None = None,
     stop_axis: str | None = None,
 ) -> Rollout:
     """Sample a response to each prompt, and score it with the reference policy.
 
     `keys` is the noise of `sampling.row_uniforms`; `length` the most tokens; `sample` holds temperature, top_k, top_p.
     The loop stops when every row has ended (of all programs of `stop_axis`, under vmap). The log-probs and values are
-    those the decoder saw, so nothing is scored twice.
+    those the decoder saw, so nothing is scored twice. `lagged` holds the trained parameters of NLPO's older policy, whose
+    nucleus masks this one's choices.
     """
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
-    done = _decode(model, whole, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis)
+    guide = None if lagged is None else policy.cast(lora.merge(frozen["base"], lagged), model.dtype)
+    done = _decode(model, whole, guide, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis)
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
         attend=jnp.concatenate([prompts.mask, done.mask], 1),
@@ -69,12 +74,13 @@ def rollout(
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
 
-def _decode(model, params, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis) -> Decoding:
+def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis) -> Decoding:
     rows, prompt_length = prompts.tokens.shape
     zeros = jnp.zeros((rows, length), jnp.float32)
     state = Decoding(
         t=jnp.zeros((), jnp.int32),
         cache=model.init_cache(rows, prompt_length + length, model.dtype),
+        guide_cache=None if guide is None else model.init_cache(rows, prompt_length + length, model.dtype),
         tokens=jnp.full((rows, length), pad, jnp.int32),
         mask=jnp.zeros((rows, length), bool),
         logprobs=zeros,
@@ -83,14 +89,22 @@ def _decode(model, params, prompts, noise, length, sample, eos, pad, with_values
         finished=jnp.zeros((rows,), bool),
     )
 
-    def choose(state: Decoding, hidden: Float[Array, "B D"]) -> Decoding:
+    def read(state: Decoding, tokens, attend) -> tuple[Decoding, Array, Array | None]:
+        """Feed tokens to the policy (and to the lagged one): the new caches, and the last hidden states [B D]."""
+        hidden, cache = model.apply(params, tokens, attend, cache=state.cache)
+        if guide is None:
+            return state.replace(cache=cache), hidden[:, -1], None
+        older, guide_cache = model.apply(guide, tokens, attend, cache=state.guide_cache)
+        return state.replace(cache=cache, guide_cache=guide_cache), hidden[:, -1], older[:, -1]
+
+    def choose(state: Decoding, hidden: Float[Array, "B D"], older: Float[Array, "B D"] | None) -> Decoding:
         """Choose token t from the hidden state before it, and write down what was chosen."""
         logits = model.logits(params, hidden)
-        tempered = sampling.temper(logits, temperature=sample.temperature)
-        kept = sampling.keep_set(tempered, top_k=sample.top_k, top_p=sample.top_p)
+        guiding = None if guide is None else model.logits(guide, older)
+        kept = sampling.process(sampling.temper(logits, temperature=sample.temperature), sample=sample, guide=guiding)
         uniform = jax.lax.dynamic_index_in_dim(noise, state.t, 1, keepdims=False)
         token = sampling.draw(kept, uniform, greedy=greedy)
-        logprob, raw, _ = policy.choices(logits, token, config=sample)
+        logprob, raw, _ = policy.choices(logits, token, config=sample, guide=guiding)
         value = model.value(params, hidden) if with_values else jnp.zeros((rows,), jnp.float32)
         acting = ~state.finished
         put = lambda x, new: jax.lax.dynamic_update_slice(x, jnp.where(acting, new, 0.0)[:, None], (0, state.t))
@@ -108,8 +122,7 @@ def _decode(model, params, prompts, noise, length, sample, eos, pad, with_values
     def step(state: Decoding) -> Decoding:
         last = jax.lax.dynamic_slice(state.tokens, (0, state.t - 1), (rows, 1))
         acted = jax.lax.dynamic_slice(state.mask, (0, state.t - 1), (rows, 1))
-        hidden, cache = model.apply(params, last, acted, cache=state.cache)
-        return choose(state.replace(cache=cache), hidden[:, 0])
+        return choose(*read(state, last, acted))
 
     def going_on(state: Decoding) -> Bool[Array, ""]:
         running = (~state.finished).any()
@@ -117,5 +130,4 @@ def _decode(model, params, prompts, noise, length, sample, eos, pad, with_values
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running
 
-    hidden, cache = model.apply(params, prompts.tokens, prompts.mask, cache=state.cache)
-    return jax.lax.while_loop(going_on, step, choose(state.replace(cache=cache), hidden[:, -1]))
+    return jax.lax.while_loop(going_on, step, choose(*read(state, prompts.tokens, prompts.mask)))

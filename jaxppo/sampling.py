@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxppo import kernels
+from jaxppo.config import Config
 from jaxppo.types import Scalar
 
 
@@ -38,6 +39,20 @@ def keep_set(logits: Float[Array, "N V"], *, top_k: int = 0, top_p: Scalar = 1.0
         border = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), -1, keepdims=True)
         logits = jnp.where(logits >= border, logits, -jnp.inf)
     return logits
+
+
+def has_keep_set(sample: Config) -> bool:
+    """Whether top_k or top_p leaves anything out. (A traced top_p may.)"""
+    return sample.top_k > 0 or not (isinstance(sample.top_p, float | int) and sample.top_p >= 1)
+
+
+def process(logits: Float[Array, "N V"], *, sample: Config, guide: Float[Array, "N V"] | None = None) -> Float[Array, "N V"]:
+    """Tempered logits with −inf outside of what may be sampled: the settings' keep-set and, with the logits of a lagged policy
+    as `guide`, that policy's nucleus of mask_top_p (NLPO, https://arxiv.org/abs/2210.01241)."""
+    if guide is not None:
+        allowed = keep_set(temper(guide, temperature=sample.temperature), top_p=sample.mask_top_p) > -jnp.inf
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    return keep_set(logits, top_k=sample.top_k, top_p=sample.top_p)
 
 
 def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array, "B T"]:

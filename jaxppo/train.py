@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxppo import parallel, ppo, pretrained, sampling, tracking
+from jaxppo import algorithms, parallel, ppo, pretrained, sampling, tracking
 from jaxppo import policy as policies
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import Config, RunConfig, UserError, to_dict, validate_run
+from jaxppo.config import Config, RunConfig, UserError, from_dict, to_dict, validate_run
 from jaxppo.data import prompts as data
 from jaxppo.fetch import cache_folder
-from jaxppo.models import lora, make
+from jaxppo.models import init_value, lora, make, with_critic
 from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rollout import rollout
@@ -48,6 +48,8 @@ def use_compilation_cache() -> None:
 def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
     """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
 
+    `value_init` reward is up to the caller, who has the reward model (`models.critic.init_value`).
+
     With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
     reference is a second copy.
     """
@@ -61,19 +63,27 @@ def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
             f"--prompt-length {config.prompt_length} + --response-length {config.response_length} = {config.length} tokens, "
             f"but the model takes {model_config.max_length}; lower one of them"
         )
+    algorithms.check(config)  # a wrong name is found before anything is compiled
     model = make(model_config, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha)
+    if config.critic == "separate" and config.value_loss != "none":
+        model = with_critic(model, model, width=model_config.width)
+        weights = {**weights, "critic": weights}  # it starts from the same weights; with adapters it shares them
+    key = jax.random.key(config.seed)
     known = {path for path, _ in _leaves(weights)}
     # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
-    new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(jax.random.key(config.seed))
+    new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(key)
+    has_critic = config.value_loss != "none"
     if config.lora:
         # The base is only ever an operand: rounded here once, it takes half the memory and no time in the step.
         base = policies.cast(jax.tree.map(jnp.asarray, weights), model.dtype)
         params, frozen = new, {"base": base, "reference": None, "reward": {}}
     else:
-        copy, weights = (
-            jax.tree.map(jnp.array, weights) for _ in range(2)
-        )  # `params` is donated to each step, the reference is not
-        params, frozen = lora.merge(copy, new), {"base": {}, "reference": weights, "reward": {}}
+        # `params` is donated to each step, the reference is not, so each has buffers of its own.
+        reference = {name: jax.tree.map(jnp.array, x) for name, x in weights.items() if name != "critic"}
+        params = lora.merge(jax.tree.map(jnp.array, weights), new)
+        frozen = {"base": {}, "reference": reference, "reward": {}}
+    if has_critic and config.value_init == "normal":
+        params = init_value(params, jax.random.fold_in(key, 1), "normal")
     config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
     return config, Policy(model, params, frozen, tokenizer)
 
@@ -95,14 +105,14 @@ class PromptSet(NamedTuple):
     def batch(self, config: Config, cursor: int) -> Prompts:
         """The batch that starts at a cursor, the copies of a prompt beside each other; a function of (seed, cursor) alone."""
         chosen = data.indices(
-            len(self.tokens), cursor=cursor, batch_size=config.batch_size // config.group_size, seed=config.seed
+            len(self.tokens), cursor=cursor, batch_size=config.rows // config.group_size, seed=config.seed
         ).repeat(config.group_size)
-        rows = np.arange(config.batch_size, dtype=np.int32)
+        rows = np.arange(config.rows, dtype=np.int32)
         return _host_prompts(self.tokens[chosen], self.mask[chosen], rows)
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
         """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; on the device."""
-        prompts = config.batch_size // config.group_size
+        prompts = config.rows // config.group_size
         batches = [self.batch(config, cursor + k * prompts) for k in range(config.steps_per_call)]
         return jax.device_put(batches[0] if config.steps_per_call == 1 else jax.tree.map(lambda *x: np.stack(x), *batches))
 
@@ -150,7 +160,7 @@ def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluat
         tracker.log(rows)  # the last step's numbers are written while this one runs
         clock.watch(done + 1, metrics)
         done += config.steps_per_call
-        cursor += config.steps_per_call * config.batch_size // config.group_size
+        cursor += config.steps_per_call * config.rows // config.group_size
         last = done == config.steps
         evaluating = evaluate is not None and config.eval_every > 0 and (done % config.eval_every == 0 or last)
         saving = done % config.save_every == 0 or last
@@ -190,7 +200,7 @@ class Stopwatch:
         rows = []
         for k in range(self.config.steps_per_call):
             row = {name: float(x if self.config.steps_per_call == 1 else x[k]) for name, x in metrics.items()}
-            speed = row["length"] * self.config.batch_size / seconds
+            speed = row["length"] * self.config.rows / seconds
             rows.append({"step": first + k, **row, "seconds": seconds, "tokens_per_second": speed})
         return rows
 
@@ -248,8 +258,7 @@ class Sampler:
 def restore(folder: Path) -> tuple[RunConfig, Policy, TrainState]:
     """A run as it was at its newest checkpoint, from its folder alone."""
     stored = json.loads((folder / "config.json").read_text())
-    names = {field.name for field in dataclasses.fields(RunConfig)}
-    config, policy = load_policy(RunConfig(**{name: x for name, x in stored.items() if name in names}))
+    config, policy = load_policy(from_dict(RunConfig, stored))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     checkpoints = Checkpoints(folder / "checkpoints")
     try:

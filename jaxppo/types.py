@@ -61,8 +61,8 @@ class TrainState(struct.PyTreeNode):
     params: Params  # only what is trained
     frozen: Params  # {"base": untrained weights, "reference": or None = base alone, "reward": ...}
     opt_state: PyTree
-    controller: PyTree  # {"kl_coef": Float[]}
-    statistics: PyTree  # running statistics of the advantage estimator
+    controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
+    statistics: PyTree  # {"reward": Moments, "gain", "bias", "baseline"} and, for NLPO, "lagged": an older copy of params
     cursor: Int[Array, ""]  # prompts consumed
     counters: PyTree  # Int[] each: what went wrong so far
 
@@ -80,7 +80,7 @@ class Model(NamedTuple):
 
 
 class RewardFn(Protocol):
-    def __call__(self, params: PyTree, rollout: Rollout) -> tuple[Float[Array, "B"], Bool[Array, "B"]]: ...
+    def __call__(self, params: PyTree, rollout: Rollout) -> tuple[Float[Array, "B"] | Float[Array, "B R"], Bool[Array, "B"]]: ...
 
 
 class TokenRewardsFn(Protocol):
@@ -112,8 +112,11 @@ class Parts(NamedTuple):
     policy_loss: PolicyLossFn
     aggregate: AggregateFn
     kl: Callable[[Array, Array], Array]
-    value_loss: Callable[..., Array] | None
+    value_loss: Callable[..., Array] | None  # None = no critic
     correction: Callable[[Array, Array, Array], Array] | None = None
+    update: Callable[..., Callable] | None = None  # make_update(model, parts, config, axis_name=); None = `update.make_update`
+    greedy: bool = False  # roll out once more with argmax and put its scores into `extra["greedy_scores"]`
+    penalty: bool = False  # the policy loss takes beta= from the controller
 
 
 def check(prompts: Prompts, *, prompt_length: int) -> None:

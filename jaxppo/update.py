@@ -2,27 +2,42 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import masked, policy
+from jaxppo import kl as kls
+from jaxppo import masked, optimizers, policy, sampling
 from jaxppo.config import Config
+from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
-from jaxppo.types import Batch, Model, Params, Parts, TrainState
+from jaxppo.rollout import reference_params
+from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Global-norm clipping, then Adam with eps 1e-5 by default (Huang et al. 2022, "The 37 implementation details of PPO")."""
-    rate = config.lr
-    if config.lr_schedule == "linear":
-        rate = optax.linear_schedule(config.lr, 0.0, config.updates)
-    return optax.chain(
-        optax.clip_by_global_norm(config.max_grad_norm),
-        optax.scale_by_adam(eps=config.adam_eps),
-        optax.scale_by_learning_rate(rate),
+class Fixed(NamedTuple):
+    """What the loss reads and the epochs do not change."""
+
+    base: Params
+    reference: Params | None = None  # whole parameters, for the full-vocabulary KL
+    lagged: Params | None = None  # whole parameters of NLPO's older policy
+    kl_coef: Scalar = 0.0  # of the KL in the loss
+    beta: Scalar = 0.0  # of a policy loss that takes it from the controller
+
+
+def fixed_part(state: TrainState, parts: Parts, config: Config) -> Fixed:
+    """The fixed part of a state's loss."""
+    base = state.frozen["base"]
+    full = config.kl_place == "loss" and parts.kl is kls.full
+    return Fixed(
+        base,
+        reference_params(state.params, state.frozen) if full else None,
+        lora.merge(base, state.statistics["lagged"]) if config.mask_top_p < 1 else None,
+        state.controller["kl_coef"],
+        state.controller["beta"],
     )
 
 
@@ -39,26 +54,39 @@ def deal(key: Array, units: int, minibatches: int, first_block: Int[Array, ""] |
 
 
 def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None) -> Callable:
-    """loss(params, base, minibatch, key) -> (loss, metrics). The weights carry the GLOBAL denominator, so gradients are summed
-    over devices, never averaged:  Σ w (policy loss − c_H entropy) + c_V Σ w value loss."""
+    """loss(params, fixed, minibatch, key) -> (loss, metrics). The weights carry the GLOBAL denominator, so gradients are summed
+    over devices, never averaged:  Σ w (policy loss + β KL − c_H entropy) + c_V Σ w value loss."""
 
-    def loss_fn(params: Params, base: Params, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict]:
+    def loss_fn(params: Params, fixed: Fixed, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict]:
         mask = batch.mask
+        whole = lora.merge(fixed.base, params)
         scores = policy.score(
-            model, lora.merge(base, params), batch.rollout, config=config, with_values=parts.value_loss is not None
+            model, whole, batch.rollout, config=config, with_values=parts.value_loss is not None, guide=fixed.lagged
         )
         weights = parts.aggregate(mask, axis_name=axis_name)
-        per_token, diagnostics = parts.policy_loss(scores.logprobs, batch.old_logprobs, batch.advantages, mask, key=key)
+        settings = {"beta": fixed.beta} if parts.penalty else {}
+        per_token, diagnostics = parts.policy_loss(
+            scores.logprobs, batch.old_logprobs, batch.advantages, mask, key=key, **settings
+        )
         if parts.correction is not None:
             per_token = per_token * parts.correction(batch.old_logprobs, batch.rollout.logprobs, mask)
-        entropy = jnp.where(mask > 0, scores.entropy, 0.0)
+        diagnostics = {**diagnostics, "policy_loss": per_token}
+        if config.kl_place == "loss":
+            penalty = _kl_term(model, parts, config, whole, fixed, batch, scores)
+            per_token = per_token + fixed.kl_coef * penalty
+            diagnostics["kl_loss"] = penalty
+        entropy = masked.keep(scores.entropy, mask)
         total = (weights * (per_token - config.entropy_coef * entropy)).sum()
-        diagnostics |= {"policy_loss": per_token, "entropy": entropy}
+        diagnostics["entropy"] = entropy
         if parts.value_loss is not None:
-            value = jnp.where(mask > 0, parts.value_loss(scores.values, batch.rollout.values, batch.returns), 0.0)
+            value = masked.keep(parts.value_loss(scores.values, batch.rollout.values, batch.returns), mask)
             total = total + config.value_coef * (weights * value).sum()
             diagnostics["value_loss"] = value
         diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, scores.logprobs))  # a maximum over devices has no derivative
+        moved = log_ratio(logprobs, batch.old_logprobs, mask)
+        diagnostics["approx_kl"] = jnp.expm1(moved) - moved
+        if config.mask_top_p < 1 or sampling.has_keep_set(config):
+            diagnostics["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
         metrics = {name: masked.mean(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
         ratio = jnp.where(mask > 0, jnp.exp(logprobs - batch.old_logprobs), 1.0)
         metrics["ratio_off"] = _maximum(jnp.abs(ratio - 1).max(), axis_name)
@@ -67,51 +95,93 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
     return loss_fn
 
 
-def make_update(model: Model, parts: Parts, config: Config, *, axis_name: str | None = None) -> Callable:
-    """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One non-finite minibatch changes nothing."""
-    optimizer = make_optimizer(config)
-    grad_fn = jax.value_and_grad(make_loss(model, parts, config, axis_name), has_aux=True)
+def _kl_term(model, parts: Parts, config: Config, whole: Params, fixed: Fixed, batch: Batch, scores) -> Float[Array, "B T"]:
+    """The KL to the reference as a term of the loss, [B T], 0 at padding."""
+    mask, rolled = batch.mask, batch.rollout
+    if parts.kl is kls.full:
+        assert fixed.reference is not None
+        value = masked.keep(policy.full_kl(model, whole, fixed.reference, rolled, config=config), mask)
+    else:
+        value = parts.kl(masked.keep(scores.raw_logprobs, mask), masked.keep(rolled.ref_logprobs, mask))
+    # With the ratio's gradient the term is that of the divergence itself, whichever estimator stands beside it.
+    return value * jnp.exp(log_ratio(scores.logprobs, batch.old_logprobs, mask)) if config.kl_importance else value
 
-    def minibatch(carry, rows_and_key, *, base, batch):
-        params, opt_state = carry
-        rows, key = rows_and_key
-        (loss, metrics), grads = grad_fn(params, base, jax.tree.map(lambda x: x[rows], batch), key)
+
+def make_update(
+    model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, critic_alone: bool = False
+) -> Callable:
+    """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One non-finite minibatch changes nothing.
+
+    Above `kl_stop` nats a token from the sampling policy the rest of the minibatches are not even computed. In the first
+    `critic_warmup` steps, or always with `critic_alone`, only the critic's own parameters learn.
+    """
+    optimizer = optimizers.make_optimizer(config)
+    grad_fn = jax.value_and_grad(make_loss(model, parts, config, axis_name), has_aux=True)
+    watched = config.kl_stop > 0
+
+    def learn(live, rows, key, fixed, batch, alone: Bool[Array, ""] | None):
+        params, opt_state = live
+        (loss, metrics), grads = grad_fn(params, fixed, jax.tree.map(lambda x: x[rows], batch), key)
         if axis_name is not None:  # sums, not means: the weights already divide by the global count
             loss, grads = jax.lax.psum((loss, grads), axis_name)
+        if alone is not None:  # before the optimizer, so that nothing of the others enters its moments
+            grads = optimizers.only_critic(grads, alone)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        stop = metrics["approx_kl"] > config.kl_stop if watched else jnp.zeros((), bool)
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        if alone is not None:  # weight decay would move them yet
+            updates = optimizers.only_critic(updates, alone)
         new = (optax.apply_updates(params, updates), new_opt_state)
         # A select, not a branch: XLA fuses it into Adam's own loops, where a `cond` would copy the parameters.
-        carry = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, (params, opt_state))
-        return carry, metrics | {"loss": loss, "grad_norm": norm, "skipped": 1.0 - good.astype(jnp.float32)}
+        live = jax.tree.map(lambda n, o: jnp.where(good & ~stop, n, o), new, live)
+        number = lambda x: x.astype(jnp.float32)
+        return live, metrics | {"loss": loss, "grad_norm": norm, "skipped": 1.0 - number(good), "stopped": number(stop)}
 
     def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
         unit = config.group_size
         units = batch.mask.shape[0] // unit
         blocks = units // config.minibatches
         first_block = 0 if axis_name is None else jax.lax.axis_index(axis_name) * blocks
-        step = partial(minibatch, base=state.frozen["base"], batch=batch)
+        alone = jnp.ones((), bool) if critic_alone else state.step < config.critic_warmup if config.critic_warmup else None
+        step = partial(learn, fixed=fixed_part(state, parts, config), batch=batch, alone=alone)
+
+        def minibatch(carry, rows_and_key):
+            if not watched:
+                return step(carry, *rows_and_key)
+            live, stopped = carry
+            shapes = jax.eval_shape(step, live, *rows_and_key)[1]
+            nothing = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()} | {"stopped": jnp.ones(())}
+            live, metrics = jax.lax.cond(
+                stopped, lambda live, *_: (live, nothing), lambda live, *rest: step(live, *rest), live, *rows_and_key
+            )
+            return (live, stopped | (metrics["stopped"] > 0)), metrics
 
         def epoch(carry, key):
             deal_key, loss_key = jax.random.split(key)
             dealt = deal(deal_key, units, config.minibatches, first_block)
             rows = (dealt[:, :, None] * unit + jnp.arange(unit)[None, None]).reshape(config.minibatches, -1)
-            return jax.lax.scan(step, carry, (rows, jax.random.split(loss_key, config.minibatches)))
+            return jax.lax.scan(minibatch, carry, (rows, jax.random.split(loss_key, config.minibatches)))
 
-        carry = (state.params, state.opt_state)
-        (params, opt_state), metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+        live = (state.params, state.opt_state)
+        carry = (live, jnp.zeros((), bool)) if watched else live
+        carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+        params, opt_state = carry[0] if watched else carry
         return state.replace(params=params, opt_state=opt_state), _summary(metrics)
 
     return update
 
 
 def _summary(metrics: dict) -> dict:
-    """Means over the good minibatches; the ratio of the first one of all; the number skipped."""
-    good = metrics["skipped"] == 0
-    out = {name: masked.mean(x, good) for name, x in metrics.items() if name not in ("ratio_off", "skipped")}
+    """Means over the minibatches that counted; the ratio of the first one of all; how many were skipped or left out."""
+    good = (metrics["skipped"] == 0) & (metrics["stopped"] == 0)
+    alone = ("ratio_off", "skipped", "stopped")
+    out = {name: masked.mean(x, good) for name, x in metrics.items() if name not in alone}
     # On the first minibatch nothing has changed yet, so anything but 1 is a disagreement of sampler and scorer.
-    return out | {"first_ratio_off": metrics["ratio_off"][0, 0], "skipped": metrics["skipped"].sum()}
+    out["first_ratio_off"] = metrics["ratio_off"][0, 0]
+    # PPO's rule for beta asks how far the whole step has gone: the last epoch is the nearest that was measured.
+    out["last_approx_kl"] = masked.mean(metrics["approx_kl"][-1], metrics["skipped"][-1] == 0)
+    return out | {"skipped": metrics["skipped"].sum(), "stopped": metrics["stopped"].sum()}
 
 
 def _maximum(x, axis_name):

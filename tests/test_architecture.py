@@ -12,10 +12,10 @@ PACKAGE = ROOT / "jaxppo"
 
 # A module imports only from floors below, or from a module left of it on its own floor.
 FLOORS = [
-    ["config", "types", "masked"],
+    ["config", "presets", "types", "masked"],
     ["advantages", "losses", "kl", "aggregate", "kernels"],
     ["models", "sampling", "policy"],
-    ["rollout", "rewards", "update"],
+    ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
     ["ppo", "supervised", "parallel"],
     ["algorithms", "fetch", "data", "pretrained", "checkpoint", "tracking"],
     ["train", "sweep", "tasks", "plan", "export", "report"],

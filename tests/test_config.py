@@ -38,7 +38,12 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"top_p": 0.0}, 1, ["--top-p", "(0, 1]", "0.0"]),
         ({"top_p": 1.5}, 1, ["--top-p", "1.5"]),
         ({"dtype": "float16"}, 1, ["--dtype", "'float16'", "float32", "bfloat16"]),
-        ({"lr_schedule": "cosine"}, 1, ["--lr-schedule", "'cosine'", "linear", "constant"]),
+        ({"lr_schedule": "cubic"}, 1, ["--lr-schedule", "'cubic'", "linear", "cosine", "constant"]),
+        ({"oversample": 2}, 1, ["--oversample 2", "--filter-groups"]),
+        ({"filter_groups": True}, 1, ["--filter-groups", "--group-size 1"]),
+        ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
+        ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
+        ({"whiten_ddof": 2}, 1, ["--whiten-ddof", "2", "0, 1"]),
     ],
 )
 def test_errors_name_both_numbers_and_what_to_do(changes, devices, words):
@@ -86,6 +91,19 @@ def test_to_dict_is_json():
     assert stored["data"] == "a/b.jsonl"
     assert stored["batch_size"] == 64
     assert json.loads(json.dumps(stored)) == stored
+
+
+def test_from_dict_is_the_way_back():
+    mine = RunConfig(steps=3, loss_settings=(("tau_positive", 1.5),), clip_low=0.1)
+    stored = json.loads(json.dumps(config.to_dict(mine)))
+    assert config.from_dict(RunConfig, stored | {"unknown": 1}) == mine
+    assert hash(config.from_dict(RunConfig, stored)) == hash(mine)
+
+
+def test_oversampling_makes_more_rollouts_than_it_learns_from():
+    c = Config(batch_size=64, group_size=8, filter_groups=True, oversample=3)
+    validate(c)
+    assert c.rows == 192
 
 
 def test_shapes_of_the_families():

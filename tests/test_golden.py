@@ -13,7 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxppo import advantages, aggregate, kl, losses, masked
+from jaxppo import advantages, aggregate, kl, losses, masked, sampling
+from jaxppo import policy as policies
+from jaxppo.config import Config
+from jaxppo.rewards import shaping
+from jaxppo.types import Rollout
 
 HERE = Path(__file__).parent / "golden"
 ENTRIES = {entry["name"]: entry for entry in json.loads((HERE / "goldens.json").read_text())["goldens"]}
@@ -148,6 +152,15 @@ def clip_corrected(g):
     return clip(g, correction=losses.truncated_importance(g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=2.0))
 
 
+def with_ratio(estimator, g):
+    """A KL estimator times the ratio, with its gradient: what `kl_importance` does in the loss."""
+    return lambda lp, ref: estimator(lp, ref) * jnp.exp(lp - g["old_logprobs"])
+
+
+def clip_importance(g):
+    return policy(g, partial(losses.clip, **bounds(g)), kl_term=with_ratio(kl.k3, g))
+
+
 def bounded(loss, **kw):
     return lambda g: policy(g, partial(loss, **bounds(g)), **kw)
 
@@ -203,6 +216,8 @@ def unreduced(loss_of):
         mask, old, adv = g["mask"], g["old_logprobs"], g["advantages"]
         name, beta = {0: "k1", 1: "k2", 2: "k3"}.get(g.hyper.get("kl_estimator")), g.hyper.get("beta", 0.0)
         term = (lambda lp: getattr(kl, name)(lp, g["ref_logprobs"])) if name else jnp.zeros_like
+        if g.hyper.get("kl_estimator") == 3:
+            term = lambda lp: with_ratio(kl.k1, g)(lp, g["ref_logprobs"])
         loss = lambda lp: loss_of(g)(lp, old, adv, mask)
         lp = g["logprobs"]
         found = {name: (loss(lp)[0], mask) for name in ("pg_loss", "pg_losses")}
@@ -351,6 +366,30 @@ def kl_controller(g):
     coef = kl.adapt(h["init_kl_coef"], current, target=h["target_kl"], horizon=h["horizon"], num_rows=mask.shape[0])
     rewards = g["token_level_scores"] - h["init_kl_coef"] * penalty
     return {"token_level_rewards": rewards, "coef_after": coef, "current_kl": current}
+
+
+# --- sampling and rewards
+
+
+def nlpo_mask(g):
+    """RL4LMs' form: a kept token has its log-prob without the mask. One that is not kept has the log of a tiny number there."""
+    config = Config(mask_top_p=g.hyper["top_mask"], mask_renormalise=False)
+    logits, guide, actions = g["policy_logits"], g["mask_model_logits"], g["actions"]
+    kept = sampling.process(logits, sample=config, guide=guide) > -jnp.inf
+    logprob, _, _ = policies.choices(logits, actions.astype(jnp.int32), config=config, guide=guide)
+    inside = jnp.take_along_axis(kept, actions[:, None], 1)[:, 0]
+    probs = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf))
+    return {"mask": kept, "log_prob": (logprob, inside), "probs": probs}
+
+
+def overlong(g):
+    mask = g["loss_mask"] if "loss_mask" in g else prefix(g["lens"], g.hyper["max_response_length"])
+    zeros = jnp.zeros_like(mask)
+    rolled = Rollout(zeros.astype(jnp.int32), mask > 0, mask, mask[:, 0] > 0, zeros, zeros, zeros, zeros)
+    buffer = g.hyper.get("overlong_tokens") or g.hyper["overlong_buffer_length"]
+    score = g["rewards"] if "rewards" in g else zeros[:, 0]
+    out = shaping.penalise_overlong(score, rolled, buffer=buffer, penalty=1.0)
+    return {"rewards": out, "penalty": out}
 
 
 # --- statistics and advantages
@@ -570,6 +609,7 @@ MAPPED = {
     r"verl/apply_kl_penalty/": kl_controller,
     # trl
     r"trl/grpo_loss/(grpo|bnpo|dr_grpo|dapo|dapo_cliphigher|grpo_beta0.04|dr_grpo_beta0.04|grpo_delta1.5)/": clip,
+    r"trl/grpo_loss/grpo_beta0.04_biascorr/": clip_importance,
     r"trl/grpo_loss/gspo_": bounded(losses.gspo),
     r"trl/grpo_loss/cispo_": cispo_absolute,
     r"trl/grpo_loss/sapo/": sapo,
@@ -608,7 +648,7 @@ MAPPED = {
     r"areal/actor/gspo/": bounded(losses.gspo),
     r"areal/sapo/": sapo,
     r"areal/critic/": value,
-    r"open_instruct/dapo_kl[012]/": unreduced(lambda g: partial(losses.clip, **bounds(g))),
+    r"open_instruct/dapo_kl[0123]/": unreduced(lambda g: partial(losses.clip, **bounds(g))),
     r"open_instruct/cispo_kl2/": unreduced(lambda g: partial(losses.cispo, low=1.0, high=g.hyper["clip_higher"])),
     # NeMo-RL
     r"nemo/kl/": kl_of,
@@ -629,6 +669,9 @@ MAPPED = {
     r"prime_rl/clip_cov/": clip_cov,
     r"lmhp_details/whiten/": whiten(0),
     r"summarize_details/masked_whiten/": whiten(0),
+    # what is sampled, and what long responses cost
+    r"rl4lms/nlpo_mask/": nlpo_mask,
+    r"(areal|tunix)/overlong/": overlong,
     # rlax, tunix
     r"rlax/(gae|lambda_returns)/": gae,
     r"rlax/clipped_surrogate/": row_clip,

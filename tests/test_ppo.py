@@ -228,7 +228,7 @@ def test_a_step_that_is_not_finite_changes_no_parameter(toy_step):
 
 def controlled(toy_step, coef, frozen=None):
     state = toy_step.state()
-    state = state.replace(controller={"kl_coef": jnp.float32(coef)}, frozen=frozen or state.frozen)
+    state = state.replace(controller={**state.controller, "kl_coef": jnp.float32(coef)}, frozen=frozen or state.frozen)
     new, metrics = toy_step(state, PROMPTS)
     assert float(metrics["kl_coef"]) == pytest.approx(coef)  # the one that was used
     return float(new.controller["kl_coef"]), float(metrics["kl"])

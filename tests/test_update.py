@@ -8,51 +8,10 @@ import pytest
 import toys
 from toys import SETTINGS
 
-from jaxppo import aggregate, losses, ppo, update
-from jaxppo.config import Config
+from jaxppo import aggregate, algorithms, kl, losses, ppo, update
 from jaxppo.types import Batch
 
 KEY = jax.random.key(3)
-
-
-# The optimizer
-
-
-def steps(config, grads, n):
-    """What n updates with the same gradients add, one after the other."""
-    optimizer = update.make_optimizer(config)
-    state, out = optimizer.init(grads), []
-    for _ in range(n):
-        changes, state = optimizer.update(grads, state)
-        out.append(jax.tree.map(float, changes))
-    return out
-
-
-GRADS = {"a": jnp.float32(3.0), "b": jnp.float32(4.0)}
-
-
-def test_clipping_by_the_global_norm_then_adam():
-    config = Config(lr=0.1, max_grad_norm=1.0, adam_eps=0.5, lr_schedule="constant")
-    # The norm of (3, 4) is 5, so (.6, .8). Adam's first step divides by its own size plus eps: .1 · .6 / 1.1 and .1 · .8 / 1.3
-    for change in steps(config, GRADS, 2):  # with constant gradients each step is like the first
-        assert change == pytest.approx({"a": -0.0545454, "b": -0.0615385}, rel=1e-4)
-
-
-def test_a_small_gradient_is_not_scaled_up():
-    config = Config(lr=0.1, max_grad_norm=10.0, adam_eps=2.0, lr_schedule="constant")
-    assert steps(config, GRADS, 1)[0] == pytest.approx({"a": -0.06, "b": -0.4 / 6}, rel=1e-4)  # .1 · 3 / 5, .1 · 4 / 6
-
-
-def test_adam_eps_is_1e_5_by_default():
-    """A gradient of 1e-5 moves by half the rate: g / (g + 1e-5)."""
-    change = steps(Config(lr=0.1, lr_schedule="constant"), {"a": jnp.float32(1e-5)}, 1)[0]
-    assert change["a"] == pytest.approx(-0.05, rel=1e-3)
-
-
-def test_linear_decay_reaches_0():
-    config = Config(lr=0.1, steps=2, epochs=1, minibatches=2)  # 4 updates
-    sizes = [-change["a"] for change in steps(config, {"a": jnp.float32(1.0)}, 6)]
-    assert sizes == pytest.approx([0.1, 0.075, 0.05, 0.025, 0.0, 0.0], rel=1e-3)
 
 
 # Dealing rows to minibatches
@@ -99,7 +58,7 @@ def batch(llama):
 
 def loss_of(llama, settings=SETTINGS, **changes):
     loss = update.make_loss(llama.model, toys.parts(settings, **changes), settings, None)
-    return jax.jit(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, {}, batch, KEY))
+    return jax.jit(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, update.Fixed({}), batch, KEY))
 
 
 @pytest.fixture(scope="module")
@@ -261,3 +220,98 @@ def test_groups_stay_together(llama, state, batch):
     _, metrics = run(state, batch.replace(advantages=groups, mask=jnp.ones((8, 5))), KEY)
     assert float(metrics["apart"]) == 0
     assert float(metrics["number"]) == pytest.approx(1.5)  # every group came once
+
+
+# The KL in the loss
+
+
+KL_SETTINGS = replace(SETTINGS, kl_place="loss", kl="k3", value_loss="none", kl_coef=0.3)
+
+
+@pytest.mark.parametrize("importance", [False, True])
+def test_kl_in_the_loss(llama, batch, importance):
+    """Σ w (per_token + β k3), and with importance k3 times the ratio."""
+    settings = replace(KL_SETTINGS, kl_importance=importance)
+    ref = batch.rollout.raw_logprobs - 0.2
+    batch = batch.replace(rollout=batch.rollout.replace(ref_logprobs=ref))
+    make = update.make_loss(llama.model, toys.parts(settings), settings, None)
+    total, metrics = make(llama.params, update.Fixed({}, kl_coef=0.3), batch, KEY)
+    scores, mask = toys.score(llama, batch.rollout), batch.mask
+    term = kl.k3(scores.raw_logprobs, ref) * (jnp.exp(scores.logprobs - batch.old_logprobs) if importance else 1.0)
+    per_token, _ = losses.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
+    want = (aggregate.token_mean(mask) * (per_token + 0.3 * term)).sum()
+    assert float(total) == pytest.approx(float(want), rel=1e-5)
+    assert float(metrics["kl_loss"]) == pytest.approx(float((term * mask).sum() / mask.sum()), rel=1e-5)
+
+
+def test_full_kl_in_the_loss_is_exact(llama, batch):
+    settings = replace(KL_SETTINGS, kl="full")
+    other = toys.random_params(llama.model, seed=8)
+    make = update.make_loss(llama.model, toys.parts(settings), settings, None)
+    _, metrics = make(llama.params, update.Fixed({}, reference=other, kl_coef=0.3), batch, KEY)
+
+    def logits(params):
+        hidden, _ = llama.model.apply(params, batch.rollout.tokens, batch.rollout.attend)
+        return llama.model.logits(params, hidden[:, 3:-1])
+
+    want = kl.full(logits(llama.params), logits(other)) * batch.mask
+    assert float(metrics["kl_loss"]) == pytest.approx(float(want.sum() / batch.mask.sum()), rel=1e-5)
+    zero = make(llama.params, update.Fixed({}, reference=llama.params, kl_coef=0.3), batch, KEY)[1]
+    assert float(zero["kl_loss"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_beta_comes_from_the_controller(llama, batch):
+    settings = replace(SETTINGS, loss="kl_penalty", value_loss="none")
+    make = update.make_loss(llama.model, toys.parts(settings), settings, None)
+    at = lambda beta: float(make(llama.params, update.Fixed({}, beta=beta), batch, KEY)[0])
+    scores = toys.score(llama, batch.rollout)
+    d = scores.logprobs - batch.old_logprobs
+    pull = (aggregate.token_mean(batch.mask) * (jnp.expm1(d) - d)).sum()
+    assert at(2.0) - at(0.5) == pytest.approx(1.5 * float(pull), rel=1e-4)
+
+
+# Early stop and the critic alone
+
+
+def test_kl_stop_leaves_out_the_rest(llama, state, batch):
+    """A large rate: after the first minibatch the policy is far off, so the other three of two epochs are left out."""
+    settings = replace(SETTINGS, lr=0.1, lr_schedule="constant", kl_stop=0.01)
+    own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
+    fresh = ppo.init_state(settings, llama.params, state.frozen, jax.random.key(0))
+    watched = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))
+    stopped, metrics = watched(fresh, own, KEY)
+    assert float(metrics["stopped"]) == 3
+    assert int(adam(stopped).count) == 1
+    assert float(metrics["skipped"]) == 0
+    # it is the state after one minibatch: a bound that is never reached goes on from there
+    free = replace(settings, kl_stop=1e9)
+    on, metrics = jax.jit(update.make_update(llama.model, toys.parts(free), free))(fresh, own, KEY)
+    assert float(metrics["stopped"]) == 0
+    assert int(adam(on).count) == 4
+    assert (on.params["value"]["kernel"] != stopped.params["value"]["kernel"]).any()
+    never = replace(settings, kl_stop=0.0)
+    plain, _ = jax.jit(update.make_update(llama.model, toys.parts(never), never))(fresh, own, KEY)
+    toys.assert_close(plain.params, on.params, atol=1e-6)
+
+
+def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
+    settings = replace(SETTINGS, critic_warmup=3, optimizer="adamw", weight_decay=0.5)
+    run = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))
+    fresh = ppo.init_state(settings, llama.params, state.frozen, jax.random.key(0))
+    for step, moves in ((2, {"value"}), (3, set(llama.params))):
+        new, _ = run(fresh.replace(step=jnp.int32(step)), batch, KEY)
+        changed = {
+            name for name, x in new.params.items()
+            if any((a != b).any() for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(llama.params[name]), strict=True))
+        }  # fmt: skip
+        assert changed == moves
+        moments = {path[0].key for path, x in jax.tree_util.tree_leaves_with_path(adam(new).mu) if x.any()}
+        assert moments == moves  # nothing of the policy's gradients waits in the optimizer
+
+
+def test_every_policy_loss_goes_through_the_update(llama, state, batch):
+    for name in algorithms.POLICY_LOSSES:
+        settings = replace(SETTINGS, loss=name, epochs=1)
+        new, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(state, batch, KEY)
+        assert float(metrics["skipped"]) == 0, name
+        assert (new.params["embed"]["embedding"] != state.params["embed"]["embedding"]).any(), name

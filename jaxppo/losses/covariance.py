@@ -28,7 +28,7 @@ def kl_cov(
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
     """−r A without a clip, plus coef · |d| on the `fraction` of tokens (at least one) with the largest covariance.
 
-    "covariance_fraction" counts those tokens.
+    From https://arxiv.org/abs/2505.22617. "covariance_fraction" counts those tokens.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, a = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[2.0, 0.0, -1.0]])
@@ -58,8 +58,8 @@ def clip_cov(
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
     """PPO's clip, and 0 on a `fraction` of all tokens (at least one), drawn from those with lower < cov < upper.
 
-    Tokens which PPO clips already are not drawn. "covariance_fraction" counts those that were drawn.
-    Raises ValueError without a key.
+    From https://arxiv.org/abs/2505.22617. Tokens which PPO clips already are not drawn. "covariance_fraction" counts those
+    that were drawn. Raises ValueError without a key.
 
     >>> import jax, jax.numpy as jnp
     >>> lp, a = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[2.0, 0.0, -1.0]])

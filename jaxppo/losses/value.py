@@ -13,7 +13,7 @@ from jaxppo.types import Scalar
 
 
 def value_mse(values: Float[Array, "B T"], returns: Float[Array, "B T"], *, mask: Mask | None = None) -> Float[Array, "B T"]:
-    """Half the squared error: (V − R)² / 2.
+    """Half the squared error: (V − R)² / 2 (https://arxiv.org/abs/1707.06347, section 5).
 
     >>> import jax.numpy as jnp
     >>> value_mse(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 1.0]]))
@@ -58,7 +58,9 @@ def value_huber(
 
 
 def entropy(logits: Float[Array, "*s V"]) -> Float[Array, "*s"]:
-    """The entropy of softmax(logits), in nats: −Σᵥ π(v) log π(v). A logit of −inf adds nothing.
+    """The entropy of softmax(logits), in nats: −Σᵥ π(v) log π(v) (https://arxiv.org/abs/1602.01783).
+
+    A logit of −inf adds nothing.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> print(np.asarray(entropy(jnp.array([[0.0, 0.0], [0.0, -jnp.inf]]))).round(3))

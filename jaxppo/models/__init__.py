@@ -1,5 +1,6 @@
 """Architectures behind one interface (`types.Model`)."""
 
+from jaxppo.models.critic import init_value, with_critic
 from jaxppo.models.transformer import make
 
-__all__ = ["make"]
+__all__ = ["init_value", "make", "with_critic"]

@@ -1,12 +1,19 @@
-"""From scores of whole responses to rewards of tokens."""
+"""From scores of whole responses to rewards of tokens.
+
+Order: reference normalisation, clip, running or batch scale, then what is taken off (no end of text, overlong). Where a
+reward has several columns [B R] each is treated alike, and penalties are shared among them: the sum is that of one column.
+"""
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from jaxppo import advantages
-from jaxppo.types import Rollout, Scalar
+from jaxppo import advantages, masked
+from jaxppo.config import Config
+from jaxppo.types import PyTree, Rollout, Scalar
+
+Scores = Float[Array, "B"] | Float[Array, "B R"]
 
 
 def token_rewards(
@@ -24,6 +31,54 @@ def token_rewards(
     return jnp.where(last, scores[:, None], 0.0).astype(jnp.float32) - kl_coef * penalty
 
 
-def penalise_missing_eos(scores: Float[Array, "B"], rollout: Rollout, *, penalty: Scalar) -> Float[Array, "B"]:
+def shape(
+    scores: Scores, rollout: Rollout, *, valid: Bool[Array, "B"], statistics: PyTree, config: Config, axis_name: str | None = None
+) -> tuple[Scores, PyTree]:
+    """The configured shaping of raw scores; returns (scores, statistics). Invalid rows have score 0 and count nowhere."""
+    rows = valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
+    out = scores * statistics["gain"] + statistics["bias"]
+    if config.reward_clip > 0:
+        out = jnp.clip(out, -config.reward_clip, config.reward_clip)
+    if config.reward_norm == "running":  # the scale alone: a shift would reward or punish long life
+        moments = masked.add_moments(statistics["reward"], out, rows, axis_name=axis_name)
+        statistics = {**statistics, "reward": moments}
+        out = out / moments.std()
+    elif config.reward_norm == "batch":
+        out = masked.whiten(out, rows, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
+    out = penalise_missing_eos(out, rollout, penalty=config.missing_eos_penalty)
+    if config.overlong_buffer:
+        out = penalise_overlong(out, rollout, buffer=config.overlong_buffer, penalty=config.overlong_penalty)
+    return masked.keep(out, rows), statistics
+
+
+def init_statistics() -> dict:
+    """Before the first step: nothing seen, gain 1 and bias 0, no moving baseline (its mean and weight)."""
+    number = lambda x: jnp.full((), x, jnp.float32)
+    baseline = {"mean": number(0), "weight": number(0)}
+    return {"reward": masked.no_moments(), "gain": number(1), "bias": number(0), "baseline": baseline}
+
+
+def normalise_to_reference(statistics: PyTree, scores: Float[Array, "N"], *, mean: float = 0.0, std: float = 1.0) -> PyTree:
+    """Statistics whose gain and bias give these scores, of the reference policy's samples, this mean and deviation
+    (Ziegler et al. 2019, section 2.1): gain = std / σ, bias = mean − gain μ. Scores that are all alike keep gain 1."""
+    good = jnp.isfinite(scores)
+    moments = masked.add_moments(masked.no_moments(), jnp.where(good, scores, 0.0), good)
+    gain = std / moments.std(ddof=0)
+    return {**statistics, "gain": gain, "bias": jnp.asarray(mean - gain * moments.mean, jnp.float32)}
+
+
+def penalise_missing_eos(scores: Scores, rollout: Rollout, *, penalty: Scalar) -> Scores:
     """scores − penalty where the response did not end by itself (known from `finished`, never from token ids)."""
-    return scores - penalty * (~rollout.finished).astype(scores.dtype)
+    return scores - _shared(penalty * (~rollout.finished).astype(scores.dtype), scores)
+
+
+def penalise_overlong(scores: Scores, rollout: Rollout, *, buffer: int, penalty: Scalar) -> Scores:
+    """scores − penalty · clip((n − (T − buffer)) / buffer, 0, 1), n tokens of at most T (DAPO, https://arxiv.org/abs/2503.14476)."""
+    length = rollout.mask.shape[1]
+    over = (rollout.mask.sum(1) - (length - buffer)) / buffer
+    return scores - _shared(penalty * jnp.clip(over, 0.0, 1.0), scores)
+
+
+def _shared(penalty: Float[Array, "B"], scores: Array) -> Array:
+    """A penalty of the whole response, in equal parts on each column."""
+    return penalty if scores.ndim == 1 else jnp.broadcast_to(penalty[:, None] / scores.shape[1], scores.shape)

@@ -1,9 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 
-from jaxppo import kl
-from jaxppo.rewards import penalise_missing_eos, token_rewards
+from jaxppo import kl, masked
+from jaxppo.config import Config
+from jaxppo.rewards import penalise_missing_eos, shaping, token_rewards
 from jaxppo.types import Rollout
 
 MASK = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
@@ -67,3 +70,62 @@ def test_a_missing_end_is_known_from_finished(token, strict):
     """Row 0 finished; rows 1 and 2 did not, whatever their tokens are."""
     same = rollout(ROLLOUT.raw_logprobs, ROLLOUT.ref_logprobs, jnp.full((3, 4), token))
     assert penalise_missing_eos(jnp.array([1.0, 1.0, 1.0]), same, penalty=0.75).tolist() == [1.0, 0.25, 0.25]
+
+
+# The shaping of scores
+
+VALID = jnp.array([True, True, False])
+
+
+def shaped(scores, statistics=None, **settings):
+    start = shaping.init_statistics() if statistics is None else statistics
+    return shaping.shape(jnp.asarray(scores), ROLLOUT, valid=VALID, statistics=start, config=Config(**settings))
+
+
+def test_without_settings_scores_stay():
+    out, statistics = shaped([2.0, -3.0, 0.0])
+    assert out.tolist() == [2.0, -3.0, 0.0]
+    toys.assert_same(statistics, shaping.init_statistics())
+
+
+def test_clip_then_running_scale():
+    """(4, 2) clipped at 3 are (3, 2): mean 2.5, variance with ddof 1 is .5, so 3 / √.5 and 2 / √.5; no shift."""
+    out, statistics = shaped([4.0, 2.0, 99.0], reward_clip=3.0, reward_norm="running")
+    np.testing.assert_allclose(out, [3 / 0.5**0.5, 2 / 0.5**0.5, 0.0], rtol=1e-6)
+    # with (1, 0) joined: 3 2 1 0, variance 5 / 3
+    again, _ = shaped([1.0, 0.0, 99.0], statistics, reward_norm="running")
+    np.testing.assert_allclose(again, [1 / (5 / 3) ** 0.5, 0.0, 0.0], rtol=1e-6)
+
+
+def test_batch_whitening_of_scores():
+    out, _ = shaped([3.0, 1.0, 99.0], reward_norm="batch")
+    np.testing.assert_allclose(out, [1.0, -1.0, 0.0], atol=1e-6)
+    out, _ = shaped([3.0, 1.0, 99.0], reward_norm="batch", whiten_shift=False)
+    np.testing.assert_allclose(out, [3.0, 1.0, 0.0], atol=1e-6)  # the deviation is 1 already
+
+
+def test_overlong_penalty():
+    """Lengths 2, 3, 0 of at most 3, a buffer of 2: (2 − 1) / 2 = .5, (3 − 1) / 2 = 1, 0."""
+    out, _ = shaped([1.0, 1.0, 0.0], overlong_buffer=2, overlong_penalty=0.4)
+    np.testing.assert_allclose(out, [0.8, 0.6, 0.0], rtol=1e-6)
+
+
+def test_columns_share_a_penalty():
+    out, _ = shaped([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]], missing_eos_penalty=1.0)
+    assert out.tolist() == [[1.0, 2.0], [0.5, 1.5], [0.0, 0.0]]  # row 0 finished, row 2 is invalid
+
+
+def test_normalisation_to_the_reference():
+    """Scores 1, 3 of the reference have mean 2 and deviation 1; with mean .5 and deviation 2: gain 2, bias −3.5."""
+    statistics = shaping.normalise_to_reference(shaping.init_statistics(), jnp.array([1.0, 3.0, jnp.nan]), mean=0.5, std=2.0)
+    assert (float(statistics["gain"]), float(statistics["bias"])) == (2.0, -3.5)
+    assert shaped([1.0, 3.0, 0.0], statistics)[0].tolist() == [-1.5, 2.5, 0.0]  # mean .5, deviation 2
+    assert float(shaping.normalise_to_reference(statistics, jnp.ones(3))["gain"]) == 1.0
+
+
+def test_running_moments_do_not_depend_on_the_number_of_devices():
+    scores, valid = jnp.array([1.0, 2.0, 3.0, 7.0]), jnp.array([True, True, False, True])
+    whole = masked.add_moments(masked.no_moments(), scores, valid)
+    add = lambda s, v: masked.add_moments(masked.no_moments(), s, v, axis_name="devices")
+    halves = jax.vmap(add, axis_name="devices")(scores.reshape(2, 2), valid.reshape(2, 2))
+    toys.assert_close(jax.tree.map(lambda x: x[1], halves), whole, rtol=1e-6)

@@ -1,0 +1,62 @@
+"""Your own policy loss, in your own script: nothing in the library changes.
+
+Question   Does a loss that leaves out tokens whose ratio has left a band (in place of clipping it) learn as well as PPO's clip?
+Command    python experiments/custom_loss.py            # --band 0.1; --steps 200; --seed 1
+Minutes    Under 1 on a CPU: a random model of 30,000 parameters learns to write one token; 1/32 of tokens are right at first.
+Expected   TODO
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.config import Config, llama
+
+
+def band_loss(logprobs, old_logprobs, advantages, mask, *, band, key=None):
+    """−r A where |r − 1| ≤ band, else 0. Every argument is [B T]; nothing is reduced here."""
+    import jax.numpy as jnp
+
+    ratio = jnp.exp(logprobs - old_logprobs)
+    inside = (jnp.abs(ratio - 1) <= band) & (mask > 0)
+    return jnp.where(inside, -ratio * advantages, 0.0), {"inside_fraction": inside.astype(jnp.float32)}
+
+
+@dataclass(frozen=True)
+class Custom(Config):
+    lora: int = 0
+    steps: int = 60
+    prompt_length: int = 2
+    response_length: int = 8
+    epochs: int = 4
+    lr: float = 3e-3
+    kl_coef: float = 0.0
+    band: float = 0.2
+    """tokens whose ratio is farther from 1 have no gradient"""
+
+
+def main(options: Custom) -> None:
+    from functools import partial
+
+    import jax
+    import jax.numpy as jnp
+
+    from jaxppo import algorithms, models, parallel, ppo, rewards
+    from jaxppo.types import Prompts
+
+    model = models.make(llama(vocab_size=32))
+    parts = algorithms.make_parts(options, rewards.count_token(7))
+    ones = jnp.ones((options.batch_size, options.prompt_length), jnp.int32)
+    prompts = Prompts(ones, ones == 1, jnp.arange(options.batch_size, dtype=jnp.int32))
+    for name, loss in {"band": partial(band_loss, band=options.band), "clip": parts.policy_loss}.items():
+        step = parallel.compile_step(ppo.make_train_step(model, parts._replace(policy_loss=loss), options))
+        params, reference = (jax.jit(model.init)(jax.random.key(options.seed)) for _ in range(2))
+        frozen = {"base": {}, "reference": reference, "reward": {}}
+        state = ppo.init_state(options, params, frozen, jax.random.key(options.seed))
+        for number in range(1, options.steps + 1):
+            state, metrics = step(state, prompts)
+            if number % 20 == 0 or number == options.steps:
+                print(f"{name}: step {number:3}, {float(metrics['reward']) / options.response_length:.3f} of tokens right")
+
+
+if __name__ == "__main__":
+    cli.script(main, Custom)

@@ -1,0 +1,486 @@
+"""The expected gradient of every estimator, exactly: all sequences of a tiny policy are enumerated, none is sampled.
+
+Three tokens, of which END ends the sequence, at most three of them: 15 sequences, of 1, 2 and 3 tokens. A policy is a table
+[S V] of log-probs with a row for each prefix, its state. States stand in heap order: token a leads from s to 2 s + 1 + a.
+
+Each row of ROWS is an estimator, and says what its expectation is: the gradient of E[R] (or of E[R] − β KL of whole sequences,
+where a KL takes part), a multiple of it, or something else; and then, where there is a formula, which. A formula is written as
+a function whose gradient with respect to the table is meant. `python tests/oracle.py` prints the table for the README.
+"""
+
+from collections.abc import Callable
+from functools import cache, partial
+from itertools import groupby
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from jaxppo import advantages, aggregate, kl, losses, masked
+
+VOCAB, LENGTH, END, STATES = 3, 3, 2, 7
+BETA, LAM = 0.3, 0.5
+
+_random = np.random.default_rng(0)
+LOGITS, OLD, REF = _random.normal(size=(3, STATES, VOCAB))
+REWARDS = _random.uniform(-0.9, 0.9, (STATES, VOCAB))  # of a token after a prefix; R is the sum over a sequence
+ERROR = _random.normal(size=STATES)  # of a critic
+
+
+class World(NamedTuple):
+    """All sequences; [N T]."""
+
+    tokens: np.ndarray
+    states: np.ndarray
+    mask: np.ndarray
+
+
+@cache
+def world(length: int = LENGTH) -> World:
+    rows = []
+
+    def extend(state, path):
+        for token in range(VOCAB):
+            now = [*path, (token, state, 1)]
+            if token == END or len(now) == length:
+                rows.append(now + [(0, 0, 0)] * (length - len(now)))  # padding reads a real log-prob: masks must keep it out
+            else:
+                extend(2 * state + 1 + token, now)
+
+    extend(0, [])
+    return World(*np.moveaxis(np.array(rows), -1, 0))
+
+
+class Batch(NamedTuple):
+    """What an estimator sees of some sequences; [B T], and [B] for the score of the greedy sequence."""
+
+    logprobs: jax.Array
+    old: jax.Array
+    ref: jax.Array
+    mask: jax.Array
+    rewards: jax.Array
+    values: jax.Array
+    error: jax.Array
+    full: jax.Array
+    greedy: jax.Array
+
+
+class Exact(NamedTuple):
+    """What a formula sees: tables [S V] and every sequence [N T], [N]. Only `new` and `logprobs` are differentiated."""
+
+    new: jax.Array
+    old: jax.Array  # of the sampler: the same numbers on policy
+    reference: jax.Array
+    logprobs: jax.Array
+    x: jax.Array  # log π − log π_ref
+    ratio: jax.Array
+    prob: jax.Array  # of the sampler, constant
+    to_go: jax.Array
+    length: jax.Array
+    scores: jax.Array  # R
+
+
+# The estimators' side: only functions of jaxppo.
+
+AGGREGATES = {
+    **{f.__name__: f for f in (aggregate.sequence_sum, aggregate.sequence_mean, aggregate.token_mean, aggregate.token_sum)},
+    "constant(3)": partial(aggregate.constant, length=LENGTH),
+}
+
+
+def spread(x, mask):
+    return x[:, None] * mask
+
+
+def over_sequence(f):
+    """A KL estimator of whole sequences, on the first token of each."""
+    return lambda b: jnp.pad(
+        f(jnp.sum(b.logprobs * b.mask, -1, keepdims=True), jnp.sum(b.ref * b.mask, -1, keepdims=True)),
+        ((0, 0), (0, b.mask.shape[1] - 1)),
+    )
+
+
+def one_action(loss):
+    """A loss on tokens that sees every sequence as one token, the first."""
+
+    def whole(logprobs, old, a, mask, *, key):
+        total = lambda x: jnp.sum(x * mask, -1, keepdims=True)
+        per_token, diagnostics = loss(total(logprobs), total(old), a[:, :1], mask[:, :1])
+        return jnp.pad(per_token, ((0, 0), (0, mask.shape[1] - 1))), diagnostics
+
+    return whole
+
+
+def token_kl(f):
+    return lambda b: f(b.logprobs, b.ref)
+
+
+def token_ratio(f):
+    return lambda b: jnp.exp(b.logprobs - b.old) * f(b.logprobs, b.ref)
+
+
+def sequence_ratio(f):
+    return lambda b: jnp.exp(jnp.sum((b.logprobs - b.old) * b.mask, -1, keepdims=True)) * f(b.logprobs, b.ref)
+
+
+def full(b):
+    return b.full
+
+
+def to_go(b):
+    return advantages.returns_to_go(b.rewards, b.mask, gamma=1.0)
+
+
+def whole(b):
+    return spread(jnp.sum(b.rewards, -1), b.mask)
+
+
+def own(b):
+    """Each token's KL (k1) counts for that token alone."""
+    penalty = BETA * masked.keep(kl.k1(b.logprobs, b.ref), b.mask)
+    return to_go(b._replace(rewards=b.rewards + penalty)) - penalty
+
+
+def gae(lam, wrong):
+    return lambda b: advantages.gae(b.rewards, b.values + wrong * b.error, b.mask, gamma=1.0, lam=lam)[0]
+
+
+def grouped(f, **options):
+    return lambda b: spread(f(jnp.sum(b.rewards, -1), **options), b.mask)
+
+
+def opo(b):
+    return spread(advantages.opo(jnp.sum(b.rewards, -1), jnp.sum(b.mask, -1), group_size=2), b.mask)
+
+
+def less_batch_mean(b):
+    scores = jnp.sum(b.rewards, -1)
+    return spread(scores - masked.mean(scores, jnp.ones_like(scores)), b.mask)
+
+
+class Row(NamedTuple):
+    """One estimator and its claim: "exact", "c times: why" or "biased: why"."""
+
+    name: str
+    claim: str
+    expected: Callable | None = None  # formula of the expectation, of an Exact
+    loss: Callable = losses.reinforce
+    advantage: Callable = to_go
+    aggregate: str = "sequence_sum"
+    kl: str = ""
+    in_reward: Callable | None = None
+    in_loss: Callable | None = None
+    batch: int = 1
+    length: int = LENGTH
+    off_policy: bool = False
+
+    @property
+    def kind(self) -> str:
+        """exact | times | biased"""
+        return self.claim.split(":")[0].split(" ")[-1]
+
+    @property
+    def place(self) -> str:
+        return " and ".join(["reward"] * (self.in_reward is not None) + ["loss"] * (self.in_loss is not None))
+
+
+def surrogate(row: Row, tables, index) -> jax.Array:
+    """The loss of one batch, as `ppo` and `update` would put it together."""
+    new, old, ref = tables
+    w = world(row.length)
+    tokens, states, mask = (jnp.asarray(x)[index] for x in w)
+    mask = mask.astype(new.dtype)
+    best = jnp.argmax(new, -1)[w.states] == w.tokens
+    is_greedy = jnp.all(best | (w.mask == 0), -1).astype(new.dtype)
+    greedy = jnp.sum(is_greedy * jnp.sum(jnp.asarray(REWARDS[w.states, w.tokens] * w.mask), -1))
+    b = Batch(
+        new[states, tokens], old[states, tokens], ref[states, tokens], mask, jnp.asarray(REWARDS)[states, tokens] * mask,
+        state_values(new)[states], jnp.asarray(ERROR)[states], kl.full(new, ref)[states], jnp.full(len(index), greedy),
+    )  # fmt: skip
+    if row.in_reward is not None:
+        b = b._replace(rewards=b.rewards - BETA * masked.keep(row.in_reward(b), mask))
+    per_token, _ = row.loss(b.logprobs, b.old, lax.stop_gradient(row.advantage(b)), mask, key=jax.random.key(0))
+    if row.in_loss is not None:
+        per_token = per_token + BETA * masked.keep(row.in_loss(b), mask)
+    return jnp.sum(AGGREGATES[row.aggregate](mask) * per_token)
+
+
+def gradients(rows: tuple[Row, ...], new, old, ref) -> list[tuple]:
+    """For each row (expected gradient of the estimator, true gradient, the formula's gradient or None), all of one program.
+
+    With respect to the table `new`; shapes [S V].
+    """
+    sizes = {(len(world(row.length).tokens), row.batch) for row in rows}
+    batches = {(n, b): np.indices((n,) * b).reshape(b, -1).T for n, b in sizes}  # all of them, in every order
+    return _gradients(rows, batches, new, old, ref)
+
+
+@partial(jax.jit, static_argnums=0)
+def _gradients(rows, batches, new, old, ref):
+    def one(row):
+        sampler = old if row.off_policy else new
+        index = batches[len(world(row.length).tokens), row.batch]
+        prob = jnp.prod(exact(new, sampler, ref, row.length).prob[index], -1)
+        # On policy the old log-probs are the same numbers, as constants.
+        losses = lambda z: jax.vmap(lambda i: surrogate(row, (z, sampler, ref), i))(index)
+        formula = lambda f: jax.grad(lambda z: f(exact(z, sampler, ref, row.length)))(new)
+        truth = formula(lambda x: true(x, BETA if row.kl else 0.0))
+        estimate = jax.grad(lambda z: -jnp.sum(prob * losses(z)))(new)
+        return estimate, truth, None if row.expected is None else formula(row.expected)
+
+    return [one(row) for row in rows]
+
+
+# The formulas' side.
+
+
+def exact(new, old, ref, length: int = LENGTH) -> Exact:
+    tokens, states, m = world(length)
+    mask = jnp.asarray(m, new.dtype)
+    read = lambda table: table[states, tokens] * mask
+    rewards, logprobs = read(jnp.asarray(REWARDS)), read(new)
+    to_go = jnp.cumsum(rewards[:, ::-1], -1)[:, ::-1]
+    prob = lax.stop_gradient(jnp.exp(jnp.sum(read(old), -1)))
+    ratio = lax.stop_gradient(jnp.exp(logprobs - read(old)))
+    return Exact(new, old, ref, logprobs, logprobs - read(ref), ratio, prob, to_go, jnp.sum(mask, -1), to_go[:, 0])
+
+
+def true(x: Exact, beta: float) -> jax.Array:
+    """E[R] − β KL(π‖π_ref): a sum over sequences, and through their probabilities goes the gradient."""
+    return jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1)) * (x.scores - beta * jnp.sum(x.x, -1)))
+
+
+def score(x: Exact, weights) -> jax.Array:
+    """Its gradient is E[Σₜ wₜ ∇log π(aₜ)], the weights [N T] or [N 1] constant."""
+    return jnp.sum(x.prob * jnp.sum(lax.stop_gradient(weights) * x.logprobs, -1))
+
+
+def values(logprobs):
+    """Q [S V]: the token's reward and what follows."""
+    after, levels = jnp.zeros((4, VOCAB)), []
+    for low, high in ((3, 7), (1, 3), (0, 1)):
+        q = jnp.asarray(REWARDS[low:high]) + after
+        pairs = jnp.sum(jnp.exp(logprobs[low:high]) * q, -1).reshape(-1, 2) if low else after
+        after = jnp.pad(pairs, ((0, 0), (0, VOCAB - pairs.shape[1])))
+        levels = [q, *levels]
+    return jnp.concatenate(levels)
+
+
+def state_values(logprobs):
+    return jnp.sum(jnp.exp(logprobs) * values(logprobs), -1)
+
+
+def visits(logprobs):
+    """How often each state is met in a sequence, constant."""
+    p = lax.stop_gradient(jnp.exp(logprobs))
+    second = p[0, :2]
+    return jnp.concatenate([jnp.ones(1), second, (second[:, None] * p[1:3, :2]).reshape(-1)])
+
+
+def held(x: Exact, per_state) -> jax.Array:
+    """Σ over states of a function of the state's distribution, how often the states are met held fixed."""
+    return jnp.sum(visits(x.new) * per_state(x.new, x.reference))
+
+
+reverse = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), -1)
+forward = lambda p, q: jnp.sum(jnp.exp(q) * (q - p), -1)
+variation = lambda p, q: jnp.sum(jnp.abs(jnp.exp(p) - jnp.exp(q)), -1)
+
+
+def pairs(x: Exact, f) -> jax.Array:
+    """f(Rᵢ, Rⱼ, nᵢ, nⱼ) of a sequence and a second one, mean over the second: weights [N 1]."""
+    table = f(x.scores[:, None], x.scores[None], x.length[:, None], x.length[None])
+    return jnp.sum(x.prob[None] * table, -1, keepdims=True)
+
+
+def sign(r, s, *_):
+    """GRPO's advantage with two samples: half the difference over its standard deviation |r − s| / √2."""
+    return (r - s) / 2 / (jnp.abs(r - s) / np.sqrt(2.0) + 1e-6)
+
+
+def kept_by_clip_cov(x: Exact) -> jax.Array:
+    centre = lambda y: y - (jnp.sum(y, -1) / x.length)[:, None]  # both are 0 at padding
+    cov = centre(x.to_go) * centre(x.logprobs)
+    return score(x, jnp.where((cov <= 0.05) | (cov >= 5), x.to_go, 0))
+
+
+def kept_by_clip(x: Exact) -> jax.Array:
+    kept = jnp.where(x.to_go > 0, x.ratio < 1.2, x.ratio > 0.8)
+    return score(x, jnp.where(kept, x.ratio * x.to_go, 0))
+
+
+def wrong_critic(x: Exact) -> jax.Array:
+    """δ is wrong by e₊ − e; the sum with λ leaves −eₜ, a baseline, and (1 − λ) Σₖ λᵏ⁻¹ eₜ₊ₖ."""
+    e = jnp.asarray(ERROR[world().states] * world().mask)
+    later = jnp.stack([e[:, 1] + LAM * e[:, 2], e[:, 2], jnp.zeros_like(e[:, 2])], -1)
+    return true(x, 0.0) + score(x, (1 - LAM) * later)
+
+
+def times(c, beta=0.0):
+    return lambda x: c * true(x, beta)
+
+
+def held_fixed(per_state, coef=-BETA, beta=0.0):
+    return lambda x: true(x, beta) + coef * held(x, per_state)
+
+
+per_token = lambda x: score(x, (x.scores / x.length)[:, None])
+less_kl = lambda x, terms: score(x, (x.scores - BETA * jnp.sum(terms, -1))[:, None])
+no_clip = partial(losses.clip, low=1.0, high=jnp.inf)
+plus = lambda f: lambda b: kl.straight_through(f(b.logprobs, b.ref), kl.k2(b.logprobs, b.ref))
+ungrouped = partial(advantages.group, normalise_std=False)
+ON_SEQUENCES = (losses.gspo, losses.gspo_token, losses.gmpo)
+STATES_FIXED = "biased: the slope of each state's KL, how often states are met held fixed"
+EVERY = "biased: a token of a sequence of n counts 1/n"
+
+REINFORCE = "`reinforce`"
+
+ROWS = (
+    *(Row(f"`{getattr(f, 'func', f).__name__}`", "exact", loss=f) for f in (
+        losses.reinforce, losses.clip, losses.dual_clip, losses.cispo, losses.sapo, losses.dppo_tv, losses.dppo_kl,
+        losses.kl_cov, partial(losses.kl_penalty, beta=0.5), partial(losses.dro, beta=0.5))),
+    *(Row(f"`{f.__name__}`", "exact", loss=f, advantage=whole) for f in ON_SEQUENCES),
+    *(Row(f"`{f.__name__}`", EVERY, per_token, loss=f, advantage=whole, aggregate="sequence_mean") for f in ON_SEQUENCES),
+    Row("`clip_cov`, where it acts", "biased: tokens of high covariance are left out", kept_by_clip_cov,
+        loss=partial(losses.clip_cov, fraction=1.0, lower=0.05)),
+    Row("`awr`, whole return", "biased: the gradient of E[exp R]",
+        lambda x: jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1) + x.scores)), loss=losses.awr, advantage=whole),
+    # baselines
+    Row("whole return", "exact", advantage=whole),
+    *(Row("`gae`, λ = 1 or .5, exact critic", "exact", advantage=gae(lam, 0.0)) for lam in (1.0, LAM)),
+    Row("`gae`, λ = 1, wrong critic", "exact", advantage=gae(1.0, 1.0)),
+    Row("`remax`", "exact", advantage=lambda b: advantages.remax(b.rewards, b.greedy, b.mask)),
+    *(Row("`rloo`, G = 2 or 3", "exact", advantage=grouped(advantages.rloo, group_size=g), batch=g) for g in (2, 3)),
+    Row("`gae`, λ = .5, wrong critic", "biased: the critic's errors at later states, times 1 − λ", wrong_critic,
+        advantage=gae(LAM, 1.0)),
+    Row("`group` without std, G = 2", "1/2 times: (G − 1)/G, its mean has the sample itself in it", times(1 / 2),
+        advantage=grouped(ungrouped, group_size=2), batch=2),
+    Row("less the mean of a batch of 2", "1/2 times: (G − 1)/G, its mean has the sample itself in it", times(1 / 2),
+        advantage=less_batch_mean, batch=2),
+    Row("`group` without std, G = 3", "2/3 times: (G − 1)/G", times(2 / 3), advantage=grouped(ungrouped, group_size=3),
+        batch=3),
+    Row("`gpg`, two groups of 2", "(1 + p) (G − 1)/G times: p the chance that a group has equal scores",
+        lambda x: (1 + jnp.sum(x.prob**2)) / 2 * true(x, 0.0), advantage=grouped(advantages.gpg, group_size=2), batch=4),
+    Row("`group` with std, G = 2", "biased: √½ (chance to win − chance to lose) against a second sample, held fixed",
+        lambda x: score(x, pairs(x, sign)), advantage=grouped(advantages.group, group_size=2), batch=2),
+    Row("`opo`, G = 2", "biased: the sample itself is in the baseline, the more the longer it is",
+        lambda x: score(x, pairs(x, lambda r, s, n, m: (r - s) * m / (n + m))), advantage=opo, batch=2),
+    Row("`reinforce_plus_plus`, batch of 2", "biased: mean and deviation hang on the sample itself",
+        advantage=lambda b: advantages.reinforce_plus_plus(b.rewards, b.mask, gamma=1.0), batch=2),
+    # aggregation
+    Row("whole return", EVERY, per_token, advantage=whole, aggregate="sequence_mean"),
+    Row("whole return, batch of 2", "biased: the share of a token hangs on the lengths of all",
+        lambda x: score(x, pairs(x, lambda r, s, n, m: 2 * r / (n + m))), advantage=whole, aggregate="token_mean", batch=2),
+    Row("whole return", "1/3 times: over the constant", times(1 / 3), advantage=whole, aggregate="constant(3)"),
+    Row("whole return, batch of 2", "2 times: the rows are added up", times(2), advantage=whole, aggregate="token_sum",
+        batch=2),
+    Row("`group` without std, G = 2 (Dr. GRPO)", "1/6 times: (G − 1)/G over the constant", times(1 / 6),
+        advantage=grouped(ungrouped, group_size=2), aggregate="constant(3)", batch=2),
+    # KL in the reward
+    Row(REINFORCE, "exact", kl="k1", in_reward=token_kl(kl.k1)),
+    Row("whole return", "exact", kl="k1", in_reward=token_kl(kl.k1), advantage=whole),
+    Row("`rloo`, G = 2", "exact", kl="k1", in_reward=token_kl(kl.k1), advantage=grouped(advantages.rloo, group_size=2),
+        batch=2),
+    Row("`clip`, `gae`, λ = 1, wrong critic", "exact", kl="k1", in_reward=token_kl(kl.k1), loss=losses.clip,
+        advantage=gae(1.0, 1.0)),
+    Row(REINFORCE, "exact", kl="k1 with k2's gradient", in_reward=plus(kl.k1)),
+    Row("each token only its own KL", STATES_FIXED, held_fixed(reverse), kl="k1", in_reward=token_kl(kl.k1), advantage=own),
+    Row(REINFORCE, "biased: E[k2] is another divergence, its own slope left out",
+        lambda x: less_kl(x, x.x**2 / 2), kl="k2", in_reward=token_kl(kl.k2)),
+    Row(REINFORCE, "biased: E[abs x] is another divergence, its own slope left out",
+        lambda x: less_kl(x, jnp.abs(x.x)), kl="absolute", in_reward=token_kl(kl.absolute)),
+    Row(REINFORCE, "biased: lacks the slope of each state's forward KL, states held fixed", held_fixed(forward, BETA, BETA),
+        kl="k3", in_reward=token_kl(kl.k3)),
+    Row(REINFORCE, "biased: lacks the slope of each state's KL, states held fixed", held_fixed(reverse, BETA, BETA),
+        kl="full", in_reward=full),
+    # KL in the loss
+    Row(REINFORCE, "biased: no KL at all, the gradient of E[R]", times(1), kl="k1", in_loss=token_kl(kl.k1)),
+    *(Row(REINFORCE, STATES_FIXED, held_fixed(reverse), kl=label, in_loss=f) for label, f in (
+        ("full", full), ("k2", token_kl(kl.k2)),
+        ("k1 or k3 with k2's gradient", plus(kl.k1)), ("k1 or k3 with k2's gradient", plus(kl.k3)),
+        ("k1 or k3 × token ratio", token_ratio(kl.k1)), ("k1 or k3 × token ratio", token_ratio(kl.k3)))),
+    Row(REINFORCE, "biased: the slope of each state's forward KL, states held fixed", held_fixed(forward),
+        kl="k3", in_loss=token_kl(kl.k3)),
+    Row(REINFORCE, "biased: twice the slope of each state's total variation, states held fixed", held_fixed(variation),
+        kl="absolute", in_loss=token_kl(kl.absolute)),
+    *(Row(REINFORCE, "exact", kl="k1 or k3 × sequence ratio", in_loss=sequence_ratio(f)) for f in (kl.k1, kl.k3)),
+    Row(REINFORCE, "exact", kl="k2 of the whole sequence", in_loss=over_sequence(kl.k2)),
+    Row(REINFORCE, "exact", kl="k3", in_reward=token_kl(kl.k3), in_loss=token_kl(kl.k3)),
+    Row(REINFORCE, "exact", kl="full", in_reward=full, in_loss=full),
+    Row(REINFORCE, "exact", kl="full, k2", in_reward=full, in_loss=token_kl(kl.k2)),
+    Row("`group` with std, G = 2 (GRPO)", "biased: `group`'s, k3's and 1/n together",
+        lambda x: score(x, (pairs(x, sign) + BETA * jnp.expm1(-x.x)) / x.length[:, None]), kl="k3",
+        in_loss=token_kl(kl.k3), advantage=grouped(advantages.group, group_size=2), aggregate="sequence_mean", batch=2),
+    # samples of an older policy
+    Row("`clip` without bounds, one token, old samples", "exact", loss=no_clip, length=1, off_policy=True),
+    Row("`clip` without bounds, a sequence as one token, old samples", "exact", loss=one_action(no_clip), advantage=whole,
+        off_policy=True),
+    Row("`clip`, one token, old samples", "biased: no gradient beyond the bounds",
+        kept_by_clip, loss=losses.clip,
+        length=1, off_policy=True),
+    Row("`clip` without bounds, old samples", "biased: states and values of the old policy (TRPO's surrogate)",
+        lambda x: jnp.sum(visits(x.old)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(x.old))), loss=no_clip,
+        off_policy=True),
+    Row("`clip`, old samples", "biased: the same, and no gradient beyond the bounds",
+        kept_by_clip, loss=losses.clip,
+        off_policy=True),
+    Row("`cispo`, old samples", "biased: the same, ratios held at most at 1.28",
+        lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 1.28)), loss=losses.cispo, off_policy=True),
+    Row("`reinforce`, old samples", "biased: as if the new policy had drawn them", lambda x: score(x, x.to_go),
+        off_policy=True),
+)  # fmt: skip
+
+
+def logprobs(logits):
+    return jax.nn.log_softmax(logits)
+
+
+@cache
+def free_logits():
+    """(policy, parameters): a logit for every token after every prefix."""
+    return logprobs, jnp.asarray(LOGITS)
+
+
+def pull(policy, params, tables) -> list:
+    """Gradients with respect to the table as flat gradients with respect to the parameters, by the chain rule."""
+    leaves, tree = jax.tree.flatten(tables)
+    return jax.tree.unflatten(tree, list(np.asarray(_pull(policy, params, np.stack(leaves)))))
+
+
+@partial(jax.jit, static_argnums=0)
+def _pull(policy, params, tables):
+    with jax.numpy_dtype_promotion("standard"):  # the models have float32 constants
+        _, back = jax.vjp(policy, params)
+        return jax.vmap(lambda x: jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(back(x))]))(tables)
+
+
+def bias(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """(size relative to the truth's, angle between the two in degrees)."""
+    norm = np.linalg.norm
+    cos = estimate @ truth / norm(estimate) / norm(truth)
+    return norm(estimate - truth) / norm(truth), np.degrees(np.arccos(np.clip(cos, -1, 1)))
+
+
+def table() -> str:
+    """The rows as Markdown, those that differ only in their name on one line."""
+    policy, params = free_logits()
+    lines = ["| estimator | KL | place | aggregation | expectation | size of the bias in this example |", "| --- " * 6 + "|"]
+
+    found = gradients(ROWS, policy(params), logprobs(OLD), logprobs(REF))
+
+    def cells(row_and_gradients):
+        row, (estimate, truth, _) = row_and_gradients
+        size, angle = bias(estimate, truth)
+        size = "0" if row.kind == "exact" else f"{size:.2g}, {angle:.0f}°".removeprefix("0")
+        return row.kl or "none", row.place or "–", row.aggregate, row.claim, size
+
+    for rest, rows in groupby(zip(ROWS, pull(policy, params, found), strict=True), cells):
+        lines.append("| " + " | ".join(["; ".join(dict.fromkeys(row.name for row, _ in rows)), *rest]) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    with jax.enable_x64(True):
+        print(table())

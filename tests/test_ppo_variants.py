@@ -1,0 +1,241 @@
+"""The train step with its options: groups, greedy baselines, masks, shaping, KL elsewhere. `test_ppo.py` has the plain one."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from toys import SETTINGS
+
+from jaxppo import algorithms, kl, policy, ppo, sampling
+from jaxppo.config import Config
+from jaxppo.types import Rollout
+
+PROMPTS = toys.prompts()
+
+
+class Seen(NamedTuple):
+    """What the advantage estimator was given and gave."""
+
+    rewards: jax.Array
+    scores: jax.Array
+    rollout: Rollout
+    learn: jax.Array
+    advantages: jax.Array
+
+
+def watched(toy, settings, *, reward=None, **changes):
+    """A compiled step whose estimator leaves what it saw among the statistics: no callback, so the program can be cached."""
+    changes |= {"reward": reward} if reward else {}
+    inner = toys.parts(settings, **changes).advantage
+
+    def advantage(rewards, scores, rollout, *, valid, statistics, axis_name):
+        adv, returns, statistics = inner(rewards, scores, rollout, valid=valid, statistics=statistics, axis_name=axis_name)
+        return adv, returns, {**statistics, "seen": Seen(rewards, scores, rollout, valid, adv)}
+
+    step = toys.step(toy, settings, **changes, advantage=advantage)
+
+    def run(state, prompts=PROMPTS):
+        state, metrics = step(state, prompts)
+        return state.statistics["seen"], state, metrics
+
+    return run
+
+
+def other(toy):
+    return {"base": {}, "reference": toys.random_params(toy.model, seed=5), "reward": {}}
+
+
+def test_remax_rolls_out_greedily_in_the_same_program(llama):
+    settings = replace(SETTINGS, advantage="remax", value_loss="none", kl_coef=0.0)
+    (_, scores, rolled, _, adv), _, _ = watched(llama, settings)(toys.state(llama, settings))
+    greedy = toys.roll(llama, PROMPTS, settings, greedy=True)
+    want = ((greedy.response == 3) * greedy.mask).sum(1)
+    np.testing.assert_allclose(rolled.extra["greedy_scores"], want)
+    np.testing.assert_allclose(adv, (scores - want)[:, None] * rolled.mask, atol=1e-6)  # the score comes last: to-go is all of it
+
+
+def even_prompts_are_alike(params, rollout):
+    """Groups of prompts with an even last token cannot differ: their reward is 1 for all."""
+    even = rollout.tokens[:, 3] % 2 == 0
+    hits = ((rollout.response == 3) & (rollout.mask > 0)).sum(1).astype(jnp.float32)
+    return jnp.where(even, 1.0, hits), jnp.ones(even.shape, bool)
+
+
+def grouped(rows):
+    """Groups of two copies of prompts whose last token counts up."""
+    last = 2 + jnp.arange(rows // 2, dtype=jnp.int32).repeat(2) % 8
+    tokens = jnp.concatenate([jnp.full((rows, 3), 2, jnp.int32), last[:, None]], 1)
+    return PROMPTS.replace(tokens=tokens, mask=tokens > 0, index=jnp.arange(rows, dtype=jnp.int32))
+
+
+GROUPED = replace(SETTINGS, advantage="group", group_size=2, value_loss="none", filter_groups=True, kl_coef=0.0)
+
+
+def test_groups_that_teach_nothing_leave_the_loss_and_its_denominators(llama):
+    settings = replace(GROUPED, epochs=1, minibatches=1)
+
+    def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
+        return 0 * logprobs, {"tokens": jnp.broadcast_to(mask.sum(), mask.shape)}
+
+    step = watched(llama, settings, reward=even_prompts_are_alike, policy_loss=policy_loss)
+    (_, scores, rolled, learn, adv), state, metrics = step(toys.state(llama, settings), grouped(8))
+    differ = np.repeat(scores[0::2] != scores[1::2], 2)
+    assert 0 < differ.sum() < 8
+    np.testing.assert_array_equal(learn, differ)
+    assert float(metrics["informative"]) == pytest.approx(differ.mean())
+    assert not adv[~differ].any()
+    assert float(metrics["tokens"]) == float((rolled.mask * differ[:, None]).sum())  # the loss's mask, and so its weights
+    assert float(metrics["reward"]) == pytest.approx(float(scores.mean()))  # of all rollouts
+    assert int(state.cursor) == 4
+    assert int(state.counters["invalid_rows"]) == 0  # they are not faulty
+
+
+def test_oversampling_keeps_the_first_informative_groups(llama):
+    """Prompts with an even last token teach nothing; of 8 groups the kept 4 begin with those that do, in their order."""
+    settings = replace(GROUPED, oversample=2)
+    assert settings.rows == 16
+    step = watched(llama, settings, reward=even_prompts_are_alike)
+    (_, scores, rolled, learn, _), state, metrics = step(toys.state(llama, settings), grouped(16))
+    assert rolled.tokens.shape[0] == 8
+    useful = scores[0::2] != scores[1::2]
+    assert useful[0]
+    np.testing.assert_array_equal(np.sort(useful)[::-1], useful)
+    np.testing.assert_array_equal(learn, np.repeat(useful, 2))
+    last = rolled.tokens[0::2, 3]
+    assert (last[useful] % 2 == 1).all()
+    assert (np.diff(last[useful]) > 0).all()  # the prompts count up
+    assert float(metrics["informative"]) * 8 >= useful.sum()  # the share among all that were made
+    assert int(state.cursor) == 8  # prompts are consumed twice as fast
+
+
+NLPO = replace(SETTINGS, mask_top_p=0.5, mask_every=2, lr=0.05)
+
+
+def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
+    """The lagged policy is another one, so its nucleus is not the policy's own."""
+    lagged = toys.random_params(llama.model, seed=6)
+    state = toys.state(llama, NLPO).replace(step=jnp.int32(1))  # not a step that copies
+    state = state.replace(statistics={**state.statistics, "lagged": toys.copied(lagged)})
+    (_, _, rolled, _, _), new, metrics = watched(llama, NLPO)(state)
+    hidden = policy.before_tokens(llama.model, lagged, rolled)
+    logits = llama.model.logits(lagged, hidden).reshape(40, -1)
+    allowed = np.isfinite(sampling.keep_set(logits, top_p=0.5)).reshape(8, 5, -1)
+    chosen = np.take_along_axis(allowed, rolled.response[..., None], 2)[..., 0]
+    assert chosen[rolled.mask > 0].all()
+    assert float(metrics["first_ratio_off"]) < 1e-4
+    assert "outside_fraction" in metrics
+    toys.assert_same(new.statistics["lagged"], lagged)
+    # the ratio's log-probs are renormalised over the allowed tokens, the KL's are not
+    plain = jax.nn.log_softmax(llama.model.logits(llama.params, policy.before_tokens(llama.model, llama.params, rolled)))
+    inside = jax.nn.logsumexp(jnp.where(allowed, plain, -jnp.inf), -1)
+    raw = jnp.take_along_axis(plain, rolled.response[..., None], 2)[..., 0]
+    np.testing.assert_allclose(rolled.logprobs, (raw - inside) * rolled.mask, atol=1e-4)
+    np.testing.assert_allclose(rolled.raw_logprobs, raw * rolled.mask, atol=1e-4)
+
+
+def test_the_lagged_policy_is_copied_every_so_many_steps(llama):
+    step, state = toys.step(llama, NLPO), toys.state(llama, NLPO)
+    copies = []
+    for _ in range(4):
+        before = jax.device_get(state.params["value"]["kernel"])
+        state, _ = step(state, PROMPTS)
+        copies.append((before, jax.device_get(state.statistics["lagged"]["value"]["kernel"])))
+    for number, (before, lagged) in enumerate(copies):
+        current = copies[number // 2 * 2][0]
+        np.testing.assert_array_equal(lagged, current)  # that of steps 0, 0, 2, 2
+        assert (number % 2 == 0) == np.array_equal(lagged, before)
+
+
+def test_rl4lms_form_leaves_log_probs_as_they_are(llama):
+    settings = replace(NLPO, mask_renormalise=False)
+    (_, _, rolled, _, _), _, metrics = watched(llama, settings)(toys.state(llama, settings))
+    np.testing.assert_allclose(rolled.logprobs, rolled.raw_logprobs, atol=1e-6)
+    assert float(metrics["first_ratio_off"]) < 1e-4
+
+
+def test_kl_in_the_loss_is_not_in_the_reward(llama):
+    settings = replace(SETTINGS, kl_place="loss", kl="k3", kl_coef=0.5)
+    seen, _, metrics = watched(llama, settings)(toys.state(llama, settings).replace(frozen=other(llama)))
+    rewards, scores, rolled, *_ = seen
+    np.testing.assert_allclose(rewards.sum(1), scores, atol=1e-5)
+    assert float(metrics["kl_loss"]) > 0
+    measured = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1).mean()
+    assert float(metrics["kl"]) == pytest.approx(float(measured), rel=1e-4)
+
+
+def test_full_kl_in_the_reward(llama):
+    settings, frozen = replace(SETTINGS, kl="full", kl_coef=0.5), other(llama)
+    (rewards, scores, rolled, *_), _, _ = watched(llama, settings)(toys.state(llama, settings).replace(frozen=frozen))
+    logits = lambda params: llama.model.logits(params, policy.before_tokens(llama.model, params, rolled))
+    exact = kl.full(logits(llama.params), logits(frozen["reference"])) * rolled.mask
+    np.testing.assert_allclose(rewards.sum(1), scores - 0.5 * exact.sum(1), atol=1e-4)
+
+
+def test_several_rewards(llama):
+    """Columns go to the estimator as they are; the tokens' rewards have their sum."""
+    settings = replace(GROUPED, advantage="gdpo", filter_groups=False)
+
+    def reward(params, rollout):
+        hits = lambda token: ((rollout.response == token) & (rollout.mask > 0)).sum(1).astype(jnp.float32)
+        return jnp.stack([hits(3), hits(4)], 1), rollout.tokens[:, 3] > 0
+
+    (rewards, scores, *_), _, metrics = watched(llama, settings, reward=reward)(toys.state(llama, settings), grouped(8))
+    assert scores.shape == (8, 2)
+    np.testing.assert_allclose(rewards.sum(1), scores.sum(1), atol=1e-6)
+    assert float(metrics["reward"]) == pytest.approx(float(scores.sum(1).mean()))
+
+
+def test_the_running_scale_lives_in_the_state(llama):
+    settings = replace(SETTINGS, reward_norm="running")
+    step, state = toys.step(llama, settings), toys.state(llama, settings)
+    for count in (8, 16):
+        state, _ = step(state, toys.prompts(seed=count))
+        assert float(state.statistics["reward"].count) == count
+
+
+def test_whitened_rewards_keep_their_mean(llama):
+    acting = {}
+    for whiten in (True, False):
+        settings = replace(SETTINGS, whiten_rewards=whiten)
+        seen, _, _ = watched(llama, settings)(toys.state(llama, settings).replace(frozen=other(llama)))
+        acting[whiten] = np.asarray(seen.rewards)[np.asarray(seen.rollout.mask) > 0]
+    assert acting[True].var() == pytest.approx(1, rel=1e-3)
+    assert acting[True].mean() == pytest.approx(acting[False].mean(), rel=1e-3)
+    assert abs(acting[False].var() - 1) > 0.1
+
+
+def test_ppos_rules_for_coefficients():
+    """Doubled above 1.5 targets, halved below 2/3 of it."""
+    settings = Config(kl_rule="ppo", kl_target=1.0)
+    after = lambda measured: float(ppo._controlled(jnp.float32(0.2), jnp.float32(measured), 8, settings))
+    assert [after(x) for x in (0.5, 1.0, 1.6, np.nan)] == pytest.approx([0.1, 0.2, 0.4, 0.2])
+    settings = Config(loss="kl_penalty", beta_target=0.01)
+    parts = algorithms.make_parts(settings, toys.count_token(3))
+    steered = lambda kl, settings=settings: float(ppo._steered(jnp.float32(2.0), jnp.float32(kl), parts, settings))
+    assert [steered(x) for x in (0.001, 0.01, 0.02, np.inf)] == [1.0, 2.0, 4.0, 2.0]
+    assert steered(0.02, replace(settings, beta_target=0.0)) == 2.0
+
+
+def test_beta_is_steered_by_how_far_the_step_went(llama):
+    settings = replace(SETTINGS, loss="kl_penalty", beta=1.0, beta_target=1e-9, lr=0.01)
+    state, metrics = toys.step(llama, settings)(toys.state(llama, settings), PROMPTS)
+    assert float(metrics["last_approx_kl"]) > 1.5e-9
+    assert float(state.controller["beta"]) == 2.0
+
+
+def test_a_separate_critic_learns_in_the_step():
+    one = toys.llama()
+    model = toys.models.with_critic(one.model, one.model, width=one.config.width)
+    toy = toys.Toy(one.config, model, toys.random_params(model, seed=2))
+    settings = replace(SETTINGS, critic="separate", critic_lr=0.01, critic_warmup=1)
+    state, metrics = toys.step(toy, settings)(toys.state(toy, settings), PROMPTS)
+    pairs = lambda name: zip(jax.tree.leaves(state.params[name]), jax.tree.leaves(toy.params[name]), strict=True)
+    changed = lambda name: any((a != b).any() for a, b in pairs(name))
+    assert changed("critic") and not changed("embed")  # the first step is a warm-up
+    assert float(metrics["first_ratio_off"]) < 1e-4
+    state, _ = toys.step(toy, settings)(state, PROMPTS)
+    assert changed("embed")
