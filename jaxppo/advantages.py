@@ -206,7 +206,8 @@ def gdpo(
     columns = jnp.stack([group(x, group_size=group_size, eps=eps, valid=valid) for x in scores.T], axis=1)
     summed = jnp.sum(columns if weights is None else columns * weights[None, :], axis=1)
     m = jnp.ones_like(summed, bool) if valid is None else valid
-    std = jnp.sqrt(masked.var(summed, m, ddof=1, axis_name=axis_name))
+    variance = masked.var(summed, m, ddof=1, axis_name=axis_name)
+    std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # the root's slope at 0 is infinite
     return masked.keep((summed - masked.mean(summed, m, axis_name=axis_name)) / (std + eps), m)
 
 

@@ -66,7 +66,7 @@ def chosen_algorithm(args: list[str]) -> str | None:
     ('grpo', 'rloo', None)
     """
     found = None
-    for word, following in zip(args, [*args[1:], None], strict=True):
+    for word, following in zip(args, [*args, None][1:], strict=True):
         if word == "--algorithm":
             found = following
         elif word.startswith("--algorithm="):

@@ -150,6 +150,8 @@ class Config:
     """scores are held in [-reward_clip, reward_clip]; 0 = not at all"""
     reward_norm: str = "none"
     """none | running (scores over their running deviation) | batch (scores whitened over the batch)"""
+    reward_reference: int = 0
+    """rollouts of the untrained policy whose scores are given mean 0 and deviation 1 before the run; 0 = scores stay (Ziegler)"""
     whiten_rewards: bool = False
     """per-token rewards, KL penalty included, with variance 1 over the batch; the mean stays"""
     filter_groups: bool = False

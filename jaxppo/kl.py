@@ -1,9 +1,11 @@
 """Estimators of the KL divergence from the policy to a reference, for each token, and the coefficient's controller.
 
 With x = log π(aₜ) − log π_ref(aₜ) and aₜ sampled from π, k1, k2 and k3 estimate KL(π‖π_ref) from one sample
-(http://joschu.net/blog/kl-approx.html). In the reward k1 is the right one. As a term of the loss the gradient counts:
-k1's is zero on average, k2's is that of the reverse KL, k3's is that of the forward KL, so biased
-(https://arxiv.org/abs/2512.21852).
+(http://joschu.net/blog/kl-approx.html). In the reward k1 is the right one: with returns-to-go it gives the gradient of the
+divergence of whole sequences. As a term of the loss only the estimator's own slope counts, in the states that were visited:
+k1's is zero on average, k2's that of the reverse KL in each state, k3's that of the forward KL
+(https://arxiv.org/abs/2512.21852); that a token changes which states come later is in none of them. `tests/test_oracle.py`
+has the exact expectations.
 
 Nothing here takes a mask: replace what stands at padding before calling (`masked.keep`), if it may be infinite.
 """
@@ -29,7 +31,7 @@ def k1(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[
 
 
 def k2(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Biased, never negative, low variance; as a loss it has the gradient of the reverse KL: x² / 2.
+    """Biased, never negative, low variance; as a loss it has the gradient of the reverse KL in each state: x² / 2.
 
     >>> import jax.numpy as jnp
     >>> k2(jnp.array([-1.0, -4.0]), jnp.array([-2.0, -2.0]))

@@ -163,6 +163,7 @@ ALGORITHMS: dict[str, Preset] = {
             "loss": "clip", "advantage": "gae", "aggregate": "token_mean", "value_loss": "clipped", "value_coef": 0.1, "lr": 1e-5,
             "adam_eps": 1e-5, "kl_coef": 0.15, "kl_adaptive": True, "kl_target": 6.0, "kl_horizon": 10_000.0, "epochs": 4,
             "minibatches": 1, "batch_size": 512, "temperature": 0.7, "response_length": 24, "lam": 0.95, "whiten_rewards": True,
+            "reward_reference": 512,
         },
     ),
     "verl_ppo": Preset(

@@ -23,6 +23,7 @@ from jaxppo.fetch import cache_folder
 from jaxppo.models import init_value, lora, make, with_critic
 from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.rewards import shaping
 from jaxppo.rollout import rollout
 from jaxppo.types import Model, Params, Parts, Prompts, TrainState
 
@@ -140,6 +141,9 @@ def fit(
         state = checkpoints.restore(state)
     else:
         tracking.write_config(folder, to_dict(config))
+        if config.reward_reference:
+            scores = first_scores(config, policy, parts, prompts, state)
+            state = state.replace(statistics=shaping.normalise_to_reference(state.statistics, scores))
     tracker = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps)
     try:
         return _loop(config, step, state, prompts, tracker, checkpoints, evaluate)
@@ -148,6 +152,27 @@ def fit(
         checkpoints.close()
         if (folder / "metrics.jsonl").stat().st_size:
             tracking.plot_curves(folder)
+
+
+def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState) -> jax.Array:
+    """Raw scores of `reward_reference` rollouts of the policy as it is, NaN where invalid: what Ziegler et al. 2019
+    (https://arxiv.org/abs/1909.08593, section 2.1) give mean 0 and deviation 1. Prompts from the end of the data's order."""
+
+    def program(params, frozen, batch: Prompts, key):
+        noise = sampling.row_uniforms(key, batch.index, config.response_length)
+        rolled = rollout(
+            policy.model, params, frozen, batch, noise, length=config.response_length, sample=config, eos=config.eos,
+            pad=config.pad, with_values=False,
+        )  # fmt: skip
+        scores, valid = parts.reward(frozen["reward"], rolled)
+        return jnp.where(valid, scores if scores.ndim == 1 else scores.sum(-1), jnp.nan)
+
+    compiled, out = jax.jit(program), []
+    for number in range(-(-config.reward_reference // config.rows)):
+        key = jax.random.fold_in(state.key, 2**31 - 1 - number)  # far from any step's
+        batch = prompts.batch(config, (2**31 - 1 - number) * config.rows)
+        out.append(compiled(state.params, state.frozen, jax.device_put(batch), key))
+    return jnp.concatenate(out)[: config.reward_reference]
 
 
 def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluate) -> TrainState:

@@ -318,8 +318,8 @@ def wrong_critic(x: Exact) -> jax.Array:
     return true(x, 0.0) + score(x, (1 - LAM) * later)
 
 
-def times(c, beta=0.0):
-    return lambda x: c * true(x, beta)
+def times(c):
+    return lambda x: c * true(x, 0.0)
 
 
 def held_fixed(per_state, coef=-BETA, beta=0.0):
@@ -334,7 +334,6 @@ ungrouped = partial(advantages.group, normalise_std=False)
 ON_SEQUENCES = (losses.gspo, losses.gspo_token, losses.gmpo)
 STATES_FIXED = "biased: the slope of each state's KL, how often states are met held fixed"
 EVERY = "biased: a token of a sequence of n counts 1/n"
-
 REINFORCE = "`reinforce`"
 
 ROWS = (

@@ -202,7 +202,10 @@ def test_size_is_bounded(tmp_path):
         read(3 * 2**20)
 
 
-@pytest.mark.parametrize("data", [b"", b"not an archive", tarred("a.txt", bytes(9000))[:60], zipped(a=b"x" * 99)[:-40]])
+DAMAGED = {"empty": b"", "text": b"not an archive", "tar": tarred("a.txt", bytes(9000))[:60], "zip": zipped(a=b"x" * 99)[:-40]}
+
+
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)  # an archive holds the time: no name for a test
 def test_damaged_archives(data):
     with pytest.raises(FetchError):
         member(data, "a*")

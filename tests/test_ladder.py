@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, config, models, parallel, ppo
+from jaxppo import algorithms, config, estimators, models, parallel, ppo
 from jaxppo.config import Config
 from jaxppo.types import Prompts
 
@@ -40,7 +40,7 @@ def reward(params, rollout):
 
 def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
     """GAE, or one of two ways to get it wrong: the other sign, or another row's."""
-    adv, returns, statistics = algorithms.gae(SETTINGS)(
+    adv, returns, statistics = estimators.gae(SETTINGS)(
         rewards, scores, rollout, valid=valid, statistics=statistics, axis_name=axis_name
     )
     treatment = rollout.extra["treatment"][:, None]

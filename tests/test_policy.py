@@ -101,9 +101,9 @@ def test_gradient_inside_a_keep_set():
 
 
 def test_has_keep_set():
-    assert not policy.has_keep_set(SETTINGS)
-    assert policy.has_keep_set(replace(SETTINGS, top_k=1))
-    assert policy.has_keep_set(replace(SETTINGS, top_p=0.9))
+    assert not sampling.has_keep_set(SETTINGS)
+    assert sampling.has_keep_set(replace(SETTINGS, top_k=1))
+    assert sampling.has_keep_set(replace(SETTINGS, top_p=0.9))
 
 
 def test_cast_rounds_matrices_alone():

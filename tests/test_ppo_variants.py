@@ -59,10 +59,10 @@ def test_remax_rolls_out_greedily_in_the_same_program(llama):
 
 
 def even_prompts_are_alike(params, rollout):
-    """Groups of prompts with an even last token cannot differ: their reward is 1 for all."""
+    """Groups of prompts with an even last token cannot differ: their reward is 1 for all. Others have a sum of token ids."""
     even = rollout.tokens[:, 3] % 2 == 0
-    hits = ((rollout.response == 3) & (rollout.mask > 0)).sum(1).astype(jnp.float32)
-    return jnp.where(even, 1.0, hits), jnp.ones(even.shape, bool)
+    total = (rollout.response * (rollout.mask > 0)).sum(1).astype(jnp.float32)
+    return jnp.where(even, 1.0, total), jnp.ones(even.shape, bool)
 
 
 def grouped(rows):

@@ -5,7 +5,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -222,8 +221,7 @@ def on_groups(scores, valid, size=3):
     """Name -> (advantages, the gradient of their sum weighted 1 to 6)."""
     slope = lambda f: jax.grad(lambda s: jnp.sum(jnp.arange(1.0, 7.0) * f(s)))(scores)
     run = {name: partial(f, group_size=size, valid=valid) for name, f in ESTIMATORS.items()}
-    # gdpo has no gradient where no score differs: see the last test
-    return {name: (f(scores), slope(f) if name != "gdpo" else jnp.zeros(6)) for name, f in run.items()}
+    return {name: (f(scores), slope(f)) for name, f in run.items()}
 
 
 SCORES = hnp.arrays(np.float32, 6, elements=st.integers(-40, 40).map(lambda i: i / 8))
@@ -251,8 +249,9 @@ def test_groups_and_their_members_have_no_order(scores, valid, swap, first, seco
         np.testing.assert_allclose(found[name][0], expected[name][0][order], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
-@given(st.floats(-(2.0**100), 2.0**100, width=32), SCORES)
-@example(0.1, np.full(6, 0.1, np.float32))
+@given(st.floats(-1000, 1000).map(np.float32), SCORES)
+@example(np.float32(0.9), np.full(6, 0.9, np.float32))  # in float32 the mean of three times 0.9 may not be 0.9
+@example(np.float32(1e30), np.zeros(6, np.float32))
 def test_a_group_without_spread_gives_nothing_and_takes_nothing(level, scores):
     beside = lambda group: on_groups(np.array([*group, *scores[3:]], np.float32), ALL)
     spread = beside([1, 2, 4])
@@ -271,7 +270,6 @@ def test_groups_of_one_give_nothing(scores, valid):
         assert np.isfinite(slope).all(), name
 
 
-@pytest.mark.xfail(strict=True, reason="the root of a variance of 0 has an infinite slope")
 def test_gdpo_without_spread_has_a_finite_gradient():
     slope = jax.grad(lambda s: advantages.gdpo(s, group_size=2).sum())(jnp.ones((4, 1)))
     assert np.isfinite(slope).all()

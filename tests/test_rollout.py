@@ -82,7 +82,7 @@ def decode(llama):
     @jax.jit
     def run(prompts, eos):
         noise = sampling.row_uniforms(jax.random.key(7), prompts.index, 12)
-        return rollout._decode(llama.model, llama.params, prompts, noise, 12, LONG, eos, 0, True, False, None)
+        return rollout._decode(llama.model, llama.params, None, prompts, noise, 12, LONG, eos, 0, True, False, None)
 
     return run
 

@@ -53,8 +53,8 @@ def value_huber(
     Array([[0.5, 2.5]], dtype=float32)
     """
     size = jnp.abs(_kept(values - returns, mask))
-    near = jnp.minimum(size, delta)
-    return jnp.square(near) / 2 + delta * (size - near)
+    inside = size <= delta
+    return jnp.where(inside, jnp.square(size) / 2, jnp.where(inside, 0, delta) * (size - jnp.where(inside, 0, delta) / 2))
 
 
 def entropy(logits: Float[Array, "*s V"]) -> Float[Array, "*s"]:
