@@ -100,12 +100,6 @@ def test_gradient_inside_a_keep_set():
     np.testing.assert_allclose(gradient, [[0.0, 0.0, 4 / 7, -4 / 7]], atol=1e-6)
 
 
-def test_has_keep_set():
-    assert not sampling.has_keep_set(SETTINGS)
-    assert sampling.has_keep_set(replace(SETTINGS, top_k=1))
-    assert sampling.has_keep_set(replace(SETTINGS, top_p=0.9))
-
-
 def test_cast_rounds_matrices_alone():
     params = {"embed": {"embedding": jnp.ones((3, 2))}, "norm": {"scale": jnp.ones(2)}, "value": {"kernel": jnp.ones((2, 1))}}
     out = policy.cast(params, jnp.bfloat16)

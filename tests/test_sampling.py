@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxppo import sampling
+from jaxppo.config import Config
 
 
 def kept(probabilities, **options) -> list[int]:
@@ -91,3 +92,19 @@ def test_greedy_takes_the_likeliest_and_no_noise(strict):
     for uniform in (0.0, 0.99):
         token = sampling.draw(logits, jnp.full((2,), uniform), greedy=True)
         assert token.tolist() == [1, 0] and token.dtype == jnp.int32
+
+
+def test_has_keep_set():
+    assert not sampling.has_keep_set(Config())
+    assert sampling.has_keep_set(Config(top_k=1))
+    assert sampling.has_keep_set(Config(top_p=0.9))
+
+
+def test_a_guide_allows_its_own_nucleus_only(strict):
+    """The guide's likeliest tokens are 3 and 2 (.5, .3); of them the policy's own top-k 1 is token 2."""
+    logits = jnp.log(jnp.array([[0.4, 0.2, 0.3, 0.1]]))
+    guide = jnp.log(jnp.array([[0.1, 0.1, 0.3, 0.5]]))
+    finite = lambda **options: np.isfinite(sampling.process(logits, sample=Config(**options), guide=guide)[0]).tolist()
+    assert finite(mask_top_p=0.7) == [False, False, True, True]
+    assert finite(mask_top_p=0.7, top_k=1) == [False, False, True, False]
+    assert finite(mask_top_p=0.4) == [False, False, False, True]

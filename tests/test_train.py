@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, pretrained, tracking, train
+from jaxppo import algorithms, ppo, pretrained, tracking, train
 from jaxppo.config import RunConfig, UserError
 
 RUN = RunConfig(
@@ -248,3 +248,27 @@ def test_stopwatch_shares_the_time_among_the_steps_of_a_dispatch(monkeypatch):
     assert [row["seconds"] for row in rows] == [2.0] * 3  # 6 seconds of 3 steps
     assert [row["tokens_per_second"] for row in rows] == [2.0, 4.0, 6.0]  # 4 rows of 1, 2, 3 tokens in 2 seconds
     assert clock.settle() == []
+
+
+def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, prompts):
+    """Over 12 rollouts; the statistics are part of the state, and so of its checkpoints."""
+    config = replace(RUN, steps=2, reward_reference=12)
+    _, policy = train.load_policy(config)
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    scores = train.first_scores(config, policy, algorithms.make_parts(config, reward), prompts, state)
+    assert scores.shape == (12,)
+    done = fit(tmp_path / "reference", prompts, config)
+    gain, bias = (float(done.statistics[name]) for name in ("gain", "bias"))
+    shaped = gain * np.asarray(scores) + bias
+    assert shaped.mean() == pytest.approx(0, abs=1e-5) and shaped.std() == pytest.approx(1, rel=1e-4)
+    resumed = fit(tmp_path / "reference", prompts, replace(config, steps=4, resume=True))
+    assert float(resumed.statistics["gain"]) == gain
+
+
+def test_a_separate_critic_shares_the_base_under_adapters():
+    _, policy = train.load_policy(replace(RUN, critic="separate", value_init="normal"))
+    base = policy.frozen["base"]
+    place = lambda x: x["embed"]["embedding"].unsafe_buffer_pointer()
+    assert place(base["critic"]) == place(base)  # one copy in memory
+    assert (policy.params["critic"]["value"]["kernel"] != 0).any()
+    assert "value" not in policy.params  # nobody asks the actor

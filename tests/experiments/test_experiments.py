@@ -58,6 +58,24 @@ def test_a_run_of_the_same_name_refuses_and_resume_continues(tmp_path, capsys):
     assert [json.loads(row)["step"] for row in rows] == [1, 2]
 
 
+def test_a_loss_of_ones_own(capsys):
+    run("custom_loss", "--steps", "2", "--batch-size", "8", "--response-length", "3")
+    assert re.findall(r"^(band|clip): step +2, [.\d]+ of tokens right", capsys.readouterr().out, re.M) == ["band", "clip"]
+
+
+@pytest.mark.parametrize(
+    "options", [["--algorithm", "dapo", "--batch-size", "32"], ["--algorithm", "nlpo", "--critic", "separate"]]
+)
+def test_another_algorithm_by_name(tmp_path, options):
+    data = tmp_path / "prompts.jsonl"
+    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    small = ["--tiny", "--steps", "1", "--response-length", "4", "--data", str(data), "--runs", str(tmp_path), "--name", "c"]
+    run("custom_reward", *small, *options)
+    stored = json.loads((tmp_path / "c" / "config.json").read_text())
+    assert stored["algorithm"] == options[1]
+    assert stored["value_loss"] == ("none" if options[1] == "dapo" else "mse")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
