@@ -78,7 +78,7 @@ def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
         # The base is only ever an operand: rounded here once, it takes half the memory and no time in the step.
         own = {name: x for name, x in weights.items() if name != "critic"}
         base = policies.cast(jax.tree.map(jnp.asarray, own), model.dtype)
-        base |= {"critic": dict(base)} if "critic" in weights else {}
+        base = {**base, "critic": base} if "critic" in weights else base
         params, frozen = new, {"base": base, "reference": None, "reward": {}}
     else:
         # `params` is donated to each step, the reference is not, so each has buffers of its own.
