@@ -2,7 +2,7 @@
 
 Question   Does a loss that leaves out tokens whose ratio has left a band (in place of clipping it) learn as well as PPO's clip?
 Command    python experiments/custom_loss.py            # --band 0.1; --steps 200; --seed 1
-Minutes    Under 1 on a CPU: a small random model learns to write one token; 1/32 of tokens are right at first.
+Minutes    Under 1 on a CPU; a small random model learns to write one token of 32.
 Expected   Right after 20 steps (seeds 0, 1, 2): band .998 1.000 1.000, clip .992 .889 .998; after 60 steps all, with both
 """
 
@@ -23,7 +23,6 @@ def band_loss(logprobs, old_logprobs, advantages, mask, *, band, key=None):
 
 @dataclass(frozen=True)
 class Custom(Config):
-    lora: int = 0
     steps: int = 60
     response_length: int = 8
     epochs: int = 4
@@ -45,14 +44,14 @@ def main(options: Custom) -> None:
     model = models.make(llama(vocab_size=32))
     parts = algorithms.make_parts(options, rewards.count_token(7))
     ones = jnp.ones((options.batch_size, options.prompt_length), jnp.int32)
-    prompts = Prompts(ones, ones == 1, jnp.arange(options.batch_size, dtype=jnp.int32))
+    prompts = Prompts(ones, ones > 0, jnp.arange(options.batch_size, dtype=jnp.int32))
     for name, loss in {"band": partial(band_loss, band=options.band), "clip": parts.policy_loss}.items():
         step = parallel.compile_step(ppo.make_train_step(model, parts._replace(policy_loss=loss), options))
         params, reference = (jax.jit(model.init)(jax.random.key(options.seed)) for _ in range(2))
         state = ppo.init_state(options, params, {"base": {}, "reference": reference, "reward": {}}, jax.random.key(options.seed))
         for number in range(1, options.steps + 1):
             state, metrics = step(state, prompts)
-            if number % 20 == 0 or number == options.steps:
+            if number in (20, options.steps):
                 print(f"{name}: step {number:3}, {float(metrics['reward']) / options.response_length:.3f} of tokens right")
 
 

@@ -80,6 +80,8 @@ class Config:
     """passes over each batch of rollouts"""
     minibatches: int = 4
     """optimizer updates in each pass"""
+    microbatches: int = 1
+    """parts in which a minibatch's gradient is computed: the same result with less memory"""
 
     algorithm: str = "ppo"
     """preset of parts and settings (`jaxppo algorithms` lists them); every other option overrides it"""
@@ -227,6 +229,8 @@ class Config:
     """the adapters are scaled by lora_alpha / lora"""
     dtype: str = "float32"
     """float32 | bfloat16: inputs of the matrix products; parameters and statistics stay float32"""
+    remat: str = "none"
+    """none | block (keep the inputs of each layer only) | full (keep nothing): compute activations again in the backward pass"""
     logits_bytes: int = 64 * 2**20
     """logits larger than this are computed in chunks"""
     seed: int = 0
@@ -256,10 +260,11 @@ CHOICES = {
     "value_init": ("zero", "normal", "reward"),
     "reward_norm": ("none", "running", "batch"),
     "whiten_ddof": (0, 1),
+    "remat": ("none", "block", "full"),
 }
 POSITIVE = (
     "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature", "oversample",
-    "mask_every",
+    "mask_every", "microbatches",
 )  # fmt: skip
 
 
@@ -291,6 +296,13 @@ def validate(config: Config, *, devices: int = 1) -> None:
         raise UserError(
             f"--batch-size {config.batch_size} ({config.batch_size // devices} for each of {devices} devices) does not divide "
             f"into {config.minibatches} minibatches of whole groups of {config.group_size}; use a multiple of {unit * devices}"
+        )
+
+    rows = config.batch_size // devices // config.minibatches
+    if rows % (config.microbatches * config.group_size):
+        raise UserError(
+            f"--microbatches {config.microbatches} does not divide a minibatch of {rows} rows into whole groups of "
+            f"{config.group_size}; use a divisor of {rows // config.group_size}"
         )
 
 

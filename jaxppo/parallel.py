@@ -1,28 +1,58 @@
-"""How a train step is compiled. The step itself never knows."""
+"""How a train step is compiled: for one device, for several under pmap, or over a mesh. The step itself never knows.
 
-from collections.abc import Callable
+    jit    one device
+    pmap   plain data parallelism: state replicated, rows split, gradients and statistics summed over the axis "devices"
+    mesh   jit with shardings: rows over data and fsdp, parameters over fsdp and tensor (`sharding.py` has the rules)
+
+Each is one XLA program a step, gives the same numbers, and has one interface: `place` puts a state where the program wants
+it, `put` a batch of prompts; a call makes a step and destroys the old state; `whole` shows the state as one device has it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxppo.types import Prompts, TrainState
+from jaxppo import sharding
+from jaxppo.config import UserError
+from jaxppo.types import Prompts, PyTree, TrainState
+
+AXIS = "devices"
+MODES = ("auto", "jit", "pmap", "mesh")
+Make = Callable[[str | None], Callable]  # the train step for an axis name
 
 
 class CompiledStep:
-    """A train step as one XLA program, with its state donated: the old state is gone after a call.
+    """A train step as one XLA program on one device, with its state donated: the old state is gone after a call.
 
     `frozen` is passed beside the state and not donated, so that it stays where it is. `traces` counts how often the step
     was traced: 1 after any number of calls with the same shapes.
     """
 
+    name = "jit on one device"
+
     def __init__(self, train_step: Callable):
         self.traces = 0
+        self.program: Any = jax.jit(self._traced(train_step), donate_argnums=0)
 
+    def _traced(self, train_step: Callable) -> Callable:
         def program(live: TrainState, frozen, prompts: Prompts):
             self.traces += 1
             state, metrics = train_step(live.replace(frozen=frozen), prompts)
             return state.replace(frozen=None), metrics
 
-        self.program = jax.jit(program, donate_argnums=0)
+        return program
+
+    def place(self, state: TrainState) -> TrainState:
+        return state
+
+    def put(self, prompts: Prompts) -> Prompts:
+        return jax.device_put(prompts)
+
+    def whole(self, state: TrainState) -> TrainState:
+        return state
 
     def __call__(self, state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         frozen = state.frozen
@@ -34,6 +64,100 @@ class CompiledStep:
         return self.program.lower(state.replace(frozen=None), state.frozen, prompts)
 
 
+class PmapStep(CompiledStep):
+    """The same under `jax.pmap`: every array of the state has a leading dimension, one copy a device."""
+
+    def __init__(self, train_step: Callable, *, devices: Sequence | None = None):
+        self.traces = 0
+        self.devices = list(jax.local_devices() if devices is None else devices)
+        self.name = f"pmap on {len(self.devices)} devices"
+        self.program = jax.pmap(self._traced(train_step), axis_name=AXIS, donate_argnums=0, devices=self.devices)
+        mesh = Mesh(np.asarray(self.devices), (AXIS,))
+        self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def place(self, state: TrainState) -> TrainState:
+        """A copy on each device; made there, so that no device ever holds more than its own."""
+
+        def replicate(x):
+            parts = [jax.device_put(x[None], device) for device in self.devices]
+            return jax.make_array_from_single_device_arrays((len(parts), *x.shape), self.sharding, parts)
+
+        return jax.tree.map(replicate, state)
+
+    def put(self, prompts: Prompts) -> Prompts:
+        """The rows in equal parts, in order: those of a group and of a block of minibatches stay together."""
+        leading = prompts.index.ndim - 1  # 1 with several steps in a dispatch
+
+        def cut(x):
+            shape = (*x.shape[:leading], len(self.devices), x.shape[leading] // len(self.devices), *x.shape[leading + 1 :])
+            return np.moveaxis(np.asarray(x).reshape(shape), leading, 0)
+
+        return jax.device_put(jax.tree.map(cut, prompts), self.sharding)
+
+    def whole(self, state: TrainState) -> TrainState:
+        return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
+
+    def __call__(self, state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
+        state, metrics = super().__call__(state, prompts)
+        return state, jax.tree.map(lambda x: x.addressable_data(0)[0], metrics)  # they are the same on all
+
+
+class MeshStep(CompiledStep):
+    """The same under jit over a mesh; the compiler puts the collectives in."""
+
+    def __init__(self, train_step: Callable, mesh: Mesh, *, leading: int = 0):
+        super().__init__(train_step)
+        self.mesh, self.rows = mesh, sharding.of_rows(mesh, leading=leading)
+        self.name = "mesh of " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+        self._traced_step = self._traced(train_step)
+        self.program = None
+
+    def place(self, state: TrainState) -> TrainState:
+        where = sharding.of_state(state, self.mesh)
+        live, frozen = where.replace(frozen=None), where.frozen
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.program = jax.jit(
+            self._traced_step, donate_argnums=0, in_shardings=(live, frozen, self.rows), out_shardings=(live, everywhere)
+        )
+        # A copy: what device_put leaves where it is would be donated with the state.
+        return jax.tree.map(lambda x, at: jax.device_put(x, at, may_alias=False), state, where)
+
+    def put(self, prompts: Prompts) -> Prompts:
+        return jax.device_put(prompts, self.rows)
+
+    def whole(self, state: TrainState) -> TrainState:
+        return jax.device_put(state, jax.devices()[0])
+
+
 def compile_step(train_step: Callable) -> CompiledStep:
     """`train_step` under jit on one device."""
     return CompiledStep(train_step)
+
+
+def prepare(make: Make, *, mode: str = "auto", mesh: str = "", devices: Sequence | None = None, leading: int = 0) -> CompiledStep:
+    """The step of `make(axis_name)` compiled in one of the modes; auto is jit on one device and pmap on several.
+
+    `mesh` as in `sharding.parse_mesh`; `leading` is 1 where prompts have a leading dimension of steps. Raises UserError for
+    an unknown mode or a mesh that does not fit the devices.
+    """
+    found = list(jax.devices() if devices is None else devices)
+    if mode not in MODES:
+        raise UserError(f"--parallel {mode!r}: choose one of {', '.join(MODES)}")
+    if mode == "mesh":
+        return MeshStep(make(None), sharding.make_mesh(mesh, found), leading=leading)
+    if mode == "pmap" or (mode == "auto" and len(found) > 1):
+        return PmapStep(make(AXIS), devices=found)
+    return CompiledStep(make(None))
+
+
+def count(mode: str, mesh: str = "") -> int:
+    """Over how many devices a mode splits the rows."""
+    if mode == "mesh":
+        sizes = sharding.parse_mesh(mesh)
+        return sizes["data"] * sizes["fsdp"]
+    return 1 if mode == "jit" else len(jax.devices())
+
+
+def equal_shares(tree: PyTree) -> PyTree:
+    """Each array's bytes on one device, for a report."""
+    return jax.tree.map(lambda x: x.addressable_shards[0].data.nbytes, tree)

@@ -65,7 +65,7 @@ def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
             f"but the model takes {model_config.max_length}; lower one of them"
         )
     algorithms.check(config)  # a wrong name is found before anything is compiled
-    model = make(model_config, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha)
+    model = make(model_config, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha, remat=config.remat)
     if config.critic == "separate" and config.value_loss != "none":
         model = with_critic(model, model, width=model_config.width)
         weights = {**weights, "critic": weights}  # it starts from the same weights; with adapters it shares them

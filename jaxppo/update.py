@@ -54,16 +54,18 @@ def deal(key: Array, units: int, minibatches: int, first_block: Int[Array, ""] |
 
 
 def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None) -> Callable:
-    """loss(params, fixed, minibatch, key) -> (loss, metrics). The weights carry the GLOBAL denominator, so gradients are summed
-    over devices, never averaged:  Σ w (policy loss + β KL − c_H entropy) + c_V Σ w value loss."""
+    """loss(params, fixed, weights, rows, key) -> (loss, metrics):  Σ w (policy loss + β KL − c_H entropy) + c_V Σ w value loss.
 
-    def loss_fn(params: Params, fixed: Fixed, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict]:
+    The weights [B T] of these rows carry the GLOBAL denominator of the minibatch that they belong to, so losses and gradients
+    are summed over devices and microbatches, never averaged. Metrics are sums over tokens too, beside their number, "tokens".
+    """
+
+    def loss_fn(params: Params, fixed: Fixed, weights: Array, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict]:
         mask = batch.mask
         whole = lora.merge(fixed.base, params)
         scores = policy.score(
             model, whole, batch.rollout, config=config, with_values=parts.value_loss is not None, guide=fixed.lagged
         )
-        weights = parts.aggregate(mask, axis_name=axis_name)
         settings = {"beta": fixed.beta} if parts.penalty else {}
         per_token, diagnostics = parts.policy_loss(
             scores.logprobs, batch.old_logprobs, batch.advantages, mask, key=key, **settings
@@ -87,7 +89,8 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
         diagnostics["approx_kl"] = jnp.expm1(moved) - moved
         if config.mask_top_p < 1 or sampling.has_keep_set(config):
             diagnostics["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
-        metrics = {name: masked.mean(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
+        metrics = {name: masked.total(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
+        metrics["tokens"] = masked.total(jnp.ones_like(mask), mask, axis_name=axis_name)
         ratio = jnp.where(mask > 0, jnp.exp(logprobs - batch.old_logprobs), 1.0)
         metrics["ratio_off"] = _maximum(jnp.abs(ratio - 1).max(), axis_name)
         return total, metrics
@@ -117,11 +120,14 @@ def make_update(
     """
     optimizer = optimizers.make_optimizer(config)
     grad_fn = jax.value_and_grad(make_loss(model, parts, config, axis_name), has_aux=True)
+    accumulate = partial(accumulated, grad_fn, microbatches=config.microbatches)
     watched = config.kl_stop > 0
 
     def learn(live, rows, key, fixed, batch, alone: Bool[Array, ""] | None):
         params, opt_state = live
-        (loss, metrics), grads = grad_fn(params, fixed, jax.tree.map(lambda x: x[rows], batch), key)
+        mine = jax.tree.map(lambda x: x[rows], batch)
+        weights = parts.aggregate(mine.mask, axis_name=axis_name)
+        (loss, metrics), grads = accumulate(params, fixed, weights, mine, key)
         if axis_name is not None:  # sums, not means: the weights already divide by the global count
             loss, grads = jax.lax.psum((loss, grads), axis_name)
         if alone is not None:  # before the optimizer, so that nothing of the others enters its moments
@@ -170,6 +176,38 @@ def make_update(
         return state.replace(params=params, opt_state=opt_state), _summary(metrics)
 
     return update
+
+
+def accumulated(
+    grad_fn: Callable, params: Params, fixed: Fixed, weights: Array, batch: Batch, key: Array, *, microbatches: int
+) -> tuple[tuple[Array, dict], Params]:
+    """((loss, metrics), gradients) of a minibatch, computed in `microbatches` parts of whole groups and summed: the same numbers
+    with less memory, since the weights already know the whole minibatch."""
+    if microbatches == 1:
+        (loss, metrics), grads = grad_fn(params, fixed, weights, batch, key)
+        return (loss, means(metrics)), grads
+    cut = lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])
+    parts = jax.tree.map(cut, (weights, batch))
+
+    def add(total, part_and_key):
+        (weights, batch), key = part_and_key
+        (loss, metrics), grads = grad_fn(params, fixed, weights, batch, key)
+        (old_loss, old_metrics), old_grads = total
+        joined = {name: x + old_metrics[name] for name, x in metrics.items()}
+        joined["ratio_off"] = jnp.maximum(metrics["ratio_off"], old_metrics["ratio_off"])
+        return ((old_loss + loss, joined), jax.tree.map(jnp.add, old_grads, grads)), None
+
+    keys = jax.random.split(key, microbatches)
+    shapes = jax.eval_shape(grad_fn, params, fixed, *jax.tree.map(lambda x: x[0], parts), keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+    return (loss, means(metrics)), grads
+
+
+def means(metrics: dict) -> dict:
+    """Sums over tokens become means; what is a maximum stays."""
+    tokens = jnp.maximum(metrics["tokens"], 1)
+    return {name: x if name == "ratio_off" else x / tokens for name, x in metrics.items() if name != "tokens"}
 
 
 def _summary(metrics: dict) -> dict:

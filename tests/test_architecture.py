@@ -16,7 +16,7 @@ FLOORS = [
     ["advantages", "losses", "kl", "aggregate", "kernels"],
     ["models", "sampling", "policy"],
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
-    ["ppo", "supervised", "parallel"],
+    ["sharding", "ppo", "supervised", "parallel"],
     ["algorithms", "fetch", "data", "pretrained", "checkpoint", "tracking"],
     ["train", "sweep", "tasks", "plan", "export", "report"],
     ["cli", "launch"],

@@ -39,6 +39,7 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"top_p": 1.5}, 1, ["--top-p", "1.5"]),
         ({"dtype": "float16"}, 1, ["--dtype", "'float16'", "float32", "bfloat16"]),
         ({"lr_schedule": "cubic"}, 1, ["--lr-schedule", "'cubic'", "linear", "cosine", "constant"]),
+        ({"microbatches": 3}, 1, ["--microbatches 3", "16 rows", "divisor of 16"]),
         ({"oversample": 2}, 1, ["--oversample 2", "--filter-groups"]),
         ({"filter_groups": True}, 1, ["--filter-groups", "--group-size 1"]),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),

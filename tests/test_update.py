@@ -57,8 +57,21 @@ def batch(llama):
 
 
 def loss_of(llama, settings=SETTINGS, **changes):
-    loss = update.make_loss(llama.model, toys.parts(settings, **changes), settings, None)
-    return jax.jit(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, update.Fixed({}), batch, KEY))
+    loss = one_loss(llama, settings, **changes)
+    return jax.jit(lambda params, batch: jax.value_and_grad(loss, has_aux=True)(params, batch))
+
+
+def one_loss(llama, settings, **changes):
+    """loss(params, batch) of one whole minibatch, with the means of its metrics."""
+    parts = toys.parts(settings, **changes)
+    loss = update.make_loss(llama.model, parts, settings, None)
+
+    def run(params, batch, fixed=None):
+        fixed = fixed or update.Fixed({})
+        total, metrics = loss(params, fixed, parts.aggregate(batch.mask), batch, KEY)
+        return total, update.means(metrics)
+
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +235,15 @@ def test_groups_stay_together(llama, state, batch):
     assert float(metrics["number"]) == pytest.approx(1.5)  # every group came once
 
 
+def test_microbatches_change_nothing(llama, state, batch):
+    """Rows of different lengths in each: a mean of means would differ."""
+    for changes in ({}, {"group_size": 2, "aggregate": "sequence_mean"}):
+        one, four = (replace(SETTINGS, minibatches=1, microbatches=n, **changes) for n in (1, 4))
+        runs = [jax.jit(update.make_update(llama.model, toys.parts(c), c))(state, batch, KEY) for c in (one, four)]
+        toys.assert_close(runs[0][0].params, runs[1][0].params, atol=2e-6)
+        toys.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-4)
+
+
 # The KL in the loss
 
 
@@ -234,8 +256,8 @@ def test_kl_in_the_loss(llama, batch, importance):
     settings = replace(KL_SETTINGS, kl_importance=importance)
     ref = batch.rollout.raw_logprobs - 0.2
     batch = batch.replace(rollout=batch.rollout.replace(ref_logprobs=ref))
-    make = update.make_loss(llama.model, toys.parts(settings), settings, None)
-    total, metrics = make(llama.params, update.Fixed({}, kl_coef=0.3), batch, KEY)
+    make = one_loss(llama, settings)
+    total, metrics = make(llama.params, batch, update.Fixed({}, kl_coef=0.3))
     scores, mask = toys.score(llama, batch.rollout), batch.mask
     term = kl.k3(scores.raw_logprobs, ref) * (jnp.exp(scores.logprobs - batch.old_logprobs) if importance else 1.0)
     per_token, _ = losses.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
@@ -247,8 +269,8 @@ def test_kl_in_the_loss(llama, batch, importance):
 def test_full_kl_in_the_loss_is_exact(llama, batch):
     settings = replace(KL_SETTINGS, kl="full")
     other = toys.random_params(llama.model, seed=8)
-    make = update.make_loss(llama.model, toys.parts(settings), settings, None)
-    _, metrics = make(llama.params, update.Fixed({}, reference=other, kl_coef=0.3), batch, KEY)
+    make = one_loss(llama, settings)
+    _, metrics = make(llama.params, batch, update.Fixed({}, reference=other, kl_coef=0.3))
 
     def logits(params):
         hidden, _ = llama.model.apply(params, batch.rollout.tokens, batch.rollout.attend)
@@ -256,14 +278,14 @@ def test_full_kl_in_the_loss_is_exact(llama, batch):
 
     want = kl.full(logits(llama.params), logits(other)) * batch.mask
     assert float(metrics["kl_loss"]) == pytest.approx(float(want.sum() / batch.mask.sum()), rel=1e-5)
-    zero = make(llama.params, update.Fixed({}, reference=llama.params, kl_coef=0.3), batch, KEY)[1]
+    zero = make(llama.params, batch, update.Fixed({}, reference=llama.params, kl_coef=0.3))[1]
     assert float(zero["kl_loss"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_beta_comes_from_the_controller(llama, batch):
     settings = replace(SETTINGS, loss="kl_penalty", value_loss="none")
-    make = update.make_loss(llama.model, toys.parts(settings), settings, None)
-    at = lambda beta: float(make(llama.params, update.Fixed({}, beta=beta), batch, KEY)[0])
+    make = one_loss(llama, settings)
+    at = lambda beta: float(make(llama.params, batch, update.Fixed({}, beta=beta))[0])
     scores = toys.score(llama, batch.rollout)
     d = scores.logprobs - batch.old_logprobs
     pull = (aggregate.token_mean(batch.mask) * (jnp.expm1(d) - d)).sum()

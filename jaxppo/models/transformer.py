@@ -137,13 +137,15 @@ class Transformer(nn.Module):
     dtype: Any = jnp.float32
     rank: int = 0
     alpha: float = 16.0
+    remat: bool = False
 
     def setup(self):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
         if c.positions == "learned":
             self.positions = nn.Embed(c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
-        self.layers = [Block(c, self.dtype, self.rank, self.alpha) for _ in range(c.num_layers)]
+        block = nn.remat(Block) if self.remat else Block
+        self.layers = [block(c, self.dtype, self.rank, self.alpha) for _ in range(c.num_layers)]
         self.final_norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
             self.head = Linear(c.vocab_size, False, self.dtype)
@@ -196,14 +198,15 @@ class Value(nn.Module):
         return (hidden @ kernel)[..., 0] + bias
 
 
-def make(config: ModelConfig, *, dtype: str = "float32", lora: int = 0, lora_alpha: float = 16.0) -> Model:
+def make(config: ModelConfig, *, dtype: str = "float32", lora: int = 0, lora_alpha: float = 16.0, remat: str = "none") -> Model:
     """The transformer of `config` as pure functions (`types.Model`).
 
     Parameters are one nested dict of float32 arrays, kernels [in out]; `dtype` is that of the inputs of matrix products;
-    `lora` > 0 adds adapters of that rank to the q and v projections.
+    `lora` > 0 adds adapters of that rank to the q and v projections. `remat` (none, block, full) trades time in the backward
+    pass for memory: only the inputs of each block, or nothing at all, is kept from the forward pass.
     """
     compute = jnp.dtype(dtype)
-    module = Transformer(config, compute, lora, lora_alpha)
+    module = Transformer(config, compute, lora, lora_alpha, remat == "block")
 
     def init(key):
         ones = jnp.ones((1, 2), jnp.int32)
@@ -216,7 +219,10 @@ def make(config: ModelConfig, *, dtype: str = "float32", lora: int = 0, lora_alp
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
         del context, dropout_key  # this architecture has neither
-        return cast(tuple[Array, Cache | None], module.apply({"params": params}, tokens, attend, cache))
+        run = lambda params, tokens, attend: module.apply({"params": params}, tokens, attend, cache)
+        if remat == "full" and cache is None:
+            run = jax.checkpoint(run)
+        return cast(tuple[Array, Cache | None], run(params, tokens, attend))
 
     def call(method) -> Callable[..., Array]:
         return lambda params, hidden: cast(Array, module.apply({"params": params}, hidden, method=method))

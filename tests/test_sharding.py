@@ -1,0 +1,76 @@
+import jax
+import jax.numpy as jnp
+import pytest
+import toys
+from jax.sharding import PartitionSpec
+
+from jaxppo import config, models, ppo, sharding
+from jaxppo.config import Config, UserError
+
+
+def specs(mesh, tree):
+    found = jax.tree_util.tree_leaves_with_path(sharding.of_state(tree, mesh))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.spec for path, x in found}
+
+
+def test_parameters_and_their_moments_lie_alike():
+    model = models.make(config.llama(vocab_size=16, width=16, num_layers=1, num_heads=4, num_kv_heads=4, max_length=16))
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    mesh = sharding.make_mesh("fsdp=4,tensor=2")
+    state = jax.eval_shape(lambda p: ppo.init_state(Config(), p, {"base": {}}, jax.random.key(0)), params)
+    found = specs(mesh, state)
+    want = {
+        "embed/embedding": ("tensor", "fsdp"), "layers_0/attention/q/kernel": ("fsdp", "tensor"),
+        "layers_0/attention/o/kernel": ("tensor", "fsdp"), "layers_0/mlp/down/kernel": ("tensor", "fsdp"),
+    }  # fmt: skip
+    for name, axes in want.items():
+        alike = [spec for path, spec in found.items() if path.endswith(name)]
+        assert len(alike) == 3  # the parameter and Adam's two moments
+        assert set(alike) == {PartitionSpec(*axes)}
+    assert found["key"] == PartitionSpec()
+
+
+@pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=8", "fsdp=2,tensor=4"])
+def test_nothing_large_stays_whole(mesh):
+    """Sizes that the rules' own axes do not divide: 49152 x 577 of an odd model, a long vector, adapters."""
+    built = sharding.make_mesh(mesh)
+    tree = {
+        "embed": {"embedding": jnp.zeros((4096, 577))},
+        "head": {"kernel": jnp.zeros((577, 4096))},
+        "other": {"bias": jnp.zeros((2**19,))},
+        "q": {"lora_a": jnp.zeros((2**16, 8))},
+    }
+    for name, spec in specs(built, tree).items():
+        assert any(spec), name
+
+
+def test_small_and_odd_arrays_stay_whole():
+    built = sharding.make_mesh("fsdp=8")
+    assert specs(built, {"norm": {"scale": jnp.zeros(7)}, "x": jnp.zeros((3, 5))}) == {
+        "norm/scale": PartitionSpec(None), "x": PartitionSpec(None, None),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data=3", ["data 3 x fsdp 1 x tensor 1 = 3 devices", "there are 8"]),
+        ("rows=8", ["'rows=8'", "data, fsdp, tensor"]),
+        ("data=0", ["'data=0'"]),
+        ("data", ["'data'"]),
+    ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(text, words):
+    with pytest.raises(UserError) as caught:
+        sharding.make_mesh(text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_the_batch_is_cut_over_data_and_fsdp():
+    assert sharding.of_rows(sharding.make_mesh("data=2,fsdp=4")).spec == PartitionSpec(("data", "fsdp"))
+    assert sharding.of_rows(sharding.make_mesh("data=8"), leading=1).spec == PartitionSpec(None, ("data", "fsdp"))
+
+
+def test_toys_fit_eight_devices():
+    assert len(jax.devices()) == 8 and toys.SETTINGS.batch_size % 8 == 0
