@@ -337,6 +337,12 @@ class RunConfig(Config):
     """steps between evaluations on validation prompts; 0 = never"""
     steps_per_call: int = 1
     """steps in one dispatch of the program; checkpoints and evaluations fall between dispatches"""
+    parallel: str = "auto"
+    """auto (jit on one device, pmap on several) | jit | pmap | mesh"""
+    mesh: str = ""
+    """with --parallel mesh: sizes of its axes, such as data=2,fsdp=2,tensor=2"""
+    expect_devices: int = 0
+    """refuse to start unless there are this many devices; 0 = any number"""
     tiny: bool = False
     """smoke test: a small random model with a byte vocabulary"""
     traceback: bool = False

@@ -7,6 +7,7 @@ A mesh has up to three axes: `data` (rows alone), `fsdp` (rows, and parameters c
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -39,7 +40,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     >>> parse_mesh("fsdp=4")
     {'data': 1, 'fsdp': 4, 'tensor': 1}
     """
-    sizes = dict.fromkeys(AXES, 1)
+    sizes: dict[str, int] = dict.fromkeys(AXES, 1)
     for part in filter(None, text.split(",")):
         name, _, size = part.partition("=")
         if name not in AXES or not size.isdigit() or int(size) < 1:
@@ -78,7 +79,7 @@ def of_state(tree: PyTree, mesh: Mesh) -> PyTree:
 
     def one(path, x):
         names = tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
-        itemsize = 0 if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+        itemsize = 0 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
         return NamedSharding(mesh, spec_of(names, x.shape, itemsize, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from jaxppo import algorithms, parallel, ppo, pretrained, sampling, tracking
 from jaxppo import policy as policies
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import Config, RunConfig, UserError, from_dict, to_dict, validate_run
+from jaxppo.config import Config, RunConfig, UserError, from_dict, to_dict, validate, validate_run
 from jaxppo.data import prompts as data
 from jaxppo.fetch import cache_folder
 from jaxppo.models import init_value, lora, make, with_critic
@@ -114,10 +114,10 @@ class PromptSet(NamedTuple):
         return _host_prompts(self.tokens[chosen], self.mask[chosen], rows)
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; on the device."""
+        """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; NumPy arrays."""
         prompts = config.rows // config.group_size
         batches = [self.batch(config, cursor + k * prompts) for k in range(config.steps_per_call)]
-        return jax.device_put(batches[0] if config.steps_per_call == 1 else jax.tree.map(lambda *x: np.stack(x), *batches))
+        return batches[0] if config.steps_per_call == 1 else jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
 def fit(
@@ -135,8 +135,7 @@ def fit(
     (else the batch's reward) decides which checkpoint is the best.
     """
     validate_run(config)
-    train_step = ppo.make_train_step(policy.model, parts, config)
-    step = parallel.compile_step(train_step if config.steps_per_call == 1 else ppo.repeat(train_step))
+    step = compiled(config, policy, parts)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     checkpoints = Checkpoints(folder / "checkpoints")
     if config.resume:
@@ -154,6 +153,23 @@ def fit(
         checkpoints.close()
         if (folder / "metrics.jsonl").stat().st_size:
             tracking.plot_curves(folder)
+
+
+def compiled(config: RunConfig, policy: Policy, parts: Parts) -> parallel.CompiledStep:
+    """The step in the configured mode, after a check that the devices are there and the batch divides over them."""
+    found = len(jax.devices())
+    if config.expect_devices and found != config.expect_devices:
+        raise UserError(f"--expect-devices {config.expect_devices}, but there are {found}; is the accelerator's JAX installed?")
+    validate(config, devices=parallel.count(config.parallel, config.mesh))
+
+    def make(axis_name: str | None):
+        train_step = ppo.make_train_step(policy.model, parts, config, axis_name=axis_name)
+        return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
+
+    step = parallel.prepare(make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1))
+    if config.parallel == "auto" and found > 1:
+        print(f"--parallel auto: {step.name}")
+    return step
 
 
 def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState) -> jax.Array:
@@ -179,9 +195,13 @@ def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: Promp
 
 def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluate) -> TrainState:
     done, cursor = int(state.step), int(state.cursor)
+    frozen = state.frozen
+    # For what runs on one device; the untrained weights are there already.
+    view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
+    state = step.place(state)
     clock = Stopwatch(config)
     while done < config.steps:
-        batch = prompts.call(config, cursor)
+        batch = step.put(prompts.call(config, cursor))
         rows = clock.settle()
         state, metrics = step(state, batch)
         tracker.log(rows)  # the last step's numbers are written while this one runs
@@ -194,12 +214,12 @@ def _loop(config, step, state, prompts: PromptSet, tracker, checkpoints, evaluat
         if evaluating or saving:
             rows = clock.settle()
             if evaluating and evaluate is not None:
-                rows[-1] |= {f"validation_{name}": x for name, x in evaluate(state).items()}
+                rows[-1] |= {f"validation_{name}": x for name, x in evaluate(view(state)).items()}
             tracker.log(rows)
             if saving:
-                checkpoints.save(state, score=rows[-1].get("validation_score", rows[-1]["reward"]))
+                checkpoints.save(view(state), score=rows[-1].get("validation_score", rows[-1]["reward"]))
             clock.restart()
-    return state
+    return view(state)
 
 
 class Stopwatch:

@@ -134,7 +134,21 @@ def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypa
     monkeypatch.setitem(sys.modules, "custom_reward", custom)
     spec.loader.exec_module(custom)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "abc"}\n')
-    args = ["--tiny", "--steps", "2", "--batch-size", "4", "--minibatches", "2", "--response-length", "3", "--prompt-length", "4"]
+    args = [
+        "--tiny",
+        "--parallel",
+        "jit",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--minibatches",
+        "2",
+        "--response-length",
+        "3",
+        "--prompt-length",
+        "4",
+    ]
     args += ["--runs", str(tmp_path), "--name", "mine", "--data", str(tmp_path / "prompts.jsonl")]
     cli.script(custom.main, custom.Custom, args=args)
     shown = capsys.readouterr().out

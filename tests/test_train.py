@@ -22,6 +22,7 @@ RUN = RunConfig(
     eval_every=3,
     lora=2,
     lr=1e-2,
+    parallel="jit",
 )
 TEXTS = ["one", "two", "four", "x", "seven", "it", "ab"]
 
@@ -202,7 +203,7 @@ def test_copies_of_a_prompt_are_neighbours(prompts):
 def test_several_batches_of_one_call(prompts):
     config = replace(RUN, steps_per_call=3, batch_size=4, group_size=2)
     stacked = prompts.call(config, 2)
-    assert isinstance(stacked.tokens, jax.Array)
+    assert isinstance(stacked.tokens, np.ndarray)  # the step puts them where it wants them
     for k in range(3):
         want = prompts.batch(config, 2 + 2 * k)  # two prompts a step
         toys.assert_same(jax.tree.map(lambda x: x[k], stacked), jax.tree.map(jnp.asarray, want))
@@ -272,3 +273,51 @@ def test_a_separate_critic_shares_the_base_under_adapters():
     assert place(base["critic"]) == place(base)  # one copy in memory
     assert (policy.params["critic"]["value"]["kernel"] != 0).any()
     assert "value" not in policy.params  # nobody asks the actor
+
+
+def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
+    """Tokens, metrics, parameters; checkpoints are those of one device, so a run may go on elsewhere."""
+    config = replace(RUN, batch_size=32, lr=1e-4, steps=4)
+    one = fit(tmp_path / "one", prompts, config)
+    rows = lambda name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    first = fit(tmp_path / "eight", prompts, replace(config, steps=2, lr_schedule="constant", parallel="pmap"))
+    assert int(first.step) == 2
+    for name, mode in (("pmap", {"parallel": "pmap"}), ("mesh", {"parallel": "mesh", "mesh": "data=4,fsdp=2"})):
+        eight = fit(tmp_path / name, prompts, replace(config, expect_devices=8, **mode))
+        toys.assert_close(eight.params, one.params, atol=2e-5)
+        for a, b in zip(rows(name), rows("one"), strict=True):
+            assert {k: x for k, x in a.items() if k not in CLOCK} == pytest.approx(
+                {k: x for k, x in b.items() if k not in CLOCK}, rel=2e-3, abs=2e-5
+            )
+
+
+def test_eight_devices_stop_and_one_goes_on(tmp_path, prompts):
+    config = replace(RUN, batch_size=32, lr=1e-4)
+    straight = fit(tmp_path / "straight", prompts, config)
+    whole = tmp_path / "moved"
+
+    def stop(state):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # at step 3; step 2 is saved
+        fit(whole, prompts, replace(config, parallel="pmap"), evaluate=stop)
+    resumed = fit(whole, prompts, replace(config, resume=True))
+    toys.assert_close(resumed.params, straight.params, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"parallel": "pmap"}, ["--batch-size 4", "8 devices"]),
+        ({"parallel": "mesh", "mesh": "data=4"}, ["data 4", "there are 8"]),
+        ({"expect_devices": 4}, ["--expect-devices 4", "there are 8"]),
+    ],
+)
+def test_devices_that_do_not_fit_are_refused(loaded, changes, words):
+    config = replace(loaded[0], **changes)
+    if changes.get("mesh"):
+        config = replace(config, batch_size=32)
+    with pytest.raises(UserError) as caught:
+        train.compiled(config, loaded[1], algorithms.make_parts(config, reward))
+    for word in words:
+        assert word in str(caught.value)
