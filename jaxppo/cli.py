@@ -13,7 +13,7 @@ from typing import Any
 
 import tyro
 
-from jaxppo.config import Config, UserError
+from jaxppo.config import Config, RunConfig, UserError, from_dict
 from jaxppo.presets import ALGORITHMS, preset
 
 
@@ -151,7 +151,45 @@ def algorithms(options: AlgorithmsOptions) -> None:
             print(f"{'':30}{' '.join(f'--{key.replace(chr(95), chr(45))} {x}' for key, x in rest.items())}")
 
 
-VERBS = {"sample": (sample, SampleOptions), "algorithms": (algorithms, AlgorithmsOptions)}
+@dataclass(frozen=True)
+class PlanOptions(RunConfig):
+    """Whether the whole step fits a TPU slice, before it is launched: memory, a lower bound of seconds, collectives.
+
+    jaxppo plan --topology v5e:2x4 --model smollm2 --batch-size 256; jaxppo plan runs/sentiment/config.json --topology v6e:1x1
+    """
+
+    config: tyro.conf.Positional[Path | None] = None
+    """config.json of a run whose settings to take"""
+    topology: str = ""
+    """chip and size of the slice: v4, v5e, v5p or v6e, such as v5e:2x4; without it the devices that are here"""
+
+
+def plan(options: PlanOptions) -> None:
+    """Compile the step ahead of time and print what it needs."""
+    import json
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu" if options.topology else "")
+    if not os.environ["JAX_PLATFORMS"]:
+        del os.environ["JAX_PLATFORMS"]
+    settings: RunConfig = options
+    if options.config:
+        if not options.config.exists():
+            raise UserError(f"{options.config} is missing; give the config.json of a run")
+        stored = from_dict(RunConfig, json.loads(options.config.read_text()))
+        settings = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
+    import jax
+
+    from jaxppo import plan as plans
+
+    chip, devices = plans.topology(options.topology) if options.topology else (None, jax.devices())
+    shape = plans.shape_of(settings.model)
+    report = plans.compile_plan(settings, shape, devices)
+    print(plans.text_of(settings, shape, chip, report))
+    if chip and report.peak > chip.memory:
+        raise SystemExit(2)
+
+
+VERBS = {"sample": (sample, SampleOptions), "algorithms": (algorithms, AlgorithmsOptions), "plan": (plan, PlanOptions)}
 
 
 def main() -> None:

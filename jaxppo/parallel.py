@@ -112,13 +112,18 @@ class MeshStep(CompiledStep):
         self._traced_step = self._traced(train_step)
         self.program = None
 
-    def place(self, state: TrainState) -> TrainState:
+    def abstract(self, state: TrainState) -> TrainState:
+        """The program for states of these shapes; returns the state unchanged. (Nothing is computed: to lower, to plan.)"""
         where = sharding.of_state(state, self.mesh)
         live, frozen = where.replace(frozen=None), where.frozen
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.program = jax.jit(
             self._traced_step, donate_argnums=0, in_shardings=(live, frozen, self.rows), out_shardings=(live, everywhere)
         )
+        return state
+
+    def place(self, state: TrainState) -> TrainState:
+        where = sharding.of_state(self.abstract(state), self.mesh)
         # A copy: what device_put leaves where it is would be donated with the state.
         return jax.tree.map(lambda x, at: jax.device_put(x, at, may_alias=False), state, where)
 

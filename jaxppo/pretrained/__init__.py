@@ -121,10 +121,9 @@ def _load_gguf(path: Path) -> Pretrained:
     return Pretrained(config, mapping.params("llama", config, tensors), tokenizer)
 
 
-def _load_folder(folder: Path) -> Pretrained:
+def shape_of(folder: Path) -> ModelConfig:
+    """The shape of a checkpoint's folder, from its config.json alone. Raises PretrainedError for another family."""
     stored = _read_config(folder / "config.json")
-    if "format" in stored:
-        return _load_own(folder, stored)
     family = stored.get("model_type")
     if family not in settings.FAMILIES:  # before transformers is asked, which takes seconds and names hundreds
         supported = ", ".join(settings.FAMILIES)
@@ -135,12 +134,19 @@ def _load_folder(folder: Path) -> Pretrained:
 
     try:
         full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
-        config = settings.config(full)
+        return settings.config(full)
     except PretrainedError:
         raise
     except Exception as error:  # what a stranger's file makes the library raise is not documented
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise PretrainedError(f"{folder / 'config.json'} cannot be used ({reason}); download it again") from error
+
+
+def _load_folder(folder: Path) -> Pretrained:
+    stored = _read_config(folder / "config.json")
+    if "format" in stored:
+        return _load_own(folder, stored)
+    config, family = shape_of(folder), str(stored["model_type"])
     params = mapping.params(family, config, safetensors.read_folder(folder))
     return Pretrained(config, params, from_transformers(folder))
 
