@@ -117,7 +117,8 @@ def quiet():
         os.dup2(sink.fileno(), 2)
         try:
             # A cached program cannot be loaded without its chip: JAX says so, and compiles it again.
-            with warnings.catch_warnings(action="ignore", message=".*compilation cache"):
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*compilation cache")
                 yield
         finally:
             os.dup2(saved, 2)
