@@ -113,6 +113,16 @@ def one_action(loss):
     return whole
 
 
+def corrected(cap=2.0):
+    """REINFORCE with its `correction`, as `update` multiplies it: `old` is the sampler's, the policy's own is `logprobs`."""
+
+    def loss(logprobs, old, a, mask, *, key=None):
+        per_token, diagnostics = losses.reinforce(logprobs, logprobs, a, mask)
+        return per_token * losses.truncated_importance(lax.stop_gradient(logprobs), old, mask, cap=cap), diagnostics
+
+    return loss
+
+
 def token_kl(f):
     return lambda b: f(b.logprobs, b.ref)
 
@@ -153,6 +163,12 @@ def grouped(f, **options):
 
 def opo(b):
     return spread(advantages.opo(jnp.sum(b.rewards, -1), jnp.sum(b.mask, -1), group_size=2), b.mask)
+
+
+def gdpo(b):
+    """Two rewards whose sum is R: the first token's and that of the rest."""
+    scores = jnp.stack([b.rewards[:, 0], jnp.sum(b.rewards[:, 1:], -1)], -1)
+    return spread(advantages.gdpo(scores, group_size=2), b.mask)
 
 
 def less_batch_mean(b):
@@ -257,11 +273,11 @@ def score(x: Exact, weights) -> jax.Array:
     return jnp.sum(x.prob * jnp.sum(lax.stop_gradient(weights) * x.logprobs, -1))
 
 
-def values(logprobs):
-    """Q [S V]: the token's reward and what follows."""
+def values(logprobs, gamma: float = 1.0):
+    """Q [S V]: the token's reward and what follows, discounted."""
     after, levels = jnp.zeros((4, VOCAB)), []
     for low, high in ((3, 7), (1, 3), (0, 1)):
-        q = jnp.asarray(REWARDS[low:high]) + after
+        q = jnp.asarray(REWARDS[low:high]) + gamma * after
         pairs = jnp.sum(jnp.exp(logprobs[low:high]) * q, -1).reshape(-1, 2) if low else after
         after = jnp.pad(pairs, ((0, 0), (0, VOCAB - pairs.shape[1])))
         levels = [q, *levels]
@@ -284,6 +300,11 @@ def held(x: Exact, per_state) -> jax.Array:
     return jnp.sum(visits(x.new) * per_state(x.new, x.reference))
 
 
+def improvement(x: Exact, policy, gamma: float = 1.0) -> jax.Array:
+    """Σ d(s) π(a|s) Q(s, a): how often states are met and Q are those of `policy` and constant, d not discounted."""
+    return jnp.sum(visits(policy)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(policy, gamma)))
+
+
 reverse = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), -1)
 forward = lambda p, q: jnp.sum(jnp.exp(q) * (q - p), -1)
 variation = lambda p, q: jnp.sum(jnp.abs(jnp.exp(p) - jnp.exp(q)), -1)
@@ -300,6 +321,17 @@ def sign(r, s, *_):
     return (r - s) / 2 / (jnp.abs(r - s) / np.sqrt(2.0) + 1e-6)
 
 
+def wins(x: Exact) -> jax.Array:
+    """GDPO's advantage with two groups of 2, mean over the three others: weights [N 1].
+
+    s = √½ (rewards won − rewards lost); a group has s and −s, so the deviation of two is √(2/3 (s² + s'²)).
+    """
+    first, rest = jnp.asarray(REWARDS[0, world().tokens[:, 0]]), x.to_go[:, 1]
+    s = sum(sign(r[:, None], r[None]) for r in (first, rest))
+    own, other = s[:, :, None, None], s[None, None]
+    return jnp.einsum("ijkl,j,k,l->i", own / (jnp.sqrt(2 / 3 * (own**2 + other**2)) + 1e-6), *[x.prob] * 3)[:, None]
+
+
 def kept_by_clip_cov(x: Exact) -> jax.Array:
     centre = lambda y: y - (jnp.sum(y, -1) / x.length)[:, None]  # both are 0 at padding
     cov = centre(x.to_go) * centre(x.logprobs)
@@ -309,6 +341,16 @@ def kept_by_clip_cov(x: Exact) -> jax.Array:
 def kept_by_clip(x: Exact) -> jax.Array:
     kept = jnp.where(x.to_go > 0, x.ratio < 1.2, x.ratio > 0.8)
     return score(x, jnp.where(kept, x.ratio * x.to_go, 0))
+
+
+def sequence_mean_ratio(x: Exact) -> jax.Array:
+    """The geometric mean of a sequence's ratios, [N 1]; at padding they are 1."""
+    return (jnp.prod(x.ratio, -1) ** (1 / x.length))[:, None]
+
+
+def kept_by_gspo(x: Exact) -> jax.Array:
+    s, a = sequence_mean_ratio(x), x.scores[:, None]
+    return score(x, jnp.where(jnp.where(a > 0, s < 1 + 4e-4, s > 1 - 3e-4), s * a, 0))
 
 
 def wrong_critic(x: Exact) -> jax.Array:
@@ -335,6 +377,8 @@ ON_SEQUENCES = (losses.gspo, losses.gspo_token, losses.gmpo)
 STATES_FIXED = "biased: the slope of each state's KL, how often states are met held fixed"
 EVERY = "biased: a token of a sequence of n counts 1/n"
 REINFORCE = "`reinforce`"
+TRUNCATED = "`truncated_importance`"
+OLD_STATES = "biased: states and values of the old policy (TRPO's surrogate)"
 
 ROWS = (
     *(Row(f"`{getattr(f, 'func', f).__name__}`", "exact", loss=f) for f in (
@@ -352,6 +396,8 @@ ROWS = (
     Row("`gae`, λ = 1, wrong critic", "exact", advantage=gae(1.0, 1.0)),
     Row("`remax`", "exact", advantage=lambda b: advantages.remax(b.rewards, b.greedy, b.mask)),
     *(Row("`rloo`, G = 2 or 3", "exact", advantage=grouped(advantages.rloo, group_size=g), batch=g) for g in (2, 3)),
+    Row("`returns_to_go`, γ = .5", "biased: the policy gradient with Q discounted, but not how often states are met",
+        lambda x: improvement(x, x.new, 0.5), advantage=lambda b: advantages.returns_to_go(b.rewards, b.mask, gamma=0.5)),
     Row("`gae`, λ = .5, wrong critic", "biased: the critic's errors at later states, times 1 − λ", wrong_critic,
         advantage=gae(LAM, 1.0)),
     Row("`group` without std, G = 2", "1/2 times: (G − 1)/G, its mean has the sample itself in it", times(1 / 2),
@@ -368,6 +414,8 @@ ROWS = (
         lambda x: score(x, pairs(x, lambda r, s, n, m: (r - s) * m / (n + m))), advantage=opo, batch=2),
     Row("`reinforce_plus_plus`, batch of 2", "biased: mean and deviation hang on the sample itself",
         advantage=lambda b: advantages.reinforce_plus_plus(b.rewards, b.mask, gamma=1.0), batch=2),
+    Row("`gdpo`, two rewards, two groups of 2", "biased: rewards won less rewards lost, over the batch's deviation, held fixed",
+        lambda x: score(x, wins(x)), advantage=gdpo, batch=4),
     # aggregation
     Row("whole return", EVERY, per_token, advantage=whole, aggregate="sequence_mean"),
     Row("whole return, batch of 2", "biased: the share of a token hangs on the lengths of all",
@@ -416,17 +464,32 @@ ROWS = (
     Row("`clip` without bounds, one token, old samples", "exact", loss=no_clip, length=1, off_policy=True),
     Row("`clip` without bounds, a sequence as one token, old samples", "exact", loss=one_action(no_clip), advantage=whole,
         off_policy=True),
+    Row(f"{TRUNCATED}, on policy", "exact", loss=corrected()),
+    Row(f"{TRUNCATED} without cap, one token, old samples", "exact", loss=corrected(jnp.inf), length=1, off_policy=True),
+    Row(f"{TRUNCATED} without cap, a sequence as one token, old samples", "exact", loss=one_action(corrected(jnp.inf)),
+        advantage=whole, off_policy=True),
     Row("`clip`, one token, old samples", "biased: no gradient beyond the bounds",
         kept_by_clip, loss=losses.clip,
         length=1, off_policy=True),
-    Row("`clip` without bounds, old samples", "biased: states and values of the old policy (TRPO's surrogate)",
-        lambda x: jnp.sum(visits(x.old)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(x.old))), loss=no_clip,
-        off_policy=True),
+    Row(f"{TRUNCATED}, one token, old samples", "biased: ratios held at most at 2",
+        lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)), loss=corrected(), length=1, off_policy=True),
+    Row(f"{TRUNCATED}, a sequence as one token, old samples", "biased: ratios held at most at 2",
+        lambda x: score(x, (x.scores * jnp.minimum(jnp.prod(x.ratio, -1), 2))[:, None]), loss=one_action(corrected()),
+        advantage=whole, off_policy=True),
+    *(Row(f"{name} without {limit}, old samples", OLD_STATES, lambda x: improvement(x, x.old), loss=loss, off_policy=True)
+      for name, limit, loss in (("`clip`", "bounds", no_clip), (TRUNCATED, "cap", corrected(jnp.inf)))),
     Row("`clip`, old samples", "biased: the same, and no gradient beyond the bounds",
         kept_by_clip, loss=losses.clip,
         off_policy=True),
     Row("`cispo`, old samples", "biased: the same, ratios held at most at 1.28",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 1.28)), loss=losses.cispo, off_policy=True),
+    Row(f"{TRUNCATED}, old samples", "biased: the same, ratios held at most at 2",
+        lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)), loss=corrected(), off_policy=True),
+    *(Row(f"`{f.__name__}` without bounds, old samples", "biased: the ratios' geometric mean for their product",
+          lambda x: score(x, sequence_mean_ratio(x) * x.scores[:, None]), loss=partial(f, low=jnp.inf, high=jnp.inf),
+          advantage=whole, off_policy=True) for f in ON_SEQUENCES),
+    Row("`gspo`, old samples", "biased: the same, and no gradient beyond the bounds", kept_by_gspo, loss=losses.gspo,
+        advantage=whole, off_policy=True),
     Row("`reinforce`, old samples", "biased: as if the new policy had drawn them", lambda x: score(x, x.to_go),
         off_policy=True),
 )  # fmt: skip

@@ -105,6 +105,8 @@ def test_a_false_claim_fails(x64):
     named = {(row.name, row.kl, row.place): row for row in ROWS}
     exact, scaled = named["`rloo`, G = 2 or 3", "", ""], named["`group` without std, G = 2", "", ""]
     biased = named["`reinforce`", "k3", "loss"]
+    corrected = named["`truncated_importance` without cap, one token, old samples", "", ""]
+    discounted = named["`returns_to_go`, γ = .5", "", ""]
     late = lambda b: advantages.returns_to_go(b.rewards, b.mask, gamma=1.0) - b.rewards  # forgets the token's own reward
     wrong_formula = lambda x: oracle.true(x, BETA) + 1e-6 * oracle.held(x, oracle.forward)
     false = (
@@ -115,6 +117,9 @@ def test_a_false_claim_fails(x64):
         biased._replace(claim="exact"),
         biased._replace(claim="2 times: no"),
         biased._replace(expected=wrong_formula),
+        corrected._replace(loss=oracle.corrected()),  # a cap that binds
+        corrected._replace(length=3),
+        discounted._replace(expected=lambda x: oracle.improvement(x, x.new, 0.51)),
         ROWS[0]._replace(advantage=late),
         ROWS[0]._replace(in_loss=oracle.full),
     )

@@ -101,7 +101,7 @@ def reward(params, rollout):
 class Learner:
     """One preset on the toy task."""
 
-    def __init__(self, settings: Config, *, wrong: bool = False):
+    def __init__(self, settings: Config, *, wrong: bool = False, mode: str = "jit"):
         self.settings = settings
         shape = config.llama(vocab_size=VOCAB, width=16, num_layers=1, num_heads=2, num_kv_heads=2, max_length=4)
         model = models.make(shape)
@@ -111,7 +111,8 @@ class Learner:
             right = parts.policy_loss
             negative = lambda *args, **kw: (lambda loss, diagnostics: (-loss, diagnostics))(*right(*args, **kw))
             parts = parts._replace(policy_loss=negative)
-        self.step = parallel.compile_step(ppo.make_train_step(self.model, parts, settings))
+        make = lambda axis_name: ppo.make_train_step(self.model, parts, settings, axis_name=axis_name)
+        self.step = parallel.prepare(make, mode=mode, devices=jax.devices()[:2] if mode == "pmap" else None)
         self.init = jax.jit(self.model.init)
 
     def state(self, seed: int):
@@ -120,15 +121,16 @@ class Learner:
         return ppo.init_state(self.settings, params, {"base": {}, "reference": reference, "reward": {}}, jax.random.key(seed))
 
     def run(self, steps: int, seed: int = 0) -> list[dict]:
-        state, out = self.state(seed), []
+        state, out = self.step.place(self.state(seed)), []
         for number in range(steps):
             rng = np.random.default_rng([seed, number])
             prompts = rng.integers(0, VOCAB, (self.settings.rows // self.settings.group_size, 1)).astype(np.int32)
             tokens = prompts.repeat(self.settings.group_size, 0)
             rows = np.arange(self.settings.rows, dtype=np.int32)
-            state, metrics = self.step(state, jax.device_put(Prompts(tokens, tokens >= 0, rows)))
+            state, metrics = self.step(state, self.step.put(Prompts(tokens, tokens >= 0, rows)))
             out.append(metrics)
         assert self.step.traces == 1
+        self.params = self.step.whole(state).params
         return jax.device_get(out)
 
 
@@ -138,6 +140,18 @@ def test_every_preset_runs_two_steps(name):
         assert all(np.isfinite(x) for x in metrics.values()), metrics
         assert metrics["skipped"] == 0
         assert metrics["first_ratio_off"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_preset_is_the_same_under_pmap(name):
+    """On two devices, after two steps."""
+    settings = small(name, lr=1e-4)
+    one, two = Learner(settings), Learner(settings, mode="pmap")
+    for a, b in zip(one.run(2), two.run(2), strict=True):
+        for key in a:
+            np.testing.assert_allclose(b[key], a[key], atol=2e-4, rtol=2e-3, err_msg=key)
+    toys.assert_close(two.params, one.params, atol=5e-5)
 
 
 # In RL4LMs' form a token that the mask forces still has a gradient, with whitened noise for an advantage: once the older copy
