@@ -14,6 +14,7 @@ nothing else changes.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,7 @@ from jaxppo.models import lora
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import filtering, shaping
 from jaxppo.rollout import reference_params, rollout
-from jaxppo.types import Batch, Model, Params, Parts, Prompts, TrainState
+from jaxppo.types import Batch, Model, Params, Parts, Prompts, Rollout, TrainState
 from jaxppo.update import make_update
 
 TrainStep = Callable[[TrainState, Prompts], tuple[TrainState, dict]]
@@ -58,23 +59,8 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         rolled = roll(with_values=has_critic, lagged=statistics["lagged"] if config.mask_top_p < 1 else None)
 
         # 2. reward
-        scores, valid = parts.reward(frozen["reward"], rolled)
-        valid = valid & jnp.isfinite(_rows(scores))
-        scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
-        shaped, statistics = shaping.shape(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
-        if parts.greedy:  # shaped alike, but no part of the running statistics
-            greedy = roll(with_values=False, greedy=True)
-            baseline, good = parts.reward(frozen["reward"], greedy)
-            valid = valid & good & jnp.isfinite(_rows(baseline))
-            baseline, _ = shaping.shape(baseline, greedy, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
-            rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": _rows(baseline)})
-        made = {"reward": masked.mean(_rows(scores), valid, axis_name=axis_name)}
-        learn = valid
-        if config.filter_groups:
-            useful = filtering.informative(_rows(scores), valid, group_size=config.group_size)
-            made["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
-            keep = filtering.first_groups(useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample)
-            rolled, shaped, valid, learn = filtering.take_rows((rolled, shaped, valid, useful), keep)
+        earned, statistics = earn(parts, config, frozen["reward"], rolled, roll, statistics, axis_name)
+        rolled, shaped, valid, learn = earned.rollout, earned.scores, earned.valid, earned.learn
 
         # 3. KL control
         kl_coef = state.controller["kl_coef"]
@@ -100,20 +86,11 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         new, metrics = update(state.replace(frozen=frozen, statistics=statistics), batch, update_key)
 
         # 6. control
-        row_valid = (valid & (rolled.mask.sum(1) > 0)).astype(jnp.float32)
-        row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
-        kl = masked.mean(row_kl, row_valid, axis_name=axis_name)
-        count = lambda x: masked.total(x, jnp.ones_like(x, bool), axis_name=axis_name)
-        rows, invalid, measured = count(jnp.ones_like(row_valid)), count(1.0 - valid.astype(jnp.float32)), count(row_valid) > 0
-        controller = {
-            "kl_coef": jnp.where(measured, _controlled(kl_coef, kl, rows, config), kl_coef),
-            "beta": _steered(state.controller["beta"], metrics["last_approx_kl"], parts, config),
-        }
-        metrics |= made | {
+        kl, rows, controller = control(state, rolled, valid, metrics, parts, config, axis_name)
+        invalid = rows - masked.total(valid, valid, axis_name=axis_name)
+        metrics |= earned.metrics | {
             "kl": kl,
             "kl_coef": kl_coef,
-            "length": masked.mean(rolled.mask.sum(1), row_valid, axis_name=axis_name),
-            "finished": masked.mean(rolled.finished.astype(jnp.float32), row_valid, axis_name=axis_name),
             "advantage_std": jnp.sqrt(masked.var(advantages, mask, axis_name=axis_name)),
             "explained_variance": explained_variance(returns, rolled.values, mask, axis_name=axis_name),
             "invalid_rows": invalid,
@@ -128,6 +105,61 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         ), metrics  # fmt: skip
 
     return train_step
+
+
+class Earned(NamedTuple):
+    """Rollouts with what they earned; only those that are kept."""
+
+    rollout: Rollout
+    scores: Array  # [B] or [B R], shaped; 0 where invalid
+    valid: Array  # [B]: the reward could be had
+    learn: Array  # [B]: and the row is worth learning from
+    metrics: dict  # of all rollouts, before any are left out
+
+
+def earn(
+    parts: Parts, config: Config, reward_params: Params, rolled: Rollout, roll: Callable, statistics: dict, axis_name: str | None
+) -> tuple[Earned, dict]:
+    """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and which groups to keep."""
+    scores, valid = parts.reward(reward_params, rolled)
+    valid = valid & jnp.isfinite(_rows(scores))
+    scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
+    mean = lambda x: masked.mean(x, valid & (rolled.mask.sum(1) > 0), axis_name=axis_name)
+    metrics = {
+        "reward": mean(_rows(scores)),
+        "length": mean(rolled.mask.sum(1)),
+        "finished": mean(rolled.finished.astype(jnp.float32)),
+    }
+    shaped, statistics = shaping.shape(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+    if parts.greedy:  # shaped alike, but no part of the running statistics
+        greedy = roll(with_values=False, greedy=True)
+        baseline, good = parts.reward(reward_params, greedy)
+        valid = valid & good & jnp.isfinite(_rows(baseline))
+        baseline, _ = shaping.shape(baseline, greedy, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": _rows(baseline)})
+    if not config.filter_groups:
+        return Earned(rolled, shaped, valid, valid, metrics), statistics
+    useful = filtering.informative(_rows(scores), valid, group_size=config.group_size)
+    metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
+    keep = filtering.first_groups(useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample)
+    rolled, shaped, valid, useful = filtering.take_rows((rolled, shaped, valid, useful), keep)
+    return Earned(rolled, shaped, valid, useful, metrics), statistics
+
+
+def control(
+    state: TrainState, rolled: Rollout, valid: Array, metrics: dict, parts: Parts, config: Config, axis_name: str | None
+) -> tuple[Array, Array, dict]:
+    """(nats a response to the reference, number of rows, the coefficients for the next step), over all devices."""
+    measurable = valid & (rolled.mask.sum(1) > 0)
+    row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
+    kl = masked.mean(row_kl, measurable, axis_name=axis_name)
+    rows = masked.total(jnp.ones_like(row_kl), jnp.ones_like(valid), axis_name=axis_name)
+    measured = masked.total(measurable, measurable, axis_name=axis_name) > 0
+    coef = state.controller["kl_coef"]
+    return kl, rows, {
+        "kl_coef": jnp.where(measured, _controlled(coef, kl, rows, config), coef),
+        "beta": _steered(state.controller["beta"], metrics["last_approx_kl"], parts, config),
+    }  # fmt: skip
 
 
 def repeat(train_step: TrainStep) -> TrainStep:

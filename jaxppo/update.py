@@ -18,6 +18,9 @@ from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
 
+TOKENS = "__tokens"  # among sums over tokens: how many there were; no name for a diagnostic of a loss
+
+
 class Fixed(NamedTuple):
     """What the loss reads and the epochs do not change."""
 
@@ -57,7 +60,7 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
     """loss(params, fixed, weights, rows, key) -> (loss, metrics):  Σ w (policy loss + β KL − c_H entropy) + c_V Σ w value loss.
 
     The weights [B T] of these rows carry the GLOBAL denominator of the minibatch that they belong to, so losses and gradients
-    are summed over devices and microbatches, never averaged. Metrics are sums over tokens too, beside their number, "tokens".
+    are summed over devices and microbatches, never averaged. Metrics are sums over tokens too, beside their number.
     """
 
     def loss_fn(params: Params, fixed: Fixed, weights: Array, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict]:
@@ -90,7 +93,7 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
         if config.mask_top_p < 1 or sampling.has_keep_set(config):
             diagnostics["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
         metrics = {name: masked.total(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
-        metrics["tokens"] = masked.total(jnp.ones_like(mask), mask, axis_name=axis_name)
+        metrics[TOKENS] = masked.total(jnp.ones_like(mask), mask, axis_name=axis_name)
         ratio = jnp.where(mask > 0, jnp.exp(logprobs - batch.old_logprobs), 1.0)
         metrics["ratio_off"] = _maximum(jnp.abs(ratio - 1).max(), axis_name)
         return total, metrics
@@ -206,8 +209,8 @@ def accumulated(
 
 def means(metrics: dict) -> dict:
     """Sums over tokens become means; what is a maximum stays."""
-    tokens = jnp.maximum(metrics["tokens"], 1)
-    return {name: x if name == "ratio_off" else x / tokens for name, x in metrics.items() if name != "tokens"}
+    tokens = jnp.maximum(metrics[TOKENS], 1)
+    return {name: x if name == "ratio_off" else x / tokens for name, x in metrics.items() if name != TOKENS}
 
 
 def _summary(metrics: dict) -> dict:
