@@ -17,7 +17,6 @@ from jaxppo.models import lora
 from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
-
 TOKENS = "__tokens"  # among sums over tokens: how many there were; no name for a diagnostic of a loss
 
 
