@@ -46,10 +46,10 @@ def use_compilation_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
+def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[RunConfig, Policy]:
     """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
 
-    `value_init` reward is up to the caller, who has the reward model (`models.critic.init_value`).
+    `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.
 
     With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
     reference is a second copy.
@@ -85,8 +85,8 @@ def load_policy(config: RunConfig) -> tuple[RunConfig, Policy]:
         reference = {name: jax.tree.map(jnp.array, x) for name, x in weights.items() if name != "critic"}
         params = lora.merge(jax.tree.map(jnp.array, weights), new)
         frozen = {"base": {}, "reference": reference, "reward": {}}
-    if has_critic and config.value_init == "normal":
-        params = init_value(params, jax.random.fold_in(key, 1), "normal")
+    if has_critic and config.value_init != "zero":
+        params = init_value(params, jax.random.fold_in(key, 1), config.value_init, reward)
     config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
     return config, Policy(model, params, frozen, tokenizer)
 
@@ -305,7 +305,8 @@ class Sampler:
 def restore(folder: Path) -> tuple[RunConfig, Policy, TrainState]:
     """A run as it was at its newest checkpoint, from its folder alone."""
     stored = json.loads((folder / "config.json").read_text())
-    config, policy = load_policy(from_dict(RunConfig, stored))
+    # How the value head started no longer matters: the checkpoint has it.
+    config, policy = load_policy(dataclasses.replace(from_dict(RunConfig, stored), value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     checkpoints = Checkpoints(folder / "checkpoints")
     try:

@@ -321,3 +321,13 @@ def test_devices_that_do_not_fit_are_refused(loaded, changes, words):
         train.compiled(config, loaded[1], algorithms.make_parts(config, reward))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_a_value_head_from_a_reward_model():
+    config = replace(RUN, value_init="reward")
+    with pytest.raises(UserError, match="--value-init reward needs a reward model"):
+        train.load_policy(config)
+    _, plain = train.load_policy(RUN)
+    model = {"value": jax.tree.map(lambda x: x + 3.0, plain.params["value"])}
+    _, policy = train.load_policy(config, reward=model)
+    toys.assert_same(policy.params["value"], model["value"])
