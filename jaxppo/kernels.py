@@ -140,7 +140,7 @@ def token_logprobs_plain(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -
 
 @jax.custom_vjp
 def token_logprobs(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-    """Log-prob of one token and entropy of each row of logits, keeping only the logits and two numbers a row for the gradient.
+    """Log-prob of one token and entropy of each row of logits, keeping the logits, their exponentials and three numbers a row for the gradient.
 
     log π(k) = z_k − log Σ_j exp z_j,  H = log Σ_j exp z_j − Σ_j π_j z_j;
     ∂ log π(k)/∂z = 1_k − π,  ∂H/∂z = −π (log π + H). Logits of −inf (tokens not allowed) have π = 0 and no gradient.
@@ -163,14 +163,15 @@ def _token_logprobs_fwd(logits, tokens):
     mean = (weights * _finite(logits)).sum(-1) / total
     entropy = lse - mean
     chosen = jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
-    return (chosen - lse, entropy), (logits, tokens, lse, entropy)
+    # The exponentials are kept: another pass of them would cost more than reading them back.
+    return (chosen - lse, entropy), (logits, weights, tokens, total, lse, entropy)
 
 
 def _token_logprobs_bwd(residuals, cotangents):
-    logits, tokens, lse, entropy = residuals
+    logits, weights, tokens, total, lse, entropy = residuals
     d_logprob, d_entropy = cotangents
     logp = _finite(logits) - lse[:, None]
-    p = jnp.exp(logp)
+    p = weights * (1 / total)[:, None]
     hit = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, 1) == tokens[:, None]
     grad = jnp.where(hit, d_logprob[:, None], 0.0) - p * (d_logprob[:, None] + d_entropy[:, None] * (logp + entropy[:, None]))
     return grad, None
