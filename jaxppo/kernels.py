@@ -140,7 +140,7 @@ def token_logprobs_plain(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -
 
 @jax.custom_vjp
 def token_logprobs(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-    """Log-prob of one token and entropy of each row of logits, keeping the logits, their exponentials and three numbers a row for the gradient.
+    """Log-prob of one token and entropy of each row of logits. For the gradient the logits and their exponentials are kept.
 
     log π(k) = z_k − log Σ_j exp z_j,  H = log Σ_j exp z_j − Σ_j π_j z_j;
     ∂ log π(k)/∂z = 1_k − π,  ∂H/∂z = −π (log π + H). Logits of −inf (tokens not allowed) have π = 0 and no gradient.
