@@ -49,7 +49,7 @@ def main(options: Sentiment) -> None:
 
     import jax
 
-    from jaxppo import algorithms, config, ppo, tracking, train
+    from jaxppo import algorithms, config, ppo, processes, tracking, train
     from jaxppo.data import sentiment
 
     config.validate_run(options)
@@ -72,7 +72,8 @@ def main(options: Sentiment) -> None:
     )
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
-    reward, reward_params = make_reward(options, policy, reviews, parts, folder)
+    with processes.first("reward"):  # of several processes the first one trains it
+        reward, reward_params = make_reward(options, policy, reviews, parts, folder)
     policy.frozen["reward"] = reward_params
     judge = Judge(options, policy)
 
@@ -83,7 +84,8 @@ def main(options: Sentiment) -> None:
         evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),
     )  # fmt: skip
     after = [judge.read(state, test, seed) for seed in JUDGE_SEEDS]
-    report(options, folder, judge, before, after)
+    if processes.is_main():
+        report(options, folder, judge, before, after)
 
 
 def make_reward(options: Sentiment, policy, reviews, parts, folder):

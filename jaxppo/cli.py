@@ -6,21 +6,23 @@ import io
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import tyro
 
-from jaxppo.config import Config, RunConfig, UserError, from_dict
+from jaxppo.config import Config, RunConfig, RunError, UserError, from_dict
 from jaxppo.presets import ALGORITHMS, preset
 
 
-def script(main: Callable[[Any], None], config: type, *, args: list[str] | None = None) -> None:
+def script(main: Callable[[Any], None], config: type, *, args: list[str] | None = None, alone: bool = False) -> None:
     """Run `main(options)` with the options of the dataclass `config` from the command line.
 
-    A UserError is one line on stderr and exit code 2; so is a wrong option.
+    A RunError is one line on stderr and its exit code; a wrong option is one, too. A run joins its other processes first,
+    if there are any, unless it is to be `alone`.
     """
     options = parse(config, args=args, description=sys.modules[main.__module__].__doc__ or "")
     # The compiler's remarks about the machine are no news to the user.
@@ -29,15 +31,42 @@ def script(main: Callable[[Any], None], config: type, *, args: list[str] | None 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
+        if isinstance(options, RunConfig) and not alone:
+            from jaxppo import processes
+
+            processes.connect(options.distributed, timeout=options.connect_timeout, heartbeat=options.heartbeat)
         main(options)
-    except UserError as error:
-        if getattr(options, "traceback", False):
+    except RunError as error:
+        if isinstance(options, RunConfig) and options.traceback:
             raise
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        leave(error.code)
     except KeyboardInterrupt:
         print("stopped; continue with --resume", file=sys.stderr)
-        raise SystemExit(130) from None
+        leave(130)
+    except Exception:
+        if not several_processes():
+            raise
+        traceback.print_exc()
+        leave(1)
+
+
+def several_processes() -> bool:
+    """Whether this process has joined others."""
+    if "jax" not in sys.modules:
+        return False
+    import jax
+
+    return jax.distributed.is_initialized()
+
+
+def leave(code: int) -> NoReturn:
+    """Exit. One process of several does not wait for the others, which may be waiting for it: they see its end, and end."""
+    if several_processes():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code) from None
 
 
 def parse(config: type, *, args: list[str] | None = None, description: str = "") -> Any:
@@ -200,4 +229,4 @@ def main() -> None:
         print("\n".join(["usage: jaxppo VERB ...   (jaxppo VERB --help tells more)", *lines]))
         raise SystemExit(0 if asked_for_help else 2)
     run, options = VERBS[sys.argv[1]]
-    script(run, options, args=sys.argv[2:])
+    script(run, options, args=sys.argv[2:], alone=True)

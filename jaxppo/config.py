@@ -7,8 +7,28 @@ from dataclasses import dataclass
 from pathlib import PurePath
 
 
-class UserError(Exception):
-    """Something the user can mend: one line that says what is wrong and what to do. The command line exits with 2."""
+class RunError(Exception):
+    """Why a run cannot go on: one line that says what is wrong and what to do. The command line exits with `code`."""
+
+    code = 1  # a crash: starting again may help
+
+
+class UserError(RunError):
+    """Something the user can mend; starting again does not help."""
+
+    code = 2
+
+
+class Interrupted(RunError):
+    """Stopped by a signal, with everything saved: start again with --resume."""
+
+    code = 75  # EX_TEMPFAIL of sysexits.h
+
+
+class Diverged(RunError):
+    """The numbers are not finite any more; starting again does not help."""
+
+    code = 76
 
 
 @dataclass(frozen=True)
@@ -333,6 +353,8 @@ class RunConfig(Config):
     """continue the run of this name from its newest checkpoint"""
     save_every: int = 20
     """steps between checkpoints"""
+    keep_every: int = 0
+    """checkpoints of steps that are multiples of it are kept for good; 0 = the newest two and the best only"""
     eval_every: int = 20
     """steps between evaluations on validation prompts; 0 = never"""
     steps_per_call: int = 1
@@ -342,17 +364,37 @@ class RunConfig(Config):
     mesh: str = ""
     """with --parallel mesh: sizes of its axes, such as data=2,fsdp=2,tensor=2"""
     expect_devices: int = 0
-    """refuse to start unless there are this many devices; 0 = any number"""
+    """refuse to start unless there are this many devices, over all processes; 0 = any number"""
+    distributed: str = "auto"
+    """auto (join other processes when the environment names a cluster) | on (join or fail) | off"""
+    connect_timeout: int = 300
+    """seconds to wait for the other processes"""
+    heartbeat: int = 60
+    """seconds without a sign of life after which a process counts as dead, and the others end"""
+    max_bad_steps: int = 5
+    """steps in a row without one finite update after which the run ends (exit code 76)"""
+    max_invalid_rewards: float = 0.1
+    """share of a batch's rewards that may be invalid (NaN, an exception, a deadline); above it the run ends (exit code 2)"""
+    debug_nans: bool = False
+    """when an update is not finite: do the step again with every operation checked, name the one that made it so, and end"""
     tiny: bool = False
     """smoke test: a small random model with a byte vocabulary"""
     traceback: bool = False
     """show where an error was raised instead of one line"""
 
 
+# What may differ when a run is gone on with: it does not change the numbers, or only how long they go on.
+FREE = {
+    "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
+    "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat", "max_bad_steps",
+    "max_invalid_rewards", "debug_nans", "traceback",
+}  # fmt: skip
+
+
 def validate_run(config: RunConfig) -> None:
     """`validate`, and what the host's loop needs."""
     validate(config)
-    for name in ("save_every", "steps_per_call"):
+    for name in ("save_every", "steps_per_call", "max_bad_steps", "connect_timeout", "heartbeat"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
     if config.steps % config.steps_per_call:

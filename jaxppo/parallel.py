@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxppo import sharding
 from jaxppo.config import UserError
-from jaxppo.types import Prompts, PyTree, TrainState
+from jaxppo.types import Prompts, TrainState
 
 AXIS = "devices"
 MODES = ("auto", "jit", "pmap", "mesh")
@@ -34,16 +35,14 @@ class CompiledStep:
     name = "jit on one device"
 
     def __init__(self, train_step: Callable):
-        self.traces = 0
-        self.program: Any = jax.jit(self._traced(train_step), donate_argnums=0)
+        self.train_step, self.traces = train_step, 0
+        self.program: Any = jax.jit(self.traced, donate_argnums=0)
 
-    def _traced(self, train_step: Callable) -> Callable:
-        def program(live: TrainState, frozen, prompts: Prompts):
-            self.traces += 1
-            state, metrics = train_step(live.replace(frozen=frozen), prompts)
-            return state.replace(frozen=None), metrics
-
-        return program
+    def traced(self, live: TrainState, frozen, prompts: Prompts):
+        """What becomes the program: `frozen` beside the state, so that it is not donated with it."""
+        self.traces += 1
+        state, metrics = self.train_step(live.replace(frozen=frozen), prompts)
+        return state.replace(frozen=None), metrics
 
     def place(self, state: TrainState) -> TrainState:
         return state
@@ -65,32 +64,34 @@ class CompiledStep:
 
 
 class PmapStep(CompiledStep):
-    """The same under `jax.pmap`: every array of the state has a leading dimension, one copy a device."""
+    """The same under `jax.pmap`: every array of the state has a leading dimension, one copy a device of this process."""
 
     def __init__(self, train_step: Callable, *, devices: Sequence | None = None):
-        self.traces = 0
-        self.devices = list(jax.local_devices() if devices is None else devices)
+        super().__init__(train_step)
+        self.devices = list(jax.devices() if devices is None else devices)  # of all processes
+        self.own = [i for i, device in enumerate(self.devices) if device.process_index == jax.process_index()]
         self.name = f"pmap on {len(self.devices)} devices"
-        self.program = jax.pmap(self._traced(train_step), axis_name=AXIS, donate_argnums=0, devices=self.devices)
-        mesh = Mesh(np.asarray(self.devices), (AXIS,))
+        self.program = jax.pmap(self.traced, axis_name=AXIS, donate_argnums=0, devices=self.devices)
+        mesh = Mesh(np.asarray(self.devices)[self.own], (AXIS,))
         self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
     def place(self, state: TrainState) -> TrainState:
         """A copy on each device; made there, so that no device ever holds more than its own."""
 
         def replicate(x):
-            parts = [jax.device_put(x[None], device) for device in self.devices]
+            parts = [jax.device_put(x[None], self.devices[i]) for i in self.own]
             return jax.make_array_from_single_device_arrays((len(parts), *x.shape), self.sharding, parts)
 
         return jax.tree.map(replicate, state)
 
     def put(self, prompts: Prompts) -> Prompts:
-        """The rows in equal parts, in order: those of a group and of a block of minibatches stay together."""
+        """The rows in equal parts, in order: those of a group and of a block of minibatches stay together. Each process takes
+        the parts of its own devices."""
         leading = prompts.index.ndim - 1  # 1 with several steps in a dispatch
 
         def cut(x):
             shape = (*x.shape[:leading], len(self.devices), x.shape[leading] // len(self.devices), *x.shape[leading + 1 :])
-            return np.moveaxis(np.asarray(x).reshape(shape), leading, 0)
+            return np.moveaxis(np.asarray(x).reshape(shape), leading, 0)[self.own]
 
         return jax.device_put(jax.tree.map(cut, prompts), self.sharding)
 
@@ -109,8 +110,7 @@ class MeshStep(CompiledStep):
         super().__init__(train_step)
         self.mesh, self.rows = mesh, sharding.of_rows(mesh, leading=leading)
         self.name = "mesh of " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        self._traced_step = self._traced(train_step)
-        self.program = None
+        self.program = None  # it wants to know the state first
 
     def abstract(self, state: TrainState) -> TrainState:
         """The program for states of these shapes; returns the state unchanged. (Nothing is computed: to lower, to plan.)"""
@@ -118,20 +118,37 @@ class MeshStep(CompiledStep):
         live, frozen = where.replace(frozen=None), where.frozen
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.program = jax.jit(
-            self._traced_step, donate_argnums=0, in_shardings=(live, frozen, self.rows), out_shardings=(live, everywhere)
+            self.traced, donate_argnums=0, in_shardings=(live, frozen, self.rows), out_shardings=(live, everywhere)
         )
         return state
 
     def place(self, state: TrainState) -> TrainState:
         where = sharding.of_state(self.abstract(state), self.mesh)
+        if jax.process_count() > 1:
+            return jax.tree.map(from_own_shards, state, where)
         # A copy: what device_put leaves where it is would be donated with the state.
         return jax.tree.map(lambda x, at: jax.device_put(x, at, may_alias=False), state, where)
 
     def put(self, prompts: Prompts) -> Prompts:
+        if jax.process_count() > 1:
+            return jax.tree.map(lambda x: from_own_shards(x, self.rows), prompts)
         return jax.device_put(prompts, self.rows)
 
     def whole(self, state: TrainState) -> TrainState:
-        return jax.device_put(state, jax.devices()[0])
+        if jax.process_count() == 1:
+            return jax.device_put(state, jax.devices()[0])
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        gather = jax.jit(lambda x: x, out_shardings=everywhere)  # one array at a time: all of it on each device is enough
+        return jax.tree.map(lambda x: gather(x).addressable_data(0), state)
+
+
+def from_own_shards(x: Any, where: NamedSharding) -> jax.Array:
+    """A global array to which this process gives the shards of its own devices; all processes have the same `x`."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = from_own_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
 
 def compile_step(train_step: Callable) -> CompiledStep:
@@ -161,8 +178,3 @@ def count(mode: str, mesh: str = "") -> int:
         sizes = sharding.parse_mesh(mesh)
         return sizes["data"] * sizes["fsdp"]
     return 1 if mode == "jit" else len(jax.devices())
-
-
-def equal_shares(tree: PyTree) -> PyTree:
-    """Each array's bytes on one device, for a report."""
-    return jax.tree.map(lambda x: x.addressable_shards[0].data.nbytes, tree)

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxppo import algorithms, models, parallel, policy, ppo, pretrained, rewards, sharding
+from jaxppo import algorithms, parallel, policy, ppo, pretrained, rewards, sharding, train
 from jaxppo.config import ModelConfig, RunConfig, UserError, gpt2, llama, validate
 from jaxppo.models import lora
 from jaxppo.types import Prompts, TrainState
@@ -127,9 +127,7 @@ def quiet():
 
 def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Any, TrainState]:
     """(model, the state's shapes): no array is made."""
-    model = models.make(shape, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha, remat=config.remat)
-    if config.critic == "separate" and config.value_loss != "none":
-        model = models.with_critic(model, model, width=shape.width)
+    model, _ = train.make_model(config, shape)
     params = jax.eval_shape(model.init, jax.random.key(0))
     if config.lora:
         trained, base = lora.split(params, lora.is_adapter)
@@ -217,7 +215,7 @@ def phases(config: RunConfig, shape: ModelConfig, mesh: Mesh) -> dict[str, tuple
     }
 
 
-def cures(config: RunConfig, shape: ModelConfig, report: Report) -> list[str]:
+def cures(config: RunConfig, report: Report) -> list[str]:
     """Settings that lower the memory, the cheapest first."""
     rows = config.batch_size // config.minibatches
     out = []
@@ -253,7 +251,7 @@ def text_of(config: RunConfig, shape: ModelConfig, chip: Chip | None, report: Re
             f"{gib(abs(chip.memory - report.peak))} {'left' if fits else 'too much'}"
         )
         if share > 0.9:
-            lines += ["what would lower it, in this order:", *(f"  {cure}" for cure in cures(config, shape, report))]
+            lines += ["what would lower it, in this order:", *(f"  {cure}" for cure in cures(config, report))]
     total = 0.0
     for name, (flops, moved) in report.phases.items():
         line = f"{name:10} {flops / 1e12:8.2f} TFLOP {moved / 1e9:8.2f} GB a device"

@@ -71,7 +71,7 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
             kl = lambda *_: exact
         if not in_reward:
             kl = lambda logprobs, _: jnp.zeros_like(logprobs)
-        rewards = parts.token_rewards(_rows(shaped), rolled, kl_coef=kl_coef, kl=kl)
+        rewards = parts.token_rewards(row_scores(shaped), rolled, kl_coef=kl_coef, kl=kl)
         if config.whiten_rewards:
             rewards = masked.whiten(rewards, rolled.mask * valid[:, None], shift_mean=False, axis_name=axis_name)
 
@@ -98,13 +98,21 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         counters = {
             "skipped_updates": state.counters["skipped_updates"] + metrics["skipped"].astype(jnp.int32),
             "invalid_rows": state.counters["invalid_rows"] + invalid.astype(jnp.int32),
+            "barren_steps": jnp.where(barren(metrics, parts, config), state.counters["barren_steps"] + 1, 0),
         }
+        metrics["barren_steps"] = counters["barren_steps"].astype(jnp.float32)
         return new.replace(
             step=state.step + 1, frozen=state.frozen, controller=controller, statistics=statistics,
             cursor=state.cursor + rows.astype(jnp.int32) * config.oversample // config.group_size, counters=counters,
         ), metrics  # fmt: skip
 
     return train_step
+
+
+def barren(metrics: dict, parts: Parts, config: Config) -> Array:
+    """Whether none of a step's updates was finite (those left out on purpose aside)."""
+    updates = config.epochs * config.minibatches if parts.value_loss or not parts.update else 1  # a natural gradient is one
+    return (metrics["skipped"] > 0) & (metrics["skipped"] + metrics["stopped"] >= updates)
 
 
 class Earned(NamedTuple):
@@ -122,11 +130,11 @@ def earn(
 ) -> tuple[Earned, dict]:
     """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and which groups to keep."""
     scores, valid = parts.reward(reward_params, rolled)
-    valid = valid & jnp.isfinite(_rows(scores))
+    valid = valid & jnp.isfinite(row_scores(scores))
     scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
     mean = lambda x: masked.mean(x, valid & (rolled.mask.sum(1) > 0), axis_name=axis_name)
     metrics = {
-        "reward": mean(_rows(scores)),
+        "reward": mean(row_scores(scores)),
         "length": mean(rolled.mask.sum(1)),
         "finished": mean(rolled.finished.astype(jnp.float32)),
     }
@@ -134,12 +142,12 @@ def earn(
     if parts.greedy:  # shaped alike, but no part of the running statistics
         greedy = roll(with_values=False, greedy=True)
         baseline, good = parts.reward(reward_params, greedy)
-        valid = valid & good & jnp.isfinite(_rows(baseline))
+        valid = valid & good & jnp.isfinite(row_scores(baseline))
         baseline, _ = shaping.shape(baseline, greedy, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
-        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": _rows(baseline)})
+        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": row_scores(baseline)})
     if not config.filter_groups:
         return Earned(rolled, shaped, valid, valid, metrics), statistics
-    useful = filtering.informative(_rows(scores), valid, group_size=config.group_size)
+    useful = filtering.informative(row_scores(scores), valid, group_size=config.group_size)
     metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
     keep = filtering.first_groups(useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample)
     rolled, shaped, valid, useful = filtering.take_rows((rolled, shaped, valid, useful), keep)
@@ -187,7 +195,8 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
     return TrainState(
         step=zero(), key=key, params=params, frozen=frozen, opt_state=make_optimizer(config).init(params),
         controller={"kl_coef": jnp.asarray(config.kl_coef, jnp.float32), "beta": jnp.asarray(config.beta, jnp.float32)},
-        statistics=statistics, cursor=zero(), counters={"skipped_updates": zero(), "invalid_rows": zero()},
+        statistics=statistics, cursor=zero(),
+        counters={"skipped_updates": zero(), "invalid_rows": zero(), "barren_steps": zero()},
     )  # fmt: skip
 
 
@@ -208,7 +217,7 @@ def explained_variance(returns: Array, values: Array, mask: Array, *, axis_name:
     return jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, 1.0), 0.0)
 
 
-def _rows(scores: Array) -> Array:
+def row_scores(scores: Array) -> Array:
     """One number for each response: the sum of its rewards."""
     return scores if scores.ndim == 1 else scores.sum(-1)
 

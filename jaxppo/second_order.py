@@ -20,7 +20,7 @@ from jaxppo import losses, masked, optimizers, policy
 from jaxppo.config import Config
 from jaxppo.models import lora
 from jaxppo.types import Batch, Model, Parts, PyTree, Scalar, TrainState
-from jaxppo.update import fixed_part, make_update
+from jaxppo.update import fixed_part, make_update, ratio_off
 
 SLACK = 1.5  # the line search takes a step whose KL is at most this multiple of the bound, as the public implementation does
 
@@ -127,9 +127,7 @@ def make_natural_update(
             "policy_grad_norm": optax.tree.norm(gradient),
         }  # fmt: skip
         state = state.replace(params=lora.merge(others, theta))
-        ratio = jnp.where(mask > 0, jnp.exp(scores.logprobs - batch.old_logprobs), 1.0)
-        off = jnp.abs(ratio - 1).max()
-        off = off if axis_name is None else jax.lax.pmax(off, axis_name)
+        off = ratio_off(scores.logprobs, batch.old_logprobs, mask, axis_name)
         if parts.value_loss is None:
             bad = 1.0 - jnp.isfinite(optax.tree.norm(gradient)).astype(jnp.float32)
             return state, metrics | {"first_ratio_off": off, "skipped": bad, "stopped": jnp.zeros(()), "last_approx_kl": kl}

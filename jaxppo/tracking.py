@@ -1,10 +1,14 @@
 """What a run leaves on disk and on the screen: `runs/<name>/` with config.json, metrics.jsonl, samples.jsonl, curves.png."""
 
+import contextlib
 import json
+import os
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console
@@ -12,9 +16,12 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from jaxppo import __version__, processes
 from jaxppo.config import UserError
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")  # names of settings whose text is nobody's business
+HIDDEN = "***"
 PANELS = (  # (key in metrics.jsonl, title, unit)
     ("reward", "reward", "score a response"),
     ("kl", "KL to the reference", "nats a response"),
@@ -30,6 +37,8 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     if not NAME.fullmatch(name) or name.strip(".") == "":
         raise UserError(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
     folder = Path(root) / name
+    if not processes.is_main():  # process 0 has looked, or will
+        return folder
     started = (folder / "config.json").exists()
     if started and not resume:
         raise UserError(f"{folder} exists: choose another --name, or continue it with --resume")
@@ -43,10 +52,31 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
 
 
 def write_config(folder: Path, config: dict) -> None:
-    """config.json, whole or not at all."""
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(config, indent=2) + "\n")
-    temporary.replace(folder / "config.json")
+    """config.json, whole or not at all; what looks like a secret is left out."""
+    shown = {name: HIDDEN if SECRET.search(name) and isinstance(x, str) and x else x for name, x in config.items()}
+    write_whole(folder / "config.json", json.dumps(shown, indent=2) + "\n")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """A file that is there whole or not at all, whenever the process is killed."""
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def versions() -> dict[str, str]:
+    """Of this code (its git commit, where it is a checkout) and of what it stands on."""
+    found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}
+    here = Path(__file__).parent
+    commit = ""
+    if (here.parent / ".git").exists():
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            git = ["git", "-C", str(here), "rev-parse", "HEAD"]
+            commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    return {"jaxppo": __version__, "git": commit, "python": sys.version.split()[0], **found}
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -60,16 +90,31 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
-class Tracker:
+class Log:
+    """Takes what a run has to say and keeps none of it: that of all processes but the first."""
+
+    def log(self, rows: Sequence[dict[str, float]]) -> None:
+        """One dict of numbers for each step; every one has its `step`, counted from 1."""
+
+    def say(self, text: str) -> None:
+        """One line of news."""
+
+    def samples(self, rows: Sequence[dict]) -> None:
+        """Records of samples."""
+
+    def close(self) -> None:
+        """Nothing more comes."""
+
+
+class Tracker(Log):
     """Writes one line a step, and shows a progress bar, or a plain line a step where there is no terminal."""
 
     def __init__(self, folder: Path, *, first_step: int, total_steps: int):
         self.folder = folder
         # Steps after the checkpoint that a run resumes from will be run again: their lines go.
         kept = [row for row in read_lines(folder / "metrics.jsonl") if row["step"] <= first_step]
-        self.file = (folder / "metrics.jsonl").open("w")
-        self.file.writelines(json.dumps(row) + "\n" for row in kept)
-        self.file.flush()
+        write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+        self.file = (folder / "metrics.jsonl").open("a")
         self.console = Console()
         self.total = total_steps
         self.first = first_step

@@ -93,8 +93,7 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
             diagnostics["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
         metrics = {name: masked.total(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
         metrics[TOKENS] = masked.total(jnp.ones_like(mask), mask, axis_name=axis_name)
-        ratio = jnp.where(mask > 0, jnp.exp(logprobs - batch.old_logprobs), 1.0)
-        metrics["ratio_off"] = _maximum(jnp.abs(ratio - 1).max(), axis_name)
+        metrics["ratio_off"] = ratio_off(logprobs, batch.old_logprobs, mask, axis_name)
         return total, metrics
 
     return loss_fn
@@ -224,5 +223,7 @@ def _summary(metrics: dict) -> dict:
     return out | {"skipped": metrics["skipped"].sum(), "stopped": metrics["stopped"].sum()}
 
 
-def _maximum(x, axis_name):
-    return x if axis_name is None else jax.lax.pmax(x, axis_name)
+def ratio_off(logprobs: Array, old_logprobs: Array, mask: Array, axis_name: str | None) -> Float[Array, ""]:
+    """The largest |ratio − 1| of all tokens, over all devices."""
+    largest = jnp.abs(jnp.where(mask > 0, jnp.exp(logprobs - old_logprobs), 1.0) - 1).max()
+    return largest if axis_name is None else jax.lax.pmax(largest, axis_name)

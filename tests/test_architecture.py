@@ -16,9 +16,9 @@ FLOORS = [
     ["advantages", "losses", "kl", "aggregate", "kernels"],
     ["models", "sampling", "policy"],
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
-    ["sharding", "ppo", "supervised", "parallel"],
-    ["algorithms", "fetch", "data", "pretrained", "checkpoint", "tracking"],
-    ["train", "sweep", "tasks", "plan", "export", "report"],
+    ["processes", "sharding", "ppo", "supervised", "parallel"],
+    ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking"],
+    ["assemble", "sampler", "loop", "train", "sweep", "tasks", "plan", "export", "report"],
     ["cli", "launch"],
 ]
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
@@ -44,7 +44,7 @@ def imported(source: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "import by the whole name"
             if node.module == "jaxppo":
-                found |= {name.name for name in node.names}
+                found |= {name.name for name in node.names} - {"__version__"}
             elif (node.module or "").startswith("jaxppo."):
                 found.add(str(node.module).split(".")[1])
     return found

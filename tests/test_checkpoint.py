@@ -1,12 +1,17 @@
+import random
+import shutil
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 import toys
 
-from jaxppo import ppo
+from jaxppo import checkpoint, manifest, ppo
 from jaxppo.checkpoint import Checkpoints, load_once, save_once
-from jaxppo.config import Config, UserError
+from jaxppo.config import Config, RunError, UserError
 
 FROZEN = {"base": {"w": jnp.zeros((2, 2))}, "reference": None, "reward": {"w": jnp.ones(3)}}
 
@@ -43,8 +48,8 @@ def test_the_whole_state_comes_back_bit_for_bit(tmp_path, checkpoints):
 def test_the_newest_and_the_best_are_kept(checkpoints):
     for step, score in ((1, 0.1), (2, 0.9), (3, 0.2), (4, 0.3)):
         checkpoints.save(state(step), score=score)
-    checkpoints.manager.wait_until_finished()
-    assert checkpoints.steps() == [2, 4]
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 3, 4]  # the newest two, to fall back to, and the best
     toys.assert_same(checkpoints.restore(state(seed=9)).params, state(4).params)
     toys.assert_same(checkpoints.restore(state(seed=9), step=2).params, state(2).params)
 
@@ -56,7 +61,7 @@ def test_the_saved_state_may_be_given_away_at_once(checkpoints):
     checkpoints.save(given, score=0.0)
     jax.block_until_ready(overwrite(given.params))
     assert given.params["b"].is_deleted()
-    checkpoints.manager.wait_until_finished()
+    checkpoints.wait()
     toys.assert_same(checkpoints.restore(state(seed=9, shape=(1000, 1000))), same)
 
 
@@ -65,12 +70,20 @@ def test_nothing_to_restore(checkpoints):
         checkpoints.restore(state())
 
 
-def test_a_checkpoint_that_was_never_finished_is_none(tmp_path):
+def test_what_was_never_finished_is_removed(tmp_path):
+    """Killed while Orbax wrote, between the data and the manifest, and between the manifest and its name."""
     folder = tmp_path / "checkpoints"
-    (folder / "7.orbax-checkpoint-tmp").mkdir(parents=True)
+    first = Checkpoints(folder)
+    first.save(state(5), score=0.0)
+    first.close()
+    for name in ("7.orbax-checkpoint-tmp", "8", "9/state.orbax-checkpoint-tmp", "10/state", "4.damaged", "notes"):
+        (folder / name).mkdir(parents=True)
+    (folder / "10" / "manifest.json.tmp").touch()
+    assert Checkpoints(folder, write=False).steps() == [5]
+    assert (folder / "8").exists()  # a reader removes nothing
     checkpoints = Checkpoints(folder)
-    assert checkpoints.steps() == []
-    checkpoints.close()
+    assert checkpoints.steps() == [5]
+    assert sorted(path.name for path in folder.iterdir()) == ["4.damaged", "5", "notes"]
 
 
 @pytest.mark.parametrize(
@@ -90,26 +103,171 @@ def test_a_checkpoint_that_was_never_finished_is_none(tmp_path):
 )
 def test_a_checkpoint_of_another_configuration(checkpoints, like, words):
     checkpoints.save(state(1), score=0.0)
-    checkpoints.manager.wait_until_finished()
+    checkpoints.wait()
     with pytest.raises(UserError, match="the checkpoint of step 1 does not fit this configuration: .*" + words):
         checkpoints.restore(like())
+    assert checkpoints.steps() == [1]  # it may fit another
 
 
-def test_a_damaged_checkpoint(tmp_path, checkpoints):
+def files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def three(folder):
+    """Checkpoints of steps 1, 2 and 3, all kept."""
+    out = Checkpoints(folder, keep_every=1)
+    for step in (1, 2, 3):
+        out.save(state(step), score=0.0)
+    out.close()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    return three(tmp_path_factory.mktemp("sound") / "checkpoints")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "has 0 bytes, not"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "bytes, not"),
+        (lambda path: path.unlink(), "is missing"),
+        (lambda path: path.write_bytes(bytes(len(path.read_bytes()))), "SHA-256 differs"),
+    ],
+    ids=["empty", "short", "missing", "zeros"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(sound, tmp_path, capsys, damage, words):
+    folder = shutil.copytree(sound, tmp_path / "c")
+    damage(max(files(folder / "3" / "state"), key=lambda path: path.stat().st_size))
+    checkpoints = Checkpoints(folder)
+    toys.assert_same(checkpoints.restore(state(seed=9)).params, state(2).params)
+    said = capsys.readouterr().err
+    assert said.startswith("warning: the checkpoint of step 3 is damaged: state/") and words in said
+    assert checkpoints.steps() == [1, 2]
+    assert (folder / "3.damaged").exists()
+
+
+def test_forty_flipped_bits_are_all_seen(sound, tmp_path, capsys):
+    """Over all files of a checkpoint, the manifest among them; Orbax alone reads most of them without a word."""
+    rng = random.Random(0)
+    whole = files(sound / "3")
+    chosen = whole * (40 // len(whole)) + rng.sample(whole, 40 % len(whole))
+    assert len(chosen) == 40
+    for path in chosen:
+        good = path.read_bytes()
+        bad = bytearray(good or b"x")
+        place = rng.randrange(8 * len(bad))
+        bad[place // 8] ^= 1 << place % 8
+        path.write_bytes(bad)
+        reader = Checkpoints(sound, write=False)
+        toys.assert_same(reader.restore(state(seed=9)).params, state(2).params)
+        assert "the checkpoint of step 3 is damaged" in capsys.readouterr().err
+        path.write_bytes(good)
+    toys.assert_same(Checkpoints(sound, write=False).restore(state(seed=9)).params, state(3).params)
+
+
+def test_orbax_alone_reads_a_flipped_bit(tmp_path):
+    """Why there is a manifest."""
+    save_once(tmp_path / "x", {"w": jnp.arange(1000.0)})
+    path = max(files(tmp_path / "x" / "state"), key=lambda path: path.stat().st_size)
+    silent = 0
+    for place in range(0, path.stat().st_size, 97):
+        good = path.read_bytes()
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        try:
+            with checkpoint.checkpointer() as reader:
+                target = ocp.args.StandardRestore({"w": np.empty(1000, np.float32)})
+                silent += bool((reader.restore(tmp_path / "x" / "state", args=target)["w"] != np.arange(1000.0)).any())
+        except Exception:
+            pass
+        path.write_bytes(good)
+    assert silent > 0
+    with pytest.raises(UserError, match="is damaged"):
+        path.write_bytes(path.read_bytes()[:-1] + b"?")
+        load_once(tmp_path / "x", {"w": jnp.zeros(1000)})
+
+
+def test_with_none_left_the_run_does_not_start_again(sound, tmp_path):
+    folder = shutil.copytree(sound, tmp_path / "c")
+    for step in (1, 2, 3):
+        files(folder / str(step) / "state")[0].unlink()
+    with pytest.raises(UserError, match="step 1 is damaged: .*no checkpoint of .* can be used"):
+        Checkpoints(folder).restore(state())
+
+
+def test_every_nth_stays(checkpoints):
+    checkpoints.keep_every = 2
+    for step in range(1, 8):
+        checkpoints.save(state(step), score=None)
+    checkpoints.wait()
+    assert checkpoints.steps() == [2, 4, 6, 7]  # the newest two, and the even ones
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), None])
+def test_a_score_that_is_no_number_is_never_the_best(checkpoints, score):
+    for step, value in ((1, 0.1), (2, score), (3, 0.0), (4, 0.0)):
+        checkpoints.save(state(step), score=value)
+    checkpoints.wait()
+    assert checkpoints.steps() == [1, 3, 4]
+    assert Checkpoints(checkpoints.folder, write=False).scores == {1: 0.1, 3: 0.0, 4: 0.0}
+
+
+def test_a_save_that_fails_is_told_and_the_third_ends_the_run(checkpoints, monkeypatch):
     checkpoints.save(state(1), score=0.0)
+    checkpoints.wait()
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    for step in (2, 3):
+        checkpoints.save(state(step), score=0.0)
+        checkpoints.wait()
+        told = checkpoints.news()
+        assert told.startswith(f"the checkpoint of step {step} could not be written (0 MB are needed, 0 MB are free)")
+        assert checkpoints.news() == ""  # once
+    checkpoints.save(state(4), score=0.0)
+    checkpoints.wait()
+    with pytest.raises(RunError, match="3 times in a row now; step 1 is safe; free space in") as caught:
+        checkpoints.news()
+    assert caught.value.code == 1
+    assert checkpoints.steps() == [1] and [path.name for path in checkpoints.folder.iterdir()] == ["1"]
+
+
+def test_one_good_save_starts_the_count_again(checkpoints, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MOST_FAILURES", 2)
+    for step in (1, 2, 3, 4):
+        with monkeypatch.context() as patch:
+            if step % 2:
+                patch.setattr(checkpoint.manifest, "seal", lambda *_: 1 / 0)
+            checkpoints.save(state(step), score=0.0)
+            checkpoints.wait()
+        assert bool(checkpoints.news()) == bool(step % 2)
+    assert checkpoints.steps() == [2, 4]
+
+
+def test_a_reader_writes_nothing(tmp_path):
+    reader = Checkpoints(tmp_path / "none", write=False)
+    reader.save(state(1), score=0.0)
+    reader.close()
+    assert not (tmp_path / "none").exists()
+
+
+def test_the_manifest_says_what_it_is(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "c", about={"config": "abc", "versions": {"jax": "1"}})
+    checkpoints.save(state(3), score=0.5)
     checkpoints.close()
-    for path in (tmp_path / "checkpoints" / "1" / "default").rglob("*"):
-        if path.is_file():
-            path.write_bytes(b"")
-    again = Checkpoints(tmp_path / "checkpoints")
-    with pytest.raises(UserError, match="the checkpoint of step 1 cannot be read"):
-        again.restore(state())
-    again.close()
+    record = manifest.read(tmp_path / "c" / "3")
+    assert (record["step"], record["score"], record["config"], record["versions"]) == (3, 0.5, "abc", {"jax": "1"})
+    assert record["leaves"]["params.a.kernel"] == "float32[3, 4]" and record["leaves"]["key"] == "uint32[2]"
 
 
 def test_save_once(tmp_path):
     tree = {"net": {"w": jnp.arange(6.0).reshape(2, 3)}, "n": jnp.asarray(3, jnp.int32)}
     save_once(tmp_path / "reward", tree)
-    toys.assert_same(load_once(tmp_path / "reward", jax.tree.map(jnp.zeros_like, tree)), tree)
+    like = jax.tree.map(jnp.zeros_like, tree)
+    toys.assert_same(load_once(tmp_path / "reward", like), tree)
     with pytest.raises(UserError, match="missing"):
         load_once(tmp_path / "nothing", tree)
+    with pytest.raises(UserError, match=r"does not fit this configuration: n is int32\[\] there and missing here"):
+        load_once(tmp_path / "reward", {"net": like["net"]})
+    files(tmp_path / "reward" / "state")[0].write_bytes(b"other")
+    with pytest.raises(UserError, match="reward is damaged: state/.*; remove it, and it is made again"):
+        load_once(tmp_path / "reward", like)

@@ -88,10 +88,14 @@ def test_a_covering_set(one_device, mode, mesh, changes, remat):
     assert_equal_runs(run(replace(SGD, **changes), mode, mesh, remat=remat), want)
 
 
+def host_reward():
+    decode = lambda rows: ["".join(chr(97 + token) for token in row) for row in rows]
+    return on_host(lambda prompt, response: response.count("d") + 0.1 * len(response), decode)
+
+
 @pytest.mark.parametrize(("mode", "mesh"), [("pmap", ""), ("mesh", "data=8")])
 def test_a_reward_on_the_host(one_device, mode, mesh):
-    decode = lambda rows: ["".join(chr(97 + token) for token in row) for row in rows]
-    reward = on_host(lambda prompt, response: response.count("d") + 0.1 * len(response), decode)
+    reward = host_reward()
     want = one_device("host", SGD, reward=reward, steps=2)
     assert_equal_runs(run(SGD, mode, mesh, reward=reward, steps=2), want)
 

@@ -68,7 +68,7 @@ def test_one_step(toy_step):
     assert all(x.shape == () and x.dtype == jnp.float32 and np.isfinite(x) for x in metrics.values())
     assert int(state.step) == 1
     assert int(state.cursor) == 8
-    assert {name: int(x) for name, x in state.counters.items()} == {"skipped_updates": 0, "invalid_rows": 0}
+    assert {name: int(x) for name, x in state.counters.items()} == {"skipped_updates": 0, "invalid_rows": 0, "barren_steps": 0}
     assert float(metrics["first_ratio_off"]) < 1e-4
     assert float(metrics["kl"]) == pytest.approx(0, abs=1e-5)  # the reference is the policy itself
     assert float(metrics["advantage_std"]) == pytest.approx(1, abs=1e-4)

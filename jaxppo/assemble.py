@@ -1,0 +1,96 @@
+"""A policy, put together: the checkpoint's weights, adapters, a critic, and what is trained of it."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxppo import algorithms, pretrained
+from jaxppo import policy as policies
+from jaxppo.config import Config, ModelConfig, RunConfig, UserError
+from jaxppo.fetch import cache_folder
+from jaxppo.models import init_value, lora, make, with_critic
+from jaxppo.pretrained.tiny import tiny
+from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.types import Model, Params
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A model with its weights, cut into what is trained and what is not."""
+
+    model: Model
+    params: Params  # trained
+    frozen: dict[str, Any]  # base, reference, and a place for the reward model
+    tokenizer: Tokenizer
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs in the user's cache, readable by the user alone: who can write there can run code here."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        folder = cache_folder() / "xla"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
+    """(the model of this shape with the settings' adapters, types and critic, whether the critic is a network of its own)."""
+    model = make(shape, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha, remat=config.remat)
+    separate = config.critic == "separate" and config.value_loss != "none"
+    return (with_critic(model, model, width=shape.width) if separate else model), separate
+
+
+def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[RunConfig, Policy]:
+    """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
+
+    `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.
+
+    With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
+    reference is a second copy.
+    """
+    if config.tiny:
+        model_config, weights, tokenizer = tiny(config.seed)
+    else:
+        loaded = pretrained.load(config.model)
+        model_config, weights, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+    if config.length > model_config.max_length:  # positions beyond the table would be clamped without a word
+        raise UserError(
+            f"--prompt-length {config.prompt_length} + --response-length {config.response_length} = {config.length} tokens, "
+            f"but the model takes {model_config.max_length}; lower one of them"
+        )
+    algorithms.check(config)  # a wrong name is found before anything is compiled
+    model, separate = make_model(config, model_config)
+    if separate:
+        weights = {**weights, "critic": weights}  # it starts from the same weights; with adapters it shares them
+    key = jax.random.key(config.seed)
+    known = {path for path, _ in _leaves(weights)}
+    # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
+    new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(key)
+    has_critic = config.value_loss != "none"
+    if config.lora:
+        # The base is only ever an operand: rounded here once, it takes half the memory and no time in the step.
+        own = {name: x for name, x in weights.items() if name != "critic"}
+        base = policies.cast(jax.tree.map(jnp.asarray, own), model.dtype)
+        base = {**base, "critic": base} if "critic" in weights else base
+        params, frozen = new, {"base": base, "reference": None, "reward": {}}
+    else:
+        # `params` is donated to each step, the reference is not, so each has buffers of its own.
+        reference = {name: jax.tree.map(jnp.array, x) for name, x in weights.items() if name != "critic"}
+        params = lora.merge(jax.tree.map(jnp.array, weights), new)
+        frozen = {"base": {}, "reference": reference, "reward": {}}
+    if has_critic and config.value_init != "zero":
+        params = init_value(params, jax.random.fold_in(key, 1), config.value_init, reward)
+    config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
+    return config, Policy(model, params, frozen, tokenizer)
+
+
+def _leaves(tree: Mapping, path: tuple = ()):
+    for name, leaf in tree.items():
+        if isinstance(leaf, Mapping):
+            yield from _leaves(leaf, (*path, name))
+        else:
+            yield (*path, name), leaf

@@ -1,0 +1,126 @@
+"""The loop around the compiled step: prompts in, metrics out, evaluations, checkpoints, and every reason to stop."""
+
+import time
+from collections.abc import Callable
+
+import jax
+
+from jaxppo.checkpoint import Checkpoints
+from jaxppo.config import Diverged, Interrupted, RunConfig, RunError, UserError
+from jaxppo.parallel import CompiledStep
+from jaxppo.sampler import PromptSet
+from jaxppo.signals import Stopping
+from jaxppo.tracking import Log
+from jaxppo.types import TrainState
+
+Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+def run(
+    config: RunConfig,
+    step: CompiledStep,
+    state: TrainState,
+    prompts: PromptSet,
+    *,
+    log: Log,
+    checkpoints: Checkpoints,
+    evaluate: Evaluate | None,
+) -> TrainState:
+    """Train to `config.steps`, and return the state as one device has it.
+
+    Raises:
+        Interrupted: after a signal, with the state saved.
+        Diverged: after `config.max_bad_steps` steps without an update; the newest checkpoint is good.
+        UserError: too many rewards are invalid.
+        RunError: three saves in a row failed.
+    """
+    done, cursor, frozen = int(state.step), int(state.cursor), state.frozen
+    # For what runs on one device; the untrained weights are there already.
+    view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
+    state = step.place(state)
+    clock = Stopwatch(config)
+
+    def tell(rows: list[dict[str, float]], stopping: Stopping) -> None:
+        log.log(rows)
+        for row in rows:
+            judge(config, row)
+        for text in (checkpoints.news(), stopping.too_slow(clock.longest)):
+            if text:
+                log.say(f"warning: {text}")
+
+    with Stopping() as stopping:
+        while done < config.steps:
+            batch = step.put(prompts.call(config, cursor))
+            rows = clock.settle()
+            state, metrics = step(state, batch)
+            tell(rows, stopping)  # the last step's numbers are written while this one runs
+            clock.watch(done + 1, metrics)
+            done += config.steps_per_call
+            cursor += config.steps_per_call * config.rows // config.group_size
+            last, stop = done == config.steps, stopping.due(done)
+            evaluating = config.eval_every > 0 and (done % config.eval_every == 0 or last) and not stop
+            if evaluating or stop or last or done % config.save_every == 0:
+                rows, seen = clock.settle(), view(state)
+                if evaluating and evaluate is not None:
+                    rows[-1] |= {f"validation_{name}": x for name, x in evaluate(seen).items()}
+                tell(rows, stopping)
+                if stop or last or done % config.save_every == 0:
+                    checkpoints.save(seen, score=rows[-1].get("validation_score", rows[-1]["reward"]))
+                clock.restart()
+            if stop:
+                checkpoints.wait()
+                if text := checkpoints.news():
+                    raise RunError(text)
+                raise Interrupted(f"stopped after step {done}, which is saved; continue with --resume")
+    checkpoints.wait()
+    if text := checkpoints.news():  # the last one: nothing comes after it that could tell
+        raise RunError(text)
+    return view(state)
+
+
+def judge(config: RunConfig, row: dict[str, float]) -> None:
+    """Whether a step's numbers allow to go on."""
+    if row.get("barren_steps", 0) >= config.max_bad_steps:
+        raise Diverged(
+            f"no finite update in the {int(row['barren_steps'])} steps up to step {int(row['step'])}; the newest checkpoint is "
+            "good. Lower --lr, or see where it comes from with --resume --debug-nans"
+        )
+    share = row.get("invalid_rows", 0) / config.rows
+    if share > config.max_invalid_rewards:
+        raise UserError(
+            f"{share:.0%} of the rewards of step {int(row['step'])} are invalid (--max-invalid-rewards "
+            f"{config.max_invalid_rewards:.0%}); mend the reward function and continue with --resume"
+        )
+
+
+class Stopwatch:
+    """Waits for the dispatch in flight and turns its metrics into numbers, with the seconds that it took."""
+
+    def __init__(self, config: RunConfig):
+        self.config, self.flying = config, None
+        self.first, self.longest = True, 0.0  # seconds of a dispatch
+        self.restart()
+
+    def restart(self) -> None:
+        self.started = time.monotonic()
+
+    def watch(self, first_step: int, metrics: dict) -> None:
+        self.flying = (first_step, metrics)
+
+    def settle(self) -> list[dict[str, float]]:
+        """One dict for each step of the dispatch in flight; none when nothing flies."""
+        if self.flying is None:
+            return []
+        first, metrics = self.flying
+        metrics = jax.device_get(metrics)
+        whole = time.monotonic() - self.started
+        seconds = whole / self.config.steps_per_call
+        # The first dispatch compiles, too.
+        self.flying, self.longest, self.first = None, 0.0 if self.first else max(self.longest, whole), False
+        self.restart()
+        rows = []
+        for k in range(self.config.steps_per_call):
+            row = {name: float(x if self.config.steps_per_call == 1 else x[k]) for name, x in metrics.items()}
+            speed = row["length"] * self.config.rows / seconds
+            rows.append({"step": first + k, **row, "seconds": seconds, "tokens_per_second": speed})
+        return rows

@@ -1,0 +1,65 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import toys
+from runs import RUN
+
+from jaxppo import assemble, pretrained
+from jaxppo.config import UserError
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return assemble.load_policy(RUN)
+
+
+def test_with_adapters_the_base_is_the_reference(loaded):
+    config, policy = loaded
+    assert (config.eos, config.pad) == (256, 256)
+    assert policy.frozen["reference"] is None
+    names = {jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(policy.params)}
+    assert names and all("lora" in name or "value" in name for name in names)
+    assert not any("lora" in str(path) or "value" in str(path[0]) for path, _ in assemble._leaves(policy.frozen["base"]))
+
+
+def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
+    _, policy = assemble.load_policy(replace(RUN, lora=0))
+    reference = policy.frozen["reference"]
+    trained = {path: leaf for path, leaf in assemble._leaves(policy.params)}
+    for path, leaf in assemble._leaves(reference):
+        np.testing.assert_array_equal(trained[path], leaf)
+        assert trained[path].unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()  # one is donated, the other stays
+    assert set(trained) - {path for path, _ in assemble._leaves(reference)} == {("value", "kernel"), ("value", "bias")}
+
+
+def test_more_tokens_than_the_model_takes():
+    with pytest.raises(UserError, match=r"200 \+ --response-length 100 = 300 tokens, but the model takes 256"):
+        assemble.load_policy(replace(RUN, prompt_length=200, response_length=100))
+
+
+def test_an_unknown_model():
+    with pytest.raises(UserError) as caught:
+        assemble.load_policy(replace(RUN, tiny=False, model="./no/such/folder"))
+    assert isinstance(caught.value, pretrained.PretrainedError)
+    assert "no/such/folder" in str(caught.value)
+
+
+def test_a_separate_critic_shares_the_base_under_adapters():
+    _, policy = assemble.load_policy(replace(RUN, critic="separate", value_init="normal"))
+    base = policy.frozen["base"]
+    place = lambda x: x["embed"]["embedding"].unsafe_buffer_pointer()
+    assert place(base["critic"]) == place(base)  # one copy in memory
+    assert (policy.params["critic"]["value"]["kernel"] != 0).any()
+    assert "value" not in policy.params  # nobody asks the actor
+
+
+def test_a_value_head_from_a_reward_model():
+    config = replace(RUN, value_init="reward")
+    with pytest.raises(UserError, match="--value-init reward needs a reward model"):
+        assemble.load_policy(config)
+    _, plain = assemble.load_policy(RUN)
+    model = {"value": jax.tree.map(lambda x: x + 3.0, plain.params["value"])}
+    _, policy = assemble.load_policy(config, reward=model)
+    toys.assert_same(policy.params["value"], model["value"])

@@ -1,0 +1,161 @@
+"""The loop with a step that computes nothing: who is told what and when, and every reason to stop."""
+
+import os
+import signal
+from dataclasses import replace
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import RUN
+
+from jaxppo import checkpoint, loop, ppo, tracking
+from jaxppo.config import Diverged, Interrupted, RunError, UserError
+from jaxppo.sampler import PromptSet
+
+CONFIG = replace(RUN, steps=6, save_every=2, eval_every=3)
+PROMPTS = PromptSet(np.ones((4, 4), np.int32), np.ones((4, 4), bool))
+
+
+class Step:
+    """Counts, and does something of the test's at a step."""
+
+    def __init__(self, at=lambda step: None, metrics=lambda step: {}):
+        self.at, self.metrics = at, metrics
+
+    def place(self, state):
+        return state
+
+    def put(self, prompts):
+        return prompts
+
+    def whole(self, state):
+        return state
+
+    def __call__(self, state, prompts):
+        state = state.replace(step=state.step + 1, cursor=state.cursor + 4)
+        self.at(int(state.step))
+        row = {"reward": 1.0, "length": 2.0, "kl": 0.5, "barren_steps": 0.0, "invalid_rows": 0.0} | self.metrics(int(state.step))
+        return state, {name: jnp.float32(x) for name, x in row.items()}
+
+
+class Record(tracking.Log):
+    def __init__(self):
+        self.rows, self.said = [], []
+
+    def log(self, rows):
+        self.rows += rows
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def world(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep_every=1)
+    yield SimpleNamespace(checkpoints=checkpoints, log=Record())
+    checkpoints.close()
+
+
+def go(world, step, config=CONFIG, evaluate=None, start=0):
+    state = ppo.init_state(config, {"w": jnp.zeros(2)}, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
+    state = state.replace(step=jnp.asarray(start, jnp.int32))
+    return loop.run(config, step, state, PROMPTS, log=world.log, checkpoints=world.checkpoints, evaluate=evaluate)
+
+
+def test_every_step_is_logged_once_and_saved_when_it_should(world):
+    state = go(world, Step(), evaluate=lambda state: {"score": float(state.step)})
+    assert int(state.step) == 6
+    assert [row["step"] for row in world.log.rows] == [1, 2, 3, 4, 5, 6]
+    assert [row.get("validation_score") for row in world.log.rows] == [None, None, 3.0, None, None, 6.0]
+    assert world.checkpoints.steps() == [2, 4, 6]
+    assert world.checkpoints.scores == {2: 1.0, 4: 1.0, 6: 6.0}  # the batch's reward, where nothing was validated
+    assert world.log.said == []
+
+
+def test_at_the_last_step_there_is_nothing_to_do(world):
+    assert int(go(world, Step(at=lambda step: 1 / 0), start=6).step) == 6
+    assert world.log.rows == [] and world.checkpoints.steps() == []
+
+
+def test_a_signal_finishes_the_step_saves_and_says_75(world):
+    send = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 3 else None
+    with pytest.raises(Interrupted, match="stopped after step 3, which is saved; continue with --resume") as caught:
+        go(world, Step(at=send), evaluate=lambda state: 1 / 0)  # no time for that now
+    assert caught.value.code == 75
+    assert [row["step"] for row in world.log.rows] == [1, 2, 3]
+    assert world.checkpoints.steps() == [2, 3]
+
+
+def test_a_signal_whose_state_cannot_be_saved_is_no_75(world, monkeypatch):
+    monkeypatch.setattr(checkpoint.manifest, "seal", lambda *_: 1 / 0)
+    send = lambda step: os.kill(os.getpid(), signal.SIGTERM) if step == 1 else None
+    with pytest.raises(RunError, match="the checkpoint of step 1 could not be written") as caught:
+        go(world, Step(at=send))
+    assert caught.value.code == 1
+
+
+@pytest.mark.parametrize("limit", [1, 3])
+def test_steps_without_a_finite_update_end_the_run(world, limit):
+    """Bad from step 2 on: `limit` of them are found out one step later, and nothing more is saved."""
+    bad = lambda step: {"barren_steps": max(0.0, step - 1.0), "kl": float("nan")}
+    with pytest.raises(
+        Diverged, match=f"no finite update in the {limit} steps up to step {1 + limit}; the newest checkpoint"
+    ) as caught:
+        go(world, Step(metrics=bad), replace(CONFIG, max_bad_steps=limit, save_every=6, eval_every=0))
+    assert caught.value.code == 76
+    assert world.checkpoints.steps() == []
+
+
+def test_bad_steps_that_are_not_in_a_row_do_not(world):
+    go(world, Step(metrics=lambda step: {"barren_steps": float(step % 2)}), replace(CONFIG, max_bad_steps=2))
+
+
+def test_too_many_invalid_rewards(world):
+    """Of 4 rows 1 is 25 %."""
+    one = Step(metrics=lambda step: {"invalid_rows": float(step == 2)})
+    go(world, one, replace(CONFIG, max_invalid_rewards=0.25))
+    with pytest.raises(UserError, match=r"25% of the rewards of step 2 are invalid \(--max-invalid-rewards 10%\)") as caught:
+        go(world, one)
+    assert caught.value.code == 2
+
+
+def test_a_failed_save_is_told_at_the_next_step_and_the_third_ends_the_run(world, monkeypatch):
+    monkeypatch.setattr(checkpoint.manifest, "seal", lambda *_: 1 / 0)
+    slow = lambda step: world.checkpoints.wait()
+    with pytest.raises(RunError, match="step 3 could not be written .*, 3 times in a row now; no step is safe"):
+        go(world, Step(at=slow), replace(CONFIG, save_every=1, eval_every=0))
+    assert [text[:43] for text in world.log.said] == [f"warning: the checkpoint of step {step} could not" for step in (1, 2)]
+
+
+def test_a_last_save_that_fails_is_an_error(world, monkeypatch):
+    monkeypatch.setattr(checkpoint.manifest, "seal", lambda *_: 1 / 0)
+    with pytest.raises(RunError, match="the checkpoint of step 6 could not be written"):
+        go(world, Step(), replace(CONFIG, save_every=6, eval_every=0))
+
+
+def test_slow_dispatches_are_warned_about_once(world, monkeypatch):
+    """Two clock readings a step; from one to the next go 20 s."""
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    go(world, Step(), replace(CONFIG, eval_every=0))
+    assert len(world.log.said) == 1 and "s, and a preempted machine has 30 s" in world.log.said[0]
+
+
+def test_stopwatch_shares_the_time_among_the_steps_of_a_dispatch(monkeypatch):
+    now = iter([10.0, 16.0, 16.0, 20.0, 20.0])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    clock = loop.Stopwatch(replace(RUN, steps_per_call=3))
+    metrics = {"length": jnp.array([1.0, 2.0, 3.0])}
+    clock.watch(7, metrics)
+    rows = clock.settle()
+    assert [row["step"] for row in rows] == [7, 8, 9]
+    assert [row["seconds"] for row in rows] == [2.0] * 3  # 6 seconds of 3 steps
+    assert [row["tokens_per_second"] for row in rows] == [2.0, 4.0, 6.0]  # 4 rows of 1, 2, 3 tokens in 2 seconds
+    assert clock.longest == 0.0  # the first one compiles
+    assert clock.settle() == []
+    clock.watch(10, metrics)
+    clock.settle()
+    assert clock.longest == 4.0
