@@ -62,6 +62,11 @@ def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[Run
             f"--prompt-length {config.prompt_length} + --response-length {config.response_length} = {config.length} tokens, "
             f"but the model takes {model_config.max_length}; lower one of them"
         )
+    largest = max(tokenizer.vocab_size - 1, tokenizer.eos_id, tokenizer.pad_id)
+    if largest >= model_config.vocab_size:  # an embedding beyond its end is NaN, without a word
+        raise UserError(
+            f"the tokenizer has ids up to {largest}, but the model's vocabulary has {model_config.vocab_size}; use its own"
+        )
     algorithms.check(config)  # a wrong name is found before anything is compiled
     model, separate = make_model(config, model_config)
     if separate:

@@ -42,6 +42,7 @@ class Checkpoints:
     def __init__(self, folder: Path, *, about: dict | None = None, keep_every: int = 0, write: bool = True):
         self.folder, self.about, self.keep_every, self.write = folder.absolute(), about or {}, keep_every, write
         self.thread: threading.Thread | None = None
+        self.size = 0  # bytes of the newest, on the disk
         self.failures, self.failed = 0, ""  # saves in a row; what the last one said, until it is told
         self.scores: dict[int, float | None] = {}
         if write:
@@ -75,7 +76,7 @@ class Checkpoints:
     def _save(self, step: int, arrays: PyTree, score: float | None) -> None:
         folder = self.folder / str(step)
         try:
-            need = HEADROOM * sum(x.nbytes for x in jax.tree.leaves(arrays))
+            need = HEADROOM * max(self.size, sum(x.nbytes for x in jax.tree.leaves(arrays)))
             free = shutil.disk_usage(self.folder).free
             if free < need:
                 raise OSError(f"{need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
@@ -83,7 +84,8 @@ class Checkpoints:
             folder.mkdir()
             with checkpointer() as writer:
                 writer.save(folder / "state", args=ocp.args.StandardSave(arrays))
-            manifest.seal(folder, {**self.about, "step": step, "score": score, "leaves": leaves_of(arrays)})
+            record = manifest.seal(folder, {**self.about, "step": step, "score": score, "leaves": leaves_of(arrays)})
+            self.size = sum(file["bytes"] for file in record["files"].values())
             self.scores[step], self.failures = score, 0
             self._prune()
         except Exception as error:  # of any kind: told at the next step, in the main thread

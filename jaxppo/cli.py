@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import tyro
 
-from jaxppo.config import Config, RunConfig, RunError, UserError, from_dict
+from jaxppo.config import Config, RunConfig, RunError, UserError, from_file
 from jaxppo.presets import ALGORITHMS, preset
 
 
@@ -32,9 +32,10 @@ def script(main: Callable[[Any], None], config: type, *, args: list[str] | None 
     logging.getLogger("absl").setLevel(logging.ERROR)
     try:
         if isinstance(options, RunConfig) and not alone:
-            from jaxppo import processes
+            from jaxppo import processes, signals
 
             processes.connect(options.distributed, timeout=options.connect_timeout, heartbeat=options.heartbeat)
+            signals.stop_before_training()
         main(options)
     except RunError as error:
         if isinstance(options, RunConfig) and options.traceback:
@@ -195,8 +196,6 @@ class PlanOptions(RunConfig):
 
 def plan(options: PlanOptions) -> None:
     """Compile the step ahead of time and print what it needs."""
-    import json
-
     os.environ.setdefault("JAX_PLATFORMS", "cpu" if options.topology else "")
     if not os.environ["JAX_PLATFORMS"]:
         del os.environ["JAX_PLATFORMS"]
@@ -204,7 +203,7 @@ def plan(options: PlanOptions) -> None:
     if options.config:
         if not options.config.exists():
             raise UserError(f"{options.config} is missing; give the config.json of a run")
-        stored = from_dict(RunConfig, json.loads(options.config.read_text()))
+        stored = from_file(RunConfig, options.config)
         settings = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
     import jax
 

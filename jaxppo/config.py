@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 
 class RunError(Exception):
@@ -288,8 +290,15 @@ POSITIVE = (
 )  # fmt: skip
 
 
+UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")  # where inf means: not at all
+
+
 def validate(config: Config, *, devices: int = 1) -> None:
     """Raise UserError, with the numbers, for a configuration that cannot run."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, float) and not math.isfinite(value) and not (value > 0 and field.name in UNBOUNDED):
+            raise UserError(f"--{field.name.replace('_', '-')} must be a finite number, but is {value}")
     for name in POSITIVE:
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
@@ -337,6 +346,35 @@ def from_dict(kind: type, stored: dict):
     as_tuple = lambda x: tuple(as_tuple(y) for y in x) if isinstance(x, list) else x
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: as_tuple(x) for name, x in stored.items() if name in names})
+
+
+def from_file(kind: type, path: Path):
+    """`from_dict` of a config.json. Raises UserError when it is no such file, or a value has another type than its setting."""
+    try:
+        stored = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as settings ({str(error).splitlines()[0][:100]})") from None
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} holds {type(stored).__name__}, not an object of settings")
+    known = kind()
+    for field in dataclasses.fields(kind):
+        if field.name in stored and not _same_kind(stored[field.name], getattr(known, field.name), str(field.type)):
+            name = field.name.replace("_", "-")
+            raise UserError(f"{path}: --{name} is {stored[field.name]!r}, but must be {field.type}")
+    return from_dict(kind, stored)
+
+
+def _same_kind(value, default, annotation: str) -> bool:
+    """Whether a JSON value can stand for a setting."""
+    if value is None:
+        return default is None or "None" in annotation
+    if isinstance(default, bool) or isinstance(value, bool):
+        return isinstance(value, bool) and isinstance(default, bool)
+    if isinstance(default, tuple):
+        return isinstance(value, list)
+    if isinstance(default, int):
+        return isinstance(value, int)
+    return isinstance(value, int | float) if default is None or isinstance(default, float) else isinstance(value, str)
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ def run(
         Diverged: after `config.max_bad_steps` steps without an update; the newest checkpoint is good.
         UserError: too many rewards are invalid.
         RunError: three saves in a row failed.
+        NotFinite: an update was not finite, and `config.debug_nans` wants to know why.
     """
     done, cursor, frozen = int(state.step), int(state.cursor), state.frozen
     # For what runs on one device; the untrained weights are there already.
@@ -78,8 +79,14 @@ def run(
     return view(state)
 
 
+class NotFinite(Exception):
+    """The number of a step with an update that was not finite: it is to be looked into."""
+
+
 def judge(config: RunConfig, row: dict[str, float]) -> None:
     """Whether a step's numbers allow to go on."""
+    if config.debug_nans and row.get("skipped", 0) > 0:
+        raise NotFinite(int(row["step"]))
     if row.get("barren_steps", 0) >= config.max_bad_steps:
         raise Diverged(
             f"no finite update in the {int(row['barren_steps'])} steps up to step {int(row['step'])}; the newest checkpoint is "

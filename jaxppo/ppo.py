@@ -26,7 +26,7 @@ from jaxppo.config import Config
 from jaxppo.models import lora
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import filtering, shaping
-from jaxppo.rollout import reference_params, rollout
+from jaxppo.rollout import only_finite, reference_params, rollout
 from jaxppo.types import Batch, Model, Params, Parts, Prompts, Rollout, TrainState
 from jaxppo.update import make_update
 
@@ -129,8 +129,9 @@ def earn(
     parts: Parts, config: Config, reward_params: Params, rolled: Rollout, roll: Callable, statistics: dict, axis_name: str | None
 ) -> tuple[Earned, dict]:
     """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and which groups to keep."""
+    rolled, finite = only_finite(rolled)
     scores, valid = parts.reward(reward_params, rolled)
-    valid = valid & jnp.isfinite(row_scores(scores))
+    valid = valid & finite & jnp.isfinite(row_scores(scores))
     scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
     mean = lambda x: masked.mean(x, valid & (rolled.mask.sum(1) > 0), axis_name=axis_name)
     metrics = {

@@ -66,12 +66,23 @@ def rollout(
         raw_logprobs=done.raw_logprobs,
         ref_logprobs=jnp.zeros_like(done.logprobs),
         values=done.values,
+        index=prompts.index,
         extra=prompts.extra,
     )
     if greedy:
         return out  # a baseline: only its reward is asked for
     reference = policy.score(model, reference_params(params, frozen), out, config=sample, with_values=False)
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
+
+
+def only_finite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
+    """(the rollout with 0 in place of numbers that are not finite, which rows had none of those).
+
+    A row whose logits are NaN is sampled without an error (as some token, always the same): it must not count.
+    """
+    parts = {name: getattr(rolled, name) for name in ("logprobs", "raw_logprobs", "values")}
+    good = jnp.all(jnp.stack([jnp.isfinite(x).all(1) for x in parts.values()]), 0)
+    return rolled.replace(**{name: jnp.where(good[:, None], x, 0.0) for name, x in parts.items()}), good
 
 
 def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis) -> Decoding:

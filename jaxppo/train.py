@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import loop, memory, parallel, ppo, processes, tracking
+from jaxppo import loop, memory, parallel, ppo, processes, replay, tracking
 from jaxppo.assemble import Policy, load_policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import FREE, RunConfig, RunError, UserError, from_dict, to_dict, validate, validate_run
+from jaxppo.config import FREE, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
 from jaxppo.lock import RunLock
 from jaxppo.rewards import shaping
 from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses
@@ -43,6 +43,9 @@ def fit(
     step = compiled(config, policy, parts)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     memory.check(config, policy.model, state, shares=parallel.count(config.parallel, config.mesh))
+    # For a second look at the checkpoints: the first step destroys these arrays.
+    like = jax.eval_shape(lambda: state.replace(frozen=None, key=None))
+    like = like.replace(frozen=state.frozen, key=jax.random.key(config.seed))
     writer = processes.is_main()
     with contextlib.ExitStack() as stack:
         if writer:
@@ -59,11 +62,16 @@ def fit(
         stack.callback(log.close)
         try:
             return loop.run(config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate)
+        except loop.NotFinite as bad:
+            text = replay.diagnose(config, policy, parts, prompts, checkpoints, like, step=bad.args[0])
+            raise Diverged(text) from None
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
             raise explained(error, config, checkpoints) from error
         finally:
-            if writer and (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size:
-                tracking.plot_curves(folder)
+            # On a full disk the reason to end is another one than that there is no picture.
+            with contextlib.suppress(OSError):
+                if writer and (folder / "metrics.jsonl").stat().st_size:
+                    tracking.plot_curves(folder)
 
 
 def begin(config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState) -> TrainState:
@@ -76,6 +84,7 @@ def begin(config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, s
 
 def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path) -> TrainState:
     """The newest checkpoint's state, if the settings are still those of the run. Raises UserError."""
+    from_file(RunConfig, folder / "config.json")  # it is one
     stored = json.loads((folder / "config.json").read_text())
     now = to_dict(config)
     changed = {name for name in stored.keys() & now.keys() if stored[name] != now[name] and stored[name] != tracking.HIDDEN}
@@ -143,8 +152,8 @@ def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: Promp
 
 def restore(folder: Path) -> tuple[RunConfig, Policy, TrainState]:
     """A run as it was at its newest checkpoint that is whole, from its folder alone; changes nothing there."""
-    stored = json.loads((folder / "config.json").read_text())
+    stored = from_file(RunConfig, folder / "config.json")
     # How the value head started no longer matters: the checkpoint has it.
-    config, policy = load_policy(dataclasses.replace(from_dict(RunConfig, stored), value_init="zero"))
+    config, policy = load_policy(dataclasses.replace(stored, value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     return config, policy, Checkpoints(folder / "checkpoints", write=False).restore(like)

@@ -37,6 +37,7 @@ class Rollout(struct.PyTreeNode):
     ref_logprobs: Float[Array, "B T"]  # of the reference policy, with the temperature only
     values: Float[Array, "B T"]  # 0 without a critic
     extra: PyTree = struct.field(default_factory=dict)
+    index: PyTree = None  # Int[B]: number of the row in the global batch, where it came from a batch of prompts
 
     @property
     def response(self) -> Int[Array, "B T"]:

@@ -63,3 +63,10 @@ def test_a_value_head_from_a_reward_model():
     model = {"value": jax.tree.map(lambda x: x + 3.0, plain.params["value"])}
     _, policy = assemble.load_policy(config, reward=model)
     toys.assert_same(policy.params["value"], model["value"])
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
+    shape, weights, tokenizer = assemble.tiny(0)
+    monkeypatch.setattr(assemble, "tiny", lambda seed: (replace(shape, vocab_size=200), weights, tokenizer))
+    with pytest.raises(UserError, match="the tokenizer has ids up to 256, but the model's vocabulary has 200; use its own"):
+        assemble.load_policy(RUN)

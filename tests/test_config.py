@@ -118,3 +118,43 @@ def test_shapes_of_the_families():
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().lr = 1.0  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "holds list, not an object"),
+        ("{half", "cannot be read as settings"),
+        ("[" * 100_000, "cannot be read as settings"),
+        ('{"steps": "many"}', "--steps is 'many', but must be int"),
+        ('{"steps": 1.5}', "--steps is 1.5, but must be int"),
+        ('{"steps": true}', "--steps is True, but must be int"),
+        ('{"lr": [1]}', "--lr is [1], but must be float"),
+        ('{"clip_low": "x"}', "--clip-low is 'x', but must be float | None"),
+        ('{"resume": 1}', "--resume is 1, but must be bool"),
+        ('{"loss_settings": "x"}', "--loss-settings is 'x'"),
+        ('{"lr": null}', "--lr is None"),
+    ],
+)
+def test_a_file_that_holds_no_settings(tmp_path, text, words):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        config.from_file(RunConfig, path)
+    assert words in str(caught.value)
+
+
+def test_settings_from_a_file(tmp_path):
+    path = tmp_path / "config.json"
+    settings = RunConfig(steps=3, clip_low=0.1, loss_settings=(("tau_positive", 1.0),))
+    path.write_text(json.dumps(config.to_dict(settings) | {"of a script": 1}))
+    assert config.from_file(RunConfig, path) == settings
+    with pytest.raises(UserError, match="cannot be read as settings"):
+        config.from_file(RunConfig, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_settings_are_finite(value):
+    with pytest.raises(UserError, match="--temperature must be a finite number"):
+        validate(Config(temperature=value))
+    validate(Config(clip_high=float("inf")))

@@ -1,7 +1,6 @@
 """Prompts: read from JSON lines, encoded with padding on the left, and dealt in a reproducible order."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -9,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
 from jaxppo.config import UserError
+from jaxppo.data import jsonl
 
 
 class Record(NamedTuple):
@@ -48,53 +48,30 @@ class TokenizerLike(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-def read_jsonl(path: str | Path, field: str = "prompt", reference: str | None = None) -> list[Record]:
+def read_jsonl(
+    path: str | Path,
+    field: str = "prompt",
+    reference: str | None = None,
+    *,
+    errors: Literal["strict", "skip"] = "strict",
+    max_bad: int = 10,
+) -> list[Record]:
     """Read one JSON object a line: `field` holds the prompt; `reference` names what its response is compared with.
 
-    Empty lines are passed over.
+    Args:
+        path: a file of JSON lines, or the same with gzip under the suffix .gz; blank lines are passed over.
+        field: key of the prompt.
+        reference: key of the reference.
+        errors: "strict" stops at the first bad line; "skip" passes over bad lines and tells their count in a warning.
+        max_bad: most bad lines that "skip" passes over.
 
     Raises:
         UserError: with the line's number, for bad UTF-8 or JSON, a missing or empty field, or one that is not a string;
-            also for a file that cannot be read or has no prompts.
+            also for a file that cannot be read or has no prompts. See `jsonl.read`.
     """
-    path = Path(path)
-    try:
-        with path.open("rb") as lines:
-            records = list(_records(lines, path, field, reference))
-    except OSError as error:
-        raise UserError(f"cannot read the prompts in {path}: {error.strerror}") from error
-    if not records:
-        raise UserError(f'{path} has no prompts; give one JSON object a line, such as {{"{field}": "..."}}')
-    return records
-
-
-def _records(lines, path: Path, field: str, reference: str | None) -> Iterator[Record]:
-    for number, raw in enumerate(lines, 1):
-        where = f"{path}, line {number}"
-        try:
-            line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            if not line:
-                continue
-            row = json.loads(line)
-        except UnicodeDecodeError:
-            raise UserError(f"{where}: not UTF-8; save the file as UTF-8") from None
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            raise UserError(f"{where}: not JSON ({reason}); each line must be one JSON object") from None
-        if not isinstance(row, dict):
-            raise UserError(f'{where}: {type(row).__name__}, not an object; write {{"{field}": "..."}}')
-        yield Record(_text(row, field, where), None if reference is None else _text(row, reference, where))
-
-
-def _text(row: dict, field: str, where: str) -> str:
-    if field not in row:
-        raise UserError(f"{where}: no {field!r} among its keys ({', '.join(map(repr, row)) or 'none'})")
-    value = row[field]
-    if not isinstance(value, str):
-        raise UserError(f"{where}: {field!r} is {type(value).__name__}, not a string")
-    if not value.strip():
-        raise UserError(f"{where}: {field!r} is empty")
-    return value
+    keys = (field,) if reference is None else (field, reference)
+    rows = jsonl.read(path, errors=errors, max_bad=max_bad, strings=keys)
+    return [Record(row[field], None if reference is None else row[reference]) for _, row in rows]
 
 
 def encode(
@@ -102,7 +79,7 @@ def encode(
     tokenizer: TokenizerLike,
     length: int,
     *,
-    too_long: Literal["drop", "first", "last"] = "drop",
+    too_long: Literal["drop", "first", "last", "error"] = "drop",
     start: int | None = None,
     vocab_size: int | None = None,
 ) -> Encoded:
@@ -112,13 +89,16 @@ def encode(
         texts: [N] prompts.
         tokenizer: gives token ids.
         length: P.
-        too_long: a text with more than P tokens is left out and counted, or cut to its first or last tokens.
+        too_long: a text with more than P tokens is left out and counted, cut to its first or last tokens, or an error.
         start: a token id put before each text (and never cut off), such as the one that starts a document.
         vocab_size: V of the model, where it differs from the tokenizer's.
 
     Raises:
-        UserError: for a text without tokens, an id outside the vocabulary, or when every text is too long.
+        UserError: for a tokenizer with more ids than the model, an id outside the vocabulary (the padding's, too), a text
+            without tokens, one that is too long where that is an error, or when every text is too long.
     """
+    vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
+    _check_tokenizer(tokenizer, vocab_size)
     head = [] if start is None else [start]
     room = length - len(head)
     if room < 1:
@@ -129,6 +109,8 @@ def encode(
         if not ids:
             raise UserError(f"prompt {number} has no tokens ({text!r}); remove it")
         longest = max(longest, len(ids))
+        if len(ids) > room and too_long == "error":
+            raise UserError(f"prompt {number} has {len(ids)} tokens, but {room} fit; raise the prompt length or shorten it")
         if len(ids) > room and too_long == "drop":
             continue
         rows.append(head + (ids[-room:] if too_long == "last" else ids[:room]))
@@ -137,7 +119,7 @@ def encode(
         most = f"; the longest has {longest} tokens" if longest else ""
         raise UserError(f"none of {len(texts)} prompts fits in {room} tokens{most}; raise the prompt length")
     tokens, mask = _pad_left(rows, length, tokenizer.pad_id)
-    _check_ids(tokens, mask, vocab_size if vocab_size is not None else tokenizer.vocab_size)
+    _check_ids(tokens, mask, vocab_size)
     return Encoded(tokens.astype(np.int32), mask, np.asarray(kept, np.int64), len(texts) - len(rows))
 
 
@@ -150,16 +132,24 @@ def _pad_left(rows: list[list[int]], length: int, pad: int) -> tuple[Int64[np.nd
     return tokens, mask
 
 
+# An embedding of id -1 wraps to the last row and one of V or more is NaN, both without a word: they are caught here.
+def _check_tokenizer(tokenizer: TokenizerLike, vocab_size: int) -> None:
+    if tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocabulary of {vocab_size}; "
+            f"use the model's own tokenizer"
+        )
+    # The padding is embedded, too (and then masked), and it fills up responses even where no prompt needs it.
+    if not 0 <= tokenizer.pad_id < vocab_size:
+        raise UserError(f"the padding id {tokenizer.pad_id} is outside the model's vocabulary of {vocab_size}; set another")
+
+
 def _check_ids(tokens: np.ndarray, mask: np.ndarray, vocab_size: int) -> None:
-    # An embedding of id -1 wraps to the last row and one of V or more is NaN, both without a word: catch them here.
-    # The padding's id is embedded too (and then masked), so it is held to the same range.
-    bad = (tokens < 0) | (tokens >= vocab_size)
+    bad = mask & ((tokens < 0) | (tokens >= vocab_size))
     if bad.any():
         row = int(np.argmax(bad.any(axis=1)))
-        kind = "token" if (bad & mask)[row].any() else "padding"
-        found = int(tokens[row][bad[row]][0])
         raise UserError(
-            f"prompt {row} has the {kind} id {found}, outside the model's vocabulary of {vocab_size}; "
+            f"prompt {row} has the token id {int(tokens[row][bad[row]][0])}, outside the model's vocabulary of {vocab_size}; "
             f"use the model's own tokenizer"
         )
 

@@ -28,6 +28,7 @@ __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
 
 FORMAT = "jaxppo-1"  # of the folders that `save` writes; another number makes old caches be rebuilt
 BUNDLED = ("smollm2",)
+MAX_CONFIG_BYTES = 2**24
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
 HUB_FILES = ["config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model"]
 HUB_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
@@ -167,7 +168,11 @@ def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        stored = json.loads(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise PretrainedError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is not a model's config.json")
+        stored = json.loads(text.decode("utf-8"))
     except OSError as error:
         raise PretrainedError(f"{path} cannot be read ({error.strerror}); give a folder with a checkpoint in it") from error
     except (ValueError, RecursionError):

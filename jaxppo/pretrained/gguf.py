@@ -3,8 +3,9 @@
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from jaxppo.config import ModelConfig
+from jaxppo.pretrained import gguf_bounds
 from jaxppo.pretrained.errors import PretrainedError
 from jaxppo.pretrained.tokenizer import Tokenizer
 
@@ -52,22 +54,33 @@ def read(path: Path) -> Gguf:
         import gguf
     except ImportError as error:
         raise PretrainedError("reading GGUF needs the package gguf: pip install 'jaxppo[demo]'") from error
-    try:
+    with _damage(path):
+        gguf_bounds.check(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (OSError, ValueError, IndexError, KeyError, OverflowError) as error:
-        raise PretrainedError(f"{path} is not a whole GGUF file ({error}); download it again") from error
     if metadata.get("general.architecture") != "llama":
-        found = metadata.get("general.architecture")
+        found = str(metadata.get("general.architecture"))[:40]
         raise PretrainedError(f"{path} holds a {found!r} model; GGUF is read for llama only: give a safetensors folder")
     heads = {"q_proj": _int(metadata, "attention.head_count"), "k_proj": _kv_heads(metadata)}
     tensors = {}
-    for tensor in reader.tensors:
-        name = llama_name(tensor.name)
-        weights = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
-        part = name.split(".")[-2]
-        tensors[name] = unpermute(weights, heads[part]) if part in heads else weights
-    return Gguf(metadata, tensors, tokenizer(metadata))
+    with _damage(path):
+        for tensor in reader.tensors:
+            name = llama_name(tensor.name)
+            weights = np.asarray(gguf.quants.dequantize(tensor.data, tensor.tensor_type), np.float32)
+            part = name.split(".")[-2]
+            tensors[name] = unpermute(weights, heads[part]) if part in heads else weights
+        return Gguf(metadata, tensors, tokenizer(metadata))
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except PretrainedError:
+        raise
+    except Exception as error:  # what a stranger's file makes the libraries raise is not documented
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise PretrainedError(f"{path} is not a whole GGUF file ({reason}); download it again") from error
 
 
 def llama_name(name: str) -> str:
@@ -99,7 +112,18 @@ def unpermute(weight: Float[np.ndarray, "out ..."], num_heads: int) -> Float[np.
 
 
 def config(metadata: Mapping[str, Any], tensors: Mapping[str, Float32[np.ndarray, "..."]]) -> ModelConfig:
-    """The model's settings."""
+    """The model's settings.
+
+    Raises:
+        PretrainedError: for a setting that is missing, is of another type, or that the one transformer does not have.
+    """
+    try:
+        return _config(metadata, tensors)
+    except (KeyError, TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise PretrainedError(f"the GGUF file's settings cannot be used ({str(error)[:200]}); download it again") from error
+
+
+def _config(metadata: Mapping[str, Any], tensors: Mapping[str, Float32[np.ndarray, "..."]]) -> ModelConfig:
     scaling = metadata.get("llama.rope.scaling.type", "none")
     if scaling != "none":
         raise PretrainedError(f"the GGUF file scales its rotary embedding ({scaling!r}); give a safetensors folder")
@@ -127,7 +151,7 @@ def config(metadata: Mapping[str, Any], tensors: Mapping[str, Float32[np.ndarray
 def _int(metadata: Mapping[str, Any], name: str) -> int:
     try:
         return int(metadata[f"llama.{name}"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PretrainedError(f"the GGUF file lacks llama.{name}; download it again") from error
 
 

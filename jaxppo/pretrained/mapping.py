@@ -58,6 +58,8 @@ def _from_gpt2(tensors: Tensors) -> dict[str, np.ndarray]:
         elif name == "lm_head.weight":
             flat["head/kernel"] = tensor.T
         elif match and match[2] == "attn.c_attn":
+            if tensor.ndim < 1 or tensor.shape[-1] % 3:
+                raise PretrainedError(f"{name} has the shape {tensor.shape}, which is not q, k and v side by side")
             for part, piece in zip("qkv", np.split(tensor, 3, axis=-1), strict=True):
                 flat[f"layers_{match[1]}/attention/{part}/{_leaf(part, match[3])}"] = piece
         elif match and match[2] in GPT2_NAMES:
@@ -130,6 +132,8 @@ def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def checked(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same tensors, once every name and shape is what the settings ask for."""
+    if model.num_layers > len(flat):  # before a list of that length is made: each layer has several tensors
+        raise PretrainedError(f"the checkpoint has {len(flat)} tensors, too few for {model.num_layers} layers; download it again")
     expected = shapes(model)
     if missing := sorted(set(expected) - set(flat)):
         raise PretrainedError(f"the checkpoint lacks {missing[0]} (and {len(missing) - 1} more); download it again")

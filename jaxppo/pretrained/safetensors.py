@@ -67,8 +67,9 @@ def read_file(path: Path, names: list[str] | None = None) -> dict[str, Float32[n
                 if kind not in FLOATS:
                     raise PretrainedError(f"{path}: {name!r} is stored as {kind}; use a checkpoint that is not quantised")
                 tensors[name] = np.asarray(file.get_tensor(name), np.float32)
-    except (SafetensorError, OSError) as error:
-        raise PretrainedError(f"{path} is not a whole safetensors file ({error}); download it again") from error
+    except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:  # NumPy's for shapes it does not have
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise PretrainedError(f"{path} is not a whole safetensors file ({reason}); download it again") from error
     return tensors
 
 

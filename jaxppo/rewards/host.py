@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,42 +15,72 @@ log = logging.getLogger(__name__)
 
 
 def on_host(
-    fn: Callable[[str, str], float], decode: Callable[[Sequence[Sequence[int]]], Sequence[str]], *, pure: bool = True
+    fn: Callable[..., Any],
+    decode: Callable[[Sequence[Sequence[int]]], Sequence[str]],
+    *,
+    pure: bool = True,
+    batched: bool = False,
 ) -> RewardFn:
     """A reward function from `fn(prompt, response) -> float`, called for every row on the host with decoded text.
 
     `decode` turns lists of token ids into strings (`tokenizer.decode_batch`). A row whose call raises, or returns something
-    that is not a finite number, is invalid: it leaves the loss and all statistics. A judge with a state of its own (a cache that
-    changes scores, a random one) needs `pure=False`, since JAX may skip or repeat calls of a pure function.
+    that is not a finite number, is invalid: it leaves the loss and all statistics, and a warning names the row. A judge with a
+    state of its own (a cache that changes scores, a random one) needs `pure=False`, since JAX may skip or repeat calls of a pure
+    function. `batched`: fn takes the lists of all prompts and responses and returns a number for each, as a `RewardPool` does;
+    when it raises, or returns another number of them, every row is invalid.
     """
 
-    def score_rows(tokens, attend, mask) -> np.ndarray:
+    def score_rows(tokens, attend, mask, index) -> np.ndarray:
         tokens, attend = np.asarray(tokens), np.asarray(attend)
         cut = tokens.shape[1] - mask.shape[1]
         ids = lambda rows, keep: decode([row[k].tolist() for row, k in zip(rows, keep, strict=True)])
         prompts = ids(tokens[:, :cut], attend[:, :cut])
         responses = ids(tokens[:, cut:], attend[:, cut:])
-        return np.array([_one(fn, p, r) for p, r in zip(prompts, responses, strict=True)], np.float32)
+        names = [f"row {int(i)} ({prompt[:60]!r})" for i, prompt in zip(np.asarray(index), prompts, strict=True)]
+        answers = _all(fn, prompts, responses) if batched else [_try(fn, p, r) for p, r in zip(prompts, responses, strict=True)]
+        return np.array([_number(answer, name) for answer, name in zip(answers, names, strict=True)], np.float32)
 
     def reward(params, rollout: Rollout):
         del params
         shape = jax.ShapeDtypeStruct(rollout.finished.shape, jnp.float32)
         call = jax.pure_callback if pure else io_callback
-        scores = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask)
+        index = jnp.arange(len(rollout.finished)) if rollout.index is None else rollout.index
+        scores = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index)
         valid = jnp.isfinite(scores)
         return jnp.where(valid, scores, 0.0), valid
 
     return reward
 
 
-def _one(fn, prompt: str, response: str) -> float:
-    """The score of one row; NaN for anything but a finite number."""
+def _try(fn: Callable, *args) -> Any:
+    """The answer, or what was raised: a judge may fail in any way, one row must not end the run, and an exception in a callback
+    would destroy the donated state of the step."""
     try:
-        score = fn(prompt, response)
-        if isinstance(score, str) or score is None:
-            raise TypeError(f"a reward must be a number, but is {score!r}")
-        return float(score)
-    except Exception as error:  # a judge may fail in any way; one row must not end the run, and an exception in here would
-        # destroy the donated state of the step
-        log.warning("reward failed on %r: %s: %s; the row is left out", response[:60], type(error).__name__, error)
+        return fn(*args)
+    except Exception as error:
+        return error
+
+
+def _all(fn: Callable, prompts: Sequence[str], responses: Sequence[str]) -> list:
+    """One answer a row from a function of all; an exception or another number of answers is everybody's."""
+    answers = _try(fn, prompts, responses)
+    if isinstance(answers, Exception):
+        return [answers] * len(prompts)
+    counted = _try(list, answers)
+    if isinstance(counted, Exception) or len(counted) != len(prompts):
+        found = type(answers).__name__ if isinstance(counted, Exception) else f"{len(counted)} rewards"
+        return [ValueError(f"{len(prompts)} rewards are expected, but here is {found}")] * len(prompts)
+    return counted
+
+
+def _number(answer: Any, name: str) -> float:
+    """The score of one row; NaN, with a warning that names the row, for anything but a finite number."""
+    if isinstance(answer, str) or answer is None:
+        answer = TypeError(f"a reward must be a number, but is {answer!r}")
+    score = answer if isinstance(answer, Exception) else _try(float, answer)
+    if isinstance(score, float) and not np.isfinite(score):
+        score = ValueError(f"a reward must be finite, but is {score}")
+    if isinstance(score, Exception):
+        log.warning("the reward of %s failed: %s: %s; the row is left out", name, type(score).__name__, score)
         return float("nan")
+    return float(score)

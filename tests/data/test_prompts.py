@@ -45,6 +45,7 @@ def test_read_jsonl(tmp_path):
         (b'{"prompt": " "}', "is empty"),
         (b'{"prompt": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"prompt": "x", "prompt": "y"}', "twice"),
     ],
 )
 def test_read_jsonl_names_the_line(tmp_path, line, message):
@@ -59,8 +60,16 @@ def test_read_jsonl_missing_reference(tmp_path):
         prompts.read_jsonl(write(tmp_path, b'{"prompt": "x"}'), reference="answer")
 
 
+def test_read_jsonl_passes_over_bad_lines(tmp_path):
+    path = write(tmp_path, b'{"prompt": "one", "a": "1"}\nbad\n{"prompt": "two"}\n{"prompt": "three", "a": "3"}\n')
+    with pytest.warns(UserWarning, match="skipped 2 bad lines; the first is line 2: not JSON"):
+        assert prompts.read_jsonl(path, reference="a", errors="skip") == [("one", "1"), ("three", "3")]
+    with pytest.raises(UserError, match="line 3: no 'a' .*; that is bad line 2, and 1 may be skipped"):
+        prompts.read_jsonl(path, reference="a", errors="skip", max_bad=1)
+
+
 def test_read_jsonl_without_prompts(tmp_path):
-    with pytest.raises(UserError, match="no prompts"):
+    with pytest.raises(UserError, match=r'no objects; give one JSON object a line, such as {"prompt": "..."}'):
         prompts.read_jsonl(write(tmp_path, b"\n \n"))
     with pytest.raises(UserError, match="No such file"):
         prompts.read_jsonl(tmp_path / "nothing")
@@ -94,7 +103,10 @@ def test_encode_too_long():
     ("texts", "options", "message"),
     [
         (["a", ""], {}, "prompt 1 has no tokens"),
-        (["a", "c"], {"vocab_size": 3}, "prompt 1 has the token id 3, outside the model's vocabulary of 3"),
+        (["a", "{"], {}, "prompt 1 has the token id 27, outside the model's vocabulary of 27"),
+        (["a"], {"vocab_size": 26}, "the tokenizer has 27 ids, more than the model's vocabulary of 26"),
+        (["abcd", "abcde"], {"too_long": "error"}, "prompt 1 has 5 tokens, but 4 fit"),
+        (["abcd"], {"too_long": "error", "start": 5}, "prompt 0 has 4 tokens, but 3 fit"),
         (["a", "A"], {}, "prompt 1 has the token id -31"),
         (["abc", "abcd"], {"length": 2}, "none of 2 prompts fits in 2 tokens; the longest has 4"),
         ([], {}, "none of 0 prompts"),
@@ -106,11 +118,17 @@ def test_encode_errors(texts, options, message):
         prompts.encode(texts, Letters(), **({"length": 4} | options))
 
 
-def test_encode_checks_the_padding_id():
+@pytest.mark.parametrize("pad", [27, -1])
+def test_encode_checks_the_padding_id(pad):
     tokenizer = Letters()
-    tokenizer.pad_id = 27
-    with pytest.raises(UserError, match="padding id 27"):
-        prompts.encode(["a"], tokenizer, 4)
+    tokenizer.pad_id = pad
+    with pytest.raises(UserError, match=f"padding id {pad} is outside the model's vocabulary of 27"):
+        prompts.encode(["abcd"], tokenizer, 4)  # although no prompt here is padded
+
+
+def test_encode_for_a_model_with_more_ids():
+    # models round their vocabulary up, and then an id beyond the tokenizer's own is the model's
+    assert prompts.encode(["a{"], Letters(), 2, vocab_size=32, too_long="error").tokens.tolist() == [[1, 27]]
 
 
 @given(st.integers(0, 2**63), st.integers(0, 1000), st.integers(1, 200))
