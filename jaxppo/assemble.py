@@ -13,7 +13,7 @@ from jaxppo import algorithms, pretrained
 from jaxppo import policy as policies
 from jaxppo.config import Config, ModelConfig, RunConfig, UserError
 from jaxppo.fetch import cache_folder
-from jaxppo.models import init_value, lora, make, with_critic
+from jaxppo.models import init_value, lora, make, stack, with_critic
 from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.types import Model, Params
@@ -39,7 +39,9 @@ def use_compilation_cache() -> None:
 
 def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
     """(the model of this shape with the settings' adapters, types and critic, whether the critic is a network of its own)."""
-    model = make(shape, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha, remat=config.remat)
+    model = make(
+        shape, dtype=config.dtype, lora=config.lora, lora_alpha=config.lora_alpha, remat=config.remat, scan=config.scan_layers
+    )
     separate = config.critic == "separate" and config.value_loss != "none"
     return (with_critic(model, model, width=shape.width) if separate else model), separate
 
@@ -67,6 +69,7 @@ def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[Run
         raise UserError(
             f"the tokenizer has ids up to {largest}, but the model's vocabulary has {model_config.vocab_size}; use its own"
         )
+    weights = stack(weights) if config.scan_layers else weights
     algorithms.check(config)  # a wrong name is found before anything is compiled
     model, separate = make_model(config, model_config)
     if separate:

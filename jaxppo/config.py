@@ -253,6 +253,8 @@ class Config:
     """float32 | bfloat16: inputs of the matrix products; parameters and statistics stay float32"""
     remat: str = "none"
     """none | block (keep the inputs of each layer only) | full (keep nothing): compute activations again in the backward pass"""
+    scan_layers: bool = False
+    """compile one layer and loop over it: seconds instead of minutes for deep models, a little slower on a CPU"""
     logits_bytes: int = 64 * 2**20
     """logits larger than this are computed in chunks"""
     seed: int = 0

@@ -112,6 +112,11 @@ class MeshStep(CompiledStep):
         self.name = "mesh of " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
         self.program = None  # it wants to know the state first
 
+    def traced(self, live: TrainState, frozen, prompts: Prompts):
+        """The same, telling the model's layers of the mesh (`models.layout`)."""
+        with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
+            return super().traced(live, frozen, prompts)
+
     def abstract(self, state: TrainState) -> TrainState:
         """The program for states of these shapes; returns the state unchanged. (Nothing is computed: to lower, to plan.)"""
         where = sharding.of_state(state, self.mesh)

@@ -35,8 +35,9 @@ def cast(params: Params, dtype) -> Params:
     """
 
     def rounded(path, x):
-        exact = any(part.key == "value" for part in path)  # the value head is tiny and its products are float32
-        return x if exact or x.ndim < 2 else x.astype(dtype)
+        names = [part.key for part in path]
+        exact = "value" in names  # the value head is tiny and its products are float32
+        return x if exact or x.ndim - ("layers" in names) < 2 else x.astype(dtype)  # scanned layers have one dimension more
 
     return jax.tree_util.tree_map_with_path(rounded, dict(params))
 

@@ -41,6 +41,9 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
     own = launched()
     if mode == "off" or (mode == "auto" and not own and not in_cluster()):
         return
+    # XLA's collectives on CPU block a thread of its pool each, and the pool has only as many as there are cores or devices: two
+    # collectives over different axes of a mesh can then wait for each other for ever. Its size is read from this variable.
+    os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 32))
     try:
         jax.distributed.initialize(**own, initialization_timeout=timeout, heartbeat_timeout_seconds=heartbeat)
     except ValueError as error:  # nothing says where the others are

@@ -1,4 +1,5 @@
-"""Where arrays lie on a mesh of devices: one small table from names of parameters to logical axes, one from those to mesh axes.
+"""Where arrays lie on a mesh of devices: one small table from names of parameters to logical axes (from those to mesh axes:
+`models/layout.py`).
 
 A mesh has up to three axes: `data` (rows alone), `fsdp` (rows, and parameters cut up and gathered when needed) and `tensor`
 (the products themselves). What a rule cannot cut, because a size does not divide, is cut along another dimension if it is large.
@@ -12,10 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxppo.config import UserError
+from jaxppo.models.layout import AXES, LOGICAL, ROWS
 from jaxppo.types import PyTree
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
 LARGE = 2**20  # bytes above which nothing stays whole when it can be cut
 
 # The end of a parameter's path -> the logical axis of each of its dimensions. Kernels are [in, out].
@@ -31,7 +31,6 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("gate", "kernel"): ("width", "mlp"),
     ("down", "kernel"): ("mlp", "width"),
 }
-LOGICAL: dict[str | None, str | None] = {"vocab": "tensor", "heads": "tensor", "mlp": "tensor", "width": "fsdp", None: None}
 
 
 def parse_mesh(text: str) -> dict[str, int]:
@@ -63,7 +62,10 @@ def make_mesh(text: str, devices: list | None = None) -> Mesh:
 def spec_of(path: tuple[str, ...], shape: tuple[int, ...], itemsize: int, mesh: Mesh) -> PartitionSpec:
     """How one array of the state is cut. The optimizer's moments end in their parameter's name, and lie as it does."""
     logical = RULES.get(path[-2:], (None,) * len(shape))
-    axes: list[str | None] = [LOGICAL[name] for name in logical] if len(logical) == len(shape) else [None] * len(shape)
+    if "layers" in path and len(logical) == len(shape) - 1:
+        logical = (None, *logical)  # scanned: all layers in one array, the first dimension
+    known = len(logical) == len(shape)
+    axes: list[str | None] = [next(iter(LOGICAL[name]), None) for name in logical] if known else [None] * len(shape)
     axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)]
     for axis in ("fsdp", "tensor"):  # what is left whole and large is cut along its longest dimension that divides
         if math.prod(shape) * itemsize <= LARGE or mesh.shape[axis] == 1 or axis in axes:

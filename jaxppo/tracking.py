@@ -155,7 +155,8 @@ class Tracker(Log):
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
-        self.file.close()
+        with contextlib.suppress(OSError):  # of a full disk the write has told already; what it left is written again here
+            self.file.close()
 
 
 def _line(metrics: dict[str, float]) -> str:

@@ -15,6 +15,7 @@ from jaxppo.config import RunConfig
 
 POISON = 250
 ROWS = 8
+PROMPTS = 1024  # whatever --steps says: another number would be another run
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,9 @@ def main(options: Faulty) -> None:
 
     train.use_compilation_cache()
     options, policy = train.load_policy(options)
-    number = max(64, options.steps * ROWS)
-    tokens = np.random.default_rng(0).integers(1, 200, (number, 4)).astype(np.int32)
+    tokens = np.random.default_rng(0).integers(1, 200, (PROMPTS, 4)).astype(np.int32)
     for step in options.at:
-        tokens[indices(number, cursor=(step - 1) * ROWS, batch_size=ROWS, seed=options.seed), 0] = POISON
+        tokens[indices(PROMPTS, cursor=(step - 1) * ROWS, batch_size=ROWS, seed=options.seed), 0] = POISON
     prompts = train.PromptSet(tokens, np.ones_like(tokens, bool))
 
     def reward(params, rollout):

@@ -11,6 +11,8 @@ import pytest
 
 from jaxppo.config import gpt2, llama
 
+pytestmark = pytest.mark.ci
+
 BENCHMARKS = Path(__file__).parents[1] / "experiments" / "benchmarks"
 
 

@@ -1,41 +1,112 @@
 """The same step on one device, under pmap and over meshes of 8 simulated devices: the same tokens, metrics and parameters."""
 
+import itertools
+import os
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, config, models, parallel, ppo
+from jaxppo import algorithms, config, models, parallel, ppo, sampling
 from jaxppo.config import UserError
 from jaxppo.rewards import count_token, on_host
+from jaxppo.rollout import rollout
 
-SHAPE = config.llama(vocab_size=16, width=16, num_layers=1, num_heads=4, num_kv_heads=4, max_length=16)
-SETTINGS = replace(toys.SETTINGS, batch_size=32, minibatches=2, lr=1e-4, lr_schedule="constant", kl_adaptive=True, kl_target=1.0)
+pytestmark = pytest.mark.ci
+
+SHAPE = config.llama(vocab_size=16, width=16, num_layers=2, num_heads=4, num_kv_heads=4, max_length=16)
+SETTINGS = replace(toys.SETTINGS, batch_size=64, minibatches=2, lr=1e-4, lr_schedule="constant", kl_adaptive=True, kl_target=1.0)
 SGD = replace(SETTINGS, optimizer="sgd", lr=1e-2)
-MESHES = ["data=8", "fsdp=8", "data=2,fsdp=2,tensor=2", "data=4,tensor=2"]
+OPTIMIZERS = {"adam": SETTINGS, "sgd": SGD}
+
+
+class Case(NamedTuple):
+    """One way to compile the step, and what ought not to change its numbers. `mode` is pmap, jit, or a mesh."""
+
+    mode: str
+    optimizer: str = "sgd"
+    reward: str = "graph"
+    microbatches: int = 1
+    remat: str = "none"
+    layers: str = "unrolled"
+
+
+CHOICES = {
+    "mode": ("pmap", "data=8", "fsdp=8", "data=2,tensor=4", "data=2,fsdp=2,tensor=2"),
+    "optimizer": ("sgd", "adam"),
+    "reward": ("graph", "host"),
+    "microbatches": (1, 4),
+    "remat": ("none", "block"),
+    "layers": ("unrolled", "scanned"),
+}
+# Every pair of choices stands in one of these.
+PAIRWISE = [
+    Case("pmap", "sgd", "graph", 1, "none", "unrolled"),
+    Case("pmap", "adam", "host", 4, "block", "scanned"),
+    Case("data=8", "sgd", "host", 1, "block", "unrolled"),
+    Case("data=8", "adam", "graph", 4, "none", "scanned"),
+    Case("fsdp=8", "sgd", "graph", 4, "block", "unrolled"),
+    Case("fsdp=8", "adam", "host", 1, "none", "scanned"),
+    Case("data=2,tensor=4", "sgd", "host", 4, "none", "unrolled"),
+    Case("data=2,tensor=4", "adam", "graph", 1, "block", "scanned"),
+    Case("data=2,fsdp=2,tensor=2", "adam", "graph", 1, "block", "unrolled"),
+    Case("data=2,fsdp=2,tensor=2", "sgd", "host", 4, "none", "scanned"),
+    Case("pmap", "adam", "graph", 1, "none", "unrolled"),
+    Case("data=2,fsdp=2,tensor=2", "sgd", "graph", 1, "none", "scanned"),
+]
 
 
 def prompts(number: int):
     """Lengths differ: device 0 of 8 has the shortest rows only."""
-    return jax.device_get(toys.ragged([1 + i // 8 for i in range(32)], 4, seed=number))
+    return jax.device_get(toys.ragged([1 + i // 16 for i in range(64)], 4, seed=number))
 
 
-def run(settings, mode="jit", mesh="", steps=3, reward=None, remat="none"):
-    model = models.make(SHAPE, remat=remat)
+def shortest_first(batch):
+    """The same rows, each with its own noise, by the length of the response that the first step will sample; and the lengths."""
+    model = models.make(SHAPE)
+    params, key = toys.random_params(model, seed=1), jax.random.fold_in(jax.random.key(0), 0)
+    batch = jax.device_put(batch)
+    noise = sampling.row_uniforms(jax.random.split(key)[0], batch.index, SGD.response_length)
+    frozen = {"base": {}, "reference": params}
+    rolled = rollout(model, params, frozen, batch, noise, length=SGD.response_length, sample=SGD, eos=SGD.eos, pad=SGD.pad)
+    lengths = np.asarray(rolled.mask.sum(1))
+    order = np.argsort(lengths, kind="stable")
+    return jax.tree.map(lambda x: np.asarray(x)[order], batch), lengths[order]
+
+
+def run(settings, mode="jit", mesh="", steps=3, reward=None, remat="none", scan=False, batches=prompts):
+    """(the state at the end, with unrolled layers; the metrics of each step)."""
+    model = models.make(SHAPE, remat=remat, scan=scan)
     parts = algorithms.make_parts(settings, reward or count_token(3))
     make = lambda axis_name: ppo.make_train_step(model, parts, settings, axis_name=axis_name)
     step = parallel.prepare(make, mode=mode, mesh=mesh)
-    params = toys.random_params(model, seed=1)
-    frozen = {"base": {}, "reference": toys.random_params(model, seed=2), "reward": {}}
+    laid = models.stack if scan else toys.copied
+    params, reference = (laid(toys.random_params(models.make(SHAPE), seed=seed)) for seed in (1, 2))
+    frozen = {"base": {}, "reference": reference, "reward": {}}
     state = step.place(ppo.init_state(settings, params, frozen, jax.random.key(0)))
     rows = []
     for number in range(steps):
-        state, metrics = step(state, step.put(prompts(number)))
+        state, metrics = step(state, step.put(batches(number)))
         rows.append(jax.device_get(metrics))
     assert step.traces == 1
-    return step.whole(state), rows
+    whole = step.whole(state)
+    return whole.replace(params=models.unstack(whole.params)), rows
+
+
+def run_case(case: Case):
+    settings = replace(OPTIMIZERS[case.optimizer], microbatches=case.microbatches)
+    mode, mesh = (case.mode, "") if case.mode in ("jit", "pmap") else ("mesh", case.mode)
+    reward = host_reward() if case.reward == "host" else None
+    return run(settings, mode, mesh, reward=reward, remat=case.remat, scan=case.layers == "scanned")
+
+
+def largest_differences(got, want) -> tuple[float, float]:
+    """(between parameters, between metrics); rewards and lengths among these hang on the sampled tokens."""
+    between = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(toys.numbers(a), toys.numbers(b), strict=True))
+    return between(got[0].params, want[0].params), max(between(a, b) for a, b in zip(got[1], want[1], strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +114,9 @@ def one_device():
     """The reference of each kind of settings, computed once."""
     known = {}
 
-    def get(name, settings, **options):
+    def get(name, settings, *, case=None):
         if name not in known:
-            known[name] = run(settings, **options)
+            known[name] = run_case(case) if case else run(settings)
         return known[name]
 
     return get
@@ -61,31 +132,10 @@ def assert_equal_runs(got, want):
     assert (int(got[0].step), int(got[0].cursor)) == (int(want[0].step), int(want[0].cursor))
 
 
-@pytest.mark.parametrize("kind", ["adam", "sgd"])
-def test_pmap_equals_one_device(one_device, kind):
-    """Gradients are summed once, not 8 times: SGD would show it."""
-    settings = {"adam": SETTINGS, "sgd": SGD}[kind]
-    assert_equal_runs(run(settings, "pmap"), one_device(kind, settings))
-
-
-@pytest.mark.parametrize("mesh", MESHES)
-def test_meshes_equal_one_device(one_device, mesh):
-    assert_equal_runs(run(SGD, "mesh", mesh), one_device("sgd", SGD))
-
-
-@pytest.mark.parametrize(
-    ("mode", "mesh", "changes", "remat"),
-    [
-        ("pmap", "", {"microbatches": 2}, "block"),
-        ("mesh", "data=4,fsdp=2", {"microbatches": 4, "minibatches": 1}, "none"),
-        ("jit", "", {"microbatches": 4, "minibatches": 1}, "full"),
-        ("pmap", "", {"advantage": "group", "group_size": 2, "value_loss": "none", "aggregate": "sequence_mean"}, "none"),
-    ],
-)
-def test_a_covering_set(one_device, mode, mesh, changes, remat):
-    plain = replace(SGD, **(changes | {"microbatches": 1}))
-    want = one_device(str(sorted((changes | {"microbatches": 1}).items())), plain)
-    assert_equal_runs(run(replace(SGD, **changes), mode, mesh, remat=remat), want)
+def reference(one_device, case: Case):
+    """The same on one device, all in one part, unrolled."""
+    plain = Case("jit", case.optimizer, case.reward)
+    return one_device(f"{plain}", None, case=plain)
 
 
 def host_reward():
@@ -93,23 +143,53 @@ def host_reward():
     return on_host(lambda prompt, response: response.count("d") + 0.1 * len(response), decode)
 
 
-@pytest.mark.parametrize(("mode", "mesh"), [("pmap", ""), ("mesh", "data=8")])
-def test_a_reward_on_the_host(one_device, mode, mesh):
-    reward = host_reward()
-    want = one_device("host", SGD, reward=reward, steps=2)
-    assert_equal_runs(run(SGD, mode, mesh, reward=reward, steps=2), want)
+@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: " ".join(str(x) for x in case))
+def test_every_way_equals_one_device(one_device, case):
+    """Gradients are summed once, not 8 times: SGD would show it. Whitening, counts and the KL controller are of all rows."""
+    assert_equal_runs(run_case(case), reference(one_device, case))
+
+
+def test_the_cases_cover_every_pair():
+    for one, other in itertools.combinations(CHOICES, 2):
+        found = {(getattr(case, one), getattr(case, other)) for case in PAIRWISE}
+        assert found == set(itertools.product(CHOICES[one], CHOICES[other])), (one, other)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("case", [Case(*choice) for choice in itertools.product(*list(CHOICES.values())[:5])], ids=str)
+def test_the_full_product(one_device, case):
+    """All of it but the layers, which take turns; a row of `modes.md` each, when JAXPPO_MODES_TABLE names a file to append to."""
+    turn = sum(values.index(getattr(case, name)) for name, values in list(CHOICES.items())[:5]) % 2
+    case = case._replace(layers=CHOICES["layers"][turn])
+    got, want = run_case(case), reference(one_device, case)
+    if table := os.environ.get("JAXPPO_MODES_TABLE"):
+        parameters, metrics = largest_differences(got, want)
+        with open(table, "a") as file:
+            file.write(f"| {' | '.join(str(x) for x in case)} | {parameters:.1e} | {metrics:.1e} |\n")
+    assert_equal_runs(got, want)
+
+
+def test_one_device_with_all_the_short_rows():
+    """Whitening, token means, KL control and counters are of all rows: a device's own mean would be of 8 short ones."""
+    batch, lengths = shortest_first(prompts(0))
+    assert lengths[:8].mean() < 3 and (lengths[32:] == SGD.response_length).all()
+    settings = replace(SGD, advantage="gae", aggregate="token_mean")
+    want = run(settings, steps=1, batches=lambda _: batch)
+    assert want[1][0]["length"] == pytest.approx(lengths.mean())
+    for mode, mesh in (("pmap", ""), ("mesh", "data=8")):
+        assert_equal_runs(run(settings, mode, mesh, steps=1, batches=lambda _: batch), want)
+
+
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
-@pytest.mark.parametrize("microbatches", [1, 2])
-@pytest.mark.parametrize("remat", ["none", "block", "full"])
-@pytest.mark.parametrize("name", ["adam", "sgd"])
-def test_the_full_product(one_device, mode, microbatches, remat, name):
-    settings = {"adam": SETTINGS, "sgd": SGD}[name]
-    for mesh in MESHES if mode == "mesh" else [""]:
-        got = run(replace(settings, microbatches=microbatches), mode, mesh, remat=remat)
-        assert_equal_runs(got, one_device(name, settings))
+def test_groups_and_no_critic(one_device, mode):
+    settings = replace(SGD, advantage="group", group_size=2, value_loss="none", aggregate="sequence_mean")
+    mesh = "data=4,fsdp=2" if mode == "mesh" else ""
+    assert_equal_runs(run(settings, mode, mesh), one_device("groups", settings))
+
+
+def test_nothing_kept_from_the_forward_pass(one_device):
+    got = run(replace(SGD, microbatches=4, minibatches=2), remat="full")
+    assert_equal_runs(got, reference(one_device, Case("jit", "sgd", "graph")))
 
 
 def test_auto_is_pmap_on_several_devices():

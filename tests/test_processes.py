@@ -14,6 +14,8 @@ import pytest
 from jaxppo import launch, processes
 from jaxppo.config import UserError
 
+pytestmark = pytest.mark.ci
+
 TESTS = Path(__file__).parent
 SCRIPT = TESTS.parent / "experiments" / "custom_reward.py"
 
@@ -23,7 +25,7 @@ def environment(**own: str) -> dict[str, str]:
     return {k: x for k, x in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | {"PYTHONPATH": str(TESTS.parent), **own}
 
 
-def run_together(number: int, script: Path, *args: str, devices: int = 1, timeout: float = 240) -> subprocess.CompletedProcess:
+def run_together(number: int, script: Path, *args: str, devices: int = 1, timeout: float = 400) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "jaxppo.launch", "--processes", str(number), "--devices", str(devices), str(script), *args]
     return subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=timeout)
 

@@ -10,6 +10,8 @@ from runs import RUN, TEXTS
 from jaxppo import algorithms, assemble, checkpoint, ppo, replay, sampler
 from jaxppo.config import UserError
 
+pytestmark = pytest.mark.ci
+
 
 def test_words_name_the_operation_and_the_line():
     def bad(x):

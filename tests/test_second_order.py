@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,8 @@ from toys import SETTINGS
 
 from jaxppo import policy, ppo, second_order
 from jaxppo.types import Batch
+
+pytestmark = pytest.mark.ci
 
 KEY = jax.random.key(3)
 TRPO = replace(SETTINGS, update="trpo", trust_kl=0.01, cg_damping=1e-3, cg_iterations=10, value_loss="mse", loss="reinforce")
@@ -54,9 +57,14 @@ def subject(llama):
     return ppo.init_state(TRPO, llama.params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0)), batch
 
 
-def updated(llama, subject, settings, **changes):
+@cache
+def program(model, settings):
     make = second_order.trpo if settings.update == "trpo" else second_order.npg
-    return jax.jit(make(llama.model, toys.parts(settings, **changes), settings))(*subject, KEY)
+    return jax.jit(make(model, toys.parts(settings), settings))
+
+
+def updated(llama, subject, settings):
+    return program(llama.model, settings)(*subject, KEY)
 
 
 def kl_from(llama, subject, params):

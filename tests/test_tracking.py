@@ -132,3 +132,13 @@ def test_curves(tmp_path, keys):
 
 def test_running_mean():
     assert tracking._running_mean([1.0, 2.0, 3.0, 7.0], 2) == [1.0, 1.5, 2.5, 5.0]
+
+
+def test_a_full_disk_is_told_of_once(tmp_path):
+    """The write says so; closing the file, which would write the rest again, does not say it over the run's own error."""
+    log = tracking.Tracker(tmp_path, first_step=0, total_steps=2)
+    log.file.close()
+    log.file = open("/dev/full", "w")  # noqa: SIM115
+    with pytest.raises(OSError, match="No space left"):
+        log.log([{"step": 1, **ROW}])
+    log.close()

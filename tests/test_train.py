@@ -191,8 +191,6 @@ def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
     config = replace(RUN, batch_size=32, lr=1e-4, steps=4)
     one = fit(tmp_path / "one", prompts, config)
     rows = lambda name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    first = fit(tmp_path / "eight", prompts, replace(config, steps=2, lr_schedule="constant", parallel="pmap"))
-    assert int(first.step) == 2
     for name, mode in (("pmap", {"parallel": "pmap"}), ("mesh", {"parallel": "mesh", "mesh": "data=4,fsdp=2"})):
         eight = fit(tmp_path / name, prompts, replace(config, expect_devices=8, **mode))
         toys.assert_close(eight.params, one.params, atol=2e-5)

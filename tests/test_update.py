@@ -331,9 +331,10 @@ def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
         assert moments == moves  # nothing of the policy's gradients waits in the optimizer
 
 
-def test_every_policy_loss_goes_through_the_update(llama, state, batch):
-    for name in algorithms.POLICY_LOSSES:
-        settings = replace(SETTINGS, loss=name, epochs=1)
-        new, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(state, batch, KEY)
-        assert float(metrics["skipped"]) == 0, name
-        assert (new.params["embed"]["embedding"] != state.params["embed"]["embedding"]).any(), name
+@pytest.mark.slow  # every preset's loss runs in test_presets.py
+@pytest.mark.parametrize("name", algorithms.POLICY_LOSSES)
+def test_every_policy_loss_goes_through_the_update(llama, state, batch, name):
+    settings = replace(SETTINGS, loss=name, epochs=1)
+    new, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(state, batch, KEY)
+    assert float(metrics["skipped"]) == 0
+    assert (new.params["embed"]["embedding"] != state.params["embed"]["embedding"]).any()

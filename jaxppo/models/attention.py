@@ -1,5 +1,7 @@
 """Attention without parameters: who sees whom, rotary positions, and the weighted sum."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -12,7 +14,9 @@ NEGATIVE = -1e30  # finite: a row that may attend to nothing must not become NaN
 def attend(
     q: Float[Array, "B H Q D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], visible: Bool[Array, "B Q S"]
 ) -> Float[Array, "B H Q D"]:
-    """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head."""
+    """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head; fused where it can be."""
+    if fits_kernel(q.shape, k.shape[2], q.dtype, jax.default_backend()):
+        return fused(q, k, v, visible, implementation="cudnn")
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
     out_dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
@@ -23,6 +27,39 @@ def attend(
     weights = jax.nn.softmax(jnp.where(visible, scores, NEGATIVE)).astype(v.dtype)
     out = jnp.einsum("bgqs,bgsd->bgqd", weights, v, preferred_element_type=out_dtype)
     return out.reshape(rows, heads, queries, size)
+
+
+def fits_kernel(shape: tuple[int, ...], keys: int, dtype, backend: str) -> bool:
+    """Whether cuDNN's flash attention takes queries [B H Q D] and so many keys: 16 bits, D a multiple of 8 up to 128, and, since
+    the mask is a bias to it, even lengths. (One query a row, in decoding, gains nothing: it is bound by the cache's memory.)"""
+    _, _, queries, size = shape
+    half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
+    return backend == "gpu" and half and size % 8 == 0 and size <= 128 and queries % 2 == 0 and keys % 2 == 0
+
+
+def fused(q, k, v, visible, *, implementation: str) -> Float[Array, "B H Q D"]:
+    """`attend` by `jax.nn.dot_product_attention`, which has time before heads and returns the inputs' type."""
+    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    options: dict[str, Any] = {"implementation": implementation}
+    out = jax.nn.dot_product_attention(q, k, v, mask=visible[:, None], **options)
+    return out.swapaxes(1, 2).astype(jnp.float32)
+
+
+def remember(past, k: Float[Array, "B K Q D"], v: Float[Array, "B K Q D"], slot) -> tuple[tuple, Array, Array]:
+    """(the past with new keys and values from `slot` on, all keys and all values of this layer [B K S D]).
+
+    `past` is the layer's own (keys, values); or, of scanned layers, those of all layers [N B K S D] and the layer's number:
+    written in place, as a loop's carry, they are never copied.
+    """
+    keys, values, *layer = past
+    if not layer:
+        put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, slot, 0))
+        keys, values = put(keys, k), put(values, v)
+        return (keys, values), keys, values
+    put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], (layer[0], 0, 0, slot, 0))
+    keys, values = put(keys, k), put(values, v)
+    take = lambda x: jax.lax.dynamic_index_in_dim(x, layer[0], keepdims=False)
+    return (keys, values, layer[0]), take(keys), take(values)
 
 
 def visibility(

@@ -1,7 +1,8 @@
 """One decoder-only transformer; GPT-2, Llama, SmolLM, Qwen and Mistral are settings of it (`config.ModelConfig`).
 
 The residual stream, norms and softmax are float32; `dtype` is that of the inputs of matrix products. Positions come from the
-attention mask, so padding on the left changes nothing. Layers are unrolled (XLA:CPU runs them 10 % faster than a scan).
+attention mask, so padding on the left changes nothing. Layers are unrolled (XLA:CPU runs them 10 % faster than a scan), or with
+`scan` one compiled layer in a loop: its parameters are then one array for all layers, under "layers" (`stacked.py`).
 """
 
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo import kernels
 from jaxppo.config import ModelConfig
-from jaxppo.models.attention import attend, rotate, rotations, visibility
+from jaxppo.models.attention import attend, remember, rotate, rotations, visibility
+from jaxppo.models.layers import Linear, Norm, Value
+from jaxppo.models.layout import constrain
 from jaxppo.types import Model
 
 ACTIVATIONS = {
@@ -28,51 +31,10 @@ ACTIVATIONS = {
 class Cache(struct.PyTreeNode):
     """Keys and values of the tokens so far, in slots; every row fills the same slots, padding included."""
 
-    keys: tuple[Float[Array, "B H S D"], ...]
-    values: tuple[Float[Array, "B H S D"], ...]
+    keys: tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]  # one array a layer; scanned: one for all
+    values: tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]
     attend: Bool[Array, "B S"]
     filled: Int[Array, ""]  # slots in use
-
-
-class Linear(nn.Module):
-    """y = x W + b, plus (alpha / rank) (x A) B when the parameters hold adapters."""
-
-    features: int
-    use_bias: bool = False
-    dtype: Any = jnp.float32
-    rank: int = 0
-    alpha: float = 16.0
-
-    @nn.compact
-    def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32)
-        y = kernels.matmul(x, kernel, self.dtype)
-        # The reference policy is the same module without adapters in its parameters.
-        if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
-            a = self.param("lora_a", nn.initializers.normal(x.shape[-1] ** -0.5), (x.shape[-1], self.rank), jnp.float32)
-            b = self.param("lora_b", nn.initializers.zeros, (self.rank, self.features), jnp.float32)
-            y = y + kernels.matmul(kernels.matmul(x, a, self.dtype), b, self.dtype) * (self.alpha / self.rank)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
-        return y
-
-
-class Norm(nn.Module):
-    """RMSNorm, or LayerNorm with bias, in float32 over the last dimension."""
-
-    kind: str
-    eps: float
-
-    @nn.compact
-    def __call__(self, x):
-        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        scale = jnp.reshape(self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32), shape)
-        if self.kind == "rms":
-            return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * scale
-        bias = jnp.reshape(self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32), shape)
-        centred = x - x.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.eps) * scale + bias
 
 
 class Attention(nn.Module):
@@ -96,12 +58,12 @@ class Attention(nn.Module):
         # heads before time: every head's keys are one block of memory
         q = q.transpose(0, 2, 1, 3).astype(self.dtype)
         k, v = k.transpose(0, 2, 1, 3).astype(self.dtype), v.transpose(0, 2, 1, 3).astype(self.dtype)
+        q, k, v = (constrain(x, "rows", "heads", None, None) for x in (q, k, v))
         if past is not None:
-            k = jax.lax.dynamic_update_slice(past[0], k.astype(past[0].dtype), (0, 0, slot, 0))
-            v = jax.lax.dynamic_update_slice(past[1], v.astype(past[1].dtype), (0, 0, slot, 0))
+            past, k, v = remember(past, k, v, slot)
         out = attend(q, k.astype(self.dtype), v.astype(self.dtype), visible)
         out = out.transpose(0, 2, 1, 3).reshape(rows, length, c.num_heads * c.head_dim)
-        return Linear(c.width, c.out_bias, self.dtype, name="o")(out), (k, v)
+        return Linear(c.width, c.out_bias, self.dtype, name="o")(out), past
 
 
 class Block(nn.Module):
@@ -114,9 +76,19 @@ class Block(nn.Module):
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
         normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
-        out, kv = Attention(c, self.dtype, self.rank, self.alpha, name="attention")(normed, rotation, visible, slot, past)
+        out, past = Attention(c, self.dtype, self.rank, self.alpha, name="attention")(normed, rotation, visible, slot, past)
         x = x + out
-        return x + MLP(c, self.dtype, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x)), kv
+        x = x + MLP(c, self.dtype, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
+        return constrain(x, "rows", None, None), past
+
+
+class ScannedBlock(Block):
+    """A block as the body of a loop: what is carried is x and the keys and values of all layers, or None."""
+
+    def __call__(self, carry, layer, rotation, visible, slot):
+        x, stored = carry
+        x, past = super().__call__(x, rotation, visible, slot, None if stored is None else (*stored, layer))
+        return (x, None if past is None else past[:2]), None
 
 
 class MLP(nn.Module):
@@ -129,7 +101,7 @@ class MLP(nn.Module):
         act = ACTIVATIONS[c.activation]
         up = Linear(c.mlp_width, c.mlp_bias, self.dtype, name="up")(x)
         h = act(Linear(c.mlp_width, c.mlp_bias, self.dtype, name="gate")(x)) * up if c.gated else act(up)
-        return Linear(c.width, c.mlp_bias, self.dtype, name="down")(h)
+        return Linear(c.width, c.mlp_bias, self.dtype, name="down")(constrain(h, "rows", None, "mlp"))
 
 
 class Transformer(nn.Module):
@@ -138,14 +110,21 @@ class Transformer(nn.Module):
     rank: int = 0
     alpha: float = 16.0
     remat: bool = False
+    scan: bool = False
 
     def setup(self):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
         if c.positions == "learned":
             self.positions = nn.Embed(c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
-        block = nn.remat(Block) if self.remat else Block
-        self.layers = [block(c, self.dtype, self.rank, self.alpha) for _ in range(c.num_layers)]
+        settings = (c, self.dtype, self.rank, self.alpha)
+        if self.scan:
+            body = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
+            options: dict[str, Any] = {"in_axes": (0, nn.broadcast, nn.broadcast, nn.broadcast), "length": c.num_layers}
+            self.layers = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, **options)(*settings)
+        else:
+            block = nn.remat(Block) if self.remat else Block
+            self.layers = [block(*settings) for _ in range(c.num_layers)]
         self.final_norm = Norm(c.norm, c.norm_eps)
         if not c.tied:
             self.head = Linear(c.vocab_size, False, self.dtype)
@@ -167,17 +146,29 @@ class Transformer(nn.Module):
             x = x + self.positions.embedding[position].astype(self.dtype).astype(jnp.float32)
         rotation = rotations(position, c) if c.positions == "rope" else None
         visible = visibility(attend_all, slot, length, c.window)
-        past = [None] * c.num_layers if cache is None else list(zip(cache.keys, cache.values, strict=True))
-        new = []
-        for layer, kv in zip(self.layers, past, strict=True):
-            x, kv = layer(x, rotation, visible, slot, kv)
-            new.append(kv)
+        x, stored = self.through(constrain(x, "rows", None, None), cache, rotation, visible, slot)
         if cache is not None:
-            cache = Cache(tuple(k for k, _ in new), tuple(v for _, v in new), attend_all, slot + length)
+            cache = Cache(*stored, attend_all, slot + length)
         hidden = self.final_norm(x)
         if self.is_initializing():
             _ = self.logits(hidden), self.value(hidden)
         return hidden, cache
+
+    def through(self, x, cache, rotation, visible, slot):
+        """x behind all layers, and the keys and values of all, or None without a cache."""
+        if self.scan:
+            stored = None if cache is None else (cache.keys, cache.values)
+            number = jnp.arange(self.config.num_layers, dtype=jnp.int32)
+            return self.layers((x, stored), number, rotation, visible, slot)[0]
+        if cache is None:
+            for layer in self.layers:
+                x, _ = layer(x, rotation, visible, slot, None)
+            return x, None
+        new = []
+        for layer, past in zip(self.layers, zip(cache.keys, cache.values, strict=True), strict=True):
+            x, past = layer(x, rotation, visible, slot, past)
+            new.append(past)
+        return x, tuple(zip(*new, strict=True))
 
     def logits(self, hidden):
         if not self.config.tied:
@@ -188,25 +179,24 @@ class Transformer(nn.Module):
         return self.value(hidden)
 
 
-class Value(nn.Module):
-    """A linear value head, zero at the start: advantages are then returns, not noise."""
-
-    @nn.compact
-    def __call__(self, hidden):
-        kernel = self.param("kernel", nn.initializers.zeros, (hidden.shape[-1], 1), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
-        return (hidden @ kernel)[..., 0] + bias
-
-
-def make(config: ModelConfig, *, dtype: str = "float32", lora: int = 0, lora_alpha: float = 16.0, remat: str = "none") -> Model:
+def make(
+    config: ModelConfig,
+    *,
+    dtype: str = "float32",
+    lora: int = 0,
+    lora_alpha: float = 16.0,
+    remat: str = "none",
+    scan: bool = False,
+) -> Model:
     """The transformer of `config` as pure functions (`types.Model`).
 
     Parameters are one nested dict of float32 arrays, kernels [in out]; `dtype` is that of the inputs of matrix products;
     `lora` > 0 adds adapters of that rank to the q and v projections. `remat` (none, block, full) trades time in the backward
-    pass for memory: only the inputs of each block, or nothing at all, is kept from the forward pass.
+    pass for memory: only the inputs of each block, or nothing at all, is kept from the forward pass. With `scan` the layers'
+    parameters are stacked (`stacked.py`), and the program holds one layer.
     """
     compute = jnp.dtype(dtype)
-    module = Transformer(config, compute, lora, lora_alpha, remat == "block")
+    module = Transformer(config, compute, lora, lora_alpha, remat == "block", scan)
 
     def init(key):
         ones = jnp.ones((1, 2), jnp.int32)
@@ -214,7 +204,9 @@ def make(config: ModelConfig, *, dtype: str = "float32", lora: int = 0, lora_alp
 
     def init_cache(batch, length, dtype=compute):
         shape = (batch, config.num_kv_heads, length, config.head_dim)
-        zeros = lambda: tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+        place = lambda: constrain(jnp.zeros(shape, dtype), "rows", "heads", None, None)
+        every = lambda: constrain(jnp.zeros((config.num_layers, *shape), dtype), None, "rows", "heads", None, None)
+        zeros = every if scan else lambda: tuple(place() for _ in range(config.num_layers))
         return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):

@@ -9,6 +9,8 @@ import pytest
 
 from jaxppo import cli
 
+pytestmark = pytest.mark.ci
+
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 

@@ -57,3 +57,54 @@ def test_attend_is_float32_inside_and_float64_with_float64(x64):
     for dtype, expected in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)):
         ones = jnp.ones((1, 1, 2, 4), dtype)
         assert attention.attend(ones, ones, ones, jnp.ones((1, 2, 2), bool)).dtype == expected
+
+
+def test_the_fused_kernel_is_the_same_function():
+    """By its plain implementation; the kernel itself wants a GPU."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, h, 4, 8)), jnp.float32) for h in (4, 2, 2))
+    visible = attention.visibility(jnp.array([[False, True, True, True], [True] * 4]), 0, 4, None)
+    got = attention.fused(q, k, v, visible, implementation="xla")
+    want = attention.attend(q, k, v, visible)
+    np.testing.assert_allclose(got[1], want[1], atol=1e-6)
+    np.testing.assert_allclose(got[0, :, 1:], want[0, :, 1:], atol=1e-6)  # the padding's own query sees nothing
+
+
+@pytest.mark.parametrize(
+    ("shape", "keys", "dtype", "backend", "fits"),
+    [
+        ((2, 4, 6, 64), 6, "bfloat16", "gpu", True),
+        ((2, 4, 6, 64), 6, "float16", "gpu", True),
+        ((2, 4, 6, 64), 6, "float32", "gpu", False),
+        ((2, 4, 6, 64), 6, "bfloat16", "cpu", False),
+        ((2, 4, 6, 60), 6, "bfloat16", "gpu", False),
+        ((2, 4, 6, 256), 6, "bfloat16", "gpu", False),
+        ((2, 4, 5, 64), 6, "bfloat16", "gpu", False),
+        ((2, 4, 6, 64), 7, "bfloat16", "gpu", False),
+        ((2, 4, 1, 64), 8, "bfloat16", "gpu", False),
+    ],
+)
+def test_what_the_kernel_takes(shape, keys, dtype, backend, fits):
+    assert attention.fits_kernel(shape, keys, dtype, backend) == fits
+
+
+def test_the_kernel_is_asked_for_on_a_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "fused", lambda *x, implementation: asked.append(implementation) or jnp.zeros(x[0].shape))
+    x = jnp.ones((1, 2, 4, 8), jnp.bfloat16)
+    attention.attend(x, x, x, jnp.ones((1, 4, 4), bool))
+    assert asked == ["cudnn"]
+
+
+def test_what_is_remembered():
+    """Two layers' keys in one array: the second's slots 1 and 2 are written, the rest stays."""
+    new = jnp.arange(1.0, 5.0).reshape(1, 1, 2, 2)
+    old = jnp.zeros((2, 1, 1, 4, 2))
+    (keys, values, layer), k, v = attention.remember((old, old, jnp.int32(1)), new, -new, 1)
+    want = [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]
+    assert k[0, 0].tolist() == want and keys[1, 0, 0].tolist() == want and not keys[0].any() and layer == 1
+    np.testing.assert_array_equal(v, -k)
+    np.testing.assert_array_equal(values, -keys)
+    (alone, _), k, _ = attention.remember((old[0], old[0]), new, new, 1)
+    assert alone[0, 0].tolist() == want and k[0, 0].tolist() == want

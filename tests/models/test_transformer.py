@@ -7,7 +7,7 @@ import pytest
 import toys
 
 from jaxppo import models
-from jaxppo.models import lora, transformer
+from jaxppo.models import lora
 
 LLAMA, GPT2 = replace(toys.LLAMA, num_layers=2), replace(toys.GPT2, num_layers=2)
 SHAPES = {
@@ -133,15 +133,6 @@ def test_one_head_position_by_hand():
     np.testing.assert_allclose(got[0], want, atol=2e-5)
 
 
-def test_norms_by_hand():
-    x = jnp.array([[1.0, 3.0]])
-    rms = transformer.Norm("rms", 0.0).apply({"params": {"scale": jnp.array([1.0, 2.0])}}, x)
-    np.testing.assert_allclose(rms, [[1 / 5**0.5, 6 / 5**0.5]], rtol=1e-6)  # mean square (1 + 9) / 2 = 5
-    params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, 0.0])}
-    layer = transformer.Norm("layer", 0.0).apply({"params": params}, x)
-    np.testing.assert_allclose(layer, [[-0.5, 2.0]], rtol=1e-6)  # mean 2, deviation 1
-
-
 def test_bfloat16_is_near_float32(family, strict):
     wide, narrow = family, toys.make(family.config, "bfloat16")
     prompts = toys.prompts()
@@ -170,16 +161,6 @@ def test_new_adapters_change_nothing():
     np.testing.assert_array_equal(one, other)
     without, _ = adapted.apply(base, prompts.tokens, prompts.mask)  # the reference: the same module, no adapters
     np.testing.assert_array_equal(one, without)
-
-
-def test_adapters_by_hand():
-    linear = transformer.Linear(2, rank=1, alpha=4.0)
-    params = {
-        "kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "lora_a": jnp.array([[1.0], [2.0]]), "lora_b": jnp.array([[10.0, 100.0]])
-    }  # fmt: skip
-    out = linear.apply({"params": params}, jnp.array([[3.0, 5.0]]))
-    # x A = 3 + 10 = 13; 4 · 13 · [10 100] = [520 5200]
-    assert out.tolist() == [[523.0, 5205.0]]
 
 
 def test_a_cache_in_another_dtype(llama):

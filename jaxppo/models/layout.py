@@ -1,0 +1,38 @@
+"""Where arrays lie on a mesh: the one table from logical axes to mesh axes, for parameters and for what flows between them.
+
+`sharding.py` reads it for parameters. Inside a model `constrain` says it of activations and of the cache of keys and values,
+so that the compiler need not guess; without a mesh (jit on one device, pmap) it does nothing.
+"""
+
+import math
+
+import jax
+from jax.sharding import PartitionSpec
+from jaxtyping import Array
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
+
+# Logical axis -> mesh axes. "width" is that of parameters; the residual stream's own stays whole on each device.
+LOGICAL: dict[str | None, tuple[str, ...]] = {
+    "rows": ROWS,
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "width": ("fsdp",),
+    None: (),
+}
+
+
+def constrain(x: Array, *names: str | None) -> Array:
+    """`x` with its dimensions on the logical axes `names`; a size that does not divide stays whole.
+
+    The mesh is that of `jax.sharding.use_abstract_mesh` around the program (`parallel.MeshStep`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+        return x
+    parts = [LOGICAL[name] for name in names]
+    fits = [size % math.prod(mesh.shape[axis] for axis in part) == 0 for part, size in zip(parts, x.shape, strict=True)]
+    spec = PartitionSpec(*(part if part and fit else None for part, fit in zip(parts, fits)))
+    return jax.lax.with_sharding_constraint(x, spec)

@@ -1,0 +1,38 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxppo import sharding
+from jaxppo.models import layout
+
+
+def placed(mesh, shape, *names):
+    def program(x):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return layout.constrain(x, *names)
+
+    whole = jax.device_put(jnp.zeros(shape), NamedSharding(mesh, PartitionSpec()))
+    return jax.jit(program)(whole).sharding.spec
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "spec"),
+    [
+        ((8, 4, 2), ("rows", "heads", None), (("data", "fsdp"), "tensor")),
+        ((8, 3, 2), ("rows", "heads", None), (("data", "fsdp"),)),  # 3 heads over 2 devices: whole on both
+        ((6, 2), ("rows", "mlp"), (None, "tensor")),
+        ((3, 8), (None, "rows"), (None, ("data", "fsdp"))),
+    ],
+)
+def test_where_activations_lie(shape, names, spec):
+    mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
+    found = [*placed(mesh, shape, *names), *[None] * len(shape)][: len(shape)]
+    assert PartitionSpec(*found) == PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
+
+
+def test_without_a_mesh_nothing_happens():
+    x = jnp.zeros((3, 5))
+    assert layout.constrain(x, "rows", "heads") is x
+    inside = jax.pmap(lambda x: layout.constrain(x, "rows"), axis_name="devices")(jnp.zeros((8, 3)))
+    assert inside.shape == (8, 3)
