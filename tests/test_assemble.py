@@ -6,7 +6,7 @@ import pytest
 import toys
 from runs import RUN
 
-from jaxppo import assemble, pretrained
+from jaxppo import assemble, models, pretrained
 from jaxppo.config import UserError
 
 
@@ -32,6 +32,16 @@ def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
         np.testing.assert_array_equal(trained[path], leaf)
         assert trained[path].unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()  # one is donated, the other stays
     assert set(trained) - {path for path, _ in assemble._leaves(reference)} == {("value", "kernel"), ("value", "bias")}
+
+
+def test_scanned_layers_are_the_same_weights(loaded):
+    """The base of a scanned policy is that of an unrolled one, stacked; adapters and critic are stacked too."""
+    _, policy = assemble.load_policy(replace(RUN, scan_layers=True))
+    toys.assert_same(models.unstack(policy.frozen["base"]), loaded[1].frozen["base"])
+    number = sum(name.startswith("layers_") for name in loaded[1].frozen["base"])
+    assert all(x.shape[0] == number for x in jax.tree.leaves(policy.params["layers"]))
+    _, separate = assemble.load_policy(replace(RUN, scan_layers=True, lora=0, critic="separate"))
+    assert "layers" in separate.params["critic"] and "layers_0" not in separate.params["critic"]
 
 
 def test_more_tokens_than_the_model_takes():

@@ -105,6 +105,9 @@ def test_cast_rounds_matrices_alone():
     out = policy.cast(params, jnp.bfloat16)
     assert out["embed"]["embedding"].dtype == jnp.bfloat16
     assert out["norm"]["scale"].dtype == out["value"]["kernel"].dtype == jnp.float32
+    scanned = {"layers": {"norm": {"scale": jnp.ones((4, 2))}, "q": {"kernel": jnp.ones((4, 2, 2))}}}  # of four layers
+    out = policy.cast(scanned, jnp.bfloat16)["layers"]
+    assert out["norm"]["scale"].dtype == jnp.float32 and out["q"]["kernel"].dtype == jnp.bfloat16
 
 
 def test_casting_twice_or_late_is_the_same():

@@ -30,6 +30,18 @@ def test_parameters_and_their_moments_lie_alike():
     assert found["key"] == PartitionSpec()
 
 
+def test_scanned_layers_lie_as_each_would():
+    """One array for all layers: its first dimension is never cut for a name's sake."""
+    shape = config.llama(vocab_size=16, width=16, num_layers=4, num_heads=4, num_kv_heads=4, max_length=16)
+    model = models.make(shape, scan=True)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    found = specs(sharding.make_mesh("fsdp=4,tensor=2"), params)
+    assert params["layers"]["attention"]["q"]["kernel"].shape == (4, 16, 16)
+    assert found["layers/attention/q/kernel"] == PartitionSpec(None, "fsdp", "tensor")
+    assert found["layers/mlp/down/kernel"] == PartitionSpec(None, "tensor", "fsdp")
+    assert found["layers/mlp_norm/scale"] == PartitionSpec(None, None)
+
+
 @pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=8", "fsdp=2,tensor=4"])
 def test_nothing_large_stays_whole(mesh):
     """Sizes that the rules' own axes do not divide: 49152 x 577 of an odd model, a long vector, adapters."""

@@ -119,9 +119,10 @@ class Transformer(nn.Module):
             self.positions = nn.Embed(c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
         settings = (c, self.dtype, self.rank, self.alpha)
         if self.scan:
-            body = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
+            body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
             options: dict[str, Any] = {"in_axes": (0, nn.broadcast, nn.broadcast, nn.broadcast), "length": c.num_layers}
-            self.layers = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, **options)(*settings)
+            looped: Any = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, **options)
+            self.layers: Any = looped(*settings)
         else:
             block = nn.remat(Block) if self.remat else Block
             self.layers = [block(*settings) for _ in range(c.num_layers)]

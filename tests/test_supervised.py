@@ -1,0 +1,201 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+
+from jaxppo import models, parallel, policy, ppo, supervised
+from jaxppo.config import Config, UserError
+from jaxppo.models import lora
+from jaxppo.types import Model, Prompts
+
+SETTINGS = Config(
+    batch_size=8, prompt_length=2, response_length=4, epochs=1, minibatches=1, steps=50, lora=0, lr=1e-2, lr_schedule="constant",
+    max_grad_norm=1e3,
+)  # fmt: skip
+ROWS = np.array([[0, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8], [0, 0, 0, 9, 2, 3], [2, 2, 3, 3, 4, 4]] * 2, np.int32)
+
+
+def rows(**extra) -> Prompts:
+    """Padding is token 0, on the left."""
+    weight = (ROWS > 0).astype(np.float32)
+    weight[1, :3] = 0  # a prompt of three tokens, not learned
+    return Prompts(
+        jnp.asarray(ROWS), jnp.asarray(ROWS > 0), jnp.arange(8, dtype=jnp.int32), {"weight": jnp.asarray(weight), **extra}
+    )
+
+
+def table() -> Model:
+    """A model whose hidden state is a number of the token itself, and whose value is that number."""
+    init = lambda key: {"table": jnp.zeros(12)}
+    apply = lambda params, tokens, attend, **_: (params["table"][tokens][..., None], None)
+    value = lambda params, hidden: hidden[..., 0]
+    nothing = lambda *_: None
+    return Model(init, nothing, apply, nothing, value, nothing, jnp.float32)
+
+
+def fresh(params, reference=None, settings=SETTINGS, base=None):
+    frozen = {"base": base or {}, "reference": reference, "reward": {}}
+    return ppo.init_state(settings, toys.copied(params), frozen, jax.random.key(0))
+
+
+def once(model, objective, params, prompts, settings=SETTINGS, **frozen):
+    step = parallel.compile_step(supervised.make_train_step(model, objective, settings))
+    return step(fresh(params, settings=settings, **frozen), prompts)
+
+
+def test_the_loss_of_a_language_model_by_hand(llama):
+    """Mean of −log softmax(logits before)[token] over tokens with weight 1 that have a token before them."""
+    _, metrics = once(llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows())
+    hidden, _ = llama.model.apply(llama.params, jnp.asarray(ROWS), jnp.asarray(ROWS > 0))
+    logp = np.asarray(jax.nn.log_softmax(llama.model.logits(llama.params, hidden)))
+    total, count = 0.0, 0
+    for i, row in enumerate(ROWS):
+        first = {0: 1, 1: 2, 2: 3, 3: 0}[i % 4]  # the last slot that is not learned: padding; row 1: its prompt
+        if i == 5:
+            first = 0  # the same tokens as row 1, all of them learned
+        for t in range(first + 1, 6):
+            # the first token after padding is predicted from a slot that is padding: as from nothing
+            total, count = total - logp[i, t - 1, row[t]], count + 1
+    # what is learned starts after the row's first real token only where that has a weight: rows 0, 2, 3, 5 and their copies
+    extra = [(i, t) for i, t in ((0, 1), (4, 1), (2, 3), (6, 3))]
+    for i, t in extra:
+        total, count = total - logp[i, t - 1, ROWS[i, t]], count + 1
+    assert float(metrics["loss"]) == pytest.approx(total / count, rel=1e-5)
+    assert float(metrics["length"]) == (5 + 6 + 3 + 6) / 4
+
+
+def test_tokens_without_weight_have_no_gradient(llama):
+    """Another prompt token in the loss would change the loss; another weight elsewhere too."""
+    objective = supervised.language_model(llama.model, SETTINGS)
+    whole = rows()
+    loss = lambda prompts: float(once(llama.model, objective, llama.params, prompts)[1]["loss"])
+    silent = whole.replace(extra={"weight": whole.extra["weight"].at[0].set(0.0)})
+    moved = silent.replace(tokens=silent.tokens.at[0, 5].set(10))  # nothing comes after it, and it has no weight
+    assert loss(silent) == loss(moved) != loss(whole)
+
+
+@pytest.mark.parametrize("kind", ["pmap", "microbatches", "adapters"])
+def test_the_same_update_in_parts(llama, kind):
+    objective = supervised.language_model(llama.model, SETTINGS)
+    want, metrics = once(llama.model, objective, llama.params, rows())
+    if kind == "pmap":
+        make = lambda axis_name: supervised.make_train_step(llama.model, objective, SETTINGS, axis_name=axis_name)
+        step = parallel.prepare(make, mode="pmap")
+        state, got = step(step.place(fresh(llama.params)), step.put(jax.device_get(rows())))
+        state = step.whole(state)
+    elif kind == "microbatches":
+        state, got = once(llama.model, objective, llama.params, rows(), replace(SETTINGS, microbatches=4))
+    else:
+        model = models.make(toys.LLAMA, lora=2)
+        trained, base = lora.split(toys.random_params(model), lora.is_adapter)
+        objective = supervised.language_model(model, SETTINGS)
+        state, got = once(model, objective, trained, rows(), base=base)
+        assert set(state.params["layers_0"]["attention"]) == {"q", "v"}  # the adapters alone
+        assert float(got["loss"]) > 0 and (state.params["layers_0"]["attention"]["q"]["lora_b"] != 0).any()
+        return
+    toys.assert_close(state.params, want.params, atol=2e-5)
+    for name in metrics:
+        np.testing.assert_allclose(got[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_language_model_learns_its_text(llama):
+    step = parallel.compile_step(
+        supervised.make_train_step(llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS)
+    )
+    state, losses = fresh(llama.params), []
+    for _ in range(50):
+        state, metrics = step(state, rows())
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.5 < 1.5 < losses[0]  # each token follows from those before it, but for the first ones
+    assert step.traces == 1 and int(state.step) == 50 and int(state.cursor) == 400
+
+
+def test_pairs_by_hand():
+    """Scores are the last real token's numbers: rows 0 and 1 end in 6 and 8, rows 2 and 3 in 3 and 4."""
+    params = {"table": jnp.zeros(12).at[jnp.array([6, 8, 3, 4])].set(jnp.array([1.0, 0.5, -1.0, 2.0]))}
+    objective = supervised.bradley_terry(table(), margin=0.5, centring=0.1)
+    _, metrics = once(table(), objective, params, rows())
+    # gaps 1 − .5 = .5 and −1 − 2 = −3; log σ(.5 − .5) = −.6931, log σ(−3 − .5) = −3.5298; sums 1.5 and 1
+    want = ((0.69315 + 0.1 * 2.25) + (3.52975 + 0.1 * 1.0)) / 2
+    assert float(metrics["loss"]) == pytest.approx(want, abs=1e-4)
+    assert float(metrics["accuracy"]) == 0.5 and float(metrics["gap"]) == pytest.approx(-1.25)
+
+
+def test_labels_by_hand():
+    params = {"table": jnp.zeros(12).at[6].set(2.0).at[8].set(-1.0)}
+    prompts = rows(label=jnp.array([1.0, 1.0, 0.5, 0.5] * 2))
+    _, metrics = once(table(), supervised.labels(table()), params, prompts)
+    # log(1 + e⁻²) = .1269, log(1 + e¹) = 1.3133, and log 2 for a score of 0
+    assert float(metrics["loss"]) == pytest.approx((0.12693 + 1.31326 + 2 * 0.69315) / 4, abs=1e-4)
+    assert float(metrics["accuracy"]) == 0.75  # 0 > 0 is false, and so is .5 > .5
+
+
+def test_preferences_start_at_the_reference(llama):
+    """Policy and reference alike: −log σ(0) = .6931 for each pair, and nothing is preferred; then the better rows rise."""
+    objective = supervised.dpo(llama.model, SETTINGS, beta=1.0)
+    step = parallel.compile_step(supervised.make_train_step(llama.model, objective, SETTINGS))
+    state, metrics = step(fresh(llama.params, toys.copied(llama.params)), rows())
+    assert float(metrics["loss"]) == pytest.approx(0.69315, abs=1e-4) and float(metrics["accuracy"]) == 0
+    for _ in range(10):
+        state, metrics = step(state, rows())
+    assert float(metrics["accuracy"]) == 1 and float(metrics["gap"]) > 0.5
+
+
+@pytest.mark.learning
+def test_bradley_terry_finds_known_scores():
+    """Ten texts with scores −1.5 to 1.5; 4096 pairs, each won with the probability σ(difference). Scores are known up to a
+    constant; the standard error of one is about √(1 / (.2 · 820)) = .08."""
+    rng = np.random.default_rng(0)
+    truth = np.linspace(-1.5, 1.5, 10)
+    pairs = np.stack([rng.permutation(10)[:2] for _ in range(4096)])
+    won = rng.random(4096) < 1 / (1 + np.exp(truth[pairs[:, 1]] - truth[pairs[:, 0]]))
+    ordered = np.where(won[:, None], pairs, pairs[:, ::-1]).reshape(-1, 1).astype(np.int32)
+    settings = replace(SETTINGS, batch_size=8192, lr=5e-2)
+    prompts = Prompts(jnp.asarray(ordered), jnp.ones((8192, 1), bool), jnp.arange(8192, dtype=jnp.int32))
+    step = parallel.compile_step(supervised.make_train_step(table(), supervised.bradley_terry(table()), settings))
+    state = fresh({"table": jnp.zeros(12)}, settings=settings)
+    for _ in range(300):
+        state, metrics = step(state, prompts)
+    found = np.asarray(state.params["table"])[:10]
+    np.testing.assert_allclose(found - found.mean(), truth, atol=0.3)
+    assert float(metrics["accuracy"]) == pytest.approx(0.72, abs=0.05)
+
+
+def test_evaluation_adds_up_over_batches(llama):
+    objective = supervised.language_model(llama.model, SETTINGS)
+    evaluate = supervised.make_evaluation(llama.model, objective)
+    frozen = {"base": {}, "reference": None}
+    sums, weight = evaluate(llama.params, frozen, rows())
+    halves = [jax.tree.map(lambda x: x[part], rows()) for part in (slice(0, 4), slice(4, 8))]
+    parts = [evaluate(llama.params, frozen, half) for half in halves]
+    assert float(parts[0][1] + parts[1][1]) == float(weight) == rows().extra["weight"][:, 1:].sum()
+    assert float(parts[0][0]["loss"] + parts[1][0]["loss"]) == pytest.approx(float(sums["loss"]), rel=1e-5)
+    assert float(sums["loss"] / weight) == pytest.approx(
+        float(once(llama.model, objective, llama.params, rows())[1]["loss"]), rel=1e-5
+    )
+
+
+def test_a_batch_that_is_not_finite_changes_nothing():
+    params = {"table": jnp.zeros(12).at[6].set(jnp.nan)}
+    state, metrics = once(table(), supervised.bradley_terry(table()), params, rows())
+    np.testing.assert_array_equal(state.params["table"], params["table"])
+    assert float(metrics["skipped"]) == 1 and int(state.counters["barren_steps"]) == 1 and int(state.step) == 1
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(UserError, match="--epochs 1 --minibatches 1"):
+        supervised.make_train_step(table(), supervised.labels(table()), replace(SETTINGS, minibatches=2))
+    with pytest.raises(UserError, match="--microbatches 3 does not divide the 4 rows or pairs"):
+        once(table(), supervised.bradley_terry(table()), {"table": jnp.zeros(12)}, rows(), replace(SETTINGS, microbatches=3))
+
+
+def test_log_probs_are_the_models_own(llama):
+    """Whatever temperature and nucleus the settings sample with."""
+    other = replace(SETTINGS, temperature=0.5, top_k=2)
+    one, two = (supervised.language_model(llama.model, s).costs(llama.params, None, rows(), None)[0] for s in (SETTINGS, other))
+    np.testing.assert_array_equal(one, two)
+    rolled, plain = supervised.as_response(rows(), other)
+    np.testing.assert_array_equal(one, -policy.score(llama.model, llama.params, rolled, config=plain).raw_logprobs)
