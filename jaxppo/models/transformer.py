@@ -149,13 +149,14 @@ class Transformer(nn.Module):
         visible = visibility(attend_all, slot, length, c.window)
         x, stored = self.through(constrain(x, "rows", None, None), cache, rotation, visible, slot)
         if cache is not None:
-            cache = Cache(*stored, attend_all, slot + length)
+            keys, values = stored
+            cache = Cache(keys, values, attend_all, slot + length)
         hidden = self.final_norm(x)
         if self.is_initializing():
             _ = self.logits(hidden), self.value(hidden)
         return hidden, cache
 
-    def through(self, x, cache, rotation, visible, slot):
+    def through(self, x, cache, rotation, visible, slot) -> tuple[Any, Any]:
         """x behind all layers, and the keys and values of all, or None without a cache."""
         if self.scan:
             stored = None if cache is None else (cache.keys, cache.values)
