@@ -1,0 +1,102 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from jaxppo.config import RunConfig, UserError
+from jaxppo.data import rows
+
+CONFIG = RunConfig(batch_size=4)
+
+
+def encode(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def test_rows_are_padded_on_the_left():
+    made = rows.padded([[1, 2], [3, 4, 5, 6]], 3, learned=[1, 2])
+    assert made.tokens.tolist() == [[0, 1, 2], [4, 5, 6]]  # the end of a row that is too long
+    assert made.mask.tolist() == [[False, True, True], [True, True, True]]
+    assert made.extra["weight"].tolist() == [[0, 0, 1], [0, 1, 1]]
+    with pytest.raises(UserError, match="text 2 has no tokens"):
+        rows.padded([[1], []], 3)
+
+
+def test_packed_text_is_one_stream():
+    made = rows.packed(["ab", "c", "def"], encode, 4, eos=0)
+    a, b, c, d, e, f = range(97, 103)
+    assert made.tokens.tolist() == [[a, b, 0, c], [0, d, e, f]]  # the last end is dropped
+    assert made.mask.all() and made.extra["weight"].all()
+    with pytest.raises(UserError, match="the texts have 2 tokens, too few for one row of 4"):
+        rows.packed(["a"], encode, 4, eos=0)
+
+
+def test_documents_are_ended_where_there_is_room():
+    made = rows.documents(["ab", "abcd"], encode, 4, eos=0, start=7)
+    assert made.tokens.tolist() == [[7, 97, 98, 0], [7, 97, 98, 99]]
+    assert made.extra["weight"].tolist() == [[0, 1, 1, 1]] * 2  # nothing is learned of the start
+
+
+def test_replies_leave_the_prompt_out():
+    made = rows.replies([("ab", "c"), ("abcd", "efghij")], encode, 5, eos=0)
+    assert made.tokens.tolist() == [[0, 97, 98, 99, 0], [100, 101, 102, 103, 0]]  # 3 tokens and the end; one of the prompt
+    assert made.extra["weight"].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+
+
+def test_preferences_are_rows_in_pairs():
+    made = rows.preferences([("a", "b", "c"), ("d", "e", "f"), ("g", "h", "i")], encode, 3, eos=0)
+    assert made.tokens[:, 1].tolist() == [98, 99, 101, 102, 104, 105] and len(made) == 3
+    batch = made.batch(CONFIG, 0)
+    assert all(b - a == 1 for a, b in batch.tokens[:, 1].reshape(2, 2))  # better and worse beside each other
+    with pytest.raises(UserError, match="--batch-size 3 must be even"):
+        made.batch(replace(CONFIG, batch_size=3), 0)
+    assert made.take(np.array([2])).tokens[:, 1].tolist() == [104, 105]
+
+
+def test_every_row_once_an_epoch_from_the_cursor_alone():
+    made = rows.padded([[i + 1] for i in range(8)], 2)
+    seen = [made.batch(CONFIG, cursor).tokens[:, 1].tolist() for cursor in (0, 4, 8, 12)]
+    assert sorted(seen[0] + seen[1]) == sorted(seen[2] + seen[3]) == list(range(1, 9))
+    assert seen[0] != seen[2]
+    assert made.batch(CONFIG, 4).tokens[:, 1].tolist() == seen[1]
+    two = made.call(replace(CONFIG, steps_per_call=2), 0)
+    assert two.tokens.shape == two.extra["weight"].shape == (2, 4, 2)
+    assert two.tokens[:, :, 1].tolist() == seen[:2]
+
+
+def test_buckets_make_short_batches():
+    """16 rows of length 1 to 16 in a width of 16: in windows of four batches, widths 4, 8, 16 and 16."""
+    made = replace(rows.padded([[9] * n for n in range(1, 17)], 16), buckets=4)
+    batches = [made.batch(CONFIG, cursor) for cursor in (0, 4, 8, 12)]
+    assert sorted(batch.tokens.shape[1] for batch in batches) == [4, 8, 16, 16]
+    assert sorted(n for batch in batches for n in batch.mask.sum(1)) == list(range(1, 17))
+    for batch in batches:
+        assert batch.extra["weight"].shape == batch.tokens.shape and (batch.mask[:, -1]).all()
+    with pytest.raises(UserError, match="--buckets 1"):
+        made.call(replace(CONFIG, steps_per_call=2), 0)
+
+
+def test_labels():
+    made = rows.labelled(["ab", "c"], np.array([1.0, 0.0]), encode, 4, eos=0)
+    batch = made.batch(replace(CONFIG, batch_size=2), 0)
+    assert batch.extra["label"].tolist() == [float(row[2] == 98) for row in batch.tokens]
+
+
+def test_copies_fall_on_one_side():
+    texts = [f"text {i}" for i in range(1000)]
+    training, validation = rows.held_out(texts, 0.2)
+    assert len(training) + len(validation) == 1000 and abs(len(validation) - 200) < 45  # 3.5 standard deviations of 12.6
+    assert rows.held_out([*texts, "TEXT  3"], 0.2)[1] in (validation, [*validation, 1000])
+    both = rows.held_out(["a b", "A  b"], 0.5)
+    assert [] in both
+
+
+def test_noise_on_words():
+    rng = np.random.default_rng(0)
+    text = " ".join(str(i) for i in range(1000))
+    dropped = rows.noisy(text, rng, drop=0.3).split()
+    assert 640 < len(dropped) < 760 and dropped == sorted(dropped, key=int)
+    swapped = rows.noisy(text, rng, swap=1.0).split()
+    assert swapped[:4] == ["1", "0", "3", "2"]
+    assert rows.noisy("one", rng, drop=1.0, swap=1.0) == "one"
+    assert rows.noisy(text, rng) == text
