@@ -126,7 +126,7 @@ def assert_equal_runs(got, want):
     for a, b in zip(got[1], want[1], strict=True):
         assert set(a) == set(b)
         for name in a:
-            np.testing.assert_allclose(a[name], b[name], atol=2e-5, rtol=2e-4, err_msg=name)
+            np.testing.assert_allclose(a[name], b[name], atol=2e-5, rtol=0, err_msg=name)
     toys.assert_close(got[0].params, want[0].params, atol=2e-5)
     toys.assert_close(got[0].controller, want[0].controller, rtol=1e-5)
     assert (int(got[0].step), int(got[0].cursor)) == (int(want[0].step), int(want[0].cursor))
