@@ -59,6 +59,13 @@ class Checkpoints:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(int(path.name) for path in found if path.name.isdigit() and (path / manifest.NAME).exists())
 
+    def best(self) -> int:
+        """The step with the highest score. Raises UserError when none has one."""
+        scored = {step: score for step in self.steps() if (score := self.scores.get(step)) is not None}
+        if not scored:
+            raise UserError(f"no checkpoint of {self.folder} has a score; take the newest")
+        return max(scored, key=lambda step: (scored[step], step))
+
     def save(self, state: TrainState, *, score: float | None) -> None:
         """Write the state in the background; `score` (higher is better) decides which one is the best, None = not this one.
 

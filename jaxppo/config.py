@@ -397,6 +397,8 @@ class RunConfig(Config):
     """checkpoints of steps that are multiples of it are kept for good; 0 = the newest two and the best only"""
     eval_every: int = 20
     """steps between evaluations on validation prompts; 0 = never"""
+    patience: int = 0
+    """evaluations in a row without a better score after which a run ends (the best checkpoint is kept); 0 = never"""
     steps_per_call: int = 1
     """steps in one dispatch of the program; checkpoints and evaluations fall between dispatches"""
     parallel: str = "auto"
@@ -426,8 +428,8 @@ class RunConfig(Config):
 # What may differ when a run is gone on with: it does not change the numbers, or only how long they go on.
 FREE = {
     "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
-    "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat", "max_bad_steps",
-    "max_invalid_rewards", "debug_nans", "traceback",
+    "patience", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat",
+    "max_bad_steps", "max_invalid_rewards", "debug_nans", "traceback",
 }  # fmt: skip
 
 

@@ -2,25 +2,31 @@
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 import jax
 
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import Diverged, Interrupted, RunConfig, RunError, UserError
 from jaxppo.parallel import CompiledStep
-from jaxppo.sampler import PromptSet
 from jaxppo.signals import Stopping
 from jaxppo.tracking import Log
-from jaxppo.types import TrainState
+from jaxppo.types import Prompts, TrainState
 
 Evaluate = Callable[[TrainState], dict[str, float]]
+
+
+class Batches(Protocol):
+    """What deals the batches: `sampler.PromptSet`, `data.rows.Rows`, or a script's own."""
+
+    def call(self, config: RunConfig, cursor: int) -> Prompts: ...
 
 
 def run(
     config: RunConfig,
     step: CompiledStep,
     state: TrainState,
-    prompts: PromptSet,
+    prompts: Batches,
     *,
     log: Log,
     checkpoints: Checkpoints,
@@ -39,7 +45,7 @@ def run(
     # For what runs on one device; the untrained weights are there already.
     view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
     state = step.place(state)
-    clock = Stopwatch(config)
+    clock, patience = Stopwatch(config), Patience(config.patience)
 
     def tell(rows: list[dict[str, float]], stopping: Stopping) -> None:
         log.log(rows)
@@ -65,9 +71,14 @@ def run(
                 if evaluating and evaluate is not None:
                     rows[-1] |= {f"validation_{name}": x for name, x in evaluate(seen).items()}
                 tell(rows, stopping)
-                if stop or last or done % config.save_every == 0:
-                    checkpoints.save(seen, score=rows[-1].get("validation_score", rows[-1]["reward"]))
+                ended = evaluating and patience.over(rows[-1])
+                if stop or last or ended or done % config.save_every == 0 or (evaluating and patience.improved):
+                    # where there is a validation, a batch's own numbers are no score beside its
+                    checkpoints.save(seen, score=None if evaluate and not evaluating else score(rows[-1]))
                 clock.restart()
+                if ended:
+                    log.say(f"stopped after step {done}: no better validation in {config.patience} evaluations")
+                    break
             if stop:
                 checkpoints.wait()
                 if text := checkpoints.news():
@@ -77,6 +88,30 @@ def run(
     if text := checkpoints.news():  # the last one: nothing comes after it that could tell
         raise RunError(text)
     return view(state)
+
+
+def score(row: dict[str, float]) -> float:
+    """What says which checkpoint is the best: the validation's score, or the batch's reward, or its loss turned round."""
+    return row["validation_score"] if "validation_score" in row else row["reward"] if "reward" in row else -row["loss"]
+
+
+class Patience:
+    """Whether `most` evaluations in a row were no better than the best before them (early stopping); 0 = never."""
+
+    def __init__(self, most: int):
+        self.most, self.best, self.worse = most, float("-inf"), 0
+
+    def over(self, row: dict[str, float]) -> bool:
+        """After an evaluation, whose step's numbers are `row`."""
+        now = score(row)
+        self.worse = 0 if now > self.best else self.worse + 1
+        self.best = max(self.best, now)
+        return 0 < self.most <= self.worse
+
+    @property
+    def improved(self) -> bool:
+        """Whether the last evaluation was the best so far, and that matters."""
+        return self.most > 0 and self.worse == 0
 
 
 class NotFinite(Exception):

@@ -161,6 +161,8 @@ class Tracker(Log):
 
 def _line(metrics: dict[str, float]) -> str:
     shown = (("reward", "reward", ".3f"), ("kl", "KL", ".2f"), ("entropy", "entropy", ".2f"), ("clip_fraction", "clip", ".3f"))
+    if "reward" not in metrics:
+        shown = (("loss", "loss", ".3f"), ("accuracy", "accuracy", ".3f"), ("validation_loss", "validation", ".3f"))
     parts = [f"{name} {metrics[key]:{form}}" for key, name, form in shown if key in metrics]
     return "  ".join([*parts, f"{metrics['tokens_per_second']:.0f} tok/s"])
 

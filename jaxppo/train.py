@@ -9,17 +9,18 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import loop, memory, parallel, ppo, processes, replay, tracking
+from jaxppo import loop, memory, parallel, ppo, processes, replay, supervised, tracking
 from jaxppo.assemble import Policy, load_policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import FREE, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
 from jaxppo.lock import RunLock
 from jaxppo.rewards import shaping
 from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses
+from jaxppo.supervised import Objective
 from jaxppo.types import Parts, Prompts, TrainState
 
 __all__ = [
-    "Policy", "PromptSet", "Sample", "Sampler", "compiled", "encode", "first_scores", "fit", "load_policy", "make_model",
+    "Policy", "PromptSet", "Sample", "Sampler", "best", "compiled", "encode", "first_scores", "fit", "load_policy", "make_model",
     "restore", "use_compilation_cache",
 ]  # fmt: skip
 
@@ -27,17 +28,19 @@ __all__ = [
 def fit(
     config: RunConfig,
     policy: Policy,
-    parts: Parts,
-    prompts: PromptSet,
+    parts: Parts | Objective,
+    prompts: loop.Batches,
     *,
     folder: Path,
     evaluate: loop.Evaluate | None = None,
 ) -> TrainState:
     """Train to `config.steps` steps, from the newest checkpoint when `config.resume`; writes metrics, checkpoints and curves.
 
+    `parts` are those of a policy gradient with a `PromptSet`, or the objective of a supervised stage with `data.rows.Rows`.
+
     `evaluate(state)` returns numbers for validation prompts; they are logged as `validation_<name>`, and `score` among them
-    (else the batch's reward) decides which checkpoint is the best. Of several processes the first alone writes. How it may end
-    before its last step is in `loop.run`.
+    (without an `evaluate`, the batch's reward or loss) decides which checkpoint is the best. Of several processes the first
+    alone writes. How it may end before its last step is in `loop.run`.
     """
     validate_run(config)
     step = compiled(config, policy, parts)
@@ -63,6 +66,9 @@ def fit(
         try:
             return loop.run(config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate)
         except loop.NotFinite as bad:
+            if isinstance(parts, Objective):
+                raise Diverged(f"the update of step {bad.args[0]} is not finite; lower --lr") from None
+            assert isinstance(prompts, PromptSet)
             text = replay.diagnose(config, policy, parts, prompts, checkpoints, like, step=bad.args[0])
             raise Diverged(text) from None
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
@@ -74,10 +80,17 @@ def fit(
                     tracking.plot_curves(folder)
 
 
-def begin(config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState) -> TrainState:
+def best(folder: Path, state: TrainState) -> TrainState:
+    """The state of a run's best checkpoint, by the score of its evaluations; `state` is any of the run's."""
+    checkpoints = Checkpoints(folder / "checkpoints", write=False)
+    return checkpoints.restore(state, step=checkpoints.best())
+
+
+def begin(config: RunConfig, policy: Policy, parts: Parts | Objective, prompts: loop.Batches, state: TrainState) -> TrainState:
     """The first state of a run."""
-    if not config.reward_reference:
+    if not config.reward_reference or isinstance(parts, Objective):
         return state
+    assert isinstance(prompts, PromptSet)
     scores = first_scores(config, policy, parts, prompts, state)
     return state.replace(statistics=shaping.normalise_to_reference(state.statistics, scores))
 
@@ -114,7 +127,7 @@ def explained(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> 
     return error
 
 
-def compiled(config: RunConfig, policy: Policy, parts: Parts) -> parallel.CompiledStep:
+def compiled(config: RunConfig, policy: Policy, parts: Parts | Objective) -> parallel.CompiledStep:
     """The step in the configured mode, after a check that the devices are there and the batch divides over them."""
     found = len(jax.devices())
     if config.expect_devices and found != config.expect_devices:
@@ -124,7 +137,10 @@ def compiled(config: RunConfig, policy: Policy, parts: Parts) -> parallel.Compil
     validate(config, devices=parallel.count(config.parallel, config.mesh))
 
     def make(axis_name: str | None):
-        train_step = ppo.make_train_step(policy.model, parts, config, axis_name=axis_name)
+        if isinstance(parts, Objective):
+            train_step = supervised.make_train_step(policy.model, parts, config, axis_name=axis_name)
+        else:
+            train_step = ppo.make_train_step(policy.model, parts, config, axis_name=axis_name)
         return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
 
     step = parallel.prepare(make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1))

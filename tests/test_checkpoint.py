@@ -52,6 +52,10 @@ def test_the_newest_and_the_best_are_kept(checkpoints):
     assert checkpoints.steps() == [2, 3, 4]  # the newest two, to fall back to, and the best
     toys.assert_same(checkpoints.restore(state(seed=9)).params, state(4).params)
     toys.assert_same(checkpoints.restore(state(seed=9), step=2).params, state(2).params)
+    assert checkpoints.best() == 2
+    checkpoints.scores = dict.fromkeys(checkpoints.scores)
+    with pytest.raises(UserError, match="has a score; take the newest"):
+        checkpoints.best()
 
 
 def test_the_saved_state_may_be_given_away_at_once(checkpoints):

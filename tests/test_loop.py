@@ -71,8 +71,26 @@ def test_every_step_is_logged_once_and_saved_when_it_should(world):
     assert [row["step"] for row in world.log.rows] == [1, 2, 3, 4, 5, 6]
     assert [row.get("validation_score") for row in world.log.rows] == [None, None, 3.0, None, None, 6.0]
     assert world.checkpoints.steps() == [2, 4, 6]
-    assert world.checkpoints.scores == {2: 1.0, 4: 1.0, 6: 6.0}  # the batch's reward, where nothing was validated
+    assert world.checkpoints.scores == {2: None, 4: None, 6: 6.0}  # a batch's reward is no score beside a validation's
     assert world.log.said == []
+
+
+def test_without_a_validation_the_batch_decides(world):
+    go(world, Step(metrics=lambda step: {"reward": step / 2}))
+    assert world.checkpoints.scores == {2: 1.0, 4: 2.0, 6: 3.0}
+    assert loop.score({"loss": 0.5}) == -0.5 and loop.score({"loss": 0.5, "reward": 2.0}) == 2.0
+
+
+def test_patience_ends_the_run_and_keeps_the_best(world):
+    """Validated at every step: 1, 3, 2, 3, ...: step 2 is the best, steps 3 and 4 are no better."""
+    config = replace(CONFIG, eval_every=1, patience=2, save_every=100)
+    found = {1: 1.0, 2: 3.0, 3: 2.0, 4: 3.0, 5: 9.0}
+    state = go(world, Step(), config, evaluate=lambda state: {"score": found[int(state.step)]})
+    assert int(state.step) == 4
+    assert world.log.said == ["stopped after step 4: no better validation in 2 evaluations"]
+    assert world.checkpoints.scores == {1: 1.0, 2: 3.0, 4: 3.0}  # the good ones are saved as they come, and the last
+    found = dict.fromkeys(range(1, 7), 0.0)
+    assert int(go(world, Step(), replace(config, patience=0), evaluate=lambda state: {"score": 0.0}).step) == 6
 
 
 def test_at_the_last_step_there_is_nothing_to_do(world):

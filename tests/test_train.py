@@ -8,9 +8,10 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import algorithms, ppo, tracking, train
+from jaxppo import algorithms, ppo, supervised, tracking, train
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import RunError, UserError
+from jaxppo.data import rows
 from jaxppo.lock import RunLock
 
 
@@ -97,6 +98,30 @@ def test_several_steps_in_a_dispatch_are_the_same_run(straight, tmp_path, prompt
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row, want in zip(rows, lines(straight[1]), strict=True):
         assert row["reward"] == want["reward"] and row["length"] == want["length"]  # the same samples
+
+
+def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
+    """A language model with adapters: metrics, checkpoints, early stopping, resume to the last bit, and its best weights."""
+    config, policy = loaded
+    texts = rows.packed(TEXTS * 4, policy.tokenizer.encode, config.length, eos=policy.tokenizer.eos_id)
+    config = replace(RUN, minibatches=1, lr=1e-3, lr_schedule="constant")
+    scores = {3: 0.5, 4: 0.25}
+
+    def go(name, **changes):
+        own, policy = train.load_policy(replace(config, **changes))
+        folder = tracking.run_folder(tmp_path, name, resume=own.resume)
+        objective = supervised.language_model(policy.model, own)
+        return train.fit(own, policy, objective, texts, folder=folder, evaluate=lambda s: {"score": scores[int(s.step)]})
+
+    straight = go("straight")
+    found = lines(tmp_path / "straight")
+    assert [row["step"] for row in found] == [1, 2, 3, 4] and found[-1]["validation_score"] == 0.25
+    assert found[-1]["loss"] < found[0]["loss"] and found[0]["length"] == 7
+    go("broken", steps=2, eval_every=0)
+    toys.assert_same(go("broken", resume=True).params, straight.params)
+    assert int(train.best(tmp_path / "straight", straight).step) == 4  # step 3, the best, was not saved ...
+    assert int(go("patient", patience=1).step) == 4
+    assert int(train.best(tmp_path / "patient", straight).step) == 3  # ... but is where there is patience
 
 
 def test_a_second_run_of_the_same_name_is_refused(straight, prompts):

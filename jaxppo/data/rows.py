@@ -56,7 +56,8 @@ class Rows:
         width = self._width(int(self.mask[rows].sum(1).max())) if self.buckets > 1 else self.tokens.shape[1]
         cut = lambda x: x[rows][:, -width:] if x.ndim > 1 and x.shape[1] == self.tokens.shape[1] else x[rows]
         extra = {name: cut(x) for name, x in self.extra.items()}
-        return Prompts(cut(self.tokens), cut(self.mask), np.arange(len(rows), dtype=np.int32), extra)
+        index: Any = np.arange(len(rows), dtype=np.int32)
+        return Prompts(cut(self.tokens), cut(self.mask), index, extra)
 
     def _width(self, longest: int) -> int:
         """The narrowest of the widths L, L / 2, L / 4, ... that the longest row fits into."""
