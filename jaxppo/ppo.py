@@ -83,7 +83,8 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         batch = Batch(rolled, mask, rolled.logprobs, advantages, returns)
 
         # 5. update
-        new, metrics = update(state.replace(frozen=frozen, statistics=statistics), batch, update_key)
+        with jax.named_scope("update"):
+            new, metrics = update(state.replace(frozen=frozen, statistics=statistics), batch, update_key)
 
         # 6. control
         kl, rows, controller = control(state, rolled, valid, metrics, parts, config, axis_name)
@@ -112,7 +113,7 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
 def barren(metrics: dict, parts: Parts, config: Config) -> Array:
     """Whether none of a step's updates was finite (those left out on purpose aside)."""
     updates = config.epochs * config.minibatches if parts.value_loss or not parts.update else 1  # a natural gradient is one
-    return (metrics["skipped"] > 0) & (metrics["skipped"] + metrics["stopped"] >= updates)
+    return (metrics["skipped"] > 0) & (metrics["skipped"] + metrics["stopped"] + metrics["empty"] >= updates)
 
 
 class Earned(NamedTuple):

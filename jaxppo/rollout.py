@@ -56,7 +56,8 @@ def rollout(
     """
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
     guide = None if lagged is None else policy.cast(lora.merge(frozen["base"], lagged), model.dtype)
-    done = _decode(model, whole, guide, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis)
+    with jax.named_scope("generate"):  # names that a plan and a profile show
+        done = _decode(model, whole, guide, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis)
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
         attend=jnp.concatenate([prompts.mask, done.mask], 1),
@@ -71,7 +72,8 @@ def rollout(
     )
     if greedy:
         return out  # a baseline: only its reward is asked for
-    reference = policy.score(model, reference_params(params, frozen), out, config=sample, with_values=False)
+    with jax.named_scope("reference"):
+        reference = policy.score(model, reference_params(params, frozen), out, config=sample, with_values=False)
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
 
@@ -141,4 +143,6 @@ def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running
 
-    return jax.lax.while_loop(going_on, step, choose(*read(state, prompts.tokens, prompts.mask)))
+    first = choose(*read(state, prompts.tokens, prompts.mask))
+    with jax.named_scope("decode"):
+        return jax.lax.while_loop(going_on, step, first)

@@ -56,7 +56,9 @@ def make_train_step(model: Model, objective: Objective, config: Config, *, axis_
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        # A batch without weight has no gradient, but Adam's moments would move the parameters yet.
+        some = masked.total(weights, jnp.ones_like(weights), axis_name=axis_name) > 0
+        good = jnp.isfinite(loss) & jnp.isfinite(norm) & some
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, (state.params, state.opt_state))

@@ -114,7 +114,8 @@ def _kl_term(model, parts: Parts, config: Config, whole: Params, fixed: Fixed, b
 def make_update(
     model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, critic_alone: bool = False
 ) -> Callable:
-    """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One non-finite minibatch changes nothing.
+    """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One non-finite minibatch changes nothing, nor
+    does an empty one.
 
     Above `kl_stop` nats a token from the sampling policy the rest of the minibatches are not even computed. In the first
     `critic_warmup` steps, or always with `critic_alone`, only the critic's own parameters learn.
@@ -136,14 +137,17 @@ def make_update(
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         stop = metrics["approx_kl"] > config.kl_stop if watched else jnp.zeros((), bool)
+        # With every row invalid or left out the gradient is 0, but Adam's moments would move the parameters yet.
+        empty = masked.total(mine.mask, mine.mask, axis_name=axis_name) == 0
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         if alone is not None:  # weight decay would move them yet
             updates = optimizers.only_critic(updates, alone)
         new = (optax.apply_updates(params, updates), new_opt_state)
         # A select, not a branch: XLA fuses it into Adam's own loops, where a `cond` would copy the parameters.
-        live = jax.tree.map(lambda n, o: jnp.where(good & ~stop, n, o), new, live)
+        live = jax.tree.map(lambda n, o: jnp.where(good & ~stop & ~empty, n, o), new, live)
         number = lambda x: x.astype(jnp.float32)
-        return live, metrics | {"loss": loss, "grad_norm": norm, "skipped": 1.0 - number(good), "stopped": number(stop)}
+        outcome = {"skipped": 1.0 - number(good), "stopped": number(stop), "empty": number(empty)}
+        return live, metrics | {"loss": loss, "grad_norm": norm} | outcome
 
     def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
         unit = config.group_size
@@ -168,11 +172,13 @@ def make_update(
             deal_key, loss_key = jax.random.split(key)
             dealt = deal(deal_key, units, config.minibatches, first_block)
             rows = (dealt[:, :, None] * unit + jnp.arange(unit)[None, None]).reshape(config.minibatches, -1)
-            return jax.lax.scan(minibatch, carry, (rows, jax.random.split(loss_key, config.minibatches)))
+            with jax.named_scope("minibatches"):
+                return jax.lax.scan(minibatch, carry, (rows, jax.random.split(loss_key, config.minibatches)))
 
         live = (state.params, state.opt_state)
         carry = (live, jnp.zeros((), bool)) if watched else live
-        carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
+        with jax.named_scope("epochs"):
+            carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
         params, opt_state = carry[0] if watched else carry
         return state.replace(params=params, opt_state=opt_state), _summary(metrics)
 
@@ -201,7 +207,8 @@ def accumulated(
     keys = jax.random.split(key, microbatches)
     shapes = jax.eval_shape(grad_fn, params, fixed, *jax.tree.map(lambda x: x[0], parts), keys[0])
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
+    with jax.named_scope("microbatches"):
+        ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
     return (loss, means(metrics)), grads
 
 
@@ -213,14 +220,15 @@ def means(metrics: dict) -> dict:
 
 def _summary(metrics: dict) -> dict:
     """Means over the minibatches that counted; the ratio of the first one of all; how many were skipped or left out."""
-    good = (metrics["skipped"] == 0) & (metrics["stopped"] == 0)
-    alone = ("ratio_off", "skipped", "stopped")
+    good = (metrics["skipped"] == 0) & (metrics["stopped"] == 0) & (metrics["empty"] == 0)
+    counts = ("skipped", "stopped", "empty")
+    alone = ("ratio_off", *counts)
     out = {name: masked.mean(x, good) for name, x in metrics.items() if name not in alone}
     # On the first minibatch nothing has changed yet, so anything but 1 is a disagreement of sampler and scorer.
     out["first_ratio_off"] = metrics["ratio_off"][0, 0]
     # PPO's rule for beta asks how far the whole step has gone: the last epoch is the nearest that was measured.
     out["last_approx_kl"] = masked.mean(metrics["approx_kl"][-1], metrics["skipped"][-1] == 0)
-    return out | {"skipped": metrics["skipped"].sum(), "stopped": metrics["stopped"].sum()}
+    return out | {name: metrics[name].sum() for name in counts}
 
 
 def ratio_off(logprobs: Array, old_logprobs: Array, mask: Array, axis_name: str | None) -> Float[Array, ""]:

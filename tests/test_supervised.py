@@ -185,6 +185,17 @@ def test_a_batch_that_is_not_finite_changes_nothing():
     assert float(metrics["skipped"]) == 1 and int(state.counters["barren_steps"]) == 1 and int(state.step) == 1
 
 
+def test_a_batch_without_weight_changes_nothing(llama):
+    step = parallel.compile_step(
+        supervised.make_train_step(llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS)
+    )
+    state, _ = step(fresh(llama.params), rows())
+    before = jax.device_get(state.params)
+    state, metrics = step(state, rows().replace(extra={"weight": jnp.zeros((8, 6))}))
+    toys.assert_same(state.params, before)
+    assert float(metrics["skipped"]) == 1
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="--epochs 1 --minibatches 1"):
         supervised.make_train_step(table(), supervised.labels(table()), replace(SETTINGS, minibatches=2))

@@ -196,6 +196,16 @@ def test_all_non_finite_changes_nothing(run, state, batch):
     assert all(np.isfinite(x) for x in metrics.values())
 
 
+def test_a_minibatch_without_rows_changes_nothing(run, state, batch):
+    """Every reward invalid: the gradient is 0, but the moments of earlier updates would move the parameters yet."""
+    moving, metrics = run(state, batch, KEY)
+    assert float(metrics["empty"]) == 0
+    new, metrics = run(moving, batch.replace(mask=jnp.zeros_like(batch.mask)), KEY)
+    toys.assert_same(new, moving)
+    assert float(metrics["empty"]) == 4 and float(metrics["skipped"]) == 0
+    assert all(np.isfinite(x) for x in metrics.values())
+
+
 def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
     """d √x / dx at 0 is infinite."""
 
