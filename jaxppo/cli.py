@@ -205,15 +205,15 @@ def plan(options: PlanOptions) -> None:
             raise UserError(f"{options.config} is missing; give the config.json of a run")
         stored = from_file(RunConfig, options.config)
         settings = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
-    import jax
-
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # the compiler's warnings are read, not shown
+    from jaxppo import chips
     from jaxppo import plan as plans
 
-    chip, devices = plans.topology(options.topology) if options.topology else (None, jax.devices())
-    shape = plans.shape_of(settings.model)
+    chip, devices = chips.topology(options.topology) if options.topology else (None, chips.here())
+    shape = chips.shape_of(settings.model)
     report = plans.compile_plan(settings, shape, devices)
     print(plans.text_of(settings, shape, chip, report))
-    if chip and report.peak > chip.memory:
+    if report.refused or (chip and not plans.fits(chip, report)):
         raise SystemExit(2)
 
 

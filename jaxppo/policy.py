@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxppo import kernels, kl, sampling
 from jaxppo.config import Config
+from jaxppo.models import layout
 from jaxppo.types import Model, Params, Rollout
 
 FLOOR = -20.0  # log-prob given to a token that fell outside the keep-set of new parameters
@@ -109,15 +110,18 @@ def before_tokens(model: Model, params: Params, rollout: Rollout, *, dropout_key
 
 
 def _by_chunks(one, model, params, config, *arrays):
-    """one(*rows) for all rows [B T ...] of the arrays, at most `logits_bytes` of logits at a time."""
+    """one(*rows) for all rows [B T ...] of the arrays, at most `logits_bytes` of logits at a time on each device."""
     shape = arrays[0].shape[:2]
     rows = [x.reshape(-1, *x.shape[2:]) for x in arrays]
-    chunks = number_of_chunks(rows[0].shape[0], model.head(params).shape[0], config.logits_bytes)
+    chunks = number_of_chunks(rows[0].shape[0] // layout.shares(), model.head(params).shape[0], config.logits_bytes)
     if chunks == 1:
         out = one(*rows)
     else:
-        cut = [x.reshape(chunks, x.shape[0] // chunks, *x.shape[1:]) for x in rows]
-        out = jax.lax.map(lambda parts: jax.checkpoint(one)(*parts), tuple(cut))
+        # Each chunk takes every so many rows: a part of every device's own, where a block of rows would be one device's alone.
+        cut = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+        with jax.named_scope("chunks"):
+            out = jax.lax.map(lambda parts: jax.checkpoint(one)(*parts), tuple(cut(x) for x in rows))
+        out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
     return jax.tree.map(lambda x: x.reshape(shape), out)
 
 

@@ -18,9 +18,12 @@ FLOORS = [
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
     ["processes", "sharding", "ppo", "supervised", "parallel"],
     ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking"],
-    ["assemble", "sampler", "loop", "replay", "train", "sweep", "tasks", "plan", "export", "report"],
+    [
+        "assemble", "sampler", "loop", "replay", "train", "sweep", "tasks", "chips", "hlo", "program", "costs", "plan", "export",
+        "report",
+    ],
     ["cli", "launch"],
-]
+]  # fmt: skip
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 
 # Tested elsewhere than the name says.

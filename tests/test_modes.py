@@ -187,6 +187,13 @@ def test_groups_and_no_critic(one_device, mode):
     assert_equal_runs(run(settings, mode, mesh), one_device("groups", settings))
 
 
+@pytest.mark.parametrize("mesh", ["data=8", "data=2,fsdp=2,tensor=2"])
+def test_logits_in_chunks_on_a_mesh(one_device, mesh):
+    """32 rows of 5 tokens are 4 rows on each of 8 devices: 1280 bytes of logits, of which 640 are allowed at a time."""
+    settings = replace(SGD, logits_bytes=640)
+    assert_equal_runs(run(settings, "mesh", mesh), reference(one_device, Case("jit", "sgd", "graph")))
+
+
 def test_nothing_kept_from_the_forward_pass(one_device):
     got = run(replace(SGD, microbatches=4, minibatches=2), remat="full")
     assert_equal_runs(got, reference(one_device, Case("jit", "sgd", "graph")))

@@ -24,6 +24,12 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 }
 
 
+def shares() -> int:
+    """Over how many devices the rows are split; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in ROWS) if set(AXES) <= set(mesh.axis_names) else 1
+
+
 def constrain(x: Array, *names: str | None) -> Array:
     """`x` with its dimensions on the logical axes `names`; a size that does not divide stays whole.
 

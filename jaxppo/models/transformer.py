@@ -161,7 +161,8 @@ class Transformer(nn.Module):
         if self.scan:
             stored = None if cache is None else (cache.keys, cache.values)
             number = jnp.arange(self.config.num_layers, dtype=jnp.int32)
-            return self.layers((x, stored), number, rotation, visible, slot)[0]
+            with jax.named_scope("layers"):
+                return self.layers((x, stored), number, rotation, visible, slot)[0]
         if cache is None:
             for layer in self.layers:
                 x, _ = layer(x, rotation, visible, slot, None)

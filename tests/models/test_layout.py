@@ -31,6 +31,13 @@ def test_where_activations_lie(shape, names, spec):
     assert PartitionSpec(*found) == PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
 
 
+def test_over_how_many_devices_the_rows_are_split():
+    mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        assert layout.shares() == 4
+    assert layout.shares() == 1
+
+
 def test_without_a_mesh_nothing_happens():
     x = jnp.zeros((3, 5))
     assert layout.constrain(x, "rows", "heads") is x

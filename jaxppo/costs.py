@@ -1,0 +1,54 @@
+"""What a step costs at least, counted from the shapes; and in seconds, with a chip's peaks."""
+
+import math
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxppo.chips import Chip
+from jaxppo.config import ModelConfig, RunConfig
+from jaxppo.program import PHASES, Collective
+
+
+def matrix_parameters(shape: ModelConfig) -> tuple[int, int]:
+    """(weights of the blocks' products, weights of the head)."""
+    heads, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    block = shape.width * (2 * heads + 2 * kv) + shape.width * shape.mlp_width * (3 if shape.gated else 2)
+    return shape.num_layers * block, shape.width * shape.vocab_size
+
+
+def phases(config: RunConfig, shape: ModelConfig, mesh: Mesh) -> dict[str, tuple[float, float]]:
+    """Operations and bytes of each phase on each device, from the shapes: 2 operations a weight and token forward, twice that
+    backward (once with adapters, whose weight gradients are small); attention 4 · width a pair of tokens. Bytes are those of
+    the weights, once a decoded token, and of the keys and values read."""
+    blocks, head = matrix_parameters(shape)
+    size = jnp.dtype(config.dtype).itemsize
+    rows, length, response = config.rows, config.length, config.response_length
+    attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * length * length / 2
+    forward = rows * (2 * blocks * length + 2 * head * response + attention)
+    cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size * rows * (config.prompt_length + response / 2)
+    tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
+    devices = math.prod(mesh.shape.values())
+    # Each device reads the weights that it computes with: all of them, but for the part of the tensor axis.
+    weights = (blocks + head) * size / tensor
+    passes = 2 if config.lora else 3
+    learned = config.batch_size / config.rows * config.epochs
+    moments = 0 if config.lora else (blocks + head) * 4 * 7 / (tensor * fsdp)  # Adam reads four arrays and writes three
+    updates = config.epochs * config.minibatches
+    return {
+        "generate": (forward / devices, response * weights + response * cache / devices),
+        "reference": (forward / devices, weights),
+        "update": (passes * learned * forward / devices, updates * (passes * weights * config.microbatches + moments)),
+    }
+
+
+def bounds(chip: Chip, phases: dict[str, tuple[float, float]], collectives: dict[Collective, int]) -> dict[str, dict[str, float]]:
+    """For each phase the seconds that each of the chip's means needs at least, at its published peak."""
+    sent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+    for x, number in collectives.items():
+        if x.phase:
+            sent[x.phase] += x.sent * x.times * number
+    return {
+        name: {"compute": flops / chip.flops, "memory": moved / chip.bandwidth, "links": sent[name] / chip.links}
+        for name, (flops, moved) in phases.items()
+    }
