@@ -1,6 +1,7 @@
 """Prompts by the batch, and responses to them outside of training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ class PromptSet(NamedTuple):
 
     tokens: Int[np.ndarray, "N P"]
     mask: Bool[np.ndarray, "N P"]  # padding on the left
+    extra: Mapping[str, np.ndarray] = MappingProxyType({})  # [N ...] each: references, labels, task ids, features
 
     def batch(self, config: Config, cursor: int) -> Prompts:
         """The batch that starts at a cursor, the copies of a prompt beside each other; a function of (seed, cursor) alone."""
@@ -28,7 +30,7 @@ class PromptSet(NamedTuple):
             len(self.tokens), cursor=cursor, batch_size=config.rows // config.group_size, seed=config.seed
         ).repeat(config.group_size)
         rows = np.arange(config.rows, dtype=np.int32)
-        return _host_prompts(self.tokens[chosen], self.mask[chosen], rows)
+        return _host_prompts(self.tokens[chosen], self.mask[chosen], rows, {name: x[chosen] for name, x in self.extra.items()})
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
         """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; NumPy arrays."""
@@ -37,15 +39,17 @@ class PromptSet(NamedTuple):
         return batches[0] if config.steps_per_call == 1 else jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
-def encode(texts: Sequence[str], tokenizer: Tokenizer, length: int, **options) -> PromptSet:
-    """`data.prompts.encode` as a PromptSet."""
+def encode(
+    texts: Sequence[str], tokenizer: Tokenizer, length: int, *, extra: Mapping[str, np.ndarray] | None = None, **options
+) -> PromptSet:
+    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and goes with it."""
     encoded = data.encode(texts, tokenizer, length, **options)
-    return PromptSet(encoded.tokens, encoded.mask)
+    return PromptSet(encoded.tokens, encoded.mask, {name: np.asarray(x)[encoded.rows] for name, x in (extra or {}).items()})
 
 
-def _host_prompts(tokens: Any, mask: Any, index: Any) -> Prompts:
+def _host_prompts(tokens: Any, mask: Any, index: Any, extra: Any) -> Prompts:
     """Prompts that are still NumPy arrays."""
-    return Prompts(tokens, mask, index)
+    return Prompts(tokens, mask, index, extra)
 
 
 def responses(config: Config, model: Model, params, frozen, prompts: Prompts, key, *, greedy: bool = False) -> Rollout:
@@ -81,12 +85,13 @@ class Sampler:
         """One response to each prompt; the same seed draws the same noise for each."""
         out: list[Sample] = []
         for start in range(0, len(prompts.tokens), self.rows):
-            part = [x[start : start + self.rows] for x in prompts]
-            short = self.rows - len(part[0])  # the last part is filled up with copies of a row, which are dropped below
-            tokens, mask = (np.concatenate([x, x[:1].repeat(short, 0)]) for x in part)
+            # the last part is filled up with copies of a row, which are dropped below
+            rows = np.minimum(np.arange(start, start + self.rows), len(prompts.tokens) - 1)
+            extra = {name: x[rows] for name, x in prompts.extra.items()}
             index = np.arange(start, start + self.rows, dtype=np.int32)
-            done = self.program(state.params, state.frozen, _host_prompts(tokens, mask, index), jax.random.key(seed))
-            out += self._texts(jax.device_get(done))[: self.rows - short]
+            batch = _host_prompts(prompts.tokens[rows], prompts.mask[rows], index, extra)
+            done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
+            out += self._texts(jax.device_get(done))[: len(prompts.tokens) - start]
         return out
 
     def _texts(self, done) -> list[Sample]:

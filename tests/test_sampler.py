@@ -41,6 +41,17 @@ def test_copies_of_a_prompt_are_neighbours(prompts):
     assert batch.index.tolist() == list(range(8))  # each copy has noise of its own
 
 
+def test_what_belongs_to_a_prompt_goes_with_it(loaded):
+    """References, here the number of the text; the second text is too long and is dropped."""
+    some = sampler.encode(["ab", "abcdefg", "cd", "ef"], loaded[1].tokenizer, 4, extra={"number": np.arange(4)})
+    assert some.extra["number"].tolist() == [0, 2, 3]
+    batch = some.batch(replace(RUN, batch_size=6, group_size=2), 0)
+    found = [loaded[1].tokenizer.decode(row[kept]) for row, kept in zip(batch.tokens, batch.mask, strict=True)]
+    assert [{"ab": 0, "cd": 2, "ef": 3}[word] for word in found] == batch.extra["number"].tolist()
+    stacked = some.call(replace(RUN, steps_per_call=2, batch_size=2), 0)
+    assert stacked.extra["number"].shape == (2, 2)
+
+
 def test_several_batches_of_one_call(prompts):
     config = replace(RUN, steps_per_call=3, batch_size=4, group_size=2)
     stacked = prompts.call(config, 2)
@@ -68,7 +79,7 @@ def test_sampler_takes_any_number_of_prompts(read, moved, prompts):
     seven = read(moved, prompts, seed=0)
     assert [sample.prompt for sample in seven] == ["one", "two", "four", "x", "even", "it", "ab"]
     assert all(1 <= len(sample.tokens) <= 3 for sample in seven)
-    five = read(moved, sampler.PromptSet(*(x[:5] for x in prompts)), seed=0)
+    five = read(moved, sampler.PromptSet(prompts.tokens[:5], prompts.mask[:5]), seed=0)
     assert five == seven[:5]  # what fills up the last part changes nothing
     assert read(moved, prompts, seed=0) == seven
     assert read(moved, prompts, seed=1) != seven
