@@ -59,6 +59,11 @@ class Rows:
         index: Any = np.arange(len(rows), dtype=np.int32)
         return Prompts(cut(self.tokens), cut(self.mask), index, extra)
 
+    def all(self) -> Prompts:
+        """Every row, as one batch."""
+        index: Any = np.arange(len(self.tokens), dtype=np.int32)
+        return Prompts(self.tokens, self.mask, index, dict(self.extra))  # type: ignore[arg-type]
+
     def _width(self, longest: int) -> int:
         """The narrowest of the widths L, L / 2, L / 4, ... that the longest row fits into."""
         width = self.tokens.shape[1]

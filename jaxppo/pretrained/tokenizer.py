@@ -54,6 +54,10 @@ class Tokenizer:
         """The ids of a text."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it."""
+        return self._backend.id_to_token(token_id) or ""
+
     def decode(self, ids: Iterable[SupportsInt], *, skip_special: bool = True) -> str:
         """The text of ids, which may be an array [L]."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special)
@@ -81,7 +85,7 @@ class Tokenizer:
             raise PretrainedError(f"the checkpoint's chat template does not take these messages ({error})") from error
 
     def _token(self, token_id: int | None) -> str:
-        return "" if token_id is None else (self._backend.id_to_token(token_id) or "")
+        return "" if token_id is None else self.token(token_id)
 
     def settings(self) -> dict[str, Any]:
         """What `tokenizer.json` does not hold."""
