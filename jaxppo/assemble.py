@@ -13,10 +13,10 @@ from jaxppo import algorithms, pretrained
 from jaxppo import policy as policies
 from jaxppo.config import Config, ModelConfig, RunConfig, UserError
 from jaxppo.fetch import cache_folder
-from jaxppo.models import init_value, lora, make, stack, with_critic
+from jaxppo.models import init_value, lora, make, stack, unstack, with_critic
 from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
-from jaxppo.types import Model, Params
+from jaxppo.types import Model, Params, TrainState
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Policy:
     params: Params  # trained
     frozen: dict[str, Any]  # base, reference, and a place for the reward model
     tokenizer: Tokenizer
+    shape: ModelConfig
 
 
 def use_compilation_cache() -> None:
@@ -93,7 +94,14 @@ def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[Run
     if has_critic and config.value_init != "zero":
         params = init_value(params, jax.random.fold_in(key, 1), config.value_init, reward)
     config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
-    return config, Policy(model, params, frozen, tokenizer)
+    return config, Policy(model, params, frozen, tokenizer, model_config)
+
+
+def language_model(config: Config, policy: Policy, state: TrainState) -> Params:
+    """The trained network as a checkpoint's parameters (`pretrained.save`): adapters folded in, layers unrolled, no critic."""
+    merged = lora.merge(policy.frozen["base"], state.params)
+    own = {name: x for name, x in merged.items() if name not in ("value", "critic")}
+    return jax.tree.map(lambda x: x.astype(jnp.float32), unstack(lora.fold(own, alpha=config.lora_alpha)))
 
 
 def _leaves(tree: Mapping, path: tuple = ()):

@@ -44,6 +44,7 @@ class Checkpoints:
         self.thread: threading.Thread | None = None
         self.size = 0  # bytes of the newest, on the disk
         self.failures, self.failed = 0, ""  # saves in a row; what the last one said, until it is told
+        self.newest: int | None = None  # the last step that was sealed here
         self.scores: dict[int, float | None] = {}
         if write:
             make_folder(self.folder)
@@ -87,18 +88,25 @@ class Checkpoints:
             free = shutil.disk_usage(self.folder).free
             if free < need:
                 raise OSError(f"{need / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free")
+            self._check_newest()
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             with checkpointer() as writer:
                 writer.save(folder / "state", args=ocp.args.StandardSave(arrays))
+            self._check_newest()
             record = manifest.seal(folder, {**self.about, "step": step, "score": score, "leaves": leaves_of(arrays)})
             self.size = sum(file["bytes"] for file in record["files"].values())
-            self.scores[step], self.failures = score, 0
+            self.scores[step], self.failures, self.newest = score, 0, step
             self._prune()
         except Exception as error:  # of any kind: told at the next step, in the main thread
             self.failures += 1
             self.failed = f"the checkpoint of step {step} could not be written ({processes.first_line(error)})"
             shutil.rmtree(folder, ignore_errors=True)  # a full disk would stay full
+
+    def _check_newest(self) -> None:
+        """Raise OSError when the folder was moved away: Orbax would make it anew, and nobody would know."""
+        if self.newest is not None and not (self.folder / str(self.newest) / manifest.NAME).exists():
+            raise OSError(f"that of step {self.newest} is gone")
 
     def news(self) -> str:
         """What went wrong with a save since the last call, or nothing. Raises RunError after three failures in a row."""

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from jaxppo import losses, masked, optimizers, policy
 from jaxppo.config import Config, UserError
 from jaxppo.models import lora
+from jaxppo.rewards.learned import last_value
 from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Prompts, Rollout, TrainState
 
@@ -150,20 +151,12 @@ def language_model(model: Model, config: Config) -> Objective:
     return Objective(lambda prompts: prompts.extra["weight"][:, 1:] * prompts.mask[:, 1:], costs)
 
 
-def last_value(model: Model, params: Params, prompts: Prompts, key=None) -> Float[Array, "B"]:
-    """The value head's number at the last token of each text: a reward model's score."""
-    hidden, _ = model.apply(params, prompts.tokens, prompts.mask, dropout_key=key)
-    slots = jnp.arange(prompts.mask.shape[1], dtype=jnp.int32)[None]
-    last = jnp.where(prompts.mask, slots, 0).max(1)
-    return jnp.take_along_axis(model.value(params, hidden), last[:, None], 1)[:, 0]
-
-
 def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -> Objective:
     """−log σ(s_w − s_l − margin) + centring · (s_w + s_l)² of a pair's scores (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155;
     margin: https://arxiv.org/abs/2307.09288; centring: https://arxiv.org/abs/2312.09244)."""
 
     def costs(params, reference, prompts, key) -> Costs:
-        score = last_value(model, params, prompts, key)
+        score = last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key)
         better, worse = score[0::2], score[1::2]
         loss = -jax.nn.log_sigmoid(better - worse - margin) + centring * jnp.square(better + worse)
         return loss, {"accuracy": (better > worse).astype(jnp.float32), "gap": better - worse}
@@ -175,7 +168,7 @@ def labels(model: Model) -> Objective:
     """Binary cross-entropy of the last token's value with `extra["label"]`, a probability; accuracy of its side of 1/2."""
 
     def costs(params, reference, prompts, key) -> Costs:
-        score, label = last_value(model, params, prompts, key), prompts.extra["label"]
+        score, label = last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key), prompts.extra["label"]
         right = (score > 0) == (label > 0.5)
         return optax.sigmoid_binary_cross_entropy(score, label), {"accuracy": right.astype(jnp.float32)}
 

@@ -90,6 +90,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=env | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_prints_a_row_and_keeps_it(tmp_path):
     out = tmp_path / "new" / "rows.jsonl"
     done = run("--size", "tiny", "--steps", "1", "--dtype", "float32", "--threads", "all", "--out", str(out))

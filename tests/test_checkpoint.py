@@ -235,6 +235,17 @@ def test_a_save_that_fails_is_told_and_the_third_ends_the_run(checkpoints, monke
     assert checkpoints.steps() == [1] and [path.name for path in checkpoints.folder.iterdir()] == ["1"]
 
 
+def test_a_folder_that_was_moved_is_not_made_anew(checkpoints):
+    """Orbax would make it again, and the run would go on without the checkpoints that it had."""
+    checkpoints.save(state(1), score=None)
+    checkpoints.wait()
+    checkpoints.folder.rename(checkpoints.folder.with_name("moved"))
+    checkpoints.folder.mkdir()
+    checkpoints.save(state(2), score=None)
+    checkpoints.wait()
+    assert "that of step 1 is gone" in checkpoints.news()
+
+
 def test_one_good_save_starts_the_count_again(checkpoints, monkeypatch):
     monkeypatch.setattr(checkpoint, "MOST_FAILURES", 2)
     for step in (1, 2, 3, 4):

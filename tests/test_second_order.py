@@ -112,6 +112,7 @@ def test_the_step_is_halved_until_the_bound_holds(llama, subject):
     assert float(metrics["halvings"]) > 0 or float(free["trust_kl"]) <= 0.75
 
 
+@pytest.mark.slow  # test_presets.py has trpo and npg under pmap
 def test_two_devices_equal_one(llama, subject):
     state, batch = subject
     settings = replace(TRPO, value_loss="none", cg_iterations=4)

@@ -211,6 +211,7 @@ def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, pro
     assert float(resumed.statistics["gain"]) == gain
 
 
+@pytest.mark.slow  # test_modes.py has the steps, test_processes.py runs
 def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
     """Tokens, metrics, parameters; checkpoints are those of one device, so a run may go on elsewhere."""
     config = replace(RUN, batch_size=32, lr=1e-4, steps=4)

@@ -5,10 +5,10 @@ so that the compiler need not guess; without a mesh (jit on one device, pmap) it
 """
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
-from jaxtyping import Array
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
@@ -30,7 +30,7 @@ def shares() -> int:
     return math.prod(mesh.shape[axis] for axis in ROWS) if set(AXES) <= set(mesh.axis_names) else 1
 
 
-def constrain(x: Array, *names: str | None) -> Array:
+def constrain(x: Any, *names: str | None) -> Any:
     """`x` with its dimensions on the logical axes `names`; a size that does not divide stays whole.
 
     The mesh is that of `jax.sharding.use_abstract_mesh` around the program (`parallel.MeshStep`).

@@ -5,6 +5,7 @@ and the rest is the base; `merge` lays one over the other. The reference policy 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -44,6 +45,20 @@ def split(params: Params, is_trained: Callable[[tuple[str, ...]], bool]) -> tupl
         return out
 
     return part(params, (), True), part(params, (), False)
+
+
+def fold(params: Params, *, alpha: float) -> dict:
+    """The same network without adapters: each kernel plus (alpha / rank) A B; of scanned layers, layer by layer.
+
+    >>> import jax.numpy as jnp
+    >>> fold({"kernel": jnp.eye(2), "lora_a": jnp.ones((2, 1)), "lora_b": jnp.array([[0.5, 0.0]])}, alpha=2.0)["kernel"].tolist()
+    [[2.0, 0.0], [1.0, 1.0]]
+    """
+    out: dict[str, Any] = {name: fold(x, alpha=alpha) if isinstance(x, dict) else x for name, x in params.items()}
+    if "lora_a" in out:
+        a, b = out.pop("lora_a"), out.pop("lora_b")
+        out["kernel"] = out["kernel"].astype(a.dtype) + (alpha / a.shape[-1]) * (a @ b)
+    return out
 
 
 def is_adapter(path: tuple[str, ...]) -> bool:

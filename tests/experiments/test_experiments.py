@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import cli
+from jaxppo import cli, pretrained, tracking
+from jaxppo.pretrained.tiny import tiny
 
 pytestmark = pytest.mark.ci
 
@@ -28,7 +29,10 @@ def run(script: str, *args: str) -> None:
     cli.script(module.main, config, args=[*args, *one_device])
 
 
-@pytest.mark.parametrize("options", [[], ["--lora", "0", "--dtype", "float32"], ["--reward", "vader"]])
+SLOWER = [["--lora", "0", "--dtype", "float32"], ["--reward", "vader"]]
+
+
+@pytest.mark.parametrize("options", [[], *(pytest.param(options, marks=pytest.mark.slow) for options in SLOWER)])
 def test_sentiment_tiny_writes_what_it_promises(tmp_path, options, capsys):
     run("sentiment", "--tiny", "--steps", "2", "--runs", str(tmp_path), "--name", "a", *options)
     folder = tmp_path / "a"
@@ -94,3 +98,40 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, options, message, capsy
     assert stop.value.code == 2
     error = capsys.readouterr().err.strip()
     assert message in error and "\n" not in error
+
+
+@pytest.mark.parametrize("tokens", ["bpe", pytest.param("words", marks=pytest.mark.slow)])
+def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens):
+    data = tmp_path / "texts.jsonl"
+    data.write_text(
+        "".join(json.dumps({"text": f"the film number {i} was good, and so was number {i + 1}."}) + "\n" for i in range(60))
+    )
+    small = ["--width", "32", "--layers", "1", "--max-vocab", "300", "--response-length", "15", "--batch-size", "8"]
+    options = ["--data", str(data), "--runs", str(tmp_path), "--eval-every", "2", "--tokens", tokens, "--repeat", "2", *small]
+    run("pretrain", *options, "--steps", "4")
+    assert "held-out perplexity" in capsys.readouterr().out
+    model = pretrained.load(tmp_path / "pretrain" / "model")
+    assert model.config.width == 32 and model.tokenizer.vocab_size <= 300
+    rows = tracking.read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_perplexity"] < 300
+
+
+def test_fine_tuning_leaves_a_checkpoint(tmp_path, capsys):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"number {i}", "response": " is good"}) + "\n" for i in range(40)))
+    run("sft", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "4", "--eval-every", "2", "--batch-size", "8")
+    assert "held-out perplexity" in capsys.readouterr().out
+    tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny(0)
+    assert tuned.config == start[0]
+    kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]
+    assert 0 < abs(kernel(tuned.params) - kernel(start[1])).max() < 0.1  # the adapters, folded in (and bfloat16's rounding)
+
+
+@pytest.mark.parametrize("dpo", [[], pytest.param(["--dpo"], marks=pytest.mark.slow)])
+def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
+    data = tmp_path / "pairs.jsonl"
+    data.write_text("".join(json.dumps({"better": f"good {i}", "worse": f"bad {i}"}) + "\n" for i in range(60)))
+    small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2"]
+    run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "8", "--eval-every", "4", *small, *dpo)
+    found = re.search(r"held-out pairs: accuracy ([\d.]+)", capsys.readouterr().out)
+    assert found and float(found[1]) == 1.0

@@ -54,3 +54,16 @@ def test_gradients_reach_the_trained_part_alone():
     gradient = jax.jit(jax.grad(total))(trained, base)
     assert jax.tree.structure(gradient) == jax.tree.structure(trained)
     assert all(np.abs(g).max() > 1e-6 for g in jax.tree.leaves(gradient))
+
+
+def test_folded_adapters_are_the_same_network():
+    model, plain = models.make(toys.LLAMA, lora=2), models.make(toys.LLAMA)
+    params = toys.random_params(model)
+    prompts = toys.prompts()
+    want, _ = model.apply(params, prompts.tokens, prompts.mask)
+    folded = lora.fold(params, alpha=16.0)
+    assert jax.tree.structure(folded) == jax.tree.structure(jax.eval_shape(plain.init, jax.random.key(0)))
+    got, _ = plain.apply(folded, prompts.tokens, prompts.mask)
+    np.testing.assert_allclose(got, want, atol=1e-4)
+    stacked = models.unstack(lora.fold(models.stack(params), alpha=16.0))
+    toys.assert_close(stacked, folded, atol=1e-6)

@@ -1,0 +1,100 @@
+"""Train a small language model from nothing: a vocabulary, next-token prediction, a checkpoint for the other scripts.
+
+Command    python experiments/pretrain.py                      # --data texts.jsonl ({"text": "..."} a line); --tokens words
+           then: python experiments/sentiment.py --model runs/pretrain/model --lora 0
+Data       The 10,605 review sentences of `jaxppo.data.sentiment`, unless --data is given; a tenth is held out.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jaxppo import cli
+from jaxppo.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Pretrain(RunConfig):
+    name: str = "pretrain"
+    prompt_length: int = 1
+    response_length: int = 63
+    batch_size: int = 32
+    minibatches: int = 1
+    steps: int = 600
+    lr: float = 3e-3
+    lr_schedule: str = "cosine"
+    lr_warmup: int = 30
+    optimizer: str = "adamw"
+    lora: int = 0
+    value_loss: str = "none"
+    eval_every: int = 50
+    patience: int = 3
+    data: Path | None = None
+    """texts, one JSON object with "text" a line; default: review sentences"""
+    tokens: Literal["bpe", "words"] = "bpe"
+    """bpe: pairs of bytes; words: whole words in lower case"""
+    max_vocab: int = 4000
+    """most tokens of the vocabulary"""
+    width: int = 128
+    """of the hidden states"""
+    layers: int = 4
+    """of the transformer"""
+    vectors: Path | None = None
+    """pretrained word vectors in GloVe's text format, of this width"""
+    repeat: int = 1
+    """noisy copies of each text beside it: words left out and exchanged with probability .1"""
+
+
+def main(options: Pretrain) -> None:
+    import dataclasses
+
+    import jax
+    import numpy as np
+
+    from jaxppo import assemble, config, models, pretrained, supervised, tracking, train, validation
+    from jaxppo.data import jsonl, rows, sentiment
+    from jaxppo.pretrained import vocabulary
+
+    config.validate_run(options)
+    train.use_compilation_cache()
+    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    if options.data is None:
+        texts = sentiment.load().texts
+    else:
+        texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
+    texts = [texts[i] for i in rows.deduplicated(texts)]
+    training, held_out = ([texts[i] for i in part] for part in rows.held_out(texts, 0.1))
+    rng = np.random.default_rng(options.seed)
+    training += [rows.noisy(text, rng, drop=0.1, swap=0.1) for text in training for _ in range(options.repeat - 1)]
+
+    start = folder / "start"  # the random network and its vocabulary, as a checkpoint like any other
+    if not start.exists():
+        make = {"bpe": vocabulary.bpe, "words": vocabulary.words}[options.tokens]
+        tokenizer = make(training, options.max_vocab)
+        heads = max(options.width // 32, 1)
+        shape = config.llama(
+            vocab_size=tokenizer.vocab_size, width=options.width, num_layers=options.layers, num_heads=heads, num_kv_heads=heads
+        )
+        params = {name: x for name, x in models.make(shape).init(jax.random.key(options.seed)).items() if name != "value"}
+        if options.vectors is not None:
+            embedding, found = vocabulary.vectors(options.vectors, tokenizer, options.width, seed=options.seed)
+            print(f"word vectors: {found} of {tokenizer.vocab_size} tokens")
+            params["embed"] = {"embedding": embedding}
+        pretrained.save(start, shape, jax.device_get(params), tokenizer)
+    options = dataclasses.replace(options, model=str(start), tiny=False)
+    options, policy = train.load_policy(options)
+    pack = lambda some: rows.packed(some, policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id)
+    objective = supervised.language_model(policy.model, options)
+    evaluate = validation.held_out(options, policy, objective, pack(held_out))
+    state = train.fit(options, policy, objective, pack(training), folder=folder, evaluate=evaluate)
+
+    best = train.best(folder, state)
+    found = evaluate(best)
+    if not (folder / "model").exists():
+        params = assemble.language_model(options, policy, best)
+        pretrained.save(folder / "model", policy.shape, jax.device_get(params), policy.tokenizer)
+    print(f"held-out perplexity {found['perplexity']:.1f} a token at step {int(best.step)}; written to {folder / 'model'}")
+
+
+if __name__ == "__main__":
+    cli.script(main, Pretrain)
