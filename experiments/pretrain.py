@@ -1,6 +1,6 @@
 """Train a small language model from nothing: a vocabulary, next-token prediction, a checkpoint for the other scripts.
 
-Command    python experiments/pretrain.py                      # --data texts.jsonl ({"text": "..."} a line); --tokens words
+Command    python experiments/pretrain.py                      # --data texts.jsonl ({"text": "..."} a line); --model-kind gru
            then: python experiments/sentiment.py --model runs/pretrain/model --lora 0
 Data       The 10,605 review sentences of `jaxppo.data.sentiment`, unless --data is given; a tenth is held out.
 """
@@ -38,7 +38,9 @@ class Pretrain(RunConfig):
     width: int = 128
     """of the hidden states"""
     layers: int = 4
-    """of the transformer"""
+    """of the network"""
+    dropout: float = 0.1
+    """of embeddings and last hidden states"""
     vectors: Path | None = None
     """pretrained word vectors in GloVe's text format, of this width"""
     repeat: int = 1
@@ -71,10 +73,8 @@ def main(options: Pretrain) -> None:
     if not start.exists():
         make = {"bpe": vocabulary.bpe, "words": vocabulary.words}[options.tokens]
         tokenizer = make(training, options.max_vocab)
-        heads = max(options.width // 32, 1)
-        shape = config.llama(
-            vocab_size=tokenizer.vocab_size, width=options.width, num_layers=options.layers, num_heads=heads, num_kv_heads=heads
-        )
+        sizes = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
+        shape = config.network(options.model_kind, vocab_size=tokenizer.vocab_size, **sizes)
         params = {name: x for name, x in models.make(shape).init(jax.random.key(options.seed)).items() if name != "value"}
         if options.vectors is not None:
             embedding, found = vocabulary.vectors(options.vectors, tokenizer, options.width, seed=options.seed)

@@ -56,7 +56,7 @@ def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[Run
     reference is a second copy.
     """
     if config.tiny:
-        model_config, weights, tokenizer = tiny(config.seed)
+        model_config, weights, tokenizer = tiny(config.seed, config.model_kind)
     else:
         loaded = pretrained.load(config.model)
         model_config, weights, tokenizer = loaded.config, loaded.params, loaded.tokenizer

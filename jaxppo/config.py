@@ -35,7 +35,7 @@ class Diverged(RunError):
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The one transformer's settings; GPT-2, Llama, SmolLM, Qwen and Mistral are points in this space."""
+    """A network: GPT-2, Llama, SmolLM, Qwen and Mistral are points in the one transformer's space; `network` makes the others."""
 
     vocab_size: int
     width: int
@@ -63,6 +63,33 @@ class ModelConfig:
     tied: bool = True
     window: int | None = None
     """sliding-window attention: a token sees itself and the window - 1 tokens before it"""
+    kind: str = "transformer"
+    """transformer | gru | lstm | convolution | window"""
+    kernel: int = 4
+    """tokens that a convolution or window sees, with its own"""
+    dropout: float = 0.0
+    """of embeddings and last hidden states, in supervised training"""
+
+
+def network(
+    kind: str,
+    *,
+    vocab_size: int,
+    width: int = 32,
+    num_layers: int = 2,
+    kernel: int = 4,
+    dropout: float = 0.0,
+    max_length: int = 256,
+) -> ModelConfig:
+    """A small net of any kind; those without attention have no use for heads."""
+    if kind == "transformer":
+        return dataclasses.replace(
+            llama(vocab_size=vocab_size, width=width, num_layers=num_layers, max_length=max_length), dropout=dropout
+        )
+    return ModelConfig(
+        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=1, num_kv_heads=1, head_dim=width,
+        mlp_width=2 * width, max_length=max_length, kind=kind, kernel=kernel, dropout=dropout,
+    )  # fmt: skip
 
 
 def gpt2(
@@ -385,6 +412,8 @@ class RunConfig(Config):
 
     model: str = "smollm2"
     """smollm2 (fetched once, 93 MB), a local folder, or a hub id: GPT-2, Llama, SmolLM, Qwen2/2.5/3 or Mistral in safetensors"""
+    model_kind: str = "transformer"
+    """transformer | gru | lstm | convolution | window: of a network that is made anew (--tiny, experiments/pretrain.py)"""
     name: str = "run"
     """the run's folder is <runs>/<name>"""
     runs: str = "runs"

@@ -12,9 +12,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 from jaxppo import processes
 
 CASES = {  # name -> (settings, mode, mesh, options of `run`)
-    "pmap adam": ("adam", "pmap", "", {}),
     "pmap sgd, 2 microbatches, remat": ("sgd", "pmap", "", {"changes": {"microbatches": 2}, "remat": "block"}),
-    "mesh sgd": ("sgd", "mesh", "data=2,fsdp=2", {}),
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
     "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
 }

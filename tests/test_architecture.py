@@ -28,6 +28,7 @@ PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, 
 
 # Tested elsewhere than the name says.
 TESTED_IN = {
+    "models/__init__": "models/test_language",
     "pretrained/__init__": "pretrained/test_load",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
     "pretrained/errors": "pretrained/test_load",

@@ -1,13 +1,15 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
 from runs import RUN
 
-from jaxppo import assemble, models, pretrained
+from jaxppo import assemble, models, ppo, pretrained
 from jaxppo.config import UserError
+from jaxppo.models import lora
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +79,29 @@ def test_a_value_head_from_a_reward_model():
 
 def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
     shape, weights, tokenizer = assemble.tiny(0)
-    monkeypatch.setattr(assemble, "tiny", lambda seed: (replace(shape, vocab_size=200), weights, tokenizer))
+    monkeypatch.setattr(assemble, "tiny", lambda seed, kind: (replace(shape, vocab_size=200), weights, tokenizer))
     with pytest.raises(UserError, match="the tokenizer has ids up to 256, but the model's vocabulary has 200; use its own"):
         assemble.load_policy(RUN)
+
+
+def test_a_network_of_another_kind():
+    _, policy = assemble.load_policy(replace(RUN, model_kind="gru", lora=0))
+    assert policy.shape.kind == "gru" and "recurrent" in policy.params["body"]["layers_0"]
+    with pytest.raises(UserError, match="a gru policy is trained whole: --lora 0"):
+        assemble.load_policy(replace(RUN, model_kind="gru"))
+
+
+def test_the_trained_network_as_a_checkpoint():
+    """Adapters folded in, layers unrolled, no critic: the same logits, and what a plain model takes."""
+    for changes in ({}, {"scan_layers": True}, {"lora": 0, "critic": "separate"}):
+        config, policy = assemble.load_policy(replace(RUN, **changes))
+        params = jax.tree.map(lambda x: x + 0.01, policy.params)
+        state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
+        whole = assemble.language_model(config, policy, state)
+        flat = pretrained.mapping.checked(policy.shape, pretrained.mapping.flatten(jax.device_get(whole)))
+        assert "head/kernel" not in flat and not any("lora" in name or "value" in name for name in flat)
+        tokens = jnp.array([[1, 2, 3]])
+        plain = models.make(policy.shape)
+        got, _ = plain.apply(whole, tokens, tokens > 0)
+        want, _ = policy.model.apply(lora.merge(policy.frozen["base"], state.params), tokens, tokens > 0)
+        np.testing.assert_allclose(got, want[..., : got.shape[-1]], atol=1e-4)

@@ -176,8 +176,7 @@ def test_one_device_with_all_the_short_rows():
     settings = replace(SGD, advantage="gae", aggregate="token_mean")
     want = run(settings, steps=1, batches=lambda _: batch)
     assert want[1][0]["length"] == pytest.approx(lengths.mean())
-    for mode, mesh in (("pmap", ""), ("mesh", "data=8")):
-        assert_equal_runs(run(settings, mode, mesh, steps=1, batches=lambda _: batch), want)
+    assert_equal_runs(run(settings, "pmap", steps=1, batches=lambda _: batch), want)
 
 
 def test_groups_and_no_critic(one_device):
@@ -212,8 +211,8 @@ def test_several_steps_in_one_dispatch_under_pmap():
     make = lambda axis_name: ppo.repeat(ppo.make_train_step(model, parts, settings, axis_name=axis_name))
     stacked = jax.tree.map(lambda *x: np.stack(x), prompts(0), prompts(1))
     results = []
-    for mode, mesh in (("jit", ""), ("pmap", ""), ("mesh", "data=8")):
-        step = parallel.prepare(make, mode=mode, mesh=mesh, leading=1)
+    for mode in ("jit", "pmap"):
+        step = parallel.prepare(make, mode=mode, leading=1)
         frozen = {"base": {}, "reference": toys.random_params(model, seed=2), "reward": {}}
         start = ppo.init_state(settings, toys.random_params(model, seed=1), frozen, jax.random.key(0))
         state, metrics = step(step.place(start), step.put(stacked))

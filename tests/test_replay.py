@@ -27,6 +27,7 @@ def test_words_name_the_operation_and_the_line():
     assert replay.words(error).startswith("no operation made a NaN")
 
 
+@pytest.mark.slow
 def test_a_step_is_found_again_from_the_checkpoint_before_it(tmp_path):
     """Step 3 from the checkpoint of step 1. The key of step 3 is that of the run: the same rewards, the same NaN."""
     config, policy = assemble.load_policy(replace(RUN, steps=4))

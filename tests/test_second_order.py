@@ -85,6 +85,7 @@ def test_trpo_improves_within_its_bound(llama, subject):
     assert all(np.isfinite(x) for x in metrics.values())
 
 
+@pytest.mark.slow
 def test_a_small_step_has_nearly_the_kl_that_the_fisher_matrix_foretells(llama, subject):
     """Without damping, ½ xᵀ F x = δ is the KL itself up to the third order."""
     settings = replace(TRPO, update="npg", trust_kl=1e-4, cg_damping=1e-6, cg_iterations=20, value_loss="none")
@@ -102,6 +103,7 @@ def test_an_update_that_cannot_improve_changes_nothing(llama, subject):
         assert float(metrics["accepted"]) == 0
 
 
+@pytest.mark.slow
 def test_the_step_is_halved_until_the_bound_holds(llama, subject):
     """A bound so wide that the quadratic model is wrong."""
     settings = replace(TRPO, trust_kl=0.5, value_loss="none")

@@ -5,6 +5,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxppo import kernels
 
@@ -58,3 +59,12 @@ class Value(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, (hidden.shape[-1], 1), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (), jnp.float32)
         return (hidden @ kernel)[..., 0] + bias
+
+
+def dropped(x: Array, rate: float, key: Array | None, number: int) -> Array:
+    """Dropout of a share `rate` with the key's `number`-th noise; nothing without a key (Srivastava et al. 2014,
+    https://jmlr.org/papers/v15/srivastava14a.html)."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0.0)

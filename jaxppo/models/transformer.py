@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxppo import kernels
 from jaxppo.config import ModelConfig
 from jaxppo.models.attention import attend, remember, rotate, rotations, visibility
-from jaxppo.models.layers import Linear, Norm, Value
+from jaxppo.models.layers import Linear, Norm, Value, dropped
 from jaxppo.models.layout import constrain
 from jaxppo.types import Model
 
@@ -131,7 +131,7 @@ class Transformer(nn.Module):
             self.head = Linear(c.vocab_size, False, self.dtype)
         self.value = Value()
 
-    def __call__(self, tokens, attend_mask, cache=None):
+    def __call__(self, tokens, attend_mask, cache=None, dropout_key=None):
         c = self.config
         length = tokens.shape[1]
         if cache is None:
@@ -145,13 +145,14 @@ class Transformer(nn.Module):
         x = self.embed.embedding[tokens].astype(self.dtype).astype(jnp.float32)
         if c.positions == "learned":
             x = x + self.positions.embedding[position].astype(self.dtype).astype(jnp.float32)
+        x = dropped(x, c.dropout, dropout_key, 0)
         rotation = rotations(position, c) if c.positions == "rope" else None
         visible = visibility(attend_all, slot, length, c.window)
         x, stored = self.through(constrain(x, "rows", None, None), cache, rotation, visible, slot)
         if cache is not None:
             keys, values = stored
             cache = Cache(keys, values, attend_all, slot + length)
-        hidden = self.final_norm(x)
+        hidden = dropped(self.final_norm(x), c.dropout, dropout_key, 1)
         if self.is_initializing():
             _ = self.logits(hidden), self.value(hidden)
         return hidden, cache
@@ -213,8 +214,8 @@ def make(
         return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
-        del context, dropout_key  # this architecture has neither
-        run = lambda params, tokens, attend: module.apply({"params": params}, tokens, attend, cache)
+        del context  # this architecture has none
+        run = lambda params, tokens, attend: module.apply({"params": params}, tokens, attend, cache, dropout_key)
         if remat == "full" and cache is None:
             run = jax.checkpoint(run)
         return cast(tuple[Array, Cache | None], run(params, tokens, attend))

@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float32
 
 from jaxppo.config import ModelConfig
+from jaxppo.models import make
 from jaxppo.pretrained.errors import PretrainedError
 
 Tensors = Mapping[str, Float32[np.ndarray, "..."]]
@@ -104,7 +106,10 @@ def _unknown(name: str) -> PretrainedError:
 
 
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The path and shape of every parameter; kernels are [in, out]."""
+    """The path and shape of every parameter but the value head's; kernels are [in, out]."""
+    if model.kind != "transformer":
+        made = flatten(jax.eval_shape(make(model).init, jax.random.key(0)))
+        return {name: x.shape for name, x in made.items() if not name.startswith("value/")}
     d, q, kv = model.width, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
     found: dict[str, tuple[int, ...]] = {"embed/embedding": (model.vocab_size, d)}
     if model.positions == "learned":

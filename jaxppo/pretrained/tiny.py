@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from jaxppo.config import llama
+from jaxppo.config import network
 from jaxppo.models import make
 from jaxppo.pretrained.tokenizer import Tokenizer
 
@@ -27,10 +27,10 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer(backend, eos_id=backend.token_to_id(END), bos_id=backend.token_to_id(END))
 
 
-def tiny(seed: int):
-    """(config, parameters without value head, tokenizer) of a two-layer Llama with random weights."""
+def tiny(seed: int, kind: str = "transformer"):
+    """(config, parameters without value head, tokenizer) of two layers with random weights: a Llama, or another kind of net."""
     tokenizer = byte_tokenizer()
-    config = llama(vocab_size=tokenizer.vocab_size)
+    config = network(kind, vocab_size=tokenizer.vocab_size)
     params = dict(make(config).init(jax.random.key(seed)))
     params.pop("value")
     return config, jax.tree.map(np.asarray, params), tokenizer

@@ -71,7 +71,11 @@ def test_a_loss_of_ones_own(capsys):
 
 
 @pytest.mark.parametrize(
-    "options", [["--algorithm", "dapo", "--batch-size", "32"], ["--algorithm", "nlpo", "--critic", "separate"]]
+    "options",
+    [
+        ["--algorithm", "dapo", "--batch-size", "32"],
+        pytest.param(["--algorithm", "nlpo", "--critic", "separate"], marks=pytest.mark.slow),
+    ],
 )
 def test_another_algorithm_by_name(tmp_path, options):
     data = tmp_path / "prompts.jsonl"
@@ -100,18 +104,35 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, options, message, capsy
     assert message in error and "\n" not in error
 
 
-@pytest.mark.parametrize("tokens", ["bpe", pytest.param("words", marks=pytest.mark.slow)])
-def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens):
+KINDS = [("words", "gru"), *(pytest.param("bpe", kind, marks=pytest.mark.slow) for kind in ("transformer", "lstm", "window"))]
+
+
+@pytest.mark.parametrize(("tokens", "kind"), KINDS)
+def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
     data = tmp_path / "texts.jsonl"
     data.write_text(
         "".join(json.dumps({"text": f"the film number {i} was good, and so was number {i + 1}."}) + "\n" for i in range(60))
     )
     small = ["--width", "32", "--layers", "1", "--max-vocab", "300", "--response-length", "15", "--batch-size", "8"]
-    options = ["--data", str(data), "--runs", str(tmp_path), "--eval-every", "2", "--tokens", tokens, "--repeat", "2", *small]
+    options = [
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--eval-every",
+        "2",
+        "--tokens",
+        tokens,
+        "--repeat",
+        "2",
+        "--model-kind",
+        kind,
+    ]
+    options += small
     run("pretrain", *options, "--steps", "4")
     assert "held-out perplexity" in capsys.readouterr().out
     model = pretrained.load(tmp_path / "pretrain" / "model")
-    assert model.config.width == 32 and model.tokenizer.vocab_size <= 300
+    assert model.config.width == 32 and model.config.kind == kind and model.tokenizer.vocab_size <= 300
     rows = tracking.read_lines(tmp_path / "pretrain" / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_perplexity"] < 300
 

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 
+from jaxppo import models
 from jaxppo.models import lora
 
 TREE = {"q": {"kernel": 1, "lora_a": 2, "lora_b": 3}, "mlp": {"up": {"kernel": 4}}, "value": {"kernel": 5, "bias": 6}}

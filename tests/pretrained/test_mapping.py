@@ -2,11 +2,14 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from jaxppo import pretrained
 from jaxppo.config import gpt2, llama
 from jaxppo.pretrained import PretrainedError, mapping
+from jaxppo.pretrained.tiny import tiny
 
 LLAMA = llama(vocab_size=8, width=4, num_layers=1, num_heads=2, num_kv_heads=1)
 GPT2 = gpt2(vocab_size=8, width=4, num_layers=1, num_heads=2, max_length=5)
@@ -100,3 +103,14 @@ def test_shapes_are_those_of_the_model(config):
     made = jax.eval_shape(transformer.make(config).init, jax.random.key(0))
     made = {name: leaf.shape for name, leaf in mapping.flatten(made).items() if not name.startswith("value/")}
     assert made == mapping.shapes(config)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm", "convolution", "window"])
+def test_other_kinds_are_written_and_read(tmp_path, kind):
+    shape, params, tokenizer = tiny(0, kind)
+    pretrained.save(tmp_path / "a", shape, params, tokenizer)
+    found = pretrained.load(tmp_path / "a")
+    assert found.config == shape
+    jax.tree.map(np.testing.assert_array_equal, found.params, params)
+    with pytest.raises(PretrainedError, match="has the shape"):
+        mapping.checked(dataclasses.replace(shape, width=16, head_dim=16, mlp_width=32), mapping.flatten(params))

@@ -1,0 +1,90 @@
+"""What all architectures but the transformer share: embedding, head, value, dropout, and the interface `types.Model` around them.
+
+A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`: its memory is whatever it needs to go on
+token by token, a tuple of arrays with rows first, and stays as it was where `attend` is False.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from jaxppo import kernels
+from jaxppo.config import ModelConfig, UserError
+from jaxppo.models.layers import Linear, Norm, Value, dropped
+from jaxppo.types import Model
+
+
+class Language(nn.Module):
+    """Embedding -> body -> norm; logits by the embedding's transpose or a head of its own."""
+
+    config: ModelConfig
+    body: nn.Module
+    dtype: Any = jnp.float32
+
+    def setup(self):
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
+        self.final_norm = Norm(c.norm, c.norm_eps)
+        if not c.tied:
+            self.head = Linear(c.vocab_size, False, self.dtype)
+        self.value = Value()
+
+    def __call__(self, tokens, attend, memory, dropout_key=None):
+        body: Any = self.body
+        x = self.embed.embedding[tokens].astype(self.dtype).astype(jnp.float32)
+        x = dropped(x, self.config.dropout, dropout_key, 0)
+        x, memory = body(x, attend, memory)
+        hidden = dropped(self.final_norm(x), self.config.dropout, dropout_key, 1)
+        if self.is_initializing():
+            _ = self.logits(hidden), self.value(hidden)
+        return hidden, memory
+
+    def logits(self, hidden):
+        if not self.config.tied:
+            return self.head(hidden)
+        return kernels.matmul(hidden, self.embed.embedding, self.dtype, rows=True)
+
+    def values(self, hidden):
+        return self.value(hidden)
+
+
+def wrap(
+    config: ModelConfig, body: nn.Module, init_memory: Callable, *, dtype: str = "float32", lora: int = 0,
+    lora_alpha: float = 16.0, remat: str = "none", scan: bool = False,
+) -> Model:  # fmt: skip
+    """A body as a model; `init_memory(batch, dtype)` is its memory before the first token.
+
+    Raises UserError for what only the transformer has: adapters and scanned layers.
+    """
+    del lora_alpha
+    if lora or scan:
+        what = "--lora 0" if lora else "without --scan-layers"
+        raise UserError(f"a {config.kind} policy is trained whole: {what}")
+    compute = jnp.dtype(dtype)
+    module = Language(config, body, compute)
+
+    def init(key):
+        ones = jnp.ones((1, 2), jnp.int32)
+        return module.init(key, ones, ones == 1, init_memory(1, compute))["params"]
+
+    def init_cache(batch, length, dtype=compute):
+        del length  # the memory does not grow
+        return init_memory(batch, dtype)
+
+    def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
+        if context is not None:
+            raise UserError(f"a {config.kind} policy reads no context")
+        memory = init_memory(tokens.shape[0], compute) if cache is None else cache
+        run = lambda params: module.apply({"params": params}, tokens, attend, memory, dropout_key)
+        hidden, memory = cast(tuple[Array, Any], (jax.checkpoint(run) if remat != "none" and cache is None else run)(params))
+        return hidden, None if cache is None else memory
+
+    def call(method) -> Callable[..., Array]:
+        return lambda params, hidden: cast(Array, module.apply({"params": params}, hidden, method=method))
+
+    head = lambda params: params["embed"]["embedding"] if config.tied else params["head"]["kernel"].T
+    return Model(init, init_cache, apply, call(Language.logits), call(Language.values), head, compute)
