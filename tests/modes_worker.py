@@ -12,7 +12,7 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 from jaxppo import processes
 
 CASES = {  # name -> (settings, mode, mesh, options of `run`)
-    "pmap sgd, 2 microbatches, remat": ("sgd", "pmap", "", {"changes": {"microbatches": 2}, "remat": "block"}),
+    "pmap sgd, 4 microbatches, remat": ("sgd", "pmap", "", {"changes": {"microbatches": 4}, "remat": "block"}),
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
     "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
 }

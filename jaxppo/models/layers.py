@@ -61,7 +61,7 @@ class Value(nn.Module):
         return (hidden @ kernel)[..., 0] + bias
 
 
-def dropped(x: Array, rate: float, key: Array | None, number: int) -> Array:
+def dropped(x: Any, rate: float, key: Array | None, number: int) -> Any:
     """Dropout of a share `rate` with the key's `number`-th noise; nothing without a key (Srivastava et al. 2014,
     https://jmlr.org/papers/v15/srivastava14a.html)."""
     if key is None or rate == 0:

@@ -4,12 +4,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jaxtyping import Float32
 
 from jaxppo.config import ModelConfig
-from jaxppo.models import make
 from jaxppo.pretrained.errors import PretrainedError
 
 Tensors = Mapping[str, Float32[np.ndarray, "..."]]
@@ -108,6 +106,10 @@ def _unknown(name: str) -> PretrainedError:
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The path and shape of every parameter but the value head's; kernels are [in, out]."""
     if model.kind != "transformer":
+        import jax  # reading a checkpoint of the other families needs none
+
+        from jaxppo.models import make
+
         made = flatten(jax.eval_shape(make(model).init, jax.random.key(0)))
         return {name: x.shape for name, x in made.items() if not name.startswith("value/")}
     d, q, kv = model.width, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
