@@ -6,6 +6,7 @@ Edit `reward`, then: python experiments/custom_reward.py --data prompts.jsonl --
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from jaxppo import cli
 from jaxppo.config import RunConfig
@@ -24,6 +25,12 @@ class Custom(RunConfig):
     dtype: str = "bfloat16"
     data: Path = Path("prompts.jsonl")
     """prompts, one JSON object a line"""
+    too_long: Literal["drop", "last", "error"] = "drop"
+    """a prompt of more than prompt_length tokens is left out and counted, cut to its last tokens, or an error"""
+    bad_lines: Literal["strict", "skip"] = "strict"
+    """a line that is no prompt ends the run before it begins, or is skipped and counted"""
+    max_bad_lines: int = 10
+    """most lines that may be skipped"""
 
 
 def main(options: Custom) -> None:
@@ -31,10 +38,11 @@ def main(options: Custom) -> None:
     from jaxppo.data import prompts
 
     config.validate_run(options)
-    records = prompts.read_jsonl(options.data)
+    records = prompts.read_jsonl(options.data, errors=options.bad_lines, max_bad=options.max_bad_lines)
     train.use_compilation_cache()
     options, policy = train.load_policy(options)
-    encoded = train.encode([record.prompt for record in records], policy.tokenizer, options.prompt_length)
+    texts = [record.prompt for record in records]
+    encoded = train.encode(texts, policy.tokenizer, options.prompt_length, too_long=options.too_long)
     parts = algorithms.make_parts(options, rewards.on_host(reward, policy.tokenizer.decode_batch))
     folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
     train.fit(options, policy, parts, encoded, folder=folder)

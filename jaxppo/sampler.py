@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxppo import sampling
+from jaxppo import processes, sampling
 from jaxppo.assemble import Policy
 from jaxppo.config import Config, RunConfig
 from jaxppo.data import prompts as data
@@ -42,8 +42,10 @@ class PromptSet(NamedTuple):
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, length: int, *, extra: Mapping[str, np.ndarray] | None = None, **options
 ) -> PromptSet:
-    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and goes with it."""
+    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and goes with it. Says how many were left out."""
     encoded = data.encode(texts, tokenizer, length, **options)
+    if encoded.dropped and processes.is_main():
+        print(f"{encoded.dropped} of {len(texts)} prompts are longer than {length} tokens and were left out")
     return PromptSet(encoded.tokens, encoded.mask, {name: np.asarray(x)[encoded.rows] for name, x in (extra or {}).items()})
 
 

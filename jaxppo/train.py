@@ -144,7 +144,7 @@ def compiled(config: RunConfig, policy: Policy, parts: Parts | Objective) -> par
         return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
 
     step = parallel.prepare(make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1))
-    if config.parallel == "auto" and found > 1:
+    if config.parallel == "auto" and processes.is_main():
         print(f"--parallel auto: {step.name}")
     return step
 

@@ -31,6 +31,12 @@ def test_batches_are_a_function_of_seed_and_cursor(prompts):
     assert found[1].tolist() == [4] * 7  # 28 rows are 4 epochs of 7 prompts
 
 
+def test_prompts_that_are_left_out_are_counted(loaded, capsys):
+    found = sampler.encode(["ab", "abcdef", "abc"], loaded[1].tokenizer, 4)
+    assert len(found.tokens) == 2
+    assert capsys.readouterr().out == "1 of 3 prompts are longer than 4 tokens and were left out\n"
+
+
 def test_copies_of_a_prompt_are_neighbours(prompts):
     batch = prompts.batch(replace(RUN, batch_size=8, group_size=4), 0)
     assert batch.tokens.shape == (8, 4)

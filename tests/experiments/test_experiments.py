@@ -65,6 +65,50 @@ def test_a_run_of_the_same_name_refuses_and_resume_continues(tmp_path, capsys):
     assert [json.loads(row)["step"] for row in rows] == [1, 2]
 
 
+BAD_DATA = [  # (the second line of a file of prompts, what is said of it)
+    (b'{"prompt": NaN}', "line 2: NaN is not JSON"),
+    (b'{"prompt": "\\ud800"}', "line 2: an escape \\ud800"),
+    (b'{"prompt": ' + b"[" * 100_000, "line 2: not JSON that can be read (nested too deeply)"),
+    (b'{"prompt": ' + b"1" * 5000 + b"}", "line 2: an integer of more than 4300 digits"),
+    (b'{"prompt": "a", "prompt": "b"}', "line 2: the key 'prompt' twice"),
+    (b'{"text": "a"}', "line 2: "),
+    (b'{"prompt": 3}', "line 2: "),
+    (b'{"prompt": " "}', "line 2: "),
+    (b'{"prompt": "' + b"a" * 2**21 + b'"}', "line 2: "),
+    (b"\xff", "line 2: not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("line", "message"), BAD_DATA)
+def test_bad_data_is_one_line_and_nothing_is_begun(tmp_path, line, message, capsys):
+    data = tmp_path / "prompts.jsonl"
+    data.write_bytes(b'{"prompt": "The film"}\n' + line + b"\n")
+    with pytest.raises(SystemExit) as stop:
+        run("custom_reward", "--tiny", "--data", str(data), "--runs", str(tmp_path / "runs"))
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and message in error and "\n" not in error and len(error) < 500
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (b"", [], "no objects"),
+        (b'{"prompt": "Far too long a beginning"}\n', ["--prompt-length", "4"], "none of 1 prompts fits in 4 tokens"),
+        (b'{"prompt": "Far too long"}\n', ["--prompt-length", "4", "--too-long", "error"], "prompt 0 has 12 tokens, but 4 fit"),
+        (b'{"prompt": "a"}\n' + b"{\n" * 3, ["--bad-lines", "skip", "--max-bad-lines", "2"], "that is bad line 3, and 2 may"),
+    ],
+)
+def test_data_that_leave_nothing_to_do(tmp_path, data, options, words, capsys):
+    path = tmp_path / "prompts.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(SystemExit) as stop:
+        run("custom_reward", "--tiny", "--data", str(path), "--runs", str(tmp_path / "runs"), *options)
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and words in error and "\n" not in error
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_loss_of_ones_own(capsys):
     run("custom_loss", "--steps", "2", "--batch-size", "8", "--response-length", "3")
     assert re.findall(r"^(band|clip): step +2, [.\d]+ of tokens right", capsys.readouterr().out, re.M) == ["band", "clip"]
