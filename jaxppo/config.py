@@ -69,6 +69,10 @@ class ModelConfig:
     """tokens that a convolution or window sees, with its own"""
     dropout: float = 0.0
     """of embeddings and last hidden states, in supervised training"""
+    context_width: int = 0
+    """numbers in a frame of the features that the policy reads beside the tokens, such as mel bins; 0 = it reads none"""
+    context_length: int = 0
+    """most frames of those features; 0 = any number"""
 
 
 def network(
@@ -80,15 +84,17 @@ def network(
     kernel: int = 4,
     dropout: float = 0.0,
     max_length: int = 256,
+    context_width: int = 0,
+    context_length: int = 0,
 ) -> ModelConfig:
     """A small net of any kind; those without attention have no use for heads."""
     if kind == "transformer":
-        return dataclasses.replace(
-            llama(vocab_size=vocab_size, width=width, num_layers=num_layers, max_length=max_length), dropout=dropout
-        )
+        shape = llama(vocab_size=vocab_size, width=width, num_layers=num_layers, max_length=max_length)
+        return dataclasses.replace(shape, dropout=dropout, context_width=context_width, context_length=context_length)
     return ModelConfig(
         vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=1, num_kv_heads=1, head_dim=width,
         mlp_width=2 * width, max_length=max_length, kind=kind, kernel=kernel, dropout=dropout,
+        context_width=context_width, context_length=context_length,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxppo import kernels, kl, sampling
 from jaxppo.config import Config
 from jaxppo.models import layout
-from jaxppo.types import Model, Params, Rollout
+from jaxppo.types import Model, Params, PyTree, Rollout
 
 FLOOR = -20.0  # log-prob given to a token that fell outside the keep-set of new parameters
 
@@ -103,9 +103,16 @@ def full_kl(model: Model, params: Params, reference: Params, rollout: Rollout, *
     return jnp.where(rollout.mask > 0, _by_chunks(one, model, params, config, hidden, other), 0.0)
 
 
+def context(extra: PyTree) -> tuple[Array, Array] | None:
+    """What a policy reads beside the tokens, from the `extra` of prompts or a rollout: (features of a recording Float[B F M],
+    how many of its frames are real Int[B]), or None where there is none."""
+    return (extra["context"], extra["context_length"]) if "context" in extra else None
+
+
 def before_tokens(model: Model, params: Params, rollout: Rollout, *, dropout_key=None) -> Float[Array, "B T D"]:
     """The hidden states in which the response's tokens were chosen: each stands one slot before its token."""
-    hidden, _ = model.apply(params, rollout.tokens, rollout.attend, dropout_key=dropout_key)
+    heard = context(rollout.extra)
+    hidden, _ = model.apply(params, rollout.tokens, rollout.attend, context=heard, dropout_key=dropout_key)
     return hidden[:, -rollout.mask.shape[1] - 1 : -1]
 
 

@@ -102,12 +102,13 @@ def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with
         finished=jnp.zeros((rows,), bool),
     )
 
-    def read(state: Decoding, tokens, attend) -> tuple[Decoding, Array, Array | None]:
-        """Feed tokens to the policy (and to the lagged one): the new caches, and the last hidden states [B D]."""
-        hidden, cache = model.apply(params, tokens, attend, cache=state.cache)
+    def read(state: Decoding, tokens, attend, context=None) -> tuple[Decoding, Array, Array | None]:
+        """Feed tokens to the policy (and to the lagged one): the new caches, and the last hidden states [B D]. A context goes
+        in with the prompt; from then on the caches have it."""
+        hidden, cache = model.apply(params, tokens, attend, cache=state.cache, context=context)
         if guide is None:
             return state.replace(cache=cache), hidden[:, -1], None
-        older, guide_cache = model.apply(guide, tokens, attend, cache=state.guide_cache)
+        older, guide_cache = model.apply(guide, tokens, attend, cache=state.guide_cache, context=context)
         return state.replace(cache=cache, guide_cache=guide_cache), hidden[:, -1], older[:, -1]
 
     def choose(state: Decoding, hidden: Float[Array, "B D"], older: Float[Array, "B D"] | None) -> Decoding:
@@ -143,6 +144,6 @@ def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running
 
-    first = choose(*read(state, prompts.tokens, prompts.mask))
+    first = choose(*read(state, prompts.tokens, prompts.mask, policy.context(prompts.extra)))
     with jax.named_scope("decode"):
         return jax.lax.while_loop(going_on, step, first)

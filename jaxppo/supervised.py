@@ -9,6 +9,8 @@ Rows are `Prompts` of `config.length` tokens; what an objective asks beside them
     bradley_terry    nothing: rows 2i and 2i + 1 are the better and the worse text of a pair
     labels           label Float[B]: the probability that the text is positive
     dpo              weight Float[B L], and pairs as above; the reference is that of the state
+
+A policy that hears recordings has them in `extra` too: context Float[B F M], context_length Int[B] (`policy.context`).
 """
 
 import dataclasses
@@ -132,7 +134,7 @@ def as_response(prompts: Prompts, config: Config) -> tuple[Rollout, Config]:
     """The rows as responses to their first token, and the settings under which a token's log-prob is the model's own."""
     weight = prompts.mask.astype(jnp.float32)[:, 1:]
     row = jnp.zeros_like(weight)
-    rolled = Rollout(prompts.tokens, prompts.mask, weight, weight[:, 0] > 0, row, row, row, row)
+    rolled = Rollout(prompts.tokens, prompts.mask, weight, weight[:, 0] > 0, row, row, row, row, prompts.extra, prompts.index)
     return rolled, _plain(config)
 
 

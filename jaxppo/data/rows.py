@@ -13,6 +13,7 @@ from jaxppo.data.prompts import indices
 from jaxppo.types import Prompts
 
 Encode = Callable[[str], list[int]]
+TOKENWISE = ("weight",)  # parts of `extra` with a number for each token, which are as wide as the tokens
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,9 @@ class Rows:
             place = np.random.default_rng([config.seed, window]).permutation(self.buckets)[place]
         rows = self._rows(units[place * most : (place + 1) * most])
         width = self._width(int(self.mask[rows].sum(1).max())) if self.buckets > 1 else self.tokens.shape[1]
-        cut = lambda x: x[rows][:, -width:] if x.ndim > 1 and x.shape[1] == self.tokens.shape[1] else x[rows]
-        extra = {name: cut(x) for name, x in self.extra.items()}
+        cut = lambda x: x[rows][:, -width:]
+        # By name: another part's second dimension may be as long by chance (the frames of a recording).
+        extra = {name: cut(x) if name in TOKENWISE else x[rows] for name, x in self.extra.items()}
         index: Any = np.arange(len(rows), dtype=np.int32)
         return Prompts(cut(self.tokens), cut(self.mask), index, extra)
 

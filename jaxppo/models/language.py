@@ -1,5 +1,7 @@
 """What all architectures but the transformer share: embedding, head, value, dropout, and the interface `types.Model` around them.
 
+With `context_width` the policy also hears a recording (`listening.py`), between body and norm.
+
 A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`: its memory is whatever it needs to go on
 token by token, a tuple of arrays with rows first, and stays as it was where `attend` is False.
 """
@@ -15,11 +17,12 @@ from jaxtyping import Array
 from jaxppo import kernels
 from jaxppo.config import ModelConfig, UserError
 from jaxppo.models.layers import Linear, Norm, Value, dropped
+from jaxppo.models.listening import Encoder, Listening, check
 from jaxppo.types import Model
 
 
 class Language(nn.Module):
-    """Embedding -> body -> norm; logits by the embedding's transpose or a head of its own."""
+    """Embedding -> body -> perhaps attention to a recording -> norm; logits by the embedding's transpose or a head of its own."""
 
     config: ModelConfig
     body: nn.Module
@@ -32,16 +35,24 @@ class Language(nn.Module):
         if not c.tied:
             self.head = Linear(c.vocab_size, False, self.dtype)
         self.value = Value()
+        if c.context_width:
+            self.encoder = Encoder(c, self.dtype)
+            self.listening = Listening(c, self.dtype)
 
-    def __call__(self, tokens, attend, memory, dropout_key=None):
+    def __call__(self, tokens, attend, memory, heard=None, context=None, dropout_key=None):
         body: Any = self.body
+        if context is not None:
+            features, lengths = context
+            heard = self.encoder(features, lengths, dropout_key)
         x = self.embed.embedding[tokens].astype(self.dtype).astype(jnp.float32)
         x = dropped(x, self.config.dropout, dropout_key, 0)
         x, memory = body(x, attend, memory)
+        if heard is not None:
+            x = self.listening(x, heard)
         hidden = dropped(self.final_norm(x), self.config.dropout, dropout_key, 1)
         if self.is_initializing():
             _ = self.logits(hidden), self.value(hidden)
-        return hidden, memory
+        return hidden, memory, heard
 
     def logits(self, hidden):
         if not self.config.tied:
@@ -58,7 +69,8 @@ def wrap(
 ) -> Model:  # fmt: skip
     """A body as a model; `init_memory(batch, dtype)` is its memory before the first token.
 
-    Raises UserError for what only the transformer has: adapters and scanned layers.
+    With `config.context_width` the cache is (memory, what was heard): the context is given with the first tokens, and encoded
+    once. Raises UserError for what only the transformer has, adapters and scanned layers, and for a context that does not fit.
     """
     del lora_alpha
     if lora or scan:
@@ -66,22 +78,25 @@ def wrap(
         raise UserError(f"a {config.kind} policy is trained whole: {what}")
     compute = jnp.dtype(dtype)
     module = Language(config, body, compute)
+    hears = config.context_width > 0
 
     def init(key):
         ones = jnp.ones((1, 2), jnp.int32)
-        return module.init(key, ones, ones == 1, init_memory(1, compute))["params"]
+        context = (jnp.zeros((1, 4, config.context_width)), jnp.full((1,), 4, jnp.int32)) if hears else None
+        return module.init(key, ones, ones == 1, init_memory(1, compute), None, context)["params"]
 
     def init_cache(batch, length, dtype=compute):
         del length  # the memory does not grow
-        return init_memory(batch, dtype)
+        return (init_memory(batch, dtype), None) if hears else init_memory(batch, dtype)
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
-        if context is not None:
-            raise UserError(f"a {config.kind} policy reads no context")
-        memory = init_memory(tokens.shape[0], compute) if cache is None else cache
-        run = lambda params: module.apply({"params": params}, tokens, attend, memory, dropout_key)
-        hidden, memory = cast(tuple[Array, Any], (jax.checkpoint(run) if remat != "none" and cache is None else run)(params))
-        return hidden, None if cache is None else memory
+        memory, heard = cache if cache is not None and hears else (cache, None)
+        check(config, context, heard)
+        memory = init_memory(tokens.shape[0], compute) if memory is None else memory
+        run = lambda params: module.apply({"params": params}, tokens, attend, memory, heard, context, dropout_key)
+        out: Any = (jax.checkpoint(run) if remat != "none" and cache is None else run)(params)
+        hidden, memory, heard = out
+        return cast(Array, hidden), None if cache is None else (memory, heard) if hears else memory
 
     def call(method) -> Callable[..., Array]:
         return lambda params, hidden: cast(Array, module.apply({"params": params}, hidden, method=method))

@@ -15,12 +15,13 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo import kernels
-from jaxppo.config import ModelConfig
+from jaxppo.config import ModelConfig, UserError
 from jaxppo.models.attention import attend, remember, rotate, rotations, visibility
 from jaxppo.models.layers import Linear, Norm, Value, dropped
 from jaxppo.models.layout import constrain
 from jaxppo.types import Model
 
+OTHERS = "use --model-kind gru, lstm, convolution or window"
 ACTIVATIONS = {
     "silu": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -197,8 +198,10 @@ def make(
     Parameters are one nested dict of float32 arrays, kernels [in out]; `dtype` is that of the inputs of matrix products;
     `lora` > 0 adds adapters of that rank to the q and v projections. `remat` (none, block, full) trades time in the backward
     pass for memory: only the inputs of each block, or nothing at all, is kept from the forward pass. With `scan` the layers'
-    parameters are stacked (`stacked.py`), and the program holds one layer.
+    parameters are stacked (`stacked.py`), and the program holds one layer. Raises UserError for a shape, or a call, with context.
     """
+    if config.context_width:
+        raise UserError(f"a transformer policy reads no context: {OTHERS}")
     compute = jnp.dtype(dtype)
     module = Transformer(config, compute, lora, lora_alpha, remat == "block", scan)
 
@@ -214,7 +217,8 @@ def make(
         return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
-        del context  # this architecture has none
+        if context is not None:
+            raise UserError(f"a transformer policy reads no context: {OTHERS}")
         run = lambda params, tokens, attend: module.apply({"params": params}, tokens, attend, cache, dropout_key)
         if remat == "full" and cache is None:
             run = jax.checkpoint(run)

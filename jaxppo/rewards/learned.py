@@ -9,7 +9,7 @@ from jaxppo.types import Model, Params, RewardFn, Rollout
 def last_value(
     model: Model, params: Params, tokens: Int[Array, "B L"], mask: Bool[Array, "B L"], *, dropout_key=None
 ) -> Float[Array, "B"]:
-    """The value head's number at the last token of each text."""
+    """The value head's number at the last token of each text. The model reads text alone: no context is passed on to it."""
     hidden, _ = model.apply(params, tokens, mask, dropout_key=dropout_key)
     slots = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
     last = jnp.where(mask, slots, 0).max(1)
