@@ -206,7 +206,9 @@ class Config:
     reward_clip: float = 0.0
     """scores are held in [-reward_clip, reward_clip]; 0 = not at all"""
     reward_norm: str = "none"
-    """none | running (scores over their running deviation) | batch (scores whitened over the batch)"""
+    """none | running (scores over their running deviation) | batch, task (scores whitened over the batch, or each task's rows)"""
+    num_tasks: int = 1
+    """tasks that are learned together; extra["task"] says which a row is"""
     reward_reference: int = 0
     """rollouts of the untrained policy whose scores are given mean 0 and deviation 1 before the run; 0 = scores stay (Ziegler)"""
     whiten_rewards: bool = False
@@ -315,13 +317,13 @@ CHOICES = {
     "kl_rule": ("ziegler", "ppo"),
     "critic": ("shared", "separate"),
     "value_init": ("zero", "normal", "reward"),
-    "reward_norm": ("none", "running", "batch"),
+    "reward_norm": ("none", "running", "batch", "task"),
     "whiten_ddof": (0, 1),
     "remat": ("none", "block", "full"),
 }
 POSITIVE = (
     "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature", "oversample",
-    "mask_every", "microbatches",
+    "mask_every", "microbatches", "num_tasks",
 )  # fmt: skip
 
 
@@ -349,6 +351,8 @@ def validate(config: Config, *, devices: int = 1) -> None:
         raise UserError(f"--oversample {config.oversample} chooses among groups: it needs --filter-groups")
     if config.filter_groups and config.group_size == 1:
         raise UserError("--filter-groups needs groups to compare: --group-size 1 has none; use 2 or more")
+    if config.reward_norm == "task" and config.num_tasks == 1:
+        raise UserError("--reward-norm task tells tasks apart: --num-tasks 1 has none to tell; use --reward-norm batch")
     if config.overlong_buffer > config.response_length:
         raise UserError(
             f"--overlong-buffer {config.overlong_buffer} is longer than --response-length {config.response_length}; shorten it"

@@ -134,12 +134,15 @@ def earn(
     scores, valid = parts.reward(reward_params, rolled)
     valid = valid & finite & jnp.isfinite(row_scores(scores))
     scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
-    mean = lambda x: masked.mean(x, valid & (rolled.mask.sum(1) > 0), axis_name=axis_name)
+    measured = valid & (rolled.mask.sum(1) > 0)
+    mean = lambda x, rows=measured: masked.mean(x, rows, axis_name=axis_name)
     metrics = {
         "reward": mean(row_scores(scores)),
         "length": mean(rolled.mask.sum(1)),
         "finished": mean(rolled.finished.astype(jnp.float32)),
     }
+    for task in range(config.num_tasks) if config.num_tasks > 1 else ():
+        metrics[f"reward_{task}"] = mean(row_scores(scores), measured & (rolled.extra["task"] == task))
     shaped, statistics = shaping.shape(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
     if parts.greedy:  # shaped alike, but no part of the running statistics
         greedy = roll(with_values=False, greedy=True)

@@ -44,6 +44,8 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"filter_groups": True}, 1, ["--filter-groups", "--group-size 1"]),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
         ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
+        ({"reward_norm": "task"}, 1, ["--reward-norm task", "--num-tasks 1", "--reward-norm batch"]),
+        ({"num_tasks": 0}, 1, ["--num-tasks", "0"]),
         ({"whiten_ddof": 2}, 1, ["--whiten-ddof", "2", "0, 1"]),
     ],
 )

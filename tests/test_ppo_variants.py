@@ -189,6 +189,29 @@ def test_several_rewards(llama):
     assert float(metrics["reward"]) == pytest.approx(float(scores.sum(1).mean()))
 
 
+def test_each_task_has_its_reward(llama):
+    """Of three tasks the last has no rows; scores are whitened within each, the metrics are as the reward gave them."""
+    settings = replace(SETTINGS, num_tasks=3, reward_norm="task", kl_coef=0.0)
+    task = jnp.array([0, 0, 0, 1, 1, 1, 1, 1])
+    prompts = PROMPTS.replace(extra={"task": task})
+
+    def reward(params, rollout):
+        total = (rollout.response * (rollout.mask > 0)).sum(1).astype(jnp.float32)
+        return jnp.where(rollout.extra["task"] == 0, 100 * total, total), rollout.index != 1
+
+    (_, scores, rolled, *_), _, metrics = watched(llama, settings, reward=reward)(toys.state(llama, settings), prompts)
+    total = np.asarray((rolled.response * rolled.mask).sum(1))
+    rows = [np.array([0, 2]), np.arange(3, 8)]  # row 1 is invalid
+    assert float(metrics["reward_0"]) == pytest.approx(100 * total[rows[0]].mean())
+    assert float(metrics["reward_1"]) == pytest.approx(total[rows[1]].mean())
+    assert float(metrics["reward_2"]) == 0
+    want = np.zeros(8)
+    for part in rows:
+        want[part] = (total[part] - total[part].mean()) / total[part].std()
+    np.testing.assert_allclose(scores, want, atol=1e-4)
+    assert "reward_0" not in toys.step(llama, SETTINGS)(toys.state(llama), PROMPTS)[1]
+
+
 def test_the_running_scale_lives_in_the_state(llama):
     settings = replace(SETTINGS, reward_norm="running")
     step, state = toys.step(llama, settings), toys.state(llama, settings)

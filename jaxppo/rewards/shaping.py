@@ -1,10 +1,11 @@
 """From scores of whole responses to rewards of tokens.
 
-Order: reference normalisation, clip, running or batch scale, then what is taken off (no end of text, overlong). Where a
+Order: reference normalisation, clip, running, batch or task scale, then what is taken off (no end of text, overlong). Where a
 reward has several columns [B R] each is treated alike, and penalties are shared among them: the sum is that of one column.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -36,6 +37,7 @@ def shape(
 ) -> tuple[Scores, PyTree]:
     """The configured shaping of raw scores; returns (scores, statistics). Invalid rows have score 0 and count nowhere."""
     rows = valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
+    white = partial(masked.whiten, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
     out = scores * statistics["gain"] + statistics["bias"]
     if config.reward_clip > 0:
         out = jnp.clip(out, -config.reward_clip, config.reward_clip)
@@ -44,7 +46,10 @@ def shape(
         statistics = {**statistics, "reward": moments}
         out = out / moments.std()
     elif config.reward_norm == "batch":
-        out = masked.whiten(out, rows, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
+        out = white(out, rows)
+    elif config.reward_norm == "task":  # a row is of one task, and 0 in the others'
+        task = rollout.extra["task"].reshape(-1, *[1] * (scores.ndim - 1))
+        out = jnp.stack([white(out, rows & (task == number)) for number in range(config.num_tasks)]).sum(0)
     out = penalise_missing_eos(out, rollout, penalty=config.missing_eos_penalty)
     if config.overlong_buffer:
         out = penalise_overlong(out, rollout, buffer=config.overlong_buffer, penalty=config.overlong_penalty)

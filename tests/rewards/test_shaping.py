@@ -104,6 +104,46 @@ def test_batch_whitening_of_scores():
     np.testing.assert_allclose(out, [3.0, 1.0, 0.0], atol=1e-6)  # the deviation is 1 already
 
 
+def by_task(scores, tasks, valid, **settings):
+    settings = Config(reward_norm="task", num_tasks=2, **settings)
+    zeros = jnp.zeros((6, 3))
+    rows = Rollout(
+        jnp.zeros((6, 4), jnp.int32), jnp.ones((6, 4), bool), jnp.ones((6, 3)), jnp.ones(6, bool), zeros, zeros, zeros, zeros,
+        {"task": jnp.asarray(tasks)},
+    )  # fmt: skip
+    start = shaping.init_statistics()
+
+    def one(rows, scores, valid, axis_name=None):
+        return shaping.shape(scores, rows, valid=valid, statistics=start, config=settings, axis_name=axis_name)[0]
+
+    scores, valid = jnp.asarray(scores), jnp.asarray(valid)
+    whole = one(rows, scores, valid)
+    # half of the rows on each of two devices: the same, though one of them has a task's rows alone
+    halves = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), (rows, scores, valid))
+    dealt = jax.vmap(lambda *parts: one(*parts, axis_name="devices"), axis_name="devices")(*halves)
+    np.testing.assert_allclose(dealt.reshape(whole.shape), whole, atol=1e-5)
+    return whole
+
+
+def test_whitening_within_tasks():
+    """Task 0 has 1 and 3 (mean 2, deviation 1), task 1 has 10, 30 and 50 (mean 30, variance 800 / 3), and 99 is invalid."""
+    tasks, valid = [0, 0, 1, 1, 1, 0], [True, True, True, True, True, False]
+    out = by_task([1.0, 3.0, 10.0, 30.0, 50.0, 99.0], tasks, valid)
+    far = 20 / (800 / 3) ** 0.5
+    np.testing.assert_allclose(out, [-1.0, 1.0, -far, 0.0, far, 0.0], atol=1e-6)
+    # ddof 1: variances 2 and 400; without the shift the means stay: 2 ± 1 / √2, 30 ± 1
+    out = by_task([1.0, 3.0, 10.0, 30.0, 50.0, 99.0], tasks, valid, whiten_ddof=1, whiten_shift=False)
+    np.testing.assert_allclose(out, [2 - 0.5**0.5, 2 + 0.5**0.5, 29.0, 30.0, 31.0, 0.0], rtol=1e-5)
+
+
+def test_columns_within_tasks():
+    """Over rows and columns of a task, as for the batch: task 0 has 0 2 0 2, task 1 has 5 5 5 9 (mean 6, variance 3)."""
+    scores = [[0.0, 2.0], [0.0, 2.0], [5.0, 5.0], [5.0, 9.0], [7.0, 7.0], [7.0, 7.0]]
+    out = by_task(scores, [0, 0, 1, 1, 0, 1], [True, True, True, True, False, False])
+    low, high = -1 / 3**0.5, 3 / 3**0.5
+    np.testing.assert_allclose(out, [[-1, 1], [-1, 1], [low, low], [low, high], [0, 0], [0, 0]], atol=1e-6)
+
+
 def test_overlong_penalty():
     """Lengths 2, 3, 0 of at most 3, a buffer of 2: (2 − 1) / 2 = .5, (3 − 1) / 2 = 1, 0."""
     out, _ = shaped([1.0, 1.0, 0.0], overlong_buffer=2, overlong_penalty=0.4)
