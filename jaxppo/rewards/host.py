@@ -20,6 +20,7 @@ def on_host(
     *,
     pure: bool = True,
     batched: bool = False,
+    references: bool = False,
 ) -> RewardFn:
     """A reward function from `fn(prompt, response) -> float`, called for every row on the host with decoded text.
 
@@ -27,17 +28,21 @@ def on_host(
     that is not a finite number, is invalid: it leaves the loss and all statistics, and a warning names the row. A judge with a
     state of its own (a cache that changes scores, a random one) needs `pure=False`, since JAX may skip or repeat calls of a pure
     function. `batched`: fn takes the lists of all prompts and responses and returns a number for each, as a `RewardPool` does;
-    when it raises, or returns another number of them, every row is invalid.
+    when it raises, or returns another number of them, every row is invalid. `references`: fn takes the decoded reference as its
+    third argument, from `extra["reference"]` (ids Int[B T'] from slot 0 on) and `extra["reference_length"]` Int[B].
     """
 
-    def score_rows(tokens, attend, mask, index) -> np.ndarray:
+    def score_rows(tokens, attend, mask, index, *reference) -> np.ndarray:
         tokens, attend = np.asarray(tokens), np.asarray(attend)
         cut = tokens.shape[1] - mask.shape[1]
         ids = lambda rows, keep: decode([row[k].tolist() for row, k in zip(rows, keep, strict=True)])
         prompts = ids(tokens[:, :cut], attend[:, :cut])
-        responses = ids(tokens[:, cut:], attend[:, cut:])
+        texts = [prompts, ids(tokens[:, cut:], attend[:, cut:])]
+        if reference:
+            wanted, length = (np.asarray(x) for x in reference)
+            texts.append(ids(wanted, np.arange(wanted.shape[1])[None] < length[:, None]))
         names = [f"row {int(i)} ({prompt[:60]!r})" for i, prompt in zip(np.asarray(index), prompts, strict=True)]
-        answers = _all(fn, prompts, responses) if batched else [_try(fn, p, r) for p, r in zip(prompts, responses, strict=True)]
+        answers = _all(fn, *texts) if batched else [_try(fn, *row) for row in zip(*texts, strict=True)]
         return np.array([_number(answer, name) for answer, name in zip(answers, names, strict=True)], np.float32)
 
     def reward(params, rollout: Rollout):
@@ -45,7 +50,8 @@ def on_host(
         shape = jax.ShapeDtypeStruct(rollout.finished.shape, jnp.float32)
         call = jax.pure_callback if pure else io_callback
         index = jnp.arange(len(rollout.finished)) if rollout.index is None else rollout.index
-        scores = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index)
+        wanted = tuple(rollout.extra[name] for name in ("reference", "reference_length")) if references else ()
+        scores = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *wanted)
         valid = jnp.isfinite(scores)
         return jnp.where(valid, scores, 0.0), valid
 
@@ -61,15 +67,15 @@ def _try(fn: Callable, *args) -> Any:
         return error
 
 
-def _all(fn: Callable, prompts: Sequence[str], responses: Sequence[str]) -> list:
+def _all(fn: Callable, *texts: Sequence[str]) -> list:
     """One answer a row from a function of all; an exception or another number of answers is everybody's."""
-    answers = _try(fn, prompts, responses)
+    rows, answers = len(texts[0]), _try(fn, *texts)
     if isinstance(answers, Exception):
-        return [answers] * len(prompts)
+        return [answers] * rows
     counted = _try(list, answers)
-    if isinstance(counted, Exception) or len(counted) != len(prompts):
+    if isinstance(counted, Exception) or len(counted) != rows:
         found = type(answers).__name__ if isinstance(counted, Exception) else f"{len(counted)} rewards"
-        return [ValueError(f"{len(prompts)} rewards are expected, but here is {found}")] * len(prompts)
+        return [ValueError(f"{rows} rewards are expected, but here is {found}")] * rows
     return counted
 
 

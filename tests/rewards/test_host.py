@@ -117,3 +117,34 @@ def test_a_judge_of_the_whole_batch(rolled):
     single = on_host(lambda prompt, response: len(response) if "d" not in response else None, decode)
     for got, want in zip(whole({}, rolled), single({}, rolled), strict=True):
         np.testing.assert_array_equal(got, want)
+
+
+def with_references(rolled):
+    """Row i has the reference c, d, e, ... of i letters; what stands behind its end is no part of it."""
+    reference = jnp.broadcast_to(jnp.arange(2, 9, dtype=jnp.int32), (8, 7))
+    return rolled.replace(extra={"reference": reference, "reference_length": jnp.arange(8, dtype=jnp.int32)})
+
+
+def test_references_arrive_as_text(rolled):
+    seen = []
+
+    def judge(prompt, response, reference):
+        seen.append((response, reference))
+        return len(reference) - len(response)
+
+    scores, valid = jax.jit(on_host(judge, decode, references=True))({}, with_references(rolled))
+    assert {reference for _, reference in seen} == {"cdefghi"[:i] for i in range(8)}
+    np.testing.assert_array_equal(scores, np.arange(8) - np.asarray(rolled.mask.sum(1)))
+    assert valid.all()
+    whole = on_host(lambda p, r, w: [len(b) - len(a) for a, b in zip(r, w, strict=True)], decode, batched=True, references=True)
+    np.testing.assert_array_equal(whole({}, with_references(rolled))[0], scores)
+
+
+def test_a_judge_that_fails_on_a_reference(rolled, caplog):
+    """The rows whose reference has an h alone: 6 and 7."""
+    hosted = on_host(lambda prompt, response, reference: raises() if "h" in reference else 2, decode, references=True)
+    with caplog.at_level(logging.WARNING, logger="jaxppo.rewards.host"):
+        scores, valid = jax.device_get(jax.jit(hosted)({}, with_references(rolled)))
+    assert scores.tolist() == [2.0] * 6 + [0.0] * 2 and valid.tolist() == [True] * 6 + [False] * 2
+    said = {record.getMessage().split(" (")[0] for record in caplog.records}
+    assert said == {"the reward of row 6", "the reward of row 7"}
