@@ -76,6 +76,18 @@ def test_buckets_make_short_batches():
         made.call(replace(CONFIG, steps_per_call=2), 0)
 
 
+def test_a_recording_is_not_cut_with_the_tokens():
+    """Rows of 1 to 4 tokens in a width of 8 are dealt in batches of width 2 and 4; their recordings keep their eight frames."""
+    features = np.arange(4 * 8 * 2, dtype=np.float32).reshape(4, 8, 2)
+    made = rows.padded([[9] * n for n in range(1, 5)], 8, context=features, context_length=np.full(4, 8))
+    made = replace(made, buckets=2)
+    batches = [made.batch(CONFIG, cursor) for cursor in (0, 4)]
+    assert sorted(batch.extra["weight"].shape for batch in batches) == [(4, 2), (4, 4)]
+    for batch in batches:
+        np.testing.assert_array_equal(batch.extra["context"], features[batch.mask.sum(1) - 1])
+    assert made.take(np.array([2])).extra["context"].tolist() == features[2:3].tolist()
+
+
 def test_labels():
     made = rows.labelled(["ab", "c"], np.array([1.0, 0.0]), encode, 4, eos=0)
     batch = made.batch(replace(CONFIG, batch_size=2), 0)
