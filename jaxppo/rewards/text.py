@@ -58,35 +58,35 @@ def standard_error(values: Sequence[float]) -> float:
 
 def sentence_bleu() -> Callable[[str, str], float]:
     """BLEU of a response against its reference in [0, 1], by sacrebleu: tokenizer 13a, smoothing "exp", effective order."""
-    bleu = _library("sacrebleu").BLEU(effective_order=True)
+    bleu = library("sacrebleu").BLEU(effective_order=True)
     return lambda response, reference: bleu.sentence_score(response, [reference]).score / 100
 
 
 def chrf() -> Callable[[str, str], float]:
     """chrF2 in [0, 1], by sacrebleu: F of character n-grams up to 6 (Popović 2015, https://aclanthology.org/W15-3049)."""
-    metric = _library("sacrebleu").CHRF()
+    metric = library("sacrebleu").CHRF()
     return lambda response, reference: metric.sentence_score(response, [reference]).score / 100
 
 
 def rouge(kind: str) -> Callable[[str, str], float]:
     """The F-measure of rouge1, rouge2 or rougeL in [0, 1], by rouge-score without stemmer; its words are of a-z and 0-9."""
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind])
+    scorer = library("rouge_score.rouge_scorer").RougeScorer([kind])
     return lambda response, reference: float(scorer.score(reference, response)[kind].fmeasure)
 
 
 def word_error_rate() -> Callable[[str, str], float]:
     """Edits / words of the reference, by jiwer; the number of edits where it is empty. It is a cost: as a reward, negate it."""
-    wer = _library("jiwer").wer
+    wer = library("jiwer").wer
     return lambda response, reference: float(wer(reference, response))
 
 
 def profanity() -> Callable[[str], float]:
     """Probability that a text is profane, by the linear model of alt-profanity-check, in [0, 1]. It is a cost: negate it."""
-    predict = _library("profanity_check").predict_prob
+    predict = library("profanity_check").predict_prob
     return lambda text: float(predict([text])[0])
 
 
-def _library(name: str) -> Any:
+def library(name: str) -> Any:
     """A module of the extra `tasks`, imported when it is first asked for. Raises UserError when its package is missing."""
     try:
         return importlib.import_module(name)
@@ -119,6 +119,24 @@ def answer_f1(response: str, reference: str) -> float:
     if not found or not wanted:
         return float(found == wanted)
     return 2 * (Counter(found) & Counter(wanted)).total() / (len(found) + len(wanted))
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """(type, first place, place after the last) of each entity. An I- after another type, or after none, begins one, as in
+    conlleval; a word that is neither B-... nor I-... is outside.
+
+    >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
+    [('LOC', 3, 4), ('LOC', 4, 5), ('PER', 0, 2)]
+    """
+    found, kind, start = set(), None, 0
+    for place, tag in enumerate([*tags, "O"]):
+        own = tag[2:] if tag[:2] in ("B-", "I-") else None
+        if kind is not None and (own != kind or tag[0] == "B"):
+            found.add((kind, start, place))
+            kind = None
+        if kind is None and own is not None:
+            kind, start = own, place
+    return found
 
 
 def repeated(text: str, n: int = 2) -> float:
