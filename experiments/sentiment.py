@@ -64,8 +64,7 @@ def main(options: Sentiment) -> None:
     reviews = sentiment.load()
     if options.tiny:
         reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
-    openings = [tuple(policy.tokenizer.encode(text)[:PROMPT_TOKENS]) for text in reviews.texts]
-    parts = sentiment.split([" ".join(map(str, ids)) for ids in openings], seed=SPLIT_SEED)
+    parts = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode, tokens=PROMPT_TOKENS, seed=SPLIT_SEED)
     start = policy.tokenizer.start_id
     encode = lambda rows: train.encode(
         [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=start

@@ -3,7 +3,8 @@
 Command    python experiments/sft.py --data pairs.jsonl        # {"prompt": "...", "response": "..."} a line
            then: python experiments/sentiment.py --model runs/sft/model
 Data       Without --data: the openings (8 words) of the review sentences that people rated above +1, with their ends as
-           responses; the warm-up of sentiment-controlled generation. A tenth is held out.
+           responses: the warm-up of sentiment-controlled generation, on the sentences of its training part alone. Of --data a
+           tenth is held out.
 """
 
 from dataclasses import dataclass
@@ -30,6 +31,12 @@ class Sft(RunConfig):
     """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of positive reviews"""
 
 
+def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
+    """(the first words of a text, the rest) of those that are long enough."""
+    split = [text.split() for text in texts]
+    return [(" ".join(some[:words]), " " + " ".join(some[words:])) for some in split if len(some) > words + 2]
+
+
 def main(options: Sft) -> None:
     import jax
 
@@ -39,20 +46,18 @@ def main(options: Sft) -> None:
     config.validate_run(options)
     train.use_compilation_cache()
     folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    options, policy = train.load_policy(options)
+    encode = policy.tokenizer.encode
     if options.data is not None:
         found = jsonl.read(options.data, strings=("prompt", "response"))
         pairs = [(row["prompt"], row["response"]) for _, row in found]
+        pairs = [pairs[i] for i in rows.deduplicated([" ".join(pair) for pair in pairs])]
+        parts = [[pairs[i] for i in part] for part in rows.held_out([prompt for prompt, _ in pairs], 0.1)]
     else:
         reviews = sentiment.load()
-        words = [text.split() for text, rating in zip(reviews.texts, reviews.ratings) if rating > 1]
-        pairs = [(" ".join(some[:8]), " " + " ".join(some[8:])) for some in words if len(some) > 10]
-    pairs = [pairs[i] for i in rows.deduplicated([" ".join(pair) for pair in pairs])]
-    parts = rows.held_out([prompt for prompt, _ in pairs], 0.1)  # equal prompts fall on one side
-    options, policy = train.load_policy(options)
-    encode = policy.tokenizer.encode
-    training, held_out = (
-        rows.replies([pairs[i] for i in part], encode, options.length, eos=policy.tokenizer.eos_id) for part in parts
-    )
+        split = sentiment.split_by_opening(reviews.texts, encode)  # the main job's: its test sentences are not learned
+        parts = [openings([reviews.texts[i] for i in part if reviews.ratings[i] > 1]) for part in split[:2]]
+    training, held_out = (rows.replies(part, encode, options.length, eos=policy.tokenizer.eos_id) for part in parts)
     objective = supervised.language_model(policy.model, options)
     evaluate = validation.held_out(options, policy, objective, held_out)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)

@@ -9,7 +9,7 @@ import hashlib
 import html
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -102,3 +102,9 @@ def split(keys: Sequence[str], *, seed: int, fractions: tuple[float, float] = (0
         parts[sum(placed >= limit - 1e-9 for limit in limits)].extend(rows)
         placed += len(rows)
     return Split(*(np.asarray(part, np.int64) for part in parts))
+
+
+def split_by_opening(texts: Sequence[str], encode: Callable[[str], list[int]], *, tokens: int = 8, seed: int = 0) -> Split:
+    """`split` by the first `tokens` token ids: prompts that are cut from the texts are never seen in two parts. Scripts that
+    train on these sentences before others test on them use the same split."""
+    return split([" ".join(map(str, encode(text)[:tokens])) for text in texts], seed=seed)

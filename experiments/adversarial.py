@@ -1,0 +1,198 @@
+"""Adversarial text generation: a discriminator is trained against the policy's samples, the policy against the discriminator.
+
+Question   Do samples of a language model come closer to real sentences when a discriminator is the reward, and what does it cost?
+Method     A language model of review sentences; then rounds: the discriminator learns real from sampled sentences, PPO
+           (https://arxiv.org/abs/1707.06347) learns from its logit (SeqGAN, https://arxiv.org/abs/1609.05473), less a KL
+           penalty to the language model. At the end a judge that no round has seen is trained for each of both, on samples of its
+           own: how often it tells held-out sentences from samples; .5 is the best that a generator can do.
+Command    python experiments/adversarial.py                   # --data texts.jsonl ({"text": "..."} a line); --resume
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxppo import cli
+from jaxppo.tasks import TaskConfig
+
+
+@dataclass(frozen=True)
+class Adversarial(TaskConfig):
+    task: str = "adversarial"
+    name: str = "adversarial"
+    prompt_length: int = 1
+    response_length: int = 31
+    sft_steps: int = 800
+    steps: int = 100
+    batch_size: int = 128
+    lr: float = 2e-4
+    lr_schedule: str = "constant"
+    lora: int = 0
+    kl_coef: float = 0.05
+    kl_adaptive: bool = False
+    eval_every: int = 0
+    save_every: int = 10
+    data: str = ""
+    """texts, one JSON object with "text" a line; empty = review sentences"""
+    rounds: int = 10
+    """how often discriminator and policy take turns; the steps are shared among the rounds"""
+    judge_steps: int = 60
+    """steps of the discriminator in a round"""
+
+
+def main(options: Adversarial) -> None:
+    import dataclasses
+
+    from jaxppo import config, processes, stages, tasks, tracking, train
+    from jaxppo.data import jsonl, rows, sentiment
+    from jaxppo.data.examples import Example, Examples
+
+    config.validate_run(options)
+    train.use_compilation_cache()
+    root = stages.folder(options)
+    if options.tiny:
+        options = dataclasses.replace(stages.smaller(options), prompt_length=1, rounds=2, judge_steps=2)
+    if options.steps % options.rounds:
+        raise config.UserError(f"--steps {options.steps} does not divide into --rounds {options.rounds}; make it a multiple")
+    if options.data:
+        texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
+    else:
+        texts = sentiment.load().texts[:: 40 if options.tiny else 1]
+    texts = [texts[i] for i in rows.deduplicated(texts)]
+    training, held_out = ([Example("", texts[i]) for i in part] for part in rows.held_out(texts, 0.2))
+    half = len(held_out) // 2
+    examples = Examples(training, held_out[:half], held_out[half:])
+    task = tasks.Task("sentences", "", "", (), prompt="\n", response="{reference}")  # a line break begins each
+    tuned = stages.baseline(options, task, examples, root)
+    game = Game(options, root, tuned, examples)
+    for number in range(1, options.rounds + 1):
+        game.play(number)
+    if processes.is_main():
+        done = {"supervised": game.judge("judge", game.start()), "policy": game.judge("judge_of_policy", game.policy_state())}
+        done |= {"task": "adversarial", "seed": options.seed, "config": config.to_dict(options)}
+        done |= {"versions": tracking.versions(), "minutes": {x: stages.minutes(root / x) for x in ("supervised", "policy")}}
+        done["gain"] = {name: [done["policy"][name] - x] for name, x in done["supervised"].items()}
+        stages.write(options, root, done)
+        for name, x in done["supervised"].items():
+            print(f"{name}: {x:.3f} -> {done['policy'][name]:.3f}")
+
+
+class Game:
+    """Policy and discriminator, each a run of its own: killed in any round, both go on where they were."""
+
+    def __init__(self, options: Adversarial, root: Path, tuned: Path, examples):
+        import dataclasses
+
+        from jaxppo import stages, train
+
+        self.options, self.root, self.examples = options, root, examples
+        common = {"runs": str(root), "model": str(tuned), "tiny": False}
+        self.settings = dataclasses.replace(options, name="policy", **common)
+        self.settings, self.policy = train.load_policy(self.settings)
+        alike = {**stages.supervised_settings(root, options.judge_steps), "lr_schedule": "constant", "value_loss": "mse"}
+        alike |= {"batch_size": 64, "lr": 5e-4, "eval_every": 0, "save_every": options.judge_steps, "lr_warmup": 0}
+        self.against = dataclasses.replace(options, name="discriminator", **common, **alike)
+        self.against, self.judging = train.load_policy(self.against)
+
+    def done(self, name: str) -> int:
+        """Steps that a run has saved."""
+        from jaxppo.checkpoint import Checkpoints
+
+        steps = Checkpoints(self.root / name / "checkpoints", write=False).steps() if (self.root / name).exists() else []
+        return steps[-1] if steps else 0
+
+    def play(self, number: int) -> None:
+        """One round: the discriminator on samples of the policy as it is, then the policy on the discriminator's logit."""
+        import dataclasses
+
+        from jaxppo import algorithms, train
+        from jaxppo.models import lora
+        from jaxppo.rewards import learned
+
+        each = self.options.steps // self.options.rounds
+        if self.done("policy") >= number * each:
+            return
+        steps = number * self.options.judge_steps
+        judging = self.train_judge("discriminator", steps, self.policy_state(), seed=number)
+        policy = self.copy(self.policy, reward=lora.merge(self.judging.frozen["base"], judging.params))
+        settings = dataclasses.replace(self.settings, steps=number * each, resume=self.done("policy") > 0 or number > 1)
+        parts = algorithms.make_parts(settings, learned.reward(self.judging.model))
+        train.fit(settings, policy, parts, self.prompts(self.options.batch_size), folder=self.root / "policy")
+
+    def copy(self, policy, *, reward=None):
+        """A policy whose arrays a run may destroy."""
+        import dataclasses
+
+        import jax
+        import jax.numpy as jnp
+
+        frozen = {**policy.frozen, "reward": reward or {}}
+        return dataclasses.replace(policy, params=jax.tree.map(jnp.copy, policy.params), frozen=frozen)
+
+    def start(self):
+        """The language model as a state of the policy."""
+        import jax
+
+        from jaxppo import ppo
+
+        return ppo.init_state(self.settings, self.policy.params, self.policy.frozen, jax.random.key(self.options.seed))
+
+    def policy_state(self):
+        """The policy's newest state; the language model before the first round."""
+        from jaxppo.checkpoint import Checkpoints
+
+        if not self.done("policy"):
+            return self.start()
+        return Checkpoints(self.root / "policy" / "checkpoints", write=False).restore(self.start())
+
+    def prompts(self, number: int):
+        from jaxppo import train
+
+        return train.encode(["\n"] * number, self.policy.tokenizer, 1)
+
+    def labelled(self, texts: list[str], state, *, seed: int):
+        """As many samples of a state as there are texts, and the texts: rows with label 0 and 1."""
+        import numpy as np
+
+        from jaxppo import sampler
+        from jaxppo.data import rows
+
+        tokenizer, most = self.policy.tokenizer, self.options.response_length
+        draw = sampler.Sampler(self.settings, self.policy, rows=64)
+        sampled = [sample.tokens for sample in draw(state, self.prompts(len(texts)), seed=seed)]
+        real = [[*tokenizer.encode(text), tokenizer.eos_id][:most] for text in texts]
+        start = tokenizer.encode("\n")
+        label = np.repeat(np.asarray([0, 1], np.float32), len(texts))
+        return rows.padded([start + ids for ids in sampled + real], self.settings.length, label=label), sampled
+
+    def train_judge(self, name: str, steps: int, state, *, seed: int):
+        """A discriminator after so many steps, the last of them on this state's samples."""
+        import dataclasses
+
+        from jaxppo import supervised, tracking, train
+
+        part = [x.reference for x in self.examples.train][seed % 4 :: 4]
+        data, _ = self.labelled(part, state, seed=seed)
+        config = dataclasses.replace(self.against, name=name, steps=steps, resume=self.done(name) > 0)
+        tracking.run_folder(config.runs, name, resume=config.resume)
+        return train.fit(config, self.copy(self.judging), supervised.labels(self.judging.model), data, folder=self.root / name)
+
+    def judge(self, name: str, state) -> dict[str, float]:
+        """How often a judge of its own tells a state's samples from held-out sentences; perplexity of those; variety."""
+        from jaxppo import supervised, validation
+        from jaxppo.data import rows
+        from jaxppo.rewards import text
+
+        judging = self.train_judge(name, 5 * self.options.judge_steps, state, seed=1000)
+        real = [x.reference for x in self.examples.test]
+        data, sampled = self.labelled(real, state, seed=1001)
+        evaluate = validation.held_out(self.against, self.judging, supervised.labels(self.judging.model), data)
+        encode, eos = self.policy.tokenizer.encode, self.policy.tokenizer.eos_id
+        told = evaluate(judging)["accuracy"]
+        language = supervised.language_model(self.policy.model, self.settings)
+        pairs = rows.replies([("\n", x) for x in real], encode, self.settings.length, eos=eos)
+        perplexity = validation.held_out(self.settings, self.policy, language, pairs)(state)["perplexity"]
+        return {"told apart": told, "perplexity": perplexity, "distinct_2": text.distinct(sampled, 2, tokens=4000)}
+
+
+if __name__ == "__main__":
+    cli.script(main, Adversarial)

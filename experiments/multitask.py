@@ -1,0 +1,87 @@
+"""Several tasks at once: one network, each task's rewards normalised among themselves.
+
+Question   Does one network that learns three tasks together do as well on each as one of the same size that learns it alone?
+Method     Every prompt begins with the name of its task. Examples are drawn with `--weights`; the policy gradient is that of PPO
+           (https://arxiv.org/abs/1707.06347) on rewards that are whitened task by task (`--reward-norm task`).
+Command    python experiments/multitask.py                     # --tasks spelling: that one alone, for comparison
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.tasks import TaskConfig
+
+
+@dataclass(frozen=True)
+class Multitask(TaskConfig):
+    task: str = "multitask"
+    name: str = "multitask"
+    tasks: tuple[str, ...] = ("spelling", "sums", "counting")
+    """names of tasks that are scored by right responses"""
+    weights: tuple[float, ...] = ()
+    """how often each is drawn; empty = alike"""
+    prompt_length: int = 48
+    response_length: int = 20
+    tokens: str = "bytes"
+    width: int = 128
+    layers: int = 3
+    sft_steps: int = 800
+    steps: int = 200
+    batch_size: int = 256
+    minibatches: int = 4
+    reward_norm: str = "task"
+    kl_coef: float = 0.02
+    kl_adaptive: bool = False
+    lr: float = 2e-4
+    lora: int = 0
+    eval_every: int = 25
+    save_every: int = 25
+    test_rows: int = 600
+
+
+def main(options: Multitask) -> None:
+    import dataclasses
+    import json
+    from pathlib import Path
+
+    from jaxppo import evaluation, processes, stages, tasks
+    from jaxppo.data.examples import Examples
+    from jaxppo.rewards import combine
+
+    chosen = [tasks.task_of(dataclasses.replace(options, task=name)) for name in options.tasks]
+    options = dataclasses.replace(options, num_tasks=len(chosen), reward_norm=options.reward_norm if len(chosen) > 1 else "none")
+    parts = [tasks.load_examples(dataclasses.replace(options, task=name)) for name in options.tasks]
+    named = [
+        Examples(*(tasks.as_one_of_many(name, task, number, part) for part in found))
+        for number, (name, task, found) in enumerate(zip(options.tasks, chosen, parts, strict=True))
+    ]
+    examples = Examples(*(tasks.mixed(group, options.weights, seed=0) for group in zip(*named, strict=True)))
+    together = tasks.Task("several tasks at once", "", "", ("exact",), response="{reference}")
+
+    def make_reward(settings, policy) -> tasks.Reward:
+        each = [tasks.make_reward(dataclasses.replace(settings, task=name), policy).fn for name in options.tasks]
+        return tasks.Reward(combine.by_task(each) if len(each) > 1 else each[0])
+
+    done = stages.run(options, task=together, examples=examples, make_reward=make_reward)
+    if not processes.is_main():
+        return
+    folder = Path(options.runs) / options.name
+    outputs = [json.loads(line) for line in (folder / "outputs.jsonl").read_text().splitlines()]
+    for name in options.tasks:
+        own = [row for row in outputs if row["prompt"].startswith(f"{name}: ")]
+        columns = ([row[key] for row in own] for key in ("supervised", "policy", "reference"))
+        supervised, policy, references = columns
+        gain = [float(x) for x in evaluation.paired(evaluation.METRICS["exact"], supervised, policy, references, seed=0)]
+        found = {
+            stage: evaluation.evaluate(("exact",), texts, references)["exact"]
+            for stage, texts in (("supervised", supervised), ("policy", policy))
+        }
+        done["gain"][f"exact {name}"] = gain
+        for stage, value in found.items():
+            done[stage][f"exact {name}"] = value
+        print(f"{name}: {found['supervised']:.3f} -> {found['policy']:.3f} of {len(own)} right")
+    stages.write(options, folder, done)
+
+
+if __name__ == "__main__":
+    cli.script(main, Multitask)

@@ -1,0 +1,48 @@
+"""Qualitative questions with two answers, by a small chat model with adapters.
+
+Question   Does policy optimisation on the F1 of the answer's words add to supervised fine-tuning?
+Method     Supervised on (question, answer), then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740) with
+           clipped ratios; reward: F1 of the answer's tokens (https://arxiv.org/abs/1606.05250), in the program. LoRA.
+Command    python experiments/question_answering.py            # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
+Data       QuaRTz (https://arxiv.org/abs/1909.03553).
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.tasks import TaskConfig
+
+
+@dataclass(frozen=True)
+class QuestionAnswering(TaskConfig):
+    task: str = "question_answering"
+    name: str = "question_answering"
+    model: str = "smollm2"
+    dtype: str = "bfloat16"
+    prompt_length: int = 80
+    response_length: int = 8
+    sft_steps: int = 150
+    sft_batch_size: int = 16
+    sft_lr: float = 3e-4
+    steps: int = 20
+    batch_size: int = 64
+    minibatches: int = 2
+    group_size: int = 4
+    advantage: str = "rloo"
+    value_loss: str = "none"
+    kl_coef: float = 0.02
+    kl_adaptive: bool = False
+    lr: float = 3e-4
+    eval_every: int = 10
+    save_every: int = 10
+    test_rows: int = 256
+
+
+def main(options: QuestionAnswering) -> None:
+    from jaxppo import stages
+
+    stages.run(options)
+
+
+if __name__ == "__main__":
+    cli.script(main, QuestionAnswering)

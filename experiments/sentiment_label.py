@@ -1,0 +1,48 @@
+"""Sentiment analysis by a policy that writes the label: a reward of 1 for the right one.
+
+Question   Does a policy that writes the label gain from policy optimisation of its accuracy, and does it beat a classifier?
+Method     Supervised on (sentence, label), then PPO (https://arxiv.org/abs/1707.06347) on the reward "the label is right".
+           `experiments/classify.py` is the supervised classifier beside it.
+Command    python experiments/sentiment_label.py               # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
+Data       Review sentences that people rated beyond +-.5 (`jaxppo.data.sentiment`): 80 % for training, 10 % for the choice of the
+           checkpoint, 10 % for the numbers.
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.tasks import TaskConfig
+
+
+@dataclass(frozen=True)
+class SentimentLabel(TaskConfig):
+    task: str = "sentiment_label"
+    name: str = "sentiment_label"
+    prompt_length: int = 48
+    response_length: int = 3
+    tokens: str = "words"
+    max_vocab: int = 8000
+    width: int = 128
+    layers: int = 2
+    dropout: float = 0.3
+    sft_steps: int = 500
+    steps: int = 150
+    batch_size: int = 128
+    minibatches: int = 2
+    kl_coef: float = 0.02
+    kl_adaptive: bool = False
+    lr: float = 1e-4
+    lora: int = 0
+    eval_every: int = 15
+    save_every: int = 15
+    test_rows: int = 1000
+
+
+def main(options: SentimentLabel) -> None:
+    from jaxppo import stages
+
+    stages.run(options)
+
+
+if __name__ == "__main__":
+    cli.script(main, SentimentLabel)

@@ -1,0 +1,51 @@
+"""Speech recognition: log-mel features -> convolutions and a recurrent encoder -> letters, trained to few errors.
+
+Question   Does minimum-error-rate training by policy gradient lower the word error rate of a small supervised recogniser?
+Method     Supervised on the transcripts, then the leave-one-out policy gradient on minus the error rate of letters (minimum word
+           error rate training, https://arxiv.org/abs/1712.01818). The features reach the policy through `context`.
+Command    python experiments/speech.py
+Data       Prompts of a telephone exchange, one voice (CC-BY-SA-3.0), from Debian's package asterisk-core-sounds-en-wav.
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.tasks import TaskConfig
+
+
+@dataclass(frozen=True)
+class Speech(TaskConfig):
+    task: str = "speech"
+    name: str = "speech"
+    model_kind: str = "gru"
+    prompt_length: int = 1
+    response_length: int = 48
+    tokens: str = "bytes"
+    width: int = 128
+    layers: int = 1
+    dropout: float = 0.2
+    sft_steps: int = 1500
+    sft_batch_size: int = 32
+    steps: int = 100
+    batch_size: int = 64
+    minibatches: int = 1
+    group_size: int = 4
+    loss: str = "clip"
+    advantage: str = "rloo"
+    value_loss: str = "none"
+    kl_coef: float = 0.01
+    kl_adaptive: bool = False
+    lr: float = 1e-4
+    lora: int = 0
+    eval_every: int = 20
+    save_every: int = 20
+
+
+def main(options: Speech) -> None:
+    from jaxppo import stages
+
+    stages.run(options)
+
+
+if __name__ == "__main__":
+    cli.script(main, Speech)

@@ -1,0 +1,126 @@
+"""The README's tables of results, made from the records in experiments/results/.
+
+Command    python experiments/tables.py                        # rewrites README.md between <!-- NAME --> and <!-- /NAME -->
+           A test says so when the README differs from the records.
+"""
+
+import json
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxppo import cli
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "experiments" / "results"
+
+
+@dataclass(frozen=True)
+class Tables:
+    readme: Path = ROOT / "README.md"
+    """the file whose tables are made anew"""
+    traceback: bool = False
+
+
+def records(folder: Path) -> list[dict]:
+    """The records of a folder, in the order of their names."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+
+
+def mean_and_error(values: list[float], digits: int, *, sign: bool = False) -> str:
+    """Mean ± standard error over seeds; the number alone if there is one seed."""
+    mean = sum(values) / len(values)
+    text = f"{mean:+.{digits}f}" if sign else f"{mean:.{digits}f}"
+    if len(values) > 1:
+        variance = sum((x - mean) ** 2 for x in values) / (len(values) - 1)
+        text += f" ± {(variance / len(values)) ** 0.5:.{digits}f}"
+    return short(text)
+
+
+def short(text: str) -> str:
+    """.5 for 0.5, as the README writes numbers."""
+    return re.sub(r"\b0\.", ".", text)
+
+
+def sentiment() -> str:
+    """The main job: a row a run, and the mean over the seeds of each reward."""
+    names = ["reward", "seed", "judge before", "judge after", "gain (± s.e. over 512 pairs)", "KL, nats"]
+    rows = header([*names, "distinct-2 / reference's", "classifier accuracy"])
+    found = [x for x in records(RESULTS / "sentiment") if x["config"]["steps"] == 50]
+    for reward, name in (("classifier", "classifier"), ("vader", "VADER")):
+        own = [x for x in found if x["config"]["reward"] == reward]
+        for x in own:
+            r, accuracy = x["result"], x["result"]["reward_model_accuracy"]
+            cells = [
+                name, x["config"]["seed"], f"{r['sentiment_before']:.3f}", f"{r['sentiment_after']:.3f}",
+                f"{r['gain']:+.3f} ± {r['gain_se']:.3f}", f"{r['kl']:.2f} ± {r['kl_se']:.2f}", f"{r['distinct_2_ratio']:.3f}",
+                "" if accuracy is None else f"{accuracy:.3f}",
+            ]  # fmt: skip
+            rows.append(line(cells))
+        numbers = [("gain", 3, True), ("kl", 2, False), ("distinct_2_ratio", 3, False)]
+        means = [f"**{mean_and_error([x['result'][key] for x in own], digits, sign=sign)}**" for key, digits, sign in numbers]
+        rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
+    return "\n".join(rows)
+
+
+def header(names: list[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [line(names), line(["---"] * len(names))]
+
+
+def line(cells: list) -> str:
+    """A row of a table."""
+    return re.sub(r" +", " ", "| " + " | ".join(short(str(cell)) for cell in cells) + " |")
+
+
+def tasks() -> str:
+    """A row for each metric of each task: both stages on the test examples, mean ± standard error over seeds."""
+    rows = header(["task", "model", "seeds", "metric", "supervised", "policy", "gain", "minutes a seed"])
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        for record in records(folder):
+            if "supervised" in record:
+                groups[record["task"], variant(record)].append(record)
+    for (task, name), found in groups.items():
+        seeds = ", ".join(str(x["seed"]) for x in found)
+        minutes = mean_and_error([sum(x["minutes"].values()) for x in found], 0).split(" ")[0]
+        for number, metric in enumerate(found[0]["gain"]):
+            values = [[x[stage][metric] for x in found] for stage in ("supervised", "policy")]
+            digits = 3 if max(abs(x) for x in values[0] + values[1]) < 2 else 1
+            gains = [x["gain"][metric][0] for x in found]
+            numbers = [mean_and_error(x, digits) for x in values] + [mean_and_error(gains, digits, sign=True)]
+            head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
+            rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
+    return "\n".join(rows)
+
+
+def variant(record: dict) -> str:
+    """What was trained, in a few words."""
+    config = record["config"]
+    if config["model"]:
+        return f"{config['model']}, LoRA {config['lora']}" if config["lora"] else config["model"]
+    return f"{config['model_kind']} {config['width']} × {config['layers']}, new"
+
+
+TABLES = {"sentiment": sentiment, "tasks": tasks}
+
+
+def render(text: str) -> str:
+    """A README with its tables made anew."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
+        text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
+    return text
+
+
+def main(options: Tables) -> None:
+    text = options.readme.read_text()
+    new = render(text)
+    if new != text:
+        options.readme.write_text(new)
+    print(f"{options.readme}: {'written' if new != text else 'as the records have it'}")
+
+
+if __name__ == "__main__":
+    cli.script(main, Tables)

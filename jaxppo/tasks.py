@@ -1,0 +1,255 @@
+"""The language tasks: where the examples of each come from, how a prompt is put, what is rewarded and what is measured.
+
+`stages.py` trains and measures them, `experiments/<task>.py` chooses the sizes. A task of your own is one more `Task`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from jaxppo.config import RunConfig, UserError
+
+if TYPE_CHECKING:
+    from jaxppo.assemble import Policy
+    from jaxppo.data.examples import Example, Examples
+    from jaxppo.types import RewardFn
+
+
+@dataclass(frozen=True)
+class TaskConfig(RunConfig):
+    """A task's whole way: a model, its supervised baseline, and policy optimisation from there."""
+
+    task: str = ""
+    """name of a task (`jaxppo.tasks.TASKS`)"""
+    data: str = ""
+    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id"""
+    model: str = ""
+    """a checkpoint to start from (smollm2, a folder, a hub id); empty = a network made anew, of the sizes below"""
+    tokens: str = "bpe"
+    """vocabulary of a new network: bpe (pairs of bytes) | words (in lower case) | bytes"""
+    max_vocab: int = 4000
+    """most tokens of a new vocabulary"""
+    width: int = 128
+    """of a new network's hidden states"""
+    layers: int = 3
+    """of a new network"""
+    dropout: float = 0.1
+    """of a new network's embeddings and last hidden states, in the supervised stage"""
+    sft_steps: int = 1000
+    """most steps of the supervised stage"""
+    sft_batch_size: int = 64
+    """examples in a step of the supervised stage"""
+    sft_lr: float = 2e-3
+    """learning rate of the supervised stage"""
+    reward: str = ""
+    """what is rewarded, by name (`jaxppo.tasks.REWARDS`); empty = as the task has it"""
+    test_rows: int = 500
+    """most held-out examples that are measured before and after"""
+    results: str = ""
+    """folder that gets a copy of result.json as <task>/<name>.json; empty = none"""
+
+
+class Task(NamedTuple):
+    """One task. The first of `metrics` says which checkpoint is the best."""
+
+    about: str
+    source: str  # what `load_examples` asks for
+    reward: str  # a name of REWARDS
+    metrics: tuple[str, ...]  # names of `evaluation.METRICS`
+    prompt: str = "{prompt}"  # format of a prompt; an example's `extra` may be named in it, too
+    response: str = " {reference}"  # format of what the supervised stage teaches
+    greedy: bool = True  # measured on the likeliest responses; else on samples
+    seeded: bool = False  # the source makes other examples for another seed
+
+
+TASKS: dict[str, Task] = {
+    "sentiment_label": Task(
+        "sentiment analysis by a policy that writes the label", "reviews", "exact", ("exact",), prompt="{prompt}\n=",
+    ),
+    "translation": Task(
+        "German to English, short sentences", "translation", "bleu", ("bleu", "chrf", "length"), prompt="{prompt}\n=",
+    ),
+    "summarisation": Task(
+        "what a paper is about, in a sentence", "summaries", "rouge_l", ("rougeL", "rouge1", "rouge2", "length"),
+        prompt="{prompt}\nThe {aspect} in one sentence:",
+    ),
+    "question_answering": Task(
+        "qualitative questions with two answers", "questions", "token_f1", ("exact", "answer_f1"), prompt="{prompt}\nAnswer:",
+    ),
+    "dialogue": Task(
+        "the next turn of a play", "dialogue", "learned", ("distinct_2", "repetition", "length"), prompt="{prompt}\n=",
+        greedy=False,
+    ),
+    "entities": Task(
+        "named entities of a tweet, as one tag a word", "entities", "entity_f1", ("entity_f1",), prompt="{prompt}\n=",
+    ),
+    "spelling": Task(
+        "a word spelt backwards", "reasoning:spell_backward", "exact", ("exact", "cer"), prompt="{prompt}\n=",
+        response="{reference}",
+    ),
+    "sums": Task("sums of two or three numbers", "reasoning:chain_sum", "exact", ("exact",), response="{reference}"),
+    "counting": Task(
+        "how often a letter stands in some words", "reasoning:letter_counting", "exact", ("exact",), prompt="{prompt}\n=",
+        response="{reference}",
+    ),
+    "speech": Task(
+        "a recording's words; the policy reads log-mel features", "speech", "edit", ("wer", "cer"), prompt="=",
+        response="{reference}",
+    ),
+}  # fmt: skip
+
+Source = Callable[[TaskConfig], "Examples"]
+
+
+def _module(name: str) -> Source:
+    def load(options: TaskConfig):
+        import importlib
+
+        return importlib.import_module(f"jaxppo.data.{name}").load()
+
+    return load
+
+
+def _reviews(options: TaskConfig):
+    """Sentences that people rated beyond ±.5, each with its side in a word."""
+    from jaxppo.data import examples, sentiment
+
+    reviews = sentiment.load()
+    clear = [(text, rating) for text, rating in zip(reviews.texts, reviews.ratings) if abs(rating) > 0.5]
+    return examples.split([examples.Example(text, "good" if rating > 0 else "bad") for text, rating in clear])
+
+
+def _reasoning(options: TaskConfig):
+    from jaxppo.data import reasoning
+
+    return reasoning.load(task_of(options).source.partition(":")[2], size=200 if options.tiny else 20_000)
+
+
+SOURCES: dict[str, Source] = {
+    "reviews": _reviews,
+    "reasoning": _reasoning,
+    **{name: _module(name) for name in ("translation", "summaries", "questions", "dialogue", "entities", "speech")},
+}
+
+
+def load_examples(options: TaskConfig) -> "Examples":
+    """The examples of a task, or those of `options.data`. Raises UserError for a task or a file that is not there."""
+    from jaxppo.data import examples
+
+    found = examples.load(options.data) if options.data else SOURCES[task_of(options).source.partition(":")[0]](options)
+    if options.tiny:
+        found = type(found)(found.train[:64], found.validation[:8], found.test[:8])
+    return found
+
+
+def task_of(options: TaskConfig) -> Task:
+    """The task that the options name."""
+    if options.task not in TASKS:
+        raise UserError(f"--task {options.task!r}: choose one of {', '.join(TASKS)}")
+    return TASKS[options.task]
+
+
+def as_one_of_many(name: str, task: Task, number: int, examples: "Sequence[Example]") -> "list[Example]":
+    """A task's examples for a policy that has several: the prompt begins with the task's name, `extra["task"]` is its number."""
+    from jaxppo.data.examples import Example
+
+    put = lambda x: task.prompt.format(prompt=x.prompt, **words(x))
+    return [Example(f"{name}: {put(x)}", task.response.format(reference=x.reference), {"task": number}) for x in examples]
+
+
+def mixed(groups: "Sequence[list[Example]]", weights: Sequence[float] = (), *, seed: int) -> "list[Example]":
+    """The examples of several tasks, shuffled; with weights each task has its share of as many as there are, repeated or cut."""
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    if weights and (len(weights) != len(groups) or min(weights) < 0 or sum(weights) <= 0):
+        raise UserError(f"--weights has {len(weights)} numbers for {len(groups)} tasks; give one share for each")
+    total = sum(len(group) for group in groups)
+    wanted = [round(total * w / sum(weights)) for w in weights] if weights else [len(group) for group in groups]
+    chosen = [group[i % len(group)] for group, n in zip(groups, wanted) for i in range(n)]
+    return [chosen[i] for i in rng.permutation(len(chosen))]
+
+
+def words(example: "Example") -> dict[str, str]:
+    """What of an example's `extra` may stand in a prompt."""
+    return {name: x for name, x in example.extra.items() if isinstance(x, str)}
+
+
+class Reward(NamedTuple):
+    """A reward and the parameters that it is called with."""
+
+    fn: "RewardFn"
+    params: Any = None
+
+
+def _on_tokens(name: str) -> Callable[[TaskConfig, "Policy"], Reward]:
+    """A metric of `rewards.metrics` on token ids, in the program."""
+
+    def make(options: TaskConfig, policy: "Policy") -> Reward:
+        from jaxppo.rewards import metrics
+
+        table: dict[str, metrics.Metric] = {
+            "bleu": metrics.bleu,
+            "rouge_l": metrics.rouge_l,
+            "token_f1": metrics.token_f1,
+            "exact": metrics.exact_match,
+            "edit": lambda found, wanted: -metrics.error_rate(found, wanted),
+        }
+        return Reward(metrics.reward(table[name], eos=policy.tokenizer.eos_id), {})
+
+    return make
+
+
+def _on_text(judge: Callable[[], Callable[[str, str], float]]) -> Callable[[TaskConfig, "Policy"], Reward]:
+    """A judge of decoded response and reference, on the host; space around them does not count."""
+
+    def make(options: TaskConfig, policy: "Policy") -> Reward:
+        from jaxppo.rewards import on_host
+
+        score = judge()
+        call = lambda prompt, response, reference: score(response.strip(), reference.strip())
+        return Reward(on_host(call, policy.tokenizer.decode_batch, references=True), {})
+
+    return make
+
+
+def _text(name: str, *options: str, sign: float = 1.0) -> Callable[[], Callable[[str, str], float]]:
+    """The judge of that name in `rewards.text`."""
+
+    def make():
+        from jaxppo.rewards import text
+
+        judge = getattr(text, name)(*options)
+        return lambda response, reference: sign * judge(response, reference)
+
+    return make
+
+
+def _entity_f1() -> Callable[[str, str], float]:
+    """F1 of the entities of a row of tags; 1 where neither has one."""
+    from jaxppo import evaluation
+
+    metric = evaluation.METRICS["entity_f1"]
+    same = lambda response, reference: set(response.split()) <= {"O"} and set(reference.split()) <= {"O"}
+    return lambda response, reference: (
+        1.0 if same(response, reference) else float(metric.reduce(metric.rows(response, reference)))
+    )
+
+
+REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
+    **{name: _on_tokens(name) for name in ("bleu", "rouge_l", "token_f1", "exact", "edit")},
+    "text_bleu": _on_text(_text("sentence_bleu")),
+    "text_chrf": _on_text(_text("chrf")),
+    "text_rouge_l": _on_text(_text("rouge", "rougeL")),
+    "text_wer": _on_text(_text("word_error_rate", sign=-1.0)),
+    "entity_f1": _on_text(_entity_f1),
+}
+LOWER = ("wer", "cer", "repetition")  # metrics of which less is better
+
+
+def make_reward(options: TaskConfig, policy: "Policy") -> Reward:
+    """The reward that the options name, or the task's own. Raises UserError for a name that is not in the table."""
+    name = options.reward or task_of(options).reward
+    if name not in REWARDS:
+        raise UserError(f"--reward {name!r}: choose one of {', '.join(REWARDS)}")
+    return REWARDS[name](options, policy)

@@ -1,0 +1,61 @@
+"""The README says what the records say."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def tables():
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "experiments" / "tables.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules["tables"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_is_up_to_date(tables):
+    text = (ROOT / "README.md").read_text()
+    for name in tables.TABLES:
+        assert f"<!-- {name} -->" in text and f"<!-- /{name} -->" in text
+    assert tables.render(text) == text, "run python experiments/tables.py"
+
+
+def test_another_number_is_seen(tables):
+    text = (ROOT / "README.md").read_text()
+    assert tables.render(text.replace("5.38 ± .14", "5.30 ± .14")) == text
+
+
+@pytest.mark.parametrize(
+    ("values", "digits", "sign", "expected"),
+    [
+        ([0.25], 2, False, ".25"),
+        ([1.0, 2.0, 3.0], 2, False, "2.00 ± .58"),  # deviation 1, over sqrt 3
+        ([0.1, 0.3], 1, True, "+.2 ± .1"),
+        ([-0.5, -0.5], 1, True, "-.5 ± .0"),
+    ],
+)
+def test_mean_and_error(tables, values, digits, sign, expected):
+    assert tables.mean_and_error(values, digits, sign=sign) == expected
+
+
+def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "sums").mkdir()
+    for seed in (0, 1):
+        record = {
+            "task": "sums", "seed": seed, "minutes": {"supervised": 1.0, "policy": 2.0 + seed}, "supervised": {"exact": 0.5},
+            "policy": {"exact": 0.6 + 0.2 * seed}, "gain": {"exact": [0.1 + 0.2 * seed, 0.0, 0.4]},
+            "config": {"model": "", "model_kind": "gru", "width": 64, "layers": 2, "lora": 0},
+        }  # fmt: skip
+        (tmp_path / "sums" / f"sums-{seed}.json").write_text(json.dumps(record))
+    assert tables.tasks().splitlines()[2:] == [
+        "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |"  # 3.5 minutes, to even
+    ]

@@ -1,0 +1,78 @@
+"""The scripts of the language tasks at smoke size, as a user calls them: a few on a file of the user's in CI, all on their own
+data when the slow suite runs."""
+
+import json
+
+import pytest
+from test_experiments import run
+
+pytestmark = pytest.mark.ci
+
+SMALL = ["--tiny", "--steps", "2", "--eval-every", "1", "--save-every", "1"]
+
+
+@pytest.fixture
+def data(tmp_path):
+    path = tmp_path / "examples.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"nummer {i}", "reference": f"number {i}", "aspect": "idea"}) + "\n" for i in range(300))
+    )
+    return str(path)
+
+
+def result(folder, name: str) -> dict:
+    found = json.loads((folder / name / "result.json").read_text())
+    assert set(found["gain"]) <= set(found["supervised"]) and found["seed"] == 0
+    return found
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "translation", "reasoning", "sentiment_label",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("summarisation", "question_answering")),
+    ],
+)  # fmt: skip
+def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
+    run(script, *SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a")
+    found = result(tmp_path, "a")
+    assert found["test_rows"] == 8 and "95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "script",
+    ["translation", "reasoning", "sentiment_label", "summarisation", "question_answering", "entities", "speech", "dialogue"],
+)
+def test_a_task_on_its_own_data(tmp_path, script):
+    run(script, *SMALL, "--runs", str(tmp_path), "--name", "a")
+    assert result(tmp_path, "a")["test_rows"] == 8
+
+
+def test_dialogue_has_a_reward_model_and_a_judge(tmp_path, data, capsys):
+    small = ["--reward-steps", "2", "--reward-pairs", "40"]
+    run("dialogue", *SMALL, *small, "--data", data, "--runs", str(tmp_path), "--name", "a")
+    found = result(tmp_path, "a")
+    assert {"reward", "judge", "distinct_2"} <= set(found["policy"])
+    assert "judge model: " in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_adversarial_rounds_go_on_where_they_were(tmp_path):
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": f"the film number {i} was good"}) + "\n" for i in range(200)))
+    options = ["--tiny", "--steps", "4", "--data", str(data), "--runs", str(tmp_path)]
+    run("adversarial", *options, "--name", "a")
+    found = result(tmp_path, "a")
+    assert 0 <= found["policy"]["told apart"] <= 1
+    run("adversarial", *options, "--name", "a", "--resume")
+    assert result(tmp_path, "a")["policy"] == found["policy"]
+
+
+@pytest.mark.slow
+def test_several_tasks_at_once(tmp_path):
+    run("multitask", *SMALL, "--runs", str(tmp_path), "--name", "a")
+    found = result(tmp_path, "a")
+    assert {"exact spelling", "exact sums", "exact counting"} <= set(found["policy"])
+    metrics = [json.loads(line) for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()]
+    assert {"reward_0", "reward_1", "reward_2"} <= set(metrics[-1])

@@ -1,0 +1,35 @@
+import numpy as np
+import pytest
+from runs import RUN
+
+from jaxppo import assemble, measure
+from jaxppo.data.examples import Example
+from jaxppo.tasks import Task, TaskConfig
+
+TASK = Task("", "", "exact", ("exact",), prompt="{prompt}=", response=" {reference}")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return assemble.load_policy(RUN)[1]
+
+
+def test_texts_and_arrays_of_examples():
+    features = np.ones((4, 2))
+    examples = [Example("a", "b", {"context": features, "context_length": 3, "other": [1], "task": "a name"})] * 2
+    found = measure.texts(TASK, examples)
+    assert found[:3] == (["a=", "a="], [" b", " b"], ["b", "b"])
+    assert set(found.extra) == {"context", "context_length"}
+    assert found.extra["context"].shape == (2, 4, 2) and found.extra["context"].dtype == np.float32
+    assert found.extra["context_length"].tolist() == [3, 3]
+
+
+def test_prompts_carry_their_references_as_the_policy_would_write_them(policy):
+    config = TaskConfig(prompt_length=4, response_length=3)
+    prompts, references = measure.prompt_set(config, policy, TASK, [Example("abcdef", "x"), Example("a", "wxyz")])
+    decode = policy.tokenizer.decode
+    assert references == ["x", "wxyz"]
+    assert decode(prompts.tokens[0]) == "def="  # a prompt that is too long loses its beginning
+    assert prompts.mask.tolist() == [[True] * 4, [False, False, True, True]]
+    assert prompts.extra["reference_length"].tolist() == [2, 3]
+    assert decode(prompts.extra["reference"][0][:2]) == " x" and decode(prompts.extra["reference"][1]) == " wx"

@@ -1,0 +1,92 @@
+"""A task's whole way at the smallest size, killed, gone on with, and measured again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxppo import measure, pretrained, stages, tracking
+from jaxppo.config import UserError
+from jaxppo.sampler import Sample
+from jaxppo.tasks import TaskConfig
+
+pytestmark = pytest.mark.ci
+
+
+def options(folder, **changes) -> TaskConfig:
+    data = folder / "x.jsonl"
+    if not data.exists():
+        data.write_text("".join(json.dumps({"prompt": f"copy {i}", "reference": str(i)}) + "\n" for i in range(300)))
+    base = {"task": "spelling", "name": "a", "runs": str(folder / "runs"), "data": str(data), "tiny": True, "parallel": "jit"}
+    sizes = {"steps": 2, "group_size": 2, "advantage": "rloo", "value_loss": "none", "eval_every": 1, "save_every": 1}
+    return TaskConfig(**base | sizes | changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    return folder, stages.run(options(folder, results=str(folder / "results")))
+
+
+def test_what_is_left(done):
+    folder, found = done
+    root = folder / "runs" / "a"
+    assert {path.name for path in root.iterdir()} == {"start", "supervised", "policy", "result.json", "outputs.jsonl"}
+    stored = json.loads((root / "result.json").read_text())
+    assert stored == json.loads((folder / "results" / "spelling" / "a.json").read_text())
+    assert stored["test_rows"] == 8 and stored["seed"] == 0 and stored["best_step"] in (1, 2)
+    for metric in ("exact", "cer"):
+        before, after, (gain, low, high) = stored["supervised"][metric], stored["policy"][metric], stored["gain"][metric]
+        assert gain == pytest.approx(after - before) and low <= gain <= high
+    outputs = tracking.read_lines(root / "outputs.jsonl")
+    assert len(outputs) == 8 and outputs[0]["prompt"].startswith("copy ") and outputs[0]["prompt"].endswith("\n=")
+    start, tuned, last = (pretrained.load(root / name).params for name in ("start", "supervised/model", "policy/model"))
+    kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]
+    assert (kernel(start) != kernel(tuned)).any() and (kernel(tuned) != kernel(last)).any()
+
+
+def test_a_way_of_the_same_name_refuses_and_resume_runs_nothing_twice(done, capsys):
+    folder, found = done
+    with pytest.raises(UserError, match="exists: choose another --name, or continue it with --resume"):
+        stages.run(options(folder))
+    before = (folder / "runs" / "a" / "policy" / "metrics.jsonl").read_text()
+    again = stages.run(options(folder, resume=True))
+    assert (folder / "runs" / "a" / "policy" / "metrics.jsonl").read_text() == before
+    assert again["policy"] == found["policy"] and again["gain"] == found["gain"]
+
+
+def test_killed_between_and_within_the_stages(done):
+    """Without the second stage, and with a second stage of one step, it ends as if nothing had been."""
+    folder, found = done
+    for name, lost in (("b", ["policy"]), ("c", ["policy/model", "policy/checkpoints/2"])):
+        shutil.copytree(folder / "runs" / "a", folder / "runs" / name)
+        for part in (*lost, "result.json", "outputs.jsonl"):
+            path = folder / "runs" / name / part
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        again = stages.run(options(folder, name=name, resume=True))
+        assert again["policy"] == found["policy"] and again["best_step"] == found["best_step"]
+
+
+def test_measured_again_from_the_folder(done):
+    folder, found = done
+    again = measure.held_out(folder / "runs" / "a", "spelling", rows=8, samples=4, data=str(folder / "x.jsonl"))
+    value, low, high = again["exact"]
+    assert low <= value <= high
+    assert again["pass@1"] <= again["pass@2"] <= again["pass@4"]
+    assert len(again["outputs"]) == 8
+    with pytest.raises(UserError, match="--samples counts right responses, but translation is measured by bleu"):
+        measure.held_out(folder / "runs" / "a", "translation", rows=8, samples=4, data=str(folder / "x.jsonl"))
+    with pytest.raises(UserError, match="no run in"):
+        measure.held_out(folder / "runs", "spelling", rows=8)
+
+
+def test_a_reward_model_prefers_what_it_was_shown(tmp_path):
+    settings = stages.smaller(options(tmp_path, sft_lr=3e-3))
+    pairs = [(f"copy {i}\n=", "yes", "no") for i in range(80)]
+    model = stages.reward_model(
+        TaskConfig(**{**vars(settings), "tiny": True, "runs": str(tmp_path / "runs")}), pairs, name="reward", seed=0, steps=20
+    )
+    assert model.accuracy == 1.0
+    good, bad = model.scores([Sample("copy 7\n=", "yes", [], 0.0), Sample("copy 7\n=", "no", [], 0.0)])
+    assert good > bad and np.isfinite([good, bad]).all()
