@@ -27,6 +27,7 @@ from scipy.special import stdtrit
 from jaxppo.config import UserError
 from jaxppo.rewards import text
 
+PIECE = 2**22  # counts of draws in memory at once, some 32 MB
 Texts = Sequence[str]
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -70,14 +71,7 @@ def interval(
 
 
 def paired(
-    metric: Metric,
-    before: Texts,
-    after: Texts,
-    references: Texts,
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
+    metric: Metric, before: Texts, after: Texts, references: Texts, *, seed: int, samples: int = 1000, level: float = 0.95
 ) -> Interval:
     """(after − before, low, high): as `interval`, where each draw takes the same rows of both, so that what makes a row hard
     for both falls out (Koehn 2004, https://aclanthology.org/W04-3250)."""
@@ -127,9 +121,9 @@ def _statistics(metric: Metric, responses: Texts, references: Texts) -> Float[np
 
 
 def _resampled(found: Float[np.ndarray, "N K"], seed: int, samples: int) -> Float[np.ndarray, "S K"]:
-    """Sums over as many rows as there are, drawn with replacement; in pieces of some 32 MB of counts."""
+    """Sums over as many rows as there are, drawn with replacement."""
     rng, rows = np.random.default_rng(seed), len(found)
-    size = max(1, 2**22 // rows)
+    size = max(1, PIECE // rows)
     drawn = [
         rng.multinomial(rows, np.full(rows, 1 / rows), min(size, samples - start)) @ found for start in range(0, samples, size)
     ]

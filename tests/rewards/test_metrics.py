@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxppo.rewards import metrics
+from jaxppo.rewards import text as strings
 from jaxppo.rewards.metrics import Text
 from jaxppo.types import Rollout
 
@@ -137,6 +138,12 @@ def test_answers():
     found, wanted = text([1, 2, 3], [], [], [1, 2]), text([2, 1], [], [1], [1, 2])
     np.testing.assert_allclose(metrics.token_f1(found, wanted), [0.8, 1.0, 0.0, 1.0], rtol=1e-6)
     assert metrics.exact_match(found, wanted).tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_answers_are_scored_as_on_the_host():
+    plain = [tuple(" ".join(f"w{i}" for i in row) for row in pair) for pair in zip(FOUND, WANTED, strict=True)]
+    for metric, score in ((metrics.token_f1, strings.answer_f1), (metrics.exact_match, strings.exact_match)):
+        np.testing.assert_allclose(jax.jit(metric)(text(*FOUND), text(*WANTED)), [score(*pair) for pair in plain], atol=1e-6)
 
 
 def test_as_a_reward():
