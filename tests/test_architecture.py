@@ -19,8 +19,8 @@ FLOORS = [
     ["processes", "sharding", "ppo", "supervised", "parallel"],
     ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking"],
     [
-        "assemble", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "tasks", "chips", "hlo", "program",
-        "costs", "plan", "export", "report",
+        "assemble", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "tasks", "measure", "stages",
+        "chips", "hlo", "program", "costs", "plan", "export", "report",
     ],
     ["cli", "launch"],
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from jaxppo.sampler import Sample
 from jaxppo.tasks import TaskConfig
 
 pytestmark = pytest.mark.ci
+pytest.importorskip("jiwer", reason="error rates need the extra `tasks`")
 
 
 def options(folder, **changes) -> TaskConfig:

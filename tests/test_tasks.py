@@ -87,12 +87,16 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "response", "reference", "expected"), CASES)
 def test_rewards_by_name(policy, name, response, reference, expected):
+    if name.startswith("text_"):
+        pytest.importorskip({"text_wer": "jiwer", "text_rouge_l": "rouge_score"}[name])
     reward = tasks.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
     score, valid = reward.fn(reward.params, rollout(policy, response, reference))
     assert bool(valid[0]) and float(score[0]) == pytest.approx(expected, abs=1e-6)
 
 
 def test_perfect_responses_have_the_highest_reward(policy):
+    for package in ("jiwer", "rouge_score", "sacrebleu"):
+        pytest.importorskip(package)
     texts = "the small cat sat on the mat"
     for name in tasks.REWARDS:
         if name == "entity_f1":

@@ -7,6 +7,8 @@ import pytest
 from test_experiments import run
 
 pytestmark = pytest.mark.ci
+for package in ("jiwer", "sacrebleu", "rouge_score"):
+    pytest.importorskip(package, reason="metrics of texts need the extra `tasks`")
 
 SMALL = ["--tiny", "--steps", "2", "--eval-every", "1", "--save-every", "1"]
 

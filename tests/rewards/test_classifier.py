@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import toys
 
+from jaxppo.config import UserError
 from jaxppo.rewards import classifier
 from jaxppo.rewards.classifier import Classifier, Labelled
 
@@ -99,3 +100,80 @@ def test_windows_are_fragments_of_the_texts():
         assert long in ([1, 2, 3], [2, 3, 4], [3, 4, 5], [4, 5, 6], [5, 6])
         assert short == [7, 8]
         assert not tokens[~mask].any()
+
+
+# --- layers of one's choice
+
+CHOICES = [(), ("convolution",), ("convolution", "pool", "gru"), ("dense", "pool", "pool"), ("lstm", "convolution", "pool")]
+
+
+@pytest.mark.parametrize("layers", CHOICES, ids=str)
+def test_padding_changes_nothing_in_any_layer(layers):
+    """Three slots more, one of them the partner of a text's last token in a pair of `pool`; and whatever stands there."""
+    net = Classifier(features=4, widths=(1, 2), layers=layers, classes=3)
+    params = classifier.init(net, EMBEDDING, seed=0)
+    params = {"embedding": EMBEDDING, "net": jax.tree.map(lambda x: x - 0.3, params)}  # recurrent outputs below 0, and biases
+    read = jax.jit(lambda tokens, mask: classifier.logits(net, params, tokens, mask))
+    data = texts(6)
+    want = read(jnp.asarray(data.tokens), jnp.asarray(data.mask))
+    assert want.shape == (6, 3) and np.ptp(np.asarray(want), 0).min() > 1e-3
+    wider = jnp.pad(jnp.where(data.mask, data.tokens, 9), ((0, 0), (0, 3)), constant_values=7)
+    np.testing.assert_allclose(read(wider, jnp.pad(data.mask, ((0, 0), (0, 3)))), want, atol=1e-5)
+    assert np.isfinite(read(wider, jnp.zeros(wider.shape, bool))).all()
+
+
+def test_every_layer_has_its_parameters():
+    """Embeddings 6 wide, features 4. Convolutions of width 1 and 2: 6 x 4 + 4 and 12 x 4 + 4; gru: 8 x 4 + 4 into it, 4 x 12 + 12
+    and 4 x 12 of its own; maximum and mean 8 wide: 8 x 4 + 4; three classes: 4 x 3 + 3; norm 12."""
+    net = Classifier(features=4, widths=(1, 2), layers=("convolution", "pool", "gru"), classes=3)
+    params = classifier.init(net, EMBEDDING, seed=0)
+    assert set(params) == {"norm", "conv1", "conv2", "into_gru_2", "gru_2", "dense", "out"}
+    assert sum(x.size for x in jax.tree.leaves(params)) == 28 + 52 + 36 + 108 + 36 + 15 + 12
+
+
+def test_the_larger_of_two_neighbours():
+    """Row 0: 1 and 5, 2 and padding. Row 1: −3 alone, then a pair that is padding."""
+    x = jnp.array([[[1.0], [5.0], [2.0]], [[-3.0], [9.0], [9.0]]])
+    mask = jnp.array([[True, True, True], [True, False, False]])
+    out, there = classifier.LAYERS["pool"](NET, x, mask, "")
+    assert out[..., 0].tolist() == [[5, 2], [-3, 0]]
+    assert there.tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.learning
+def test_three_classes_with_an_embedding_that_learns():
+    """The class is which of three orders of two tokens the text begins with; the embedding is trained with the net."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 3, 512)
+    rows = np.concatenate([np.array([[4, 5], [5, 4], [4, 4]])[kinds], rng.integers(6, 8, (512, 4))], 1)
+    data = Labelled(rows, np.ones(rows.shape, bool), kinds)
+    net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=3)
+    start = {"embedding": EMBEDDING, "net": classifier.init(net, EMBEDDING, seed=0)}
+    options = {"batch_size": 32, "lr": 1e-2, "trained": ("embedding", "net")}
+    passes = classifier.training(net, start, lambda _: data.rows(np.arange(384)), seed=0, epochs=12, **options)
+    params, losses = start, []
+    for params, loss in passes:
+        losses.append(loss)
+    assert losses[0] > 0.5 > 0.1 > losses[-1]
+    assert classifier.accuracy(net, params, data.rows(np.arange(384, 512))) > 0.95
+    assert (params["embedding"] != EMBEDDING).any(1)[4:8].all()
+
+
+def test_each_epoch_asks_for_its_texts():
+    """And a caller who has seen enough stops."""
+    asked = []
+
+    def data(epoch: int) -> Labelled:
+        asked.append(epoch)
+        return texts(32, seed=epoch)
+
+    start = {"embedding": EMBEDDING, "net": classifier.init(NET, EMBEDDING, seed=0)}
+    next(classifier.training(NET, start, data, seed=0, epochs=9, batch_size=16))
+    assert asked == [0, 0]  # how many there are, and the first epoch's
+
+
+def test_what_a_classifier_does_not_have():
+    with pytest.raises(UserError, match="no layer 'attention': choose among convolution, pool, gru, lstm, dense"):
+        classifier.init(Classifier(layers=("attention",)), EMBEDDING, seed=0)
+    with pytest.raises(UserError, match="a classifier of 3 classes has no one score"):
+        classifier.reward(Classifier(classes=3))
