@@ -94,7 +94,8 @@ class Encoder(nn.Module):
 
 
 class Listening(nn.Module):
-    """Attention from each state to the recording, then an MLP, each added to its input."""
+    """Attention from each state to the recording, then an MLP, each added to its input. A row without a recording sees the mean
+    of its padding, which is the same for all."""
 
     config: ModelConfig
     dtype: Any
@@ -106,7 +107,6 @@ class Listening(nn.Module):
         q = by_heads(dense("q", Norm(c.norm, c.norm_eps, name="attention_norm")(x)), c.num_heads).astype(self.dtype)
         visible = jnp.broadcast_to(heard.real[:, None], (x.shape[0], x.shape[1], heard.real.shape[1]))
         seen = attend(q, heard.keys, heard.values, visible).swapaxes(1, 2).reshape(x.shape)
-        # In a row without a recording every score is the same, and what is seen is padding.
-        x = x + dense("o", jnp.where(heard.real.any(1)[:, None, None], seen, 0.0))
+        x = x + dense("o", seen)
         wide = nn.silu(dense("up", Norm(c.norm, c.norm_eps, name="mlp_norm")(x), c.mlp_width))
         return x + dense("down", wide)
