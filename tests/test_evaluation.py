@@ -31,7 +31,8 @@ def made_up(number=1000, seed=0):
         responses[3 * row] = references[3 * row + 1] = responses[3 * row + 2] = references[3 * row + 2] = ""
     references[30:70] = responses[30:70]
     references[70:90] = [x.upper() for x in responses[70:90]]
-    responses[90:95] = [x + " long-\n" for x in references[90:95]]  # a hyphen at the end joins nothing
+    references[90:95] = [x + " long-" for x in references[90:95]]
+    responses[90:95] = [x + "\n" for x in references[90:95]]  # a hyphen at the end joins nothing
     return responses, references
 
 
