@@ -73,13 +73,14 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Report
     integer: Any = jax.ShapeDtypeStruct((config.rows, config.prompt_length), jnp.int32)
     mask: Any = jax.ShapeDtypeStruct(integer.shape, bool)
     index: Any = jax.ShapeDtypeStruct((config.rows,), jnp.int32)
+    extra = {"task": index} if config.num_tasks > 1 else {}
     started = time.monotonic()
     known: dict[str, Any] = {
         "phases": costs.phases(config, shape, mesh),
         "matrices": matrices((state.params, state.frozen["base"]), mesh),
     }
     with chips.quiet() as said:
-        lowered = step.lower(step.abstract(state), Prompts(integer, mask, index))
+        lowered = step.lower(step.abstract(state), Prompts(integer, mask, index, extra))
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -125,10 +125,27 @@ def _reasoning(options: TaskConfig):
     return reasoning.load(task_of(options).source.partition(":")[2], size=200 if options.tiny else 20_000)
 
 
+def _speech(options: TaskConfig):
+    """Recordings as `context`: features of a fixed number of frames, and how many of them are real."""
+    from jaxppo.data import examples, speech
+
+    def heard(part):
+        features, lengths = speech.stacked(part, FRAMES)
+        return [
+            examples.Example(x.prompt, x.reference, {"context": f, "context_length": n})
+            for x, f, n in zip(part, features, lengths)
+        ]
+
+    return examples.Examples(*(heard(part) for part in speech.load()))
+
+
+FRAMES = 500  # hundredths of a second: longer recordings are left out
+
 SOURCES: dict[str, Source] = {
     "reviews": _reviews,
     "reasoning": _reasoning,
-    **{name: _module(name) for name in ("translation", "summaries", "questions", "dialogue", "entities", "speech")},
+    "speech": _speech,
+    **{name: _module(name) for name in ("translation", "summaries", "questions", "dialogue", "entities")},
 }
 
 

@@ -1,4 +1,4 @@
-"""Short puzzles without end, each with a checker, from the package reasoning-gym 0.1.25 (Apache-2.0; the extra `tasks`).
+"""Short puzzles without end, each with a checker, from the package reasoning-gym 0.1.25 (Apache-2.0; the extra `reasoning`).
 
 Stojanovski et al. 2025, Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verifiable Rewards,
 https://arxiv.org/abs/2505.24760. The package makes a puzzle from a number; nothing is downloaded. Of its hundred kinds three are
@@ -78,5 +78,5 @@ def _dataset(task: str, *, size: int, seed: int) -> Any:
     try:
         import reasoning_gym  # type: ignore[import-not-found]
     except ImportError:
-        raise UserError("puzzles need the package reasoning-gym: pip install 'jaxppo[tasks]'") from None
+        raise UserError("puzzles need the package reasoning-gym: pip install 'jaxppo[reasoning]'") from None
     return reasoning_gym.create_dataset(task, size=size, seed=seed, **TASKS[task].settings)
