@@ -1,13 +1,11 @@
 """A text classifier whose score is a reward in the graph: embedding -> layers of one's choice -> pooling -> dense -> logits.
 
-It is trained on labelled texts by `fit`, in seconds, and then reads sampled tokens inside the compiled step.
+Trained on labelled texts in seconds (`fit`), it then reads sampled tokens inside the compiled step.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,98 +13,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo.config import UserError
-from jaxppo.models import recurrent
+from jaxppo.models.reading import Classifier
 from jaxppo.types import Params, RewardFn, Rollout
-
-LOW = -1e30  # below every number of a layer, and finite
-
-
-class Classifier(nn.Module):
-    """Logits of a text: `layers` one after the other, then their maximum and mean over the text, and a dense layer.
-
-    convolution   of several widths side by side (Kim 2014, https://arxiv.org/abs/1408.5882)
-    pool          the larger one of every two neighbours: half as many tokens
-    gru, lstm     a recurrent layer (with the two above: Zhou et al. 2015, https://arxiv.org/abs/1511.08630)
-    dense         of each token alone
-
-    One class is the logit that a text is positive, [B]; several are one logit each, [B C]. Padding, behind a text, changes
-    nothing. Raises UserError for another layer.
-    """
-
-    features: int = 64
-    widths: tuple[int, ...] = (1, 2, 3)
-    dropout: float = 0.3
-    layers: tuple[str, ...] = ("convolution",)
-    classes: int = 1
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, dropout_key=None
-    ) -> Float[Array, "B"] | Float[Array, "B C"]:
-        drop = lambda x, n: x if dropout_key is None else _dropout(x, self.dropout, jax.random.fold_in(dropout_key, n))
-        # Embeddings of a language model have a few very large directions; a fixed scale would let them rule.
-        x = drop(nn.LayerNorm(name="norm")(x), 0)
-        for number, kind in enumerate(self.layers):
-            if kind not in LAYERS:
-                raise UserError(f"a classifier has no layer {kind!r}: choose among {', '.join(LAYERS)}")
-            x = drop(x, 2 + number) if number else x
-            x, mask = LAYERS[kind](self, x * mask[..., None], mask, f"_{number}" if number else "")
-        y = nn.relu(nn.Dense(self.features, name="dense")(drop(self.pooled(x, mask), 1)))
-        out = nn.Dense(self.classes, name="out")(drop(y, 2))
-        return out[:, 0] if self.classes == 1 else out
-
-    def pooled(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B K"]:
-        """Maximum and mean over the text, in turn for each `features` numbers; 0 for a text without tokens."""
-        parts = x.shape[-1] // self.features if x.shape[-1] % self.features == 0 else 1
-        both = jnp.stack([_largest(x, mask), (x * mask[..., None]).sum(1) / _count(mask)], 1)
-        return both.reshape(x.shape[0], 2, parts, -1).swapaxes(1, 2).reshape(x.shape[0], -1)
-
-
-def _convolution(net: Classifier, x, mask, suffix: str):
-    # as one matrix product over shifted copies: XLA's own is many times slower on a CPU
-    shifted = [jnp.pad(x, ((0, 0), (0, i), (0, 0)))[:, i:] for i in range(max(net.widths))]
-    dense = lambda width: nn.Dense(net.features, name=f"conv{width}{suffix}")
-    return jnp.concatenate([nn.relu(dense(n)(jnp.concatenate(shifted[:n], -1))) for n in net.widths], -1), mask
-
-
-def _pool(net: Classifier, x, mask, suffix: str):
-    rows, odd = x.shape[0], x.shape[1] % 2
-    x, mask = jnp.pad(x, ((0, 0), (0, odd), (0, 0))), jnp.pad(mask, ((0, 0), (0, odd))).reshape(rows, -1, 2)
-    pairs = x.reshape(rows * mask.shape[1], 2, -1)
-    return _largest(pairs, mask.reshape(-1, 2)).reshape(rows, mask.shape[1], -1), mask.any(2)
-
-
-def _recurrent(net: Classifier, x, mask, suffix: str, *, kind: str):
-    x = nn.Dense(net.features, name=f"into_{kind}{suffix}")(x)
-    rest = tuple(jnp.zeros((x.shape[0], net.features)) for _ in range(recurrent.CELLS[kind][2]))
-    return recurrent.Layer(kind, jnp.float32, name=f"{kind}{suffix}")(x, mask, rest)[0], mask
-
-
-def _dense(net: Classifier, x, mask, suffix: str):
-    return nn.relu(nn.Dense(net.features, name=f"each{suffix}")(x)), mask
-
-
-# layer(net, x [B T D] with 0 at padding, mask [B T], end of its parameters' names) -> (x [B T' D'], mask [B T'])
-LAYERS = {
-    "convolution": _convolution,
-    "pool": _pool,
-    "gru": partial(_recurrent, kind="gru"),
-    "lstm": partial(_recurrent, kind="lstm"),
-    "dense": _dense,
-}
-
-
-def _largest(x, mask):
-    """The maximum over tokens, 0 where there are none."""
-    return jnp.where(mask.any(1, keepdims=True), jnp.where(mask[..., None], x, LOW).max(1), 0.0)
-
-
-def _count(mask):
-    return jnp.maximum(mask.sum(1, keepdims=True), 1).astype(jnp.float32)
-
-
-def _dropout(x, rate, key):
-    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
 
 
 def logits(
@@ -117,9 +25,11 @@ def logits(
     return cast(Array, net.apply({"params": params["net"]}, x, mask, **options))
 
 
+_logits = jax.jit(logits, static_argnums=0)
+
+
 def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
-    """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1), of the response alone. Raises UserError for a net that
-    tells several classes apart."""
+    """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1), of the response alone. UserError for several classes."""
     if net.classes != 1:
         raise UserError(f"a classifier of {net.classes} classes has no one score: give it classes=1")
 
@@ -166,7 +76,7 @@ class Labelled(NamedTuple):
         return Labelled(*(np.concatenate([np.asarray(x), y]) for x, y in zip(self, windows, strict=True)))
 
 
-def init(net: Classifier, embedding: Float[Array, "V D"], *, seed: int) -> Params:
+def init(net: Classifier, embedding: Float[Array, "V D"] | Float[np.ndarray, "V D"], *, seed: int) -> Params:
     """Parameters of the net alone; the embedding is the caller's."""
     zeros = jnp.zeros((1, 4, embedding.shape[1]))
     return net.init(jax.random.key(seed), zeros, jnp.ones((1, 4), bool))["params"]
@@ -205,9 +115,9 @@ def training(
 ) -> Iterator[tuple[Params, float]]:
     """(all parameters, mean loss) after each epoch, for as long as the caller goes on; `data(epoch)` has as many texts in each.
 
-    AdamW with linear decay on the parts `trained` of the parameters. The loss is the cross-entropy to the text's class; of one
-    class to the probability sigmoid(rating): a rating near 0 asks for no opinion and a strong one for a strong opinion, so that
-    the score tells degrees and does not saturate.
+    AdamW with linear decay on the parts `trained`. The loss is the cross-entropy to the text's class; of one class to the
+    probability sigmoid(rating): a rating near 0 asks for no opinion and a strong one for a strong opinion, so that the score
+    tells degrees and does not saturate.
     """
     steps = len(data(0).tokens) // batch_size
     optimizer = optax.adamw(optax.linear_schedule(lr, 0.0, epochs * steps), weight_decay=weight_decay)
@@ -245,6 +155,6 @@ def accuracy(net: Classifier, params: Params, data: Labelled, *, beyond: float =
     """Share of texts with |rating| > beyond whose logit has the rating's sign; of several classes, that have the largest logit
     at their own, whatever `beyond`."""
     clear = data.rows(np.flatnonzero(np.abs(data.ratings) > beyond)) if net.classes == 1 else data
-    out = np.asarray(jax.jit(lambda p, t, m: logits(net, p, t, m))(params, clear.tokens, clear.mask))
+    out = np.asarray(_logits(net, params, clear.tokens, clear.mask))
     right = (out > 0) == (clear.ratings > 0) if net.classes == 1 else out.argmax(1) == clear.ratings
     return float(right.mean())

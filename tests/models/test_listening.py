@@ -11,7 +11,7 @@ import toys
 
 from jaxppo import config, models, parallel, policy, supervised
 from jaxppo.config import UserError
-from jaxppo.models import listening
+from jaxppo.models import layers, listening
 from jaxppo.types import Prompts
 
 BINS, FRAMES = 4, 12
@@ -114,13 +114,21 @@ def test_a_row_without_a_recording(gru):
     np.testing.assert_array_equal(one, other)
 
 
-def test_dropout_in_the_encoder():
+def test_dropout_in_the_encoder(monkeypatch):
+    """Before the recurrent layer and behind it, each with noise of its own; none without a key."""
+    asked = []
+
+    def dropped(x, rate, key, number):
+        asked.append((rate, number))
+        return layers.dropped(x, rate, key, number)
+
+    monkeypatch.setattr(listening, "dropped", dropped)
     toy = hearing("gru", dropout=0.5)
     run = lambda key: encoded(toy, recordings(), key).values
     one, same, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
     np.testing.assert_array_equal(one, same)
     assert (one != other).any() and (one != run(None)).any()
-    np.testing.assert_array_equal(run(None), run(None))
+    assert {rate for rate, _ in asked} == {0.5} and {number for _, number in asked[-2:]} == {2, 3}
 
 
 def test_heads_and_bfloat16():

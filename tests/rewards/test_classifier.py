@@ -102,45 +102,6 @@ def test_windows_are_fragments_of_the_texts():
         assert not tokens[~mask].any()
 
 
-# --- layers of one's choice
-
-CHOICES = [(), ("convolution",), ("convolution", "pool", "gru"), ("dense", "pool", "pool"), ("lstm", "convolution", "pool")]
-
-
-@pytest.mark.parametrize("layers", CHOICES, ids=str)
-def test_padding_changes_nothing_in_any_layer(layers):
-    """Three slots more, one of them the partner of a text's last token in a pair of `pool`; and whatever stands there."""
-    net = Classifier(features=6, widths=(1, 2), layers=layers, classes=3)
-    rng = np.random.default_rng(0)  # biases too, so that padding is something after a layer, and outputs on both sides of 0
-    noisy = lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(np.float32)
-    params = {"embedding": EMBEDDING, "net": jax.tree.map(noisy, classifier.init(net, EMBEDDING, seed=0))}
-    read = jax.jit(lambda tokens, mask: classifier.logits(net, params, tokens, mask))
-    data = texts(6)
-    want = read(jnp.asarray(data.tokens), jnp.asarray(data.mask))
-    assert want.shape == (6, 3) and np.ptp(np.asarray(want), 0).min() > 1e-3
-    wider = jnp.pad(jnp.where(data.mask, data.tokens, 9), ((0, 0), (0, 3)), constant_values=7)
-    np.testing.assert_allclose(read(wider, jnp.pad(data.mask, ((0, 0), (0, 3)))), want, atol=1e-5)
-    assert np.isfinite(read(wider, jnp.zeros(wider.shape, bool))).all()
-
-
-def test_every_layer_has_its_parameters():
-    """Embeddings 6 wide, features 4. Convolutions of width 1 and 2: 6 x 4 + 4 and 12 x 4 + 4; gru: 8 x 4 + 4 into it, 4 x 12 + 12
-    and 4 x 12 of its own; maximum and mean 8 wide: 8 x 4 + 4; three classes: 4 x 3 + 3; norm 12."""
-    net = Classifier(features=4, widths=(1, 2), layers=("convolution", "pool", "gru"), classes=3)
-    params = classifier.init(net, EMBEDDING, seed=0)
-    assert set(params) == {"norm", "conv1", "conv2", "into_gru_2", "gru_2", "dense", "out"}
-    assert sum(x.size for x in jax.tree.leaves(params)) == 28 + 52 + 36 + 108 + 36 + 15 + 12
-
-
-def test_the_larger_of_two_neighbours():
-    """Row 0: 1 and 5, 2 and padding. Row 1: −3 alone, then a pair that is padding."""
-    x = jnp.array([[[1.0], [5.0], [2.0]], [[-3.0], [9.0], [9.0]]])
-    mask = jnp.array([[True, True, True], [True, False, False]])
-    out, there = classifier.LAYERS["pool"](NET, x, mask, "")
-    assert out[..., 0].tolist() == [[5, 2], [-3, 0]]
-    assert there.tolist() == [[True, True], [True, False]]
-
-
 @pytest.mark.learning
 def test_three_classes_with_an_embedding_that_learns():
     """The class is which of three orders of two tokens the text begins with; the embedding is trained with the net."""
@@ -172,8 +133,6 @@ def test_each_epoch_asks_for_its_texts():
     assert asked == [0, 0]  # how many there are, and the first epoch's
 
 
-def test_what_a_classifier_does_not_have():
-    with pytest.raises(UserError, match="no layer 'attention': choose among convolution, pool, gru, lstm, dense"):
-        classifier.init(Classifier(layers=("attention",)), EMBEDDING, seed=0)
+def test_several_classes_are_no_score():
     with pytest.raises(UserError, match="a classifier of 3 classes has no one score"):
         classifier.reward(Classifier(classes=3))

@@ -1,0 +1,67 @@
+"""experiments/classify.py at smoke size, as a user calls it."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+from test_experiments import run
+
+from jaxppo import checkpoint, tracking
+from jaxppo.rewards import classifier
+
+pytestmark = pytest.mark.ci
+
+SMALL = ["--features", "8", "--width", "8", "--batch-size", "16", "--length", "8", "--lr", "1e-2", "--dropout", "0"]
+
+
+def written(path, rows=360):
+    """Texts of which one word tells the label; a copy of each, in capitals."""
+    rng = np.random.default_rng(0)
+    kinds = {"good": "fine", "bad": "poor", "odd": "queer"}
+    lines = []
+    for number in range(rows):
+        label = list(kinds)[number % 3]
+        text = f"{kinds[label]} {' '.join(f'word{k}' for k in rng.integers(0, 30, 4))}"
+        lines += [{"text": text, "label": label}, {"text": text.upper(), "label": label}]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_three_classes_are_told_apart(tmp_path, capsys):
+    vectors = tmp_path / "vectors.txt"
+    vectors.write_text("fine 1 0 1 0 1 0 1 0\npoor 0 1 0 1 0 1 0 1\n")
+    data = written(tmp_path / "texts.jsonl")
+    options = ["--data", str(data), "--runs", str(tmp_path), "--vectors", str(vectors), "--epochs", "12", "--patience", "3"]
+    run("classify", *options, *SMALL)
+    printed = capsys.readouterr().out
+    folder = tmp_path / "classify"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["test_accuracy"] > 0.95 and result["labels"] == ["bad", "good", "odd"]
+    assert "word vectors: 2 of 35 words" in printed  # 33 words, the end and the unknown word
+    counts = re.search(r"(\d+) texts to learn from, (\d+) for validation, (\d+) for the test", printed)
+    assert counts and sum(map(int, counts.groups())) == 360  # the copies are gone
+    rows = tracking.read_lines(folder / "metrics.jsonl")
+    accuracies = [row["accuracy"] for row in rows]
+    assert len(re.findall(r"^step \d+/12  loss", printed, re.M)) == len(rows)  # no terminal: one plain line an epoch
+    assert result["epoch"] == accuracies.index(max(accuracies)) + 1 and result["validation_accuracy"] == max(accuracies)
+    assert len(rows) == min(12, result["epoch"] + 3)  # three passes in a row without a better one were the last
+    net = classifier.Classifier(8, layers=("convolution", "pool", "gru"), classes=3)
+    embedding = np.zeros((35, 8), np.float32)
+    best = checkpoint.load_once(folder / "best", {"embedding": embedding, "net": classifier.init(net, embedding, seed=0)})
+    assert np.abs(best["embedding"]).max() > 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"text": "a"}, 'line 1: "label" must be a string or an integer'),
+        ({"text": "a", "label": "x"}, "has one label alone, 'x': there is nothing to tell apart"),
+    ],
+)
+def test_what_cannot_be_learned_from(tmp_path, capsys, line, message):
+    data = tmp_path / "texts.jsonl"
+    data.write_text(json.dumps(line) + "\n")
+    with pytest.raises(SystemExit) as stop:
+        run("classify", "--data", str(data), "--runs", str(tmp_path), *SMALL)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
