@@ -1,9 +1,11 @@
-"""Train a reward model on pairs of texts, one better than the other; or a policy, by DPO.
+"""Train a reward model on pairs of texts, one better than the other, or on labelled texts; or a policy on pairs, by DPO.
 
 Question   How often does a language model with a value head tell the better of two texts that it has not seen?
 Method     Bradley-Terry (https://arxiv.org/abs/2203.02155); --dpo trains a policy on the pairs instead (https://arxiv.org/abs/2305.18290).
 Command    python experiments/reward_model.py --data pairs.jsonl   # {"prompt": "...", "better": "...", "worse": "..."} a line
-Data       Without --data: review sentences whose human ratings differ by 2 or more; a tenth is held out.
+           --labels --data texts.jsonl                        # {"text": "...", "label": 0.9} a line: how likely it is good
+Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels: all of them, and the
+           probability sigmoid(rating) as label); a tenth is held out.
 """
 
 from dataclasses import dataclass
@@ -31,6 +33,8 @@ class RewardModel(RunConfig):
     """by which the better text's score must be higher"""
     centring: float = 0.01
     """weight of the squared sum of a pair's scores, which holds their mean at 0"""
+    labels: bool = False
+    """learn from texts with the probability that each is good, not from pairs"""
     dpo: bool = False
     """train the language model itself on the pairs, by direct preference optimisation"""
     dpo_beta: float = 0.1
@@ -53,33 +57,63 @@ def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
     return out
 
 
-def main(options: RewardModel) -> None:
-    from jaxppo import config, supervised, tracking, train, validation
+def pairs(options: RewardModel, policy) -> list:
+    """Training and held-out rows of pairs."""
     from jaxppo.data import jsonl, rows
 
-    config.validate_run(options)
-    train.use_compilation_cache()
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
     if options.data is not None:
         found = jsonl.read(options.data, strings=("better", "worse"))
         triples = [(row.get("prompt", ""), row["better"], row["worse"]) for _, row in found]
     else:
         triples = pairs_of_reviews(seed=0)
-    options, policy = train.load_policy(options)
     parts = rows.held_out([" ".join(triple) for triple in triples], 0.1)
-    training, held_out = (
-        rows.preferences([triples[i] for i in part], policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id)
-        for part in parts
-    )
+    encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
+    return [rows.preferences([triples[i] for i in part], encode, options.length, eos=eos) for part in parts]
+
+
+def labelled(options: RewardModel, policy) -> list:
+    """Training and held-out rows of labelled texts."""
+    import numpy as np
+
+    from jaxppo.config import UserError
+    from jaxppo.data import jsonl, rows, sentiment
+
+    if options.data is not None:
+        found = list(jsonl.read(options.data, strings=("text",)))
+        for line, row in found:
+            label = row.get("label")
+            if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
+                raise UserError(f"{options.data}, line {line}: label is {label!r}, but must be a probability between 0 and 1")
+        texts, labels = [row["text"] for _, row in found], np.asarray([row["label"] for _, row in found], np.float32)
+    else:
+        reviews = sentiment.load()
+        texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
+    encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
+    parts = rows.held_out(texts, 0.1)
+    return [rows.labelled([texts[i] for i in part], labels[part], encode, options.length, eos=eos) for part in parts]
+
+
+def main(options: RewardModel) -> None:
+    from jaxppo import config, supervised, tracking, train, validation
+
+    config.validate_run(options)
+    if options.labels and options.dpo:
+        raise config.UserError("--dpo learns from pairs: leave --labels out")
+    train.use_compilation_cache()
+    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    options, policy = train.load_policy(options)
+    training, held_out = labelled(options, policy) if options.labels else pairs(options, policy)
     if options.dpo:
         objective = supervised.dpo(policy.model, options, beta=options.dpo_beta)
+    elif options.labels:
+        objective = supervised.labels(policy.model)
     else:
         objective = supervised.bradley_terry(policy.model, margin=options.margin, centring=options.centring)
     evaluate = validation.held_out(options, policy, objective, held_out)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)
     best = train.best(folder, state)
-    found = evaluate(best)
-    print(f"{len(held_out)} held-out pairs: accuracy {found['accuracy']:.3f} at step {int(best.step)}; checkpoints in {folder}")
+    what, found = "texts" if options.labels else "pairs", evaluate(best)
+    print(f"{len(held_out)} held-out {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; checkpoints in {folder}")
 
 
 if __name__ == "__main__":

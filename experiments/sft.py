@@ -29,6 +29,8 @@ class Sft(RunConfig):
     patience: int = 3
     data: Path | None = None
     """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of positive reviews"""
+    buckets: int = 1
+    """batches whose rows are sorted by length together: less padding, and a program for each width"""
 
 
 def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
@@ -38,6 +40,8 @@ def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
 
 
 def main(options: Sft) -> None:
+    import dataclasses
+
     import jax
 
     from jaxppo import assemble, config, pretrained, supervised, tracking, train, validation
@@ -58,6 +62,7 @@ def main(options: Sft) -> None:
         split = sentiment.split_by_opening(reviews.texts, encode)  # the main job's: its test sentences are not learned
         parts = [openings([reviews.texts[i] for i in part if reviews.ratings[i] > 1]) for part in split[:2]]
     training, held_out = (rows.replies(part, encode, options.length, eos=policy.tokenizer.eos_id) for part in parts)
+    training = dataclasses.replace(training, buckets=options.buckets)
     objective = supervised.language_model(policy.model, options)
     evaluate = validation.held_out(options, policy, objective, held_out)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)

@@ -184,7 +184,8 @@ def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
 def test_fine_tuning_leaves_a_checkpoint(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"number {i}", "response": " is good"}) + "\n" for i in range(40)))
-    run("sft", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "4", "--eval-every", "2", "--batch-size", "8")
+    small = ["--steps", "4", "--eval-every", "2", "--batch-size", "8", "--buckets", "2"]
+    run("sft", "--tiny", "--data", str(data), "--runs", str(tmp_path), *small)
     assert "held-out perplexity" in capsys.readouterr().out
     tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny(0)
     assert tuned.config == start[0]
@@ -200,3 +201,18 @@ def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
     run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "8", "--eval-every", "4", *small, *dpo)
     found = re.search(r"held-out pairs: accuracy ([\d.]+)", capsys.readouterr().out)
     assert found and float(found[1]) == 1.0
+
+
+def test_a_reward_model_of_labels(tmp_path, capsys):
+    data = tmp_path / "labels.jsonl"
+    rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": i % 2} for i in range(120)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2", "--labels"]
+    run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "10", "--eval-every", "5", *small)
+    found = re.search(r"held-out texts: accuracy ([\d.]+)", capsys.readouterr().out)
+    assert found and float(found[1]) == 1.0
+    data.write_text('{"text": "good", "label": 2}\n')
+    with pytest.raises(SystemExit) as stop:
+        run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--name", "b", *small)
+    assert stop.value.code == 2
+    assert "labels.jsonl, line 1: label is 2, but must be a probability between 0 and 1" in capsys.readouterr().err

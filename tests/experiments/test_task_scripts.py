@@ -78,3 +78,15 @@ def test_several_tasks_at_once(tmp_path):
     assert {"exact spelling", "exact sums", "exact counting"} <= set(found["policy"])
     metrics = [json.loads(line) for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()]
     assert {"reward_0", "reward_1", "reward_2"} <= set(metrics[-1])
+
+
+def test_proxy_and_judge_are_drawn(tmp_path, capsys):
+    folder = tmp_path / "a" / "policy"
+    folder.mkdir(parents=True)
+    rows = [{"step": n, "validation_kl": float(n), "validation_reward": n**0.5, "validation_judge": -float(n)} for n in (2, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 3}]))
+    run("overoptimisation", str(tmp_path / "a"), "--out", str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(SystemExit) as stop:
+        run("overoptimisation", str(tmp_path / "a"), "--judge", "vader")
+    assert stop.value.code == 2 and "the evaluations of" in capsys.readouterr().err

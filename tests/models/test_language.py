@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import config, models, parallel, ppo
+from jaxppo import config, models, parallel, ppo, supervised
 from jaxppo.config import UserError
+from jaxppo.types import Prompts
 
 KINDS = ("gru", "lstm", "convolution", "window")
 

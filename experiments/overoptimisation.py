@@ -1,0 +1,65 @@
+"""A reward and a judge that nobody optimises, as the policy leaves its reference: does the one rise while the other falls?
+
+Command    python experiments/dialogue.py --name free --kl-coef 0 --kl-adaptive False --steps 300
+           python experiments/overoptimisation.py runs/free runs/dialogue --out docs/overoptimisation.png
+Reads      metrics.jsonl of runs whose validation has `kl` and two numbers to compare (Gao et al. 2023,
+           https://arxiv.org/abs/2210.10760).
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from jaxppo import cli
+from jaxppo.config import UserError
+
+
+@dataclass(frozen=True)
+class Overoptimisation:
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders of runs, or of tasks' whole ways"""
+    proxy: str = "reward"
+    """what was optimised, as the validation names it"""
+    judge: str = "judge"
+    """what was not"""
+    out: Path = Path("overoptimisation.png")
+    traceback: bool = False
+
+
+def points(run: Path, names: tuple[str, ...]) -> list[list[float]]:
+    """(KL, proxy, judge) of each evaluation of a run, in the order of the KL."""
+    path = run / "policy" / "metrics.jsonl"
+    path = path if path.exists() else run / "metrics.jsonl"
+    if not path.exists():
+        raise UserError(f"no metrics.jsonl in {run}; give the folder of a run")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    found = sorted([row[f"validation_{name}"] for name in names] for row in rows if f"validation_{names[-1]}" in row)
+    if not found:
+        raise UserError(f"the evaluations of {run} have no {', '.join(names)}; run it with --eval-every")
+    return found
+
+
+def main(options: Overoptimisation) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not options.runs:
+        raise UserError("no runs; give at least one folder")
+    figure, axes = plt.subplots(1, len(options.runs), figsize=(5 * len(options.runs), 4), constrained_layout=True, squeeze=False)
+    for axis, run in zip(axes[0], options.runs, strict=True):
+        kl, proxy, judge = zip(*points(run, ("kl", options.proxy, options.judge)), strict=True)
+        axis.plot(kl, proxy, "o-", color="#0072B2", label=f"{options.proxy} (optimised)")
+        axis.plot(kl, judge, "s--", color="#D55E00", label=f"{options.judge} (unseen)")
+        axis.set(title=run.name, xlabel="KL to the reference (nats a response)", ylabel="score")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(options.out, dpi=120)
+    print(f"written: {options.out}")
+
+
+if __name__ == "__main__":
+    cli.script(main, Overoptimisation)
