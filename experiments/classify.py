@@ -1,9 +1,15 @@
-"""Tell texts apart with a small net that has read nothing else: accuracy on texts that it has not seen.
+"""Tell texts apart with a small net that has read nothing else.
 
+Question   How often is it right about a sentence that it has not seen?
+Method     Word embeddings, convolutions, pooling and a recurrent layer, trained together, on words that are dropped and exchanged
+           anew in each pass (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1511.08630, https://arxiv.org/abs/1901.11196).
 Command    python experiments/classify.py                      # --data texts.jsonl ({"text": "...", "label": "..."} a line)
            --layers lstm; --vectors glove.6B.100d.txt; --weight-decay .1; --drop 0 --swap 0
+Minutes    2 to 4 on one CPU core that did other work too (JAX 0.10.2), download excluded.
 Data       Without --data: review sentences with the mean of people's ratings; who is right is counted where that is beyond +-.5.
            Copies are left out; a tenth of the texts is for the test and a tenth of the rest for validation, by a hash of each.
+Expected   Test accuracy, three training seeds, mean +- standard error: .801 +- .006 (.808 .806 .789). One seed of other layers:
+             lstm .811; convolution .670 (it learns far more slowly, and has not ended after 15 passes)
 """
 
 from dataclasses import dataclass
