@@ -5,11 +5,12 @@ Method     Word embeddings, convolutions, pooling and a recurrent layer, trained
            anew in each pass (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1511.08630, https://arxiv.org/abs/1901.11196).
 Command    python experiments/classify.py                      # --data texts.jsonl ({"text": "...", "label": "..."} a line)
            --layers lstm; --vectors glove.6B.100d.txt; --weight-decay .1; --drop 0 --swap 0
-Minutes    2 to 4 on one CPU core that did other work too (JAX 0.10.2), download excluded.
+Minutes    1 to 4 on one CPU core that did other work too (JAX 0.10.2), download excluded.
 Data       Without --data: review sentences with the mean of people's ratings; who is right is counted where that is beyond +-.5.
            Copies are left out; a tenth of the texts is for the test and a tenth of the rest for validation, by a hash of each.
-Expected   Test accuracy, three training seeds, mean +- standard error: .801 +- .006 (.808 .806 .789). One seed of other layers:
-             lstm .811; convolution .670 (it learns far more slowly, and has not ended after 15 passes)
+Expected   Test accuracy, three training seeds, mean +- standard error: .798 +- .004 (.795 .806 .794). Other layers, seed 0:
+             convolution .821, lstm .795 (the test is one set of 1,026 sentences: +- .012 each). The dropout was chosen by
+             validation accuracy; with .5 convolutions alone do not learn in 15 passes (test .670).
 """
 
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ class Classify:
     lr: float = 1e-3
     """learning rate at the start; it falls to 0 over all epochs"""
     weight_decay: float = 0.01
-    dropout: float = 0.5
+    dropout: float = 0.3
     drop: float = 0.1
     """probability with which a word of a training text is left out, anew in each pass"""
     swap: float = 0.05
