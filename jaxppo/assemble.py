@@ -4,7 +4,7 @@ import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from jaxppo.models import init_value, lora, make, stack, unstack, with_critic
 from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.types import Model, Params, TrainState
+
+C = TypeVar("C", bound=RunConfig)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
     return (with_critic(model, model, width=shape.width) if separate else model), separate
 
 
-def load_policy(config: RunConfig, *, reward: Params | None = None) -> tuple[RunConfig, Policy]:
+def load_policy(config: C, *, reward: Params | None = None) -> tuple[C, Policy]:
     """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
 
     `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.

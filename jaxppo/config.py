@@ -468,7 +468,7 @@ class RunConfig(Config):
 FREE = {
     "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
     "patience", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat",
-    "max_bad_steps", "max_invalid_rewards", "debug_nans", "traceback",
+    "max_bad_steps", "max_invalid_rewards", "debug_nans", "traceback", "results",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxppo import evaluation, ppo, sampler, tasks, train
 from jaxppo.assemble import Policy
-from jaxppo.config import from_file
+from jaxppo.config import UserError, from_file
 from jaxppo.data.examples import Example
 from jaxppo.sampler import PromptSet, Sample
 from jaxppo.tasks import Task, TaskConfig
