@@ -61,9 +61,11 @@ def main(options: Sft) -> None:
         reviews = sentiment.load()
         split = sentiment.split_by_opening(reviews.texts, encode)  # the main job's: its test sentences are not learned
         parts = [openings([reviews.texts[i] for i in part if reviews.ratings[i] > 1]) for part in split[:2]]
-    training, held_out = (rows.replies(part, encode, options.length, eos=policy.tokenizer.eos_id) for part in parts)
+    last = options.response_length
+    replies = lambda part: rows.replies(part, encode, options.length, eos=policy.tokenizer.eos_id, longest=last)
+    training, held_out = (replies(part) for part in parts)
     training = dataclasses.replace(training, buckets=options.buckets)
-    objective = supervised.language_model(policy.model, options)
+    objective = supervised.language_model(policy.model, options, last=last)
     evaluate = validation.held_out(options, policy, objective, held_out)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)
 

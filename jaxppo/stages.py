@@ -112,7 +112,7 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
     )  # fmt: skip
     settings, policy = train.load_policy(settings)
     training, held_out = (_replies(settings, policy, task, part) for part in (examples.train, examples.validation))
-    objective = supervised.language_model(policy.model, settings)
+    objective = supervised.language_model(policy.model, settings, last=settings.response_length)
     evaluate = validation.held_out(settings, policy, objective, held_out)
     tracking.run_folder(root, "supervised", resume=settings.resume)
     state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
@@ -133,7 +133,8 @@ def supervised_settings(place: Path, steps: int) -> dict[str, Any]:
 def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]) -> Rows:
     own = texts(task, examples)
     pairs = list(zip(own.prompts, own.responses))
-    found = rows.replies(pairs, policy.tokenizer.encode, config.length, eos=policy.tokenizer.eos_id)
+    encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
+    found = rows.replies(pairs, encode, config.length, eos=eos, longest=config.response_length)
     return dataclasses.replace(found, extra={**found.extra, **own.extra})
 
 

@@ -130,9 +130,11 @@ def _in_parts(grad_fn, parts: int, objective: Objective, params, frozen, weights
     return jax.lax.scan(add, zeros, pieces)[0]
 
 
-def as_response(prompts: Prompts, config: Config) -> tuple[Rollout, Config]:
-    """The rows as responses to their first token, and the settings under which a token's log-prob is the model's own."""
-    weight = prompts.mask.astype(jnp.float32)[:, 1:]
+def as_response(prompts: Prompts, config: Config, *, last: int | None = None) -> tuple[Rollout, Config]:
+    """The rows as responses to their first token (or their `last` tokens as responses to the others), and the settings under
+    which a token's log-prob is the model's own."""
+    length = prompts.mask.shape[1] - 1
+    weight = prompts.mask.astype(jnp.float32)[:, -min(last or length, length) :]
     row = jnp.zeros_like(weight)
     rolled = Rollout(prompts.tokens, prompts.mask, weight, weight[:, 0] > 0, row, row, row, row, prompts.extra, prompts.index)
     return rolled, _plain(config)
@@ -142,15 +144,23 @@ def _plain(config: Config) -> Config:
     return dataclasses.replace(config, temperature=1.0, top_k=0, top_p=1.0)
 
 
-def language_model(model: Model, config: Config) -> Objective:
-    """−log p(token | those before it), a mean over tokens with `extra["weight"]`: fine-tuning gives the prompt's tokens 0."""
+def language_model(model: Model, config: Config, *, last: int | None = None) -> Objective:
+    """−log p(token | those before it), a mean over tokens with `extra["weight"]`: fine-tuning gives the prompt's tokens 0.
+
+    `last`: only the last so many tokens of a row can have weight (a response's): the others get no logits, which are most of
+    the work of a small network with a large vocabulary.
+    """
 
     def costs(params, reference, prompts, key) -> Costs:
-        rolled, plain = as_response(prompts, config)
+        rolled, plain = as_response(prompts, config, last=last)
         scores = policy.score(model, params, rolled, config=plain, with_values=False, dropout_key=key)
         return -scores.raw_logprobs, {"entropy": scores.entropy}
 
-    return Objective(lambda prompts: prompts.extra["weight"][:, 1:] * prompts.mask[:, 1:], costs)
+    def weights(prompts: Prompts) -> Array:
+        length = prompts.mask.shape[1] - 1
+        return (prompts.extra["weight"] * prompts.mask)[:, -min(last or length, length) :]
+
+    return Objective(weights, costs)
 
 
 def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -> Objective:

@@ -46,6 +46,18 @@ def once(model, objective, params, prompts, settings=SETTINGS, **frozen):
     return step(fresh(params, settings=settings, **frozen), prompts)
 
 
+@pytest.mark.parametrize("last", [1, 3, 9])
+def test_only_the_last_tokens_have_logits(llama, last):
+    """With weight on the last tokens alone it is the same loss and the same step, whether the others have logits or not."""
+    weight = (ROWS > 0) & (np.arange(6) >= 6 - last)
+    prompts = rows(weight=jnp.asarray(weight, jnp.float32))
+    whole, cut = (supervised.language_model(llama.model, SETTINGS, last=n) for n in (None, last))
+    assert cut.weights(prompts).shape == (8, min(last, 5)) and cut.weights(prompts).sum() == whole.weights(prompts).sum()
+    (one, said), (other, found) = (once(llama.model, objective, llama.params, prompts) for objective in (whole, cut))
+    toys.assert_close(one.params, other.params, atol=1e-6)
+    assert float(said["loss"]) == pytest.approx(float(found["loss"]), abs=1e-6)
+
+
 def test_the_loss_of_a_language_model_by_hand(llama):
     """Mean of −log softmax(logits before)[token] over tokens with weight 1 that have a token before them."""
     _, metrics = once(llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows())

@@ -120,11 +120,13 @@ def documents(texts: Sequence[str], encode: Encode, length: int, *, eos: int, st
     return padded(ids, length, learned=[len(own) - len(head) for own in ids])
 
 
-def replies(pairs: Sequence[tuple[str, str]], encode: Encode, length: int, *, eos: int) -> Rows:
-    """Prompts with responses for fine-tuning: the loss is on the response and its end; a prompt too long loses its beginning."""
+def replies(pairs: Sequence[tuple[str, str]], encode: Encode, length: int, *, eos: int, longest: int | None = None) -> Rows:
+    """Prompts with responses for fine-tuning: the loss is on the response and its end, `longest` tokens at most; a prompt too
+    long loses its beginning."""
+    most = length - 1 if longest is None else longest
     ids, learned = [], []
     for prompt, response in pairs:
-        own = [*encode(response)[: length - 2], eos]
+        own = [*encode(response)[: most - 1], eos]
         ids.append([*encode(prompt), *own])
         learned.append(len(own))
     return padded(ids, length, learned=learned)

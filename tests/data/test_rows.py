@@ -41,6 +41,8 @@ def test_replies_leave_the_prompt_out():
     made = rows.replies([("ab", "c"), ("abcd", "efghij")], encode, 5, eos=0)
     assert made.tokens.tolist() == [[0, 97, 98, 99, 0], [100, 101, 102, 103, 0]]  # 3 tokens and the end; one of the prompt
     assert made.extra["weight"].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
+    made = rows.replies([("abcd", "efghij")], encode, 5, eos=0, longest=3)  # two tokens and the end
+    assert made.tokens.tolist() == [[99, 100, 101, 102, 0]] and made.extra["weight"].sum() == 3
 
 
 def test_preferences_are_rows_in_pairs():
