@@ -42,7 +42,7 @@ class PromptSet(NamedTuple):
 def encode(
     texts: Sequence[str], tokenizer: Tokenizer, length: int, *, extra: Mapping[str, np.ndarray] | None = None, **options
 ) -> PromptSet:
-    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and goes with it. Tells how many are too long."""
+    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and goes with it. Counts what it leaves out."""
     encoded = data.encode(texts, tokenizer, length, **options)
     if encoded.dropped and processes.is_main():
         print(f"{encoded.dropped} of {len(texts)} prompts are longer than {length} tokens and were left out")
