@@ -60,6 +60,10 @@ class Checkpoints:
         found = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(int(path.name) for path in found if path.name.isdigit() and (path / manifest.NAME).exists())
 
+    def empty(self) -> bool:
+        """Whether there is nothing at all, not even a damaged checkpoint."""
+        return not self.folder.is_dir() or not any(self.folder.iterdir())
+
     def best(self) -> int:
         """The step with the highest score. Raises UserError when none has one."""
         scored = {step: score for step in self.steps() if (score := self.scores.get(step)) is not None}

@@ -56,10 +56,11 @@ def fit(
         about = {"config": fingerprint(config), "versions": tracking.versions()}
         checkpoints = Checkpoints(folder / "checkpoints", about=about, keep_every=config.keep_every, write=writer)
         stack.callback(checkpoints.close)
-        state = go_on(config, checkpoints, state, folder) if config.resume else begin(config, policy, parts, prompts, state)
+        resuming = config.resume and not never_began(folder, checkpoints)
+        state = go_on(config, checkpoints, state, folder) if resuming else begin(config, policy, parts, prompts, state)
         if writer:
             tracking.write_config(folder, to_dict(config))
-            if not config.resume:
+            if not resuming:
                 checkpoints.save(state, score=None)  # from here on the run can be gone on with
         log = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps) if writer else tracking.Log()
         stack.callback(log.close)
@@ -93,6 +94,16 @@ def begin(config: RunConfig, policy: Policy, parts: Parts | Objective, prompts: 
     assert isinstance(prompts, PromptSet)
     scores = first_scores(config, policy, parts, prompts, state)
     return state.replace(statistics=shaping.normalise_to_reference(state.statistics, scores))
+
+
+def never_began(folder: Path, checkpoints: Checkpoints) -> bool:
+    """Whether a run was killed before its first state was saved: it has no step and no checkpoint, whole or damaged."""
+    path = folder / "metrics.jsonl"
+    nothing = checkpoints.empty() and not (path.exists() and path.stat().st_size)
+    nothing = bool(processes.from_main(int(nothing)))
+    if nothing and processes.is_main():
+        print("the run was ended before anything was saved: it begins")
+    return nothing
 
 
 def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path) -> TrainState:

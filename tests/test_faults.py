@@ -141,6 +141,15 @@ def test_killed_before_the_first_step_can_be_resumed(undisturbed, tmp_path):
     assert_same_run(tmp_path, undisturbed)
 
 
+def test_killed_with_its_settings_written_and_nothing_else(undisturbed, tmp_path):
+    """Before the first state was saved nothing is lost: with --resume it begins."""
+    code, *_ = run(tmp_path, FAULTY_DIE="data", FAULTY_AT="0")
+    assert code == -signal.SIGKILL and (tmp_path / "a" / "config.json").exists()
+    code, out, err = run(tmp_path, "--resume")
+    assert code == 0 and "the run was ended before anything was saved: it begins" in out, err
+    assert_same_run(tmp_path, undisturbed)
+
+
 @pytest.mark.slow  # test_train.py has it in one process
 def test_eight_devices_then_two_then_one(tmp_path):
     """The same samples (rewards and lengths hang on them) and parameters as on one device; within 2e-5, not bit for bit."""
@@ -362,7 +371,8 @@ def soak(folder: Path, seconds: float, seed: int) -> tuple[int, list[float]]:
     rng, until, starts, memory = random.Random(seed), time.monotonic() + seconds, 0, []
     total = 200
     while time.monotonic() < until or starts < 3:  # a busy machine starts slowly
-        process = start(folder, *(["--resume"] if starts else []), "--slow", "0.02", steps=total)
+        begun = (folder / "a" / "config.json").exists()
+        process = start(folder, *(["--resume"] if begun else []), "--slow", "0.02", steps=total)
         starts += 1
         time.sleep(rng.uniform(4, 12))
         if process.poll() is None:

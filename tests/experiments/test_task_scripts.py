@@ -31,8 +31,8 @@ def result(folder, name: str) -> dict:
 @pytest.mark.parametrize(
     "script",
     [
-        "translation", "reasoning", "sentiment_label",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("summarisation", "question_answering")),
+        "translation", "reasoning",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sentiment_label", "summarisation", "question_answering")),
     ],
 )  # fmt: skip
 def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
@@ -51,6 +51,7 @@ def test_a_task_on_its_own_data(tmp_path, script):
     assert result(tmp_path, "a")["test_rows"] == 8
 
 
+@pytest.mark.slow
 def test_dialogue_has_a_reward_model_and_a_judge(tmp_path, data, capsys):
     small = ["--reward-steps", "2", "--reward-pairs", "40"]
     run("dialogue", *SMALL, *small, "--data", data, "--runs", str(tmp_path), "--name", "a")
