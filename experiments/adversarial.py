@@ -104,7 +104,7 @@ class Game:
         """One round: the discriminator on samples of the policy as it is, then the policy on the discriminator's logit."""
         import dataclasses
 
-        from jaxppo import algorithms, train
+        from jaxppo import algorithms, tracking, train
         from jaxppo.models import lora
         from jaxppo.rewards import learned
 
@@ -114,7 +114,9 @@ class Game:
         steps = number * self.options.judge_steps
         judging = self.train_judge("discriminator", steps, self.policy_state(), seed=number)
         policy = self.copy(self.policy, reward=lora.merge(self.judging.frozen["base"], judging.params))
-        settings = dataclasses.replace(self.settings, steps=number * each, resume=self.done("policy") > 0 or number > 1)
+        begun = (self.root / "policy" / "config.json").exists()
+        settings = dataclasses.replace(self.settings, steps=number * each, resume=begun)
+        tracking.run_folder(self.root, "policy", resume=begun)
         parts = algorithms.make_parts(settings, learned.reward(self.judging.model))
         train.fit(settings, policy, parts, self.prompts(self.options.batch_size), folder=self.root / "policy")
 
@@ -172,7 +174,7 @@ class Game:
 
         part = [x.reference for x in self.examples.train][seed % 4 :: 4]
         data, _ = self.labelled(part, state, seed=seed)
-        config = dataclasses.replace(self.against, name=name, steps=steps, resume=self.done(name) > 0)
+        config = dataclasses.replace(self.against, name=name, steps=steps, resume=(self.root / name / "config.json").exists())
         tracking.run_folder(config.runs, name, resume=config.resume)
         return train.fit(config, self.copy(self.judging), supervised.labels(self.judging.model), data, folder=self.root / name)
 
