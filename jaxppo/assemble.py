@@ -33,11 +33,17 @@ class Policy:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache, readable by the user alone: who can write there can run code here."""
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        folder = cache_folder() / "xla"
-        folder.mkdir(mode=0o700, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+    """Keep compiled programs in the user's cache, readable by the user alone: who can write there can run code here. A folder
+    that belongs to somebody else, or that others can write to, is not used, and a line says so."""
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    folder = cache_folder() / "xla"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.stat()
+    if about.st_uid != os.getuid() or about.st_mode & 0o022:
+        print(f"warning: others can write to {folder}: compiled programs are not kept; chmod 700 it, or set JAXPPO_CACHE")
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:

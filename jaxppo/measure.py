@@ -75,7 +75,8 @@ class Measure:
         """The metrics, and `score` for the choice of a checkpoint: the first of them, the judge's own if it has one."""
         values = dict(evaluation.evaluate(self.task.metrics, found.responses, found.references))
         values |= {} if self.judge is None else self.judge(found.samples)
-        values["kl"] = float(np.mean([sample.kl for sample in found.samples]))
+        if not self.task.greedy:  # of the likeliest responses the mean log-ratio is no KL
+            values["kl"] = float(np.mean([sample.kl for sample in found.samples]))
         first = self.task.metrics[0]
         return {"score": -values[first] if first in tasks.LOWER else values[first], **values}
 

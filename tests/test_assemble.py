@@ -105,3 +105,20 @@ def test_the_trained_network_as_a_checkpoint():
         got, _ = plain.apply(whole, tokens, tokens > 0)
         want, _ = policy.model.apply(lora.merge(policy.frozen["base"], state.params), tokens, tokens > 0)
         np.testing.assert_allclose(got, want[..., : got.shape[-1]], atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, capsys, mode):
+    """Who can put a program there can run code in this process."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAXPPO_CACHE", str(tmp_path / "cache"))
+    chosen = []
+    monkeypatch.setattr(assemble.jax.config, "update", lambda name, value: chosen.append(value))
+    if mode != 0o700:
+        (tmp_path / "cache" / "xla").mkdir(parents=True)
+        (tmp_path / "cache" / "xla").chmod(mode)
+    assemble.use_compilation_cache()
+    folder = tmp_path.resolve() / "cache" / "xla"
+    assert chosen == ([str(folder)] if mode == 0o700 else [])
+    assert ("others can write to" in capsys.readouterr().out) == (mode != 0o700)
+    assert folder.stat().st_mode & 0o777 == mode
