@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxppo import measure, pretrained, stages, tracking
+from jaxppo import cli, measure, pretrained, stages, tracking
 from jaxppo.config import UserError
 from jaxppo.sampler import Sample
 from jaxppo.tasks import TaskConfig
@@ -80,6 +80,23 @@ def test_measured_again_from_the_folder(done):
         measure.held_out(folder / "runs" / "a", "translation", rows=8, samples=4, data=str(folder / "x.jsonl"))
     with pytest.raises(UserError, match="no run in"):
         measure.held_out(folder / "runs", "spelling", rows=8)
+
+
+def test_the_command_eval(done, capsys, monkeypatch):
+    folder, found = done
+    root = folder / "runs" / "a"
+    arguments = ["jaxppo", "eval", str(root), "--task", "spelling", "--rows", "8", "--data", str(folder / "x.jsonl")]
+    monkeypatch.setattr("sys.argv", arguments)
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "exact: 0.000 (95 % interval 0.000 to 0.000 over 8 examples)" in printed and "cer: " in printed
+    stored = json.loads((root / "eval.json").read_text())
+    assert stored["cer"][0] == pytest.approx(found["policy"]["cer"]) and stored["test_rows"] == 8
+    assert len(tracking.read_lines(root / "eval.jsonl")) == 8
+    monkeypatch.setattr("sys.argv", [*arguments[:2], str(folder / "nowhere"), *arguments[3:]])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2 and "no run in" in capsys.readouterr().err
 
 
 def test_a_reward_model_prefers_what_it_was_shown(tmp_path):
