@@ -24,7 +24,7 @@ class Speech(TaskConfig):
     width: int = 128
     layers: int = 1
     dropout: float = 0.2
-    sft_steps: int = 1500
+    sft_steps: int = 900
     sft_batch_size: int = 32
     steps: int = 100
     batch_size: int = 64

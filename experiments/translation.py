@@ -19,10 +19,10 @@ class Translation(TaskConfig):
     name: str = "translation"
     prompt_length: int = 28
     response_length: int = 24
-    width: int = 192
+    width: int = 128
     layers: int = 3
-    sft_steps: int = 1500
-    steps: int = 150
+    sft_steps: int = 1000
+    steps: int = 80
     batch_size: int = 128
     minibatches: int = 2
     group_size: int = 4
@@ -32,8 +32,8 @@ class Translation(TaskConfig):
     kl_adaptive: bool = False
     lr: float = 2e-4
     lora: int = 0
-    eval_every: int = 25
-    save_every: int = 25
+    eval_every: int = 20
+    save_every: int = 20
 
 
 def main(options: Translation) -> None:

@@ -110,6 +110,7 @@ def test_entities_are_seqevals():
 
 
 def test_literal_numbers():
+    pytest.importorskip("jiwer")
     responses, references = ["a b a b", " yes ", "No."], ["a b", "yes", "no"]
     names = ["exact", "accuracy", "answer_exact", "answer_f1", "length", "repetition", "distinct_1", "distinct_2", "wer"]
     got = evaluation.evaluate(names, responses, references)
