@@ -223,7 +223,8 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     outputs = done.pop("outputs")
     tracking.write_whole(root / "outputs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs))
     done |= {
-        "task": options.task, "seed": options.seed, "samples": outputs[:5], "config": to_dict(options),
+        "task": options.task, "seed": options.seed, "samples": outputs[:5],
+        "config": settings_of(options),
         "versions": tracking.versions(), "minutes": {name: minutes(root / name) for name in ("supervised", "policy")},
     }  # fmt: skip
     write(options, root, done)
@@ -235,14 +236,19 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     print(f"written: {root / 'result.json'}, {root / 'outputs.jsonl'}")
 
 
+def settings_of(options: TaskConfig) -> dict[str, Any]:
+    """The settings as a record keeps them, without the places of one machine."""
+    return {name: x for name, x in to_dict(options).items() if name not in ("runs", "results")}
+
+
 def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
-    """result.json, and its copy among the records where one is asked for."""
-    text = json.dumps(done, indent=1, ensure_ascii=False) + "\n"
-    tracking.write_whole(root / "result.json", text)
+    """result.json, and its copy among the records where one is asked for: without samples, whose texts are the data's."""
+    as_text = lambda record: json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    tracking.write_whole(root / "result.json", as_text(done))
     if options.results:
         place = Path(options.results) / options.task
         place.mkdir(parents=True, exist_ok=True)
-        tracking.write_whole(place / f"{options.name}.json", text)
+        tracking.write_whole(place / f"{options.name}.json", as_text({k: x for k, x in done.items() if k != "samples"}))
 
 
 def minutes(run: Path) -> float:
