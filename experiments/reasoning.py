@@ -2,7 +2,7 @@
 
 Question   How much accuracy does a group-relative policy gradient add to a small network that was taught a little?
 Method     Few supervised steps, then GRPO (https://arxiv.org/abs/2402.03300) without KL; the reward is 1 for the right answer.
-Command    python experiments/reasoning.py                     # --task sums, --task counting
+Command    python experiments/reasoning.py                     # --task sums --name sums; --task counting --prompt-length 64
 Data       Procedural tasks of reasoning-gym (Apache-2.0); questions of the test were not trained on.
 """
 

@@ -3,6 +3,8 @@
 Question   How far does held-out sentiment rise for a given distance from the reference model?
 Method     PPO (https://arxiv.org/abs/1707.06347) with the adaptive KL penalty of https://arxiv.org/abs/1909.08593; LoRA.
 Command    python experiments/sentiment.py                     # --reward vader; --seed 1; --lora 0
+           With a supervised warm-up on positive reviews first: python experiments/sft.py --name warmup, and then
+           python experiments/sentiment.py --name warm --model runs/warmup/model
 Minutes    11.5 on two CPU cores that did other work too (JAX 0.10.2), downloads excluded.
 Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 1, two sampling seeds. The judge, VADER, reads
            the continuation alone. KL is the mean over continuations of the summed k1. Distinct-2 at equal numbers of tokens.

@@ -1,0 +1,170 @@
+"""From nothing to a finished run and no slice, through preemptions and crashes: the exit codes decide what is done next."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerators import Accelerator
+from basics import Stop, TimeUp, backoff, last_line
+from jobs import Job
+from slices import ENDED, Slice
+
+LOOK = 60.0  # seconds between two looks at a run
+LONELY = 300.0  # seconds that some hosts may run on after another one's run has failed
+UNSEEN = 1800.0  # seconds that a host may not answer
+STEADY = 3600.0  # a run that lived so long has got over its earlier crashes
+FAILURES = 3  # of new slices in a row to become active
+GONE = -1  # the slice, and the run with it
+
+
+@dataclass(frozen=True)
+class Care:
+    """How to look after a run."""
+
+    spot: bool = False
+    wait_hours: float = 0.0
+    gcloud_options: tuple[str, ...] = ()
+    env_file: Path | None = None
+    max_crashes: int = 3
+    keep: bool = False
+    ask: Callable[[str], str] | None = None  # a person, if there is one
+
+
+def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
+    """The run's exit code. A slice that is there is used, a run that is going on is watched. Raises Stop."""
+    if care.spot and not job.bucket:
+        print("warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing")
+    crashes, stops = 0, 0
+    try:
+        while True:
+            ensure(slice_, kind, care)
+            begun = slice_.clock()
+            code = attempt(slice_, job, kind, care)
+            if slice_.clock() - begun > STEADY:
+                crashes, stops = 0, 0
+            if code == GONE:
+                print(f"{slice_.name} is gone (preempted?); {slice_.seconds() / 3600:.1f} paid hours so far", flush=True)
+                continue
+            crashes, stops = crashes + (code == 1), stops + (code == 75)
+            if code not in (1, 75) or crashes > care.max_crashes:
+                return finish(slice_, job, code, care)
+            what = "saved and stopped" if code == 75 else f"crash {crashes} of {care.max_crashes} that are allowed"
+            print(f"{job.name}: {what}; starting it again", flush=True)
+            slice_.pause(backoff(crashes - 1) if code == 1 else backoff(stops) if stops > 3 else 0.0)
+    except TimeUp:
+        print(f"{slice_.max_hours:g} paid hours are over (--max-hours): stopping {job.name}, deleting {slice_.name}")
+        slice_.max_hours = 0.0
+        slice_.job("stop", job.name, patient=False)
+        fetch(slice_, job)
+        slice_.delete()
+        return 75
+
+
+def ensure(slice_: Slice, kind: Accelerator, care: Care) -> None:
+    """An active slice: the one that is there, or a new one. Raises Stop."""
+    created = 0
+    while (found := slice_.wait()) != "ACTIVE":
+        if created == FAILURES:
+            slice_.delete()
+            raise Stop(f"{slice_.name} did not become active {FAILURES} times in a row; try another zone or type", code=1)
+        if found in ENDED:
+            slice_.delete()
+        if created:
+            slice_.pause(backoff(created))
+        slice_.create(kind, spot=care.spot, wait_hours=care.wait_hours, extra=care.gcloud_options)
+        created += 1
+
+
+def attempt(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
+    """Start the run on an active slice and watch it: its exit code, 1 when it cannot be started, GONE. Raises Stop, TimeUp."""
+    try:
+        prepare(slice_, job, kind, care)
+        return watch(slice_, job, kind)
+    except Stop as stop:
+        if slice_.look() != "ACTIVE":
+            return GONE
+        if stop.code != 1:
+            raise
+        print(f"error: {stop}", file=sys.stderr)
+        return 1
+
+
+def prepare(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> None:
+    """Code, secrets and the run itself onto the hosts, unless the run is going on there. Raises Stop."""
+    if "running" in (slice_.hosts(job.name) or []):
+        print(f"{job.name} is running on {slice_.name} already")
+        return
+    slice_.set_up(mount=bool(job.bucket))
+    if care.env_file:
+        slice_.give_environment(care.env_file)
+    slice_.job("stop", job.name)  # what a host may still be doing: all start together
+    slice_.start(job.name, job.command(kind))
+
+
+def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
+    """The run's exit code, or GONE. Raises Stop, TimeUp."""
+    lonely = unseen = 0.0
+    while True:
+        state = slice_.look()
+        if state == "NONE":
+            raise Stop(f"{slice_.name} was deleted by somebody else, and is not made again", code=75)
+        if state != "ACTIVE":
+            return GONE
+        found = ["exit 0"] * kind.hosts if slice_.dry_run else slice_.hosts(job.name)
+        if found is None or len(found) != kind.hosts:
+            unseen += LOOK
+            if unseen > UNSEEN:
+                raise Stop(f"not all of {kind.hosts} hosts of {slice_.name} answer, for {unseen / 60:.0f} minutes now", code=1)
+        elif "running" not in found:
+            return worst(found)
+        else:
+            unseen = 0.0
+            lonely = lonely + LOOK if set(found) - {"running", "exit 0"} else 0.0
+            if lonely > LONELY:
+                print(f"{job.name}: {', '.join(found)}; stopping the others")
+                slice_.job("stop", job.name)
+        slice_.pause(LOOK)
+
+
+def worst(found: list[str]) -> int:
+    """One exit code for the run: what no restart cures comes first.
+
+    >>> worst(["exit 0", "exit 0"]), worst(["exit 134", "exit 2"]), worst(["exit 75", "exit 1"]), worst(["exit 0", "lost"])
+    (0, 2, 75, 1)
+    """
+    codes = [int(text.split()[1]) if text.startswith("exit") else 1 for text in found]
+    return next((code for code in (2, 76, 75) if code in codes), 1 if any(codes) else 0)
+
+
+def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
+    """Bring home what only the slice has, and delete it unless it is to be kept. Raises Stop."""
+    if code:
+        log = Path(f"{job.name}.log")
+        log.write_text(slice_.job("log", job.name, "1000").stdout)
+        reason = {2: "bad input or configuration", 76: "diverged"}.get(code, "crashed too often")
+        print(f"error: {job.name}: {reason} (exit code {code}); its last lines are in {log}", file=sys.stderr)
+    keep = care.keep or not fetch(slice_, job)
+    if code and not keep and care.ask:
+        answer = care.ask(f"delete {slice_.name}, which costs as long as it is there? [Y/n] ")
+        keep = answer.strip().lower().startswith("n")
+    if keep:
+        print(f"{slice_.name} is kept and costs; {slice_.how_to_delete()}")
+    else:
+        slice_.delete()
+        print(f"{slice_.name} is deleted; {slice_.seconds() / 3600:.1f} paid hours")
+    return code
+
+
+def fetch(slice_: Slice, job: Job) -> bool:
+    """A run that is not in a bucket comes to ./runs before its machine goes. Whether nothing is lost then."""
+    if job.bucket:
+        return True
+    there = f"{job.runs if job.runs.startswith('/') else f'jaxppo/{job.runs}'}/{job.name}"
+    here = Path("runs")
+    if not slice_.dry_run:
+        here.mkdir(exist_ok=True)
+    done = slice_.copy("--recurse", f"{slice_.name}:{there}", f"{here}/", worker="0")
+    if done.returncode:
+        print(f"error: {there} could not be copied: {last_line(done.stderr)}", file=sys.stderr)
+    return done.returncode == 0 or "No such file" in done.stderr

@@ -1,0 +1,148 @@
+#!/usr/bin/env bash
+# One run on this machine: started detached, watched, stopped. tpu.py calls it on every host of a slice; other launchers use exec.
+#
+#   job.sh start NAME -- COMMAND...    in the background; the output goes to ~/.jaxppo-jobs/NAME/log, the exit code to .../code
+#   job.sh status NAME                 one line: jaxppo-host HOST running | exit CODE | lost | none
+#   job.sh stop NAME                   SIGTERM, so that the run saves and ends with 75; SIGKILL after 90 s
+#   job.sh log NAME [LINES]            the last lines
+#   job.sh exec -- COMMAND...          in the foreground
+#
+# COMMAND runs in the repository with its .venv first in PATH and the NAME=VALUE lines of ~/.jaxppo.env. Its --runs gs://BUCKET/...
+# is mounted (gcsfuse), since all hosts need to see one folder; --resume is added when the run has a sealed checkpoint.
+set -euo pipefail
+
+repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+self=$repository/tpu/job.sh
+grace=${JAXPPO_STOP_SECONDS:-90}
+
+fail() {
+  echo "error: $*" >&2
+  exit 2
+}
+
+read_environment() {
+  local line
+  [ -f "$HOME/.jaxppo.env" ] || return 0
+  while IFS= read -r line || [ -n "$line" ]; do # never evaluated: a value may hold anything
+    case $line in '' | '#'*) ;; *) export "${line%%=*}=${line#*=}" ;; esac
+  done <"$HOME/.jaxppo.env"
+}
+
+# The folder where gs://BUCKET/PATH is seen on this machine. Metadata is never cached: another host may have written just now.
+# Orbax renames folders, which a bucket without a hierarchical namespace does file by file, up to the limit.
+mounted() {
+  local path=${1#gs://}
+  local bucket=${path%%/*}
+  local point=$HOME/gs/$bucket
+  if ! mountpoint -q "$point"; then
+    command -v gcsfuse >/dev/null || fail "gcsfuse is missing, so $1 cannot be mounted; run tpu/setup_vm.sh with sudo, or install it"
+    mkdir -p "$point"
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=200000 \
+      "$bucket" "$point" >&2 || fail "gs://$bucket cannot be mounted; does it exist, and may this machine's service account use it?"
+  fi
+  local probe
+  probe=$point/.jaxppo-probe-$(hostname)
+  { : >"$probe" && rm -f "$probe"; } 2>/dev/null || fail "gs://$bucket cannot be written; give this machine's service account the role roles/storage.objectUser"
+  echo "$point${path#"$bucket"}"
+}
+
+run_here() {
+  [ $# -gt 0 ] || fail "no command; job.sh exec -- COMMAND..."
+  read_environment
+  cd "$repository"
+  [ -d .venv/bin ] && export PATH="$repository/.venv/bin:$PATH"
+  local words=() runs=runs name='' resume='' before='' word
+  for word in "$@"; do
+    case $before in --runs) runs=$word ;; --name) name=$word ;; esac
+    case $word in --runs=*) runs=${word#*=} ;; --name=*) name=${word#*=} ;; --resume) resume=given ;; esac
+    before=$word
+    words+=("$word")
+  done
+  if [[ $runs == gs://* ]]; then
+    runs=$(mounted "$runs")
+    words+=(--runs "$runs") # the last one counts
+  fi
+  if [ -z "$resume" ] && [ -n "$name" ] && compgen -G "$runs/$name/checkpoints/*/manifest.json" >/dev/null; then
+    words+=(--resume)
+  fi
+  echo "$(date -u +%FT%TZ) $(hostname): ${words[*]}" >&2
+  exec "${words[@]}"
+}
+
+verb=${1:-}
+shift || true
+if [ "$verb" = exec ]; then
+  [ "${1:-}" = -- ] && shift
+  run_here "$@"
+fi
+name=${1:-}
+[[ $name =~ ^[A-Za-z0-9._-]{1,64}$ && $name =~ [^.] ]] || fail "job.sh ${verb:-VERB} NAME: NAME is 1 to 64 letters, digits, '.', '_' or '-'"
+shift
+folder=$HOME/.jaxppo-jobs/$name
+
+running() { # a process number may have been given to somebody else
+  [ -f "$folder/pid" ] && grep -qa job.sh "/proc/$(cat "$folder/pid")/cmdline" 2>/dev/null
+}
+
+status() {
+  if running; then
+    echo running
+  elif [ -s "$folder/code" ]; then
+    echo "exit $(cat "$folder/code")"
+  elif [ -f "$folder/pid" ]; then
+    echo lost # killed with its wrapper, or the machine was started anew
+  else
+    echo none
+  fi
+}
+
+case $verb in
+  start)
+    [ "${1:-}" = -- ] && shift
+    [ $# -gt 0 ] || fail "no command; job.sh start NAME -- COMMAND..."
+    if running; then
+      echo "$(hostname): $name is running already"
+      exit 0
+    fi
+    [ -d "$repository/.venv/bin" ] || fail "$repository is not set up; run tpu/setup_vm.sh"
+    mkdir -p "$folder"
+    chmod 700 "$folder"
+    rm -f "$folder/code"
+    nohup setsid bash "$self" wrapper "$name" -- "$@" >>"$folder/log" 2>&1 </dev/null &
+    echo $! >"$folder/pid"
+    echo "$(hostname): $name started"
+    ;;
+  wrapper) # outlives the signal that ends the job, and writes down the code
+    shift
+    trap : TERM INT
+    code=0
+    bash "$self" exec -- "$@" || code=$?
+    echo "$code" >"$folder/code.new"
+    mv "$folder/code.new" "$folder/code"
+    ;;
+  status)
+    echo "jaxppo-host $(hostname) $(status)"
+    ;;
+  stop)
+    if running; then
+      pid=$(cat "$folder/pid")
+      kill -TERM -- "-$pid" 2>/dev/null || true
+      for ((i = 0; i < grace * 5; i++)); do
+        running || break
+        sleep 0.2
+      done
+      if running; then
+        kill -KILL -- "-$pid" 2>/dev/null || true
+        echo 137 >"$folder/code"
+        sleep 0.2
+      fi
+    fi
+    echo "jaxppo-host $(hostname) $(status)"
+    ;;
+  log)
+    tail -n "${1:-100}" "$folder/log"
+    ;;
+  *)
+    fail "job.sh VERB: one of start, status, stop, log, exec"
+    ;;
+esac
