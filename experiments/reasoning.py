@@ -4,6 +4,9 @@ Question   How much accuracy does a group-relative policy gradient add to a smal
 Method     Few supervised steps, then GRPO (https://arxiv.org/abs/2402.03300) without KL; the reward is 1 for the right answer.
 Command    python experiments/reasoning.py                     # --task sums --name sums; --task counting --prompt-length 64
 Data       Procedural tasks of reasoning-gym (Apache-2.0); questions of the test were not trained on.
+Found      spelling, two seeds, share of 500 new words right: .666 -> .984 (gain, 95 % interval, +.28 to +.36) and .888 -> 1.000
+           (+.09 to +.14).
+Minutes    28 on a core that other work shared (71 with six other jobs on two cores).
 """
 
 from dataclasses import dataclass
