@@ -62,10 +62,9 @@ def run(
 
 def folder(options: TaskConfig) -> Path:
     """The folder of the whole way; there already only with --resume. Raises UserError."""
+    tracking.check_name(options.name)
     root = Path(options.runs) / options.name
-    if not tracking.NAME.fullmatch(options.name):
-        raise UserError(f"--name {options.name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
-    if root.exists() and not options.resume:
+    if processes.is_main() and root.exists() and not options.resume:  # the first process may have made it just now
         raise UserError(f"{root} exists: choose another --name, or continue it with --resume")
     return root
 

@@ -32,10 +32,15 @@ PANELS = (  # (key in metrics.jsonl, title, unit)
 )
 
 
-def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
-    """The folder of a run: made new, or found again when resuming. Raises UserError when that is not what is there."""
+def check_name(name: str) -> None:
+    """Raise UserError for a name that could lead out of the folder of runs."""
     if not NAME.fullmatch(name) or name.strip(".") == "":
         raise UserError(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
+
+
+def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
+    """The folder of a run: made new, or found again when resuming. Raises UserError when that is not what is there."""
+    check_name(name)
     folder = Path(root) / name
     if not processes.is_main():  # process 0 has looked, or will
         return folder

@@ -58,6 +58,12 @@ def test_a_way_of_the_same_name_refuses_and_resume_runs_nothing_twice(done, caps
     assert again["policy"] == found["policy"] and again["gain"] == found["gain"]
 
 
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
+def test_names_that_could_lead_elsewhere(tmp_path, name):
+    with pytest.raises(UserError, match="use 1 to 64 letters"):
+        stages.folder(options(tmp_path, name=name, resume=True))
+
+
 @pytest.mark.parametrize("lost", [["policy"], ["policy/model", "policy/checkpoints/2"]])
 def test_killed_between_and_within_the_stages(done, lost):
     """Without the second stage, and with a second stage of one step, it ends as if nothing had been."""
