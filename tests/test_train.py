@@ -134,10 +134,23 @@ def test_resume_without_a_run_is_refused(tmp_path, prompts):
         fit(tmp_path / "none", prompts, replace(RUN, resume=True))
 
 
-def test_resume_of_a_run_that_never_saved(tmp_path, prompts):
+def test_resume_of_a_run_that_never_saved(tmp_path, prompts, straight, capsys):
+    """Ended before its first step, nothing is lost: it begins, and leaves what a run without a break does."""
     tracking.write_config(tracking.run_folder(tmp_path, "early", resume=False), {})
+    score = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
+    fit(tmp_path / "early", prompts, replace(RUN, resume=True), score)
+    assert "the run was ended before anything was saved: it begins" in capsys.readouterr().out
+    assert lines(tmp_path / "early") == lines(straight[1])
+    assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
+
+
+def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight):
+    """It has steps in its metrics, so something was lost: refused."""
+    folder = tracking.run_folder(tmp_path, "lost", resume=False)
+    for name in ("config.json", "metrics.jsonl"):
+        (folder / name).write_text((straight[1] / name).read_text())
     with pytest.raises(UserError, match="no checkpoint in"):
-        fit(tmp_path / "early", prompts, replace(RUN, resume=True))
+        fit(folder, prompts, replace(RUN, resume=True))
 
 
 def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsys):
