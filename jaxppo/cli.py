@@ -1,8 +1,6 @@
 """The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
 
-import contextlib
 import dataclasses
-import io
 import logging
 import os
 import sys
@@ -15,6 +13,7 @@ from typing import Any, NoReturn
 import tyro
 
 from jaxppo.config import Config, RunConfig, RunError, UserError, from_file
+from jaxppo.options import parse
 from jaxppo.presets import ALGORITHMS, preset
 
 
@@ -68,61 +67,6 @@ def leave(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     raise SystemExit(code) from None
-
-
-def parse(config: type, *, args: list[str] | None = None, description: str = "") -> Any:
-    """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2."""
-    complaint = io.StringIO()
-    given = sys.argv[1:] if args is None else list(args)
-    try:
-        with contextlib.redirect_stderr(complaint):
-            # Two passes: the algorithm's settings first, as defaults, so that any other option overrides one of them.
-            named = chosen_algorithm(given) if any(f.name == "algorithm" for f in dataclasses.fields(config)) else None
-            default = {} if named is None else {"default": preset(config(), named)}
-            return tyro.cli(config, args=given, description=description, **default)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except SystemExit as stop:
-        if stop.code:
-            print(f"error: {one_line(complaint.getvalue())}; --help lists all options", file=sys.stderr)
-        raise
-
-
-def chosen_algorithm(args: list[str]) -> str | None:
-    """The value of --algorithm among the arguments, the last one if there are several.
-
-    >>> chosen_algorithm(["--steps", "3", "--algorithm", "grpo"]), chosen_algorithm(["--algorithm=rloo"]), chosen_algorithm([])
-    ('grpo', 'rloo', None)
-    """
-    found = None
-    for word, following in zip(args, [*args, None][1:], strict=True):
-        if word == "--algorithm":
-            found = following
-        elif word.startswith("--algorithm="):
-            found = word.split("=", 1)[1]
-    return found
-
-
-def one_line(box: str) -> str:
-    """What a box of tyro's says: its complaint, and the options that it thinks were meant.
-
-    >>> one_line("╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯")
-    'No such: --stepz; perhaps you meant: --steps INT'
-    >>> one_line(" Wrong\\n -----\\n  No such: --stepz\\n  ----\\n")
-    'No such: --stepz'
-    """
-    sections: list[list[str]] = [[]]
-    for line in box.splitlines():
-        text = line.strip("│ ")
-        if text and set(text) <= set("─-"):
-            sections.append([])
-        elif text and line[0] not in "╭╰":
-            sections[-1].append(text)
-    if "│" not in box:  # a terminal without box characters: the title stands in a section of its own
-        sections = sections[1:] or [[]]
-    meant = [text for section in sections if section[:1] == ["Perhaps you meant:"] for text in section if text.startswith("--")]
-    return " ".join(sections[0]) + (f"; perhaps you meant: {', '.join(meant)}" if meant else "")
 
 
 @dataclass(frozen=True)
@@ -226,7 +170,7 @@ class PlanOptions(RunConfig):
     """
 
     config: tyro.conf.Positional[Path | None] = None
-    """config.json of a run whose settings to take"""
+    """config.json of a run, of any script, whose settings to take as they are; --config takes settings that options override"""
     topology: str = ""
     """chip and size of the slice: v4, v5e, v5p or v6e, such as v5e:2x4; without it the devices that are here"""
 
@@ -236,20 +180,20 @@ def plan(options: PlanOptions) -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu" if options.topology else "")
     if not os.environ["JAX_PLATFORMS"]:
         del os.environ["JAX_PLATFORMS"]
-    settings: RunConfig = options
+    chosen: RunConfig = options
     if options.config:
         if not options.config.exists():
             raise UserError(f"{options.config} is missing; give the config.json of a run")
         stored = from_file(RunConfig, options.config)
-        settings = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
+        chosen = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # the compiler's warnings are read, not shown
     from jaxppo import chips
     from jaxppo import plan as plans
 
     chip, devices = chips.topology(options.topology) if options.topology else (None, chips.here())
-    shape = chips.shape_of(settings.model)
-    report = plans.compile_plan(settings, shape, devices)
-    print(plans.text_of(settings, shape, chip, report))
+    shape = chips.shape_of(chosen.model)
+    report = plans.compile_plan(chosen, shape, devices)
+    print(plans.text_of(chosen, shape, chip, report))
     if report.refused or (chip and not plans.fits(chip, report)):
         raise SystemExit(2)
 

@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+HIDDEN = "***"  # in a run's config.json, in the place of a secret
+
 
 class RunError(Exception):
     """Why a run cannot go on: one line that says what is wrong and what to do. The command line exits with `code`."""

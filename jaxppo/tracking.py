@@ -17,11 +17,10 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxppo import __version__, processes
-from jaxppo.config import UserError
+from jaxppo.config import HIDDEN, UserError
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")  # names of settings whose text is nobody's business
-HIDDEN = "***"
 PANELS = (  # (key in metrics.jsonl, title, unit)
     ("reward", "reward", "score a response"),
     ("kl", "KL to the reference", "nats a response"),

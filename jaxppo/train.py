@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxppo import loop, memory, parallel, ppo, processes, replay, supervised, tracking
 from jaxppo.assemble import Policy, load_policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import FREE, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
+from jaxppo.config import FREE, HIDDEN, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
 from jaxppo.lock import RunLock
 from jaxppo.rewards import shaping
 from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses
@@ -111,7 +111,7 @@ def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder
     from_file(RunConfig, folder / "config.json")  # it is one
     stored = json.loads((folder / "config.json").read_text())
     now = to_dict(config)
-    changed = {name for name in stored.keys() & now.keys() if stored[name] != now[name] and stored[name] != tracking.HIDDEN}
+    changed = {name for name in stored.keys() & now.keys() if stored[name] != now[name] and stored[name] != HIDDEN}
     shown = lambda names: ", ".join(f"--{name.replace('_', '-')} {stored[name]} -> {now[name]}" for name in sorted(names))
     if changed - FREE:
         raise UserError(

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "jaxppo"
 
 # A module imports only from floors below, or from a module left of it on its own floor.
 FLOORS = [
-    ["config", "presets", "types", "masked"],
+    ["config", "presets", "settings", "types", "masked"],
     ["advantages", "losses", "kl", "aggregate", "kernels"],
     ["models", "sampling", "policy"],
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
@@ -22,7 +22,7 @@ FLOORS = [
         "assemble", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "tasks", "measure", "stages",
         "chips", "hlo", "program", "costs", "plan", "export", "report",
     ],
-    ["cli", "launch"],
+    ["options", "cli", "launch"],
 ]  # fmt: skip
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 
@@ -32,6 +32,7 @@ TESTED_IN = {
     "pretrained/__init__": "pretrained/test_load",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
     "pretrained/errors": "pretrained/test_load",
+    "options": "test_cli",
 }
 
 

@@ -1,0 +1,103 @@
+"""Options from a command line and from a file of settings; what is wrong with them is one line. No JAX."""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from jaxppo import settings
+from jaxppo.config import RunConfig, UserError
+
+ABOUT_FILES = (
+    "--config FILE takes settings from a file, `name: value` a line (YAML), or from a run's config.json; options on the command "
+    "line override it."
+)
+
+
+def parse(config: type, *, args: list[str] | None = None, description: str = "") -> Any:
+    """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2."""
+    complaint = io.StringIO()
+    given = sys.argv[1:] if args is None else list(args)
+    try:
+        file, default = None, {}
+        if issubclass(config, RunConfig):
+            file, given = config_file(given)
+            description = f"{description.rstrip()}\n\n{ABOUT_FILES}"
+            # What stands in a file and the algorithm's settings come first, as defaults: any option overrides one of them.
+            if file is not None or chosen_algorithm(given) is not None:
+                default["default"], remarks = settings.base(config, file, chosen_algorithm(given))
+                for remark in remarks:
+                    print(f"note: {remark}", file=sys.stderr)
+        with contextlib.redirect_stderr(complaint):
+            options = tyro.cli(config, args=given, description=description, **default)
+        beside = file and vars(options).get("config")  # `jaxppo plan` takes a run's record in another way, too
+        if beside:
+            raise UserError(f"two files of settings, {beside} and --config {file}; give one")
+        return options
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except SystemExit as stop:
+        if stop.code:
+            print(f"error: {one_line(complaint.getvalue())}; --help lists all options", file=sys.stderr)
+        raise
+
+
+def config_file(args: list[str]) -> tuple[Path | None, list[str]]:
+    """The value of --config among the arguments, and the others. Raises UserError when it has none, or several.
+
+    >>> config_file(["--steps", "3", "--config", "a.yaml"]), config_file(["--config=b.json"]), config_file([])
+    ((PosixPath('a.yaml'), ['--steps', '3']), (PosixPath('b.json'), []), (None, []))
+    """
+    found, rest, words = [], [], iter(args)
+    for word in words:
+        if word == "--config":
+            found.append(next(words, ""))
+        elif word.startswith("--config="):
+            found.append(word.split("=", 1)[1])
+        else:
+            rest.append(word)
+    if len(found) > 1:
+        raise UserError(f"--config stands there {len(found)} times; give one file")
+    if found and (not found[0] or found[0].startswith("--")):
+        raise UserError("--config needs a file: --config settings.yaml")
+    return Path(found[0]) if found else None, rest
+
+
+def chosen_algorithm(args: list[str]) -> str | None:
+    """The value of --algorithm among the arguments, the last one if there are several.
+
+    >>> chosen_algorithm(["--steps", "3", "--algorithm", "grpo"]), chosen_algorithm(["--algorithm=rloo"]), chosen_algorithm([])
+    ('grpo', 'rloo', None)
+    """
+    found = None
+    for word, following in zip(args, [*args, None][1:], strict=True):
+        if word == "--algorithm":
+            found = following
+        elif word.startswith("--algorithm="):
+            found = word.split("=", 1)[1]
+    return found
+
+
+def one_line(box: str) -> str:
+    """What a box of tyro's says: its complaint, and the options that it thinks were meant.
+
+    >>> one_line("╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯")
+    'No such: --stepz; perhaps you meant: --steps INT'
+    >>> one_line(" Wrong\\n -----\\n  No such: --stepz\\n  ----\\n")
+    'No such: --stepz'
+    """
+    sections: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if text and set(text) <= set("─-"):
+            sections.append([])
+        elif text and line[0] not in "╭╰":
+            sections[-1].append(text)
+    if "│" not in box:  # a terminal without box characters: the title stands in a section of its own
+        sections = sections[1:] or [[]]
+    meant = [text for section in sections if section[:1] == ["Perhaps you meant:"] for text in section if text.startswith("--")]
+    return " ".join(sections[0]) + (f"; perhaps you meant: {', '.join(meant)}" if meant else "")
