@@ -18,14 +18,14 @@ class QuestionAnswering(TaskConfig):
     task: str = "question_answering"
     name: str = "question_answering"
     model: str = "smollm2"
-    dtype: str = "bfloat16"
     prompt_length: int = 80
     response_length: int = 8
-    sft_steps: int = 150
-    sft_batch_size: int = 16
-    sft_lr: float = 3e-4
-    steps: int = 20
-    batch_size: int = 64
+    sft_steps: int = 60
+    sft_batch_size: int = 8
+    sft_lr: float = 5e-4
+    sft_eval_every: int = 20
+    steps: int = 16
+    batch_size: int = 32
     minibatches: int = 2
     group_size: int = 4
     advantage: str = "rloo"
@@ -33,9 +33,9 @@ class QuestionAnswering(TaskConfig):
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 3e-4
-    eval_every: int = 10
-    save_every: int = 10
-    test_rows: int = 256
+    eval_every: int = 8
+    save_every: int = 8
+    test_rows: int = 128
 
 
 def main(options: QuestionAnswering) -> None:

@@ -20,11 +20,11 @@ from jaxppo.tasks import TaskConfig
 class Translation(TaskConfig):
     task: str = "translation"
     name: str = "translation"
-    prompt_length: int = 28
-    response_length: int = 24
+    prompt_length: int = 22
+    response_length: int = 16
     width: int = 128
     layers: int = 3
-    sft_steps: int = 1000
+    sft_steps: int = 2500
     steps: int = 80
     batch_size: int = 128
     minibatches: int = 2

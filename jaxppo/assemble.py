@@ -64,10 +64,15 @@ def load_policy(config: C, *, reward: Params | None = None) -> tuple[C, Policy]:
     reference is a second copy.
     """
     if config.tiny:
-        model_config, weights, tokenizer = tiny(config.seed, config.model_kind)
-    else:
-        loaded = pretrained.load(config.model)
-        model_config, weights, tokenizer = loaded.config, loaded.params, loaded.tokenizer
+        return put_together(config, *tiny(config.seed, config.model_kind), reward=reward)
+    loaded = pretrained.load(config.model)
+    return put_together(config, loaded.config, loaded.params, loaded.tokenizer, reward=reward)
+
+
+def put_together(
+    config: C, model_config: ModelConfig, weights: Mapping[str, Any], tokenizer: Tokenizer, *, reward: Params | None = None
+) -> tuple[C, Policy]:
+    """`load_policy` of weights that are at hand: a network's without a value head."""
     if config.length > model_config.max_length:  # positions beyond the table would be clamped without a word
         raise UserError(
             f"--prompt-length {config.prompt_length} + --response-length {config.response_length} = {config.length} tokens, "
@@ -78,7 +83,7 @@ def load_policy(config: C, *, reward: Params | None = None) -> tuple[C, Policy]:
         raise UserError(
             f"the tokenizer has ids up to {largest}, but the model's vocabulary has {model_config.vocab_size}; use its own"
         )
-    weights = stack(weights) if config.scan_layers else weights
+    weights = stack(dict(weights)) if config.scan_layers else dict(weights)
     algorithms.check(config)  # a wrong name is found before anything is compiled
     model, separate = make_model(config, model_config)
     if separate:

@@ -10,6 +10,7 @@ corpora and on single rows they are sacrebleu's, rouge-score's, jiwer's and seqe
     exact (= accuracy)        share of responses that are the reference, but for blanks around it
     answer_exact, answer_f1   the same, and F1 of words, after SQuAD's normalisation
     entity_f1                 micro F1 of the entities of BIO tags with blanks between them
+    named_f1                  the same of entities written out, "Jack = person; New York = place" or "none"
     distinct_1, distinct_2    distinct n-grams / n-grams of all responses together
     repetition, length        mean share of bigrams that stand in the response before; mean number of words
 """
@@ -210,6 +211,13 @@ def _entity_rows(response: str, reference: str) -> np.ndarray:
     return np.array([2 * len(found & wanted), len(found) + len(wanted)])
 
 
+def _named_rows(response: str, reference: str) -> np.ndarray:
+    """(entities in common, 1/2 those of both), as `_entity_rows` has them; each is a text with its kind, as often as it stands."""
+    listed = lambda text: Counter(item for part in text.split(";") if (item := " ".join(part.split())) not in ("", "none"))
+    found, wanted = listed(response), listed(reference)
+    return np.array([2 * (found & wanted).total(), found.total() + wanted.total()])
+
+
 def _distinct(n: int) -> Metric:
     """`text.distinct` of the words: of all responses, without each of them (it alone may have some n-grams), and of one."""
 
@@ -237,6 +245,7 @@ METRICS: dict[str, Metric] = {
     "wer": Metric(partial(_edits, "process_words"), _ratio),
     "cer": Metric(partial(_edits, "process_characters"), _ratio),
     "entity_f1": Metric(_entity_rows, _ratio),
+    "named_f1": Metric(_named_rows, _ratio),
     "distinct_1": _distinct(1),
     "distinct_2": _distinct(2),
     "length": _mean(lambda response, reference: len(response.split())),

@@ -33,10 +33,13 @@ from jaxppo.update import make_update
 TrainStep = Callable[[TrainState, Prompts], tuple[TrainState, dict]]
 
 
-def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: str | None = None) -> TrainStep:
+def make_train_step(
+    model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, stop_axis: str | None = None
+) -> TrainStep:
     """The train step of `parts` for `model`: `train_step(state, prompts) -> (state, metrics)`, pure, one XLA program.
 
     prompts: one `types.Prompts` of `config.rows` rows (of this device's share, under pmap with `axis_name`).
+    stop_axis: under vmap, the axis of the runs that decode together (`sweep.py`): the loop goes on until all have ended.
     metrics: float32 scalars, global over `axis_name`; `kl` is in nats a response, `entropy` in nats a token.
     """
     update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
@@ -54,7 +57,7 @@ def make_train_step(model: Model, parts: Parts, config: Config, *, axis_name: st
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
         roll = partial(
             rollout, model, state.params, frozen, prompts, noise, length=config.response_length, sample=config, eos=config.eos,
-            pad=config.pad,
+            pad=config.pad, stop_axis=stop_axis,
         )  # fmt: skip
         rolled = roll(with_values=has_critic, lagged=statistics["lagged"] if config.mask_top_p < 1 else None)
 

@@ -107,10 +107,11 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
     settings = dataclasses.replace(
         options, name="supervised", runs=str(root), model=start(options, task, examples, root), tiny=False,
         batch_size=options.sft_batch_size, lr=options.sft_lr, value_loss="none", patience=3,
-        **supervised_settings(place, options.sft_steps),
+        **supervised_settings(place, options.sft_steps, options.sft_eval_every),
     )  # fmt: skip
     settings, policy = train.load_policy(settings)
-    training, held_out = (_replies(settings, policy, task, part) for part in (examples.train, examples.validation))
+    parts = (examples.train, examples.validation[: options.test_rows])
+    training, held_out = (_replies(settings, policy, task, part) for part in parts)
     objective = supervised.language_model(policy.model, settings, last=settings.response_length)
     evaluate = validation.held_out(settings, policy, objective, held_out)
     tracking.run_folder(root, "supervised", resume=settings.resume)
@@ -118,9 +119,9 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
     return _keep(settings, policy, train.best(place, state), place)
 
 
-def supervised_settings(place: Path, steps: int) -> dict[str, Any]:
-    """What every supervised run of a task has in place of the policy gradient's settings."""
-    tenth = max(steps // 10, 1)
+def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, Any]:
+    """What every supervised run of a task has in place of the policy gradient's settings; validated `every` so many steps."""
+    tenth = every or max(steps // 10, 1)
     return {
         "steps": steps, "epochs": 1, "minibatches": 1, "microbatches": 1, "group_size": 1, "oversample": 1,
         "filter_groups": False, "advantage": "gae", "loss": "clip", "reward_norm": "none", "num_tasks": 1, "optimizer": "adamw",

@@ -41,10 +41,12 @@ class TaskConfig(RunConfig):
     """examples in a step of the supervised stage"""
     sft_lr: float = 2e-3
     """learning rate of the supervised stage"""
+    sft_eval_every: int = 0
+    """steps between validations of the supervised stage; 0 = a tenth of its steps"""
     reward: str = ""
     """what is rewarded, by name (`jaxppo.tasks.REWARDS`); empty = as the task has it"""
     test_rows: int = 500
-    """most held-out examples that are measured before and after"""
+    """most held-out examples that are measured: for validation, and before and after"""
     results: str = ""
     """folder that gets a copy of result.json as <task>/<name>.json; empty = none"""
 
@@ -81,7 +83,7 @@ TASKS: dict[str, Task] = {
         greedy=False,
     ),
     "entities": Task(
-        "named entities of a tweet, as one tag a word", "entities", "entity_f1", ("entity_f1",), prompt="{prompt}\n=",
+        "named entities of a tweet and their kinds", "entities", "named_f1", ("named_f1",), prompt="{prompt}\nNames:",
     ),
     "spelling": Task(
         "a word spelt backwards", "reasoning:spell_backward", "exact", ("exact", "cer"), prompt="{prompt}\n=",
@@ -119,6 +121,22 @@ def _reviews(options: TaskConfig):
     return examples.split([examples.Example(text, "good" if rating > 0 else "bad") for text, rating in clear])
 
 
+def _translation(options: TaskConfig):
+    """Sentences of at most eight words on both sides: a small network learns those first."""
+    from jaxppo.data import translation
+
+    short = lambda x: max(len(x.prompt.split()), len(x.reference.split())) <= 8
+    return type(found := translation.load())(*([x for x in part if short(x)] for part in found))
+
+
+def _entities(options: TaskConfig):
+    """The entities of a tweet written out: to a small model a row of tags is first of all a matter of counting words."""
+    from jaxppo.data import entities, examples
+
+    put = lambda x: examples.Example(x.prompt, entities.named(x.extra["words"], x.extra["tags"]))
+    return examples.Examples(*([put(x) for x in part] for part in entities.load()))
+
+
 def _reasoning(options: TaskConfig):
     from jaxppo.data import reasoning
 
@@ -145,7 +163,9 @@ SOURCES: dict[str, Source] = {
     "reviews": _reviews,
     "reasoning": _reasoning,
     "speech": _speech,
-    **{name: _module(name) for name in ("translation", "summaries", "questions", "dialogue", "entities")},
+    "translation": _translation,
+    "entities": _entities,
+    **{name: _module(name) for name in ("summaries", "questions", "dialogue")},
 }
 
 
@@ -242,15 +262,21 @@ def _text(name: str, *options: str, sign: float = 1.0) -> Callable[[], Callable[
     return make
 
 
-def _entity_f1() -> Callable[[str, str], float]:
-    """F1 of the entities of a row of tags; 1 where neither has one."""
-    from jaxppo import evaluation
+def _f1(name: str) -> Callable[[], Callable[[str, str], float]]:
+    """A row's F1 by the metric of that name, 2 · common / (found + wanted); 1 where neither has an entity."""
 
-    metric = evaluation.METRICS["entity_f1"]
-    same = lambda response, reference: set(response.split()) <= {"O"} and set(reference.split()) <= {"O"}
-    return lambda response, reference: (
-        1.0 if same(response, reference) else float(metric.reduce(metric.rows(response, reference)))
-    )
+    def make():
+        from jaxppo import evaluation
+
+        metric = evaluation.METRICS[name]
+
+        def score(response: str, reference: str) -> float:
+            sums = metric.rows(response, reference)
+            return float(metric.reduce(sums)) if sums[1] else 1.0
+
+        return score
+
+    return make
 
 
 REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
@@ -259,7 +285,8 @@ REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
     "text_chrf": _on_text(_text("chrf")),
     "text_rouge_l": _on_text(_text("rouge", "rougeL")),
     "text_wer": _on_text(_text("word_error_rate", sign=-1.0)),
-    "entity_f1": _on_text(_entity_f1),
+    "entity_f1": _on_text(_f1("entity_f1")),
+    "named_f1": _on_text(_f1("named_f1")),
 }
 LOWER = ("wer", "cer", "repetition")  # metrics of which less is better
 

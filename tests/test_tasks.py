@@ -99,16 +99,26 @@ def test_perfect_responses_have_the_highest_reward(policy):
         pytest.importorskip(package)
     texts = "the small cat sat on the mat"
     for name in tasks.REWARDS:
-        if name == "entity_f1":
+        if name in ("entity_f1", "named_f1"):  # below
             continue
         reward = tasks.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
         same, other = (float(reward.fn(reward.params, rollout(policy, text, texts))[0][0]) for text in (texts, "a dog"))
         assert same > other and np.isclose(same, {"edit": 0, "text_wer": 0}.get(name, 1)), name
 
 
-def test_entity_f1_of_tags(policy):
-    reward = tasks.make_reward(TaskConfig(task="entities"), policy)
-    score, _ = reward.fn(reward.params, rollout(policy, " O B-person O", "O B-person I-person"))
-    assert float(score[0]) == 0  # another end
-    score, _ = reward.fn(reward.params, rollout(policy, " O B-person I-person", "O B-person I-person"))
-    assert float(score[0]) == 1
+@pytest.mark.parametrize(
+    ("name", "response", "reference", "expected"),
+    [
+        ("entity_f1", " O B-person O", "O B-person I-person", 0),  # another end
+        ("entity_f1", " O B-person I-person", "O B-person I-person", 1),
+        ("entity_f1", " O O", "O O O", 1),  # none, and none found
+        ("named_f1", " Jack = person", "Jack = person; New York = place", 2 / 3),  # one of one, one of two
+        ("named_f1", " Jack = place", "Jack = person", 0),
+        ("named_f1", " none", "none", 1),
+        ("named_f1", " none", "Jack = person", 0),
+    ],
+)
+def test_f1_of_entities(policy, name, response, reference, expected):
+    reward = tasks.make_reward(TaskConfig(task="entities", reward=name), policy)
+    score, _ = reward.fn(reward.params, rollout(policy, response, reference))
+    assert float(score[0]) == pytest.approx(expected)

