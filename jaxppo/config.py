@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -462,6 +463,8 @@ class RunConfig(Config):
     """when an update is not finite: do the step again with every operation checked, name the one that made it so, and end"""
     tiny: bool = False
     """smoke test: a small random model with a byte vocabulary"""
+    track: str = ""
+    """tensorboard, wandb or both with a comma: where the numbers go beside metrics.jsonl (`pip install "jaxppo[track]"`)"""
     traceback: bool = False
     """show where an error was raised instead of one line"""
 
@@ -470,13 +473,29 @@ class RunConfig(Config):
 FREE = {
     "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
     "patience", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat",
-    "max_bad_steps", "max_invalid_rewards", "debug_nans", "traceback", "results",
+    "max_bad_steps", "max_invalid_rewards", "debug_nans", "track", "traceback", "results",
 }  # fmt: skip
+
+
+TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package that each needs
+
+
+def tracker_names(config: RunConfig) -> tuple[str, ...]:
+    """The names in --track. Raises UserError for one that is none, and where a package is missing."""
+    names = tuple(dict.fromkeys(name.strip() for name in config.track.split(",") if name.strip()))
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"--track {name!r}: choose among {', '.join(TRACKERS)}")
+        found = importlib.util.find_spec(TRACKERS[name])
+        if found is None or found.origin is None:  # a mere folder of that name, such as W&B makes, is no package
+            raise UserError(f'--track {name} needs the package {TRACKERS[name]}: pip install "jaxppo[track]"')
+    return names
 
 
 def validate_run(config: RunConfig) -> None:
     """`validate`, and what the host's loop needs."""
     validate(config)
+    tracker_names(config)
     for name in ("save_every", "steps_per_call", "max_bad_steps", "connect_timeout", "heartbeat"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")

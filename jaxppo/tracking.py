@@ -57,8 +57,12 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
 
 def write_config(folder: Path, config: dict) -> None:
     """config.json, whole or not at all; what looks like a secret is left out."""
-    shown = {name: HIDDEN if SECRET.search(name) and isinstance(x, str) and x else x for name, x in config.items()}
-    write_whole(folder / "config.json", json.dumps(shown, indent=2) + "\n")
+    write_whole(folder / "config.json", json.dumps(shown(config), indent=2) + "\n")
+
+
+def shown(config: dict) -> dict:
+    """Settings for others' eyes: what looks like a secret is hidden."""
+    return {name: HIDDEN if SECRET.search(name) and isinstance(x, str) and x else x for name, x in config.items()}
 
 
 def write_whole(path: Path, text: str) -> None:

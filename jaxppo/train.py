@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import loop, memory, parallel, ppo, processes, replay, supervised, tracking
+from jaxppo import loop, memory, parallel, ppo, processes, replay, supervised, trackers, tracking
 from jaxppo.assemble import Policy, load_policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import FREE, HIDDEN, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
@@ -63,6 +63,7 @@ def fit(
             if not resuming:
                 checkpoints.save(state, score=None)  # from here on the run can be gone on with
         log = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps) if writer else tracking.Log()
+        log = trackers.beside(log, config, folder) if writer else log
         stack.callback(log.close)
         try:
             return loop.run(config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate)

@@ -17,7 +17,7 @@ FLOORS = [
     ["models", "sampling", "policy"],
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
     ["processes", "sharding", "ppo", "supervised", "parallel"],
-    ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking"],
+    ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking", "trackers"],
     [
         "assemble", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "tasks", "measure", "stages",
         "chips", "hlo", "program", "costs", "plan", "export", "report",

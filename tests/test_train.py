@@ -124,6 +124,23 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     assert int(train.best(tmp_path / "patient", straight).step) == 3  # ... but is where there is patience
 
 
+def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, prompts):
+    """Seen, step by step, where it writes: beside the record of the same run."""
+    pytest.importorskip("tensorboardX")
+    state = fit(tmp_path / "tracked", prompts, replace(RUN, track="tensorboard", steps=4))
+    toys.assert_same(state, straight[0])
+    (events,) = (tmp_path / "tracked" / "tensorboard").iterdir()
+    assert events.read_bytes().count(b"first_ratio_off") == 4
+
+
+def test_only_the_first_process_has_trackers(tmp_path, prompts, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    monkeypatch.setattr(train.processes, "is_main", lambda: False)
+    (tmp_path / "shared").mkdir()  # by the first one
+    assert int(fit(tmp_path / "shared", prompts, replace(RUN, track="tensorboard")).step) == 4
+    assert list((tmp_path / "shared").iterdir()) == []
+
+
 def test_a_second_run_of_the_same_name_is_refused(straight, prompts):
     with pytest.raises(UserError, match="exists: choose another --name"):
         fit(straight[1], prompts)
