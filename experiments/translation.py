@@ -24,7 +24,8 @@ class Translation(TaskConfig):
     response_length: int = 16
     width: int = 128
     layers: int = 3
-    sft_steps: int = 2500
+    dropout: float = 0.2
+    sft_steps: int = 1200
     steps: int = 80
     batch_size: int = 128
     minibatches: int = 2

@@ -212,7 +212,7 @@ def _entity_rows(response: str, reference: str) -> np.ndarray:
 
 
 def _named_rows(response: str, reference: str) -> np.ndarray:
-    """(entities in common, 1/2 those of both), as `_entity_rows` has them; each is a text with its kind, as often as it stands."""
+    """(entities in common, 1/2 those of both), as `_entity_rows` has them; each is a text with its kind, and may stand twice."""
     listed = lambda text: Counter(item for part in text.split(";") if (item := " ".join(part.split())) not in ("", "none"))
     found, wanted = listed(response), listed(reference)
     return np.array([2 * (found & wanted).total(), found.total() + wanted.total()])

@@ -1,0 +1,29 @@
+"""Low-rank adapters against full training.
+
+Question   How much rank does policy optimisation need?
+Paper      LoRA, https://arxiv.org/abs/2106.09685; LoRA learns less and forgets less,
+           https://arxiv.org/abs/2405.09673.
+Command    python experiments/ablations/adapters.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://arxiv.org/abs/2405.09673"
+QUESTION = Question(
+    "adapters",
+    {"full": Arm({"lora": 0}), **{f"rank {rank}": Arm({"lora": rank, "lora_alpha": 2.0 * rank}) for rank in (1, 4, 16)}},
+    (
+        Claim("full training learns more than rank 4", PAPER, "full", "rank 4", "area"),
+        Claim("rank 16 learns more than rank 1", PAPER, "rank 16", "rank 1", "area"),
+    ),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

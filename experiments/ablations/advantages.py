@@ -1,0 +1,40 @@
+"""Advantage estimators: GAE's lambda, groups, leave-one-out, the batch's mean.
+
+Question   Is a critic needed, and which baseline serves without one?
+Paper      RLOO: https://arxiv.org/abs/2402.14740. GRPO: https://arxiv.org/abs/2402.03300. VC-PPO, on lambda 1:
+           https://arxiv.org/abs/2503.01491.
+Command    python experiments/ablations/advantages.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+FREE = {"value_loss": "none", "group_size": 8}
+QUESTION = Question(
+    "advantages",
+    {
+        "GAE .95": Arm({"lam": 0.95}),
+        "GAE 1": Arm({"lam": 1.0}),
+        "GAE .5": Arm({"lam": 0.5}),
+        "group": Arm({**FREE, "advantage": "group"}),
+        "leave-one-out": Arm({**FREE, "advantage": "rloo"}),
+        "batch mean": Arm({**FREE, "advantage": "batch_mean"}),
+        "moving average": Arm({**FREE, "advantage": "moving_average"}),
+        "REINFORCE++": Arm({**FREE, "advantage": "reinforce_plus_plus"}),
+        "no baseline": Arm({**FREE, "advantage": "returns"}),
+    },
+    (
+        Claim("leave-one-out beats PPO with a critic", "https://arxiv.org/abs/2402.14740", "leave-one-out", "GAE .95", "area"),
+        Claim("a group's baseline beats none", "https://arxiv.org/abs/2402.03300", "group", "no baseline", "area"),
+        Claim("lambda 1 beats .95 when the reward comes late", "https://arxiv.org/abs/2503.01491", "GAE 1", "GAE .95", "area"),
+    ),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

@@ -1,0 +1,32 @@
+"""How token losses become one number, and what that does to the length of wrong answers.
+
+Question   Does dividing each response's loss by its length make wrong answers longer than dividing by a constant
+           does? (Dr. GRPO's claim: a long wrong answer is punished less for each token.)
+Paper      https://arxiv.org/abs/2503.20783
+Command    python experiments/ablations/aggregation.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+GROUPS = {"advantage": "group_mean", "value_loss": "none", "group_size": 8}
+QUESTION = Question(
+    "aggregation",
+    {name: Arm({**GROUPS, "aggregate": name}) for name in ("constant", "sequence_mean", "token_mean", "sequence_sum")},
+    (
+        Claim(
+            "dividing by each response's length lets wrong answers grow", "https://arxiv.org/abs/2503.20783", "sequence_mean",
+            "constant", "wrong_length",
+        ),
+    ),
+    ("end", "length", "wrong_length"),
+)  # fmt: skip
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options, ladder={"tasks": ("answer",), "response_length": 12})
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

@@ -1,0 +1,30 @@
+"""Policies of four architectures with equally many parameters.
+
+Question   Which architecture learns fastest from a reward, at 12,700 parameters?
+Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
+           https://arxiv.org/abs/1910.06764.
+Command    python experiments/ablations/architectures.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://arxiv.org/abs/1910.06764"
+WIDTHS = {"transformer": 32, "gru": 45, "lstm": 39, "convolution": 37, "window": 39}  # 12,673 to 12,901 parameters
+QUESTION = Question(
+    "architectures",
+    {kind: Arm({"model_kind": kind, "width": width}) for kind, width in WIDTHS.items()},
+    (
+        Claim("an LSTM learns faster than a plain transformer", PAPER, "lstm", "transformer", "area"),
+        Claim("a GRU learns faster than a plain transformer", PAPER, "gru", "transformer", "area"),
+    ),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

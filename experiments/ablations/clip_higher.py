@@ -1,0 +1,29 @@
+"""Clip-higher: a wider bound for tokens that become likelier.
+
+Question   Does a higher upper bound of the ratio keep entropy up (DAPO's claim), and does it cost reward?
+Paper      https://arxiv.org/abs/2503.14476
+Command    python experiments/ablations/clip_higher.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://arxiv.org/abs/2503.14476"
+QUESTION = Question(
+    "clip_higher",
+    {f"{high}": Arm({"clip_low": 0.2, "clip_high": high, "epochs": 4}) for high in (0.2, 0.28, 0.4, 0.8)},
+    (
+        Claim("clip-higher keeps more entropy", PAPER, "0.28", "0.2", "entropy"),
+        Claim("clip-higher learns more", PAPER, "0.28", "0.2", "area"),
+    ),
+    ("end", "area", "entropy"),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

@@ -1,0 +1,48 @@
+"""Dropout in the policy while it is optimised.
+
+Question   Does dropout above 0 make policy optimisation unstable (RL4LMs' claim)? Sampler and scorer then draw other
+           masks, so the ratio is noise before anything has changed.
+Paper      RL4LMs, https://arxiv.org/abs/2210.01241
+Command    python experiments/ablations/dropout.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+
+def dropping(rate: float):
+    """A change of the model: dropout of the last hidden states, with another mask at every call."""
+    import jax
+    import jax.numpy as jnp
+
+    def noisy(model):
+        def apply(params, tokens, attend, **rest):
+            hidden, cache = model.apply(params, tokens, attend, **rest)
+            # numbers that change with parameters and tokens are as good as a key that is handed down
+            bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(hidden).sum(), jnp.int32)
+            keep = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), bits), 1 - rate, hidden.shape)
+            return jnp.where(keep, hidden / (1 - rate), 0.0), cache
+
+        return model._replace(apply=apply)
+
+    return noisy
+
+
+PAPER = "https://arxiv.org/abs/2210.01241"
+QUESTION = Question(
+    "dropout",
+    {f"{rate}": Arm(model=dropping(rate) if rate else None) for rate in (0.0, 0.1, 0.3)},
+    (
+        Claim("no dropout beats .1", PAPER, "0.0", "0.1", "area"),
+        Claim("no dropout beats .3", PAPER, "0.0", "0.3", "area"),
+    ),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

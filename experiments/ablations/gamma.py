@@ -1,0 +1,25 @@
+"""A discount for each token, or the response as one choice.
+
+Question   Does a token-level discount below 1 learn better than treating the response as a bandit's arm (gamma 1)?
+Paper      RL4LMs, https://arxiv.org/abs/2210.01241
+Command    python experiments/ablations/gamma.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://arxiv.org/abs/2210.01241"
+QUESTION = Question(
+    "gamma",
+    {f"{gamma}": Arm({"gamma": gamma}) for gamma in (1.0, 0.99, 0.95, 0.8)},
+    (Claim("gamma .95 learns better than 1", PAPER, "0.95", "1.0", "area"),),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

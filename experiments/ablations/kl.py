@@ -1,0 +1,40 @@
+"""The KL to the reference: where it stands and how it is estimated.
+
+Question   Which estimator of the KL, in the reward or in the loss, holds the policy near the reference, at the same
+           coefficient?
+Paper      Schulman 2020, http://joschu.net/blog/kl-approx.html; on the gradients: https://arxiv.org/abs/2510.01555.
+Command    python experiments/ablations/kl.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://arxiv.org/abs/2510.01555"
+REWARD, LOSS = {"kl_place": "reward", "kl_coef": 0.1}, {"kl_place": "loss", "kl_coef": 0.1}
+QUESTION = Question(
+    "kl",
+    {
+        "none": Arm({"kl_place": "loss", "kl": "k2", "kl_coef": 0.0}),
+        "k1 in the reward": Arm({**REWARD, "kl": "k1"}),
+        "k3 in the reward": Arm({**REWARD, "kl": "k3"}),
+        "k1 in the loss": Arm({**LOSS, "kl": "k1"}),
+        "k2 in the loss": Arm({**LOSS, "kl": "k2"}),
+        "k3 in the loss": Arm({**LOSS, "kl": "k3"}),
+        "exact in the loss": Arm({**LOSS, "kl": "full"}),
+    },
+    (
+        Claim("k1 in the loss does not hold the policy, k2 does", PAPER, "k1 in the loss", "k2 in the loss", "kl"),
+        Claim("k3 in the loss holds it less than k2", PAPER, "k3 in the loss", "k2 in the loss", "kl"),
+        Claim("k1 in the reward holds it as k2 in the loss: less than none", PAPER, "none", "k1 in the reward", "kl"),
+    ),
+    ("end", "kl"),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

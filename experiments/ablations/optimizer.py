@@ -1,0 +1,35 @@
+"""Adam's eps, and other optimizers.
+
+Question   Does PPO want Adam's eps at 1e-5 instead of 1e-8, and what do other rules do at the same learning rate?
+Paper      Huang et al. 2022, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/
+Command    python experiments/ablations/optimizer.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/"
+QUESTION = Question(
+    "optimizer",
+    {
+        "Adam, eps 1e-5": Arm({"adam_eps": 1e-5}),
+        "Adam, eps 1e-8": Arm({"adam_eps": 1e-8}),
+        "Adam, eps 1e-3": Arm({"adam_eps": 1e-3}),
+        "AdamW": Arm({"optimizer": "adamw"}),
+        "RMSProp": Arm({"optimizer": "rmsprop"}),
+        "SGD, rate 1": Arm({"optimizer": "sgd", "lr": 1.0}),
+    },
+    (
+        Claim("eps 1e-5 beats 1e-8", PAPER, "Adam, eps 1e-5", "Adam, eps 1e-8", "area"),
+        Claim("Adam beats RMSProp", PAPER, "Adam, eps 1e-5", "RMSProp", "area"),
+    ),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

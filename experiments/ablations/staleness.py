@@ -1,0 +1,30 @@
+"""Updates on samples of an older policy.
+
+Question   Every row is learned from once, in minibatches of 16. How much is lost when more minibatches are sampled
+           before the first of them is learned from?
+Paper      Asynchronous RLHF, https://arxiv.org/abs/2410.18252
+Command    python experiments/ablations/staleness.py
+"""
+
+from scales import AblationConfig, Arm, Claim, Question, run
+
+from jaxppo import cli
+
+PAPER = "https://arxiv.org/abs/2410.18252"
+LATER = {f"{updates} update{'s' * (updates > 1)} a batch": updates for updates in (1, 4, 16, 64)}  # 320 updates of 16 rows in all
+QUESTION = Question(
+    "staleness",
+    {name: Arm({"batch_size": 16 * n, "minibatches": n, "steps": 320 // n}) for name, n in LATER.items()},
+    (
+        Claim("a batch that is 16 updates old costs reward", PAPER, "1 update a batch", "16 updates a batch", "area"),
+        Claim("a batch that is 64 updates old costs reward", PAPER, "1 update a batch", "64 updates a batch", "area"),
+    ),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options)
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)

@@ -1,0 +1,279 @@
+"""One question, its arms, and what they say: every arm on the same seeds, compared pair by pair, with a verdict on a claim.
+
+An `Arm` is settings, or a change of the parts or of the model that no setting names. Arms that can share a program do, with all
+their seeds (`sweep`). A `Claim` says beforehand which arm is better, by which measure; it is "agrees" or "disagrees" only where
+`statistics.difference` decides, else "not decided". The record of it all is JSON, and the same for the same seeds.
+"""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from jaxppo import sweep, tracking
+from jaxppo.assemble import Policy
+from jaxppo.config import RunConfig, UserError, to_dict
+from jaxppo.loop import Batches
+from jaxppo.presets import preset
+from jaxppo.sampler import responses
+from jaxppo.statistics import Difference, bootstrap, difference, iqm, mean
+from jaxppo.types import Model, Parts, RewardFn, Rollout
+
+TAIL = 10  # parts of a run, of which the last is its end
+MEASURES = {"end", "area", "kl", "entropy", "length", "diverged"}  # of every run
+
+
+class Arm(NamedTuple):
+    """One way to train."""
+
+    settings: Mapping[str, Any] = {}
+    """in place of the scale's own; `algorithm` names a preset whose settings come first"""
+    parts: Callable[[Parts], Parts] | None = None
+    """changes parts that no setting names"""
+    model: Callable[[Model], Model] | None = None
+    """changes the model"""
+    first_seed: int = 0
+    """other seeds than the other arms"""
+
+
+class Claim(NamedTuple):
+    """What a paper says, as an inequality between two arms."""
+
+    says: str
+    paper: str
+    better: str
+    worse: str
+    metric: str = "end"
+    """a name of `measures`, or of the scale's judge; its sign is turned by a leading minus: less is better"""
+
+
+class Question(NamedTuple):
+    """What is asked."""
+
+    name: str
+    arms: Mapping[str, Arm]  # the first is what the others are shown against
+    claims: Sequence[Claim]
+    metrics: Sequence[str] = ("end", "area")  # that the table shows, the claims' own aside
+
+
+class Scale(NamedTuple):
+    """Where it is asked: a task, or several, and a network."""
+
+    name: str
+    config: RunConfig
+    tasks: Sequence[str]
+    load: Callable[[Any], Policy]
+    reward: RewardFn
+    prompts: Callable[[sweep.Run], Batches]
+    make_parts: Callable[[Any, RewardFn], Parts]
+    judge: Callable[[Rollout], dict[str, jax.Array]] | None = None
+    """in the program; says of rollouts of the trained policy what the reward does not"""
+
+
+@dataclass(frozen=True)
+class AblationConfig:
+    """Options of every script of an ablation."""
+
+    scale: str = "ladder"
+    """ladder (toy tasks, seconds) | a scale that the script adds"""
+    seeds: int = 8
+    """runs of each arm and task"""
+    steps: int = 0
+    """training steps; 0 = as the scale has them"""
+    at_once: int = 64
+    """most runs in one program"""
+    results: str = ""
+    """folder that gets <question>-<scale>.json; empty = none"""
+    tiny: bool = False
+    """smoke test: two steps of two seeds"""
+    traceback: bool = False
+
+
+def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, Any]:
+    """Train every arm on every task and seed; print the table and the verdicts; the record, which is written, too.
+
+    Raises UserError for a claim about an arm that is not there, or settings that cannot run.
+    """
+    check(question)
+    seeds, config = (2, 2) if options.tiny else (options.seeds, options.steps or scale.config.steps)
+    scale = scale._replace(config=dataclasses.replace(scale.config, steps=config, save_every=config))
+    started, rows = time.monotonic(), []
+    for name, arm in question.arms.items():
+        if options.tiny:
+            arm = arm._replace(settings={key: x for key, x in arm.settings.items() if key != "steps"})
+        rows += [(name, arm, task, seed) for task in scale.tasks for seed in range(arm.first_seed, arm.first_seed + seeds)]
+    if set(metrics(question)) <= MEASURES:  # nothing asks for the judge
+        scale = scale._replace(judge=None)
+    found = [row for group in programs(scale, rows, options.at_once) for row in train(scale, *group)]
+    order = {name: number for number, name in enumerate(question.arms)}
+    found.sort(key=lambda row: (order[row["arm"]], scale.tasks.index(row["task"]), row["seed"]))
+    record = conclude(question, scale, found)
+    record |= {"about": {"versions": tracking.versions(), "minutes": round((time.monotonic() - started) / 60, 2)}}
+    show(question, record)
+    if options.results:
+        place = Path(options.results) / f"{question.name}-{scale.name}.json"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        tracking.write_whole(place, json.dumps(record, indent=1, allow_nan=True) + "\n")
+        print(f"written: {place}")
+    return record
+
+
+def check(question: Question) -> None:
+    """Raise UserError where a claim names an arm that is not there."""
+    for claim in question.claims:
+        for name in (claim.better, claim.worse):
+            if name not in question.arms:
+                raise UserError(f"a claim of {question.name} is about {name!r}: the arms are {', '.join(question.arms)}")
+
+
+def metrics(question: Question) -> list[str]:
+    """The names of all numbers that the question is about."""
+    return list(dict.fromkeys([*question.metrics, *(claim.metric.lstrip("-") for claim in question.claims)]))
+
+
+Row = tuple[str, Arm, str, int]
+
+
+def programs(scale: Scale, rows: Sequence[Row], at_once: int) -> list[tuple[RunConfig, Arm, list[sweep.Run]]]:
+    """The runs, grouped by what can be one program, at most so many in each."""
+    groups: dict[tuple, tuple[Arm, list[sweep.Run]]] = {}
+    for name, arm, task, seed in rows:
+        run = sweep.Run(name, seed, settings_of(scale.config, arm), task)
+        groups.setdefault((id(arm.parts), id(arm.model)), (arm, []))[1].append(run)
+    out = []
+    for arm, runs in groups.values():
+        for same in sweep.programs(runs, scale.config):
+            # parts of equal size where that can be: one program serves them all
+            parts = -(-len(same) // at_once)
+            size = -(-len(same) // parts)
+            out += [(scale.config, arm, same[start : start + size]) for start in range(0, len(same), size)]
+    return out
+
+
+def settings_of(config: RunConfig, arm: Arm) -> dict[str, Any]:
+    """The arm's settings; those of a preset in full, as far as they differ from the scale's."""
+    if "algorithm" not in arm.settings:
+        return dict(arm.settings)
+    named = preset(config, arm.settings["algorithm"])
+    changed = {f.name: getattr(named, f.name) for f in dataclasses.fields(named)}
+    return {name: x for name, x in changed.items() if x != getattr(config, name)} | dict(arm.settings)
+
+
+def train(scale: Scale, config: RunConfig, arm: Arm, runs: list[sweep.Run]) -> list[dict[str, Any]]:
+    """The rows of a record that one program gives."""
+
+    def load(settings: Any) -> Policy:
+        policy = scale.load(settings)
+        return dataclasses.replace(policy, model=arm.model(policy.model)) if arm.model else policy
+
+    def make_parts(settings: Any) -> Parts:
+        parts = scale.make_parts(settings, scale.reward)
+        return arm.parts(parts) if arm.parts else parts
+
+    names = sorted({run.arm for run in runs})
+    print(f"{len(runs)} runs at once: {', '.join(names)}", flush=True)
+    results = sweep.run(config, runs, load, make_parts, scale.prompts)
+    judged = [{}] * len(results) if scale.judge is None else judgements(scale, runs, results, load)
+    return [
+        {"arm": result.run.arm, "task": result.run.task, "seed": result.run.seed} | measures(result.metrics) | extra
+        for result, extra in zip(results, judged)
+    ]
+
+
+def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, float]:
+    """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of all its steps; the others are of the end.
+
+    >>> flat = {name: np.ones(20) for name in ("kl", "entropy", "length")}
+    >>> measures({"reward": np.arange(20.0), "skipped": np.zeros(20)} | flat)
+    {'end': 18.5, 'area': 9.5, 'kl': 1.0, 'entropy': 1.0, 'length': 1.0, 'diverged': 0.0}
+    """
+    tail = lambda name: float(np.mean(metrics[name][-max(len(metrics[name]) // TAIL, 1) :]))
+    out = {"end": tail("reward"), "area": float(np.mean(metrics["reward"]))}
+    out |= {name: tail(name) for name in ("kl", "entropy", "length")}
+    return out | {"diverged": float(np.sum(metrics["skipped"]) > 0)}
+
+
+def judgements(
+    scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.Result], load: Callable[[Any], Policy]
+) -> list[dict[str, float]]:
+    """The judge's numbers of each trained policy, on prompts and noise that no step has seen."""
+    judge, far = scale.judge, 2**30
+    assert judge is not None
+    settings = dataclasses.replace(scale.config, **{k: x for k, x in runs[0].settings.items() if k not in sweep.SWEPT})
+    model = load(settings).model
+
+    def one(params, frozen, prompts, key):
+        return judge(responses(settings, model, params, frozen, prompts, key))
+
+    program, out = jax.jit(one), []
+    for run, result in zip(runs, results):
+        batch = scale.prompts(run).call(dataclasses.replace(settings, seed=run.seed, steps_per_call=1), far)
+        key = jax.random.fold_in(jax.random.key(run.seed), far)
+        found = program(result.state.params, result.state.frozen, jax.tree.map(jnp.asarray, batch), key)
+        out.append({name: float(x) for name, x in found.items()})
+    return out
+
+
+def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The record of the runs: arms with intervals, claims with verdicts."""
+    wanted = metrics(question)
+    table = lambda arm, metric: scores(rows, scale.tasks, arm, metric)
+    arms = {}
+    for name in question.arms:
+        own = [row for row in rows if row["arm"] == name]
+        arms[name] = {"runs": len(own), "diverged": int(sum(row["diverged"] for row in own))}
+        for metric in wanted:
+            arms[name][metric] = {"mean": bootstrap(table(name, metric), mean), "iqm": bootstrap(table(name, metric), iqm)}
+    claims = []
+    for claim in question.claims:
+        metric, sign = claim.metric.lstrip("-"), -1 if claim.metric.startswith("-") else 1
+        found = difference(sign * table(claim.better, metric), sign * table(claim.worse, metric))
+        claims.append(claim._asdict() | {"difference": list(found[:3]), "p": found.p, "verdict": verdict(found)})
+    return {
+        "question": question.name, "scale": scale.name, "tasks": list(scale.tasks), "config": machineless(scale.config),
+        "settings": {name: described(arm) for name, arm in question.arms.items()}, "arms": arms, "claims": claims, "runs": rows,
+    }  # fmt: skip
+
+
+def scores(rows: Sequence[dict], tasks: Sequence[str], arm: str, metric: str) -> Float[np.ndarray, "tasks seeds"]:
+    """A metric of an arm's runs."""
+    return np.array([[row[metric] for row in rows if row["arm"] == arm and row["task"] == task] for task in tasks], np.float64)
+
+
+def verdict(found: Difference) -> str:
+    """In words: the claim is that the difference is above 0."""
+    return {1: "agrees", -1: "disagrees", 0: "not decided"}[found.decided]
+
+
+def machineless(config: RunConfig) -> dict[str, Any]:
+    """Settings without the places of one machine."""
+    return {name: x for name, x in to_dict(config).items() if name not in ("runs", "results", "name")}
+
+
+def described(arm: Arm) -> dict[str, Any]:
+    """An arm as a record keeps it; functions by their names."""
+    changes = {name: fn.__name__ for name, fn in (("parts", arm.parts), ("model", arm.model)) if fn}
+    plain = lambda x: [plain(y) for y in x] if isinstance(x, tuple) else x
+    return {name: plain(x) for name, x in arm.settings.items()} | changes
+
+
+def show(question: Question, record: dict[str, Any]) -> None:
+    """Print the arms and the verdicts."""
+    shown = metrics(question)
+    cells = [
+        [name, str(arm["runs"]), str(arm["diverged"]), *("{:.3f} [{:.3f}, {:.3f}]".format(*arm[x]["iqm"]) for x in shown)]
+        for name, arm in record["arms"].items()
+    ]
+    tracking.table(f"{question.name}: interquartile mean [95 % interval]", ["arm", "runs", "diverged", *shown], cells)
+    for claim in record["claims"]:
+        value, low, high = claim["difference"]
+        p = "" if np.isnan(claim["p"]) else f", p {claim['p']:.3f}"
+        print(f"{claim['says']}: {claim['verdict']} ({claim['metric']} {value:+.3f}, 95 % [{low:+.3f}, {high:+.3f}]{p})")

@@ -1,0 +1,89 @@
+"""What several seeds say: means that one lucky seed does not move, intervals, and differences between two ways to train.
+
+Scores are arrays [tasks, seeds]; a single task is one row. Means and intervals follow Agarwal et al. 2021, "Deep reinforcement
+learning at the edge of the statistical precipice" (https://arxiv.org/abs/2108.13264): the interquartile mean, and a bootstrap
+that draws seeds anew within each task. Runs that diverged are in the scores like any other.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import trim_mean
+
+from jaxppo.evaluation import mean_interval
+
+DRAWS = 2000
+EXACT = 12  # with so many pairs or fewer all 2ⁿ sign flips are tried
+FEW = 8  # runs, below which a bootstrap is too narrow and Student's t takes its place
+
+Interval = tuple[float, float, float]  # value, low, high
+Scores = Float[np.ndarray, "tasks seeds"]
+
+
+def iqm(scores: Float[np.ndarray, "..."]) -> float:
+    """The interquartile mean: of all numbers, without the lowest and the highest quarter.
+
+    >>> iqm(np.array([0.0, 1.0, 2.0, 99.0]))
+    1.5
+    """
+    return float(trim_mean(np.ravel(scores), 0.25))
+
+
+def mean(scores: Float[np.ndarray, "..."]) -> float:
+    """The mean of all numbers."""
+    return float(np.mean(scores))
+
+
+def bootstrap(
+    scores: Scores, statistic: Callable[[np.ndarray], float] = mean, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95
+) -> Interval:
+    """(value, low, high): percentile bootstrap that draws as many seeds with replacement, within each task (stratified)."""
+    scores, rng = np.atleast_2d(np.asarray(scores, np.float64)), np.random.default_rng(seed)
+    chosen = rng.integers(0, scores.shape[1], (draws, *scores.shape))
+    drawn = [statistic(np.take_along_axis(scores, rows, 1)) for rows in chosen]
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return statistic(scores), float(low), float(high)
+
+
+def permutation_p(differences: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2**EXACT) -> float:
+    """Two-sided p of a mean difference of pairs: how often a mean with signs thrown at random is at least as far from 0. Exact
+    for up to 12 pairs, so never below 2 / 2ⁿ; for more, over draws and the one that was seen.
+
+    >>> permutation_p([1.0, 2.0, 3.0])  # + + + and - - - of eight
+    0.25
+    """
+    found = np.ravel(np.asarray(differences, np.float64))
+    if len(found) <= EXACT:
+        signs = np.array(list(product([1, -1], repeat=len(found))))
+    else:
+        drawn = np.random.default_rng(seed).integers(0, 2, (draws - 1, len(found))) * 2 - 1
+        signs = np.concatenate([np.ones((1, len(found))), drawn])
+    means = np.abs(signs @ found)
+    return float(np.mean(means >= abs(found.sum()) * (1 - 1e-12)))
+
+
+class Difference(NamedTuple):
+    """One way to train less another, over the same tasks and seeds."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def decided(self) -> int:
+        """+1, -1, or 0 where the interval holds 0 or, with enough runs for one, a permutation test would not rule it out."""
+        sure = self.low > 0 or self.high < 0
+        return int(np.sign(self.mean)) if sure and (np.isnan(self.p) or self.p <= 0.05) else 0
+
+
+def difference(one: Scores, other: Scores, *, seed: int = 0) -> Difference:
+    """one − other with a 95 % interval, each seed against the same seed. With fewer than 8 runs the interval is Student's, and
+    there is no p: a permutation of so few could not fall below .05."""
+    pairs = np.atleast_2d(np.asarray(one, np.float64)) - np.atleast_2d(np.asarray(other, np.float64))
+    if pairs.size < FEW:
+        return Difference(*mean_interval(np.ravel(pairs).tolist()), p=float("nan"))
+    return Difference(*bootstrap(pairs, seed=seed), p=permutation_p(pairs, seed=seed))
