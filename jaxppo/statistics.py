@@ -15,7 +15,6 @@ from scipy.stats import trim_mean
 
 from jaxppo.evaluation import mean_interval
 
-DRAWS = 2000
 EXACT = 12  # with so many pairs or fewer all 2ⁿ sign flips are tried
 FEW = 8  # runs, below which a bootstrap is too narrow and Student's t takes its place
 
@@ -23,29 +22,35 @@ Interval = tuple[float, float, float]  # value, low, high
 Scores = Float[np.ndarray, "tasks seeds"]
 
 
-def iqm(scores: Float[np.ndarray, "..."]) -> float:
-    """The interquartile mean: of all numbers, without the lowest and the highest quarter.
+def iqm(scores: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
+    """The interquartile mean over the last axis: without the lowest and the highest quarter.
 
-    >>> iqm(np.array([0.0, 1.0, 2.0, 99.0]))
+    >>> float(iqm(np.array([0.0, 1.0, 2.0, 99.0])))
     1.5
     """
-    return float(trim_mean(np.ravel(scores), 0.25))
+    return np.asarray(trim_mean(scores, 0.25, axis=-1))
 
 
-def mean(scores: Float[np.ndarray, "..."]) -> float:
-    """The mean of all numbers."""
-    return float(np.mean(scores))
+def mean(scores: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
+    """The mean over the last axis."""
+    return np.mean(scores, -1)
 
 
 def bootstrap(
-    scores: Scores, statistic: Callable[[np.ndarray], float] = mean, *, seed: int = 0, draws: int = DRAWS, level: float = 0.95
+    scores: Scores,
+    statistic: Callable[[np.ndarray], np.ndarray] = mean,
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+    level: float = 0.95,
 ) -> Interval:
-    """(value, low, high): percentile bootstrap that draws as many seeds with replacement, within each task (stratified)."""
+    """(value, low, high) of a statistic of all scores together: percentile bootstrap that draws as many seeds with replacement,
+    within each task (stratified)."""
     scores, rng = np.atleast_2d(np.asarray(scores, np.float64)), np.random.default_rng(seed)
     chosen = rng.integers(0, scores.shape[1], (draws, *scores.shape))
-    drawn = [statistic(np.take_along_axis(scores, rows, 1)) for rows in chosen]
+    drawn = statistic(np.take_along_axis(scores[None], chosen, 2).reshape(draws, -1))
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    return statistic(scores), float(low), float(high)
+    return float(statistic(np.ravel(scores))), float(low), float(high)
 
 
 def permutation_p(differences: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2**EXACT) -> float:

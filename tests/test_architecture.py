@@ -19,8 +19,9 @@ FLOORS = [
     ["processes", "sharding", "ppo", "supervised", "parallel"],
     ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking", "trackers"],
     [
-        "assemble", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "tasks", "measure", "stages",
-        "chips", "hlo", "program", "costs", "plan", "export", "report",
+        "assemble", "ladder", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "statistics", "ablation",
+        "tasks", "measure", "stages",
+        "chips", "hlo", "program", "costs", "plan", "export", "records", "figures", "outcomes", "pages", "report",
     ],
     ["options", "cli", "launch"],
 ]  # fmt: skip

@@ -1,8 +1,11 @@
-"""Toy tasks with a known optimum, each asking for one thing more, so that a failure names the broken part.
+"""The module of toy tasks (at the end), and before that a test of the whole algorithm on tasks of the same kind, each asking for
+one thing more, so that a failure names the broken part.
 
 PPO on a Llama of one layer and width 32 over 8 tokens, 128 rollouts of 4 tokens a step, reaches 95 % of the best reward, 1,
 within 100 steps. One program serves all tasks and seeds: the task and the advantages' treatment come in with the prompts.
 """
+
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +13,9 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, config, estimators, models, parallel, ppo
+from jaxppo import algorithms, config, estimators, ladder, models, parallel, ppo
 from jaxppo.config import Config
-from jaxppo.types import Prompts
+from jaxppo.types import Prompts, Rollout
 
 VOCAB, STEPS, OPTIMUM = 8, 100, 1.0
 TASKS = ("one token", "the prompt", "the previous token", "delayed")
@@ -94,3 +97,78 @@ def test_ppo_learns(train, task, seed):
 def test_wrong_advantages_do_not(train, task, treatment):
     """The same runs as above, and far from their mark: what they check would see a wrong advantage."""
     assert reached(train(task, 0, treatment)) < 0.5
+
+
+# The module `jaxppo.ladder`
+
+
+def rolled(prompt: list[int], response: list[list[int]], rung: str = "token") -> Rollout:
+    """Rollouts with these symbols; 0 ends a response."""
+    said = jnp.asarray(response)
+    mask = jnp.cumsum(jnp.pad(said[:, :-1] == 0, ((0, 0), (1, 0))), 1) == 0
+    tokens, zeros = jnp.concatenate([jnp.asarray(prompt)[:, None], said], 1), jnp.zeros(said.shape)
+    task = jnp.full(len(prompt), ladder.RUNGS.index(rung))
+    return Rollout(
+        tokens,
+        tokens > 0,
+        mask.astype(jnp.float32),
+        mask[:, -1],
+        zeros,
+        zeros,
+        zeros,
+        zeros,
+        {"task": task},
+        jnp.arange(len(prompt)),
+    )
+
+
+def test_scores_of_the_rungs():
+    # partners of 1 and 2 are 2 and 5
+    done = rolled([1, 2], [[2, 3, 4, 5], [5, 5, 5, 0]])
+    found = dict(zip(ladder.RUNGS, ladder.scores(done).tolist()))
+    assert found["token"] == [0.25, 0]  # one 3 of four
+    assert found["prompt"] == [0.25, 0.75]  # an early end earns no more for it
+    assert found["previous"] == [1, 0]  # 2 3 4 5 after 1
+    assert found["delayed"] == [1, 1]
+    assert found["answer"] == [1, 1]  # prompts 1 and 2 can be learned
+    assert found["hack"] == [0.25 + 2 / 16, 2 * 9 / 16]  # one 3 and one 5 of four; three 5s
+
+
+def test_a_coins_answer_cannot_be_learned():
+    """For prompts 5 to 7 every first symbol is right as often as any other."""
+    rng = np.random.default_rng(0)
+    others = rng.integers(1, 8, (700, 3))
+    hits = []
+    for first in range(1, 8):
+        said = np.concatenate([np.full((700, 1), first), others], 1)
+        hits.append(float(ladder.scores(rolled([6] * 700, said.tolist()))[ladder.RUNGS.index("answer")].mean()))
+    assert sum(hits) == pytest.approx(1) and max(hits) < 0.2 and min(hits) > 0.09  # 1/7 = .143, s.e. .013
+
+
+def test_reward_and_judge():
+    done = rolled([1, 1, 1], [[3, 3, 0, 0], [5, 5, 5, 3], [1, 1, 1, 1]])
+    assert ladder.reward(None, done)[0].tolist() == [0.5, 0.25, 0]
+    found = ladder.judge(done)
+    assert float(found["gold"]) == pytest.approx((0.5 + (0.25 - 0.75) + 0) / 3)
+    assert float(found["wrong_length"]) == 4  # the one row that earned nothing has four tokens
+
+
+def test_deal():
+    settings = ladder.LadderConfig(batch_size=40, group_size=4, minibatches=1)
+    one, same, later = (ladder.Deal("prompt").call(settings, cursor) for cursor in (0, 0, 10))
+    toys.assert_same(one, same)
+    assert (one.tokens != later.tokens).any()
+    assert one.tokens.shape == (40, 1) and (one.tokens[:4] == one.tokens[0]).all()  # a group has one prompt
+    assert set(one.extra["task"].tolist()) == {1} and one.tokens.min() >= 1 and one.tokens.max() <= 7
+    two = ladder.Deal("prompt").call(replace(settings, steps_per_call=2), 0)
+    np.testing.assert_array_equal(two.tokens[0], one.tokens)
+    np.testing.assert_array_equal(two.tokens[1], later.tokens)
+
+
+def test_networks_of_the_ladder():
+    first, other = (ladder.load(ladder.LadderConfig(seed=seed)) for seed in (0, 1))
+    assert not np.array_equal(jax.tree.leaves(first.params)[0], jax.tree.leaves(other.params)[0])
+    assert first.shape.vocab_size == ladder.SYMBOLS + 1 and first.tokenizer.eos_id == 0
+    recurrent = ladder.load(ladder.LadderConfig(model_kind="gru"))
+    assert recurrent.shape.kind == "gru"
+    assert set(ladder.load(ladder.LadderConfig(lora=2)).frozen["base"]) == set(first.frozen["reference"])

@@ -1,0 +1,204 @@
+import dataclasses
+import importlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxppo import ablation, algorithms, ladder, models
+from jaxppo.ablation import AblationConfig, Arm, Claim, Question, Scale
+from jaxppo.config import UserError, network, validate_run
+from jaxppo.models import lora
+
+SCRIPTS = Path(__file__).parents[1] / "experiments" / "ablations"
+CONFIG = dataclasses.replace(ladder.LadderConfig(), batch_size=32, minibatches=2, steps=30)
+SCALE = Scale(
+    "ladder", CONFIG, ("token", "prompt"), ladder.load, ladder.reward, lambda run: ladder.Deal(run.task), algorithms.make_parts,
+    ladder.judge,
+)  # fmt: skip
+ARMS = {"held": Arm({"kl_coef": 0.1}), "twin": Arm({"kl_coef": 0.1}, first_seed=100), "flipped": Arm({"kl_coef": -0.1})}
+PLANTED = Question(
+    "planted",
+    ARMS,
+    (
+        Claim("a KL of the right sign holds the policy", "", "held", "flipped", "-kl"),
+        Claim("the wrong sign holds it", "", "flipped", "held", "-kl"),
+        Claim("the same arm on other seeds is better", "", "twin", "held"),
+        Claim("and nearer to the reference", "", "twin", "held", "-kl"),
+    ),
+)
+
+
+def rows(values: dict[str, list[float]], metric: str = "end") -> list[dict]:
+    return [
+        {"arm": arm, "task": "token", "seed": seed, "diverged": 0.0, metric: x}
+        for arm, numbers in values.items()
+        for seed, x in enumerate(numbers)
+    ]
+
+
+@pytest.mark.ci
+@pytest.mark.learning
+def test_a_planted_bad_arm_is_worse_and_a_twin_is_not(tmp_path):
+    options = AblationConfig(results=str(tmp_path))
+    record = ablation.ask(PLANTED, SCALE, options)
+    assert [claim["verdict"] for claim in record["claims"]] == ["agrees", "disagrees", "not decided", "not decided"]
+    low, high = record["claims"][0]["difference"][1:]
+    assert low > 0 and high > low
+    assert all(row["end"] <= ladder.OPTIMA[row["task"]] + 1e-6 for row in record["runs"])  # no curve is above what can be had
+    assert record["arms"]["held"]["end"]["mean"][0] > 0.2  # 1/8 by chance: something was learned
+    assert len(record["runs"]) == 48 and record["arms"]["twin"]["runs"] == 16  # 3 arms, 2 rungs, 8 seeds
+    assert json.loads((tmp_path / "planted-ladder.json").read_text())["claims"][0]["verdict"] == "agrees"
+
+
+@pytest.mark.ci
+def test_the_same_seeds_give_the_same_record(tmp_path, capsys):
+    """To the last digit; only when and by what it was made may differ."""
+    question = PLANTED._replace(metrics=("end", "gold"))  # the judge's numbers, too
+    records = []
+    for name in ("one", "other"):
+        ablation.ask(question, SCALE, AblationConfig(tiny=True, results=str(tmp_path / name)))
+        text = (tmp_path / name / "planted-ladder.json").read_text()
+        records.append({key: x for key, x in json.loads(text).items() if key != "about"})
+    assert json.dumps(records[0]) == json.dumps(records[1])
+    assert {"arm", "task", "seed", "end", "area", "kl", "entropy", "length", "diverged", "gold"} <= set(records[0]["runs"][0])
+    assert str(tmp_path) not in json.dumps(records[0])
+    assert "12 runs at once: flipped, held, twin" in capsys.readouterr().out  # one program
+
+
+def test_verdicts():
+    question = Question(
+        "q",
+        {"a": Arm(), "b": Arm()},
+        (Claim("", "", "a", "b"), Claim("", "", "b", "a"), Claim("", "", "b", "a", "-end")),
+        ("end",),
+    )
+    scale = SCALE._replace(tasks=("token",))
+    sure = ablation.conclude(question, scale, rows({"a": [1.0, 1.1, 1.2, 1.3, 1.2, 1.1, 1.0, 1.4], "b": [0.5] * 8}))
+    assert [claim["verdict"] for claim in sure["claims"]] == ["agrees", "disagrees", "agrees"]  # less is better in the last
+    value, low, high = sure["claims"][0]["difference"]
+    assert value == pytest.approx(9.3 / 8 - 0.5) and low < value < high
+    assert sure["claims"][0]["p"] == pytest.approx(2 / 2**8)  # eight differences of one sign
+    unsure = ablation.conclude(question, scale, rows({"a": [1.0, 0.0] * 4, "b": [0.4, 0.6] * 4}))
+    assert {claim["verdict"] for claim in unsure["claims"]} == {"not decided"}
+
+
+def test_a_run_that_diverged_counts():
+    found = rows({"a": [1.0] * 8, "b": [1.0] * 7 + [0.0]})
+    found[-1]["diverged"] = 1.0
+    question = Question("q", {"a": Arm(), "b": Arm()}, (Claim("", "", "a", "b"),), ("end",))
+    record = ablation.conclude(question, SCALE._replace(tasks=("token",)), found)
+    assert record["arms"]["b"]["diverged"] == 1 and record["arms"]["b"]["runs"] == 8
+    assert record["arms"]["b"]["end"]["mean"][0] == 7 / 8
+
+
+def test_measures_are_of_the_last_tenth():
+    metrics = {name: np.zeros(40) for name in ("reward", "kl", "entropy", "length", "skipped")}
+    metrics["reward"][36:] = [1, 2, 3, 4]
+    metrics["skipped"][3] = 1  # once is enough
+    found = ablation.measures(metrics)
+    assert found["end"] == 2.5 and found["area"] == 0.25 and found["diverged"] == 1.0
+
+
+def test_arms_share_programs_where_they_can():
+    other = lambda parts: parts
+    arms = {
+        "a": Arm({"lr": 1e-3}), "b": Arm({"lr": 2e-3}), "c": Arm({"loss": "gspo"}), "d": Arm({"lr": 1e-3}, parts=other),
+        "plain": Arm(),
+    }  # fmt: skip
+    runs = [(name, arm, "token", seed) for name, arm in arms.items() for seed in (0, 1, 2)]
+    found = ablation.programs(SCALE, runs, 100)
+    assert [sorted({run.arm for run in group}) for _, _, group in found] == [["a", "b", "plain"], ["c"], ["d"]]
+    assert {run.settings["lr"] for run in found[0][2]} == {1e-3, 2e-3, CONFIG.lr}
+    # nine runs, four at once: three programs of three, so that one shape serves them
+    assert [len(group) for _, _, group in ablation.programs(SCALE, runs, 4)] == [3, 3, 3, 3, 3]
+
+
+def test_a_preset_as_an_arm():
+    found = ablation.settings_of(CONFIG, Arm({"algorithm": "grpo", "group_size": 4}))
+    assert found["advantage"] == "group" and found["value_loss"] == "none" and found["group_size"] == 4
+    assert "steps" not in found and "batch_size" not in found  # what a preset does not name stays as the scale has it
+
+
+def test_a_claim_about_an_arm_that_is_not_there():
+    question = Question("q", {"a": Arm()}, (Claim("", "", "a", "b"),))
+    with pytest.raises(UserError, match="a claim of q is about 'b': the arms are a"):
+        ablation.ask(question, SCALE, AblationConfig())
+
+
+def scripts() -> list[str]:
+    return sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem != "scales")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """A script's module."""
+    monkeypatch.setattr(sys, "path", [str(SCRIPTS), *sys.path])
+    return importlib.import_module
+
+
+def test_there_are_sixteen_questions():
+    assert len(scripts()) == 16
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_a_question_can_be_asked(load, name):
+    """Its claims are about its arms, and every arm's settings can run."""
+    question = load(name).QUESTION
+    assert question.name == name
+    ablation.check(question)
+    assert question.claims and all(claim.paper.startswith("http") for claim in question.claims)
+    known = ablation.MEASURES | {"gold", "wrong_length"}
+    assert set(ablation.metrics(question)) <= known
+    for arm in question.arms.values():
+        settings = dataclasses.replace(ladder.LadderConfig(), **ablation.settings_of(ladder.LadderConfig(), arm))
+        validate_run(settings)
+        algorithms.check(settings)
+
+
+def test_architectures_have_equally_many_parameters(load):
+    sizes = []
+    for kind, width in load("architectures").WIDTHS.items():
+        shape = network(kind, vocab_size=ladder.SYMBOLS + 1, width=width, num_layers=1, max_length=7)
+        sizes.append(lora.count(jax.eval_shape(models.make(shape).init, jax.random.key(0))))
+    assert sizes[0] == 12_673 and max(sizes) / min(sizes) < 1.03
+
+
+def test_staleness_has_equally_many_samples_and_updates(load):
+    for arm in load("staleness").QUESTION.arms.values():
+        s = arm.settings
+        assert s["batch_size"] * s["steps"] == 16 * 320 and s["minibatches"] * s["steps"] == 320
+        assert s["batch_size"] / s["minibatches"] == 16
+
+
+def test_dropout_draws_other_masks_and_keeps_the_mean(load):
+    policy = ladder.load(ladder.LadderConfig())
+    noisy = load("dropout").dropping(0.5)(policy.model)
+    tokens = jnp.arange(1, 8)[None].repeat(64, 0)
+    attend = jnp.ones(tokens.shape, bool)
+    plain, _ = policy.model.apply(policy.params, tokens, attend)
+    one, _ = noisy.apply(policy.params, tokens, attend)
+    changed = jax.tree.map(lambda x: x * 1.001, policy.params)
+    other, _ = noisy.apply(changed, tokens, attend)
+    assert np.mean(np.asarray(one) == 0) == pytest.approx(0.5, abs=0.02)
+    assert np.mean((np.asarray(one) == 0) == (np.asarray(other) == 0)) == pytest.approx(0.5, abs=0.02)  # as often as by chance
+    kept = np.asarray(one) != 0
+    np.testing.assert_allclose(np.asarray(one)[kept], 2 * np.asarray(plain)[kept], rtol=1e-6)
+    grads = jax.grad(lambda p: noisy.apply(p, tokens, attend)[0].sum())(policy.params)
+    assert all(math.isfinite(float(x.sum())) for x in jax.tree.leaves(grads))
+
+
+def test_a_hot_sampler_is_hot_while_it_decodes_alone(load):
+    policy, module = ladder.load(ladder.LadderConfig()), load("mismatch")
+    hot = module.HOT(policy.model)
+    tokens, attend = jnp.array([[1, 2, 3]]), jnp.ones((1, 3), bool)
+    plain, _ = policy.model.apply(policy.params, tokens, attend)
+    scored, _ = hot.apply(policy.params, tokens, attend)
+    decoded, _ = hot.apply(policy.params, tokens, attend, cache=hot.init_cache(1, 3, jnp.float32))
+    np.testing.assert_array_equal(scored, plain)
+    np.testing.assert_allclose(decoded, np.asarray(plain) / 1.5, rtol=1e-5)
