@@ -103,7 +103,28 @@ def variant(record: dict) -> str:
     return f"{config['model_kind']} {config['width']} × {config['layers']}, new"
 
 
-TABLES = {"sentiment": sentiment, "tasks": tasks}
+MEASURES = {
+    "end": "reward at the end",
+    "area": "reward of all steps",
+    "kl": "nats to the reference",
+    "wrong_length": "tokens of wrong answers",
+}
+
+
+def ablations() -> str:
+    """A row for each claim of each question: the paired difference that it says is above 0, and the verdict."""
+    rows = header(["question", "claim", "scale", "measure", "difference [95 % interval]", "verdict"])
+    for record in sorted(records(RESULTS / "ablations"), key=lambda x: (x["question"], x["scale"])):
+        for number, claim in enumerate(record["claims"]):
+            value, low, high = claim["difference"]
+            name = f"[{record['question']}](experiments/ablations/{record['question']}.py)" if number == 0 else ""
+            measure = MEASURES.get(claim["metric"].lstrip("-"), claim["metric"].lstrip("-"))
+            cells = [name, f"{claim['says']} ([paper]({claim['paper']}))", record["scale"] if number == 0 else "", measure]
+            rows.append(line([*cells, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"**{claim['verdict']}**"]))
+    return "\n".join(rows)
+
+
+TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations}
 
 
 def render(text: str) -> str:

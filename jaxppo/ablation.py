@@ -104,7 +104,7 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     """
     check(question)
     seeds, config = (2, 2) if options.tiny else (options.seeds, options.steps or scale.config.steps)
-    scale = scale._replace(config=dataclasses.replace(scale.config, steps=config, save_every=config))
+    scale = scale._replace(config=dataclasses.replace(scale.config, steps=config, save_every=config, tiny=False))
     started, rows = time.monotonic(), []
     for name, arm in question.arms.items():
         if options.tiny:

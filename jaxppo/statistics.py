@@ -41,7 +41,7 @@ def bootstrap(
     statistic: Callable[[np.ndarray], np.ndarray] = mean,
     *,
     seed: int = 0,
-    draws: int = DRAWS,
+    draws: int = 2000,
     level: float = 0.95,
 ) -> Interval:
     """(value, low, high) of a statistic of all scores together: percentile bootstrap that draws as many seeds with replacement,

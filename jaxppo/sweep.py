@@ -234,15 +234,18 @@ def placement(runs: int, devices: Sequence | None = None) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
-class Clock:
-    """Seconds of a sweep, and the first dispatch's beside them, which compiles."""
-
-    def __init__(self):
-        self.started, self.first = time.monotonic(), 0.0
-
-    def __call__(self, done: int, metrics: dict) -> None:
-        self.first = self.first or time.monotonic() - self.started
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
+def saved(
+    config: RunConfig, runs: Sequence[Run], load: Callable, make_parts: MakeParts, prompts: Callable, *, steps: int = 10
+) -> str:
+    """Seconds of a step of all runs at once and of the first one alone, compilation aside, in a line."""
+    short = dataclasses.replace(config, steps=steps * config.steps_per_call, save_every=steps * config.steps_per_call)
+    seconds = []
+    for group in (runs, runs[:1]):
+        times: list[float] = []
+        run(short, group, load, make_parts, prompts, tell=lambda done, metrics, times=times: times.append(time.monotonic()))
+        seconds.append(float(np.median(np.diff(times))))  # the first dispatch compiled
+    together, alone = seconds
+    return (
+        f"a step of {len(runs)} runs at once: {together:.3f} s; of one alone: {alone:.3f} s; one after the other they would "
+        f"take {len(runs) * alone / together:.1f} times as long"
+    )

@@ -1,0 +1,55 @@
+"""Seeds times settings as one compiled program, on toy tasks with a known optimum: a table with intervals, and what it saved.
+
+Question   Which value of a setting learns most, over eight seeds?
+Method     `vmap` of the whole train step over seeds and over the values (`jaxppo.sweep`); the same seeds for every value, so that
+           differences are paired; interquartile means with bootstrap intervals (https://arxiv.org/abs/2108.13264).
+Command    python experiments/sweep.py --sweep clip_high=.2,.28,.4            # --sweep lr=1e-3,3e-3 temperature=.7,1 --loss gspo
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.ladder import CLIMB, LadderConfig
+
+
+@dataclass(frozen=True)
+class Sweep(LadderConfig):
+    sweep: tuple[str, ...] = ("clip_high=.2,.28,.4",)
+    """settings and their values, such as: clip_high=.2,.28,.4 lr=1e-3,3e-3"""
+    seeds: int = 8
+    """runs of every combination and task"""
+    tasks: tuple[str, ...] = CLIMB
+    """rungs of the ladder"""
+    at_once: int = 64
+    """most runs in one program"""
+    results: str = ""
+    """folder that gets sweep-ladder.json; empty = none"""
+    alone: bool = True
+    """measure what one run costs by itself, and say how much was saved"""
+
+
+def main(options: Sweep) -> None:
+    from jaxppo import ablation, algorithms, ladder, sweep, train
+    from jaxppo.config import UserError
+
+    train.use_compilation_cache()
+    if unknown := set(options.tasks) - set(ladder.RUNGS):
+        raise UserError(f"--tasks {sorted(unknown)[0]}: choose from {', '.join(ladder.RUNGS)}")
+    arms = {run.arm: ablation.Arm(run.settings) for run in sweep.grid(sweep.parse(options.sweep), seeds=[0])}
+    question = ablation.Question("sweep", arms, (), ("end", "area", "entropy", "kl"))
+    deal = lambda run: ladder.Deal(run.task)
+    scale = ablation.Scale(
+        "ladder", options, options.tasks, ladder.load, ladder.reward, deal, algorithms.make_parts, ladder.judge
+    )
+    asked = ablation.AblationConfig(
+        seeds=options.seeds, at_once=options.at_once, results=options.results, tiny=options.tiny, steps=options.steps
+    )
+    ablation.ask(question, scale, asked)
+    if options.alone:
+        settings = dict(next(iter(arms.values())).settings)
+        runs = [sweep.Run("", seed, settings, task) for seed in range(options.seeds) for task in options.tasks][: options.at_once]
+        print(sweep.saved(options, runs, ladder.load, lambda s: algorithms.make_parts(s, ladder.reward), deal))
+
+
+if __name__ == "__main__":
+    cli.script(main, Sweep)
