@@ -1,4 +1,4 @@
-"""The README's tables of results, made from the records in experiments/results/.
+"""The README's tables of results, and what the ablations' docstrings say was found, from the records in experiments/results/.
 
 Command    python experiments/tables.py                        # rewrites README.md between <!-- NAME --> and <!-- /NAME -->
            A test says so when the README differs from the records.
@@ -6,6 +6,7 @@ Command    python experiments/tables.py                        # rewrites README
 
 import json
 import re
+import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,6 +108,7 @@ MEASURES = {
     "end": "reward at the end",
     "area": "reward of all steps",
     "kl": "nats to the reference",
+    "mean_entropy": "entropy of all steps",
     "wrong_length": "tokens of wrong answers",
 }
 
@@ -122,6 +124,30 @@ def ablations() -> str:
             cells = [name, f"{claim['says']} ([paper]({claim['paper']}))", record["scale"] if number == 0 else "", measure]
             rows.append(line([*cells, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"**{claim['verdict']}**"]))
     return "\n".join(rows)
+
+
+def documented(text: str, found: list[dict]) -> str:
+    """A script's text whose docstring ends with what its records say: minutes, and each claim with its verdict."""
+    lines = []
+    for record in found:
+        lines += textwrap.wrap(
+            f"{record['about']['minutes']:.0f} minutes at --scale {record['scale']} on a core that other work shared.", 118
+        )
+        for claim in record["claims"]:
+            value, low, high = claim["difference"]
+            measure = MEASURES.get(claim["metric"].lstrip("-"), claim["metric"].lstrip("-"))
+            said = f"{claim['says']}: {claim['verdict']} ({measure} {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
+            lines += textwrap.wrap(said, 118, break_on_hyphens=False)
+    head, rest = re.match(r'(""".*?)(?:Found .*?)?(""".*)', text, re.S).groups()
+    block = "\n".join(("Found      " if number == 0 else " " * 11) + short(line) for number, line in enumerate(lines))
+    return head + (block + "\n" if block else "") + rest
+
+
+def write_found() -> None:
+    """Every ablation's docstring as its records have it."""
+    for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):
+        if found := [x for x in records(RESULTS / "ablations") if x["question"] == path.stem]:
+            path.write_text(documented(path.read_text(), found))
 
 
 TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations}
@@ -140,6 +166,7 @@ def main(options: Tables) -> None:
     new = render(text)
     if new != text:
         options.readme.write_text(new)
+    write_found()
     print(f"{options.readme}: {'written' if new != text else 'as the records have it'}")
 
 

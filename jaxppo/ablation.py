@@ -28,7 +28,7 @@ from jaxppo.statistics import Difference, bootstrap, difference, iqm, mean
 from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 TAIL = 10  # parts of a run, of which the last is its end
-MEASURES = {"end", "area", "kl", "entropy", "length", "diverged"}  # of every run
+MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "diverged"}  # of every run
 
 
 class Arm(NamedTuple):
@@ -189,15 +189,17 @@ def train(scale: Scale, config: RunConfig, arm: Arm, runs: list[sweep.Run]) -> l
 
 
 def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, float]:
-    """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of all its steps; the others are of the end.
+    """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of all its steps, and so is `mean_entropy`;
+    the others are of the end.
 
     >>> flat = {name: np.ones(20) for name in ("kl", "entropy", "length")}
     >>> measures({"reward": np.arange(20.0), "skipped": np.zeros(20)} | flat)
-    {'end': 18.5, 'area': 9.5, 'kl': 1.0, 'entropy': 1.0, 'length': 1.0, 'diverged': 0.0}
+    {'end': 18.5, 'area': 9.5, 'kl': 1.0, 'entropy': 1.0, 'length': 1.0, 'mean_entropy': 1.0, 'diverged': 0.0}
     """
     tail = lambda name: float(np.mean(metrics[name][-max(len(metrics[name]) // TAIL, 1) :]))
     out = {"end": tail("reward"), "area": float(np.mean(metrics["reward"]))}
     out |= {name: tail(name) for name in ("kl", "entropy", "length")}
+    out["mean_entropy"] = float(np.mean(metrics["entropy"]))
     return out | {"diverged": float(np.sum(metrics["skipped"]) > 0)}
 
 

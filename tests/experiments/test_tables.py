@@ -59,3 +59,41 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     assert tables.tasks().splitlines()[2:] == [
         "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |"  # 3.5 minutes, to even
     ]
+
+
+def test_scripts_say_what_their_records_say(tables):
+    known = tables.records(tables.RESULTS / "ablations")
+    for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):
+        if found := [x for x in known if x["question"] == path.stem]:
+            text = path.read_text()
+            assert tables.documented(text, found) == text, f"{path.name}: run python experiments/tables.py"
+
+
+def test_what_was_found_in_a_docstring(tables):
+    claim = {"says": "more is more", "metric": "-kl", "difference": [0.5, 0.25, 0.75], "verdict": "agrees"}
+    record = {"scale": "ladder", "about": {"minutes": 2.2}, "claims": [claim]}
+    text = '"""A question.\n\nCommand    python x.py\n"""\n\nrest = """no docstring"""\n'
+    want = (
+        '"""A question.\n\nCommand    python x.py\nFound      2 minutes at --scale ladder on a core that other work shared.\n'
+        "           more is more: agrees (nats to the reference +.500, 95 % interval +.250 to +.750).\n"
+        '"""\n\nrest = """no docstring"""\n'
+    )
+    assert tables.documented(text, [record]) == want
+    assert tables.documented(want, [record]) == want
+    assert tables.documented(want, [{**record, "claims": []}]) != want
+
+
+def test_a_row_for_each_claim(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "ablations").mkdir()
+    claims = [
+        {"says": s, "paper": "https://x.y", "metric": "end", "difference": [0.1, -0.2, 0.4], "verdict": "not decided"}
+        for s in "ab"
+    ]
+    record = {"question": "q", "scale": "ladder", "claims": claims}
+    (tmp_path / "ablations" / "q-ladder.json").write_text(json.dumps(record))
+    rest = "reward at the end | +.100 [-.200, +.400] | **not decided** |"
+    assert tables.ablations().splitlines()[2:] == [
+        f"| [q](experiments/ablations/q.py) | a ([paper](https://x.y)) | ladder | {rest}",
+        f"| | b ([paper](https://x.y)) | | {rest}",
+    ]

@@ -1,0 +1,95 @@
+"""The scripts of the ablations at smoke size, as a user calls them: one in CI, all of them when the slow suite runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxppo import tracking
+
+pytestmark = pytest.mark.ci
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+RESULTS = EXPERIMENTS / "results" / "ablations"
+QUESTIONS = sorted(path.stem for path in (EXPERIMENTS / "ablations").glob("*.py") if path.stem != "scales")
+
+
+def run(script: str, *args: str, code: int = 0) -> str:
+    """What a script prints, in a process of its own with one device."""
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, str(EXPERIMENTS / f"{script}.py"), *args]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", [name if name == "clip_higher" else pytest.param(name, marks=pytest.mark.slow) for name in QUESTIONS]
+)
+def test_an_ablation(tmp_path, name):
+    out = run(f"ablations/{name}", "--tiny", "--results", str(tmp_path))
+    record = json.loads((tmp_path / f"{name}-ladder.json").read_text())
+    assert record["question"] == name and {row["seed"] for row in record["runs"]} == {0, 1}
+    for claim in record["claims"]:
+        assert claim["verdict"] in ("agrees", "disagrees", "not decided") and f"{claim['says']}: {claim['verdict']}" in out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gamma", "architectures"])
+def test_an_ablation_of_a_language_task(tmp_path, name):
+    run(f"ablations/{name}", "--tiny", "--scale", "small", "--results", str(tmp_path))
+    record = json.loads((tmp_path / f"{name}-small.json").read_text())
+    assert record["tasks"] == ["spelling"] and record["config"]["task"] == "spelling"
+    assert str(tmp_path) not in json.dumps(record)
+
+
+def test_a_scale_that_is_not_there(tmp_path):
+    out = run("ablations/gamma", "--scale", "huge", "--results", str(tmp_path), code=2)
+    assert "error: --scale 'huge': choose one of ladder, small" in out
+
+
+@pytest.mark.slow
+def test_a_sweep_says_what_it_saved(tmp_path):
+    out = run("sweep", "--tiny", "--seeds", "2", "--tasks", "token", "--sweep", "lr=1e-3,3e-3", "--results", str(tmp_path))
+    assert re.search(
+        r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; one after the other they would take [\d.]+ times", out
+    )
+    assert set(json.loads((tmp_path / "sweep-ladder.json").read_text())["arms"]) == {"lr 0.001", "lr 0.003"}
+
+
+@pytest.mark.slow
+def test_tuning_ends_with_a_file_of_settings(tmp_path):
+    file = tmp_path / "tuned.yaml"
+    small = ["--tiny", "--candidates", "4", "--keep", "2", "--check", "2", "--out", str(file)]
+    out = run("tune", *small, "--ranges", "lr=1e-4:1e-2:log", "lam=.8:1")
+    assert len(re.findall("tune: interquartile mean", out)) == 2  # four, then two
+    assert "written: " in out and {line.split(":")[0] for line in file.read_text().splitlines()} == {"lr", "lam"}
+    # the file is one that any script takes
+    run("sweep", "--tiny", "--no-alone", "--seeds", "2", "--tasks", "token", "--config", str(file), "--results", str(tmp_path))
+    settings = json.loads((tmp_path / "sweep-ladder.json").read_text())["config"]
+    assert f"lr: {settings['lr']}" in file.read_text()
+
+
+@pytest.mark.parametrize("text", ["lr=0:1:log", "lr=1:2:exp", "loss=1:2", "lr=.1"])
+def test_a_wrong_range(tmp_path, text):
+    out = run("tune", "--ranges", text, "--out", str(tmp_path / "x.yaml"), code=2)
+    assert out.count("error: --") == 1 and not (tmp_path / "x.yaml").exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_sweeps(tmp_path):
+    out = run("benchmarks/sweep", "--seeds", "2", "--steps", "8", "--batch-size", "16", "--width", "32")
+    assert len(re.findall(r"^\| ratio \|", out, re.M)) == 2
+    assert float(re.findall(r"differ by at most ([\d.]+)", out)[0]) < 0.05
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
+def test_records_name_no_machine_and_what_made_them(path):
+    record = json.loads(path.read_text())
+    assert not re.search(r"/(tmp|home|root|work)/", path.read_text())
+    assert set(tracking.versions()) == set(record["about"]["versions"]) and record["about"]["minutes"] > 0
+    counts = {len([row for row in record["runs"] if row["arm"] == arm]) for arm in record["arms"]}
+    assert len(counts) == 1  # none was dropped
