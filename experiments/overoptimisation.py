@@ -1,6 +1,6 @@
 """A reward and a judge that nobody optimises, as the policy leaves its reference: does the one rise while the other falls?
 
-Command    python experiments/dialogue.py --name free --kl-coef 0 --kl-adaptive False --steps 300
+Command    python experiments/dialogue.py --name free --kl-coef 0 --no-kl-adaptive
            python experiments/overoptimisation.py runs/free runs/dialogue --out docs/overoptimisation.png
 Reads      metrics.jsonl of runs whose validation has `kl` and two numbers to compare (Gao et al. 2023,
            https://arxiv.org/abs/2210.10760).
@@ -49,7 +49,9 @@ def main(options: Overoptimisation) -> None:
 
     if not options.runs:
         raise UserError("no runs; give at least one folder")
-    figure, axes = plt.subplots(1, len(options.runs), figsize=(5 * len(options.runs), 4), constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(options.runs), figsize=(5 * len(options.runs), 4), constrained_layout=True, squeeze=False, sharey=True
+    )
     for axis, run in zip(axes[0], options.runs, strict=True):
         kl, proxy, judge = zip(*points(run, ("kl", options.proxy, options.judge)), strict=True)
         axis.plot(kl, proxy, "o-", color="#0072B2", label=f"{options.proxy} (optimised)")

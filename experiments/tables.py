@@ -86,10 +86,12 @@ def tasks() -> str:
     for (task, name), found in groups.items():
         seeds = ", ".join(str(x["seed"]) for x in found)
         minutes = mean_and_error([sum(x["minutes"].values()) for x in found], 0).split(" ")[0]
-        for number, metric in enumerate(found[0]["gain"]):
+        beside = [name for name in found[0]["policy"] if name not in ("score", *found[0]["gain"])]  # of a judge
+        beside = [name for name in beside if all(name in x["supervised"] for x in found)]
+        for number, metric in enumerate([*found[0]["gain"], *beside]):
             values = [[x[stage][metric] for x in found] for stage in ("supervised", "policy")]
             digits = 3 if max(abs(x) for x in values[0] + values[1]) < 2 else 1
-            gains = [x["gain"][metric][0] for x in found]
+            gains = [after - before for before, after in zip(*values)]
             numbers = [mean_and_error(x, digits) for x in values] + [mean_and_error(gains, digits, sign=True)]
             head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
             rows.append(line([*head, *numbers, minutes if number == 0 else ""]))

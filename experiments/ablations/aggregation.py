@@ -4,6 +4,9 @@ Question   Does dividing each response's loss by its length make wrong answers l
            does? (Dr. GRPO's claim: a long wrong answer is punished less for each token.)
 Paper      https://arxiv.org/abs/2503.20783
 Command    python experiments/ablations/aggregation.py
+Found      6 minutes at --scale ladder on a core that other work shared.
+           dividing by each response's length lets wrong answers grow: agrees (tokens of wrong answers +1.532, 95 % interval
+           +.710 to +2.295).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

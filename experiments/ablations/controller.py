@@ -4,6 +4,9 @@ Question   The reward is a proxy of what is wanted. Which controller keeps the p
            truth?
 Paper      Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; over-optimisation: https://arxiv.org/abs/2210.10760.
 Command    python experiments/ablations/controller.py
+Found      3 minutes at --scale ladder on a core that other work shared.
+           without a penalty the proxy is hacked: agrees (gold +.955, 95 % interval +.936 to +.971).
+           a target in nats keeps what is wanted: agrees (gold +.847, 95 % interval +.812 to +.882).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
