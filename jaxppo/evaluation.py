@@ -12,6 +12,7 @@ corpora and on single rows they are sacrebleu's, rouge-score's, jiwer's and seqe
     entity_f1                 micro F1 of the entities of BIO tags with blanks between them
     named_f1                  the same of entities written out, "Jack = person; New York = place" or "none"
     distinct_1, distinct_2    distinct n-grams / n-grams of all responses together
+    positivity                mean sentiment by VADER, in -1 to 1
     repetition, length        mean share of bigrams that stand in the response before; mean number of words
 """
 
@@ -160,6 +161,11 @@ def _rouge(kind: str) -> Callable[[str, str], float]:
 
 
 @cache
+def _vader() -> Callable[[str], float]:
+    return text.vader()
+
+
+@cache
 def _tokenizer() -> Callable[[str], str]:
     return text.library("sacrebleu").BLEU().tokenizer
 
@@ -246,6 +252,7 @@ METRICS: dict[str, Metric] = {
     "cer": Metric(partial(_edits, "process_characters"), _ratio),
     "entity_f1": Metric(_entity_rows, _ratio),
     "named_f1": Metric(_named_rows, _ratio),
+    "positivity": _mean(lambda response, reference: _vader()(response)),
     "distinct_1": _distinct(1),
     "distinct_2": _distinct(2),
     "length": _mean(lambda response, reference: len(response.split())),

@@ -48,7 +48,8 @@ def prompt_set(config: TaskConfig, policy: Policy, task: Task, examples: Sequenc
         padded[row, : len(reference)] = reference
     lengths = np.asarray([len(reference) for reference in ids], np.int32)
     extra = {"reference": padded, "reference_length": lengths, **own.extra}
-    encoded = sampler.encode(own.prompts, policy.tokenizer, config.prompt_length, too_long="last", extra=extra)
+    start = policy.tokenizer.start_id if task.start else None
+    encoded = sampler.encode(own.prompts, policy.tokenizer, config.prompt_length, too_long="last", extra=extra, start=start)
     return encoded, own.references
 
 
@@ -124,7 +125,7 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
     task = tasks.task_of(config)
     if samples > 1 and "exact" not in task.metrics:
         raise UserError(f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}")
-    examples = tasks.load_examples(config).test[:rows]
+    examples = tasks.load_examples(config, policy.tokenizer).test[:rows]
     prompts, references = prompt_set(config, policy, task, examples)
     found = Measure(config, policy, task, None).outputs(state, prompts, references)
     numbers: dict[str, Any] = {}

@@ -12,6 +12,7 @@ from jaxppo.config import RunConfig, UserError
 if TYPE_CHECKING:
     from jaxppo.assemble import Policy
     from jaxppo.data.examples import Example, Examples
+    from jaxppo.pretrained.tokenizer import Tokenizer
     from jaxppo.types import RewardFn
 
 
@@ -62,9 +63,14 @@ class Task(NamedTuple):
     response: str = " {reference}"  # format of what the supervised stage teaches
     greedy: bool = True  # measured on the likeliest responses; else on samples
     seeded: bool = False  # the source makes other examples for another seed
+    start: bool = False  # prompts begin with the token that starts a document
 
 
 TASKS: dict[str, Task] = {
+    "sentiment": Task(
+        "reviews, continued positively", "openings", "vader", ("positivity", "distinct_2", "length"), response="{reference}",
+        greedy=False, start=True,
+    ),
     "sentiment_label": Task(
         "sentiment analysis by a policy that writes the label", "reviews", "exact", ("exact",), prompt="{prompt}\n=",
     ),
@@ -100,11 +106,11 @@ TASKS: dict[str, Task] = {
     ),
 }  # fmt: skip
 
-Source = Callable[[TaskConfig], "Examples"]
+Source = Callable[[TaskConfig, "Tokenizer | None"], "Examples"]
 
 
 def _module(name: str) -> Source:
-    def load(options: TaskConfig):
+    def load(options: TaskConfig, tokenizer: "Tokenizer | None"):
         import importlib
 
         return importlib.import_module(f"jaxppo.data.{name}").load()
@@ -112,7 +118,7 @@ def _module(name: str) -> Source:
     return load
 
 
-def _reviews(options: TaskConfig):
+def _reviews(options: TaskConfig, tokenizer: "Tokenizer | None"):
     """Sentences that people rated beyond ±.5, each with its side in a word."""
     from jaxppo.data import examples, sentiment
 
@@ -121,7 +127,21 @@ def _reviews(options: TaskConfig):
     return examples.split([examples.Example(text, "good" if rating > 0 else "bad") for text, rating in clear])
 
 
-def _translation(options: TaskConfig):
+def _openings(options: TaskConfig, tokenizer: "Tokenizer | None"):
+    """The first tokens of a review and its rest, in the main job's own split: its test prompts are none that it learned from."""
+    from jaxppo.data import examples, sentiment
+
+    if tokenizer is None:
+        raise UserError("the task sentiment is cut into tokens by a run's own tokenizer: experiments/sentiment.py trains it")
+    def put(text: str) -> examples.Example:
+        ids = tokenizer.encode(text)
+        return examples.Example(tokenizer.decode(ids[: sentiment.OPENING]), tokenizer.decode(ids[sentiment.OPENING :]))
+
+    texts = sentiment.load().texts
+    return examples.Examples(*([put(texts[i]) for i in part] for part in sentiment.split_by_opening(texts, tokenizer.encode)))
+
+
+def _translation(options: TaskConfig, tokenizer: "Tokenizer | None"):
     """Sentences of at most eight words on both sides: a small network learns those first."""
     from jaxppo.data import translation
 
@@ -129,7 +149,7 @@ def _translation(options: TaskConfig):
     return type(found := translation.load())(*([x for x in part if short(x)] for part in found))
 
 
-def _entities(options: TaskConfig):
+def _entities(options: TaskConfig, tokenizer: "Tokenizer | None"):
     """The entities of a tweet written out: to a small model a row of tags is first of all a matter of counting words."""
     from jaxppo.data import entities, examples
 
@@ -137,13 +157,13 @@ def _entities(options: TaskConfig):
     return examples.Examples(*([put(x) for x in part] for part in entities.load()))
 
 
-def _reasoning(options: TaskConfig):
+def _reasoning(options: TaskConfig, tokenizer: "Tokenizer | None"):
     from jaxppo.data import reasoning
 
     return reasoning.load(task_of(options).source.partition(":")[2], size=200 if options.tiny else 20_000)
 
 
-def _speech(options: TaskConfig):
+def _speech(options: TaskConfig, tokenizer: "Tokenizer | None"):
     """Recordings as `context`: features of a fixed number of frames, and how many of them are real."""
     from jaxppo.data import examples, speech
 
@@ -160,6 +180,7 @@ def _speech(options: TaskConfig):
 FRAMES = 500  # hundredths of a second: longer recordings are left out
 
 SOURCES: dict[str, Source] = {
+    "openings": _openings,
     "reviews": _reviews,
     "reasoning": _reasoning,
     "speech": _speech,
@@ -169,11 +190,13 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load_examples(options: TaskConfig) -> "Examples":
-    """The examples of a task, or those of `options.data`. Raises UserError for a task or a file that is not there."""
+def load_examples(options: TaskConfig, tokenizer: "Tokenizer | None" = None) -> "Examples":
+    """The examples of a task, or those of `options.data`; some are cut by a policy's tokenizer. Raises UserError for a task or
+    a file that is not there."""
     from jaxppo.data import examples
 
-    found = examples.load(options.data) if options.data else SOURCES[task_of(options).source.partition(":")[0]](options)
+    source = SOURCES[task_of(options).source.partition(":")[0]]
+    found = examples.load(options.data) if options.data else source(options, tokenizer)
     if options.tiny:
         found = type(found)(found.train[:64], found.validation[:8], found.test[:8])
     return found
@@ -279,12 +302,21 @@ def _f1(name: str) -> Callable[[], Callable[[str, str], float]]:
     return make
 
 
+def _vader() -> Callable[[str, str], float]:
+    """VADER's sentiment of the response alone."""
+    from jaxppo.rewards import text
+
+    judge = text.vader()
+    return lambda response, reference: judge(response)
+
+
 REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
     **{name: _on_tokens(name) for name in ("bleu", "rouge_l", "token_f1", "exact", "edit")},
     "text_bleu": _on_text(_text("sentence_bleu")),
     "text_chrf": _on_text(_text("chrf")),
     "text_rouge_l": _on_text(_text("rouge", "rougeL")),
     "text_wer": _on_text(_text("word_error_rate", sign=-1.0)),
+    "vader": _on_text(_vader),
     "entity_f1": _on_text(_f1("entity_f1")),
     "named_f1": _on_text(_f1("named_f1")),
 }

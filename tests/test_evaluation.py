@@ -134,6 +134,11 @@ def test_entities_written_out_are_seqevals():
     assert 0.2 < whole("named_f1", said, true) < 0.9
 
 
+def test_positivity_is_vaders():
+    pytest.importorskip("vaderSentiment")
+    assert rows("positivity", ["a good film", "a bad film", "a film"], [""] * 3).round(4).tolist() == [0.4404, -0.5423, 0.0]
+
+
 def test_literal_numbers():
     pytest.importorskip("jiwer")
     responses, references = ["a b a b", " yes ", "No."], ["a b", "yes", "no"]

@@ -24,6 +24,15 @@ def test_texts_and_arrays_of_examples():
     assert found.extra["context_length"].tolist() == [3, 3]
 
 
+def test_a_prompt_may_begin_a_document(policy):
+    config = TaskConfig(prompt_length=4, response_length=3)
+    task = TASK._replace(prompt="{prompt}", start=True)
+    prompts, _ = measure.prompt_set(config, policy, task, [Example("ab", "x"), Example("abcdef", "x")])
+    start = policy.tokenizer.start_id
+    assert prompts.tokens[:, :2].tolist()[1][0] == start and prompts.tokens[0, 1] == start  # never cut off
+    assert policy.tokenizer.decode(prompts.tokens[1, 1:]) == "def"
+
+
 def test_prompts_carry_their_references_as_the_policy_would_write_them(policy):
     config = TaskConfig(prompt_length=4, response_length=3)
     prompts, references = measure.prompt_set(config, policy, TASK, [Example("abcdef", "x"), Example("a", "wxyz")])

@@ -21,7 +21,7 @@ def test_every_row_of_the_table_is_whole():
 
 
 def test_unknown_names_are_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="--task 'translatoin': choose one of sentiment_label, translation"):
+    with pytest.raises(UserError, match="--task 'translatoin': choose one of sentiment, sentiment_label, translation"):
         tasks.task_of(TaskConfig(task="translatoin"))
     with pytest.raises(UserError, match="--reward 'blue': choose one of bleu"):
         tasks.make_reward(TaskConfig(task="translation", reward="blue"), None)  # type: ignore[arg-type]
@@ -34,6 +34,21 @@ def test_examples_of_a_file(tmp_path):
     assert [len(part) for part in found] == [160, 20, 20]  # 80, 10 and 10 %
     small = tasks.load_examples(TaskConfig(task="translation", data=str(path), tiny=True))
     assert [len(part) for part in small] == [64, 8, 8]
+
+
+def test_openings_are_cut_by_the_policys_tokenizer(policy, monkeypatch):
+    """The main job's split: no test prompt begins a sentence that was trained on."""
+    from jaxppo.data import sentiment
+
+    texts = [f"{chr(65 + i % 26)}{i:03d} is a good film." for i in range(100)]
+    monkeypatch.setattr(sentiment, "load", lambda: sentiment.Reviews(texts, np.zeros(100, np.float32)))
+    found = tasks.load_examples(TaskConfig(task="sentiment"), policy.tokenizer)
+    assert [len(part) for part in found] == [80, 10, 10]
+    assert all(len(x.prompt) == 8 for part in found for x in part)  # of bytes
+    split = sentiment.split_by_opening(texts, policy.tokenizer.encode)
+    assert [x.prompt + x.reference for x in found.test] == [texts[i] for i in split.test]
+    with pytest.raises(UserError, match="experiments/sentiment.py"):
+        tasks.load_examples(TaskConfig(task="sentiment"))
 
 
 def test_only_texts_may_stand_in_a_prompt():
@@ -102,6 +117,9 @@ def test_perfect_responses_have_the_highest_reward(policy):
         if name in ("entity_f1", "named_f1"):  # below
             continue
         reward = tasks.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
+        if name == "vader":  # asks about the response alone
+            assert float(reward.fn(reward.params, rollout(policy, "a good film", texts))[0][0]) > 0.4
+            continue
         same, other = (float(reward.fn(reward.params, rollout(policy, text, texts))[0][0]) for text in (texts, "a dog"))
         assert same > other and np.isclose(same, {"edit": 0, "text_wer": 0}.get(name, 1)), name
 

@@ -18,6 +18,8 @@ from jaxtyping import Float32, Int64
 
 from jaxppo.fetch import FetchError, fetch, member
 
+OPENING = 8  # tokens of a sentence that are the main job's prompt
+
 
 @dataclass(frozen=True)
 class Reviews:
@@ -104,7 +106,7 @@ def split(keys: Sequence[str], *, seed: int, fractions: tuple[float, float] = (0
     return Split(*(np.asarray(part, np.int64) for part in parts))
 
 
-def split_by_opening(texts: Sequence[str], encode: Callable[[str], list[int]], *, tokens: int = 8, seed: int = 0) -> Split:
+def split_by_opening(texts: Sequence[str], encode: Callable[[str], list[int]], *, tokens: int = OPENING, seed: int = 0) -> Split:
     """`split` by the first `tokens` token ids: prompts that are cut from the texts are never seen in two parts. Scripts that
     train on these sentences before others test on them use the same split."""
     return split([" ".join(map(str, encode(text)[:tokens])) for text in texts], seed=seed)
