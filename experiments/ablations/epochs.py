@@ -3,6 +3,9 @@
 Question   How often may the same rollouts be learned from, and in how small parts?
 Paper      https://arxiv.org/abs/2006.05990 (what matters in on-policy reinforcement learning).
 Command    python experiments/ablations/epochs.py
+Found      6 minutes at --scale ladder on a core that other work shared.
+           several passes over the samples beat one: agrees (reward of all steps +.202, 95 % interval +.179 to +.224).
+           minibatches beat one update a batch: agrees (reward of all steps +.235, 95 % interval +.220 to +.251).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
