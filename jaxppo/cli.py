@@ -198,11 +198,32 @@ def plan(options: PlanOptions) -> None:
         raise SystemExit(2)
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """What runs have come to, on one page: report.html, report.md, report.csv and report.svg.
+
+    jaxppo report runs/sentiment; jaxppo report runs/grpo-* runs/rloo-* --out comparison
+    """
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders of runs, or of tasks' whole ways; those that differ in their seed alone are one group"""
+    out: Path | None = None
+    """folder for the report; without it the folder of a single run, or ./report for several"""
+
+
+def report(options: ReportOptions) -> None:
+    """Write the report on runs."""
+    from jaxppo import report as reports
+
+    print(f"written: {', '.join(str(path) for path in reports.write(options.runs, options.out))}")
+
+
 VERBS = {
     "sample": (sample, SampleOptions),
     "eval": (evaluate, EvalOptions),
     "algorithms": (algorithms, AlgorithmsOptions),
     "plan": (plan, PlanOptions),
+    "report": (report, ReportOptions),
 }
 
 

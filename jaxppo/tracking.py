@@ -1,9 +1,11 @@
-"""What a run leaves on disk and on the screen: `runs/<name>/` with config.json, metrics.jsonl, samples.jsonl, curves.png."""
+"""What a run leaves on disk and on the screen: `runs/<name>/` with config.json, command.txt, metrics.jsonl, samples.jsonl,
+curves.png."""
 
 import contextlib
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -21,6 +23,7 @@ from jaxppo.config import HIDDEN, UserError
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")  # names of settings whose text is nobody's business
+CREDENTIALS = re.compile(r"//[^/@\s]+@")  # of an address
 PANELS = (  # (key in metrics.jsonl, title, unit)
     ("reward", "reward", "score a response"),
     ("kl", "KL to the reference", "nats a response"),
@@ -65,10 +68,40 @@ def shown(config: dict) -> dict:
     return {name: HIDDEN if SECRET.search(name) and isinstance(x, str) and x else x for name, x in config.items()}
 
 
+def write_command(folder: Path) -> None:
+    """One line more in command.txt: how this process was started. None in a notebook, where nobody typed a command."""
+    main = sys.modules["__main__"]
+    if getattr(main, "__file__", None) is None:
+        return
+    module = main.__spec__.name.removesuffix(".__main__") if main.__spec__ else ""
+    path = folder / "command.txt"
+    before = path.read_text("utf-8") if path.exists() else ""
+    write_whole(path, before + command_line(sys.argv, module=module) + "\n")
+
+
+def command_line(words: Sequence[str], *, module: str = "") -> str:
+    """A command as it was typed, to be typed again: without secrets, and without the place where a program was found.
+
+    >>> command_line(["experiments/sft.py", "--hub-token", "abc", "--data", "my pairs.jsonl"])
+    "python experiments/sft.py --hub-token '***' --data 'my pairs.jsonl'"
+    >>> command_line(["/home/me/venv/bin/jaxppo", "plan", "--api-key=abc", "--model", "https://me:abc@example.org/x"])
+    "jaxppo plan '--api-key=***' --model 'https://***@example.org/x'"
+    """
+    program = ["python", words[0]] if words[0].endswith(".py") else [Path(words[0]).name]
+    shown, secret = ["python", "-m", module] if module else program, False
+    for word in words[1:]:
+        name, equals, _ = word.partition("=")
+        hides = word.startswith("--") and SECRET.search(name.removeprefix("--").replace("-", "_")) is not None
+        word = HIDDEN if secret else f"{name}={HIDDEN}" if hides and equals else CREDENTIALS.sub(rf"//{HIDDEN}@", word)
+        shown.append(word)
+        secret = hides and not equals
+    return printable(shlex.join(shown))
+
+
 def write_whole(path: Path, text: str) -> None:
     """A file that is there whole or not at all, whenever the process is killed."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
+    with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -90,7 +123,9 @@ def versions() -> dict[str, str]:
 def read_lines(path: Path) -> list[dict]:
     """Records of a .jsonl file; a half-written last line is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8").split("\n") if path.exists() else []:  # a text may hold other ends of lines
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
@@ -157,7 +192,7 @@ class Tracker(Log):
 
     def samples(self, rows: Sequence[dict]) -> None:
         """Append records to samples.jsonl."""
-        with (self.folder / "samples.jsonl").open("a") as file:
+        with (self.folder / "samples.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
     def close(self) -> None:

@@ -60,6 +60,7 @@ def fit(
         state = go_on(config, checkpoints, state, folder) if resuming else begin(config, policy, parts, prompts, state)
         if writer:
             tracking.write_config(folder, to_dict(config))
+            tracking.write_command(folder)
             if not resuming:
                 checkpoints.save(state, score=None)  # from here on the run can be gone on with
         log = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps) if writer else tracking.Log()

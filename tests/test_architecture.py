@@ -34,6 +34,8 @@ TESTED_IN = {
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
     "pretrained/errors": "pretrained/test_load",
     "options": "test_cli",
+    "figures": "test_report",
+    "outcomes": "test_report",
 }
 
 

@@ -1,6 +1,8 @@
 import json
 import math
 import struct
+import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -108,6 +110,44 @@ def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
     shown = capsys.readouterr().out
     assert "[red]x[/red]\\x1b[2J" in shown
     assert "\x1b[2J" not in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["experiments/sft.py", "--steps", "3", "--data", "a b.jsonl"], "python experiments/sft.py --steps 3 --data 'a b.jsonl'"),
+        (["/opt/venv/bin/jaxppo", "plan"], "jaxppo plan"),  # where it was found is not what was typed
+        (["/home/me/x.py", "~/data"], "python /home/me/x.py '~/data'"),
+        (["x.py", "--hub-token", "abc", "--lr", "1"], "python x.py --hub-token '***' --lr 1"),
+        (["x.py", "--API_KEY=abc", "--password", "--lr"], "python x.py '--API_KEY=***' --password '***'"),
+        (["x.py", "--model", "https://me:abc@example.org/x"], "python x.py --model 'https://***@example.org/x'"),
+        (["x.py", "--tokens", "bpe", "--monkey", "b"], "python x.py --tokens bpe --monkey b"),
+        (["x.py", "a\x1b[2J\nb"], "python x.py 'a\\x1b[2J b'"),
+    ],
+)
+def test_a_command_as_it_was_typed_without_secrets(words, line):
+    assert tracking.command_line(words) == line
+    assert tracking.command_line(words, module="jaxppo.launch").startswith("python -m jaxppo.launch")
+
+
+def test_each_start_of_a_run_is_a_line(tmp_path, monkeypatch):
+    main = types.ModuleType("__main__")
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr(sys, "argv", ["a.py"])
+    tracking.write_command(tmp_path)  # a notebook has no file
+    assert list(tmp_path.iterdir()) == []
+    main.__file__ = "a.py"
+    tracking.write_command(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["a.py", "--resume"])
+    tracking.write_command(tmp_path)
+    assert (tmp_path / "command.txt").read_text() == "python a.py\npython a.py --resume\n"
+
+
+def test_lines_end_where_they_end_and_nowhere_else(tmp_path):
+    tracker = tracking.Tracker(tmp_path, first_step=0, total_steps=1)
+    tracker.samples([{"text": "a\u2028b\x85c\x0bd"}, {"text": "e"}])
+    tracker.close()
+    assert tracking.read_lines(tmp_path / "samples.jsonl") == [{"text": "a\u2028b\x85c\x0bd"}, {"text": "e"}]
 
 
 @pytest.mark.parametrize(
