@@ -6,6 +6,9 @@ Method     Supervised on (tweet, "Jack = person; New York = geo-loc" or "none"),
            entities in which none was found. LoRA.
 Command    python experiments/entities.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       2,295 tweets with ten kinds of entities; in three of five there is none.
+Found      One seed: F1 .071 -> .000 (95 % interval of the gain -.136 to -.021). The row's F1 is not the metric: a policy that
+           always says "none" earns .6 of it, and that is what this one learned.
+Minutes    37 on a core that other work shared.
 """
 
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ Method     Supervised on (question, answer), then the leave-one-out policy gradi
            clipped ratios; reward: F1 of the answer's tokens (https://arxiv.org/abs/1606.05250), in the program. LoRA.
 Command    python experiments/question_answering.py            # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       QuaRTz (https://arxiv.org/abs/1909.03553).
+Found      One seed: .469 -> .461 of 128 right, which is chance: this little supervision teaches a model of this size nothing.
+Minutes    34 on a core that other work shared (an AMD processor without AVX-512).
 """
 
 from dataclasses import dataclass

@@ -4,12 +4,12 @@ Question   Which estimator of the KL, in the reward or in the loss, holds the po
            coefficient?
 Paper      Schulman 2020, http://joschu.net/blog/kl-approx.html; on the gradients: https://arxiv.org/abs/2510.01555.
 Command    python experiments/ablations/kl.py
-Found      8 minutes at --scale ladder on a core that other work shared.
+Found      3 minutes at --scale ladder on a core that other work shared.
            k1 in the loss does not hold the policy, k2 does: agrees (nats to the reference +1.092, 95 % interval +.894 to
            +1.275).
            k3 in the loss holds it less than k2: disagrees (nats to the reference -.812, 95 % interval -.934 to -.668).
-           k1 in the reward holds it: less KL than without: agrees (nats to the reference +7.307, 95 % interval
-           +7.156 to +7.465).
+           k1 in the reward holds it: less KL than without: agrees (nats to the reference +7.307, 95 % interval +7.156 to
+           +7.465).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
