@@ -133,6 +133,7 @@ def _openings(options: TaskConfig, tokenizer: "Tokenizer | None"):
 
     if tokenizer is None:
         raise UserError("the task sentiment is cut into tokens by a run's own tokenizer: experiments/sentiment.py trains it")
+
     def put(text: str) -> examples.Example:
         ids = tokenizer.encode(text)
         return examples.Example(tokenizer.decode(ids[: sentiment.OPENING]), tokenizer.decode(ids[sentiment.OPENING :]))
