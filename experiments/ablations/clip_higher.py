@@ -3,8 +3,8 @@
 Question   Does a higher upper bound of the ratio keep entropy up (DAPO's claim), and does it cost reward?
 Paper      https://arxiv.org/abs/2503.14476
 Command    python experiments/ablations/clip_higher.py
-Found      5 minutes at --scale ladder on a core that other work shared.
-           clip-higher keeps more entropy: not decided (entropy -.001, 95 % interval -.022 to +.023).
+Found      3 minutes at --scale ladder on a core that other work shared.
+           clip-higher keeps more entropy: not decided (entropy of all steps -.020, 95 % interval -.041 to +.001).
            clip-higher learns more: not decided (reward of all steps -.001, 95 % interval -.015 to +.014).
 """
 
