@@ -75,7 +75,7 @@ def write_command(folder: Path) -> None:
         return
     module = main.__spec__.name.removesuffix(".__main__") if main.__spec__ else ""
     path = folder / "command.txt"
-    before = path.read_text("utf-8") if path.exists() else ""
+    before = path.read_text("utf-8", errors="replace") if path.exists() else ""
     write_whole(path, before + command_line(sys.argv, module=module) + "\n")
 
 

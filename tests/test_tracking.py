@@ -141,6 +141,9 @@ def test_each_start_of_a_run_is_a_line(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["a.py", "--resume"])
     tracking.write_command(tmp_path)
     assert (tmp_path / "command.txt").read_text() == "python a.py\npython a.py --resume\n"
+    (tmp_path / "command.txt").write_bytes(b"\xff\n")  # damaged: no reason for a run to end
+    tracking.write_command(tmp_path)
+    assert (tmp_path / "command.txt").read_text() == "\ufffd\npython a.py --resume\n"
 
 
 def test_lines_end_where_they_end_and_nowhere_else(tmp_path):
