@@ -24,8 +24,18 @@ UNITS = {
     "rouge1": "0 to 1", "rouge2": "0 to 1", "rougeL": "0 to 1", "cer": "edits a letter", "distinct_1": "share",
     "distinct_2": "share", "repetition": "share", "sentiment": "-1 to 1",
 }  # fmt: skip
+IN_WORDS = ("length",)  # training counts tokens, a task's metric of that name words: they do not share a panel
 TITLES = {key: title for key, title, _ in PANELS}
 TRAINING = ("reward", "kl", "entropy", "length", "explained_variance", "clip_fraction", "accuracy", "loss", "tokens_per_second")
+
+
+def unit(name: str, *, training: bool) -> str:
+    """What a number is counted in; "" where nothing is known.
+
+    >>> unit("length", training=True), unit("length", training=False), unit("mine", training=True)
+    ('tokens a response', 'words a response', '')
+    """
+    return "words a response" if name in IN_WORDS and not training else UNITS.get(name, "")
 
 
 class Line(NamedTuple):
@@ -143,7 +153,7 @@ def _panel(axis: Any, key: str, groups: Sequence[Group]) -> None:
                 raw = line(group.runs, key)
                 axis.plot(raw.steps, raw.mean, color=look["color"], alpha=0.3, linewidth=0.7)
         held_out = line(group.runs, f"validation_{plain}")
-        if held_out.steps:
+        if held_out.steps and (key != plain or key not in IN_WORDS):
             bars = [[m - x for m, x in zip(held_out.mean, held_out.low)], [x - m for m, x in zip(held_out.mean, held_out.high)]]
             style = look | {"linestyle": look["linestyle"] if key != plain else "none"}
             axis.errorbar(
@@ -154,7 +164,7 @@ def _panel(axis: Any, key: str, groups: Sequence[Group]) -> None:
             axis.plot(steps, [0.04] * len(steps), "x", transform=axis.get_xaxis_transform(), color=look["color"])
     title = TITLES.get(plain, plain.replace("_", " "))
     axis.set_title(drawable(title + ", validation" * (key != plain)), loc="left")
-    axis.set_ylabel(UNITS.get(plain, ""))
+    axis.set_ylabel(unit(plain, training=key == plain))
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.margins(x=0.02)

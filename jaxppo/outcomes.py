@@ -107,7 +107,7 @@ def table(groups: Sequence[Group], ends: Sequence[dict[Key, End]]) -> tuple[list
     for name, when in in_order(ends):
         if when == "training" and all(found.get((name, when), End(0.0)).value == 0 for found in ends):
             continue
-        unit = figures.UNITS.get(name, "")
+        unit = figures.unit(name, training=when == "training")
         rows.append([name[:60] + f" ({unit})" * bool(unit), when, *(shown(found.get((name, when))) for found in ends)])
     seeds = lambda group: f" ({len(group.runs)} seeds)" * (len(group.runs) > 1)
     return ["number", "on", *(group.label + seeds(group) for group in groups)], rows
@@ -143,7 +143,7 @@ def as_lines(groups: Sequence[Group], ends: Sequence[dict[Key, End]]) -> tuple[l
                         name,
                         what,
                         when,
-                        figures.UNITS.get(what, ""),
+                        figures.unit(what, training=when == "training"),
                         end.value,
                         known(end.low),
                         known(end.high),

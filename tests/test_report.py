@@ -167,6 +167,14 @@ def test_the_picture_is_the_same_for_the_same_runs(tmp_path):
 # The whole
 
 
+def test_tokens_in_training_are_words_on_validation(tmp_path):
+    run = a_run(tmp_path / "one", RunConfig(steps=2), metrics_jsonl=rows([0.1, 0.2], length=7.0, validation_length=3.0))
+    report.write([run])
+    text = (run / "report.md").read_text()
+    assert re.search(r"length \(tokens a response\) \| training \| 7 ", text), text
+    assert re.search(r"length \(words a response\) \| validation, last \| 3 ", text)
+
+
 def test_several_groups(tmp_path):
     a, b = seeds(tmp_path, "a", [0.0, 1.0], [0.0, 3.0]), seeds(tmp_path, "b", [5.0, 5.0], lr=0.5)
     files = report.write([*a, *b], tmp_path / "out")
