@@ -34,6 +34,7 @@ TESTED_IN = {
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
     "pretrained/errors": "pretrained/test_load",
     "options": "test_cli",
+    "settings": "test_config_files",  # pretrained/test_settings has the name
     "figures": "test_report",
     "outcomes": "test_report",
 }

@@ -99,7 +99,7 @@ def test_devices_share_the_runs(six, prompts):
         toys.assert_close(a.state.params, b.state.params, atol=1e-6)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_several_steps_in_one_dispatch(six, prompts):
     config, seen = replace(CONFIG, steps_per_call=3, save_every=3, eval_every=3), []
     results = everything(config, RUNS[:4], prompts, tell=lambda done, metrics: seen.append((done, metrics["reward"].shape)))

@@ -1,4 +1,4 @@
-"""The scripts of the ablations at smoke size, as a user calls them: one in CI, all of them when the slow suite runs."""
+"""The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (tests/test_ablation.py asks in CI)."""
 
 import json
 import os
@@ -26,9 +26,8 @@ def run(script: str, *args: str, code: int = 0) -> str:
     return done.stdout + done.stderr
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "clip_higher" else pytest.param(name, marks=pytest.mark.slow) for name in QUESTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", QUESTIONS)
 def test_an_ablation(tmp_path, name):
     out = run(f"ablations/{name}", "--tiny", "--results", str(tmp_path))
     record = json.loads((tmp_path / f"{name}-ladder.json").read_text())
