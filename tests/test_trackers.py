@@ -124,6 +124,8 @@ class Failing:
 def test_one_that_fails_is_left_out_with_one_warning(tmp_path, monkeypatch, capsys, at, seen):
     """At its start, with the lines before (none), at the first step, the second, the end, never."""
     sink, other = Failing(at), Failing(99)
+    package(monkeypatch, "wandb")
+    package(monkeypatch, "tensorboardX")
     monkeypatch.setattr(trackers, "SINKS", {"wandb": sink, "tensorboard": other})
     log = opened(tmp_path, "wandb,tensorboard")
     log.log(rows(1))
@@ -139,6 +141,7 @@ def test_one_that_fails_is_left_out_with_one_warning(tmp_path, monkeypatch, caps
 
 
 def test_the_record_itself_may_end_a_run(tmp_path, monkeypatch):
+    package(monkeypatch, "wandb")
     monkeypatch.setattr(trackers, "SINKS", {"wandb": Failing(99), "tensorboard": Failing(99)})
     log = opened(tmp_path, "wandb")
     assert isinstance(log, trackers.Beside) and isinstance(log.main, tracking.Tracker)
@@ -151,6 +154,7 @@ def test_the_record_itself_may_end_a_run(tmp_path, monkeypatch):
 
 def test_samples_stay_here(tmp_path, monkeypatch):
     sink = Failing(99)
+    package(monkeypatch, "wandb")
     monkeypatch.setattr(trackers, "SINKS", {"wandb": sink})
     log = opened(tmp_path, "wandb")
     log.samples([{"prompt": "secret words"}])
