@@ -20,7 +20,7 @@ from jaxtyping import Float
 
 from jaxppo import sweep, tracking
 from jaxppo.assemble import Policy
-from jaxppo.config import RunConfig, UserError, to_dict
+from jaxppo.config import RunConfig, UserError
 from jaxppo.loop import Batches
 from jaxppo.presets import preset
 from jaxppo.sampler import responses
@@ -103,8 +103,8 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     Raises UserError for a claim about an arm that is not there, or settings that cannot run.
     """
     check(question)
-    seeds, config = (2, 2) if options.tiny else (options.seeds, options.steps or scale.config.steps)
-    scale = scale._replace(config=dataclasses.replace(scale.config, steps=config, save_every=config, tiny=False))
+    seeds, steps = (2, 2) if options.tiny else (options.seeds, options.steps or scale.config.steps)
+    scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=steps, tiny=False))
     started, rows = time.monotonic(), []
     for name, arm in question.arms.items():
         if options.tiny:
@@ -239,8 +239,9 @@ def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> di
         metric, sign = claim.metric.lstrip("-"), -1 if claim.metric.startswith("-") else 1
         found = difference(sign * table(claim.better, metric), sign * table(claim.worse, metric))
         claims.append(claim._asdict() | {"difference": list(found[:3]), "p": found.p, "verdict": verdict(found)})
+    settings = {name: x for name, x in tracking.settings_of(scale.config).items() if name != "name"}
     return {
-        "question": question.name, "scale": scale.name, "tasks": list(scale.tasks), "config": machineless(scale.config),
+        "question": question.name, "scale": scale.name, "tasks": list(scale.tasks), "config": settings,
         "settings": {name: described(arm) for name, arm in question.arms.items()}, "arms": arms, "claims": claims, "runs": rows,
     }  # fmt: skip
 
@@ -253,11 +254,6 @@ def scores(rows: Sequence[dict], tasks: Sequence[str], arm: str, metric: str) ->
 def verdict(found: Difference) -> str:
     """In words: the claim is that the difference is above 0."""
     return {1: "agrees", -1: "disagrees", 0: "not decided"}[found.decided]
-
-
-def machineless(config: RunConfig) -> dict[str, Any]:
-    """Settings without the places of one machine."""
-    return {name: x for name, x in to_dict(config).items() if name not in ("runs", "results", "name")}
 
 
 def described(arm: Arm) -> dict[str, Any]:

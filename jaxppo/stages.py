@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxppo import algorithms, assemble, models, ppo, pretrained, processes, supervised, tasks, tracking, train, validation
 from jaxppo.assemble import Policy
-from jaxppo.config import UserError, network, to_dict, validate_run
+from jaxppo.config import UserError, network, validate_run
 from jaxppo.data import rows
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.rows import Rows
@@ -224,7 +224,7 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     tracking.write_whole(root / "outputs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs))
     done |= {
         "task": options.task, "seed": options.seed, "samples": outputs[:5],
-        "config": settings_of(options),
+        "config": tracking.settings_of(options),
         "versions": tracking.versions(), "minutes": {name: minutes(root / name) for name in ("supervised", "policy")},
     }  # fmt: skip
     write(options, root, done)
@@ -234,11 +234,6 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
         values = f"{done['supervised'][name]:.3f} -> {done['policy'][name]:.3f}"
         print(f"{name}: {values} (gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {done['test_rows']} test rows)")
     print(f"written: {root / 'result.json'}, {root / 'outputs.jsonl'}")
-
-
-def settings_of(options: TaskConfig) -> dict[str, Any]:
-    """The settings as a record keeps them, without the places of one machine."""
-    return {name: x for name, x in to_dict(options).items() if name not in ("runs", "results")}
 
 
 def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:

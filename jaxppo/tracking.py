@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -19,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxppo import __version__, processes
-from jaxppo.config import HIDDEN, UserError
+from jaxppo.config import HIDDEN, RunConfig, UserError, to_dict
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")  # names of settings whose text is nobody's business
@@ -96,6 +97,11 @@ def command_line(words: Sequence[str], *, module: str = "") -> str:
         shown.append(word)
         secret = hides and not equals
     return printable(shlex.join(shown))
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings as a record keeps them, without the places of one machine."""
+    return {name: x for name, x in to_dict(config).items() if name not in ("runs", "results")}
 
 
 def write_whole(path: Path, text: str) -> None:
