@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxppo import sharding
+from jaxppo import processes, sharding
 from jaxppo.config import UserError
 from jaxppo.types import Prompts, TrainState
 
@@ -37,6 +37,7 @@ class CompiledStep:
     def __init__(self, train_step: Callable):
         self.train_step, self.traces = train_step, 0
         self.program: Any = jax.jit(self.traced, donate_argnums=0)
+        self.begun: Any = None  # the program once all processes have compiled it
 
     def traced(self, live: TrainState, frozen, prompts: Prompts):
         """What becomes the program: `frozen` beside the state, so that it is not donated with it."""
@@ -54,9 +55,20 @@ class CompiledStep:
         return state
 
     def __call__(self, state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
-        frozen = state.frozen
-        live, metrics = self.program(state.replace(frozen=None), frozen, prompts)
+        frozen, live = state.frozen, state.replace(frozen=None)
+        if self.begun is None:
+            self.begun = self.compiled(live, frozen, prompts)
+        live, metrics = self.begun(live, frozen, prompts)
         return live.replace(frozen=frozen), metrics
+
+    def compiled(self, *args):
+        """What to call. Of several processes none calls it before all have compiled it: on CPU, collectives between devices that
+        never met wait 30 s for each other."""
+        if jax.process_count() == 1:
+            return self.program
+        program = self.program.lower(*args).compile()
+        processes.wait_for_all("compiled")
+        return program
 
     def lower(self, state: TrainState, prompts: Prompts):
         """The lowered program, for cost and memory analysis."""
@@ -98,6 +110,14 @@ class PmapStep(CompiledStep):
     def whole(self, state: TrainState) -> TrainState:
         return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
 
+    def compiled(self, *args):
+        """The program, when all devices have met in a small one. (What pmap compiles ahead, several processes cannot call.)"""
+        if jax.process_count() > 1:
+            processes.wait_for_all("pmap")
+            meet = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, devices=self.devices)
+            jax.block_until_ready(meet(np.ones(len(self.own), np.float32)))
+        return self.program
+
     def __call__(self, state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         state, metrics = super().__call__(state, prompts)
         return state, jax.tree.map(lambda x: x.addressable_data(0)[0], metrics)  # they are the same on all
@@ -119,7 +139,7 @@ class MeshStep(CompiledStep):
 
     def abstract(self, state: TrainState) -> TrainState:
         """The program for states of these shapes; returns the state unchanged. (Nothing is computed: to lower, to plan.)"""
-        where = sharding.of_state(state, self.mesh)
+        where, self.begun = sharding.of_state(state, self.mesh), None
         live, frozen = where.replace(frozen=None), where.frozen
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.program = jax.jit(

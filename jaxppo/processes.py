@@ -6,6 +6,7 @@ dies, so the cure for a lost process is always the same: start all of them again
 """
 
 import contextlib
+import itertools
 import os
 import sys
 from collections import Counter
@@ -15,10 +16,13 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from orbax.checkpoint import multihost
 
 from jaxppo.config import RunError, UserError
 
 MODES = ("auto", "on", "off")
+WAIT = 3600  # seconds for the slowest process: it compiles a large model or trains a reward model; a dead one is noticed sooner
+BARRIERS = itertools.count()  # a barrier's name may be used once; all processes count alike
 LAUNCHER = ("JAXPPO_COORDINATOR", "JAXPPO_PROCESSES", "JAXPPO_PROCESS")  # set by `python -m jaxppo.launch`
 
 
@@ -99,9 +103,13 @@ def first(name: str) -> Iterator[None]:
 
 
 def wait_for_all(name: str) -> None:
-    """Go on when all processes are here; at once when there is only one."""
+    """Go on when all processes are here; at once when there is only one.
+
+    No collective: XLA's on CPU give up when another process joins one for the first time more than 30 s later.
+    """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        everyone = set(range(jax.process_count()))
+        multihost.sync_global_processes(f"{name} {next(BARRIERS)}", timeout=WAIT, processes=everyone)
 
 
 def from_main(value: int) -> int:

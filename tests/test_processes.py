@@ -71,6 +71,15 @@ def test_the_first_process_alone_prints_and_writes(tmp_path):
     assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pmap", "mesh"])
+def test_a_late_process_is_waited_for(mode):
+    """40 s late, once to a block of the first process and once to the first step; XLA's own collectives give up after 30."""
+    done = run_together(2, TESTS / "late_worker.py", mode)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "sum 3.0 steps 2.0 traces 1" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
