@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -461,6 +462,8 @@ class RunConfig(Config):
     """share of a batch's rewards that may be invalid (NaN, an exception, a deadline); above it the run ends (exit code 2)"""
     debug_nans: bool = False
     """when an update is not finite: do the step again with every operation checked, name the one that made it so, and end"""
+    profile: str = ""
+    """steps of which to write a JAX trace to the run's folder, first:last, such as 3:6; empty = none"""
     tiny: bool = False
     """smoke test: a small random model with a byte vocabulary"""
     track: str = ""
@@ -473,11 +476,26 @@ class RunConfig(Config):
 FREE = {
     "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
     "patience", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat",
-    "max_bad_steps", "max_invalid_rewards", "debug_nans", "track", "traceback", "results",
+    "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results",
 }  # fmt: skip
 
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package that each needs
+
+
+def profiled_steps(config: RunConfig) -> tuple[int, int]:
+    """The first and the last step of --profile, counted from 1; (0, 0) for none. Raises UserError.
+
+    >>> [profiled_steps(RunConfig(profile=text)) for text in ("3:6", "5", "")]
+    [(3, 6), (5, 5), (0, 0)]
+    """
+    if not config.profile:
+        return 0, 0
+    found = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", config.profile)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise UserError(f"--profile {config.profile!r}: give the first and the last step to trace, such as 3:6")
+    return first, last
 
 
 def tracker_names(config: RunConfig) -> tuple[str, ...]:
@@ -496,6 +514,7 @@ def validate_run(config: RunConfig) -> None:
     """`validate`, and what the host's loop needs."""
     validate(config)
     tracker_names(config)
+    profiled_steps(config)
     for name in ("save_every", "steps_per_call", "max_bad_steps", "connect_timeout", "heartbeat"):
         if getattr(config, name) <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")

@@ -3,7 +3,7 @@
 import math
 
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxppo.chips import Chip
 from jaxppo.config import ModelConfig, RunConfig
@@ -17,7 +17,7 @@ def matrix_parameters(shape: ModelConfig) -> tuple[int, int]:
     return shape.num_layers * block, shape.width * shape.vocab_size
 
 
-def phases(config: RunConfig, shape: ModelConfig, mesh: Mesh) -> dict[str, tuple[float, float]]:
+def phases(config: RunConfig, shape: ModelConfig, mesh: Mesh | AbstractMesh) -> dict[str, tuple[float, float]]:
     """Operations and bytes of each phase on each device, from the shapes: 2 operations a weight and token forward, twice that
     backward (once with adapters, whose weight gradients are small); attention 4 · width a pair of tokens. Bytes are those of
     the weights, once a decoded token, and of the keys and values read."""

@@ -66,6 +66,14 @@ SOURCES: dict[str, Source] = {
         megabytes=6.3,
         client="apt-get",
     ),
+    "bsdgames": Source(
+        requirement="bsdgames=2.17-29+b1",
+        filename="bsdgames_2.17-29+b1_amd64.deb",
+        sha256="cc92de974a1f66623a05ac0aed6dc790f682e5aac5205f0210294744d1532d10",
+        licence="BSD-3-Clause",
+        megabytes=1.0,
+        client="apt-get",
+    ),
     "aclsum": Source(
         requirement="aclsum==0.1.2",
         filename="aclsum-0.1.2-py3-none-any.whl",

@@ -9,6 +9,7 @@ import jax
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import Diverged, Interrupted, RunConfig, RunError, UserError
 from jaxppo.parallel import CompiledStep
+from jaxppo.profiling import Meter, Trace
 from jaxppo.signals import Stopping
 from jaxppo.tracking import Log
 from jaxppo.types import Prompts, TrainState
@@ -31,6 +32,8 @@ def run(
     log: Log,
     checkpoints: Checkpoints,
     evaluate: Evaluate | None,
+    meter: Meter,
+    trace: Trace,
 ) -> TrainState:
     """Train to `config.steps`, and return the state as one device has it.
 
@@ -45,13 +48,13 @@ def run(
     # For what runs on one device; the untrained weights are there already.
     view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
     state = step.place(state)
-    clock, patience = Stopwatch(config), Patience(config.patience)
+    clock, patience = Stopwatch(config, meter), Patience(config.patience)
 
     def tell(rows: list[dict[str, float]], stopping: Stopping) -> None:
         log.log(rows)
         for row in rows:
             judge(config, row)
-        for text in (checkpoints.news(), stopping.too_slow(clock.longest)):
+        for text in (checkpoints.news(), stopping.too_slow(clock.longest), clock.again()):
             if text:
                 log.say(f"warning: {text}")
 
@@ -59,6 +62,8 @@ def run(
         while done < config.steps:
             batch = step.put(prompts.call(config, cursor))
             rows = clock.settle()
+            trace.before(done + 1)
+            meter.saw(batch)
             state, metrics = step(state, batch)
             tell(rows, stopping)  # the last step's numbers are written while this one runs
             clock.watch(done + 1, metrics)
@@ -136,15 +141,17 @@ def judge(config: RunConfig, row: dict[str, float]) -> None:
 
 
 class Stopwatch:
-    """Waits for the dispatch in flight and turns its metrics into numbers, with the seconds that it took."""
+    """Waits for the dispatch in flight and turns its metrics into numbers, with its seconds and what they went to."""
 
-    def __init__(self, config: RunConfig):
-        self.config, self.flying = config, None
+    def __init__(self, config: RunConfig, meter: Meter):
+        self.config, self.meter, self.flying = config, meter, None
+        self.recompiled, self.news = 0.0, False
         self.first, self.longest = True, 0.0  # seconds of a dispatch
         self.restart()
 
     def restart(self) -> None:
         self.started = time.monotonic()
+        self.meter.forget()
 
     def watch(self, first_step: int, metrics: dict) -> None:
         self.flying = (first_step, metrics)
@@ -156,7 +163,8 @@ class Stopwatch:
         first, metrics = self.flying
         metrics = jax.device_get(metrics)
         whole = time.monotonic() - self.started
-        seconds = whole / self.config.steps_per_call
+        seconds, spent = whole / self.config.steps_per_call, self.meter.numbers(whole, self.config.steps_per_call)
+        self.news, self.recompiled = spent["recompilations"] > self.recompiled, spent["recompilations"]
         # The first dispatch compiles, too.
         self.flying, self.longest, self.first = None, 0.0 if self.first else max(self.longest, whole), False
         self.restart()
@@ -164,5 +172,12 @@ class Stopwatch:
         for k in range(self.config.steps_per_call):
             row = {name: float(x if self.config.steps_per_call == 1 else x[k]) for name, x in metrics.items()}
             speed = row["length"] * self.config.rows / seconds
-            rows.append({"step": first + k, **row, "seconds": seconds, "tokens_per_second": speed})
+            rows.append({"step": first + k, **row, "seconds": seconds, "tokens_per_second": speed, **spent})
         return rows
+
+    def again(self) -> str:
+        """A line when the step was compiled once more for shapes that it had been compiled for."""
+        if not self.news:
+            return ""
+        self.news = False
+        return f"the step was compiled again ({self.recompiled:.0f} times so far), for shapes that it had been compiled for"

@@ -59,10 +59,12 @@ def make_train_step(
             rollout, model, state.params, frozen, prompts, noise, length=config.response_length, sample=config, eos=config.eos,
             pad=config.pad, stop_axis=stop_axis,
         )  # fmt: skip
-        rolled = roll(with_values=has_critic, lagged=statistics["lagged"] if config.mask_top_p < 1 else None)
+        with jax.named_scope("rollout"):  # names that a profile shows
+            rolled = roll(with_values=has_critic, lagged=statistics["lagged"] if config.mask_top_p < 1 else None)
 
         # 2. reward
-        earned, statistics = earn(parts, config, frozen["reward"], rolled, roll, statistics, axis_name)
+        with jax.named_scope("reward"):
+            earned, statistics = earn(parts, config, frozen["reward"], rolled, roll, statistics, axis_name)
         rolled, shaped, valid, learn = earned.rollout, earned.scores, earned.valid, earned.learn
 
         # 3. KL control
@@ -79,9 +81,10 @@ def make_train_step(
             rewards = masked.whiten(rewards, rolled.mask * valid[:, None], shift_mean=False, axis_name=axis_name)
 
         # 4. advantages
-        advantages, returns, statistics = parts.advantage(
-            rewards, shaped, rolled, valid=learn, statistics=statistics, axis_name=axis_name
-        )
+        with jax.named_scope("advantages"):
+            advantages, returns, statistics = parts.advantage(
+                rewards, shaped, rolled, valid=learn, statistics=statistics, axis_name=axis_name
+            )
         mask = rolled.mask * learn[:, None].astype(rolled.mask.dtype)
         batch = Batch(rolled, mask, rolled.logprobs, advantages, returns)
 

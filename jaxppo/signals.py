@@ -57,7 +57,7 @@ class Stopping:
             return ""
         self.warned = True
         return (
-            f"warning: a dispatch takes {seconds:.0f} s, and a preempted machine has {GRACE:.0f} s: it may lose the steps since "
+            f"a dispatch takes {seconds:.0f} s, and a preempted machine has {GRACE:.0f} s: it may lose the steps since "
             "its last checkpoint; lower --steps-per-call, --batch-size or --response-length"
         )
 

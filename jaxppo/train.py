@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import loop, memory, parallel, ppo, processes, replay, supervised, trackers, tracking
+from jaxppo import loop, memory, parallel, ppo, processes, profiling, replay, supervised, trackers, tracking
 from jaxppo.assemble import Policy, load_policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import FREE, HIDDEN, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
@@ -66,8 +66,13 @@ def fit(
         log = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps) if writer else tracking.Log()
         log = trackers.beside(log, config, folder) if writer else log
         stack.callback(log.close)
+        meter, trace = measured(config, policy, parts, step), profiling.Trace(config, folder)
+        stack.callback(meter.close)
+        stack.callback(trace.close)
         try:
-            return loop.run(config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate)
+            return loop.run(
+                config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate, meter=meter, trace=trace
+            )
         except loop.NotFinite as bad:
             if isinstance(parts, Objective):
                 raise Diverged(f"the update of step {bad.args[0]} is not finite; lower --lr") from None
@@ -81,6 +86,13 @@ def fit(
             with contextlib.suppress(OSError):
                 if writer and (folder / "metrics.jsonl").stat().st_size:
                     tracking.plot_curves(folder)
+
+
+def measured(config: RunConfig, policy: Policy, parts: Parts | Objective, step: parallel.CompiledStep) -> profiling.Meter:
+    """What knows how many operations a step has, and how many the devices could do."""
+    flops = profiling.flops_of(config, policy.shape, supervised=isinstance(parts, Objective))
+    used = jax.devices()[: 1 if config.parallel == "jit" else None]
+    return profiling.Meter(step, flops=flops, peak=profiling.peak_of(used))
 
 
 def best(folder: Path, state: TrainState) -> TrainState:

@@ -19,9 +19,10 @@ FLOORS = [
     ["processes", "sharding", "ppo", "supervised", "parallel"],
     ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking", "trackers"],
     [
+        "chips", "hlo", "program", "costs", "profiling",
         "assemble", "ladder", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "statistics", "ablation",
         "tasks", "measure", "stages",
-        "chips", "hlo", "program", "costs", "plan", "export", "records", "figures", "outcomes", "pages", "report",
+        "plan", "export", "records", "figures", "outcomes", "pages", "report",
     ],
     ["options", "cli", "launch"],
 ]  # fmt: skip

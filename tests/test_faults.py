@@ -19,12 +19,12 @@ import orbax.checkpoint as ocp
 import pytest
 
 from jaxppo import checkpoint, manifest
+from jaxppo.profiling import CLOCK
 
 pytestmark = pytest.mark.ci
 
 TESTS = Path(__file__).parent
 STEPS = 12
-CLOCK = ("seconds", "tokens_per_second")
 
 
 def start(folder: Path, *args: str, steps: int = STEPS, **env: str) -> subprocess.Popen:

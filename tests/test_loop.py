@@ -1,5 +1,6 @@
 """The loop with a step that computes nothing: who is told what and when, and every reason to stop."""
 
+import contextlib
 import os
 import signal
 from dataclasses import replace
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from runs import RUN
 
-from jaxppo import checkpoint, loop, ppo, tracking
+from jaxppo import checkpoint, loop, ppo, profiling, tracking
 from jaxppo.config import Diverged, Interrupted, RunError, UserError
 from jaxppo.sampler import PromptSet
 
@@ -23,7 +24,7 @@ class Step:
     """Counts, and does something of the test's at a step."""
 
     def __init__(self, at=lambda step: None, metrics=lambda step: {}):
-        self.at, self.metrics = at, metrics
+        self.at, self.metrics, self.traces = at, metrics, 1
 
     def place(self, state):
         return state
@@ -55,14 +56,26 @@ class Record(tracking.Log):
 @pytest.fixture
 def world(tmp_path):
     checkpoints = checkpoint.Checkpoints(tmp_path / "checkpoints", keep_every=1)
-    yield SimpleNamespace(checkpoints=checkpoints, log=Record())
+    yield SimpleNamespace(checkpoints=checkpoints, log=Record(), folder=tmp_path)
     checkpoints.close()
 
 
 def go(world, step, config=CONFIG, evaluate=None, start=0):
     state = ppo.init_state(config, {"w": jnp.zeros(2)}, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
     state = state.replace(step=jnp.asarray(start, jnp.int32))
-    return loop.run(config, step, state, PROMPTS, log=world.log, checkpoints=world.checkpoints, evaluate=evaluate)
+    meter, trace = profiling.Meter(step), profiling.Trace(config, world.folder)
+    with contextlib.closing(meter), contextlib.closing(trace):
+        return loop.run(
+            config,
+            step,
+            state,
+            PROMPTS,
+            log=world.log,
+            checkpoints=world.checkpoints,
+            evaluate=evaluate,
+            meter=meter,
+            trace=trace,
+        )
 
 
 def test_every_step_is_logged_once_and_saved_when_it_should(world):
@@ -162,10 +175,18 @@ def test_slow_dispatches_are_warned_about_once(world, monkeypatch):
     assert len(world.log.said) == 1 and "s, and a preempted machine has 30 s" in world.log.said[0]
 
 
+def test_a_step_that_is_compiled_again_is_told_once(world):
+    step = Step(at=lambda number: setattr(step, "traces", 1 + (number >= 3)))
+    go(world, step, replace(CONFIG, eval_every=0))
+    assert [row["recompilations"] for row in world.log.rows] == [0, 0, 1, 1, 1, 1]
+    assert [text.split("(")[0] for text in world.log.said] == ["warning: the step was compiled again "]
+
+
 def test_stopwatch_shares_the_time_among_the_steps_of_a_dispatch(monkeypatch):
     now = iter([10.0, 16.0, 16.0, 20.0, 20.0])
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    clock = loop.Stopwatch(replace(RUN, steps_per_call=3))
+    meter = SimpleNamespace(numbers=lambda seconds, steps: {"recompilations": 0.0}, forget=lambda: None)
+    clock = loop.Stopwatch(replace(RUN, steps_per_call=3), meter)
     metrics = {"length": jnp.array([1.0, 2.0, 3.0])}
     clock.watch(7, metrics)
     rows = clock.settle()

@@ -114,7 +114,7 @@ def test_perfect_responses_have_the_highest_reward(policy):
         pytest.importorskip(package)
     texts = "the small cat sat on the mat"
     for name in tasks.REWARDS:
-        if name in ("entity_f1", "named_f1"):  # below
+        if name in ("entity_f1", "named_f1", "named_gain"):  # below
             continue
         reward = tasks.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
         if name == "vader":  # asks about the response alone
@@ -134,6 +134,11 @@ def test_perfect_responses_have_the_highest_reward(policy):
         ("named_f1", " Jack = place", "Jack = person", 0),
         ("named_f1", " none", "none", 1),
         ("named_f1", " none", "Jack = person", 0),
+        ("named_gain", " none", "none", 0),  # nothing to gain, nothing lost
+        ("named_gain", " Jack = person", "none", -0.3),  # 0 - .3 · (1 + 0)
+        ("named_gain", " none", "Jack = person", -0.3),  # 0 - .3 · (0 + 1)
+        ("named_gain", " Jack = person", "Jack = person", 1.4),  # 2 - .3 · (1 + 1)
+        ("named_gain", " Jack = place", "Jack = person", -0.6),  # 0 - .3 · (1 + 1)
     ],
 )
 def test_f1_of_entities(policy, name, response, reference, expected):

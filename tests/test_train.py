@@ -14,15 +14,13 @@ from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import RunError, UserError
 from jaxppo.data import rows
 from jaxppo.lock import RunLock
+from jaxppo.profiling import CLOCK
 
 
 def reward(params, rollout):
     """The share of ids above 128."""
     score = ((rollout.response > 128) * rollout.mask).sum(1) / rollout.mask.sum(1)
     return score, score > -1
-
-
-CLOCK = ("seconds", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")

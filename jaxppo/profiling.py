@@ -1,0 +1,107 @@
+"""What a run's time went to: seconds of compilation, productive share of the wall clock, use of the chip, and a trace of steps.
+
+The numbers stand in metrics.jsonl beside the step's own: `compile_seconds` (tracing and compiling, only where there was any),
+`recompilations` (of the step, beyond one for each shape of a batch: 0 unless something is wrong), `goodput` (share of the time
+since the run began in this process that steps took, their compilation left out) and, on a chip whose peak is known, `mfu` (the
+operations that a step needs at least, over what the chips could have done in its seconds; https://arxiv.org/abs/2204.02311,
+appendix B).
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh
+
+from jaxppo import chips, costs
+from jaxppo.config import ModelConfig, RunConfig, profiled_steps
+from jaxppo.parallel import CompiledStep
+
+CLOCK = ("seconds", "tokens_per_second", "compile_seconds", "goodput", "mfu")  # what differs between two runs of the same numbers
+TRACED = "/jax/core/compile/jaxpr_trace_duration"  # JAX's names of events; this one comes for functions within functions, too
+COMPILED = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+
+
+class Trace:
+    """A JAX trace of some steps in <folder>/profile, for TensorBoard's profile tab, XProf or Perfetto.
+
+    Its regions are those of `ppo.py`: rollout (in it generate and reference), reward, advantages, update.
+    """
+
+    def __init__(self, config: RunConfig, folder: Path):
+        (self.first, self.last), self.folder, self.on = profiled_steps(config), folder / "profile", False
+
+    def before(self, step: int) -> None:
+        """To be told of each dispatch by its first step, when the dispatch before is done."""
+        if self.on and step > self.last:
+            self.close()
+        if not self.on and self.first <= step <= self.last:
+            jax.profiler.start_trace(str(self.folder))
+            self.on = True
+
+    def close(self) -> None:
+        """Write the trace, if one is being made."""
+        if self.on:
+            self.on = False
+            jax.profiler.stop_trace()
+
+
+class Meter:
+    """Turns the seconds of dispatches into the numbers above."""
+
+    def __init__(self, step: CompiledStep, *, flops: float = 0.0, peak: float = 0.0, clock: Callable[[], float] = time.monotonic):
+        self.step, self.flops, self.peak, self.clock = step, flops, peak, clock
+        self.began, self.productive, self.shapes = clock(), 0.0, set()
+        self.forget()
+        jax.monitoring.register_event_duration_secs_listener(self.hear)
+
+    def hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        """One of JAX's events."""
+        if event == TRACED:
+            self.tracing = max(self.tracing, duration_secs)  # the outermost function's
+        elif event in COMPILED:
+            self.compiling += duration_secs
+
+    def forget(self) -> None:
+        """What was compiled until now was not the step."""
+        self.tracing = self.compiling = 0.0
+
+    def saw(self, batch: Any) -> None:
+        """A batch is about to be used: another shape is another program."""
+        self.shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
+
+    def numbers(self, seconds: float, steps: int) -> dict[str, float]:
+        """Of a dispatch of so many steps that took so many seconds, compilation included."""
+        compiled = self.tracing + self.compiling
+        run = max(seconds - compiled, 0.0)
+        self.productive += run
+        found = {
+            "goodput": self.productive / max(self.clock() - self.began, 1e-9),
+            "recompilations": float(max(self.step.traces - len(self.shapes), 0)),
+        }
+        if compiled:
+            found["compile_seconds"] = compiled
+        elif self.peak and self.flops:
+            found["mfu"] = self.flops * steps / (run * self.peak) if run else 0.0
+        return found
+
+    def close(self) -> None:
+        """Hear no more."""
+        jax.monitoring.unregister_event_duration_listener(self.hear)
+
+
+def flops_of(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> float:
+    """Operations that one step needs at least, over all devices (`costs.phases`); 0 for networks other than transformers."""
+    if shape.kind != "transformer":
+        return 0.0
+    phases = costs.phases(config, shape, AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor")))
+    return sum(flops for name, (flops, _) in phases.items() if name == "update" or not supervised)
+
+
+def peak_of(devices: Sequence) -> float:
+    """Operations a second of all devices together, by their published peaks in bfloat16; 0 where one is not known."""
+    peaks = [chips.peak(device.device_kind) for device in devices]
+    return math.fsum(peaks) if all(peaks) else 0.0
