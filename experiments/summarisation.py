@@ -18,13 +18,13 @@ class Summarisation(TaskConfig):
     task: str = "summarisation"
     name: str = "summarisation"
     model: str = "smollm2"
-    prompt_length: int = 224
+    prompt_length: int = 128
     response_length: int = 40
-    sft_steps: int = 40
+    sft_steps: int = 30
     sft_batch_size: int = 8
-    sft_lr: float = 5e-4
-    sft_eval_every: int = 20
-    steps: int = 12
+    sft_lr: float = 2e-3
+    sft_eval_every: int = 10
+    steps: int = 10
     batch_size: int = 16
     minibatches: int = 2
     group_size: int = 4
@@ -33,9 +33,9 @@ class Summarisation(TaskConfig):
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 3e-4
-    eval_every: int = 6
-    save_every: int = 6
-    test_rows: int = 64
+    eval_every: int = 5
+    save_every: int = 5
+    test_rows: int = 96
 
 
 def main(options: Summarisation) -> None:

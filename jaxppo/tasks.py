@@ -3,6 +3,8 @@
 `stages.py` trains and measures them, `experiments/<task>.py` chooses the sizes. A task of your own is one more `Task`.
 """
 
+import itertools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -154,11 +156,35 @@ def _translation(options: TaskConfig, tokenizer: "Tokenizer | None"):
 
 
 def _entities(options: TaskConfig, tokenizer: "Tokenizer | None"):
-    """The entities of a tweet written out: to a small model a row of tags is first of all a matter of counting words."""
+    """The entities of a tweet written out: to a small model a row of tags is first of all a matter of counting words. Three of
+    five tweets have none: to train on there are as many without as with."""
     from jaxppo.data import entities, examples
 
     put = lambda x: examples.Example(x.prompt, entities.named(x.extra["words"], x.extra["tags"]))
-    return examples.Examples(*([put(x) for x in part] for part in entities.load()))
+    train, *others = ([put(x) for x in part] for part in entities.load())
+    spare = iter(range(sum(x.reference != "none" for x in train)))
+    return examples.Examples([x for x in train if x.reference != "none" or next(spare, None) is not None], *others)
+
+
+def _summaries(options: TaskConfig, tokenizer: "Tokenizer | None"):
+    """Abstracts of at most 80 words, in whole sentences: of longer ones the beginning, or the end where the outcome is asked for."""
+    from jaxppo.data import summaries
+
+    cut = lambda x: x._replace(prompt=some_sentences(x.prompt, 80, last=x.extra["aspect"] == "outcome"))
+    return type(found := summaries.load())(*([cut(x) for x in part] for part in found))
+
+
+def some_sentences(text: str, words: int, *, last: bool = False) -> str:
+    """As many of a text's first (or last) sentences as have so many words together; one at least.
+
+    >>> some_sentences("One is short. This one has five words. Last one.", 8), some_sentences("A b. C d e.", 3, last=True)
+    ('One is short. This one has five words.', 'C d e.')
+    """
+    sentences = re.split(r"(?<=[.!?])\s+", text.strip())
+    order = range(len(sentences) - 1, -1, -1) if last else range(len(sentences))
+    counts = list(itertools.accumulate(len(sentences[i].split()) for i in order))
+    number = max(1, sum(count <= words for count in counts))
+    return " ".join(sentences[-number:] if last else sentences[:number])
 
 
 def _reasoning(options: TaskConfig, tokenizer: "Tokenizer | None"):
@@ -190,7 +216,8 @@ SOURCES: dict[str, Source] = {
     "speech": _speech,
     "translation": _translation,
     "entities": _entities,
-    **{name: _module(name) for name in ("summaries", "quiz", "questions", "dialogue")},
+    "summaries": _summaries,
+    **{name: _module(name) for name in ("quiz", "questions", "dialogue")},
 }
 
 

@@ -1,0 +1,151 @@
+# ---
+# jupyter:
+#   accelerator: TPU
+#   colab:
+#     gpuType: V5E1
+#   jupytext:
+#     formats: ipynb,py:percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # PPO on a language model, in one XLA program
+#
+# [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxppo/jaxppo/blob/main/experiments/colab.ipynb)
+#
+# SmolLM2-135M learns to continue film reviews positively, with a classifier trained on rated sentences as its reward, and
+# is held to its English by a KL penalty. The same notebook runs on a TPU v5e-1, on a T4, and on a CPU; it takes a few
+# minutes with an accelerator and a quarter of an hour or more without. Nothing is downloaded that needs an account.
+#
+# **Runtime → Change runtime type → v5e-1 TPU** (or T4 GPU), then **Runtime → Run all**.
+
+# %%
+REPOSITORY = "https://github.com/jaxppo/jaxppo"  # @param {type:"string"}
+SEED = 0  # @param {type:"integer"}
+STEPS = 50  # @param {type:"integer"}
+REWARD = "classifier"  # @param ["classifier", "vader"]
+SAVE_TO_DRIVE = False  # @param {type:"boolean"}
+
+# %% [markdown]
+# ## Set up
+#
+# On Colab this fetches jaxppo. JAX stays as Colab brings it, for it belongs to the runtime's own drivers: pip is only asked
+# for what is missing. Elsewhere jaxppo is expected to be installed (`pip install -e ".[demo]"` in the repository).
+
+# %%
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+try:
+    import google.colab  # noqa: F401
+
+    ON_COLAB = True
+except ImportError:
+    ON_COLAB = False
+
+if ON_COLAB:
+    if not Path("jaxppo/pyproject.toml").exists():
+        subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, "jaxppo"], check=True)
+    from importlib.metadata import version
+
+    kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
+    Path("kept.txt").write_text("\n".join(kept))
+    command = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", "-e", "jaxppo[demo]"]
+    subprocess.run(command, check=True)
+    root = Path("jaxppo").resolve()
+else:
+    import jaxppo
+
+    root = Path(jaxppo.__file__).resolve().parents[1]
+for folder in (root, root / "experiments"):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+# %% [markdown]
+# ## Which machine is this?
+
+# %%
+import jax
+
+backend, kind = jax.default_backend(), jax.devices()[0].device_kind
+print(f"JAX {jax.__version__} on {len(jax.devices())} x {kind}")
+if backend == "cpu" and ON_COLAB:
+    print(
+        "There is no accelerator. It works, slowly. For a faster one: Runtime -> Change runtime type -> v5e-1 TPU or T4 GPU -> "
+        "Save, and then Runtime -> Run all. If a TPU was chosen and is not found: Runtime -> Disconnect and delete runtime, and "
+        "connect again."
+    )
+
+# %% [markdown]
+# ## Train
+#
+# Sizes go with the machine: an accelerator has room for more rollouts a step. A T4 has no bfloat16. If the runtime was cut
+# off, run everything again: training goes on from its last checkpoint.
+
+# %%
+import sentiment
+
+from jaxppo.config import UserError
+
+SIZES = {"cpu": {}, "gpu": {"batch_size": 128}, "tpu": {"batch_size": 128}}
+chosen = dict(SIZES.get(backend, {}))
+if "T4" in kind:
+    chosen["dtype"] = "float32"
+runs, name = Path("runs"), f"colab-{SEED}"
+if SAVE_TO_DRIVE and ON_COLAB:
+    from google.colab import drive
+
+    drive.mount("/content/drive")
+    runs = Path("/content/drive/MyDrive/jaxppo")
+if os.environ.get("JAXPPO_SMOKE"):  # set by the test of this notebook
+    STEPS, chosen = 2, {"tiny": True, "parallel": "jit"}
+resume = (runs / name / "config.json").exists()
+options = sentiment.Sentiment(
+    name=name, runs=str(runs), seed=SEED, steps=STEPS, reward=REWARD, eval_every=min(10, STEPS), resume=resume, **chosen
+)
+try:
+    sentiment.main(options)
+except UserError as error:  # one line that says what to do
+    print(f"error: {error}")
+
+# %% [markdown]
+# ## What came of it
+
+# %%
+from IPython.display import Image, display
+
+display(Image(str(runs / name / "curves.png")))
+
+# %%
+import json
+
+for line in (runs / name / "samples.jsonl").read_text().splitlines()[:8]:
+    row = json.loads(line)
+    print(f"{row['prompt']!r}\n  before {row['sentiment_before']:+.2f} {row['before']!r}")
+    print(f"  after  {row['sentiment_after']:+.2f} {row['after']!r}\n")
+result = json.loads((runs / name / "result.json").read_text())
+print(f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} at {result['kl']:.2f} nats a continuation")
+
+# %% [markdown]
+# ## Keep it
+#
+# The run's folder holds everything: settings, metrics, samples, checkpoints. Without Drive it ends with the runtime; this
+# packs what is worth keeping.
+
+# %%
+import zipfile
+
+kept = ["config.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png"]
+with zipfile.ZipFile(runs / f"{name}.zip", "w") as archive:
+    for part in kept:
+        archive.write(runs / name / part, f"{name}/{part}")
+print(f"written: {runs / name}.zip")
+if ON_COLAB and not SAVE_TO_DRIVE:
+    from google.colab import files
+
+    files.download(str(runs / f"{name}.zip"))
