@@ -34,7 +34,7 @@ class Care:
 def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
     """The run's exit code. A slice that is there is used, a run that is going on is watched. Raises Stop."""
     if care.spot and not job.bucket:
-        print("warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing")
+        slice_.say("warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing")
     crashes, stops = 0, 0
     try:
         while True:
@@ -44,16 +44,16 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
             if slice_.clock() - begun > STEADY:
                 crashes, stops = 0, 0
             if code == GONE:
-                print(f"{slice_.name} is gone (preempted?); {slice_.seconds() / 3600:.1f} paid hours so far", flush=True)
+                slice_.say(f"{slice_.name} is gone (preempted?); {slice_.seconds() / 3600:.1f} paid hours so far")
                 continue
             crashes, stops = crashes + (code == 1), stops + (code == 75)
             if code not in (1, 75) or crashes > care.max_crashes:
                 return finish(slice_, job, code, care)
             what = "saved and stopped" if code == 75 else f"crash {crashes} of {care.max_crashes} that are allowed"
-            print(f"{job.name}: {what}; starting it again", flush=True)
+            slice_.say(f"{job.name}: {what}; starting it again")
             slice_.pause(backoff(crashes - 1) if code == 1 else backoff(stops) if stops > 3 else 0.0)
     except TimeUp:
-        print(f"{slice_.max_hours:g} paid hours are over (--max-hours): stopping {job.name}, deleting {slice_.name}")
+        slice_.say(f"{slice_.max_hours:g} paid hours are over (--max-hours): stopping {job.name}, deleting {slice_.name}")
         slice_.max_hours = 0.0
         slice_.job("stop", job.name, patient=False)
         fetch(slice_, job)
@@ -65,11 +65,11 @@ def ensure(slice_: Slice, kind: Accelerator, care: Care) -> None:
     """An active slice: the one that is there, or a new one. Raises Stop."""
     created = 0
     while (found := slice_.wait()) != "ACTIVE":
-        if created == FAILURES:
-            slice_.delete()
-            raise Stop(f"{slice_.name} did not become active {FAILURES} times in a row; try another zone or type", code=1)
         if found in ENDED:
             slice_.delete()
+        if created == FAILURES:
+            why = f" ({slice_.reason})" if slice_.reason else ""
+            raise Stop(f"{slice_.name} did not become active {FAILURES} times in a row{why}; try another zone or type", code=1)
         if created:
             slice_.pause(backoff(created))
         slice_.create(kind, spot=care.spot, wait_hours=care.wait_hours, extra=care.gcloud_options)
@@ -82,49 +82,56 @@ def attempt(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
         prepare(slice_, job, kind, care)
         return watch(slice_, job, kind)
     except Stop as stop:
-        if slice_.look() != "ACTIVE":
-            return GONE
         if stop.code != 1:
             raise
+        if not is_there(slice_):
+            return GONE
         print(f"error: {stop}", file=sys.stderr)
         return 1
+
+
+def is_there(slice_: Slice) -> bool:
+    """Whether the slice is active. One that somebody else deleted is not made again: Stop."""
+    found = slice_.look()
+    if found == "NONE":
+        raise Stop(f"{slice_.name} was deleted by somebody else, and is not made again; the same command would", code=75)
+    return found == "ACTIVE"
 
 
 def prepare(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> None:
     """Code, secrets and the run itself onto the hosts, unless the run is going on there. Raises Stop."""
     if "running" in (slice_.hosts(job.name) or []):
-        print(f"{job.name} is running on {slice_.name} already")
+        slice_.say(f"{job.name} is running on {slice_.name} already")
         return
-    slice_.set_up(mount=bool(job.bucket))
-    if care.env_file:
-        slice_.give_environment(care.env_file)
+    if not slice_.ready:
+        slice_.set_up()
+        if care.env_file:
+            slice_.give_environment(care.env_file)
     slice_.job("stop", job.name)  # what a host may still be doing: all start together
     slice_.start(job.name, job.command(kind))
 
 
 def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
     """The run's exit code, or GONE. Raises Stop, TimeUp."""
-    lonely = unseen = 0.0
-    while True:
-        state = slice_.look()
-        if state == "NONE":
-            raise Stop(f"{slice_.name} was deleted by somebody else, and is not made again", code=75)
-        if state != "ACTIVE":
-            return GONE
-        found = ["exit 0"] * kind.hosts if slice_.dry_run else slice_.hosts(job.name)
+    lonely, unseen, ended = 0.0, 0.0, []
+    while is_there(slice_):
+        found = slice_.hosts(job.name)
         if found is None or len(found) != kind.hosts:
             unseen += LOOK
             if unseen > UNSEEN:
                 raise Stop(f"not all of {kind.hosts} hosts of {slice_.name} answer, for {unseen / 60:.0f} minutes now", code=1)
         elif "running" not in found:
-            return worst(found)
+            return worst(ended or found)
         else:
             unseen = 0.0
-            lonely = lonely + LOOK if set(found) - {"running", "exit 0"} else 0.0
+            failed = [text for text in found if text not in ("running", "exit 0")]
+            lonely = lonely + LOOK if failed else 0.0
             if lonely > LONELY:
-                print(f"{job.name}: {', '.join(found)}; stopping the others")
+                slice_.say(f"{job.name}: {', '.join(found)}; stopping the others")
+                ended = ended or failed  # these ended the run; what we stop ends with 75, and is no reason
                 slice_.job("stop", job.name)
         slice_.pause(LOOK)
+    return GONE
 
 
 def worst(found: list[str]) -> int:
@@ -149,10 +156,10 @@ def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
         answer = care.ask(f"delete {slice_.name}, which costs as long as it is there? [Y/n] ")
         keep = answer.strip().lower().startswith("n")
     if keep:
-        print(f"{slice_.name} is kept and costs; {slice_.how_to_delete()}")
+        slice_.say(f"{slice_.name} is kept and costs; {slice_.how_to_delete()}")
     else:
         slice_.delete()
-        print(f"{slice_.name} is deleted; {slice_.seconds() / 3600:.1f} paid hours")
+        slice_.say(f"{slice_.name} is deleted; {slice_.seconds() / 3600:.1f} paid hours")
     return code
 
 
@@ -162,7 +169,7 @@ def fetch(slice_: Slice, job: Job) -> bool:
         return True
     there = f"{job.runs if job.runs.startswith('/') else f'jaxppo/{job.runs}'}/{job.name}"
     here = Path("runs")
-    if not slice_.dry_run:
+    if not slice_.rehearsal:
         here.mkdir(exist_ok=True)
     done = slice_.copy("--recurse", f"{slice_.name}:{there}", f"{here}/", worker="0")
     if done.returncode:

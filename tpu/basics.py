@@ -1,12 +1,16 @@
 """Errors, pauses, and what of the repository goes to a slice."""
 
 import os
+import re
 import subprocess
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORTEST, LONGEST = 10.0, 120.0  # seconds between two attempts, or two looks
+SECRET = re.compile(r"(^|[-_])(token|secret|password|passwd|api[-_]?key|credentials?)$", re.IGNORECASE)
+KEY = re.compile(r"\b(hf_|sk-|ghp_|AIza|ya29\.)[A-Za-z0-9_-]{16,}")  # what keys of known services look like
 
 
 class Stop(Exception):
@@ -31,20 +35,57 @@ def backoff(number: int) -> float:
 
 
 def last_line(text: str) -> str:
-    return ([line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"])[-1][:300]
+    """What a command complained of in the end; gcloud's own line about a remote command only where there is no other.
+
+    >>> last_line("E: no space\\nERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [100].\\n")
+    'E: no space'
+    """
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
+    return next((line for line in reversed(lines) if "exited with return code" not in line), lines[-1])[:300]
+
+
+def secrets(words: Iterable[str]) -> list[str]:
+    """The options that seem to carry a secret, without it: everybody on a machine can read a command line.
+
+    >>> secrets(["--hf-token=x", "--metadata=HF_TOKEN=x,a=b", "--tokens", "bpe", "--wandb-api-key", "sk-0123456789abcdef0"])
+    ['--hf-token', '--metadata=HF_TOKEN', '--wandb-api-key', 'sk-...']
+    """
+    found = []
+    for word in words:
+        pieces = word.split("=")
+        names = [re.split(r"[,^]", piece)[-1] for piece in pieces[:-1]] or [word] * word.startswith("--")
+        if named := next((name for name in names if SECRET.search(name.lstrip("-"))), ""):
+            found.append(word[: word.index(named) + len(named)])
+        elif key := KEY.search(word):
+            found.append(f"{key[1]}...")
+    return found
+
+
+def private(name: str) -> Path:
+    """A folder of ours for what is made on the way to a slice: always the same one, and nobody else's. Raises Stop."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "tpu" / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Stop(f"cannot write to {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder of yours") from None
+    return folder
 
 
 def pack(archive: Path) -> None:
     """Tracked files only: nothing that lies about by chance, such as a key, leaves this machine. Raises Stop."""
+    names = tracked()
     with tarfile.open(archive, "w:gz") as out:
-        for name in tracked():
+        for name in names:
             if os.path.lexists(ROOT / name):
                 out.add(ROOT / name, arcname=name, recursive=False)
 
 
 def tracked() -> list[str]:
     """The repository's tracked files. Raises Stop."""
-    done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+    except FileNotFoundError:
+        raise Stop("git is missing, which says what of the repository goes to the slice; install it") from None
     if done.returncode:
         raise Stop(f"{ROOT} is no git checkout: {last_line(done.stderr)}")
     return [name for name in done.stdout.split("\0") if name]

@@ -8,7 +8,8 @@
 #   job.sh exec -- COMMAND...          in the foreground
 #
 # COMMAND runs in the repository with its .venv first in PATH and the NAME=VALUE lines of ~/.jaxppo.env. Its --runs gs://BUCKET/...
-# is mounted (gcsfuse), since all hosts need to see one folder; --resume is added when the run has a sealed checkpoint.
+# is mounted (gcsfuse), since all hosts need to see one folder; --resume is added when the run was begun before. All hosts look
+# before any of them begins: the script makes nothing until its processes have joined.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,8 +25,9 @@ read_environment() {
   local line
   [ -f "$HOME/.jaxppo.env" ] || return 0
   while IFS= read -r line || [ -n "$line" ]; do # never evaluated: a value may hold anything
-    case $line in '' | '#'*) ;; *) export "${line%%=*}=${line#*=}" ;; esac
+    [[ ${line%%=*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ && $line == *=* ]] && export "${line%%=*}=${line#*=}"
   done <"$HOME/.jaxppo.env"
+  return 0
 }
 
 # The folder where gs://BUCKET/PATH is seen on this machine. Metadata is never cached: another host may have written just now.
@@ -35,6 +37,7 @@ mounted() {
   local bucket=${path%%/*}
   local point=$HOME/gs/$bucket
   if ! mountpoint -q "$point"; then
+    fusermount -uz "$point" 2>/dev/null || true # one whose gcsfuse has died
     command -v gcsfuse >/dev/null || fail "gcsfuse is missing, so $1 cannot be mounted; run tpu/setup_vm.sh with sudo, or install it"
     mkdir -p "$point"
     gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=200000 \
@@ -46,23 +49,27 @@ mounted() {
   echo "$point${path#"$bucket"}"
 }
 
+# A run has its settings there from its first moment on (and refuses to begin again), a task's whole way its stages.
+begun() {
+  [ -e "$1/config.json" ] || [ -d "$1/start" ] || [ -d "$1/supervised" ]
+}
+
 run_here() {
   [ $# -gt 0 ] || fail "no command; job.sh exec -- COMMAND..."
   read_environment
   cd "$repository"
   [ -d .venv/bin ] && export PATH="$repository/.venv/bin:$PATH"
-  local words=() runs=runs name='' resume='' before='' word
+  local words=("$@") runs=runs name='' resume='' before='' word
   for word in "$@"; do
     case $before in --runs) runs=$word ;; --name) name=$word ;; esac
     case $word in --runs=*) runs=${word#*=} ;; --name=*) name=${word#*=} ;; --resume) resume=given ;; esac
     before=$word
-    words+=("$word")
   done
   if [[ $runs == gs://* ]]; then
     runs=$(mounted "$runs")
     words+=(--runs "$runs") # the last one counts
   fi
-  if [ -z "$resume" ] && [ -n "$name" ] && compgen -G "$runs/$name/checkpoints/*/manifest.json" >/dev/null; then
+  if [ -z "$resume" ] && [ -n "$name" ] && begun "$runs/$name"; then
     words+=(--resume)
   fi
   echo "$(date -u +%FT%TZ) $(hostname): ${words[*]}" >&2
@@ -78,14 +85,16 @@ fi
 name=${1:-}
 [[ $name =~ ^[A-Za-z0-9._-]{1,64}$ && $name =~ [^.] ]] || fail "job.sh ${verb:-VERB} NAME: NAME is 1 to 64 letters, digits, '.', '_' or '-'"
 shift
-folder=$HOME/.jaxppo-jobs/$name
+jobs=$HOME/.jaxppo-jobs
+folder=$jobs/$name
 
-running() { # a process number may have been given to somebody else
-  [ -f "$folder/pid" ] && grep -qa job.sh "/proc/$(cat "$folder/pid")/cmdline" 2>/dev/null
+# Whether a run's wrapper is alive: a process number may have been given to somebody else.
+running() {
+  [ -f "$jobs/$1/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$jobs/$1/pid")/cmdline" | grep -qF -- "wrapper $1 -- "
 }
 
 status() {
-  if running; then
+  if running "$name"; then
     echo running
   elif [ -s "$folder/code" ]; then
     echo "exit $(cat "$folder/code")"
@@ -100,10 +109,14 @@ case $verb in
   start)
     [ "${1:-}" = -- ] && shift
     [ $# -gt 0 ] || fail "no command; job.sh start NAME -- COMMAND..."
-    if running; then
+    if running "$name"; then
       echo "$(hostname): $name is running already"
       exit 0
     fi
+    for other in "$jobs"/*/; do # chips belong to one process
+      other=$(basename "$other")
+      running "$other" && fail "$(hostname): $other is running here; stop it first"
+    done
     [ -d "$repository/.venv/bin" ] || fail "$repository is not set up; run tpu/setup_vm.sh"
     mkdir -p "$folder"
     chmod 700 "$folder"
@@ -124,14 +137,14 @@ case $verb in
     echo "jaxppo-host $(hostname) $(status)"
     ;;
   stop)
-    if running; then
+    if running "$name"; then
       pid=$(cat "$folder/pid")
       kill -TERM -- "-$pid" 2>/dev/null || true
       for ((i = 0; i < grace * 5; i++)); do
-        running || break
+        running "$name" || break
         sleep 0.2
       done
-      if running; then
+      if running "$name"; then
         kill -KILL -- "-$pid" 2>/dev/null || true
         echo 137 >"$folder/code"
         sleep 0.2

@@ -1,13 +1,17 @@
 """What is to run: a script of the repository with its options; and what must be right before anything is paid for."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerators import Accelerator
-from basics import ROOT, Stop, last_line, tracked
+from basics import ROOT, Stop, last_line, secrets, tracked
 from slices import Slice
+
+NAME = r"(?=.*[^.])[A-Za-z0-9._-]{1,64}"  # of a run: it is a folder's, too
+BUCKET = r"gs://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._-]+)*/?"
 
 
 @dataclass(frozen=True)
@@ -24,9 +28,10 @@ class Job:
         return self.runs.split("/")[2] if self.runs.startswith("gs://") else ""
 
     def command(self, kind: Accelerator) -> list[str]:
-        """What every host runs; job.sh adds --resume when there is a checkpoint."""
+        """What every host runs; job.sh adds --resume when there is something to go on with."""
         words = ["python", self.script, *self.options]
-        own = {"--name": self.name, "--expect-devices": str(kind.chips)} | ({"--distributed": "on"} if kind.hosts > 1 else {})
+        own = {"--name": self.name, "--runs": self.runs, "--expect-devices": str(kind.chips)}
+        own |= {"--distributed": "on"} if kind.hosts > 1 else {}
         for option, value in own.items():
             words += [] if value_of(option, self.options) else [option, value]
         return words
@@ -51,19 +56,61 @@ def job_of(words: list[str], slice_name: str, kind: Accelerator) -> Job:
     """The job after --. Raises Stop."""
     if not words:
         raise Stop("no job; give it after --, such as: -- experiments/sentiment.py --steps 100")
-    script, options = words[0], tuple(words[1:])
-    if script not in tracked():
+    script, options, files = words[0], tuple(words[1:]), tracked()
+    if script not in files:
         raise Stop(f"{script} is no tracked file of {ROOT}, and only those are copied: write its path from there, git add it")
-    job = Job(script, options, value_of("--name", options) or slice_name, value_of("--runs", options) or "runs")
-    if not re.fullmatch(r"(?=.*[^.])[A-Za-z0-9._-]{1,64}", job.name):
-        raise Stop(f"--name {job.name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
-    if job.runs.startswith("gs:") and not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._-]+)*/?", job.runs):
-        raise Stop(f"--runs {job.runs!r}: write gs://BUCKET/FOLDER")
+    check_words(options, files)
+    stored = stored_in(value_of("--config", options), files)
+    name = value_of("--name", options) or stored.get("name", "") or slice_name
+    runs = value_of("--runs", options) or stored.get("runs", "") or "runs"
+    if not re.fullmatch(NAME, name):
+        raise Stop(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
+    if runs.startswith("gs:") and not re.fullmatch(BUCKET, runs):
+        raise Stop(f"--runs {runs!r}: write gs://BUCKET/FOLDER")
+    job = Job(script, options, name, runs)
     if kind.hosts > 1 and not job.bucket:
         raise Stop(
-            f"{kind.type} has {kind.hosts} hosts, each with its own disk: give the job --runs gs://BUCKET/FOLDER, not {job.runs}"
+            f"{kind.type} has {kind.hosts} hosts, each with its own disk: give the job --runs gs://BUCKET/FOLDER, not {runs}"
         )
     return job
+
+
+def check_words(options: Sequence[str], files: Sequence[str]) -> None:
+    """No secret among them, and no file that stays behind. Raises Stop."""
+    if found := secrets(options):
+        raise Stop(f"{found[0]}: everybody on a machine can read its command lines; put it into a file, and pass --env-file")
+    before = ""
+    for word in options:
+        name, _, after = word.partition("=")
+        option, value = (name, after) if word.startswith("--") else (before, word)
+        before = name if word.startswith("--") and not after else ""
+        if option == "--runs" or not ("/" in value or Path(value).suffix) or not (ROOT / value).exists():
+            continue
+        place = (ROOT / value).resolve()
+        inside = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else ""
+        if not inside or not any(file == inside or file.startswith(f"{inside}/") for file in files):
+            raise Stop(f"{option} {value}: it is here, but would not be on the slice, which gets tracked files only: git add it")
+
+
+def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
+    """`name` and `runs` in a file of settings, if they stand there; jaxppo itself reads and checks the rest. Raises Stop."""
+    if not file:
+        return {}
+    if file not in files:
+        raise Stop(
+            f"--config {file} is no tracked file of {ROOT}, and only those are copied: write its path from there, git add it"
+        )
+    text = (ROOT / file).read_text()
+    found: dict = {}
+    if file.endswith(".json"):
+        try:
+            found = dict(json.loads(text))
+        except (ValueError, TypeError):
+            raise Stop(f"--config {file} is no JSON object of settings") from None
+    else:
+        lines = re.finditer(r"""^["']?(name|runs)["']?[ \t]*:[ \t]+(.*?)[ \t]*(?:[ \t]#.*)?$""", text, re.MULTILINE)
+        found = {line[1]: line[2].strip("\"'") for line in lines}
+    return {name: str(found[name]) for name in ("name", "runs") if found.get(name)}
 
 
 def check_bucket(slice_: Slice, job: Job) -> None:
@@ -71,9 +118,8 @@ def check_bucket(slice_: Slice, job: Job) -> None:
     if job.bucket:
         done = slice_.gcloud("storage", "buckets", "describe", f"gs://{job.bucket}", "--format=value(name)")
         if done.returncode:
-            raise Stop(
-                f"--runs {job.runs}: {last_line(done.stderr)}; make it with: gcloud storage buckets create gs://{job.bucket}"
-            )
+            cure = f"if it is missing, make it with: gcloud storage buckets create gs://{job.bucket}"
+            raise Stop(f"--runs {job.runs}: {last_line(done.stderr)}; {cure}")
 
 
 def check_environment(file: Path) -> None:

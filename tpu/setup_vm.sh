@@ -4,19 +4,29 @@
 #   bash tpu/setup_vm.sh              # on a TPU VM (tpu.py setup calls it on every host)
 #   bash tpu/setup_vm.sh --dry-run    # print the commands, change nothing
 #
-# JAXPPO_PYTHON (3.12)      the Python to use: the images have 3.10, which is too old. uv fetches it when it is not there.
-# JAXPPO_EXTRAS (tpu,demo)  the extras to install when requirements/tpu.txt, which pins them all, is missing
+# JAXPPO_PYTHON (3.12)       the Python to use: the images have 3.10, which is too old. uv fetches it when it is not there.
+# JAXPPO_PINS (tpu/requirements.txt)  exact versions to install; empty: the newest that pyproject.toml allows, with
+# JAXPPO_EXTRAS (tpu,demo,tasks,track)  these extras
+# JAXPPO_GCSFUSE             not empty: install gcsfuse, which shows gs:// as a folder
+# JAXPPO_PAGES               another file in the place of the kernel's switch for large pages
+#
+# To try it without a TPU, and without the gigabyte: --dry-run; or for real in a copy of the repository, with HOME a new folder and
+# stand-ins for uv, sudo and gcsfuse first in PATH (tests/tpu/test_setup.py does so).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${JAXPPO_PYTHON:-3.12}
-extras=${JAXPPO_EXTRAS:-tpu,demo}
+pins=${JAXPPO_PINS-tpu/requirements.txt}
+extras=${JAXPPO_EXTRAS:-tpu,demo,tasks,track}
 uv_version=0.13.9 # of the installer, where there is no uv
 dry=
-case ${1:-} in '') ;; --dry-run) dry=yes ;; *)
-  echo "error: setup_vm.sh [--dry-run], but got $1" >&2
-  exit 2
-  ;;
+case ${1:-} in
+  '') ;;
+  --dry-run) dry=yes ;;
+  *)
+    echo "error: setup_vm.sh [--dry-run], but got $1" >&2
+    exit 2
+    ;;
 esac
 export PATH="$HOME/.local/bin:$PATH"
 
@@ -47,31 +57,33 @@ if [ -n "${JAXPPO_GCSFUSE:-}" ] && ! command -v gcsfuse >/dev/null; then
   # shellcheck source=/dev/null
   release=gcsfuse-$(. /etc/os-release && echo "${VERSION_CODENAME:-jammy}")
   key=/usr/share/keyrings/cloud.google.asc
+  patience="-o=DPkg::Lock::Timeout=600" # a new machine is busy with its own updates
   if ! { as_root curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg &&
     as_root tee /etc/apt/sources.list.d/gcsfuse.list <<<"deb [signed-by=$key] https://packages.cloud.google.com/apt $release main" &&
-    as_root apt-get -q update && as_root apt-get -qy install gcsfuse; }; then
+    as_root apt-get $patience -q update && as_root apt-get $patience -qy install gcsfuse; }; then
     echo "note: gcsfuse could not be installed; runs on gs:// need it"
   fi
 fi
 
-if [ -f requirements/tpu.txt ]; then
-  what="-r requirements/tpu.txt"
-else
-  what=".[$extras]"
-fi
-stamp=$(cat pyproject.toml requirements/tpu.txt 2>/dev/null <(echo "$python $what") | sha256sum | cut -d ' ' -f 1) || true
+stamp=$(cat pyproject.toml ${pins:+"$pins"} <(echo "$python $extras") | sha256sum | cut -d ' ' -f 1)
 if [ -f .venv/.jaxppo-setup ] && [ "$(cat .venv/.jaxppo-setup)" = "$stamp" ]; then
   echo "set up already: $PWD/.venv"
   exit 0
 fi
 
-if ! command -v uv >/dev/null; then
-  run python3 -m pip install --quiet --user "uv==$uv_version" ||
-    run sh -c "curl -LsSf https://astral.sh/uv/$uv_version/install.sh | env UV_NO_MODIFY_PATH=1 sh"
+if ! command -v uv >/dev/null; then # Debian's own Python takes no packages: then in an environment of its own
+  run mkdir -p "$HOME/.local/bin"
+  run python3 -m pip install --quiet --user "uv==$uv_version" || {
+    run python3 -m venv "$HOME/.local/uv" && run "$HOME/.local/uv/bin/pip" install --quiet "uv==$uv_version" &&
+      run ln -sf "$HOME/.local/uv/bin/uv" "$HOME/.local/bin/uv"
+  } || {
+    echo "error: uv cannot be installed; see https://docs.astral.sh/uv, and run this again" >&2
+    exit 1
+  }
 fi
 run uv venv --quiet --clear --python "$python" .venv
-if [ -f requirements/tpu.txt ]; then
-  run uv pip install --quiet --python .venv/bin/python -r requirements/tpu.txt
+if [ -n "$pins" ]; then
+  run uv pip install --quiet --python .venv/bin/python -r "$pins"
   run uv pip install --quiet --python .venv/bin/python --no-deps -e .
 else
   run uv pip install --quiet --python .venv/bin/python -e ".[$extras]"

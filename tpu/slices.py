@@ -5,7 +5,6 @@ import re
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +12,17 @@ from datetime import datetime
 from pathlib import Path
 
 from accelerators import Accelerator
-from basics import LONGEST, Stop, TimeUp, backoff, last_line, pack
+from basics import LONGEST, Stop, TimeUp, backoff, last_line, pack, private
+from rehearsal import Rehearsal
 
 ARCHIVE = "jaxppo.tar.gz"
 ATTEMPTS = 6  # of a command that may work the next time
 ENDED = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")  # never comes back by itself
 HALF = 900.0  # seconds that a slice may be called active without a machine
+MISSING = re.compile("NOT_FOUND|was not found|could not be found")
 PASSING = re.compile(
     r"UNAVAILABLE|INTERNAL\b|ABORTED|DEADLINE_EXCEEDED|\b50[0234]\b|timed? ?out|Connection (reset|refused|closed)|"
-    r"RESOURCE_EXHAUSTED|quota|Network is unreachable|\[255\]",
+    r"RESOURCE_EXHAUSTED|quota|Network is unreachable|Temporary failure in name resolution|\[255\]",
     re.IGNORECASE,
 )
 
@@ -36,7 +37,7 @@ class Slice:
     name: str
     zone: str
     project: str = ""
-    dry_run: bool = False
+    rehearsal: Rehearsal | None = None  # answers in the place of gcloud: a dry run
     type: str = ""  # that it must have; nothing = any
     max_hours: float = 0.0  # 0 = not watched
     sleep: Callable[[float], None] = time.sleep
@@ -44,17 +45,21 @@ class Slice:
     paid: float = 0.0  # seconds, of the machines that are gone
     since: float | None = None  # when the machine that is there began to cost
     reason: str = ""  # why it is FAILED
-    pretended: str = "NONE"  # a dry run's state
-    folder: tempfile.TemporaryDirectory | None = None  # with the packed code
+    packed: bool = False  # the code, once: a slice that is made anew goes on with what the run began with
+    ready: bool = False  # set up, by us, since it was made
 
     # --- gcloud ---
+
+    def say(self, text: str) -> None:
+        """To the person who watches. A dry run prints a script: there it is a comment."""
+        print(f"# {text}" if self.rehearsal else text, flush=True)
 
     def gcloud(self, *words: str, patient: bool = True, show: bool = False) -> subprocess.CompletedProcess:
         """Run it; what may pass by itself is tried again, with growing pauses, when `patient`. The caller looks at the code."""
         argv = ["gcloud", *words, "--quiet"]
-        if self.dry_run:
-            print(shlex.join(argv))
-            return subprocess.CompletedProcess(argv, 0, "", "")
+        if self.rehearsal:
+            print(shlex.join(argv), flush=True)
+            return self.rehearsal.answer(argv)
         for number in range(ATTEMPTS):
             try:
                 done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE,
@@ -83,7 +88,7 @@ class Slice:
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the last paid second. Raises TimeUp."""
-        if self.dry_run:
+        if self.rehearsal:
             return
         if self.since is None or not self.max_hours:
             return self.sleep(seconds)
@@ -101,9 +106,6 @@ class Slice:
 
     def state(self) -> str:
         """NONE; one of ENDED; ACTIVE when its machine is ready; anything else is on the way. Raises Stop."""
-        if self.dry_run:
-            self.tpu("queued-resources", "describe", self.name, "--format=json")
-            return self.pretended
         resource = self._describe("queued-resources")
         if resource is None:
             return "NONE"
@@ -111,47 +113,53 @@ class Slice:
         types = {node["node"]["acceleratorType"] for node in nodes if "acceleratorType" in node.get("node", {})}
         if self.type and types - {self.type}:
             raise Stop(f"{self.name} is there as {', '.join(types)}, not {self.type}; delete it, or choose another name")
-        found = resource.get("state", {}).get("state", "UNKNOWN")
+        about = resource.get("state", {})
+        found = about.get("state", "UNKNOWN")
         if found != "ACTIVE":
-            self.reason = resource["state"].get("failedData", {}).get("error", {}).get("message", "") if found == "FAILED" else ""
+            self.reason = about.get("failedData", {}).get("error", {}).get("message", "") if found == "FAILED" else ""
             return found
         node = self._describe("tpu-vm")
-        found = "MISSING" if node is None else node.get("state", "UNKNOWN")
-        if node is not None and found == "READY":
-            if self.since is None:
-                self.since = min(self.clock(), begun(node) or self.clock())
-            return "ACTIVE"
-        return found
+        if node is None:
+            return "MISSING"
+        if node.get("state") != "READY":
+            return node.get("state", "UNKNOWN")
+        if self.since is None:
+            self.since = min(self.clock(), begun(node) or self.clock())
+        return "ACTIVE"
 
     def _describe(self, group: str) -> dict | None:
         done = self.tpu(group, "describe", self.name, "--format=json")
-        if done.returncode == 0:
-            return json.loads(done.stdout)
-        if re.search("NOT_FOUND|was not found|could not be found", done.stderr):
-            return None
-        raise Stop(f"cannot look at {self.name} in {self.zone}: {last_line(done.stderr)}", code=code_of(done.stderr))
+        if done.returncode:
+            if MISSING.search(done.stderr):
+                return None
+            raise Stop(f"cannot look at {self.name} in {self.zone}: {last_line(done.stderr)}", code=code_of(done.stderr))
+        try:
+            return dict(json.loads(done.stdout))
+        except ValueError:
+            raise Stop(f"cannot look at {self.name}: gcloud's answer is no JSON: {done.stdout[:60]!r}", code=1) from None
 
     def create(self, kind: Accelerator, *, spot: bool = False, wait_hours: float = 0, extra: tuple[str, ...] = ()) -> None:
-        """Ask for it. One that is there already is taken as it is."""
+        """Ask for it. One that is there already is taken as it is. Raises Stop."""
         words = [f"--node-id={self.name}", f"--accelerator-type={kind.type}", f"--runtime-version={kind.image}"]
         words += ["--spot"] if spot else []
-        words += [f"--valid-until-duration={wait_hours:g}h"] if wait_hours else []
+        words += [f"--valid-until-duration={wait_hours * 3600:.0f}s"] if wait_hours else []
         done = self.tpu("queued-resources", "create", self.name, *words, *extra)
-        self.pretended = "ACTIVE"
-        if done.returncode and "ALREADY_EXISTS" not in done.stderr:
+        if done.returncode == 0:
+            return
+        if "ALREADY_EXISTS" not in done.stderr:
             hint = "; ask for more quota, or take another type or zone" if "quota" in done.stderr.lower() else ""
             raise Stop(f"cannot create {self.name} ({kind.type}): {last_line(done.stderr)}{hint}", code=code_of(done.stderr))
+        self.say(f"{self.name} is there already: {self.look()}")
 
     def delete(self) -> None:
         """Delete it, and its machine, whatever its state. Raises Stop when it may still be there (and cost)."""
         done = self.tpu("queued-resources", "delete", self.name, "--force")
-        self.pretended = "NONE"
-        if done.returncode and not re.search("NOT_FOUND|was not found|could not be found", done.stderr):
+        if done.returncode and not MISSING.search(done.stderr):
             raise Stop(
                 f"{self.name} could not be deleted and may still cost: {last_line(done.stderr)}; {self.how_to_delete()}", code=1
             )
-        if self.since is not None:
-            self.paid, self.since = self.seconds(), None
+        self.ready = False
+        self.paid, self.since = self.seconds(), None
 
     def look(self) -> str:
         """`state`, through an outage of any length (but not beyond --max-hours)."""
@@ -169,14 +177,14 @@ class Slice:
         before, number, missing = "", 0, 0.0
         while (found := self.look()) not in ("ACTIVE", "NONE", *ENDED):
             if found != before:
-                print(f"{self.name}: {found}", flush=True)
+                self.say(f"{self.name}: {found}")
             missing = missing + backoff(number) if found == "MISSING" else 0.0
             if missing > HALF:
-                found = "FAILED"
+                found, self.reason = "FAILED", "it has no machine"
                 break
             self.pause(backoff(number))
             before, number = found, number + 1
-        print(f"{self.name}: {found}{f' ({self.reason})' if found == 'FAILED' and self.reason else ''}", flush=True)
+        self.say(f"{self.name}: {found}{f' ({self.reason})' if found == 'FAILED' and self.reason else ''}")
         return found
 
     def how_to_delete(self) -> str:
@@ -185,20 +193,19 @@ class Slice:
 
     # --- its machines ---
 
-    def set_up(self, *, mount: bool) -> None:
-        """The repository's tracked files to ~/jaxppo on every host, and setup_vm.sh. They are packed once: a slice that is made
-        anew goes on with the code that the run began with."""
-        if self.folder is None:
-            self.folder = tempfile.TemporaryDirectory(prefix="jaxppo-")
-            if not self.dry_run:
-                pack(Path(self.folder.name) / ARCHIVE)
-        must(self.copy(str(Path(self.folder.name) / ARCHIVE), f"{self.name}:{ARCHIVE}"), "copy the code")
+    def set_up(self) -> None:
+        """The repository's tracked files to ~/jaxppo on every host, and setup_vm.sh. Raises Stop."""
+        archive = private(self.name) / ARCHIVE
+        if not self.packed and not self.rehearsal:
+            pack(archive)
+        self.packed = True
+        must(self.copy(str(archive), f"{self.name}:{ARCHIVE}"), "copy the code")
         unpack = f"mkdir -p jaxppo && tar -xzf {ARCHIVE} -C jaxppo"
-        gcsfuse = "JAXPPO_GCSFUSE=1 " if mount else ""
-        must(self.ssh(f"{unpack} && {gcsfuse}bash jaxppo/tpu/setup_vm.sh", show=True), "set the hosts up")
+        must(self.ssh(f"{unpack} && JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh", show=True), "set the hosts up")
+        self.ready = True
 
     def give_environment(self, file: Path) -> None:
-        """Secrets: a file with mode 0600 here and there. They are on no command line and in no metadata."""
+        """Secrets: a file with mode 0600 here and there. They are on no command line and in no metadata. Raises Stop."""
         must(self.copy("--scp-flag=-p", str(file), f"{self.name}:.jaxppo.env"), "copy the environment file")
 
     def job(self, verb: str, *words: str, **how) -> subprocess.CompletedProcess:
@@ -206,7 +213,7 @@ class Slice:
         return self.ssh(shlex.join(["bash", "jaxppo/tpu/job.sh", verb, *words]), **how)
 
     def start(self, run: str, command: list[str]) -> None:
-        """In the background on every host. Without its chips JAX fails instead of going on on the CPU."""
+        """In the background on every host. Without its chips JAX fails instead of going on on the CPU. Raises Stop."""
         words = ["env", "JAX_PLATFORMS=tpu,cpu", "bash", "jaxppo/tpu/job.sh", "start", run, "--", *command]
         must(self.ssh(shlex.join(words), show=True), "start the run")
 

@@ -2,7 +2,7 @@
 """Runs on Cloud TPU slices: create | wait | setup | run | logs | status | stop | delete | babysit.
 
     python tpu/tpu.py babysit my-run --zone us-east5-b --type v6e-16 --spot --max-hours 12 -- \\
-        experiments/sentiment.py --runs gs://my-bucket/runs --parallel pmap
+        experiments/sentiment.py --runs gs://my-bucket/runs --batch-size 256
 
 does all of it: plans, creates the slice, sets it up, starts the job, makes the slice anew after each preemption and goes on from
 the newest checkpoint, and deletes it at the end. One at a time:
@@ -14,9 +14,10 @@ the newest checkpoint, and deletes it at the end. One at a time:
     python tpu/tpu.py logs   my-run --zone us-east5-b --follow
     python tpu/tpu.py delete my-run --zone us-east5-b
 
---dry-run prints the commands and runs none. What stands after -- is the job: a script of this repository and its options. Its
---name (the slice's name unless given) makes a restart go on where the run was. Exit codes, the job's and ours: 0 done; 1 crash;
-2 bad input, or it does not fit; 75 saved and stopped, the same command goes on; 76 diverged; 130 Ctrl-C (the job goes on).
+--dry-run prints the commands, as a script, and runs none. What stands after -- is the job: a script of this repository and its
+options. Its --name (the slice's name unless given) makes a restart go on where the run was. Exit codes, the job's and ours: 0
+done; 1 crash; 2 bad input, or it does not fit; 75 saved and stopped, the same command goes on; 76 diverged; 130 Ctrl-C (what is
+on the slice goes on).
 """
 
 import argparse
@@ -30,12 +31,14 @@ from pathlib import Path
 
 from accelerators import ACCELERATORS, Accelerator
 from babysitting import Care, babysit
-from basics import Stop
-from jobs import check_bucket, check_environment, job_of
+from basics import Stop, secrets
+from jobs import NAME, check_bucket, check_environment, job_of
 from planning import plan
+from rehearsal import Rehearsal
 from slices import Slice, must
 
 VERBS = ("create", "wait", "setup", "run", "logs", "status", "stop", "delete", "babysit")
+Ask = Callable[[str], str]
 
 
 class Parser(argparse.ArgumentParser):
@@ -52,12 +55,12 @@ def parser() -> Parser:
     add("--project", default="", help="default: gcloud's own")
     add("--type", default="", help="create, run, babysit: v4-8, v5litepod-16, v5p-8, v6e-8 ...")
     add("--spot", action="store_true", help="cheaper, and may be taken away at any time")
-    add("--wait-hours", type=float, default=0, help="give the request up when it was not met by then (default: never)")
+    add("--wait-hours", type=float, default=0, help="give a request up when it was not met by then (default: never)")
     add("--gcloud-option", action="append", default=[], metavar="=--OPTION=VALUE", help="for create, as it is; repeatable")
-    add("--env-file", type=Path, help="NAME=VALUE lines for the job (tokens); mode 0600")
+    add("--env-file", type=Path, help="setup, run, babysit: NAME=VALUE lines for the job (tokens); mode 0600")
     add("--max-hours", type=float, default=24, help="babysit: paid hours after which the slice is deleted (default 24)")
     add("--max-crashes", type=int, default=3, help="babysit: restarts after crashes within an hour each (default 3)")
-    add("--keep", action="store_true", help="babysit: do not delete the slice at the end (but see --max-hours)")
+    add("--keep", action="store_true", help="babysit: do not delete the slice at the end (--max-hours does, all the same)")
     add("--no-plan", action="store_true", help="do not ask `jaxppo plan` whether the job fits")
     add("--force", action="store_true", help="plan, but start even a job that does not fit")
     add("--run", default="", help="logs, status, stop: the run's name when it is not the slice's")
@@ -68,68 +71,95 @@ def parser() -> Parser:
     return out
 
 
-def check(options: argparse.Namespace) -> Accelerator | None:
+def check(options: argparse.Namespace, words: list[str]) -> None:
     """Raises Stop."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", options.name):
         raise Stop(f"name {options.name!r}: use 1 to 63 of a-z, 0-9 and '-', a letter first, no '-' at the end")
     if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", options.zone):
         raise Stop(f"--zone {options.zone!r} is no zone; it looks like us-east5-b")
+    if options.run and not re.fullmatch(NAME, options.run):
+        raise Stop(f"--run {options.run!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
     if not re.fullmatch(r"all|\d+", options.worker) or options.lines < 1:
         raise Stop(f"--worker {options.worker} --lines {options.lines}: give a host's number or all, and lines above 0")
-    if options.max_hours <= 0 or options.max_crashes < 0 or options.wait_hours < 0:
-        raise Stop(f"--max-hours {options.max_hours:g} must be above 0, --max-crashes and --wait-hours not below 0")
+    if not 0 < options.max_hours < float("inf") or not 0 <= options.wait_hours < float("inf") or options.max_crashes < 0:
+        raise Stop(
+            f"--max-hours {options.max_hours:g} must be above 0, --max-crashes and --wait-hours not below 0, and all finite"
+        )
+    if found := secrets(options.gcloud_option):
+        raise Stop(f"--gcloud-option {found[0]}: everybody on a machine can read its command lines; pass --env-file")
+    if words and options.verb not in ("run", "babysit"):
+        raise Stop(f"{options.verb} takes no job; leave out what stands after --")
     if options.env_file:
         check_environment(options.env_file)
-    if options.verb not in ("create", "run", "babysit"):
-        return None
+
+
+def kind_of(options: argparse.Namespace) -> Accelerator:
+    """Raises Stop."""
     if options.type not in ACCELERATORS:
         near = difflib.get_close_matches(options.type.replace("v5e", "v5litepod"), ACCELERATORS, n=3, cutoff=0.5)
         raise Stop(f"--type {options.type!r} is unknown; perhaps {', '.join(near) or 'v6e-8'} (all are in tpu/README.md)")
     return ACCELERATORS[options.type]
 
 
-def perform(options: argparse.Namespace, words: list[str], slice_: Slice, ask: Callable[[str], str] | None) -> int:
+def perform(options: argparse.Namespace, words: list[str], slice_: Slice, ask: Ask | None) -> int:
     """One verb. Raises Stop."""
-    kind, run = check(options), options.run or options.name
-    if kind and options.verb != "create":
-        return perform_job(options, words, slice_, kind, ask)
-    if kind:
+    check(options, words)
+    if options.verb in ("run", "babysit"):
+        return perform_job(options, words, slice_, ask)
+    if options.verb in ("logs", "status", "stop"):
+        return perform_run(options, options.run or options.name, slice_, ask)
+    if options.verb == "delete":
+        slice_.delete()
+        slice_.say(f"{options.name} is deleted")
+        return 0
+    if options.verb == "create":
+        kind = kind_of(options)
+        slice_.type = kind.type
         slice_.create(kind, spot=options.spot, wait_hours=options.wait_hours, extra=tuple(options.gcloud_option))
-        print(f"asked for {options.name}; once it is there it costs; {slice_.how_to_delete()}")
+        slice_.say(f"asked for {options.name} ({kind.type}); once it is there it costs")
     elif options.verb == "wait":
-        slice_.pretended = "ACTIVE"
         if (found := slice_.wait()) != "ACTIVE":
             raise Stop(f"{options.name} is not there ({found}); delete it if it has ended, and create it", code=1)
-    elif options.verb == "setup":
-        slice_.set_up(mount=True)
+    else:
+        slice_.set_up()
         if options.env_file:
             slice_.give_environment(options.env_file)
-    elif options.verb == "logs":
-        follow = f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log"
-        how = {"worker": options.worker, "show": True}
-        done = slice_.ssh(follow, **how) if options.follow else slice_.job("log", run, str(options.lines), **how)
-        must(done, "read the log")
-    elif options.verb == "status":
-        found = slice_.state()
-        hosts = slice_.hosts(run) if found == "ACTIVE" else None
-        print(f"{options.name}: {found}, {slice_.seconds() / 3600:.1f} paid hours", *(hosts or []), sep="\n  ")
-    elif options.verb == "stop":
-        must(slice_.job("stop", run, show=True), "stop the run")
-    else:
-        slice_.delete()
-        print(f"{options.name} is deleted")
+    slice_.say(slice_.how_to_delete())
     return 0
 
 
-def perform_job(
-    options: argparse.Namespace, words: list[str], slice_: Slice, kind: Accelerator, ask: Callable[[str], str] | None
-) -> int:
+def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask | None) -> int:
+    """What concerns a run that was started. Raises Stop."""
+    if options.verb == "logs":
+        follow = f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log"
+        how = {"worker": options.worker, "show": True}
+        must(slice_.ssh(follow, **how) if options.follow else slice_.job("log", run, str(options.lines), **how), "read the log")
+    elif options.verb == "status":
+        found = slice_.state()
+        hosts = slice_.hosts(run) if found == "ACTIVE" else []
+        slice_.say(f"{options.name}: {found}, {slice_.seconds() / 3600:.1f} paid hours")
+        for number, text in enumerate(["its hosts do not answer"] if hosts is None else hosts):
+            slice_.say(f"  host {number}: {text}")
+        if found != "NONE":
+            slice_.say(slice_.how_to_delete())
+    else:
+        must(slice_.job("stop", run, show=True), "stop the run")
+        if ask and ask(f"delete {options.name}, which costs as long as it is there? [y/N] ").strip().lower().startswith("y"):
+            slice_.delete()
+            slice_.say(f"{options.name} is deleted")
+        else:
+            slice_.say(f"{options.name} is there and costs; {slice_.how_to_delete()}")
+    return 0
+
+
+def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, ask: Ask | None) -> int:
     """run or babysit: nothing is made or started before all that can be known is right. Raises Stop."""
+    kind = kind_of(options)
     slice_.type = kind.type
     job = job_of(words, options.name, kind)
     check_bucket(slice_, job)
     if not options.no_plan:
-        plan(job.options, kind.topology, force=options.force, dry_run=options.dry_run)
+        plan(job, kind, options.name, force=options.force, dry_run=options.dry_run)
     if options.verb == "babysit":
         slice_.max_hours = options.max_hours
         care = Care(options.spot, options.wait_hours, tuple(options.gcloud_option), options.env_file, options.max_crashes,
@@ -138,11 +168,14 @@ def perform_job(
             return babysit(slice_, job, kind, care)
         except Stop as stop:
             raise Stop(f"{stop}; if {options.name} is still there it costs: {slice_.how_to_delete()}", stop.code) from None
-    if not slice_.dry_run and (found := slice_.state()) != "ACTIVE":
+    if (found := slice_.state()) != "ACTIVE":
         raise Stop(f"{options.name} is not ready ({found}); tpu.py create, wait and setup come first", code=1)
     if options.env_file:
         slice_.give_environment(options.env_file)
     slice_.start(job.name, job.command(kind))
+    slice_.say(
+        f"{job.name} runs on {kind.hosts} host{'s' * (kind.hosts > 1)}, and nobody looks after it; {slice_.how_to_delete()}"
+    )
     return 0
 
 
@@ -153,19 +186,22 @@ def ask_person(question: str, seconds: float = 600) -> str:
     return sys.stdin.readline() if ready else ""
 
 
-def main(args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time, ask: Callable[[str], str] | None = None) -> int:
+def main(args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time, ask: Ask | None = None) -> int:
     """The exit code; a wrong input is one line on stderr and 2. `sleep`, `clock` and `ask` (a person) can be played by a test."""
     given = list(sys.argv[1:] if args is None else args)
     cut = given.index("--") if "--" in given else len(given)
+    slice_ = None
     try:
         options = parser().parse_args(given[:cut])
-        slice_ = Slice(options.name, options.zone, options.project, options.dry_run, sleep=sleep, clock=clock)
+        rehearsal = Rehearsal(there=options.verb not in ("create", "babysit")) if options.dry_run else None
+        slice_ = Slice(options.name, options.zone, options.project, rehearsal, sleep=sleep, clock=clock)
         return perform(options, given[cut + 1 :], slice_, ask)
     except Stop as stop:
         print(f"error: {stop}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        print(f"\nstopped here; what is on the slice goes on, and costs; {slice_.how_to_delete()}", file=sys.stderr)
+        hint = f"; what is on the slice goes on, and costs; {slice_.how_to_delete()}" if slice_ else ""
+        print(f"\nstopped here{hint}", file=sys.stderr)
         return 130
 
 

@@ -1,0 +1,234 @@
+"""`tpu.py babysit` against a gcloud that plays what happens to slices: what it does, in what order, and that it ends with nothing left."""
+
+import re
+
+import babysitting
+import pytest
+
+POD = ["--type", "v6e-16", "--spot", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
+ONE = ["--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
+MADE = ["create", "scp", "setup", "stop", "start"]  # a slice made, set up, and the run started on it
+
+
+def test_three_preemptions_to_a_finished_run_and_no_slice(cloud_on_path, capsys):
+    cloud = cloud_on_path
+    cloud.play(
+        ["WAITING_FOR_RESOURCES", "PROVISIONING", "active", "active", "SUSPENDING", "SUSPENDED"],
+        ["WAITING_FOR_RESOURCES", "active", "active", "active", "preempted"],
+        ["active", "SUSPENDED"],
+        ["active", "active", "exit 0"],
+        hosts=4,
+    )
+    assert cloud.run("babysit", *POD) == 0
+    assert cloud.story == [*MADE, "delete", *MADE, "delete", *MADE, "delete", *MADE, "delete"]
+    # The run has one name, so that job.sh finds what is there and adds --resume.
+    command = "experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices 16 --distributed on"
+    assert cloud.started == [f"python {command}"] * 4
+    said = capsys.readouterr().out
+    assert said.count("is gone (preempted?)") == 3 and "my-run is deleted" in said
+
+
+def test_a_slice_taken_away_while_it_is_set_up_is_made_anew(cloud):
+    cloud.play(["active", "SUSPENDED"], ["active", "exit 0"], setup=["Connection closed by remote host", *["[255]"] * 5])
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.story == ["create", "scp", *["setup"] * 6, "delete", *MADE, "delete"]
+
+
+def test_the_cost_guard_stops_the_run_and_deletes_the_slice(cloud, capsys):
+    cloud.play(["WAITING_FOR_RESOURCES", "active"])
+    begun = cloud.now
+    assert cloud.run("babysit", "--max-hours", "0.1", *ONE) == 75
+    assert cloud.story == [*MADE, "stop", "delete"]
+    assert cloud.now - begun == pytest.approx(10 + 360)  # ten seconds in the queue cost nothing; then 0.1 h
+    assert "0.1 paid hours are over" in capsys.readouterr().out
+
+
+def test_the_cost_guard_counts_all_machines_and_deletes_even_what_is_to_be_kept(cloud):
+    cloud.play(["active", "active", "active", "SUSPENDED"], ["active"])
+    begun = cloud.now
+    assert cloud.run("babysit", "--max-hours", "0.1", "--keep", *ONE) == 75
+    assert cloud.story == [*MADE, "delete", *MADE, "stop", "delete"]
+    assert cloud.now - begun == pytest.approx(360)
+
+
+def test_75_starts_again_at_once_on_the_same_slice(cloud):
+    cloud.play(["active", "active", "exit 75", "active", "exit 0"], hosts=4)
+    assert cloud.run("babysit", *POD) == 0
+    assert cloud.story == [*MADE, "stop", "start", "delete"]
+    # One look at the slice while the run goes on, a minute; then the pause before the restart, none; and no minute after.
+    assert cloud.slept == [60, 0]
+
+
+@pytest.mark.parametrize(("code", "reason"), [(76, "diverged"), (2, "bad input or configuration")])
+def test_76_and_2_are_not_started_again(cloud, capsys, code, reason):
+    cloud.play(["active", "active", f"exit {code}"])
+    assert cloud.run("babysit", *ONE) == code
+    assert cloud.story == [*MADE, "log", "delete"]
+    assert capsys.readouterr().err == f"error: my-run: {reason} (exit code {code}); its last lines are in my-run.log\n"
+    with open("my-run.log") as log:
+        assert log.read() == "the last words of the run\n"
+
+
+def test_crashes_are_started_again_a_few_times_with_growing_pauses(cloud):
+    crash = ["active", "exit 1"]
+    cloud.play([*crash, *crash, *crash])
+    assert cloud.run("babysit", "--max-crashes", "2", *ONE) == 1
+    assert cloud.story == [*MADE, "stop", "start", "stop", "start", "log", "delete"]
+    assert [seconds for seconds in cloud.slept if seconds != 60] == [10, 20]
+
+
+def test_crashes_are_forgotten_after_an_hour(cloud, monkeypatch):
+    monkeypatch.setattr(babysitting, "LOOK", 2000.0)
+    long = ["active", "active", "active", "exit 1"]  # two looks, 4000 s
+    cloud.play([*long, *long, *long, "active", "exit 0"])
+    assert cloud.run("babysit", "--max-crashes", "1", *ONE) == 0
+    assert cloud.story.count("start") == 4
+
+
+def test_a_host_that_fails_alone_counts_as_a_crash(cloud):
+    """The others are stopped after five minutes; that they then end with 75 does not make it a restart without count."""
+    alone = ["active", *["exit 134,running,running,running"] * 6, "exit 134,75,75,75"]
+    cloud.play(alone, hosts=4)
+    assert cloud.run("babysit", "--max-crashes", "0", *POD) == 1
+    assert cloud.story == [*MADE, "stop", "log", "delete"]
+
+
+def test_hosts_that_do_not_answer_for_half_an_hour_count_as_a_crash(cloud, monkeypatch, capsys):
+    monkeypatch.setattr(babysitting, "LOOK", 700.0)
+    cloud.play(["active", "active", "deaf", "deaf", "deaf", "active", "exit 0"])
+    assert cloud.run("babysit", *ONE) == 0
+    assert "do not answer" not in capsys.readouterr().out
+    assert cloud.story == [*MADE, "stop", "start", "delete"]
+
+
+def test_a_half_created_slice_is_made_anew(cloud, capsys):
+    cloud.play(["half"], ["active", "exit 0"])
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.story == ["create", "delete", *MADE, "delete"]
+    assert "FAILED (it has no machine)" in capsys.readouterr().out
+    assert 800 < sum(cloud.slept) < 1000
+
+
+def test_a_slice_that_fails_three_times_is_given_up(cloud, capsys):
+    cloud.play(["FAILED"], ["WAITING_FOR_RESOURCES", "FAILED"], ["FAILED"], ["active"])
+    assert cloud.run("babysit", *ONE) == 1
+    assert cloud.story == ["create", "delete"] * 3
+    said = capsys.readouterr().err
+    assert "did not become active 3 times in a row (no capacity)" in said and "python tpu/tpu.py delete my-run" in said
+
+
+def test_a_quota_that_frees_up_is_waited_for_with_growing_pauses(cloud):
+    full = "ERROR: RESOURCE_EXHAUSTED: Quota limit 'TPUV6EPreemptiblePerProject' exceeded"
+    cloud.play(["active", "exit 0"], create=[full, full, full])
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.slept[:3] == [10, 20, 40]
+    assert cloud.story[:5] == ["create"] * 4 + ["scp"]
+
+
+def test_a_quota_that_stays_is_an_error(cloud, capsys):
+    full = "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded"
+    cloud.play(["active"], create=[full] * 20)
+    assert cloud.run("babysit", *ONE) == 2
+    assert cloud.story == ["create"] * 6  # capped, in number and in pauses
+    assert cloud.slept == [10, 20, 40, 80, 120]
+    assert "ask for more quota, or take another type or zone" in capsys.readouterr().err
+
+
+def test_an_outage_of_the_interface_is_outlasted(cloud):
+    cloud.play(["active", "active", "active", "exit 0"], describe=["", "", "", "", *["503 UNAVAILABLE"] * 8])
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.story == [*MADE, "delete"]
+
+
+def test_without_the_right_to_look_it_ends_and_says_how_to_delete(cloud, capsys):
+    cloud.play(["active", "active"], describe=["", "", "", "PERMISSION_DENIED: no"])
+    assert cloud.run("babysit", *ONE) == 2
+    assert "if my-run is still there it costs: delete it with: python tpu/tpu.py delete my-run" in capsys.readouterr().err
+
+
+def test_what_somebody_else_deleted_is_not_made_again(cloud, capsys):
+    cloud.play(["active", "active", "deleted"], ["active"])
+    assert cloud.run("babysit", *ONE) == 75
+    assert cloud.story == MADE
+    assert "deleted by somebody else" in capsys.readouterr().err
+
+
+def test_a_run_that_is_going_on_is_watched(cloud):
+    """As when babysit itself was started anew."""
+    cloud.play(["active", "active", "active", "exit 0"], there=True)
+    world = (cloud.folder / "world.json").read_text().replace('"started": false', '"started": true')
+    (cloud.folder / "world.json").write_text(world)
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.story == ["delete"]
+
+
+def test_a_slice_of_another_type_is_refused(cloud, capsys):
+    cloud.play(["active"], there=True, type="v6e-4")
+    assert cloud.run("babysit", *ONE) == 2
+    assert "is there as v6e-4, not v6e-8" in capsys.readouterr().err and cloud.story == []
+
+
+def test_a_run_on_the_slice_s_own_disk_is_brought_home_before_deletion(cloud):
+    cloud.play(["active", "exit 0"])
+    assert cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    assert cloud.story == [*MADE, "scp", "delete"]
+    copy = [call for call in cloud.calls if call[4] == "scp"][-1]
+    assert copy[5:] == ["--worker=0", "--recurse", "my-run:jaxppo/runs/my-run", "runs/", "--zone=us-east5-b", "--quiet"]
+
+
+def test_what_cannot_be_brought_home_is_kept(cloud, capsys):
+    cloud.play(["active", "exit 0"], scp=["", "Permission denied"])
+    assert cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    assert "delete" not in cloud.story
+    assert re.search("is kept and costs; delete it with: .* --zone us-east5-b", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(("answer", "kept"), [("n\n", True), ("\n", False), ("", False)])  # the last one: nobody was there
+def test_a_person_is_offered_deletion_after_a_failure(cloud, answer, kept):
+    cloud.play(["active", "exit 76"])
+    cloud.answers = [answer]
+    assert cloud.run("babysit", *ONE, person=True) == 76
+    assert cloud.asked == ["delete my-run, which costs as long as it is there? [Y/n] "]
+    assert ("delete" not in cloud.story) == kept
+
+
+def test_keep(cloud, capsys):
+    cloud.play(["active", "exit 0"])
+    assert cloud.run("babysit", "--keep", *ONE) == 0
+    assert "delete" not in cloud.story and "is kept and costs; delete it with" in capsys.readouterr().out
+
+
+def test_a_deletion_that_fails_is_said_loudly(cloud, capsys):
+    cloud.play(["active", "exit 0"], delete=["PERMISSION_DENIED: no"])
+    assert cloud.run("babysit", *ONE) == 1
+    assert "could not be deleted and may still cost: PERMISSION_DENIED: no; delete it with" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
+    cloud.play(["active"])
+
+    def interrupted(seconds):
+        raise KeyboardInterrupt
+
+    cloud.sleep = interrupted
+    assert cloud.run("babysit", *ONE) == 130
+    assert cloud.story == MADE
+    assert "goes on, and costs; delete it with: python tpu/tpu.py delete my-run" in capsys.readouterr().err
+
+
+def test_secrets_go_in_a_file_and_stand_in_no_command(cloud, tmp_path):
+    file = tmp_path / "secrets.env"
+    file.write_text("HF_TOKEN=hf_abcdefghijklmnopqrstuvwx\n")
+    file.chmod(0o600)
+    cloud.play(["active", "SUSPENDED"], ["active", "exit 0"])
+    assert cloud.run("babysit", "--env-file", str(file), *ONE) == 0
+    assert cloud.story.count("scp") == 4  # the code and the file, on each of two slices
+    copies = [call[5:] for call in cloud.calls if str(file) in call]
+    assert copies == [["--worker=all", "--scp-flag=-p", str(file), "my-run:.jaxppo.env", "--zone=us-east5-b", "--quiet"]] * 2
+    assert "hf_" not in str(cloud.calls)
+
+
+def test_without_a_bucket_a_spot_slice_is_warned_about(cloud, capsys):
+    cloud.play(["active", "exit 0"])
+    assert cloud.run("babysit", "--spot", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    assert "a preemption loses the run" in capsys.readouterr().out

@@ -1,0 +1,190 @@
+"""What is right or wrong about a job is known before anything is paid for; and only tracked files leave this machine."""
+
+import doctest
+import os
+import sys
+import tarfile
+
+import accelerators
+import babysitting
+import basics
+import jobs
+import pytest
+
+V6E_8, V6E_16 = accelerators.ACCELERATORS["v6e-8"], accelerators.ACCELERATORS["v6e-16"]
+SCRIPT = "experiments/sentiment.py"
+
+
+def job(*options: str, kind: accelerators.Accelerator = V6E_8) -> jobs.Job:
+    return jobs.job_of([SCRIPT, *options], "my-run", kind)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """A repository of a script and of settings in two forms; `left.yaml` and `data.jsonl` are not tracked."""
+    for name, text in {
+        SCRIPT: "",
+        "settings.yaml": "# mine\nname: from-file # its name\nlr: 0.1\nruns: 'gs://from-file/runs'\n",
+        "config.json": '{"name": "stored", "runs": "gs://stored/runs", "lr": 0.1}',
+        "broken.json": "[1]",
+        "left.yaml": "lr: 1",
+        "data.jsonl": "",
+        "data/train.jsonl": "",
+    }.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(jobs, "ROOT", tmp_path)
+    tracked = [SCRIPT, "settings.yaml", "config.json", "broken.json", "data/train.jsonl"]
+    monkeypatch.setattr(jobs, "tracked", lambda: tracked)
+    return tmp_path
+
+
+@pytest.mark.parametrize("module", [accelerators, babysitting, basics, jobs], ids=lambda module: module.__name__)
+def test_the_examples_in_the_docstrings(module):
+    found = doctest.testmod(module)
+    assert found.attempted and not found.failed
+
+
+@pytest.mark.parametrize("runs", [[], ["--runs", "runs"], ["--runs", "/mnt/disk"]])
+def test_several_hosts_need_a_bucket(runs):
+    with pytest.raises(basics.Stop, match="v6e-16 has 4 hosts, each with its own disk: give the job --runs gs://BUCKET/FOLDER"):
+        job(*runs, kind=V6E_16)
+    assert job(*runs).bucket == ""  # one host does not
+    assert job("--runs", "gs://my-bucket/runs", kind=V6E_16).bucket == "my-bucket"
+
+
+@pytest.mark.parametrize(
+    "runs", ["gs:/my-bucket", "gs://", "gs://A/b", "gs://my-bucket/a b", "gs://my-bucket//a", "gs://my-bucket/$(x)"]
+)
+def test_a_bucket_s_name(runs):
+    with pytest.raises(basics.Stop, match="write gs://BUCKET/FOLDER"):
+        job("--runs", runs)
+
+
+def test_the_bucket_is_looked_for_before_anything_is_paid_for(cloud, capsys):
+    cloud.play(["active"], storage=["ERROR: gs://my-bucket not found: 404."])
+    assert cloud.run("babysit", "--type", "v6e-16", "--no-plan", "--", SCRIPT, "--runs", "gs://my-bucket/runs") == 2
+    said = capsys.readouterr().err
+    assert "not found: 404.; if it is missing, make it with: gcloud storage buckets create gs://my-bucket" in said
+    assert cloud.calls == [["gcloud", "storage", "buckets", "describe", "gs://my-bucket", "--format=value(name)", "--quiet"]]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "x" * 65])
+def test_a_run_s_name(name):
+    if name:
+        with pytest.raises(basics.Stop, match="use 1 to 64 letters"):
+            job("--name", name)
+
+
+@pytest.mark.parametrize("script", ["experiments/missing.py", "/etc/passwd", "../x.py"])
+def test_a_script_of_the_repository(script):
+    with pytest.raises(basics.Stop, match="is no tracked file of"):
+        jobs.job_of([script], "my-run", V6E_8)
+
+
+def test_no_job():
+    with pytest.raises(basics.Stop, match="no job; give it after --"):
+        jobs.job_of([], "my-run", V6E_8)
+
+
+def test_the_command_says_what_every_restart_needs():
+    given = job("--steps=3", "--runs", "gs://my-bucket/runs", "--name=mine", "--distributed", "auto", kind=V6E_16)
+    options = ["--steps=3", "--runs", "gs://my-bucket/runs", "--name=mine", "--distributed", "auto"]
+    assert given.command(V6E_16) == ["python", SCRIPT, *options, "--expect-devices", "16"]
+    assert job().command(V6E_8) == ["python", SCRIPT, "--name", "my-run", "--runs", "runs", "--expect-devices", "8"]
+
+
+@pytest.mark.parametrize(("file", "name"), [("settings.yaml", "from-file"), ("config.json", "stored")])
+def test_name_and_runs_of_a_file_of_settings(files, file, name):
+    """They are said on the command line, where job.sh reads them; the command line's own go before them."""
+    given = job("--config", file, kind=V6E_16)
+    assert (given.name, given.runs) == (name, f"gs://{name}/runs")
+    assert given.command(V6E_16)[2:8] == ["--config", file, "--name", name, "--runs", f"gs://{name}/runs"]
+    given = job(f"--config={file}", "--name", "mine", "--runs", "gs://mine/runs", kind=V6E_16)
+    assert (given.name, given.runs, given.bucket) == ("mine", "gs://mine/runs", "mine")
+
+
+def test_the_example_settings_are_read_as_jaxppo_reads_them(files):
+    from pathlib import Path
+
+    from jaxppo import config, settings
+
+    stored, _ = settings.read(config.RunConfig, Path(files / "settings.yaml"))
+    assert {name: stored[name] for name in ("name", "runs")} == jobs.stored_in("settings.yaml", ["settings.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--config", "left.yaml"], "--config left.yaml: it is here, but would not be on the slice"),
+        (["--config", "missing.yaml"], "--config missing.yaml is no tracked file of"),
+        (["--config", "broken.json"], "--config broken.json is no JSON object of settings"),
+        (["--data", "data.jsonl"], "--data data.jsonl: it is here, but would not be on the slice, which gets tracked files only"),
+        (["--data=data.jsonl"], "--data data.jsonl: it is here"),
+        (["--data", "/etc/hostname"], "--data /etc/hostname: it is here"),
+        (["--hf-token", "x"], "--hf-token: everybody on a machine can read its command lines"),
+        (["--note", "hf_abcdefghijklmnopqrstuvwx"], "hf_...: everybody"),
+    ],
+)
+def test_files_that_stay_behind_and_secrets_are_refused(files, options, complaint):
+    with pytest.raises(basics.Stop, match=complaint) as stop:
+        job(*options)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "options", [["--data", "data/train.jsonl"], ["--data", "data/"], ["--model", "some/model"], ["--lr", ".1"]]
+)
+def test_what_is_tracked_or_no_file_passes(files, options):
+    assert job(*options).options == tuple(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "complaint"),
+    [
+        (None, 0o600, "there is no such file"),
+        ("A=1\n", 0o644, "can be read by others: chmod 600"),
+        ("A=1\nexport B=2\n", 0o600, "line 2: write NAME=VALUE"),
+        ("A = 1\n", 0o600, "line 1: write NAME=VALUE"),
+        ("# a remark\n\nA=1\n_B2=x y=z\n", 0o600, None),
+    ],
+)
+def test_the_file_of_secrets(tmp_path, text, mode, complaint):
+    file = tmp_path / "secrets.env"
+    if text is not None:
+        file.write_text(text)
+        file.chmod(mode)
+    if complaint is None:
+        return jobs.check_environment(file)
+    with pytest.raises(basics.Stop, match=complaint):
+        jobs.check_environment(file)
+
+
+def test_tracked_files_alone_are_packed(tmp_path):
+    basics.pack(tmp_path / "code.tar.gz")
+    with tarfile.open(tmp_path / "code.tar.gz") as archive:
+        names = archive.getnames()
+    assert sorted(names) == sorted(name for name in basics.tracked() if os.path.lexists(basics.ROOT / name))
+    assert {"tpu/job.sh", "tpu/setup_vm.sh", "pyproject.toml", "experiments/sentiment.py"} <= set(names)
+    assert not any(name.startswith((".git/", ".venv", "runs/")) for name in names)
+
+
+def test_what_is_made_on_the_way_is_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert basics.private("my-run").stat().st_mode & 0o077 == 0
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(basics.Stop, match="cannot write to"):
+        basics.private("my-run")
+
+
+def test_the_standard_library_is_enough():
+    """tpu.py runs where nothing is installed; job_settings.py alone is run by jaxppo's Python."""
+    import ast
+
+    own = {path.stem for path in (basics.ROOT / "tpu").glob("*.py")}
+    for path in (basics.ROOT / "tpu").glob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        found = {name.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for name in node.names}
+        found |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
+        assert found - own - sys.stdlib_module_names == ({"jaxppo"} if path.name == "job_settings.py" else set()), path

@@ -1,0 +1,145 @@
+"""A job that cannot fit is refused before anything is paid for, unless told otherwise; the settings planned are those that would run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+JOB = ["--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
+BABYSIT = ["--type", "v6e-16", *JOB]
+
+
+@pytest.fixture
+def planner(cloud, monkeypatch):
+    """A `jaxppo` first in PATH that answers what it is told to, and job_settings.py beside the point."""
+
+    def answer(code: int, out: str = "", err: str = "") -> None:
+        (cloud.folder / "jaxppo").write_text(
+            f"#!/bin/sh\necho \"$@\" >>{cloud.folder}/planned\necho '{out}'\necho '{err}' >&2\nexit {code}\n"
+        )
+        (cloud.folder / "jaxppo").chmod(0o755)
+
+    import planning
+
+    monkeypatch.setattr(planning, "settings_problem", lambda argv, script: "")
+    cloud.play(["active", "exit 0"], hosts=4)
+    return answer
+
+
+def test_what_fits_is_run(cloud, planner, capsys):
+    planner(0, "FITS: 3.1 GiB of 31.2 GiB")
+    assert cloud.run("babysit", *BABYSIT) == 0
+    assert "FITS: 3.1 GiB" in capsys.readouterr().out and "start" in cloud.story
+    assert (cloud.folder / "planned").read_text() == f"plan {cloud.cache}/config.json --topology v6e:4x4\n"
+
+
+@pytest.mark.parametrize("verb", ["babysit", "run"])
+def test_what_does_not_fit_is_refused_before_anything_is_made(cloud, planner, capsys, verb):
+    planner(2, "DOES NOT FIT: 40 GiB of 31.2 GiB")
+    assert cloud.run(verb, *BABYSIT) == 2
+    said = capsys.readouterr()
+    assert "DOES NOT FIT: 40 GiB" in said.out and "error: the job does not fit v6e-16 (v6e:4x4): change what" in said.err
+    assert [call[1] for call in cloud.calls] == ["storage"]
+
+
+def test_unless_told_otherwise(cloud, planner, capsys):
+    planner(2, "DOES NOT FIT: 40 GiB of 31.2 GiB")
+    assert cloud.run("babysit", "--force", *BABYSIT) == 0
+    assert "warning: the job does not fit v6e-16" in capsys.readouterr().err and "start" in cloud.story
+
+
+def test_no_plan(cloud, planner):
+    planner(2, "DOES NOT FIT")
+    assert cloud.run("babysit", "--no-plan", *BABYSIT) == 0
+    assert not (cloud.folder / "planned").exists()
+
+
+@pytest.mark.parametrize(
+    ("err", "complaint"),
+    [
+        ("error: it needs the TPU compiler: pip install jaxppo[tpu-plan]", "(pip install -e '.[tpu-plan]' in the repository, or pass --no-plan)"),
+        ("error: --model mine: to plan, choose one of smollm2", "jaxppo plan failed: --model mine: to plan, choose one of smollm2; mend it, or"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_made_is_no_leave(cloud, planner, capsys, err, complaint):
+    planner(2, "", err)
+    assert cloud.run("babysit", *BABYSIT) == 2
+    assert complaint in capsys.readouterr().err and cloud.story == []
+
+
+def test_without_jaxppo(cloud, capsys, monkeypatch):
+    import planning
+
+    monkeypatch.setattr(planning.sys, "executable", "/nowhere/python")
+    assert cloud.run("babysit", *BABYSIT) == 2
+    assert "jaxppo is not installed here, so nothing says whether the job fits" in capsys.readouterr().err and cloud.story == []
+
+
+def test_whose_python(tmp_path):
+    from planning import python_of
+
+    command = tmp_path / "jaxppo"
+    command.write_text(f"#!{sys.executable}\n")
+    assert python_of(str(command)) == sys.executable
+    for other in ("#!/bin/sh\n", "#!/nowhere/python3\n", "\x7fELF", ""):
+        command.write_text(other)
+        assert python_of(str(command)) == sys.executable
+    assert python_of(None) == sys.executable
+
+
+def settings_of(tmp_path, script: str, *options: str) -> tuple[subprocess.CompletedProcess, dict]:
+    """job_settings.py for real; in a process of its own, as tpu.py calls it."""
+    out = tmp_path / "config.json"
+    argv = [sys.executable, str(ROOT / "tpu" / "job_settings.py"), str(out), script, *options]
+    done = subprocess.run(argv, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    return done, json.loads(out.read_text()) if out.exists() else {}
+
+
+def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
+    """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options'; the script's own names are known."""
+    file = tmp_path / "settings.yaml"
+    file.write_text("batch_size: 128\nlr: 1e-4\nreward: vader\nalgorithm: grpo\n")
+    options = ["--config", str(file), "--lr", "0.5", "--runs", "gs://my-bucket/runs", "--distributed", "on"]
+    done, found = settings_of(tmp_path, "experiments/sentiment.py", *options)
+    assert done.returncode == 0, done.stderr
+    chosen = {
+        name: found[name] for name in ("dtype", "prompt_length", "batch_size", "lr", "reward", "algorithm", "advantage", "runs")
+    }
+    assert chosen == {
+        "dtype": "bfloat16", "prompt_length": 9, "batch_size": 128, "lr": 0.5, "reward": "vader", "algorithm": "grpo",
+        "advantage": "group", "runs": "gs://my-bucket/runs",
+    }  # fmt: skip
+
+
+def test_options_that_the_script_would_not_take(cloud_on_path, capsys):
+    """For real, through tpu.py: an answer costs nothing, an hour of a slice does."""
+    cloud_on_path.play(["active"])
+    assert cloud_on_path.run("babysit", "--force", "--type", "v6e-16", *JOB, "--batchsize", "3") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: experiments/sentiment.py would not start: ") and "--batch-size" in said
+    assert cloud_on_path.story == []
+
+
+def test_a_script_without_settings_of_a_run(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text("print('imported')\nif __name__ == '__main__':\n    raise SystemExit('run')\n")
+    done, found = settings_of(tmp_path, str(script))
+    assert (done.returncode, found) == (3, {})
+    assert "defines no dataclass of settings that extends RunConfig" in done.stderr
+
+
+@pytest.mark.ci
+def test_a_job_is_planned_for_real(cloud_on_path, capsys):
+    """`jaxppo plan` itself, through a file of settings: what fits, and what no v5e has the memory for."""
+    pytest.importorskip("libtpu")
+    cloud = cloud_on_path
+    job = ["--", "experiments/sentiment.py", "--tiny", "--config", "tests/tpu/job.yaml", "--batch-size"]
+    cloud.play(["active", "active", "exit 0"], there=True, type="v5litepod-4")
+    assert cloud.run("run", "--type", "v5litepod-4", *job, "64") == 0
+    assert "FITS: " in capsys.readouterr().out and cloud.story == ["start"]
+    cloud.play(["active"], there=True, type="v5litepod-4")
+    assert cloud.run("run", "--type", "v5litepod-4", *job, "16384") == 2
+    assert "the job does not fit v5litepod-4 (v5e:2x2)" in capsys.readouterr().err and cloud.story == []

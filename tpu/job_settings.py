@@ -1,0 +1,43 @@
+"""A job's settings as a config.json, for `jaxppo plan`:  python job_settings.py OUT SCRIPT [OPTION...]
+
+The script's own parser reads its options, files of settings and presets, so that what is planned is what will run. The script is
+imported and not run. This is the one file here that needs jaxppo; tpu.py calls it with jaxppo's Python.
+
+Exit code 2: the options are wrong; 3: the script takes no settings of a run.
+"""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+
+def kind_of(script: Path) -> type | None:
+    """The dataclass of the script's options: the RunConfig that it defines, and of several the one that builds on the others."""
+    from jaxppo.config import RunConfig
+
+    spec = importlib.util.spec_from_file_location("job", script)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["job"] = module  # where dataclasses look for the names in their annotations
+    sys.path.insert(0, str(script.resolve().parent))
+    spec.loader.exec_module(module)
+    own = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, RunConfig) and x.__module__ == "job"]
+    last = [x for x in own if not any(x in other.__mro__[1:] for other in own)]
+    return last[0] if len(last) == 1 else None
+
+
+def main(out: str, script: str, *options: str) -> int:
+    from jaxppo.config import to_dict
+    from jaxppo.options import parse
+
+    kind = kind_of(Path(script))
+    if kind is None:
+        print(f"error: {script} defines no dataclass of settings that extends RunConfig", file=sys.stderr)
+        return 3
+    Path(out).write_text(json.dumps(to_dict(parse(kind, args=list(options))), indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
