@@ -1,4 +1,4 @@
-"""Checkpoints of the supported families as our parameter tree: names, layout, shapes."""
+"""Checkpoints of the supported families as our parameter tree, and back: names, layout, shapes."""
 
 import re
 from collections.abc import Mapping
@@ -86,6 +86,55 @@ def _from_llama(tensors: Tensors) -> dict[str, np.ndarray]:
         else:
             raise _unknown(name)
     return flat
+
+
+def tensors(family: str, model: ModelConfig, params: Mapping[str, Any]) -> dict[str, Float32[np.ndarray, "..."]]:
+    """`params` undone: a checkpoint's tensors under their family's names, in its layout.
+
+    Raises:
+        PretrainedError: when the parameters are not what the settings ask for.
+    """
+    flat = checked(model, flatten(params))
+    return _to_gpt2(flat) if family == "gpt2" else _to_llama(flat)
+
+
+def _to_gpt2(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    out = {}
+    theirs = {ours: name for name, ours in GPT2_NAMES.items()}
+    top = {"embed/embedding": "transformer.wte.weight", "positions/embedding": "transformer.wpe.weight"}
+    for name, tensor in flat.items():
+        module, _, leaf = name.rpartition("/")
+        match = re.fullmatch(r"layers_(\d+)/(.+)", module)
+        kind = "bias" if leaf == "bias" else "weight"
+        if name in top:
+            out[top[name]] = tensor
+        elif name == "head/kernel":
+            out["lm_head.weight"] = tensor.T
+        elif not match:
+            out[f"transformer.ln_f.{kind}"] = tensor
+        elif match[2] == "attention/q":
+            parts = [flat[f"layers_{match[1]}/attention/{part}/{leaf}"] for part in "qkv"]
+            out[f"transformer.h.{match[1]}.attn.c_attn.{kind}"] = np.concatenate(parts, -1)
+        elif match[2] not in ("attention/k", "attention/v"):
+            out[f"transformer.h.{match[1]}.{theirs[match[2]]}.{kind}"] = tensor
+    return out
+
+
+def _to_llama(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    out = {}
+    theirs = {ours: name for name, ours in LLAMA_NAMES.items()}
+    top = {"embed/embedding": "model.embed_tokens.weight", "final_norm/scale": "model.norm.weight"}
+    for name, tensor in flat.items():
+        module, _, leaf = name.rpartition("/")
+        match = re.fullmatch(r"layers_(\d+)/(.+)", module)
+        if name in top:
+            out[top[name]] = tensor
+        elif not match:
+            out["lm_head.weight"] = tensor.T
+        else:
+            kind = "bias" if leaf == "bias" else "weight"
+            out[f"model.layers.{match[1]}.{theirs[match[2]]}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
+    return out
 
 
 def _stripped(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 
 from jaxppo.pretrained.errors import PretrainedError
 
@@ -73,8 +73,8 @@ def read_file(path: Path, names: list[str] | None = None) -> dict[str, Float32[n
     return tensors
 
 
-def write_file(path: Path, tensors: Mapping[str, Float32[np.ndarray, "..."]]) -> None:
-    """Write tensors into one file."""
+def write_file(path: Path, tensors: Mapping[str, Float[np.ndarray, "..."]], *, metadata: dict[str, str] | None = None) -> None:
+    """Write tensors into one file; transformers wants the metadata {"format": "pt"}, whoever wrote it."""
     from safetensors.numpy import save_file
 
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path, metadata=metadata)

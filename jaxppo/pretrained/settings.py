@@ -1,4 +1,4 @@
-"""A checkpoint's config.json as our `ModelConfig`."""
+"""A checkpoint's config.json as our `ModelConfig`, and back."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -117,3 +117,84 @@ def _window(settings: Mapping[str, Any]) -> int | None:
     if kinds != {"full_attention"}:
         raise PretrainedError("the checkpoint has a sliding window in some layers only, which is unsupported")
     return None
+
+
+GPT2_SHAPE = {
+    "kind": "transformer", "positions": "learned", "norm": "layer", "gated": False, "qkv_bias": True, "out_bias": True,
+    "mlp_bias": True, "qk_norm": False, "window": None, "context_width": 0,
+}  # fmt: skip
+LLAMA_SHAPE = {"kind": "transformer", "positions": "rope", "norm": "rms", "gated": True, "context_width": 0}
+CLASSES = {"gpt2": "GPT2LMHeadModel"} | {name: f"{name.capitalize()}ForCausalLM" for name in FAMILIES if name != "gpt2"}
+
+
+def family(model: ModelConfig) -> str:
+    """The family of transformers' that has this shape. Raises PretrainedError when none has.
+
+    >>> from dataclasses import replace
+    >>> from jaxppo.config import gpt2, llama
+    >>> family(gpt2()), family(llama(vocab_size=8)), family(replace(llama(vocab_size=8), qkv_bias=True))
+    ('gpt2', 'llama', 'qwen2')
+    """
+    has = lambda shape: all(getattr(model, name) == value for name, value in shape.items())
+    if has(GPT2_SHAPE) and model.num_kv_heads == model.num_heads and model.head_dim * model.num_heads == model.width:
+        return "gpt2"
+    biases, windowed = (model.qkv_bias, model.out_bias, model.mlp_bias), model.window is not None
+    if has(LLAMA_SHAPE):
+        if model.qk_norm and biases in ((False, False, False), (True, True, False)):
+            return "qwen3"
+        if not model.qk_norm and biases == (True, False, False):
+            return "qwen2"
+        if not model.qk_norm and model.qkv_bias == model.out_bias and not (windowed and any(biases)):
+            return "mistral" if windowed else "llama"
+    what = f"a {model.kind} policy" if model.kind != "transformer" else "a transformer of this shape"
+    raise PretrainedError(f"transformers has no class for {what}; it can be kept and loaded by jaxppo alone")
+
+
+def as_transformers(model: ModelConfig) -> dict[str, Any]:
+    """`config` undone: what config.json holds of the network. Dropout, of training alone, is left out.
+
+    Raises:
+        PretrainedError: when transformers has no class for the shape.
+    """
+    name = family(model)
+    shared = {
+        "architectures": [CLASSES[name]], "model_type": name, "vocab_size": model.vocab_size, "tie_word_embeddings": model.tied
+    }  # fmt: skip
+    return shared | (_as_gpt2(model) if name == "gpt2" else _as_llama(model, name))
+
+
+def _as_gpt2(model: ModelConfig) -> dict[str, Any]:
+    return {
+        "n_embd": model.width, "n_layer": model.num_layers, "n_head": model.num_heads, "n_positions": model.max_length,
+        "n_inner": model.mlp_width, "layer_norm_epsilon": model.norm_eps,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(model.activation, model.activation),
+        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
+    }  # fmt: skip
+
+
+def _as_llama(model: ModelConfig, name: str) -> dict[str, Any]:
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if model.rope_scaling is not None:
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        *factors, original = model.rope_scaling
+        rope |= dict(zip(names, [*factors, int(original)], strict=True)) | {"rope_type": "llama3"}
+    out: dict[str, Any] = {
+        "hidden_size": model.width, "num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads, "head_dim": model.head_dim, "intermediate_size": model.mlp_width,
+        "max_position_embeddings": model.max_length, "rms_norm_eps": model.norm_eps, "attention_dropout": 0.0,
+        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(model.activation, model.activation),
+        # transformers 4 reads the base frequency here, and without a word would take its default
+        "rope_parameters": rope, "rope_theta": model.rope_theta,
+    }  # fmt: skip
+    if model.rope_scaling is not None:
+        out["rope_scaling"] = rope
+    if name in ("llama", "qwen3"):
+        out["attention_bias"] = model.qkv_bias
+    if name == "llama":
+        out["mlp_bias"] = model.mlp_bias
+    if name == "mistral":
+        out["sliding_window"] = model.window
+    elif model.window is not None:
+        kinds = ["sliding_attention"] * model.num_layers
+        out |= {"use_sliding_window": True, "sliding_window": model.window, "max_window_layers": 0, "layer_types": kinds}
+    return out

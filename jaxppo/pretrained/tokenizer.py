@@ -126,3 +126,15 @@ def from_transformers(folder: Path) -> Tokenizer:
     return Tokenizer(
         backend, eos_id=found.eos_token_id, bos_id=found.bos_token_id, pad_id=found.pad_token_id, chat_template=template
     )
+
+
+def as_transformers(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
+    """tokenizer_config.json: what `transformers.AutoTokenizer` needs beside tokenizer.json."""
+    ids = {"eos_token": tokenizer.eos_id, "bos_token": tokenizer.bos_id, "pad_token": tokenizer.pad_id}
+    names = {name: tokenizer.token(token_id) for name, token_id in ids.items() if token_id is not None}
+    template = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
+    # Not the family's own class, which would split texts in a way of its own; padding as in training.
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, "padding_side": "left",
+        "clean_up_tokenization_spaces": False, **names, **template,
+    }  # fmt: skip
