@@ -1,6 +1,7 @@
 """The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
 
 import dataclasses
+import inspect
 import logging
 import os
 import sys
@@ -8,22 +9,27 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from jaxppo import doctor as checks
+from jaxppo import export as exporting
 from jaxppo.config import Config, RunConfig, RunError, UserError, from_file
 from jaxppo.options import parse
 from jaxppo.presets import ALGORITHMS, preset
 
 
-def script(main: Callable[[Any], None], config: type, *, args: list[str] | None = None, alone: bool = False) -> None:
-    """Run `main(options)` with the options of the dataclass `config` from the command line.
+def script(
+    main: Callable[[Any], None], config: type, *, args: list[str] | None = None, alone: bool = False, about: str = ""
+) -> None:
+    """Run `main(options)` with the options of the dataclass `config` from the command line; `about` stands above them in
+    --help, or else what the script says of itself.
 
     A RunError is one line on stderr and its exit code; a wrong option is one, too. A run joins its other processes first,
     if there are any, unless it is to be `alone`.
     """
-    options = parse(config, args=args, description=sys.modules[main.__module__].__doc__ or "")
+    options = parse(config, args=args, description=about or sys.modules[main.__module__].__doc__ or "")
     # The compiler's remarks about the machine are no news to the user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -71,41 +77,83 @@ def leave(code: int) -> NoReturn:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Responses of a trained run.
+    """Responses of a trained run to prompts, to a file of them, or in a conversation.
 
-    jaxppo sample runs/sentiment "The film is" "I went to see"
+    $ jaxppo sample runs/sentiment "The film is" "I went to see"
+    $ jaxppo sample runs/sentiment --file prompts.txt --temperature 0
+    $ jaxppo sample runs/sentiment --max-tokens 12 < prompts.txt
+    $ jaxppo sample runs/assistant --chat
     """
 
-    run: tyro.conf.Positional[Path]
-    """the run's folder"""
-    prompts: tyro.conf.Positional[tuple[str, ...]] = ()
-    """texts to continue; without any, lines of standard input"""
+    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
+    """the run's folder, or that of a task's whole way; its newest checkpoint is taken"""
+    prompts: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]] = ()
+    """texts to continue; without any, the lines of standard input, as they are typed when that is a terminal"""
+    file: Path | None = None
+    """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line"""
+    chat: bool = False
+    """prompts are turns in the checkpoint's own chat format; at a terminal they are one conversation"""
+    temperature: float | None = None
+    """of sampling, 0 = always the likeliest token; without it the run's own"""
+    max_tokens: int | None = None
+    """most tokens of a response, not above the run's own; without it that"""
     seed: int = 0
+    """of the noise; the same prompts get the same responses"""
 
 
 def sample(options: SampleOptions) -> None:
     """Print one response to each prompt."""
-    if not (options.run / "config.json").exists():
-        raise UserError(f"no run in {options.run}; give the folder that holds its config.json")
-    texts = list(options.prompts) or [line.rstrip("\n") for line in sys.stdin if line.strip()]
-    if not texts:
-        raise UserError("no prompts; give some on the command line or on standard input")
+    run = next((x for x in (options.run, options.run / "policy") if (x / "config.json").is_file()), None)
+    if run is None:
+        raise UserError(f"no run in {options.run}; give the folder that holds its config.json, or that of a task's whole way")
+    talking = not options.prompts and not options.file and sys.stdin.isatty()
+    texts = [] if talking else prompts_of(options)
 
-    from jaxppo import tracking, train
+    from jaxppo import sampler, tracking, train
 
     train.use_compilation_cache()
-    config, policy, state = train.restore(options.run)
-    prompts = train.encode(texts, policy.tokenizer, config.prompt_length, too_long="last", start=policy.tokenizer.start_id)
-    sampler = train.Sampler(config, policy, rows=min(8, len(texts)))
-    for text, done in zip(texts, sampler(state, prompts, seed=options.seed), strict=True):
-        print(tracking.printable(text) + tracking.printable(done.response))
+    config, policy, state = train.restore(run)
+    config = sampler.narrowed(config, temperature=options.temperature, max_tokens=options.max_tokens)
+    greedy = options.temperature == 0
+    if talking:
+        print("a line is a prompt; the end of input (Ctrl-D) ends this", file=sys.stderr)
+        stream = sampler.Stream(config, policy, state, greedy=greedy)
+        sampler.converse(stream, sampler.typed(), sampler.show, seed=options.seed, chat=options.chat)
+        return
+    start = None if options.chat else policy.tokenizer.start_id
+    asked = [policy.tokenizer.apply_chat([{"role": "user", "content": x}]) for x in texts] if options.chat else texts
+    prompts = train.encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
+    draw, rest = train.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy), iter(texts)
+    for part in draw.parts(state, prompts, seed=options.seed):
+        for done in part:
+            before = tracking.printable(next(rest)) + ("\t" if options.chat else "")
+            print(before + tracking.printable(done.response), flush=True)
+
+
+def prompts_of(options: SampleOptions) -> list[str]:
+    """From the command line, a file or standard input. Raises UserError when there are none."""
+    if options.prompts and options.file:
+        raise UserError("prompts on the command line and --file; give one of them")
+    if options.file and options.file.suffix in (".jsonl", ".gz"):
+        from jaxppo.data.prompts import read_jsonl
+
+        return [record.prompt for record in read_jsonl(options.file)]
+    try:
+        lines = options.file.read_text("utf-8").split("\n") if options.file else [] if options.prompts else sys.stdin
+        texts = list(options.prompts) or [line.rstrip("\r\n") for line in lines if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{options.file or 'standard input'} cannot be read as prompts ({error})") from error
+    if not texts:
+        raise UserError("no prompts; give some on the command line, with --file or on standard input")
+    return texts
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """Metrics of a trained run on a task's held-out examples, with 95 % intervals; writes eval.json and eval.jsonl there.
 
-    jaxppo eval runs/translation --task translation; jaxppo eval runs/spelling --task spelling --samples 8
+    $ jaxppo eval runs/translation --task translation
+    $ jaxppo eval runs/spelling --task spelling --samples 8
     """
 
     run: tyro.conf.Positional[Path]
@@ -140,7 +188,11 @@ def evaluate(options: EvalOptions) -> None:
 
 @dataclass(frozen=True)
 class AlgorithmsOptions:
-    """The algorithms that --algorithm knows: parts, paper, one line each."""
+    """The algorithms that --algorithm knows: parts, paper, one line each.
+
+    $ jaxppo algorithms
+    $ jaxppo algorithms --settings
+    """
 
     settings: bool = False
     """print every setting of each, too"""
@@ -166,7 +218,8 @@ def algorithms(options: AlgorithmsOptions) -> None:
 class PlanOptions(RunConfig):
     """Whether the whole step fits a TPU slice, before it is launched: memory, a lower bound of seconds, collectives.
 
-    jaxppo plan --topology v5e:2x4 --model smollm2 --batch-size 256; jaxppo plan runs/sentiment/config.json --topology v6e:1x1
+    $ jaxppo plan --topology v5e:2x4 --model smollm2 --batch-size 256
+    $ jaxppo plan runs/sentiment/config.json --topology v6e:1x1
     """
 
     config: tyro.conf.Positional[Path | None] = None
@@ -202,7 +255,8 @@ def plan(options: PlanOptions) -> None:
 class ReportOptions:
     """What runs have come to, on one page: report.html, report.md, report.csv and report.svg.
 
-    jaxppo report runs/sentiment; jaxppo report runs/grpo-* runs/rloo-* --out comparison
+    $ jaxppo report runs/sentiment
+    $ jaxppo report runs/grpo-* runs/rloo-* --out comparison
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -224,6 +278,9 @@ VERBS = {
     "algorithms": (algorithms, AlgorithmsOptions),
     "plan": (plan, PlanOptions),
     "report": (report, ReportOptions),
+    "export": (exporting.export, exporting.ExportOptions),
+    "push": (exporting.push, exporting.PushOptions),
+    "doctor": (checks.doctor, checks.DoctorOptions),
 }
 
 
@@ -235,4 +292,4 @@ def main() -> None:
         print("\n".join(["usage: jaxppo VERB ...   (jaxppo VERB --help tells more)", *lines]))
         raise SystemExit(0 if asked_for_help else 2)
     run, options = VERBS[sys.argv[1]]
-    script(run, options, args=sys.argv[2:], alone=True)
+    script(run, options, args=sys.argv[2:], alone=True, about=inspect.cleandoc(options.__doc__ or ""))

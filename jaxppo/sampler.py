@@ -1,17 +1,22 @@
-"""Prompts by the batch, and responses to them outside of training."""
+"""Prompts by the batch, and responses to them outside of training: many at once, or one token by token."""
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxppo import processes, sampling
+from jaxppo import policy as policies
+from jaxppo import processes, sampling, tracking
 from jaxppo.assemble import Policy
-from jaxppo.config import Config, RunConfig
+from jaxppo.config import Config, RunConfig, UserError
 from jaxppo.data import prompts as data
+from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rollout import rollout
 from jaxppo.types import Model, Prompts, Rollout, TrainState
@@ -63,6 +68,20 @@ def responses(config: Config, model: Model, params, frozen, prompts: Prompts, ke
     )  # fmt: skip
 
 
+def narrowed(config: RunConfig, *, temperature: float | None, max_tokens: int | None) -> RunConfig:
+    """A run's settings with another temperature and shorter responses. Temperature 0 leaves it, for a greedy sampler.
+
+    Raises UserError for more tokens than the run's own responses have, where nothing was learned, and for a temperature below 0.
+    """
+    if temperature is not None and not 0 <= temperature < float("inf"):
+        raise UserError(f"--temperature must be 0 or a number above it, but is {temperature}")
+    if max_tokens is not None and not 1 <= max_tokens <= config.response_length:
+        most = config.response_length
+        raise UserError(f"--max-tokens {max_tokens}: the run's responses have at most {most} tokens; give 1 to {most}")
+    length = config.response_length if max_tokens is None else max_tokens
+    return dataclasses.replace(config, temperature=temperature or config.temperature, response_length=length)
+
+
 class Sample(NamedTuple):
     """One response, as text."""
 
@@ -85,7 +104,10 @@ class Sampler:
 
     def __call__(self, state: TrainState, prompts: PromptSet, *, seed: int) -> list[Sample]:
         """One response to each prompt; the same seed draws the same noise for each."""
-        out: list[Sample] = []
+        return [sample for part in self.parts(state, prompts, seed=seed) for sample in part]
+
+    def parts(self, state: TrainState, prompts: PromptSet, *, seed: int) -> Iterator[list[Sample]]:
+        """The same, a call of the program at a time."""
         for start in range(0, len(prompts.tokens), self.rows):
             # the last part is filled up with copies of a row, which are dropped below
             rows = np.minimum(np.arange(start, start + self.rows), len(prompts.tokens) - 1)
@@ -93,8 +115,7 @@ class Sampler:
             index = np.arange(start, start + self.rows, dtype=np.int32)
             batch = _host_prompts(prompts.tokens[rows], prompts.mask[rows], index, extra)
             done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
-            out += self._texts(jax.device_get(done))[: len(prompts.tokens) - start]
-        return out
+            yield self._texts(jax.device_get(done))[: len(prompts.tokens) - start]
 
     def _texts(self, done) -> list[Sample]:
         cut = done.tokens.shape[1] - done.mask.shape[1]
@@ -103,3 +124,99 @@ class Sampler:
         kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)
         texts = zip(self.tokenizer.decode_batch(heads), self.tokenizer.decode_batch(ids), ids, kl.tolist(), strict=True)
         return [Sample(*row) for row in texts]
+
+
+class Stream:
+    """A response token by token, of two compiled programs: one reads a prompt, one chooses a token and reads it in turn. They are
+    compiled at the first prompt and never again. The same seed and number of prompt give what `Sampler` gives."""
+
+    def __init__(self, config: Config, policy: Policy, state: TrainState, *, greedy: bool = False):
+        self.config, self.tokenizer, model = config, policy.tokenizer, policy.model
+        self.params = policies.cast(lora.merge(state.frozen["base"], state.params), model.dtype)
+
+        def read(params, tokens, mask):
+            hidden, cache = model.apply(params, tokens, mask, cache=model.init_cache(1, config.length, model.dtype))
+            return cache, hidden[:, -1]
+
+        def choose(params, cache, hidden, uniform):
+            logits = sampling.temper(model.logits(params, hidden), temperature=config.temperature)
+            token = sampling.draw(sampling.process(logits, sample=config), uniform, greedy=greedy)
+            after, cache = model.apply(params, token[:, None], jnp.ones((1, 1), bool), cache=cache)
+            return cache, after[:, -1], token
+
+        self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(1, 2))
+
+    def __call__(self, text: str, *, seed: int, index: int = 0, start: int | None = None) -> Iterator[int]:
+        """The ids of a response to the `index`-th prompt as they are chosen, up to and including the end of text. A prompt that
+        is too long loses its beginning."""
+        prompt = encode([text], self.tokenizer, self.config.prompt_length, too_long="last", start=start)
+        number = jnp.asarray([index], jnp.int32)
+        noise = np.asarray(sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length))
+        cache, hidden = self.read(self.params, prompt.tokens, prompt.mask)
+        for t in range(self.config.response_length):
+            cache, hidden, token = self.choose(self.params, cache, hidden, noise[:, t])
+            yield int(token[0])
+            if int(token[0]) == self.config.eos:
+                return
+
+
+def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """The text of tokens as they come: together that of all of them. What may still change is held back, such as the first bytes
+    of a character."""
+    known, told = [], ""
+    for token in ids:
+        known.append(token)
+        text = tokenizer.decode(known)
+        if text.startswith(told) and len(text) > len(told) and not text.endswith("\ufffd"):
+            yield text[len(told) :]
+            told = text
+    if rest := tokenizer.decode(known)[len(told) :]:
+        yield rest
+
+
+def converse(stream: Stream, lines: Iterable[str], write: Callable[[str], Any], *, seed: int, chat: bool) -> None:
+    """Answer each line by the pieces of a response, and the end of a line. Without `chat` each is a text to go on with; with it,
+    a turn of a conversation in the checkpoint's own format, of which the oldest turns go when it becomes longer than a prompt.
+
+    Raises PretrainedError for `chat` without a chat template.
+    """
+    messages: list[dict[str, str]] = []
+    start = None if chat else stream.tokenizer.start_id
+    if chat:
+        stream.tokenizer.apply_chat([{"role": "user", "content": "?"}])  # whether it can, before anybody has typed a line
+    for index, line in enumerate(filter(str.strip, lines)):
+        messages.append({"role": "user", "content": line})
+        text = recent(messages, stream.tokenizer, stream.config.prompt_length) if chat else line
+        answer = ""
+        try:
+            for piece in pieces(stream.tokenizer, stream(text, seed=seed, index=index, start=start)):
+                answer += piece
+                write(piece)
+        except KeyboardInterrupt:  # enough of this one
+            pass
+        write("\n")
+        messages.append({"role": "assistant", "content": answer.strip()})
+
+
+def recent(messages: list[dict[str, str]], tokenizer: Tokenizer, room: int) -> str:
+    """The conversation as text, without its oldest turns when it has more than `room` tokens; the last message always stays."""
+    while len(messages) > 1 and len(tokenizer.encode(tokenizer.apply_chat(messages))) > room:
+        del messages[:2]
+    return tokenizer.apply_chat(messages)
+
+
+def typed() -> Iterator[str]:
+    """Lines from the terminal, until it ends."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and earlier lines)
+    while True:
+        try:
+            yield input("> ")
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
+
+
+def show(piece: str) -> None:
+    """A part of a response at once; lines end where it says, other control characters are shown and not obeyed."""
+    print("\n".join(tracking.printable(line) for line in piece.split("\n")), end="", flush=True)

@@ -22,7 +22,8 @@ FLOORS = [
         "chips", "hlo", "program", "costs", "profiling",
         "assemble", "ladder", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "statistics", "ablation",
         "tasks", "measure", "stages",
-        "plan", "export", "records", "figures", "outcomes", "pages", "report",
+        "plan", "records", "figures", "outcomes", "pages", "report", "export",
+        "doctor",
     ],
     ["options", "cli", "launch"],
 ]  # fmt: skip
