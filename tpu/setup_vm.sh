@@ -46,11 +46,8 @@ as_root() { # fails where it would ask for a password
 # Large pages: libtpu starts and copies faster with them (v5e and later). They are off again after a reboot, so look each time.
 pages=${JAXPPO_PAGES:-/sys/kernel/mm/transparent_hugepage/enabled}
 if [ -e "$pages" ] && ! grep -q '\[always\]' "$pages"; then
-  if [ -w "$pages" ]; then
-    run tee "$pages" <<<always
-  elif ! as_root tee "$pages" <<<always; then
-    echo "note: $pages cannot be written without sudo; left as it is"
-  fi
+  { [ -w "$pages" ] && run tee "$pages" <<<always; } || as_root tee "$pages" <<<always ||
+    echo "note: $pages cannot be written; left as it is"
 fi
 
 if [ -n "${JAXPPO_GCSFUSE:-}" ] && ! command -v gcsfuse >/dev/null; then

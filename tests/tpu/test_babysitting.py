@@ -1,4 +1,4 @@
-"""`tpu.py babysit` against a gcloud that plays what happens to slices: what it does, in what order, and that it ends with nothing left."""
+"""`tpu.py babysit` against a gcloud that plays what happens to slices: what it does, in what order; and that nothing is left."""
 
 import re
 

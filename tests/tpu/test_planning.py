@@ -1,4 +1,4 @@
-"""A job that cannot fit is refused before anything is paid for, unless told otherwise; the settings planned are those that would run."""
+"""A job that cannot fit is refused before anything is paid for, unless told otherwise; what is planned is what would run."""
 
 import json
 import os
@@ -60,10 +60,10 @@ def test_no_plan(cloud, planner):
 @pytest.mark.parametrize(
     ("err", "complaint"),
     [
-        ("error: it needs the TPU compiler: pip install jaxppo[tpu-plan]", "(pip install -e '.[tpu-plan]' in the repository, or pass --no-plan)"),
-        ("error: --model mine: to plan, choose one of smollm2", "jaxppo plan failed: --model mine: to plan, choose one of smollm2; mend it, or"),
+        ("error: it needs the TPU compiler: pip install jaxppo[tpu-plan]", "(pip install -e '.[tpu-plan]' in the repository, or"),
+        ("error: --model mine: choose one of smollm2", "jaxppo plan failed: --model mine: choose one of smollm2; mend it, or"),
     ],
-)  # fmt: skip
+)
 def test_a_plan_that_cannot_be_made_is_no_leave(cloud, planner, capsys, err, complaint):
     planner(2, "", err)
     assert cloud.run("babysit", *BABYSIT) == 2
@@ -99,7 +99,7 @@ def settings_of(tmp_path, script: str, *options: str) -> tuple[subprocess.Comple
 
 
 def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
-    """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options'; the script's own names are known."""
+    """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options'; its own names are known."""
     file = tmp_path / "settings.yaml"
     file.write_text("batch_size: 128\nlr: 1e-4\nreward: vader\nalgorithm: grpo\n")
     options = ["--config", str(file), "--lr", "0.5", "--runs", "gs://my-bucket/runs", "--distributed", "on"]
@@ -131,15 +131,23 @@ def test_a_script_without_settings_of_a_run(tmp_path):
     assert "defines no dataclass of settings that extends RunConfig" in done.stderr
 
 
+PLANNED = ["--", "experiments/sentiment.py", "--config", "tests/tpu/job.yaml", "--batch-size"]
+
+
 @pytest.mark.ci
-def test_a_job_is_planned_for_real(cloud_on_path, capsys):
-    """`jaxppo plan` itself, through a file of settings: what fits, and what no v5e has the memory for."""
+def test_a_job_that_does_not_fit_is_refused_for_real(cloud_on_path, capsys):
+    """`jaxppo plan` itself, through a file of settings. A v5e has 16 GB."""
     pytest.importorskip("libtpu")
-    cloud = cloud_on_path
-    job = ["--", "experiments/sentiment.py", "--tiny", "--config", "tests/tpu/job.yaml", "--batch-size"]
-    cloud.play(["active", "active", "exit 0"], there=True, type="v5litepod-4")
-    assert cloud.run("run", "--type", "v5litepod-4", *job, "64") == 0
-    assert "FITS: " in capsys.readouterr().out and cloud.story == ["start"]
-    cloud.play(["active"], there=True, type="v5litepod-4")
-    assert cloud.run("run", "--type", "v5litepod-4", *job, "16384") == 2
-    assert "the job does not fit v5litepod-4 (v5e:2x2)" in capsys.readouterr().err and cloud.story == []
+    cloud_on_path.play(["active"], there=True, type="v5litepod-4")
+    assert cloud_on_path.run("run", "--type", "v5litepod-4", *PLANNED, "65536") == 2
+    said = capsys.readouterr()
+    assert "DOES NOT FIT: " in said.out and "the job does not fit v5litepod-4 (v5e:2x2)" in said.err
+    assert cloud_on_path.story == []
+
+
+@pytest.mark.slow
+def test_a_job_that_fits_is_run_for_real(cloud_on_path, capsys):
+    pytest.importorskip("libtpu")
+    cloud_on_path.play(["active"], there=True, type="v5litepod-4")
+    assert cloud_on_path.run("run", "--type", "v5litepod-4", *PLANNED, "64") == 0
+    assert "FITS: " in capsys.readouterr().out and cloud_on_path.story == ["start"]
