@@ -76,6 +76,10 @@ class Scale(NamedTuple):
     make_parts: Callable[[Any, RewardFn], Parts]
     judge: Callable[[Rollout], dict[str, jax.Array]] | None = None
     """in the program; says of rollouts of the trained policy what the reward does not"""
+    alone: Callable[[RunConfig, Arm, sweep.Run], dict[str, float]] | None = None
+    """trains one run where several do not fit into a program, and says its numbers; what it has done it need not do again"""
+    seeds: int = 8
+    """runs of each arm and task, unless the options say more"""
 
 
 @dataclass(frozen=True)
@@ -84,8 +88,8 @@ class AblationConfig:
 
     scale: str = "ladder"
     """ladder (toy tasks, seconds) | a scale that the script adds"""
-    seeds: int = 8
-    """runs of each arm and task"""
+    seeds: int = 0
+    """runs of each arm and task; 0 = as the scale has them"""
     steps: int = 0
     """training steps; 0 = as the scale has them"""
     at_once: int = 64
@@ -103,7 +107,7 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     Raises UserError for a claim about an arm that is not there, or settings that cannot run.
     """
     check(question)
-    seeds, steps = (2, 2) if options.tiny else (options.seeds, options.steps or scale.config.steps)
+    seeds, steps = (2, 2) if options.tiny else (options.seeds or scale.seeds, options.steps or scale.config.steps)
     scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=steps, tiny=False))
     started, rows = time.monotonic(), []
     for name, arm in question.arms.items():
@@ -112,7 +116,9 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
         rows += [(name, arm, task, seed) for task in scale.tasks for seed in range(arm.first_seed, arm.first_seed + seeds)]
     if set(metrics(question)) <= MEASURES:  # nothing asks for the judge
         scale = scale._replace(judge=None)
-    found = [row for group in programs(scale, rows, options.at_once) for row in train(scale, *group)]
+    found = by_itself(scale, rows) if scale.alone else [
+        row for group in programs(scale, rows, options.at_once) for row in train(scale, *group)
+    ]  # fmt: skip
     order = {name: number for number, name in enumerate(question.arms)}
     found.sort(key=lambda row: (order[row["arm"]], scale.tasks.index(row["task"]), row["seed"]))
     record = conclude(question, scale, found)
@@ -186,6 +192,17 @@ def train(scale: Scale, config: RunConfig, arm: Arm, runs: list[sweep.Run]) -> l
         {"arm": result.run.arm, "task": result.run.task, "seed": result.run.seed} | measures(result.metrics) | extra
         for result, extra in zip(results, judged)
     ]
+
+
+def by_itself(scale: Scale, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The rows of a record, run by run; all arms of a seed before the next seed, so that what is there can be compared."""
+    assert scale.alone is not None
+    out = []
+    for name, arm, task, seed in sorted(rows, key=lambda row: row[3]):
+        print(f"{name}, seed {seed}", flush=True)
+        numbers = scale.alone(scale.config, arm, sweep.Run(name, seed, settings_of(scale.config, arm), task))
+        out.append({"arm": name, "task": task, "seed": seed} | numbers)
+    return out
 
 
 def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, float]:

@@ -33,7 +33,7 @@ QUESTION = Question(
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options)
+    run(QUESTION, options, smollm2={"arms": ("GAE .95", "leave-one-out", "no baseline")})
 
 
 if __name__ == "__main__":

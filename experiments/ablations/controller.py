@@ -25,13 +25,14 @@ QUESTION = Question(
     (
         Claim("without a penalty the proxy is hacked", "https://arxiv.org/abs/2210.10760", "fixed .3", "none", "gold"),
         Claim("a target in nats keeps what is wanted", "https://arxiv.org/abs/1909.08593", "adaptive, 1 nat", "none", "gold"),
+        Claim("a target in nats keeps what is wanted", "https://arxiv.org/abs/1909.08593", "adaptive, 3 nats", "none", "gold"),
     ),
     ("end", "gold", "kl"),
 )
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options, ladder={"tasks": ("hack",)})
+    run(QUESTION, options, ladder={"tasks": ("hack",)}, smollm2={"arms": ("none", "fixed .1", "adaptive, 3 nats"), "lr": 1e-3})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ QUESTION = Question(
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options)
+    run(QUESTION, options, smollm2={"arms": ("1 x 1", "1 x 4", "4 x 4")})
 
 
 if __name__ == "__main__":

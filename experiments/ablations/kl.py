@@ -39,7 +39,8 @@ QUESTION = Question(
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options)
+    arms = ("none", "k1 in the reward", "k2 in the loss")
+    run(QUESTION, options, smollm2={"arms": arms})
 
 
 if __name__ == "__main__":

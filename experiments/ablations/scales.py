@@ -2,15 +2,25 @@
 
 ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
 small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in four minutes)
+smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
+          that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
 """
 
+import json
+import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from jaxppo.ablation import AblationConfig, Arm, Claim, Question, Scale, ask
 from jaxppo.config import UserError
 
 __all__ = ["AblationConfig", "Arm", "Claim", "Question", "run"]
+
+
+EXPERIMENTS = Path(__file__).resolve().parents[1]
 
 
 def ladder(tiny: bool, **settings) -> Scale:
@@ -48,14 +58,78 @@ def small(tiny: bool, **settings) -> Scale:
     return Scale("small", options, (options.task,), load, reward, lambda run: prompts, algorithms.make_parts)
 
 
-SCALES = {"ladder": ladder, "small": small}
+def smollm2(tiny: bool, **settings) -> Scale:
+    """The main job, smaller: 30 steps of 32 continuations of 16 tokens."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    import sentiment
+
+    from jaxppo import algorithms
+
+    config = sentiment.Sentiment(
+        dtype="float32", steps=30, batch_size=32, response_length=16, kl_coef=0.05, kl_adaptive=False, eval_every=0,
+        save_every=10, test_prompts=128, tiny=tiny,
+    )  # fmt: skip
+    config = replace(config, batch_size=8, response_length=6, test_prompts=8) if tiny else config
+    nothing = lambda *_: None  # what only many runs in one program need
+    return Scale(
+        "smollm2", replace(config, **settings), ("sentiment",), nothing, nothing, nothing, algorithms.make_parts, seeds=3,
+        alone=lambda config, arm, run: one_review_run(replace(config, tiny=tiny), arm, run),
+    )  # fmt: skip
+
+
+def one_review_run(config, arm: Arm, run) -> dict[str, float]:
+    """The numbers of one run on SmolLM2, from its folder if they are there; what was begun is gone on with."""
+    import sentiment
+
+    from jaxppo import algorithms, tracking, train
+    from jaxppo.ablation import measures, settings_of
+    from jaxppo.data import sentiment as source
+
+    root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
+    name = re.sub(r"[^a-z0-9]+", "-", f"{config.name} {run.arm} {run.seed}".lower())
+    place = root / name
+    if (place / "numbers.json").exists():
+        return json.loads((place / "numbers.json").read_text())
+    own = replace(config, runs=str(root), name=name)
+    own = replace(own, **settings_of(own, arm), seed=run.seed, resume=(place / "config.json").exists())
+    own, policy = train.load_policy(own)
+    reviews = source.load()
+    if own.tiny:
+        reviews = source.Reviews(reviews.texts[::40], reviews.ratings[::40])
+    parts, start = source.split_by_opening(reviews.texts, policy.tokenizer.encode), policy.tokenizer.start_id
+    opening = lambda rows: train.encode(
+        [reviews.texts[i] for i in rows], policy.tokenizer, own.prompt_length, too_long="first", start=start
+    )
+    # one reward for all arms and seeds
+    reward, policy.frozen["reward"] = sentiment.make_reward(replace(own, seed=0), policy, reviews, parts, root)
+    made = algorithms.make_parts(own, reward)
+    tracking.run_folder(own.runs, own.name, resume=own.resume)
+    state = train.fit(own, policy, arm.parts(made) if arm.parts else made, opening(parts.train), folder=place)
+    judge = sentiment.Judge(own, policy)
+    judged = judge.numbers(judge.read(state, opening(parts.test[: own.test_prompts]), sentiment.JUDGE_SEEDS[0]))
+    rows = tracking.read_lines(place / "metrics.jsonl")
+    numbers = measures({key: np.array([row[key] for row in rows]) for key in ("reward", "kl", "entropy", "length", "skipped")})
+    numbers |= {"gold": judged["sentiment"], "nats": judged["kl"], "distinct_2": judged["distinct_2"]}
+    tracking.write_whole(place / "numbers.json", json.dumps(numbers) + "\n")
+    return numbers
+
+
+SCALES = {"ladder": ladder, "small": small, "smollm2": smollm2}
 
 
 def run(question: Question, options: AblationConfig, **settings) -> dict:
-    """Ask it at the scale that the options name; `settings` are the question's own, for the scale of that name."""
+    """Ask it at the scale that the options name; `settings` are the question's own, for the scale of that name. Among them `arms`
+    names those that are asked there; claims about others are left out."""
     from jaxppo import train
 
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(SCALES)}")
+    chosen = dict(settings.get(options.scale, {}))
+    if arms := chosen.pop("arms", None):
+        claims = tuple(claim for claim in question.claims if {claim.better, claim.worse} <= set(arms))
+        question = question._replace(arms={name: question.arms[name] for name in arms}, claims=claims)
+    elif options.scale == "smollm2":
+        raise UserError(f"--scale smollm2: {question.name} has no arms for it; see the script's last lines")
     train.use_compilation_cache()
-    return ask(question, SCALES[options.scale](options.tiny, **settings.get(options.scale, {})), options)
+    scale = SCALES[options.scale](options.tiny, **chosen)
+    return ask(question, scale._replace(config=replace(scale.config, name=question.name)), options)

@@ -17,11 +17,11 @@ RESULTS = EXPERIMENTS / "results" / "ablations"
 QUESTIONS = sorted(path.stem for path in (EXPERIMENTS / "ablations").glob("*.py") if path.stem != "scales")
 
 
-def run(script: str, *args: str, code: int = 0) -> str:
+def run(script: str, *args: str, code: int = 0, cwd: Path | None = None) -> str:
     """What a script prints, in a process of its own with one device."""
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(EXPERIMENTS / f"{script}.py"), *args]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
@@ -45,9 +45,26 @@ def test_an_ablation_of_a_language_task(tmp_path, name):
     assert str(tmp_path) not in json.dumps(record)
 
 
+@pytest.mark.slow
+def test_an_ablation_on_smollm2_goes_on_where_it_was(tmp_path):
+    """Tiny: a random network takes its place. The second time nothing is trained."""
+    call = lambda: run("ablations/controller", "--tiny", "--scale", "smollm2", "--results", str(tmp_path), cwd=tmp_path)
+    assert call().count("step 2/2") == 6  # three arms, two seeds
+    first = json.loads((tmp_path / "controller-smollm2.json").read_text())
+    assert list(first["arms"]) == ["none", "fixed .1", "adaptive, 3 nats"]
+    assert {claim["worse"] for claim in first["claims"]} == {"none"} and "gold" in first["runs"][0]
+    assert call().count("step 2/2") == 0
+    assert json.loads((tmp_path / "controller-smollm2.json").read_text())["runs"] == first["runs"]
+
+
+def test_a_question_without_arms_for_a_scale(tmp_path):
+    out = run("ablations/gamma", "--scale", "smollm2", "--results", str(tmp_path), code=2)
+    assert "error: --scale smollm2: gamma has no arms for it" in out
+
+
 def test_a_scale_that_is_not_there(tmp_path):
     out = run("ablations/gamma", "--scale", "huge", "--results", str(tmp_path), code=2)
-    assert "error: --scale 'huge': choose one of ladder, small" in out
+    assert "error: --scale 'huge': choose one of ladder, small, smollm2" in out
 
 
 @pytest.mark.slow
