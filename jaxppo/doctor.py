@@ -23,6 +23,7 @@ ADDS = {  # what each extra of pyproject.toml is for
     "tasks": "metrics of the tasks: BLEU, ROUGE, word errors, entities, profanity",
     "reasoning": "reasoning puzzles as prompts with rewards",
     "track": "--track tensorboard and wandb",
+    "notebook": "the Colab notebook: made from its script, and run",
     "parity": "PyTorch, to compare with",
     "test": "the test suite",
     "cuda12": "JAX on NVIDIA GPUs, CUDA 12",

@@ -192,7 +192,9 @@ def evaluated(record: "Run") -> list["Block"]:
         found = json.loads((record.path / "eval.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return []
-    numbers = {k: x for k, x in found.items() if isinstance(x, list) and len(x) == 3} if isinstance(found, dict) else {}
+    known = found.items() if isinstance(found, dict) else ()
+    numbers = {k: x for k, x in known if isinstance(x, list) and len(x) == 3}
+    numbers |= {k: [x, None, None] for k, x in known if isinstance(x, float)}
     rows = [[k, *(f"{y:.3f}" if isinstance(y, int | float) else "–" for y in x)] for k, x in numbers.items()]
     return (
         [Text("Measured by jaxppo eval, with 95 % intervals:"), Table(["number", "value", "low", "high"], rows)] if rows else []

@@ -35,6 +35,8 @@ TESTED_IN = {
     "pretrained/__init__": "pretrained/test_load",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
     "pretrained/errors": "pretrained/test_load",
+    "pretrained/outgoing": "test_export",
+    "pretrained/card": "test_export",
     "options": "test_cli",
     "settings": "test_config_files",  # pretrained/test_settings has the name
     "figures": "test_report",

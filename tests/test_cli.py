@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -101,18 +102,33 @@ def test_the_command_lists_its_verbs(monkeypatch, capsys, argv, code):
         assert (options.__doc__ or "").splitlines()[0] in shown
 
 
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verbs_help_has_examples(verb, monkeypatch, capsys):
+    """A line each, as they are typed."""
+    monkeypatch.setattr(sys, "argv", ["jaxppo", verb, "--help"])
+    assert code_of(cli.main) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith(f"$ jaxppo {verb}") for line in lines)
+    assert (cli.VERBS[verb][1].__doc__ or "").splitlines()[0].split(":")[0] in " ".join(lines)
+
+
 def test_help_answers_without_jax():
-    """In a process of its own: here JAX is loaded already."""
+    """In a process of its own: here JAX is loaded already. All verbs together take about a second there, most of it imports."""
     code = (
-        "import sys; sys.argv = ['jaxppo', 'sample', '--help']\n"
+        "import contextlib, io, sys, time\n"
         "from jaxppo import cli\n"
-        "try: cli.main()\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'jax', 'flax', 'optax', 'orbax', 'transformers', 'matplotlib'} & set(sys.modules)))"
+        "for verb in cli.VERBS:\n"
+        "    sys.argv = ['jaxppo', verb, '--help']\n"
+        "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n"
+        "        cli.main()\n"
+        "    assert '--help' in out.getvalue(), verb\n"
+        "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'matplotlib', 'numpy', 'huggingface_hub', 'packaging'}\n"
+        "print(sorted(heavy & set(sys.modules)), time.process_time())"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
-    assert out.splitlines()[-1] == "[]"
-    assert "--seed" in out
+    found, seconds = out.rsplit(" ", 1)
+    assert found == "[]"
+    assert float(seconds) < 3  # of the processor; about 0.7
 
 
 def test_an_error_in_a_process_of_its_own(tmp_path):
@@ -155,16 +171,70 @@ def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypa
     assert "step 1/2 " in shown and "step 2/2 " in shown
     assert f"jaxppo sample {tmp_path / 'mine'}" in shown
 
-    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path / "mine"), "Hello", "you"])
-    cli.main()
-    lines = capsys.readouterr().out.splitlines()
+    def sampled(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", *words])
+        cli.main()
+        return capsys.readouterr().out.splitlines()
+
+    run = str(tmp_path / "mine")
+    lines = sampled(run, "Hello", "you")
     assert len(lines) == 2
     assert lines[0].startswith("Hello") and lines[1].startswith("you")
+    (tmp_path / "mine").rename(tmp_path / "policy")  # as that of a task's whole way
+    greedy = [sampled(str(tmp_path), "--temperature", "0", "--max-tokens", "2", "--seed", seed, "Hello") for seed in "12"]
+    assert greedy[0] == greedy[1] and len(greedy[0]) == 1
+
+    monkeypatch.setattr(sys, "stdin", Terminal(["Hello", "", "Hello"]))
+    shown = "\n".join(sampled(str(tmp_path)))
+    assert shown.count("> ") == 4  # three lines, and the end
+    assert lines[0].removeprefix("Hello") in shown  # the first line's noise is the first prompt's
+
+
+class Terminal(io.StringIO):
+    """Lines that somebody types."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("".join(f"{line}\n" for line in lines))
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_prompts_from_everywhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n \n two\n"))  # piped
+    (tmp_path / "some.txt").write_bytes("one\r\n \n two\u2028".encode())  # another sign for the end of a line ends none
+    (tmp_path / "some.jsonl").write_text('{"prompt": "one"}\n{"prompt": "t\\nwo"}\n')
+    asked = lambda *prompts, **options: cli.prompts_of(cli.SampleOptions(tmp_path, prompts, **options))
+    assert asked("one", " two") == ["one", " two"]
+    assert asked() == ["one", " two"]
+    assert asked(file=tmp_path / "some.txt") == ["one", " two\u2028"]
+    assert asked(file=tmp_path / "some.jsonl") == ["one", "t\nwo"]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["x", "--file", "some.txt"], "give one of them"),
+        (["--file", "nowhere.txt"], "nowhere.txt cannot be read as prompts"),
+        (["--file", "bytes.txt"], "bytes.txt cannot be read as prompts"),
+        (["--file", "empty.txt"], "no prompts"),
+        (["--file", "bad.jsonl"], "bad.jsonl, line 1"),
+    ],
+)
+def test_prompts_that_cannot_be_read(words, complaint, tmp_path, monkeypatch, capsys):
+    """Before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("config.json", b"{}"), ("bytes.txt", b"\xff"), ("empty.txt", b"\n\n"), ("bad.jsonl", b"{}")):
+        Path(name).write_bytes(text)
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", ".", *words])
+    assert code_of(cli.main) == 2
+    shown = capsys.readouterr().err
+    assert complaint in shown and len(shown.splitlines()) == 1
 
 
 def test_sample_reads_standard_input(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.json").write_text("{}")
-    monkeypatch.setattr(sys, "stdin", iter(["  \n", "\n"]))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("  \n\n"))
     monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path)])
     assert code_of(cli.main) == 2
     assert capsys.readouterr().err.startswith("error: no prompts")
