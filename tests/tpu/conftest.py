@@ -22,10 +22,12 @@ class Cloud:
         self.cache = folder.parent / "cache" / "jaxppo" / "tpu" / "my-run"
         self.play()
 
-    def play(self, *lives: list[str], there: bool = False, hosts: int = 1, type: str = "v6e-8", **errors: list[str]) -> None:
+    def play(
+        self, *lives: list[str], there: bool = False, hosts: int = 1, type: str = "v6e-8", born: str = "", **errors: list[str]
+    ) -> None:
         """What happens to each slice that is created, one after the other; `there`: the first one is there already."""
         world = {"lives": lives, "life": 0 if there else -1, "made": int(there), "step": -1, "hosts": hosts}
-        world |= {"type": type, "errors": errors, "started": False, "ended": []}
+        world |= {"type": type, "born": born, "errors": errors, "started": False, "ended": []}
         (self.folder / "world.json").write_text(json.dumps(world))
         (self.folder / "calls.jsonl").write_text("")
 

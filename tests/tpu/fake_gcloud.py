@@ -1,8 +1,8 @@
 """A gcloud that plays the states of a slice as a script says, and writes down what it was asked. conftest.py puts it on PATH.
 
 world.json: {"lives": [[step, ...], ...], "life": of the slice that is there or -1, "step": in it, "started": whether a run was,
-"ended": how it ended, "hosts": how many, "errors": {verb: [what it complains of the next times]}}. Each look at the queued
-resource is a step on; the last one stays. A step is a state of the queued resource, or:
+"ended": how it ended, "hosts": how many, "born": when, "errors": {verb: [what it complains of the next times]}}. Each look at the
+queued resource is a step on; the last one stays. A step is a state of the queued resource, or:
 
     half             ACTIVE, but there is no machine
     preempted        ACTIVE, and the machine is PREEMPTED
@@ -46,7 +46,7 @@ def describe(world: dict, group: str) -> tuple[int, str, str]:
         return 0, json.dumps({"state": state, "tpu": {"nodeSpec": [node]}}), ""
     if step == "half":
         return 1, "", MISSING
-    return 0, json.dumps({"state": "PREEMPTED" if step == "preempted" else "READY"}), ""
+    return 0, json.dumps({"state": "PREEMPTED" if step == "preempted" else "READY", "createTime": world["born"]}), ""
 
 
 def ssh(world: dict, words: list[str]) -> tuple[int, str, str]:

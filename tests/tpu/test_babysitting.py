@@ -10,8 +10,7 @@ ONE = ["--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py", "--runs
 MADE = ["create", "scp", "setup", "stop", "start"]  # a slice made, set up, and the run started on it
 
 
-def test_three_preemptions_to_a_finished_run_and_no_slice(cloud_on_path, capsys):
-    cloud = cloud_on_path
+def test_three_preemptions_to_a_finished_run_and_no_slice(cloud, capsys):
     cloud.play(
         ["WAITING_FOR_RESOURCES", "PROVISIONING", "active", "active", "SUSPENDING", "SUSPENDED"],
         ["WAITING_FOR_RESOURCES", "active", "active", "active", "preempted"],
@@ -49,6 +48,15 @@ def test_the_cost_guard_counts_all_machines_and_deletes_even_what_is_to_be_kept(
     assert cloud.run("babysit", "--max-hours", "0.1", "--keep", *ONE) == 75
     assert cloud.story == [*MADE, "delete", *MADE, "stop", "delete"]
     assert cloud.now - begun == pytest.approx(360)
+
+
+def test_the_cost_guard_counts_what_a_slice_has_cost_before(cloud, capsys):
+    """A million seconds after 1970 it is 13:46:40; the machine was made two hours before."""
+    cloud.play(["active"], there=True, born="1970-01-12T11:46:40.123456789Z")
+    assert cloud.run("status") == 0
+    assert "my-run: ACTIVE, 2.0 paid hours" in capsys.readouterr().out
+    assert cloud.run("babysit", "--max-hours", "2", *ONE) == 75
+    assert cloud.story[-2:] == ["stop", "delete"] and cloud.slept == []
 
 
 def test_75_starts_again_at_once_on_the_same_slice(cloud):

@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 # What the hosts would run; it writes down how it was called, and does what its script's name says.
 PYTHON = """#!/bin/bash
 printf '%s\\n' "$@" >>"$HOME/called"; echo "--" >>"$HOME/called"; env >"$HOME/environment"

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 JOB = ["--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
 BABYSIT = ["--type", "v6e-16", *JOB]
 

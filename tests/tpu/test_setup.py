@@ -6,8 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 # uv makes a folder that looks like an environment; sudo runs what it is given, unless there is none.
 NOTE = '#!/bin/bash\necho "$(basename "$0") $*" >>"$HOME/calls"\n'
 UV = NOTE + 'case $1 in venv) mkdir -p "${@: -1}/bin" ;; pip) exit "${UV_CODE:-0}" ;; esac\n'

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import ROOT
 
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "tpu" / "README.md").read_text()
 ELSEWHERE = (ROOT / "tpu" / "elsewhere.md").read_text()
 
