@@ -107,7 +107,8 @@ def test_parts_come_one_after_the_other(read, moved, prompts):
 
 @pytest.fixture(scope="module")
 def stream(loaded, moved):
-    return sampler.Stream(*loaded, moved)
+    config, policy = loaded
+    return sampler.Stream(config, policy, moved)
 
 
 def test_a_stream_gives_what_the_sampler_gives(stream, read, moved, prompts):
@@ -171,14 +172,14 @@ def test_pieces_hold_back_half_a_character(loaded):
     assert list(sampler.pieces(tokenizer, [tokenizer.eos_id])) == []
 
 
-class Parrot:
+class Parrot(sampler.Stream):
     """A stream that says an answer to whatever it hears, and writes down what that was."""
 
     def __init__(self, tokenizer, answer: str, room: int = 1000):
         self.tokenizer, self.answer, self.heard = tokenizer, answer, []
         self.config = replace(RUN, prompt_length=room)
 
-    def __call__(self, text, *, seed, index, start):
+    def __call__(self, text, *, seed, index=0, start=None):
         self.heard.append((text, index, start))
         yield from self.tokenizer.encode(self.answer)
 

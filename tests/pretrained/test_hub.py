@@ -16,7 +16,7 @@ SHAPE = llama(vocab_size=300, width=8)
 class Hub(types.ModuleType):
     """A hub that takes everything, and writes down what it was asked for."""
 
-    def __init__(self, *, token="t", there=False, fault: Exception | None = None):
+    def __init__(self, *, token: str | None = "t", there=False, fault: Exception | None = None):
         super().__init__("huggingface_hub")
         self.calls, self.token, self.there, self.fault = [], token, there, fault
 
