@@ -167,7 +167,7 @@ def _entities(options: TaskConfig, tokenizer: "Tokenizer | None"):
 
 
 def _summaries(options: TaskConfig, tokenizer: "Tokenizer | None"):
-    """Abstracts of at most 80 words, in whole sentences: of longer ones the beginning, or the end where the outcome is asked for."""
+    """At most 80 words of each abstract, in whole sentences: the first ones, or the last where the outcome is asked for."""
     from jaxppo.data import summaries
 
     cut = lambda x: x._replace(prompt=some_sentences(x.prompt, 80, last=x.extra["aspect"] == "outcome"))
