@@ -3,6 +3,8 @@
 Compiled programs are kept in the user's cache, outside the repository: a second run of the suite compiles nothing.
 """
 
+import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -19,6 +21,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
+import gc
+
 import hypothesis
 import jax
 import pytest
@@ -27,6 +31,30 @@ import toys
 # The first example compiles; and what the suite says today it says tomorrow.
 hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("jaxppo")
+
+
+MEMORY = {"most": 3 * 2**30}  # bytes of a worker; thousands of compiled programs would grow it to 9 GB
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """After a module, a large process forgets what it has compiled; the cache on disk has it. glibc keeps what it is given back
+    until it is asked."""
+    yield
+    if resident() > MEMORY["most"]:
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        MEMORY["most"] = max(MEMORY["most"], int(1.5 * resident()))  # what stays is not given up in vain each time
+
+
+def resident() -> int:
+    """Bytes of memory of this process, where the system tells."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 @pytest.fixture

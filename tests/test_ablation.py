@@ -42,7 +42,7 @@ def rows(values: dict[str, list[float]], metric: str = "end") -> list[dict]:
     ]
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @pytest.mark.learning
 def test_a_planted_bad_arm_is_worse_and_a_twin_is_not(tmp_path):
     options = AblationConfig(results=str(tmp_path))
@@ -56,7 +56,7 @@ def test_a_planted_bad_arm_is_worse_and_a_twin_is_not(tmp_path):
     assert json.loads((tmp_path / "planted-ladder.json").read_text())["claims"][0]["verdict"] == "agrees"
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_record(tmp_path, capsys):
     """To the last digit; only when and by what it was made may differ."""
     question = PLANTED._replace(metrics=("end", "gold"))  # the judge's numbers, too
@@ -176,6 +176,7 @@ def test_staleness_has_equally_many_samples_and_updates(load):
         assert s["batch_size"] / s["minibatches"] == 16
 
 
+@pytest.mark.slow
 def test_dropout_draws_other_masks_and_keeps_the_mean(load):
     policy = ladder.load(ladder.LadderConfig())
     noisy = load("dropout").dropping(0.5)(policy.model)

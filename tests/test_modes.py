@@ -179,6 +179,7 @@ def test_one_device_with_all_the_short_rows():
     assert_equal_runs(run(settings, "pmap", steps=1, batches=lambda _: batch), want)
 
 
+@pytest.mark.slow
 def test_groups_and_no_critic(one_device):
     """Over a mesh; test_presets.py has every preset under pmap."""
     settings = replace(SGD, advantage="group", group_size=2, value_loss="none", aggregate="sequence_mean")
@@ -205,6 +206,7 @@ def test_auto_is_pmap_on_several_devices():
         parallel.prepare(make, mode="tpu")
 
 
+@pytest.mark.slow
 def test_several_steps_in_one_dispatch_under_pmap():
     model, settings = models.make(SHAPE), SGD
     parts = algorithms.make_parts(settings, count_token(3))

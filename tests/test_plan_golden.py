@@ -80,7 +80,7 @@ def check(name: str) -> plan.Report:
     return report
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_smollm2_on_four_chips_of_a_v5e():
     """Data-parallel: each token asks whether all rows have ended, and nothing else; an update sums up all gradients once (the
     head's perhaps apart from those of the embedding, though they are tied)."""
