@@ -6,8 +6,8 @@ Method     Supervised on (question, answer), then the leave-one-out policy gradi
 Command    python experiments/question_answering.py            # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
            python experiments/question_answering.py --task choices --prompt-length 80        # QuaRTz, two answers to choose from
 Data       The game quiz of Debian's bsdgames; QuaRTz (https://arxiv.org/abs/1909.03553).
-Found      One seed: .463 -> .458 of 214 right (95 % interval of the gain -.023 to +.019): sixty supervised steps bring out what the
-           model knows, and the reward adds nothing to that. QuaRTz, one seed: .469 -> .461 of 128, which is chance.
+Found      One seed: .463 -> .458 of 214 right (95 % interval of the gain -.023 to +.019): sixty supervised steps bring out what
+           the model knows, and the reward adds nothing to that. QuaRTz, one seed: .469 -> .461 of 128, which is chance.
 Minutes    33 on a core that much other work shared; 16 steps in place of 24 took 9 on one that less did.
 """
 
