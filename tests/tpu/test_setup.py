@@ -145,9 +145,7 @@ def test_a_wrong_option(machine):
 
 
 def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
-    """Those of JAX are what the tests run with."""
-    from importlib.metadata import version
-
+    """JAX is one of those that the tests are run with, on one Python or the other."""
     lines = [line for line in (ROOT / "tpu/requirements.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[a-z0-9._-]+==[a-z0-9.]+", line) for line in lines)
     pins = dict(line.split("==") for line in lines)
@@ -155,4 +153,4 @@ def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
     needed = re.findall(r'^    "([A-Za-z0-9-]+)', text.split("dependencies = [")[1].split("]")[0], re.MULTILINE)
     assert needed and set(needed) <= pins.keys() and "libtpu" in pins
     assert pins["libtpu"] in text  # the compiler that plans is the one that runs
-    assert pins["jax"].split(".")[:2] == version("jax").split(".")[:2]
+    assert any(f"\njax=={pins['jax']}\n" in path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
