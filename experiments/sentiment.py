@@ -50,7 +50,6 @@ def main(options: Sentiment) -> None:
     import jax
 
     from jaxppo import algorithms, config, ppo, processes, tracking, train
-    from jaxppo.data import sentiment
 
     config.validate_run(options)
     algorithms.check(options)  # a wrong name is found before anything is loaded
@@ -60,16 +59,7 @@ def main(options: Sentiment) -> None:
         options = dataclasses.replace(options, test_prompts=8, batch_size=8, response_length=8)
     options, policy = train.load_policy(options)
 
-    # Prompts: the first 8 tokens of each sentence, after the token that starts a document. Sentences that begin alike fall into
-    # the same part of the split, which is the same for every seed.
-    reviews = sentiment.load()
-    if options.tiny:
-        reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
-    parts = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode)
-    start = policy.tokenizer.start_id
-    encode = lambda rows: train.encode(
-        [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=start
-    )
+    reviews, parts, encode = load_prompts(options, policy)
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
     with processes.first("reward"):  # of several processes the first one trains it
@@ -86,6 +76,23 @@ def main(options: Sentiment) -> None:
     after = [judge.read(state, test, seed) for seed in JUDGE_SEEDS]
     if processes.is_main():
         report(options, folder, judge, before, after)
+
+
+def load_prompts(options: Sentiment, policy):
+    """(reviews, their split, what makes prompts of some): the first 8 tokens of each sentence, after the token that starts a
+    document. Sentences that begin alike fall into the same part of the split, which is the same for every seed."""
+    from jaxppo import train
+    from jaxppo.data import sentiment
+
+    reviews = sentiment.load()
+    if options.tiny:
+        reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
+    parts = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode)
+    start = policy.tokenizer.start_id
+    encode = lambda rows: train.encode(
+        [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=start
+    )
+    return reviews, parts, encode
 
 
 def make_reward(options: Sentiment, policy, reviews, parts, folder):

@@ -41,9 +41,12 @@ CHIPS = {
     "v5p": Chip("TPU v5p", 95.74 * GIB, 459e12, 2765e9, 600e9),
     "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, 1640e9, 400e9),
 }
-PEAKS = {  # operations a second in bfloat16 (a T4: float16) by what JAX calls the chip; dense, from the makers' data sheets
-    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12, "H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12,
+KINDS = {  # what JAX calls a TPU
+    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+}  # fmt: skip
+GPUS = {  # operations a second in bfloat16 (a T4: float16), dense, from the maker's data sheets
+    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12,
 }  # fmt: skip
 SHAPES: dict[str, ModelConfig] = {
     "smollm2": dataclasses.replace(
@@ -73,10 +76,10 @@ def peak(kind: str) -> float:
     >>> peak("NVIDIA H100 80GB HBM3"), peak("TPU v5 lite"), peak("cpu")
     (989000000000000.0, 197000000000000.0, 0.0)
     """
-    if kind.startswith("TPU"):
-        return PEAKS.get(kind, 0.0)
+    if kind in KINDS:
+        return CHIPS[KINDS[kind]].flops
     words = re.split(r"[ -]", kind)  # "NVIDIA A100-SXM4-40GB", "Tesla T4"
-    return next((PEAKS[word] for word in words if word in PEAKS), 0.0)
+    return next((GPUS[word] for word in words if word in GPUS), 0.0)
 
 
 def shape_of(name: str) -> ModelConfig:

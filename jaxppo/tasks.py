@@ -316,43 +316,31 @@ def _text(name: str, *options: str, sign: float = 1.0) -> Callable[[], Callable[
     return make
 
 
-def _f1(name: str) -> Callable[[], Callable[[str, str], float]]:
-    """A row's F1 by the metric of that name, 2 · common / (found + wanted); 1 where neither has an entity."""
+def _of_counts(name: str, score: Callable[[float, float], float]) -> Callable[[], Callable[[str, str], float]]:
+    """A score of a row's counts by the metric of that name: (2 · common, found + wanted)."""
 
     def make():
         from jaxppo import evaluation
 
-        metric = evaluation.METRICS[name]
-
-        def score(response: str, reference: str) -> float:
-            sums = metric.rows(response, reference)
-            return float(metric.reduce(sums)) if sums[1] else 1.0
-
-        return score
+        rows = evaluation.METRICS[name].rows
+        return lambda response, reference: float(score(*rows(response, reference)))
 
     return make
 
 
-def _gain(name: str, reached: float) -> Callable[[], Callable[[str, str], float]]:
+def _f1(common: float, both: float) -> float:
+    """A row's own F1; 1 where neither has an entity."""
+    return common / both if both else 1.0
+
+
+def _gain(reached: float) -> Callable[[float, float], float]:
     """A row's part in raising the F1 of all rows above the one reached: 2 · common - reached · (found + wanted).
 
     The row's own F1 says something else: where there is no entity, it rewards silence with all there is. With this one, naming
     an entity pays when it is right with a probability above reached / 2, which is when it raises the F1 of all rows (Lipton et
     al. 2014, https://arxiv.org/abs/1402.1892).
     """
-
-    def make():
-        from jaxppo import evaluation
-
-        metric = evaluation.METRICS[name]
-
-        def score(response: str, reference: str) -> float:
-            common, both = metric.rows(response, reference)
-            return float(common - reached * both)
-
-        return score
-
-    return make
+    return lambda common, both: common - reached * both
 
 
 def _vader() -> Callable[[str, str], float]:
@@ -370,9 +358,9 @@ REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
     "text_rouge_l": _on_text(_text("rouge", "rougeL")),
     "text_wer": _on_text(_text("word_error_rate", sign=-1.0)),
     "vader": _on_text(_vader),
-    "entity_f1": _on_text(_f1("entity_f1")),
-    "named_f1": _on_text(_f1("named_f1")),
-    "named_gain": _on_text(_gain("named_f1", 0.3)),  # about what a small model reaches
+    "entity_f1": _on_text(_of_counts("entity_f1", _f1)),
+    "named_f1": _on_text(_of_counts("named_f1", _f1)),
+    "named_gain": _on_text(_of_counts("named_f1", _gain(0.3))),  # about what a small model reaches
 }
 LOWER = ("wer", "cer", "repetition")  # metrics of which less is better
 

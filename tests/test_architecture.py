@@ -17,7 +17,7 @@ FLOORS = [
     ["models", "sampling", "policy"],
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
     ["processes", "sharding", "ppo", "supervised", "parallel"],
-    ["algorithms", "fetch", "data", "pretrained", "memory", "manifest", "checkpoint", "lock", "signals", "tracking", "trackers"],
+    ["algorithms", "fetch", "data", "manifest", "pretrained", "memory", "checkpoint", "lock", "signals", "tracking", "trackers"],
     [
         "chips", "hlo", "program", "costs", "profiling",
         "assemble", "ladder", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "statistics", "ablation",

@@ -83,7 +83,6 @@ def one_review_run(config, arm: Arm, run) -> dict[str, float]:
 
     from jaxppo import algorithms, tracking, train
     from jaxppo.ablation import measures, settings_of
-    from jaxppo.data import sentiment as source
 
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
     name = re.sub(r"[^a-z0-9]+", "-", f"{config.name} {run.arm} {run.seed}".lower())
@@ -93,13 +92,7 @@ def one_review_run(config, arm: Arm, run) -> dict[str, float]:
     own = replace(config, runs=str(root), name=name)
     own = replace(own, **settings_of(own, arm), seed=run.seed, resume=(place / "config.json").exists())
     own, policy = train.load_policy(own)
-    reviews = source.load()
-    if own.tiny:
-        reviews = source.Reviews(reviews.texts[::40], reviews.ratings[::40])
-    parts, start = source.split_by_opening(reviews.texts, policy.tokenizer.encode), policy.tokenizer.start_id
-    opening = lambda rows: train.encode(
-        [reviews.texts[i] for i in rows], policy.tokenizer, own.prompt_length, too_long="first", start=start
-    )
+    reviews, parts, opening = sentiment.load_prompts(own, policy)
     # one reward for all arms and seeds
     reward, policy.frozen["reward"] = sentiment.make_reward(replace(own, seed=0), policy, reviews, parts, root)
     made = algorithms.make_parts(own, reward)

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Float, Float32
 
+from jaxppo import manifest
 from jaxppo.config import ModelConfig
 from jaxppo.pretrained import mapping, safetensors, settings
 from jaxppo.pretrained.errors import PretrainedError
@@ -53,9 +54,9 @@ def whole_folder(place: Path) -> Iterator[Path]:
         folder.mkdir()  # not the temporary one itself, which nobody else may read
         yield folder
         for path in [*sorted(folder.rglob("*")), folder]:
-            _sync(path)
+            manifest.sync(path)
         os.rename(folder, place)  # over an empty folder, never over a full one
-        _sync(place.parent)
+        manifest.sync(place.parent)
     except OSError as error:
         raise PretrainedError(
             f"{place} cannot be written ({error.strerror or error}); give another name or free space"
@@ -63,14 +64,6 @@ def whole_folder(place: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_model(
