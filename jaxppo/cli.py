@@ -15,7 +15,7 @@ import tyro
 
 from jaxppo import doctor as checks
 from jaxppo import export as exporting
-from jaxppo.config import Config, RunConfig, RunError, UserError, from_file
+from jaxppo.config import Config, ModelConfig, RunConfig, RunError, UserError, from_file
 from jaxppo.options import parse
 from jaxppo.presets import ALGORITHMS, preset
 
@@ -220,6 +220,7 @@ class PlanOptions(RunConfig):
 
     $ jaxppo plan --topology v5e:2x4 --model smollm2 --batch-size 256
     $ jaxppo plan runs/sentiment/config.json --topology v6e:1x1
+    $ jaxppo plan runs/translation/policy/config.json              # of a task: its second stage
     """
 
     config: tyro.conf.Positional[Path | None] = None
@@ -244,11 +245,21 @@ def plan(options: PlanOptions) -> None:
     from jaxppo import plan as plans
 
     chip, devices = chips.topology(options.topology) if options.topology else (None, chips.here())
-    shape = chips.shape_of(chosen.model)
+    shape = chips.shape_of(chosen.model) if chosen.model or not options.config else new_network(options.config)
     report = plans.compile_plan(chosen, shape, devices)
     print(plans.text_of(chosen, shape, chip, report))
     if report.refused or (chip and not plans.fits(chip, report)):
         raise SystemExit(2)
+
+
+def new_network(path: Path) -> ModelConfig:
+    """The shape of the network that a task's settings make anew. Raises UserError where its size hangs on the data."""
+    from jaxppo import tasks
+
+    settings = from_file(tasks.TaskConfig, path)
+    if settings.task == "speech":
+        raise UserError("a network that hears is as large as its recordings: plan the config.json of the run's policy folder")
+    return tasks.new_network(settings)
 
 
 @dataclass(frozen=True)

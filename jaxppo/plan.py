@@ -73,7 +73,10 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Report
     integer: Any = jax.ShapeDtypeStruct((config.rows, config.prompt_length), jnp.int32)
     mask: Any = jax.ShapeDtypeStruct(integer.shape, bool)
     index: Any = jax.ShapeDtypeStruct((config.rows,), jnp.int32)
-    extra = {"task": index} if config.num_tasks > 1 else {}
+    extra: dict[str, Any] = {"task": index} if config.num_tasks > 1 else {}
+    if shape.context_width:
+        extra["context"] = jax.ShapeDtypeStruct((config.rows, shape.context_length, shape.context_width), jnp.float32)
+        extra["context_length"] = index
     started = time.monotonic()
     known: dict[str, Any] = {
         "phases": costs.phases(config, shape, mesh),

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxppo import algorithms, assemble, models, ppo, pretrained, processes, supervised, tasks, tracking, train, validation
 from jaxppo.assemble import Policy
-from jaxppo.config import UserError, network, validate_run
+from jaxppo.config import UserError, validate_run
 from jaxppo.data import rows
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.rows import Rows
@@ -89,10 +89,10 @@ def start(options: TaskConfig, task: Task, examples: Examples, root: Path) -> st
         if options.tokens not in make:
             raise UserError(f"--tokens {options.tokens!r}: choose one of {', '.join(make)}")
         tokenizer = make[options.tokens](words, options.max_vocab)
-        sizes: dict[str, Any] = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
+        context = {}
         if "context" in own.extra:
-            _, sizes["context_length"], sizes["context_width"] = own.extra["context"].shape
-        shape = network(options.model_kind, vocab_size=tokenizer.vocab_size, **sizes)
+            _, context["context_length"], context["context_width"] = own.extra["context"].shape
+        shape = tasks.new_network(options, tokenizer.vocab_size, **context)
         params = models.make(shape).init(jax.random.key(options.seed))
         pretrained.save(place, shape, jax.device_get({k: x for k, x in params.items() if k != "value"}), tokenizer)
     processes.wait_for_all("start")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxppo.config import RunConfig, UserError
+from jaxppo.config import ModelConfig, RunConfig, UserError, network
 
 if TYPE_CHECKING:
     from jaxppo.assemble import Policy
@@ -52,6 +52,14 @@ class TaskConfig(RunConfig):
     """most held-out examples that are measured: for validation, and before and after"""
     results: str = ""
     """folder that gets a copy of result.json as <task>/<name>.json; empty = none"""
+
+
+def new_network(options: TaskConfig, vocab_size: int = 0, **context: int) -> ModelConfig:
+    """The shape of a network made anew, and the context that it reads; without `vocab_size`, with the largest one allowed."""
+    return network(
+        options.model_kind, vocab_size=vocab_size or (257 if options.tokens == "bytes" else options.max_vocab),
+        width=options.width, num_layers=options.layers, dropout=options.dropout, **context,
+    )  # fmt: skip
 
 
 class Task(NamedTuple):

@@ -11,9 +11,10 @@ import pytest
 
 from jaxppo import chips, cli, config, parallel, plan, sharding
 from jaxppo.chips import GIB
-from jaxppo.config import RunConfig
+from jaxppo.config import RunConfig, UserError, network, to_dict
 from jaxppo.hlo import Loop
 from jaxppo.program import Collective
+from jaxppo.tasks import TaskConfig
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'jaxppo[tpu-plan]'"
@@ -149,6 +150,37 @@ def test_a_plan_for_the_devices_that_are_here(mesh, scan):
     text = plan.text_of(settings, TINY, None, found)
     assert text.startswith(f"one program, with generate, reference, update, for 8 devices (mesh {mesh})")
     assert "the decode loop sends" in text and "not known:" in text
+
+
+def test_a_plan_of_a_network_that_hears():
+    """A recording of 6 frames of 5 numbers a row, and its length, are operands of the step beside the words."""
+    words = network("gru", vocab_size=64, width=16, num_layers=1)
+    hears = network("gru", vocab_size=64, width=16, num_layers=1, context_length=6, context_width=5)
+    both = [plan.compile_plan(SETTINGS, shape, jax.devices()[:1]) for shape in (words, hears)]
+    mesh = sharding.make_mesh("data=1", jax.devices()[:1])
+    held = [plan.bytes_held(plan.abstract_state(SETTINGS, shape)[1], mesh) for shape in (words, hears)]
+    operands = [found.arguments - size for found, size in zip(both, held, strict=True)]
+    assert operands[1] - operands[0] == 32 * (6 * 5 + 1) * 4
+
+
+def test_a_plan_of_a_network_made_anew(tmp_path, monkeypatch):
+    """A task's settings without a checkpoint: planned with the largest vocabulary that they allow."""
+    planned = []
+    monkeypatch.setattr(plan, "text_of", lambda *_: "")
+    path = tmp_path / "config.json"
+    report = dataclasses.replace(REPORT, refused="")
+    monkeypatch.setattr(plan, "compile_plan", lambda config, shape, devices: planned.append((config, shape)) or report)
+    for settings in (
+        TaskConfig(task="translation", width=96, layers=2, batch_size=32),
+        TaskConfig(task="spelling", tokens="bytes"),
+    ):
+        path.write_text(json.dumps(to_dict(settings)))
+        cli.plan(cli.PlanOptions(config=path))
+    assert [(shape.width, shape.num_layers, shape.vocab_size) for _, shape in planned] == [(96, 2, 4000), (128, 3, 257)]
+    assert planned[0][0].batch_size == 32
+    path.write_text(json.dumps(to_dict(TaskConfig(task="speech", model_kind="gru"))))
+    with pytest.raises(UserError, match="as large as its recordings"):
+        cli.plan(cli.PlanOptions(config=path))
 
 
 def test_a_program_that_is_too_large(monkeypatch):
