@@ -24,18 +24,18 @@ class Multitask(TaskConfig):
     response_length: int = 20
     tokens: str = "bytes"
     width: int = 128
-    layers: int = 3
-    sft_steps: int = 800
-    steps: int = 200
-    batch_size: int = 256
+    layers: int = 2
+    sft_steps: int = 600
+    steps: int = 120
+    batch_size: int = 192
     minibatches: int = 4
     reward_norm: str = "task"
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 2e-4
     lora: int = 0
-    eval_every: int = 25
-    save_every: int = 25
+    eval_every: int = 20
+    save_every: int = 20
     test_rows: int = 600
 
 

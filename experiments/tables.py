@@ -103,7 +103,8 @@ def variant(record: dict) -> str:
     config = record["config"]
     if config["model"]:
         return f"{config['model']}, LoRA {config['lora']}" if config["lora"] else config["model"]
-    return f"{config['model_kind']} {config['width']} × {config['layers']}, new"
+    tasks = f", on {', '.join(config['tasks'])}" if config.get("tasks") else ""
+    return f"{config['model_kind']} {config['width']} × {config['layers']}, new{tasks}"
 
 
 MEASURES = {

@@ -144,7 +144,11 @@ def quickly_compiled():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+IN_CI = ("reinforce", "remax", "rloo", "grpo", "dapo", "gspo", "gdpo", "ppo", "trpo", "vapo", "awr", "nlpo", "ziegler")
+"""Between them every update, critic, place of the KL and kind of advantage; the others are these with another loss or number."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS])
 def test_every_preset_runs_and_is_the_same_under_pmap(name, quickly_compiled):
     """Two steps, on one device and on two."""
     settings = small(name, lr=1e-4)

@@ -1,14 +1,23 @@
-"""What README.md shows runs, word for word."""
+"""What README.md shows runs, word for word. `follow_readme.py` runs its commands; here their options are read."""
 
+import json
 import re
 import runpy
+import shlex
+import sys
 from pathlib import Path
 
+import follow_readme
+import pytest
 import toys
 
+from jaxppo import cli, launch
+from jaxppo.options import parse
 from jaxppo.rewards import count_token
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = follow_readme.commands(README)
 
 
 def test_the_parts_that_are_swapped_make_a_step(tmp_path):
@@ -30,3 +39,48 @@ def test_the_parts_that_are_swapped_make_a_step(tmp_path):
     assert int(found["state"].step) == 1 and metrics["skipped"] == 0 and metrics["grad_norm"] > 0
     assert -toys.SETTINGS.response_length < metrics["reward"] <= 0  # the reward of the last block but three, not the count
     assert metrics["mean_ratio"] > 0.5  # what the loss says of itself is among the metrics
+
+
+def test_the_lines_that_are_followed():
+    text = "a\n```sh\nls  # all\n# no\n\n  cat '#1'\n```\n```python\nx\n```\n    dir\n```sh\npython tpu/tpu.py list\n```\n"
+    found = follow_readme.commands(text)
+    assert found == ["ls", "cat '#1'", "python tpu/tpu.py list"]
+    assert [follow_readme.needs_the_cloud(line) for line in found] == [False, False, True]
+    assert LINES[0] == 'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]" && .venv/bin/python experiments/sentiment.py'
+    assert LINES[1].endswith('".[test]" && .venv/bin/pytest') and len(LINES) > 15
+
+
+def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    lines = ["echo $HOME $JAX_PLATFORMS >> a", "test -e b", "cat a"]
+    (tmp_path / "clone").mkdir()
+    follow = lambda: follow_readme.follow(lines, tmp_path / "clone", tmp_path / "home", tmp_path)
+    assert [row["exit"] for row in follow()] == [0, 1, 0]
+    assert (tmp_path / "followed" / "02.txt").read_text() == f"{tmp_path / 'home'}\n"
+    (tmp_path / "clone" / "b").touch()
+    assert [row["exit"] for row in follow()] == [0, 0, 0]
+    assert (tmp_path / "clone" / "a").read_text().count("\n") == 1  # the first was not run twice
+    assert [row["line"] for row in json.loads((tmp_path / "followed.json").read_text())] == lines
+
+
+def words(line: str) -> list[str]:
+    """The last command of a line, without the environment's folder."""
+    found = shlex.split(line.split("&& ")[-1])
+    return [found[0].removeprefix(".venv/bin/"), *found[1:]]
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if words(line)[0] in ("python", "jaxppo")])
+def test_a_line_has_options_that_are_known(line, monkeypatch):
+    """None is started; a script's parser, or the command's, reads the rest of the line."""
+    program, first, *rest = words(line)
+    if program == "jaxppo":
+        parse(cli.VERBS[first][1], args=rest)
+    elif first == "-m":
+        assert rest[0] == launch.__name__
+        assert (ROOT / rest[3]).exists()
+    elif not follow_readme.needs_the_cloud(line):
+        read = []
+        monkeypatch.setattr(cli, "script", lambda main, config, **_: read.append(parse(config, args=rest)))
+        monkeypatch.setattr(sys, "path", [str((ROOT / first).parent), *sys.path])
+        runpy.run_path(str(ROOT / first), run_name="__main__")
+        assert len(read) == 1

@@ -1,0 +1,92 @@
+"""The README, followed word for word: a fresh clone, a home folder of its own, and every line of every shell block, in order.
+
+    python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...]
+
+Lines that need the cloud are left out, and said. Each line's output goes to FOLDER/followed/NN.txt, and what came of all of them to
+FOLDER/followed.json, line by line; a folder that is kept is gone on with. Exit code 1 if any failed. Takes an hour or more.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+CLOUD = ("tpu/tpu.py", "gcloud ", "jaxppo push")
+
+
+def commands(text: str) -> list[str]:
+    """The lines of the shell blocks, without what is said about them."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def needs_the_cloud(line: str) -> bool:
+    return any(word in line for word in CLOUD)
+
+
+def surroundings(home: Path) -> dict[str, str]:
+    """What a new user's shell has: nothing of this environment, of its caches and of its settings for JAX."""
+    kept = {name: x for name, x in os.environ.items() if not name.startswith(("JAX", "XLA", "PYTHON", "VIRTUAL_ENV", "PYTEST"))}
+    path = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder).parent / "pyvenv.cfg").exists()]
+    return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PATH": os.pathsep.join(path)}
+
+
+def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
+    """What came of each line, in a clone; those that had come to a good end before are not run again."""
+    record = out / "followed.json"
+    before = {row["line"]: row for row in json.loads(record.read_text())} if record.exists() else {}
+    (out / "followed").mkdir(exist_ok=True)
+    found: list[dict] = []
+    for number, line in enumerate(lines):
+        row = before.get(line, {})
+        if row.get("exit") != 0:
+            started = time.monotonic()
+            with (out / "followed" / f"{number:02}.txt").open("w") as said:
+                done = subprocess.run(
+                    ["bash", "-c", line], cwd=clone, env=surroundings(home), stdout=said, stderr=subprocess.STDOUT
+                )
+            row = {"line": line, "exit": done.returncode, "seconds": round(time.monotonic() - started)}
+        found.append(row)
+        print(f"{row['exit']:3} {row['seconds']:6} s  {line}", flush=True)
+        record.write_text(json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", action="store_true", help="print the lines that would be run, and run none")
+    parser.add_argument("--keep", type=Path, help="folder to work in, which stays and is gone on with")
+    parser.add_argument("--skip", nargs="*", default=[], help="leave lines out that have one of these texts in them")
+    options = parser.parse_args()
+    lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
+    left_out = [line for line in lines if needs_the_cloud(line) or any(text in line for text in options.skip)]
+    lines = [line for line in lines if line not in left_out]
+    print("".join(f"left out: {line}\n" for line in left_out), end="", flush=True)
+    if options.list:
+        print("\n".join(lines))
+        return 0
+    out = options.keep or Path(tempfile.mkdtemp())
+    clone, home = out / "jaxppo", out / "home"
+    home.mkdir(parents=True, exist_ok=True)
+    if not clone.exists():
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    try:
+        found = follow(lines, clone, home, out)
+    finally:
+        if not options.keep:
+            shutil.rmtree(out)
+    failed = [row["line"] for row in found if row["exit"]]
+    print(f"{len(found) - len(failed)} of {len(found)} lines came to a good end")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
