@@ -2,7 +2,7 @@
 
     python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...]
 
-Lines that need the cloud are left out, and said. Each line's output goes to FOLDER/followed/NN.txt, and what came of all of them to
+Lines that need the cloud are left out, and said. The output of each goes to FOLDER/followed/NN.txt, what came of all of them to
 FOLDER/followed.json, line by line; a folder that is kept is gone on with. Exit code 1 if any failed. Takes an hour or more.
 """
 
