@@ -103,13 +103,13 @@ class SampleOptions:
 
 def sample(options: SampleOptions) -> None:
     """Print one response to each prompt."""
-    run = next((x for x in (options.run, options.run / "policy") if (x / "config.json").is_file()), None)
-    if run is None:
-        raise UserError(f"no run in {options.run}; give the folder that holds its config.json, or that of a task's whole way")
+    from jaxppo import tracking
+
+    run = tracking.place_of(options.run)
     talking = not options.prompts and not options.file and sys.stdin.isatty()
     texts = [] if talking else prompts_of(options)
 
-    from jaxppo import sampler, tracking, train
+    from jaxppo import sampler, train
 
     train.use_compilation_cache()
     config, policy, state = train.restore(run)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import evaluation, ppo, sampler, tasks, train
+from jaxppo import evaluation, ppo, sampler, tasks, tracking, train
 from jaxppo.assemble import Policy
 from jaxppo.config import UserError, from_file
 from jaxppo.data.examples import Example
@@ -105,9 +105,7 @@ def samples(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[E
 
 def restore(root: Path) -> tuple[TaskConfig, Policy, TrainState]:
     """A policy as it was at its best checkpoint, from the folder of a task's whole way or of a single run; changes nothing."""
-    place = root / "policy" if (root / "policy" / "config.json").exists() else root
-    if not (place / "config.json").exists():
-        raise UserError(f"no run in {root}; give the folder that holds its config.json")
+    place = tracking.place_of(root)
     options = from_file(TaskConfig, place / "config.json")
     config, policy = train.load_policy(dataclasses.replace(options, value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))

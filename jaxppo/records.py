@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxppo.config import FREE, RunConfig, UserError, from_file, to_dict
+from jaxppo import tracking
+from jaxppo.config import FREE, RunConfig, from_file, to_dict
 from jaxppo.tasks import TaskConfig
 
 MOST = 20_000  # lines of texts that are read
@@ -59,10 +60,8 @@ class Group:
 
 def read(path: Path) -> Run:
     """The run in a folder. Raises UserError for a folder that has none."""
-    whole = not (path / "config.json").exists() and (path / "policy" / "config.json").exists()
-    place = path / "policy" if whole else path
-    if not (place / "config.json").is_file():
-        raise UserError(f"no run in {path}; give the folder that holds its config.json, or that of a task's whole way")
+    place = tracking.place_of(path)
+    whole = place != path
     from_file(RunConfig, place / "config.json")  # it is one
     settings = json.loads((place / "config.json").read_text())
     remarks: list[str] = []

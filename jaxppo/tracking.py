@@ -59,6 +59,14 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     return folder
 
 
+def place_of(folder: Path) -> Path:
+    """Where a run's config.json lies: the folder itself, or `policy` in that of a task's whole way. Or a UserError."""
+    found = next((place for place in (folder, folder / "policy") if (place / "config.json").is_file()), None)
+    if found is None:
+        raise UserError(f"no run in {folder}; give the folder that holds its config.json, or that of a task's whole way")
+    return found
+
+
 def write_config(folder: Path, config: dict) -> None:
     """config.json, whole or not at all; what looks like a secret is left out."""
     write_whole(folder / "config.json", json.dumps(shown(config), indent=2) + "\n")

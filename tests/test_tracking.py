@@ -185,3 +185,14 @@ def test_a_full_disk_is_told_of_once(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         log.log([{"step": 1, **ROW}])
     log.close()
+
+
+def test_where_a_run_lies(tmp_path):
+    """Its own folder, or the second stage of a task's whole way; a folder that has both is a run."""
+    with pytest.raises(UserError, match="no run in .*; give the folder that holds its config.json, or that of a task"):
+        tracking.place_of(tmp_path)
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    assert tracking.place_of(tmp_path) == tmp_path / "policy" == tracking.place_of(tmp_path / "policy")
+    (tmp_path / "config.json").write_text("{}")
+    assert tracking.place_of(tmp_path) == tmp_path
