@@ -47,12 +47,12 @@ class Dialogue(TaskConfig):
 
 
 def main(options: Dialogue) -> None:
-    from jaxppo import measure, stages, tasks
+    from jaxppo import measure, sources, stages, task_rewards, tasks
     from jaxppo.rewards import combine, learned, repetition
 
     judges: dict[str, stages.RewardModel] = {}
 
-    def make_reward(settings: Dialogue, policy) -> tasks.Reward:
+    def make_reward(settings: Dialogue, policy) -> task_rewards.Reward:
         pairs = preferences(settings, policy)
         half = len(pairs) // 2
         for number, (name, part) in enumerate((("reward", pairs[:half]), ("judge", pairs[half:]))):
@@ -61,12 +61,12 @@ def main(options: Dialogue) -> None:
             print(f"{name} model: {judges[name].accuracy:.3f} of the held-out pairs right")
         score = learned.reward(judges["reward"].model)
         parts = {"learned": (1.0, score), "repetition": (options.repetition, repetition.reward(eos=policy.tokenizer.eos_id))}
-        return tasks.Reward(combine.weighted(parts), {"learned": judges["reward"].params})
+        return task_rewards.Reward(combine.weighted(parts), {"learned": judges["reward"].params})
 
     def preferences(settings: Dialogue, policy) -> list[tuple[str, str, str]]:
         """(turn, its real answer, a sample of the baseline)."""
         task = tasks.task_of(settings)
-        examples = tasks.load_examples(settings).train[: settings.reward_pairs]
+        examples = sources.load_examples(settings).train[: settings.reward_pairs]
         sampled = measure.samples(settings, policy, task, examples, seed=settings.seed)
         own = measure.texts(task, examples)
         return [(p, r, s.response) for p, r, s in zip(own.prompts, own.responses, sampled, strict=True)]

@@ -3,7 +3,7 @@
 Question   Does policy optimisation of the entities' F1 add to supervised fine-tuning, whose loss counts every token alike?
 Method     Supervised on (tweet, "Jack = person; New York = geo-loc" or "none"), then the leave-one-out policy gradient
            (https://arxiv.org/abs/2402.14740) with clipped ratios; the reward is the row's part in raising the F1 of all rows
-           (`tasks._gain`, after https://arxiv.org/abs/1402.1892). LoRA.
+           (`task_rewards._gain`, after https://arxiv.org/abs/1402.1892). LoRA.
 Command    python experiments/entities.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       2,295 tweets with ten kinds of entities; in three of five there is none.
 Found      With the row's own F1 as the reward, one seed: F1 .071 -> .000 (95 % interval of the gain -.136 to -.021). It is not

@@ -44,13 +44,13 @@ def main(options: Multitask) -> None:
     import json
     from pathlib import Path
 
-    from jaxppo import evaluation, processes, stages, tasks
+    from jaxppo import evaluation, processes, sources, stages, task_rewards, tasks
     from jaxppo.data.examples import Examples
     from jaxppo.rewards import combine
 
     chosen = [tasks.task_of(dataclasses.replace(options, task=name)) for name in options.tasks]
     options = dataclasses.replace(options, num_tasks=len(chosen), reward_norm=options.reward_norm if len(chosen) > 1 else "none")
-    parts = [tasks.load_examples(dataclasses.replace(options, task=name)) for name in options.tasks]
+    parts = [sources.load_examples(dataclasses.replace(options, task=name)) for name in options.tasks]
     named = [
         Examples(*(tasks.as_one_of_many(name, task, number, part) for part in found))
         for number, (name, task, found) in enumerate(zip(options.tasks, chosen, parts, strict=True))
@@ -58,9 +58,9 @@ def main(options: Multitask) -> None:
     examples = Examples(*(tasks.mixed(group, options.weights, seed=0) for group in zip(*named, strict=True)))
     together = tasks.Task("several tasks at once", "", "", ("exact",), response="{reference}")
 
-    def make_reward(settings, policy) -> tasks.Reward:
-        each = [tasks.make_reward(dataclasses.replace(settings, task=name), policy).fn for name in options.tasks]
-        return tasks.Reward(combine.by_task(each) if len(each) > 1 else each[0])
+    def make_reward(settings, policy) -> task_rewards.Reward:
+        each = [task_rewards.make_reward(dataclasses.replace(settings, task=name), policy).fn for name in options.tasks]
+        return task_rewards.Reward(combine.by_task(each) if len(each) > 1 else each[0])
 
     done = stages.run(options, task=together, examples=examples, make_reward=make_reward)
     if not processes.is_main():

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import evaluation, ppo, sampler, tasks, tracking, train
+from jaxppo import evaluation, ppo, sampler, sources, tasks, tracking, train
 from jaxppo.assemble import Policy
 from jaxppo.config import UserError, from_file
 from jaxppo.data.examples import Example
@@ -123,7 +123,7 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
     task = tasks.task_of(config)
     if samples > 1 and "exact" not in task.metrics:
         raise UserError(f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}")
-    examples = tasks.load_examples(config, policy.tokenizer).test[:rows]
+    examples = sources.load_examples(config, policy.tokenizer).test[:rows]
     prompts, references = prompt_set(config, policy, task, examples)
     found = Measure(config, policy, task, None).outputs(state, prompts, references)
     numbers: dict[str, Any] = {}

@@ -18,7 +18,21 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import algorithms, assemble, models, ppo, pretrained, processes, supervised, tasks, tracking, train, validation
+from jaxppo import (
+    algorithms,
+    assemble,
+    models,
+    ppo,
+    pretrained,
+    processes,
+    sources,
+    supervised,
+    task_rewards,
+    tasks,
+    tracking,
+    train,
+    validation,
+)
 from jaxppo.assemble import Policy
 from jaxppo.config import UserError, validate_run
 from jaxppo.data import rows
@@ -30,7 +44,8 @@ from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.rewards import learned
 from jaxppo.sampler import Sample
-from jaxppo.tasks import Reward, Task, TaskConfig
+from jaxppo.task_rewards import Reward
+from jaxppo.tasks import Task, TaskConfig
 from jaxppo.types import Model, TrainState
 
 MakeReward = Callable[[TaskConfig, Policy], Reward]
@@ -41,7 +56,7 @@ def run(
     *,
     task: Task | None = None,
     examples: Examples | None = None,
-    make_reward: MakeReward = tasks.make_reward,
+    make_reward: MakeReward = task_rewards.make_reward,
     judge: Judge | None = None,
 ) -> dict[str, Any]:
     """Both stages of a task and their measurement: what result.json holds. A stage that has ended is not run again.
@@ -52,7 +67,7 @@ def run(
     train.use_compilation_cache()
     task, root = task or tasks.task_of(options), folder(options)
     options = smaller(options) if options.tiny else options
-    examples = examples or tasks.load_examples(options)
+    examples = examples or sources.load_examples(options)
     tuned = baseline(options, task, examples, root)
     done = optimise(options, task, examples, root, tuned, make_reward, judge)
     if processes.is_main():

@@ -17,11 +17,14 @@ FLOORS = [
     ["models", "sampling", "policy"],
     ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
     ["processes", "sharding", "ppo", "supervised", "parallel"],
-    ["algorithms", "fetch", "data", "manifest", "pretrained", "memory", "checkpoint", "lock", "signals", "tracking", "trackers"],
+    [
+        "algorithms", "fetch", "archives", "data", "manifest", "pretrained", "memory", "checkpoint", "lock", "signals",
+        "tracking", "trackers",
+    ],
     [
         "chips", "hlo", "program", "costs", "profiling",
         "assemble", "ladder", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "statistics", "ablation",
-        "tasks", "measure", "stages",
+        "tasks", "sources", "task_rewards", "measure", "stages",
         "plan", "records", "figures", "outcomes", "pages", "report", "export",
         "doctor",
     ],

@@ -35,14 +35,14 @@ def ladder(tiny: bool, **settings) -> Scale:
 
 def small(tiny: bool, **settings) -> Scale:
     """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>."""
-    from jaxppo import algorithms, measure, stages, tasks, train
+    from jaxppo import algorithms, measure, sources, stages, task_rewards, tasks, train
 
     options = tasks.TaskConfig(
         task="spelling", tokens="bytes", width=160, prompt_length=24, response_length=16, sft_steps=200, sft_lr=1e-3, lora=0,
         batch_size=64, steps=40, lr=3e-4, kl_coef=0.0, kl_adaptive=False, eval_every=0, tiny=tiny,
     )  # fmt: skip
     options = replace(stages.smaller(options) if tiny else options, **settings)
-    task, examples = tasks.task_of(options), tasks.load_examples(options)
+    task, examples = tasks.task_of(options), sources.load_examples(options)
 
     def load(config):
         root = Path(config.runs) / f"ablations-{config.model_kind}-{config.width}{'-tiny' * tiny}"
@@ -54,7 +54,7 @@ def small(tiny: bool, **settings) -> Scale:
     policy = load(options)
     options = replace(options, eos=policy.tokenizer.eos_id, pad=policy.tokenizer.pad_id)
     prompts, _ = measure.prompt_set(options, policy, task, examples.train)
-    reward = tasks.make_reward(options, policy).fn
+    reward = task_rewards.make_reward(options, policy).fn
     return Scale("small", options, (options.task,), load, reward, lambda run: prompts, algorithms.make_parts)
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
+from jaxppo.archives import members
 from jaxppo.data.examples import Example, Examples, split
-from jaxppo.fetch import FetchError, fetch, members
+from jaxppo.fetch import FetchError, fetch
 
 DIRECTION = re.compile(r"\[[^\[\]]{0,1000}\]")  # [Exit Ghost.], [Aside.]
 HEADING = re.compile(r"(?:ACT|Act|SCENE|Scene)\s+(?:[IVX]+|\d+|[A-Z]+)\b|(?:PROLOGUE|EPILOGUE|INDUCTION)\.?$")

@@ -7,8 +7,9 @@ writers, and under which terms they may be passed on it does not say: use them f
 
 from collections.abc import Sequence
 
+from jaxppo.archives import member
 from jaxppo.data.examples import Example, Examples, split
-from jaxppo.fetch import FetchError, fetch, member
+from jaxppo.fetch import FetchError, fetch
 
 KINDS = (
     "company", "facility", "geo-loc", "movie", "musicartist", "other", "person", "product", "sportsteam", "tvshow",

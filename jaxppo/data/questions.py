@@ -9,8 +9,9 @@ import json
 import re
 from typing import Any
 
+from jaxppo.archives import member
 from jaxppo.data.examples import Example, Examples, split
-from jaxppo.fetch import FetchError, fetch, member
+from jaxppo.fetch import FetchError, fetch
 
 OPTIONS = re.compile(r"(?P<question>.*\S)\s*\n\s*A: (?P<a>[^\n]*\S)\s*\n\s*B: (?P<b>[^\n]*\S)\s*", re.DOTALL)
 LETTERS = ("A", "B")

@@ -8,8 +8,9 @@ file of one's own).
 
 import re
 
+from jaxppo.archives import member
 from jaxppo.data.examples import Example, Examples, split
-from jaxppo.fetch import FetchError, fetch, member
+from jaxppo.fetch import FetchError, fetch
 
 CAPITAL = (0, 1, "What is the capital of {}?")
 QUESTIONS = {  # file -> (column of the question, of the answer, how it is asked)

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from jaxppo.fetch import FetchError, fetch, member
+from jaxppo.archives import member
+from jaxppo.fetch import FetchError, fetch
 
 OPENING = 8  # tokens of a sentence that are the main job's prompt
 

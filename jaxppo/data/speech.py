@@ -16,9 +16,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
+from jaxppo.archives import member, members
 from jaxppo.config import UserError
 from jaxppo.data.examples import Example, Examples, split
-from jaxppo.fetch import FetchError, fetch, member, members
+from jaxppo.fetch import FetchError, fetch
 
 FOLDER = "./usr/share/asterisk/sounds/en_US_f_Allison/"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

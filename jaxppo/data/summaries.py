@@ -10,8 +10,9 @@ import json
 import re
 from typing import Any
 
+from jaxppo.archives import member
 from jaxppo.data.examples import Example, Examples
-from jaxppo.fetch import FetchError, fetch, member
+from jaxppo.fetch import FetchError, fetch
 
 ASPECTS = ("challenge", "approach", "outcome")
 # The sentences are tokenized, "( NER ) systems , here", and the summaries are not

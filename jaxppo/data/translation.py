@@ -8,8 +8,9 @@ taken. Debian's own client downloads it: apt-get, on Debian 12 (elsewhere: a fil
 import re
 from collections.abc import Iterator
 
+from jaxppo.archives import member
 from jaxppo.data.examples import Example, Examples, split
-from jaxppo.fetch import FetchError, fetch, member
+from jaxppo.fetch import FetchError, fetch
 
 NOTE = re.compile(
     r"\s*(?:\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|<[^>]*>)"

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxppo.archives import extract
 from jaxppo.config import ModelConfig
-from jaxppo.fetch import SOURCES, cache_folder, extract, fetch
+from jaxppo.fetch import SOURCES, cache_folder, fetch
 from jaxppo.pretrained import mapping, safetensors, settings
 from jaxppo.pretrained.errors import PretrainedError
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers

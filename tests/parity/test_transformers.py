@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.fetch import FetchError, extract, fetch
+from jaxppo.archives import extract
+from jaxppo.fetch import FetchError, fetch
 
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs the extra `parity`")
 transformers = pytest.importorskip("transformers")

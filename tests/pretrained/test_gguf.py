@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.fetch import FetchError, extract, fetch
+from jaxppo.archives import extract
+from jaxppo.fetch import FetchError, fetch
 from jaxppo.pretrained import PretrainedError, mapping
 from jaxppo.pretrained.gguf import llama_name, read, unpermute
 

@@ -1,0 +1,32 @@
+import numpy as np
+import pytest
+from runs import RUN
+
+from jaxppo import assemble, sources
+from jaxppo.config import UserError
+from jaxppo.tasks import TaskConfig
+
+
+def test_examples_of_a_file(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text("".join(f'{{"prompt": "p{i}", "reference": "r{i}"}}\n' for i in range(200)))
+    found = sources.load_examples(TaskConfig(task="translation", data=str(path)))
+    assert [len(part) for part in found] == [160, 20, 20]  # 80, 10 and 10 %
+    small = sources.load_examples(TaskConfig(task="translation", data=str(path), tiny=True))
+    assert [len(part) for part in small] == [64, 8, 8]
+
+
+def test_openings_are_cut_by_the_policys_tokenizer(monkeypatch):
+    """The main job's split: no test prompt begins a sentence that was trained on."""
+    from jaxppo.data import sentiment
+
+    _, policy = assemble.load_policy(RUN)
+    texts = [f"{chr(65 + i % 26)}{i:03d} is a good film." for i in range(100)]
+    monkeypatch.setattr(sentiment, "load", lambda: sentiment.Reviews(texts, np.zeros(100, np.float32)))
+    found = sources.load_examples(TaskConfig(task="sentiment"), policy.tokenizer)
+    assert [len(part) for part in found] == [80, 10, 10]
+    assert all(len(x.prompt) == 8 for part in found for x in part)  # of bytes
+    split = sentiment.split_by_opening(texts, policy.tokenizer.encode)
+    assert [x.prompt + x.reference for x in found.test] == [texts[i] for i in split.test]
+    with pytest.raises(UserError, match="experiments/sentiment.py"):
+        sources.load_examples(TaskConfig(task="sentiment"))
