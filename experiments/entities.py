@@ -26,7 +26,7 @@ class Entities(TaskConfig):
     sft_steps: int = 80
     sft_batch_size: int = 8
     sft_lr: float = 2e-3
-    sft_eval_every: int = 20
+    sft_eval_every: int = 40
     steps: int = 16
     batch_size: int = 24
     minibatches: int = 2
@@ -35,8 +35,9 @@ class Entities(TaskConfig):
     value_loss: str = "none"
     kl_coef: float = 0.02
     kl_adaptive: bool = False
-    lr: float = 3e-4
-    eval_every: int = 8
+    lr: float = 1e-4
+    temperature: float = 0.5
+    eval_every: int = 16
     save_every: int = 8
     test_rows: int = 229
 

@@ -37,6 +37,7 @@ class QuestionAnswering(TaskConfig):
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 3e-4
+    temperature: float = 0.5
     eval_every: int = 8
     save_every: int = 8
     test_rows: int = 216

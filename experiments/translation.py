@@ -25,7 +25,7 @@ class Translation(TaskConfig):
     layers: int = 3
     dropout: float = 0.2
     sft_steps: int = 1200
-    steps: int = 300
+    steps: int = 80
     batch_size: int = 128
     minibatches: int = 2
     group_size: int = 4
@@ -35,8 +35,8 @@ class Translation(TaskConfig):
     kl_adaptive: bool = False
     lr: float = 2e-4
     lora: int = 0
-    eval_every: int = 30
-    save_every: int = 30
+    eval_every: int = 20
+    save_every: int = 20
 
 
 def main(options: Translation) -> None:

@@ -76,9 +76,9 @@ def test_adversarial_rounds_go_on_where_they_were(tmp_path):
 def test_several_tasks_at_once(tmp_path):
     run("multitask", *SMALL, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")
-    assert {"exact spelling", "exact sums", "exact counting"} <= set(found["policy"])
+    assert {"exact spelling", "exact counting"} <= set(found["policy"])
     metrics = [json.loads(line) for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()]
-    assert {"reward_0", "reward_1", "reward_2"} <= set(metrics[-1])
+    assert {"reward_0", "reward_1"} <= set(metrics[-1])
 
 
 def test_proxy_and_judge_are_drawn(tmp_path, capsys):
