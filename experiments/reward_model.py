@@ -20,9 +20,9 @@ class RewardModel(RunConfig):
     name: str = "reward_model"
     prompt_length: int = 1
     response_length: int = 39
-    batch_size: int = 32
+    batch_size: int = 16
     minibatches: int = 1
-    steps: int = 200
+    steps: int = 100
     lr: float = 3e-4
     dtype: str = "bfloat16"
     eval_every: int = 25

@@ -21,7 +21,7 @@ class Sft(RunConfig):
     response_length: int = 36
     batch_size: int = 16
     minibatches: int = 1
-    steps: int = 200
+    steps: int = 100
     lr: float = 3e-4
     dtype: str = "bfloat16"
     value_loss: str = "none"

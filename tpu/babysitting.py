@@ -44,6 +44,7 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
             if slice_.clock() - begun > STEADY:
                 crashes, stops = 0, 0
             if code == GONE:
+                slice_.ready = False  # a machine that comes back may be a new one
                 slice_.say(f"{slice_.name} is gone (preempted?); {slice_.seconds() / 3600:.1f} paid hours so far")
                 continue
             crashes, stops = crashes + (code == 1), stops + (code == 75)
@@ -148,9 +149,9 @@ def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
     """Bring home what only the slice has, and delete it unless it is to be kept. Raises Stop."""
     if code:
         log = Path(f"{job.name}.log")
-        log.write_text(slice_.job("log", job.name, "1000").stdout)
+        with_log = keep_log(slice_, job, log)
         reason = {2: "bad input or configuration", 76: "diverged"}.get(code, "crashed too often")
-        print(f"error: {job.name}: {reason} (exit code {code}); its last lines are in {log}", file=sys.stderr)
+        print(f"error: {job.name}: {reason} (exit code {code}); {with_log}", file=sys.stderr)
     keep = care.keep or not fetch(slice_, job)
     if code and not keep and care.ask:
         answer = care.ask(f"delete {slice_.name}, which costs as long as it is there? [Y/n] ")
@@ -163,14 +164,27 @@ def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
     return code
 
 
+def keep_log(slice_: Slice, job: Job, log: Path) -> str:
+    """Put the run's last lines into a file; where they are."""
+    try:
+        log.write_text(slice_.job("log", job.name, "1000").stdout)
+    except OSError as error:  # a full disk here must not keep a slice there
+        return f"its last lines could not be written to {log} ({error.strerror})"
+    return f"its last lines are in {log}"
+
+
 def fetch(slice_: Slice, job: Job) -> bool:
     """A run that is not in a bucket comes to ./runs before its machine goes. Whether nothing is lost then."""
     if job.bucket:
         return True
     there = f"{job.runs if job.runs.startswith('/') else f'jaxppo/{job.runs}'}/{job.name}"
     here = Path("runs")
-    if not slice_.rehearsal:
-        here.mkdir(exist_ok=True)
+    try:
+        if not slice_.rehearsal:
+            here.mkdir(exist_ok=True)
+    except OSError as error:
+        print(f"error: {there} could not be copied: {here} cannot be made ({error.strerror})", file=sys.stderr)
+        return False
     done = slice_.copy("--recurse", f"{slice_.name}:{there}", f"{here}/", worker="0")
     if done.returncode:
         print(f"error: {there} could not be copied: {last_line(done.stderr)}", file=sys.stderr)

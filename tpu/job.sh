@@ -21,6 +21,11 @@ fail() {
   exit 2
 }
 
+failed_now() { # what may pass by itself: the run is started again
+  echo "error: $*" >&2
+  exit 1
+}
+
 read_environment() {
   local line
   [ -f "$HOME/.jaxppo.env" ] || return 0
@@ -40,12 +45,19 @@ mounted() {
     fusermount -uz "$point" 2>/dev/null || true # one whose gcsfuse has died
     command -v gcsfuse >/dev/null || fail "gcsfuse is missing, so $1 cannot be mounted; run tpu/setup_vm.sh with sudo, or install it"
     mkdir -p "$point"
-    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=200000 \
-      "$bucket" "$point" >&2 || fail "gs://$bucket cannot be mounted; does it exist, and may this machine's service account use it?"
+    local attempt
+    for attempt in 1 2 3 4 5; do # one host of many may have a bad moment
+      gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=200000 \
+        "$bucket" "$point" >&2 && break
+      [ "$attempt" -lt 5 ] ||
+        failed_now "gs://$bucket cannot be mounted; does it exist, and may this machine's service account use it?"
+      sleep "${JAXPPO_MOUNT_SECONDS:-10}"
+    done
   fi
   local probe
   probe=$point/.jaxppo-probe-$(hostname)
-  { : >"$probe" && rm -f "$probe"; } 2>/dev/null || fail "gs://$bucket cannot be written; give this machine's service account the role roles/storage.objectUser"
+  # dd and fsync: an object is made when its file is closed, and a shell does not hear what closing says
+  { echo probe | dd of="$probe" conv=fsync status=none && rm -f "$probe"; } 2>/dev/null || fail "gs://$bucket cannot be written; give this machine's service account the role roles/storage.objectUser"
   echo "$point${path#"$bucket"}"
 }
 

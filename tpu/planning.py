@@ -19,7 +19,7 @@ def plan(job: Job, kind: Accelerator, slice_name: str, *, force: bool, dry_run: 
 
     Options that the script does not take are an error either way.
     """
-    executable = shutil.which("jaxppo") or shutil.which("jaxppo", path=os.path.dirname(sys.executable))
+    executable = next(filter(None, (shutil.which("jaxppo", path=path) for path in places())), None)
     settings = str(private(slice_name) / "config.json")
     read = [python_of(executable), str(ROOT / "tpu" / "job_settings.py"), settings, *job.command(kind)[1:]]
     ask = [executable or "jaxppo", "plan", settings, "--topology", kind.topology]
@@ -34,6 +34,11 @@ def plan(job: Job, kind: Accelerator, slice_name: str, *, force: bool, dry_run: 
     if not force:
         raise Stop(problem)
     print(f"warning: {problem}; going on (--force)", file=sys.stderr)
+
+
+def places() -> list[str]:
+    """Where jaxppo may be: in PATH, beside this Python, in the repository's own environment, which the README makes."""
+    return [os.environ.get("PATH", ""), os.path.dirname(sys.executable), str(ROOT / ".venv" / "bin")]
 
 
 def settings_problem(argv: list[str], script: str) -> str:

@@ -30,6 +30,16 @@ case ${1:-} in
 esac
 export PATH="$HOME/.local/bin:$PATH"
 
+lacking= # what was asked for and could not be had; the rest is done all the same
+finish() { # finish LINE: the last word, and the exit code
+  echo "$1"
+  if [ -n "$lacking" ]; then
+    echo "error: $lacking could not be installed, and runs on gs:// need it; run this again, or without JAXPPO_GCSFUSE" >&2
+    exit 1
+  fi
+  exit 0
+}
+
 run() {
   echo "+ $*"
   [ -n "$dry" ] || "$@"
@@ -58,14 +68,13 @@ if [ -n "${JAXPPO_GCSFUSE:-}" ] && ! command -v gcsfuse >/dev/null; then
   if ! { as_root curl -fsSL -o "$key" https://packages.cloud.google.com/apt/doc/apt-key.gpg &&
     as_root tee /etc/apt/sources.list.d/gcsfuse.list <<<"deb [signed-by=$key] https://packages.cloud.google.com/apt $release main" &&
     as_root apt-get $patience -q update && as_root apt-get $patience -qy install gcsfuse; }; then
-    echo "note: gcsfuse could not be installed; runs on gs:// need it"
+    lacking=gcsfuse
   fi
 fi
 
 stamp=$(cat pyproject.toml ${pins:+"$pins"} <(echo "$python $extras") | sha256sum | cut -d ' ' -f 1)
 if [ -f .venv/.jaxppo-setup ] && [ "$(cat .venv/.jaxppo-setup)" = "$stamp" ]; then
-  echo "set up already: $PWD/.venv"
-  exit 0
+  finish "set up already: $PWD/.venv"
 fi
 
 if ! command -v uv >/dev/null; then # Debian's own Python takes no packages: then in an environment of its own
@@ -86,8 +95,8 @@ else
   run uv pip install --quiet --python .venv/bin/python -e ".[$extras]"
 fi
 if [ -n "$dry" ]; then
-  echo "dry run: nothing was changed"
-else
-  echo "$stamp" >.venv/.jaxppo-setup
-  echo "set up: $PWD/.venv"
+  lacking=
+  finish "dry run: nothing was changed"
 fi
+echo "$stamp" >.venv/.jaxppo-setup
+finish "set up: $PWD/.venv"

@@ -18,6 +18,7 @@ from rehearsal import Rehearsal
 ARCHIVE = "jaxppo.tar.gz"
 ATTEMPTS = 6  # of a command that may work the next time
 ENDED = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")  # never comes back by itself
+SLOWEST = 3600.0  # seconds that one command of gcloud may take: setting up, copying a run
 HALF = 900.0  # seconds that a slice may be called active without a machine
 MISSING = re.compile("NOT_FOUND|was not found|could not be found")
 PASSING = re.compile(
@@ -63,7 +64,10 @@ class Slice:
         for number in range(ATTEMPTS):
             try:
                 done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True, errors="replace")  # fmt: skip
+                                      stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.patience())  # fmt: skip
+            except subprocess.TimeoutExpired as error:
+                self.pause(0.0)  # the paid hours may be over
+                done = subprocess.CompletedProcess(argv, 1, "", f"gcloud timed out after {error.timeout:.0f} s")
             except FileNotFoundError:
                 raise Stop("gcloud is missing; install it: https://cloud.google.com/sdk/docs/install") from None
             if done.returncode == 0 or not patient or number == ATTEMPTS - 1 or not PASSING.search(done.stderr):
@@ -85,6 +89,12 @@ class Slice:
         return self.tpu("tpu-vm", "scp", f"--worker={worker}", *words, **how)
 
     # --- time and money ---
+
+    def patience(self) -> float:
+        """Seconds that one command may take: an hour, or what is left of the paid ones."""
+        if self.since is None or not self.max_hours:
+            return SLOWEST
+        return min(SLOWEST, max(self.max_hours * 3600 - self.seconds(), 1.0))
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the last paid second. Raises TimeUp."""
@@ -189,7 +199,7 @@ class Slice:
 
     def how_to_delete(self) -> str:
         project = f" --project {self.project}" if self.project else ""
-        return f"delete it with: python tpu/tpu.py delete {self.name} --zone {self.zone}{project}"
+        return f"delete it with: python3 tpu/tpu.py delete {self.name} --zone {self.zone}{project}"
 
     # --- its machines ---
 

@@ -1,18 +1,18 @@
 #!/usr/bin/env python3
 """Runs on Cloud TPU slices: create | wait | setup | run | logs | status | stop | delete | babysit.
 
-    python tpu/tpu.py babysit my-run --zone us-east5-b --type v6e-16 --spot --max-hours 12 -- \\
+    python3 tpu/tpu.py babysit my-run --zone us-east5-b --type v6e-16 --spot --max-hours 12 -- \\
         experiments/sentiment.py --runs gs://my-bucket/runs --batch-size 256
 
 does all of it: plans, creates the slice, sets it up, starts the job, makes the slice anew after each preemption and goes on from
 the newest checkpoint, and deletes it at the end. One at a time:
 
-    python tpu/tpu.py create my-run --zone us-east5-b --type v6e-8
-    python tpu/tpu.py wait   my-run --zone us-east5-b
-    python tpu/tpu.py setup  my-run --zone us-east5-b --env-file secrets.env
-    python tpu/tpu.py run    my-run --zone us-east5-b --type v6e-8 -- experiments/sentiment.py --steps 200
-    python tpu/tpu.py logs   my-run --zone us-east5-b --follow
-    python tpu/tpu.py delete my-run --zone us-east5-b
+    python3 tpu/tpu.py create my-run --zone us-east5-b --type v6e-8
+    python3 tpu/tpu.py wait   my-run --zone us-east5-b
+    python3 tpu/tpu.py setup  my-run --zone us-east5-b --env-file secrets.env
+    python3 tpu/tpu.py run    my-run --zone us-east5-b --type v6e-8 -- experiments/sentiment.py --steps 200
+    python3 tpu/tpu.py logs   my-run --zone us-east5-b --follow
+    python3 tpu/tpu.py delete my-run --zone us-east5-b
 
 --dry-run prints the commands, as a script, and runs none. What stands after -- is the job: a script of this repository and its
 options. Its --name (the slice's name unless given) makes a restart go on where the run was. Exit codes, the job's and ours: 0
@@ -131,6 +131,8 @@ def perform(options: argparse.Namespace, words: list[str], slice_: Slice, ask: A
 def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask | None) -> int:
     """What concerns a run that was started. Raises Stop."""
     if options.verb == "logs":
+        if options.follow and options.worker == "all":
+            raise Stop("--follow shows one host: gcloud holds back what several say until all have ended; give --worker 0")
         follow = f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log"
         how = {"worker": options.worker, "show": True}
         must(slice_.ssh(follow, **how) if options.follow else slice_.job("log", run, str(options.lines), **how), "read the log")
@@ -168,6 +170,9 @@ def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, as
             return babysit(slice_, job, kind, care)
         except Stop as stop:
             raise Stop(f"{stop}; if {options.name} is still there it costs: {slice_.how_to_delete()}", stop.code) from None
+        except Exception:  # a fault of ours: it is shown, and that the slice may be there
+            print(f"error: if {options.name} is still there it costs: {slice_.how_to_delete()}", file=sys.stderr)
+            raise
     if (found := slice_.state()) != "ACTIVE":
         raise Stop(f"{options.name} is not ready ({found}); tpu.py create, wait and setup come first", code=1)
     if options.env_file:

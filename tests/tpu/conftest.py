@@ -91,10 +91,11 @@ def cloud(cloud_on_path, monkeypatch) -> Cloud:
     import fake_gcloud
     import slices
 
-    def run(argv, *, stdin, stdout, stderr, text, errors):
-        assert argv[0] == "gcloud"
+    def run(argv, *, stdin, stdout, stderr, text, errors, timeout):
+        assert argv[0] == "gcloud" and 1 <= timeout <= 3600
         return subprocess.CompletedProcess(argv, *fake_gcloud.play(cloud_on_path.folder, argv[1:]))
 
     monkeypatch.setattr(slices, "pack", lambda archive: None)
-    monkeypatch.setattr(slices, "subprocess", SimpleNamespace(run=run, PIPE=None, DEVNULL=None, CompletedProcess=None))
+    names = {"CompletedProcess": subprocess.CompletedProcess, "TimeoutExpired": subprocess.TimeoutExpired}
+    monkeypatch.setattr(slices, "subprocess", SimpleNamespace(run=run, PIPE=None, DEVNULL=None, **names))
     return cloud_on_path

@@ -6,6 +6,7 @@ queued resource is a step on; the last one stays. A step is a state of the queue
 
     half             ACTIVE, but there is no machine
     preempted        ACTIVE, and the machine is PREEMPTED
+    repairing        ACTIVE, and the machine is REPAIRING
     active           the machine is READY, a run that was started is running
     exit 0,75        READY, and the run ended so on its hosts (one for all, or each its own: a code, running, lost)
     deaf             READY, and the hosts do not answer
@@ -46,13 +47,14 @@ def describe(world: dict, group: str) -> tuple[int, str, str]:
         return 0, json.dumps({"state": state, "tpu": {"nodeSpec": [node]}}), ""
     if step == "half":
         return 1, "", MISSING
-    return 0, json.dumps({"state": "PREEMPTED" if step == "preempted" else "READY", "createTime": world["born"]}), ""
+    state = step.upper() if step in ("preempted", "repairing") else "READY"
+    return 0, json.dumps({"state": state, "createTime": world["born"]}), ""
 
 
 def ssh(world: dict, words: list[str]) -> tuple[int, str, str]:
     command = next(word for word in words if word.startswith("--command="))
     step = world["lives"][world["life"]][world["step"]] if world["life"] >= 0 else "deleted"
-    if step in ("deaf", "deleted", "half", "preempted") or step.isupper():
+    if step in ("deaf", "deleted", "half", "preempted", "repairing") or step.isupper():
         return 1, "", "ssh: the host does not answer"
     if "job.sh start" in command:
         world |= {"started": True, "ended": []}

@@ -122,7 +122,7 @@ def test_a_slice_that_fails_three_times_is_given_up(cloud, capsys):
     assert cloud.run("babysit", *ONE) == 1
     assert cloud.story == ["create", "delete"] * 3
     said = capsys.readouterr().err
-    assert "did not become active 3 times in a row (no capacity)" in said and "python tpu/tpu.py delete my-run" in said
+    assert "did not become active 3 times in a row (no capacity)" in said and "python3 tpu/tpu.py delete my-run" in said
 
 
 def test_a_quota_that_frees_up_is_waited_for_with_growing_pauses(cloud):
@@ -151,7 +151,7 @@ def test_an_outage_of_the_interface_is_outlasted(cloud):
 def test_without_the_right_to_look_it_ends_and_says_how_to_delete(cloud, capsys):
     cloud.play(["active", "active"], describe=["", "", "", "PERMISSION_DENIED: no"])
     assert cloud.run("babysit", *ONE) == 2
-    assert "if my-run is still there it costs: delete it with: python tpu/tpu.py delete my-run" in capsys.readouterr().err
+    assert "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
 
 
 def test_what_somebody_else_deleted_is_not_made_again(cloud, capsys):
@@ -221,7 +221,7 @@ def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
     cloud.sleep = interrupted
     assert cloud.run("babysit", *ONE) == 130
     assert cloud.story == MADE
-    assert "goes on, and costs; delete it with: python tpu/tpu.py delete my-run" in capsys.readouterr().err
+    assert "goes on, and costs; delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
 
 
 def test_secrets_go_in_a_file_and_stand_in_no_command(cloud, tmp_path):
@@ -240,3 +240,53 @@ def test_without_a_bucket_a_spot_slice_is_warned_about(cloud, capsys):
     cloud.play(["active", "exit 0"])
     assert cloud.run("babysit", "--spot", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
     assert "a preemption loses the run" in capsys.readouterr().out
+
+
+def test_a_machine_that_is_repaired_is_set_up_again(cloud):
+    """Not deleted and not made anew, but perhaps another machine, and without large pages at least."""
+    cloud.play(["active", "active", "repairing", "repairing", "exit lost", "active", "exit 0"])
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.story == [*MADE, *MADE[1:], "delete"]
+
+
+def test_a_disk_that_is_full_here_keeps_no_slice_there(cloud, capsys, monkeypatch):
+    real = babysitting.Path.write_text
+
+    def full(path, text, **options):
+        if path.suffix == ".log":
+            raise OSError(28, "No space left on device")
+        return real(path, text, **options)
+
+    cloud.play(["active", "active", "exit 2"])
+    monkeypatch.setattr(babysitting.Path, "write_text", full)
+    assert cloud.run("babysit", *ONE) == 2
+    assert cloud.story == [*MADE, "log", "delete"]
+    assert "its last lines could not be written to my-run.log (No space left on device)" in capsys.readouterr().err
+
+
+def test_a_fault_of_ours_says_how_to_delete(cloud, capsys, monkeypatch):
+    cloud.play(["active"])
+    monkeypatch.setattr(babysitting, "prepare", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cloud.run("babysit", *ONE)
+    assert "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
+
+
+def test_a_command_that_hangs_ends_with_the_paid_hours(cloud, monkeypatch, capsys):
+    """gcloud hangs as soon as the run is to be started: not for longer than what is paid for, and the slice is deleted."""
+    import slices
+
+    cloud.play(["active"])
+    real, given = slices.subprocess.run, []
+
+    def run(argv, *, timeout, **options):
+        if any("job.sh start" in word for word in argv):
+            given.append(timeout)
+            cloud.now += timeout
+            raise slices.subprocess.TimeoutExpired(argv, timeout)
+        return real(argv, timeout=timeout, **options)
+
+    monkeypatch.setattr(slices.subprocess, "run", run)
+    assert cloud.run("babysit", "--max-hours", "0.1", *ONE) == 75
+    assert given == [pytest.approx(360)] and cloud.story == [*MADE[:-1], "stop", "delete"]
+    assert "0.1 paid hours are over" in capsys.readouterr().out

@@ -75,8 +75,27 @@ def test_without_jaxppo(cloud, capsys, monkeypatch):
     import planning
 
     monkeypatch.setattr(planning.sys, "executable", "/nowhere/python")
+    monkeypatch.setattr(planning, "ROOT", Path("/nowhere"))
     assert cloud.run("babysit", *BABYSIT) == 2
     assert "jaxppo is not installed here, so nothing says whether the job fits" in capsys.readouterr().err and cloud.story == []
+
+
+def test_jaxppo_is_found_where_the_readme_installs_it(tmp_path, monkeypatch, capsys):
+    """In .venv of the repository, from a shell that knows nothing of it."""
+    import accelerators
+    import planning
+    from jobs import Job
+
+    monkeypatch.setattr(planning.sys, "executable", "/usr/bin/python3")
+    monkeypatch.setattr(planning, "ROOT", tmp_path)
+    monkeypatch.setenv("PATH", "/nowhere")
+    command = tmp_path / ".venv" / "bin" / "jaxppo"
+    command.parent.mkdir(parents=True)
+    command.write_text("#!/bin/sh\n")
+    command.chmod(0o755)
+    job = Job("experiments/sentiment.py", (), "my-run", "runs")
+    planning.plan(job, accelerators.ACCELERATORS["v6e-8"], "my-run", force=False, dry_run=True)
+    assert f"{command} plan " in capsys.readouterr().out
 
 
 def test_whose_python(tmp_path):

@@ -117,9 +117,11 @@ def test_without_sudo_the_rest_is_done(machine):
     machine.pages.unlink()
     machine.pages.symlink_to("/proc/version")  # cannot be written, even by root, as /sys in a container
     done = machine.setup(JAXPPO_GCSFUSE="1", NO_SUDO="1")
-    assert done.returncode == 0, done.stderr
-    assert "note: gcsfuse could not be installed" in done.stdout and "pages cannot be written; left as it is" in done.stdout
+    assert done.returncode == 1 and "error: gcsfuse could not be installed, and runs on gs:// need it" in done.stderr
+    assert "pages cannot be written; left as it is" in done.stdout
     assert [call for call in machine.calls if call.startswith("uv")] == INSTALLED
+    assert machine.setup(JAXPPO_GCSFUSE="1", NO_SUDO="1").returncode == 1  # though the rest is there already
+    assert machine.setup(NO_SUDO="1").returncode == 0
 
 
 def test_uv_is_installed_where_there_is_none(machine):

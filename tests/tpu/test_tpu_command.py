@@ -119,7 +119,7 @@ def test_a_dry_run_prints_what_a_real_one_runs(cloud_on_path, capsys, verb, args
 
 def test_step_by_step_from_nothing_to_a_finished_run(cloud, capsys):
     cloud.play(["WAITING_FOR_RESOURCES", "PROVISIONING", "active", "active", "active", "exit 0"])
-    offer = "delete it with: python tpu/tpu.py delete my-run --zone us-east5-b"
+    offer = "delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
     for verb, args in (
         ("create", ["--type", "v6e-8"]),
         ("wait", []),
@@ -225,3 +225,9 @@ def test_help(capsys):
     with pytest.raises(SystemExit) as stop:
         tpu.main(["--help"])
     assert stop.value.code == 0 and "--max-hours" in capsys.readouterr().out
+
+
+def test_several_hosts_cannot_be_followed(cloud, capsys):
+    cloud.play(["active"], there=True)
+    assert cloud.run("logs", "--follow", "--worker", "all") == 2
+    assert "--follow shows one host" in capsys.readouterr().err and cloud.story == []

@@ -22,12 +22,12 @@ def blocks(text: str, *languages: str) -> list[str]:
 def commands(text: str) -> list[list[str]]:
     """The calls of tpu.py in shell blocks, or in a docstring."""
     joined = text.replace("\\\n", " ")
-    return [shlex.split(line)[2:] for line in joined.splitlines() if line.strip().startswith("python tpu/tpu.py")]
+    return [shlex.split(line)[2:] for line in joined.splitlines() if line.strip().startswith("python3 tpu/tpu.py")]
 
 
 def test_from_nothing_to_a_finished_run_in_six_commands():
     lines = blocks(README, "sh")[0].splitlines()
-    assert len(lines) == 6 and lines[-1].startswith("python tpu/tpu.py babysit")
+    assert len(lines) == 6 and lines[-1].startswith("python3 tpu/tpu.py babysit")
 
 
 def test_every_command_of_tpu_py_works_as_it_stands(cloud, capsys):
@@ -74,7 +74,7 @@ def test_three_other_places():
 def test_the_task_for_skypilot():
     (text,) = blocks(ELSEWHERE, "yaml")
     task = yaml.safe_load(text)
-    assert set(task) == {"name", "resources", "workdir", "file_mounts", "secrets", "setup", "run"}
+    assert set(task) == {"name", "resources", "workdir", "file_mounts", "setup", "run"}
     assert task["resources"]["job_recovery"] == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]}
     assert task["file_mounts"]["/runs"] == {"source": "gs://my-bucket", "mode": "MOUNT"}
     for script in (task["setup"], task["run"]):
