@@ -17,8 +17,8 @@
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxppo/jaxppo/blob/main/experiments/colab.ipynb)
 #
 # SmolLM2-135M learns to continue film reviews positively, with a classifier trained on rated sentences as its reward, and
-# is held to its English by a KL penalty. The same notebook runs on a TPU v5e-1, on a T4, and on a CPU; it takes a few
-# minutes with an accelerator and a quarter of an hour or more without. Nothing is downloaded that needs an account.
+# is held to its English by a KL penalty. The same notebook is for a TPU v5e-1, a T4 and a CPU, with sizes to match; so far it
+# has run on CPUs, where it takes a quarter of an hour or more. Nothing is downloaded that needs an account.
 #
 # **Runtime → Change runtime type → v5e-1 TPU** (or T4 GPU), then **Runtime → Run all**.
 
@@ -53,6 +53,8 @@ if ON_COLAB:
         subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, "jaxppo"], check=True)
     from importlib.metadata import version
 
+    if tuple(int(part) for part in version("jax").split(".")[:2]) < (0, 10):
+        raise SystemExit(f"JAX is {version('jax')} here, and jaxppo needs 0.10: Runtime, Change runtime type, the newest version")
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
     Path("kept.txt").write_text("\n".join(kept))
     command = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", "-e", "jaxppo[demo]"]

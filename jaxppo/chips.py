@@ -120,7 +120,7 @@ def topology(text: str) -> tuple[Chip, list]:
     except Exception as error:
         reason = str(error).splitlines()[0][:160]
         missing = importlib.util.find_spec("libtpu") is None
-        hint = "; it needs the TPU compiler: pip install 'jaxppo[tpu-plan]'" if missing else ""
+        hint = "; it needs the TPU compiler: pip install -e '.[tpu-plan]'" if missing else ""
         raise UserError(f"--topology {text}: {reason}{hint}") from error
     return CHIPS[kind], list(found.devices)
 

@@ -48,7 +48,7 @@ def script(
         print(f"error: {error}", file=sys.stderr)
         leave(error.code)
     except KeyboardInterrupt:
-        print("stopped; continue with --resume", file=sys.stderr)
+        print("stopped; continue with --resume" if isinstance(options, RunConfig) and not alone else "stopped", file=sys.stderr)
         leave(130)
     except Exception:
         if not several_processes():

@@ -467,7 +467,7 @@ class RunConfig(Config):
     tiny: bool = False
     """smoke test: a small random model with a byte vocabulary"""
     track: str = ""
-    """tensorboard, wandb or both with a comma: where the numbers go beside metrics.jsonl (`pip install "jaxppo[track]"`)"""
+    """tensorboard, wandb or both with a comma: where the numbers go beside metrics.jsonl (`pip install -e ".[track]"`)"""
     traceback: bool = False
     """show where an error was raised instead of one line"""
 
@@ -506,7 +506,7 @@ def tracker_names(config: RunConfig) -> tuple[str, ...]:
             raise UserError(f"--track {name!r}: choose among {', '.join(TRACKERS)}")
         found = importlib.util.find_spec(TRACKERS[name])
         if found is None or found.origin is None:  # a mere folder of that name, such as W&B makes, is no package
-            raise UserError(f'--track {name} needs the package {TRACKERS[name]}: pip install "jaxppo[track]"')
+            raise UserError(f'--track {name} needs the package {TRACKERS[name]}: pip install -e ".[track]"')
     return names
 
 

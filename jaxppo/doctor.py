@@ -113,7 +113,7 @@ def devices() -> Iterator[Finding]:
     yield Finding("devices", ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds)))
     if found[0].platform == "cpu" and not os.environ.get("JAX_PLATFORMS"):
         for extra in dict.fromkeys(extra for path, extra in ACCELERATORS.items() if Path(path).exists()):
-            yield Finding("accelerator", f"there is one that JAX does not use ({extra})", f'pip install "jaxppo[{extra}]"')
+            yield Finding("accelerator", f"there is one that JAX does not use ({extra})", f'pip install -e ".[{extra}]"')
 
 
 def memory(device) -> str:
@@ -174,7 +174,7 @@ def extras() -> Iterator[Finding]:
         wanted = requirements("jaxppo", extra)
         bad = [x.name for x in wanted if (found := version(x.name)) is None or not x.specifier.contains(found, prereleases=True)]
         missing = ", ".join(dict.fromkeys(bad))
-        state = f'missing {missing}: pip install "jaxppo[{extra}]"' if missing else "installed"
+        state = f'missing {missing}: pip install -e ".[{extra}]"' if missing else "installed"
         yield Finding(f"extra {extra}", f"{ADDS.get(extra, 'more')}; {state}")
 
 

@@ -36,9 +36,8 @@ class RunLock:
             raise UserError(f"{folder} belongs to {words(owner)}; wait for it, or choose another --name")
         if owner:
             print(f"taking over {folder} from {words(owner)}, which is gone", file=sys.stderr)
-        self.file.truncate(0)
-        json.dump({"host": socket.gethostname(), "pid": os.getpid()}, self.file)
-        self.file.flush()
+        # Not by the handle that holds the lock: a bucket that is mounted shows what a handle wrote when that is closed.
+        self.path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self.released = threading.Event()
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
@@ -60,7 +59,7 @@ class RunLock:
 
     def release(self) -> None:
         self.released.set()
-        self.file.truncate(0)  # and not removed: who has just opened it would hold the lock of a file without a name
+        self.path.write_text("")  # and not removed: who has just opened it would hold the lock of a file without a name
         self.file.close()
 
 

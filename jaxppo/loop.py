@@ -62,7 +62,7 @@ def run(
         while done < config.steps:
             batch = step.put(prompts.call(config, cursor))
             rows = clock.settle()
-            trace.before(done + 1)
+            trace.before(done + 1, done + config.steps_per_call)
             meter.saw(batch)
             state, metrics = step(state, batch)
             tell(rows, stopping)  # the last step's numbers are written while this one runs
@@ -78,6 +78,7 @@ def run(
                 tell(rows, stopping)
                 ended = evaluating and patience.over(rows[-1])
                 if stop or last or ended or done % config.save_every == 0 or (evaluating and patience.improved):
+                    log.settle()
                     # where there is a validation, a batch's own numbers are no score beside its
                     checkpoints.save(seen, score=None if evaluate and not evaluating else score(rows[-1]))
                 clock.restart()

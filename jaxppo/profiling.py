@@ -34,11 +34,11 @@ class Trace:
     def __init__(self, config: RunConfig, folder: Path):
         (self.first, self.last), self.folder, self.on = profiled_steps(config), folder / "profile", False
 
-    def before(self, step: int) -> None:
-        """To be told of each dispatch by its first step, when the dispatch before is done."""
-        if self.on and step > self.last:
+    def before(self, begins: int, ends: int) -> None:
+        """To be told of each dispatch by its first and last step, when the one before is done; a dispatch is traced whole."""
+        if self.on and begins > self.last:
             self.close()
-        if not self.on and self.first <= step <= self.last:
+        if not self.on and begins <= self.last and self.first <= ends:
             jax.profiler.start_trace(str(self.folder))
             self.on = True
 

@@ -168,6 +168,9 @@ class Beside(Log):
     def samples(self, rows: Sequence[dict]) -> None:
         self.main.samples(rows)
 
+    def settle(self) -> None:
+        self.main.settle()
+
     def close(self) -> None:
         for name, sink in list(self.sinks.items()):
             self._try(name, sink.close)

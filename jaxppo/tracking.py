@@ -159,6 +159,9 @@ class Log:
     def samples(self, rows: Sequence[dict]) -> None:
         """Records of samples."""
 
+    def settle(self) -> None:
+        """A checkpoint comes: what was logged until here is to outlive this process."""
+
     def close(self) -> None:
         """Nothing more comes."""
 
@@ -171,7 +174,7 @@ class Tracker(Log):
         # Steps after the checkpoint that a run resumes from will be run again: their lines go.
         kept = [row for row in read_lines(folder / "metrics.jsonl") if row["step"] <= first_step]
         write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
-        self.file = (folder / "metrics.jsonl").open("a")
+        self._open()
         self.console = Console()
         self.total = total_steps
         self.first = first_step
@@ -196,6 +199,14 @@ class Tracker(Log):
                 print(f"step {step}/{self.total}  {line}", flush=True)
             else:
                 self.bar.update(self.task, completed=step, description=line)
+
+    def _open(self) -> None:
+        self.file = (self.folder / "metrics.jsonl").open("a")
+
+    def settle(self) -> None:
+        """Close the file and go on: in a bucket that is mounted as a folder, what is written is there once its file is closed."""
+        self.file.close()
+        self._open()
 
     def say(self, text: str) -> None:
         """One line of news, above the progress bar."""

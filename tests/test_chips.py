@@ -10,7 +10,7 @@ from jaxppo import chips, costs
 from jaxppo.config import UserError
 
 needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'jaxppo[tpu-plan]'"
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install -e '.[tpu-plan]'"
 )
 
 
@@ -49,7 +49,7 @@ def test_without_the_compiler(monkeypatch):
 
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match="v5e:2x2: no library; it needs the TPU compiler: pip install 'jaxppo\\[tpu-plan\\]'"):
+    with pytest.raises(UserError, match="v5e:2x2: no library; it needs the TPU compiler: pip install -e '.\\[tpu-plan\\]'"):
         chips.topology("v5e:2x2")
 
 

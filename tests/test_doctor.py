@@ -89,7 +89,7 @@ def test_an_accelerator_that_jax_does_not_use(monkeypatch, tmp_path):
     (tmp_path / "nvidia0").touch()
     monkeypatch.setattr(doctor, "ACCELERATORS", {str(tmp_path / "nvidia0"): "cuda13", str(tmp_path / "accel0"): "tpu"})
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    assert todo(doctor.devices()) == ['pip install "jaxppo[cuda13]"']
+    assert todo(doctor.devices()) == ['pip install -e ".[cuda13]"']
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # somebody wants it so
     assert todo(doctor.devices()) == []
 
@@ -133,7 +133,7 @@ def test_every_extra_of_pyproject_is_explained(monkeypatch):
     known = doctor.version
     monkeypatch.setattr(doctor, "version", lambda name: None if name in ("tensorboardX", "gguf") else known(name))
     found = texts(doctor.extras())
-    assert found["extra track"].endswith('missing tensorboardX: pip install "jaxppo[track]"')
+    assert found["extra track"].endswith('missing tensorboardX: pip install -e ".[track]"')
     assert "missing gguf" in found["extra demo"] and "missing gguf" in found["extra test"]  # test has demo in it
 
 
@@ -153,7 +153,7 @@ def test_requirements_of_extras_are_opened(monkeypatch):
 def test_without_a_checkout_the_installed_package_tells(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "doctor.py"))
     monkeypatch.setattr(doctor.metadata, "requires", lambda name: ["jax>=0.10", 'x; extra == "more"'])
-    assert texts(doctor.extras()) == {"extra more": 'more; missing x: pip install "jaxppo[more]"'}
+    assert texts(doctor.extras()) == {"extra more": 'more; missing x: pip install -e ".[more]"'}
 
     def missing(name):
         raise doctor.metadata.PackageNotFoundError(name)

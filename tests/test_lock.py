@@ -57,6 +57,16 @@ def test_an_owner_on_another_machine_is_believed_while_it_shows_life(tmp_path, c
     assert "process 7 on far-away, which is gone" in capsys.readouterr().err
 
 
+def test_the_owner_is_written_by_a_file_that_is_closed(tmp_path):
+    """In a bucket that is mounted as a folder, what an open file was given is not there for others: this one is given nothing."""
+    mine = lock.RunLock(tmp_path)
+    assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
+    assert mine.file.tell() == 0
+    assert os.fstat(mine.file.fileno()).st_ino == (tmp_path / "lock.json").stat().st_ino  # it is the same file that is locked
+    mine.release()
+    assert (tmp_path / "lock.json").read_text() == ""
+
+
 def test_signs_of_life(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "BEAT", 0.02)
     mine = lock.RunLock(tmp_path)

@@ -44,13 +44,16 @@ class Step:
 
 class Record(tracking.Log):
     def __init__(self):
-        self.rows, self.said = [], []
+        self.rows, self.said, self.settled = [], [], []
 
     def log(self, rows):
         self.rows += rows
 
     def say(self, text):
         self.said.append(text)
+
+    def settle(self):
+        self.settled.append(len(self.rows))
 
 
 @pytest.fixture
@@ -86,6 +89,14 @@ def test_every_step_is_logged_once_and_saved_when_it_should(world):
     assert world.checkpoints.steps() == [2, 4, 6]
     assert world.checkpoints.scores == {2: None, 4: None, 6: 6.0}  # a batch's reward is no score beside a validation's
     assert world.log.said == []
+
+
+def test_what_was_logged_is_settled_before_each_checkpoint(world, monkeypatch):
+    """A checkpoint whose steps' numbers were lost with the process would never get them again."""
+    save, before = world.checkpoints.save, []
+    monkeypatch.setattr(world.checkpoints, "save", lambda *a, **k: (before.append(list(world.log.settled)), save(*a, **k)))
+    go(world, Step(), evaluate=lambda state: {"score": 1.0})
+    assert before == [[2], [2, 4], [2, 4, 6]]  # steps 2, 4 and 6, each after as many rows
 
 
 def test_without_a_validation_the_batch_decides(world):

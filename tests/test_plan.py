@@ -17,7 +17,7 @@ from jaxppo.program import Collective
 from jaxppo.tasks import TaskConfig
 
 needs_compiler = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'jaxppo[tpu-plan]'"
+    importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install -e '.[tpu-plan]'"
 )
 TINY = config.llama(vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, max_length=64)
 SETTINGS = RunConfig(batch_size=32, minibatches=2, lora=0, prompt_length=4, response_length=8, dtype="float32")

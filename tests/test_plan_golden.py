@@ -19,7 +19,7 @@ from jaxppo.chips import GIB
 from jaxppo.config import RunConfig
 
 if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("needs the TPU compiler: pip install 'jaxppo[tpu-plan]'", allow_module_level=True)
+    pytest.skip("needs the TPU compiler: pip install -e '.[tpu-plan]'", allow_module_level=True)
 
 GOLDEN = Path(__file__).parent / "golden" / "plans.json"
 FULL = RunConfig(lora=0, dtype="bfloat16", scan_layers=True, batch_size=64, prompt_length=64, response_length=64)

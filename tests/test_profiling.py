@@ -81,6 +81,21 @@ def test_a_range_that_is_none(text):
 
 
 @pytest.mark.ci
+@pytest.mark.parametrize(
+    ("calls", "steps", "traced"),
+    [(1, "3:6", [3, 4, 5, 6]), (4, "3:6", [1, 5]), (8, "3:6", [1]), (4, "9:9", [9]), (1, "", [])],
+)
+def test_every_dispatch_that_has_one_of_the_steps_is_traced(tmp_path, monkeypatch, calls, steps, traced):
+    """Of several steps in a call the whole call, wherever it begins."""
+    trace, found = profiling.Trace(replace(RUN, profile=steps), tmp_path), []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda folder: None)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: None)
+    for begins in range(1, 13, calls):
+        trace.before(begins, begins + calls - 1)
+        found += [begins] if trace.on else []
+    assert found == traced
+
+
 def test_a_trace_has_the_regions_of_the_step(tmp_path):
     config, policy = train.load_policy(replace(RUN, profile="2:3", runs=str(tmp_path)))
     prompts = train.PromptSet(*train.encode(TEXTS, policy.tokenizer, config.prompt_length))

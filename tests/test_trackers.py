@@ -65,7 +65,7 @@ def test_names(monkeypatch):
 @pytest.mark.parametrize(("name", "module"), config.TRACKERS.items())
 def test_a_missing_package_is_told_of_before_anything_is_written(tmp_path, monkeypatch, capsys, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    want = f'--track {name} needs the package {module}: pip install "jaxppo[track]"'
+    want = f'--track {name} needs the package {module}: pip install -e ".[track]"'
     with pytest.raises(UserError) as caught:
         stages.run(TaskConfig(task="spelling", runs=str(tmp_path / "runs"), track=name))
     assert str(caught.value) == want

@@ -177,6 +177,18 @@ def test_running_mean():
     assert tracking._running_mean([1.0, 2.0, 3.0, 7.0], 2) == [1.0, 1.5, 2.5, 5.0]
 
 
+def test_what_is_settled_is_in_a_closed_file(tmp_path):
+    """A bucket that is mounted as a folder shows what was written when the file is closed."""
+    log = tracking.Tracker(tmp_path, first_step=0, total_steps=2)
+    log.log([{"step": 1, **ROW}])
+    before = log.file
+    log.settle()
+    assert before.closed and not log.file.closed
+    log.log([{"step": 2, **ROW}])
+    log.close()
+    assert [row["step"] for row in tracking.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+
+
 def test_a_full_disk_is_told_of_once(tmp_path):
     """The write says so; closing the file, which would write the rest again, does not say it over the run's own error."""
     log = tracking.Tracker(tmp_path, first_step=0, total_steps=2)

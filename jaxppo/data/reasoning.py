@@ -78,5 +78,5 @@ def _dataset(task: str, *, size: int, seed: int) -> Any:
     try:
         import reasoning_gym  # type: ignore[import-not-found]
     except ImportError:
-        raise UserError("puzzles need the package reasoning-gym: pip install 'jaxppo[reasoning]'") from None
+        raise UserError("puzzles need the package reasoning-gym: pip install -e '.[reasoning]'") from None
     return reasoning_gym.create_dataset(task, size=size, seed=seed, **TASKS[task].settings)

@@ -53,7 +53,7 @@ def read(path: Path) -> Gguf:
     try:
         import gguf
     except ImportError as error:
-        raise PretrainedError("reading GGUF needs the package gguf: pip install 'jaxppo[demo]'") from error
+        raise PretrainedError("reading GGUF needs the package gguf: pip install -e '.[demo]'") from error
     with _damage(path):
         gguf_bounds.check(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
         reader = gguf.GGUFReader(path)

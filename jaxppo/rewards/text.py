@@ -25,7 +25,7 @@ def vader() -> Callable[[str], float]:
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
     except ImportError as error:
-        raise UserError('VADER is not installed; pip install "jaxppo[demo]"') from error
+        raise UserError('VADER is not installed; pip install -e ".[demo]"') from error
     analyzer = SentimentIntensityAnalyzer()
     return lambda text: float(analyzer.polarity_scores(text)["compound"])
 
@@ -91,7 +91,7 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f'{name.split(".")[0]} is not installed; pip install "jaxppo[tasks]"') from error
+        raise UserError(f'{name.split(".")[0]} is not installed; pip install -e ".[tasks]"') from error
 
 
 def normalised(answer: str) -> str:
