@@ -38,9 +38,7 @@ def main(options: Sweep) -> None:
     arms = {run.arm: ablation.Arm(run.settings) for run in sweep.grid(sweep.parse(options.sweep), seeds=[0])}
     question = ablation.Question("sweep", arms, (), ("end", "area", "entropy", "kl"))
     deal = lambda run: ladder.Deal(run.task)
-    scale = ablation.Scale(
-        "ladder", options, options.tasks, ladder.load, ladder.reward, deal, algorithms.make_parts, ladder.judge
-    )
+    scale = ablation.Scale("ladder", options, options.tasks, ladder.load, ladder.reward, deal, algorithms.make_parts)
     asked = ablation.AblationConfig(
         seeds=options.seeds, at_once=options.at_once, results=options.results, tiny=options.tiny, steps=options.steps
     )

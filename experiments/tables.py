@@ -112,7 +112,9 @@ MEASURES = {
     "area": "reward of all steps",
     "kl": "nats to the reference",
     "mean_entropy": "entropy of all steps",
-    "wrong_length": "tokens of wrong answers",
+    "entropy": "entropy at the end",
+    "score": "reward of the trained policy",
+    "excess_length": "tokens of wrong answers above right ones'",
 }
 
 
@@ -124,7 +126,8 @@ def ablations() -> str:
             value, low, high = claim["difference"]
             name = f"[{record['question']}](experiments/ablations/{record['question']}.py)" if number == 0 else ""
             measure = MEASURES.get(claim["metric"].lstrip("-"), claim["metric"].lstrip("-"))
-            cells = [name, f"{claim['says']} ([paper]({claim['paper']}))", record["scale"] if number == 0 else "", measure]
+            says = f"{claim['says']} ([paper]({claim['paper']}))" if claim["paper"] else f"{claim['says']} (ours)"
+            cells = [name, says, record["scale"] if number == 0 else "", measure]
             rows.append(line([*cells, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"**{claim['verdict']}**"]))
     return "\n".join(rows)
 

@@ -24,11 +24,12 @@ from jaxppo.config import RunConfig, UserError
 from jaxppo.loop import Batches
 from jaxppo.presets import preset
 from jaxppo.sampler import responses
-from jaxppo.statistics import Difference, bootstrap, difference, iqm, mean
+from jaxppo.statistics import FEW, Difference, bootstrap, difference, iqm, over_seeds
 from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 TAIL = 10  # parts of a run, of which the last is its end
-MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "diverged"}  # of every run
+MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "diverged", "first_ratio_off"}  # of every run
+JUDGED = 4  # batches of rollouts that a judge reads
 
 
 class Arm(NamedTuple):
@@ -48,7 +49,7 @@ class Claim(NamedTuple):
     """What a paper says, as an inequality between two arms."""
 
     says: str
-    paper: str
+    paper: str  # a link; empty where the claim is our own
     better: str
     worse: str
     metric: str = "end"
@@ -75,7 +76,9 @@ class Scale(NamedTuple):
     prompts: Callable[[sweep.Run], Batches]
     make_parts: Callable[[Any, RewardFn], Parts]
     judge: Callable[[Rollout], dict[str, jax.Array]] | None = None
-    """in the program; says of rollouts of the trained policy what the reward does not"""
+    """in the program; what it says of rollouts of the trained policy, sampled without what an arm has changed of the model"""
+    judged: Sequence[str] = ()
+    """the names of the judge's numbers, or of those that `alone` has beside MEASURES"""
     alone: Callable[[RunConfig, Arm, sweep.Run], dict[str, float]] | None = None
     """trains one run where several do not fit into a program, and says its numbers; what it has done it need not do again"""
     seeds: int = 8
@@ -104,9 +107,9 @@ class AblationConfig:
 def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, Any]:
     """Train every arm on every task and seed; print the table and the verdicts; the record, which is written, too.
 
-    Raises UserError for a claim about an arm that is not there, or settings that cannot run.
+    Raises UserError for a claim about an arm or a number that is not there, or settings that cannot run.
     """
-    check(question)
+    check(question, scale)
     seeds, steps = (2, 2) if options.tiny else (options.seeds or scale.seeds, options.steps or scale.config.steps)
     scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=steps, tiny=False))
     started, rows = time.monotonic(), []
@@ -132,8 +135,10 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     return record
 
 
-def check(question: Question) -> None:
-    """Raise UserError where a claim names an arm that is not there."""
+def check(question: Question, scale: Scale) -> None:
+    """Raise UserError where a claim names an arm that is not there, or something is asked that nobody measures at this scale."""
+    if unknown := [name for name in metrics(question) if name not in MEASURES and name not in scale.judged]:
+        raise UserError(f"{question.name} asks for {unknown[0]}, which is not measured at --scale {scale.name}")
     for claim in question.claims:
         for name in (claim.better, claim.worse):
             if name not in question.arms:
@@ -187,7 +192,7 @@ def train(scale: Scale, config: RunConfig, arm: Arm, runs: list[sweep.Run]) -> l
     names = sorted({run.arm for run in runs})
     print(f"{len(runs)} runs at once: {', '.join(names)}", flush=True)
     results = sweep.run(config, runs, load, make_parts, scale.prompts)
-    judged = [{}] * len(results) if scale.judge is None else judgements(scale, runs, results, load)
+    judged = [{}] * len(results) if scale.judge is None else judgements(scale, runs, results)
     return [
         {"arm": result.run.arm, "task": result.run.task, "seed": result.run.seed} | measures(result.metrics) | extra
         for result, extra in zip(results, judged)
@@ -207,37 +212,45 @@ def by_itself(scale: Scale, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, float]:
     """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of all its steps, and so is `mean_entropy`;
-    the others are of the end.
+    `first_ratio_off` is its largest; the others are of the end. A step without a finite update has no entropy.
 
-    >>> flat = {name: np.ones(20) for name in ("kl", "entropy", "length")}
-    >>> measures({"reward": np.arange(20.0), "skipped": np.zeros(20)} | flat)
-    {'end': 18.5, 'area': 9.5, 'kl': 1.0, 'entropy': 1.0, 'length': 1.0, 'mean_entropy': 1.0, 'diverged': 0.0}
+    >>> flat = {name: np.ones(20) for name in ("kl", "entropy", "length", "first_ratio_off")}
+    >>> found = measures({"reward": np.arange(20.0), "skipped": np.zeros(20), "barren_steps": np.zeros(20)} | flat)
+    >>> found["end"], found["area"], found["mean_entropy"], found["diverged"]
+    (18.5, 9.5, 1.0, 0.0)
     """
-    tail = lambda name: float(np.mean(metrics[name][-max(len(metrics[name]) // TAIL, 1) :]))
-    out = {"end": tail("reward"), "area": float(np.mean(metrics["reward"]))}
-    out |= {name: tail(name) for name in ("kl", "entropy", "length")}
-    out["mean_entropy"] = float(np.mean(metrics["entropy"]))
+    entropy = np.where(metrics["barren_steps"] > 0, np.nan, metrics["entropy"])
+    tail = lambda x: average(x[-max(len(x) // TAIL, 1) :])
+    out = {"end": tail(metrics["reward"]), "area": average(metrics["reward"]), "entropy": tail(entropy)}
+    out |= {name: tail(metrics[name]) for name in ("kl", "length")}
+    out |= {"mean_entropy": average(entropy), "first_ratio_off": float(np.max(metrics["first_ratio_off"]))}
     return out | {"diverged": float(np.sum(metrics["skipped"]) > 0)}
 
 
-def judgements(
-    scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.Result], load: Callable[[Any], Policy]
-) -> list[dict[str, float]]:
-    """The judge's numbers of each trained policy, on prompts and noise that no step has seen."""
+def average(numbers: Float[np.ndarray, "N"]) -> float:
+    """The mean of those that are numbers; NaN where none is."""
+    known = numbers[~np.isnan(numbers)]
+    return float(np.mean(known)) if len(known) else float("nan")
+
+
+def judgements(scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.Result]) -> list[dict[str, float]]:
+    """The judge's numbers of each trained policy, on prompts and noise that no step has seen: means over a few batches."""
     judge, far = scale.judge, 2**30
     assert judge is not None
     settings = dataclasses.replace(scale.config, **{k: x for k, x in runs[0].settings.items() if k not in sweep.SWEPT})
-    model = load(settings).model
+    model = scale.load(settings).model
 
     def one(params, frozen, prompts, key):
         return judge(responses(settings, model, params, frozen, prompts, key))
 
     program, out = jax.jit(one), []
     for run, result in zip(runs, results):
-        batch = scale.prompts(run).call(dataclasses.replace(settings, seed=run.seed, steps_per_call=1), far)
-        key = jax.random.fold_in(jax.random.key(run.seed), far)
-        found = program(result.state.params, result.state.frozen, jax.tree.map(jnp.asarray, batch), key)
-        out.append({name: float(x) for name, x in found.items()})
+        own, found = dataclasses.replace(settings, seed=run.seed, steps_per_call=1), []
+        for number in range(JUDGED):
+            batch = scale.prompts(run).call(own, far + number * own.rows)
+            key = jax.random.fold_in(jax.random.key(run.seed), far + number)
+            found.append(program(result.state.params, result.state.frozen, jax.tree.map(jnp.asarray, batch), key))
+        out.append({name: average(np.array([float(x[name]) for x in found])) for name in found[0]})
     return out
 
 
@@ -250,7 +263,7 @@ def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> di
         own = [row for row in rows if row["arm"] == name]
         arms[name] = {"runs": len(own), "diverged": int(sum(row["diverged"] for row in own))}
         for metric in wanted:
-            arms[name][metric] = {"mean": bootstrap(table(name, metric), mean), "iqm": bootstrap(table(name, metric), iqm)}
+            arms[name][metric] = {"mean": over_seeds(table(name, metric)), "iqm": bootstrap(table(name, metric), iqm)}
     claims = []
     for claim in question.claims:
         metric, sign = claim.metric.lstrip("-"), -1 if claim.metric.startswith("-") else 1
@@ -283,11 +296,13 @@ def described(arm: Arm) -> dict[str, Any]:
 def show(question: Question, record: dict[str, Any]) -> None:
     """Print the arms and the verdicts."""
     shown = metrics(question)
+    few = len({row["seed"] for row in record["runs"]}) < FEW  # a bootstrap of so few is far too narrow
+    which, title = ("mean", "mean") if few else ("iqm", "interquartile mean")
     cells = [
-        [name, str(arm["runs"]), str(arm["diverged"]), *("{:.3f} [{:.3f}, {:.3f}]".format(*arm[x]["iqm"]) for x in shown)]
+        [name, str(arm["runs"]), str(arm["diverged"]), *("{:.3f} [{:.3f}, {:.3f}]".format(*arm[x][which]) for x in shown)]
         for name, arm in record["arms"].items()
     ]
-    tracking.table(f"{question.name}: interquartile mean [95 % interval]", ["arm", "runs", "diverged", *shown], cells)
+    tracking.table(f"{question.name}: {title} [95 % interval]", ["arm", "runs", "diverged", *shown], cells)
     for claim in record["claims"]:
         value, low, high = claim["difference"]
         p = "" if np.isnan(claim["p"]) else f", p {claim['p']:.3f}"

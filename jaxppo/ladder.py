@@ -9,7 +9,7 @@ nothing; the best possible reward of a rung is 1, and chance about 1/8.
     delayed     the first symbol is the prompt's partner, and the reward comes with the last
     answer      the first symbol is the prompt's partner; for three prompts of seven it is a coin's, which cannot be learned; how
                 long the response is changes nothing
-    hack        a proxy of what is wanted: 3s are wanted, 5s are not, and many 5s are what the proxy pays best (its optimum is 2)
+    hack        a proxy of what is wanted: as many 3s as there can be are paid for, and half as many are wanted
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import masked, models
+from jaxppo import models
 from jaxppo.assemble import Policy, put_together
 from jaxppo.config import RunConfig, network
 from jaxppo.pretrained.tokenizer import Tokenizer
@@ -30,7 +30,8 @@ from jaxppo.types import Prompts, Rollout
 SYMBOLS = 7  # ids 1 to 7; 0 ends a response
 RUNGS = ("token", "prompt", "previous", "delayed", "answer", "hack")
 CLIMB = RUNGS[:4]  # those that can be learned whole
-OPTIMA = {"token": 1.0, "prompt": 1.0, "previous": 1.0, "delayed": 1.0, "answer": 1.0, "hack": 2.0}
+OPTIMA = {"token": 1.0, "prompt": 1.0, "previous": 1.0, "delayed": 1.0, "answer": 1.0, "hack": 1.0}
+JUDGED = ("score", "gold", "right_length", "wrong_length", "excess_length")  # numbers of `judge`
 KNOWN = 4  # of the rung "answer": prompts whose partner can be learned
 
 
@@ -82,7 +83,7 @@ def scores(rollout: Rollout) -> Float[Array, "rungs B"]:
             share(response == before % SYMBOLS + 1),
             (first == partner(prompt)).astype(jnp.float32),
             (first == jnp.where(prompt <= KNOWN, partner(prompt), coin)).astype(jnp.float32),
-            share(response == 3) + 2 * share(response == 5) ** 2,
+            share(response == 3),
         ]
     )
 
@@ -94,12 +95,20 @@ def reward(params: Any, rollout: Rollout) -> tuple[Float[Array, "B"], Bool[Array
     return chosen, jnp.ones(chosen.shape, bool)
 
 
+def by_outcome(length: Float[Array, "B"], right: Bool[Array, "B"]) -> dict[str, Float[Array, ""]]:
+    """For a judge: the mean length of right and of wrong responses, and by how much wrong ones are longer; NaN without any."""
+    of = lambda chosen: jnp.where(chosen.any(), (length * chosen).sum() / jnp.maximum(chosen.sum(), 1), jnp.nan)
+    found = {"right_length": of(right), "wrong_length": of(~right)}
+    return found | {"excess_length": found["wrong_length"] - found["right_length"]}
+
+
 def judge(rollout: Rollout) -> dict[str, Float[Array, ""]]:
-    """What the reward does not say: `gold`, what the rung "hack" is a proxy of; tokens of responses that earned nothing."""
-    response, length = rollout.response, rollout.mask.sum(1)
-    share = lambda symbol: (response == symbol).astype(jnp.float32).mean(1)
+    """Of a trained policy: `score`, its mean reward; `gold`, what the rung "hack" is a proxy of (1 where half of the symbols are
+    3s, 0 where none or all are); and how long the responses are that earned something, or nothing."""
     earned, _ = reward(None, rollout)
-    return {"gold": (share(3) - share(5)).mean(), "wrong_length": masked.mean(length, earned == 0)}
+    threes = (rollout.response == 3).astype(jnp.float32).mean(1)
+    gold = 1 - jnp.abs(2 * threes - 1)
+    return {"score": earned.mean(), "gold": gold.mean(), **by_outcome(rollout.mask.sum(1), earned > 0)}
 
 
 class Deal(NamedTuple):

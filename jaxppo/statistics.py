@@ -16,7 +16,7 @@ from scipy.stats import trim_mean
 from jaxppo.evaluation import mean_interval
 
 EXACT = 12  # with so many pairs or fewer all 2ⁿ sign flips are tried
-FEW = 8  # runs, below which a bootstrap is too narrow and Student's t takes its place
+FEW = 6  # seeds, below which no permutation can fall below .05
 
 Interval = tuple[float, float, float]  # value, low, high
 Scores = Float[np.ndarray, "tasks seeds"]
@@ -85,10 +85,18 @@ class Difference(NamedTuple):
         return int(np.sign(self.mean)) if sure and (np.isnan(self.p) or self.p <= 0.05) else 0
 
 
-def difference(one: Scores, other: Scores, *, seed: int = 0) -> Difference:
-    """one − other with a 95 % interval, each seed against the same seed. With fewer than 8 runs the interval is Student's, and
-    there is no p: a permutation of so few could not fall below .05."""
+def over_seeds(scores: Scores) -> Interval:
+    """The mean with a 95 % interval: Student's t over the seeds, each of which counts once, whatever the number of tasks.
+
+    A seed gives all tasks the same network and noise, so that its scores are no independent runs; and a percentile bootstrap of
+    eight numbers is too narrow.
+    """
+    return mean_interval(np.atleast_2d(np.asarray(scores, np.float64)).mean(0).tolist())
+
+
+def difference(one: Scores, other: Scores) -> Difference:
+    """one − other with a 95 % interval, each seed against the same seed (`over_seeds`). p is of sign flips of whole seeds; with
+    fewer than 6 there is none, since a permutation of so few could not fall below .05."""
     pairs = np.atleast_2d(np.asarray(one, np.float64)) - np.atleast_2d(np.asarray(other, np.float64))
-    if pairs.size < FEW:
-        return Difference(*mean_interval(np.ravel(pairs).tolist()), p=float("nan"))
-    return Difference(*bootstrap(pairs, seed=seed), p=permutation_p(pairs, seed=seed))
+    p = permutation_p(pairs.mean(0)) if pairs.shape[1] >= FEW else float("nan")
+    return Difference(*over_seeds(pairs), p=p)

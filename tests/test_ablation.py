@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parents[1] / "experiments" / "ablations"
 CONFIG = dataclasses.replace(ladder.LadderConfig(), batch_size=32, minibatches=2, steps=30)
 SCALE = Scale(
     "ladder", CONFIG, ("token", "prompt"), ladder.load, ladder.reward, lambda run: ladder.Deal(run.task), algorithms.make_parts,
-    ladder.judge,
+    ladder.judge, ladder.JUDGED,
 )  # fmt: skip
 ARMS = {"held": Arm({"kl_coef": 0.1}), "twin": Arm({"kl_coef": 0.1}, first_seed=100), "flipped": Arm({"kl_coef": -0.1})}
 PLANTED = Question(
@@ -98,11 +98,17 @@ def test_a_run_that_diverged_counts():
 
 
 def test_measures_are_of_the_last_tenth():
-    metrics = {name: np.zeros(40) for name in ("reward", "kl", "entropy", "length", "skipped")}
+    names = ("reward", "kl", "entropy", "length", "skipped", "barren_steps", "first_ratio_off")
+    metrics = {name: np.zeros(40) for name in names}
     metrics["reward"][36:] = [1, 2, 3, 4]
     metrics["skipped"][3] = 1  # once is enough
+    metrics["first_ratio_off"][7] = 0.5
+    metrics["entropy"][:] = 2.0
+    metrics["entropy"][20:] = 0.0  # not measured: none of these steps had a finite update
+    metrics["barren_steps"][20:] = np.arange(1, 21)
     found = ablation.measures(metrics)
-    assert found["end"] == 2.5 and found["area"] == 0.25 and found["diverged"] == 1.0
+    assert found["end"] == 2.5 and found["area"] == 0.25 and found["diverged"] == 1.0 and found["first_ratio_off"] == 0.5
+    assert found["mean_entropy"] == 2.0 and math.isnan(found["entropy"])
 
 
 def test_arms_share_programs_where_they_can():
@@ -131,6 +137,31 @@ def test_a_claim_about_an_arm_that_is_not_there():
         ablation.ask(question, SCALE, AblationConfig())
 
 
+def test_a_number_that_nobody_measures_is_asked_for_before_anything_is_trained():
+    question = Question("q", {"a": Arm()}, (), ("end", "gold"))
+    with pytest.raises(UserError, match="q asks for gold, which is not measured at --scale plain"):
+        ablation.ask(question, SCALE._replace(name="plain", judged=()), AblationConfig())
+
+
+@pytest.mark.slow
+def test_the_judge_reads_the_policy_and_not_the_arms_sampler():
+    """An arm whose sampler says 3 whatever the policy is earns all there is while it trains; the policy is judged by itself."""
+
+    def threes(model):
+        def apply(params, tokens, attend, *, cache=None, **rest):
+            hidden, new = model.apply(params, tokens, attend, cache=cache, **rest)
+            return hidden, new
+
+        logits = lambda params, hidden: model.logits(params, hidden) + 30.0 * (jnp.arange(8) == 3)
+        return model._replace(apply=apply, logits=logits)
+
+    question = Question("q", {"plain": Arm({"lr": 0.0}), "threes": Arm({"lr": 0.0}, model=threes)}, (), ("end", "score"))
+    record = ablation.ask(question, SCALE._replace(tasks=("token",)), AblationConfig(tiny=True))
+    arms = record["arms"]
+    assert arms["threes"]["end"]["mean"][0] == 1.0 and arms["plain"]["end"]["mean"][0] < 0.3
+    assert arms["threes"]["score"]["mean"] == arms["plain"]["score"]["mean"]
+
+
 def scripts() -> list[str]:
     return sorted(path.stem for path in SCRIPTS.glob("*.py") if path.stem != "scales")
 
@@ -151,22 +182,48 @@ def test_a_question_can_be_asked(load, name):
     """Its claims are about its arms, and every arm's settings can run."""
     question = load(name).QUESTION
     assert question.name == name
-    ablation.check(question)
-    assert question.claims and all(claim.paper.startswith("http") for claim in question.claims)
-    known = ablation.MEASURES | {"gold", "wrong_length"}
-    assert set(ablation.metrics(question)) <= known
+    ablation.check(question, SCALE)
+    assert all(claim.paper.startswith("http") for claim in question.claims if claim.paper)
+    assert any(claim.paper for claim in question.claims)
     for arm in question.arms.values():
         settings = dataclasses.replace(ladder.LadderConfig(), **ablation.settings_of(ladder.LadderConfig(), arm))
         validate_run(settings)
         algorithms.check(settings)
 
 
-def test_architectures_have_equally_many_parameters(load):
+@pytest.mark.parametrize(
+    ("widths", "vocabulary", "layers", "first"), [("WIDTHS", ladder.SYMBOLS + 1, 1, 12_673), ("SMALL", 257, 3, 964_001)]
+)
+def test_architectures_have_equally_many_parameters(load, widths, vocabulary, layers, first):
     sizes = []
-    for kind, width in load("architectures").WIDTHS.items():
-        shape = network(kind, vocab_size=ladder.SYMBOLS + 1, width=width, num_layers=1, max_length=7)
+    for kind, width in getattr(load("architectures"), widths).items():
+        shape = network(kind, vocab_size=vocabulary, width=width, num_layers=layers, max_length=7)
         sizes.append(lora.count(jax.eval_shape(models.make(shape).init, jax.random.key(0))))
-    assert sizes[0] == 12_673 and max(sizes) / min(sizes) < 1.03
+    assert sizes[0] == first and max(sizes) / min(sizes) < 1.03
+
+
+RECORDS = sorted((SCRIPTS.parent / "results" / "ablations").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_a_record_answers_what_its_script_asks(load, path):
+    """The same arms and claims, all of them (of those that the scale has), and the verdicts that its runs' numbers give today."""
+    record = json.loads(path.read_text())
+    question = load(record["question"]).QUESTION
+    arms = {name: ablation.described(question.arms[name]) for name in record["arms"]}
+    if record["scale"] == "ladder":
+        assert list(arms) == list(question.arms)
+        assert json.loads(json.dumps(arms)) == record["settings"]
+    claims = [claim for claim in question.claims if {claim.better, claim.worse} <= set(arms)]
+    scale = SCALE._replace(name=record["scale"], tasks=tuple(record["tasks"]))
+    again = ablation.conclude(
+        question._replace(arms={name: question.arms[name] for name in arms}, claims=claims), scale, record["runs"]
+    )
+    words = lambda claims: [{name: x for name, x in claim.items() if isinstance(x, str)} for claim in claims]
+    assert words(again["claims"]) == words(record["claims"])
+    for one, other in zip(again["claims"], record["claims"], strict=True):
+        assert one["difference"] == pytest.approx(other["difference"], nan_ok=True)
+        assert one["p"] == pytest.approx(other["p"], nan_ok=True)
 
 
 def test_staleness_has_equally_many_samples_and_updates(load):

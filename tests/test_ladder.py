@@ -131,7 +131,7 @@ def test_scores_of_the_rungs():
     assert found["previous"] == [1, 0]  # 2 3 4 5 after 1
     assert found["delayed"] == [1, 1]
     assert found["answer"] == [1, 1]  # prompts 1 and 2 can be learned
-    assert found["hack"] == [0.25 + 2 / 16, 2 * 9 / 16]  # one 3 and one 5 of four; three 5s
+    assert found["hack"] == found["token"]
 
 
 def test_a_coins_answer_cannot_be_learned():
@@ -148,9 +148,14 @@ def test_a_coins_answer_cannot_be_learned():
 def test_reward_and_judge():
     done = rolled([1, 1, 1], [[3, 3, 0, 0], [5, 5, 5, 3], [1, 1, 1, 1]])
     assert ladder.reward(None, done)[0].tolist() == [0.5, 0.25, 0]
-    found = ladder.judge(done)
-    assert float(found["gold"]) == pytest.approx((0.5 + (0.25 - 0.75) + 0) / 3)
-    assert float(found["wrong_length"]) == 4  # the one row that earned nothing has four tokens
+    found = {name: float(x) for name, x in ladder.judge(done).items()}
+    assert set(found) == set(ladder.JUDGED)
+    assert found["score"] == pytest.approx(0.75 / 3)
+    assert found["gold"] == pytest.approx((1 + 0.5 + 0) / 3)  # half, a quarter and none of the symbols are 3s
+    # three tokens with the end, and four; the one row that earned nothing has four
+    assert (found["right_length"], found["wrong_length"], found["excess_length"]) == (3.5, 4, 0.5)
+    none = ladder.judge(rolled([1], [[3, 3, 0, 0]]))
+    assert np.isnan(none["wrong_length"]) and np.isnan(none["excess_length"]) and none["right_length"] == 3
 
 
 def test_deal():

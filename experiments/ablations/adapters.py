@@ -1,6 +1,7 @@
 """Low-rank adapters against full training.
 
-Question   How much rank does policy optimisation need?
+Question   How much rank does policy optimisation need, and how far from the reference does each go? On the ladder the network
+           under the adapters is random, so that there the question is one of capacity alone; --scale small has a taught one.
 Paper      LoRA, https://arxiv.org/abs/2106.09685; LoRA learns less and forgets less,
            https://arxiv.org/abs/2405.09673.
 Command    python experiments/ablations/adapters.py
@@ -17,7 +18,9 @@ QUESTION = Question(
     (
         Claim("full training learns more than rank 4", PAPER, "full", "rank 4", "area"),
         Claim("rank 16 learns more than rank 1", PAPER, "rank 16", "rank 1", "area"),
+        Claim("rank 4 stays nearer to the reference than full training", PAPER, "rank 4", "full", "-kl"),
     ),
+    ("end", "area", "kl"),
 )
 
 

@@ -1,7 +1,7 @@
 """Advantage estimators: GAE's lambda, groups, leave-one-out, the batch's mean.
 
 Question   Is a critic needed, and which baseline serves without one?
-Paper      RLOO: https://arxiv.org/abs/2402.14740. GRPO: https://arxiv.org/abs/2402.03300. VC-PPO, on lambda 1:
+Paper      RLOO: https://arxiv.org/abs/2402.14740. GRPO: https://arxiv.org/abs/2402.03300. VC-PPO, on two lambdas:
            https://arxiv.org/abs/2503.01491.
 Command    python experiments/ablations/advantages.py
 """
@@ -10,13 +10,15 @@ from scales import AblationConfig, Arm, Claim, Question, run
 
 from jaxppo import cli
 
-FREE = {"value_loss": "none", "group_size": 8}
+ALIKE = {"group_size": 8}  # the same prompts for all, whether an estimator has a use for copies or not
+FREE = {**ALIKE, "value_loss": "none"}
 QUESTION = Question(
     "advantages",
     {
-        "GAE .95": Arm({"lam": 0.95}),
-        "GAE 1": Arm({"lam": 1.0}),
-        "GAE .5": Arm({"lam": 0.5}),
+        "GAE .95": Arm({**ALIKE, "lam": 0.95}),
+        "GAE 1": Arm({**ALIKE, "lam": 1.0}),
+        "GAE .5": Arm({**ALIKE, "lam": 0.5}),
+        "GAE .95, critic 1": Arm({**ALIKE, "lam": 0.95, "critic_lam": 1.0}),
         "group": Arm({**FREE, "advantage": "group"}),
         "leave-one-out": Arm({**FREE, "advantage": "rloo"}),
         "batch mean": Arm({**FREE, "advantage": "batch_mean"}),
@@ -27,9 +29,12 @@ QUESTION = Question(
     (
         Claim("leave-one-out beats PPO with a critic", "https://arxiv.org/abs/2402.14740", "leave-one-out", "GAE .95", "area"),
         Claim("a group's baseline beats none", "https://arxiv.org/abs/2402.03300", "group", "no baseline", "area"),
-        Claim("lambda 1 beats .95 when the reward comes late", "https://arxiv.org/abs/2503.01491", "GAE 1", "GAE .95", "area"),
+        Claim(
+            "a critic that learns with lambda 1 helps a policy that has .95", "https://arxiv.org/abs/2503.01491",
+            "GAE .95, critic 1", "GAE .95", "area",
+        ),
     ),
-)
+)  # fmt: skip
 
 
 def main(options: AblationConfig) -> None:

@@ -1,12 +1,10 @@
 """How token losses become one number, and what that does to the length of wrong answers.
 
-Question   Does dividing each response's loss by its length make wrong answers longer than dividing by a constant
-           does? (Dr. GRPO's claim: a long wrong answer is punished less for each token.)
+Question   Does dividing each response's loss by its length make wrong answers longer than right ones, more than
+           dividing by a constant does? (Dr. GRPO's claim: a long wrong answer is punished less for each token.) That all
+           responses grow would be something else: what is compared is how much longer the wrong ones are.
 Paper      https://arxiv.org/abs/2503.20783
 Command    python experiments/ablations/aggregation.py
-Found      6 minutes at --scale ladder on a core that other work shared.
-           dividing by each response's length lets wrong answers grow: agrees (tokens of wrong answers +1.532, 95 % interval
-           +.710 to +2.295).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
@@ -19,16 +17,16 @@ QUESTION = Question(
     {name: Arm({**GROUPS, "aggregate": name}) for name in ("constant", "sequence_mean", "token_mean", "sequence_sum")},
     (
         Claim(
-            "dividing by each response's length lets wrong answers grow", "https://arxiv.org/abs/2503.20783", "sequence_mean",
-            "constant", "wrong_length",
+            "dividing by each response's length makes wrong answers the longer ones", "https://arxiv.org/abs/2503.20783",
+            "sequence_mean", "constant", "excess_length",
         ),
     ),
-    ("end", "length", "wrong_length"),
+    ("end", "length", "right_length", "wrong_length"),
 )  # fmt: skip
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options, ladder={"tasks": ("answer",), "response_length": 12})
+    run(QUESTION, options, ladder={"tasks": ("answer",), "response_length": 24})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Policies of four architectures with equally many parameters.
 
-Question   Which architecture learns fastest from a reward, at 12,700 parameters?
+Question   Which architecture learns fastest from a reward, at 12,700 parameters (--scale small: 964,000)?
 Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
            https://arxiv.org/abs/1910.06764.
 Command    python experiments/ablations/architectures.py
@@ -12,9 +12,16 @@ from jaxppo import cli
 
 PAPER = "https://arxiv.org/abs/1910.06764"
 WIDTHS = {"transformer": 32, "gru": 45, "lstm": 39, "convolution": 37, "window": 39}  # 12,673 to 12,901 parameters
+SMALL = {"transformer": 160, "gru": 224, "lstm": 195, "convolution": 184, "window": 237}  # of three layers: 963,169 to 966,031
+
+
+def arms(widths: dict[str, int]) -> dict[str, Arm]:
+    return {kind: Arm({"model_kind": kind, "width": width}) for kind, width in widths.items()}
+
+
 QUESTION = Question(
     "architectures",
-    {kind: Arm({"model_kind": kind, "width": width}) for kind, width in WIDTHS.items()},
+    arms(WIDTHS),
     (
         Claim("an LSTM learns faster than a plain transformer", PAPER, "lstm", "transformer", "area"),
         Claim("a GRU learns faster than a plain transformer", PAPER, "gru", "transformer", "area"),
@@ -23,7 +30,7 @@ QUESTION = Question(
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options)
+    run(QUESTION._replace(arms=arms(SMALL)) if options.scale == "small" else QUESTION, options)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """How the critic starts.
 
 Question   Do the value head's initial weights matter, and does it help to train the critic alone first?
-Paper      VC-PPO, https://arxiv.org/abs/2503.01491; implementation details of PPO, https://arxiv.org/abs/2403.17031.
+Paper      VC-PPO, https://arxiv.org/abs/2503.01491, on a critic of its own. A head that starts at 0 is a detail of
+           https://github.com/openai/lm-human-preferences; https://arxiv.org/abs/2403.17031 starts from the reward model.
 Command    python experiments/ablations/critic.py
 Found      7 minutes at --scale ladder on a core that other work shared.
-           a critic that learns alone first pays for the steps it takes: not decided (reward at the end -.013, 95 % interval
-           -.046 to +.021).
-           a value head that starts at 0 beats a random one: agrees (reward of all steps +.060, 95 % interval +.043 to +.078).
+           a critic that learns alone first pays for the steps it takes: not decided (reward at the end +.001, 95 % interval
+           -.038 to +.040).
+           and one that shares the policy's network does, too: not decided (reward at the end -.013, 95 % interval -.062 to
+           +.036).
+           a value head that starts at 0 beats a random one: agrees (reward of all steps +.060, 95 % interval +.031 to +.088).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
@@ -24,8 +27,9 @@ QUESTION = Question(
         "separate, warm-up": Arm({"critic": "separate", "critic_warmup": 10}),
     },
     (
-        Claim("a critic that learns alone first pays for the steps it takes", PAPER, "warm-up of 10 steps", "zero", "end"),
-        Claim("a value head that starts at 0 beats a random one", "https://arxiv.org/abs/2403.17031", "zero", "normal", "area"),
+        Claim("a critic that learns alone first pays for the steps it takes", PAPER, "separate, warm-up", "separate", "end"),
+        Claim("and one that shares the policy's network does, too", "", "warm-up of 10 steps", "zero", "end"),
+        Claim("a value head that starts at 0 beats a random one", "", "zero", "normal", "area"),
     ),
 )
 

@@ -1,6 +1,8 @@
 """Policy losses against each other, at equal samples.
 
-Question   Which policy loss learns most from the same rollouts, in four epochs each, when nothing else differs?
+Question   Which policy loss learns most from the same rollouts, in four epochs each, when nothing else differs? All arms have
+           GRPO's advantages and no critic, as the papers have: a loss of whole sequences would throw away what a critic says of
+           tokens. Losses of tokens are means over tokens, those of sequences means over sequences.
 Paper      PPO: https://arxiv.org/abs/1707.06347. GSPO: https://arxiv.org/abs/2507.18071. CISPO:
            https://arxiv.org/abs/2506.13585.
 Command    python experiments/ablations/losses.py
@@ -10,16 +12,24 @@ from scales import AblationConfig, Arm, Claim, Question, run
 
 from jaxppo import cli
 
-NAMES = ("clip", "reinforce", "dual_clip", "gspo", "gspo_token", "cispo", "sapo", "gmpo", "kl_penalty", "dppo_tv")
+GROUPS = {"value_loss": "none", "group_size": 8, "advantage": "group", "epochs": 4}
+TOKENS = ("clip", "reinforce", "dual_clip", "cispo", "kl_penalty", "dppo_tv")
+SEQUENCES = ("gspo", "gspo_token", "sapo", "gmpo")
 PPO, GSPO, CISPO = (f"https://arxiv.org/abs/{number}" for number in ("1707.06347", "2507.18071", "2506.13585"))
 QUESTION = Question(
     "losses",
-    {name: Arm({"loss": name, "epochs": 4}) for name in NAMES},
+    {
+        **{name: Arm({**GROUPS, "loss": name, "aggregate": "token_mean"}) for name in TOKENS},
+        **{name: Arm({**GROUPS, "loss": name, "aggregate": "sequence_mean"}) for name in SEQUENCES},
+        "clip, mean over sequences": Arm({**GROUPS, "loss": "clip", "aggregate": "sequence_mean"}),
+        "clip, with a critic": Arm({"group_size": 8, "epochs": 4}),
+    },
     (
         Claim("clipping beats the plain gradient over four epochs", PPO, "clip", "reinforce", "area"),
-        Claim("GSPO learns faster than token-wise clipping", GSPO, "gspo", "clip", "area"),
+        Claim("GSPO learns faster than token-wise clipping (GRPO)", GSPO, "gspo", "clip, mean over sequences", "area"),
         Claim("CISPO learns faster than clipping", CISPO, "cispo", "clip", "area"),
     ),
+    ("end", "area", "score"),
 )
 
 

@@ -1,7 +1,8 @@
 """A sampler that is not quite the policy, and what importance correction repairs.
 
 Question   The sampler is made hotter, or rounded to bfloat16, behind the scorer's back. How much is lost, and how
-           much does a truncated importance weight bring back?
+           much does a truncated importance weight bring back? The policies are judged by samples of their own, not by
+           the changed sampler's.
 Paper      https://fengyao.notion.site/off-policy-rl; on precision: https://arxiv.org/abs/2510.26788.
 Command    python experiments/ablations/mismatch.py
 """
@@ -57,9 +58,11 @@ QUESTION = Question(
         "bfloat16, corrected": Arm(TRUNCATED, rescored, ROUNDED),
     },
     (
-        Claim("correction repairs a hot sampler", PAPER, "temperature 1.5, corrected", "temperature 1.5", "area"),
-        Claim("a sampler in bfloat16 costs reward", "https://arxiv.org/abs/2510.26788", "none", "bfloat16", "area"),
+        Claim("a hot sampler costs the policy reward", PAPER, "none", "temperature 1.5", "score"),
+        Claim("correction repairs a hot sampler", PAPER, "temperature 1.5, corrected", "temperature 1.5", "score"),
+        Claim("a sampler in bfloat16 costs the policy reward", "https://arxiv.org/abs/2510.26788", "none", "bfloat16", "score"),
     ),
+    ("end", "score", "first_ratio_off"),
 )
 
 

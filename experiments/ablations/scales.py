@@ -6,6 +6,7 @@ smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward
           that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxppo.ablation import AblationConfig, Arm, Claim, Question, Scale, ask
-from jaxppo.config import UserError
+from jaxppo.config import Diverged, UserError
 
 __all__ = ["AblationConfig", "Arm", "Claim", "Question", "run"]
 
@@ -30,12 +31,17 @@ def ladder(tiny: bool, **settings) -> Scale:
     tasks = settings.pop("tasks", ladder.CLIMB)
     config = replace(ladder.LadderConfig(), **settings)
     deal = lambda run: ladder.Deal(run.task)
-    return Scale("ladder", config, tasks, ladder.load, ladder.reward, deal, algorithms.make_parts, ladder.judge)
+    return Scale("ladder", config, tasks, ladder.load, ladder.reward, deal, algorithms.make_parts, ladder.judge, ladder.JUDGED)
 
 
-def small(tiny: bool, **settings) -> Scale:
-    """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>."""
-    from jaxppo import algorithms, measure, sources, stages, task_rewards, tasks, train
+def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
+    """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>.
+
+    The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for nothing else.
+    """
+    import jax.numpy as jnp
+
+    from jaxppo import algorithms, ladder, measure, sources, stages, task_rewards, tasks, train
 
     options = tasks.TaskConfig(
         task="spelling", tokens="bytes", width=160, prompt_length=24, response_length=16, sft_steps=200, sft_lr=1e-3, lora=0,
@@ -54,8 +60,20 @@ def small(tiny: bool, **settings) -> Scale:
     policy = load(options)
     options = replace(options, eos=policy.tokenizer.eos_id, pad=policy.tokenizer.pad_id)
     prompts, _ = measure.prompt_set(options, policy, task, examples.train)
-    reward = task_rewards.make_reward(options, policy).fn
-    return Scale("small", options, (options.task,), load, reward, lambda run: prompts, algorithms.make_parts)
+    right = task_rewards.make_reward(options, policy)
+    (letter,) = policy.tokenizer.encode("e")
+
+    def reward(params, rollout):
+        score, valid = right.fn(params, rollout)
+        share = ((rollout.response == letter) * rollout.mask).sum(1) / jnp.maximum(rollout.mask.sum(1), 1)
+        return score + 2 * share * proxy, valid
+
+    def judge(rollout):
+        gold, (score, _) = right.fn(right.params, rollout)[0], reward(right.params, rollout)
+        return {"score": score.mean(), "gold": gold.mean(), **ladder.by_outcome(rollout.mask.sum(1), gold > 0)}
+
+    parts = algorithms.make_parts
+    return Scale("small", options, (options.task,), load, reward, lambda run: prompts, parts, judge, ladder.JUDGED)
 
 
 def smollm2(tiny: bool, **settings) -> Scale:
@@ -73,36 +91,51 @@ def smollm2(tiny: bool, **settings) -> Scale:
     nothing = lambda *_: None  # what only many runs in one program need
     return Scale(
         "smollm2", replace(config, **settings), ("sentiment",), nothing, nothing, nothing, algorithms.make_parts, seeds=3,
+        judged=("gold", "nats", "distinct_2"),
         alone=lambda config, arm, run: one_review_run(replace(config, tiny=tiny), arm, run),
     )  # fmt: skip
 
 
-def one_review_run(config, arm: Arm, run) -> dict[str, float]:
-    """The numbers of one run on SmolLM2, from its folder if they are there; what was begun is gone on with."""
+def one_review_run(config, arm: Arm, run) -> dict:
+    """The numbers of one run on SmolLM2, and with which versions they were made; from its folder if they are there, and what was
+    begun is gone on with. A folder is one of these settings: others have another. A run that diverged counts, as what it left."""
+    import jax
     import sentiment
 
-    from jaxppo import algorithms, tracking, train
+    from jaxppo import algorithms, ppo, tracking, train
     from jaxppo.ablation import measures, settings_of
+    from jaxppo.checkpoint import Checkpoints
 
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
-    name = re.sub(r"[^a-z0-9]+", "-", f"{config.name} {run.arm} {run.seed}".lower())
-    place = root / name
+    own = replace(config, runs=str(root), seed=run.seed)
+    own = replace(own, **settings_of(own, arm))
+    settings = json.dumps({name: x for name, x in tracking.settings_of(own).items() if name != "runs"}, sort_keys=True)
+    words = f"{config.name} {run.arm} {run.seed} {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
+    own = replace(own, name=re.sub(r"[^a-z0-9]+", "-", words.lower()))
+    place = root / own.name
     if (place / "numbers.json").exists():
         return json.loads((place / "numbers.json").read_text())
-    own = replace(config, runs=str(root), name=name)
-    own = replace(own, **settings_of(own, arm), seed=run.seed, resume=(place / "config.json").exists())
-    own, policy = train.load_policy(own)
+    own, policy = train.load_policy(replace(own, resume=(place / "config.json").exists()))
     reviews, parts, opening = sentiment.load_prompts(own, policy)
     # one reward for all arms and seeds
     reward, policy.frozen["reward"] = sentiment.make_reward(replace(own, seed=0), policy, reviews, parts, root)
     made = algorithms.make_parts(own, reward)
     tracking.run_folder(own.runs, own.name, resume=own.resume)
-    state = train.fit(own, policy, arm.parts(made) if arm.parts else made, opening(parts.train), folder=place)
+    try:
+        state = train.fit(own, policy, arm.parts(made) if arm.parts else made, opening(parts.train), folder=place)
+    except Diverged as error:
+        print(error, flush=True)
+        own, policy = train.load_policy(own)
+        state = ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
+        saved = Checkpoints(place / "checkpoints", write=False)
+        state = saved.restore(state) if saved.steps() else state
     judge = sentiment.Judge(own, policy)
     judged = judge.numbers(judge.read(state, opening(parts.test[: own.test_prompts]), sentiment.JUDGE_SEEDS[0]))
     rows = tracking.read_lines(place / "metrics.jsonl")
-    numbers = measures({key: np.array([row[key] for row in rows]) for key in ("reward", "kl", "entropy", "length", "skipped")})
+    kept = ("reward", "kl", "entropy", "length", "skipped", "barren_steps", "first_ratio_off")
+    numbers = measures({key: np.array([row[key] for row in rows]) for key in kept})
     numbers |= {"gold": judged["sentiment"], "nats": judged["kl"], "distinct_2": judged["distinct_2"]}
+    numbers["versions"] = tracking.versions()
     tracking.write_whole(place / "numbers.json", json.dumps(numbers) + "\n")
     return numbers
 

@@ -10,15 +10,17 @@ from scales import AblationConfig, Arm, Claim, Question, run
 
 from jaxppo import cli
 
-FREE = {"value_loss": "none", "group_size": 8}
+ALIKE = {"group_size": 8}  # the same prompts for all
+FREE = {**ALIKE, "value_loss": "none"}
 QUESTION = Question(
     "whitening",
     {
-        "advantages over the batch": Arm({"whiten_advantages": True}),
-        "not at all": Arm({"whiten_advantages": False}),
-        "scale alone": Arm({"whiten_advantages": True, "whiten_shift": False}),
-        "scores over the batch": Arm({"whiten_advantages": False, "reward_norm": "batch"}),
-        "scores over their running deviation": Arm({"whiten_advantages": False, "reward_norm": "running"}),
+        "advantages over the batch": Arm({**ALIKE, "whiten_advantages": True}),
+        "not at all": Arm({**ALIKE, "whiten_advantages": False}),
+        "scale alone": Arm({**ALIKE, "whiten_advantages": True, "whiten_shift": False}),
+        "token rewards": Arm({**ALIKE, "whiten_advantages": False, "whiten_rewards": True}),
+        "scores over the batch": Arm({**ALIKE, "whiten_advantages": False, "reward_norm": "batch"}),
+        "scores over their running deviation": Arm({**ALIKE, "whiten_advantages": False, "reward_norm": "running"}),
         "each group": Arm({**FREE, "advantage": "group"}),
         "group's mean, batch's deviation": Arm({**FREE, "advantage": "reinforce_plus_plus_baseline"}),
     },
@@ -27,6 +29,8 @@ QUESTION = Question(
             "whitened advantages beat plain ones", "https://arxiv.org/abs/2005.12729", "advantages over the batch", "not at all",
             "area",
         ),
+        Claim("whitened token rewards beat plain ones", "", "token rewards", "not at all", "area"),
+        Claim("scores of mean 0 and deviation 1 beat plain ones", "", "scores over the batch", "not at all", "area"),
         Claim(
             "the batch's deviation beats each group's own", "https://arxiv.org/abs/2501.03262", "group's mean, batch's deviation",
             "each group", "area",
