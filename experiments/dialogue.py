@@ -7,10 +7,11 @@ Method     Supervised on (turn, next turn); a Bradley-Terry reward model (https:
            bigrams. A second reward model, of another seed and other half of the pairs, is the judge that was not trained against.
 Command    python experiments/dialogue.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       Speaker turns of Shakespeare's works (public domain).
-Found      Two seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to -.18 at 2.7 nats and then falls
-           to -.22; responses shrink from ten words to one or two; without a KL penalty the judge ends at -.36
+Found      Three seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to -.18 at 2.7 nats and then
+           falls to -.22; responses shrink from ten words to one or two; without a KL penalty the judge ends at -.36
            (docs/overoptimisation.png). Seed 1: both rise (-.73 to +.70, -.70 to +.54 at 6.9 nats), responses keep their length.
-Minutes    24 on a core that other work shared.
+           Seed 2: both rise (-.51 to +.47, -.60 to +.05 at 7.7 nats), and responses shrink from nine words to one.
+Minutes    18 to 35 on a core that other work shared.
 """
 
 from dataclasses import dataclass

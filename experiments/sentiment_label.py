@@ -6,8 +6,9 @@ Method     Supervised on (sentence, label), then PPO (https://arxiv.org/abs/1707
 Command    python experiments/sentiment_label.py               # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       Review sentences that people rated beyond +-.5 (`jaxppo.data.sentiment`): 80 % for training, 10 % for the choice of the
            checkpoint, 10 % for the numbers.
-Found      Two seeds, share of right labels on 1,000 test sentences, paired 95 % interval: .760 -> .789 (+.008 to +.048) and
-           .769 -> .783 (-.003 to +.031): a little. The classifier has .798 +- .004 on its own test sentences.
+Found      Three seeds, share of right labels on 1,000 test sentences, paired 95 % interval: .760 -> .789 (+.008 to +.048),
+           .769 -> .783 (-.003 to +.031), .736 -> .754 (+.004 to +.032): a little.
+           The classifier has .798 +- .004 on its own test sentences.
 Minutes    8 to 12 on one core that other work shared.
 """
 

@@ -56,7 +56,7 @@ def test_a_planted_bad_arm_is_worse_and_a_twin_is_not(tmp_path):
     assert json.loads((tmp_path / "planted-ladder.json").read_text())["claims"][0]["verdict"] == "agrees"
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_the_same_seeds_give_the_same_record(tmp_path, capsys):
     """To the last digit; only when and by what it was made may differ."""
     question = PLANTED._replace(metrics=("end", "gold"))  # the judge's numbers, too

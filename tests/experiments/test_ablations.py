@@ -1,4 +1,5 @@
-"""The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (tests/test_ablation.py asks in CI)."""
+"""The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (in CI tests/test_ablation.py asks one
+question twice)."""
 
 import json
 import os
