@@ -31,7 +31,8 @@ class Job:
         """What every host runs; job.sh adds --resume when there is something to go on with."""
         words = ["python", self.script, *self.options]
         own = {"--name": self.name, "--runs": self.runs, "--expect-devices": str(kind.chips)}
-        own |= {"--distributed": "on"} if kind.hosts > 1 else {}
+        # the hosts of a large slice may be ready half an hour apart
+        own |= {"--distributed": "on", "--connect-timeout": "1800"} if kind.hosts > 1 else {}
         for option, value in own.items():
             words += [] if value_of(option, self.options) else [option, value]
         return words

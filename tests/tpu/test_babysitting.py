@@ -21,7 +21,8 @@ def test_three_preemptions_to_a_finished_run_and_no_slice(cloud, capsys):
     assert cloud.run("babysit", *POD) == 0
     assert cloud.story == [*MADE, "delete", *MADE, "delete", *MADE, "delete", *MADE, "delete"]
     # The run has one name, so that job.sh finds what is there and adds --resume.
-    command = "experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices 16 --distributed on"
+    command = "experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices 16"
+    command += " --distributed on --connect-timeout 1800"
     assert cloud.started == [f"python {command}"] * 4
     said = capsys.readouterr().out
     assert said.count("is gone (preempted?)") == 3 and "my-run is deleted" in said

@@ -90,7 +90,8 @@ def test_no_job():
 def test_the_command_says_what_every_restart_needs():
     given = job("--steps=3", "--runs", "gs://my-bucket/runs", "--name=mine", "--distributed", "auto", kind=V6E_16)
     options = ["--steps=3", "--runs", "gs://my-bucket/runs", "--name=mine", "--distributed", "auto"]
-    assert given.command(V6E_16) == ["python", SCRIPT, *options, "--expect-devices", "16"]
+    own = ["--expect-devices", "16", "--connect-timeout", "1800"]
+    assert given.command(V6E_16) == ["python", SCRIPT, *options, *own]
     assert job().command(V6E_8) == ["python", SCRIPT, "--name", "my-run", "--runs", "runs", "--expect-devices", "8"]
 
 

@@ -39,7 +39,7 @@ def test_the_commands_of_every_type(cloud, capsys, kind, topology, chips, hosts)
         f"--runtime-version={IMAGES[topology.split(':')[0]]} {ZONE}"
     ]
     assert cloud.run("run", "--type", kind, "--dry-run", *JOB) == 0
-    pod = " --distributed on" if hosts > 1 else ""
+    pod = " --distributed on --connect-timeout 1800" if hosts > 1 else ""
     job = f"experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices {chips}{pod}"
     _, read, plan, look, machine, start = commands(capsys.readouterr().out)
     assert read.endswith(f"/tpu/job_settings.py {cloud.cache}/config.json {job}")
