@@ -72,5 +72,5 @@ def test_bad_arguments(task, size, message):
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     for use in (lambda: reasoning.load("chain_sum", 9), lambda: reasoning.score("chain_sum")):
-        with pytest.raises(UserError, match=r"pip install 'jaxppo\[reasoning\]'"):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[reasoning\]'"):
             use()

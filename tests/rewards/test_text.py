@@ -21,7 +21,7 @@ def test_vader():
 def test_without_vader_one_line_tells_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaderSentiment", None)
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    with pytest.raises(UserError, match=r"pip install .*jaxppo\[demo\]"):
+    with pytest.raises(UserError, match=r"pip install -e "\.\[demo\]""):
         text.vader()
 
 
@@ -106,7 +106,7 @@ def test_without_a_library_one_line_tells_what_to_install(monkeypatch, name):
     for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
         monkeypatch.setitem(sys.modules, module, None)
     for make in LIBRARIES[name]:
-        with pytest.raises(UserError, match=rf'^{name} is not installed; pip install "jaxppo\[tasks\]"$'):
+        with pytest.raises(UserError, match=rf'^{name} is not installed; pip install -e "\.\[tasks\]"$'):
             make()
 
 
