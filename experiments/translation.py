@@ -6,8 +6,9 @@ Method     Supervised on the pairs, then the leave-one-out policy gradient (http
 Command    python experiments/translation.py                   # --data pairs.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       Sentence pairs of the Ding dictionary, from Debian's package trans-de-en; elsewhere give --data.
 Found      Three seeds: BLEU 2.10 -> 2.43 (95 % interval of the gain -.16 to +1.00), 1.35 -> 1.43 (-.08 to +.25), 1.26 -> 1.13
-           (-.26 to .00): not decided; 300 steps in place of 80, or temperature .5, change nothing (seed 0: +.03, +.24). The baseline, of 10,000 sentences
-           and nothing else, is weak: most of its samples share no words with the reference, and their reward is nearly 0.
+           (-.26 to .00): not decided; 300 steps in place of 80, or temperature .5, change nothing (seed 0: +.03, +.24).
+           The baseline, of 10,000 sentences and nothing else, is weak: most of its samples share no words with the reference,
+           and their reward is nearly 0.
 """
 
 from dataclasses import dataclass

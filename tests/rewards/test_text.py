@@ -21,7 +21,7 @@ def test_vader():
 def test_without_vader_one_line_tells_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "vaderSentiment", None)
     monkeypatch.setitem(sys.modules, "vaderSentiment.vaderSentiment", None)
-    with pytest.raises(UserError, match=r"pip install -e "\.\[demo\]""):
+    with pytest.raises(UserError, match=r'pip install -e "\.\[demo\]"'):
         text.vader()
 
 
