@@ -6,8 +6,8 @@ Method     Supervised on the transcripts, then the leave-one-out policy gradient
 Command    python experiments/speech.py
 Data       Prompts of a telephone exchange, one voice (CC-BY-SA-3.0), from Debian's package asterisk-core-sounds-en-wav.
 Found      Three seeds, 50 test recordings, paired 95 % interval: word error rate 1.10 -> .88 (-.40 to -.10), 1.14 -> .90
-           (-.43 to -.10), .99 -> .93 (-.15 to +.02). The
-           policy says less and so errs less; 14 minutes of speech are too few to recognise anything.
+           (-.43 to -.10), .99 -> .93 (-.15 to +.02). The policy says less and so errs less;
+           14 minutes of speech are too few to recognise anything.
 Minutes    14 to 18 on one core that other work shared.
 """
 

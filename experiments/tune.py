@@ -69,7 +69,7 @@ def main(options: Tune) -> None:
     train.use_compilation_cache()
     scale = SCALES[options.scale](options.tiny)
     first = arms = draws(options, scale.config)
-    steps = options.steps
+    tried = steps = options.steps
     while len(arms) > 1:
         found = ask(
             Question("tune", arms, (), ("end",)), scale, AblationConfig(seeds=options.seeds, steps=steps, tiny=options.tiny)
@@ -77,15 +77,15 @@ def main(options: Tune) -> None:
         # the mean: an interquartile mean would not see a task on which all seeds fail
         best = sorted(arms, key=lambda name: -found["arms"][name]["end"]["mean"][0])
         arms = {name: arms[name] for name in best[: max(len(best) // options.keep, 1)]}
-        steps *= options.keep
+        tried, steps = steps, steps * options.keep
     winner, default = next(iter(arms.values())), first["0"]
     if winner != default:
         both = {"tuned": winner._replace(first_seed=1000), "as configured": default._replace(first_seed=1000)}
         claim = Claim("the winner beats the configured settings", "https://arxiv.org/abs/1502.07943", "tuned", "as configured")
-        check = AblationConfig(seeds=options.check, steps=steps // options.keep, tiny=options.tiny)
-        (claim,) = ask(Question("check", both, (claim,), ("end", "area")), scale, check)["claims"]
-        winner = default if claim["verdict"] == "disagrees" else winner
-    settings = {**winner.settings, "steps": steps // options.keep}  # a schedule of so many is what was tried
+        check = AblationConfig(seeds=options.check, steps=tried, tiny=options.tiny)
+        (answer,) = ask(Question("check", both, (claim,), ("end", "area")), scale, check)["claims"]
+        winner = default if answer["verdict"] == "disagrees" else winner
+    settings = {**winner.settings, "steps": tried}  # a schedule of so many is what was tried
     options.out.write_text("".join(f"{name}: {x}\n" for name, x in settings.items()))
     print(f"written: {options.out}: " + ", ".join(f"{name} {x:g}" for name, x in settings.items()))
 

@@ -29,7 +29,7 @@ from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 TAIL = 10  # parts of a run, of which the last is its end
 MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "diverged", "first_ratio_off"}  # of every run
-JUDGED = 4  # batches of rollouts that a judge reads
+BATCHES = 4  # of rollouts that a judge reads
 
 
 class Arm(NamedTuple):
@@ -220,14 +220,15 @@ def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, flo
     (18.5, 9.5, 1.0, 0.0)
     """
     entropy = np.where(metrics["barren_steps"] > 0, np.nan, metrics["entropy"])
-    tail = lambda x: average(x[-max(len(x) // TAIL, 1) :])
-    out = {"end": tail(metrics["reward"]), "area": average(metrics["reward"]), "entropy": tail(entropy)}
-    out |= {name: tail(metrics[name]) for name in ("kl", "length")}
-    out |= {"mean_entropy": average(entropy), "first_ratio_off": float(np.max(metrics["first_ratio_off"]))}
+    tail = lambda x: x[-max(len(x) // TAIL, 1) :]
+    out = {"end": float(np.mean(tail(metrics["reward"]))), "area": float(np.mean(metrics["reward"]))}
+    out |= {name: float(np.mean(tail(metrics[name]))) for name in ("kl", "length")}
+    out |= {"entropy": mean_of_known(tail(entropy)), "mean_entropy": mean_of_known(entropy)}
+    out["first_ratio_off"] = float(np.max(metrics["first_ratio_off"]))
     return out | {"diverged": float(np.sum(metrics["skipped"]) > 0)}
 
 
-def average(numbers: Float[np.ndarray, "N"]) -> float:
+def mean_of_known(numbers: Float[np.ndarray, "N"]) -> float:
     """The mean of those that are numbers; NaN where none is."""
     known = numbers[~np.isnan(numbers)]
     return float(np.mean(known)) if len(known) else float("nan")
@@ -246,11 +247,11 @@ def judgements(scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.
     program, out = jax.jit(one), []
     for run, result in zip(runs, results):
         own, found = dataclasses.replace(settings, seed=run.seed, steps_per_call=1), []
-        for number in range(JUDGED):
+        for number in range(BATCHES):
             batch = scale.prompts(run).call(own, far + number * own.rows)
             key = jax.random.fold_in(jax.random.key(run.seed), far + number)
             found.append(program(result.state.params, result.state.frozen, jax.tree.map(jnp.asarray, batch), key))
-        out.append({name: average(np.array([float(x[name]) for x in found])) for name in found[0]})
+        out.append({name: mean_of_known(np.array([float(x[name]) for x in found])) for name in found[0]})
     return out
 
 

@@ -52,10 +52,12 @@ class TaskConfig(RunConfig):
 
 def new_network(options: TaskConfig, vocab_size: int = 0, **context: int) -> ModelConfig:
     """The shape of a network made anew, and the context that it reads; without `vocab_size`, with the largest one allowed."""
-    return network(
-        options.model_kind, vocab_size=vocab_size or (257 if options.tokens == "bytes" else options.max_vocab),
-        width=options.width, num_layers=options.layers, dropout=options.dropout, **context,
-    )  # fmt: skip
+    from jaxppo.pretrained.tiny import byte_tokenizer
+
+    if not vocab_size:
+        vocab_size = byte_tokenizer().vocab_size if options.tokens == "bytes" else options.max_vocab
+    sizes = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
+    return network(options.model_kind, vocab_size=vocab_size, **sizes, **context)
 
 
 class Task(NamedTuple):

@@ -60,7 +60,7 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
 
 
 def place_of(folder: Path) -> Path:
-    """Where a run's config.json lies: the folder itself, or `policy` in that of a task's whole way. Or a UserError."""
+    """Where a run's config.json lies: the folder, or `policy` in that of a task's whole way. Raises UserError without one."""
     found = next((place for place in (folder, folder / "policy") if (place / "config.json").is_file()), None)
     if found is None:
         raise UserError(f"no run in {folder}; give the folder that holds its config.json, or that of a task's whole way")

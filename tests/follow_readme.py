@@ -19,12 +19,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CLOUD = ("tpu/tpu.py", "gcloud ", "jaxppo push")
+SHELL = ("sh", "bash", "shell", "console")
+COMMANDS = ("python", "pip", "jaxppo", ".venv/bin/", "gcloud", "bash", "git")  # that an indented block may begin with
+
+
+def shell_blocks(text: str) -> list[str]:
+    """Fenced blocks in a shell's language, and indented ones that begin with a command."""
+    fenced = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+    rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"(?:^|\n\n)((?: {4}[^\n]*\n?)+)", rest)
+    found = [re.sub(r"^\$ ", "", block, flags=re.MULTILINE) for language, block in fenced if language in SHELL]
+    return found + [block for block in indented if block.strip().startswith(COMMANDS)]
 
 
 def commands(text: str) -> list[str]:
     """The lines of the shell blocks, without what is said about them."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [re.sub(r"\s+# .*", "", line).strip() for block in blocks for line in block.splitlines()]
+    lines = [re.sub(r"\s+# .*", "", line).strip() for block in shell_blocks(text) for line in block.splitlines()]
     return [line for line in lines if line and not line.startswith("#")]
 
 

@@ -148,12 +148,11 @@ def test_the_judge_reads_the_policy_and_not_the_arms_sampler():
     """An arm whose sampler says 3 whatever the policy is earns all there is while it trains; the policy is judged by itself."""
 
     def threes(model):
-        def apply(params, tokens, attend, *, cache=None, **rest):
-            hidden, new = model.apply(params, tokens, attend, cache=cache, **rest)
-            return hidden, new
+        def logits(params, hidden):
+            found = model.logits(params, hidden)
+            return found + 30.0 * jnp.broadcast_to(jnp.arange(8) == 3, found.shape)
 
-        logits = lambda params, hidden: model.logits(params, hidden) + 30.0 * (jnp.arange(8) == 3)
-        return model._replace(apply=apply, logits=logits)
+        return model._replace(logits=logits)
 
     question = Question("q", {"plain": Arm({"lr": 0.0}), "threes": Arm({"lr": 0.0}, model=threes)}, (), ("end", "score"))
     record = ablation.ask(question, SCALE._replace(tasks=("token",)), AblationConfig(tiny=True))

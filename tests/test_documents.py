@@ -1,30 +1,19 @@
 """What the documents tell people to type is at least a shell's language, and every script is sound."""
 
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from follow_readme import shell_blocks
 
 ROOT = Path(__file__).parents[1]
-SHELL = ("sh", "bash", "shell", "console")
-COMMANDS = ("python", "pip", "jaxppo", ".venv/bin/", "gcloud", "bash", "git")  # that an indented block may begin with
 
 
 def tracked(*patterns: str) -> list[Path]:
     done = subprocess.run(["git", "ls-files", *patterns], cwd=ROOT, capture_output=True, text=True, check=True)
     return [ROOT / name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
-
-
-def shell_blocks(text: str) -> list[str]:
-    """Fenced blocks in a shell's language, and indented ones that begin with a command."""
-    fenced = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
-    rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
-    indented = re.findall(r"(?:^|\n\n)((?: {4}[^\n]*\n?)+)", rest)
-    found = [re.sub(r"^\$ ", "", block, flags=re.MULTILINE) for language, block in fenced if language in SHELL]
-    return found + [block for block in indented if block.strip().startswith(COMMANDS)]
 
 
 def scripts() -> list[Path]:

@@ -145,7 +145,7 @@ def quickly_compiled():
 
 
 IN_CI = ("reinforce", "remax", "rloo", "grpo", "dapo", "gspo", "gdpo", "ppo", "trpo", "vapo", "awr", "nlpo", "ziegler")
-"""Between them every update, critic, place of the KL and kind of advantage; the others are these with another loss or number."""
+"""One of each family; the others differ from one of these in a loss, an advantage, an update or a number."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS])

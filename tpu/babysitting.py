@@ -149,9 +149,9 @@ def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
     """Bring home what only the slice has, and delete it unless it is to be kept. Raises Stop."""
     if code:
         log = Path(f"{job.name}.log")
-        with_log = keep_log(slice_, job, log)
+        where = keep_log(slice_, job, log)
         reason = {2: "bad input or configuration", 76: "diverged"}.get(code, "crashed too often")
-        print(f"error: {job.name}: {reason} (exit code {code}); {with_log}", file=sys.stderr)
+        print(f"error: {job.name}: {reason} (exit code {code}); {where}", file=sys.stderr)
     keep = care.keep or not fetch(slice_, job)
     if code and not keep and care.ask:
         answer = care.ask(f"delete {slice_.name}, which costs as long as it is there? [Y/n] ")

@@ -64,7 +64,7 @@ class Slice:
         for number in range(ATTEMPTS):
             try:
                 done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.patience())  # fmt: skip
+                                      stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.longest())  # fmt: skip
             except subprocess.TimeoutExpired as error:
                 self.pause(0.0)  # the paid hours may be over
                 done = subprocess.CompletedProcess(argv, 1, "", f"gcloud timed out after {error.timeout:.0f} s")
@@ -90,7 +90,7 @@ class Slice:
 
     # --- time and money ---
 
-    def patience(self) -> float:
+    def longest(self) -> float:
         """Seconds that one command may take: an hour, or what is left of the paid ones."""
         if self.since is None or not self.max_hours:
             return SLOWEST

@@ -4,6 +4,7 @@ Question   Does dividing each response's loss by its length make wrong answers l
            dividing by a constant does? (Dr. GRPO's claim: a long wrong answer is punished less for each token.) That all
            responses grow would be something else: what is compared is how much longer the wrong ones are.
 Paper      https://arxiv.org/abs/2503.20783
+Changed    First asked was the length of wrong answers alone: they grew, and so did the right ones. That record is withdrawn.
 Command    python experiments/ablations/aggregation.py
 """
 

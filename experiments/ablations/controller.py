@@ -3,6 +3,7 @@
 Question   The reward is a proxy of what is wanted, true near the reference and false far from it. Which controller keeps the
            policy where the proxy still tells the truth, and is anything gained there?
 Paper      Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; over-optimisation: https://arxiv.org/abs/2210.10760.
+Changed    A first toy had nothing to gain, so that the policy that moved least was the best. Its record is withdrawn.
 Command    python experiments/ablations/controller.py
 """
 

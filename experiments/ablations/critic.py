@@ -3,6 +3,8 @@
 Question   Do the value head's initial weights matter, and does it help to train the critic alone first?
 Paper      VC-PPO, https://arxiv.org/abs/2503.01491, on a critic of its own. A head that starts at 0 is a detail of
            https://github.com/openai/lm-human-preferences; https://arxiv.org/abs/2403.17031 starts from the reward model.
+Changed    VC-PPO's claim is about a critic of its own; that it was asked of a shared one was seen after the runs, which are the
+           same.
 Command    python experiments/ablations/critic.py
 Found      7 minutes at --scale ladder on a core that other work shared.
            a critic that learns alone first pays for the steps it takes: not decided (reward at the end +.001, 95 % interval

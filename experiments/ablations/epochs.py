@@ -2,6 +2,7 @@
 
 Question   How often may the same rollouts be learned from, and in how small parts; and what would fresh samples give?
 Paper      https://arxiv.org/abs/2006.05990 (what matters in on-policy reinforcement learning).
+Changed    The first record, without fresh samples, is withdrawn; its two claims had agreed.
 Command    python experiments/ablations/epochs.py
 """
 

@@ -3,6 +3,8 @@
 Question   Which estimator of the KL, in the reward or in the loss, holds the policy near the reference, at the same
            coefficient and with advantages that are not whitened?
 Paper      Schulman 2020, http://joschu.net/blog/kl-approx.html; on the gradients: https://arxiv.org/abs/2510.01555.
+Changed    The claim on k1 in the reward was first: less KL than with k2 in the loss. It was changed when the result was there,
+           and that record is withdrawn: its advantages were whitened, and so was the coefficient.
 Command    python experiments/ablations/kl.py
 """
 

@@ -3,6 +3,7 @@
 Question   Every row is learned from once, in minibatches of 16. How much is lost when more minibatches are sampled
            before the first of them is learned from? Judged is the policy after all 320 updates.
 Paper      Asynchronous RLHF, https://arxiv.org/abs/2410.18252
+Changed    First asked was the reward of all steps, of which an arm had five. That record is withdrawn.
 Command    python experiments/ablations/staleness.py
 """
 
