@@ -15,6 +15,7 @@ Expected   Three training seeds, mean +- standard error over seeds, judge before
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from jaxppo import cli
@@ -42,6 +43,8 @@ class Sentiment(RunConfig):
     """factor of the classifier's 2 p(positive) - 1, or of VADER's compound; both are in [-1, 1]"""
     test_prompts: int = 256
     """held-out prompts that the judge reads before and after"""
+    results: str = ""
+    """folder that keeps a copy of the numbers, as sentiment/<name>.json; empty = none is made"""
 
 
 def main(options: Sentiment) -> None:
@@ -63,7 +66,7 @@ def main(options: Sentiment) -> None:
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
     with processes.first("reward"):  # of several processes the first one trains it
-        reward, reward_params = make_reward(options, policy, reviews, parts, folder)
+        reward, reward_params, accuracy = make_reward(options, policy, reviews, parts, folder)
     policy.frozen["reward"] = reward_params
     judge = Judge(options, policy)
 
@@ -75,7 +78,7 @@ def main(options: Sentiment) -> None:
     )  # fmt: skip
     after = [judge.read(state, test, seed) for seed in JUDGE_SEEDS]
     if processes.is_main():
-        report(options, folder, judge, before, after)
+        report(options, folder, judge, before, after, accuracy)
 
 
 def load_prompts(options: Sentiment, policy):
@@ -96,13 +99,14 @@ def load_prompts(options: Sentiment, policy):
 
 
 def make_reward(options: Sentiment, policy, reviews, parts, folder):
-    """(reward function, its parameters): the classifier is trained once a run and kept in the run's folder."""
+    """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run and
+    kept in the run's folder."""
     from jaxppo import checkpoint
     from jaxppo.rewards import classifier, on_host, text
 
     if options.reward == "vader":
         judge = text.vader()
-        return on_host(lambda prompt, response: options.reward_scale * judge(response), policy.tokenizer.decode_batch), {}
+        return on_host(lambda prompt, response: options.reward_scale * judge(response), policy.tokenizer.decode_batch), {}, None
     net = classifier.Classifier()
     embedding = (policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"]
     labelled = classifier.Labelled.encode(reviews.texts, reviews.ratings, policy.tokenizer.encode)
@@ -116,7 +120,7 @@ def make_reward(options: Sentiment, policy, reviews, parts, folder):
     params = {"embedding": embedding, "net": params}
     share = classifier.accuracy(net, params, labelled.rows(parts.test), beyond=0.5)
     print(f"reward model: {share:.3f} of test sentences right (human rating beyond +-0.5)")
-    return classifier.reward(net, scale=options.reward_scale), params
+    return classifier.reward(net, scale=options.reward_scale), params, share
 
 
 class Judge:
@@ -143,7 +147,7 @@ class Judge:
         return {"sentiment": mean, "kl": kl, "distinct_2": distinct, "score": mean - max(0.0, kl - 8.0)}
 
 
-def report(options: Sentiment, folder, judge: Judge, before: list, after: list) -> None:
+def report(options: Sentiment, folder, judge: Judge, before: list, after: list, accuracy: float | None) -> None:
     """The table of samples, the numbers with standard errors, and what was written where."""
     import json
 
@@ -171,9 +175,20 @@ def report(options: Sentiment, folder, judge: Judge, before: list, after: list) 
         "sentiment_before": mean([s for _, s in flat_before]), "sentiment_after": mean([s for _, s in flat_after]),
         "gain": mean(gains), "gain_se": text.standard_error(gains), "kl": mean(kls), "kl_se": text.standard_error(kls),
         "distinct_2_before": distinct(before), "distinct_2_after": distinct(after),
-        "distinct_2_ratio": distinct(after) / distinct(before),
+        "distinct_2_ratio": distinct(after) / distinct(before), "reward_model_accuracy": accuracy,
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
+    if options.results:
+        steps = list(tracking.read_lines(folder / "metrics.jsonl"))
+        seen = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
+        record = {
+            "config": tracking.settings_of(options), "result": result,
+            "validation": [{key: row[key] for key in seen} for row in steps if seen[1] in row],
+            "minutes": round(sum(row["seconds"] for row in steps) / 60, 2), "versions": tracking.versions(),
+        }  # fmt: skip
+        place = Path(options.results) / "sentiment"
+        place.mkdir(parents=True, exist_ok=True)
+        tracking.write_whole(place / f"{options.name}.json", json.dumps(record, indent=1) + "\n")
     print(
         f"held-out sentiment {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} "
         f"(gain {result['gain']:+.3f} +- {result['gain_se']:.3f}), KL {result['kl']:.2f} +- {result['kl_se']:.2f} nats a "

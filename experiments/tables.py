@@ -45,12 +45,13 @@ def short(text: str) -> str:
 
 
 def sentiment() -> str:
-    """The main job: a row a run, and the mean over the seeds of each reward."""
+    """The main job: a row a run, and the mean over the seeds of each reward and start."""
     names = ["reward", "seed", "judge before", "judge after", "gain (± s.e. over 512 pairs)", "KL, nats"]
     rows = header([*names, "distinct-2 / reference's", "classifier accuracy"])
     found = [x for x in records(RESULTS / "sentiment") if x["config"]["steps"] == 50]
-    for reward, name in (("classifier", "classifier"), ("vader", "VADER")):
-        own = [x for x in found if x["config"]["reward"] == reward]
+    kinds = (("classifier", True, "classifier"), ("vader", True, "VADER"), ("classifier", False, "classifier, after warm-up"))
+    for reward, plain, name in kinds:
+        own = [x for x in found if x["config"]["reward"] == reward and (x["config"]["model"] == "smollm2") == plain]
         for x in own:
             r, accuracy = x["result"], x["result"]["reward_model_accuracy"]
             cells = [
@@ -61,7 +62,8 @@ def sentiment() -> str:
             rows.append(line(cells))
         numbers = [("gain", 3, True), ("kl", 2, False), ("distinct_2_ratio", 3, False)]
         means = [f"**{mean_and_error([x['result'][key] for x in own], digits, sign=sign)}**" for key, digits, sign in numbers]
-        rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
+        if own:
+            rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
     return "\n".join(rows)
 
 
