@@ -4,7 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxppo import evaluation, figures, records
+import numpy as np
+
+from jaxppo import evaluation, figures, records, statistics
 from jaxppo.config import UserError
 from jaxppo.records import Group, Run
 
@@ -19,6 +21,7 @@ class End(NamedTuple):
     low: float = math.nan
     high: float = math.nan
     over: str = ""  # what the interval is over
+    p: float = math.nan  # of a difference between groups
 
 
 Key = tuple[str, str]  # (what, when or on what)
@@ -93,6 +96,32 @@ def group_ends(group: Group) -> dict[Key, End]:
     return found
 
 
+def differences(groups: Sequence[Group]) -> list[tuple[Group, dict[Key, End]]]:
+    """Each later group less the first one, run against run of the same seed (`statistics.difference`): where at least two seeds
+    are in both, once each. A run that diverged makes a difference that is not finite; it is not dropped."""
+    by_seed = lambda group: {run.settings.get("seed", 0): run_ends(run) for run in group.runs}
+    found, first = [], by_seed(groups[0]) if groups else {}
+    for group in groups[1:]:
+        own = by_seed(group)
+        seeds = [seed for seed in first if seed in own]
+        if len(seeds) < 2 or len(first) < len(groups[0].runs) or len(own) < len(group.runs):
+            continue
+        both = [key for key in first[seeds[0]] if all(key in ends[seed] for ends in (first, own) for seed in seeds)]
+        paired = [run for run in group.runs if run.settings.get("seed", 0) in seeds]
+        pairs = Group(f"{group.label} less {groups[0].label}", paired)
+        values = lambda ends, key, seeds=seeds: [ends[seed][key].value for seed in seeds]
+        found.append((pairs, {key: _difference(values(own, key), values(first, key)) for key in both}))
+    return found
+
+
+def _difference(one: list[float], other: list[float]) -> End:
+    over = f"{len(one)} seeds, in pairs"
+    if not all(map(math.isfinite, one + other)):
+        return End(math.nan, over=over)
+    found = statistics.difference(np.array([one]), np.array([other]))
+    return End(found.mean, found.low, found.high, over, found.p)
+
+
 def in_order(ends: Sequence[dict[Key, End]]) -> list[Key]:
     """Test before validation before training; a gain beside what it is the gain of."""
     keys = dict.fromkeys(key for found in ends for key in found)
@@ -102,7 +131,8 @@ def in_order(ends: Sequence[dict[Key, End]]) -> list[Key]:
 
 
 def table(groups: Sequence[Group], ends: Sequence[dict[Key, End]]) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) to be read: a line a number, a column a group. Of training, what is 0 everywhere is left out."""
+    """(header, rows) to be read: a line a number, a column a group or a difference of groups. Of training, what is 0 everywhere
+    is left out."""
     rows = []
     for name, when in in_order(ends):
         if when == "training" and all(found.get((name, when), End(0.0)).value == 0 for found in ends):
@@ -124,30 +154,20 @@ def shown(end: End | None) -> str:
     brief = lambda x: f"{x:,.0f}" if abs(x) >= 1000 else f"{x:.3g}"
     value = brief(end.value) if math.isfinite(end.value) else "not finite"
     interval = f" [{brief(end.low)}, {brief(end.high)}]" if math.isfinite(end.low) else ""
-    return value + interval + f" ({end.over})" * (" of " in end.over)
+    return value + interval + f", p {end.p:.2g}" * math.isfinite(end.p) + f" ({end.over})" * (" of " in end.over)
 
 
 def as_lines(groups: Sequence[Group], ends: Sequence[dict[Key, End]]) -> tuple[list[str], list[list[str | float | None]]]:
-    """(header, rows) of report.csv: a line for each number of each group, and of each run of it."""
-    rows: list[list[str | float | None]] = []
-    known = lambda x: x if math.isfinite(x) else None
+    """(header, rows) of report.csv: a line for each number of each group, of each run of it, and of each difference."""
+    each: list[tuple[str, str, dict[Key, End]]] = []
     for group, found in zip(groups, ends, strict=True):
-        each = [("", found)] if len(group.runs) > 1 else []
-        each += [(run.name, run_ends(run)) for run in group.runs]
-        for name, own in each:
-            for what, when in in_order([own]):
-                end = own[what, when]
-                rows.append(
-                    [
-                        group.label,
-                        name,
-                        what,
-                        when,
-                        figures.unit(what, training=when == "training"),
-                        end.value,
-                        known(end.low),
-                        known(end.high),
-                        end.over,
-                    ]
-                )
-    return ["group", "run", "number", "on", "unit", "value", "low", "high", "interval over"], rows
+        each += [(group.label, "", found)] * (len(group.runs) > 1)
+        each += [(group.label, run.name, run_ends(run)) for run in group.runs]
+    each += [(pairs.label, "", found) for pairs, found in differences(groups)]
+    known = lambda x: x if math.isfinite(x) else None
+    rows: list[list[str | float | None]] = []
+    for label, name, found in each:
+        for what, when in in_order([found]):
+            end, unit = found[what, when], figures.unit(what, training=when == "training")
+            rows.append([label, name, what, when, unit, end.value, known(end.low), known(end.high), known(end.p), end.over])
+    return ["group", "run", "number", "on", "unit", "value", "low", "high", "p", "interval over"], rows

@@ -86,7 +86,7 @@ def test_ends_of_a_script_of_its_own(tmp_path):
     """A standard error gives value ± 1.96 of it."""
     result = json.dumps({"gain": 0.5, "gain_se": 0.1, "seed": 3, "text": "x", "distinct": 0.9})
     ends = outcomes.run_ends(records.read(a_run(tmp_path / "a", result_json=result)))
-    assert ends["gain", "result.json"] == pytest.approx((0.5, 0.304, 0.696, "its standard error"))
+    assert ends["gain", "result.json"] == End(0.5, pytest.approx(0.304), pytest.approx(0.696), "its standard error")
     assert ends["distinct", "result.json"].value == 0.9 and ("seed", "result.json") not in ends
 
 
@@ -108,6 +108,37 @@ def test_a_group_has_students_t_over_its_seeds(tmp_path):
 
 
 # The picture
+
+
+def test_groups_are_compared_seed_by_seed(tmp_path):
+    """Rewards 1, 2, 6 less 0, 0, 3 are 1, 2, 3: mean 2, deviation 1, t 4.303 of two degrees, so 2 -+ 4.303 / sqrt 3 = 2.484."""
+    a = seeds(tmp_path, "a", [0.0], [0.0], [3.0], lr=1e-3)
+    b = seeds(tmp_path, "b", [1.0], [2.0], [6.0], [9.0], lr=1e-4)  # the fourth seed has no other
+    ((pairs, found),) = outcomes.differences(records.groups([records.read(path) for path in a + b]))
+    assert pairs.label == "b less a" and len(pairs.runs) == 3
+    end = found["reward", "training"]
+    assert end[:3] == pytest.approx((2.0, -0.484, 4.484), abs=1e-3) and end.over == "3 seeds, in pairs" and math.isnan(end.p)
+    report.write(a + b, tmp_path / "out")
+    assert in_csv(tmp_path / "out")["b less a", "", "reward", "training"] == pytest.approx((2.0, -0.484, 4.484), abs=1e-3)
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "b less a (3 seeds)" in text and "run against run of the same seed" in text
+
+
+def test_a_difference_of_many_seeds_has_its_p(tmp_path):
+    """Six differences above 0: two of 64 sign flips are so far from 0."""
+    a, b = seeds(tmp_path, "a", *[[0.0]] * 6, lr=1e-3), seeds(tmp_path, "b", *[[1.0 + k] for k in range(6)], lr=1e-4)
+    ((_, found),) = outcomes.differences(records.groups([records.read(path) for path in a + b]))
+    assert found["reward", "training"].p == 2 / 64 and ", p 0.031" in outcomes.shown(found["reward", "training"])
+
+
+def test_what_cannot_be_paired_is_not_compared(tmp_path):
+    read = lambda paths: records.groups([records.read(path) for path in paths])
+    a, b = seeds(tmp_path, "a", [0.0], [1.0], lr=1e-3), seeds(tmp_path, "b", [0.0], [math.nan], lr=1e-4)
+    ((_, found),) = outcomes.differences(read(a + b))  # a run that diverged is no reason to leave the seed out
+    assert math.isnan(found["reward", "training"].value)
+    assert outcomes.differences(read(a)) == outcomes.differences(read(a + b[:1])) == []  # one group; one pair
+    twice = a_run(tmp_path / "b-again", RunConfig(steps=1, lr=1e-4, seed=0), metrics_jsonl=rows([0.5]))
+    assert outcomes.differences(read([*a, *b, twice])) == []  # which of the two?
 
 
 def test_a_line_is_the_mean_of_the_seeds_and_the_band_their_range(tmp_path):
