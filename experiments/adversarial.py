@@ -24,18 +24,18 @@ class Adversarial(TaskConfig):
     sft_steps: int = 800
     steps: int = 100
     batch_size: int = 128
-    lr: float = 2e-4
+    lr: float = 1e-4
     lr_schedule: str = "constant"
     lora: int = 0
-    kl_coef: float = 0.05
+    kl_coef: float = 0.1
     kl_adaptive: bool = False
     eval_every: int = 0
     save_every: int = 10
     data: str = ""
     """texts, one JSON object with "text" a line; empty = review sentences"""
-    rounds: int = 10
+    rounds: int = 20
     """how often discriminator and policy take turns; the steps are shared among the rounds"""
-    judge_steps: int = 60
+    judge_steps: int = 30
     """steps of the discriminator in a round"""
 
 
@@ -111,8 +111,8 @@ class Game:
         each = self.options.steps // self.options.rounds
         if self.done("policy") >= number * each:
             return
-        steps = number * self.options.judge_steps
-        judging = self.train_judge("discriminator", steps, self.policy_state(), seed=number)
+        turn = self.options.judge_steps
+        judging = self.train_judge("discriminator", number * turn, self.policy_state(), turn=turn, seed=number)
         policy = self.copy(self.policy, reward=lora.merge(self.judging.frozen["base"], judging.params))
         begun = (self.root / "policy" / "config.json").exists()
         settings = dataclasses.replace(self.settings, steps=number * each, resume=begun)
@@ -166,15 +166,17 @@ class Game:
         label = np.repeat(np.asarray([0, 1], np.float32), len(texts))
         return rows.padded([start + ids for ids in sampled + real], self.settings.length, label=label), sampled
 
-    def train_judge(self, name: str, steps: int, state, *, seed: int):
-        """A discriminator after so many steps, the last of them on this state's samples."""
+    def train_judge(self, name: str, steps: int, state, *, turn: int, seed: int):
+        """A discriminator after so many steps, of which those of this turn read this state's samples."""
         import dataclasses
+        import random
 
         from jaxppo import supervised, tracking, train
 
-        part = [x.reference for x in self.examples.train][seed % 4 :: 4]
-        data, _ = self.labelled(part, state, seed=seed)
         config = dataclasses.replace(self.against, name=name, steps=steps, resume=(self.root / name / "config.json").exists())
+        real = [x.reference for x in self.examples.train]
+        most = min(turn * config.batch_size // 2, len(real))  # half of the rows are sampled
+        data, _ = self.labelled(random.Random(seed).sample(real, most), state, seed=seed)
         tracking.run_folder(config.runs, name, resume=config.resume)
         return train.fit(config, self.copy(self.judging), supervised.labels(self.judging.model), data, folder=self.root / name)
 
@@ -184,7 +186,8 @@ class Game:
         from jaxppo.data import rows
         from jaxppo.rewards import text
 
-        judging = self.train_judge(name, 5 * self.options.judge_steps, state, seed=1000)
+        steps = 10 * self.options.judge_steps
+        judging = self.train_judge(name, steps, state, turn=steps, seed=1000)
         real = [x.reference for x in self.examples.test]
         data, sampled = self.labelled(real, state, seed=1001)
         evaluate = validation.held_out(self.against, self.judging, supervised.labels(self.judging.model), data)

@@ -60,10 +60,11 @@ def sentiment() -> str:
                 "" if accuracy is None else f"{accuracy:.3f}",
             ]  # fmt: skip
             rows.append(line(cells))
+        if not own:
+            continue
         numbers = [("gain", 3, True), ("kl", 2, False), ("distinct_2_ratio", 3, False)]
         means = [f"**{mean_and_error([x['result'][key] for x in own], digits, sign=sign)}**" for key, digits, sign in numbers]
-        if own:
-            rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
+        rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
     return "\n".join(rows)
 
 
