@@ -46,6 +46,8 @@ def main(options: Adversarial) -> None:
     from jaxppo.data import jsonl, rows, sentiment
     from jaxppo.data.examples import Example, Examples
 
+    if options.reward:
+        raise config.UserError("this script makes its own reward: leave --reward out")
     config.validate_run(options)
     train.use_compilation_cache()
     root = stages.folder(options)

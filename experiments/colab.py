@@ -86,19 +86,20 @@ if backend == "cpu" and ON_COLAB:
 # %% [markdown]
 # ## Train
 #
-# Sizes go with the machine: an accelerator has room for more rollouts a step. A T4 has no bfloat16. If the runtime was cut
-# off, run everything again: training goes on from its last checkpoint.
+# Sizes go with the machine: an accelerator has room for more rollouts a step. A T4 has no bfloat16. Stopped here, or cut off
+# with SAVE_TO_DRIVE: run everything again, and training goes on from its last checkpoint. (Without Drive the files go with the
+# runtime.)
 
 # %%
 import sentiment
 
-from jaxppo.config import UserError
+from jaxppo.config import RunError
 
 SIZES = {"cpu": {}, "gpu": {"batch_size": 128}, "tpu": {"batch_size": 128}}
 chosen = dict(SIZES.get(backend, {}))
 if "T4" in kind:
     chosen["dtype"] = "float32"
-runs, name = Path("runs"), f"colab-{SEED}"
+runs, name = Path("runs"), f"colab-{REWARD}-{SEED}"
 if SAVE_TO_DRIVE and ON_COLAB:
     from google.colab import drive
 
@@ -112,8 +113,8 @@ options = sentiment.Sentiment(
 )
 try:
     sentiment.main(options)
-except UserError as error:  # one line that says what to do
-    print(f"error: {error}")
+except RunError as error:  # one line that says what to do; what follows would show another run
+    raise SystemExit(f"error: {error}") from None
 
 # %% [markdown]
 # ## What came of it

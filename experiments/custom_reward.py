@@ -1,7 +1,8 @@
 """Your prompts, your reward, your checkpoint: the shortest path for somebody who comes with a task.
 
 Edit `reward`, then: python experiments/custom_reward.py --data prompts.jsonl --model path/or/hub-id --steps 100
-(one JSON object a line: {"prompt": "..."})
+(one JSON object a line: {"prompt": "..."}). With --reward-model runs/reward_model a trained reward model takes the place of the
+function, in the compiled step. A loss of your own: `parts = parts._replace(policy_loss=my_loss)` (see custom_loss.py).
 """
 
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ class Custom(RunConfig):
 def main(options: Custom) -> None:
     from jaxppo import algorithms, config, rewards, tracking, train
     from jaxppo.data import prompts
+    from jaxppo.rewards import learned
 
     config.validate_run(options)
     records = prompts.read_jsonl(options.data, errors=options.bad_lines, max_bad=options.max_bad_lines)
@@ -43,7 +45,11 @@ def main(options: Custom) -> None:
     options, policy = train.load_policy(options)
     texts = [record.prompt for record in records]
     encoded = train.encode(texts, policy.tokenizer, options.prompt_length, too_long=options.too_long)
-    parts = algorithms.make_parts(options, rewards.on_host(reward, policy.tokenizer.decode_batch))
+    judge = rewards.on_host(reward, policy.tokenizer.decode_batch)
+    if options.reward_model:
+        model, policy.frozen["reward"] = train.load_reward_model(options, policy.tokenizer)
+        judge = learned.reward(model)
+    parts = algorithms.make_parts(options, judge)
     folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
     train.fit(options, policy, parts, encoded, folder=folder)
     print(f"written to {folder}; try: jaxppo sample {folder} {records[0].prompt!r}")

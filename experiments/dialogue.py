@@ -17,6 +17,7 @@ Minutes    18 to 35 on a core that other work shared.
 from dataclasses import dataclass
 
 from jaxppo import cli
+from jaxppo.config import UserError
 from jaxppo.tasks import TaskConfig
 
 
@@ -51,6 +52,8 @@ def main(options: Dialogue) -> None:
     from jaxppo import measure, sources, stages, task_rewards, tasks
     from jaxppo.rewards import combine, learned, repetition
 
+    if options.reward:
+        raise UserError("this script makes its own reward: leave --reward out")
     judges: dict[str, stages.RewardModel] = {}
 
     def make_reward(settings: Dialogue, policy) -> task_rewards.Reward:

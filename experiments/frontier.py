@@ -46,7 +46,7 @@ def main(options: Frontier) -> None:
     for number, run in enumerate(options.runs):
         config, result, points = read(run)
         colour = f"C{number % 10}"
-        marker = {"classifier": "o", "vader": "s"}[config["reward"]]
+        marker = {"classifier": "o", "vader": "s", "model": "^"}[config["reward"]]
         label = f"{config['reward']}, seed {config['seed']}, KL target {config['kl_target']:g}, floor {config['kl_coef_min']:g}"
         axis.plot(*zip(*points, strict=True), "-", marker=marker, color=colour, alpha=0.4, markersize=4, linewidth=1)
         axis.plot(result["kl"], result["sentiment_after"], marker, color=colour, markersize=9, label=label)

@@ -5,11 +5,19 @@ Method     Every prompt begins with the name of its task. Examples are drawn wit
            (https://arxiv.org/abs/1707.06347) on rewards that are whitened task by task (`--reward-norm task`).
 Command    python experiments/multitask.py                     # --tasks spelling counting sums
            python experiments/multitask.py --tasks spelling --sft-steps 250 --steps 60     # alone, on as many examples of it
+Found      Three seeds. Spelling, together: .837 -> .859, .650 -> .654, .975 -> .979 right (supervised -> policy); alone: .927 ->
+           .912, .907 -> .912, .905 -> .910. Together less alone, at the end: -.053, -.258, +.069: not decided. Counting: .742
+           together and .786 alone (on other test examples), before and after, by saying "1" always. Policy optimisation adds
+           nothing that is more than chance to either.
+           A prompt of more than 44 bytes, as a quarter of counting's are, loses its beginning, and with it the task's name and
+           the letter: it is counted in `exact`, and in neither task's own number.
+Minutes    8 together, 4 alone, on a core that other work shared.
 """
 
 from dataclasses import dataclass
 
 from jaxppo import cli
+from jaxppo.config import UserError
 from jaxppo.tasks import TaskConfig
 
 
@@ -50,6 +58,10 @@ def main(options: Multitask) -> None:
     from jaxppo.rewards import combine
 
     chosen = [tasks.task_of(dataclasses.replace(options, task=name)) for name in options.tasks]
+    for name, task in zip(options.tasks, chosen):
+        task_rewards.name_of(dataclasses.replace(options, task=name))
+        if "exact" not in task.metrics:
+            raise UserError(f"--tasks {name}: it is measured by {', '.join(task.metrics)}, and not by how many are right")
     options = dataclasses.replace(options, num_tasks=len(chosen), reward_norm=options.reward_norm if len(chosen) > 1 else "none")
     parts = [sources.load_examples(dataclasses.replace(options, task=name)) for name in options.tasks]
     named = [

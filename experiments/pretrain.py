@@ -90,10 +90,9 @@ def main(options: Pretrain) -> None:
 
     best = train.best(folder, state)
     found = evaluate(best)
-    if not (folder / "model").exists():
-        params = assemble.language_model(options, policy, best)
-        pretrained.save(folder / "model", policy.shape, jax.device_get(params), policy.tokenizer)
-    print(f"held-out perplexity {found['perplexity']:.1f} a token at step {int(best.step)}; written to {folder / 'model'}")
+    assemble.keep_model(options, policy, best, folder / "model")
+    words = f"held-out perplexity {found['perplexity']:.1f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
+    print(f"{words}, at step {int(best.step)}; written to {folder / 'model'}")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ Question   How often does a language model with a value head tell the better of 
 Method     Bradley-Terry (https://arxiv.org/abs/2203.02155); --dpo trains a policy on the pairs instead (https://arxiv.org/abs/2305.18290).
 Command    python experiments/reward_model.py --data pairs.jsonl   # {"prompt": "...", "better": "...", "worse": "..."} a line
            --labels --data texts.jsonl                        # {"text": "...", "label": 0.9} a line: how likely it is good
+           then: python experiments/sentiment.py --reward model --reward-model runs/reward_model (and so the tasks, and
+           custom_reward.py); after --dpo: --model runs/reward_model/model
 Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels: all of them, and the
-           probability sigmoid(rating) as label); a tenth is held out.
+           probability sigmoid(rating) as label). A tenth chooses the best checkpoint, and another tenth is the test.
 """
 
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ class RewardModel(RunConfig):
     dtype: str = "bfloat16"
     eval_every: int = 25
     patience: int = 3
+    dropout: float = 0.0
+    """of embeddings and last hidden states"""
     data: Path | None = None
     """pairs, one JSON object with "prompt", "better" and "worse" a line; default: rated review sentences"""
     margin: float = 0.0
@@ -57,8 +61,17 @@ def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
     return out
 
 
+def in_three(texts: list[str]) -> list[list[int]]:
+    """Numbers of the texts to train on, for validation and for the test."""
+    from jaxppo.data import rows
+
+    rest, test = rows.held_out(texts, 0.1)
+    training, validation = rows.held_out([texts[i] for i in rest], 0.1, seed=1)
+    return [[rest[i] for i in training], [rest[i] for i in validation], test]
+
+
 def pairs(options: RewardModel, policy) -> list:
-    """Training and held-out rows of pairs."""
+    """Rows of pairs: to train on, for validation, for the test."""
     from jaxppo.data import jsonl, rows
 
     if options.data is not None:
@@ -66,13 +79,13 @@ def pairs(options: RewardModel, policy) -> list:
         triples = [(row.get("prompt", ""), row["better"], row["worse"]) for _, row in found]
     else:
         triples = pairs_of_reviews(seed=0)
-    parts = rows.held_out([" ".join(triple) for triple in triples], 0.1)
+    parts = in_three([" ".join(triple) for triple in triples])
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     return [rows.preferences([triples[i] for i in part], encode, options.length, eos=eos) for part in parts]
 
 
 def labelled(options: RewardModel, policy) -> list:
-    """Training and held-out rows of labelled texts."""
+    """Rows of labelled texts: to train on, for validation, for the test."""
     import numpy as np
 
     from jaxppo.config import UserError
@@ -89,31 +102,39 @@ def labelled(options: RewardModel, policy) -> list:
         reviews = sentiment.load()
         texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    parts = rows.held_out(texts, 0.1)
+    parts = in_three(texts)
     return [rows.labelled([texts[i] for i in part], labels[part], encode, options.length, eos=eos) for part in parts]
 
 
 def main(options: RewardModel) -> None:
-    from jaxppo import config, supervised, tracking, train, validation
+    import json
+
+    from jaxppo import assemble, config, processes, supervised, tracking, train, validation
 
     config.validate_run(options)
     if options.labels and options.dpo:
         raise config.UserError("--dpo learns from pairs: leave --labels out")
     train.use_compilation_cache()
     folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
-    options, policy = train.load_policy(options)
-    training, held_out = labelled(options, policy) if options.labels else pairs(options, policy)
+    options, policy = train.load_policy(options, dropout=options.dropout)
+    training, held_out, test = labelled(options, policy) if options.labels else pairs(options, policy)
     if options.dpo:
         objective = supervised.dpo(policy.model, options, beta=options.dpo_beta)
     elif options.labels:
         objective = supervised.labels(policy.model)
     else:
         objective = supervised.bradley_terry(policy.model, margin=options.margin, centring=options.centring)
-    evaluate = validation.held_out(options, policy, objective, held_out)
-    state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)
+    judge = lambda part: validation.held_out(options, policy, objective, part)
+    state = train.fit(options, policy, objective, training, folder=folder, evaluate=judge(held_out))
     best = train.best(folder, state)
-    what, found = "texts" if options.labels else "pairs", evaluate(best)
-    print(f"{len(held_out)} held-out {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; checkpoints in {folder}")
+    found = judge(test)(best)
+    if options.dpo:
+        assemble.keep_model(options, policy, best, folder / "model")
+    what = "texts" if options.labels else "pairs"
+    result = {"test_accuracy": found["accuracy"], "test_loss": found["loss"], f"test_{what}": len(test), "step": int(best.step)}
+    if processes.is_main():
+        tracking.write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    print(f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; written to {folder}")
 
 
 if __name__ == "__main__":

@@ -37,10 +37,11 @@ class Sentiment(RunConfig):
     eval_every: int = 10
     save_every: int = 10
     logits_bytes: int = 80 * 2**20  # one minibatch's logits, 16 x 24 x 49152 in float32, are not computed twice
-    reward: Literal["classifier", "vader"] = "classifier"
-    """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on decoded text, on the host"""
+    reward: Literal["classifier", "vader", "model"] = "classifier"
+    """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on decoded text, on the host; model:
+    the score of --reward-model, in the compiled step"""
     reward_scale: float = 1.0
-    """factor of the classifier's 2 p(positive) - 1, or of VADER's compound; both are in [-1, 1]"""
+    """factor of the classifier's 2 p(positive) - 1, of VADER's compound (both are in [-1, 1]) or of the model's score"""
     test_prompts: int = 256
     """held-out prompts that the judge reads before and after"""
     results: str = ""
@@ -101,12 +102,15 @@ def load_prompts(options: Sentiment, policy):
 def make_reward(options: Sentiment, policy, reviews, parts, folder):
     """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run and
     kept in the run's folder."""
-    from jaxppo import checkpoint
-    from jaxppo.rewards import classifier, on_host, text
+    from jaxppo import checkpoint, train
+    from jaxppo.rewards import classifier, learned, on_host, text
 
     if options.reward == "vader":
         judge = text.vader()
         return on_host(lambda prompt, response: options.reward_scale * judge(response), policy.tokenizer.decode_batch), {}, None
+    if options.reward == "model":
+        model, params = train.load_reward_model(options, policy.tokenizer)
+        return learned.reward(model, scale=options.reward_scale), params, None
     net = classifier.Classifier()
     embedding = (policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"]
     labelled = classifier.Labelled.encode(reviews.texts, reviews.ratings, policy.tokenizer.encode)

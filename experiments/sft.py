@@ -27,6 +27,8 @@ class Sft(RunConfig):
     value_loss: str = "none"
     eval_every: int = 25
     patience: int = 3
+    dropout: float = 0.0
+    """of embeddings and last hidden states"""
     data: Path | None = None
     """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of positive reviews"""
     buckets: int = 1
@@ -42,15 +44,13 @@ def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
 def main(options: Sft) -> None:
     import dataclasses
 
-    import jax
-
-    from jaxppo import assemble, config, pretrained, supervised, tracking, train, validation
+    from jaxppo import assemble, config, supervised, tracking, train, validation
     from jaxppo.data import jsonl, rows, sentiment
 
     config.validate_run(options)
     train.use_compilation_cache()
     folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
-    options, policy = train.load_policy(options)
+    options, policy = train.load_policy(options, dropout=options.dropout)
     encode = policy.tokenizer.encode
     if options.data is not None:
         found = jsonl.read(options.data, strings=("prompt", "response"))
@@ -70,12 +70,10 @@ def main(options: Sft) -> None:
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)
 
     best = train.best(folder, state)
-    if not (folder / "model").exists():
-        params = assemble.language_model(options, policy, best)
-        pretrained.save(folder / "model", policy.shape, jax.device_get(params), policy.tokenizer)
-    print(
-        f"held-out perplexity {evaluate(best)['perplexity']:.2f} a token at step {int(best.step)}; written to {folder / 'model'}"
-    )
+    assemble.keep_model(options, policy, best, folder / "model")
+    found = evaluate(best)
+    words = f"held-out perplexity {found['perplexity']:.2f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
+    print(f"{words}, at step {int(best.step)}; written to {folder / 'model'}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,16 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
-from jaxppo import algorithms, pretrained
+from jaxppo import algorithms, pretrained, processes
 from jaxppo import policy as policies
 from jaxppo.config import Config, ModelConfig, RunConfig, UserError
 from jaxppo.fetch import cache_folder
@@ -55,10 +57,11 @@ def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
     return (with_critic(model, model, width=shape.width) if separate else model), separate
 
 
-def load_policy(config: C, *, reward: Params | None = None) -> tuple[C, Policy]:
+def load_policy(config: C, *, reward: Params | None = None, dropout: float | None = None) -> tuple[C, Policy]:
     """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
 
     `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.
+    `dropout`: in place of the checkpoint's own. Raises UserError for a `model_kind` that is not the checkpoint's.
 
     With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
     reference is a second copy.
@@ -66,7 +69,13 @@ def load_policy(config: C, *, reward: Params | None = None) -> tuple[C, Policy]:
     if config.tiny:
         return put_together(config, *tiny(config.seed, config.model_kind), reward=reward)
     loaded = pretrained.load(config.model)
-    return put_together(config, loaded.config, loaded.params, loaded.tokenizer, reward=reward)
+    if config.model_kind not in ("transformer", loaded.config.kind):
+        raise UserError(
+            f"--model-kind {config.model_kind}: {config.model} is a {loaded.config.kind}; another kind is made anew, by "
+            "experiments/pretrain.py or by a task with --model ''"
+        )
+    shape = loaded.config if dropout is None else dataclasses.replace(loaded.config, dropout=dropout)
+    return put_together(config, shape, loaded.params, loaded.tokenizer, reward=reward)
 
 
 def put_together(
@@ -115,6 +124,15 @@ def language_model(config: Config, policy: Policy, state: TrainState) -> Params:
     merged = lora.merge(policy.frozen["base"], state.params)
     own = {name: x for name, x in merged.items() if name not in ("value", "critic")}
     return jax.tree.map(lambda x: x.astype(jnp.float32), unstack(lora.fold(own, alpha=config.lora_alpha)))
+
+
+def keep_model(config: Config, policy: Policy, state: TrainState, place: Path) -> None:
+    """The trained network as a checkpoint in a folder, in place of the one that is there; of several processes the first
+    writes."""
+    if processes.is_main():
+        shutil.rmtree(place, ignore_errors=True)
+        pretrained.save(place, policy.shape, jax.device_get(language_model(config, policy, state)), policy.tokenizer)
+    processes.wait_for_all(f"{place.parent.name}/{place.name} is kept")
 
 
 def _leaves(tree: Mapping, path: tuple = ()):

@@ -64,6 +64,11 @@ class Checkpoints:
         """Whether there is nothing at all, not even a damaged checkpoint."""
         return not self.folder.is_dir() or not any(self.folder.iterdir())
 
+    @property
+    def scored(self) -> bool:
+        """Whether any of them has a score."""
+        return any(self.scores.get(step) is not None for step in self.steps())
+
     def best(self) -> int:
         """The step with the highest score. Raises UserError when none has one."""
         scored = {step: score for step in self.steps() if (score := self.scores.get(step)) is not None}

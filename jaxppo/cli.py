@@ -86,9 +86,10 @@ class SampleOptions:
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """the run's folder, or that of a task's whole way; its newest checkpoint is taken"""
+    """the run's folder, or that of a task's whole way; its best checkpoint is taken, as by export and eval"""
     prompts: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]] = ()
-    """texts to continue; without any, the lines of standard input, as they are typed when that is a terminal"""
+    """texts to continue, of at most the run's --prompt-length tokens (a longer one loses its beginning); without any, the lines
+    of standard input, as they are typed when that is a terminal"""
     file: Path | None = None
     """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line"""
     chat: bool = False
@@ -121,7 +122,10 @@ def sample(options: SampleOptions) -> None:
         sampler.converse(stream, sampler.typed(), sampler.show, seed=options.seed, chat=options.chat)
         return
     start = None if options.chat else policy.tokenizer.start_id
+    sampler.check_room(policy.tokenizer, config.prompt_length, chat=options.chat)
     asked = [policy.tokenizer.apply_chat([{"role": "user", "content": x}]) for x in texts] if options.chat else texts
+    if remark := sampler.cut(asked, policy.tokenizer, config.prompt_length - (start is not None)):
+        print(f"note: {remark}", file=sys.stderr)
     prompts = train.encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
     draw, rest = train.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy), iter(texts)
     for part in draw.parts(state, prompts, seed=options.seed):
@@ -165,7 +169,8 @@ class EvalOptions:
     samples: int = 0
     """samples for each example, for pass@k; 0 = none"""
     data: str = ""
-    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id"""
+    """examples: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id; without it those of the run, or else
+    the task's own"""
 
 
 def evaluate(options: EvalOptions) -> None:

@@ -428,6 +428,8 @@ class RunConfig(Config):
     """smollm2 (fetched once, 93 MB), a local folder, or a hub id: GPT-2, Llama, SmolLM, Qwen2/2.5/3 or Mistral in safetensors"""
     model_kind: str = "transformer"
     """transformer | gru | lstm | convolution | window: of a network that is made anew (--tiny, experiments/pretrain.py)"""
+    reward_model: str = ""
+    """folder of a run of experiments/reward_model.py: what --reward model pays by, and where --value-init reward starts"""
     name: str = "run"
     """the run's folder is <runs>/<name>"""
     runs: str = "runs"

@@ -104,9 +104,9 @@ def restored(run: Path, checkpoint: str) -> Exported:
     from jaxppo.checkpoint import Checkpoints
 
     record = records.read(run)
-    config, policy, state = train.restore(record.place)
+    config, policy, state = train.restore(record.place, newest=True)
     checkpoints = Checkpoints(record.place / "checkpoints", write=False)
-    best = checkpoint == "best" and any(score is not None for score in checkpoints.scores.values())
+    best = checkpoint == "best" and checkpoints.scored
     state = train.best(record.place, state) if best else state
     about = manifest.read(checkpoints.folder / str(int(state.step)))
     which = f"the {'best' if best else 'newest'} checkpoint, of step {int(state.step)}"

@@ -1,11 +1,12 @@
 """The loop around the compiled step: prompts in, metrics out, evaluations, checkpoints, and every reason to stop."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
 
+from jaxppo import processes
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import Diverged, Interrupted, RunConfig, RunError, UserError
 from jaxppo.parallel import CompiledStep
@@ -34,8 +35,10 @@ def run(
     evaluate: Evaluate | None,
     meter: Meter,
     trace: Trace,
+    past: Sequence[dict[str, float]] = (),
 ) -> TrainState:
-    """Train to `config.steps`, and return the state as one device has it.
+    """Train to `config.steps`, and return the state as one device has it. `past`: the numbers of the steps before, of which
+    early stopping remembers its evaluations.
 
     Raises:
         Interrupted: after a signal, with the state saved.
@@ -49,6 +52,14 @@ def run(
     view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
     state = step.place(state)
     clock, patience = Stopwatch(config, meter), Patience(config.patience)
+    for row in past:
+        if "validation_score" in row if evaluate else config.eval_every and row["step"] % config.eval_every == 0:
+            patience.over(row)
+    patience.best, worse = processes.numbers_from_main([patience.best, patience.worse])  # others may not have the file
+    patience.worse = int(worse)
+    if done < config.steps and patience.spent:
+        log.say(f"ended at step {done} when it ran before: no better validation in {config.patience} evaluations")
+        return view(state)
 
     def tell(rows: list[dict[str, float]], stopping: Stopping) -> None:
         log.log(rows)
@@ -112,6 +123,11 @@ class Patience:
         now = score(row)
         self.worse = 0 if now > self.best else self.worse + 1
         self.best = max(self.best, now)
+        return self.spent
+
+    @property
+    def spent(self) -> bool:
+        """Whether it is at its end."""
         return 0 < self.most <= self.worse
 
     @property

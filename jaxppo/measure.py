@@ -1,6 +1,7 @@
 """What a policy does on a task's held-out examples: responses, metrics, intervals."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,8 +30,10 @@ class Texts(NamedTuple):
 
 
 def texts(task: Task, examples: Sequence[Example]) -> Texts:
-    """Prompts and responses in the task's formats."""
-    prompts = [task.prompt.format(prompt=x.prompt, **tasks.words(x)) for x in examples]
+    """Prompts and responses in the task's formats. Raises UserError for an example that lacks what the task needs of it."""
+    prompts = [tasks.put(task, x) for x in examples]
+    if task.source == "speech" and "context" not in examples[0].extra:
+        raise UserError('recordings need "context" (frames of log-mel features) and "context_length" beside prompt and reference')
     responses = [task.response.format(reference=x.reference) for x in examples]
     kinds = {"context": np.float32, "context_length": np.int32, "task": np.int32}  # what the program may read
     known = [name for name in kinds if not isinstance(examples[0].extra.get(name, ""), str)]
@@ -116,14 +119,22 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
     """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 % intervals by bootstrap over the examples;
     `outputs` has the responses. With `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1, 2, 4, ...
 
+    The examples are those of `data`, or of the run's own where it is one of this task, or else the task's. One task of a run of
+    several is put as that run has put it.
+
     Raises UserError for a folder without a run, an unknown task, or pass@k where no response is simply right.
     """
     config, policy, state = restore(root)
-    config = dataclasses.replace(config, task=name, data=data)
+    together = json.loads((tracking.place_of(root) / "config.json").read_text()).get("tasks", [])
+    if together and name not in together:
+        raise UserError(f"--task {name}: {root} has learned several tasks; measure one of them, {', '.join(together)}")
+    config = dataclasses.replace(config, task=name, data=data or (config.data if config.task == name or together else ""))
     task = tasks.task_of(config)
     if samples > 1 and "exact" not in task.metrics:
         raise UserError(f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}")
     examples = sources.load_examples(config, policy.tokenizer).test[:rows]
+    if together:
+        examples, task = tasks.as_one_of_many(name, task, together.index(name), examples), tasks.one_of_many(task)
     prompts, references = prompt_set(config, policy, task, examples)
     found = Measure(config, policy, task, None).outputs(state, prompts, references)
     numbers: dict[str, Any] = {}

@@ -9,7 +9,7 @@ from typing import Any
 import tyro
 
 from jaxppo import settings
-from jaxppo.config import RunConfig, UserError
+from jaxppo.config import Config, UserError
 
 ABOUT_FILES = (
     "--config FILE takes settings from a file, `name: value` a line (YAML), or from a run's config.json; options on the command "
@@ -23,7 +23,7 @@ def parse(config: type, *, args: list[str] | None = None, description: str = "")
     given = sys.argv[1:] if args is None else list(args)
     try:
         file, default = None, {}
-        if issubclass(config, RunConfig):
+        if issubclass(config, Config):
             file, given = config_file(given)
             description = f"{description.rstrip()}\n\n{ABOUT_FILES}"
             # What stands in a file and the algorithm's settings come first, as defaults: any option overrides one of them.

@@ -25,6 +25,7 @@ class Scores(NamedTuple):
     raw_logprobs: Float[Array, "B T"]  # temperature only: for KL
     entropy: Float[Array, "B T"]  # nats, temperature only
     values: Float[Array, "B T"]
+    likeliest: Float[Array, "B T"]  # 1 where no token is likelier; 0 everywhere unless it was asked for
 
 
 def cast(params: Params, dtype) -> Params:
@@ -73,6 +74,7 @@ def score(
     *,
     config: Config,
     with_values: bool = True,
+    with_likeliest: bool = False,
     guide: Params | None = None,
     dropout_key=None,
 ) -> Scores:
@@ -81,14 +83,25 @@ def score(
     NLPO's lagged policy."""
     hidden = before_tokens(model, params, rollout, dropout_key=dropout_key)
     values = model.value(params, hidden) if with_values else jnp.zeros(rollout.mask.shape, jnp.float32)
-    if guide is None:
+    likeliest = jnp.zeros(rollout.mask.shape, jnp.float32)
+    if guide is None and with_likeliest:
+        both = lambda x, t: (*choices(x, t, config=config), _likeliest(x, t))
+        one = lambda h, t: both(model.logits(params, h), t)
+        logprobs, raw, entropy, likeliest = _by_chunks(one, model, params, config, hidden, rollout.response)
+    elif guide is None:
         one = lambda h, t: choices(model.logits(params, h), t, config=config)
         logprobs, raw, entropy = _by_chunks(one, model, params, config, hidden, rollout.response)
     else:
         older = before_tokens(model, guide, rollout)
         guided = lambda h, t, o: choices(model.logits(params, h), t, config=config, guide=model.logits(guide, o))
         logprobs, raw, entropy = _by_chunks(guided, model, params, config, hidden, rollout.response, older)
-    return Scores(logprobs, raw, entropy, values)
+    return Scores(logprobs, raw, entropy, values, likeliest)
+
+
+def _likeliest(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> Float[Array, "N"]:
+    """1 where no other token is likelier than the one that is there."""
+    own = jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
+    return (own >= logits.max(-1)).astype(jnp.float32)
 
 
 def full_kl(model: Model, params: Params, reference: Params, rollout: Rollout, *, config: Config) -> Float[Array, "B T"]:

@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -117,6 +117,13 @@ def from_main(value: int) -> int:
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
+
+
+def numbers_from_main(values: Sequence[float]) -> list[float]:
+    """Process 0's values, on all; of several processes in float32."""
+    if jax.process_count() == 1:
+        return list(values)
+    return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32))).tolist()
 
 
 def first_line(error: Exception) -> str:

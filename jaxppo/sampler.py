@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -160,6 +161,30 @@ class Stream:
                 return
 
 
+def check_room(tokenizer: Tokenizer, room: int, *, chat: bool) -> None:
+    """Raises UserError for `chat` where a turn of one word is longer than a prompt of so many tokens may be, and PretrainedError
+    without a chat template."""
+    least = len(tokenizer.encode(tokenizer.apply_chat([{"role": "user", "content": "?"}]))) if chat else 0
+    if least > room:
+        raise UserError(
+            f"--chat: a turn of one word has {least} tokens, but the run was trained on prompts of at most {room}; train with a "
+            "larger --prompt-length"
+        )
+
+
+def cut(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> str:
+    """A remark on the texts that lose their beginning, since they have more tokens than there is room for; empty for none.
+
+    >>> from jaxppo.pretrained.tiny import byte_tokenizer
+    >>> cut(["short", "much longer"], byte_tokenizer(), 8), cut(["short"], byte_tokenizer(), 8)
+    ('1 of 2 prompts has more than 8 tokens (--prompt-length of the run) and lost its beginning', '')
+    """
+    long = sum(len(tokenizer.encode(text)) > room for text in texts)
+    words = ("has", "its") if long == 1 else ("have", "their")
+    limit = f"more than {room} tokens (--prompt-length of the run)"
+    return f"{long} of {len(texts)} prompts {words[0]} {limit} and lost {words[1]} beginning" if long else ""
+
+
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
     """The text of tokens as they come: together that of all of them. What may still change is held back, such as the first bytes
     of a character."""
@@ -178,15 +203,16 @@ def converse(stream: Stream, lines: Iterable[str], write: Callable[[str], Any], 
     """Answer each line by the pieces of a response, and the end of a line. Without `chat` each is a text to go on with; with it,
     a turn of a conversation in the checkpoint's own format, of which the oldest turns go when it becomes longer than a prompt.
 
-    Raises PretrainedError for `chat` without a chat template.
+    Raises PretrainedError for `chat` without a chat template, UserError where a prompt has no room for a turn.
     """
     messages: list[dict[str, str]] = []
     start = None if chat else stream.tokenizer.start_id
-    if chat:
-        stream.tokenizer.apply_chat([{"role": "user", "content": "?"}])  # whether it can, before anybody has typed a line
+    check_room(stream.tokenizer, stream.config.prompt_length, chat=chat)  # before anybody has typed a line
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
         text = recent(messages, stream.tokenizer, stream.config.prompt_length) if chat else line
+        if remark := cut([text], stream.tokenizer, stream.config.prompt_length - (start is not None)):
+            print(f"note: {remark}", file=sys.stderr)
         answer = ""
         try:
             for piece in pieces(stream.tokenizer, stream(text, seed=seed, index=index, start=start)):

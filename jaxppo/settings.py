@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
-from jaxppo.config import HIDDEN, RunConfig, UserError
+from jaxppo.config import HIDDEN, Config, UserError
 from jaxppo.presets import ALGORITHMS, preset
 
 LARGEST = 100_000  # bytes; every setting with a comment is a tenth of it
@@ -19,7 +19,7 @@ DEEPEST = 4  # a mapping of lists of pairs has 3
 NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|[-+]?(inf|Infinity)")  # numbers that YAML takes for text: 1e-4
 
 
-def base(kind: type[RunConfig], path: Path | None, algorithm: str | None) -> tuple[RunConfig, list[str]]:
+def base(kind: type[Config], path: Path | None, algorithm: str | None) -> tuple[Config, list[str]]:
     """(what stands below the options of the command line, remarks): the defaults, over them the settings of the algorithm, over
     them those of the file. `algorithm` is the command line's, which goes before the file's.
 
@@ -40,7 +40,7 @@ def base(kind: type[RunConfig], path: Path | None, algorithm: str | None) -> tup
     return dataclasses.replace(settings, **stored), remarks
 
 
-def read(kind: type[RunConfig], path: Path) -> tuple[dict[str, Any], list[str]]:
+def read(kind: type[Config], path: Path) -> tuple[dict[str, Any], list[str]]:
     """(the settings of a file, each with its own type; remarks on what was left out). Raises UserError, one line."""
     text = _text(path)
     stored = _json(path, text) if path.suffix == ".json" else _yaml(path, text)

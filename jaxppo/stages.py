@@ -61,9 +61,13 @@ def run(
 ) -> dict[str, Any]:
     """Both stages of a task and their measurement: what result.json holds. A stage that has ended is not run again.
 
-    `task` and `examples` take the place of those that the options name. Raises UserError before anything is written.
+    `task` and `examples` take the place of those that the options name. Raises UserError, for names and numbers in the options
+    before anything is written.
     """
     validate_run(options)
+    algorithms.check(options)  # the baseline has settings of its own, and would be trained before a wrong name is met
+    if make_reward is task_rewards.make_reward:
+        task_rewards.name_of(options)
     train.use_compilation_cache()
     task, root = task or tasks.task_of(options), folder(options)
     options = smaller(options) if options.tiny else options
@@ -155,10 +159,7 @@ def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[
 
 def _keep(config: TaskConfig, policy: Policy, state: TrainState, place: Path) -> Path:
     """The network of a state as a checkpoint beside its run."""
-    if processes.is_main() and not (place / "model").exists():
-        params = assemble.language_model(config, policy, state)
-        pretrained.save(place / "model", policy.shape, jax.device_get(params), policy.tokenizer)
-    processes.wait_for_all(f"{place.name} is kept")
+    assemble.keep_model(config, policy, state, place / "model")
     return place / "model"
 
 

@@ -5,7 +5,8 @@ state of `ppo.init_state`: jit, pmap, mesh, checkpoints, resume and the loop are
 
 Rows are `Prompts` of `config.length` tokens; what an objective asks beside them stands in `extra`:
 
-    language_model   weight Float[B L]: of each token as a prediction from those before it; 0 on padding (and on a prompt)
+    language_model   weight Float[B L]: of each token as a prediction from those before it; 0 on padding (and on a prompt). The
+                     first token of a row has nothing before it and no weight, whatever stands there
     bradley_terry    nothing: rows 2i and 2i + 1 are the better and the worse text of a pair
     labels           label Float[B]: the probability that the text is positive
     dpo              weight Float[B L], and pairs as above; the reference is that of the state
@@ -43,7 +44,8 @@ class Objective(NamedTuple):
 def make_train_step(model: Model, objective: Objective, config: Config, *, axis_name: str | None = None) -> Callable:
     """The train step of an objective. Metrics are means over the items, `length` the real tokens of a row.
 
-    Raises UserError where the settings ask for several updates a step, or cut a pair.
+    Raises UserError where the settings ask for several updates a step, and, when it is traced, for pairs that are cut between
+    devices.
     """
     if config.epochs * config.minibatches != 1:
         raise UserError("a supervised step is one update: --epochs 1 --minibatches 1")
@@ -51,6 +53,11 @@ def make_train_step(model: Model, objective: Objective, config: Config, *, axis_
     grad_fn = jax.value_and_grad(_make_loss(objective), has_aux=True)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
+        if prompts.index.shape[0] % objective.unit:
+            own, unit = prompts.index.shape[0], objective.unit
+            raise UserError(
+                f"each device has {own} rows, but they come in pairs: make --batch-size a multiple of {unit} a device"
+            )
         base = policy.cast(state.frozen["base"], model.dtype)
         frozen = {**state.frozen, "base": base}
         weights = normalised(objective, prompts, axis_name)
@@ -140,12 +147,20 @@ def as_response(prompts: Prompts, config: Config, *, last: int | None = None) ->
     return rolled, _plain(config)
 
 
+def _predicted(prompts: Prompts) -> Array:
+    """[B L - 1] the weight of each token but the first slot's: 0 where nothing stands before it, since the slot before would be
+    padding, which sees all of the row."""
+    known = prompts.mask[:, 1:] & prompts.mask[:, :-1]
+    return prompts.extra["weight"][:, 1:] * known
+
+
 def _plain(config: Config) -> Config:
     return dataclasses.replace(config, temperature=1.0, top_k=0, top_p=1.0)
 
 
 def language_model(model: Model, config: Config, *, last: int | None = None) -> Objective:
-    """−log p(token | those before it), a mean over tokens with `extra["weight"]`: fine-tuning gives the prompt's tokens 0.
+    """−log p(token | those before it), a mean over tokens with `extra["weight"]`: fine-tuning gives the prompt's tokens 0. Beside
+    it `token_accuracy`: the share of them that are the likeliest.
 
     `last`: only the last so many tokens of a row can have weight (a response's): the others get no logits, which are most of
     the work of a small network with a large vocabulary.
@@ -153,12 +168,11 @@ def language_model(model: Model, config: Config, *, last: int | None = None) -> 
 
     def costs(params, reference, prompts, key) -> Costs:
         rolled, plain = as_response(prompts, config, last=last)
-        scores = policy.score(model, params, rolled, config=plain, with_values=False, dropout_key=key)
-        return -scores.raw_logprobs, {"entropy": scores.entropy}
+        scores = policy.score(model, params, rolled, config=plain, with_values=False, with_likeliest=True, dropout_key=key)
+        return -scores.raw_logprobs, {"entropy": scores.entropy, "token_accuracy": scores.likeliest}
 
     def weights(prompts: Prompts) -> Array:
-        length = prompts.mask.shape[1] - 1
-        return (prompts.extra["weight"] * prompts.mask)[:, -min(last or length, length) :]
+        return _predicted(prompts)[:, -(last or prompts.mask.shape[1]) :]
 
     return Objective(weights, costs)
 
@@ -192,7 +206,7 @@ def dpo(model: Model, config: Config, *, beta: float = 0.1, label_smoothing: flo
 
     def costs(params, reference, prompts, key) -> Costs:
         rolled, plain = as_response(prompts, config)
-        weight = prompts.extra["weight"][:, 1:] * rolled.mask
+        weight = _predicted(prompts)
         one = lambda p, k: (
             policy.score(model, p, rolled, config=plain, with_values=False, dropout_key=k).raw_logprobs * weight
         ).sum(1)

@@ -88,6 +88,30 @@ def _gain(reached: float) -> Callable[[float, float], float]:
     return lambda common, both: common - reached * both
 
 
+def _trained(options: TaskConfig, policy: "Policy") -> Reward:
+    """A reward model's score, in the program."""
+    from jaxppo import train
+    from jaxppo.rewards import learned
+
+    model, params = train.load_reward_model(options, policy.tokenizer)
+    return Reward(learned.reward(model), params)
+
+
+def _fluency(options: TaskConfig, policy: "Policy") -> Reward:
+    """Minus the log perplexity of the response for the policy as it was when the run began, in the program; at worst -10."""
+    from jaxppo.rewards import perplexity
+
+    return Reward(perplexity.reward(policy.model, options, cap=10.0), policy.frozen["reference"] or policy.frozen["base"])
+
+
+def _clean() -> Callable[[str, str], float]:
+    """Minus the probability that the response is profane."""
+    from jaxppo.rewards import text
+
+    judge = text.profanity()
+    return lambda response, reference: -judge(response)
+
+
 def _vader() -> Callable[[str, str], float]:
     """VADER's sentiment of the response alone."""
     from jaxppo.rewards import text
@@ -103,15 +127,25 @@ REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
     "text_rouge_l": _on_text(_text("rouge", "rougeL")),
     "text_wer": _on_text(_text("word_error_rate", sign=-1.0)),
     "vader": _on_text(_vader),
+    "clean": _on_text(_clean),
+    "fluency": _fluency,
+    "model": _trained,
     "entity_f1": _on_text(_of_counts("entity_f1", _f1)),
     "named_f1": _on_text(_of_counts("named_f1", _f1)),
     "named_gain": _on_text(_of_counts("named_f1", _gain(0.2))),  # about what a small model reaches
 }
 
 
-def make_reward(options: TaskConfig, policy: "Policy") -> Reward:
-    """The reward that the options name, or the task's own. Raises UserError for a name that is not in the table."""
+def name_of(options: TaskConfig) -> str:
+    """The name of the reward in the options, or else of the task's own. Raises UserError for one that is not in the table."""
     name = options.reward or task_of(options).reward
     if name not in REWARDS:
         raise UserError(f"--reward {name!r}: choose one of {', '.join(REWARDS)}")
-    return REWARDS[name](options, policy)
+    if name == "model" and not options.reward_model:
+        raise UserError("--reward model needs --reward-model RUN, the folder of a run of experiments/reward_model.py")
+    return name
+
+
+def make_reward(options: TaskConfig, policy: "Policy") -> Reward:
+    """The reward that the options name, or the task's own. Raises UserError for a name that is not in the table."""
+    return REWARDS[name_of(options)](options, policy)

@@ -21,7 +21,8 @@ class TaskConfig(RunConfig):
     task: str = ""
     """name of a task (`jaxppo.tasks.TASKS`)"""
     data: str = ""
-    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id"""
+    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...} a line (and what else the script's
+    docstring names), or a hub data set id"""
     model: str = ""
     """a checkpoint to start from (smollm2, a folder, a hub id); empty = a network made anew, of the sizes below"""
     tokens: str = "bpe"
@@ -130,8 +131,21 @@ def as_one_of_many(name: str, task: Task, number: int, examples: "Sequence[Examp
     """A task's examples for a policy that has several: the prompt begins with the task's name, `extra["task"]` is its number."""
     from jaxppo.data.examples import Example
 
-    put = lambda x: task.prompt.format(prompt=x.prompt, **words(x))
-    return [Example(f"{name}: {put(x)}", task.response.format(reference=x.reference), {"task": number}) for x in examples]
+    answer = lambda x: task.response.format(reference=x.reference)
+    return [Example(f"{name}: {put(task, x)}", answer(x), {"task": number}) for x in examples]
+
+
+def one_of_many(task: Task) -> Task:
+    """A task whose examples are already as `as_one_of_many` has made them."""
+    return task._replace(prompt="{prompt}", response="{reference}")
+
+
+def put(task: Task, example: "Example") -> str:
+    """An example as the task's prompt. Raises UserError for one without what the prompt names beside it."""
+    try:
+        return task.prompt.format(prompt=example.prompt, **words(example))
+    except KeyError as missing:
+        raise UserError(f'an example has no {missing}, which {task.prompt!r} names; give it beside "prompt"') from None
 
 
 def mixed(groups: "Sequence[list[Example]]", weights: Sequence[float] = (), *, seed: int) -> "list[Example]":
@@ -139,8 +153,8 @@ def mixed(groups: "Sequence[list[Example]]", weights: Sequence[float] = (), *, s
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    if weights and (len(weights) != len(groups) or min(weights) < 0 or sum(weights) <= 0):
-        raise UserError(f"--weights has {len(weights)} numbers for {len(groups)} tasks; give one share for each")
+    if weights and (len(weights) != len(groups) or min(weights) <= 0):
+        raise UserError(f"--weights has {len(weights)} numbers for {len(groups)} tasks; give one share above 0 for each")
     total = sum(len(group) for group in groups)
     wanted = [round(total * w / sum(weights)) for w in weights] if weights else [len(group) for group in groups]
     chosen = [group[i % len(group)] for group, n in zip(groups, wanted) for i in range(n)]

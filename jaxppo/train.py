@@ -9,19 +9,21 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import loop, memory, parallel, ppo, processes, profiling, replay, supervised, trackers, tracking
-from jaxppo.assemble import Policy, load_policy, make_model, use_compilation_cache
+from jaxppo import assemble, loop, memory, parallel, ppo, processes, profiling, replay, supervised, trackers, tracking
+from jaxppo.assemble import C, Policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import FREE, HIDDEN, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
 from jaxppo.lock import RunLock
+from jaxppo.models import lora
+from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rewards import shaping
 from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses
 from jaxppo.supervised import Objective
-from jaxppo.types import Parts, Prompts, TrainState
+from jaxppo.types import Model, Params, Parts, Prompts, TrainState
 
 __all__ = [
-    "Policy", "PromptSet", "Sample", "Sampler", "best", "compiled", "encode", "first_scores", "fit", "load_policy", "make_model",
-    "restore", "use_compilation_cache",
+    "Policy", "PromptSet", "Sample", "Sampler", "best", "compiled", "encode", "first_scores", "fit", "load_policy",
+    "load_reward_model", "make_model", "restore", "use_compilation_cache",
 ]  # fmt: skip
 
 
@@ -58,6 +60,8 @@ def fit(
         stack.callback(checkpoints.close)
         resuming = config.resume and not never_began(folder, checkpoints)
         state = go_on(config, checkpoints, state, folder) if resuming else begin(config, policy, parts, prompts, state)
+        steps = tracking.read_lines(folder / "metrics.jsonl") if resuming else []
+        past = [row for row in steps if row["step"] <= int(state.step)]
         if writer:
             tracking.write_config(folder, to_dict(config))
             tracking.write_command(folder)
@@ -71,8 +75,9 @@ def fit(
         stack.callback(trace.close)
         try:
             return loop.run(
-                config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate, meter=meter, trace=trace
-            )
+                config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate, meter=meter, trace=trace,
+                past=past,
+            )  # fmt: skip
         except loop.NotFinite as bad:
             if isinstance(parts, Objective):
                 raise Diverged(f"the update of step {bad.args[0]} is not finite; lower --lr") from None
@@ -96,9 +101,10 @@ def measured(config: RunConfig, policy: Policy, parts: Parts | Objective, step: 
 
 
 def best(folder: Path, state: TrainState) -> TrainState:
-    """The state of a run's best checkpoint, by the score of its evaluations; `state` is any of the run's."""
+    """The state of a run's best checkpoint, by the score of its evaluations; of the newest one where none has a score, since
+    nothing was evaluated. `state` is any of the run's."""
     checkpoints = Checkpoints(folder / "checkpoints", write=False)
-    return checkpoints.restore(state, step=checkpoints.best())
+    return checkpoints.restore(state, step=checkpoints.best() if checkpoints.scored else None)
 
 
 def begin(config: RunConfig, policy: Policy, parts: Parts | Objective, prompts: loop.Batches, state: TrainState) -> TrainState:
@@ -191,10 +197,43 @@ def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: Promp
     return jnp.concatenate(out)[: config.reward_reference]
 
 
-def restore(folder: Path) -> tuple[RunConfig, Policy, TrainState]:
-    """A run as it was at its newest checkpoint that is whole, from its folder alone; changes nothing there."""
+def restore(folder: Path, *, newest: bool = False) -> tuple[RunConfig, Policy, TrainState]:
+    """A run as it was at its best checkpoint (`best`), or at its newest that is whole, from its folder alone; changes nothing
+    there."""
     stored = from_file(RunConfig, folder / "config.json")
     # How the value head started no longer matters: the checkpoint has it.
-    config, policy = load_policy(dataclasses.replace(stored, value_init="zero"))
+    config, policy = assemble.load_policy(dataclasses.replace(stored, value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return config, policy, Checkpoints(folder / "checkpoints", write=False).restore(like)
+    return config, policy, Checkpoints(folder / "checkpoints", write=False).restore(like) if newest else best(folder, like)
+
+
+def load_policy(config: C, *, dropout: float | None = None, reward: Params | None = None) -> tuple[C, Policy]:
+    """`assemble.load_policy`, with the parameters that --value-init reward asks for from the run of --reward-model."""
+    if reward is None and config.value_init == "reward" and config.value_loss != "none" and config.reward_model:
+        judge, policy, state = _reward_run(config)
+        # A policy with adapters shares the base, and its critic's adapters start as the judge's; one without has whole matrices.
+        own = state.params if config.lora else lora.fold(lora.merge(policy.frozen["base"], state.params), alpha=judge.lora_alpha)
+        reward = dict(own)
+    return assemble.load_policy(config, dropout=dropout, reward=reward)
+
+
+def load_reward_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Model, Params]:
+    """(network, its whole parameters) of the run of --reward-model at its best checkpoint, for `rewards.learned`.
+
+    Raises UserError for a run that has learned no scores, and for one whose tokenizer is not the policy's.
+    """
+    _, policy, state = _reward_run(config)
+    text = "The film: déjà vu, 12 times - or 3.5?\n"
+    if policy.tokenizer.vocab_size != tokenizer.vocab_size or policy.tokenizer.encode(text) != tokenizer.encode(text):
+        raise UserError(f"--reward-model {config.reward_model} reads other tokens than the policy writes; train it on --model's")
+    return policy.model, lora.merge(policy.frozen["base"], state.params)
+
+
+def _reward_run(config: RunConfig) -> tuple[RunConfig, Policy, TrainState]:
+    folder = Path(config.reward_model)
+    if not (folder / "config.json").exists():
+        raise UserError(f"--reward-model {folder}: there is no run; give the folder of one of experiments/reward_model.py")
+    found = restore(folder)
+    if "value" not in found[2].params:
+        raise UserError(f"--reward-model {folder}: that run has learned no scores; train one with experiments/reward_model.py")
+    return found

@@ -69,7 +69,7 @@ def test_a_separate_critic_shares_the_base_under_adapters():
 
 def test_a_value_head_from_a_reward_model():
     config = replace(RUN, value_init="reward")
-    with pytest.raises(UserError, match="--value-init reward needs a reward model"):
+    with pytest.raises(UserError, match="--value-init reward needs a --reward-model RUN"):
         assemble.load_policy(config)
     _, plain = assemble.load_policy(RUN)
     model = {"value": jax.tree.map(lambda x: x + 3.0, plain.params["value"])}
@@ -89,6 +89,21 @@ def test_a_network_of_another_kind():
     assert policy.shape.kind == "gru" and "recurrent" in policy.params["body"]["layers_0"]
     with pytest.raises(UserError, match="a gru policy is trained whole: --lora 0"):
         assemble.load_policy(replace(RUN, model_kind="gru"))
+
+
+def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
+    """Another kind is refused, not passed over; the folder is written anew when the weights are others."""
+    config, policy = assemble.load_policy(replace(RUN, model_kind="gru", lora=0))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    for change in (0.0, 1.0):
+        moved = state.replace(params=jax.tree.map(lambda x, change=change: x + change, state.params))
+        assemble.keep_model(config, policy, moved, tmp_path / "model")
+    stored = replace(RUN, model=str(tmp_path / "model"), tiny=False, lora=0)
+    _, again = assemble.load_policy(stored, dropout=0.5)
+    assert again.shape == replace(policy.shape, dropout=0.5)
+    toys.assert_close(again.params["embed"], moved.params["embed"], atol=1e-6)
+    with pytest.raises(UserError, match="--model-kind lstm: .* is a gru; another kind is made anew"):
+        assemble.load_policy(replace(stored, model_kind="lstm"))
 
 
 def test_the_trained_network_as_a_checkpoint():

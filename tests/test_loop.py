@@ -63,7 +63,7 @@ def world(tmp_path):
     checkpoints.close()
 
 
-def go(world, step, config=CONFIG, evaluate=None, start=0):
+def go(world, step, config=CONFIG, evaluate=None, start=0, past=()):
     state = ppo.init_state(config, {"w": jnp.zeros(2)}, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
     state = state.replace(step=jnp.asarray(start, jnp.int32))
     meter, trace = profiling.Meter(step), profiling.Trace(config, world.folder)
@@ -78,6 +78,7 @@ def go(world, step, config=CONFIG, evaluate=None, start=0):
             evaluate=evaluate,
             meter=meter,
             trace=trace,
+            past=past,
         )
 
 
@@ -115,6 +116,18 @@ def test_patience_ends_the_run_and_keeps_the_best(world):
     assert world.checkpoints.scores == {1: 1.0, 2: 3.0, 4: 3.0}  # the good ones are saved as they come, and the last
     found = dict.fromkeys(range(1, 7), 0.0)
     assert int(go(world, Step(), replace(config, patience=0), evaluate=lambda state: {"score": 0.0}).step) == 6
+
+
+def test_patience_remembers_what_was_before(world):
+    """Gone on with after step 3 of 1, 3, 2: one evaluation was worse already, and one more ends it; after step 4 nothing runs."""
+    config = replace(CONFIG, eval_every=1, patience=2, save_every=100)
+    past = [{"step": k, "reward": 0.0, "validation_score": x} for k, x in enumerate([1.0, 3.0, 2.0], 1)]
+    assert int(go(world, Step(), config, start=3, evaluate=lambda state: {"score": 2.5}, past=past).step) == 4
+    past += [{"step": 4, "reward": 0.0, "validation_score": 2.5}]
+    assert int(go(world, Step(at=lambda step: 1 / 0), config, start=4, evaluate=lambda state: 1 / 0, past=past).step) == 4
+    assert world.log.said[-1] == "ended at step 4 when it ran before: no better validation in 2 evaluations"
+    rewards = [{"step": k, "reward": x} for k, x in enumerate([3.0, 1.0, 2.0], 1)]  # without a validation they are the score
+    assert int(go(world, Step(at=lambda step: 1 / 0), config, start=3, past=rewards).step) == 3
 
 
 def test_at_the_last_step_there_is_nothing_to_do(world):

@@ -3,6 +3,7 @@ import pytest
 from runs import RUN
 
 from jaxppo import assemble, measure
+from jaxppo.config import UserError
 from jaxppo.data.examples import Example
 from jaxppo.tasks import Task, TaskConfig
 
@@ -22,6 +23,15 @@ def test_texts_and_arrays_of_examples():
     assert set(found.extra) == {"context", "context_length"}
     assert found.extra["context"].shape == (2, 4, 2) and found.extra["context"].dtype == np.float32
     assert found.extra["context_length"].tolist() == [3, 3]
+
+
+def test_an_example_that_lacks_what_the_task_needs():
+    task = TASK._replace(prompt="{prompt} {aspect}")
+    assert measure.texts(task, [Example("a", "b", {"aspect": "c"})]).prompts == ["a c"]
+    with pytest.raises(UserError, match="an example has no 'aspect', which '{prompt} {aspect}' names"):
+        measure.texts(task, [Example("a", "b")])
+    with pytest.raises(UserError, match='recordings need "context"'):
+        measure.texts(TASK._replace(source="speech"), [Example("", "b")])
 
 
 def test_a_prompt_may_begin_a_document(policy):

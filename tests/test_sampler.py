@@ -200,7 +200,7 @@ def test_a_line_is_a_prompt(loaded):
     assert parrot.heard == [("one", 0, 256), ("two", 1, 256)]  # a blank line is none; noise of its own for each
 
 
-def test_a_conversation_remembers_and_forgets(chatting):
+def test_a_conversation_remembers_and_forgets(chatting, capsys):
     parrot = Parrot(chatting, "yes")
     sampler.converse(parrot, ["one", "two"], lambda piece: None, seed=0, chat=True)
     assert [text for text, _, _ in parrot.heard] == ["<u>one<a>", "<u>one<a>yes<u>two<a>"]
@@ -208,9 +208,12 @@ def test_a_conversation_remembers_and_forgets(chatting):
     short = Parrot(chatting, "yes", room=20)  # the second has 21 bytes
     sampler.converse(short, ["one", "two"], lambda piece: None, seed=0, chat=True)
     assert [text for text, _, _ in short.heard] == ["<u>one<a>", "<u>two<a>"]
-    tiny = Parrot(chatting, "yes", room=1)  # the last message stays, whatever its length
-    sampler.converse(tiny, ["one"], lambda piece: None, seed=0, chat=True)
-    assert tiny.heard[0][0] == "<u>one<a>"
+    tight = Parrot(chatting, "yes", room=8)  # the last message stays, and is cut with a note
+    sampler.converse(tight, ["one"], lambda piece: None, seed=0, chat=True)
+    assert tight.heard[0][0] == "<u>one<a>"
+    assert "1 of 1 prompts has more than 8 tokens (--prompt-length of the run) and lost its beginning" in capsys.readouterr().err
+    with pytest.raises(UserError, match="a turn of one word has 7 tokens, but the run was trained on prompts of at most 6"):
+        sampler.converse(Parrot(chatting, "yes", room=6), ["one"], lambda piece: None, seed=0, chat=True)
 
 
 def test_a_conversation_needs_a_format(loaded):

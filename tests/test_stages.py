@@ -89,6 +89,29 @@ def test_measured_again_from_the_folder(done):
         measure.held_out(folder / "runs", "spelling", rows=8)
 
 
+def test_a_run_is_measured_on_its_own_data_and_as_it_was_taught(done):
+    """Without --data on the run's own; one task of several with its name before the prompt."""
+    folder, found = done
+    again = measure.held_out(folder / "runs" / "a", "spelling", rows=8)
+    assert again["cer"][0] == pytest.approx(found["policy"]["cer"])
+    several = folder / "several"
+    shutil.copytree(folder / "runs" / "a", several)
+    config = several / "policy" / "config.json"
+    stored = json.loads(config.read_text()) | {"tasks": ["counting", "spelling"], "task": "multitask"}
+    config.write_text(json.dumps(stored))
+    outputs = measure.held_out(several, "spelling", rows=8)["outputs"]
+    assert outputs[0]["prompt"].startswith("spelling: copy ") and outputs[0]["prompt"].endswith("\n=")
+    with pytest.raises(UserError, match="has learned several tasks; measure one of them, counting, spelling"):
+        measure.held_out(several, "multitask", rows=8)
+
+
+def test_wrong_names_are_met_before_anything_is_trained(tmp_path):
+    for changes, words in (({"loss": "gpso"}, "gpso"), ({"reward": "blue"}, "blue"), ({"advantage": "x"}, "x")):
+        with pytest.raises(UserError, match=words):
+            stages.run(options(tmp_path, **changes))
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_command_eval(done, capsys, monkeypatch):
     folder, found = done
     root = folder / "runs" / "a"

@@ -63,20 +63,27 @@ def test_the_loss_of_a_language_model_by_hand(llama):
     _, metrics = once(llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows())
     hidden, _ = llama.model.apply(llama.params, jnp.asarray(ROWS), jnp.asarray(ROWS > 0))
     logp = np.asarray(jax.nn.log_softmax(llama.model.logits(llama.params, hidden)))
-    total, count = 0.0, 0
+    total, count, right = 0.0, 0, 0
     for i, row in enumerate(ROWS):
-        first = {0: 1, 1: 2, 2: 3, 3: 0}[i % 4]  # the last slot that is not learned: padding; row 1: its prompt
+        first = {0: 1, 1: 2, 2: 3, 3: 0}[i % 4]  # the last slot that is not learned: a row's first token; row 1: its prompt
         if i == 5:
             first = 0  # the same tokens as row 1, all of them learned
         for t in range(first + 1, 6):
-            # the first token after padding is predicted from a slot that is padding: as from nothing
             total, count = total - logp[i, t - 1, row[t]], count + 1
-    # what is learned starts after the row's first real token only where that has a weight: rows 0, 2, 3, 5 and their copies
-    extra = [(i, t) for i, t in ((0, 1), (4, 1), (2, 3), (6, 3))]
-    for i, t in extra:
-        total, count = total - logp[i, t - 1, ROWS[i, t]], count + 1
+            right += logp[i, t - 1].argmax() == row[t]
     assert float(metrics["loss"]) == pytest.approx(total / count, rel=1e-5)
+    assert float(metrics["token_accuracy"]) == pytest.approx(right / count) and 0 < right < count
     assert float(metrics["length"]) == (5 + 6 + 3 + 6) / 4
+
+
+def test_a_first_token_has_nothing_before_it(llama):
+    """The slot before it is padding, which would see the whole row: another last token changes no weight and no other loss."""
+    for objective in (supervised.language_model(llama.model, SETTINGS), supervised.dpo(llama.model, SETTINGS)):
+        alone = rows(weight=jnp.zeros((8, 6)).at[0, 1].set(1.0).at[2, 3].set(1.0))  # the first tokens of rows 0 and 2
+        costs, others = objective.costs(llama.params, llama.params, alone, None)
+        weights = objective.weights(alone)
+        assert float((weights * costs).sum()) == pytest.approx(0 if objective.unit == 1 else 4 * np.log(2))  # dpo of no token
+        assert objective.unit == 2 or float(weights.sum()) == 0.0
 
 
 def test_tokens_without_weight_have_no_gradient(llama):
@@ -183,7 +190,7 @@ def test_evaluation_adds_up_over_batches(llama):
     sums, weight = evaluate(llama.params, frozen, rows())
     halves = [jax.tree.map(lambda x: x[part], rows()) for part in (slice(0, 4), slice(4, 8))]
     parts = [evaluate(llama.params, frozen, half) for half in halves]
-    assert float(parts[0][1] + parts[1][1]) == float(weight) == rows().extra["weight"][:, 1:].sum()
+    assert float(parts[0][1] + parts[1][1]) == float(weight) == 30  # 34 tokens, of which four are a row's first
     assert float(parts[0][0]["loss"] + parts[1][0]["loss"]) == pytest.approx(float(sums["loss"]), rel=1e-5)
     assert float(sums["loss"] / weight) == pytest.approx(
         float(once(llama.model, objective, llama.params, rows())[1]["loss"]), rel=1e-5
@@ -222,3 +229,18 @@ def test_log_probs_are_the_models_own(llama):
     np.testing.assert_array_equal(one, two)
     rolled, plain = supervised.as_response(rows(), other)
     np.testing.assert_array_equal(one, -policy.score(llama.model, llama.params, rolled, config=plain).raw_logprobs)
+
+
+@pytest.mark.parametrize("objective", [supervised.bradley_terry, lambda model: supervised.dpo(model, SETTINGS)])
+def test_a_pair_is_not_cut_between_devices(llama, objective):
+    """Eight rows on eight devices, one each: no device has a pair. On four they are those of one device."""
+    made = objective(llama.model)
+    make = lambda axis_name: supervised.make_train_step(llama.model, made, SETTINGS, axis_name=axis_name)
+    params = {**llama.params, "value": {"kernel": jnp.ones((16, 1)) / 4, "bias": jnp.zeros(())}}
+    run = lambda step, prompts: step.whole(step(step.place(fresh(params, toys.copied(params))), step.put(prompts))[0])
+    host = jax.tree.map(np.asarray, rows())
+    with pytest.raises(UserError, match="each device has 1 rows, but they come in pairs"):
+        run(parallel.prepare(make, mode="pmap"), host)
+    one = run(parallel.prepare(make, mode="jit"), host)
+    four = run(parallel.prepare(make, mode="pmap", devices=jax.devices()[:4]), host)
+    toys.assert_close(one.params, four.params, atol=1e-5)  # Adam's first step, 1e-2, is as large where a gradient is tiny

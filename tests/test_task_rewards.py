@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,31 @@ from jaxppo.types import Rollout
 def test_an_unknown_name_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match="--reward 'blue': choose one of bleu"):
         task_rewards.make_reward(TaskConfig(task="translation", reward="blue"), None)  # type: ignore[arg-type]
+
+
+def test_a_reward_model_has_to_be_named(policy):
+    with pytest.raises(UserError, match="--reward model needs --reward-model RUN"):
+        task_rewards.name_of(TaskConfig(task="translation", reward="model"))
+    with pytest.raises(UserError, match="nowhere: there is no run; give the folder of one of experiments/reward_model.py"):
+        task_rewards.make_reward(TaskConfig(task="translation", reward="model", reward_model="nowhere"), policy)
+
+
+def test_fluency_is_the_starting_policys_own(policy):
+    """Minus the mean log-prob, by hand from its logits."""
+    reward = task_rewards.make_reward(TaskConfig(task="translation", reward="fluency"), policy)
+    row = rollout(policy, "ab", "x")
+    score, valid = reward.fn(reward.params, row)
+    hidden, _ = policy.model.apply(reward.params, row.tokens, row.attend)
+    logp = jax.nn.log_softmax(policy.model.logits(reward.params, hidden))[0, :-1]
+    expected = float(jnp.take_along_axis(logp, row.tokens[0, 1:, None], 1).mean())
+    assert bool(valid[0]) and float(score[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_profanity_is_a_penalty(policy):
+    pytest.importorskip("profanity_check")
+    reward = task_rewards.make_reward(TaskConfig(task="translation", reward="clean"), policy)
+    rude, kind = (float(reward.fn({}, rollout(policy, text, "x"))[0][0]) for text in ("you fucking idiot", "a kind word"))
+    assert -1 <= rude < -0.9 < -0.1 < kind <= 0
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +82,7 @@ def test_perfect_responses_have_the_highest_reward(policy):
         pytest.importorskip(package)
     texts = "the small cat sat on the mat"
     for name in task_rewards.REWARDS:
-        if name in ("entity_f1", "named_f1", "named_gain"):  # below
+        if name in ("entity_f1", "named_f1", "named_gain", "clean", "fluency", "model"):  # each has a test of its own
             continue
         reward = task_rewards.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
         if name == "vader":  # asks about the response alone

@@ -123,6 +123,9 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     assert int(train.best(tmp_path / "straight", straight).step) == 4  # step 3, the best, was not saved ...
     assert int(go("patient", patience=1).step) == 4
     assert int(train.best(tmp_path / "patient", straight).step) == 3  # ... but is where there is patience
+    assert int(go("patient", patience=1, resume=True, steps=9).step) == 4  # it had ended, and remembers
+    never = go("never", eval_every=0)
+    assert int(train.best(tmp_path / "never", never).step) == 4  # no score at all: the newest
 
 
 def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, prompts):

@@ -159,11 +159,13 @@ def deduplicated(texts: Sequence[str]) -> list[int]:
 
 def held_out(texts: Sequence[str], share: float, *, seed: int = 0) -> tuple[list[int], list[int]]:
     """Numbers of the texts to train on and of those held out, by a hash of the text: copies fall on one side, and a text stays
-    where it is when others come or go."""
+    where it is when others come or go. Raises UserError where one of the two would be empty."""
     training, validation = [], []
     for number, text in enumerate(texts):
         digest = hashlib.sha256(f"{seed} {' '.join(text.casefold().split())}".encode()).digest()
         (validation if int.from_bytes(digest[:8], "big") < share * 2**64 else training).append(number)
+    if not training or not validation:
+        raise UserError(f"{len(texts)} texts are too few to hold {share:.0%} of them out; give {round(5 / share)} or more")
     return training, validation
 
 

@@ -59,7 +59,7 @@ def init_value(params: Params, key: Array, kind: str, reward: Params | None = No
         owner["value"] = {**owner["value"], "kernel": jax.random.normal(key, kernel.shape) * (kernel.shape[0] + 1) ** -0.5}
     elif kind == "reward":
         if reward is None or "value" not in reward or reward["value"]["kernel"].shape != kernel.shape:
-            raise UserError("--value-init reward needs a reward model with the critic's shape; use zero or normal")
+            raise UserError("--value-init reward needs a --reward-model RUN with the critic's shape; or use zero or normal")
         for name in owner if where else ("value",):
             if jax.tree.map(jnp.shape, owner[name]) != jax.tree.map(jnp.shape, reward[name]):
                 raise UserError(f"--value-init reward: {name!r} of the reward model has another shape than the critic's")

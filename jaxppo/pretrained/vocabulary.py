@@ -54,21 +54,25 @@ def words(texts: Iterable[str], max_vocab: int = 25000) -> Tokenizer:
 
 def vectors(path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0) -> tuple[Float32[np.ndarray, "V D"], int]:
     """(an embedding, how many tokens were found) from a file in GloVe's text format: a word and `width` numbers a line
-    (Pennington et al. 2014, https://nlp.stanford.edu/projects/glove/). Tokens that are not in it get noise of the same size.
+    (Pennington et al. 2014, https://nlp.stanford.edu/projects/glove/). A token has the vector of its word with a space before it
+    or without. Tokens that are not in the file get noise of the same size.
 
     Raises UserError with the line's number: another width, a number that is none or not finite, a line over 65536 characters; and
     when not one word was found.
     """
-    known = {tokenizer.token(i).strip("Ġ "): i for i in range(tokenizer.vocab_size)}
+    known: dict[str, list[int]] = {}
+    for i in range(tokenizer.vocab_size):
+        known.setdefault(tokenizer.token(i).strip("Ġ "), []).append(i)
     found = np.full((tokenizer.vocab_size, width), np.nan, np.float32)
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
                 if len(line) > MAX_LINE:
                     raise UserError(f"{path}:{number}: a line of more than {MAX_LINE} characters")
-                word, *numbers = line.rstrip().split(" ")
-                if len(numbers) != width:
-                    raise UserError(f"{path}:{number}: {len(numbers)} numbers, but the embedding has {width}")
+                word, *numbers = line.rstrip().rsplit(" ", width)  # some words have blanks in them
+                if len(numbers) != width or (_is_number(word.rpartition(" ")[2]) and " " in word):
+                    many = len(line.split()) - 1
+                    raise UserError(f"{path}:{number}: {many} numbers, but the embedding has {width}")
                 if word in known:
                     found[known[word]] = _numbers(path, number, numbers)
     except (OSError, UnicodeDecodeError) as error:
@@ -78,6 +82,14 @@ def vectors(path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0
         raise UserError(f"{path} has none of the vocabulary's {tokenizer.vocab_size} words")
     noise = np.random.default_rng(seed).standard_normal(found.shape).astype(np.float32) * found[there].std()
     return np.where(there[:, None], found, noise), int(there.sum())
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _numbers(path, line: int, numbers: list[str]) -> np.ndarray:

@@ -101,8 +101,13 @@ def test_copies_fall_on_one_side():
     training, validation = rows.held_out(texts, 0.2)
     assert len(training) + len(validation) == 1000 and abs(len(validation) - 200) < 45  # 3.5 standard deviations of 12.6
     assert rows.held_out([*texts, "TEXT  3"], 0.2)[1] in (validation, [*validation, 1000])
-    both = rows.held_out(["a b", "A  b"], 0.5)
-    assert [] in both
+    copies = rows.held_out(["a b", "A  b", *texts], 0.5)
+    assert {0, 1} <= set(copies[0]) or {0, 1} <= set(copies[1])
+
+
+def test_too_few_to_hold_some_out():
+    with pytest.raises(UserError, match="12 texts are too few to hold 10% of them out; give 50 or more"):
+        rows.held_out([f"prompt {i}" for i in range(12)], 0.1)
 
 
 def test_noise_on_words():

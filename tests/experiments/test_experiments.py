@@ -112,6 +112,9 @@ def test_data_that_leave_nothing_to_do(tmp_path, data, options, words, capsys):
 def test_a_loss_of_ones_own(capsys):
     run("custom_loss", "--steps", "2", "--batch-size", "8", "--response-length", "3")
     assert re.findall(r"^(band|clip): step +2, [.\d]+ of tokens right", capsys.readouterr().out, re.M) == ["band", "clip"]
+    with pytest.raises(SystemExit) as stop:
+        run("custom_loss", "--algorithm", "nonsense")
+    assert stop.value.code == 2 and "nonsense" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -199,8 +202,24 @@ def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
     data.write_text("".join(json.dumps({"better": f"good {i}", "worse": f"bad {i}"}) + "\n" for i in range(60)))
     small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2"]
     run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "8", "--eval-every", "4", *small, *dpo)
-    found = re.search(r"held-out pairs: accuracy ([\d.]+)", capsys.readouterr().out)
+    found = re.search(r"test pairs: accuracy ([\d.]+)", capsys.readouterr().out)
     assert found and float(found[1]) == 1.0
+    stored = json.loads((tmp_path / "reward_model" / "result.json").read_text())
+    assert stored["test_accuracy"] == 1.0 and stored["test_pairs"] == 8
+    assert (tmp_path / "reward_model" / "model").exists() == bool(dpo)
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    policy = ["--tiny", "--steps", "1", "--data", str(prompts), "--runs", str(tmp_path)]
+    policy += ["--reward-model", str(tmp_path / "reward_model")]
+    policy += ["--response-length", "4", "--batch-size", "32", "--minibatches", "4", "--lora", "0", "--dtype", "float32"]
+    if dpo:  # it has no head that scores
+        with pytest.raises(SystemExit) as stop:
+            run("custom_reward", *policy, "--name", "b")
+        assert stop.value.code == 2 and "that run has learned no scores" in capsys.readouterr().err
+        return
+    run("custom_reward", *policy, "--name", "b", "--algorithm", "n_plus_tldr", "--prompt-length", "8")
+    row = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[0])
+    assert row["step"] == 1 and row["invalid_rows"] == 0 and row["reward"] != 0
 
 
 def test_a_reward_model_of_labels(tmp_path, capsys):
@@ -209,7 +228,7 @@ def test_a_reward_model_of_labels(tmp_path, capsys):
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2", "--labels"]
     run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "10", "--eval-every", "5", *small)
-    found = re.search(r"held-out texts: accuracy ([\d.]+)", capsys.readouterr().out)
+    found = re.search(r"test texts: accuracy ([\d.]+)", capsys.readouterr().out)
     assert found and float(found[1]) == 1.0
     data.write_text('{"text": "good", "label": 2}\n')
     with pytest.raises(SystemExit) as stop:

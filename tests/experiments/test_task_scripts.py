@@ -81,6 +81,19 @@ def test_several_tasks_at_once(tmp_path):
     assert {"reward_0", "reward_1"} <= set(metrics[-1])
 
 
+def test_tasks_together_are_all_of_right_responses(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("multitask", "--tiny", "--runs", str(tmp_path), "--tasks", "spelling", "translation")
+    assert stop.value.code == 2 and "--tasks translation: it is measured by bleu" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", ["dialogue", "adversarial"])
+def test_a_reward_that_would_be_passed_over(tmp_path, capsys, script):
+    with pytest.raises(SystemExit) as stop:
+        run(script, "--tiny", "--runs", str(tmp_path), "--reward", "vader")
+    assert stop.value.code == 2 and "makes its own reward: leave --reward out" in capsys.readouterr().err
+
+
 def test_proxy_and_judge_are_drawn(tmp_path, capsys):
     folder = tmp_path / "a" / "policy"
     folder.mkdir(parents=True)

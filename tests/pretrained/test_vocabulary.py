@@ -46,9 +46,21 @@ def test_word_vectors(tmp_path):
     assert np.isfinite(found).all() and others.std() == pytest.approx(np.std([1, 2, 3, -1, 0, 1]), rel=0.5)
 
 
+def test_vectors_of_pairs_of_bytes_and_of_words_with_blanks(tmp_path):
+    """Of a word that is there with a space before it and without, both have its vector."""
+    made = vocabulary.bpe(["and so and so and so"] * 50, 300)
+    path = tmp_path / "vectors.txt"
+    path.write_text(". . . 5 5 5\nand 1 2 3\n")
+    found, number = vocabulary.vectors(path, made, 3)
+    first, second = made.encode("and")[0], made.encode(" and")[0]
+    assert first != second and number == 2
+    assert found[first].tolist() == found[second].tolist() == [1, 2, 3]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("good 1 2 3 4\n", "vectors.txt:1: 4 numbers, but the embedding has 3"),
         ("good 1 2\n", "vectors.txt:1: 2 numbers, but the embedding has 3"),
         ("good 1 2 3\nfilm 1 x 3\n", "vectors.txt:2: could not convert"),
         ("good 1 2 nan\n", "vectors.txt:1: a number that is not finite"),
