@@ -45,7 +45,7 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"colab-0", "colab-0.zip"}
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"colab-classifier-0", "colab-classifier-0.zip"}
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "step 2/2" in text and "judge " in text and "error:" not in text
