@@ -23,7 +23,7 @@ LINES = follow_readme.commands(README)
 def test_the_parts_that_are_swapped_make_a_step(tmp_path):
     section = README.split("## Swap a part")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     toy = toys.llama()
     names = {
         "config": toys.SETTINGS,
@@ -37,7 +37,7 @@ def test_the_parts_that_are_swapped_make_a_step(tmp_path):
     found = runpy.run_path(str(script), init_globals=names)
     metrics = {name: float(x) for name, x in found["metrics"].items()}
     assert int(found["state"].step) == 1 and metrics["skipped"] == 0 and metrics["grad_norm"] > 0
-    assert -toys.SETTINGS.response_length < metrics["reward"] <= 0  # the reward of the last block but three, not the count
+    assert -toys.SETTINGS.response_length < metrics["reward"] <= 0  # the reward of the block of rewards, not the count
     assert metrics["mean_ratio"] > 0.5  # what the loss says of itself is among the metrics
 
 
