@@ -5,6 +5,12 @@ Question   The reward is a proxy of what is wanted, true near the reference and 
 Paper      Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; over-optimisation: https://arxiv.org/abs/2210.10760.
 Changed    A first toy had nothing to gain, so that the policy that moved least was the best. Its record is withdrawn.
 Command    python experiments/ablations/controller.py
+Found      1 minutes at --scale ladder on a core that other work shared.
+           without a penalty the proxy is hacked: worse than under a target: agrees (gold +.586, 95 % interval +.545 to
+           +.626).
+           under a target of 3 nats something is gained: agrees (gold +.400, 95 % interval +.357 to +.444).
+           a target of 3 nats beats a fixed coefficient of .1: not decided (gold -.013, 95 % interval -.045 to +.018).
+           a fixed coefficient of .1 keeps what is wanted: agrees (gold +.599, 95 % interval +.583 to +.615).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
