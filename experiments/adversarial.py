@@ -10,7 +10,7 @@ Found      Three seeds, before -> after: told apart .742 -> .639, .736 -> .710, 
            188, 156 -> 171, 159 -> 186; distinct-2 .913 -> .892, .914 -> .875, .911 -> .904. Samples come closer to real ones,
            and the policy gives up some of the language model.
 Changed    First 10 rounds of 10 steps at lr 2e-4 and KL .05, one seed: the policy went to and fro between responses of 6 and of
-           30 words, and ended farther off than it began (.749 -> .815). The present settings were chosen after that.
+           30 tokens, and ended farther off than it began (.749 -> .815). The present settings were chosen after that.
 Minutes    20 on a core that other work shared.
 """
 

@@ -126,13 +126,14 @@ def language_model(config: Config, policy: Policy, state: TrainState) -> Params:
     return jax.tree.map(lambda x: x.astype(jnp.float32), unstack(lora.fold(own, alpha=config.lora_alpha)))
 
 
-def keep_model(config: Config, policy: Policy, state: TrainState, place: Path) -> None:
-    """The trained network as a checkpoint in a folder, in place of the one that is there; of several processes the first
-    writes."""
+def keep_model(config: Config, policy: Policy, state: TrainState, place: Path) -> Path:
+    """The trained network as a checkpoint in a folder, which is returned, in place of the one that is there; of several processes
+    the first writes."""
     if processes.is_main():
         shutil.rmtree(place, ignore_errors=True)
         pretrained.save(place, policy.shape, jax.device_get(language_model(config, policy, state)), policy.tokenizer)
     processes.wait_for_all(f"{place.parent.name}/{place.name} is kept")
+    return place
 
 
 def _leaves(tree: Mapping, path: tuple = ()):

@@ -122,7 +122,8 @@ def sample(options: SampleOptions) -> None:
         sampler.converse(stream, sampler.typed(), sampler.show, seed=options.seed, chat=options.chat)
         return
     start = None if options.chat else policy.tokenizer.start_id
-    sampler.check_room(policy.tokenizer, config.prompt_length, chat=options.chat)
+    if options.chat:
+        sampler.check_chat(policy.tokenizer, config.prompt_length)
     asked = [policy.tokenizer.apply_chat([{"role": "user", "content": x}]) for x in texts] if options.chat else texts
     if remark := sampler.cut(asked, policy.tokenizer, config.prompt_length - (start is not None)):
         print(f"note: {remark}", file=sys.stderr)

@@ -52,11 +52,7 @@ def run(
     view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
     state = step.place(state)
     clock, patience = Stopwatch(config, meter), Patience(config.patience)
-    for row in past:
-        if "validation_score" in row if evaluate else config.eval_every and row["step"] % config.eval_every == 0:
-            patience.over(row)
-    patience.best, worse = processes.numbers_from_main([patience.best, patience.worse])  # others may not have the file
-    patience.worse = int(worse)
+    patience.remember(evaluations(config, past, validated=evaluate is not None))
     if done < config.steps and patience.spent:
         log.say(f"ended at step {done} when it ran before: no better validation in {config.patience} evaluations")
         return view(state)
@@ -112,6 +108,12 @@ def score(row: dict[str, float]) -> float:
     return row["validation_score"] if "validation_score" in row else row["reward"] if "reward" in row else -row["loss"]
 
 
+def evaluations(config: RunConfig, past: Sequence[dict[str, float]], *, validated: bool) -> list[dict[str, float]]:
+    """The steps among those before at which there was an evaluation."""
+    every = config.eval_every
+    return [row for row in past if ("validation_score" in row if validated else every and row["step"] % every == 0)]
+
+
 class Patience:
     """Whether `most` evaluations in a row were no better than the best before them (early stopping); 0 = never."""
 
@@ -124,6 +126,13 @@ class Patience:
         self.worse = 0 if now > self.best else self.worse + 1
         self.best = max(self.best, now)
         return self.spent
+
+    def remember(self, rows: Sequence[dict[str, float]]) -> None:
+        """Take up where earlier evaluations have left it: process 0's, since others may not have the file."""
+        for row in rows:
+            self.over(row)
+        self.best, worse = processes.numbers_from_main([self.best, self.worse])
+        self.worse = int(worse)
 
     @property
     def spent(self) -> bool:

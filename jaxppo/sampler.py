@@ -161,10 +161,10 @@ class Stream:
                 return
 
 
-def check_room(tokenizer: Tokenizer, room: int, *, chat: bool) -> None:
-    """Raises UserError for `chat` where a turn of one word is longer than a prompt of so many tokens may be, and PretrainedError
-    without a chat template."""
-    least = len(tokenizer.encode(tokenizer.apply_chat([{"role": "user", "content": "?"}]))) if chat else 0
+def check_chat(tokenizer: Tokenizer, room: int) -> None:
+    """Raises UserError where a turn of one word is longer than a prompt of so many tokens may be, and PretrainedError without a
+    chat template."""
+    least = len(tokenizer.encode(tokenizer.apply_chat([{"role": "user", "content": "?"}])))
     if least > room:
         raise UserError(
             f"--chat: a turn of one word has {least} tokens, but the run was trained on prompts of at most {room}; train with a "
@@ -207,7 +207,8 @@ def converse(stream: Stream, lines: Iterable[str], write: Callable[[str], Any], 
     """
     messages: list[dict[str, str]] = []
     start = None if chat else stream.tokenizer.start_id
-    check_room(stream.tokenizer, stream.config.prompt_length, chat=chat)  # before anybody has typed a line
+    if chat:
+        check_chat(stream.tokenizer, stream.config.prompt_length)  # before anybody has typed a line
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
         text = recent(messages, stream.tokenizer, stream.config.prompt_length) if chat else line

@@ -46,7 +46,7 @@ from jaxppo.rewards import learned
 from jaxppo.sampler import Sample
 from jaxppo.task_rewards import Reward
 from jaxppo.tasks import Task, TaskConfig
-from jaxppo.types import Model, TrainState
+from jaxppo.types import Model
 
 MakeReward = Callable[[TaskConfig, Policy], Reward]
 
@@ -135,7 +135,7 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
     evaluate = validation.held_out(settings, policy, objective, held_out)
     tracking.run_folder(root, "supervised", resume=settings.resume)
     state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
-    return _keep(settings, policy, train.best(place, state), place)
+    return assemble.keep_model(settings, policy, train.best(place, state), place / "model")
 
 
 def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, Any]:
@@ -155,12 +155,6 @@ def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     found = rows.replies(pairs, encode, config.length, eos=eos, longest=config.response_length)
     return dataclasses.replace(found, extra={**found.extra, **own.extra})
-
-
-def _keep(config: TaskConfig, policy: Policy, state: TrainState, place: Path) -> Path:
-    """The network of a state as a checkpoint beside its run."""
-    assemble.keep_model(config, policy, state, place / "model")
-    return place / "model"
 
 
 def optimise(
@@ -187,7 +181,7 @@ def optimise(
     )  # fmt: skip
     best = train.best(place, state)
     after = measure.outputs(best, *test)
-    _keep(settings, policy, best, place)
+    assemble.keep_model(settings, policy, best, place / "model")
     return measure.compare(before, after) | {"best_step": int(best.step)}
 
 

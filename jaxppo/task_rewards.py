@@ -100,8 +100,9 @@ def _trained(options: TaskConfig, policy: "Policy") -> Reward:
 def _fluency(options: TaskConfig, policy: "Policy") -> Reward:
     """Minus the log perplexity of the response for the policy as it was when the run began, in the program; at worst -10."""
     from jaxppo.rewards import perplexity
+    from jaxppo.rollout import reference_params
 
-    return Reward(perplexity.reward(policy.model, options, cap=10.0), policy.frozen["reference"] or policy.frozen["base"])
+    return Reward(perplexity.reward(policy.model, options, cap=10.0), reference_params(policy.params, policy.frozen))
 
 
 def _clean() -> Callable[[str, str], float]:
