@@ -17,16 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxppo import cli
-from jaxppo.config import UserError
+from jaxppo.config import RunConfig, UserError
 
 
 @dataclass(frozen=True)
-class Classify:
+class Classify(RunConfig):
     name: str = "classify"
-    """the run's folder is <runs>/<name>"""
-    runs: str = "runs"
-    """folder that holds the runs"""
-    seed: int = 0
+    prompt_length: int = 1
+    response_length: int = 59
+    batch_size: int = 64
+    minibatches: int = 1
+    steps: int = 1950
+    optimizer: str = "adamw"
+    lora: int = 0
+    value_loss: str = "none"
+    eval_every: int = 130
+    save_every: int = 130
+    patience: int = 4
     data: Path | None = None
     """labelled texts, one JSON object with "text" and "label" (a string or an integer) a line; default: rated review sentences"""
     layers: tuple[str, ...] = ("convolution", "pool", "gru")
@@ -39,19 +46,10 @@ class Classify:
     """pretrained word vectors in GloVe's text format, of that width"""
     max_vocab: int = 25000
     """most words of the vocabulary"""
-    length: int = 60
-    """words of a text that are read"""
-    epochs: int = 15
-    """most passes over the texts"""
-    patience: int = 4
-    """passes in a row without a better validation accuracy after which the run ends; the best weights are kept"""
-    batch_size: int = 64
-    lr: float = 1e-3
-    """learning rate at the start; it falls to 0 over all epochs"""
-    weight_decay: float = 0.01
     dropout: float = 0.3
+    """between the layers"""
     drop: float = 0.1
-    """probability with which a word of a training text is left out, anew in each pass"""
+    """probability with which a word of a training text is left out, anew each time"""
     swap: float = 0.05
     """probability with which two neighbours are exchanged"""
 
@@ -76,71 +74,68 @@ def load(options: Classify) -> tuple[list[str], list, list[str]]:
     return [texts[i] for i in kept], [labels[i] for i in kept], names
 
 
+def network(options: Classify, tokenizer, classes: int):
+    """The net and the policy that it is to a supervised stage: all of it is trained, nothing is generated."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxppo import assemble, config
+    from jaxppo.pretrained import vocabulary
+    from jaxppo.rewards import classifier
+
+    net = classifier.Classifier(options.features, dropout=options.dropout, layers=options.layers, classes=classes)
+    model = classifier.as_model(net, vocab_size=tokenizer.vocab_size, width=options.width)
+    params = dict(model.init(jax.random.key(options.seed)))
+    if options.vectors is not None:
+        embedding, found = vocabulary.vectors(options.vectors, tokenizer, options.width, seed=options.seed)
+        print(f"word vectors: {found} of {tokenizer.vocab_size} words")
+        params["embedding"] = jnp.asarray(embedding)
+    shape = config.network("classifier", vocab_size=tokenizer.vocab_size, width=options.width, max_length=options.length)
+    return net, assemble.Policy(model, params, {"base": {}, "reference": {}, "reward": {}}, tokenizer, shape)
+
+
 def main(options: Classify) -> None:
+    import dataclasses
     import json
 
     import jax
     import numpy as np
 
-    from jaxppo import checkpoint, config, tracking, train
+    from jaxppo import checkpoint, config, processes, supervised, tracking, train, validation
     from jaxppo.data import rows
     from jaxppo.pretrained import vocabulary
-    from jaxppo.rewards import classifier
 
+    config.validate_run(options)
     train.use_compilation_cache()
+    options = dataclasses.replace(options, features=8, width=8, batch_size=8) if options.tiny else options
     texts, labels, names = load(options)
     rest, test = rows.held_out(texts, 0.1)
-    training, validation = ([rest[i] for i in part] for part in rows.held_out([texts[i] for i in rest], 0.1, seed=1))
-    if len(training) < options.batch_size or not validation or not test:
-        raise UserError(f"{len(texts)} texts are too few for batches of {options.batch_size} and two tenths held out")
+    training, held_out = ([rest[i] for i in part] for part in rows.held_out([texts[i] for i in rest], 0.1, seed=1))
+    if len(training) < options.batch_size:
+        raise UserError(f"{len(training)} texts to learn from are too few for --batch-size {options.batch_size}")
+    # Of ratings, the net learns the probability sigmoid(rating), and is asked where people were clear.
+    targets = np.asarray(labels, np.float32) if names else 1 / (1 + np.exp(-np.asarray(labels, np.float32)))
+    held_out, test = ([i for i in part if names or abs(labels[i]) > 0.5] for part in (held_out, test))
     tokenizer = vocabulary.words([texts[i] for i in training], options.max_vocab)
-
-    def encode(part: list[int], change=lambda text: text) -> classifier.Labelled:
-        own = np.asarray([labels[i] for i in part])
-        return classifier.Labelled.encode([change(texts[i]) for i in part], own, tokenizer.encode, length=options.length)
-
-    def noisy(epoch: int) -> classifier.Labelled:
-        rng = np.random.default_rng([options.seed, epoch])
-        return encode(training, lambda text: rows.noisy(text, rng, drop=options.drop, swap=options.swap))
-
-    net = classifier.Classifier(options.features, dropout=options.dropout, layers=options.layers, classes=len(names) or 1)
-    embedding = np.random.default_rng(options.seed).standard_normal((tokenizer.vocab_size, options.width), np.float32) * 0.1
-    if options.vectors is not None:
-        embedding, found = vocabulary.vectors(options.vectors, tokenizer, options.width, seed=options.seed)
-        print(f"word vectors: {found} of {tokenizer.vocab_size} words")
-    start = {"embedding": embedding, "net": classifier.init(net, embedding, seed=options.seed)}
-    folder = tracking.run_folder(options.runs, options.name, resume=False)
-    tracking.write_config(folder, config.to_dict(options))
-    print(f"{len(training)} texts to learn from, {len(validation)} for validation, {len(test)} for the test")
-    validated, epoch, best = learn(options, net, start, noisy, encode(validation), folder)
-    right = classifier.accuracy(net, best, encode(test), beyond=0.5)
-    checkpoint.save_once(folder / "best", jax.device_get(best))
-    tokenizer.save(folder)
-    result = {"test_accuracy": right, "validation_accuracy": validated, "epoch": epoch, "labels": names}
-    tracking.write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
-    print(f"test accuracy {right:.3f} with the weights of epoch {epoch} (validation {validated:.3f}); written to {folder}")
-
-
-def learn(options: Classify, net, start, noisy, held_out, folder: Path) -> tuple:
-    """(validation accuracy, epoch, parameters) of the best epoch."""
-    import time
-
-    from jaxppo import tracking
-    from jaxppo.rewards import classifier
-
-    settings = {"seed": options.seed, "epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr}
-    settings |= {"weight_decay": options.weight_decay, "trained": ("embedding", "net")}
-    log = tracking.Tracker(folder, first_step=0, total_steps=options.epochs)
-    best, began, words = (0.0, 0, start), time.monotonic(), int(noisy(0).mask.sum())
-    for epoch, (params, loss) in enumerate(classifier.training(net, start, noisy, **settings), 1):
-        right = classifier.accuracy(net, params, held_out, beyond=0.5)
-        speed = epoch * words / (time.monotonic() - began)
-        log.log([{"step": epoch, "loss": loss, "accuracy": right, "tokens_per_second": speed}])
-        best = max(best, (right, epoch, params), key=lambda x: x[0])
-        if epoch - best[1] >= options.patience:
-            break
-    log.close()
-    return best
+    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    net, policy = network(options, tokenizer, len(names) or 1)
+    objective = supervised.classes(net)
+    chosen = lambda part: ([texts[i] for i in part], targets[part], tokenizer.encode, options.length)
+    noisy = rows.Noisy(*chosen(training), eos=tokenizer.eos_id, drop=options.drop, swap=options.swap)
+    read = lambda part: rows.labelled(*chosen(part), eos=tokenizer.eos_id)
+    judge = lambda part: validation.held_out(options, policy, objective, read(part))
+    print(f"{len(training)} texts to learn from, {len(held_out)} for validation, {len(test)} for the test")
+    state = train.fit(options, policy, objective, noisy, folder=folder, evaluate=judge(held_out))
+    best = train.best(folder, state)
+    right, validated = (judge(part)(best)["accuracy"] for part in (test, held_out))
+    result = {"test_accuracy": right, "validation_accuracy": validated, "step": int(best.step), "labels": names}
+    if processes.is_main():
+        checkpoint.save_once(folder / "best", jax.device_get(best.params))
+        tokenizer.save(folder)
+        tracking.write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+    print(
+        f"test accuracy {right:.3f} with the weights of step {int(best.step)} (validation {validated:.3f}); written to {folder}"
+    )
 
 
 if __name__ == "__main__":

@@ -82,6 +82,13 @@ def peak(kind: str) -> float:
     return next((GPUS[word] for word in words if word in GPUS), 0.0)
 
 
+def rounds_in_software(flags: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's CPU is known to have no unit for products in bfloat16 (AMX, AVX-512's or Arm's), which makes them
+    slower than those in float32. False where nothing is known."""
+    words = set(flags.read_text(errors="replace").split()) if flags.exists() else set()
+    return bool(words & {"flags", "Features"}) and not words & {"amx_bf16", "avx512_bf16", "bf16"}
+
+
 def shape_of(name: str) -> ModelConfig:
     """A named shape, or that of a local folder's config.json."""
     if name in SHAPES:

@@ -9,6 +9,7 @@ Rows are `Prompts` of `config.length` tokens; what an objective asks beside them
                      first token of a row has nothing before it and no weight, whatever stands there
     bradley_terry    nothing: rows 2i and 2i + 1 are the better and the worse text of a pair
     labels           label Float[B]: the probability that the text is positive
+    classes          the same, or the number of the text's class
     dpo              weight Float[B L], and pairs as above; the reference is that of the state
 
 A policy that hears recordings has them in `extra` too: context Float[B F M], context_length Int[B] (`policy.context`).
@@ -26,6 +27,8 @@ from jaxtyping import Array
 from jaxppo import losses, masked, optimizers, policy
 from jaxppo.config import Config, UserError
 from jaxppo.models import lora
+from jaxppo.models.reading import Classifier
+from jaxppo.rewards import classifier
 from jaxppo.rewards.learned import last_value
 from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Prompts, Rollout, TrainState
@@ -194,11 +197,31 @@ def labels(model: Model) -> Objective:
     """Binary cross-entropy of the last token's value with `extra["label"]`, a probability; accuracy of its side of 1/2."""
 
     def costs(params, reference, prompts, key) -> Costs:
-        score, label = last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key), prompts.extra["label"]
-        right = (score > 0) == (label > 0.5)
-        return optax.sigmoid_binary_cross_entropy(score, label), {"accuracy": right.astype(jnp.float32)}
+        return _told(last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key), prompts.extra["label"])
 
     return Objective(lambda prompts: jnp.ones(prompts.index.shape[0]), costs)
+
+
+def classes(net: Classifier) -> Objective:
+    """Cross-entropy of a net that reads a text (`models.reading`) with `extra["label"]`: the number of one of its classes, or, of
+    a net with one, a probability as in `labels`; accuracy. Parameters as in `rewards.classifier`."""
+
+    def costs(params, reference, prompts, key) -> Costs:
+        first = jnp.argsort(~prompts.mask, axis=1)  # the net's padding stands behind a text
+        tokens, mask = (jnp.take_along_axis(x, first, 1) for x in (prompts.tokens, prompts.mask))
+        return _told(classifier.logits(net, params, tokens, mask, dropout_key=key), prompts.extra["label"])
+
+    return Objective(lambda prompts: jnp.ones(prompts.index.shape[0]), costs)
+
+
+def _told(logits: Array, label: Array) -> Costs:
+    """Cross-entropy and accuracy of logits [B] with probabilities, or of [B C] with the numbers of classes."""
+    if logits.ndim == 1:
+        loss, right = optax.sigmoid_binary_cross_entropy(logits, label), (logits > 0) == (label > 0.5)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label.astype(jnp.int32))
+        right = logits.argmax(1) == label
+    return loss, {"accuracy": right.astype(jnp.float32)}
 
 
 def dpo(model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import assemble, loop, memory, parallel, ppo, processes, profiling, replay, supervised, trackers, tracking
+from jaxppo import assemble, chips, loop, memory, parallel, ppo, processes, profiling, replay, supervised, trackers, tracking
 from jaxppo.assemble import C, Policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import FREE, HIDDEN, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
@@ -177,6 +177,8 @@ def compiled(config: RunConfig, policy: Policy, parts: Parts | Objective) -> par
     step = parallel.prepare(make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1))
     if config.parallel == "auto" and processes.is_main():
         print(f"--parallel auto: {step.name}")
+    if config.dtype == "bfloat16" and jax.default_backend() == "cpu" and chips.rounds_in_software() and processes.is_main():
+        print("note: this CPU has no unit for bfloat16: --dtype float32 takes less time here")
     return step
 
 

@@ -71,6 +71,24 @@ def test_the_devices_that_are_here():
     assert chips.here() == jax.devices()
 
 
+@pytest.mark.parametrize(
+    ("text", "without"),
+    [
+        ("model name : x\nflags\t\t: fpu avx2 avx512f\n", True),
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16\n", False),
+        ("Features\t: fp asimd bf16\n", False),
+        ("Features\t: fp asimd\n", True),
+        ("processor : 0\n", False),  # it does not say
+        (None, False),
+    ],
+)
+def test_a_cpu_without_a_unit_for_bfloat16(tmp_path, text, without):
+    path = tmp_path / "cpuinfo"
+    if text is not None:
+        path.write_text(text)
+    assert chips.rounds_in_software(path) is without
+
+
 def test_shapes(tmp_path):
     assert sum(costs.matrix_parameters(chips.shape_of("smollm2"))) == 134_479_872  # 134.5 M with norms
     assert sum(costs.matrix_parameters(chips.shape_of("qwen2-1.5b"))) == 1_543_569_408  # 1.54 B

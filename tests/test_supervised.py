@@ -3,12 +3,15 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import toys
 
 from jaxppo import models, parallel, policy, ppo, supervised
 from jaxppo.config import Config, UserError
 from jaxppo.models import lora
+from jaxppo.models.reading import Classifier
+from jaxppo.rewards import classifier
 from jaxppo.types import Model, Prompts
 
 SETTINGS = Config(
@@ -150,6 +153,47 @@ def test_labels_by_hand():
     # log(1 + e⁻²) = .1269, log(1 + e¹) = 1.3133, and log 2 for a score of 0
     assert float(metrics["loss"]) == pytest.approx((0.12693 + 1.31326 + 2 * 0.69315) / 4, abs=1e-4)
     assert float(metrics["accuracy"]) == 0.75  # 0 > 0 is false, and so is .5 > .5
+
+
+@pytest.mark.parametrize(("classes", "label"), [(1, [0.8, 0.5, 0.2, 1.0] * 2), (3, [0, 1, 2, 1] * 2)])
+def test_classes_of_texts_are_those_of_the_net(classes, label):
+    """The net reads a text from its first token on, wherever the padding stood; the rest is Optax's cross-entropy."""
+    net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=classes)
+    params = classifier.as_model(net, vocab_size=12, width=4).init(jax.random.key(0))
+    prompts = rows(label=jnp.asarray(label, jnp.float32))
+    costs, others = supervised.classes(net).costs(params, None, prompts, None)
+    lengths = (ROWS > 0).sum(1)
+    ahead = np.stack([np.roll(row, length) for row, length in zip(ROWS, lengths)])  # the padding behind the text
+    logits = classifier.logits(net, params, jnp.asarray(ahead), jnp.arange(6)[None] < lengths[:, None])
+    if classes == 1:
+        want, right = optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(label)), (logits > 0) == (np.asarray(label) > 0.5)
+    else:
+        want = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(label))
+        right = logits.argmax(1) == np.asarray(label)
+    np.testing.assert_allclose(costs, want, atol=1e-6)
+    np.testing.assert_array_equal(others["accuracy"], right)
+
+
+@pytest.mark.learning
+def test_three_classes_with_an_embedding_that_learns():
+    """The class is which of three orders of two tokens the text begins with; the embedding is trained with the net."""
+    rng = np.random.default_rng(0)
+    kinds = rng.integers(0, 3, 512)
+    texts = np.concatenate([np.array([[4, 5], [5, 4], [4, 4]])[kinds], rng.integers(6, 8, (512, 4))], 1).astype(np.int32)
+    net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=3)
+    model = classifier.as_model(net, vocab_size=12, width=4)
+    objective = supervised.classes(net)
+    step = parallel.compile_step(supervised.make_train_step(model, objective, SETTINGS))
+    part = lambda at, n: Prompts(
+        jnp.asarray(texts[at : at + n]), jnp.ones((n, 6), bool), jnp.arange(n), {"label": jnp.asarray(kinds[at : at + n])}
+    )
+    state = fresh(model.init(jax.random.key(0)))
+    before = jax.device_get(state.params["embedding"])
+    for number in range(288):  # six passes over 384 texts
+        state, _ = step(state, part(number % 48 * 8, 8))
+    sums, weight = supervised.make_evaluation(model, objective)(state.params, state.frozen, part(384, 128))
+    assert float(sums["accuracy"]) / float(weight) > 0.95
+    assert (state.params["embedding"] != before).any(1)[4:8].all()
 
 
 def test_preferences_start_at_the_reference(llama):

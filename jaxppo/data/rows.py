@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from jaxppo.config import Config, UserError
+from jaxppo.config import Config, RunConfig, UserError
 from jaxppo.data.prompts import indices
 from jaxppo.types import Prompts
 
@@ -73,14 +73,42 @@ class Rows:
             width //= 2
         return width
 
-    def call(self, config, cursor: int) -> Prompts:
+    def call(self, config: RunConfig, cursor: int) -> Prompts:
         """The rows of one dispatch: a batch, or steps_per_call batches with a leading dimension."""
-        if config.steps_per_call == 1:
-            return self.batch(config, cursor)
-        if self.buckets > 1:
+        if config.steps_per_call > 1 and self.buckets > 1:
             raise UserError("--steps-per-call above 1 wants rows of one width: --buckets 1")
-        batches = [self.batch(config, cursor + k * config.batch_size) for k in range(config.steps_per_call)]
-        return Prompts(*(_stacked([getattr(b, name) for b in batches]) for name in ("tokens", "mask", "index", "extra")))
+        return _dispatch(self.batch, config, cursor)
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Labelled texts dealt as `Rows` are, whose words are left out and exchanged anew each time (`noisy`)."""
+
+    texts: Sequence[str]
+    labels: Float32[np.ndarray, "N"]
+    encode: Encode
+    length: int
+    eos: int
+    drop: float = 0.0
+    swap: float = 0.0
+
+    def batch(self, config: Config, cursor: int) -> Prompts:
+        """The batch that starts at a cursor; the same each time it is asked for."""
+        units = indices(len(self.texts), cursor=cursor, batch_size=config.batch_size, seed=config.seed)
+        rng = np.random.default_rng([config.seed, cursor])
+        texts = [noisy(self.texts[int(i)], rng, drop=self.drop, swap=self.swap) for i in units]
+        return labelled(texts, self.labels[units], self.encode, self.length, eos=self.eos).all()
+
+    def call(self, config: RunConfig, cursor: int) -> Prompts:
+        """The rows of one dispatch, as those of `Rows`."""
+        return _dispatch(self.batch, config, cursor)
+
+
+def _dispatch(batch: Callable[[Config, int], Prompts], config: RunConfig, cursor: int) -> Prompts:
+    if config.steps_per_call == 1:
+        return batch(config, cursor)
+    batches = [batch(config, cursor + k * config.batch_size) for k in range(config.steps_per_call)]
+    return Prompts(*(_stacked([getattr(b, name) for b in batches]) for name in ("tokens", "mask", "index", "extra")))
 
 
 def _stacked(parts: list) -> Any:

@@ -1,9 +1,10 @@
 """A text classifier whose score is a reward in the graph: embedding -> layers of one's choice -> pooling -> dense -> logits.
 
-Trained on labelled texts in seconds (`fit`), it then reads sampled tokens inside the compiled step.
+Trained on rated texts in seconds (`fit`), it then reads sampled tokens inside the compiled step. Of several classes, and with an
+embedding of its own, it is trained as every supervised stage (`as_model`, `supervised.classes`).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo.config import UserError
 from jaxppo.models.reading import Classifier
-from jaxppo.types import Params, RewardFn, Rollout
+from jaxppo.types import Model, Params, RewardFn, Rollout
 
 
 def logits(
@@ -41,7 +42,7 @@ def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
 
 
 class Labelled(NamedTuple):
-    """Texts with ratings, positive above 0, negative below; or, for a net of several classes, with their class numbers."""
+    """Texts with ratings, positive above 0, negative below."""
 
     tokens: np.ndarray | Array  # Int[N T], padded on the right
     mask: np.ndarray | Array  # Bool[N T]
@@ -78,8 +79,25 @@ class Labelled(NamedTuple):
 
 def init(net: Classifier, embedding: Float[Array, "V D"] | Float[np.ndarray, "V D"], *, seed: int) -> Params:
     """Parameters of the net alone; the embedding is the caller's."""
-    zeros = jnp.zeros((1, 4, embedding.shape[1]))
-    return net.init(jax.random.key(seed), zeros, jnp.ones((1, 4), bool))["params"]
+    return _init(net, jax.random.key(seed), embedding.shape[1])
+
+
+def _init(net: Classifier, key: Array, width: int) -> Params:
+    return net.init(key, jnp.zeros((1, 4, width)), jnp.ones((1, 4), bool))["params"]
+
+
+def as_model(net: Classifier, *, vocab_size: int, width: int) -> Model:
+    """The net with an embedding that is trained too, as far as a supervised stage asks a model: it writes no text."""
+
+    def init(key: Array) -> Params:
+        one, other = jax.random.split(key)
+        return {"embedding": 0.1 * jax.random.normal(one, (vocab_size, width)), "net": _init(net, other, width)}
+
+    def none(*args, **options):
+        raise UserError("a net that tells the class of a text writes none")
+
+    no_cache = lambda *args, **options: {}
+    return Model(init, no_cache, none, none, none, lambda params: params["embedding"], jnp.float32)
 
 
 def fit(
@@ -89,72 +107,47 @@ def fit(
     *,
     seed: int,
     epochs: int = 3,
-    say: Callable[[str], None] = lambda text: None,
-    **options,
-) -> Params:
-    """The net's parameters after `training`, with the embedding frozen."""
-    out = init(net, embedding, seed=seed)
-    passes = training(net, {"embedding": embedding, "net": out}, lambda _: data, seed=seed, epochs=epochs, **options)
-    for number, (params, loss) in enumerate(passes, 1):
-        say(f"reward model: epoch {number}/{epochs}, loss {loss:.3f}")
-        out = params["net"]
-    return out
-
-
-def training(
-    net: Classifier,
-    params: Params,
-    data: Callable[[int], Labelled],
-    *,
-    seed: int,
-    epochs: int,
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
-    trained: Sequence[str] = ("net",),
-) -> Iterator[tuple[Params, float]]:
-    """(all parameters, mean loss) after each epoch, for as long as the caller goes on; `data(epoch)` has as many texts in each.
+    say: Callable[[str], None] = lambda text: None,
+) -> Params:
+    """Parameters of the net (of one class) after so many passes over the texts; the embedding stays as it is.
 
-    AdamW with linear decay on the parts `trained`. The loss is the cross-entropy to the text's class; of one class to the
-    probability sigmoid(rating): a rating near 0 asks for no opinion and a strong one for a strong opinion, so that the score
-    tells degrees and does not saturate.
+    AdamW with linear decay. The loss is the cross-entropy to the probability sigmoid(rating): a rating near 0 asks for no opinion
+    and a strong one for a strong opinion, so that the score tells degrees and does not saturate.
     """
-    steps = len(data(0).tokens) // batch_size
+    steps = len(data.tokens) // batch_size
     optimizer = optax.adamw(optax.linear_schedule(lr, 0.0, epochs * steps), weight_decay=weight_decay)
 
-    def loss_fn(live, fixed, tokens, mask, ratings, key):
-        out = logits(net, {**fixed, **live}, tokens, mask, dropout_key=key)
-        if net.classes > 1:
-            return optax.softmax_cross_entropy_with_integer_labels(out, ratings.astype(jnp.int32)).mean()
+    def loss_fn(params, embedding, tokens, mask, ratings, key):
+        out = logits(net, {"embedding": embedding, "net": params}, tokens, mask, dropout_key=key)
         return optax.sigmoid_binary_cross_entropy(out, jax.nn.sigmoid(ratings)).mean()
 
     @jax.jit
-    def epoch(live, opt_state, fixed, data, rows, key):
+    def epoch(params, opt_state, embedding, data, rows, key):
         def step(carry, rows_and_key):
-            live, opt_state = carry
+            params, opt_state = carry
             batch = jax.tree.map(lambda x: x[rows_and_key[0]], data)
-            loss, grads = jax.value_and_grad(loss_fn)(live, fixed, *batch, rows_and_key[1])
-            updates, opt_state = optimizer.update(grads, opt_state, live)
-            return (optax.apply_updates(live, updates), opt_state), loss
+            loss, grads = jax.value_and_grad(loss_fn)(params, embedding, *batch, rows_and_key[1])
+            updates, opt_state = optimizer.update(grads, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), loss
 
-        carry, losses = jax.lax.scan(step, (live, opt_state), (rows, jax.random.split(key, len(rows))))
+        carry, losses = jax.lax.scan(step, (params, opt_state), (rows, jax.random.split(key, len(rows))))
         return *carry, losses.mean()
 
-    live = {name: params[name] for name in trained}
-    fixed = {name: x for name, x in params.items() if name not in trained}
-    opt_state = optimizer.init(live)
+    params = init(net, embedding, seed=seed)
+    opt_state, arrays = optimizer.init(params), Labelled(*(jnp.asarray(x) for x in data))
     for number in range(epochs):
-        arrays = Labelled(*(jnp.asarray(x) for x in data(number)))
         order = np.random.default_rng([seed, number]).permutation(len(arrays.tokens))[: steps * batch_size]
         key = jax.random.fold_in(jax.random.key(seed), number + 1)
-        live, opt_state, loss = epoch(live, opt_state, fixed, arrays, jnp.asarray(order.reshape(steps, batch_size)), key)
-        yield {**fixed, **live}, float(loss)
+        rows = jnp.asarray(order.reshape(steps, batch_size))
+        params, opt_state, loss = epoch(params, opt_state, embedding, arrays, rows, key)
+        say(f"reward model: epoch {number + 1}/{epochs}, loss {float(loss):.3f}")
+    return params
 
 
 def accuracy(net: Classifier, params: Params, data: Labelled, *, beyond: float = 0.0) -> float:
-    """Share of texts with |rating| > beyond whose logit has the rating's sign; of several classes, that have the largest logit
-    at their own, whatever `beyond`."""
-    clear = data.rows(np.flatnonzero(np.abs(data.ratings) > beyond)) if net.classes == 1 else data
-    out = np.asarray(_logits(net, params, clear.tokens, clear.mask))
-    right = (out > 0) == (clear.ratings > 0) if net.classes == 1 else out.argmax(1) == clear.ratings
-    return float(right.mean())
+    """Share of texts with |rating| > beyond whose logit has the rating's sign."""
+    clear = data.rows(np.flatnonzero(np.abs(data.ratings) > beyond))
+    return float(((np.asarray(_logits(net, params, clear.tokens, clear.mask)) > 0) == (clear.ratings > 0)).mean())

@@ -119,3 +119,20 @@ def test_noise_on_words():
     assert swapped[:4] == ["1", "0", "3", "2"]
     assert rows.noisy("one", rng, drop=1.0, swap=1.0) == "one"
     assert rows.noisy(text, rng) == text
+
+
+def test_noise_is_drawn_anew_each_time_and_again_after_a_resume():
+    """Each label stays with its text; a batch is the same whenever it is asked for, and other at the next pass."""
+    texts = [f"{i} a b c d e f g" for i in range(10, 18)]  # the first word always stays
+    labels = np.arange(10, 18, dtype=np.float32)
+    encode = lambda text: [int(word) if word.isdigit() else ord(word) for word in text.split()]
+    own = rows.Noisy(texts, labels, encode, 10, 1, drop=0.3, swap=0.0)
+    config = RunConfig(batch_size=8, minibatches=1, steps=4)
+    one, again, later = (own.call(config, cursor) for cursor in (0, 0, 8))
+    np.testing.assert_array_equal(one.tokens, again.tokens)
+    seen = lambda batch: {int(row[on][0]): row[on][1:-1].tolist() for row, on in zip(batch.tokens, batch.mask)}
+    assert sorted(seen(one)) == list(range(10, 18)) == sorted(seen(later))
+    assert [int(row[on][0]) for row, on in zip(one.tokens, one.mask)] == one.extra["label"].tolist()
+    assert seen(one) != seen(later) and any(len(words) < 7 for words in seen(one).values())
+    two = own.call(replace(config, steps_per_call=2), 0)
+    np.testing.assert_array_equal(two.tokens, np.stack([one.tokens, later.tokens]))

@@ -3,6 +3,7 @@
 import json
 import re
 
+import jax
 import numpy as np
 import pytest
 from test_experiments import run
@@ -12,7 +13,8 @@ from jaxppo.rewards import classifier
 
 pytestmark = pytest.mark.ci
 
-SMALL = ["--features", "8", "--width", "8", "--batch-size", "16", "--length", "8", "--lr", "1e-2", "--dropout", "0"]
+SMALL = ["--features", "8", "--width", "8", "--batch-size", "16", "--response-length", "8", "--lr", "1e-2", "--dropout", "0"]
+EVERY = ["--eval-every", "18", "--save-every", "18"]  # the passes: 288 texts or so, 16 a batch
 
 
 def written(path, rows=360):
@@ -32,8 +34,8 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("fine 1 0 1 0 1 0 1 0\npoor 0 1 0 1 0 1 0 1\n")
     data = written(tmp_path / "texts.jsonl")
-    options = ["--data", str(data), "--runs", str(tmp_path), "--vectors", str(vectors), "--epochs", "12", "--patience", "3"]
-    run("classify", *options, *SMALL)
+    options = ["--data", str(data), "--runs", str(tmp_path), "--vectors", str(vectors), "--steps", "216", "--patience", "3"]
+    run("classify", *options, *SMALL, *EVERY)
     printed = capsys.readouterr().out
     folder = tmp_path / "classify"
     result = json.loads((folder / "result.json").read_text())
@@ -42,14 +44,24 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     counts = re.search(r"(\d+) texts to learn from, (\d+) for validation, (\d+) for the test", printed)
     assert counts and sum(map(int, counts.groups())) == 360  # the copies are gone
     rows = tracking.read_lines(folder / "metrics.jsonl")
-    accuracies = [row["accuracy"] for row in rows]
-    assert len(re.findall(r"^step \d+/12  loss", printed, re.M)) == len(rows)  # no terminal: one plain line an epoch
-    assert result["epoch"] == accuracies.index(max(accuracies)) + 1 and result["validation_accuracy"] == max(accuracies)
-    assert len(rows) == min(12, result["epoch"] + 3)  # three passes in a row without a better one were the last
+    seen = {row["step"]: row["validation_accuracy"] for row in rows if "validation_accuracy" in row}
+    assert list(seen) == list(range(18, rows[-1]["step"] + 1, 18))
+    assert seen[result["step"]] == result["validation_accuracy"] == max(seen.values())
+    assert len(rows) == min(216, max(seen, key=seen.__getitem__) + 3 * 18)  # three in a row without a better one were the last
     net = classifier.Classifier(8, layers=("convolution", "pool", "gru"), classes=3)
-    embedding = np.zeros((35, 8), np.float32)
-    best = checkpoint.load_once(folder / "best", {"embedding": embedding, "net": classifier.init(net, embedding, seed=0)})
-    assert np.abs(best["embedding"]).max() > 0
+    like = classifier.as_model(net, vocab_size=35, width=8).init(jax.random.key(0))
+    best = checkpoint.load_once(folder / "best", like)
+    assert np.abs(best["embedding"][35 - 2 :]).max() > 0
+
+
+def test_it_goes_on_where_it_was_stopped(tmp_path):
+    data = written(tmp_path / "texts.jsonl")
+    options = ["--data", str(data), "--runs", str(tmp_path), "--eval-every", "2", "--save-every", "2", *SMALL]
+    run("classify", *options, "--name", "whole", "--steps", "4", "--lr-schedule", "constant")
+    run("classify", *options, "--name", "parts", "--steps", "2", "--lr-schedule", "constant")
+    run("classify", *options, "--name", "parts", "--steps", "4", "--lr-schedule", "constant", "--resume")
+    whole, parts = (tracking.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    assert [row["loss"] for row in whole] == [row["loss"] for row in parts] and len(whole) == 4
 
 
 @pytest.mark.parametrize(

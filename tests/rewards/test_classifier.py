@@ -102,35 +102,13 @@ def test_windows_are_fragments_of_the_texts():
         assert not tokens[~mask].any()
 
 
-@pytest.mark.learning
-def test_three_classes_with_an_embedding_that_learns():
-    """The class is which of three orders of two tokens the text begins with; the embedding is trained with the net."""
-    rng = np.random.default_rng(0)
-    kinds = rng.integers(0, 3, 512)
-    rows = np.concatenate([np.array([[4, 5], [5, 4], [4, 4]])[kinds], rng.integers(6, 8, (512, 4))], 1)
-    data = Labelled(rows, np.ones(rows.shape, bool), kinds)
-    net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=3)
-    start = {"embedding": EMBEDDING, "net": classifier.init(net, EMBEDDING, seed=0)}
-    options = {"batch_size": 32, "lr": 1e-2, "trained": ("embedding", "net")}
-    passes = classifier.training(net, start, lambda _: data.rows(np.arange(384)), seed=0, epochs=12, **options)
-    seen = list(passes)
-    params, last = seen[-1]
-    assert seen[0][1] > 0.5 > 0.1 > last
-    assert classifier.accuracy(net, params, data.rows(np.arange(384, 512))) > 0.95
-    assert (params["embedding"] != EMBEDDING).any(1)[4:8].all()
-
-
-def test_each_epoch_asks_for_its_texts():
-    """And a caller who has seen enough stops."""
-    asked = []
-
-    def data(epoch: int) -> Labelled:
-        asked.append(epoch)
-        return texts(32, seed=epoch)
-
-    start = {"embedding": EMBEDDING, "net": classifier.init(NET, EMBEDDING, seed=0)}
-    next(classifier.training(NET, start, data, seed=0, epochs=9, batch_size=16))
-    assert asked == [0, 0]  # how many there are, and the first epoch's
+def test_as_a_model_it_has_parameters_and_writes_no_text():
+    model = classifier.as_model(NET, vocab_size=10, width=6)
+    params = model.init(jax.random.key(0))
+    assert model.head(params).shape == (10, 6) and jax.tree.leaves(model.init_cache(2, 8)) == []
+    assert classifier.logits(NET, params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool)).shape == (2,)
+    with pytest.raises(UserError, match="tells the class of a text writes none"):
+        model.apply(params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool))
 
 
 def test_several_classes_are_no_score():
