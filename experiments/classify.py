@@ -52,6 +52,8 @@ class Classify(RunConfig):
     """probability with which a word of a training text is left out, anew each time"""
     swap: float = 0.05
     """probability with which two neighbours are exchanged"""
+    results: str = ""
+    """folder that keeps a copy of the numbers, as classify/<name>.json; empty = none is made"""
 
 
 def load(options: Classify) -> tuple[list[str], list, list[str]]:
@@ -94,6 +96,20 @@ def network(options: Classify, tokenizer, classes: int):
     return net, assemble.Policy(model, params, {"base": {}, "reference": {}, "reward": {}}, tokenizer, shape)
 
 
+def record(options: Classify, folder: Path, result: dict) -> None:
+    """The numbers among the records, where that is asked for."""
+    import json
+
+    from jaxppo import stages, tracking
+
+    if options.results:
+        about = {"minutes": stages.minutes(folder), "versions": tracking.versions()}
+        text = json.dumps({"config": tracking.settings_of(options), "result": result, **about}, indent=1)
+        place = Path(options.results) / "classify"
+        place.mkdir(parents=True, exist_ok=True)
+        tracking.write_whole(place / f"{options.name}.json", text + "\n")
+
+
 def main(options: Classify) -> None:
     import dataclasses
     import json
@@ -133,6 +149,7 @@ def main(options: Classify) -> None:
         checkpoint.save_once(folder / "best", jax.device_get(best.params))
         tokenizer.save(folder)
         tracking.write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+        record(options, folder, result | {"test_texts": len(test)})
     print(
         f"test accuracy {right:.3f} with the weights of step {int(best.step)} (validation {validated:.3f}); written to {folder}"
     )

@@ -98,7 +98,21 @@ def tasks() -> str:
             numbers = [mean_and_error(x, digits) for x in values] + [mean_and_error(gains, digits, sign=True)]
             head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
             rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
-    return "\n".join(rows)
+    return "\n".join([*rows, *classifiers()])
+
+
+def classifiers() -> list[str]:
+    """Rows of the same table for what has one stage: a classifier of texts, by its layers."""
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for record in records(RESULTS / "classify"):
+        groups[", ".join(record["config"]["layers"])].append(record)
+    rows = []
+    for layers, found in groups.items():
+        seeds = ", ".join(str(x["config"]["seed"]) for x in found)
+        accuracy = mean_and_error([x["result"]["test_accuracy"] for x in found], 3)
+        minutes = mean_and_error([x["minutes"] for x in found], 0).split(" ")[0]
+        rows.append(line(["classify", f"{layers}, new", seeds, "accuracy", accuracy, "", "", minutes]))
+    return rows
 
 
 def variant(record: dict) -> str:

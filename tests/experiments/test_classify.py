@@ -54,14 +54,17 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     assert np.abs(best["embedding"][35 - 2 :]).max() > 0
 
 
-def test_it_goes_on_where_it_was_stopped(tmp_path):
+def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path):
     data = written(tmp_path / "texts.jsonl")
-    options = ["--data", str(data), "--runs", str(tmp_path), "--eval-every", "2", "--save-every", "2", *SMALL]
-    run("classify", *options, "--name", "whole", "--steps", "4", "--lr-schedule", "constant")
-    run("classify", *options, "--name", "parts", "--steps", "2", "--lr-schedule", "constant")
-    run("classify", *options, "--name", "parts", "--steps", "4", "--lr-schedule", "constant", "--resume")
+    options = ["--tiny", "--data", str(data), "--runs", str(tmp_path), "--results", str(tmp_path / "results")]
+    options += ["--eval-every", "2", "--save-every", "2", "--lr-schedule", "constant"]
+    run("classify", *options, "--name", "whole", "--steps", "4")
+    run("classify", *options, "--name", "parts", "--steps", "2")
+    run("classify", *options, "--name", "parts", "--steps", "4", "--resume")
     whole, parts = (tracking.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert [row["loss"] for row in whole] == [row["loss"] for row in parts] and len(whole) == 4
+    records = [json.loads((tmp_path / "results" / "classify" / f"{name}.json").read_text()) for name in ("whole", "parts")]
+    assert records[0]["result"] == records[1]["result"] and records[0]["config"]["layers"] == ["convolution", "pool", "gru"]
 
 
 @pytest.mark.parametrize(

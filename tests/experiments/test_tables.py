@@ -56,8 +56,17 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
             "config": {"model": "", "model_kind": "gru", "width": 64, "layers": 2, "lora": 0},
         }  # fmt: skip
         (tmp_path / "sums" / f"sums-{seed}.json").write_text(json.dumps(record))
+    (tmp_path / "classify").mkdir()
+    for seed in (0, 1):
+        record = {
+            "minutes": 2.2,
+            "result": {"test_accuracy": 0.8 + 0.02 * seed},
+            "config": {"seed": seed, "layers": ["pool", "gru"]},
+        }
+        (tmp_path / "classify" / f"classify-{seed}.json").write_text(json.dumps(record))
     assert tables.tasks().splitlines()[2:] == [
-        "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |"  # 3.5 minutes, to even
+        "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",  # 3.5 minutes, to even
+        "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
     ]
 
 
