@@ -58,6 +58,21 @@ def resident() -> int:
 
 
 @pytest.fixture
+def quickly_compiled():
+    """Without most of XLA's optimisations a program is compiled in half the time; one that calls the host is in no cache."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(autouse=True)
+def compiled_by_its_mark(request):
+    """Of whole runs of few steps compilation is most of the time."""
+    if request.node.get_closest_marker("ci"):
+        request.getfixturevalue("quickly_compiled")
+
+
+@pytest.fixture
 def x64():
     """float64 is available, and nothing may turn into another type unasked."""
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):

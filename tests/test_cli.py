@@ -142,7 +142,7 @@ def test_an_error_in_a_process_of_its_own(tmp_path):
     assert done.stderr.startswith("error: no run in")
 
 
-def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypatch):
+def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypatch, quickly_compiled):
     """`experiments/custom_reward.py` with a tiny model, and `jaxppo sample` of what it wrote."""
     spec = importlib.util.spec_from_file_location("custom_reward", EXPERIMENTS / "custom_reward.py")
     assert spec is not None and spec.loader is not None

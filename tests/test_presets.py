@@ -136,20 +136,12 @@ class Learner:
         return jax.device_get(out)
 
 
-@pytest.fixture
-def quickly_compiled():
-    """Seventy programs, each run twice: without most of XLA's optimisations they take two thirds of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
 """One of each kind of program; the others differ from one of these in a loss, an advantage or a number."""
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS])
-def test_every_preset_runs_and_is_the_same_under_pmap(name, quickly_compiled):
+def test_every_preset_runs_and_is_the_same_under_pmap(name):
     """Two steps, on one device and on two."""
     settings = small(name, lr=1e-4)
     one, two = Learner(settings), Learner(settings, mode="pmap")
