@@ -137,7 +137,7 @@ class Worker:
         self.row: int | None = None
         self.rows, self.deadline, self.broken = 0, math.inf, False
         if not self.pipe.poll(START) or self._receive() is None:
-            self.process.join(1.0)
+            self.process.join(10.0)  # of a busy machine
             code = self.process.exitcode
             self.end(0.0)
             name = f"{fn.__module__}.{fn.__qualname__}"
