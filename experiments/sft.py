@@ -5,8 +5,8 @@ Command    python experiments/sft.py --data pairs.jsonl        # {"prompt": "...
 Data       Without --data: the openings (8 words) of the review sentences that people rated above +1, with their ends as
            responses: the warm-up of sentiment-controlled generation, on the sentences of its training part alone. Of --data a
            tenth is held out.
-Expected   Perplexity of held-out ends after 100 steps, three seeds: 48.2, 48.2 and 47.9 a token (20 to 27 minutes on one core of a
-           CPU without a unit for bfloat16).
+Expected   Perplexity of held-out ends after 100 steps, three seeds: 48.2, 48.2 and 47.9 a token (20 to 27 minutes on one core of
+           a CPU without a unit for bfloat16).
 """
 
 from dataclasses import dataclass
