@@ -4,6 +4,13 @@ Question   Does it matter which numbers get mean 0 and variance 1?
 Paper      https://arxiv.org/abs/2005.12729 (implementation matters in deep policy gradients); REINFORCE++,
            https://arxiv.org/abs/2501.03262.
 Command    python experiments/ablations/whitening.py
+Found      3 minutes at --scale ladder on a core that other work shared.
+           whitened advantages beat plain ones: not decided (reward of all steps +.002, 95 % interval -.017 to +.021).
+           whitened token rewards beat plain ones: disagrees (reward of all steps -.069, 95 % interval -.082 to -.057).
+           scores of mean 0 and deviation 1 beat plain ones: not decided (reward of all steps +.015, 95 % interval +.001 to
+           +.030).
+           the batch's deviation beats each group's own: not decided (reward of all steps +.007, 95 % interval -.015 to
+           +.028).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
