@@ -97,28 +97,13 @@ def network(options: Classify, tokenizer, classes: int):
     return net, assemble.Policy(model, params, {"base": {}, "reference": {}, "reward": {}}, tokenizer, shape)
 
 
-def record(options: Classify, folder: Path, result: dict) -> None:
-    """The numbers among the records, where that is asked for."""
-    import json
-
-    from jaxppo import stages, tracking
-
-    if options.results:
-        about = {"minutes": stages.minutes(folder), "versions": tracking.versions()}
-        text = json.dumps({"config": tracking.settings_of(options), "result": result, **about}, indent=1)
-        place = Path(options.results) / "classify"
-        place.mkdir(parents=True, exist_ok=True)
-        tracking.write_whole(place / f"{options.name}.json", text + "\n")
-
-
 def main(options: Classify) -> None:
     import dataclasses
-    import json
 
     import jax
     import numpy as np
 
-    from jaxppo import checkpoint, config, processes, supervised, tracking, train, validation
+    from jaxppo import checkpoint, config, processes, stages, supervised, tracking, train, validation
     from jaxppo.data import rows
     from jaxppo.pretrained import vocabulary
 
@@ -142,15 +127,17 @@ def main(options: Classify) -> None:
     read = lambda part: rows.labelled(*chosen(part), eos=tokenizer.eos_id)
     judge = lambda part: validation.held_out(options, policy, objective, read(part))
     print(f"{len(training)} texts to learn from, {len(held_out)} for validation, {len(test)} for the test")
-    state = train.fit(options, policy, objective, noisy, folder=folder, evaluate=judge(held_out))
-    best = train.best(folder, state)
-    right, validated = (judge(part)(best)["accuracy"] for part in (test, held_out))
+    evaluate = judge(held_out)
+    best = train.best(folder, train.fit(options, policy, objective, noisy, folder=folder, evaluate=evaluate))
+    right, validated = judge(test)(best)["accuracy"], evaluate(best)["accuracy"]
     result = {"test_accuracy": right, "validation_accuracy": validated, "step": int(best.step), "labels": names}
     if processes.is_main():
         checkpoint.save_once(folder / "best", jax.device_get(best.params))
         tokenizer.save(folder)
-        tracking.write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
-        record(options, folder, result | {"test_texts": len(test)})
+        tracking.keep_record(str(folder), "result", result)
+        record = {"config": tracking.settings_of(options), "result": result | {"test_texts": len(test)}}
+        record |= {"minutes": stages.minutes(folder), "versions": tracking.versions()}
+        tracking.keep_record(options.results, f"classify/{options.name}", record)
     print(
         f"test accuracy {right:.3f} with the weights of step {int(best.step)} (validation {validated:.3f}); written to {folder}"
     )

@@ -108,8 +108,6 @@ def labelled(options: RewardModel, policy) -> list:
 
 
 def main(options: RewardModel) -> None:
-    import json
-
     from jaxppo import assemble, config, processes, supervised, tracking, train, validation
 
     config.validate_run(options)
@@ -134,7 +132,7 @@ def main(options: RewardModel) -> None:
     what = "texts" if options.labels else "pairs"
     result = {"test_accuracy": found["accuracy"], "test_loss": found["loss"], f"test_{what}": len(test), "step": int(best.step)}
     if processes.is_main():
-        tracking.write_whole(folder / "result.json", json.dumps(result, indent=1) + "\n")
+        tracking.keep_record(str(folder), "result", result)
     print(f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; written to {folder}")
 
 

@@ -17,7 +17,6 @@ Expected   Three training seeds, mean +- standard error over seeds, judge before
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from jaxppo import cli
@@ -192,9 +191,7 @@ def report(options: Sentiment, folder, judge: Judge, before: list, after: list, 
             "validation": [{key: row[key] for key in seen} for row in steps if seen[1] in row],
             "minutes": round(sum(row["seconds"] for row in steps) / 60, 2), "versions": tracking.versions(),
         }  # fmt: skip
-        place = Path(options.results) / "sentiment"
-        place.mkdir(parents=True, exist_ok=True)
-        tracking.write_whole(place / f"{options.name}.json", json.dumps(record, indent=1) + "\n")
+        tracking.keep_record(options.results, f"sentiment/{options.name}", record)
     print(
         f"held-out sentiment {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} "
         f"(gain {result['gain']:+.3f} +- {result['gain_se']:.3f}), KL {result['kl']:.2f} +- {result['kl_se']:.2f} nats a "

@@ -6,11 +6,9 @@ their seeds (`sweep`). A `Claim` says beforehand which arm is better, by which m
 """
 
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -127,10 +125,7 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     record = conclude(question, scale, found)
     record |= {"about": {"versions": tracking.versions(), "minutes": round((time.monotonic() - started) / 60, 2)}}
     show(question, record)
-    if options.results:
-        place = Path(options.results) / f"{question.name}-{scale.name}.json"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        tracking.write_whole(place, json.dumps(record, indent=1, allow_nan=True) + "\n")
+    if place := tracking.keep_record(options.results, f"{question.name}-{scale.name}", record):
         print(f"written: {place}")
     return record
 

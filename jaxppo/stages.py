@@ -248,12 +248,9 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
 
 def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     """result.json, and its copy among the records where one is asked for: without samples, whose texts are the data's."""
-    as_text = lambda record: json.dumps(record, indent=1, ensure_ascii=False) + "\n"
-    tracking.write_whole(root / "result.json", as_text(done))
-    if options.results:
-        place = Path(options.results) / options.task
-        place.mkdir(parents=True, exist_ok=True)
-        tracking.write_whole(place / f"{options.name}.json", as_text({k: x for k, x in done.items() if k != "samples"}))
+    tracking.keep_record(str(root), "result", done)
+    own = {k: x for k, x in done.items() if k != "samples"}
+    tracking.keep_record(options.results, f"{options.task}/{options.name}", own)
 
 
 def minutes(run: Path) -> float:

@@ -122,6 +122,16 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def keep_record(folder: str, name: str, record: dict[str, Any]) -> Path | None:
+    """Write <folder>/<name>.json, whole or not at all, and say where; nothing where no folder is named."""
+    if not folder:
+        return None
+    place = Path(folder) / f"{name}.json"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(place, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return place
+
+
 def versions() -> dict[str, str]:
     """Of this code (its git commit, where it is a checkout) and of what it stands on."""
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}

@@ -4,7 +4,6 @@ The measure of "nothing is lost" is a run that nobody disturbed: parameters, opt
 """
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -17,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from test_processes import environment
 
 from jaxppo import checkpoint, manifest
 from jaxppo.profiling import CLOCK
@@ -25,12 +25,6 @@ pytestmark = pytest.mark.ci
 
 TESTS = Path(__file__).parent
 STEPS = 12
-
-
-def environment() -> dict[str, str]:
-    """That of a fresh process: no eight devices; it compiles as `quickly_compiled` does."""
-    kept = {k: x for k, x in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
-    return kept | {"PYTHONPATH": str(TESTS.parent), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 
 def start(folder: Path, *args: str, steps: int = STEPS, **env: str) -> subprocess.Popen:

@@ -69,12 +69,12 @@ def test_the_first_process_alone_prints_and_writes(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_where_one_was(tmp_path):
-    alone = run_together(1, SCRIPT, *options(tmp_path, "--steps", "2", "--expect-devices", "1"))
-    assert alone.returncode == 0, alone.stderr[-3000:]
+def test_two_processes_go_on_where_they_were(tmp_path):
+    done = run_together(2, SCRIPT, *options(tmp_path, "--steps", "2", "--expect-devices", "2"))
+    assert done.returncode == 0, done.stderr[-3000:]
     more = run_together(2, SCRIPT, *options(tmp_path, "--steps", "3", "--resume"))
     assert more.returncode == 0, more.stderr[-3000:]
-    assert "changed since the run began: --expect-devices 1 -> 0, --steps 2 -> 3" in more.stdout
+    assert "changed since the run began: --expect-devices 2 -> 0, --steps 2 -> 3" in more.stdout
     assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 3
 
 

@@ -189,8 +189,11 @@ def test_three_classes_with_an_embedding_that_learns():
     )
     state = fresh(model.init(jax.random.key(0)))
     before = jax.device_get(state.params["embedding"])
+    losses = []
     for number in range(288):  # six passes over 384 texts
-        state, _ = step(state, part(number % 48 * 8, 8))
+        state, metrics = step(state, part(number % 48 * 8, 8))
+        losses.append(float(metrics["loss"]))
+    assert np.mean(losses[:8]) > 0.5 > 0.1 > np.mean(losses[-48:])
     sums, weight = supervised.make_evaluation(model, objective)(state.params, state.frozen, part(384, 128))
     assert float(sums["accuracy"]) / float(weight) > 0.95
     assert (state.params["embedding"] != before).any(1)[4:8].all()

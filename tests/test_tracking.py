@@ -3,6 +3,7 @@ import math
 import struct
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -208,3 +209,11 @@ def test_where_a_run_lies(tmp_path):
     assert tracking.place_of(tmp_path) == tmp_path / "policy" == tracking.place_of(tmp_path / "policy")
     (tmp_path / "config.json").write_text("{}")
     assert tracking.place_of(tmp_path) == tmp_path
+
+
+def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert tracking.keep_record("", "task/run", {"a": 1}) is None and list(tmp_path.iterdir()) == []
+    place = tracking.keep_record("results", "task/run", {"says": "déjà vu", "value": 0.5})
+    assert place == Path("results/task/run.json")
+    assert place.read_text(encoding="utf-8") == '{\n "says": "déjà vu",\n "value": 0.5\n}\n'

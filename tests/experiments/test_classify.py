@@ -44,6 +44,7 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     counts = re.search(r"(\d+) texts to learn from, (\d+) for validation, (\d+) for the test", printed)
     assert counts and sum(map(int, counts.groups())) == 360  # the copies are gone
     rows = tracking.read_lines(folder / "metrics.jsonl")
+    assert len(re.findall(r"^step \d+/216  loss", printed, re.M)) == len(rows)  # no terminal: one plain line a step
     seen = {row["step"]: row["validation_accuracy"] for row in rows if "validation_accuracy" in row}
     assert list(seen) == list(range(18, rows[-1]["step"] + 1, 18))
     assert seen[result["step"]] == result["validation_accuracy"] == max(seen.values())
@@ -51,7 +52,7 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     net = classifier.Classifier(8, layers=("convolution", "pool", "gru"), classes=3)
     like = classifier.as_model(net, vocab_size=35, width=8).init(jax.random.key(0))
     best = checkpoint.load_once(folder / "best", like)
-    assert np.abs(best["embedding"][35 - 2 :]).max() > 0
+    assert np.abs(best["embedding"]).max() > 0 and (best["net"]["out"]["kernel"] != like["net"]["out"]["kernel"]).any()
 
 
 def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path):
