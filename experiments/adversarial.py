@@ -77,7 +77,7 @@ def main(options: Adversarial) -> None:
     if processes.is_main():
         done = {"supervised": game.judge("judge", game.start()), "policy": game.judge("judge_of_policy", game.policy_state())}
         done |= {"task": "adversarial", "seed": options.seed, "config": tracking.settings_of(options)}
-        done |= {"versions": tracking.versions(), "minutes": {x: stages.minutes(root / x) for x in ("supervised", "policy")}}
+        done |= {"versions": tracking.versions(), "minutes": {x: tracking.minutes(root / x) for x in ("supervised", "policy")}}
         done["gain"] = {name: [done["policy"][name] - x] for name, x in done["supervised"].items()}
         stages.write(options, root, done)
         for name, x in done["supervised"].items():

@@ -103,7 +103,7 @@ def main(options: Classify) -> None:
     import jax
     import numpy as np
 
-    from jaxppo import checkpoint, config, processes, stages, supervised, tracking, train, validation
+    from jaxppo import checkpoint, config, processes, supervised, tracking, train, validation
     from jaxppo.data import rows
     from jaxppo.pretrained import vocabulary
 
@@ -131,13 +131,11 @@ def main(options: Classify) -> None:
     best = train.best(folder, train.fit(options, policy, objective, noisy, folder=folder, evaluate=evaluate))
     right, validated = judge(test)(best)["accuracy"], evaluate(best)["accuracy"]
     result = {"test_accuracy": right, "validation_accuracy": validated, "step": int(best.step), "labels": names}
+    result["test_texts"] = len(test)
     if processes.is_main():
         checkpoint.save_once(folder / "best", jax.device_get(best.params))
         tokenizer.save(folder)
-        tracking.keep_record(str(folder), "result", result)
-        record = {"config": tracking.settings_of(options), "result": result | {"test_texts": len(test)}}
-        record |= {"minutes": stages.minutes(folder), "versions": tracking.versions()}
-        tracking.keep_record(options.results, f"classify/{options.name}", record)
+    tracking.keep_result(folder, options, result, results=options.results, kind="classify")
     print(
         f"test accuracy {right:.3f} with the weights of step {int(best.step)} (validation {validated:.3f}); written to {folder}"
     )

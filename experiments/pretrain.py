@@ -45,6 +45,8 @@ class Pretrain(RunConfig):
     """pretrained word vectors in GloVe's text format, of this width"""
     repeat: int = 1
     """noisy copies of each text beside it: words left out and exchanged with probability .1"""
+    results: str = ""
+    """folder that keeps a copy of the numbers, as pretrain/<name>.json; empty = none is made"""
 
 
 def main(options: Pretrain) -> None:
@@ -89,10 +91,12 @@ def main(options: Pretrain) -> None:
     state = train.fit(options, policy, objective, pack(training), folder=folder, evaluate=evaluate)
 
     best = train.best(folder, state)
-    found = evaluate(best)
+    found = evaluate(best) | {"step": int(best.step), "held_out_texts": len(held_out), "vocabulary": policy.tokenizer.vocab_size}
     assemble.keep_model(options, policy, best, folder / "model")
+    asked = dataclasses.replace(options, model="")  # a new one
+    tracking.keep_result(folder, asked, found, results=options.results, kind="pretrain")
     words = f"held-out perplexity {found['perplexity']:.1f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
-    print(f"{words}, at step {int(best.step)}; written to {folder / 'model'}")
+    print(f"{words}, at step {found['step']}; written to {folder / 'model'}")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ class RewardModel(RunConfig):
     """train the language model itself on the pairs, by direct preference optimisation"""
     dpo_beta: float = 0.1
     """how strongly DPO holds to the reference"""
+    results: str = ""
+    """folder that keeps a copy of the numbers, as reward_model/<name>.json or dpo/<name>.json; empty = none is made"""
 
 
 def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
@@ -108,7 +110,7 @@ def labelled(options: RewardModel, policy) -> list:
 
 
 def main(options: RewardModel) -> None:
-    from jaxppo import assemble, config, processes, supervised, tracking, train, validation
+    from jaxppo import assemble, config, supervised, tracking, train, validation
 
     config.validate_run(options)
     if options.labels and options.dpo:
@@ -131,8 +133,8 @@ def main(options: RewardModel) -> None:
         assemble.keep_model(options, policy, best, folder / "model")
     what = "texts" if options.labels else "pairs"
     result = {"test_accuracy": found["accuracy"], "test_loss": found["loss"], f"test_{what}": len(test), "step": int(best.step)}
-    if processes.is_main():
-        tracking.keep_record(str(folder), "result", result)
+    kind = "dpo" if options.dpo else "reward_model"
+    tracking.keep_result(folder, options, result, results=options.results, kind=kind)
     print(f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; written to {folder}")
 
 

@@ -182,16 +182,9 @@ def report(options: Sentiment, folder, judge: Judge, before: list, after: list, 
         "distinct_2_before": distinct(before), "distinct_2_after": distinct(after),
         "distinct_2_ratio": distinct(after) / distinct(before), "reward_model_accuracy": accuracy,
     }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result, indent=2) + "\n")
-    if options.results:
-        steps = list(tracking.read_lines(folder / "metrics.jsonl"))
-        seen = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
-        record = {
-            "config": tracking.settings_of(options), "result": result,
-            "validation": [{key: row[key] for key in seen} for row in steps if seen[1] in row],
-            "minutes": round(sum(row["seconds"] for row in steps) / 60, 2), "versions": tracking.versions(),
-        }  # fmt: skip
-        tracking.keep_record(options.results, f"sentiment/{options.name}", record)
+    seen = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
+    validation = [{key: row[key] for key in seen} for row in tracking.read_lines(folder / "metrics.jsonl") if seen[1] in row]
+    tracking.keep_result(folder, options, result, results=options.results, kind="sentiment", validation=validation)
     print(
         f"held-out sentiment {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} "
         f"(gain {result['gain']:+.3f} +- {result['gain_se']:.3f}), KL {result['kl']:.2f} +- {result['kl_se']:.2f} nats a "

@@ -35,6 +35,8 @@ class Sft(RunConfig):
     """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of positive reviews"""
     buckets: int = 1
     """batches whose rows are sorted by length together: less padding, and a program for each width"""
+    results: str = ""
+    """folder that keeps a copy of the numbers, as sft/<name>.json; empty = none is made"""
 
 
 def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
@@ -73,9 +75,10 @@ def main(options: Sft) -> None:
 
     best = train.best(folder, state)
     assemble.keep_model(options, policy, best, folder / "model")
-    found = evaluate(best)
+    found = evaluate(best) | {"step": int(best.step), "held_out_pairs": len(held_out)}
+    tracking.keep_result(folder, options, found, results=options.results, kind="sft")
     words = f"held-out perplexity {found['perplexity']:.2f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
-    print(f"{words}, at step {int(best.step)}; written to {folder / 'model'}")
+    print(f"{words}, at step {found['step']}; written to {folder / 'model'}")
 
 
 if __name__ == "__main__":

@@ -98,26 +98,41 @@ def tasks() -> str:
             numbers = [mean_and_error(x, digits) for x in values] + [mean_and_error(gains, digits, sign=True)]
             head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
             rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
-    return "\n".join([*rows, *classifiers()])
+    return "\n".join([*rows, *supervised_alone()])
 
 
-def classifiers() -> list[str]:
-    """Rows of the same table for what has one stage: a classifier of texts, by its layers."""
-    groups: dict[str, list[dict]] = defaultdict(list)
-    for record in records(RESULTS / "classify"):
-        groups[", ".join(record["config"]["layers"])].append(record)
+# Scripts with one stage, and the numbers of their results that the table shows.
+ALONE = {
+    "pretrain": {"perplexity": "held-out perplexity", "token_accuracy": "tokens likeliest"},
+    "sft": {"perplexity": "held-out perplexity", "token_accuracy": "tokens likeliest"},
+    "reward_model": {"test_accuracy": "accuracy on pairs"},
+    "classify": {"test_accuracy": "accuracy"},
+}
+
+
+def supervised_alone() -> list[str]:
+    """Rows of the same table for what has one stage alone."""
     rows = []
-    for layers, found in groups.items():
-        seeds = ", ".join(str(x["config"]["seed"]) for x in found)
-        accuracy = mean_and_error([x["result"]["test_accuracy"] for x in found], 3)
-        minutes = mean_and_error([x["minutes"] for x in found], 0).split(" ")[0]
-        rows.append(line(["classify", f"{layers}, new", seeds, "accuracy", accuracy, "", "", minutes]))
+    for name, shown in ALONE.items():
+        groups: dict[str, list[dict]] = defaultdict(list)
+        for record in records(RESULTS / name):
+            groups[variant(record)].append(record)
+        for what, found in groups.items():
+            seeds = ", ".join(str(x["config"]["seed"]) for x in found)
+            minutes = mean_and_error([x["minutes"] for x in found], 0).split(" ")[0]
+            for number, (key, metric) in enumerate(shown.items()):
+                values = [x["result"][key] for x in found]
+                head = [name, what, seeds, metric] if number == 0 else ["", "", "", metric]
+                value = mean_and_error(values, 3 if max(values) < 2 else 1)
+                rows.append(line([*head, value, "", "", minutes if number == 0 else ""]))
     return rows
 
 
 def variant(record: dict) -> str:
     """What was trained, in a few words."""
     config = record["config"]
+    if isinstance(config.get("layers"), list):  # the layers' own names: a classifier of texts
+        return f"{', '.join(config['layers'])}, new"
     if config["model"]:
         return f"{config['model']}, LoRA {config['lora']}" if config["lora"] else config["model"]
     tasks = f", on {', '.join(config['tasks'])}" if config.get("tasks") else ""

@@ -235,7 +235,7 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     done |= {
         "task": options.task, "seed": options.seed, "samples": outputs[:5],
         "config": tracking.settings_of(options),
-        "versions": tracking.versions(), "minutes": {name: minutes(root / name) for name in ("supervised", "policy")},
+        "versions": tracking.versions(), "minutes": {name: tracking.minutes(root / name) for name in ("supervised", "policy")},
     }  # fmt: skip
     write(options, root, done)
     cells = [[x["prompt"], x["supervised"], x["policy"], x["reference"]] for x in outputs[:6]]
@@ -251,8 +251,3 @@ def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     tracking.keep_record(str(root), "result", done)
     own = {k: x for k, x in done.items() if k != "samples"}
     tracking.keep_record(options.results, f"{options.task}/{options.name}", own)
-
-
-def minutes(run: Path) -> float:
-    """Minutes of a run's steps, compilation included."""
-    return round(sum(row["seconds"] for row in tracking.read_lines(run / "metrics.jsonl")) / 60, 2)

@@ -132,6 +132,21 @@ def keep_record(folder: str, name: str, record: dict[str, Any]) -> Path | None:
     return place
 
 
+def keep_result(folder: Path, config: RunConfig, result: dict[str, Any], *, results: str, kind: str, **more: Any) -> None:
+    """Write what a run has found: <folder>/result.json; and where `results` names a folder, <results>/<kind>/<name>.json, which
+    has its settings, the minutes of its steps, the versions, and `more` besides. Of several processes the first writes."""
+    if not processes.is_main():
+        return
+    keep_record(str(folder), "result", result)
+    record = {"config": settings_of(config), "result": result, "minutes": minutes(folder), "versions": versions()}
+    keep_record(results, f"{kind}/{config.name}", record | more)
+
+
+def minutes(run: Path) -> float:
+    """Minutes of a run's steps, compilation included."""
+    return round(sum(row["seconds"] for row in read_lines(run / "metrics.jsonl")) / 60, 2)
+
+
 def versions() -> dict[str, str]:
     """Of this code (its git commit, where it is a checkout) and of what it stands on."""
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}

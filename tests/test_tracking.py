@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from jaxppo import tracking
-from jaxppo.config import UserError
+from jaxppo.config import RunConfig, UserError
 
 ROW = {"reward": 0.5, "kl": 1.25, "entropy": 2.0, "clip_fraction": 0.125, "length": 4.0, "tokens_per_second": 100.0}
 
@@ -217,3 +217,17 @@ def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
     place = tracking.keep_record("results", "task/run", {"says": "déjà vu", "value": 0.5})
     assert place == Path("results/task/run.json")
     assert place.read_text(encoding="utf-8") == '{\n "says": "déjà vu",\n "value": 0.5\n}\n'
+
+
+def test_what_a_run_has_found(tmp_path):
+    folder, config = tmp_path / "runs" / "b", RunConfig(name="b", runs=str(tmp_path / "runs"), seed=3)
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"step": 1, "seconds": 30}\n{"step": 2, "seconds": 15.3}\n{"step": 3, "sec')
+    tracking.keep_result(folder, config, {"accuracy": 0.5}, results="", kind="task")
+    assert json.loads((folder / "result.json").read_text()) == {"accuracy": 0.5}
+    assert not (tmp_path / "task").exists()
+    tracking.keep_result(folder, config, {"accuracy": 0.5}, results=str(tmp_path / "kept"), kind="task", extra=[1])
+    record = json.loads((tmp_path / "kept" / "task" / "b.json").read_text())
+    assert record["result"] == {"accuracy": 0.5} and record["extra"] == [1] and record["versions"] == tracking.versions()
+    assert record["minutes"] == 0.76  # 45.3 seconds, without the half-written line: .755
+    assert record["config"]["seed"] == 3 and "runs" not in record["config"]

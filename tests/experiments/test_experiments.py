@@ -176,7 +176,9 @@ def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
         kind,
     ]
     options += small
-    run("pretrain", *options, "--steps", "4")
+    run("pretrain", *options, "--steps", "4", "--results", str(tmp_path / "results"))
+    record = json.loads((tmp_path / "results" / "pretrain" / "pretrain.json").read_text())
+    assert record["config"]["model"] == "" and record["config"]["tokens"] == tokens and record["result"]["held_out_texts"] > 0
     assert "held-out perplexity" in capsys.readouterr().out
     model = pretrained.load(tmp_path / "pretrain" / "model")
     assert model.config.width == 32 and model.config.kind == kind and model.tokenizer.vocab_size <= 300
@@ -188,7 +190,10 @@ def test_fine_tuning_leaves_a_checkpoint(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"prompt": f"number {i}", "response": " is good"}) + "\n" for i in range(40)))
     small = ["--steps", "4", "--eval-every", "2", "--batch-size", "8", "--buckets", "2"]
-    run("sft", "--tiny", "--data", str(data), "--runs", str(tmp_path), *small)
+    run("sft", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--results", str(tmp_path / "results"), *small)
+    record = json.loads((tmp_path / "results" / "sft" / "sft.json").read_text())
+    seen = [row for row in tracking.read_lines(tmp_path / "sft" / "metrics.jsonl") if "validation_perplexity" in row]
+    assert record["result"]["perplexity"] == min(row["validation_perplexity"] for row in seen)
     assert "held-out perplexity" in capsys.readouterr().out
     tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny(0)
     assert tuned.config == start[0]
@@ -201,11 +206,14 @@ def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps({"better": f"good {i}", "worse": f"bad {i}"}) + "\n" for i in range(60)))
     small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2"]
-    run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "8", "--eval-every", "4", *small, *dpo)
+    small += ["--steps", "8", "--eval-every", "4", "--results", str(tmp_path / "results")]
+    run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), *small, *dpo)
     found = re.search(r"test pairs: accuracy ([\d.]+)", capsys.readouterr().out)
     assert found and float(found[1]) == 1.0
     stored = json.loads((tmp_path / "reward_model" / "result.json").read_text())
     assert stored["test_accuracy"] == 1.0 and stored["test_pairs"] == 8
+    name = "dpo/reward_model" if dpo else "reward_model/reward_model"
+    assert json.loads((tmp_path / "results" / f"{name}.json").read_text())["result"] == stored
     assert (tmp_path / "reward_model" / "model").exists() == bool(dpo)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')

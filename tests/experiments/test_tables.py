@@ -64,8 +64,17 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
             "config": {"seed": seed, "layers": ["pool", "gru"]},
         }
         (tmp_path / "classify" / f"classify-{seed}.json").write_text(json.dumps(record))
+    (tmp_path / "sft").mkdir()
+    record = {
+        "minutes": 9.6,
+        "result": {"perplexity": 48.25, "token_accuracy": 0.3125},
+        "config": {"seed": 0, "model": "smollm2", "lora": 8},
+    }
+    (tmp_path / "sft" / "sft-0.json").write_text(json.dumps(record))
     assert tables.tasks().splitlines()[2:] == [
         "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",  # 3.5 minutes, to even
+        "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
+        "| | | | tokens likeliest | .312 | | | |",
         "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
     ]
 
