@@ -14,10 +14,10 @@ from jaxppo.ladder import CLIMB, LadderConfig
 
 @dataclass(frozen=True)
 class Sweep(LadderConfig):
-    sweep: tuple[str, ...] = ("clip_high=.2,.28,.4",)
-    """settings and their values, such as: clip_high=.2,.28,.4 lr=1e-3,3e-3"""
+    sweep: tuple[str, ...] = ()
+    """settings and their values, such as: clip_high=.2,.28,.4 lr=1e-3,3e-3; none = the settings as they are"""
     seeds: int = 8
-    """runs of every combination and task"""
+    """runs of every combination and task, from --seed on"""
     tasks: tuple[str, ...] = CLIMB
     """rungs of the ladder"""
     at_once: int = 64
@@ -35,7 +35,9 @@ def main(options: Sweep) -> None:
     train.use_compilation_cache()
     if unknown := set(options.tasks) - set(ladder.RUNGS):
         raise UserError(f"--tasks {sorted(unknown)[0]}: choose from {', '.join(ladder.RUNGS)}")
-    arms = {run.arm: ablation.Arm(run.settings) for run in sweep.grid(sweep.parse(options.sweep), seeds=[0])}
+    arms = {
+        run.arm: ablation.Arm(run.settings, first_seed=options.seed) for run in sweep.grid(sweep.parse(options.sweep), seeds=[0])
+    }
     question = ablation.Question("sweep", arms, (), ("end", "area", "entropy", "kl"))
     deal = lambda run: ladder.Deal(run.task)
     scale = ablation.Scale("ladder", options, options.tasks, ladder.load, ladder.reward, deal, algorithms.make_parts)
@@ -45,7 +47,9 @@ def main(options: Sweep) -> None:
     ablation.ask(question, scale, asked)
     if options.alone:
         settings = dict(next(iter(arms.values())).settings)
-        runs = [sweep.Run("", seed, settings, task) for seed in range(options.seeds) for task in options.tasks][: options.at_once]
+        runs = [sweep.Run("", seed, settings, task) for seed in range(options.seeds) for task in options.tasks][
+            : options.at_once
+        ]  # whatever they begin with
         print(sweep.saved(options, runs, ladder.load, lambda s: algorithms.make_parts(s, ladder.reward), deal))
 
 

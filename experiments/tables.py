@@ -150,6 +150,16 @@ MEASURES = {
 }
 
 
+def measured(metric: str) -> str:
+    """In words; what is better when it is less, is counted so.
+
+    >>> measured("-kl")
+    'less nats to the reference'
+    """
+    name = metric.lstrip("-")
+    return "less " * metric.startswith("-") + MEASURES.get(name, name)
+
+
 def ablations() -> str:
     """A row for each claim of each question: the paired difference that it says is above 0, and the verdict."""
     rows = header(["question", "claim", "scale", "measure", "difference [95 % interval]", "verdict"])
@@ -157,7 +167,7 @@ def ablations() -> str:
         for number, claim in enumerate(record["claims"]):
             value, low, high = claim["difference"]
             name = f"[{record['question']}](experiments/ablations/{record['question']}.py)" if number == 0 else ""
-            measure = MEASURES.get(claim["metric"].lstrip("-"), claim["metric"].lstrip("-"))
+            measure = measured(claim["metric"])
             says = f"{claim['says']} ([paper]({claim['paper']}))" if claim["paper"] else f"{claim['says']} (ours)"
             cells = [name, says, record["scale"] if number == 0 else "", measure]
             rows.append(line([*cells, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"**{claim['verdict']}**"]))
@@ -173,7 +183,7 @@ def documented(text: str, found: list[dict]) -> str:
         )
         for claim in record["claims"]:
             value, low, high = claim["difference"]
-            measure = MEASURES.get(claim["metric"].lstrip("-"), claim["metric"].lstrip("-"))
+            measure = measured(claim["metric"])
             said = f"{claim['says']}: {claim['verdict']} ({measure} {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
             lines += textwrap.wrap(said, 118, break_on_hyphens=False)
     head, rest = re.match(r'(""".*?)(?:Found .*?)?(""".*)', text, re.S).groups()

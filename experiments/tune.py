@@ -5,7 +5,7 @@ Method     Random draws within ranges; each round trains every candidate from th
            program; one in `--keep` goes on, to a round of as many times the steps, so that each round costs the same samples
            (https://arxiv.org/abs/1502.07943). The configured settings take part; at the end both run on new seeds.
 Command    python experiments/tune.py                          # --ranges lr=1e-4:1e-1:log lam=.5:1; ends with tuned.yaml
-           python experiments/sweep.py --config tuned.yaml
+           python experiments/sweep.py --config tuned.yaml     # these settings on other seeds: --seed 100
 """
 
 from dataclasses import dataclass
@@ -66,6 +66,8 @@ def main(options: Tune) -> None:
 
     if options.scale not in (known := [name for name in SCALES if name != "smollm2"]):  # whose runs do not share a program
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(known)}")
+    if options.keep < 2:
+        raise UserError(f"--keep {options.keep}: of so many candidates one goes on, so at least 2")
     train.use_compilation_cache()
     scale = SCALES[options.scale](options.tiny)
     first = arms = draws(options, scale.config)

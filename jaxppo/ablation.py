@@ -27,7 +27,7 @@ from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 TAIL = 10  # parts of a run, of which the last is its end
 MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "diverged", "first_ratio_off"}  # of every run
-BATCHES = 4  # of rollouts that a judge reads
+JUDGED = 256  # rollouts of each policy that a judge reads, or as many more as a batch has
 
 
 class Arm(NamedTuple):
@@ -41,6 +41,8 @@ class Arm(NamedTuple):
     """changes the model"""
     first_seed: int = 0
     """other seeds than the other arms"""
+    times: Mapping[str, float] = {}
+    """settings as multiples of the scale's own, such as {"steps": 4}"""
 
 
 class Claim(NamedTuple):
@@ -81,6 +83,8 @@ class Scale(NamedTuple):
     """trains one run where several do not fit into a program, and says its numbers; what it has done it need not do again"""
     seeds: int = 8
     """runs of each arm and task, unless the options say more"""
+    unseen: Callable[[sweep.Run], Batches] | None = None
+    """what the judge has answered; where there is none, the prompts of the training, with noise that no step has seen"""
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class AblationConfig:
     results: str = ""
     """folder that gets <question>-<scale>.json; empty = none"""
     tiny: bool = False
-    """smoke test: two steps of two seeds"""
+    """smoke test: two steps of two seeds; its record has -tiny in its name"""
     traceback: bool = False
 
 
@@ -110,10 +114,10 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     check(question, scale)
     seeds, steps = (2, 2) if options.tiny else (options.seeds or scale.seeds, options.steps or scale.config.steps)
     scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=steps, tiny=False))
+    whole = lambda arm: arm if not options.tiny else arm._replace(times={k: x for k, x in arm.times.items() if k != "steps"})
+    question = question._replace(arms={name: resolved(whole(arm), scale.config, name) for name, arm in question.arms.items()})
     started, rows = time.monotonic(), []
     for name, arm in question.arms.items():
-        if options.tiny:
-            arm = arm._replace(settings={key: x for key, x in arm.settings.items() if key != "steps"})
         rows += [(name, arm, task, seed) for task in scale.tasks for seed in range(arm.first_seed, arm.first_seed + seeds)]
     if set(metrics(question)) <= MEASURES:  # nothing asks for the judge
         scale = scale._replace(judge=None)
@@ -123,15 +127,22 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     order = {name: number for number, name in enumerate(question.arms)}
     found.sort(key=lambda row: (order[row["arm"]], scale.tasks.index(row["task"]), row["seed"]))
     record = conclude(question, scale, found)
-    record |= {"about": {"versions": tracking.versions(), "minutes": round((time.monotonic() - started) / 60, 2)}}
+    minutes = sum(row.pop("minutes") for row in found) if scale.alone else (time.monotonic() - started) / 60
+    record |= {"about": {"versions": tracking.versions(), "minutes": round(minutes, 2)}}
     show(question, record)
-    if place := tracking.keep_record(options.results, f"{question.name}-{scale.name}", record):
+    if place := tracking.keep_record(options.results, f"{question.name}-{scale.name}{'-tiny' * options.tiny}", record):
         print(f"written: {place}")
     return record
 
 
 def check(question: Question, scale: Scale) -> None:
-    """Raise UserError where a claim names an arm that is not there, or something is asked that nobody measures at this scale."""
+    """Raise UserError where a claim names an arm that is not there, or something is asked that nobody measures at this scale, or
+    an arm has a number of steps of its own (`Arm.times` is for that: --steps would change the others alone)."""
+    for name, arm in question.arms.items():
+        if "steps" in arm.settings:
+            raise UserError(f"{question.name}: {name!r} sets steps; write them as a multiple: times={{'steps': 4}}")
+        if scale.alone and arm.model:
+            raise UserError(f"{question.name}: {name!r} changes the model, which runs at --scale {scale.name} do not")
     if unknown := [name for name in metrics(question) if name not in MEASURES and name not in scale.judged]:
         raise UserError(f"{question.name} asks for {unknown[0]}, which is not measured at --scale {scale.name}")
     for claim in question.claims:
@@ -143,6 +154,21 @@ def check(question: Question, scale: Scale) -> None:
 def metrics(question: Question) -> list[str]:
     """The names of all numbers that the question is about."""
     return list(dict.fromkeys([*question.metrics, *(claim.metric.lstrip("-") for claim in question.claims)]))
+
+
+def resolved(arm: Arm, config: RunConfig, name: str = "") -> Arm:
+    """The arm with its multiples as settings. Raises UserError where a count comes out broken.
+
+    >>> resolved(Arm({"epochs": 1}, times={"steps": 4, "lr": 3}), RunConfig(steps=20, lr=0.125)).settings
+    {'epochs': 1, 'steps': 80, 'lr': 0.375}
+    """
+    found = dict(arm.settings)
+    for key, factor in arm.times.items():
+        own = getattr(config, key)
+        found[key] = type(own)(round(own * factor, 12))
+        if found[key] != round(own * factor, 12):
+            raise UserError(f"{name!r} takes {factor:g} times {own} {key}, which is no whole number: choose another --{key}")
+    return arm._replace(settings=found, times={})
 
 
 Row = tuple[str, Arm, str, int]
@@ -230,8 +256,9 @@ def mean_of_known(numbers: Float[np.ndarray, "N"]) -> float:
 
 
 def judgements(scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.Result]) -> list[dict[str, float]]:
-    """The judge's numbers of each trained policy, on prompts and noise that no step has seen: means over a few batches."""
-    judge, far = scale.judge, 2**30
+    """The judge's numbers of each trained policy, with noise that no step has seen, and prompts where the scale has such: means
+    over as many batches as make `JUDGED` rollouts."""
+    judge, unseen, far = scale.judge, scale.unseen or scale.prompts, 2**30
     assert judge is not None
     settings = dataclasses.replace(scale.config, **{k: x for k, x in runs[0].settings.items() if k not in sweep.SWEPT})
     model = scale.load(settings).model
@@ -242,8 +269,8 @@ def judgements(scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.
     program, out = jax.jit(one), []
     for run, result in zip(runs, results):
         own, found = dataclasses.replace(settings, seed=run.seed, steps_per_call=1), []
-        for number in range(BATCHES):
-            batch = scale.prompts(run).call(own, far + number * own.rows)
+        for number in range(-(-JUDGED // own.rows)):
+            batch = unseen(run).call(own, far + number * own.rows)
             key = jax.random.fold_in(jax.random.key(run.seed), far + number)
             found.append(program(result.state.params, result.state.frozen, jax.tree.map(jnp.asarray, batch), key))
         out.append({name: mean_of_known(np.array([float(x[name]) for x in found])) for name in found[0]})
@@ -262,8 +289,7 @@ def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> di
             arms[name][metric] = {"mean": over_seeds(table(name, metric)), "iqm": bootstrap(table(name, metric), iqm)}
     claims = []
     for claim in question.claims:
-        metric, sign = claim.metric.lstrip("-"), -1 if claim.metric.startswith("-") else 1
-        found = difference(sign * table(claim.better, metric), sign * table(claim.worse, metric))
+        found = compared(rows, scale.tasks, claim)
         claims.append(claim._asdict() | {"difference": list(found[:3]), "p": found.p, "verdict": verdict(found)})
     settings = {name: x for name, x in tracking.settings_of(scale.config).items() if name != "name"}
     return {
@@ -272,9 +298,22 @@ def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> di
     }  # fmt: skip
 
 
+def compared(rows: Sequence[dict], tasks: Sequence[str], claim: Claim) -> Difference:
+    """The better arm less the worse one. A run that diverged counts as the worst of both arms on its task, whatever it has come
+    to: a policy that no longer moves is near to its reference, and no success."""
+    metric, sign = claim.metric.lstrip("-"), -1 if claim.metric.startswith("-") else 1
+    arms = (claim.better, claim.worse)
+    values = np.stack([sign * scores(rows, tasks, arm, metric) for arm in arms])  # [arms, tasks, seeds]
+    gone = np.stack([scores(rows, tasks, arm, "diverged") for arm in arms]) > 0
+    worst = np.min(np.where(np.isnan(values), np.inf, values), axis=(0, 2), keepdims=True)
+    return difference(*np.where(gone, np.where(np.isinf(worst), np.nan, worst), values))
+
+
 def scores(rows: Sequence[dict], tasks: Sequence[str], arm: str, metric: str) -> Float[np.ndarray, "tasks seeds"]:
     """A metric of an arm's runs."""
-    return np.array([[row[metric] for row in rows if row["arm"] == arm and row["task"] == task] for task in tasks], np.float64)
+    number = lambda x: np.nan if x is None else x  # as a record has it
+    of = lambda task: [number(row[metric]) for row in rows if row["arm"] == arm and row["task"] == task]
+    return np.array([of(task) for task in tasks], np.float64)
 
 
 def verdict(found: Difference) -> str:

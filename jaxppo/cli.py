@@ -43,7 +43,7 @@ def script(
             signals.stop_before_training()
         main(options)
     except RunError as error:
-        if isinstance(options, RunConfig) and options.traceback:
+        if getattr(options, "traceback", False):
             raise
         print(f"error: {error}", file=sys.stderr)
         leave(error.code)

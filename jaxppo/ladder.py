@@ -1,7 +1,7 @@
 """Toy tasks with a known optimum, on which a question is answered in seconds: a ladder, each rung asking for one thing more.
 
 A prompt is one symbol of seven, a response up to `response_length` of them, ended by id 0. A network of one layer is trained from
-nothing; the best possible reward of a rung is 1, and chance about 1/8.
+nothing; the best possible reward of a rung is 1 (OPTIMA has the exception), and chance about 1/8.
 
     token       every symbol is 3
     prompt      every symbol is the prompt's partner
@@ -30,9 +30,9 @@ from jaxppo.types import Prompts, Rollout
 SYMBOLS = 7  # ids 1 to 7; 0 ends a response
 RUNGS = ("token", "prompt", "previous", "delayed", "answer", "hack")
 CLIMB = RUNGS[:4]  # those that can be learned whole
-OPTIMA = {"token": 1.0, "prompt": 1.0, "previous": 1.0, "delayed": 1.0, "answer": 1.0, "hack": 1.0}
 JUDGED = ("score", "gold", "right_length", "wrong_length", "excess_length")  # numbers of `judge`
 KNOWN = 4  # of the rung "answer": prompts whose partner can be learned
+OPTIMA = {name: 1.0 for name in RUNGS} | {"answer": (KNOWN + (SYMBOLS - KNOWN) / SYMBOLS) / SYMBOLS}  # there 31 of 49
 
 
 @dataclass(frozen=True)

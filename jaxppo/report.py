@@ -1,7 +1,8 @@
 """What runs have come to, on one page: report.html, report.md, the final table as report.csv and the curves as report.svg.
 
 Runs that differ by chance alone are a group, with a band and an interval over its seeds; groups are compared. Nothing is left out
-because it went wrong: a run that diverged is drawn as far as it has numbers, counted, and in every mean.
+because it went wrong: a run that diverged is counted, is in the final table, and is drawn as far as it has numbers (from there on
+the line is the mean of the others, as the remark below the picture says).
 """
 
 import json

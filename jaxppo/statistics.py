@@ -55,12 +55,15 @@ def bootstrap(
 
 def permutation_p(differences: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2**EXACT) -> float:
     """Two-sided p of a mean difference of pairs: how often a mean with signs thrown at random is at least as far from 0. Exact
-    for up to 12 pairs, so never below 2 / 2ⁿ; for more, over draws and the one that was seen.
+    for up to 12 pairs, so never below 2 / 2ⁿ; for more, over draws and the one that was seen. NaN where a difference is no
+    finite number.
 
     >>> permutation_p([1.0, 2.0, 3.0])  # + + + and - - - of eight
     0.25
     """
     found = np.ravel(np.asarray(differences, np.float64))
+    if not np.isfinite(found).all():
+        return float("nan")
     if len(found) <= EXACT:
         signs = np.array(list(product([1, -1], repeat=len(found))))
     else:

@@ -3,8 +3,9 @@
     8 seeds x clip_high .2, .28, .4  =  24 runs that compile once and decode, score and update together
 
 What `SWEPT` lists may differ inside of a program. Settings that change the program (a loss, an estimator, a network) cannot:
-`programs` cuts a list of runs into those that can share one. Every run is what it would be alone: its own seed, order of the
-data, noise, optimizer and counters; one that diverges stays in, with what it did. Frozen weights exist once.
+`programs` cuts a list of runs into those that can share one. Every run's steps are what they would be alone: its own seed, order
+of the data, noise, optimizer and counters; one that diverges stays in, with what it did. Frozen weights exist once. There is no
+folder, so what a training run does besides its steps is not done: evaluation, checkpoints, and ending early.
 
 With several devices the runs are dealt out to them; they have nothing to say to each other but when to stop decoding.
 """
@@ -67,6 +68,8 @@ def parse(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
     for text in texts:
         name, _, values = text.partition("=")
         name = name.replace("-", "_")
+        if name in found:
+            raise UserError(f"--sweep has {name} twice; write all its values together: {name}=.1,.2")
         if name not in SWEPT:
             raise UserError(f"--sweep {text!r}: {name} is not one of {', '.join(SWEPT)}; other settings need runs of their own")
         try:
@@ -83,7 +86,7 @@ def grid(swept: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Run
     ['gamma 0.9', 'gamma 1']
     """
     chosen = [dict(zip(swept, values)) for values in itertools.product(*swept.values())]
-    name = lambda settings: ", ".join(f"{key} {x:g}" for key, x in settings.items()) or "as configured"
+    name = lambda settings: ", ".join(f"{key} {x:.9g}" for key, x in settings.items()) or "as configured"
     return [Run(name(settings), seed, settings) for settings in chosen for seed in seeds]
 
 

@@ -3,6 +3,7 @@ curves.png."""
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -123,13 +124,27 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def keep_record(folder: str, name: str, record: dict[str, Any]) -> Path | None:
-    """Write <folder>/<name>.json, whole or not at all, and say where; nothing where no folder is named."""
+    """Write <folder>/<name>.json, whole or not at all, and say where; nothing where no folder is named. A number that is not
+    finite is null there, as JSON has it."""
     if not folder:
         return None
     place = Path(folder) / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_whole(place, json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return place
+
+
+def finite(x: Any) -> Any:
+    """What JSON can hold: None in place of numbers that are not finite.
+
+    >>> finite({"a": [1.0, float("nan")], "b": (float("inf"), "c")})
+    {'a': [1.0, None], 'b': [None, 'c']}
+    """
+    if isinstance(x, dict):
+        return {key: finite(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [finite(value) for value in x]
+    return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
 def keep_result(folder: Path, config: RunConfig, result: dict[str, Any], *, results: str, kind: str, **more: Any) -> None:
@@ -148,14 +163,18 @@ def minutes(run: Path) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of this code (its git commit, where it is a checkout) and of what it stands on."""
+    """Of this code (its git commit, where it is a checkout; "+changed" where Python files are not as committed) and of what it
+    stands on."""
     found = {name: metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")}
     here = Path(__file__).parent
     commit = ""
     if (here.parent / ".git").exists():
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            git = ["git", "-C", str(here), "rev-parse", "HEAD"]
-            commit = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+            git = lambda *words: subprocess.run(
+                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, timeout=10
+            )
+            commit = git("rev-parse", "HEAD").stdout.strip()
+            commit += "+changed" * (commit != "" and git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1)
     return {"jaxppo": __version__, "git": commit, "python": sys.version.split()[0], **found}
 
 

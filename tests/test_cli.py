@@ -20,6 +20,13 @@ class Options(RunConfig):
     name: str = "mine"
 
 
+@dataclass(frozen=True)
+class Tables:
+    """Options of a script that trains nothing."""
+
+    traceback: bool = False
+
+
 def run(args, main=lambda options: None):
     """What a script made of its options."""
     seen = []
@@ -67,6 +74,8 @@ def test_a_user_error_is_one_line_and_2(capsys):
     assert capsys.readouterr().err == "error: 30 rows are not 4 x 8; use 32\n"
     with pytest.raises(UserError):  # asked for
         run(["--traceback"], main)
+    with pytest.raises(UserError):  # and so by options that are no run's
+        cli.script(main, Tables, args=["--traceback"], about="x")
 
 
 def test_other_errors_are_not_hidden():

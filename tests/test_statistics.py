@@ -45,6 +45,12 @@ def test_permutation_is_scipys(count):
     assert statistics.permutation_p(x) == pytest.approx(want)
 
 
+def test_there_is_no_p_of_what_is_not_finite():
+    assert np.isnan(statistics.permutation_p([1.0, np.nan, 1.0]))
+    found = statistics.difference(np.array([[1.0] * 7 + [np.nan]]), np.zeros((1, 8)))
+    assert np.isnan(found.p) and found.decided == 0
+
+
 def test_permutation_of_many():
     x = RNG.standard_normal(40) + 0.3
     want = stats.ttest_1samp(x, 0).pvalue

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -15,8 +16,9 @@ CONFIG = replace(RUN, steps=3, lr=1e-4, batch_size=8, kl_coef=0.05, kl_adaptive=
 
 
 def reward(params, rollout):
-    """The share of ids above 128."""
-    score = ((rollout.response > 128) * rollout.mask).sum(1) / rollout.mask.sum(1)
+    """A number that another token at any place changes; sums of it are exact."""
+    places = jnp.arange(1, rollout.response.shape[1] + 1)
+    score = ((rollout.response * places % 101 + 1) * rollout.mask).sum(1) / 1024
     return score, score > -1
 
 
@@ -182,6 +184,13 @@ def test_what_cannot_share_a_program():
 def test_a_wrong_setting_on_the_command_line(text, message):
     with pytest.raises(UserError, match=message):
         sweep.parse([text])
+
+
+def test_a_setting_twice():
+    with pytest.raises(UserError, match="--sweep has lr twice; write all its values together: lr=.1,.2"):
+        sweep.parse(["lr=1e-3", "lr=3e-3"])
+    near = sweep.grid({"lr": [1e-3, 1.0000001e-3]}, seeds=[0])
+    assert [run.arm for run in near] == ["lr 0.001", "lr 0.0010000001"]  # two arms
 
 
 def test_a_wrong_number_is_refused_before_anything_is_compiled(prompts):

@@ -1,6 +1,7 @@
 import json
 import math
 import struct
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -217,6 +218,28 @@ def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
     place = tracking.keep_record("results", "task/run", {"says": "déjà vu", "value": 0.5})
     assert place == Path("results/task/run.json")
     assert place.read_text(encoding="utf-8") == '{\n "says": "déjà vu",\n "value": 0.5\n}\n'
+    tracking.keep_record(str(tmp_path), "b", {"value": float("nan"), "interval": [1.0, float("inf")]})
+    assert json.loads((tmp_path / "b.json").read_text()) == {"value": None, "interval": [1.0, None]}
+
+
+def test_a_commit_and_what_was_changed_since(tmp_path, monkeypatch):
+    package = tmp_path / "jaxppo"
+    package.mkdir()
+    (package / "tracking.py").write_text("a = 1\n")
+    monkeypatch.setattr(tracking, "__file__", str(package / "tracking.py"))
+    assert tracking.versions()["git"] == ""  # no checkout
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words], check=True, capture_output=True
+    )
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "a")
+    commit = tracking.versions()["git"]
+    assert len(commit) == 40
+    (tmp_path / "notes.txt").write_text("no code")
+    assert tracking.versions()["git"] == commit
+    (package / "tracking.py").write_text("a = 2\n")
+    assert tracking.versions()["git"] == commit + "+changed"
 
 
 def test_what_a_run_has_found(tmp_path):

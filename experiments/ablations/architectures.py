@@ -24,7 +24,7 @@ QUESTION = Question(
     arms(WIDTHS),
     (
         Claim("an LSTM learns faster than a plain transformer", PAPER, "lstm", "transformer", "area"),
-        Claim("a GRU learns faster than a plain transformer", PAPER, "gru", "transformer", "area"),
+        Claim("a GRU learns faster than a plain transformer", "", "gru", "transformer", "area"),
     ),
 )
 

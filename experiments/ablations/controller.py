@@ -17,7 +17,7 @@ from scales import AblationConfig, Arm, Claim, Question, run
 
 from jaxppo import cli
 
-HACKED, TARGET = "https://arxiv.org/abs/2210.10760", "https://arxiv.org/abs/1909.08593"
+TARGET = "https://arxiv.org/abs/1909.08593"
 # a horizon of rows in which the coefficient moves by a fifth at most: short, since the runs are
 ADAPTIVE = {"kl_coef": 0.1, "kl_adaptive": True, "kl_horizon": 160.0}
 QUESTION = Question(
@@ -31,10 +31,10 @@ QUESTION = Question(
         "adaptive, 1 nat": Arm({**ADAPTIVE, "kl_target": 1.0}),
     },
     (
-        Claim("without a penalty the proxy is hacked: worse than under a target", HACKED, "adaptive, 3 nats", "none", "gold"),
+        Claim("without a penalty the proxy is hacked: worse than under a target", TARGET, "adaptive, 3 nats", "none", "gold"),
         Claim("under a target of 3 nats something is gained", TARGET, "adaptive, 3 nats", "untrained", "gold"),
         Claim("a target of 3 nats beats a fixed coefficient of .1", "", "adaptive, 3 nats", "fixed .1", "gold"),
-        Claim("a fixed coefficient of .1 keeps what is wanted", HACKED, "fixed .1", "none", "gold"),
+        Claim("a fixed coefficient of .1 keeps what is wanted", TARGET, "fixed .1", "none", "gold"),
     ),
     ("end", "gold", "kl"),
 )

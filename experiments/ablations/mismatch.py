@@ -1,8 +1,8 @@
 """A sampler that is not quite the policy, and what importance correction repairs.
 
-Question   The sampler is made hotter, or rounded to bfloat16, behind the scorer's back. How much is lost, and how
-           much does a truncated importance weight bring back? The policies are judged by samples of their own, not by
-           the changed sampler's.
+Question   The sampler is made hotter, or its weights and last hidden states are rounded to bfloat16, behind the scorer's
+           back. How much is lost, and how much does a truncated importance weight bring back? The policies are judged by
+           samples of their own, not by the changed sampler's. `first_ratio_off` is the largest |scorer / sampler - 1| here.
 Paper      https://fengyao.notion.site/off-policy-rl; on precision: https://arxiv.org/abs/2510.26788.
 Command    python experiments/ablations/mismatch.py
 """
@@ -12,13 +12,17 @@ from scales import AblationConfig, Arm, Claim, Question, run
 from jaxppo import cli
 
 
-def sampler(change):
-    """A change of the model while it decodes: what the scorer computes stays as it was."""
+def sampler(*, states, weights=None):
+    """A change of the model's last hidden states, and of its weights, while it decodes: what the scorer computes stays."""
+    import jax
 
     def other(model):
         def apply(params, tokens, attend, *, cache=None, **rest):
+            if cache is None:
+                return model.apply(params, tokens, attend, **rest)
+            params = params if weights is None else jax.tree.map(weights, params)
             hidden, new = model.apply(params, tokens, attend, cache=cache, **rest)
-            return (hidden if cache is None else change(hidden)), new
+            return states(hidden), new
 
         return model._replace(apply=apply)
 
@@ -26,10 +30,11 @@ def sampler(change):
 
 
 def rescored(parts):
-    """The old log-probs are the scorer's own, as where sampler and trainer are two programs."""
+    """The old log-probs are the scorer's own, as where sampler and trainer are two programs; how far the sampler's were from them
+    is in the place of what the scorer is from itself."""
     from jaxppo import policy
     from jaxppo.models import lora
-    from jaxppo.update import make_update
+    from jaxppo.update import make_update, ratio_off
 
     def make(model, parts, config, *, axis_name=None):
         update = make_update(model, parts, config, axis_name=axis_name)
@@ -37,7 +42,9 @@ def rescored(parts):
         def again(state, batch, key):
             whole = lora.merge(state.frozen["base"], state.params)
             scores = policy.score(model, whole, batch.rollout, config=config, with_values=False)
-            return update(state, batch.replace(old_logprobs=scores.logprobs * batch.rollout.mask), key)
+            own = scores.logprobs * batch.rollout.mask
+            state, metrics = update(state, batch.replace(old_logprobs=own), key)
+            return state, metrics | {"first_ratio_off": ratio_off(own, batch.old_logprobs, batch.rollout.mask, axis_name)}
 
         return again
 
@@ -45,7 +52,8 @@ def rescored(parts):
 
 
 PAPER = "https://fengyao.notion.site/off-policy-rl"
-HOT, ROUNDED = sampler(lambda hidden: hidden / 1.5), sampler(lambda hidden: hidden.astype("bfloat16").astype(hidden.dtype))
+rounded = lambda x: x.astype("bfloat16").astype(x.dtype)
+HOT, ROUNDED = sampler(states=lambda hidden: hidden / 1.5), sampler(states=rounded, weights=rounded)
 FREE = {"value_loss": "none", "advantage": "rloo", "group_size": 8}  # a critic would be fed the changed states
 TRUNCATED = {**FREE, "correction": "truncated"}
 QUESTION = Question(

@@ -13,7 +13,6 @@ from scales import AblationConfig, Arm, Claim, Question, run
 
 from jaxppo import cli
 
-PAPER = "https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/"
 QUESTION = Question(
     "optimizer",
     {
@@ -25,7 +24,7 @@ QUESTION = Question(
         "SGD, rate 1": Arm({"optimizer": "sgd", "lr": 1.0}),
     },
     (
-        Claim("eps 1e-5 beats 1e-8", PAPER, "Adam, eps 1e-5", "Adam, eps 1e-8", "area"),
+        Claim("eps 1e-5 beats 1e-8", "", "Adam, eps 1e-5", "Adam, eps 1e-8", "area"),
         Claim("Adam beats RMSProp", "", "Adam, eps 1e-5", "RMSProp", "area"),
     ),
 )

@@ -35,7 +35,8 @@ def ladder(tiny: bool, **settings) -> Scale:
 
 
 def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
-    """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>.
+    """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>; the
+    judge has held-out examples.
 
     The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for nothing else.
     """
@@ -47,7 +48,8 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
         task="spelling", tokens="bytes", width=160, prompt_length=24, response_length=16, sft_steps=200, sft_lr=1e-3, lora=0,
         batch_size=64, steps=40, lr=3e-4, kl_coef=0.0, kl_adaptive=False, eval_every=0, tiny=tiny,
     )  # fmt: skip
-    options = replace(stages.smaller(options) if tiny else options, **settings)
+    options = replace(stages.smaller(options), batch_size=options.batch_size) if tiny else options  # arms cut it in minibatches
+    options = replace(options, **settings)
     task, examples = tasks.task_of(options), sources.load_examples(options)
 
     def load(config):
@@ -59,7 +61,7 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
 
     policy = load(options)
     options = replace(options, eos=policy.tokenizer.eos_id, pad=policy.tokenizer.pad_id)
-    prompts, _ = measure.prompt_set(options, policy, task, examples.train)
+    prompts, unseen = (measure.prompt_set(options, policy, task, part)[0] for part in (examples.train, examples.test))
     right = task_rewards.make_reward(options, policy)
     (letter,) = policy.tokenizer.encode("e")
 
@@ -72,8 +74,10 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
         gold, (score, _) = right.fn(right.params, rollout)[0], reward(right.params, rollout)
         return {"score": score.mean(), "gold": gold.mean(), **ladder.by_outcome(rollout.mask.sum(1), gold > 0)}
 
-    parts = algorithms.make_parts
-    return Scale("small", options, (options.task,), load, reward, lambda run: prompts, parts, judge, ladder.JUDGED)
+    parts, deal = algorithms.make_parts, lambda run: prompts
+    return Scale(
+        "small", options, (options.task,), load, reward, deal, parts, judge, ladder.JUDGED, unseen=lambda run: unseen
+    )  # fmt: skip
 
 
 def smollm2(tiny: bool, **settings) -> Scale:
@@ -87,7 +91,7 @@ def smollm2(tiny: bool, **settings) -> Scale:
         dtype="float32", steps=30, batch_size=32, response_length=16, kl_coef=0.05, kl_adaptive=False, eval_every=0,
         save_every=10, test_prompts=128, tiny=tiny,
     )  # fmt: skip
-    config = replace(config, batch_size=8, response_length=6, test_prompts=8) if tiny else config
+    config = replace(config, response_length=6, test_prompts=8) if tiny else config
     nothing = lambda *_: None  # what only many runs in one program need
     return Scale(
         "smollm2", replace(config, **settings), ("sentiment",), nothing, nothing, nothing, algorithms.make_parts, seeds=3,
@@ -109,12 +113,12 @@ def one_review_run(config, arm: Arm, run) -> dict:
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
     own = replace(config, runs=str(root), seed=run.seed)
     own = replace(own, **settings_of(own, arm))
-    settings = json.dumps({name: x for name, x in tracking.settings_of(own).items() if name != "runs"}, sort_keys=True)
+    settings = json.dumps(tracking.settings_of(own), sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
     words = f"{config.name} {run.arm} {run.seed} {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     own = replace(own, name=re.sub(r"[^a-z0-9]+", "-", words.lower()))
     place = root / own.name
     if (place / "numbers.json").exists():
-        return json.loads((place / "numbers.json").read_text())
+        return json.loads((place / "numbers.json").read_text()) | {"minutes": tracking.minutes(place)}
     own, policy = train.load_policy(replace(own, resume=(place / "config.json").exists()))
     reviews, parts, opening = sentiment.load_prompts(own, policy)
     # one reward for all arms and seeds
@@ -137,7 +141,7 @@ def one_review_run(config, arm: Arm, run) -> dict:
     numbers |= {"gold": judged["sentiment"], "nats": judged["kl"], "distinct_2": judged["distinct_2"]}
     numbers["versions"] = tracking.versions()
     tracking.write_whole(place / "numbers.json", json.dumps(numbers) + "\n")
-    return numbers
+    return numbers | {"minutes": tracking.minutes(place)}
 
 
 SCALES = {"ladder": ladder, "small": small, "smollm2": smollm2}

@@ -1,7 +1,8 @@
 """Updates on samples of an older policy.
 
 Question   Every row is learned from once, in minibatches of 16. How much is lost when more minibatches are sampled
-           before the first of them is learned from? Judged is the policy after all 320 updates.
+           before the first of them is learned from? With 16 updates a batch a row is up to 15 updates old, half of that in the
+           mean. Judged is the policy after all updates, of which each arm has as many (on the ladder 320).
 Paper      Asynchronous RLHF, https://arxiv.org/abs/2410.18252
 Changed    First asked was the reward of all steps, of which an arm had five. That record is withdrawn.
 Command    python experiments/ablations/staleness.py
@@ -17,24 +18,24 @@ from scales import AblationConfig, Arm, Claim, Question, run
 from jaxppo import cli
 
 PAPER = "https://arxiv.org/abs/2410.18252"
-LATER = {f"{updates} update{'s' * (updates > 1)} a batch": updates for updates in (1, 4, 16, 64)}  # 320 updates of 16 rows in all
+LATER = {f"{updates} update{'s' * (updates > 1)} a batch": updates for updates in (1, 4, 16, 64)}  # of 16 rows each
 QUESTION = Question(
     "staleness",
     # not whitened: the mean and the deviation would be of 16 rows in one arm and of 1,024 in another
     {
-        name: Arm({"batch_size": 16 * n, "minibatches": n, "steps": 320 // n, "whiten_advantages": False})
+        name: Arm({"batch_size": 16 * n, "minibatches": n, "whiten_advantages": False}, times={"steps": 4 / n})
         for name, n in LATER.items()
     },
     (
-        Claim("a batch that is 16 updates old costs the policy reward", PAPER, "1 update a batch", "16 updates a batch", "score"),
-        Claim("a batch that is 64 updates old costs the policy reward", PAPER, "1 update a batch", "64 updates a batch", "score"),
+        Claim("rows up to 15 updates old cost the policy reward", PAPER, "1 update a batch", "16 updates a batch", "score"),
+        Claim("rows up to 63 updates old cost the policy reward", PAPER, "1 update a batch", "64 updates a batch", "score"),
     ),
     ("end", "score"),
 )
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options)
+    run(QUESTION, options, small={"steps": 48})  # a multiple of 16, so that all have equally many updates
 
 
 if __name__ == "__main__":

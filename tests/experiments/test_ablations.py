@@ -1,6 +1,8 @@
 """The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (in CI tests/test_ablation.py asks one
 question twice)."""
 
+import dataclasses
+import importlib
 import json
 import os
 import re
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import tracking
+from jaxppo import ablation, algorithms, tracking
+from jaxppo import config as config_of
 
 pytestmark = pytest.mark.ci
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -48,7 +51,7 @@ def refused(monkeypatch, capsys):
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_an_ablation(tmp_path, name):
     out = run(f"ablations/{name}", "--tiny", "--results", str(tmp_path))
-    record = json.loads((tmp_path / f"{name}-ladder.json").read_text())
+    record = json.loads((tmp_path / f"{name}-ladder-tiny.json").read_text())
     assert record["question"] == name and {row["seed"] for row in record["runs"]} == {0, 1}
     for claim in record["claims"]:
         assert claim["verdict"] in ("agrees", "disagrees", "not decided") and f"{claim['says']}: {claim['verdict']}" in out
@@ -58,7 +61,7 @@ def test_an_ablation(tmp_path, name):
 @pytest.mark.parametrize("name", ["gamma", "architectures"])
 def test_an_ablation_of_a_language_task(tmp_path, name):
     run(f"ablations/{name}", "--tiny", "--scale", "small", "--results", str(tmp_path))
-    record = json.loads((tmp_path / f"{name}-small.json").read_text())
+    record = json.loads((tmp_path / f"{name}-small-tiny.json").read_text())
     assert record["tasks"] == ["spelling"] and record["config"]["task"] == "spelling"
     assert str(tmp_path) not in json.dumps(record)
 
@@ -68,13 +71,29 @@ def test_an_ablation_on_smollm2_goes_on_where_it_was(tmp_path):
     """Tiny: a random network takes its place. The second time nothing is trained."""
     call = lambda: run("ablations/controller", "--tiny", "--scale", "smollm2", "--results", str(tmp_path), cwd=tmp_path)
     assert call().count("step 2/2") == 6  # three arms, two seeds
-    first = json.loads((tmp_path / "controller-smollm2.json").read_text())
+    first = json.loads((tmp_path / "controller-smollm2-tiny.json").read_text())
     assert list(first["arms"]) == ["none", "fixed .1", "adaptive, 3 nats"]
     pairs = {(claim["better"], claim["worse"]) for claim in first["claims"]}  # those of the three arms, and no others
     assert pairs == {("adaptive, 3 nats", "none"), ("adaptive, 3 nats", "fixed .1"), ("fixed .1", "none")}
     assert "gold" in first["runs"][0] and first["runs"][0]["versions"] == first["about"]["versions"]
     assert call().count("step 2/2") == 0
-    assert json.loads((tmp_path / "controller-smollm2.json").read_text())["runs"] == first["runs"]
+    assert json.loads((tmp_path / "controller-smollm2-tiny.json").read_text())["runs"] == first["runs"]
+
+
+@pytest.mark.parametrize("name", ["advantages", "controller", "epochs", "kl"])
+@pytest.mark.parametrize("tiny", [False, True])
+def test_settings_on_smollm2_can_run(monkeypatch, name, tiny):
+    """Checked without a run: what a script asks there, and of what size."""
+    monkeypatch.syspath_prepend(EXPERIMENTS / "ablations")
+    scales, script = importlib.import_module("scales"), importlib.import_module(name)
+    asked = {}
+    monkeypatch.setattr(script, "run", lambda question, options, **settings: asked.update(settings["smollm2"]))
+    script.main(ablation.AblationConfig(scale="smollm2", tiny=tiny))
+    for arm in asked.pop("arms"):
+        config = scales.smollm2(tiny, **asked).config
+        own = dataclasses.replace(config, **ablation.settings_of(config, script.QUESTION.arms[arm]))
+        config_of.validate_run(own)
+        algorithms.check(own)
 
 
 def test_a_question_without_arms_for_a_scale(refused, tmp_path):
@@ -93,7 +112,7 @@ def test_a_sweep_says_what_it_saved(tmp_path):
     assert re.search(
         r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; one after the other they would take [\d.]+ times", out
     )
-    assert set(json.loads((tmp_path / "sweep-ladder.json").read_text())["arms"]) == {"lr 0.001", "lr 0.003"}
+    assert set(json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["arms"]) == {"lr 0.001", "lr 0.003"}
 
 
 @pytest.mark.slow
@@ -105,8 +124,12 @@ def test_tuning_ends_with_a_file_of_settings(tmp_path):
     assert "written: " in out and {line.split(":")[0] for line in file.read_text().splitlines()} == {"lr", "lam", "steps"}
     # the file is one that any script takes
     run("sweep", "--tiny", "--no-alone", "--seeds", "2", "--tasks", "token", "--config", str(file), "--results", str(tmp_path))
-    settings = json.loads((tmp_path / "sweep-ladder.json").read_text())["config"]
+    settings = json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["config"]
     assert f"lr: {settings['lr']}" in file.read_text()
+
+
+def test_one_in_one_goes_on_for_ever(refused, tmp_path):
+    assert "--keep 1: of so many candidates one goes on" in refused("tune", "--keep", "1", "--out", str(tmp_path / "x.yaml"))
 
 
 @pytest.mark.parametrize("text", ["lr=0:1:log", "lr=1:2:exp", "loss=1:2", "lr=.1"])
