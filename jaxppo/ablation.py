@@ -112,6 +112,9 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     Raises UserError for a claim about an arm or a number that is not there, or settings that cannot run.
     """
     check(question, scale)
+    for name, least in (("seeds", 0), ("steps", 0), ("at_once", 1)):
+        if getattr(options, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     seeds, steps = (2, 2) if options.tiny else (options.seeds or scale.seeds, options.steps or scale.config.steps)
     scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=steps, tiny=False))
     whole = lambda arm: arm if not options.tiny else arm._replace(times={k: x for k, x in arm.times.items() if k != "steps"})

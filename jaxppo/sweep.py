@@ -7,7 +7,8 @@ What `SWEPT` lists may differ inside of a program. Settings that change the prog
 of the data, noise, optimizer and counters; one that diverges stays in, with what it did. Frozen weights exist once. There is no
 folder, so what a training run does besides its steps is not done: evaluation, checkpoints, and ending early.
 
-With several devices the runs are dealt out to them; they have nothing to say to each other but when to stop decoding.
+With several devices the runs are dealt out to them; they have nothing to say to each other but when to stop decoding. Where they
+do not divide, the last run is done more than once.
 """
 
 import dataclasses
@@ -198,11 +199,13 @@ def run(
     """
     if len(programs(runs, config)) > 1:
         raise UserError("these runs need more than one program; cut them by sweep.programs")
+    asked, where = len(runs), placement(len(runs), devices)
+    runs = [*runs, *[runs[-1]] * (-len(runs) % where.num_devices)]
     each = [dataclasses.replace(config, **run.settings, seed=run.seed) for run in runs]
     for settings in each:
         validate_run(settings)
     names = [name for name, x in runs[0].settings.items() if name in SWEPT and x is not None]
-    begun, where = start(each, load), placement(len(runs), devices)
+    begun = start(each, load)
     values, params = jax.device_put(
         ({name: np.asarray([run.settings[name] for run in runs], np.float32) for name in names}, begun.params), where
     )
@@ -217,22 +220,23 @@ def run(
         live, metrics = step(values, live, frozen, jax.device_put(jax.tree.map(lambda *x: np.stack(x), *batches), where))
         rows.append(metrics)
         if tell:
-            tell(done + config.steps_per_call, jax.device_get(metrics))
+            tell(done + config.steps_per_call, jax.tree.map(lambda x: x[:asked], jax.device_get(metrics)))
     join = lambda *x: np.stack(x, 1) if config.steps_per_call == 1 else np.concatenate(x, 1)
     metrics, live = jax.tree.map(join, *jax.device_get(rows)), jax.device_get(live)
     pick = lambda tree, i: jax.tree.map(lambda x: x[i], tree)
     kept = lambda i: begun.frozen if begun.shared else pick(begun.frozen, i)
-    return [Result(run, pick(metrics, i), pick(live, i).replace(frozen=kept(i))) for i, run in enumerate(runs)]
+    return [Result(run, pick(metrics, i), pick(live, i).replace(frozen=kept(i))) for i, run in enumerate(runs[:asked])]
 
 
 def placement(runs: int, devices: Sequence | None = None) -> NamedSharding:
-    """Where arrays with a leading dimension of runs go: in equal shares on as many of the devices as there can be.
+    """Where arrays with a leading dimension of runs go: in equal shares, as small as they can be, on as few devices as have them.
 
     >>> placement(6, jax.devices()[:1]).num_devices
     1
     """
     found = list(jax.devices() if devices is None else devices)
-    count = max(n for n in range(1, len(found) + 1) if runs % n == 0)
+    share = -(-runs // len(found))
+    count = -(-runs // share)
     mesh = jax.make_mesh((count,), (AXIS,), devices=found[:count], axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec(AXIS))
 

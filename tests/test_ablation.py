@@ -183,6 +183,12 @@ def test_a_claim_about_an_arm_that_is_not_there():
         ablation.ask(question, SCALE, AblationConfig())
 
 
+@pytest.mark.parametrize("option", ["seeds", "steps", "at_once"])
+def test_numbers_that_make_no_sense(option):
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} must be at least"):
+        ablation.ask(Question("q", {"a": Arm()}, ()), SCALE, AblationConfig(**{option: -1}))
+
+
 def test_a_number_that_nobody_measures_is_asked_for_before_anything_is_trained():
     question = Question("q", {"a": Arm()}, (), ("end", "gold"))
     with pytest.raises(UserError, match="q asks for gold, which is not measured at --scale plain"):

@@ -17,7 +17,7 @@ CONFIG = replace(RUN, steps=3, lr=1e-4, batch_size=8, kl_coef=0.05, kl_adaptive=
 
 def reward(params, rollout):
     """A number that another token at any place changes; sums of it are exact."""
-    places = jnp.arange(1, rollout.response.shape[1] + 1)
+    places = jnp.arange(1, rollout.response.shape[1] + 1)[None]
     score = ((rollout.response * places % 101 + 1) * rollout.mask).sum(1) / 1024
     return score, score > -1
 
@@ -93,9 +93,15 @@ def test_seeds_differ_and_a_run_that_diverges_stays_in(six):
 
 @pytest.mark.ci
 def test_devices_share_the_runs(six, prompts):
-    many = everything(CONFIG, RUNS, prompts, devices=jax.devices()[:8])
+    """Five runs on three devices: the last is done twice, and told and returned once."""
+    seen = []
+    tell = lambda done, metrics: seen.append((done, metrics["reward"].shape))
+    many = everything(CONFIG, RUNS[:5], prompts, devices=jax.devices()[:4], tell=tell)
+    assert [(x.run.arm, x.run.seed) for x in many] == [(run.arm, run.seed) for run in RUNS[:5]]
+    assert seen == [(1, (5,)), (2, (5,)), (3, (5,))]
     assert sweep.placement(6, jax.devices()[:8]).num_devices == 6
-    assert sweep.placement(6, jax.devices()[:4]).num_devices == 3  # 6 do not divide over 4
+    assert sweep.placement(5, jax.devices()[:4]).num_devices == 3  # two on each: a fourth would have none
+    assert sweep.placement(9, jax.devices()[:8]).num_devices == 5  # two on each, and one of them for nothing
     for a, b in zip(six[:4], many):
         np.testing.assert_array_equal(a.metrics["reward"], b.metrics["reward"])
         toys.assert_close(a.state.params, b.state.params, atol=1e-6)

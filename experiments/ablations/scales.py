@@ -1,7 +1,8 @@
 """Where the ablations are asked: `--scale` of each script.
 
 ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
-small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in four minutes)
+small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in three minutes); the
+          arms that claims are about, about four minutes of a core for each
 smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
           that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
 """
@@ -155,6 +156,9 @@ def run(question: Question, options: AblationConfig, **settings) -> dict:
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(SCALES)}")
     chosen = dict(settings.get(options.scale, {}))
+    if options.scale == "small":
+        named = {name for claim in question.claims for name in (claim.better, claim.worse)}
+        chosen["arms"] = [name for name in question.arms if name in named]
     if arms := chosen.pop("arms", None):
         claims = tuple(claim for claim in question.claims if {claim.better, claim.worse} <= set(arms))
         question = question._replace(arms={name: question.arms[name] for name in arms}, claims=claims)
