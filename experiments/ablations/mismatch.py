@@ -5,6 +5,12 @@ Question   The sampler is made hotter, or its weights and last hidden states are
            samples of their own, not by the changed sampler's. `first_ratio_off` is the largest |scorer / sampler - 1| here.
 Paper      https://fengyao.notion.site/off-policy-rl; on precision: https://arxiv.org/abs/2510.26788.
 Command    python experiments/ablations/mismatch.py
+Found      4 minutes at --scale ladder on a core that other work shared.
+           a hot sampler costs the policy reward: not decided (reward of the trained policy -.000, 95 % interval -.031 to
+           +.030).
+           correction repairs a hot sampler: not decided (reward of the trained policy +.024, 95 % interval -.003 to +.050).
+           a sampler in bfloat16 costs the policy reward: disagrees (reward of the trained policy -.023, 95 % interval -.039 to
+           -.008).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

@@ -7,10 +7,10 @@ Paper      Asynchronous RLHF, https://arxiv.org/abs/2410.18252
 Changed    First asked was the reward of all steps, of which an arm had five. That record is withdrawn.
 Command    python experiments/ablations/staleness.py
 Found      3 minutes at --scale ladder on a core that other work shared.
-           a batch that is 16 updates old costs the policy reward: disagrees (reward of the trained policy -.067, 95 % interval
-           -.079 to -.056).
-           a batch that is 64 updates old costs the policy reward: agrees (reward of the trained policy +.421, 95 % interval
-           +.396 to +.446).
+           rows up to 15 updates old cost the policy reward: disagrees (reward of the trained policy -.067, 95 % interval -.079
+           to -.056).
+           rows up to 63 updates old cost the policy reward: agrees (reward of the trained policy +.421, 95 % interval +.396 to
+           +.446).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

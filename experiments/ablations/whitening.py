@@ -8,6 +8,8 @@ Changed    The first paper was cited for whitened advantages, of which it says n
 Command    python experiments/ablations/whitening.py
 Found      3 minutes at --scale ladder on a core that other work shared.
            whitened advantages beat plain ones: not decided (reward of all steps +.002, 95 % interval -.017 to +.021).
+           scores over their running deviation beat plain ones: disagrees (reward of all steps -.086, 95 % interval -.101 to
+           -.071).
            whitened token rewards beat plain ones: disagrees (reward of all steps -.069, 95 % interval -.082 to -.057).
            scores of mean 0 and deviation 1 beat plain ones: not decided (reward of all steps +.015, 95 % interval +.001 to
            +.030).
