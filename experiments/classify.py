@@ -30,6 +30,8 @@ class Classify(RunConfig):
     minibatches: int = 1
     steps: int = 1950
     optimizer: str = "adamw"
+    model: str = ""
+    model_kind: str = "classifier"
     lora: int = 0
     value_loss: str = "none"
     eval_every: int = 130

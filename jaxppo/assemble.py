@@ -61,11 +61,14 @@ def load_policy(config: C, *, reward: Params | None = None, dropout: float | Non
     """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
 
     `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.
-    `dropout`: in place of the checkpoint's own. Raises UserError for a `model_kind` that is not the checkpoint's.
+    `dropout`: in place of the checkpoint's own. Raises UserError for a `model_kind` that is not the checkpoint's, and
+    for a classifier (experiments/classify.py), which is no policy.
 
     With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
     reference is a second copy.
     """
+    if config.model_kind == "classifier":
+        raise UserError(f"{config.name} is a classifier of texts: it says which they are, and writes none")
     if config.tiny:
         return put_together(config, *tiny(config.seed, config.model_kind), reward=reward)
     loaded = pretrained.load(config.model)

@@ -2,13 +2,14 @@
 
 import json
 import re
+import sys
 
 import jax
 import numpy as np
 import pytest
 from test_experiments import run
 
-from jaxppo import checkpoint, tracking
+from jaxppo import checkpoint, cli, tracking
 from jaxppo.rewards import classifier
 
 pytestmark = pytest.mark.ci
@@ -55,7 +56,7 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     assert np.abs(best["embedding"]).max() > 0 and (best["net"]["out"]["kernel"] != like["net"]["out"]["kernel"]).any()
 
 
-def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path):
+def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path, capsys, monkeypatch):
     data = written(tmp_path / "texts.jsonl")
     options = ["--tiny", "--data", str(data), "--runs", str(tmp_path), "--results", str(tmp_path / "results")]
     options += ["--eval-every", "2", "--save-every", "2", "--lr-schedule", "constant"]
@@ -65,6 +66,10 @@ def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path):
     whole, parts = (tracking.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert [row["loss"] for row in whole] == [row["loss"] for row in parts] and len(whole) == 4
     records = [json.loads((tmp_path / "results" / "classify" / f"{name}.json").read_text()) for name in ("whole", "parts")]
+    with pytest.raises(SystemExit) as stop:
+        monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path / "whole"), "a prompt"])
+        cli.main()
+    assert stop.value.code == 2 and "whole is a classifier of texts" in capsys.readouterr().err
     assert records[0]["result"] == records[1]["result"] and records[0]["config"]["layers"] == ["convolution", "pool", "gru"]
 
 
