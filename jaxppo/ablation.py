@@ -26,7 +26,7 @@ from jaxppo.statistics import FEW, Difference, bootstrap, difference, iqm, over_
 from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 TAIL = 10  # parts of a run, of which the last is its end
-MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "diverged", "first_ratio_off"}  # of every run
+MEASURES = {"end", "area", "kl", "entropy", "mean_entropy", "length", "first_ratio_off"}  # of every run
 JUDGED = 256  # rollouts of each policy that a judge reads, or as many more as a batch has
 
 

@@ -5,6 +5,11 @@ Question   Does dropout above 0 make policy optimisation unstable (RL4LMs' claim
            it samples is no loss of learning.
 Paper      RL4LMs, https://arxiv.org/abs/2210.01241
 Command    python experiments/ablations/dropout.py
+Found      2 minutes at --scale ladder on a core that other work shared.
+           without dropout a better policy is learned than with .1: not decided (reward of the trained policy +.020, 95 %
+           interval -.023 to +.064).
+           without dropout a better policy is learned than with .3: agrees (reward of the trained policy +.104, 95 % interval
+           +.074 to +.135).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
@@ -38,7 +43,7 @@ QUESTION = Question(
         Claim("without dropout a better policy is learned than with .1", PAPER, "0.0", "0.1", "score"),
         Claim("without dropout a better policy is learned than with .3", PAPER, "0.0", "0.3", "score"),
     ),
-    ("end", "area", "score", "first_ratio_off", "diverged"),
+    ("end", "area", "score", "first_ratio_off"),
 )
 
 
