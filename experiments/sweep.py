@@ -35,9 +35,8 @@ def main(options: Sweep) -> None:
     train.use_compilation_cache()
     if unknown := set(options.tasks) - set(ladder.RUNGS):
         raise UserError(f"--tasks {sorted(unknown)[0]}: choose from {', '.join(ladder.RUNGS)}")
-    arms = {
-        run.arm: ablation.Arm(run.settings, first_seed=options.seed) for run in sweep.grid(sweep.parse(options.sweep), seeds=[0])
-    }
+    values = sweep.grid(sweep.parse(options.sweep), seeds=[0])
+    arms = {run.arm: ablation.Arm(run.settings, first_seed=options.seed) for run in values}
     question = ablation.Question("sweep", arms, (), ("end", "area", "entropy", "kl"))
     deal = lambda run: ladder.Deal(run.task)
     scale = ablation.Scale("ladder", options, options.tasks, ladder.load, ladder.reward, deal, algorithms.make_parts)
@@ -47,9 +46,8 @@ def main(options: Sweep) -> None:
     ablation.ask(question, scale, asked)
     if options.alone:
         settings = dict(next(iter(arms.values())).settings)
-        runs = [sweep.Run("", seed, settings, task) for seed in range(options.seeds) for task in options.tasks][
-            : options.at_once
-        ]  # whatever they begin with
+        seeds = range(options.seed, options.seed + options.seeds)
+        runs = [sweep.Run("", seed, settings, task) for seed in seeds for task in options.tasks][: options.at_once]
         print(sweep.saved(options, runs, ladder.load, lambda s: algorithms.make_parts(s, ladder.reward), deal))
 
 

@@ -143,6 +143,7 @@ MEASURES = {
     "end": "reward at the end",
     "area": "reward of all steps",
     "kl": "nats to the reference",
+    "-kl": "fewer nats to the reference",
     "mean_entropy": "entropy of all steps",
     "entropy": "entropy at the end",
     "score": "reward of the trained policy",
@@ -153,11 +154,11 @@ MEASURES = {
 def measured(metric: str) -> str:
     """In words; what is better when it is less, is counted so.
 
-    >>> measured("-kl")
-    'less nats to the reference'
+    >>> measured("-kl"), measured("-length")
+    ('fewer nats to the reference', 'less length')
     """
     name = metric.lstrip("-")
-    return "less " * metric.startswith("-") + MEASURES.get(name, name)
+    return MEASURES.get(metric) or "less " * metric.startswith("-") + MEASURES.get(name, name)
 
 
 def ablations() -> str:

@@ -10,7 +10,7 @@ Found      4 minutes at --scale ladder on a core that other work shared.
            full training learns more than rank 4: agrees (reward of all steps +.533, 95 % interval +.504 to +.562).
            and more than rank 4 at three times its rate: agrees (reward of all steps +.528, 95 % interval +.500 to +.556).
            rank 16 learns more than rank 1: agrees (reward of all steps +.019, 95 % interval +.016 to +.023).
-           rank 4 stays nearer to the reference than full training: agrees (less nats to the reference +8.659, 95 % interval
+           rank 4 stays nearer to the reference than full training: agrees (fewer nats to the reference +8.659, 95 % interval
            +8.457 to +8.861).
 """
 

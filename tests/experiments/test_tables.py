@@ -93,7 +93,7 @@ def test_what_was_found_in_a_docstring(tables):
     text = '"""A question.\n\nCommand    python x.py\n"""\n\nrest = """no docstring"""\n'
     want = (
         '"""A question.\n\nCommand    python x.py\nFound      2 minutes at --scale ladder on a core that other work shared.\n'
-        "           more is more: agrees (less nats to the reference +.500, 95 % interval +.250 to +.750).\n"
+        "           more is more: agrees (fewer nats to the reference +.500, 95 % interval +.250 to +.750).\n"
         '"""\n\nrest = """no docstring"""\n'
     )
     assert tables.documented(text, [record]) == want
