@@ -226,6 +226,8 @@ def load(monkeypatch):
 
 def test_there_are_sixteen_questions():
     assert len(scripts()) == 16
+    records = {path.stem for path in (SCRIPTS.parent / "results" / "ablations").glob("*-ladder.json")}
+    assert records == {f"{name}-ladder" for name in scripts()}  # each was asked
 
 
 @pytest.mark.parametrize("name", scripts())

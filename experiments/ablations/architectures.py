@@ -4,6 +4,9 @@ Question   Which architecture learns fastest from a reward, at 12,700 parameters
 Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
            https://arxiv.org/abs/1910.06764.
 Command    python experiments/ablations/architectures.py
+Found      3 minutes at --scale ladder on a core that other work shared.
+           an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 % interval +.048 to +.092).
+           a GRU learns faster than a plain transformer: agrees (reward of all steps +.108, 95 % interval +.088 to +.129).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

@@ -6,11 +6,11 @@ Question   Every row is learned from once, in minibatches of 16. How much is los
 Paper      Asynchronous RLHF, https://arxiv.org/abs/2410.18252
 Changed    First asked was the reward of all steps, of which an arm had five. That record is withdrawn.
 Command    python experiments/ablations/staleness.py
-Found      3 minutes at --scale ladder on a core that other work shared.
-           rows up to 15 updates old cost the policy reward: disagrees (reward of the trained policy -.067, 95 % interval -.079
-           to -.056).
-           rows up to 63 updates old cost the policy reward: agrees (reward of the trained policy +.421, 95 % interval +.396 to
-           +.446).
+Found      1 minutes at --scale ladder on a core that other work shared.
+           rows up to 15 updates old cost the policy reward: disagrees (reward of the trained policy -.072, 95 % interval -.091
+           to -.054).
+           rows up to 63 updates old cost the policy reward: agrees (reward of the trained policy +.420, 95 % interval +.391 to
+           +.449).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
