@@ -6,11 +6,11 @@ Paper      RLOO: https://arxiv.org/abs/2402.14740. GRPO: https://arxiv.org/abs/2
 Changed    In the first record the critic's advantages were whitened and the others were not, and the group's were divided by its
            deviation: two claims, which agreed, mixed a baseline with a scale. That record is withdrawn.
 Command    python experiments/ablations/advantages.py
-Found      7 minutes at --scale ladder on a core that other work shared.
-           leave-one-out beats PPO with a critic: agrees (reward of all steps +.024, 95 % interval +.004 to +.044).
-           a group's baseline beats none: agrees (reward of all steps +.067, 95 % interval +.032 to +.102).
-           a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of all steps -.004, 95 % interval
-           -.019 to +.010).
+Found      5 minutes at --scale ladder on a core that other work shared.
+           leave-one-out beats PPO with a critic: agrees (reward of all steps +.027, 95 % interval +.014 to +.039).
+           a group's mean as baseline beats none: agrees (reward of all steps +.071, 95 % interval +.044 to +.097).
+           a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of all steps -.010, 95 % interval
+           -.021 to +.001).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
