@@ -6,6 +6,9 @@ Method     Random draws within ranges; each round trains every candidate from th
            (https://arxiv.org/abs/1502.07943). The configured settings take part; at the end both run on new seeds.
 Command    python experiments/tune.py                          # --ranges lr=1e-4:1e-1:log lam=.5:1; ends with tuned.yaml
            python experiments/sweep.py --config tuned.yaml     # these settings on other seeds: --seed 100
+Minutes    3 to 4 on one core that other work shared.
+Found      On the ladder, 40 steps: lr .0128, clip_high .599, lam .919, entropy_coef .0005 end .113 higher than the configured
+           settings on eight new seeds (95 % interval +.077 to +.150).
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """Where the ablations are asked: `--scale` of each script.
 
 ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
-small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in three minutes); the
+small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in a minute); the
           arms that claims are about, about four minutes of a core for each
 smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
           that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
@@ -44,14 +44,17 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
     import jax.numpy as jnp
 
     from jaxppo import algorithms, ladder, measure, sources, stages, task_rewards, tasks, train
+    from jaxppo.data.examples import Examples
 
     options = tasks.TaskConfig(
-        task="spelling", tokens="bytes", width=160, prompt_length=24, response_length=16, sft_steps=200, sft_lr=1e-3, lora=0,
+        task="spelling", tokens="bytes", width=160, prompt_length=10, response_length=12, sft_steps=120, sft_lr=2e-3, lora=0,
         batch_size=64, steps=40, lr=3e-4, kl_coef=0.0, kl_adaptive=False, eval_every=0, tiny=tiny,
     )  # fmt: skip
     options = replace(stages.smaller(options), batch_size=options.batch_size) if tiny else options  # arms cut it in minibatches
     options = replace(options, **settings)
-    task, examples = tasks.task_of(options), sources.load_examples(options)
+    task, found = tasks.task_of(options), sources.load_examples(options)
+    bare = lambda part: [x._replace(prompt=x.prompt.removeprefix("Spell backward: ")) for x in part]  # all that it takes, whole
+    examples = Examples(*map(bare, found))
 
     def load(config):
         root = Path(config.runs) / f"ablations-{config.model_kind}-{config.width}{'-tiny' * tiny}"
