@@ -47,7 +47,7 @@ def main(options: Sweep) -> None:
     if options.alone:
         settings = dict(next(iter(arms.values())).settings)
         seeds = range(options.seed, options.seed + options.seeds)
-        runs = [sweep.Run("", seed, settings, task) for seed in seeds for task in options.tasks][: options.at_once]
+        runs = [sweep.Run("", seed, settings, task) for seed in seeds for task in options.tasks][: options.at_once or None]
         print(sweep.saved(options, runs, ladder.load, lambda s: algorithms.make_parts(s, ladder.reward), deal))
 
 

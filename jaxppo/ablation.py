@@ -83,6 +83,8 @@ class Scale(NamedTuple):
     """trains one run where several do not fit into a program, and says its numbers; what it has done it need not do again"""
     seeds: int = 8
     """runs of each arm and task, unless the options say more"""
+    at_once: int = 64
+    """most runs in one program, unless the options say less"""
     unseen: Callable[[sweep.Run], Batches] | None = None
     """what the judge has answered; where there is none, the prompts of the training, with noise that no step has seen"""
 
@@ -97,8 +99,8 @@ class AblationConfig:
     """runs of each arm and task; 0 = as the scale has them"""
     steps: int = 0
     """training steps; 0 = as the scale has them"""
-    at_once: int = 64
-    """most runs in one program"""
+    at_once: int = 0
+    """most runs in one program; 0 = as the scale has them"""
     results: str = ""
     """folder that gets <question>-<scale>.json; empty = none"""
     tiny: bool = False
@@ -112,7 +114,7 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     Raises UserError for a claim about an arm or a number that is not there, or settings that cannot run.
     """
     check(question, scale)
-    for name, least in (("seeds", 0), ("steps", 0), ("at_once", 1)):
+    for name, least in (("seeds", 0), ("steps", 0), ("at_once", 0)):
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     seeds, steps = (2, 2) if options.tiny else (options.seeds or scale.seeds, options.steps or scale.config.steps)
@@ -125,7 +127,7 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
     if set(metrics(question)) <= MEASURES:  # nothing asks for the judge
         scale = scale._replace(judge=None)
     found = by_itself(scale, rows) if scale.alone else [
-        row for group in programs(scale, rows, options.at_once) for row in train(scale, *group)
+        row for group in programs(scale, rows, options.at_once or scale.at_once) for row in train(scale, *group)
     ]  # fmt: skip
     order = {name: number for number, name in enumerate(question.arms)}
     found.sort(key=lambda row: (order[row["arm"]], scale.tasks.index(row["task"]), row["seed"]))

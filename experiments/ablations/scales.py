@@ -2,7 +2,7 @@
 
 ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
 small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in a minute); the
-          arms that claims are about, about four minutes of a core for each
+          arms that claims are about, about two minutes of a core for each
 smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
           that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
 """
@@ -48,7 +48,7 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
 
     options = tasks.TaskConfig(
         task="spelling", tokens="bytes", width=160, prompt_length=10, response_length=12, sft_steps=120, sft_lr=2e-3, lora=0,
-        batch_size=64, steps=40, lr=3e-4, kl_coef=0.0, kl_adaptive=False, eval_every=0, tiny=tiny,
+        batch_size=64, steps=40, lr=5e-5, kl_coef=0.0, kl_adaptive=False, eval_every=0, tiny=tiny,
     )  # fmt: skip
     options = replace(stages.smaller(options), batch_size=options.batch_size) if tiny else options  # arms cut it in minibatches
     options = replace(options, **settings)
@@ -80,7 +80,8 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
 
     parts, deal = algorithms.make_parts, lambda run: prompts
     return Scale(
-        "small", options, (options.task,), load, reward, deal, parts, judge, ladder.JUDGED, unseen=lambda run: unseen
+        "small", options, (options.task,), load, reward, deal, parts, judge, ladder.JUDGED, at_once=8,
+        unseen=lambda run: unseen,
     )  # fmt: skip
 
 
