@@ -7,12 +7,12 @@ Question   How much rank does policy optimisation need, and how far from the ref
 Paper      LoRA, https://arxiv.org/abs/2106.09685; LoRA learns less and forgets less,
            https://arxiv.org/abs/2405.09673.
 Command    python experiments/ablations/adapters.py
-Found      4 minutes at --scale ladder on a core that other work shared.
-           full training learns more than rank 4: agrees (reward of all steps +.533, 95 % interval +.504 to +.562).
-           and more than rank 4 at three times its rate: agrees (reward of all steps +.528, 95 % interval +.500 to +.556).
+Found      1 minutes at --scale ladder on a core that other work shared.
+           full training learns more than rank 4: agrees (reward of all steps +.533, 95 % interval +.506 to +.560).
+           and more than rank 4 at ten times its rate: agrees (reward of all steps +.527, 95 % interval +.500 to +.554).
            rank 16 learns more than rank 1: agrees (reward of all steps +.019, 95 % interval +.016 to +.023).
-           rank 4 stays nearer to the reference than full training: agrees (fewer nats to the reference +8.659, 95 % interval
-           +8.457 to +8.861).
+           rank 4 stays nearer to the reference than full training: agrees (fewer nats to the reference +8.631, 95 % interval
+           +8.442 to +8.820).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
