@@ -8,6 +8,10 @@ Found      3 minutes at --scale ladder on a core that other work shared.
            clip-higher keeps more entropy: not decided (entropy of all steps -.020, 95 % interval -.041 to +.000).
            clip-higher ends with more entropy: not decided (entropy at the end -.001, 95 % interval -.026 to +.024).
            clip-higher learns more: not decided (reward of all steps -.001, 95 % interval -.022 to +.020).
+           10 minutes at --scale small on a core that other work shared.
+           clip-higher keeps more entropy: not decided (entropy of all steps +.001, 95 % interval -.004 to +.006).
+           clip-higher ends with more entropy: disagrees (entropy at the end -.006, 95 % interval -.012 to -.001).
+           clip-higher learns more: not decided (reward of all steps +.003, 95 % interval -.006 to +.013).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
