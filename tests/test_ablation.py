@@ -292,6 +292,15 @@ def test_no_run_is_above_what_can_be_had(path):
         assert row.get("score", 0.0) <= best + 4 * 0.5 / 256**0.5
 
 
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_there_was_something_to_learn(path):
+    """The best arm ends well above the policy that all begin with: 1/8 by chance on the ladder, .3 right with the small model; at
+    other scales -1 to 1 for a classifier's score, of which the reference has .1."""
+    record = json.loads(path.read_text())
+    least = {"ladder": 0.4, "small": 0.36, "smollm2": 0.2}[record["scale"]]
+    assert max(arm["end"]["mean"][0] for arm in record["arms"].values()) > least
+
+
 def test_staleness_has_equally_many_samples_and_updates(load):
     for arm in load("staleness").QUESTION.arms.values():
         s = ablation.resolved(arm, ladder.LadderConfig()).settings
