@@ -10,6 +10,11 @@ Found      2 minutes at --scale ladder on a core that other work shared.
            interval -.023 to +.064).
            without dropout a better policy is learned than with .3: agrees (reward of the trained policy +.104, 95 % interval
            +.074 to +.135).
+           7 minutes at --scale small on a core that other work shared.
+           without dropout a better policy is learned than with .1: agrees (reward of the trained policy +.020, 95 % interval
+           +.008 to +.031).
+           without dropout a better policy is learned than with .3: agrees (reward of the trained policy +.028, 95 % interval
+           +.015 to +.041).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

@@ -11,6 +11,11 @@ Found      4 minutes at --scale ladder on a core that other work shared.
            correction repairs a hot sampler: not decided (reward of the trained policy +.024, 95 % interval -.003 to +.050).
            a sampler in bfloat16 costs the policy reward: disagrees (reward of the trained policy -.023, 95 % interval -.039 to
            -.008).
+           10 minutes at --scale small on a core that other work shared.
+           a hot sampler costs the policy reward: agrees (reward of the trained policy +.056, 95 % interval +.030 to +.081).
+           correction repairs a hot sampler: not decided (reward of the trained policy -.010, 95 % interval -.034 to +.013).
+           a sampler in bfloat16 costs the policy reward: not decided (reward of the trained policy -.000, 95 % interval -.017
+           to +.016).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
