@@ -161,18 +161,32 @@ def measured(metric: str) -> str:
     return MEASURES.get(metric) or "less " * metric.startswith("-") + MEASURES.get(name, name)
 
 
+SCALES = {"ladder": "ladder", "small": "small", "smollm2": "SmolLM2"}
+
+
 def ablations() -> str:
-    """A row for each claim of each question: the paired difference that it says is above 0, and the verdict."""
-    rows = header(["question", "claim", "scale", "measure", "difference [95 % interval]", "verdict"])
-    for record in sorted(records(RESULTS / "ablations"), key=lambda x: (x["question"], x["scale"])):
-        for number, claim in enumerate(record["claims"]):
-            value, low, high = claim["difference"]
-            name = f"[{record['question']}](experiments/ablations/{record['question']}.py)" if number == 0 else ""
-            measure = measured(claim["metric"])
-            says = f"{claim['says']} ([paper]({claim['paper']}))" if claim["paper"] else f"{claim['says']} (ours)"
-            cells = [name, says, record["scale"] if number == 0 else "", measure]
-            rows.append(line([*cells, f"{value:+.3f} [{low:+.3f}, {high:+.3f}]", f"**{claim['verdict']}**"]))
+    """A row for each claim of each question: at each scale the paired difference that it says is above 0, and the verdict."""
+    rows = header(["question", "claim", "measure", *(f"{name}: difference [95 % interval]" for name in SCALES.values())])
+    questions: dict[str, dict[str, dict]] = defaultdict(dict)
+    for record in records(RESULTS / "ablations"):
+        questions[record["question"]][record["scale"]] = record
+    for question, found in sorted(questions.items()):
+        claims = {claim["says"]: claim for record in found.values() for claim in record["claims"]}
+        for number, (says, claim) in enumerate(claims.items()):
+            name = f"[{question}](experiments/ablations/{question}.py)" if number == 0 else ""
+            whose = f"[paper]({claim['paper']})" if claim["paper"] else "ours"
+            cells = [outcome(found[scale]["claims"], says) if scale in found else "" for scale in SCALES]
+            rows.append(line([name, f"{says} ({whose})", measured(claim["metric"]), *cells]))
     return "\n".join(rows)
+
+
+def outcome(claims: list[dict], says: str) -> str:
+    """What came of a claim; nothing where it was not asked."""
+    for claim in claims:
+        if claim["says"] == says:
+            value, low, high = claim["difference"]
+            return f"**{claim['verdict']}** {value:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return ""
 
 
 def documented(text: str, found: list[dict]) -> str:

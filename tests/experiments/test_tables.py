@@ -105,13 +105,20 @@ def test_a_row_for_each_claim(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "ablations").mkdir()
     claims = [
-        {"says": s, "paper": "https://x.y", "metric": "end", "difference": [0.1, -0.2, 0.4], "verdict": "not decided"}
+        {
+            "says": s,
+            "paper": "https://x.y" * (s == "a"),
+            "metric": "end",
+            "difference": [0.1, -0.2, 0.4],
+            "verdict": "not decided",
+        }
         for s in "ab"
     ]
-    record = {"question": "q", "scale": "ladder", "claims": claims}
-    (tmp_path / "ablations" / "q-ladder.json").write_text(json.dumps(record))
-    rest = "reward at the end | +.100 [-.200, +.400] | **not decided** |"
+    for scale, asked in (("ladder", claims), ("smollm2", claims[1:])):
+        record = {"question": "q", "scale": scale, "claims": asked}
+        (tmp_path / "ablations" / f"q-{scale}.json").write_text(json.dumps(record))
+    cell = "**not decided** +.100 [-.200, +.400]"
     assert tables.ablations().splitlines()[2:] == [
-        f"| [q](experiments/ablations/q.py) | a ([paper](https://x.y)) | ladder | {rest}",
-        f"| | b ([paper](https://x.y)) | | {rest}",
+        f"| [q](experiments/ablations/q.py) | a ([paper](https://x.y)) | reward at the end | {cell} | | |",
+        f"| | b (ours) | reward at the end | {cell} | | {cell} |",
     ]
