@@ -11,6 +11,11 @@ Found      5 minutes at --scale ladder on a core that other work shared.
            a group's mean as baseline beats none: agrees (reward of all steps +.071, 95 % interval +.044 to +.097).
            a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of all steps -.010, 95 % interval
            -.021 to +.001).
+           11 minutes at --scale small on a core that other work shared.
+           leave-one-out beats PPO with a critic: disagrees (reward of all steps -.023, 95 % interval -.027 to -.019).
+           a group's mean as baseline beats none: disagrees (reward of all steps -.027, 95 % interval -.033 to -.021).
+           a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of all steps -.000, 95 % interval
+           -.001 to +.000).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

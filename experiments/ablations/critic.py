@@ -12,6 +12,12 @@ Found      7 minutes at --scale ladder on a core that other work shared.
            and one that shares the policy's network does, too: not decided (reward at the end -.013, 95 % interval -.062 to
            +.036).
            a value head that starts at 0 beats a random one: agrees (reward of all steps +.060, 95 % interval +.031 to +.088).
+           13 minutes at --scale small on a core that other work shared.
+           a critic that learns alone first pays for the steps it takes: disagrees (reward at the end -.015, 95 % interval
+           -.029 to -.000).
+           and one that shares the policy's network does, too: not decided (reward at the end -.004, 95 % interval -.015 to
+           +.006).
+           a value head that starts at 0 beats a random one: agrees (reward of all steps +.045, 95 % interval +.030 to +.060).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

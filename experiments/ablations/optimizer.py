@@ -7,6 +7,9 @@ Command    python experiments/ablations/optimizer.py
 Found      2 minutes at --scale ladder on a core that other work shared.
            eps 1e-5 beats 1e-8: not decided (reward of all steps -.006, 95 % interval -.025 to +.012).
            Adam beats RMSProp: agrees (reward of all steps +.049, 95 % interval +.022 to +.076).
+           6 minutes at --scale small on a core that other work shared.
+           eps 1e-5 beats 1e-8: not decided (reward of all steps -.003, 95 % interval -.006 to +.001).
+           Adam beats RMSProp: not decided (reward of all steps -.004, 95 % interval -.009 to +.000).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
