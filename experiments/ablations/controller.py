@@ -11,6 +11,12 @@ Found      1 minutes at --scale ladder on a core that other work shared.
            under a target of 3 nats something is gained: agrees (gold +.400, 95 % interval +.357 to +.444).
            a target of 3 nats beats a fixed coefficient of .1: not decided (gold -.013, 95 % interval -.045 to +.018).
            a fixed coefficient of .1 keeps what is wanted: agrees (gold +.599, 95 % interval +.583 to +.615).
+           8 minutes at --scale small on a core that other work shared.
+           without a penalty the proxy is hacked: worse than under a target: not decided (gold +.002, 95 % interval -.006 to
+           +.011).
+           under a target of 3 nats something is gained: agrees (gold +.047, 95 % interval +.026 to +.068).
+           a target of 3 nats beats a fixed coefficient of .1: not decided (gold -.003, 95 % interval -.009 to +.003).
+           a fixed coefficient of .1 keeps what is wanted: not decided (gold +.005, 95 % interval -.008 to +.019).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

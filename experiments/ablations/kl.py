@@ -14,6 +14,14 @@ Found      6 minutes at --scale ladder on a core that other work shared.
            +7.376).
            k1 in the loss holds it when it carries the ratio: agrees (nats to the reference +6.589, 95 % interval +6.068 to
            +7.110).
+           13 minutes at --scale small on a core that other work shared.
+           k1 in the loss does not hold the policy, k2 does: not decided (nats to the reference +.012, 95 % interval -.013 to
+           +.036).
+           k3 in the loss holds it less than k2: not decided (nats to the reference -.004, 95 % interval -.020 to +.012).
+           k1 in the reward holds it: less KL than without: agrees (nats to the reference +.019, 95 % interval +.016 to
+           +.023).
+           k1 in the loss holds it when it carries the ratio: not decided (nats to the reference +.009, 95 % interval -.010 to
+           +.027).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
