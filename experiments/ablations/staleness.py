@@ -11,6 +11,11 @@ Found      1 minutes at --scale ladder on a core that other work shared.
            to -.054).
            rows up to 63 updates old cost the policy reward: agrees (reward of the trained policy +.420, 95 % interval +.391 to
            +.449).
+           9 minutes at --scale small on a core that other work shared.
+           rows up to 15 updates old cost the policy reward: not decided (reward of the trained policy -.026, 95 % interval
+           -.058 to +.005).
+           rows up to 63 updates old cost the policy reward: not decided (reward of the trained policy -.018, 95 % interval
+           -.048 to +.012).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
