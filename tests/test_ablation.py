@@ -294,10 +294,10 @@ def test_no_run_is_above_what_can_be_had(path):
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_there_was_something_to_learn(path):
-    """The best arm ends well above the policy that all begin with: 1/8 by chance on the ladder, .3 right with the small model; at
-    other scales -1 to 1 for a classifier's score, of which the reference has .1."""
+    """The best arm ends above the policy that all begin with: 1/8 by chance on the ladder; .449 right with the small model (the
+    arm "untrained" of controller, 95 % +- .026); at the last scale the classifier's score goes from -1 to 1."""
     record = json.loads(path.read_text())
-    least = {"ladder": 0.4, "small": 0.36, "smollm2": 0.2}[record["scale"]]
+    least = {"ladder": 0.4, "small": 0.475, "smollm2": 0.2}[record["scale"]]
     assert max(arm["end"]["mean"][0] for arm in record["arms"].values()) > least
 
 

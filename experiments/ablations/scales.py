@@ -1,8 +1,8 @@
 """Where the ablations are asked: `--scale` of each script.
 
 ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
-small     words spelt backwards, a transformer of .95 million parameters that was taught a little (once, in a minute); the
-          arms that claims are about, about two minutes of a core for each
+small     words spelt backwards, a transformer of .95 million parameters that was taught until .45 were right (once, in a
+          minute); the arms that claims are about, two minutes of a core for each, and five with four epochs
 smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
           that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
 """
