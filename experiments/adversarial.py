@@ -48,7 +48,7 @@ class Adversarial(TaskConfig):
 def main(options: Adversarial) -> None:
     import dataclasses
 
-    from jaxppo import config, processes, stages, tasks, tracking, train
+    from jaxppo import config, processes, stages, tasks, train
     from jaxppo.data import jsonl, rows, sentiment
     from jaxppo.data.examples import Example, Examples
 
@@ -76,8 +76,7 @@ def main(options: Adversarial) -> None:
         game.play(number)
     if processes.is_main():
         done = {"supervised": game.judge("judge", game.start()), "policy": game.judge("judge_of_policy", game.policy_state())}
-        done |= {"task": "adversarial", "seed": options.seed, "config": tracking.settings_of(options)}
-        done |= {"versions": tracking.versions(), "minutes": {x: tracking.minutes(root / x) for x in ("supervised", "policy")}}
+        done |= stages.about(options, root)
         done["gain"] = {name: [done["policy"][name] - x] for name, x in done["supervised"].items()}
         stages.write(options, root, done)
         for name, x in done["supervised"].items():

@@ -316,9 +316,8 @@ def compared(rows: Sequence[dict], tasks: Sequence[str], claim: Claim) -> Differ
 
 def scores(rows: Sequence[dict], tasks: Sequence[str], arm: str, metric: str) -> Float[np.ndarray, "tasks seeds"]:
     """A metric of an arm's runs."""
-    number = lambda x: np.nan if x is None else x  # as a record has it
-    of = lambda task: [number(row[metric]) for row in rows if row["arm"] == arm and row["task"] == task]
-    return np.array([of(task) for task in tasks], np.float64)
+    of = lambda task: [row[metric] for row in rows if row["arm"] == arm and row["task"] == task]
+    return np.array([of(task) for task in tasks], np.float64)  # NaN where a record has null
 
 
 def verdict(found: Difference) -> str:

@@ -232,11 +232,7 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     """outputs.jsonl, result.json, a table of responses, and the numbers in a line."""
     outputs = done.pop("outputs")
     tracking.write_whole(root / "outputs.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs))
-    done |= {
-        "task": options.task, "seed": options.seed, "samples": outputs[:5],
-        "config": tracking.settings_of(options),
-        "versions": tracking.versions(), "minutes": {name: tracking.minutes(root / name) for name in ("supervised", "policy")},
-    }  # fmt: skip
+    done |= {"samples": outputs[:5]} | about(options, root)
     write(options, root, done)
     cells = [[x["prompt"], x["supervised"], x["policy"], x["reference"]] for x in outputs[:6]]
     tracking.table("held-out examples", ["prompt", "supervised", "policy", "reference"], cells)
@@ -244,6 +240,13 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
         values = f"{done['supervised'][name]:.3f} -> {done['policy'][name]:.3f}"
         print(f"{name}: {values} (gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {done['test_rows']} test rows)")
     print(f"written: {root / 'result.json'}, {root / 'outputs.jsonl'}")
+
+
+def about(options: TaskConfig, root: Path) -> dict[str, Any]:
+    """What the record of a task's whole way says besides its numbers."""
+    minutes = {name: tracking.minutes(root / name) for name in ("supervised", "policy")}
+    found = {"task": options.task, "seed": options.seed, "config": tracking.settings_of(options)}
+    return found | {"versions": tracking.versions(), "minutes": minutes}
 
 
 def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
