@@ -4,7 +4,7 @@
 #   job.sh start NAME -- COMMAND...    in the background; the output goes to ~/.jaxppo-jobs/NAME/log, the exit code to .../code
 #   job.sh status NAME                 one line: jaxppo-host HOST running | exit CODE | lost | none
 #   job.sh stop NAME                   SIGTERM, so that the run saves and ends with 75; SIGKILL after 90 s
-#   job.sh log NAME [LINES]            the last lines
+#   job.sh log NAME [LINES [named]]    the last lines (100); named: each begins with the host's name, where many hosts answer
 #   job.sh exec -- COMMAND...          in the foreground
 #
 # COMMAND runs in the repository with its .venv first in PATH and the NAME=VALUE lines of ~/.jaxppo.env. Its --runs gs://BUCKET/...
@@ -165,7 +165,11 @@ case $verb in
     echo "jaxppo-host $(hostname) $(status)"
     ;;
   log)
-    tail -n "${1:-100}" "$folder/log"
+    if [ "${2:-}" = named ]; then
+      tail -n "${1:-100}" "$folder/log" | sed "s/^/$(hostname): /"
+    else
+      tail -n "${1:-100}" "$folder/log"
+    fi
     ;;
   *)
     fail "job.sh VERB: one of start, status, stop, log, exec"

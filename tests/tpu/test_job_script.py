@@ -81,6 +81,9 @@ def test_a_log_and_an_exit_code(host):
     assert (folder / "code").read_text() == "76\n" and folder.stat().st_mode & 0o077 == 0
     assert [line for line in (folder / "log").read_text().splitlines() if "python 76.py" not in line] == ["working", "oops"]
     assert host.job("log", "r", "2").stdout == "working\noops\n"
+    name = os.uname().nodename
+    assert host.job("log", "r", "2", "named").stdout == f"{name}: working\n{name}: oops\n"
+    assert host.job("log", "s", "2", "named").returncode != 0  # there is none
     assert host.called == [["76.py", "--name", "r"]]
 
 
