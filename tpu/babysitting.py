@@ -1,12 +1,16 @@
 """From nothing to a finished run and no slice, through preemptions and crashes: the exit codes decide what is done next."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hosts
 from accelerators import Accelerator
-from basics import Stop, TimeUp, backoff, last_line
+from basics import LONGEST, Stop, TimeUp, backoff
+from complaints import last_line
 from jobs import Job
 from slices import ENDED, Slice
 
@@ -14,7 +18,7 @@ LOOK = 60.0  # seconds between two looks at a run
 LONELY = 300.0  # seconds that some hosts may run on after another one's run has failed
 UNSEEN = 1800.0  # seconds that a host may not answer
 STEADY = 3600.0  # a run that lived so long has got over its earlier crashes
-FAILURES = 3  # of new slices in a row to become active
+PAUSES = (60.0, 300.0)  # seconds after each new slice in a row that did not become active; after one more it gives up
 GONE = -1  # the slice, and the run with it
 
 
@@ -35,7 +39,7 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
     """The run's exit code. A slice that is there is used, a run that is going on is watched. Raises Stop."""
     if care.spot and not job.bucket:
         slice_.say("warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing")
-    crashes, stops = 0, 0
+    crashes, stops, ended = 0, 0, None
     try:
         while True:
             ensure(slice_, kind, care)
@@ -49,32 +53,54 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
                 continue
             crashes, stops = crashes + (code == 1), stops + (code == 75)
             if code not in (1, 75) or crashes > care.max_crashes:
+                ended = code
                 return finish(slice_, job, code, care)
             what = "saved and stopped" if code == 75 else f"crash {crashes} of {care.max_crashes} that are allowed"
             slice_.say(f"{job.name}: {what}; starting it again")
             slice_.pause(backoff(crashes - 1) if code == 1 else backoff(stops) if stops > 3 else 0.0)
     except TimeUp:
-        slice_.say(f"{slice_.max_hours:g} paid hours are over (--max-hours): stopping {job.name}, deleting {slice_.name}")
-        slice_.max_hours = 0.0
-        slice_.job("stop", job.name, patient=False)
-        fetch(slice_, job)
-        slice_.delete()
-        return 75
+        return cut_off(slice_, job, ended)
+
+
+def cut_off(slice_: Slice, job: Job, ended: int | None) -> int:
+    """The paid hours are over: the run's exit code, if it has `ended`. Raises Stop when the slice may still be there."""
+    stopping = "" if ended is not None else f"stopping {job.name}, "
+    slice_.say(f"{slice_.max_hours:g} paid hours are over (--max-hours): {stopping}deleting {slice_.name}")
+    slice_.hasten()
+    if ended is None:
+        hosts.tell(slice_, "stop", job.name, patient=False)
+    fetch(slice_, job)
+    slice_.delete()
+    return 75 if ended is None else ended
 
 
 def ensure(slice_: Slice, kind: Accelerator, care: Care) -> None:
-    """An active slice: the one that is there, or a new one. Raises Stop."""
+    """An active slice: the one that is there, or a new one, but none for one that was taken from us. Raises Stop, TimeUp."""
     created = 0
     while (found := slice_.wait()) != "ACTIVE":
+        if found == "NONE" and slice_.ours:
+            raise taken(slice_)
         if found in ENDED:
             slice_.delete()
-        if created == FAILURES:
+        if created > len(PAUSES):
             why = f" ({slice_.reason})" if slice_.reason else ""
-            raise Stop(f"{slice_.name} did not become active {FAILURES} times in a row{why}; try another zone or type", code=1)
+            raise Stop(f"{slice_.name} did not become active {created} times in a row{why}; try another zone or type", code=1)
         if created:
-            slice_.pause(backoff(created))
+            slice_.pause(PAUSES[created - 1])
+        created += request(slice_, kind, care)
+
+
+def request(slice_: Slice, kind: Accelerator, care: Care) -> bool:
+    """Whether it is asked for; what passes by itself is slept through, and is no failure. Raises Stop."""
+    try:
         slice_.create(kind, spot=care.spot, wait_hours=care.wait_hours, extra=care.gcloud_options)
-        created += 1
+    except Stop as stop:
+        if stop.code != 1:
+            raise
+        print(f"{stop}; asking again in {LONGEST:.0f} s", file=sys.stderr)
+        slice_.pause(LONGEST)
+        return False
+    return True
 
 
 def attempt(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
@@ -92,31 +118,35 @@ def attempt(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
 
 
 def is_there(slice_: Slice) -> bool:
-    """Whether the slice is active. One that somebody else deleted is not made again: Stop."""
+    """Whether the slice is active. One that somebody else deletes is not made again: Stop."""
     found = slice_.look()
-    if found == "NONE":
-        raise Stop(f"{slice_.name} was deleted by somebody else, and is not made again; the same command would", code=75)
+    if found in ("NONE", "DELETING"):
+        raise taken(slice_)
     return found == "ACTIVE"
+
+
+def taken(slice_: Slice) -> Stop:
+    return Stop(f"{slice_.name} was deleted by somebody else, and is not made again; the same command would", code=75)
 
 
 def prepare(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> None:
     """Code, secrets and the run itself onto the hosts, unless the run is going on there. Raises Stop."""
-    if "running" in (slice_.hosts(job.name) or []):
+    if "running" in (hosts.states(slice_, job.name) or []):
         slice_.say(f"{job.name} is running on {slice_.name} already")
         return
     if not slice_.ready:
-        slice_.set_up()
+        hosts.set_up(slice_)
         if care.env_file:
-            slice_.give_environment(care.env_file)
-    slice_.job("stop", job.name)  # what a host may still be doing: all start together
-    slice_.start(job.name, job.command(kind))
+            hosts.give_environment(slice_, care.env_file)
+    hosts.tell(slice_, "stop", job.name)  # what a host may still be doing: all start together
+    hosts.start(slice_, job.name, job.command(kind))
 
 
 def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
     """The run's exit code, or GONE. Raises Stop, TimeUp."""
     lonely, unseen, ended = 0.0, 0.0, []
     while is_there(slice_):
-        found = slice_.hosts(job.name)
+        found = hosts.states(slice_, job.name)
         if found is None or len(found) != kind.hosts:
             unseen += LOOK
             if unseen > UNSEEN:
@@ -130,7 +160,7 @@ def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
             if lonely > LONELY:
                 slice_.say(f"{job.name}: {', '.join(found)}; stopping the others")
                 ended = ended or failed  # these ended the run; what we stop ends with 75, and is no reason
-                slice_.job("stop", job.name)
+                hosts.tell(slice_, "stop", job.name)
         slice_.pause(LOOK)
     return GONE
 
@@ -159,6 +189,7 @@ def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
     if keep:
         slice_.say(f"{slice_.name} is kept and costs; {slice_.how_to_delete()}")
     else:
+        slice_.hasten()
         slice_.delete()
         slice_.say(f"{slice_.name} is deleted; {slice_.seconds() / 3600:.1f} paid hours")
     return code
@@ -167,7 +198,7 @@ def finish(slice_: Slice, job: Job, code: int, care: Care) -> int:
 def keep_log(slice_: Slice, job: Job, log: Path) -> str:
     """Put the run's last lines into a file; where they are."""
     try:
-        log.write_text(slice_.job("log", job.name, "1000").stdout)
+        log.write_text(hosts.tell(slice_, "log", job.name, "1000", "named").stdout)
     except OSError as error:  # a full disk here must not keep a slice there
         return f"its last lines could not be written to {log} ({error.strerror})"
     return f"its last lines are in {log}"

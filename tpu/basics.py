@@ -1,16 +1,21 @@
 """Errors, pauses, and what of the repository goes to a slice."""
 
+import fcntl
 import os
 import re
 import subprocess
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from complaints import last_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORTEST, LONGEST = 10.0, 120.0  # seconds between two attempts, or two looks
-SECRET = re.compile(r"(^|[-_])(token|secret|password|passwd|api[-_]?key|credentials?)$", re.IGNORECASE)
+SECRET = re.compile(r"(^|[-_])(token|secret|password|passwd|(api)?key|credentials?)$", re.IGNORECASE)
 KEY = re.compile(r"\b(hf_|sk-|ghp_|AIza|ya29\.)[A-Za-z0-9_-]{16,}")  # what keys of known services look like
+LINK = re.compile(r"(\w+://[^/\s:@]*):[^/\s@]+@")  # with somebody's password
 
 
 class Stop(Exception):
@@ -34,21 +39,13 @@ def backoff(number: int) -> float:
     return min(SHORTEST * 2 ** min(number, 20), LONGEST)
 
 
-def last_line(text: str) -> str:
-    """What a command complained of in the end; gcloud's own line about a remote command only where there is no other.
-
-    >>> last_line("E: no space\\nERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [100].\\n")
-    'E: no space'
-    """
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["no reason given"]
-    return next((line for line in reversed(lines) if "exited with return code" not in line), lines[-1])[:300]
-
-
 def secrets(words: Iterable[str]) -> list[str]:
     """The options that seem to carry a secret, without it: everybody on a machine can read a command line.
 
     >>> secrets(["--hf-token=x", "--metadata=HF_TOKEN=x,a=b", "--tokens", "bpe", "--wandb-api-key", "sk-0123456789abcdef0"])
     ['--hf-token', '--metadata=HF_TOKEN', '--wandb-api-key', 'sk-...']
+    >>> secrets(["--wandb-key", "--key=x", "--access-key", "--url=https://me:x@host/a", "--keys", "http://host:80/a@b"])
+    ['--wandb-key', '--key', '--access-key', 'https://me:...@']
     """
     found = []
     for word in words:
@@ -58,6 +55,8 @@ def secrets(words: Iterable[str]) -> list[str]:
             found.append(word[: word.index(named) + len(named)])
         elif key := KEY.search(word):
             found.append(f"{key[1]}...")
+        elif link := LINK.search(word):
+            found.append(f"{link[1]}:...@")
     return found
 
 
@@ -69,6 +68,20 @@ def private(name: str) -> Path:
     except OSError as error:
         raise Stop(f"cannot write to {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder of yours") from None
     return folder
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """While one process of this machine looks after a slice no other one does: they would undo each other's work. Raises Stop."""
+    lock = private(name) / "lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Stop(f"another babysit of {name} is running on this machine; end that one first (Ctrl-C)") from None
+        except OSError as error:
+            raise Stop(f"{lock} cannot be locked ({error.strerror}); set XDG_CACHE_HOME to a folder on another disk") from None
+        yield
 
 
 def pack(archive: Path) -> None:

@@ -2,15 +2,18 @@
 
 import json
 import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from accelerators import Accelerator
-from basics import ROOT, Stop, last_line, secrets, tracked
+from basics import ROOT, Stop, secrets, tracked
+from complaints import last_line
 from slices import Slice
 
 NAME = r"(?=.*[^.])[A-Za-z0-9._-]{1,64}"  # of a run: it is a folder's, too
+AGENT_KEY = "~/.ssh/google_compute_engine"  # gcloud's
 BUCKET = r"gs://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._-]+)*/?"
 
 
@@ -121,6 +124,28 @@ def check_bucket(slice_: Slice, job: Job) -> None:
         if done.returncode:
             cure = f"if it is missing, make it with: gcloud storage buckets create gs://{job.bucket}"
             raise Stop(f"--runs {job.runs}: {last_line(done.stderr)}; {cure}")
+
+
+def check_agent(kind: Accelerator) -> None:
+    """gcloud connects to several hosts only when the SSH agent holds its key, or nothing at all. Raises Stop."""
+    if kind.hosts == 1:
+        return
+    key = Path(AGENT_KEY).expanduser()
+    held = said_by("ssh-add", "-l")
+    mine = said_by("ssh-keygen", "-lf", str(key)).split()[1:2]  # its fingerprint
+    if not held or (key.exists() and not mine) or (mine and mine[0] in held):
+        return
+    make = "" if key.exists() else f"ssh-keygen -t rsa -f {AGENT_KEY} && "
+    raise Stop(f"{kind.type} has {kind.hosts} hosts, and your SSH agent lacks gcloud's key; type: {make}ssh-add {AGENT_KEY}")
+
+
+def said_by(*argv: str) -> str:
+    """What a command prints; nothing when it fails, or is missing."""
+    try:
+        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return "" if done.returncode else done.stdout
 
 
 def check_environment(file: Path) -> None:

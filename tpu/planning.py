@@ -1,5 +1,7 @@
 """Does the job fit the slice? `jaxppo plan` is asked on this machine, before anything is paid for."""
 
+from __future__ import annotations
+
 import os
 import shlex
 import shutil
@@ -8,7 +10,8 @@ import sys
 from pathlib import Path
 
 from accelerators import Accelerator
-from basics import ROOT, Stop, last_line, private
+from basics import ROOT, Stop, private
+from complaints import last_line
 from jobs import Job
 
 INSTALL = "pip install -e '.[tpu-plan]' in the repository, or pass --no-plan"

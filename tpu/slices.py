@@ -1,5 +1,7 @@
 """A slice of Cloud TPUs through `gcloud`: argument lists only, errors in one line, what passes by itself is tried again."""
 
+from __future__ import annotations
+
 import json
 import re
 import shlex
@@ -9,23 +11,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 
 from accelerators import Accelerator
-from basics import LONGEST, Stop, TimeUp, backoff, last_line, pack, private
+from basics import LONGEST, Stop, TimeUp, backoff
+from complaints import LOGIN, MISSING, REFUSED, code_of, complaint, last_line, passes
 from rehearsal import Rehearsal
 
-ARCHIVE = "jaxppo.tar.gz"
 ATTEMPTS = 6  # of a command that may work the next time
 ENDED = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")  # never comes back by itself
-SLOWEST = 3600.0  # seconds that one command of gcloud may take: setting up, copying a run
+SLOWEST = 3600.0  # seconds that one command of gcloud may take, with its repetitions: setting up, copying a run
+HASTE = 600.0  # and when the paid hours are over
 HALF = 900.0  # seconds that a slice may be called active without a machine
-MISSING = re.compile("NOT_FOUND|was not found|could not be found")
-PASSING = re.compile(
-    r"UNAVAILABLE|INTERNAL\b|ABORTED|DEADLINE_EXCEEDED|\b50[0234]\b|timed? ?out|Connection (reset|refused|closed)|"
-    r"RESOURCE_EXHAUSTED|quota|Network is unreachable|Temporary failure in name resolution|\[255\]",
-    re.IGNORECASE,
-)
 
 
 @dataclass
@@ -48,6 +44,9 @@ class Slice:
     reason: str = ""  # why it is FAILED
     packed: bool = False  # the code, once: a slice that is made anew goes on with what the run began with
     ready: bool = False  # set up, by us, since it was made
+    ours: bool = False  # made or seen active by this call, and not deleted by it
+    lived: bool = False  # this call has seen it active, or one before it
+    slowest: float = SLOWEST
 
     # --- gcloud ---
 
@@ -61,16 +60,19 @@ class Slice:
         if self.rehearsal:
             print(shlex.join(argv), flush=True)
             return self.rehearsal.answer(argv)
+        end = self.clock() + self.slowest
         for number in range(ATTEMPTS):
             try:
                 done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.longest())  # fmt: skip
+                                      stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.longest(end))  # fmt: skip
             except subprocess.TimeoutExpired as error:
                 self.pause(0.0)  # the paid hours may be over
                 done = subprocess.CompletedProcess(argv, 1, "", f"gcloud timed out after {error.timeout:.0f} s")
             except FileNotFoundError:
-                raise Stop("gcloud is missing; install it: https://cloud.google.com/sdk/docs/install") from None
-            if done.returncode == 0 or not patient or number == ATTEMPTS - 1 or not PASSING.search(done.stderr):
+                text = "gcloud is missing; install it: https://cloud.google.com/sdk/docs/install"
+                raise Stop(text, code=1 if self.ours else 2) from None
+            late = number == ATTEMPTS - 1 or self.clock() + backoff(number) >= end
+            if done.returncode == 0 or not patient or late or not passes(done.stderr):
                 break
             print(f"gcloud: {last_line(done.stderr)}; again in {backoff(number):.0f} s", file=sys.stderr)
             self.pause(backoff(number))
@@ -90,11 +92,16 @@ class Slice:
 
     # --- time and money ---
 
-    def longest(self) -> float:
-        """Seconds that one command may take: an hour, or what is left of the paid ones."""
-        if self.since is None or not self.max_hours:
-            return SLOWEST
-        return min(SLOWEST, max(self.max_hours * 3600 - self.seconds(), 1.0))
+    def longest(self, end: float) -> float:
+        """Seconds that a command may take: until `end` by the clock, or until the paid ones are over."""
+        left = end - self.clock()
+        if self.since is not None and self.max_hours:
+            left = min(left, self.max_hours * 3600 - self.seconds())
+        return max(left, 1.0)
+
+    def hasten(self) -> None:
+        """Nothing is left but to stop, to copy and to delete: the guard does not count any more, and no command takes long."""
+        self.max_hours, self.slowest = 0.0, HASTE
 
     def pause(self, seconds: float) -> None:
         """Sleep, but not beyond the last paid second. Raises TimeUp."""
@@ -129,12 +136,13 @@ class Slice:
             self.reason = about.get("failedData", {}).get("error", {}).get("message", "") if found == "FAILED" else ""
             return found
         node = self._describe("tpu-vm")
-        if node is None:
+        if node is None or node.get("state") == "DELETING":  # preempted or deleted: its resource will say which
             return "MISSING"
         if node.get("state") != "READY":
             return node.get("state", "UNKNOWN")
         if self.since is None:
             self.since = min(self.clock(), begun(node) or self.clock())
+        self.ours = self.lived = True
         return "ACTIVE"
 
     def _describe(self, group: str) -> dict | None:
@@ -142,10 +150,11 @@ class Slice:
         if done.returncode:
             if MISSING.search(done.stderr):
                 return None
-            raise Stop(f"cannot look at {self.name} in {self.zone}: {last_line(done.stderr)}", code=code_of(done.stderr))
+            code = 1 if self.ours else code_of(done.stderr, quota=True)  # what costs is not left alone
+            raise Stop(f"cannot look at {self.name} in {self.zone}: {complaint(done.stderr)}", code)
         try:
             return dict(json.loads(done.stdout))
-        except ValueError:
+        except (ValueError, TypeError):
             raise Stop(f"cannot look at {self.name}: gcloud's answer is no JSON: {done.stdout[:60]!r}", code=1) from None
 
     def create(self, kind: Accelerator, *, spot: bool = False, wait_hours: float = 0, extra: tuple[str, ...] = ()) -> None:
@@ -155,24 +164,38 @@ class Slice:
         words += [f"--valid-until-duration={wait_hours * 3600:.0f}s"] if wait_hours else []
         done = self.tpu("queued-resources", "create", self.name, *words, *extra)
         if done.returncode == 0:
+            self.ours = True
             return
         if "ALREADY_EXISTS" not in done.stderr:
             hint = "; ask for more quota, or take another type or zone" if "quota" in done.stderr.lower() else ""
-            raise Stop(f"cannot create {self.name} ({kind.type}): {last_line(done.stderr)}{hint}", code=code_of(done.stderr))
+            code = code_of(done.stderr, quota=self.lived)
+            raise Stop(f"cannot create {self.name} ({kind.type}): {complaint(done.stderr)}{hint}", code)
         self.say(f"{self.name} is there already: {self.look()}")
 
-    def delete(self) -> None:
-        """Delete it, and its machine, whatever its state. Raises Stop when it may still be there (and cost)."""
-        done = self.tpu("queued-resources", "delete", self.name, "--force")
-        if done.returncode and not MISSING.search(done.stderr):
-            raise Stop(
-                f"{self.name} could not be deleted and may still cost: {last_line(done.stderr)}; {self.how_to_delete()}", code=1
-            )
-        self.ready = False
+    def delete(self) -> bool:
+        """Delete it, and its machine, whatever its state, for as long as it takes: whether there was one.
+
+        Raises Stop when it may still be there (and cost), and TimeUp.
+        """
+        number, there = 0, False
+        while (done := self.tpu("queued-resources", "delete", self.name, "--force", patient=False)).returncode:
+            said = done.stderr
+            if MISSING.search(said):
+                break
+            refused = bool(REFUSED.search(said))
+            there = there or refused
+            if not (refused or passes(said) or (self.ours and LOGIN.search(said))):
+                raise Stop(f"{self.name} could not be deleted and may still cost: {complaint(said)}; {self.how_to_delete()}", 1)
+            print(f"{self.name} is not deleted yet: {complaint(said)}; again in {backoff(number):.0f} s", file=sys.stderr)
+            self.pause(backoff(number))
+            number += 1
+        there = there or done.returncode == 0
+        self.ready = self.ours = False
         self.paid, self.since = self.seconds(), None
+        return there
 
     def look(self) -> str:
-        """`state`, through an outage of any length (but not beyond --max-hours)."""
+        """`state`, through an outage of any length; what is ours through all that keeps us from looking. Raises Stop, TimeUp."""
         while True:
             try:
                 return self.state()
@@ -197,40 +220,12 @@ class Slice:
         self.say(f"{self.name}: {found}{f' ({self.reason})' if found == 'FAILED' and self.reason else ''}")
         return found
 
+    @property
+    def place(self) -> str:
+        return f"--zone {self.zone}" + (f" --project {self.project}" if self.project else "")
+
     def how_to_delete(self) -> str:
-        project = f" --project {self.project}" if self.project else ""
-        return f"delete it with: python3 tpu/tpu.py delete {self.name} --zone {self.zone}{project}"
-
-    # --- its machines ---
-
-    def set_up(self) -> None:
-        """The repository's tracked files to ~/jaxppo on every host, and setup_vm.sh. Raises Stop."""
-        archive = private(self.name) / ARCHIVE
-        if not self.packed and not self.rehearsal:
-            pack(archive)
-        self.packed = True
-        must(self.copy(str(archive), f"{self.name}:{ARCHIVE}"), "copy the code")
-        unpack = f"mkdir -p jaxppo && tar -xzf {ARCHIVE} -C jaxppo"
-        must(self.ssh(f"{unpack} && JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh", show=True), "set the hosts up")
-        self.ready = True
-
-    def give_environment(self, file: Path) -> None:
-        """Secrets: a file with mode 0600 here and there. They are on no command line and in no metadata. Raises Stop."""
-        must(self.copy("--scp-flag=-p", str(file), f"{self.name}:.jaxppo.env"), "copy the environment file")
-
-    def job(self, verb: str, *words: str, **how) -> subprocess.CompletedProcess:
-        """job.sh on every host."""
-        return self.ssh(shlex.join(["bash", "jaxppo/tpu/job.sh", verb, *words]), **how)
-
-    def start(self, run: str, command: list[str]) -> None:
-        """In the background on every host. Without its chips JAX fails instead of going on on the CPU. Raises Stop."""
-        words = ["env", "JAX_PLATFORMS=tpu,cpu", "bash", "jaxppo/tpu/job.sh", "start", run, "--", *command]
-        must(self.ssh(shlex.join(words), show=True), "start the run")
-
-    def hosts(self, run: str) -> list[str] | None:
-        """What the run does on each host: running, exit CODE, lost or none. None when they cannot be asked."""
-        done = self.job("status", run, patient=False)
-        return None if done.returncode else re.findall(r"^jaxppo-host \S+ (running|exit \d+|lost|none)$", done.stdout, re.M)
+        return f"delete it with: python3 tpu/tpu.py delete {self.name} {self.place}"
 
 
 def begun(node: dict) -> float | None:
@@ -239,14 +234,3 @@ def begun(node: dict) -> float | None:
         return datetime.fromisoformat(re.sub(r"\.\d+", "", node.get("createTime", ""))).timestamp()
     except ValueError:
         return None
-
-
-def must(done: subprocess.CompletedProcess, what: str) -> None:
-    """Raises Stop, with exit code 1, when a command on the hosts failed."""
-    if done.returncode:
-        raise Stop(f"cannot {what}: {last_line(done.stderr)}", code=1)
-
-
-def code_of(stderr: str) -> int:
-    """1 for what may pass by itself later, 2 for what will not."""
-    return 1 if PASSING.search(stderr) and "quota" not in stderr.lower() else 2

@@ -20,6 +20,8 @@ done; 1 crash; 2 bad input, or it does not fit; 75 saved and stopped, the same c
 on the slice goes on).
 """
 
+from __future__ import annotations
+
 import argparse
 import difflib
 import re
@@ -29,15 +31,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import hosts
 from accelerators import ACCELERATORS, Accelerator
 from babysitting import Care, babysit
-from basics import Stop, secrets
-from jobs import NAME, check_bucket, check_environment, job_of
+from basics import Stop, alone, secrets
+from jobs import NAME, check_agent, check_bucket, check_environment, job_of
 from planning import plan
 from rehearsal import Rehearsal
-from slices import Slice, must
+from slices import Slice
 
 VERBS = ("create", "wait", "setup", "run", "logs", "status", "stop", "delete", "babysit")
+OLDEST = (3, 11)  # Python
 Ask = Callable[[str], str]
 
 
@@ -104,27 +108,41 @@ def kind_of(options: argparse.Namespace) -> Accelerator:
 def perform(options: argparse.Namespace, words: list[str], slice_: Slice, ask: Ask | None) -> int:
     """One verb. Raises Stop."""
     check(options, words)
+    if options.verb == "babysit" and not options.dry_run:
+        with alone(options.name):
+            return perform_job(options, words, slice_, ask)
     if options.verb in ("run", "babysit"):
         return perform_job(options, words, slice_, ask)
     if options.verb in ("logs", "status", "stop"):
         return perform_run(options, options.run or options.name, slice_, ask)
     if options.verb == "delete":
-        slice_.delete()
-        slice_.say(f"{options.name} is deleted")
-        return 0
+        return perform_delete(slice_)
     if options.verb == "create":
         kind = kind_of(options)
         slice_.type = kind.type
+        if not options.dry_run:
+            check_agent(kind)
         slice_.create(kind, spot=options.spot, wait_hours=options.wait_hours, extra=tuple(options.gcloud_option))
         slice_.say(f"asked for {options.name} ({kind.type}); once it is there it costs")
     elif options.verb == "wait":
         if (found := slice_.wait()) != "ACTIVE":
             raise Stop(f"{options.name} is not there ({found}); delete it if it has ended, and create it", code=1)
     else:
-        slice_.set_up()
+        hosts.set_up(slice_)
         if options.env_file:
-            slice_.give_environment(options.env_file)
+            hosts.give_environment(slice_, options.env_file)
     slice_.say(slice_.how_to_delete())
+    return 0
+
+
+def perform_delete(slice_: Slice) -> int:
+    """Raises Stop."""
+    if slice_.delete():
+        slice_.say(f"{slice_.name} is deleted")
+    else:
+        project = f"project {slice_.project}" if slice_.project else "gcloud's own project"
+        look = f"nothing was deleted; look with: gcloud compute tpus queued-resources list {slice_.place}"
+        slice_.say(f"{slice_.name} is not in {slice_.zone} ({project}): {look}")
     return 0
 
 
@@ -133,24 +151,24 @@ def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask |
     if options.verb == "logs":
         if options.follow and options.worker == "all":
             raise Stop("--follow shows one host: gcloud holds back what several say until all have ended; give --worker 0")
-        follow = f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log"
         how = {"worker": options.worker, "show": True}
-        must(slice_.ssh(follow, **how) if options.follow else slice_.job("log", run, str(options.lines), **how), "read the log")
+        words = [str(options.lines), *["named"] * (options.worker == "all")]
+        follow = f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log"
+        done = slice_.ssh(follow, **how) if options.follow else hosts.tell(slice_, "log", run, *words, **how)
+        hosts.must(done, "read the log")
     elif options.verb == "status":
         found = slice_.state()
-        hosts = slice_.hosts(run) if found == "ACTIVE" else []
+        texts = hosts.states(slice_, run) if found == "ACTIVE" else []
         slice_.say(f"{options.name}: {found}, {slice_.seconds() / 3600:.1f} paid hours")
-        for number, text in enumerate(["its hosts do not answer"] if hosts is None else hosts):
+        for number, text in enumerate(["its hosts do not answer"] if texts is None else texts):
             slice_.say(f"  host {number}: {text}")
         if found != "NONE":
             slice_.say(slice_.how_to_delete())
     else:
-        must(slice_.job("stop", run, show=True), "stop the run")
+        hosts.must(hosts.tell(slice_, "stop", run, show=True), "stop the run")
         if ask and ask(f"delete {options.name}, which costs as long as it is there? [y/N] ").strip().lower().startswith("y"):
-            slice_.delete()
-            slice_.say(f"{options.name} is deleted")
-        else:
-            slice_.say(f"{options.name} is there and costs; {slice_.how_to_delete()}")
+            return perform_delete(slice_)
+        slice_.say(f"{options.name} is there and costs; {slice_.how_to_delete()}")
     return 0
 
 
@@ -159,6 +177,8 @@ def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, as
     kind = kind_of(options)
     slice_.type = kind.type
     job = job_of(words, options.name, kind)
+    if not options.dry_run:
+        check_agent(kind)
     check_bucket(slice_, job)
     if not options.no_plan:
         plan(job, kind, options.name, force=options.force, dry_run=options.dry_run)
@@ -176,8 +196,8 @@ def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, as
     if (found := slice_.state()) != "ACTIVE":
         raise Stop(f"{options.name} is not ready ({found}); tpu.py create, wait and setup come first", code=1)
     if options.env_file:
-        slice_.give_environment(options.env_file)
-    slice_.start(job.name, job.command(kind))
+        hosts.give_environment(slice_, options.env_file)
+    hosts.start(slice_, job.name, job.command(kind))
     slice_.say(
         f"{job.name} runs on {kind.hosts} host{'s' * (kind.hosts > 1)}, and nobody looks after it; {slice_.how_to_delete()}"
     )
@@ -193,6 +213,10 @@ def ask_person(question: str, seconds: float = 600) -> str:
 
 def main(args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time, ask: Ask | None = None) -> int:
     """The exit code; a wrong input is one line on stderr and 2. `sleep`, `clock` and `ask` (a person) can be played by a test."""
+    if sys.version_info[:2] < OLDEST:
+        found = ".".join(map(str, sys.version_info[:3]))
+        print(f"error: tpu.py needs Python 3.11 or newer, and this is {found}; try python3.12 tpu/tpu.py", file=sys.stderr)
+        return 2
     given = list(sys.argv[1:] if args is None else args)
     cut = given.index("--") if "--" in given else len(given)
     slice_ = None

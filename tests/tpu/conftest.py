@@ -80,6 +80,7 @@ def cloud_on_path(tmp_path, monkeypatch) -> Cloud:
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setenv("FAKE_GCLOUD", str(folder))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return Cloud(folder)
@@ -89,13 +90,14 @@ def cloud_on_path(tmp_path, monkeypatch) -> Cloud:
 def cloud(cloud_on_path, monkeypatch) -> Cloud:
     """The same, but answered in this process: for long stories."""
     import fake_gcloud
+    import hosts
     import slices
 
     def run(argv, *, stdin, stdout, stderr, text, errors, timeout):
         assert argv[0] == "gcloud" and 1 <= timeout <= 3600
         return subprocess.CompletedProcess(argv, *fake_gcloud.play(cloud_on_path.folder, argv[1:]))
 
-    monkeypatch.setattr(slices, "pack", lambda archive: None)
+    monkeypatch.setattr(hosts, "pack", lambda archive: None)
     names = {"CompletedProcess": subprocess.CompletedProcess, "TimeoutExpired": subprocess.TimeoutExpired}
     monkeypatch.setattr(slices, "subprocess", SimpleNamespace(run=run, PIPE=None, DEVNULL=None, **names))
     return cloud_on_path

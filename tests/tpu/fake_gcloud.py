@@ -2,15 +2,19 @@
 
 world.json: {"lives": [[step, ...], ...], "life": of the slice that is there or -1, "step": in it, "started": whether a run was,
 "ended": how it ended, "hosts": how many, "born": when, "errors": {verb: [what it complains of the next times]}}. Each look at the
-queued resource is a step on; the last one stays. A step is a state of the queued resource, or:
+queued resource is a step on; the last one stays. While it is PROVISIONING, SUSPENDING or DELETING a deletion is refused, and is a
+step on, too. A step is a state of the queued resource, or:
 
     half             ACTIVE, but there is no machine
     preempted        ACTIVE, and the machine is PREEMPTED
     repairing        ACTIVE, and the machine is REPAIRING
+    leaving          ACTIVE, and the machine is DELETING
     active           the machine is READY, a run that was started is running
     exit 0,75        READY, and the run ended so on its hosts (one for all, or each its own: a code, running, lost)
     deaf             READY, and the hosts do not answer
     deleted          somebody else deleted it
+
+Many hosts answer in the wrong order, and what they complain of stands among gcloud's own words (its ssh.py of tpu_vm).
 """
 
 import json
@@ -19,6 +23,23 @@ import sys
 from pathlib import Path
 
 MISSING = "ERROR: (gcloud) NOT_FOUND: the resource was not found"
+
+
+def step_of(world: dict, *, on: bool = False) -> str:
+    """Where its life is, or is then."""
+    if world["life"] < 0:
+        return "deleted"
+    life = world["lives"][world["life"]]
+    world["step"] = min(world["step"] + on, len(life) - 1)
+    return life[max(world["step"], 0)]
+
+
+def of_many(world: dict, kind: str, complaint: str) -> str:
+    """What gcloud prints when a command fails on the last host."""
+    lines = [f"Using {kind.lower()} batch size of 1. Attempting to {kind} into 1 nodes with a total of {world['hosts']} workers."]
+    lines += [f"{kind}: Attempting to connect to worker {i}..." for i in range(world["hosts"])]
+    lines += [complaint, f"##### Command execution on worker {world['hosts'] - 1} failed with exit status 1. Continuing."]
+    return "\n".join(lines) + "\n"
 
 
 def jobs(world: dict, step: str) -> list[str]:
@@ -33,9 +54,7 @@ def jobs(world: dict, step: str) -> list[str]:
 
 
 def describe(world: dict, group: str) -> tuple[int, str, str]:
-    if group == "queued-resources" and world["life"] >= 0:
-        world["step"] = min(world["step"] + 1, len(world["lives"][world["life"]]) - 1)
-    step = world["lives"][world["life"]][world["step"]] if world["life"] >= 0 else "deleted"
+    step = step_of(world, on=group == "queued-resources")
     if step == "deleted":
         world["life"] = -1
         return 1, "", MISSING
@@ -47,20 +66,36 @@ def describe(world: dict, group: str) -> tuple[int, str, str]:
         return 0, json.dumps({"state": state, "tpu": {"nodeSpec": [node]}}), ""
     if step == "half":
         return 1, "", MISSING
-    state = step.upper() if step in ("preempted", "repairing") else "READY"
+    state = {"preempted": "PREEMPTED", "repairing": "REPAIRING", "leaving": "DELETING"}.get(step, "READY")
     return 0, json.dumps({"state": state, "createTime": world["born"]}), ""
 
 
 def ssh(world: dict, words: list[str]) -> tuple[int, str, str]:
     command = next(word for word in words if word.startswith("--command="))
-    step = world["lives"][world["life"]][world["step"]] if world["life"] >= 0 else "deleted"
-    if step in ("deaf", "deleted", "half", "preempted", "repairing") or step.isupper():
+    step = step_of(world)
+    if step in ("deaf", "deleted", "half", "preempted", "repairing", "leaving") or step.isupper():
         return 1, "", "ssh: the host does not answer"
     if "job.sh start" in command:
         world |= {"started": True, "ended": []}
+    hosts = [f"t1v-n-0123abcd-w-{i}" for i in range(world["hosts"])]
+    if "--worker=0" in words:
+        hosts = hosts[:1]
     if "job.sh status" in command:
-        return 0, "".join(f"jaxppo-host host-{i} {text}\n" for i, text in enumerate(jobs(world, step))), ""
-    return 0, "the last words of the run\n" if "job.sh log" in command else "", ""
+        lines = [f"jaxppo-host {host} {text}\n" for host, text in zip(hosts, jobs(world, step))]
+        return 0, "".join(reversed(lines)), ""
+    if "job.sh log" in command:
+        return 0, "".join(f"{host}: the last words\n" if " named" in command else "the last words\n" for host in hosts), ""
+    return 0, "", ""
+
+
+def delete(world: dict) -> tuple[int, str, str]:
+    step = step_of(world)
+    if step in ("PROVISIONING", "SUSPENDING", "DELETING"):
+        world["step"] = max(world["step"], 0) + 1
+        refusal = f"FAILED_PRECONDITION: DeleteQueuedResource is not supported when state is {step}"
+        return 1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.delete) {refusal} (must be one of [ACCEPTED SUSPENDED])"
+    world |= {"life": -1, "started": False}
+    return (1, "", MISSING) if step == "deleted" else (0, "", "")
 
 
 def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
@@ -73,6 +108,8 @@ def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
         name = verb
     if world["errors"].get(name):
         complaint = world["errors"][name].pop(0)
+        if complaint and verb in ("ssh", "scp") and world["hosts"] > 1:
+            complaint = of_many(world, verb.upper(), complaint)
         if complaint:
             return 1, "", complaint
     if verb == "create":
@@ -80,9 +117,7 @@ def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
         kind = next(word for word in words if word.startswith("--accelerator-type="))
         world |= {"made": made + 1, "life": made, "step": -1, "started": False, "type": kind.split("=")[1]}
     elif verb == "delete":
-        if world["life"] < 0:
-            return 1, "", MISSING
-        world |= {"life": -1, "started": False}
+        return delete(world)
     elif verb == "describe":
         return describe(world, group)
     elif verb == "ssh":

@@ -8,6 +8,8 @@ import tarfile
 import accelerators
 import babysitting
 import basics
+import complaints
+import hosts
 import jobs
 import pytest
 
@@ -39,7 +41,9 @@ def files(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("module", [accelerators, babysitting, basics, jobs], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [accelerators, babysitting, basics, complaints, hosts, jobs], ids=lambda module: module.__name__
+)
 def test_the_examples_in_the_docstrings(module):
     found = doctest.testmod(module)
     assert found.attempted and not found.failed
@@ -124,6 +128,10 @@ def test_the_example_settings_are_read_as_jaxppo_reads_them(files):
         (["--data=data.jsonl"], "--data data.jsonl: it is here"),
         (["--data", "/etc/hostname"], "--data /etc/hostname: it is here"),
         (["--hf-token", "x"], "--hf-token: everybody on a machine can read its command lines"),
+        (["--wandb-key", "x"], "--wandb-key: everybody"),
+        (["--key=x"], "--key: everybody"),
+        (["--access-key", "x"], "--access-key: everybody"),
+        (["--data", "https://me:secret@host/a.jsonl"], "https://me:...@: everybody"),
         (["--note", "hf_abcdefghijklmnopqrstuvwx"], "hf_...: everybody"),
     ],
 )
@@ -161,6 +169,63 @@ def test_the_file_of_secrets(tmp_path, text, mode, complaint):
         jobs.check_environment(file)
 
 
+FINGERPRINT = "3072 SHA256:mine me@here (RSA)"
+KEY = "~/.ssh/google_compute_engine"
+
+
+@pytest.fixture
+def agent(cloud, tmp_path, monkeypatch):
+    """A HOME, and stand-ins for what asks the SSH agent and for what reads a key: (exit code, text)."""
+
+    def play(held: tuple[int, str], fingerprint: tuple[int, str], there: bool) -> None:
+        for name, (code, text) in {"ssh-add": held, "ssh-keygen": fingerprint}.items():
+            (cloud.folder / name).write_text(f"#!/bin/sh\necho $0 $* >>{tmp_path}/asked\necho '{text}'\nexit {code}\n")
+            (cloud.folder / name).chmod(0o755)
+        (tmp_path / ".ssh").mkdir(exist_ok=True)
+        if there:
+            (tmp_path / ".ssh" / "google_compute_engine").touch()
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return play
+
+
+@pytest.mark.parametrize(
+    ("held", "fingerprint", "there", "cure"),
+    [
+        ((0, "256 SHA256:other you@there (ED25519)"), (0, FINGERPRINT), True, f"type: ssh-add {KEY}"),
+        ((0, "256 SHA256:other"), (255, ""), False, f"type: ssh-keygen -t rsa -f {KEY} && ssh-add {KEY}"),
+        ((0, f"256 SHA256:other you@there (ED25519)\n{FINGERPRINT}"), (0, FINGERPRINT), True, ""),
+        ((1, "The agent has no identities."), (0, FINGERPRINT), True, ""),
+        ((2, "Could not open a connection to your authentication agent."), (255, ""), False, ""),
+        ((0, "256 SHA256:other"), (255, ""), True, ""),  # gcloud only warns
+    ],
+)
+def test_the_ssh_agent_of_a_pod(agent, capsys, held, fingerprint, there, cure):
+    agent(held, fingerprint, there)
+    if cure:
+        with pytest.raises(basics.Stop, match=f"v6e-16 has 4 hosts, and your SSH agent lacks gcloud's key; {cure}$") as stop:
+            jobs.check_agent(V6E_16)
+        assert stop.value.code == 2
+    else:
+        jobs.check_agent(V6E_16)
+    jobs.check_agent(V6E_8)  # to one host gcloud connects all the same
+
+
+def test_without_the_programs_of_ssh_the_agent_is_left_to_gcloud(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    jobs.check_agent(V6E_16)
+
+
+@pytest.mark.parametrize("verb", ["create", "run", "babysit"])
+def test_the_ssh_agent_is_asked_before_anything_is_made(agent, cloud, tmp_path, capsys, verb):
+    agent((0, "256 SHA256:other"), (0, FINGERPRINT), True)
+    args = ["--type", "v6e-16", *(["--no-plan", "--", SCRIPT, "--runs", "gs://my-bucket/runs"] if verb != "create" else [])]
+    assert cloud.run(verb, "--dry-run", *args) == 0
+    assert not (tmp_path / "asked").exists()
+    assert cloud.run(verb, *args) == 2
+    assert capsys.readouterr().err.endswith(f"type: ssh-add {KEY}\n") and cloud.calls == []
+
+
 def test_tracked_files_alone_are_packed(tmp_path):
     basics.pack(tmp_path / "code.tar.gz")
     with tarfile.open(tmp_path / "code.tar.gz") as archive:
@@ -177,6 +242,23 @@ def test_what_is_made_on_the_way_is_ours_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(basics.Stop, match="cannot write to"):
         basics.private("my-run")
+
+
+def test_an_old_python_gets_so_far_as_to_say_so(capsys, monkeypatch):
+    """Its syntax is that of Python 3.9, and annotations with | are never evaluated."""
+    import ast
+
+    import tpu
+
+    for path in (basics.ROOT / "tpu").glob("*.py"):
+        tree = ast.parse(path.read_text(), feature_version=(3, 9))
+        given = [node.annotation for node in ast.walk(tree) if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation]
+        given += [node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns]
+        unions = any(isinstance(node, ast.BitOr) for annotation in given for node in ast.walk(annotation))
+        assert not unions or "\nfrom __future__ import annotations\n" in path.read_text() or path.stem == "job_settings", path
+    monkeypatch.setattr(sys, "version_info", (3, 10, 12, "final", 0))
+    assert tpu.main(["status"]) == 2
+    assert capsys.readouterr().err == "error: tpu.py needs Python 3.11 or newer, and this is 3.10.12; try python3.12 tpu/tpu.py\n"
 
 
 def test_the_standard_library_is_enough():

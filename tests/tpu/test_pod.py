@@ -136,6 +136,7 @@ def test_a_pod_loses_its_slice_and_ends_as_if_it_had_not(tmp_path, monkeypatch, 
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda argv, **how: (pod.gcloud if argv[0] == "gcloud" else run)(argv, **how))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pod.env").write_text("JAX_PLATFORMS=cpu\nXDG_CACHE_HOME=/nowhere\n")  # there are no TPUs here
     (tmp_path / "pod.env").chmod(0o600)

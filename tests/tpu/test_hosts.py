@@ -1,0 +1,47 @@
+"""What many hosts answer: in their order, and what went wrong on one of them in full."""
+
+import pytest
+
+
+def test_hosts_are_told_apart_though_gcloud_prints_first_what_comes_first(cloud, capsys):
+    """The fake prints the last one first."""
+    cloud.play(["exit 0,75,1,0"], there=True, hosts=4, type="v6e-16")
+    world = (cloud.folder / "world.json").read_text().replace('"started": false', '"started": true')
+    (cloud.folder / "world.json").write_text(world)
+    assert cloud.run("status") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[1:5] == ["  host 0: exit 0", "  host 1: exit 75", "  host 2: exit 1", "  host 3: exit 0"]
+
+
+def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
+    import subprocess
+
+    import hosts
+    from slices import Slice
+
+    def states(*names: str) -> list[str] | None:
+        lines = "".join(f"jaxppo-host {name} exit {i}\n" for i, name in enumerate(names))
+        monkeypatch.setattr(Slice, "ssh", lambda *_, **__: subprocess.CompletedProcess([], 0, lines, ""))
+        return hosts.states(Slice("my-run", "us-east5-b"), "my-run")
+
+    assert states("a-w-10", "a-w-9", "a-w-2.internal") == ["exit 2", "exit 1", "exit 0"]
+    assert states("b", "a", "c") == ["exit 0", "exit 1", "exit 2"]
+
+
+@pytest.mark.parametrize(("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")])
+def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, what):
+    """The one line names the reason, not that gcloud goes on; before it stands all that was said."""
+    errors = {name: ["warning: slow\nE: no space left"]}
+    cloud.play(["active"], there=True, hosts=4, type="v6e-16", **errors)
+    assert cloud.run("setup") == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == f"error: cannot {what}: E: no space left"
+    assert lines[0].startswith("Using ") and lines[-4:-1] == [
+        "warning: slow", "E: no space left", "##### Command execution on worker 3 failed with exit status 1. Continuing.",
+    ]  # fmt: skip
+
+
+def test_what_is_one_line_is_said_once(cloud, capsys):
+    cloud.play(["active"], there=True, hosts=4, type="v6e-16", setup=["E: no space left"])
+    assert cloud.run("setup") == 1
+    assert capsys.readouterr().err == "error: cannot set the hosts up: E: no space left\n"
