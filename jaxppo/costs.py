@@ -1,4 +1,4 @@
-"""What a step costs at least, counted from the shapes; and in seconds, with a chip's peaks."""
+"""What a step costs, counted from the shapes; and how many seconds it takes at least, by a chip's peaks."""
 
 import math
 
@@ -20,30 +20,40 @@ def matrix_parameters(shape: ModelConfig) -> tuple[int, int]:
 def phases(config: RunConfig, shape: ModelConfig, mesh: Mesh | AbstractMesh) -> dict[str, tuple[float, float]]:
     """Operations and bytes of each phase on each device, from the shapes: 2 operations a weight and token forward, twice that
     backward (once with adapters, whose weight gradients are small); attention 4 · width a pair of tokens. Bytes are those of
-    the weights, once a decoded token, and of the keys and values read."""
+    the weights, once a decoded token, and of the keys and values read. A critic of its own is a second body beside the policy's,
+    without a head: it reads each token with it, and learns with it.
+
+    Generation is counted at its full length, though decoding stops when every row has ended: a step may do less. It does more
+    with what is not counted: a reward model, recomputation (--remat), a greedy baseline, the KL of the whole vocabulary, the
+    lagged policy of --mask-top-p.
+    """
     blocks, head = matrix_parameters(shape)
+    bodies = 2 if config.critic == "separate" and config.value_loss != "none" else 1
     size = jnp.dtype(config.dtype).itemsize
     rows, length, response = config.rows, config.length, config.response_length
     attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * length * length / 2
-    forward = rows * (2 * blocks * length + 2 * head * response + attention)
-    cache = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size * rows * (config.prompt_length + response / 2)
+    body, chosen = rows * (2 * blocks * length + attention), rows * 2 * head * response
+    forward = bodies * body + chosen
+    cached = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size  # bytes a token
+    cache = bodies * cached * rows * (config.prompt_length + response / 2)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     devices = math.prod(mesh.shape.values())
     # Each device reads the weights that it computes with: all of them, but for the part of the tensor axis.
-    weights = (blocks + head) * size / tensor
+    weights = (bodies * blocks + head) * size / tensor
     passes = 2 if config.lora else 3
     learned = config.batch_size / config.rows * config.epochs
-    moments = 0 if config.lora else (blocks + head) * 4 * 7 / (tensor * fsdp)  # Adam reads four arrays and writes three
+    moments = 0 if config.lora else (bodies * blocks + head) * 4 * 7 / (tensor * fsdp)  # Adam reads four arrays and writes three
     updates = config.epochs * config.minibatches
     return {
         "generate": (forward / devices, response * weights + response * cache / devices),
-        "reference": (forward / devices, weights),
+        "reference": ((body + chosen) / devices, (blocks + head) * size / tensor),
         "update": (passes * learned * forward / devices, updates * (passes * weights * config.microbatches + moments)),
     }
 
 
 def bounds(chip: Chip, phases: dict[str, tuple[float, float]], collectives: dict[Collective, int]) -> dict[str, dict[str, float]]:
-    """For each phase the seconds that each of the chip's means needs at least, at its published peak."""
+    """For each phase the seconds that each of the chip's means needs at least, at its published peak; that of its operations is
+    the one in bfloat16, whatever --dtype."""
     sent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     for x, number in collectives.items():
         if x.phase:

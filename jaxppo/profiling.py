@@ -1,15 +1,16 @@
 """What a run's time went to: seconds of compilation, productive share of the wall clock, use of the chip, and a trace of steps.
 
 The numbers stand in metrics.jsonl beside the step's own: `compile_seconds` (tracing and compiling, only where there was any),
-`recompilations` (of the step, beyond one for each shape of a batch: 0 unless something is wrong), `goodput` (share of the time
-since the run began in this process that steps took, their compilation left out) and, on a chip whose peak is known, `mfu` (the
-operations that a step needs at least, over what the chips could have done in its seconds; https://arxiv.org/abs/2204.02311,
-appendix B).
+`recompilations` (of the step, beyond one for each shape of a batch: 0 unless something is wrong, such as arrays that lie on
+the devices otherwise than before), `goodput` (share of the time since the run began in this process that steps took, their
+compilation left out) and, on a chip whose peak is known, `mfu` (the operations that a step has by `costs.phases`, over what the
+chips could have done in its seconds at their peak in 16 bits, whatever --dtype; https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from jaxppo.parallel import CompiledStep
 
 CLOCK = ("seconds", "tokens_per_second", "compile_seconds", "goodput", "mfu")  # what differs between two runs of the same numbers
 TRACED = "/jax/core/compile/jaxpr_trace_duration"  # JAX's names of events; this one comes for functions within functions, too
-COMPILED = ("/jax/core/compile/jaxpr_to_mlir_module_duration", "/jax/core/compile/backend_compile_duration")
+BACKEND = "/jax/core/compile/backend_compile_duration"
+COMPILED = ("/jax/core/compile/jaxpr_to_mlir_module_duration", BACKEND)
+STEPS = ("jit(traced)", "jit(_fun)")  # what JAX calls a `CompiledStep` there: under jit and over a mesh, and under pmap
 
 
 class Trace:
@@ -55,6 +58,7 @@ class Meter:
     def __init__(self, step: CompiledStep, *, flops: float = 0.0, peak: float = 0.0, clock: Callable[[], float] = time.monotonic):
         self.step, self.flops, self.peak, self.clock = step, flops, peak, clock
         self.began, self.productive, self.shapes = clock(), 0.0, set()
+        self.traces = self.untraced = 0  # at the last dispatch; dispatches that compiled the step again without tracing it
         self.forget()
         jax.monitoring.register_event_duration_secs_listener(self.hear)
 
@@ -64,10 +68,11 @@ class Meter:
             self.tracing = max(self.tracing, duration_secs)  # the outermost function's
         elif event in COMPILED:
             self.compiling += duration_secs
+            self.heard |= event == BACKEND and kwargs.get("fun_name") in STEPS
 
     def forget(self) -> None:
         """What was compiled until now was not the step."""
-        self.tracing = self.compiling = 0.0
+        self.tracing, self.compiling, self.heard = 0.0, 0.0, False
 
     def saw(self, batch: Any) -> None:
         """A batch is about to be used: another shape is another program."""
@@ -78,9 +83,12 @@ class Meter:
         compiled = self.tracing + self.compiling
         run = max(seconds - compiled, 0.0)
         self.productive += run
+        # The same shapes laid out otherwise: JAX compiles what it has traced already.
+        self.untraced += self.heard and self.step.traces == self.traces
+        self.traces = self.step.traces
         found = {
             "goodput": self.productive / max(self.clock() - self.began, 1e-9),
-            "recompilations": float(max(self.step.traces - len(self.shapes), 0)),
+            "recompilations": float(max(self.traces - len(self.shapes), 0) + self.untraced),
         }
         if compiled:
             found["compile_seconds"] = compiled
@@ -94,9 +102,10 @@ class Meter:
 
 
 def flops_of(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> float:
-    """Operations that one step needs at least, over all devices (`costs.phases`); 0 for networks other than transformers."""
+    """Operations of one step, over all devices (`costs.phases`); 0 for networks other than transformers."""
     if shape.kind != "transformer":
         return 0.0
+    config = replace(config, value_loss="none") if supervised else config  # nothing asks there for a critic of its own
     phases = costs.phases(config, shape, AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor")))
     return sum(flops for name, (flops, _) in phases.items() if name == "update" or not supervised)
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from runs import RUN, TEXTS
 
-from jaxppo import costs, profiling, train
+from jaxppo import costs, parallel, ppo, profiling, train
 from jaxppo.config import UserError, llama, validate_run
+from jaxppo.types import Prompts
 
 SHAPE = llama(vocab_size=11, width=8, num_layers=2, num_heads=2)
 
@@ -58,6 +59,71 @@ def test_jax_tells_what_it_compiles(meter):
     assert "compile_seconds" not in meter.numbers(1.0, 1)
 
 
+def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
+    """Once a dispatch; not the first, not with a new shape, not another function's, and not outside of a dispatch."""
+    meter, _ = meter
+    theirs = [(profiling.BACKEND, "jit(traced)"), (profiling.BACKEND, "jit(traced)")]
+    other = [(profiling.BACKEND, "jit(tanh)"), (profiling.COMPILED[0], "jit(traced)"), (profiling.TRACED, "traced")]
+    for shape, traces, heard, want in (
+        ((2,), 1, theirs, 0), ((2,), 1, other, 0), ((2,), 1, theirs, 1), ((2,), 1, [], 1),
+        ((3,), 2, theirs, 1), ((3,), 3, theirs, 2), ((3,), 3, theirs[1:], 3),
+    ):  # fmt: skip
+        meter.hear(profiling.BACKEND, 1.0, fun_name="jit(traced)")
+        meter.forget()  # as the loop does before a dispatch
+        meter.saw(np.zeros(shape))
+        meter.step.traces = traces
+        for event, name in heard:
+            meter.hear(event, 1.0, fun_name=name)
+        assert meter.numbers(1.0, 1)["recompilations"] == want
+
+
+def step_of(mode: str):
+    """A step that adds the number of rows to a weight, with its state and two prompts in their places."""
+
+    def make(axis_name):
+        def train_step(state, prompts):
+            number = jnp.asarray(prompts.index.size, jnp.float32)
+            total = number if axis_name is None else jax.lax.psum(number, axis_name)
+            return state.replace(params={"w": state.params["w"] + total}), {"loss": total}
+
+        return train_step
+
+    step = parallel.prepare(make, mode=mode, mesh="data=2" if mode == "mesh" else "", devices=jax.devices()[:2])
+    state = ppo.init_state(RUN, {"w": jnp.zeros(4)}, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
+    tokens = np.zeros((2, 3), np.int32)
+    return step, step.place(state), step.put(Prompts(tokens, tokens > 0, np.arange(2, dtype=np.int32)))
+
+
+@pytest.mark.parametrize("mode", ["jit", "pmap", "mesh"])
+def test_the_steps_own_compilation_is_known_by_its_name(mode):
+    step, state, prompts = step_of(mode)
+    meter = profiling.Meter(step)
+    for want in (True, False):
+        meter.saw(prompts)
+        state, metrics = step(state, prompts)
+        jax.jit(lambda x: x * 2.5)(metrics["loss"])
+        assert meter.heard == want
+        assert meter.numbers(1.0, 1)["recompilations"] == 0
+        meter.forget()
+    meter.close()
+
+
+def test_the_same_shapes_elsewhere_are_compiled_again(meter):
+    """JAX traces nothing anew for a state that lies on another device."""
+    step, state, prompts = step_of("jit")
+    meter, _ = meter
+    meter.step = step
+    found = []
+    for place in (None, None, jax.devices()[1], None, jax.devices()[2]):
+        if place is not None:
+            state, prompts = jax.device_put(state, place), jax.device_put(prompts, place)
+        meter.forget()
+        meter.saw(prompts)
+        state, _ = step(state, prompts)
+        found += [meter.numbers(1.0, 1)["recompilations"]]
+    assert found == [0, 0, 1, 1, 2] and step.traces == 1
+
+
 def test_flops_are_those_of_the_plan():
     config = replace(RUN, lora=0)
     mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
@@ -66,6 +132,24 @@ def test_flops_are_those_of_the_plan():
     assert profiling.flops_of(config, SHAPE, supervised=False) == pytest.approx(forward * 5)  # 1 + 1 + 3
     assert profiling.flops_of(config, SHAPE, supervised=True) == pytest.approx(forward * 3)
     assert profiling.flops_of(config, replace(SHAPE, kind="gru"), supervised=False) == 0
+
+
+def test_flops_of_a_critic_of_its_own():
+    """A second body without a head: it reads in the rollout and learns in the update, and no reference has one. RUN has four rows
+    of seven tokens."""
+    shared, separate = (replace(RUN, lora=0, value_loss="mse", critic=x) for x in ("shared", "separate"))
+    blocks, _ = costs.matrix_parameters(SHAPE)
+    body = RUN.rows * (2 * blocks * RUN.length + 4 * 2 * 8 * RUN.length**2 / 2)
+    of = lambda config, supervised=False: profiling.flops_of(config, SHAPE, supervised=supervised)
+    assert of(separate) - of(shared) == pytest.approx(body * (1 + 3 * RUN.epochs))
+    assert of(replace(separate, lora=2)) - of(replace(shared, lora=2)) == pytest.approx(body * (1 + 2 * RUN.epochs))
+    assert of(replace(separate, value_loss="none")) == of(shared)
+    assert of(separate, supervised=True) == of(shared, supervised=True)
+    one = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    (_, alone), (_, beside) = (costs.phases(config, SHAPE, one)["generate"] for config in (shared, separate))
+    blocks *= 4  # bytes of float32, read for each token; and keys and values of as many tokens again
+    cache = 2 * 2 * 2 * 4 * 4 * RUN.rows * (RUN.prompt_length + RUN.response_length / 2)
+    assert beside - alone == pytest.approx(RUN.response_length * (blocks + cache))
 
 
 def test_peaks():
