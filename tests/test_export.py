@@ -280,7 +280,7 @@ def test_an_adapter_is_what_it_was_merged(name, run_of, tmp_path):
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # between PEFT and transformers
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_peft_itself_reads_an_adapter(name, run_of, tmp_path):
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="PEFT comes with the extra `parity`")
     run = run_of(name)
     folder = written(run, tmp_path / "adapter", adapter=True)
     tokens, mask = prompts()
