@@ -28,7 +28,7 @@ FLOORS = [
         "plan", "records", "figures", "outcomes", "pages", "report", "export",
         "doctor",
     ],
-    ["options", "cli", "launch"],
+    ["options", "cli", "__main__", "launch"],
 ]  # fmt: skip
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 
