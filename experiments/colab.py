@@ -74,8 +74,11 @@ for folder in (root, root / "experiments"):
 # %%
 import jax
 
+from jaxppo import chips
+
 backend, kind = jax.default_backend(), jax.devices()[0].device_kind
-print(f"JAX {jax.__version__} on {len(jax.devices())} x {kind}")
+machine = chips.KINDS.get(kind) or next((name.lower() for name in chips.GPUS if name in kind), backend)
+print(f"JAX {jax.__version__} on {len(jax.devices())} x {kind} ({machine})")
 if backend == "cpu" and ON_COLAB:
     print(
         "There is no accelerator. It works, slowly. For a faster one: Runtime -> Change runtime type -> v5e-1 TPU or T4 GPU -> "
@@ -87,8 +90,9 @@ if backend == "cpu" and ON_COLAB:
 # ## Train
 #
 # Sizes go with the machine: an accelerator has room for more rollouts a step. A T4 has no bfloat16. Stopped here, or cut off
-# with SAVE_TO_DRIVE: run everything again, and training goes on from its last checkpoint. (Without Drive the files go with the
-# runtime.)
+# with SAVE_TO_DRIVE: run everything again on the same kind of machine, and training goes on from its last checkpoint. (Without
+# Drive the files go with the runtime.) STEPS may be raised then, also of a run that has come to its end. A run's name holds its
+# REWARD, its SEED and its machine: with others begins a run of its own, beside the first.
 
 # %%
 import sentiment
@@ -99,8 +103,9 @@ SIZES = {"cpu": {}, "gpu": {"batch_size": 128}, "tpu": {"batch_size": 128}}
 chosen = dict(SIZES.get(backend, {}))
 if "T4" in kind:
     chosen["dtype"] = "float32"
-runs, name = Path("runs"), f"colab-{REWARD}-{SEED}"
-if SAVE_TO_DRIVE and ON_COLAB:
+runs, name = Path("runs"), f"colab-{REWARD}-{SEED}-{machine}"
+on_drive = SAVE_TO_DRIVE and ON_COLAB
+if on_drive:
     from google.colab import drive
 
     drive.mount("/content/drive")
@@ -135,20 +140,44 @@ result = json.loads((runs / name / "result.json").read_text())
 print(f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} at {result['kl']:.2f} nats a continuation")
 
 # %% [markdown]
+# ## The model
+#
+# The run's best checkpoint as others load it, with tokenizer and model card: what `jaxppo export` writes, in bfloat16 (0.3 GB).
+# Then two prompts of your own, as `jaxppo sample` continues them.
+
+# %%
+import shutil
+
+from jaxppo import export
+
+model = runs / name / "model"
+shutil.rmtree(model, ignore_errors=True)  # of fewer steps
+export.export(export.ExportOptions(runs / name, model, dtype="bfloat16"))
+
+# %%
+from jaxppo import cli
+
+cli.sample(cli.SampleOptions(runs / name, ("The film is", "I went to see it with")))
+
+# %% [markdown]
 # ## Keep it
 #
-# The run's folder holds everything: settings, metrics, samples, checkpoints. Without Drive it ends with the runtime; this
-# packs what is worth keeping.
+# The run's folder holds everything: settings, metrics, samples, checkpoints, the model. On Drive it stays; without Drive it ends
+# with the runtime, and this packs what is worth keeping.
 
 # %%
 import zipfile
 
-kept = ["config.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png"]
-with zipfile.ZipFile(runs / f"{name}.zip", "w") as archive:
-    for part in kept:
-        archive.write(runs / name / part, f"{name}/{part}")
-print(f"written: {runs / name}.zip")
-if ON_COLAB and not SAVE_TO_DRIVE:
+if on_drive:
+    print(f"on Drive: {runs / name}")
+else:
+    kept = ["config.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png"]
+    kept += sorted(str(path.relative_to(runs / name)) for path in model.rglob("*") if path.is_file())
+    with zipfile.ZipFile(runs / f"{name}.zip", "w") as archive:
+        for part in kept:
+            archive.write(runs / name / part, f"{name}/{part}")
+    print(f"written: {runs / name}.zip")
+if ON_COLAB and not on_drive:
     from google.colab import files
 
     files.download(str(runs / f"{name}.zip"))

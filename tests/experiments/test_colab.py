@@ -1,13 +1,25 @@
-"""The notebook and its script are one text; and it runs from the first cell to the last."""
+"""The notebook and its script are one text; it runs from the first cell to the last, and on Colab with stand-ins for what is
+only there: git, pip, the Drive, and a run that takes no time."""
 
+import dataclasses
+import importlib.metadata
 import json
 import os
+import runpy
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 jupytext = pytest.importorskip("jupytext")
+import jax
 import nbformat
+
+from jaxppo import cli, export
+from jaxppo.config import RunConfig
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SCRIPT, NOTEBOOK = EXPERIMENTS / "colab.py", EXPERIMENTS / "colab.ipynb"
@@ -31,10 +43,139 @@ def test_nothing_is_left_of_a_run():
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-def test_colabs_own_jax_is_kept():
-    text = SCRIPT.read_text()
-    assert '"-c", "kept.txt"' in text and 'f"{name}=={version(name)}" for name in ("jax", "jaxlib")' in text
-    assert "jax[" not in text and "--upgrade" not in text and "-U" not in text
+@dataclasses.dataclass(frozen=True)
+class Asked(RunConfig):
+    """What the notebook may ask `sentiment.py` for."""
+
+    reward: str = ""
+    dtype: str = "its own"
+
+
+@pytest.fixture
+def colab(tmp_path, monkeypatch):
+    """A Colab: `run(...)` is all cells on a machine of some kind, in the folder of the runtime; `asked` has every run's options,
+    `calls` the commands, `kept` what pip was held to."""
+    runtime = tmp_path / "content"
+    runtime.mkdir()
+    there = SimpleNamespace(folder=runtime, calls=[], kept=[], asked=[], sampled=[], mounted=[], downloads=[])
+
+    def command(argv, **options):
+        there.calls.append(argv)
+        assert options == {"check": True}
+        if argv[0] == "git":
+            (runtime / argv[-1] / "experiments").mkdir(parents=True)
+            (runtime / argv[-1] / "pyproject.toml").touch()
+        else:
+            there.kept.append((runtime / "kept.txt").read_text().splitlines())
+
+    def train(options):
+        there.asked.append(options)
+        folder = Path(options.runs) / options.name
+        assert (folder / "config.json").exists() == options.resume
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"prompt": "a", "before": "b", "sentiment_before": 0.0, "after": "c", "sentiment_after": 0.5}
+        (folder / "samples.jsonl").write_text(json.dumps(row))
+        (folder / "result.json").write_text('{"sentiment_before": 0, "sentiment_after": 0.5, "kl": 1}')
+        for name in ("config.json", "metrics.jsonl", "curves.png"):
+            (folder / name).write_text("{}")
+
+    def exported(options):
+        assert not options.folder.exists() and options.dtype == "bfloat16"
+        options.folder.mkdir()
+        (options.folder / "model.safetensors").write_text(str(options.run))
+
+    modules = {name: ModuleType(name) for name in ("google", "google.colab", "sentiment", "IPython", "IPython.display")}
+    modules["google.colab"].drive = SimpleNamespace(mount=there.mounted.append)
+    modules["google.colab"].files = SimpleNamespace(download=there.downloads.append)
+    modules["sentiment"].Sentiment, modules["sentiment"].main = Asked, train
+    modules["IPython.display"].Image, modules["IPython.display"].display = Path, lambda image: image.read_bytes()
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.chdir(runtime)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(subprocess, "run", command)
+    monkeypatch.setattr(export, "export", exported)
+    monkeypatch.setattr(cli, "sample", there.sampled.append)
+
+    def run(backend="cpu", kind="cpu", versions=None, **form):
+        versions = versions or {"jax": "0.10.2", "jaxlib": "0.10.2"}
+        monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
+        monkeypatch.setattr(jax, "default_backend", lambda: backend)
+        monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
+        text = SCRIPT.read_text().replace('"/content/drive', f'"{tmp_path}/drive')
+        for name, value in form.items():
+            (line,) = [x for x in text.splitlines() if x.startswith(f"{name} = ") and "# @param" in x]
+            text = text.replace(line, f"{name} = {value!r}")
+        (tmp_path / "cells.py").write_text(text)
+        runpy.run_path(str(tmp_path / "cells.py"))
+
+    there.run = run
+    yield there
+
+
+def test_colabs_own_jax_is_kept(colab):
+    """Whatever versions it brings. What pip is asked for says nothing of JAX beside."""
+    colab.run(versions={"jax": "0.11.0.dev3+cuda", "jaxlib": "0.11.1"})
+    assert colab.calls == [
+        ["git", "clone", "--depth", "1", "https://github.com/jaxppo/jaxppo", "jaxppo"],
+        [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", "-e", "jaxppo[demo]"],
+    ]
+    assert colab.kept == [["jax==0.11.0.dev3+cuda", "jaxlib==0.11.1"]]
+    root = str(colab.folder / "jaxppo")
+    assert sys.path[:2] == [f"{root}/experiments", root]
+    colab.run(REPOSITORY="elsewhere")  # everything again: what is there stays
+    assert [argv[0] for argv in colab.calls] == ["git", sys.executable, sys.executable] and len(colab.kept) == 2
+
+
+def test_a_jax_that_is_too_old_is_said_before_anything_is_installed(colab):
+    with pytest.raises(SystemExit, match="JAX is 0.9.12 here, and jaxppo needs 0.10: Runtime, Change runtime type"):
+        colab.run(versions={"jax": "0.9.12", "jaxlib": "0.9.12"})
+    assert [argv[0] for argv in colab.calls] == ["git"] and not (colab.folder / "kept.txt").exists() and colab.asked == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind", "name", "batch_size", "dtype"),
+    [
+        ("gpu", "Tesla T4", "colab-vader-3-t4", 128, "float32"), ("gpu", "NVIDIA L4", "colab-vader-3-l4", 128, "its own"),
+        ("tpu", "TPU v5 lite", "colab-vader-3-v5e", 128, "its own"), ("cpu", "cpu", "colab-vader-3-cpu", 64, "its own"),
+        ("gpu", "another", "colab-vader-3-gpu", 128, "its own"),
+    ],
+)  # fmt: skip
+def test_sizes_and_name_go_with_the_machine(colab, capsys, backend, kind, name, batch_size, dtype):
+    colab.run(backend, kind, SEED=3, REWARD="vader", STEPS=4)
+    (asked,) = colab.asked
+    assert (asked.name, asked.batch_size, asked.dtype) == (name, batch_size, dtype)
+    assert (asked.runs, asked.seed, asked.reward, asked.steps, asked.eval_every) == ("runs", 3, "vader", 4, 4)
+    assert ("There is no accelerator" in capsys.readouterr().out) == (backend == "cpu")
+
+
+def test_without_drive_it_is_packed_with_the_model_and_downloaded(colab):
+    colab.run()
+    place = "runs/colab-classifier-0-cpu"
+    assert colab.downloads == [f"{place}.zip"] and colab.mounted == []
+    files = ["config.json", "curves.png", "metrics.jsonl", "model/model.safetensors", "result.json", "samples.jsonl"]
+    with zipfile.ZipFile(colab.folder / f"{place}.zip") as archive:
+        assert sorted(archive.namelist()) == [f"colab-classifier-0-cpu/{name}" for name in files]
+        assert archive.read("colab-classifier-0-cpu/model/model.safetensors") == place.encode()
+    (sampled,) = colab.sampled
+    assert str(sampled.run) == place and len(sampled.prompts) == 2
+    colab.run(STEPS=80)  # more of it; the model is exported anew
+    assert [(x.steps, x.resume) for x in colab.asked] == [(50, False), (80, True)]
+
+
+def test_on_drive_another_machine_begins_its_own_run(colab, tmp_path, capsys):
+    """One that goes on with the other's is refused, since sizes go with the machine."""
+    runs = tmp_path / "drive" / "MyDrive" / "jaxppo"
+    for backend, kind in (("gpu", "Tesla T4"), ("tpu", "TPU v5 lite"), ("gpu", "Tesla T4")):
+        colab.run(backend, kind, SAVE_TO_DRIVE=True)
+    assert colab.mounted == [f"{tmp_path}/drive"] * 3 and colab.downloads == []
+    assert [x.resume for x in colab.asked] == [False, False, True]
+    for one, other in ((0, 1), (0, 2)):
+        first, second = (dataclasses.replace(colab.asked[i], resume=False) for i in (one, other))
+        assert (first == second) == (first.name == second.name)
+    assert {path.name for path in runs.iterdir()} == {"colab-classifier-0-t4", "colab-classifier-0-v5e"}
+    assert (runs / "colab-classifier-0-v5e" / "model" / "model.safetensors").exists()  # and no second copy in an archive
+    assert f"on Drive: {runs}/colab-classifier-0-t4\n" in capsys.readouterr().out
 
 
 @pytest.mark.ci
@@ -45,8 +186,15 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"colab-classifier-0", "colab-classifier-0.zip"}
+    run = tmp_path / "runs" / "colab-classifier-0-cpu"
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {run.name, f"{run.name}.zip"}
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
     assert "step 2/2" in text and "judge " in text and "error:" not in text
     assert [output for output in outputs if output.output_type == "display_data" and "image/png" in output.data]
+    assert f"written: runs/{run.name}/model (the best checkpoint, of step 2)" in text
+    assert "\nThe film is" in text or text.startswith("The film is")
+    with zipfile.ZipFile(f"{run}.zip") as archive:
+        packed = {name.removeprefix(f"{run.name}/") for name in archive.namelist()}
+    assert {"result.json", "model/model.safetensors", "model/README.md"} <= packed
+    assert json.loads((run / "model" / "config.json").read_text())["dtype"] == "bfloat16"
