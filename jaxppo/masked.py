@@ -6,6 +6,7 @@ values and gradients stay finite (https://docs.jax.dev/en/latest/faq.html#gradie
 dealt out.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -33,7 +34,8 @@ def total(
 def mean(
     x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], axis: int | None = None, axis_name: AxisName = None
 ) -> Float[Array, "..."]:
-    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where nothing takes part.
+    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where nothing takes part. The mean of equal numbers is exactly that number,
+    so that they have no spread at all: a last digit of it, divided by itself, would make rewards of millions.
 
     Shapes: x and mask alike -> [], or without dimension `axis`.
 
@@ -41,9 +43,14 @@ def mean(
     >>> mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False]))
     Array(1.5, dtype=float32)
     """
-    kept = keep(x, mask)
-    count = _psum(jnp.sum(mask.astype(bool), axis=axis, dtype=kept.dtype), axis_name)
-    return _psum(jnp.sum(kept, axis=axis), axis_name) / jnp.maximum(count, 1)
+    kept, taken = keep(x, mask), mask.astype(bool)
+    count = _psum(jnp.sum(taken, axis=axis, dtype=kept.dtype), axis_name)
+    fixed = lax.stop_gradient(kept)
+    pivot = jnp.max(fixed, axis=axis, keepdims=True, initial=-jnp.inf, where=taken)  # one of the numbers, whichever
+    pivot = pivot if axis_name is None else lax.pmax(pivot, axis_name)
+    pivot = jnp.where(jnp.isfinite(pivot), pivot, 0)
+    apart = _psum(jnp.sum(keep(kept - pivot, mask), axis=axis), axis_name) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, pivot.reshape(apart.shape) + apart, 0)
 
 
 def var(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, ddof: int = 0, axis_name: AxisName = None) -> Float[Array, ""]:
@@ -76,9 +83,22 @@ def whiten(
     >>> whiten(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
     Array([-1.,  1.,  0.], dtype=float32)
     """
+    return keep(whitener(x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name)(keep(x, mask)), mask)
+
+
+def whitener(
+    x: Float[Array, "*s"],
+    mask: Shaped[Array, "*s"],
+    *,
+    shift_mean: bool = True,
+    ddof: int = 0,
+    eps: float = 1e-8,
+    axis_name: AxisName = None,
+) -> Callable[[Float[Array, "*t"]], Float[Array, "*t"]]:
+    """What `whiten` does to x, as a function that does the same to other numbers."""
     centre = mean(x, mask, axis_name=axis_name)
-    white = (keep(x, mask) - centre) * lax.rsqrt(var(x, mask, ddof=ddof, axis_name=axis_name) + eps)
-    return keep(white if shift_mean else white + centre, mask)
+    scale = lax.rsqrt(var(x, mask, ddof=ddof, axis_name=axis_name) + eps)
+    return lambda y: (y - centre) * scale + (0 if shift_mean else centre)
 
 
 class Moments(NamedTuple):
@@ -89,9 +109,11 @@ class Moments(NamedTuple):
     squares: Float[Array, ""]
 
     def std(self, *, ddof: int = 1) -> Float[Array, ""]:
-        """√(squares / (count − ddof)), and 1 while there is nothing to divide by or no spread."""
+        """√(squares / (count − ddof)), and 1 while there is nothing to divide by or no spread: none but that of float32's last
+        digits, a millionth of the mean."""
         variance = self.squares / jnp.maximum(self.count - ddof, 1)
-        return jnp.where((self.count > ddof) & (variance > 0), jnp.sqrt(jnp.where(variance > 0, variance, 1)), 1)
+        spread = (self.count > ddof) & (variance > jnp.square(1e-6 * self.mean))
+        return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 1)
 
 
 def no_moments() -> Moments:

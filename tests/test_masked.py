@@ -95,3 +95,33 @@ def test_what_is_masked_does_not_matter(seed, junk):
     x, mask = rng.normal(size=(3, 4)).astype(np.float32), rng.random((3, 4)) < 0.5
     for clean, noisy in both(x, mask, np.float32(junk)):
         np.testing.assert_array_equal(clean, noisy)
+
+
+@pytest.mark.parametrize("value", [0.1, -1.0, 1.1, 100.1, 3e-7])
+@pytest.mark.parametrize("rows", [3, 48, 63, 64 * 53])
+def test_equal_numbers_have_no_spread(value, rows):
+    """Their mean is the number itself, to the last digit: else the running deviation is that digit, and a reward of millions."""
+    mask = jnp.arange(rows) != 1
+    x = jnp.where(mask, jnp.float32(value), jnp.nan)
+
+    @jax.jit
+    def numbers(x):
+        first = masked.add_moments(masked.no_moments(), x, mask)
+        return masked.mean(x, mask), masked.var(x, mask), masked.whiten(x, mask), masked.add_moments(first, x, mask).std()
+
+    mean, var, white, std = numbers(x)
+    assert (mean, var, std) == (jnp.float32(value), 0, 1)
+    assert not white.any()
+
+
+def test_a_spread_of_the_last_digits_is_none():
+    """1 and 1 + 2⁻²³ are one number that was computed in two ways; 1 and 1.001 are two."""
+    two = lambda x: masked.add_moments(masked.no_moments(), jnp.array([1.0, x]), jnp.ones(2, bool)).std()
+    assert two(1 + 2**-23) == 1
+    assert two(1.001) == pytest.approx(0.001 / 2**0.5, rel=1e-3)
+
+
+def test_a_whitener_does_the_same_to_other_numbers():
+    """1 and 3 have mean 2 and deviation 1."""
+    white = masked.whitener(jnp.array([1.0, 3.0, 99.0]), jnp.array([1.0, 1.0, 0.0]))
+    np.testing.assert_allclose(white(jnp.array([[2.0, 6.0]])), [[0.0, 4.0]], atol=1e-6)
