@@ -1,6 +1,7 @@
 """From scores of whole responses to rewards of tokens.
 
-Order: reference normalisation, clip, running, batch or task scale, then what is taken off (no end of text, overlong). Where a
+Order: reference normalisation, clip, running, batch or task scale, then what a response without an end of text gets instead, and
+what is taken off (no end of text, overlong). Where a
 reward has several columns [B R] each is treated alike, and penalties are shared among them: the sum is that of one column.
 """
 
@@ -36,24 +37,47 @@ def shape(
     scores: Scores, rollout: Rollout, *, valid: Bool[Array, "B"], statistics: PyTree, config: Config, axis_name: str | None = None
 ) -> tuple[Scores, PyTree]:
     """The configured shaping of raw scores; returns (scores, statistics). Invalid rows have score 0 and count nowhere."""
-    rows = valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
-    white = partial(masked.whiten, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
-    out = scores * statistics["gain"] + statistics["bias"]
-    if config.reward_clip > 0:
-        out = jnp.clip(out, -config.reward_clip, config.reward_clip)
+    shaped, statistics = shaper(scores, rollout, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+    return shaped(scores, rollout, valid), statistics
+
+
+def shaper(
+    scores: Scores, rollout: Rollout, *, valid: Bool[Array, "B"], statistics: PyTree, config: Config, axis_name: str | None = None
+) -> tuple[Callable[[Scores, Rollout, Bool[Array, "B"]], Scores], PyTree]:
+    """The configured shaping as a function of (scores, rollout, valid), on the scale that these scores have; and statistics with
+    them in. Other responses to the same prompts go through the same function, and can be compared (a greedy baseline)."""
+    every = lambda valid: valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
+    whitener = partial(masked.whitener, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
+    task_of = lambda rollout: rollout.extra["task"].reshape(-1, *[1] * (scores.ndim - 1))
+
+    def unscaled(scores: Scores) -> Scores:
+        out = scores * statistics["gain"] + _shared(statistics["bias"], scores)
+        return jnp.clip(out, -config.reward_clip, config.reward_clip) if config.reward_clip > 0 else out
+
+    rows, known, after = every(valid), unscaled(scores), statistics
+    scale = lambda x, rollout: x
     if config.reward_norm == "running":  # the scale alone: a shift would reward or punish long life
-        moments = masked.add_moments(statistics["reward"], out, rows, axis_name=axis_name)
-        statistics = {**statistics, "reward": moments}
-        out = out / moments.std()
+        moments = masked.add_moments(statistics["reward"], known, rows, axis_name=axis_name)
+        after = {**statistics, "reward": moments}
+        scale = lambda x, rollout: x / moments.std()
     elif config.reward_norm == "batch":
-        out = white(out, rows)
-    elif config.reward_norm == "task":  # a row is of one task, and 0 in the others'
-        task = rollout.extra["task"].reshape(-1, *[1] * (scores.ndim - 1))
-        out = jnp.stack([white(out, rows & (task == number)) for number in range(config.num_tasks)]).sum(0)
-    out = penalise_missing_eos(out, rollout, penalty=config.missing_eos_penalty)
-    if config.overlong_buffer:
-        out = penalise_overlong(out, rollout, buffer=config.overlong_buffer, penalty=config.overlong_penalty)
-    return masked.keep(out, rows), statistics
+        white = whitener(known, rows)
+        scale = lambda x, rollout: white(x)
+    elif config.reward_norm == "task":  # a row is of one task
+        whites = [whitener(known, rows & (task_of(rollout) == number)) for number in range(config.num_tasks)]
+        scale = lambda x, rollout: jnp.select([task_of(rollout) == n for n in range(config.num_tasks)], [w(x) for w in whites])
+
+    def shaped(scores: Scores, rollout: Rollout, valid: Bool[Array, "B"]) -> Scores:
+        out = scale(unscaled(masked.keep(scores, every(valid))), rollout)
+        if config.missing_eos_score is not None:
+            instead = _shared(jnp.asarray(config.missing_eos_score, out.dtype), out)
+            out = jnp.where(rollout.finished.reshape(-1, *[1] * (out.ndim - 1)), out, instead)
+        out = penalise_missing_eos(out, rollout, penalty=config.missing_eos_penalty)
+        if config.overlong_buffer:
+            out = penalise_overlong(out, rollout, buffer=config.overlong_buffer, penalty=config.overlong_penalty)
+        return masked.keep(out, every(valid))
+
+    return shaped, after
 
 
 def init_statistics() -> dict:
@@ -84,6 +108,6 @@ def penalise_overlong(scores: Scores, rollout: Rollout, *, buffer: int, penalty:
     return scores - _shared(penalty * jnp.clip(over, 0.0, 1.0), scores)
 
 
-def _shared(penalty: Float[Array, "B"], scores: Array) -> Array:
-    """A penalty of the whole response, in equal parts on each column."""
-    return penalty if scores.ndim == 1 else jnp.broadcast_to(penalty[:, None] / scores.shape[1], scores.shape)
+def _shared(amount: Array, scores: Array) -> Array:
+    """What the whole response gets, [B] or one number for all: in equal parts on each column."""
+    return amount if scores.ndim == 1 else jnp.broadcast_to(amount[..., None] / scores.shape[1], scores.shape)

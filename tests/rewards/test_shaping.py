@@ -163,6 +163,41 @@ def test_normalisation_to_the_reference():
     assert float(shaping.normalise_to_reference(statistics, jnp.ones(3))["gain"]) == 1.0
 
 
+def test_scores_that_are_all_alike_stay():
+    """A third of a run may be all wrong at its start: −1 over a deviation of rounding would be tens of millions."""
+    for value in (-1.0, 0.1):
+        rows = jnp.full(63, value)
+        statistics = shaping.normalise_to_reference(shaping.init_statistics(), rows)
+        assert (float(statistics["gain"]), float(statistics["bias"])) == (1.0, pytest.approx(-value))
+        out, statistics = shaped([value, value, 9.0], reward_norm="running")
+        again, _ = shaped([value, value, 9.0], statistics, reward_norm="running")
+        np.testing.assert_allclose([out, again], [[value, value, 0.0]] * 2)
+
+
+@pytest.mark.parametrize(("norm", "want"), [("none", 1.0), ("running", 1.0 / 2**0.5), ("batch", 1.0), ("task", 1.0)])
+def test_other_responses_are_put_on_the_same_scale(norm, want):
+    """Scores 1 and 3: deviation 1 (√2 with ddof 1, of the running moments). Others that are one higher are one unit higher, which
+    a scale of their own would not say; and the statistics are those of the first alone."""
+    config, rows = Config(reward_norm=norm), ROLLOUT.replace(extra={"task": jnp.zeros(3, jnp.int32)})
+    scores, start = jnp.array([1.0, 3.0, 9.0]), shaping.init_statistics()
+    shape, statistics = shaping.shaper(scores, rows, valid=VALID, statistics=start, config=config)
+    np.testing.assert_allclose(shape(scores + 1, rows, VALID) - shape(scores, rows, VALID), [want, want, 0.0], rtol=1e-6)
+    assert float(statistics["reward"].count) == (2 if norm == "running" else 0)
+
+
+def test_a_score_for_what_has_no_end():
+    """Row 0 finished, row 1 did not: −1 in the place of 5; shared by columns."""
+    assert shaped([5.0, 5.0, 5.0], missing_eos_score=-1.0)[0].tolist() == [5.0, -1.0, 0.0]
+    assert shaped([[5.0, 1.0]] * 3, missing_eos_score=-1.0)[0].tolist() == [[5.0, 1.0], [-0.5, -0.5], [0.0, 0.0]]
+
+
+def test_columns_share_the_bias_of_the_reference():
+    """Row sums 1 and 3 become −1 and 1: gain 1, bias −2, half of it to each of two columns."""
+    statistics = shaping.normalise_to_reference(shaping.init_statistics(), jnp.array([1.0, 3.0]))
+    out, _ = shaped([[0.0, 1.0], [1.0, 2.0], [0.0, 0.0]], statistics)
+    assert out.tolist() == [[-1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+
+
 def test_running_moments_do_not_depend_on_the_number_of_devices():
     scores, valid = jnp.array([1.0, 2.0, 3.0, 7.0]), jnp.array([True, True, False, True])
     whole = masked.add_moments(masked.no_moments(), scores, valid)
