@@ -99,6 +99,7 @@ def check(config: Config) -> None:
 
 def make_parts(config: Config, reward: RewardFn) -> Parts:
     """The parts that the configuration names, with this reward."""
+    make_update = look_up(UPDATES, "update", config.update)
     return Parts(
         reward=reward,
         token_rewards=token_rewards,
@@ -108,7 +109,7 @@ def make_parts(config: Config, reward: RewardFn) -> Parts:
         kl=look_up(KLS, "kl", config.kl),
         value_loss=look_up(VALUE_LOSSES, "value-loss", config.value_loss)(config),
         correction=look_up(CORRECTIONS, "correction", config.correction),
-        update=look_up(UPDATES, "update", config.update),
+        update=make_update if config.old_logprobs == "sampler" else update.rescored(make_update),
         greedy=config.advantage == "remax",
         penalty=config.loss == "kl_penalty",
     )

@@ -154,8 +154,11 @@ class Config:
     """estimator of the KL to the reference: k1, k2, k3, absolute; k1+, k3+, absolute+ (with the gradient of k2); full (exact)"""
     value_loss: str = "clipped"
     """value loss, by name; none = no critic"""
+    old_logprobs: str = "sampler"
+    """sampler | scorer: whose log-probs of the responses are the ratio's denominator. The scorer's cost one more forward pass,
+    and differ where the sampler computes otherwise (another precision, another temperature)"""
     correction: str = "none"
-    """none | truncated: importance weights against the sampler's own log-probs"""
+    """none | truncated: importance weights of the scorer against the sampler (1 unless --old-logprobs scorer)"""
     update: str = "gradient"
     """gradient (epochs x minibatches) | trpo | npg (one natural-gradient step a batch)"""
 
@@ -203,6 +206,8 @@ class Config:
 
     missing_eos_penalty: float = 0.0
     """taken from the score of a response that did not end by itself"""
+    missing_eos_score: float | None = None
+    """score of a response that did not end by itself, whatever its reward (TL;DR: -1); None = its reward's"""
     overlong_buffer: int = 0
     """tokens before the longest response over which overlong_penalty grows from 0 (DAPO); 0 = no such penalty"""
     overlong_penalty: float = 1.0
@@ -267,9 +272,9 @@ class Config:
     adam_eps: float = 1e-5
     """eps of adam, adamw and rmsprop"""
     max_grad_norm: float = 1.0
-    """gradients are scaled down to this global norm"""
+    """gradients are scaled down to this global norm; those of a separate critic by themselves"""
     trust_kl: float = 0.01
-    """update trpo, npg: nats a token that a natural-gradient step may move the policy"""
+    """update trpo, npg: nats a token that a natural-gradient step may move the policy; use float32 with them"""
     cg_iterations: int = 10
     """conjugate-gradient iterations for the natural gradient"""
     cg_damping: float = 0.1
@@ -319,6 +324,7 @@ CHOICES = {
     "optimizer": ("adam", "adamw", "rmsprop", "sgd"),
     "kl_place": ("reward", "loss"),
     "kl_rule": ("ziegler", "ppo"),
+    "old_logprobs": ("sampler", "scorer"),
     "critic": ("shared", "separate"),
     "value_init": ("zero", "normal", "reward"),
     "reward_norm": ("none", "running", "batch", "task"),
@@ -331,6 +337,7 @@ POSITIVE = (
 )  # fmt: skip
 
 
+GROUPED = ("group", "group_mean", "rloo", "opo", "gpg", "gdpo", "reinforce_plus_plus_baseline")  # 0 for ever in groups of one
 UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")  # where inf means: not at all
 
 
@@ -351,6 +358,10 @@ def validate(config: Config, *, devices: int = 1) -> None:
     for name in ("top_p", "mask_top_p"):
         if not 0 < getattr(config, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} must be in (0, 1], but is {getattr(config, name)}")
+    if config.advantage in GROUPED and config.group_size == 1:
+        raise UserError(f"--advantage {config.advantage} compares the responses to a prompt: give --group-size 2 or more")
+    if config.update in ("trpo", "npg"):
+        _check_natural(config)
     if config.oversample > 1 and not config.filter_groups:
         raise UserError(f"--oversample {config.oversample} chooses among groups: it needs --filter-groups")
     if config.filter_groups and config.group_size == 1:
@@ -376,6 +387,16 @@ def validate(config: Config, *, devices: int = 1) -> None:
             f"--microbatches {config.microbatches} does not divide a minibatch of {rows} rows into whole groups of "
             f"{config.group_size}; use a divisor of {rows // config.group_size}"
         )
+
+
+def _check_natural(config: Config) -> None:
+    """A natural-gradient step follows the surrogate alone: what else could stand in a loss would silently do nothing."""
+    idle = {
+        "--kl-place loss": config.kl_place == "loss" and config.kl_coef > 0, "--entropy-coef": config.entropy_coef != 0,
+        "--kl-stop": config.kl_stop > 0, "--correction": config.correction != "none", "--critic-warmup": config.critic_warmup > 0,
+    }  # fmt: skip
+    for option in (name for name, given in idle.items() if given):
+        raise UserError(f"{option} has no meaning with --update {config.update}, which takes one step on the surrogate alone")
 
 
 def to_dict(config) -> dict:
@@ -426,6 +447,10 @@ class RunConfig(Config):
 
     model: str = "smollm2"
     """smollm2 (fetched once, 93 MB), a local folder, or a hub id: GPT-2, Llama, SmolLM, Qwen2/2.5/3 or Mistral in safetensors"""
+    prompt_start: bool = False
+    """prompts begin with the token that starts a document, in training and wherever the run is sampled from"""
+    prompt_format: str = "{prompt}"
+    """how `jaxppo sample` puts what it is given; a task has its own"""
     model_kind: str = "transformer"
     """transformer | gru | lstm | convolution | window: of a network that is made anew (--tiny, experiments/pretrain.py)"""
     reward_model: str = ""
@@ -474,11 +499,13 @@ class RunConfig(Config):
     """show where an error was raised instead of one line"""
 
 
-# What may differ when a run is gone on with: it does not change the numbers, or only how long they go on.
+# What may differ when a run is gone on with: it does not change the numbers, or only how long they go on. Three exceptions, each
+# wanted: `steps` is also where a schedule ends; `microbatches` changes the losses kl_cov and clip_cov, which rank the tokens of a
+# part; `microbatches`, `parallel` and `mesh` change which dropout a supervised stage draws.
 FREE = {
     "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
-    "patience", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout", "heartbeat",
-    "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results",
+    "patience", "prompt_format", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout",
+    "heartbeat", "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results",
 }  # fmt: skip
 
 

@@ -61,7 +61,8 @@ def schedule(config: Config, peak: Scalar) -> Scalar | optax.Schedule:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Global-norm clipping, then the configured rule and schedule; with `critic_lr` the critic's parameters have their own.
+    """Global-norm clipping, then the configured rule and schedule; with `critic_lr` the critic's parameters have their own. Those
+    of a separate critic are clipped by themselves: else its first, large gradients would hold the policy back.
 
     Raises UserError for an unknown rule.
     """
@@ -69,13 +70,16 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         raise UserError(f"--optimizer {config.optimizer!r}: choose one of {', '.join(RULES)}")
     one = lambda rate: (RULES[config.optimizer](config), optax.scale_by_learning_rate(schedule(config, rate)))
     clip = optax.clip_by_global_norm(config.max_grad_norm)
-    if config.critic_lr is None:
+    apart = config.critic == "separate"
+    if config.critic_lr is None and not apart:
         return optax.chain(clip, *one(config.lr))
+    own = (clip,) if apart else ()
     rules: dict[Hashable, optax.GradientTransformation] = {
-        "policy": optax.chain(*one(config.lr)),
-        "critic": optax.chain(*one(config.critic_lr)),
+        "policy": optax.chain(*own, *one(config.lr)),
+        "critic": optax.chain(*own, *one(config.lr if config.critic_lr is None else config.critic_lr)),
     }
-    return optax.chain(clip, optax.multi_transform(rules, labels))
+    each = optax.multi_transform(rules, labels)
+    return each if apart else optax.chain(clip, each)
 
 
 def labels(params: Params) -> PyTree:

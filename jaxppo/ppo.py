@@ -93,19 +93,18 @@ def make_train_step(
             new, metrics = update(state.replace(frozen=frozen, statistics=statistics), batch, update_key)
 
         # 6. control
+        updates = metrics.pop("updates", 1.0)
         kl, rows, controller = control(state, rolled, valid, metrics, parts, config, axis_name)
-        invalid = rows - masked.total(valid, valid, axis_name=axis_name)
         metrics |= earned.metrics | {
             "kl": kl,
             "kl_coef": kl_coef,
             "advantage_std": jnp.sqrt(masked.var(advantages, mask, axis_name=axis_name)),
             "explained_variance": explained_variance(returns, rolled.values, mask, axis_name=axis_name),
-            "invalid_rows": invalid,
         }
         counters = {
             "skipped_updates": state.counters["skipped_updates"] + metrics["skipped"].astype(jnp.int32),
-            "invalid_rows": state.counters["invalid_rows"] + invalid.astype(jnp.int32),
-            "barren_steps": jnp.where(barren(metrics, parts, config), state.counters["barren_steps"] + 1, 0),
+            "invalid_rows": state.counters["invalid_rows"] + metrics["invalid_rows"].astype(jnp.int32),
+            "barren_steps": jnp.where(barren(metrics, updates), state.counters["barren_steps"] + 1, 0),
         }
         metrics["barren_steps"] = counters["barren_steps"].astype(jnp.float32)
         return new.replace(
@@ -116,9 +115,8 @@ def make_train_step(
     return train_step
 
 
-def barren(metrics: dict, parts: Parts, config: Config) -> Array:
-    """Whether none of a step's updates was finite (those left out on purpose aside)."""
-    updates = config.epochs * config.minibatches if parts.value_loss or not parts.update else 1  # a natural gradient is one
+def barren(metrics: dict, updates: Array | float) -> Array:
+    """Whether none of a step's `updates` was finite (those left out on purpose aside)."""
     return (metrics["skipped"] > 0) & (metrics["skipped"] + metrics["stopped"] + metrics["empty"] >= updates)
 
 
@@ -149,17 +147,20 @@ def earn(
     }
     for task in range(config.num_tasks) if config.num_tasks > 1 else ():
         metrics[f"reward_{task}"] = mean(row_scores(scores), measured & (rolled.extra["task"] == task))
-    shaped, statistics = shaping.shape(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
-    if parts.greedy:  # shaped alike, but no part of the running statistics
+    shape, statistics = shaping.shaper(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+    shaped = shape(scores, rolled, valid)
+    if parts.greedy:  # on the scale of the sampled scores, and no part of their statistics
         greedy = roll(with_values=False, greedy=True)
         baseline, good = parts.reward(reward_params, greedy)
         valid = valid & good & jnp.isfinite(row_scores(baseline))
-        baseline, _ = shaping.shape(baseline, greedy, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
-        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": row_scores(baseline)})
+        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": row_scores(shape(baseline, greedy, valid))})
+    metrics["invalid_rows"] = masked.total(~valid, jnp.ones_like(valid), axis_name=axis_name)
     if not config.filter_groups:
         return Earned(rolled, shaped, valid, valid, metrics), statistics
     useful = filtering.informative(row_scores(scores), valid, group_size=config.group_size)
     metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
+    if config.oversample == 1:  # in their order, so that minibatches hold the same rows on any number of devices
+        return Earned(rolled, shaped, valid, useful, metrics), statistics
     keep = filtering.first_groups(useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample)
     rolled, shaped, valid, useful = filtering.take_rows((rolled, shaped, valid, useful), keep)
     return Earned(rolled, shaped, valid, useful, metrics), statistics
@@ -248,4 +249,5 @@ def _steered(beta, kl, parts: Parts, config: Config):
     """PPO's rule for the pull to the old policy, of which `kl` tells how far the step has gone."""
     if not (parts.penalty and config.beta_target > 0):
         return beta
-    return jnp.where(jnp.isfinite(kl), kls.adapt_ppo(beta, kl, target=config.beta_target), beta)
+    measured = jnp.isfinite(kl) & (kl > 0)  # a policy that has moved is never at 0
+    return jnp.where(measured, kls.adapt_ppo(beta, kl, target=config.beta_target), beta)

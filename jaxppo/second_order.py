@@ -130,7 +130,7 @@ def make_natural_update(
         off = ratio_off(scores.logprobs, batch.old_logprobs, mask, axis_name)
         if parts.value_loss is None:
             bad = 1.0 - jnp.isfinite(optax.tree.norm(gradient)).astype(jnp.float32)
-            none = {"stopped": jnp.zeros(()), "empty": jnp.zeros(())}
+            none = {"stopped": jnp.zeros(()), "empty": jnp.zeros(()), "updates": jnp.ones(())}
             return state, metrics | {"first_ratio_off": off, "skipped": bad, "last_approx_kl": kl} | none
         # The critic's own loss also scores the policy, which has moved by now: its ratio is no disagreement.
         state, learned = critic(state, batch, key)

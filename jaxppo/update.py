@@ -185,6 +185,26 @@ def make_update(
     return update
 
 
+def rescored(make: Callable) -> Callable:
+    """A maker of updates like `make`, whose old log-probs are the scorer's own and not the sampler's, as where the two are two
+    programs. The metric `first_ratio_off` says how far they are from each other."""
+
+    def make_rescored(model: Model, parts: Parts, config: Config, *, axis_name: str | None = None) -> Callable:
+        update = make(model, parts, config, axis_name=axis_name)
+
+        def again(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
+            whole = lora.merge(state.frozen["base"], state.params)
+            guide = fixed_part(state, parts, config).lagged
+            scores = policy.score(model, whole, batch.rollout, config=config, with_values=False, guide=guide)
+            own = masked.keep(jax.lax.stop_gradient(scores.logprobs), batch.rollout.mask)
+            state, metrics = update(state, batch.replace(old_logprobs=own), key)
+            return state, metrics | {"first_ratio_off": ratio_off(own, batch.old_logprobs, batch.rollout.mask, axis_name)}
+
+        return again
+
+    return make_rescored
+
+
 def accumulated(
     grad_fn: Callable, params: Params, fixed: Fixed, weights: Array, batch: Batch, key: Array, *, microbatches: int
 ) -> tuple[tuple[Array, dict], Params]:
@@ -226,9 +246,18 @@ def _summary(metrics: dict) -> dict:
     out = {name: masked.mean(x, good) for name, x in metrics.items() if name not in alone}
     # On the first minibatch nothing has changed yet, so anything but 1 is a disagreement of sampler and scorer.
     out["first_ratio_off"] = metrics["ratio_off"][0, 0]
-    # PPO's rule for beta asks how far the whole step has gone: the last epoch is the nearest that was measured.
-    out["last_approx_kl"] = masked.mean(metrics["approx_kl"][-1], metrics["skipped"][-1] == 0)
-    return out | {name: metrics[name].sum() for name in counts}
+    out["last_approx_kl"] = _last_measured(metrics)
+    return out | {name: metrics[name].sum() for name in counts} | {"updates": jnp.asarray(good.size, jnp.float32)}
+
+
+def _last_measured(metrics: dict) -> Float[Array, ""]:
+    """How far the whole step has gone, which PPO's rule for beta asks: nats a token in the last epoch in which they were
+    measured, the minibatch that stopped the rest included. 0 where there is none."""
+    computed = (metrics["stopped"] == 0) | (metrics["approx_kl"] > 0)  # after the stop nothing is
+    measured = (metrics["skipped"] == 0) & (metrics["empty"] == 0) & computed
+    epochs = measured.any(1)
+    last = epochs.shape[0] - 1 - jnp.argmax(epochs[::-1])
+    return masked.mean(metrics["approx_kl"][last], measured[last])
 
 
 def ratio_off(logprobs: Array, old_logprobs: Array, mask: Array, axis_name: str | None) -> Float[Array, ""]:

@@ -92,6 +92,16 @@ def test_the_critic_may_have_a_rate_of_its_own():
     assert change["value"]["kernel"] == change["critic"]["embed"]["kernel"] == pytest.approx(-0.01)
 
 
+def test_a_separate_critic_is_clipped_by_itself():
+    """Policy (3, 4) has norm 5, its critic 100: (.6, .8) and 1; with one norm for both the policy would get .03 and .04."""
+    config = Config(lr=0.1, optimizer="sgd", critic="separate", lr_schedule="constant")
+    grads = {"a": jnp.float32(3.0), "b": jnp.float32(4.0), "critic": jnp.float32(100.0)}
+    assert steps(config, grads, 1)[0] == pytest.approx({"a": -0.06, "b": -0.08, "critic": -0.1})
+    assert steps(replace(config, critic_lr=0.5), grads, 1)[0] == pytest.approx({"a": -0.06, "b": -0.08, "critic": -0.5})
+    shared = {"a": jnp.float32(3.0), "value": jnp.float32(4.0)}  # a head on the policy's trunk is of one piece with it
+    assert steps(replace(config, critic="shared"), shared, 1)[0] == pytest.approx({"a": -0.06, "value": -0.08})
+
+
 def test_a_traced_rate_works():
     """A sweep puts tracers into the settings."""
 

@@ -112,6 +112,60 @@ def test_oversampling_keeps_the_first_informative_groups(llama):
     assert int(state.cursor) == 8  # prompts are consumed twice as fast
 
 
+@pytest.mark.parametrize("changes", [{}, {"value_loss": "none", "advantage": "rloo", "group_size": 2}], ids=["critic", "none"])
+def test_one_bad_minibatch_of_two_makes_no_barren_step(llama, changes):
+    """Whether there is a critic or not. Row 0 is in one of two minibatches."""
+    settings = replace(SETTINGS, **changes, epochs=1, minibatches=2)
+    reward = lambda params, rolled: (jnp.arange(8.0), jnp.ones(8, bool))
+    inner = toys.parts(settings, reward=reward).advantage
+
+    def advantage(*args, **options):
+        adv, returns, statistics = inner(*args, **options)
+        return adv.at[0].set(jnp.nan), returns, statistics
+
+    state, metrics = toys.step(llama, settings, reward=reward, advantage=advantage)(toys.state(llama, settings), PROMPTS)
+    assert float(metrics["skipped"]) == 1 and int(state.counters["barren_steps"]) == 0
+    assert "updates" not in metrics
+    every = lambda *args, **options: (inner(*args, **options)[0] * jnp.nan, *inner(*args, **options)[1:])
+    state, metrics = toys.step(llama, settings, reward=reward, advantage=every)(toys.state(llama, settings), PROMPTS)
+    assert float(metrics["skipped"]) == 2 and int(state.counters["barren_steps"]) == 1
+
+
+def test_remax_compares_on_one_scale(llama):
+    """With the scores' deviation 1 / s: advantages are s times those without; each with a scale of its own would not be."""
+    settings = replace(SETTINGS, advantage="remax", value_loss="none", kl_coef=0.0)
+    seen = {}
+    for norm in ("none", "batch"):
+        own = replace(settings, reward_norm=norm)
+        seen[norm], _, _ = watched(llama, own)(toys.state(llama, own))
+    plain, scaled = seen["none"], seen["batch"]
+    spread = float(np.asarray(plain.scores).std())
+    np.testing.assert_allclose(scaled.advantages * spread, plain.advantages, atol=1e-4)
+
+
+def test_invalid_rewards_are_counted_before_groups_are_chosen(llama):
+    """Of 8 groups the first 4 have a row that is invalid; the 4 that are kept have none."""
+    settings = replace(GROUPED, oversample=2)
+
+    def reward(params, rolled):
+        number = jnp.arange(16)
+        return (number % 2).astype(jnp.float32), ~((number < 8) & (number % 2 == 0))
+
+    step = watched(llama, settings, reward=reward)
+    (_, _, _, learn, _), state, metrics = step(toys.state(llama, settings), grouped(16))
+    assert learn.all() and float(metrics["invalid_rows"]) == 4 == int(state.counters["invalid_rows"])
+
+
+def test_groups_that_are_filtered_stay_where_they_are(llama):
+    """So that minibatches hold the same rows on any number of devices."""
+    plain, _, _ = watched(llama, replace(GROUPED, filter_groups=False), reward=even_prompts_are_alike)(
+        toys.state(llama, GROUPED), grouped(8)
+    )
+    left, _, _ = watched(llama, GROUPED, reward=even_prompts_are_alike)(toys.state(llama, GROUPED), grouped(8))
+    np.testing.assert_array_equal(left.rollout.tokens, plain.rollout.tokens)
+    assert not left.learn.all() and plain.learn.all()
+
+
 NLPO = replace(SETTINGS, mask_top_p=0.5, mask_every=2, lr=0.05)
 
 

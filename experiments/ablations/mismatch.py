@@ -43,23 +43,9 @@ def sampler(*, states, weights=None):
 def rescored(parts):
     """The old log-probs are the scorer's own, as where sampler and trainer are two programs; how far the sampler's were from them
     is in the place of what the scorer is from itself."""
-    from jaxppo import policy
-    from jaxppo.models import lora
-    from jaxppo.update import make_update, ratio_off
+    from jaxppo import update
 
-    def make(model, parts, config, *, axis_name=None):
-        update = make_update(model, parts, config, axis_name=axis_name)
-
-        def again(state, batch, key):
-            whole = lora.merge(state.frozen["base"], state.params)
-            scores = policy.score(model, whole, batch.rollout, config=config, with_values=False)
-            own = scores.logprobs * batch.rollout.mask
-            state, metrics = update(state, batch.replace(old_logprobs=own), key)
-            return state, metrics | {"first_ratio_off": ratio_off(own, batch.old_logprobs, batch.rollout.mask, axis_name)}
-
-        return again
-
-    return parts._replace(update=make)
+    return parts._replace(update=update.rescored(update.make_update))  # what --old-logprobs scorer does
 
 
 PAPER = "https://fengyao.notion.site/off-policy-rl"
