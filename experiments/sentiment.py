@@ -29,6 +29,7 @@ JUDGE_SEEDS = (1001, 1002)
 class Sentiment(RunConfig):
     name: str = "sentiment"
     prompt_length: int = 9
+    prompt_start: bool = True
     dtype: str = "bfloat16"
     steps: int = 50
     kl_coef: float = 0.08
@@ -84,7 +85,7 @@ def main(options: Sentiment) -> None:
 
 
 def load_prompts(options: Sentiment, policy):
-    """(reviews, their split, what makes prompts of some): the first 8 tokens of each sentence, after the token that starts a
+    """(reviews, their split, what makes prompts of some): the first tokens of each sentence, after the one that starts a
     document. Sentences that begin alike fall into the same part of the split, which is the same for every seed."""
     from jaxppo import train
     from jaxppo.data import sentiment
@@ -93,7 +94,7 @@ def load_prompts(options: Sentiment, policy):
     if options.tiny:
         reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
     parts = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode)
-    start = policy.tokenizer.start_id
+    start = policy.tokenizer.start_id if options.prompt_start else None
     encode = lambda rows: train.encode(
         [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=start
     )

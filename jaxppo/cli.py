@@ -88,10 +88,10 @@ class SampleOptions:
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """the run's folder, or that of a task's whole way; its best checkpoint is taken, as by export and eval"""
     prompts: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]] = ()
-    """texts to continue, of at most the run's --prompt-length tokens (a longer one loses its beginning); without any, the lines
-    of standard input, as they are typed when that is a terminal"""
+    """prompts, which are put as the run's own were (a task has a format), of at most its --prompt-length tokens (a longer one
+    loses its beginning); without any, the lines of standard input, as they are typed when that is a terminal"""
     file: Path | None = None
-    """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line"""
+    """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line, and what else the run's format names"""
     chat: bool = False
     """prompts are turns in the checkpoint's own chat format; at a terminal they are one conversation"""
     temperature: float | None = None
@@ -121,28 +121,32 @@ def sample(options: SampleOptions) -> None:
         stream = sampler.Stream(config, policy, state, greedy=greedy)
         sampler.converse(stream, sampler.typed(), sampler.show, seed=options.seed, chat=options.chat)
         return
-    start = None if options.chat else policy.tokenizer.start_id
+    start = None if options.chat else sampler.start_of(config, policy.tokenizer)
     if options.chat:
         sampler.check_chat(policy.tokenizer, config.prompt_length)
-    asked = [policy.tokenizer.apply_chat([{"role": "user", "content": x}]) for x in texts] if options.chat else texts
+    chat = lambda x: policy.tokenizer.apply_chat([{"role": "user", "content": x["prompt"]}])
+    asked = [chat(x) if options.chat else sampler.put(config, x) for x in texts]
     if remark := sampler.cut(asked, policy.tokenizer, config.prompt_length - (start is not None)):
         print(f"note: {remark}", file=sys.stderr)
     prompts = train.encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
-    draw, rest = train.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy), iter(texts)
+    shown = iter([x["prompt"] + "\t" for x in texts] if options.chat else asked)
+    draw = train.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
     for part in draw.parts(state, prompts, seed=options.seed):
         for done in part:
-            before = tracking.printable(next(rest)) + ("\t" if options.chat else "")
+            before = tracking.printable(next(shown))
             print(before + tracking.printable(done.response), flush=True)
 
 
-def prompts_of(options: SampleOptions) -> list[str]:
-    """From the command line, a file or standard input. Raises UserError when there are none."""
+def prompts_of(options: SampleOptions) -> list[dict[str, str]]:
+    """From the command line, a file or standard input, with what a file of JSON has beside each. Raises UserError when there are
+    none."""
     if options.prompts and options.file:
         raise UserError("prompts on the command line and --file; give one of them")
     if options.file and options.file.suffix in (".jsonl", ".gz"):
-        from jaxppo.data.prompts import read_jsonl
+        from jaxppo.data import jsonl
 
-        return [record.prompt for record in read_jsonl(options.file)]
+        rows = [row for _, row in jsonl.read(options.file, strings=("prompt",))]
+        return [{name: x for name, x in row.items() if isinstance(x, str)} for row in rows]
     try:
         lines = options.file.read_text("utf-8").split("\n") if options.file else [] if options.prompts else sys.stdin
         texts = list(options.prompts) or [line.rstrip("\r\n") for line in lines if line.strip()]
@@ -150,7 +154,7 @@ def prompts_of(options: SampleOptions) -> list[str]:
         raise UserError(f"{options.file or 'standard input'} cannot be read as prompts ({error})") from error
     if not texts:
         raise UserError("no prompts; give some on the command line, with --file or on standard input")
-    return texts
+    return [{"prompt": text} for text in texts]
 
 
 @dataclass(frozen=True)

@@ -171,10 +171,12 @@ def card(found: Exported, options: ExportOptions) -> str:
     group, last = records.groups([record]), record.rows[-1] if record.rows else {}
     origin = "a new network" if config.tiny else scrubbed(config.model)
     ends = [outcomes.group_ends(group[0])]
+    number = found.policy.tokenizer.start_id
+    start = "" if number is None else found.policy.tokenizer.token(number)
     blocks = [
         Text(f"A language model, trained with jaxppo. It began as {origin}; its weights are those of {found.which}."),
         Heading("To load it"), Listing(words.loading(base, adapter=options.adapter)),
-        *map(Text, words.contents(config, options.dtype)),
+        *map(Text, words.contents(config, options.dtype)), *map(Text, words.asking(config, start)),
         Heading("Training"), *map(Text, words.method(config, last)), *report.again(record),
         Text(f"Hash of the run's settings: {found.fingerprint}"), *report.settings_table(group),
         Heading("Metrics"), Table(*outcomes.table(group, ends), words=2), *evaluated(record), Text(words.ABOUT_METRICS),

@@ -51,7 +51,7 @@ def prompt_set(config: TaskConfig, policy: Policy, task: Task, examples: Sequenc
         padded[row, : len(reference)] = reference
     lengths = np.asarray([len(reference) for reference in ids], np.int32)
     extra = {"reference": padded, "reference_length": lengths, **own.extra}
-    start = policy.tokenizer.start_id if task.start else None
+    start = policy.tokenizer.start_id if config.prompt_start or task.start else None
     encoded = sampler.encode(own.prompts, policy.tokenizer, config.prompt_length, too_long="last", extra=extra, start=start)
     return encoded, own.references
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
@@ -83,6 +84,27 @@ def narrowed(config: RunConfig, *, temperature: float | None, max_tokens: int | 
     return dataclasses.replace(config, temperature=temperature or config.temperature, response_length=length)
 
 
+def put(config: RunConfig, words: Mapping[str, str]) -> str:
+    """A prompt as the run was trained on it: its `prompt_format` with these words in the places that it names (and nothing else
+    of `str.format`: the settings may be a stranger's). Raises UserError for a place without a word.
+
+    >>> put(RunConfig(prompt_format="{prompt}\\n="), {"prompt": "Guten {Tag}"})
+    'Guten {Tag}\\n='
+    """
+
+    def word(found: re.Match) -> str:
+        if found[1] not in words:
+            raise UserError(f"the run's prompts are {config.prompt_format!r}: give {found[1]!r}, too, with --file PROMPTS.jsonl")
+        return words[found[1]]
+
+    return re.sub(r"\{(\w+)\}", word, config.prompt_format)
+
+
+def start_of(config: RunConfig, tokenizer: Tokenizer) -> int | None:
+    """The id that every prompt of the run begins with, if one does."""
+    return tokenizer.start_id if config.prompt_start else None
+
+
 class Sample(NamedTuple):
     """One response, as text."""
 
@@ -131,7 +153,7 @@ class Stream:
     """A response token by token, of two compiled programs: one reads a prompt, one chooses a token and reads it in turn. They are
     compiled at the first prompt and never again. The same seed and number of prompt give what `Sampler` gives."""
 
-    def __init__(self, config: Config, policy: Policy, state: TrainState, *, greedy: bool = False):
+    def __init__(self, config: RunConfig, policy: Policy, state: TrainState, *, greedy: bool = False):
         self.config, self.tokenizer, model = config, policy.tokenizer, policy.model
         self.params = policies.cast(lora.merge(state.frozen["base"], state.params), model.dtype)
 
@@ -200,18 +222,19 @@ def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 
 
 def converse(stream: Stream, lines: Iterable[str], write: Callable[[str], Any], *, seed: int, chat: bool) -> None:
-    """Answer each line by the pieces of a response, and the end of a line. Without `chat` each is a text to go on with; with it,
+    """Answer each line by the pieces of a response, and the end of a line. Without `chat` each is a prompt of the run; with it,
     a turn of a conversation in the checkpoint's own format, of which the oldest turns go when it becomes longer than a prompt.
 
     Raises PretrainedError for `chat` without a chat template, UserError where a prompt has no room for a turn.
     """
     messages: list[dict[str, str]] = []
-    start = None if chat else stream.tokenizer.start_id
+    start = None if chat else start_of(stream.config, stream.tokenizer)
     if chat:
         check_chat(stream.tokenizer, stream.config.prompt_length)  # before anybody has typed a line
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
-        text = recent(messages, stream.tokenizer, stream.config.prompt_length) if chat else line
+        room = stream.config.prompt_length
+        text = recent(messages, stream.tokenizer, room) if chat else put(stream.config, {"prompt": line})
         if remark := cut([text], stream.tokenizer, stream.config.prompt_length - (start is not None)):
             print(f"note: {remark}", file=sys.stderr)
         answer = ""

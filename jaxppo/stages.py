@@ -125,7 +125,7 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
         return place / "model"
     settings = dataclasses.replace(
         options, name="supervised", runs=str(root), model=start(options, task, examples, root), tiny=False,
-        batch_size=options.sft_batch_size, lr=options.sft_lr, value_loss="none", patience=3,
+        batch_size=options.sft_batch_size, lr=options.sft_lr, value_loss="none", patience=3, **asked(options, task),
         **supervised_settings(place, options.sft_steps, options.sft_eval_every),
     )  # fmt: skip
     settings, policy = train.load_policy(settings)
@@ -149,11 +149,17 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
     }  # fmt: skip
 
 
+def asked(options: TaskConfig, task: Task) -> dict[str, Any]:
+    """How a task puts its prompts, as settings: whoever samples from the run finds them there."""
+    return {"prompt_start": options.prompt_start or task.start, "prompt_format": task.prompt}
+
+
 def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]) -> Rows:
     own = texts(task, examples)
     pairs = list(zip(own.prompts, own.responses))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    found = rows.replies(pairs, encode, config.length, eos=eos, longest=config.response_length)
+    start = policy.tokenizer.start_id if config.prompt_start else None
+    found = rows.replies(pairs, encode, config.length, eos=eos, longest=config.response_length, start=start)
     return dataclasses.replace(found, extra={**found.extra, **own.extra})
 
 
@@ -163,8 +169,9 @@ def optimise(
     """Policy optimisation from the baseline, and what both do on the test examples."""
     place = root / "policy"
     settings = dataclasses.replace(
-        options, name="policy", runs=str(root), model=str(tuned), tiny=False, resume=(place / "config.json").exists()
-    )
+        options, name="policy", runs=str(root), model=str(tuned), tiny=False, resume=(place / "config.json").exists(),
+        **asked(options, task),
+    )  # fmt: skip
     settings, policy = train.load_policy(settings)
     reward = make_reward(settings, policy)
     policy.frozen["reward"] = reward.params or {}

@@ -213,11 +213,14 @@ def test_prompts_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n \n two\n"))  # piped
     (tmp_path / "some.txt").write_bytes("one\r\n \n two\u2028".encode())  # another sign for the end of a line ends none
     (tmp_path / "some.jsonl").write_text('{"prompt": "one"}\n{"prompt": "t\\nwo"}\n')
-    asked = lambda *prompts, **options: cli.prompts_of(cli.SampleOptions(tmp_path, prompts, **options))
+    found = lambda *prompts, **options: cli.prompts_of(cli.SampleOptions(tmp_path, prompts, **options))
+    asked = lambda *prompts, **options: [words["prompt"] for words in found(*prompts, **options)]
     assert asked("one", " two") == ["one", " two"]
     assert asked() == ["one", " two"]
     assert asked(file=tmp_path / "some.txt") == ["one", " two\u2028"]
     assert asked(file=tmp_path / "some.jsonl") == ["one", "t\nwo"]
+    (tmp_path / "more.jsonl").write_text('{"prompt": "one", "aspect": "aim", "number": 3}\n')
+    assert found(file=tmp_path / "more.jsonl") == [{"prompt": "one", "aspect": "aim"}]
 
 
 @pytest.mark.parametrize(

@@ -197,7 +197,20 @@ def test_a_line_is_a_prompt(loaded):
     parrot, said = Parrot(byte_tokenizer(), "ö!"), []
     sampler.converse(parrot, ["one", " ", "two"], said.append, seed=0, chat=False)
     assert said == ["ö", "!", "\n", "ö", "!", "\n"]
-    assert parrot.heard == [("one", 0, 256), ("two", 1, 256)]  # a blank line is none; noise of its own for each
+    assert parrot.heard == [("one", 0, None), ("two", 1, None)]  # a blank line is none; noise of its own for each
+
+
+def test_a_prompt_is_put_as_in_training(loaded):
+    """With the token that starts a document where the run's prompts had it, and in the run's format."""
+    parrot = Parrot(byte_tokenizer(), "!")
+    parrot.config = replace(parrot.config, prompt_start=True, prompt_format="{prompt}\n=")
+    sampler.converse(parrot, ["one {prompt}"], lambda piece: None, seed=0, chat=False)
+    assert parrot.heard == [("one {prompt}\n=", 0, 256)]
+    two = replace(RUN, prompt_format="{prompt}: {aspect}")
+    assert sampler.put(two, {"prompt": "a", "aspect": "{prompt}"}) == "a: {prompt}"  # what is put in names nothing
+    with pytest.raises(UserError, match="give 'aspect', too, with --file PROMPTS.jsonl"):
+        sampler.put(two, {"prompt": "a"})
+    assert sampler.put(replace(RUN, prompt_format="{prompt.__class__}"), {"prompt": "a"}) == "{prompt.__class__}"
 
 
 def test_a_conversation_remembers_and_forgets(chatting, capsys):

@@ -148,14 +148,25 @@ def documents(texts: Sequence[str], encode: Encode, length: int, *, eos: int, st
     return padded(ids, length, learned=[len(own) - len(head) for own in ids])
 
 
-def replies(pairs: Sequence[tuple[str, str]], encode: Encode, length: int, *, eos: int, longest: int | None = None) -> Rows:
-    """Prompts with responses for fine-tuning: the loss is on the response and its end, `longest` tokens at most; a prompt too
-    long loses its beginning."""
+def replies(
+    pairs: Sequence[tuple[str, str]],
+    encode: Encode,
+    length: int,
+    *,
+    eos: int,
+    longest: int | None = None,
+    start: int | None = None,
+) -> Rows:
+    """Prompts with responses for fine-tuning: the loss is on the response and its end, `longest` tokens at most (one that is cut
+    has no end to learn); `start` stands before each prompt when it is given; a prompt too long loses its beginning."""
     most = length - 1 if longest is None else longest
+    head = [] if start is None else [start]
     ids, learned = [], []
     for prompt, response in pairs:
-        own = [*encode(response)[: most - 1], eos]
-        ids.append([*encode(prompt), *own])
+        own = [*encode(response), eos][:most]
+        room = max(length - len(own) - len(head), 0)
+        asked = encode(prompt)
+        ids.append([*head, *asked[len(asked) - min(room, len(asked)) :], *own])
         learned.append(len(own))
     return padded(ids, length, learned=learned)
 

@@ -57,6 +57,13 @@ def method(config: RunConfig, last: dict[str, float]) -> list[str]:
     return [f"{config.algorithm}: {chosen.about} ({chosen.paper})"] if "reward" in last and chosen else []
 
 
+def asking(c: RunConfig, start: str) -> list[str]:
+    """How a prompt has to be put, where it was put otherwise than as bare text: the tokenizer alone does neither."""
+    out = [f"Prompts were put as {c.prompt_format!r}."] if c.prompt_format != "{prompt}" else []
+    begin = f"Every prompt began with the token {start!r}, which the tokenizer does not add: put it before your text."
+    return out + [begin] * c.prompt_start
+
+
 def limits(c: RunConfig, last: dict[str, float]) -> list[str]:
     """What it was not trained for."""
     lengths = f"prompts of at most {c.prompt_length} tokens and responses of at most {c.response_length}"

@@ -39,10 +39,17 @@ def test_documents_are_ended_where_there_is_room():
 
 def test_replies_leave_the_prompt_out():
     made = rows.replies([("ab", "c"), ("abcd", "efghij")], encode, 5, eos=0)
-    assert made.tokens.tolist() == [[0, 97, 98, 99, 0], [100, 101, 102, 103, 0]]  # 3 tokens and the end; one of the prompt
+    assert made.tokens.tolist() == [[0, 97, 98, 99, 0], [100, 101, 102, 103, 104]]  # the second is cut, and has no end to learn
     assert made.extra["weight"].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
-    made = rows.replies([("abcd", "efghij")], encode, 5, eos=0, longest=3)  # two tokens and the end
-    assert made.tokens.tolist() == [[99, 100, 101, 102, 0]] and made.extra["weight"].sum() == 3
+    made = rows.replies([("abcd", "efghij"), ("abcd", "ef")], encode, 5, eos=0, longest=3)  # the end stands where there is room
+    assert made.tokens.tolist() == [[99, 100, 101, 102, 103], [99, 100, 101, 102, 0]] and made.extra["weight"].sum() == 6
+
+
+def test_replies_may_begin_with_a_start():
+    made = rows.replies([("ab", "c"), ("abcd", "ef")], encode, 5, eos=0, start=7)
+    assert made.tokens.tolist() == [[7, 97, 98, 99, 0], [7, 100, 101, 102, 0]]  # the prompt is cut, the start stays
+    assert made.extra["weight"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
+    assert rows.replies([("ab", "cdefg")], encode, 3, eos=0, start=7, longest=3).tokens.tolist() == [[99, 100, 101]]
 
 
 def test_preferences_are_rows_in_pairs():
