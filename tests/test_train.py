@@ -2,6 +2,8 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +13,7 @@ from runs import RUN, TEXTS
 
 from jaxppo import algorithms, ppo, supervised, tracking, train
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import RunError, UserError
+from jaxppo.config import RunError, UserError, to_dict
 from jaxppo.data import rows
 from jaxppo.lock import RunLock
 from jaxppo.profiling import CLOCK
@@ -181,6 +183,17 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
         fit(straight[1], prompts, changed)
     fit(straight[1], prompts, replace(RUN, resume=True, save_every=4))
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("schedule", "told"), [("linear", True), ("constant", False)])
+def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told):
+    config = replace(RUN, lr_schedule=schedule)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    kept: Any = SimpleNamespace(restore=lambda state: state)
+    state: Any = "state"
+    train.go_on(replace(config, steps=8), kept, state, tmp_path)
+    shown = capsys.readouterr().out
+    assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
 
 
 def test_resume_at_the_last_step_does_nothing(straight, prompts):

@@ -118,7 +118,10 @@ def one_review_run(config, arm: Arm, run) -> dict:
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
     own = replace(config, runs=str(root), seed=run.seed)
     own = replace(own, **settings_of(own, arm))
-    settings = json.dumps(tracking.settings_of(own), sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
+    # what differs from the defaults: a setting that later versions add changes no folder
+    plain, given = tracking.settings_of(type(own)()), tracking.settings_of(own)
+    given = {name: x for name, x in given.items() if x != plain[name]}
+    settings = json.dumps(given, sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
     words = f"{config.name} {run.arm} {run.seed} {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     own = replace(own, name=re.sub(r"[^a-z0-9]+", "-", words.lower()))
     place = root / own.name
