@@ -28,6 +28,12 @@ def test_what_somebody_else_deletes_is_not_made_again(cloud, capsys, life):
     assert "my-run was deleted by somebody else, and is not made again" in capsys.readouterr().err
 
 
+def test_a_deletion_that_has_begun_ends_it_at_once(cloud, capsys):
+    cloud.play(["active", "active", "DELETING", "DELETING", "deleted"])
+    assert cloud.run("babysit", *ONE) == 75
+    assert cloud.slept == [60] and "preempted" not in capsys.readouterr().out
+
+
 def test_an_earlier_deletion_is_waited_out(cloud):
     """Somebody has deleted the slice, and begins again while it goes."""
     cloud.play(["DELETING", "DELETING", "deleted"], ["active", "exit 0"], there=True)
