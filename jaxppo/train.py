@@ -140,9 +140,8 @@ def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder
     if news := changed - {"resume", "runs", "name", "traceback"}:
         print(f"changed since the run began: {shown(news)}")
     if "steps" in changed and config.lr_schedule != "constant":
-        print(
-            f"note: the {config.lr_schedule} schedule now ends at step {config.steps}, so the learning rate jumps to where that has it"
-        )
+        end = f"the {config.lr_schedule} schedule now ends at step {config.steps}"
+        print(f"note: {end}, so the learning rate jumps to where that has it")
     return checkpoints.restore(state)
 
 
