@@ -25,7 +25,7 @@ def phases(config: RunConfig, shape: ModelConfig, mesh: Mesh | AbstractMesh) -> 
 
     Generation is counted at its full length, though decoding stops when every row has ended: a step may do less. It does more
     with what is not counted: a reward model, recomputation (--remat), a greedy baseline, the KL of the whole vocabulary, the
-    lagged policy of --mask-top-p.
+    lagged policy of --mask-top-p, the scorer's own pass of --old-logprobs.
     """
     blocks, head = matrix_parameters(shape)
     bodies = 2 if config.critic == "separate" and config.value_loss != "none" else 1
