@@ -164,7 +164,9 @@ def card(found: Exported, options: ExportOptions) -> str:
     """README.md: what it is, how to load it, how it was made, what it has come to, and what it is not good for. Whatever text
     comes from the run's files is shown, and none of it works."""
     from jaxppo import outcomes, pages, records, report
+    from jaxppo.fetch import SOURCES
     from jaxppo.pages import Heading, Listing, Table, Text
+    from jaxppo.pretrained import BUNDLED
     from jaxppo.pretrained import card as words
 
     config, record, base = found.config, without_secrets(found.record), known_base(found.config)
@@ -183,7 +185,9 @@ def card(found: Exported, options: ExportOptions) -> str:
         Heading("Limits"), *map(Text, words.limits(config, last)),
         Heading("Versions"), Text(", ".join(f"{name} {x}" for name, x in record.versions.items() if x) or "Not known."),
     ]  # fmt: skip
-    return words.front_matter(base, adapter=options.adapter) + pages.markdown(record.name, blocks)
+    bundled = config.model in BUNDLED and not config.tiny
+    licence = SOURCES[config.model].licence if bundled else ""
+    return words.front_matter(base, adapter=options.adapter, licence=licence) + pages.markdown(record.name, blocks)
 
 
 def evaluated(record: "Run") -> list["Block"]:

@@ -435,6 +435,18 @@ def test_the_hubs_id_in_the_front_matter_is_a_string():
     assert cards.hub_id(RunConfig(model="a/b\nlicense: mit")) == ""
 
 
+def test_the_licence_is_that_of_a_model_that_comes_with_one():
+    assert "license: apache-2.0" in cards.front_matter("", adapter=False, licence="Apache-2.0").split("\n")
+    assert "license" not in cards.front_matter("a/b", adapter=False)
+
+
+def test_the_card_says_how_a_prompt_has_to_be_put():
+    """The tokenizer alone adds neither the format nor the start."""
+    told = cards.asking(RunConfig(prompt_start=True, prompt_format="{prompt}\n="), "<|endoftext|>")
+    assert "'{prompt}\\n='" in told[0] and "'<|endoftext|>', which the tokenizer does not add" in told[1]
+    assert cards.asking(RunConfig(), "<|endoftext|>") == []
+
+
 @pytest.mark.parametrize("kind", ["gru", "lstm", "convolution", "window"])
 def test_kinds_that_transformers_does_not_have(kind, tmp_path):
     shape = config.network(kind, vocab_size=257, width=16, num_layers=1)

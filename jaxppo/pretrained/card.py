@@ -22,10 +22,11 @@ def hub_id(config: RunConfig) -> str:
     return config.model if HUB_ID.fullmatch(config.model) and not config.tiny else ""
 
 
-def front_matter(base: str, *, adapter: bool) -> str:
-    """What the model hub reads; `base` is a hub id or empty."""
+def front_matter(base: str, *, adapter: bool, licence: str = "") -> str:
+    """What the model hub reads; `base` is a hub id or empty, `licence` that of what the run began with, where it is known."""
     lines = [f"library_name: {'peft' if adapter else 'transformers'}", "pipeline_tag: text-generation", "tags:", "- jaxppo"]
     lines += [f"base_model: {json.dumps(base.partition('@')[0])}"] if base else []
+    lines += [f"license: {licence.lower()}"] if licence else []
     return "\n".join(["---", *lines, "---", "", ""])
 
 
