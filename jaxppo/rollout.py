@@ -40,8 +40,8 @@ def rollout(
     *,
     length: int,
     sample: Config,
-    eos: int,
-    pad: int,
+    eos: int | None = None,
+    pad: int | None = None,
     with_values: bool = True,
     greedy: bool = False,
     lagged: Params | None = None,
@@ -49,11 +49,13 @@ def rollout(
 ) -> Rollout:
     """Sample a response to each prompt, and score it with the reference policy.
 
-    `keys` is the noise of `sampling.row_uniforms`; `length` the most tokens; `sample` holds temperature, top_k, top_p.
+    `keys` is the noise of `sampling.row_uniforms`; `length` the most tokens; `sample` holds temperature, top_k, top_p, and the
+    ids `eos` and `pad` unless they are given.
     The loop stops when every row has ended (of all programs of `stop_axis`, under vmap). The log-probs and values are
     those the decoder saw, so nothing is scored twice. `lagged` holds the trained parameters of NLPO's older policy, whose
     nucleus masks this one's choices.
     """
+    eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
     guide = None if lagged is None else policy.cast(lora.merge(frozen["base"], lagged), model.dtype)
     with jax.named_scope("generate"):  # names that a plan and a profile show

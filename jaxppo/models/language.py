@@ -3,7 +3,7 @@
 With `context_width` the policy also hears a recording (`listening.py`), between body and norm.
 
 A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`: its memory is whatever it needs to go on
-token by token, a tuple of arrays with rows first, and stays as it was where `attend` is False.
+token by token, a tuple of arrays with rows first. Where `attend` is False a state stays as it was, and a window sees zeros.
 """
 
 from collections.abc import Callable
