@@ -1,6 +1,7 @@
 """The frontier of the main job: the judge's sentiment against KL to the reference, over steps and KL coefficients.
 
-Command    python experiments/frontier.py runs/sentiment experiments/results/sentiment/*.json --out docs/frontier.png
+Command    python experiments/frontier.py experiments/results/sentiment/[ckv]*.json --out docs/frontier.png
+           # not those that began with a warm-up: their reference is another policy
 Reads      folders of finished runs, or the committed records of runs: validation prompts while training, test prompts at the end.
 """
 

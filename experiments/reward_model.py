@@ -7,8 +7,9 @@ Command    python experiments/reward_model.py --data pairs.jsonl   # {"prompt": 
            then: python experiments/sentiment.py --reward model --reward-model runs/reward_model (and so the tasks, and
            custom_reward.py); after --dpo: --model runs/reward_model/model
 Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels: all of them, and the
-           probability sigmoid(rating) as label). A tenth chooses the best checkpoint, and another tenth is the test.
-Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each by their number; --dtype float32; 11 to 16
+           probability sigmoid(rating) as label). A tenth chooses the best checkpoint, and another tenth is the test: of the
+           prompts, where there are any. A third of the main job's test sentences are learned here.
+Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each by their number; --dtype float32; 9 to 11
            minutes on a core that other work shared).
 """
 
@@ -76,14 +77,18 @@ def in_three(texts: list[str]) -> list[list[int]]:
 
 def pairs(options: RewardModel, policy) -> list:
     """Rows of pairs: to train on, for validation, for the test."""
+    from jaxppo.config import UserError
     from jaxppo.data import jsonl, rows
 
     if options.data is not None:
-        found = jsonl.read(options.data, strings=("better", "worse"))
+        found = list(jsonl.read(options.data, strings=("better", "worse")))
+        for line, row in found:
+            if not isinstance(row.get("prompt", ""), str):
+                raise UserError(f"{options.data}, line {line}: prompt is {row['prompt']!r}, but must be a text, or left out")
         triples = [(row.get("prompt", ""), row["better"], row["worse"]) for _, row in found]
     else:
         triples = pairs_of_reviews(seed=0)
-    parts = in_three([" ".join(triple) for triple in triples])
+    parts = in_three([prompt or " ".join((better, worse)) for prompt, better, worse in triples])  # a prompt's pairs stay together
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     return [rows.preferences([triples[i] for i in part], encode, options.length, eos=eos) for part in parts]
 

@@ -79,9 +79,10 @@ def main(options: Sentiment) -> None:
         options, policy, algorithms.make_parts(options, reward), training, folder=folder,
         evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),
     )  # fmt: skip
-    after = [judge.read(state, test, seed) for seed in JUDGE_SEEDS]
+    best = train.best(folder, state)  # what jaxppo sample, eval and export take
+    after = [judge.read(best, test, seed) for seed in JUDGE_SEEDS]
     if processes.is_main():
-        report(options, folder, judge, before, after, accuracy)
+        report(options, folder, int(best.step), before, after, accuracy)
 
 
 def load_prompts(options: Sentiment, policy):
@@ -153,7 +154,7 @@ class Judge:
         return {"sentiment": mean, "kl": kl, "distinct_2": distinct, "score": mean - max(0.0, kl - 8.0)}
 
 
-def report(options: Sentiment, folder, judge: Judge, before: list, after: list, accuracy: float | None) -> None:
+def report(options: Sentiment, folder, step: int, before: list, after: list, accuracy: float | None) -> None:
     """The table of samples, the numbers with standard errors, and what was written where."""
     import json
 
@@ -181,7 +182,7 @@ def report(options: Sentiment, folder, judge: Judge, before: list, after: list, 
         "sentiment_before": mean([s for _, s in flat_before]), "sentiment_after": mean([s for _, s in flat_after]),
         "gain": mean(gains), "gain_se": text.standard_error(gains), "kl": mean(kls), "kl_se": text.standard_error(kls),
         "distinct_2_before": distinct(before), "distinct_2_after": distinct(after),
-        "distinct_2_ratio": distinct(after) / distinct(before), "reward_model_accuracy": accuracy,
+        "distinct_2_ratio": distinct(after) / distinct(before), "reward_model_accuracy": accuracy, "step": step,
     }  # fmt: skip
     seen = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
     validation = [{key: row[key] for key in seen} for row in tracking.read_lines(folder / "metrics.jsonl") if seen[1] in row]

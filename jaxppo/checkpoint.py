@@ -7,6 +7,7 @@ A step without a manifest was never finished, and is removed; one that no longer
 with a line that says why, and the one before it is taken.
 """
 
+import contextlib
 import math
 import shutil
 import sys
@@ -111,6 +112,31 @@ class Checkpoints:
             self.failures += 1
             self.failed = f"the checkpoint of step {step} could not be written ({processes.first_line(error)})"
             shutil.rmtree(folder, ignore_errors=True)  # a full disk would stay full
+
+    def about_newest(self) -> dict:
+        """What the newest manifest says; nothing without one that can be read."""
+        return self._about(self.steps()[-1:])
+
+    def about_best(self) -> dict:
+        """The same of the best one, or of the newest where none has a score."""
+        return self._about([self.best()] if self.scored else self.steps()[-1:])
+
+    def _about(self, steps: list[int]) -> dict:
+        for step in steps:
+            with contextlib.suppress(Damaged):
+                return manifest.read(self.folder / str(step))
+        return {}
+
+    def rescore(self, step: int, score: float | None) -> None:
+        """Give a sealed checkpoint the score that it was saved without. A damaged one stays as it is."""
+        folder = self.folder / str(step)
+        try:
+            record = manifest.verify(folder)
+        except Damaged:
+            return
+        self.scores[step] = score if score is not None and math.isfinite(score) else None
+        about = {name: x for name, x in record.items() if name not in ("files", "sha256")}
+        manifest.seal(folder, about | {"score": self.scores[step]})
 
     def _check_newest(self) -> None:
         """Raise OSError when the folder was moved away: Orbax would make it anew, and nobody would know."""

@@ -174,8 +174,8 @@ class EvalOptions:
     samples: int = 0
     """samples for each example, for pass@k; 0 = none"""
     data: str = ""
-    """examples: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id; without it those of the run, or else
-    the task's own"""
+    """examples, all of which are measured: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id; without it
+    the test part of the run's, or else of the task's own"""
 
 
 def evaluate(options: EvalOptions) -> None:

@@ -1,5 +1,7 @@
 """One run, one writer: two runs in one folder would write over each other's checkpoints, and neither would know."""
 
+import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -45,8 +47,11 @@ class RunLock:
         """Whether somebody else holds it; otherwise we do, from now on."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return True
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return True
+            # A file system without such locks: who beats in the file, wherever it runs, is all that is known.
+            return bool(owner) and time.time() - self.path.stat().st_mtime < STALE
         elsewhere = owner.get("host") not in (None, socket.gethostname())
         return elsewhere and time.time() - self.path.stat().st_mtime < STALE
 
@@ -59,7 +64,8 @@ class RunLock:
 
     def release(self) -> None:
         self.released.set()
-        self.path.write_text("")  # and not removed: who has just opened it would hold the lock of a file without a name
+        with contextlib.suppress(OSError):  # of a folder that is gone the reason to end has told
+            self.path.write_text("")  # and not removed: who has just opened it would hold the lock of a file without a name
         self.file.close()
 
 

@@ -84,7 +84,8 @@ def run(
                     rows[-1] |= {f"validation_{name}": x for name, x in evaluate(seen).items()}
                 tell(rows, stopping)
                 ended = evaluating and patience.over(rows[-1])
-                if stop or last or ended or done % config.save_every == 0 or (evaluating and patience.improved):
+                better = evaluating and patience.improved and (evaluate is not None or config.patience > 0)
+                if stop or last or ended or done % config.save_every == 0 or better:
                     log.settle()
                     # where there is a validation, a batch's own numbers are no score beside its
                     checkpoints.save(seen, score=None if evaluate and not evaluating else score(rows[-1]))
@@ -141,8 +142,8 @@ class Patience:
 
     @property
     def improved(self) -> bool:
-        """Whether the last evaluation was the best so far, and that matters."""
-        return self.most > 0 and self.worse == 0
+        """Whether the last evaluation was the best so far: its state is kept, whenever the next save is due."""
+        return self.worse == 0
 
 
 class NotFinite(Exception):

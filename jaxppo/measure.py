@@ -119,7 +119,8 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
     """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 % intervals by bootstrap over the examples;
     `outputs` has the responses. With `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1, 2, 4, ...
 
-    The examples are those of `data`, or of the run's own where it is one of this task, or else the task's. One task of a run of
+    The examples are those of `data`, all of them (of the run's own data the test part), or the run's own where it is one of this
+    task, or else the task's. One task of a run of
     several is put as that run has put it.
 
     Raises UserError for a folder without a run, an unknown task, or pass@k where no response is simply right.
@@ -128,11 +129,14 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
     together = json.loads((tracking.place_of(root) / "config.json").read_text()).get("tasks", [])
     if together and name not in together:
         raise UserError(f"--task {name}: {root} has learned several tasks; measure one of them, {', '.join(together)}")
-    config = dataclasses.replace(config, task=name, data=data or (config.data if config.task == name or together else ""))
+    own = config.data if config.task == name or together else ""
+    config = dataclasses.replace(config, task=name, data=data or own)
     task = tasks.task_of(config)
     if samples > 1 and "exact" not in task.metrics:
         raise UserError(f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}")
-    examples = sources.load_examples(config, policy.tokenizer).test[:rows]
+    parts = sources.load_examples(config, policy.tokenizer)
+    # a file that the run has not seen is measured whole; else what was held out of it
+    examples = (parts.test if data in ("", own) else [*parts.train, *parts.validation, *parts.test])[:rows]
     if together:
         examples, task = tasks.as_one_of_many(name, task, together.index(name), examples), tasks.one_of_many(task)
     prompts, references = prompt_set(config, policy, task, examples)

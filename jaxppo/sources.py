@@ -129,6 +129,9 @@ def load_examples(options: TaskConfig, tokenizer: "Tokenizer | None" = None) -> 
 
     source = SOURCES[task_of(options).source.partition(":")[0]]
     found = examples.load(options.data) if options.data else source(options, tokenizer)
+    if not all(found):
+        sizes = ", ".join(f"{len(part)} {name}" for name, part in zip(("training", "validation", "test"), found, strict=True))
+        raise UserError(f"--data {options.data}: the split by prompt gives {sizes} examples, and each part needs some; give more")
     if options.tiny:
         found = type(found)(found.train[:64], found.validation[:8], found.test[:8])
     return found

@@ -200,12 +200,13 @@ class RewardModel(NamedTuple):
     encode: rows.Encode
     eos: int
     length: int
+    longest: int  # tokens of a response
     accuracy: float  # on pairs held out
 
     def scores(self, samples: Sequence[Sample]) -> np.ndarray:
         """[N] numbers of samples: the value at the last token."""
         pairs = [(sample.prompt, sample.response) for sample in samples]
-        read = rows.replies(pairs, self.encode, self.length, eos=self.eos)
+        read = rows.replies(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
         return np.asarray(_last_value(self.model)(self.params, read.tokens, read.mask))
 
 
@@ -224,15 +225,18 @@ def reward_model(options: TaskConfig, pairs: list[tuple[str, str, str]], *, name
     )  # fmt: skip
     settings, policy = train.load_policy(settings)
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    parts = rows.held_out([" ".join(pair) for pair in pairs], 0.1)
-    training, other = (rows.preferences([pairs[i] for i in part], encode, settings.length, eos=eos) for part in parts)
+    longest = settings.response_length
+    parts = rows.held_out([prompt or better + worse for prompt, better, worse in pairs], 0.1)
+    training, other = (
+        rows.preferences([pairs[i] for i in part], encode, settings.length, eos=eos, longest=longest) for part in parts
+    )
     objective = supervised.bradley_terry(policy.model, centring=0.01)
     evaluate = validation.held_out(settings, policy, objective, other)
     tracking.run_folder(settings.runs, name, resume=settings.resume)
     state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
     best = train.best(place, state)
     params = lora.merge(policy.frozen["base"], best.params)
-    return RewardModel(policy.model, params, encode, eos, settings.length, evaluate(best)["accuracy"])
+    return RewardModel(policy.model, params, encode, eos, settings.length, longest, evaluate(best)["accuracy"])
 
 
 def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:

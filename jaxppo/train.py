@@ -9,10 +9,24 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import assemble, chips, loop, memory, parallel, ppo, processes, profiling, replay, supervised, trackers, tracking
+from jaxppo import (
+    assemble,
+    chips,
+    loop,
+    memory,
+    parallel,
+    ppo,
+    processes,
+    profiling,
+    replay,
+    resume,
+    supervised,
+    trackers,
+    tracking,
+)
 from jaxppo.assemble import C, Policy, make_model, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import FREE, HIDDEN, Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
+from jaxppo.config import Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
 from jaxppo.lock import RunLock
 from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
@@ -55,11 +69,13 @@ def fit(
     with contextlib.ExitStack() as stack:
         if writer:
             stack.callback(RunLock(folder).release)
-        about = {"config": fingerprint(config), "versions": tracking.versions()}
+        about = {"config": fingerprint(config), "versions": tracking.versions(), "weights": resume.weights_of(config)}
         checkpoints = Checkpoints(folder / "checkpoints", about=about, keep_every=config.keep_every, write=writer)
         stack.callback(checkpoints.close)
-        resuming = config.resume and not never_began(folder, checkpoints)
-        state = go_on(config, checkpoints, state, folder) if resuming else begin(config, policy, parts, prompts, state)
+        resuming = config.resume and not resume.never_began(folder, checkpoints)
+        state = resume.go_on(config, checkpoints, state, folder) if resuming else begin(config, policy, parts, prompts, state)
+        if resuming and evaluate is not None:
+            resume.make_up(config, checkpoints, state, folder, evaluate)
         steps = tracking.read_lines(folder / "metrics.jsonl") if resuming else []
         past = [row for row in steps if row["step"] <= int(state.step)]
         if writer:
@@ -114,35 +130,6 @@ def begin(config: RunConfig, policy: Policy, parts: Parts | Objective, prompts: 
     assert isinstance(prompts, PromptSet)
     scores = first_scores(config, policy, parts, prompts, state)
     return state.replace(statistics=shaping.normalise_to_reference(state.statistics, scores))
-
-
-def never_began(folder: Path, checkpoints: Checkpoints) -> bool:
-    """Whether a run was killed before its first state was saved: it has no step and no checkpoint, whole or damaged."""
-    path = folder / "metrics.jsonl"
-    nothing = checkpoints.empty() and not (path.exists() and path.stat().st_size)
-    nothing = bool(processes.from_main(int(nothing)))
-    if nothing and processes.is_main():
-        print("the run was ended before anything was saved: it begins")
-    return nothing
-
-
-def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path) -> TrainState:
-    """The newest checkpoint's state, if the settings are still those of the run. Raises UserError."""
-    from_file(RunConfig, folder / "config.json")  # it is one
-    stored = json.loads((folder / "config.json").read_text())
-    now = to_dict(config)
-    changed = {name for name in stored.keys() & now.keys() if stored[name] != now[name] and stored[name] != HIDDEN}
-    shown = lambda names: ", ".join(f"--{name.replace('_', '-')} {stored[name]} -> {now[name]}" for name in sorted(names))
-    if changed - FREE:
-        raise UserError(
-            f"--resume with other settings would make it another run: {shown(changed - FREE)}; start one under another --name"
-        )
-    if news := changed - {"resume", "runs", "name", "traceback"}:
-        print(f"changed since the run began: {shown(news)}")
-    if "steps" in changed and config.lr_schedule != "constant":
-        end = f"the {config.lr_schedule} schedule now ends at step {config.steps}"
-        print(f"note: {end}, so the learning rate jumps to where that has it")
-    return checkpoints.restore(state)
 
 
 def fingerprint(config: RunConfig) -> str:
@@ -209,7 +196,9 @@ def restore(folder: Path, *, newest: bool = False) -> tuple[RunConfig, Policy, T
     # How the value head started no longer matters: the checkpoint has it.
     config, policy = assemble.load_policy(dataclasses.replace(stored, value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return config, policy, Checkpoints(folder / "checkpoints", write=False).restore(like) if newest else best(folder, like)
+    checkpoints = Checkpoints(folder / "checkpoints", write=False)
+    resume.check_weights(stored, checkpoints)
+    return config, policy, checkpoints.restore(like) if newest else best(folder, like)
 
 
 def load_policy(config: C, *, dropout: float | None = None, reward: Params | None = None) -> tuple[C, Policy]:

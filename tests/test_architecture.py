@@ -23,8 +23,8 @@ FLOORS = [
     ],
     [
         "chips", "hlo", "program", "costs", "profiling",
-        "assemble", "ladder", "sampler", "validation", "loop", "replay", "train", "sweep", "evaluation", "statistics", "ablation",
-        "tasks", "sources", "task_rewards", "measure", "stages",
+        "assemble", "ladder", "sampler", "validation", "loop", "replay", "resume", "train", "sweep", "evaluation", "statistics",
+        "ablation", "tasks", "sources", "task_rewards", "measure", "stages",
         "plan", "records", "figures", "outcomes", "pages", "report", "export",
         "doctor",
     ],

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import socket
@@ -55,6 +56,27 @@ def test_an_owner_on_another_machine_is_believed_while_it_shows_life(tmp_path, c
     os.utime(path, (old, old))
     lock.RunLock(tmp_path).release()
     assert "process 7 on far-away, which is gone" in capsys.readouterr().err
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
+    """The kernel says that it knows no such call: the file's signs of life are all that is known."""
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(lock.fcntl, "flock", unknown)
+    first = lock.RunLock(tmp_path)
+    with pytest.raises(UserError, match=f"belongs to process {os.getpid()}"):
+        lock.RunLock(tmp_path)
+    first.release()
+    lock.RunLock(tmp_path).release()
+
+
+def test_a_folder_that_is_gone_is_released(tmp_path):
+    (tmp_path / "run").mkdir()
+    held = lock.RunLock(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "moved")
+    held.release()
 
 
 def test_the_owner_is_written_by_a_file_that_is_closed(tmp_path):

@@ -87,8 +87,8 @@ def test_every_step_is_logged_once_and_saved_when_it_should(world):
     assert int(state.step) == 6
     assert [row["step"] for row in world.log.rows] == [1, 2, 3, 4, 5, 6]
     assert [row.get("validation_score") for row in world.log.rows] == [None, None, 3.0, None, None, 6.0]
-    assert world.checkpoints.steps() == [2, 4, 6]
-    assert world.checkpoints.scores == {2: None, 4: None, 6: 6.0}  # a batch's reward is no score beside a validation's
+    assert world.checkpoints.steps() == [2, 3, 4, 6]
+    assert world.checkpoints.scores == {2: None, 3: 3.0, 4: None, 6: 6.0}  # a batch's reward is no score beside a validation's
     assert world.log.said == []
 
 
@@ -97,7 +97,7 @@ def test_what_was_logged_is_settled_before_each_checkpoint(world, monkeypatch):
     save, before = world.checkpoints.save, []
     monkeypatch.setattr(world.checkpoints, "save", lambda *a, **k: (before.append(list(world.log.settled)), save(*a, **k)))
     go(world, Step(), evaluate=lambda state: {"score": 1.0})
-    assert before == [[2], [2, 4], [2, 4, 6]]  # steps 2, 4 and 6, each after as many rows
+    assert before == [[2], [2, 3], [2, 3, 4], [2, 3, 4, 6]]  # each after as many rows; step 3 is the first that is evaluated
 
 
 def test_without_a_validation_the_batch_decides(world):
@@ -116,6 +116,13 @@ def test_patience_ends_the_run_and_keeps_the_best(world):
     assert world.checkpoints.scores == {1: 1.0, 2: 3.0, 4: 3.0}  # the good ones are saved as they come, and the last
     found = dict.fromkeys(range(1, 7), 0.0)
     assert int(go(world, Step(), replace(config, patience=0), evaluate=lambda state: {"score": 0.0}).step) == 6
+
+
+def test_the_best_is_kept_between_two_saves(world):
+    """Evaluated at steps 3 and 6, saved at 2, 4 and 6: step 3 is the best, with patience or without."""
+    found = {3: 9.0, 6: 1.0}
+    go(world, Step(), replace(CONFIG, eval_every=3, save_every=2), evaluate=lambda state: {"score": found[int(state.step)]})
+    assert world.checkpoints.best() == 3 and world.checkpoints.scores[3] == 9.0
 
 
 def test_patience_remembers_what_was_before(world):

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from runs import RUN
@@ -30,3 +32,10 @@ def test_openings_are_cut_by_the_policys_tokenizer(monkeypatch):
     assert [x.prompt + x.reference for x in found.test] == [texts[i] for i in split.test]
     with pytest.raises(UserError, match="experiments/sentiment.py"):
         sources.load_examples(TaskConfig(task="sentiment"))
+
+
+def test_a_file_with_too_few_prompts(tmp_path):
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"p{i}", "reference": "x"}) + "\n" for i in range(3)))
+    with pytest.raises(UserError, match=r"few\.jsonl: the split by prompt gives 3 training, 0 validation, 0 test examples"):
+        sources.load_examples(TaskConfig(task="spelling", data=str(path)))

@@ -2,8 +2,6 @@ import json
 import re
 import sys
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import jax
 import numpy as np
@@ -11,9 +9,9 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import algorithms, ppo, supervised, tracking, train
+from jaxppo import algorithms, manifest, ppo, supervised, tracking, train
 from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import RunError, UserError, to_dict
+from jaxppo.config import RunError, UserError
 from jaxppo.data import rows
 from jaxppo.lock import RunLock
 from jaxppo.profiling import CLOCK
@@ -122,9 +120,9 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     assert found[-1]["loss"] < found[0]["loss"] and found[0]["length"] == 7
     go("broken", steps=2, eval_every=0)
     toys.assert_same(go("broken", resume=True).params, straight.params)
-    assert int(train.best(tmp_path / "straight", straight).step) == 4  # step 3, the best, was not saved ...
+    assert int(train.best(tmp_path / "straight", straight).step) == 3  # kept, though no save was due
     assert int(go("patient", patience=1).step) == 4
-    assert int(train.best(tmp_path / "patient", straight).step) == 3  # ... but is where there is patience
+    assert int(train.best(tmp_path / "patient", straight).step) == 3
     assert int(go("patient", patience=1, resume=True, steps=9).step) == 4  # it had ended, and remembers
     never = go("never", eval_every=0)
     assert int(train.best(tmp_path / "never", never).step) == 4  # no score at all: the newest
@@ -185,15 +183,23 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("schedule", "told"), [("linear", True), ("constant", False)])
-def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told):
-    config = replace(RUN, lr_schedule=schedule)
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    kept: Any = SimpleNamespace(restore=lambda state: state)
-    state: Any = "state"
-    train.go_on(replace(config, steps=8), kept, state, tmp_path)
-    shown = capsys.readouterr().out
-    assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
+def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, prompts):
+    """Steps 3 and 4 are evaluated. A signal in step 4 saves it without: no numbers in its line, no score. Gone on with, nothing
+    is left to train, and the run is the one that nobody disturbed."""
+    evaluate = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
+    folder = tmp_path / "stopped"
+    fit(folder, prompts, evaluate=evaluate)
+    place = folder / "checkpoints" / "4"
+    record = {name: x for name, x in manifest.read(place).items() if name not in ("files", "sha256")}
+    manifest.seal(place, record | {"score": None})
+    rows = tracking.read_lines(folder / "metrics.jsonl")
+    rows[-1] = {name: x for name, x in rows[-1].items() if not name.startswith("validation_")}
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fit(folder, prompts, replace(RUN, resume=True), evaluate)
+    assert lines(folder) == lines(straight[1])
+    scores = lambda folder: Checkpoints(folder / "checkpoints", write=False).scores
+    assert scores(folder) == scores(straight[1]) and scores(folder)[4] == 0.25
+    assert int(fit(folder, prompts, replace(RUN, resume=True), lambda state: 1 / 0).step) == 4  # once is enough
 
 
 def test_resume_at_the_last_step_does_nothing(straight, prompts):
@@ -237,7 +243,8 @@ def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(t
 
 def test_restore_a_run_from_its_folder(straight):
     state, folder = straight
-    config, policy, restored = train.restore(folder)
+    assert int(train.restore(folder)[2].step) == 3  # the best: its score is 1 / 3
+    config, policy, restored = train.restore(folder, newest=True)
     assert config.response_length == 3 and config.lora == 2
     toys.assert_same(restored.replace(frozen=None), state.replace(frozen=None))
     toys.assert_same(policy.frozen["base"], state.frozen["base"])

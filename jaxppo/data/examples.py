@@ -61,16 +61,25 @@ def load(data: str, *, seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1
     path = Path(data).expanduser()
     if not path.exists() and (path.is_absolute() or data.startswith((".", "~")) or data.endswith(FILE_ENDINGS)):
         raise UserError(f"there is no file {data}; give a file of JSON lines or the id of a data set")
-    return split(read(path) if path.exists() else from_hub(data), seed=seed, fractions=fractions)
+    found = read(path) if path.exists() else from_hub(data)
+    alike = len({example.prompt for example in found}) == 1  # as of recordings: what they are told apart by is the reference
+    return split(found, [example.reference for example in found] if alike else None, seed=seed, fractions=fractions)
 
 
 def read(path: str | Path) -> list[Example]:
-    """The examples of a file with one object {"prompt": "...", "reference": "..."} a line; its other keys become `extra`.
+    """The examples of a file with one object {"prompt": "...", "reference": "..."} a line; its other keys become `extra`. The
+    prompt may be empty where there is a "context", what the policy hears.
 
     Raises:
         UserError: with the line's number, for a line that is no such object. See `jsonl.read`.
     """
-    return [_example(row) for _, row in jsonl.read(path, strings=("prompt", "reference"))]
+    found = list(jsonl.read(path, strings=("reference",)))
+    for line, row in found:
+        prompt = row.get("prompt")
+        if not isinstance(prompt, str) or not (prompt.strip() or "context" in row):
+            what = "is missing" if prompt is None else "is empty" if isinstance(prompt, str) else f"is {prompt!r}, no text"
+            raise UserError(f"{path}, line {line}: 'prompt' {what}")
+    return [_example(row) for _, row in found]
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -158,23 +158,28 @@ def replies(
     start: int | None = None,
 ) -> Rows:
     """Prompts with responses for fine-tuning: the loss is on the response and its end, `longest` tokens at most (one that is cut
-    has no end to learn); `start` stands before each prompt when it is given; a prompt too long loses its beginning."""
+    has no end to learn); `start` stands before each prompt when it is given; a prompt too long loses its beginning: with
+    `longest`, where it has more than the length without that, as a policy's prompts do."""
     most = length - 1 if longest is None else longest
     head = [] if start is None else [start]
+    kept = 0 if longest is None else longest
     ids, learned = [], []
     for prompt, response in pairs:
         own = [*encode(response), eos][:most]
-        room = max(length - len(own) - len(head), 0)
+        room = max(length - max(len(own), kept) - len(head), 0)
         asked = encode(prompt)
         ids.append([*head, *asked[len(asked) - min(room, len(asked)) :], *own])
         learned.append(len(own))
     return padded(ids, length, learned=learned)
 
 
-def preferences(triples: Sequence[tuple[str, str, str]], encode: Encode, length: int, *, eos: int) -> Rows:
-    """(prompt, better response, worse response) as pairs of rows, for reward models and DPO."""
+def preferences(
+    triples: Sequence[tuple[str, str, str]], encode: Encode, length: int, *, eos: int, longest: int | None = None
+) -> Rows:
+    """(prompt, better response, worse response) as pairs of rows, for reward models and DPO. `longest` cuts both alike: where one
+    of a pair is a policy's, its length must not tell."""
     flat = [(prompt, response) for prompt, better, worse in triples for response in (better, worse)]
-    rows = replies(flat, encode, length, eos=eos)
+    rows = replies(flat, encode, length, eos=eos, longest=longest)
     return Rows(rows.tokens, rows.mask, rows.extra, unit=2)
 
 

@@ -36,7 +36,7 @@ class RewardPool:
         fn: `fn(prompt, response) -> float`, a function of a module (it is imported again in the workers).
         workers: processes.
         seconds: deadline for each row; then SIGTERM, and SIGKILL `grace` seconds later.
-        memory: bytes that a worker may add to what it has after importing `fn`.
+        memory: bytes that a worker may add to what it has after importing `fn` (on Linux).
         cpu_seconds: of a worker's whole life.
         recycle: rows after which a worker is replaced by a fresh one.
 
@@ -218,9 +218,9 @@ def _work(pipe: Connection, fn: Callable[[str, str], Any], memory: int, cpu_seco
     for stream in (0, 1, 2):  # a judge's own prints do not reach the run's terminal
         os.dup2(sink, stream)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    with open("/proc/self/statm") as file:
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/statm") as file:  # macOS has none, and knows no such limit
         used = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+        resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pipe.send_bytes(ANSWER.pack(READY, 0.0))

@@ -1,5 +1,6 @@
 """Examples from files and hubs, and their split."""
 
+import json
 import sys
 import types
 from itertools import chain
@@ -126,3 +127,14 @@ def test_without_the_package(monkeypatch):
     with pytest.raises(UserError, match="pip install datasets") as raised:
         load("someone/sums")
     assert "\n" not in str(raised.value)
+
+
+def test_recordings_have_one_prompt_and_are_split_by_their_words(tmp_path):
+    """An empty prompt is one where there is something to hear."""
+    path = tmp_path / "heard.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "", "reference": f"word {i}", "context": [[0.0]]}) + "\n" for i in range(30)))
+    parts = load(str(path))
+    assert all(parts) and sum(map(len, parts)) == 30
+    path.write_text('{"prompt": "", "reference": "x"}\n')
+    with pytest.raises(UserError, match="line 1: 'prompt' is empty"):
+        load(str(path))

@@ -62,6 +62,16 @@ def test_preferences_are_rows_in_pairs():
     assert made.take(np.array([2])).tokens[:, 1].tolist() == [104, 105]
 
 
+def test_a_pair_is_cut_alike():
+    """A policy's response of 2 tokens that did not end, and a real one of 4 and its end: neither has an end to be told by."""
+    made = rows.preferences([("ab", "cdef", "cd")], encode, 6, eos=0, longest=2)
+    assert made.tokens.tolist() == [[0, 0, 97, 98, 99, 100]] * 2
+    ended = rows.preferences([("abcdefgh", "c", "d")], encode, 6, eos=0, longest=2)
+    assert ended.tokens.tolist() == [[101, 102, 103, 104, 99, 0], [101, 102, 103, 104, 100, 0]]  # 4 tokens of prompt, as in a run
+    shorter = rows.replies([("abcdefgh", "")], encode, 6, eos=0, longest=2)
+    assert shorter.mask.sum() == 5  # and no fifth where the response leaves room
+
+
 def test_every_row_once_an_epoch_from_the_cursor_alone():
     made = rows.padded([[i + 1] for i in range(8)], 2)
     seen = [made.batch(CONFIG, cursor).tokens[:, 1].tolist() for cursor in (0, 4, 8, 12)]

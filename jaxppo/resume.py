@@ -1,0 +1,74 @@
+"""A run that is gone on with: whether it is still the same one, and what a signal left undone."""
+
+import json
+from pathlib import Path
+
+from jaxppo import loop, pretrained, processes, tracking
+from jaxppo.checkpoint import Checkpoints
+from jaxppo.config import FREE, HIDDEN, RunConfig, UserError, from_file, to_dict
+from jaxppo.pretrained.identity import identity
+from jaxppo.types import TrainState
+
+
+def never_began(folder: Path, checkpoints: Checkpoints) -> bool:
+    """Whether a run was killed before its first state was saved: it has no step and no checkpoint, whole or damaged."""
+    path = folder / "metrics.jsonl"
+    nothing = checkpoints.empty() and not (path.exists() and path.stat().st_size)
+    nothing = bool(processes.from_main(int(nothing)))
+    if nothing and processes.is_main():
+        print("the run was ended before anything was saved: it begins")
+    return nothing
+
+
+def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path) -> TrainState:
+    """The newest checkpoint's state, if the settings are still those of the run. Raises UserError."""
+    from_file(RunConfig, folder / "config.json")  # it is one
+    stored = json.loads((folder / "config.json").read_text())
+    now = to_dict(config)
+    changed = {name for name in stored.keys() & now.keys() if stored[name] != now[name] and stored[name] != HIDDEN}
+    shown = lambda names: ", ".join(f"--{name.replace('_', '-')} {stored[name]} -> {now[name]}" for name in sorted(names))
+    if changed - FREE:
+        raise UserError(
+            f"--resume with other settings would make it another run: {shown(changed - FREE)}; start one under another --name"
+        )
+    if news := changed - {"resume", "runs", "name", "traceback"}:
+        print(f"changed since the run began: {shown(news)}")
+    check_weights(config, checkpoints)
+    if "steps" in changed and config.lr_schedule != "constant":
+        end = f"the {config.lr_schedule} schedule now ends at step {config.steps}"
+        print(f"note: {end}, so the learning rate jumps to where that has it")
+    return checkpoints.restore(state)
+
+
+def weights_of(config: RunConfig) -> dict[str, str]:
+    """What a run stands on and does not keep in its checkpoints: the base (which with adapters is the reference, too) and the
+    reward model, by their `identity`; "" for what a download's own hash or nothing on this machine vouches for."""
+    own = "" if config.tiny or config.model in pretrained.BUNDLED else identity(config.model)
+    kept = Checkpoints(Path(config.reward_model) / "checkpoints", write=False).about_best() if config.reward_model else {}
+    return {"model": own, "reward_model": str(kept.get("sha256", ""))[:16]}
+
+
+def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
+    """Raises UserError where they are others by now: adapters on another base are another policy, without a word."""
+    now, stored = weights_of(config), checkpoints.about_newest().get("weights", {})
+    for name in now:
+        if stored.get(name) and now[name] and stored[name] != now[name]:
+            option, value = name.replace("_", "-"), getattr(config, name)
+            other = f"--{option} {value} holds other weights than when this run began"
+            raise UserError(f"{other}: put those back, or start one under another --name")
+
+
+def make_up(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path, evaluate: loop.Evaluate) -> None:
+    """The evaluation that a signal left out, of the checkpoint that it left: its line and its score are what they would have
+    been."""
+    step, every = int(state.step), config.eval_every
+    due = every > 0 and step > 0 and (step % every == 0 or step == config.steps)
+    if not processes.from_main(int(due and checkpoints.scores.get(step) is None)):
+        return
+    found = {f"validation_{name}": x for name, x in evaluate(state).items()}
+    if not processes.is_main():
+        return
+    rows = tracking.read_lines(folder / "metrics.jsonl")
+    rows = [row | found if row["step"] == step else row for row in rows]
+    tracking.write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    checkpoints.rescore(step, found.get("validation_score"))

@@ -1,0 +1,44 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from runs import RUN
+
+from jaxppo import manifest, resume
+from jaxppo.checkpoint import Checkpoints
+from jaxppo.config import UserError, to_dict
+
+
+@pytest.mark.parametrize(("schedule", "told"), [("linear", True), ("constant", False)])
+def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told):
+    config = replace(RUN, lr_schedule=schedule)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    kept: Any = SimpleNamespace(restore=lambda state: state, about_newest=dict)
+    state: Any = "state"
+    resume.go_on(replace(config, steps=8), kept, state, tmp_path)
+    shown = capsys.readouterr().out
+    assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
+
+
+def test_weights_that_a_run_stands_on_may_not_change(tmp_path):
+    """A checkpoint that was trained on meanwhile: adapters on another base are another policy."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"old")
+    config = replace(RUN, tiny=False, model=str(base))
+    checkpoints = Checkpoints(tmp_path / "checkpoints", about={"weights": resume.weights_of(config)})
+    (checkpoints.folder / "2").mkdir()
+    manifest.seal(checkpoints.folder / "2", {**checkpoints.about, "step": 2})
+    resume.check_weights(config, checkpoints)
+    (base / "model.safetensors").write_bytes(b"new")
+    with pytest.raises(UserError, match=f"--model {base} holds other weights than when this run began"):
+        resume.check_weights(config, checkpoints)
+    assert resume.weights_of(RUN) == {"model": "", "reward_model": ""}  # a tiny one is made anew
+    judge = tmp_path / "judge" / "checkpoints" / "3"
+    judge.mkdir(parents=True)
+    manifest.seal(judge, {"step": 3, "score": 0.5})
+    first = resume.weights_of(replace(config, reward_model=str(tmp_path / "judge")))["reward_model"]
+    manifest.seal(judge, {"step": 3, "score": 0.6})
+    assert len(first) == 16 and first != resume.weights_of(replace(config, reward_model=str(tmp_path / "judge")))["reward_model"]
