@@ -3,8 +3,9 @@
 Question   Does a reward model's score rise on dialogues that it has not seen, for a second reward model too, and what does
            diversity pay for it?
 Method     Supervised on (turn, next turn); a Bradley-Terry reward model (https://arxiv.org/abs/2203.02155) of real next turns
-           against the baseline's own samples, both cut to the same length; PPO (https://arxiv.org/abs/1707.06347) on its score less a penalty on repeated
-           bigrams. A second reward model, of another seed and other half of the pairs, is the judge that was not trained against.
+           against the baseline's own samples, both cut to the same length; PPO (https://arxiv.org/abs/1707.06347) on its score
+           less a penalty on repeated bigrams. A second reward model, of another seed and other half of the pairs, is the judge
+           that was not trained against.
 Command    python experiments/dialogue.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       Speaker turns of Shakespeare's works (public domain).
 Found      Three seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to -.18 at 2.7 nats and then

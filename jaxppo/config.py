@@ -337,6 +337,7 @@ POSITIVE = (
 )  # fmt: skip
 
 
+LEAST = {"top_k": 0, "lora": 0, "logits_bytes": 1, "critic_warmup": 0, "lr_warmup": 0}
 GROUPED = ("group", "group_mean", "rloo", "opo", "gpg", "gdpo", "reinforce_plus_plus_baseline")  # 0 for ever in groups of one
 UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")  # where inf means: not at all
 
@@ -355,6 +356,9 @@ def validate(config: Config, *, devices: int = 1) -> None:
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(config, name)!r}: choose one of {', '.join(str(x) for x in choices)}"
             )
+    for name, least in LEAST.items():
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, but is {getattr(config, name)}")
     for name in ("top_p", "mask_top_p"):
         if not 0 < getattr(config, name) <= 1:
             raise UserError(f"--{name.replace('_', '-')} must be in (0, 1], but is {getattr(config, name)}")
@@ -362,6 +366,8 @@ def validate(config: Config, *, devices: int = 1) -> None:
         raise UserError(f"--advantage {config.advantage} compares the responses to a prompt: give --group-size 2 or more")
     if config.update in ("trpo", "npg"):
         _check_natural(config)
+    if config.update in ("trpo", "npg") and config.dtype != "float32":
+        raise UserError(f"--update {config.update} differentiates twice, for which 16 bits are too few: --dtype float32")
     if config.oversample > 1 and not config.filter_groups:
         raise UserError(f"--oversample {config.oversample} chooses among groups: it needs --filter-groups")
     if config.filter_groups and config.group_size == 1:
@@ -472,9 +478,9 @@ class RunConfig(Config):
     steps_per_call: int = 1
     """steps in one dispatch of the program; checkpoints and evaluations fall between dispatches"""
     parallel: str = "auto"
-    """auto (jit on one device, pmap on several) | jit | pmap | mesh"""
+    """auto (jit on one device, pmap on several, mesh with --mesh) | jit | pmap | mesh"""
     mesh: str = ""
-    """with --parallel mesh: sizes of its axes, such as data=2,fsdp=2,tensor=2"""
+    """sizes of the axes of --parallel mesh, which it implies, such as data=2,fsdp=2,tensor=2"""
     expect_devices: int = 0
     """refuse to start unless there are this many devices, over all processes; 0 = any number"""
     distributed: str = "auto"
@@ -542,6 +548,8 @@ def tracker_names(config: RunConfig) -> tuple[str, ...]:
 def validate_run(config: RunConfig) -> None:
     """`validate`, and what the host's loop needs."""
     validate(config)
+    if config.mesh and config.parallel not in ("auto", "mesh"):
+        raise UserError(f"--mesh {config.mesh} is not for --parallel {config.parallel}: leave that out, or give --parallel mesh")
     tracker_names(config)
     profiled_steps(config)
     for name in ("save_every", "steps_per_call", "max_bad_steps", "connect_timeout", "heartbeat"):

@@ -193,11 +193,17 @@ def declared(package: str) -> list[str]:
     if package == "jaxppo" and path.is_file():
         project = tomllib.loads(path.read_text("utf-8"))["project"]
         inner = ((extra, line) for extra, lines in project["optional-dependencies"].items() for line in lines)
-        return [*project["dependencies"], *(f'{line}; extra == "{extra}"' for extra, line in inner)]
+        return [*project["dependencies"], *(_of_extra(line, extra) for extra, line in inner)]
     try:
         return metadata.requires(package) or []
     except metadata.PackageNotFoundError:
         return []
+
+
+def _of_extra(line: str, extra: str) -> str:
+    """A requirement as metadata have it: with its extra among its markers."""
+    package, _, marker = line.partition(";")
+    return f'{package}; {f"({marker.strip()}) and " if marker else ""}extra == "{extra}"'
 
 
 def requirements(package: str, extra: str = "") -> list:

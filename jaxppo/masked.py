@@ -6,7 +6,6 @@ values and gradients stay finite (https://docs.jax.dev/en/latest/faq.html#gradie
 dealt out.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -83,10 +82,12 @@ def whiten(
     >>> whiten(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
     Array([-1.,  1.,  0.], dtype=float32)
     """
-    return keep(whitener(x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name)(keep(x, mask)), mask)
+    kept = keep(x, mask)
+    return keep(whiten_as(kept, x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name), mask)
 
 
-def whitener(
+def whiten_as(
+    y: Float[Array, "*t"],
     x: Float[Array, "*s"],
     mask: Shaped[Array, "*s"],
     *,
@@ -94,11 +95,18 @@ def whitener(
     ddof: int = 0,
     eps: float = 1e-8,
     axis_name: AxisName = None,
-) -> Callable[[Float[Array, "*t"]], Float[Array, "*t"]]:
-    """What `whiten` does to x, as a function that does the same to other numbers."""
+) -> Float[Array, "*t"]:
+    """What `whiten` does to x, done to other numbers y: (y − mean(x)) / √(var(x) + eps).
+
+    Shapes: x and mask alike, y of any -> that of y.
+
+    >>> import jax.numpy as jnp
+    >>> whiten_as(jnp.array([6.0]), jnp.array([1.0, 3.0]), jnp.ones(2))  # mean 2, deviation 1
+    Array([4.], dtype=float32)
+    """
     centre = mean(x, mask, axis_name=axis_name)
-    scale = lax.rsqrt(var(x, mask, ddof=ddof, axis_name=axis_name) + eps)
-    return lambda y: (y - centre) * scale + (0 if shift_mean else centre)
+    white = (y - centre) * lax.rsqrt(var(x, mask, ddof=ddof, axis_name=axis_name) + eps)
+    return white if shift_mean else white + centre
 
 
 class Moments(NamedTuple):

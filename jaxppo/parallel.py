@@ -182,7 +182,7 @@ def compile_step(train_step: Callable) -> CompiledStep:
 
 
 def prepare(make: Make, *, mode: str = "auto", mesh: str = "", devices: Sequence | None = None, leading: int = 0) -> CompiledStep:
-    """The step of `make(axis_name)` compiled in one of the modes; auto is jit on one device and pmap on several.
+    """The step of `make(axis_name)` compiled in one of the modes; auto is jit on one device, pmap on several, mesh with a mesh.
 
     `mesh` as in `sharding.parse_mesh`; `leading` is 1 where prompts have a leading dimension of steps. Raises UserError for
     an unknown mode or a mesh that does not fit the devices.
@@ -190,7 +190,7 @@ def prepare(make: Make, *, mode: str = "auto", mesh: str = "", devices: Sequence
     found = list(jax.devices() if devices is None else devices)
     if mode not in MODES:
         raise UserError(f"--parallel {mode!r}: choose one of {', '.join(MODES)}")
-    if mode == "mesh":
+    if mode == "mesh" or (mode == "auto" and mesh):
         return MeshStep(make(None), sharding.make_mesh(mesh, found), leading=leading)
     if mode == "pmap" or (mode == "auto" and len(found) > 1):
         return PmapStep(make(AXIS), devices=found)
@@ -199,7 +199,7 @@ def prepare(make: Make, *, mode: str = "auto", mesh: str = "", devices: Sequence
 
 def count(mode: str, mesh: str = "") -> int:
     """Over how many devices a mode splits the rows."""
-    if mode == "mesh":
+    if mode == "mesh" or (mode == "auto" and mesh):
         sizes = sharding.parse_mesh(mesh)
         return sizes["data"] * sizes["fsdp"]
     return 1 if mode == "jit" else len(jax.devices())

@@ -46,6 +46,9 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"update": "trpo", "kl_place": "loss"}, 1, ["--kl-place loss", "--update trpo"]),
         ({"update": "npg", "entropy_coef": 0.1}, 1, ["--entropy-coef", "--update npg"]),
         ({"update": "trpo", "kl_stop": 0.1}, 1, ["--kl-stop", "--update trpo"]),
+        ({"update": "trpo", "dtype": "bfloat16"}, 1, ["--update trpo", "--dtype float32"]),
+        ({"top_k": -1}, 1, ["--top-k must be 0 or more", "-1"]),
+        ({"logits_bytes": 0}, 1, ["--logits-bytes must be 1 or more"]),
         ({"old_logprobs": "mine"}, 1, ["--old-logprobs", "sampler, scorer"]),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
         ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
@@ -74,6 +77,7 @@ def test_the_advice_of_a_divisibility_error_is_right():
         ({"save_every": 0}, ["--save-every", "0"]),
         ({"steps_per_call": 0}, ["--steps-per-call", "0"]),
         ({"steps": 10, "steps_per_call": 4}, ["--steps 10", "--steps-per-call 4"]),
+        ({"mesh": "fsdp=4", "parallel": "pmap"}, ["--mesh fsdp=4", "--parallel pmap"]),
         ({"steps": 12, "steps_per_call": 4, "save_every": 6}, ["--save-every 6", "--steps-per-call 4"]),
         ({"steps": 12, "steps_per_call": 4, "save_every": 8, "eval_every": 2}, ["--eval-every 2", "--steps-per-call 4"]),
         ({"batch_size": 30, "minibatches": 4}, ["30", "4"]),  # the step's own rules hold too

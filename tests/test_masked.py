@@ -121,7 +121,8 @@ def test_a_spread_of_the_last_digits_is_none():
     assert two(1.001) == pytest.approx(0.001 / 2**0.5, rel=1e-3)
 
 
-def test_a_whitener_does_the_same_to_other_numbers():
+def test_others_are_whitened_alike():
     """1 and 3 have mean 2 and deviation 1."""
-    white = masked.whitener(jnp.array([1.0, 3.0, 99.0]), jnp.array([1.0, 1.0, 0.0]))
-    np.testing.assert_allclose(white(jnp.array([[2.0, 6.0]])), [[0.0, 4.0]], atol=1e-6)
+    x, mask = jnp.array([1.0, 3.0, 99.0]), jnp.array([1.0, 1.0, 0.0])
+    np.testing.assert_allclose(masked.whiten_as(jnp.array([[2.0, 6.0]]), x, mask), [[0.0, 4.0]], atol=1e-6)
+    np.testing.assert_allclose(masked.whiten_as(x, x, mask, shift_mean=False)[:2], [1.0, 3.0], atol=1e-6)

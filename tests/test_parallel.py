@@ -69,3 +69,11 @@ def test_lower_tells_the_cost(llama):
     step = parallel.compile_step(trivial)
     compiled = step.lower(toys.state(llama), toys.prompts()).compile()
     assert compiled.memory_analysis().argument_size_in_bytes > 0
+
+
+def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
+    """auto with a mesh is the mesh, as out-of-memory advice has it; never pmap without a word."""
+    made = []
+    monkeypatch.setattr(parallel, "MeshStep", lambda step, mesh, leading: made.append(dict(mesh.shape)))
+    parallel.prepare(lambda axis_name: axis_name, mode="auto", mesh="fsdp=2", devices=jax.devices()[:2])
+    assert made[0]["fsdp"] == 2 and parallel.count("auto", "fsdp=2,tensor=2") == 2

@@ -1,5 +1,6 @@
 """Attention without parameters: who sees whom, rotary positions, and the weighted sum."""
 
+import re
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ def attend(
     q: Float[Array, "B H Q D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], visible: Bool[Array, "B Q S"]
 ) -> Float[Array, "B H Q D"]:
     """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head; fused where it can be."""
-    if fits_kernel(q.shape, k.shape[2], q.dtype, jax.default_backend()):
+    if fits_kernel(q.shape, k.shape[2], q.dtype, jax.default_backend()) and new_enough(jax.devices()[0]):
         return fused(q, k, v, visible, implementation="cudnn")
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
@@ -35,6 +36,15 @@ def fits_kernel(shape: tuple[int, ...], keys: int, dtype, backend: str) -> bool:
     _, _, queries, size = shape
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
     return backend == "gpu" and half and size % 8 == 0 and size <= 128 and queries % 2 == 0 and keys % 2 == 0
+
+
+def new_enough(device) -> bool:
+    """Whether a GPU has that kernel: NVIDIA's from Ampere on (compute capability 8.0).
+
+    https://docs.nvidia.com/deeplearning/cudnn/latest/operations/Attention.html
+    """
+    known = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's is a name
+    return known is not None and float(known[0]) >= 8
 
 
 def fused(q, k, v, visible, *, implementation: str) -> Float[Array, "B H Q D"]:

@@ -47,7 +47,7 @@ def shaper(
     """The configured shaping as a function of (scores, rollout, valid), on the scale that these scores have; and statistics with
     them in. Other responses to the same prompts go through the same function, and can be compared (a greedy baseline)."""
     every = lambda valid: valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
-    whitener = partial(masked.whitener, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
+    white_as = partial(masked.whiten_as, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
     task_of = lambda rollout: rollout.extra["task"].reshape(-1, *[1] * (scores.ndim - 1))
 
     def unscaled(scores: Scores) -> Scores:
@@ -61,11 +61,11 @@ def shaper(
         after = {**statistics, "reward": moments}
         scale = lambda x, rollout: x / moments.std()
     elif config.reward_norm == "batch":
-        white = whitener(known, rows)
-        scale = lambda x, rollout: white(x)
+        scale = lambda x, rollout: white_as(x, known, rows)
     elif config.reward_norm == "task":  # a row is of one task
-        whites = [whitener(known, rows & (task_of(rollout) == number)) for number in range(config.num_tasks)]
-        scale = lambda x, rollout: jnp.select([task_of(rollout) == n for n in range(config.num_tasks)], [w(x) for w in whites])
+        tasks, own = range(config.num_tasks), task_of(rollout)
+        within = lambda x: [white_as(x, known, rows & (own == number)) for number in tasks]
+        scale = lambda x, rollout: jnp.select([task_of(rollout) == number for number in tasks], within(x))
 
     def shaped(scores: Scores, rollout: Rollout, valid: Bool[Array, "B"]) -> Scores:
         out = scale(unscaled(masked.keep(scores, every(valid))), rollout)

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,7 @@ def test_what_the_kernel_takes(shape, keys, dtype, backend, fits):
 def test_the_kernel_is_asked_for_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(attention, "new_enough", lambda device: True)
     monkeypatch.setattr(attention, "fused", lambda *x, implementation: asked.append(implementation) or jnp.zeros(x[0].shape))
     x = jnp.ones((1, 2, 4, 8), jnp.bfloat16)
     attention.attend(x, x, x, jnp.ones((1, 4, 4), bool))
@@ -108,3 +111,12 @@ def test_what_is_remembered():
     np.testing.assert_array_equal(values, -keys)
     (alone, _), k, _ = attention.remember((old[0], old[0]), new, new, 1)
     assert alone[0, 0].tolist() == want and k[0, 0].tolist() == want
+
+
+@pytest.mark.parametrize(
+    ("capability", "new"), [("7.5", False), ("8.0", True), ("9.0", True), ("10.0", True), (None, False), ("gfx90a", False)]
+)
+def test_older_gpus_have_no_kernel(capability, new):
+    """A T4 has 7.5; a CPU has none, and AMD's GPUs have names."""
+    assert attention.new_enough(SimpleNamespace(compute_capability=capability)) == new
+    assert not attention.new_enough(SimpleNamespace())
