@@ -118,7 +118,8 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
         if getattr(options, name) < least:
             raise UserError(f"--{name.replace('_', '-')} must be at least {least}")
     seeds, steps = (2, 2) if options.tiny else (options.seeds or scale.seeds, options.steps or scale.config.steps)
-    scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=steps, tiny=False))
+    save_every = scale.config.save_every if scale.alone else steps
+    scale = scale._replace(config=dataclasses.replace(scale.config, steps=steps, save_every=save_every, tiny=False))
     whole = lambda arm: arm if not options.tiny else arm._replace(times={k: x for k, x in arm.times.items() if k != "steps"})
     question = question._replace(arms={name: resolved(whole(arm), scale.config, name) for name, arm in question.arms.items()})
     started, rows = time.monotonic(), []

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxppo.ablation import AblationConfig, Arm, Claim, Question, Scale, ask
-from jaxppo.config import Diverged, UserError
+from jaxppo.config import FREE, Diverged, UserError
 
 __all__ = ["AblationConfig", "Arm", "Claim", "Question", "run"]
 
@@ -118,9 +118,9 @@ def one_review_run(config, arm: Arm, run) -> dict:
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
     own = replace(config, runs=str(root), seed=run.seed)
     own = replace(own, **settings_of(own, arm))
-    # what differs from the defaults: a setting that later versions add changes no folder
+    # what differs from the defaults and changes the numbers: a setting that later versions add changes no folder
     plain, given = tracking.settings_of(type(own)()), tracking.settings_of(own)
-    given = {name: x for name, x in given.items() if x != plain[name]}
+    given = {name: x for name, x in given.items() if x != plain[name] and name not in FREE - {"steps"}}
     settings = json.dumps(given, sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
     words = f"{config.name} {run.arm} {run.seed} {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     own = replace(own, name=re.sub(r"[^a-z0-9]+", "-", words.lower()))
