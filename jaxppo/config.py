@@ -296,7 +296,8 @@ class Config:
     dtype: str = "float32"
     """float32 | bfloat16: inputs of the matrix products; parameters and statistics stay float32"""
     remat: str = "none"
-    """none | block (keep the inputs of each layer only) | full (keep nothing): compute activations again in the backward pass"""
+    """none | block (keep the inputs of each layer only, and compute the rest again in the backward pass; on a CPU with
+    --scan-layers, else XLA undoes it) | full (compute all again at once: it saves hardly anything)"""
     scan_layers: bool = False
     """compile one layer and loop over it: seconds instead of minutes for deep models, a little slower on a CPU"""
     logits_bytes: int = 64 * 2**20

@@ -336,6 +336,21 @@ def test_every_weight_trained_and_no_critic(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+def test_a_tokenizer_adds_no_start_that_training_never_saw(tmp_path):
+    """As those of Llama do by their post-processor, which our own `encode` leaves out."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import processors
+
+    own = byte_tokenizer()
+    adding = Backend.from_str(own._backend.to_str())
+    adding.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", own.eos_id)]
+    )
+    assert adding.encode("Hi").ids[0] == own.eos_id
+    outgoing.write_tokenizer(tmp_path, LLAMA, pretrained.Tokenizer(adding, eos_id=own.eos_id))
+    assert Backend.from_file(str(tmp_path / "tokenizer.json")).encode("Hi").ids == own.encode("Hi")
+
+
 def test_the_tokenizer_and_greedy_text_of_transformers(tmp_path):
     """Unicode there and back with the same ids; special tokens and chat format; `generate` goes on as our sampler does."""
     transformers = pytest.importorskip("transformers")

@@ -91,8 +91,12 @@ def write_model(
 
 
 def write_tokenizer(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """tokenizer.json and tokenizer_config.json."""
+    """tokenizer.json and tokenizer_config.json. What would put a token of its own before or after a text goes: training never
+    encoded with it."""
     tokenizer.save(folder)
+    stored = json.loads((folder / TOKENIZER[0]).read_text("utf-8"))
+    if "TemplateProcessing" in json.dumps(stored.get("post_processor")):
+        write_json(folder / TOKENIZER[0], stored | {"post_processor": None})
     write_json(folder / "tokenizer_config.json", as_transformers(tokenizer, model.max_length))
 
 
