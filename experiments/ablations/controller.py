@@ -4,6 +4,7 @@ Question   The reward is a proxy of what is wanted, true near the reference and 
            policy where the proxy still tells the truth, and is anything gained there?
 Paper      Ziegler et al. 2019, https://arxiv.org/abs/1909.08593; over-optimisation: https://arxiv.org/abs/2210.10760.
 Changed    A first toy had nothing to gain, so that the policy that moved least was the best. Its record is withdrawn.
+Minutes    Of SmolLM2's 164 a run stood still for 75 (its process was stopped); the others took 8 to 12 each.
 Command    python experiments/ablations/controller.py
 Found      1 minutes at --scale ladder on a core that other work shared.
            without a penalty the proxy is hacked: worse than under a target: agrees (gold +.586, 95 % interval +.545 to
@@ -17,6 +18,11 @@ Found      1 minutes at --scale ladder on a core that other work shared.
            under a target of 3 nats something is gained: agrees (gold +.047, 95 % interval +.026 to +.068).
            a target of 3 nats beats a fixed coefficient of .1: not decided (gold -.003, 95 % interval -.009 to +.003).
            a fixed coefficient of .1 keeps what is wanted: not decided (gold +.005, 95 % interval -.008 to +.019).
+           164 minutes at --scale smollm2 on a core that other work shared.
+           without a penalty the proxy is hacked: worse than under a target: disagrees (gold -.378, 95 % interval -.565 to
+           -.191).
+           a target of 3 nats beats a fixed coefficient of .1: not decided (gold +.129, 95 % interval -.064 to +.322).
+           a fixed coefficient of .1 keeps what is wanted: disagrees (gold -.507, 95 % interval -.883 to -.131).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
