@@ -44,7 +44,7 @@ def main(options: Custom) -> None:
     train.use_compilation_cache()
     options, policy = train.load_policy(options)
     texts = [record.prompt for record in records]
-    start = policy.tokenizer.start_id if options.prompt_start else None
+    start = train.start_of(options, policy.tokenizer)
     encoded = train.encode(texts, policy.tokenizer, options.prompt_length, too_long=options.too_long, start=start)
     judge = rewards.on_host(reward, policy.tokenizer.decode_batch)
     if options.reward_model:

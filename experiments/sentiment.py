@@ -95,7 +95,7 @@ def load_prompts(options: Sentiment, policy):
     if options.tiny:
         reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
     parts = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode)
-    start = policy.tokenizer.start_id if options.prompt_start else None
+    start = train.start_of(options, policy.tokenizer)
     encode = lambda rows: train.encode(
         [reviews.texts[i] for i in rows], policy.tokenizer, options.prompt_length, too_long="first", start=start
     )

@@ -66,7 +66,7 @@ def main(options: Sft) -> None:
         split = sentiment.split_by_opening(reviews.texts, encode)  # the main job's: its test sentences are not learned
         parts = [openings([reviews.texts[i] for i in part if reviews.ratings[i] > 1]) for part in split[:2]]
     last = options.response_length
-    start = policy.tokenizer.start_id if options.prompt_start else None
+    start = train.start_of(options, policy.tokenizer)
     replies = lambda part: rows.replies(part, encode, options.length, eos=policy.tokenizer.eos_id, longest=last, start=start)
     training, held_out = (replies(part) for part in parts)
     training = dataclasses.replace(training, buckets=options.buckets)

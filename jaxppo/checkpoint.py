@@ -70,6 +70,10 @@ class Checkpoints:
         """Whether any of them has a score."""
         return any(self.scores.get(step) is not None for step in self.steps())
 
+    def chosen(self) -> int | None:
+        """The best step; None, for the newest, where none has a score."""
+        return self.best() if self.scored else None
+
     def best(self) -> int:
         """The step with the highest score. Raises UserError when none has one."""
         scored = {step: score for step in self.steps() if (score := self.scores.get(step)) is not None}
@@ -113,30 +117,16 @@ class Checkpoints:
             self.failed = f"the checkpoint of step {step} could not be written ({processes.first_line(error)})"
             shutil.rmtree(folder, ignore_errors=True)  # a full disk would stay full
 
-    def about_newest(self) -> dict:
-        """What the newest manifest says; nothing without one that can be read."""
-        return self._about(self.steps()[-1:])
-
-    def about_best(self) -> dict:
-        """The same of the best one, or of the newest where none has a score."""
-        return self._about([self.best()] if self.scored else self.steps()[-1:])
-
-    def _about(self, steps: list[int]) -> dict:
-        for step in steps:
-            with contextlib.suppress(Damaged):
-                return manifest.read(self.folder / str(step))
+    def manifest_of(self, step: int | None) -> dict:
+        """What a step's manifest says, or that of the newest; nothing without one that can be read."""
+        with contextlib.suppress(Damaged, IndexError):
+            return manifest.read(self.folder / str(self.steps()[-1] if step is None else step))
         return {}
 
     def rescore(self, step: int, score: float | None) -> None:
-        """Give a sealed checkpoint the score that it was saved without. A damaged one stays as it is."""
-        folder = self.folder / str(step)
-        try:
-            record = manifest.verify(folder)
-        except Damaged:
-            return
+        """Give a sealed checkpoint the score that it was saved without."""
         self.scores[step] = score if score is not None and math.isfinite(score) else None
-        about = {name: x for name, x in record.items() if name not in ("files", "sha256")}
-        manifest.seal(folder, about | {"score": self.scores[step]})
+        manifest.amend(self.folder / str(step), score=self.scores[step])
 
     def _check_newest(self) -> None:
         """Raise OSError when the folder was moved away: Orbax would make it anew, and nobody would know."""

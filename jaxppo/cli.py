@@ -129,12 +129,11 @@ def sample(options: SampleOptions) -> None:
     if remark := sampler.cut(asked, policy.tokenizer, config.prompt_length - (start is not None)):
         print(f"note: {remark}", file=sys.stderr)
     prompts = train.encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
-    shown = iter([x["prompt"] + "\t" for x in texts] if options.chat else asked)
+    before, gap = iter([x["prompt"] for x in texts] if options.chat else asked), "\t" * options.chat
     draw = train.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
     for part in draw.parts(state, prompts, seed=options.seed):
         for done in part:
-            before = tracking.printable(next(shown))
-            print(before + tracking.printable(done.response), flush=True)
+            print(tracking.printable(next(before)) + gap + tracking.printable(done.response), flush=True)
 
 
 def prompts_of(options: SampleOptions) -> list[dict[str, str]]:

@@ -274,7 +274,7 @@ class Config:
     max_grad_norm: float = 1.0
     """gradients are scaled down to this global norm; those of a separate critic by themselves"""
     trust_kl: float = 0.01
-    """update trpo, npg: nats a token that a natural-gradient step may move the policy; use float32 with them"""
+    """update trpo, npg: nats a token that a natural-gradient step may move the policy; both want float32"""
     cg_iterations: int = 10
     """conjugate-gradient iterations for the natural gradient"""
     cg_damping: float = 0.1
@@ -367,8 +367,6 @@ def validate(config: Config, *, devices: int = 1) -> None:
         raise UserError(f"--advantage {config.advantage} compares the responses to a prompt: give --group-size 2 or more")
     if config.update in ("trpo", "npg"):
         _check_natural(config)
-    if config.update in ("trpo", "npg") and config.dtype != "float32":
-        raise UserError(f"--update {config.update} differentiates twice, for which 16 bits are too few: --dtype float32")
     if config.oversample > 1 and not config.filter_groups:
         raise UserError(f"--oversample {config.oversample} chooses among groups: it needs --filter-groups")
     if config.filter_groups and config.group_size == 1:
@@ -404,6 +402,8 @@ def _check_natural(config: Config) -> None:
     }  # fmt: skip
     for option in (name for name, given in idle.items() if given):
         raise UserError(f"{option} has no meaning with --update {config.update}, which takes one step on the surrogate alone")
+    if config.dtype != "float32":
+        raise UserError(f"--update {config.update} differentiates twice, for which 16 bits are too few: --dtype float32")
 
 
 def to_dict(config) -> dict:

@@ -163,7 +163,7 @@ def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
 def card(found: Exported, options: ExportOptions) -> str:
     """README.md: what it is, how to load it, how it was made, what it has come to, and what it is not good for. Whatever text
     comes from the run's files is shown, and none of it works."""
-    from jaxppo import outcomes, pages, records, report
+    from jaxppo import outcomes, pages, records, report, sampler
     from jaxppo.fetch import SOURCES
     from jaxppo.pages import Heading, Listing, Table, Text
     from jaxppo.pretrained import BUNDLED
@@ -173,7 +173,7 @@ def card(found: Exported, options: ExportOptions) -> str:
     group, last = records.groups([record]), record.rows[-1] if record.rows else {}
     origin = "a new network" if config.tiny else scrubbed(config.model)
     ends = [outcomes.group_ends(group[0])]
-    number = found.policy.tokenizer.start_id
+    number = sampler.start_of(config, found.policy.tokenizer)
     start = "" if number is None else found.policy.tokenizer.token(number)
     blocks = [
         Text(f"A language model, trained with jaxppo. It began as {origin}; its weights are those of {found.which}."),

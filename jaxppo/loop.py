@@ -77,11 +77,11 @@ def run(
             done += config.steps_per_call
             cursor += config.steps_per_call * config.rows // config.group_size
             last, stop = done == config.steps, stopping.due(done)
-            evaluating = config.eval_every > 0 and (done % config.eval_every == 0 or last) and not stop
+            evaluating = evaluates(config, done) and not stop
             if evaluating or stop or last or done % config.save_every == 0:
                 rows, seen = clock.settle(), view(state)
                 if evaluating and evaluate is not None:
-                    rows[-1] |= {f"validation_{name}": x for name, x in evaluate(seen).items()}
+                    rows[-1] |= validated(evaluate, seen)
                 tell(rows, stopping)
                 ended = evaluating and patience.over(rows[-1])
                 better = evaluating and patience.improved and (evaluate is not None or config.patience > 0)
@@ -102,6 +102,16 @@ def run(
     if text := checkpoints.news():  # the last one: nothing comes after it that could tell
         raise RunError(text)
     return view(state)
+
+
+def evaluates(config: RunConfig, step: int) -> bool:
+    """Whether a step is followed by an evaluation."""
+    return config.eval_every > 0 and (step % config.eval_every == 0 or step == config.steps)
+
+
+def validated(evaluate: Evaluate, state: TrainState) -> dict[str, float]:
+    """An evaluation's numbers as the log has them."""
+    return {f"validation_{name}": x for name, x in evaluate(state).items()}
 
 
 def score(row: dict[str, float]) -> float:

@@ -120,8 +120,7 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
     `outputs` has the responses. With `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1, 2, 4, ...
 
     The examples are those of `data`, all of them (of the run's own data the test part), or the run's own where it is one of this
-    task, or else the task's. One task of a run of
-    several is put as that run has put it.
+    task, or else the task's. One task of a run of several is put as that run has put it.
 
     Raises UserError for a folder without a run, an unknown task, or pass@k where no response is simply right.
     """

@@ -190,16 +190,21 @@ def prepare(make: Make, *, mode: str = "auto", mesh: str = "", devices: Sequence
     found = list(jax.devices() if devices is None else devices)
     if mode not in MODES:
         raise UserError(f"--parallel {mode!r}: choose one of {', '.join(MODES)}")
-    if mode == "mesh" or (mode == "auto" and mesh):
+    if over_mesh(mode, mesh):
         return MeshStep(make(None), sharding.make_mesh(mesh, found), leading=leading)
     if mode == "pmap" or (mode == "auto" and len(found) > 1):
         return PmapStep(make(AXIS), devices=found)
     return CompiledStep(make(None))
 
 
+def over_mesh(mode: str, mesh: str) -> bool:
+    """Whether a step is cut over a mesh: asked for, or given to a mode that is free to take it."""
+    return mode == "mesh" or (mode == "auto" and mesh != "")
+
+
 def count(mode: str, mesh: str = "") -> int:
     """Over how many devices a mode splits the rows."""
-    if mode == "mesh" or (mode == "auto" and mesh):
+    if over_mesh(mode, mesh):
         sizes = sharding.parse_mesh(mesh)
         return sizes["data"] * sizes["fsdp"]
     return 1 if mode == "jit" else len(jax.devices())

@@ -44,13 +44,15 @@ def weights_of(config: RunConfig) -> dict[str, str]:
     """What a run stands on and does not keep in its checkpoints: the base (which with adapters is the reference, too) and the
     reward model, by their `identity`; "" for what a download's own hash or nothing on this machine vouches for."""
     own = "" if config.tiny or config.model in pretrained.BUNDLED else identity(config.model)
-    kept = Checkpoints(Path(config.reward_model) / "checkpoints", write=False).about_best() if config.reward_model else {}
-    return {"model": own, "reward_model": str(kept.get("sha256", ""))[:16]}
+    if not config.reward_model:
+        return {"model": own, "reward_model": ""}
+    judge = Checkpoints(Path(config.reward_model) / "checkpoints", write=False)
+    return {"model": own, "reward_model": str(judge.manifest_of(judge.chosen()).get("sha256", ""))[:16]}
 
 
 def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
     """Raises UserError where they are others by now: adapters on another base are another policy, without a word."""
-    now, stored = weights_of(config), checkpoints.about_newest().get("weights", {})
+    now, stored = weights_of(config), checkpoints.manifest_of(None).get("weights", {})
     for name in now:
         if stored.get(name) and now[name] and stored[name] != now[name]:
             option, value = name.replace("_", "-"), getattr(config, name)
@@ -61,11 +63,11 @@ def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
 def make_up(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path, evaluate: loop.Evaluate) -> None:
     """The evaluation that a signal left out, of the checkpoint that it left: its line and its score are what they would have
     been."""
-    step, every = int(state.step), config.eval_every
-    due = every > 0 and step > 0 and (step % every == 0 or step == config.steps)
+    step = int(state.step)
+    due = step > 0 and loop.evaluates(config, step)
     if not processes.from_main(int(due and checkpoints.scores.get(step) is None)):
         return
-    found = {f"validation_{name}": x for name, x in evaluate(state).items()}
+    found = loop.validated(evaluate, state)
     if not processes.is_main():
         return
     rows = tracking.read_lines(folder / "metrics.jsonl")

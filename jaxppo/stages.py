@@ -158,7 +158,7 @@ def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[
     own = texts(task, examples)
     pairs = list(zip(own.prompts, own.responses))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    start = policy.tokenizer.start_id if config.prompt_start else None
+    start = train.start_of(config, policy.tokenizer)
     found = rows.replies(pairs, encode, config.length, eos=eos, longest=config.response_length, start=start)
     return dataclasses.replace(found, extra={**found.extra, **own.extra})
 

@@ -31,13 +31,13 @@ from jaxppo.lock import RunLock
 from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rewards import shaping
-from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses
+from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses, start_of
 from jaxppo.supervised import Objective
 from jaxppo.types import Model, Params, Parts, Prompts, TrainState
 
 __all__ = [
     "Policy", "PromptSet", "Sample", "Sampler", "best", "compiled", "encode", "first_scores", "fit", "load_policy",
-    "load_reward_model", "make_model", "restore", "use_compilation_cache",
+    "load_reward_model", "make_model", "restore", "start_of", "use_compilation_cache",
 ]  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def best(folder: Path, state: TrainState) -> TrainState:
     """The state of a run's best checkpoint, by the score of its evaluations; of the newest one where none has a score, since
     nothing was evaluated. `state` is any of the run's."""
     checkpoints = Checkpoints(folder / "checkpoints", write=False)
-    return checkpoints.restore(state, step=checkpoints.best() if checkpoints.scored else None)
+    return checkpoints.restore(state, step=checkpoints.chosen())
 
 
 def begin(config: RunConfig, policy: Policy, parts: Parts | Objective, prompts: loop.Batches, state: TrainState) -> TrainState:
@@ -193,12 +193,12 @@ def restore(folder: Path, *, newest: bool = False) -> tuple[RunConfig, Policy, T
     """A run as it was at its best checkpoint (`best`), or at its newest that is whole, from its folder alone; changes nothing
     there."""
     stored = from_file(RunConfig, folder / "config.json")
+    checkpoints = Checkpoints(folder / "checkpoints", write=False)
+    resume.check_weights(stored, checkpoints)
     # How the value head started no longer matters: the checkpoint has it.
     config, policy = assemble.load_policy(dataclasses.replace(stored, value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    checkpoints = Checkpoints(folder / "checkpoints", write=False)
-    resume.check_weights(stored, checkpoints)
-    return config, policy, checkpoints.restore(like) if newest else best(folder, like)
+    return config, policy, checkpoints.restore(like, step=None if newest else checkpoints.chosen())
 
 
 def load_policy(config: C, *, dropout: float | None = None, reward: Params | None = None) -> tuple[C, Policy]:

@@ -9,6 +9,7 @@ import pytest
 
 from jaxppo import cli
 from jaxppo.config import RunConfig, UserError
+from jaxppo.pretrained import Tokenizer
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -189,6 +190,8 @@ def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypa
     lines = sampled(run, "Hello", "you")
     assert len(lines) == 2
     assert lines[0].startswith("Hello") and lines[1].startswith("you")
+    monkeypatch.setattr(Tokenizer, "apply_chat", lambda self, messages, **options: messages[-1]["content"])
+    assert sampled(run, "--chat", "ab")[0].startswith("ab\t")  # a turn, and what is answered to it
     (tmp_path / "mine").rename(tmp_path / "policy")  # as that of a task's whole way
     greedy = [sampled(str(tmp_path), "--temperature", "0", "--max-tokens", "2", "--seed", seed, "Hello") for seed in "12"]
     assert greedy[0] == greedy[1] and len(greedy[0]) == 1

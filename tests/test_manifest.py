@@ -84,3 +84,15 @@ def test_a_manifest_beyond_all_measure_is_not_read(folder, monkeypatch):
 def test_a_number_that_is_none_is_refused(folder):
     with pytest.raises(ValueError):
         manifest.seal(folder, {"score": float("nan")})
+
+
+def test_what_is_amended_keeps_its_sums(tmp_path):
+    """A file that was damaged before stays so: the sums are not made anew."""
+    (tmp_path / "data").write_bytes(b"1234")
+    sealed = manifest.seal(tmp_path, {"step": 3, "score": None})
+    assert manifest.amend(tmp_path, score=0.5)["files"] == sealed["files"]
+    assert manifest.verify(tmp_path)["score"] == 0.5 and manifest.read(tmp_path)["step"] == 3
+    (tmp_path / "data").write_bytes(b"1235")
+    manifest.amend(tmp_path, score=0.7)
+    with pytest.raises(manifest.Damaged):
+        manifest.verify(tmp_path)

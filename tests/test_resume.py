@@ -15,7 +15,7 @@ from jaxppo.config import UserError, to_dict
 def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told):
     config = replace(RUN, lr_schedule=schedule)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    kept: Any = SimpleNamespace(restore=lambda state: state, about_newest=dict)
+    kept: Any = SimpleNamespace(restore=lambda state: state, manifest_of=lambda step: {})
     state: Any = "state"
     resume.go_on(replace(config, steps=8), kept, state, tmp_path)
     shown = capsys.readouterr().out

@@ -59,10 +59,11 @@ def method(config: RunConfig, last: dict[str, float]) -> list[str]:
 
 
 def asking(c: RunConfig, start: str) -> list[str]:
-    """How a prompt has to be put, where it was put otherwise than as bare text: the tokenizer alone does neither."""
+    """How a prompt has to be put, where it was put otherwise than as bare text: the tokenizer alone does neither. `start` is the
+    token that every prompt began with, if one did."""
     out = [f"Prompts were put as {c.prompt_format!r}."] if c.prompt_format != "{prompt}" else []
     begin = f"Every prompt began with the token {start!r}, which the tokenizer does not add: put it before your text."
-    return out + [begin] * c.prompt_start
+    return out + [begin] * bool(start)
 
 
 def limits(c: RunConfig, last: dict[str, float]) -> list[str]:
