@@ -74,8 +74,8 @@ def main(options: Adversarial) -> None:
     game = Game(options, root, tuned, examples)
     for number in range(1, options.rounds + 1):
         game.play(number)
+    done = {"supervised": game.judge("judge", game.start()), "policy": game.judge("judge_of_policy", game.policy_state())}
     if processes.is_main():
-        done = {"supervised": game.judge("judge", game.start()), "policy": game.judge("judge_of_policy", game.policy_state())}
         done |= stages.about(options, root)
         done["gain"] = {name: [done["policy"][name] - x] for name, x in done["supervised"].items()}
         stages.write(options, root, done)

@@ -134,8 +134,9 @@ def main(options: Classify) -> None:
     right, validated = judge(test)(best)["accuracy"], evaluate(best)["accuracy"]
     result = {"test_accuracy": right, "validation_accuracy": validated, "step": int(best.step), "labels": names}
     result["test_texts"] = len(test)
+    params = processes.here(best.params)
     if processes.is_main():
-        checkpoint.save_once(folder / "best", jax.device_get(best.params))
+        checkpoint.save_once(folder / "best", jax.device_get(params))
         tokenizer.save(folder)
     tracking.keep_result(folder, options, result, results=options.results, kind="classify")
     print(

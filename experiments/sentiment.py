@@ -68,8 +68,9 @@ def main(options: Sentiment) -> None:
     reviews, parts, encode = load_prompts(options, policy)
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
+    embedding = processes.here((policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"])
     with processes.first("reward"):  # of several processes the first one trains it
-        reward, reward_params, accuracy = make_reward(options, policy, reviews, parts, folder)
+        reward, reward_params, accuracy = make_reward(options, policy, embedding, reviews, parts, folder)
     policy.frozen["reward"] = reward_params
     judge = Judge(options, policy)
 
@@ -102,9 +103,9 @@ def load_prompts(options: Sentiment, policy):
     return reviews, parts, encode
 
 
-def make_reward(options: Sentiment, policy, reviews, parts, folder):
-    """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run and
-    kept in the run's folder."""
+def make_reward(options: Sentiment, policy, embedding, reviews, parts, folder):
+    """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run, on
+    the policy's embedding, and kept in the run's folder."""
     from jaxppo import checkpoint, train
     from jaxppo.rewards import classifier, learned, on_host, text
 
@@ -115,7 +116,6 @@ def make_reward(options: Sentiment, policy, reviews, parts, folder):
         model, params = train.load_reward_model(options, policy.tokenizer)
         return learned.reward(model, scale=options.reward_scale), params, None
     net = classifier.Classifier()
-    embedding = (policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"]
     labelled = classifier.Labelled.encode(reviews.texts, reviews.ratings, policy.tokenizer.encode)
     path = folder / "reward"
     if path.exists():

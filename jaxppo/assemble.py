@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxppo import algorithms, pretrained, processes
+from jaxppo import algorithms, pretrained, processes, sharding
 from jaxppo import policy as policies
 from jaxppo.config import Config, ModelConfig, RunConfig, UserError
 from jaxppo.fetch import cache_folder
@@ -57,12 +58,15 @@ def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
     return (with_critic(model, model, width=shape.width) if separate else model), separate
 
 
-def load_policy(config: C, *, reward: Params | None = None, dropout: float | None = None) -> tuple[C, Policy]:
+def load_policy(
+    config: C, *, reward: Params | None = None, dropout: float | None = None, mesh: Mesh | None = None
+) -> tuple[C, Policy]:
     """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
 
     `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.
-    `dropout`: in place of the checkpoint's own. Raises UserError for a `model_kind` that is not the checkpoint's, and
-    for a classifier (experiments/classify.py), which is no policy.
+    `dropout`: in place of the checkpoint's own. `mesh`: over which the arrays are to lie (`sharding.place`), from the file
+    on, so that no device ever holds more than its own; without one they are on one device. Raises UserError for a `model_kind`
+    that is not the checkpoint's, and for a classifier (experiments/classify.py), which is no policy.
 
     With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
     reference is a second copy.
@@ -70,7 +74,7 @@ def load_policy(config: C, *, reward: Params | None = None, dropout: float | Non
     if config.model_kind == "classifier":
         raise UserError(f"{config.name} is a classifier of texts: it says which they are, and writes none")
     if config.tiny:
-        return put_together(config, *tiny(config.seed, config.model_kind), reward=reward)
+        return put_together(config, *tiny(config.seed, config.model_kind), reward=reward, mesh=mesh)
     loaded = pretrained.load(config.model)
     if config.model_kind not in ("transformer", loaded.config.kind):
         raise UserError(
@@ -78,11 +82,17 @@ def load_policy(config: C, *, reward: Params | None = None, dropout: float | Non
             "experiments/pretrain.py or by a task with --model ''"
         )
     shape = loaded.config if dropout is None else dataclasses.replace(loaded.config, dropout=dropout)
-    return put_together(config, shape, loaded.params, loaded.tokenizer, reward=reward)
+    return put_together(config, shape, loaded.params, loaded.tokenizer, reward=reward, mesh=mesh)
 
 
 def put_together(
-    config: C, model_config: ModelConfig, weights: Mapping[str, Any], tokenizer: Tokenizer, *, reward: Params | None = None
+    config: C,
+    model_config: ModelConfig,
+    weights: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    reward: Params | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[C, Policy]:
     """`load_policy` of weights that are at hand: a network's without a value head."""
     if config.length > model_config.max_length:  # positions beyond the table would be clamped without a word
@@ -104,20 +114,22 @@ def put_together(
     known = {path for path, _ in _leaves(weights)}
     # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
     new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(key)
+    copied = lambda tree: jax.tree.map(jnp.array, tree) if mesh is None else sharding.place(tree, mesh)
     has_critic = config.value_loss != "none"
     if config.lora:
         # The base is only ever an operand: rounded here once, it takes half the memory and no time in the step.
         own = {name: x for name, x in weights.items() if name != "critic"}
-        base = policies.cast(jax.tree.map(jnp.asarray, own), model.dtype)
+        base = policies.cast(jax.tree.map(jnp.asarray, own) if mesh is None else copied(own), model.dtype)
         base = {**base, "critic": base} if "critic" in weights else base
         params, frozen = new, {"base": base, "reference": None, "reward": {}}
     else:
         # `params` is donated to each step, the reference is not, so each has buffers of its own.
-        reference = {name: jax.tree.map(jnp.array, x) for name, x in weights.items() if name != "critic"}
-        params = lora.merge(jax.tree.map(jnp.array, weights), new)
+        reference = copied({name: x for name, x in weights.items() if name != "critic"})
+        params = lora.merge(copied(weights), new)
         frozen = {"base": {}, "reference": reference, "reward": {}}
     if has_critic and config.value_init != "zero":
         params = init_value(params, jax.random.fold_in(key, 1), config.value_init, reward)
+    params = params if mesh is None else sharding.place(params, mesh)
     config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
     return config, Policy(model, params, frozen, tokenizer, model_config)
 
@@ -132,9 +144,10 @@ def language_model(config: Config, policy: Policy, state: TrainState) -> Params:
 def keep_model(config: Config, policy: Policy, state: TrainState, place: Path) -> Path:
     """The trained network as a checkpoint in a folder, which is returned, in place of the one that is there; of several processes
     the first writes."""
+    whole = jax.device_get(processes.here(language_model(config, policy, state)))
     if processes.is_main():
         shutil.rmtree(place, ignore_errors=True)
-        pretrained.save(place, policy.shape, jax.device_get(language_model(config, policy, state)), policy.tokenizer)
+        pretrained.save(place, policy.shape, whole, policy.tokenizer)
     processes.wait_for_all(f"{place.parent.name}/{place.name} is kept")
     return place
 

@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.sharding import NamedSharding
 
-from jaxppo import manifest, processes
+from jaxppo import manifest, processes, sharding
 from jaxppo.config import RunError, UserError
 from jaxppo.manifest import Damaged
 from jaxppo.types import PyTree, TrainState
@@ -85,12 +86,13 @@ class Checkpoints:
         """Write the state in the background; `score` (higher is better) decides which one is the best, None = not this one.
 
         The state is copied to the host before this returns, so that its buffers may be given away. What goes wrong is told by
-        `news`.
+        `news`. Of several processes all call it, and one writes.
         """
+        live = processes.here(state.replace(frozen=None))
         if not self.write:
             return
         self.wait()
-        arrays = to_host(state.replace(frozen=None))
+        arrays = to_host(live)
         score = None if score is None or not math.isfinite(score) else float(score)
         self.thread = threading.Thread(target=self._save, args=(int(state.step), arrays, score), name="checkpoint")
         self.thread.start()
@@ -251,9 +253,14 @@ def host_shapes(tree: PyTree) -> PyTree:
 
 
 def from_host(arrays: PyTree, like: PyTree) -> PyTree:
-    """`to_host` undone, with the key types of `like`."""
-    wrap = lambda x, like: jax.random.wrap_key_data(x, impl=jax.random.key_impl(like)) if is_key(like) else x
-    return jax.tree.map(lambda x, like: wrap(jnp.array(x), like), arrays, like)
+    """`to_host` undone, with the key types of `like`; what lies on a mesh there does here."""
+
+    def one(x, like):
+        if isinstance(like, jax.Array) and sharding.mesh_of(like) is not None:
+            return sharding.put(x, cast(NamedSharding, like.sharding))
+        return jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like)) if is_key(like) else jnp.array(x)
+
+    return jax.tree.map(one, arrays, like)
 
 
 def leaves_of(tree: PyTree) -> dict[str, str]:

@@ -37,7 +37,7 @@ def run(
     trace: Trace,
     past: Sequence[dict[str, float]] = (),
 ) -> TrainState:
-    """Train to `config.steps`, and return the state as one device has it. `past`: the numbers of the steps before, of which
+    """Train to `config.steps`, and return the state as `step.whole` shows it. `past`: the numbers of the steps before, of which
     early stopping remembers its evaluations.
 
     Raises:
@@ -47,15 +47,13 @@ def run(
         RunError: three saves in a row failed.
         NotFinite: an update was not finite, and `config.debug_nans` wants to know why.
     """
-    done, cursor, frozen = int(state.step), int(state.cursor), state.frozen
-    # For what runs on one device; the untrained weights are there already.
-    view = lambda state: step.whole(state.replace(frozen=None)).replace(frozen=frozen)
+    done, cursor = int(state.step), int(state.cursor)
     state = step.place(state)
     clock, patience = Stopwatch(config, meter), Patience(config.patience)
     patience.remember(evaluations(config, past, validated=evaluate is not None))
     if done < config.steps and patience.spent:
         log.say(f"ended at step {done} when it ran before: no better validation in {config.patience} evaluations")
-        return view(state)
+        return step.whole(state)
 
     def tell(rows: list[dict[str, float]], stopping: Stopping) -> None:
         log.log(rows)
@@ -79,7 +77,7 @@ def run(
             last, stop = done == config.steps, stopping.due(done)
             evaluating = evaluates(config, done) and not stop
             if evaluating or stop or last or done % config.save_every == 0:
-                rows, seen = clock.settle(), view(state)
+                rows, seen = clock.settle(), step.whole(state)
                 if evaluating and evaluate is not None:
                     rows[-1] |= validated(evaluate, seen)
                 tell(rows, stopping)
@@ -101,7 +99,7 @@ def run(
     checkpoints.wait()
     if text := checkpoints.news():  # the last one: nothing comes after it that could tell
         raise RunError(text)
-    return view(state)
+    return step.whole(state)
 
 
 def evaluates(config: RunConfig, step: int) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import evaluation, ppo, sampler, sources, tasks, tracking, train
+from jaxppo import assemble, evaluation, ppo, sampler, sources, tasks, tracking, train
 from jaxppo.assemble import Policy
 from jaxppo.config import UserError, from_file
 from jaxppo.data.examples import Example
@@ -110,7 +110,7 @@ def restore(root: Path) -> tuple[TaskConfig, Policy, TrainState]:
     """A policy as it was at its best checkpoint, from the folder of a task's whole way or of a single run; changes nothing."""
     place = tracking.place_of(root)
     options = from_file(TaskConfig, place / "config.json")
-    config, policy = train.load_policy(dataclasses.replace(options, value_init="zero"))
+    config, policy = assemble.load_policy(dataclasses.replace(options, value_init="zero"))
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     return config, policy, train.best(place, like)
 

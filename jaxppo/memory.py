@@ -3,25 +3,28 @@
 `plan.py` has the compiler's own account; this is the part of it that can be had from the shapes at once.
 """
 
+import math
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxppo import sharding
 from jaxppo.config import Config, RunConfig, UserError
 from jaxppo.types import Model, PyTree, TrainState
 
 GIB = 2**30
 
 
-def check(config: RunConfig, model: Model, state: TrainState, *, shares: int) -> None:
+def check(config: RunConfig, model: Model, state: TrainState, *, shares: int, replicated: bool = False) -> None:
     """Raise UserError, with the numbers and what to lower, when the step cannot fit.
 
-    `shares`: over how many devices the rows are split.
+    `state` is as it lies before the step places it (of a run over a mesh, on the mesh); the rest as in `least`.
     """
-    need, have = least(config, model, state, shares=shares), available()
+    need, have = least(config, model, state, shares=shares, replicated=replicated), available()
     if need > have:
         raise UserError(
             f"the step needs at least {need / GIB:.1f} GiB on each device, which has {have / GIB:.1f} GiB; "
@@ -29,19 +32,33 @@ def check(config: RunConfig, model: Model, state: TrainState, *, shares: int) ->
         )
 
 
-def least(config: Config, model: Model, state: TrainState, *, shares: int) -> int:
-    """Bytes on one device that no schedule can do without: the state, one gradient, the cache of keys and values, the logits of
-    one token. (Arrays that a mesh cuts up count as whole: then it is the need of one device alone.)"""
+def least(config: Config, model: Model, state: TrainState, *, shares: int, replicated: bool = False) -> int:
+    """Bytes on one device that no schedule can do without: its part of the state, of one gradient, of the cache of keys and
+    values and of the logits of one token.
+
+    Args:
+        shares: over how many devices the rows are split.
+        replicated: under pmap: the first device keeps what is frozen, and the parameters, once more as they were loaded.
+    """
+    mesh = sharding.mesh_of(state.params)
     rows = config.rows // shares
     cache = jax.eval_shape(lambda: jax.tree.leaves(model.init_cache(rows, config.length)))
     vocabulary = jax.eval_shape(model.head, jax.eval_shape(model.init, jax.random.key(0))).shape[0]
-    return total(state) + total(state.params) + total(cache) + 4 * rows * vocabulary
+    cut = 1 if mesh is None else mesh.shape["tensor"]  # heads and vocabulary
+    twice = total(state.params) + total(state.frozen) if replicated else 0
+    return total(state) + twice + total(state.params) + (total(cache) + 4 * rows * vocabulary) // cut
 
 
 def total(tree: PyTree) -> int:
-    """Bytes of all arrays, each counted once."""
+    """Bytes of all arrays, each counted once; of an array on a mesh, of the part that one device has."""
     leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
-    return sum(x.size * (8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize) for x in leaves)
+    itemsize = lambda x: 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
+    return sum(math.prod(own_shape(x)) * itemsize(x) for x in leaves)
+
+
+def own_shape(x: Any) -> tuple[int, ...]:
+    """The shape of a device's part of an array."""
+    return x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) and sharding.mesh_of(x) is not None else x.shape
 
 
 def available() -> int:

@@ -5,14 +5,14 @@
     mesh   jit with shardings: rows over data and fsdp, parameters over fsdp and tensor (`sharding.py` has the rules)
 
 Each is one XLA program a step, gives the same numbers, and has one interface: `place` puts a state where the program wants
-it, `put` a batch of prompts; a call makes a step and destroys the old state; `whole` shows the state as one device has it.
+it, `put` a batch of prompts; a call makes a step and destroys the old state; `whole` shows the state to programs outside of it:
+pmap's first copy, a mesh's arrays as they lie.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -86,13 +86,18 @@ class PmapStep(CompiledStep):
         self.program = jax.pmap(self.traced, axis_name=AXIS, donate_argnums=0, devices=self.devices)
         mesh = Mesh(np.asarray(self.devices)[self.own], (AXIS,))
         self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+        self.frozen: Any = None  # what is never trained, as it was before it was placed
 
     def place(self, state: TrainState) -> TrainState:
-        """A copy on each device; made there, so that no device ever holds more than its own."""
+        """A copy on each device, of an array that stands in several places one alone. The first device keeps the frozen ones as
+        they were, too, for programs outside of the step (`memory.least` counts them)."""
+        self.frozen, known = state.frozen, {}
 
         def replicate(x):
-            parts = [jax.device_put(x[None], self.devices[i]) for i in self.own]
-            return jax.make_array_from_single_device_arrays((len(parts), *x.shape), self.sharding, parts)
+            if id(x) not in known:
+                parts = [jax.device_put(x[None], self.devices[i]) for i in self.own]
+                known[id(x)] = jax.make_array_from_single_device_arrays((len(parts), *x.shape), self.sharding, parts)
+            return known[id(x)]
 
         return jax.tree.map(replicate, state)
 
@@ -108,7 +113,8 @@ class PmapStep(CompiledStep):
         return jax.device_put(jax.tree.map(cut, prompts), self.sharding)
 
     def whole(self, state: TrainState) -> TrainState:
-        return jax.tree.map(lambda x: x.addressable_data(0)[0], state)
+        live = jax.tree.map(lambda x: x.addressable_data(0)[0], state.replace(frozen=None))
+        return live.replace(frozen=self.frozen)
 
     def compiled(self, *args):
         """The program, when all devices have met in a small one. (What pmap compiles ahead, several processes cannot call.)"""
@@ -148,32 +154,10 @@ class MeshStep(CompiledStep):
         return state
 
     def place(self, state: TrainState) -> TrainState:
-        where = sharding.of_state(self.abstract(state), self.mesh)
-        if jax.process_count() > 1:
-            return jax.tree.map(from_own_shards, state, where)
-        # A copy: what device_put leaves where it is would be donated with the state.
-        return jax.tree.map(lambda x, at: jax.device_put(x, at, may_alias=False), state, where)
+        return sharding.place(self.abstract(state), self.mesh)
 
     def put(self, prompts: Prompts) -> Prompts:
-        if jax.process_count() > 1:
-            return jax.tree.map(lambda x: from_own_shards(x, self.rows), prompts)
-        return jax.device_put(prompts, self.rows)
-
-    def whole(self, state: TrainState) -> TrainState:
-        if jax.process_count() == 1:
-            return jax.device_put(state, jax.devices()[0])
-        everywhere = NamedSharding(self.mesh, PartitionSpec())
-        gather = jax.jit(lambda x: x, out_shardings=everywhere)  # one array at a time: all of it on each device is enough
-        return jax.tree.map(lambda x: gather(x).addressable_data(0), state)
-
-
-def from_own_shards(x: Any, where: NamedSharding) -> jax.Array:
-    """A global array to which this process gives the shards of its own devices; all processes have the same `x`."""
-    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = from_own_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
-        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
-    host = np.asarray(x)
-    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+        return jax.tree.map(lambda x: sharding.put(x, self.rows), prompts)
 
 
 def compile_step(train_step: Callable) -> CompiledStep:

@@ -1,21 +1,24 @@
 """Several processes, one run: how they find each other, who writes, and how they leave.
 
-Every process runs the same script on its own devices. Process 0 alone writes files and prints; what must be there before the
+Every process runs the same script on its own devices, and calls every program: over a mesh, parameters lie on the devices of all,
+and one process alone could not even read them (`here`). Process 0 alone writes files and prints; what must be there before the
 others go on (a run's folder, a trained reward model) is made inside `first`. JAX's own runtime starts them and ends all when one
 dies, so the cure for a lost process is always the same: start all of them again with --resume.
 """
 
 import contextlib
+import functools
 import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from jaxppo.config import RunError, UserError
@@ -124,6 +127,27 @@ def numbers_from_main(values: Sequence[float]) -> list[float]:
     if jax.process_count() == 1:
         return list(values)
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32))).tolist()
+
+
+def here(tree: Any) -> Any:
+    """Arrays that this process can read: those that lie on devices of several are gathered, one at a time, into NumPy arrays. All
+    processes call it together."""
+
+    def one(x: Any) -> Any:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
+            return x
+        if jax.numpy.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(one(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        whole = x if x.is_fully_replicated else gather(cast(NamedSharding, x.sharding).mesh)(x)
+        return np.asarray(whole.addressable_data(0))
+
+    return jax.tree.map(one, tree)
+
+
+@functools.cache
+def gather(mesh: Mesh | AbstractMesh) -> Callable:
+    """The program that puts an array whole on all devices of a mesh."""
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
 
 def first_line(error: Exception) -> str:

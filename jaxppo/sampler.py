@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxppo import policy as policies
-from jaxppo import processes, sampling, tracking
+from jaxppo import processes, sampling, sharding, tracking
 from jaxppo.assemble import Policy
 from jaxppo.config import Config, RunConfig, UserError
 from jaxppo.data import prompts as data
@@ -137,8 +137,9 @@ class Sampler:
             extra = {name: x[rows] for name, x in prompts.extra.items()}
             index = np.arange(start, start + self.rows, dtype=np.int32)
             batch = _host_prompts(prompts.tokens[rows], prompts.mask[rows], index, extra)
-            done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
-            yield self._texts(jax.device_get(done))[: len(prompts.tokens) - start]
+            with sharding.beside(state.params, batch) as batch:
+                done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
+            yield self._texts(jax.device_get(processes.here(done)))[: len(prompts.tokens) - start]
 
     def _texts(self, done) -> list[Sample]:
         cut = done.tokens.shape[1] - done.mask.shape[1]

@@ -5,7 +5,10 @@ A mesh has up to three axes: `data` (rows alone), `fsdp` (rows, and parameters c
 (the products themselves). What a rule cannot cut, because a size does not divide, is cut along another dimension if it is large.
 """
 
+import contextlib
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +88,54 @@ def of_state(tree: PyTree, mesh: Mesh) -> PyTree:
         return NamedSharding(mesh, spec_of(names, x.shape, itemsize, mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def place(tree: PyTree, mesh: Mesh) -> PyTree:
+    """A tree of parameters, or a whole state, where `of_state` has it, array by array: no device ever holds more than its own.
+    What lies there already is not copied. NumPy arrays, or those of one device, of which every process has the same."""
+    return jax.tree.map(put, tree, of_state(tree, mesh))
+
+
+def put(x: Any, where: NamedSharding) -> jax.Array:
+    """One array of `place`."""
+    if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
+        return x
+    if isinstance(x, jax.Array) and jax.process_count() == 1:
+        # What stays whole would be, on its own device, the same memory, whatever `may_alias` says; and given away with the other.
+        return jax.device_put(jnp.copy(x) if where.shard_shape(x.shape) == x.shape else x, where, may_alias=False)
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=where)(x)
+    return from_own_shards(x, where)
+
+
+def from_own_shards(x: Any, where: NamedSharding) -> jax.Array:
+    """A global array to which this process gives the shards of its own devices; all processes have the same `x`."""
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        data = from_own_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
+    host = np.asarray(x)
+    # Copies: on a CPU an array may be the NumPy one's own memory, and two of them, of which one is given to a step, the same.
+    return jax.make_array_from_callback(host.shape, where, lambda index: np.array(host[index]))
+
+
+def mesh_of(tree: PyTree) -> Mesh | None:
+    """The mesh over which arrays of a tree lie; None where they lie on one device each."""
+    meshes = (getattr(x.sharding, "mesh", None) for x in jax.tree.leaves(tree) if isinstance(x, jax.Array))
+    return next((mesh for mesh in meshes if isinstance(mesh, Mesh) and mesh.axis_names == AXES), None)
+
+
+@contextlib.contextmanager
+def beside(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
+    """Rows for a program outside of the step, with parameters that lie where they do: on a mesh the rows are cut over it (whole
+    where they do not divide), and the model is told of it. The program is called inside."""
+    mesh = mesh_of(params)
+    if mesh is None:
+        yield rows
+        return
+    shares = math.prod(mesh.shape[axis] for axis in ROWS)
+    cut = lambda x: put(x, of_rows(mesh) if x.ndim and x.shape[0] % shares == 0 else NamedSharding(mesh, PartitionSpec()))
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        yield jax.tree.map(cut, rows)
 
 
 def of_rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:

@@ -207,7 +207,7 @@ class RewardModel(NamedTuple):
         """[N] numbers of samples: the value at the last token."""
         pairs = [(sample.prompt, sample.response) for sample in samples]
         read = rows.replies(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
-        return np.asarray(_last_value(self.model)(self.params, read.tokens, read.mask))
+        return np.asarray(processes.here(_last_value(self.model)(self.params, read.tokens, read.mask)))
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from jaxppo import (
     profiling,
     replay,
     resume,
+    sharding,
     supervised,
     trackers,
     tracking,
@@ -61,7 +62,8 @@ def fit(
     validate_run(config)
     step = compiled(config, policy, parts)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    memory.check(config, policy.model, state, shares=parallel.count(config.parallel, config.mesh))
+    shares, replicated = parallel.count(config.parallel, config.mesh), isinstance(step, parallel.PmapStep)
+    memory.check(config, policy.model, state, shares=shares, replicated=replicated)
     # For a second look at the checkpoints: the first step destroys these arrays.
     like = jax.eval_shape(lambda: state.replace(frozen=None, key=None))
     like = like.replace(frozen=state.frozen, key=jax.random.key(config.seed))
@@ -81,8 +83,8 @@ def fit(
         if writer:
             tracking.write_config(folder, to_dict(config))
             tracking.write_command(folder)
-            if not resuming:
-                checkpoints.save(state, score=None)  # from here on the run can be gone on with
+        if not resuming:
+            checkpoints.save(state, score=None)  # from here on the run can be gone on with
         log = tracking.Tracker(folder, first_step=int(state.step), total_steps=config.steps) if writer else tracking.Log()
         log = trackers.beside(log, config, folder) if writer else log
         stack.callback(log.close)
@@ -184,8 +186,8 @@ def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: Promp
     compiled, out = jax.jit(program), []
     for number in range(-(-config.reward_reference // config.rows)):
         key = jax.random.fold_in(state.key, 2**31 - 1 - number)  # far from any step's
-        batch = prompts.batch(config, (2**31 - 1 - number) * config.rows)
-        out.append(compiled(state.params, state.frozen, jax.device_put(batch), key))
+        with sharding.beside(state.params, prompts.batch(config, (2**31 - 1 - number) * config.rows)) as batch:
+            out.append(processes.here(compiled(state.params, state.frozen, batch, key)))
     return jnp.concatenate(out)[: config.reward_reference]
 
 
@@ -202,13 +204,15 @@ def restore(folder: Path, *, newest: bool = False) -> tuple[RunConfig, Policy, T
 
 
 def load_policy(config: C, *, dropout: float | None = None, reward: Params | None = None) -> tuple[C, Policy]:
-    """`assemble.load_policy`, with the parameters that --value-init reward asks for from the run of --reward-model."""
+    """`assemble.load_policy` to train it: over the devices of --mesh, if the step is to be cut so; and with the parameters that
+    --value-init reward asks for from the run of --reward-model."""
     if reward is None and config.value_init == "reward" and config.value_loss != "none" and config.reward_model:
         judge, policy, state = _reward_run(config)
         # A policy with adapters shares the base, and its critic's adapters start as the judge's; one without has whole matrices.
         own = state.params if config.lora else lora.fold(lora.merge(policy.frozen["base"], state.params), alpha=judge.lora_alpha)
         reward = dict(own)
-    return assemble.load_policy(config, dropout=dropout, reward=reward)
+    mesh = sharding.make_mesh(config.mesh) if parallel.over_mesh(config.parallel, config.mesh) else None
+    return assemble.load_policy(config, dropout=dropout, reward=reward, mesh=mesh)
 
 
 def load_reward_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Model, Params]:

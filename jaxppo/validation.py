@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxppo import supervised
+from jaxppo import sharding, supervised
 from jaxppo.assemble import Policy
 from jaxppo.config import RunConfig
 from jaxppo.data.rows import Rows
@@ -25,7 +25,8 @@ def held_out(config: RunConfig, policy: Policy, objective: Objective, rows: Rows
         total = 0.0
         for start in range(0, len(rows), most):
             part = rows.take(np.arange(start, min(start + most, len(rows))))
-            found, weight = program(state.params, state.frozen, part.all())
+            with sharding.beside(state.params, part.all()) as batch:
+                found, weight = program(state.params, state.frozen, batch)
             total += float(weight)
             sums = {name: sums.get(name, 0.0) + float(x) for name, x in found.items()}
         means = {name: x / total for name, x in sums.items()}

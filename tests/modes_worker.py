@@ -38,9 +38,42 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
         mode, mesh = "jit", ""
         options.pop("remat", None)
     state, rows = test_modes.run(settings, mode, mesh, reward=reward, **options)
-    leaves = {f"params{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(state.params)}
+    leaves = {
+        f"params{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(processes.here(state.params))
+    }
     metrics = {f"{number} {key}": x for number, row in enumerate(rows) for key, x in row.items()}
     return {key: np.asarray(x) for key, x in (leaves | metrics).items()}
+
+
+def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
+    """What programs other than the step do with a policy over a mesh of several processes, or on one device without a mesh:
+    samples, a checkpoint and its restored arrays, a checkpoint of the language model."""
+    import jax
+    from runs import RUN, TEXTS
+
+    from jaxppo import assemble, ppo, pretrained, sampler, sharding
+    from jaxppo.checkpoint import Checkpoints
+
+    config = replace(RUN, lora=0, value_init="normal")
+    config, policy = assemble.load_policy(config, mesh=sharding.make_mesh(mesh) if mesh else None)
+    begin = lambda: ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    state = begin()
+    prompts = sampler.encode(TEXTS[:4], policy.tokenizer, config.prompt_length, too_long="last")
+    drawn = sampler.Sampler(config, policy, rows=4)(state, prompts, seed=3)
+    checkpoints = Checkpoints(folder / "checkpoints", write=processes.is_main())
+    checkpoints.save(state, score=1.0)
+    checkpoints.wait()
+    processes.wait_for_all("saved")
+    again = Checkpoints(folder / "checkpoints", write=False).restore(begin())
+    if mesh:
+        assert jax.tree.map(lambda x: x.sharding, again.params) == jax.tree.map(lambda x: x.sharding, state.params)
+        kernel = again.params["layers_0"]["attention"]["q"]["kernel"]
+        assert not kernel.is_fully_addressable and not kernel.is_fully_replicated
+    place = assemble.keep_model(config, policy, again, folder / "run" / "model")
+    flat = lambda name, tree: {f"{name}{jax.tree_util.keystr(k)}": x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    found = flat("params", jax.device_get(processes.here(again.params))) | flat("kept", pretrained.load(str(place)).params)
+    tokens = {f"tokens {i}": np.asarray(sample.tokens) for i, sample in enumerate(drawn)}
+    return found | tokens | {"kl": np.asarray([sample.kl for sample in drawn], np.float32)}
 
 
 def main(folder: Path) -> None:
@@ -51,6 +84,9 @@ def main(folder: Path) -> None:
         found = outcome(name)
         if processes.is_main():
             np.savez(folder / f"{name}.npz", **found)
+    found = outside(folder / "outside", "fsdp=2,tensor=2")
+    if processes.is_main():
+        np.savez(folder / "outside.npz", **found)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxppo import config, memory, models, ppo
+from jaxppo import config, memory, models, ppo, sharding
 from jaxppo.config import RunConfig, UserError
 
 SHAPE = config.llama(vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, max_length=64)
@@ -29,6 +29,30 @@ def test_the_least_that_a_step_needs():
     assert memory.total(state) > 3 * parameters  # with two moments
     alone = memory.least(SETTINGS, model, state, shares=1) - memory.least(SETTINGS, model, state, shares=8)
     assert alone == (cache - 4) * 7 / 8 + 28 * 64 * 4
+
+
+def test_over_a_mesh_a_device_needs_its_part():
+    """Of 64 x 16 an eighth of the embedding; heads, and so the cache, are not cut by fsdp."""
+    model, mesh = models.make(SHAPE), sharding.make_mesh("fsdp=8")
+    init = lambda params: ppo.init_state(SETTINGS, params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
+    params = model.init(jax.random.key(0))
+    placed = sharding.place(params, mesh)
+    assert memory.total(placed["embed"]) == memory.total(params["embed"]) / 8
+    state = init(placed)
+    for moments in (state.opt_state, init(params).opt_state):
+        assert memory.total(moments) > memory.total(placed)
+    assert memory.total(state.opt_state) < memory.total(init(params).opt_state) / 4
+    saved = memory.least(SETTINGS, model, init(params), shares=8) - memory.least(SETTINGS, model, state, shares=8)
+    gradient = memory.total(params) - memory.total(placed)
+    assert saved == memory.total(init(params)) - memory.total(state) + gradient
+
+
+def test_under_pmap_the_first_device_has_what_was_loaded_too():
+    model = models.make(SHAPE)
+    frozen = {"base": {}, "reference": model.init(jax.random.key(1)), "reward": {}}
+    state = ppo.init_state(SETTINGS, model.init(jax.random.key(0)), frozen, jax.random.key(0))
+    alone, first = (memory.least(SETTINGS, model, state, shares=8, replicated=x) for x in (False, True))
+    assert first - alone == 2 * memory.total(state.params)  # parameters and reference
 
 
 def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):

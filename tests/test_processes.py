@@ -1,5 +1,6 @@
 """Several processes on this machine, as those of a pod: the same numbers as one device, and clear ends when one is missing."""
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,15 @@ def test_two_processes_of_two_devices_equal_one_device(together, name):
             np.testing.assert_allclose(got[key], want[key], **tolerance, err_msg=key)
 
 
+def test_what_is_done_with_a_policy_that_no_process_has_whole(together, tmp_path):
+    """Loaded over a mesh of both processes' devices, sampled from, saved, restored, kept as a checkpoint."""
+    want = modes_worker.outside(tmp_path)
+    with np.load(together / "outside.npz") as got:
+        assert set(got) == set(want)
+        for key in want:
+            np.testing.assert_allclose(got[key], want[key], atol=2e-5, rtol=0, err_msg=key)
+
+
 def options(folder: Path, *more: str) -> list[str]:
     data = folder / "prompts.jsonl"
     data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
@@ -76,6 +86,23 @@ def test_two_processes_go_on_where_they_were(tmp_path):
     assert more.returncode == 0, more.stderr[-3000:]
     assert "changed since the run began: --expect-devices 2 -> 0, --steps 2 -> 3" in more.stdout
     assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_the_main_job_over_a_mesh_of_two_processes(tmp_path):
+    """Measured before, in between and at the end, stopped and gone on with: the numbers of one process with as many devices."""
+    script = TESTS.parent / "experiments" / "sentiment.py"
+    small = ["--tiny", "--dtype", "float32", "--eval-every", "1", "--lora", "0", "--value-init", "normal", "--minibatches", "2"]
+    small += ["--mesh", "fsdp=2,tensor=2", "--runs", str(tmp_path)]
+    for name, count, devices in (("two", 2, 2), ("one", 1, 4)):
+        done = run_together(count, script, *small, "--name", name, "--steps", "1", devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        more = run_together(count, script, *small, "--name", name, "--steps", "2", "--resume", devices=devices)
+        assert more.returncode == 0, more.stderr[-3000:]
+    two, one = (json.loads((tmp_path / name / "result.json").read_text()) for name in ("two", "one"))
+    assert two["validation"] == [pytest.approx(row, abs=1e-4) for row in one["validation"]] and len(one["validation"]) == 2
+    numbers = lambda result: {name: x for name, x in result.items() if isinstance(x, float) and name != "minutes"}
+    assert numbers(two) == pytest.approx(numbers(one), abs=1e-4)
 
 
 @pytest.mark.slow

@@ -1,11 +1,13 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import toys
 from jax.sharding import PartitionSpec
 
 from jaxppo import config, models, ppo, sharding
 from jaxppo.config import Config, UserError
+from jaxppo.models import layout
 
 
 def specs(mesh, tree):
@@ -61,6 +63,37 @@ def test_small_and_odd_arrays_stay_whole():
     assert specs(built, {"norm": {"scale": jnp.zeros(7)}, "x": jnp.zeros((3, 5))}) == {
         "norm/scale": PartitionSpec(None), "x": PartitionSpec(None, None),
     }  # fmt: skip
+
+
+def test_arrays_are_put_where_they_are_to_lie_and_stay_there():
+    mesh = sharding.make_mesh("fsdp=4,tensor=2")
+    tree = {"q": {"kernel": np.arange(64.0, dtype=np.float32).reshape(8, 8)}, "norm": {"scale": jnp.ones(3)}}
+    placed = sharding.place(tree, mesh)
+    assert placed["q"]["kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")
+    assert placed["q"]["kernel"].addressable_shards[0].data.shape == (2, 4)
+    np.testing.assert_array_equal(placed["q"]["kernel"], tree["q"]["kernel"])
+    again = sharding.place(placed, mesh)
+    assert again["q"]["kernel"] is placed["q"]["kernel"] and again["norm"]["scale"] is placed["norm"]["scale"]
+    other = sharding.place(tree, mesh)
+    places = lambda x: {shard.data.unsafe_buffer_pointer() for shard in x.addressable_shards}
+    for one, two in zip(jax.tree.leaves(placed), jax.tree.leaves(other), strict=True):
+        assert len(places(one)) == 8 and not places(one) & places(two)  # a memory of its own each: one may be given away
+    assert sharding.mesh_of(placed) == mesh
+    assert sharding.mesh_of(tree) is None
+    assert sharding.mesh_of({"x": jnp.zeros(3), "of pmap": jax.pmap(lambda x: x)(jnp.zeros(8))}) is None
+
+
+def test_rows_lie_beside_the_parameters():
+    """Cut over the mesh where they divide, whole where they do not; and the model knows of the mesh. On one device nothing."""
+    params = sharding.place({"q": {"kernel": jnp.zeros((8, 8))}}, sharding.make_mesh("data=2,fsdp=2,tensor=2"))
+    rows = {"eight": np.arange(16).reshape(8, 2), "three": np.arange(3), "number": np.zeros(())}
+    with sharding.beside(params, rows) as found:
+        assert found["eight"].addressable_shards[0].data.shape == (2, 2)  # over data and fsdp
+        assert found["three"].is_fully_replicated and found["number"].is_fully_replicated
+        assert layout.shares() == 4
+    assert layout.shares() == 1
+    with sharding.beside({"q": jnp.zeros(2)}, rows) as found:
+        assert found is rows and layout.shares() == 1
 
 
 @pytest.mark.parametrize(

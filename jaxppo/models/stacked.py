@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxppo.types import Params
 
@@ -14,7 +15,12 @@ def stack(params: Params) -> dict[str, Any]:
     own = {name: x for name, x in params.items() if re.fullmatch(r"layers_\d+", name)}
     layers = [own[f"layers_{i}"] for i in range(len(own))]
     rest = {name: stack(x) if name == "critic" else x for name, x in params.items() if name not in own}
-    return {**rest, "layers": jax.tree.map(lambda *x: jnp.stack(x), *layers)} if own else rest
+    return {**rest, "layers": jax.tree.map(stacked, *layers)} if own else rest
+
+
+def stacked(*layers: Any) -> Any:
+    """One array of all; NumPy's stay on the host."""
+    return (jnp if any(isinstance(x, jax.Array) for x in layers) else np).stack(layers)
 
 
 def unstack(params: Params) -> dict[str, Any]:
