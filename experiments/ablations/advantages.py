@@ -16,6 +16,8 @@ Found      5 minutes at --scale ladder on a core that other work shared.
            a group's mean as baseline beats none: disagrees (reward of all steps -.027, 95 % interval -.033 to -.021).
            a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of all steps -.000, 95 % interval
            -.001 to +.000).
+           60 minutes at --scale smollm2 on a core that other work shared.
+           leave-one-out beats PPO with a critic: agrees (reward of all steps +.079, 95 % interval +.032 to +.127).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

@@ -3,6 +3,9 @@
 Question   Which architecture learns fastest from a reward, at 12,700 parameters (--scale small: 964,000)?
 Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
            https://arxiv.org/abs/1910.06764.
+Changed    In the first record of --scale small all were taught by examples for 120 steps, after which the recurrent nets were right
+           in .01 of the cases and had nothing to be rewarded for (both claims: disagrees, by .46). That record is withdrawn; each
+           is taught until it is right about as often now.
 Command    python experiments/ablations/architectures.py
 Found      3 minutes at --scale ladder on a core that other work shared.
            an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 % interval +.048 to +.092).
@@ -16,6 +19,8 @@ from jaxppo import cli
 PAPER = "https://arxiv.org/abs/1910.06764"
 WIDTHS = {"transformer": 32, "gru": 45, "lstm": 39, "convolution": 37, "window": 39}  # 12,673 to 12,901 parameters
 SMALL = {"transformer": 160, "gru": 224, "lstm": 195, "convolution": 184, "window": 237}  # of three layers: 963,169 to 966,031
+# At --scale small all learn by examples first: the transformer 120 steps, the others until they are right about as often.
+TAUGHT = {"gru": 240, "lstm": 250}
 
 
 def arms(widths: dict[str, int]) -> dict[str, Arm]:
@@ -33,7 +38,7 @@ QUESTION = Question(
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION._replace(arms=arms(SMALL)) if options.scale == "small" else QUESTION, options)
+    run(QUESTION._replace(arms=arms(SMALL)) if options.scale == "small" else QUESTION, options, small={"longer": TAUGHT})
 
 
 if __name__ == "__main__":

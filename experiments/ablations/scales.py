@@ -11,8 +11,10 @@ import hashlib
 import json
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -35,11 +37,12 @@ def ladder(tiny: bool, **settings) -> Scale:
     return Scale("ladder", config, tasks, ladder.load, ladder.reward, deal, algorithms.make_parts, ladder.judge, ladder.JUDGED)
 
 
-def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
+def small(tiny: bool, proxy: bool = False, longer: Mapping[str, int] = MappingProxyType({}), **settings) -> Scale:
     """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>; the
     judge has held-out examples.
 
-    The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for nothing else.
+    The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for nothing else. `longer`: kinds
+    of networks that are taught for so many steps, where they learn more slowly.
     """
     import jax.numpy as jnp
 
@@ -57,9 +60,11 @@ def small(tiny: bool, proxy: bool = False, **settings) -> Scale:
     examples = Examples(*map(bare, found))
 
     def load(config):
-        root = Path(config.runs) / f"ablations-{config.model_kind}-{config.width}{'-tiny' * tiny}"
+        steps = longer.get(config.model_kind, options.sft_steps) if not tiny else options.sft_steps
+        number = f"-{steps}" * (steps != options.sft_steps)
+        root = Path(config.runs) / f"ablations-{config.model_kind}-{config.width}{number}{'-tiny' * tiny}"
         # the same baseline for every seed and arm, whatever they change
-        taught = replace(options, model_kind=config.model_kind, width=config.width, runs=config.runs)
+        taught = replace(options, model_kind=config.model_kind, width=config.width, runs=config.runs, sft_steps=steps)
         tuned = stages.baseline(taught, task, examples, root)
         return train.load_policy(replace(config, model=str(tuned), tiny=False))[1]
 
