@@ -43,9 +43,10 @@ def texts(task: Task, examples: Sequence[Example]) -> Texts:
 
 def prompt_set(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]) -> tuple[PromptSet, list[str]]:
     """(encoded prompts, with the ids of their references; the references as text). A prompt that is too long loses its
-    beginning."""
-    own = texts(task, examples)
-    ids = [policy.tokenizer.encode(text)[: config.response_length] for text in own.responses]
+    beginning, and the ids of a reference their end; a line says how many."""
+    own, most = texts(task, examples), config.response_length
+    whole = [policy.tokenizer.encode(text) for text in own.responses]
+    ids = [reference[:most] for reference in whole]
     padded = np.zeros((len(ids), config.response_length), np.int32)
     for row, reference in enumerate(ids):
         padded[row, : len(reference)] = reference
@@ -53,6 +54,12 @@ def prompt_set(config: TaskConfig, policy: Policy, task: Task, examples: Sequenc
     extra = {"reference": padded, "reference_length": lengths, **own.extra}
     start = policy.tokenizer.start_id if config.prompt_start or task.start else None
     encoded = sampler.encode(own.prompts, policy.tokenizer, config.prompt_length, too_long="last", extra=extra, start=start)
+    if remark := sampler.cut(own.prompts, policy.tokenizer, config.prompt_length - (start is not None)):
+        print(f"note: {remark}")
+    if long := sum(len(reference) > most for reference in whole):
+        words = ("has", "its") if long == 1 else ("have", "their")
+        limit = f"more than {most} tokens (--response-length)"
+        print(f"note: {long} of {len(whole)} references {words[0]} {limit}: rewards see {words[1]} beginning")
     return encoded, own.references
 
 

@@ -43,9 +43,13 @@ def test_a_prompt_may_begin_a_document(policy):
     assert policy.tokenizer.decode(prompts.tokens[1, 1:]) == "def"
 
 
-def test_prompts_carry_their_references_as_the_policy_would_write_them(policy):
+def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, capsys):
     config = TaskConfig(prompt_length=4, response_length=3)
     prompts, references = measure.prompt_set(config, policy, TASK, [Example("abcdef", "x"), Example("a", "wxyz")])
+    assert capsys.readouterr().out.splitlines() == [
+        "note: 1 of 2 prompts has more than 4 tokens (--prompt-length of the run) and lost its beginning",  # abcdef=
+        "note: 1 of 2 references has more than 3 tokens (--response-length): rewards see its beginning",  # " wxyz"
+    ]
     decode = policy.tokenizer.decode
     assert references == ["x", "wxyz"]
     assert decode(prompts.tokens[0]) == "def="  # a prompt that is too long loses its beginning

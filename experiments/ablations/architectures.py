@@ -3,9 +3,9 @@
 Question   Which architecture learns fastest from a reward, at 12,700 parameters (--scale small: 964,000)?
 Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
            https://arxiv.org/abs/1910.06764.
-Changed    In the first record of --scale small all were taught by examples for 120 steps, after which the recurrent nets were right
-           in .01 of the cases and had nothing to be rewarded for (both claims: disagrees, by .46). That record is withdrawn; each
-           is taught until it is right about as often now.
+Changed    In the first record of --scale small all were taught by examples for 120 steps, after which the recurrent nets were
+           right in .01 of the cases and had nothing to be rewarded for (both claims: disagrees, by .46). That record is
+           withdrawn; each is taught until it is right about as often now.
 Command    python experiments/ablations/architectures.py
 Found      3 minutes at --scale ladder on a core that other work shared.
            an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 % interval +.048 to +.092).
