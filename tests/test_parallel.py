@@ -77,3 +77,15 @@ def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
     monkeypatch.setattr(parallel, "MeshStep", lambda step, mesh, leading: made.append(dict(mesh.shape)))
     parallel.prepare(lambda axis_name: axis_name, mode="auto", mesh="fsdp=2", devices=jax.devices()[:2])
     assert made[0]["fsdp"] == 2 and parallel.count("auto", "fsdp=2,tensor=2") == 2
+
+
+def test_under_pmap_what_stands_twice_is_placed_once(llama):
+    """A critic's base is the policy's; and outside of the step the frozen arrays are those that were loaded."""
+    step = parallel.PmapStep(trivial, devices=jax.devices()[:2])
+    base = {"w": jnp.ones(3)}
+    state = toys.state(llama).replace(frozen={"base": base, "critic": base})
+    placed = step.place(state)
+    assert placed.frozen["base"]["w"] is placed.frozen["critic"]["w"] and placed.frozen["base"]["w"].shape == (2, 3)
+    whole = step.whole(placed)
+    assert whole.frozen is state.frozen
+    toys.assert_same(whole.params, state.params)

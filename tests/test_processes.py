@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import modes_worker
 import numpy as np
 import pytest
 
-from jaxppo import launch, processes
+from jaxppo import launch, processes, sharding
 from jaxppo.config import UserError
 
 pytestmark = pytest.mark.ci
@@ -190,6 +192,16 @@ def test_one_process_connects_to_nothing(monkeypatch):
         pass
     with pytest.raises(UserError, match="--distributed 'maybe': choose one of auto, on, off"):
         processes.connect("maybe")
+
+
+def test_what_one_process_has_is_here_already():
+    tree = {
+        "cut": sharding.place({"q": {"kernel": jnp.ones((8, 8))}}, sharding.make_mesh("fsdp=8")),
+        "number": 3,
+        "host": np.ones(2),
+    }
+    for got, want in zip(jax.tree.leaves(processes.here(tree)), jax.tree.leaves(tree), strict=True):
+        assert got is want
 
 
 def test_on_fails_where_there_is_no_cluster():

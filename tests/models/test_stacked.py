@@ -27,6 +27,13 @@ def test_scanned_layers_are_the_unrolled_ones(both):
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(jnp.shape, jax.eval_shape(scanned.init, jax.random.key(0)))
 
 
+def test_what_is_on_the_host_is_stacked_there(both):
+    _, _, params, stacked = both
+    host = models.stack(jax.device_get(params))
+    assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
+    toys.assert_same(host, stacked)
+
+
 @pytest.mark.parametrize("remat", ["none", "block", "full"])
 def test_gradients_are_the_same(both, remat):
     unrolled, _, params, stacked = both
