@@ -69,7 +69,8 @@ def spec_of(path: tuple[str, ...], shape: tuple[int, ...], itemsize: int, mesh: 
         logical = (None, *logical)  # scanned: all layers in one array, the first dimension
     known = len(logical) == len(shape)
     axes: list[str | None] = [next(iter(LOGICAL[name]), None) for name in logical] if known else [None] * len(shape)
-    axes = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, shape, strict=True)]
+    fits = lambda axis, size: axis is not None and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
+    axes = [axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=True)]
     for axis in ("fsdp", "tensor"):  # what is left whole and large is cut along its longest dimension that divides
         if math.prod(shape) * itemsize <= LARGE or mesh.shape[axis] == 1 or axis in axes:
             continue
