@@ -10,6 +10,9 @@ Found      6 minutes at --scale ladder on a core that other work shared.
            minibatches beat one update a batch: agrees (reward of all steps +.235, 95 % interval +.209 to +.261).
            as many updates on four times the samples end higher: not decided (reward of the trained policy -.001, 95 % interval
            -.028 to +.026).
+           96 minutes at --scale smollm2 on a core that other work shared.
+           several passes over the samples beat one: not decided (reward of all steps +.060, 95 % interval -.094 to +.214).
+           minibatches beat one update a batch: agrees (reward of all steps +.165, 95 % interval +.145 to +.184).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
