@@ -22,6 +22,9 @@ Found      6 minutes at --scale ladder on a core that other work shared.
            +.023).
            k1 in the loss holds it when it carries the ratio: not decided (nats to the reference +.009, 95 % interval -.010 to
            +.027).
+           55 minutes at --scale smollm2 on a core that other work shared.
+           k1 in the reward holds it: less KL than without: agrees (nats to the reference +16.751, 95 % interval +9.686 to
+           +23.815).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
