@@ -101,11 +101,12 @@ class Game:
         self.against, self.judging = train.load_policy(self.against)
 
     def done(self, name: str) -> int:
-        """Steps that a run has saved."""
+        """Steps that a run has saved; of several processes all know what the first one sees."""
+        from jaxppo import processes
         from jaxppo.checkpoint import Checkpoints
 
         steps = Checkpoints(self.root / name / "checkpoints", write=False).steps() if (self.root / name).exists() else []
-        return steps[-1] if steps else 0
+        return processes.from_main(steps[-1] if steps else 0)
 
     def play(self, number: int) -> None:
         """One round: the discriminator on samples of the policy as it is, then the policy on the discriminator's logit."""

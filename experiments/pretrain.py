@@ -58,7 +58,7 @@ def main(options: Pretrain) -> None:
     import jax
     import numpy as np
 
-    from jaxppo import assemble, config, models, pretrained, supervised, tracking, train, validation
+    from jaxppo import assemble, config, models, pretrained, processes, supervised, tracking, train, validation
     from jaxppo.data import jsonl, rows, sentiment
     from jaxppo.pretrained import vocabulary
 
@@ -75,7 +75,7 @@ def main(options: Pretrain) -> None:
     training += [rows.noisy(text, rng, drop=0.1, swap=0.1) for text in training for _ in range(options.repeat - 1)]
 
     start = folder / "start"  # the random network and its vocabulary, as a checkpoint like any other
-    if not start.exists():
+    if not start.exists() and processes.is_main():
         make = {"bpe": vocabulary.bpe, "words": vocabulary.words}[options.tokens]
         tokenizer = make(training, options.max_vocab)
         sizes = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
@@ -86,6 +86,7 @@ def main(options: Pretrain) -> None:
             print(f"word vectors: {found} of {tokenizer.vocab_size} tokens")
             params["embed"] = {"embedding": embedding}
         pretrained.save(start, shape, jax.device_get(params), tokenizer)
+    processes.wait_for_all("start")
     options = dataclasses.replace(options, model=str(start), tiny=False)
     options, policy = train.load_policy(options)
     pack = lambda some: rows.packed(some, policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id)

@@ -69,13 +69,18 @@ def main(options: Sentiment) -> None:
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
     embedding = processes.here((policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"])
-    with processes.first("reward"):  # of several processes the first one trains it
-        reward, reward_params, accuracy = make_reward(options, policy, embedding, reviews, parts, folder)
+    made = lambda: make_reward(options, policy, embedding, reviews, parts, folder)
+    if options.reward == "classifier":
+        with processes.first("reward"):  # of several processes the first one trains it
+            reward, reward_params, accuracy = made()
+    else:
+        reward, reward_params, accuracy = made()
     policy.frozen["reward"] = reward_params
     judge = Judge(options, policy)
 
     untrained = ppo.init_state(options, policy.params, policy.frozen, jax.random.key(options.seed))
     before = [judge.read(untrained, test, seed) for seed in JUDGE_SEEDS]
+    del untrained  # its moments
     state = train.fit(
         options, policy, algorithms.make_parts(options, reward), training, folder=folder,
         evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),

@@ -256,9 +256,10 @@ def from_host(arrays: PyTree, like: PyTree) -> PyTree:
     """`to_host` undone, with the key types of `like`; what lies on a mesh there does here."""
 
     def one(x, like):
+        x = jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like)) if is_key(like) else x
         if isinstance(like, jax.Array) and sharding.mesh_of(like) is not None:
             return sharding.put(x, cast(NamedSharding, like.sharding))
-        return jax.random.wrap_key_data(jnp.array(x), impl=jax.random.key_impl(like)) if is_key(like) else jnp.array(x)
+        return x if is_key(like) else jnp.array(x)
 
     return jax.tree.map(one, arrays, like)
 

@@ -99,6 +99,7 @@ def run(
     checkpoints.wait()
     if text := checkpoints.news():  # the last one: nothing comes after it that could tell
         raise RunError(text)
+    processes.wait_for_all("the last step is saved")
     return step.whole(state)
 
 

@@ -38,15 +38,14 @@ def least(config: Config, model: Model, state: TrainState, *, shares: int, repli
 
     Args:
         shares: over how many devices the rows are split.
-        replicated: under pmap: the first device keeps what is frozen, and the parameters, once more as they were loaded.
+        replicated: under pmap: the first device keeps the state that was begun with beside its copy.
     """
     mesh = sharding.mesh_of(state.params)
     rows = config.rows // shares
     cache = jax.eval_shape(lambda: jax.tree.leaves(model.init_cache(rows, config.length)))
     vocabulary = jax.eval_shape(model.head, jax.eval_shape(model.init, jax.random.key(0))).shape[0]
     cut = 1 if mesh is None else mesh.shape["tensor"]  # heads and vocabulary
-    twice = total(state.params) + total(state.frozen) if replicated else 0
-    return total(state) + twice + total(state.params) + (total(cache) + 4 * rows * vocabulary) // cut
+    return (1 + replicated) * total(state) + total(state.params) + (total(cache) + 4 * rows * vocabulary) // cut
 
 
 def total(tree: PyTree) -> int:

@@ -89,8 +89,8 @@ class PmapStep(CompiledStep):
         self.frozen: Any = None  # what is never trained, as it was before it was placed
 
     def place(self, state: TrainState) -> TrainState:
-        """A copy on each device, of an array that stands in several places one alone. The first device keeps the frozen ones as
-        they were, too, for programs outside of the step (`memory.least` counts them)."""
+        """A copy on each device, of an array that stands in several places one alone. What is frozen is kept as it was, too, for
+        programs outside of the step; `memory.least` counts that, and what else `train.fit` still has, on the first device."""
         self.frozen, known = state.frozen, {}
 
         def replicate(x):

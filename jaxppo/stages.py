@@ -25,6 +25,7 @@ from jaxppo import (
     ppo,
     pretrained,
     processes,
+    sharding,
     sources,
     supervised,
     task_rewards,
@@ -182,6 +183,7 @@ def optimise(
     tracking.run_folder(root, "policy", resume=settings.resume)
     untrained = ppo.init_state(settings, policy.params, policy.frozen, jax.random.key(settings.seed))
     before = measure.outputs(untrained, *test)
+    del untrained  # its moments
     state = train.fit(
         settings, policy, algorithms.make_parts(settings, reward.fn), training, folder=place,
         evaluate=lambda state: measure.numbers(measure.outputs(state, *held_out)),
@@ -207,7 +209,8 @@ class RewardModel(NamedTuple):
         """[N] numbers of samples: the value at the last token."""
         pairs = [(sample.prompt, sample.response) for sample in samples]
         read = rows.replies(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
-        return np.asarray(processes.here(_last_value(self.model)(self.params, read.tokens, read.mask)))
+        with sharding.beside(self.params, (read.tokens, read.mask)) as (tokens, mask):
+            return np.asarray(processes.here(_last_value(self.model)(self.params, tokens, mask)))
 
 
 @functools.cache

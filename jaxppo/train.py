@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxppo import (
     assemble,
@@ -191,14 +192,14 @@ def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: Promp
     return jnp.concatenate(out)[: config.reward_reference]
 
 
-def restore(folder: Path, *, newest: bool = False) -> tuple[RunConfig, Policy, TrainState]:
+def restore(folder: Path, *, newest: bool = False, mesh: Mesh | None = None) -> tuple[RunConfig, Policy, TrainState]:
     """A run as it was at its best checkpoint (`best`), or at its newest that is whole, from its folder alone; changes nothing
-    there."""
+    there. On one device, or over a mesh."""
     stored = from_file(RunConfig, folder / "config.json")
     checkpoints = Checkpoints(folder / "checkpoints", write=False)
     resume.check_weights(stored, checkpoints)
     # How the value head started no longer matters: the checkpoint has it.
-    config, policy = assemble.load_policy(dataclasses.replace(stored, value_init="zero"))
+    config, policy = assemble.load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     return config, policy, checkpoints.restore(like, step=None if newest else checkpoints.chosen())
 
@@ -211,8 +212,12 @@ def load_policy(config: C, *, dropout: float | None = None, reward: Params | Non
         # A policy with adapters shares the base, and its critic's adapters start as the judge's; one without has whole matrices.
         own = state.params if config.lora else lora.fold(lora.merge(policy.frozen["base"], state.params), alpha=judge.lora_alpha)
         reward = dict(own)
-    mesh = sharding.make_mesh(config.mesh) if parallel.over_mesh(config.parallel, config.mesh) else None
-    return assemble.load_policy(config, dropout=dropout, reward=reward, mesh=mesh)
+    return assemble.load_policy(config, dropout=dropout, reward=reward, mesh=mesh_of(config))
+
+
+def mesh_of(config: RunConfig) -> Mesh | None:
+    """The mesh over which a run's step is to be cut, if it is."""
+    return sharding.make_mesh(config.mesh) if parallel.over_mesh(config.parallel, config.mesh) else None
 
 
 def load_reward_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Model, Params]:
@@ -231,7 +236,7 @@ def _reward_run(config: RunConfig) -> tuple[RunConfig, Policy, TrainState]:
     folder = Path(config.reward_model)
     if not (folder / "config.json").exists():
         raise UserError(f"--reward-model {folder}: there is no run; give the folder of one of experiments/reward_model.py")
-    found = restore(folder)
+    found = restore(folder, mesh=mesh_of(config))
     if "value" not in found[2].params:
         raise UserError(f"--reward-model {folder}: that run has learned no scores; train one with experiments/reward_model.py")
     return found

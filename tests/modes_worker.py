@@ -56,7 +56,8 @@ def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
 
     config = replace(RUN, lora=0, value_init="normal")
     config, policy = assemble.load_policy(config, mesh=sharding.make_mesh(mesh) if mesh else None)
-    begin = lambda: ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    placed = lambda state: sharding.place(state, sharding.make_mesh(mesh)) if mesh else state
+    begin = lambda: placed(ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0)))
     state = begin()
     prompts = sampler.encode(TEXTS[:4], policy.tokenizer, config.prompt_length, too_long="last")
     drawn = sampler.Sampler(config, policy, rows=4)(state, prompts, seed=3)
@@ -73,6 +74,7 @@ def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
     flat = lambda name, tree: {f"{name}{jax.tree_util.keystr(k)}": x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
     found = flat("params", jax.device_get(processes.here(again.params))) | flat("kept", pretrained.load(str(place)).params)
     tokens = {f"tokens {i}": np.asarray(sample.tokens) for i, sample in enumerate(drawn)}
+    found["key"] = np.asarray(jax.random.key_data(processes.here(again.key)))
     return found | tokens | {"kl": np.asarray([sample.kl for sample in drawn], np.float32)}
 
 

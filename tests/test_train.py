@@ -11,7 +11,7 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import algorithms, manifest, ppo, supervised, tracking, train
+from jaxppo import algorithms, manifest, memory, ppo, supervised, tracking, train
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import RunError, UserError
 from jaxppo.data import rows
@@ -290,14 +290,16 @@ def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
         here = [x for x in jax.live_arrays() if number in {device.id for device in x.sharding.device_set}]
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in here)
 
-    before = held(0) - held(7)  # of other tests
+    before, last = held(0) - held(7), held(7)  # of other tests
     config, policy = train.load_policy(replace(RUN, batch_size=32, lora=0, parallel="mesh", mesh="fsdp=8"))
-    whole = sum(x.nbytes for x in jax.tree.leaves(policy.params))
+    whole, own = sum(x.nbytes for x in jax.tree.leaves(policy.params)), memory.total(policy.params)
     draw, more = train.Sampler(config, policy, rows=8), [held(0) - held(7) - before]
 
     def evaluate(state):
         draw(state, prompts, seed=0)
         more.append(held(0) - held(7) - before)
+        # parameters, two moments, the reference; and rows, small arrays
+        assert held(7) - last < 6 * own < whole
         return {"score": 0.0}
 
     folder = tracking.run_folder(tmp_path, "mesh", resume=False)
@@ -305,6 +307,7 @@ def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
     best = train.best(folder, done)
     more.append(held(0) - held(7) - before)
     assert len(more) == 4 and max(more) < 0.05 * whole, (more, whole)
+    assert best.key == done.key and best.key.sharding == done.key.sharding
     assert best.params["embed"]["embedding"].sharding == done.params["embed"]["embedding"].sharding
 
 
