@@ -10,6 +10,10 @@ Command    python experiments/ablations/architectures.py
 Found      3 minutes at --scale ladder on a core that other work shared.
            an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 % interval +.048 to +.092).
            a GRU learns faster than a plain transformer: agrees (reward of all steps +.108, 95 % interval +.088 to +.129).
+           6 minutes at --scale small on a core that other work shared.
+           an LSTM learns faster than a plain transformer: disagrees (reward of all steps -.013, 95 % interval -.022 to
+           -.004).
+           a GRU learns faster than a plain transformer: disagrees (reward of all steps -.026, 95 % interval -.037 to -.016).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

@@ -17,6 +17,13 @@ Found      11 minutes at --scale ladder on a core that other work shared.
            GSPO with bounds of .08 learns faster than that: not decided (reward of all steps -.007, 95 % interval -.031 to
            +.016).
            CISPO learns faster than clipping: disagrees (reward of all steps -.088, 95 % interval -.130 to -.046).
+           21 minutes at --scale small on a core that other work shared.
+           clipping beats the plain gradient over four epochs: agrees (reward of all steps +.101, 95 % interval +.082 to
+           +.120).
+           GSPO learns faster than token-wise clipping (GRPO): not decided (reward of all steps -.002, 95 % interval -.015 to
+           +.010).
+           GSPO with bounds of .08 learns faster than that: agrees (reward of all steps +.028, 95 % interval +.015 to +.041).
+           CISPO learns faster than clipping: disagrees (reward of all steps -.038, 95 % interval -.058 to -.019).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
