@@ -68,14 +68,7 @@ def main(options: Sentiment) -> None:
     reviews, parts, encode = load_prompts(options, policy)
     training, validation, test = encode(parts.train), encode(parts.validation[:128]), encode(parts.test[: options.test_prompts])
 
-    embedding = processes.here((policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"])
-    made = lambda: make_reward(options, policy, embedding, reviews, parts, folder)
-    if options.reward == "classifier":
-        with processes.first("reward"):  # of several processes the first one trains it
-            reward, reward_params, accuracy = made()
-    else:
-        reward, reward_params, accuracy = made()
-    policy.frozen["reward"] = reward_params
+    reward, policy.frozen["reward"], accuracy = make_reward(options, policy, reviews, parts, folder)
     judge = Judge(options, policy)
 
     untrained = ppo.init_state(options, policy.params, policy.frozen, jax.random.key(options.seed))
@@ -108,10 +101,10 @@ def load_prompts(options: Sentiment, policy):
     return reviews, parts, encode
 
 
-def make_reward(options: Sentiment, policy, embedding, reviews, parts, folder):
-    """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run, on
-    the policy's embedding, and kept in the run's folder."""
-    from jaxppo import checkpoint, train
+def make_reward(options: Sentiment, policy, reviews, parts, folder):
+    """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run, of
+    several processes by the first, and kept in the run's folder."""
+    from jaxppo import checkpoint, processes, train
     from jaxppo.rewards import classifier, learned, on_host, text
 
     if options.reward == "vader":
@@ -121,14 +114,16 @@ def make_reward(options: Sentiment, policy, embedding, reviews, parts, folder):
         model, params = train.load_reward_model(options, policy.tokenizer)
         return learned.reward(model, scale=options.reward_scale), params, None
     net = classifier.Classifier()
+    embedding = processes.here((policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"])
     labelled = classifier.Labelled.encode(reviews.texts, reviews.ratings, policy.tokenizer.encode)
     path = folder / "reward"
-    if path.exists():
-        params = checkpoint.load_once(path, classifier.init(net, embedding, seed=options.seed))
-    else:
-        texts = labelled.rows(parts.train).with_windows(least=12, most=options.response_length, seed=options.seed)
-        params = classifier.fit(net, embedding, texts, seed=options.seed, say=print)
-        checkpoint.save_once(path, params)
+    with processes.first("reward"):
+        if path.exists():
+            params = checkpoint.load_once(path, classifier.init(net, embedding, seed=options.seed))
+        else:
+            texts = labelled.rows(parts.train).with_windows(least=12, most=options.response_length, seed=options.seed)
+            params = classifier.fit(net, embedding, texts, seed=options.seed, say=print)
+            checkpoint.save_once(path, params)
     params = {"embedding": embedding, "net": params}
     share = classifier.accuracy(net, params, labelled.rows(parts.test), beyond=0.5)
     print(f"reward model: {share:.3f} of test sentences right (human rating beyond +-0.5)")

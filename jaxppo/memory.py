@@ -7,7 +7,6 @@ import math
 import os
 import resource
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,12 +51,8 @@ def total(tree: PyTree) -> int:
     """Bytes of all arrays, each counted once; of an array on a mesh, of the part that one device has."""
     leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
     itemsize = lambda x: 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
-    return sum(math.prod(own_shape(x)) * itemsize(x) for x in leaves)
-
-
-def own_shape(x: Any) -> tuple[int, ...]:
-    """The shape of a device's part of an array."""
-    return x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) and sharding.mesh_of(x) is not None else x.shape
+    part = lambda x: x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) else x.shape
+    return sum(math.prod(part(x)) * itemsize(x) for x in leaves)
 
 
 def available() -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxppo.config import UserError
-from jaxppo.models.layout import AXES, LOGICAL, ROWS
+from jaxppo.models.layout import AXES, LOGICAL, ROWS, shares
 from jaxppo.types import PyTree
 
 LARGE = 2**20  # bytes above which nothing stays whole when it can be cut
@@ -133,8 +133,7 @@ def beside(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
     if mesh is None:
         yield rows
         return
-    shares = math.prod(mesh.shape[axis] for axis in ROWS)
-    cut = lambda x: put(x, of_rows(mesh) if x.ndim and x.shape[0] % shares == 0 else NamedSharding(mesh, PartitionSpec()))
+    cut = lambda x: put(x, of_rows(mesh) if x.ndim and x.shape[0] % shares() == 0 else NamedSharding(mesh, PartitionSpec()))
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield jax.tree.map(cut, rows)
 

@@ -135,8 +135,7 @@ def one_review_run(config, arm: Arm, run) -> dict:
     own, policy = train.load_policy(replace(own, resume=(place / "config.json").exists()))
     reviews, parts, opening = sentiment.load_prompts(own, policy)
     # one reward for all arms and seeds
-    embedding = policy.frozen["base"]["embed"]["embedding"]
-    reward, policy.frozen["reward"], _ = sentiment.make_reward(replace(own, seed=0), policy, embedding, reviews, parts, root)
+    reward, policy.frozen["reward"], _ = sentiment.make_reward(replace(own, seed=0), policy, reviews, parts, root)
     made = algorithms.make_parts(own, reward)
     tracking.run_folder(own.runs, own.name, resume=own.resume)
     try:
