@@ -92,6 +92,8 @@ class Checkpoints:
         if not self.write:
             return
         self.wait()
+        if self.failures >= MOST_FAILURES:
+            return  # the run ends with these, and a fourth's message would take the place of theirs
         arrays = to_host(live)
         score = None if score is None or not math.isfinite(score) else float(score)
         self.thread = threading.Thread(target=self._save, args=(int(state.step), arrays, score), name="checkpoint")

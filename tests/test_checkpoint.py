@@ -235,6 +235,16 @@ def test_a_save_that_fails_is_told_and_the_third_ends_the_run(checkpoints, monke
     assert checkpoints.steps() == [1] and [path.name for path in checkpoints.folder.iterdir()] == ["1"]
 
 
+def test_after_three_failed_saves_there_is_no_fourth(checkpoints, monkeypatch):
+    """The third may fail after the loop asked for news, and before its next save."""
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    for step in (1, 2, 3, 4):
+        checkpoints.save(state(step), score=0.0)
+    checkpoints.wait()
+    with pytest.raises(RunError, match="of step 3 could not be written .*, 3 times in a row now"):
+        checkpoints.news()
+
+
 def test_a_folder_that_was_moved_is_not_made_anew(checkpoints):
     """Orbax would make it again, and the run would go on without the checkpoints that it had."""
     checkpoints.save(state(1), score=None)
