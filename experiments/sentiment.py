@@ -12,7 +12,7 @@ Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 
 Expected   Three training seeds, mean +- standard error over seeds, judge before +.140:
              classifier   gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats, distinct-2 .922 +- .005 of the reference's
              after a warm-up  gain +.482 +- .004 (.488 .485 .473) at 5.31 +- .17 nats; paired with the first: +.027, 95 % interval
-                          -.054 to +.108, not decided (60 to 73 minutes each on one core without a unit for bfloat16)
+                          -.054 to +.108, not decided (61 to 81 minutes each on one core without a unit for bfloat16)
              vader        gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats, distinct-2 .929 +- .007 (judge = reward)
 """
 

@@ -128,7 +128,7 @@ class Config:
     """One PPO step: everything that shapes the compiled program and nothing else."""
 
     batch_size: int = 64
-    """prompts (= rollouts) a step, over all devices"""
+    """rollouts a step, over all devices (= prompts x group_size)"""
     prompt_length: int = 8
     """tokens of prompt; shorter prompts are padded on the left"""
     response_length: int = 24

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ def parse(config: type, *, args: list[str] | None = None, description: str = "")
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
         with contextlib.redirect_stderr(complaint):
-            options = tyro.cli(config, args=given, description=description, **default)
+            options = tyro.cli(config, args=given, description=as_written(description), **default)
         beside = file and vars(options).get("config")  # `jaxppo plan` takes a run's record in another way, too
         if beside:
             raise UserError(f"two files of settings, {beside} and --config {file}; give one")
@@ -44,6 +46,17 @@ def parse(config: type, *, args: list[str] | None = None, description: str = "")
         if stop.code:
             print(f"error: {one_line(complaint.getvalue())}; --help lists all options", file=sys.stderr)
         raise
+
+
+def as_written(description: str) -> str:
+    """Paragraphs of labelled lines, set in by a space: the help joins lines that begin with a letter.
+
+    >>> as_written("One.\\nTwo.\\n\\nQuestion   Why?\\nMethod     So.\\n           And so.")
+    'One.\\nTwo.\\n\\n Question   Why?\\n Method     So.\\n            And so.'
+    """
+    paragraphs = description.split("\n\n")
+    labelled = [re.search(r"^[A-Z]\w*(?: \w+)? {2,}\S", text, re.MULTILINE) for text in paragraphs]
+    return "\n\n".join(textwrap.indent(text, " ") if found else text for text, found in zip(paragraphs, labelled, strict=True))
 
 
 def config_file(args: list[str]) -> tuple[Path | None, list[str]]:

@@ -8,8 +8,8 @@
     6. control      the KL coefficient moves towards its target
 
 `make_train_step` closes over the parts; what it returns is a pure function `train_step(state, prompts) -> (state, metrics)` and
-compiles into ONE XLA program (`parallel.compile_step`). Every arrow above is an argument in `types.Parts`: swap one and
-nothing else changes.
+compiles into ONE XLA program (`parallel.compile_step`). Reward, KL, advantages, losses, aggregation and update are
+arguments (`types.Parts`): swap one and nothing else changes.
 """
 
 from collections.abc import Callable

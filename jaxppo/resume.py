@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import jax
+
 from jaxppo import loop, pretrained, processes, tracking
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import FREE, HIDDEN, RunConfig, UserError, from_file, to_dict
@@ -21,7 +23,10 @@ def never_began(folder: Path, checkpoints: Checkpoints) -> bool:
 
 
 def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path) -> TrainState:
-    """The newest checkpoint's state, if the settings are still those of the run. Raises UserError."""
+    """The newest checkpoint's state, if the settings are still those of the run. Raises UserError.
+
+    Where it is found, the parameters and moments of `state` are given up, as a first step would: two of each may not fit.
+    """
     from_file(RunConfig, folder / "config.json")  # it is one
     stored = json.loads((folder / "config.json").read_text())
     now = to_dict(config)
@@ -37,7 +42,10 @@ def go_on(config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder
     if "steps" in changed and config.lr_schedule != "constant":
         end = f"the {config.lr_schedule} schedule now ends at step {config.steps}"
         print(f"note: {end}, so the learning rate jumps to where that has it")
-    return checkpoints.restore(state)
+    found = checkpoints.restore(state)
+    for array in jax.tree.leaves((state.params, state.opt_state)):
+        array.delete()
+    return found
 
 
 def weights_of(config: RunConfig) -> dict[str, str]:

@@ -1,14 +1,18 @@
 """The README, followed word for word: a fresh clone, a home folder of its own, and every line of every shell block, in order.
 
-    python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...]
+    python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...] [--record]
 
 Lines that need the cloud are left out, and said. The output of each goes to FOLDER/followed/NN.txt, what came of all of them to
-FOLDER/followed.json, line by line; a folder that is kept is gone on with. Exit code 1 if any failed. Takes an hour or more.
+FOLDER/followed.json, line by line; a folder that is kept is brought up to date and gone on with (lines that came to a good end
+are not run again). Exit code 1 if any failed. Takes an hour or more. `--record` writes what came of all of them to
+tests/followed.json, by which a test knows whether README has a line that nobody has followed.
 """
 
 import argparse
+import datetime
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,6 +22,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+RECORD = ROOT / "tests" / "followed.json"
 CLOUD = ("tpu/tpu.py", "gcloud ", "jaxppo push")
 SHELL = ("sh", "bash", "shell", "console")
 COMMANDS = ("python", "pip", "jaxppo", ".venv/bin/", "gcloud", "bash", "git")  # that an indented block may begin with
@@ -49,6 +54,14 @@ def surroundings(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PATH": os.pathsep.join(path)}
 
 
+def said_by(folder: Path, *command: str) -> str:
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def when_and_what(clone: Path) -> dict[str, str]:
+    return {"date": datetime.date.today().isoformat(), "commit": said_by(clone, "git", "rev-parse", "--short", "HEAD")}
+
+
 def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
     """What came of each line, in a clone; those that had come to a good end before are not run again."""
     record = out / "followed.json"
@@ -63,11 +76,24 @@ def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
                 done = subprocess.run(
                     ["bash", "-c", line], cwd=clone, env=surroundings(home), stdout=said, stderr=subprocess.STDOUT
                 )
-            row = {"line": line, "exit": done.returncode, "seconds": round(time.monotonic() - started)}
+            row = {"line": line, "exit": done.returncode, "seconds": round(time.monotonic() - started), **when_and_what(clone)}
         found.append(row)
         print(f"{row['exit']:3} {row['seconds']:6} s  {line}", flush=True)
         record.write_text(json.dumps(found, indent=1) + "\n")
     return found
+
+
+def record_of(found: list[dict], left_out: list[str], clone: Path) -> dict:
+    """What came of each line, with which versions and on how many cores."""
+    versions = "import jax, platform; print(platform.python_version(), jax.__version__)"
+    python, jax = said_by(clone, ".venv/bin/python", "-c", versions).split()
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "python": python,
+        "jax": jax,
+        "lines": found,
+        "left out, since they need the cloud": left_out,
+    }
 
 
 def main() -> int:
@@ -75,7 +101,10 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="print the lines that would be run, and run none")
     parser.add_argument("--keep", type=Path, help="folder to work in, which stays and is gone on with")
     parser.add_argument("--skip", nargs="*", default=[], help="leave lines out that have one of these texts in them")
+    parser.add_argument("--record", action="store_true", help="write what came of the lines to tests/followed.json")
     options = parser.parse_args()
+    if options.record and options.skip:
+        parser.error("a record is of all lines: --record without --skip")
     lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     left_out = [line for line in lines if needs_the_cloud(line) or any(text in line for text in options.skip)]
     lines = [line for line in lines if line not in left_out]
@@ -86,10 +115,14 @@ def main() -> int:
     out = options.keep or Path(tempfile.mkdtemp())
     clone, home = out / "jaxppo", out / "home"
     home.mkdir(parents=True, exist_ok=True)
-    if not clone.exists():
+    if clone.exists():
+        subprocess.run(["git", "pull", "--quiet", "--ff-only"], cwd=clone, check=True)
+    else:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     try:
         found = follow(lines, clone, home, out)
+        if options.record:
+            RECORD.write_text(json.dumps(record_of(found, left_out, clone), indent=1) + "\n")
     finally:
         if not options.keep:
             shutil.rmtree(out)

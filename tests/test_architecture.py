@@ -1,6 +1,7 @@
 """The shape of the house: which module may import which, and that every module has its tests."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,23 @@ def test_imports_go_down_or_left(path):
 )
 def test_the_rule_itself(own, source, expected):
     assert forbidden(own, source) == expected
+
+
+def test_the_rows_of_the_readme_are_in_that_order():
+    """Every module is in its table, and imports from rows above or its own."""
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| modules | what is in them |")[1].split("\n\n")[0]
+    rows = [re.findall(r"`(\w+)(?:\.py|/)`", line.split(" | ")[0]) for line in table.splitlines()]
+    row_of = {name: number for number, names in enumerate(rows) for name in names}
+    own = {path: path.parts[0].removesuffix(".py") for path in modules()}
+    assert set(row_of) == set(own.values()) - {"__init__", "__main__"}
+    wrong = [
+        f"{path} imports {other}"
+        for path, name in own.items()
+        if not name.startswith("__")
+        for other in imported((PACKAGE / path).read_text()) - {name}
+        if row_of[other] > row_of[name]
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", modules(), ids=str)

@@ -52,6 +52,7 @@ def test_the_lines_that_are_followed():
 
 def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(follow_readme, "when_and_what", lambda clone: {"commit": clone.name})
     lines = ["echo $HOME $JAX_PLATFORMS >> a", "test -e b", "cat a"]
     (tmp_path / "clone").mkdir()
     follow = lambda: follow_readme.follow(lines, tmp_path / "clone", tmp_path / "home", tmp_path)
@@ -60,7 +61,14 @@ def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, mo
     (tmp_path / "clone" / "b").touch()
     assert [row["exit"] for row in follow()] == [0, 0, 0]
     assert (tmp_path / "clone" / "a").read_text().count("\n") == 1  # the first was not run twice
-    assert [row["line"] for row in json.loads((tmp_path / "followed.json").read_text())] == lines
+    found = json.loads((tmp_path / "followed.json").read_text())
+    assert [row["line"] for row in found] == lines and found[1]["commit"] == "clone"
+
+
+def test_every_line_that_needs_no_cloud_was_followed_to_a_good_end():
+    """It needs a changed or new line? `python tests/follow_readme.py --record`."""
+    followed = {row["line"]: row["exit"] for row in json.loads(follow_readme.RECORD.read_text())["lines"]}
+    assert followed == {line: 0 for line in LINES if not follow_readme.needs_the_cloud(line)}
 
 
 def words(line: str) -> list[str]:

@@ -3,7 +3,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
+import toys
 from runs import RUN
 
 from jaxppo import manifest, resume
@@ -16,10 +18,23 @@ def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told
     config = replace(RUN, lr_schedule=schedule)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     kept: Any = SimpleNamespace(restore=lambda state: state, manifest_of=lambda step: {})
-    state: Any = "state"
+    state: Any = SimpleNamespace(params={}, opt_state=())
     resume.go_on(replace(config, steps=8), kept, state, tmp_path)
     shown = capsys.readouterr().out
     assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
+
+
+def test_what_was_loaded_is_given_up_for_what_is_restored(tmp_path):
+    """Parameters and moments; what is frozen is the same array, in use."""
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(RUN)))
+    toy = toys.llama()
+    state = toys.state(toy)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, score=None)
+    checkpoints.wait()
+    found = resume.go_on(RUN, checkpoints, state, tmp_path)
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((found, state.frozen)))
 
 
 def test_weights_that_a_run_stands_on_may_not_change(tmp_path):
