@@ -14,12 +14,13 @@ from datetime import datetime
 
 from accelerators import Accelerator
 from basics import LONGEST, Stop, TimeUp, backoff
-from complaints import LOGIN, MISSING, REFUSED, code_of, complaint, last_line, passes
+from complaints import FINAL, MISSING, REFUSED, UNDERWAY, code_of, complaint, last_line, passes
 from rehearsal import Rehearsal
 
 ATTEMPTS = 6  # of a command that may work the next time
 ENDED = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")  # never comes back by itself
 SLOWEST = 3600.0  # seconds that one command of gcloud may take, with its repetitions: setting up, copying a run
+FOLLOWED = 10 * 24 * 3600.0  # a log
 HASTE = 600.0  # and when the paid hours are over
 HALF = 900.0  # seconds that a slice may be called active without a machine
 
@@ -163,7 +164,7 @@ class Slice:
         words += ["--spot"] if spot else []
         words += [f"--valid-until-duration={wait_hours * 3600:.0f}s"] if wait_hours else []
         done = self.tpu("queued-resources", "create", self.name, *words, *extra)
-        if done.returncode == 0:
+        if done.returncode == 0 or UNDERWAY.search(done.stderr):
             self.ours = True
             return
         if "ALREADY_EXISTS" not in done.stderr:
@@ -175,7 +176,8 @@ class Slice:
     def delete(self) -> bool:
         """Delete it, and its machine, whatever its state, for as long as it takes: whether there was one.
 
-        Raises Stop when it may still be there (and cost), and TimeUp.
+        What this call has made it goes on deleting through anything but a final refusal. Raises Stop when it may still be there
+        (and cost), and TimeUp.
         """
         number, there = 0, False
         while (done := self.tpu("queued-resources", "delete", self.name, "--force", patient=False)).returncode:
@@ -184,7 +186,7 @@ class Slice:
                 break
             refused = bool(REFUSED.search(said))
             there = there or refused
-            if not (refused or passes(said) or (self.ours and LOGIN.search(said))):
+            if not (refused or passes(said) or (self.ours and not FINAL.search(said))):
                 raise Stop(f"{self.name} could not be deleted and may still cost: {complaint(said)}; {self.how_to_delete()}", 1)
             print(f"{self.name} is not deleted yet: {complaint(said)}; again in {backoff(number):.0f} s", file=sys.stderr)
             self.pause(backoff(number))

@@ -38,7 +38,7 @@ from basics import Stop, alone, secrets
 from jobs import NAME, check_agent, check_bucket, check_environment, job_of
 from planning import plan
 from rehearsal import Rehearsal
-from slices import Slice
+from slices import FOLLOWED, Slice
 
 VERBS = ("create", "wait", "setup", "run", "logs", "status", "stop", "delete", "babysit")
 OLDEST = (3, 11)  # Python
@@ -153,8 +153,11 @@ def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask |
             raise Stop("--follow shows one host: gcloud holds back what several say until all have ended; give --worker 0")
         how = {"worker": options.worker, "show": True}
         words = [str(options.lines), *["named"] * (options.worker == "all")]
-        follow = f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log"
-        done = slice_.ssh(follow, **how) if options.follow else hosts.tell(slice_, "log", run, *words, **how)
+        if options.follow:
+            slice_.slowest = FOLLOWED
+            done = slice_.ssh(f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log", patient=False, **how)
+        else:
+            done = hosts.tell(slice_, "log", run, *words, **how)
         hosts.must(done, "read the log")
     elif options.verb == "status":
         found = slice_.state()
@@ -226,7 +229,9 @@ def main(args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time
         slice_ = Slice(options.name, options.zone, options.project, rehearsal, sleep=sleep, clock=clock)
         return perform(options, given[cut + 1 :], slice_, ask)
     except Stop as stop:
-        print(f"error: {stop}", file=sys.stderr)
+        costs = slice_ and stop.code != 2 and "delete it with" not in str(stop)
+        hint = f"; if {options.name} is there it costs: {slice_.how_to_delete()}" if costs else ""
+        print(f"error: {stop}{hint}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         hint = f"; what is on the slice goes on, and costs; {slice_.how_to_delete()}" if slice_ else ""

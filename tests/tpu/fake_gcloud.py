@@ -22,7 +22,13 @@ import os
 import sys
 from pathlib import Path
 
-MISSING = "ERROR: (gcloud) NOT_FOUND: the resource was not found"
+# As gcloud 528 prints it.
+MISSING = """ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource 'projects/p/locations/us-east5-b/\
+queuedResources/my-run' was not found. This command is authenticated as a@b.org which is the active account specified by the \
+[core/account] property
+- '@type': type.googleapis.com/google.rpc.ResourceInfo
+  resourceName: projects/p/locations/us-east5-b/queuedResources/my-run
+"""
 
 
 def step_of(world: dict, *, on: bool = False) -> str:

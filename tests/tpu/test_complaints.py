@@ -24,10 +24,59 @@ scp: jaxppo.tar.gz: No space left on device
 ##### Command execution on worker 0 failed with exit status 1. Continuing.
 """
 
+# What gcloud 528 prints (the first two by its own HttpException, the others as it was run).
+QUOTA = """ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV6E' has been exceeded.
+- '@type': type.googleapis.com/google.rpc.ErrorInfo
+  domain: googleapis.com
+  metadata:
+    service: tpu.googleapis.com
+  reason: RATE_LIMIT_EXCEEDED
+"""
+DISABLED = """ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: Cloud TPU API has not been used in project 1.
+Google developers console API activation
+https://console.developers.google.com/apis/api/tpu.googleapis.com/overview?project=123
+- '@type': type.googleapis.com/google.rpc.ErrorInfo
+  reason: SERVICE_DISABLED
+"""
+CRASHED = """ERROR: gcloud crashed (ConnectionError): HTTPSConnectionPool(host='tpu.googleapis.com', port=443): Max \
+retries exceeded
+
+If you would like to report this issue, please run the following command:
+  gcloud feedback
+
+To check gcloud for common problems, please run the following command:
+  gcloud info --run-diagnostics
+"""
+NO_PROJECT = """ERROR: (gcloud.compute.tpus.queued-resources.describe) Error parsing [queued_resource].
+The [queued_resource] resource is not properly specified.
+Failed to find attribute [project]. The attribute can be set in the following ways:\x20
+- provide the argument `--project` on the command line
+- set the property `core/project`
+"""
+NO_LOGIN = """ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not currently have an active account selected.
+Please run:
+
+  $ gcloud auth login
+
+to obtain new credentials.
+
+If you have already logged in with a different account, run:
+
+  $ gcloud config set account ACCOUNT
+
+to select an already authenticated account to use.
+"""
+
 
 @pytest.mark.parametrize(
     ("text", "line"),
     [
+        (QUOTA, QUOTA.splitlines()[0]),
+        (DISABLED, " ".join(DISABLED.splitlines()[:3])),
+        (CRASHED, CRASHED.splitlines()[0]),
+        (NO_PROJECT, " ".join(NO_PROJECT.splitlines()[:3]).strip()),
+        (NO_LOGIN, NO_LOGIN.splitlines()[0]),
+        (f"E: no space\n{QUOTA}", QUOTA.splitlines()[0]),
         (MANY, "E: Unable to locate package gcsfuse"),
         (COPY, "scp: jaxppo.tar.gz: No space left on device"),
         ("a\nTraceback (most recent call last):\n  File x\n    y()\nValueError: wrong\n", "ValueError: wrong"),
@@ -50,6 +99,8 @@ def test_at_length_means_forty_lines_of_more_than_one_that_matters():
     "text",
     [
         "503 UNAVAILABLE", "gcloud timed out after 3600 s", "RESOURCE_EXHAUSTED: Quota exceeded",
+        CRASHED, "gcloud crashed (SSLError): EOF occurred in violation of protocol (_ssl.c:2427)", "429 Too Many Requests",
+        "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely",
         "Unable to find the server at tpu.googleapis.com", "[Errno -2] Name or service not known",
         "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token", MANY,
     ],
@@ -62,7 +113,7 @@ def test_what_passes(text):
     "text",
     [
         "PERMISSION_DENIED: nobody may delete my-500", "unrecognized arguments: --internal-ip", "INVALID_ARGUMENT: quota-project",
-        "Reauthentication failed.", "",
+        "Reauthentication failed.", "", DISABLED, NO_PROJECT, NO_LOGIN,
     ],
 )  # fmt: skip
 def test_what_does_not_pass(text):

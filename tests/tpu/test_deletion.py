@@ -85,8 +85,12 @@ def test_babysit_deletes_what_refuses_at_first(cloud):
 
 
 @pytest.mark.parametrize(
-    "complaint", ["503 UNAVAILABLE", "Reauthentication failed.", "gcloud crashed: Name or service not known"]
-)
+    "complaint",
+    [
+        "503 UNAVAILABLE", "Reauthentication failed.", "gcloud crashed (SSLError): EOF occurred in violation of protocol",
+        "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely", "what is this",
+    ],
+)  # fmt: skip
 @pytest.mark.parametrize(("life", "code"), [(["active", "exit 0"], 0), (["active"], 75)], ids=["done", "cut off"])
 def test_deletion_goes_on_until_it_is_gone(cloud, capsys, life, code, complaint):
     """At the end of the run, and at the end of the paid hours, for an hour and more after them."""
@@ -99,7 +103,7 @@ def test_deletion_goes_on_until_it_is_gone(cloud, capsys, life, code, complaint)
     assert ("log in again in another terminal: gcloud auth login" in said.err) == ("Reauth" in complaint)
 
 
-@pytest.mark.parametrize("complaint", ["PERMISSION_DENIED: no", "PERMISSION_DENIED: nobody may delete my-500", "what is this"])
+@pytest.mark.parametrize("complaint", ["PERMISSION_DENIED: no", "PERMISSION_DENIED: nobody may delete my-500"])
 def test_a_deletion_that_fails_is_said_loudly(cloud, capsys, complaint):
     cloud.play(["active", "exit 0"], delete=[complaint] * 9)
     assert cloud.run("babysit", *ONE) == 1
@@ -113,6 +117,20 @@ def test_a_lost_login_ends_what_is_deleted_by_hand(cloud):
     cloud.play(["active"], there=True, delete=["Reauthentication failed."] * 9)
     assert cloud.run("delete") == 1
     assert cloud.story == ["delete"]
+
+
+def test_what_is_deleted_by_hand_ends_at_a_word_that_nobody_knows(cloud, capsys):
+    cloud.play(["active"], there=True, delete=["what is this"] * 9)
+    assert cloud.run("delete") == 1
+    assert cloud.story == ["delete"] and "could not be deleted and may still cost: what is this" in capsys.readouterr().err
+
+
+def test_a_request_whose_operation_takes_long_was_made(cloud):
+    """gcloud waits half an hour for it; what it was told to make is made, and is watched and deleted."""
+    said = "Operation [op-1] has not finished in 1800 seconds. The operations may still be underway remotely"
+    cloud.play(["WAITING_FOR_RESOURCES", "active", "exit 0"], there=True, create=[said])
+    assert cloud.run("babysit", *ONE) == 0
+    assert cloud.story == [*MADE, "delete"]
 
 
 def test_paid_hours_that_end_while_a_run_is_brought_home(cloud, capsys):

@@ -28,6 +28,9 @@ def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
     assert states("b", "a", "c") == ["exit 0", "exit 1", "exit 2"]
 
 
+OFFER = "; if my-run is there it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
+
+
 @pytest.mark.parametrize(("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")])
 def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, what):
     """The one line names the reason, not that gcloud goes on; before it stands all that was said."""
@@ -35,7 +38,7 @@ def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, wha
     cloud.play(["active"], there=True, hosts=4, type="v6e-16", **errors)
     assert cloud.run("setup") == 1
     lines = capsys.readouterr().err.splitlines()
-    assert lines[-1] == f"error: cannot {what}: E: no space left"
+    assert lines[-1] == f"error: cannot {what}: E: no space left{OFFER}"
     assert lines[0].startswith("Using ") and lines[-4:-1] == [
         "warning: slow", "E: no space left", "##### Command execution on worker 3 failed with exit status 1. Continuing.",
     ]  # fmt: skip
@@ -44,4 +47,4 @@ def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, wha
 def test_what_is_one_line_is_said_once(cloud, capsys):
     cloud.play(["active"], there=True, hosts=4, type="v6e-16", setup=["E: no space left"])
     assert cloud.run("setup") == 1
-    assert capsys.readouterr().err == "error: cannot set the hosts up: E: no space left\n"
+    assert capsys.readouterr().err == f"error: cannot set the hosts up: E: no space left{OFFER}\n"

@@ -225,6 +225,13 @@ def test_help(capsys):
     assert stop.value.code == 0 and "--max-hours" in capsys.readouterr().out
 
 
+def test_a_log_that_breaks_off_is_not_followed_again_and_deletion_is_offered(cloud, capsys):
+    cloud.play(["deaf"], there=True)
+    assert cloud.run("logs", "--follow") == 1
+    assert len(cloud.calls) == 1 and cloud.slept == []
+    assert "delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
+
+
 def test_several_hosts_cannot_be_followed(cloud, capsys):
     cloud.play(["active"], there=True)
     assert cloud.run("logs", "--follow", "--worker", "all") == 2
