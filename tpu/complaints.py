@@ -8,7 +8,7 @@ PASSING = re.compile(
     r"UNAVAILABLE|INTERNAL\b|ABORTED|DEADLINE_EXCEEDED|\b50[0234]\b|timed? ?out|Connection (reset|refused|closed|aborted)|"
     r"RESOURCE_EXHAUSTED|quota|Network is unreachable|No route to host|Temporary failure in name resolution|"
     r"Name or service not known|nodename nor servname|Unable to find the server|Max retries exceeded|\[255\]|"
-    r"\bSSL|EOF occurred|\b429\b|Too Many Requests|has not finished in",
+    r"\bSSL|EOF occurred|\b429\b|Too Many Requests",
     re.IGNORECASE,
 )
 FINAL = re.compile("PERMISSION_DENIED|INVALID_ARGUMENT|unrecognized arguments")  # whatever else it says: a name may be my-500

@@ -184,7 +184,7 @@ class Slice:
             said = done.stderr
             if MISSING.search(said):
                 break
-            refused = bool(REFUSED.search(said))
+            refused = bool(REFUSED.search(said) or UNDERWAY.search(said))
             there = there or refused
             if not (refused or passes(said) or (self.ours and not FINAL.search(said))):
                 raise Stop(f"{self.name} could not be deleted and may still cost: {complaint(said)}; {self.how_to_delete()}", 1)

@@ -32,7 +32,7 @@ QUOTA = """ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUST
     service: tpu.googleapis.com
   reason: RATE_LIMIT_EXCEEDED
 """
-DISABLED = """ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: Cloud TPU API has not been used in project 1.
+DISABLED = """ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: Cloud TPU API has not been used in 1.
 Google developers console API activation
 https://console.developers.google.com/apis/api/tpu.googleapis.com/overview?project=123
 - '@type': type.googleapis.com/google.rpc.ErrorInfo
@@ -100,7 +100,6 @@ def test_at_length_means_forty_lines_of_more_than_one_that_matters():
     [
         "503 UNAVAILABLE", "gcloud timed out after 3600 s", "RESOURCE_EXHAUSTED: Quota exceeded",
         CRASHED, "gcloud crashed (SSLError): EOF occurred in violation of protocol (_ssl.c:2427)", "429 Too Many Requests",
-        "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely",
         "Unable to find the server at tpu.googleapis.com", "[Errno -2] Name or service not known",
         "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token", MANY,
     ],

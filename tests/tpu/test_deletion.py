@@ -128,7 +128,7 @@ def test_what_is_deleted_by_hand_ends_at_a_word_that_nobody_knows(cloud, capsys)
 def test_a_request_whose_operation_takes_long_was_made(cloud):
     """gcloud waits half an hour for it; what it was told to make is made, and is watched and deleted."""
     said = "Operation [op-1] has not finished in 1800 seconds. The operations may still be underway remotely"
-    cloud.play(["WAITING_FOR_RESOURCES", "active", "exit 0"], there=True, create=[said])
+    cloud.play(["WAITING_FOR_RESOURCES", "active", "exit 0"], create=[said])
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete"]
 
