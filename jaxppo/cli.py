@@ -1,6 +1,7 @@
 """The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
 
 import dataclasses
+import difflib
 import inspect
 import logging
 import os
@@ -21,15 +22,21 @@ from jaxppo.presets import ALGORITHMS, preset
 
 
 def script(
-    main: Callable[[Any], None], config: type, *, args: list[str] | None = None, alone: bool = False, about: str = ""
+    main: Callable[[Any], None],
+    config: type,
+    *,
+    args: list[str] | None = None,
+    alone: bool = False,
+    about: str = "",
+    prog: str = "",
 ) -> None:
     """Run `main(options)` with the options of the dataclass `config` from the command line; `about` stands above them in
-    --help, or else what the script says of itself.
+    --help, or else what the script says of itself, and `prog` is what is run.
 
     A RunError is one line on stderr and its exit code; a wrong option is one, too. A run joins its other processes first,
     if there are any, unless it is to be `alone`.
     """
-    options = parse(config, args=args, description=about or sys.modules[main.__module__].__doc__ or "")
+    options = parse(config, args=args, description=about or sys.modules[main.__module__].__doc__ or "", prog=prog)
     # The compiler's remarks about the machine are no news to the user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -265,6 +272,8 @@ def new_network(path: Path) -> ModelConfig:
     """The shape of the network that a task's settings make anew. Raises UserError where its size hangs on the data."""
     from jaxppo import tasks
 
+    if from_file(RunConfig, path).model_kind == "classifier":
+        raise UserError("a text classifier is no policy: there is nothing to plan")
     settings = from_file(tasks.TaskConfig, path)
     if settings.task == "speech":
         raise UserError("a network that hears is as large as its recordings: plan the config.json of the run's policy folder")
@@ -310,6 +319,10 @@ def main() -> None:
         asked_for_help = len(sys.argv) > 1 and sys.argv[1] in ("-h", "--help")
         lines = [f"  {verb:10} {(options.__doc__ or '').splitlines()[0]}" for verb, (_, options) in VERBS.items()]
         print("\n".join(["usage: jaxppo VERB ...   (jaxppo VERB --help tells more)", *lines]))
+        if len(sys.argv) > 1 and not asked_for_help:
+            near = difflib.get_close_matches(sys.argv[1], VERBS, n=1)
+            print(f"error: {sys.argv[1]!r} is no verb{f'; perhaps {near[0]}' if near else ''}", file=sys.stderr)
         raise SystemExit(0 if asked_for_help else 2)
     run, options = VERBS[sys.argv[1]]
-    script(run, options, args=sys.argv[2:], alone=True, about=inspect.cleandoc(options.__doc__ or ""))
+    about = inspect.cleandoc(options.__doc__ or "")
+    script(run, options, args=sys.argv[2:], alone=True, about=about, prog=f"jaxppo {sys.argv[1]}")

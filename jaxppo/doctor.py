@@ -19,7 +19,7 @@ from jaxppo.fetch import cache_folder
 
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")  # whose versions are shown
 ADDS = {  # what each extra of pyproject.toml is for
-    "demo": "SmolLM2 from its package, and the sentiment reward of the first example",
+    "demo": "SmolLM2 from its package, the sentiment reward of the first example, and chat formats",
     "tasks": "metrics of the tasks: BLEU, ROUGE, word errors, entities, profanity",
     "reasoning": "reasoning puzzles as prompts with rewards",
     "track": "--track tensorboard and wandb",

@@ -1,7 +1,8 @@
 """The loop around the compiled step: prompts in, metrics out, evaluations, checkpoints, and every reason to stop."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import jax
@@ -65,10 +66,10 @@ def run(
 
     with Stopping() as stopping:
         while done < config.steps:
-            batch = step.put(prompts.call(config, cursor))
+            with clock.fetching():
+                batch = step.put(prompts.call(config, cursor))
             rows = clock.settle()
             trace.before(done + 1, done + config.steps_per_call)
-            meter.saw(batch)
             state, metrics = step(state, batch)
             tell(rows, stopping)  # the last step's numbers are written while this one runs
             clock.watch(done + 1, metrics)
@@ -181,7 +182,7 @@ class Stopwatch:
 
     def __init__(self, config: RunConfig, meter: Meter):
         self.config, self.meter, self.flying = config, meter, None
-        self.recompiled, self.news = 0.0, False
+        self.recompiled, self.news, self.idle = 0.0, False, 0.0
         self.first, self.longest = True, 0.0  # seconds of a dispatch
         self.restart()
 
@@ -192,6 +193,14 @@ class Stopwatch:
     def watch(self, first_step: int, metrics: dict) -> None:
         self.flying = (first_step, metrics)
 
+    @contextlib.contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Around the making of the next batch: when the dispatch in flight ends before it is there, the devices wait for it."""
+        began = time.monotonic()
+        yield
+        late = self.flying is not None and all(x.is_ready() for x in jax.tree.leaves(self.flying[1]))
+        self.idle = time.monotonic() - began if late else 0.0
+
     def settle(self) -> list[dict[str, float]]:
         """One dict for each step of the dispatch in flight; none when nothing flies."""
         if self.flying is None:
@@ -199,7 +208,9 @@ class Stopwatch:
         first, metrics = self.flying
         metrics = jax.device_get(metrics)
         whole = time.monotonic() - self.started
-        seconds, spent = whole / self.config.steps_per_call, self.meter.numbers(whole, self.config.steps_per_call)
+        seconds = whole / self.config.steps_per_call
+        spent = self.meter.numbers(whole, self.config.steps_per_call, idle=self.idle)
+        self.idle = 0.0
         self.news, self.recompiled = spent["recompilations"] > self.recompiled, spent["recompilations"]
         # The first dispatch compiles, too.
         self.flying, self.longest, self.first = None, 0.0 if self.first else max(self.longest, whole), False
@@ -212,8 +223,9 @@ class Stopwatch:
         return rows
 
     def again(self) -> str:
-        """A line when the step was compiled once more for shapes that it had been compiled for."""
+        """A line when the step was compiled once more."""
         if not self.news:
             return ""
         self.news = False
-        return f"the step was compiled again ({self.recompiled:.0f} times so far), for shapes that it had been compiled for"
+        times = f"{self.recompiled:.0f} times so far"
+        return f"the step was compiled again ({times}): give every step batches of one shape, that lie on the devices alike"

@@ -19,8 +19,9 @@ ABOUT_FILES = (
 )
 
 
-def parse(config: type, *, args: list[str] | None = None, description: str = "") -> Any:
-    """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2."""
+def parse(config: type, *, args: list[str] | None = None, description: str = "", prog: str = "") -> Any:
+    """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2. `prog` is what is
+    run, in the help."""
     complaint = io.StringIO()
     given = sys.argv[1:] if args is None else list(args)
     try:
@@ -34,7 +35,7 @@ def parse(config: type, *, args: list[str] | None = None, description: str = "")
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
         with contextlib.redirect_stderr(complaint):
-            options = tyro.cli(config, args=given, description=as_written(description), **default)
+            options = tyro.cli(config, args=given, description=as_written(description), prog=prog or None, **default)
         beside = file and vars(options).get("config")  # `jaxppo plan` takes a run's record in another way, too
         if beside:
             raise UserError(f"two files of settings, {beside} and --config {file}; give one")

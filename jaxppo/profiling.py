@@ -1,10 +1,11 @@
 """What a run's time went to: seconds of compilation, productive share of the wall clock, use of the chip, and a trace of steps.
 
 The numbers stand in metrics.jsonl beside the step's own: `compile_seconds` (tracing and compiling, only where there was any),
-`recompilations` (of the step, beyond one for each shape of a batch: 0 unless something is wrong, such as arrays that lie on
-the devices otherwise than before), `goodput` (share of the time since the run began in this process that steps took, their
-compilation left out) and, on a chip whose peak is known, `mfu` (the operations that a step has by `costs.phases`, over what the
-chips could have done in its seconds at their peak in 16 bits, whatever --dtype; https://arxiv.org/abs/2204.02311, appendix B).
+`recompilations` (of the step, beyond its first: 0 unless something is wrong, such as a batch of another shape, or arrays that lie
+on the devices otherwise than before), `goodput` (share of the time since training began in this process that steps took: not
+their compilation, nor evaluations, nor what a save or a late batch made them wait) and, on a chip whose peak is known, `mfu`
+(the operations that a step has by `costs.phases`, over what the chips could have done in its seconds at their peak in 16 bits,
+whatever --dtype; https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import math
@@ -12,7 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh
@@ -57,7 +57,7 @@ class Meter:
 
     def __init__(self, step: CompiledStep, *, flops: float = 0.0, peak: float = 0.0, clock: Callable[[], float] = time.monotonic):
         self.step, self.flops, self.peak, self.clock = step, flops, peak, clock
-        self.began, self.productive, self.shapes = clock(), 0.0, set()
+        self.began, self.productive = clock(), 0.0
         self.traces = self.untraced = 0  # at the last dispatch; dispatches that compiled the step again without tracing it
         self.forget()
         jax.monitoring.register_event_duration_secs_listener(self.hear)
@@ -74,21 +74,17 @@ class Meter:
         """What was compiled until now was not the step."""
         self.tracing, self.compiling, self.heard = 0.0, 0.0, False
 
-    def saw(self, batch: Any) -> None:
-        """A batch is about to be used: another shape is another program."""
-        self.shapes.add(tuple(x.shape for x in jax.tree.leaves(batch)))
-
-    def numbers(self, seconds: float, steps: int) -> dict[str, float]:
-        """Of a dispatch of so many steps that took so many seconds, compilation included."""
+    def numbers(self, seconds: float, steps: int, *, idle: float = 0.0) -> dict[str, float]:
+        """Of a dispatch of so many steps that took so many seconds, compilation and the `idle` ones of the devices included."""
         compiled = self.tracing + self.compiling
         run = max(seconds - compiled, 0.0)
-        self.productive += run
+        self.productive += max(run - idle, 0.0)
         # The same shapes laid out otherwise: JAX compiles what it has traced already.
         self.untraced += self.heard and self.step.traces == self.traces
         self.traces = self.step.traces
         found = {
             "goodput": self.productive / max(self.clock() - self.began, 1e-9),
-            "recompilations": float(max(self.traces - len(self.shapes), 0) + self.untraced),
+            "recompilations": float(max(self.traces - 1, 0) + self.untraced),
         }
         if compiled:
             found["compile_seconds"] = compiled

@@ -1,5 +1,6 @@
 import importlib.util
 import io
+import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxppo import cli
-from jaxppo.config import RunConfig, UserError
+from jaxppo.config import RunConfig, UserError, to_dict
 from jaxppo.pretrained import Tokenizer
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -112,33 +113,51 @@ def test_the_command_lists_its_verbs(monkeypatch, capsys, argv, code):
         assert (options.__doc__ or "").splitlines()[0] in shown
 
 
+def test_a_text_classifier_is_not_planned(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(RunConfig(model="", model_kind="classifier"))))
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "plan", str(tmp_path / "config.json")])
+    assert code_of(cli.main) == 2
+    assert "a text classifier is no policy" in capsys.readouterr().err
+
+
+def test_a_verb_that_is_none_is_an_error_with_the_nearest(monkeypatch, capsys):
+    for verb, said in (("smaple", "error: 'smaple' is no verb; perhaps sample\n"), ("xyz", "error: 'xyz' is no verb\n")):
+        monkeypatch.setattr(sys, "argv", ["jaxppo", verb])
+        assert code_of(cli.main) == 2
+        assert capsys.readouterr().err == said
+
+
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_every_verbs_help_has_examples(verb, monkeypatch, capsys):
     """A line each, as they are typed."""
     monkeypatch.setattr(sys, "argv", ["jaxppo", verb, "--help"])
     assert code_of(cli.main) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"usage: jaxppo {verb} ")
     assert any(line.startswith(f"$ jaxppo {verb}") for line in lines)
     assert (cli.VERBS[verb][1].__doc__ or "").splitlines()[0].split(":")[0] in " ".join(lines)
 
 
 def test_help_answers_without_jax():
-    """In a process of its own: here JAX is loaded already. All verbs together take about a second there, most of it imports."""
+    """In a process of its own: here JAX is loaded already. Each verb, with the imports, is bound by a second of the processor."""
     code = (
         "import contextlib, io, sys, time\n"
         "from jaxppo import cli\n"
+        "worst, began = 0.0, time.process_time()\n"
         "for verb in cli.VERBS:\n"
+        "    start = time.process_time()\n"
         "    sys.argv = ['jaxppo', verb, '--help']\n"
         "    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()) as out:\n"
         "        cli.main()\n"
         "    assert '--help' in out.getvalue(), verb\n"
+        "    worst = max(worst, time.process_time() - start)\n"
         "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'matplotlib', 'numpy', 'huggingface_hub', 'packaging'}\n"
-        "print(sorted(heavy & set(sys.modules)), time.process_time())"
+        "print(sorted(heavy & set(sys.modules)), began + worst)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
     found, seconds = out.rsplit(" ", 1)
     assert found == "[]"
-    assert float(seconds) < 3  # of the processor; about 0.7
+    assert float(seconds) < 1  # of the processor; about 0.4
 
 
 def test_an_error_in_a_process_of_its_own(tmp_path):

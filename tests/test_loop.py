@@ -5,6 +5,7 @@ import os
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -199,7 +200,7 @@ def test_a_last_save_that_fails_is_an_error(world, monkeypatch):
 
 
 def test_slow_dispatches_are_warned_about_once(world, monkeypatch):
-    """Two clock readings a step; from one to the next go 20 s."""
+    """Clock readings of 20 s from one to the next: two of a batch (idle) and two of a step."""
     now = iter(range(0, 10_000, 20))
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     go(world, Step(), replace(CONFIG, eval_every=0))
@@ -213,10 +214,27 @@ def test_a_step_that_is_compiled_again_is_told_once(world):
     assert [text.split("(")[0] for text in world.log.said] == ["warning: the step was compiled again "]
 
 
+def test_the_devices_wait_for_a_batch_that_comes_after_their_step(monkeypatch):
+    """A batch of 5 s: the step that was in flight had ended, or had not."""
+    now = iter([0.0, 1.0, 6.0, 7.0, 7.0, 8.0, 15.0, 15.0])
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    found = []
+    numbers = lambda seconds, steps, idle: found.append((seconds, idle)) or {"recompilations": 0.0}
+    clock: Any = loop.Stopwatch(RUN, SimpleNamespace(numbers=numbers, forget=lambda: None))
+    for ready in (True, False):
+        metrics = {"length": SimpleNamespace(is_ready=lambda ready=ready: ready)}
+        clock.watch(1, metrics)
+        with clock.fetching():
+            pass
+        clock.flying = (1, {"length": jnp.float32(1)})
+        clock.settle()
+    assert found == [(7.0, 5.0), (8.0, 0.0)]
+
+
 def test_stopwatch_shares_the_time_among_the_steps_of_a_dispatch(monkeypatch):
     now = iter([10.0, 16.0, 16.0, 20.0, 20.0])
     monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    meter = SimpleNamespace(numbers=lambda seconds, steps: {"recompilations": 0.0}, forget=lambda: None)
+    meter = SimpleNamespace(numbers=lambda seconds, steps, idle: {"recompilations": 0.0}, forget=lambda: None)
     clock = loop.Stopwatch(replace(RUN, steps_per_call=3), meter)
     metrics = {"length": jnp.array([1.0, 2.0, 3.0])}
     clock.watch(7, metrics)

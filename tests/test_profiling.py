@@ -29,7 +29,6 @@ def meter():
 
 def test_numbers(meter):
     meter, now = meter
-    meter.saw({"x": np.zeros((2, 3))})
     meter.hear(profiling.TRACED, 0.5)  # a function within
     meter.hear(profiling.TRACED, 1.0)  # the step itself, the other among it
     for event, seconds in zip(profiling.COMPILED, (0.5, 2.5)):
@@ -43,12 +42,31 @@ def test_numbers(meter):
     assert meter.numbers(8.0, 2) == {"goodput": 0.6, "recompilations": 0.0, "mfu": 0.5}  # 12 of 20 s; 200 of 8 · 50 operations
 
 
-def test_another_shape_is_no_recompilation_and_the_same_is(meter):
+def test_seconds_that_devices_wait_for_a_batch_are_not_productive(meter):
+    """12 s, of which 9 went to the batch; the operations are over all of the 12."""
+    meter, now = meter
+    now.t = 22.0
+    found = meter.numbers(12.0, 3, idle=9.0)
+    assert found == {"goodput": 0.25, "recompilations": 0.0, "mfu": 0.5}  # 3 of 12 s; 300 of 12 x 50 operations
+
+
+def test_every_trace_after_the_first_is_a_recompilation(meter):
     meter, _ = meter
-    for shape, traces, want in (((2,), 1, 0), ((3,), 2, 0), ((2,), 2, 0), ((2,), 3, 1)):
-        meter.saw(np.zeros(shape))
+    for traces, want in ((1, 0), (2, 1), (2, 1), (5, 4)):
         meter.step.traces = traces
         assert meter.numbers(1.0, 1)["recompilations"] == want
+
+
+def test_a_batch_of_another_shape_compiles_the_step_again(meter):
+    step, state, prompts = step_of("jit")
+    meter, _ = meter
+    meter.step = step
+    found = []
+    for rows in (2, 2, 1, 2):
+        meter.forget()
+        state, _ = step(state, jax.tree.map(lambda x, rows=rows: x[:rows], prompts))
+        found += [meter.numbers(1.0, 1)["recompilations"]]
+    assert found == [0, 0, 1, 1]
 
 
 def test_jax_tells_what_it_compiles(meter):
@@ -60,17 +78,15 @@ def test_jax_tells_what_it_compiles(meter):
 
 
 def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
-    """Once a dispatch; not the first, not with a new shape, not another function's, and not outside of a dispatch."""
+    """Once a dispatch; not the first, not another function's, not outside of a dispatch, and not beside a trace."""
     meter, _ = meter
     theirs = [(profiling.BACKEND, "jit(traced)"), (profiling.BACKEND, "jit(traced)")]
     other = [(profiling.BACKEND, "jit(tanh)"), (profiling.COMPILED[0], "jit(traced)"), (profiling.TRACED, "traced")]
-    for shape, traces, heard, want in (
-        ((2,), 1, theirs, 0), ((2,), 1, other, 0), ((2,), 1, theirs, 1), ((2,), 1, [], 1),
-        ((3,), 2, theirs, 1), ((3,), 3, theirs, 2), ((3,), 3, theirs[1:], 3),
+    for traces, heard, want in (
+        (1, theirs, 0), (1, other, 0), (1, theirs, 1), (1, [], 1), (2, theirs, 2), (3, theirs, 3), (3, theirs[1:], 4),
     ):  # fmt: skip
         meter.hear(profiling.BACKEND, 1.0, fun_name="jit(traced)")
         meter.forget()  # as the loop does before a dispatch
-        meter.saw(np.zeros(shape))
         meter.step.traces = traces
         for event, name in heard:
             meter.hear(event, 1.0, fun_name=name)
@@ -99,7 +115,6 @@ def test_the_steps_own_compilation_is_known_by_its_name(mode):
     step, state, prompts = step_of(mode)
     meter = profiling.Meter(step)
     for want in (True, False):
-        meter.saw(prompts)
         state, metrics = step(state, prompts)
         jax.jit(lambda x: x * 2.5)(metrics["loss"])
         assert meter.heard == want
@@ -118,7 +133,6 @@ def test_the_same_shapes_elsewhere_are_compiled_again(meter):
         if place is not None:
             state, prompts = jax.device_put(state, place), jax.device_put(prompts, place)
         meter.forget()
-        meter.saw(prompts)
         state, _ = step(state, prompts)
         found += [meter.numbers(1.0, 1)["recompilations"]]
     assert found == [0, 0, 1, 1, 2] and step.traces == 1

@@ -6,6 +6,7 @@ imported and not run. This is the one file here that needs jaxppo; tpu.py calls 
 Exit code 2: the options are wrong; 3: the script takes no settings of a run.
 """
 
+import ast
 import importlib.util
 import json
 import sys
@@ -36,7 +37,15 @@ def main(out: str, script: str, *options: str) -> int:
         print(f"error: {script} defines no dataclass of settings that extends RunConfig", file=sys.stderr)
         return 3
     Path(out).write_text(json.dumps(to_dict(parse(kind, args=list(options))), indent=1) + "\n")
+    if supervised(Path(script).read_text(encoding="utf-8")):
+        print("note: its step generates nothing: the plan is that of a policy gradient with these settings, which needs more")
     return 0
+
+
+def supervised(source: str) -> bool:
+    """Whether a script trains an objective of `jaxppo.supervised`, and no policy gradient."""
+    names = {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return "supervised" in names and not names & {"algorithms", "stages"}
 
 
 if __name__ == "__main__":

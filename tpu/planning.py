@@ -47,6 +47,7 @@ def places() -> list[str]:
 def settings_problem(argv: list[str], script: str) -> str:
     """Why the settings cannot be known, or nothing. Raises Stop for options that the script would not take either."""
     done = run(argv)
+    print(done.stdout, end="", flush=True)
     said = last_line(done.stderr).removeprefix("error: ")
     if done.returncode == 2:
         raise Stop(f"{script} would not start: {said}")

@@ -74,7 +74,7 @@ class Tokenizer:
             from jinja2.exceptions import TemplateError
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError as error:
-            raise PretrainedError("chat templates need the package jinja2: pip install jinja2") from error
+            raise PretrainedError("chat templates need jinja2 (of the extra demo): pip install jinja2") from error
         # The template comes with the checkpoint: only the sandbox may run it.
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         names: dict[str, Any] = {"eos_token": self._token(self.eos_id), "bos_token": self._token(self.bos_id)}

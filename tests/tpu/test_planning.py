@@ -134,6 +134,15 @@ def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("pretrain", True), ("sft", True), ("reward_model", True), ("sentiment", False), ("translation", False)],
+)
+def test_a_step_that_generates_nothing_is_said_to_be_planned_as_one_that_does(tmp_path, name, said):
+    done, _ = settings_of(tmp_path, f"experiments/{name}.py")
+    assert (done.returncode, "its step generates nothing" in done.stdout) == (0, said)
+
+
 def test_options_that_the_script_would_not_take(cloud_on_path, capsys):
     """For real, through tpu.py: an answer costs nothing, an hour of a slice does."""
     cloud_on_path.play(["active"])
