@@ -23,7 +23,7 @@ LINES = follow_readme.commands(README)
 def test_the_parts_that_are_swapped_make_a_step(tmp_path):
     section = README.split("## Swap a part")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     toy = toys.llama()
     names = {
         "config": toys.SETTINGS,
