@@ -163,7 +163,7 @@ def room(folder: Path) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """What each extra adds, and which of its packages are missing."""
+    """What each extra adds, and which of its packages are missing or of another version."""
     from packaging.requirements import Requirement
 
     known = [Requirement(line).marker for line in declared("jaxppo")]
@@ -172,7 +172,12 @@ def extras() -> Iterator[Finding]:
         yield Finding("extras", "not known: jaxppo is not installed here")
     for extra in names:
         wanted = requirements("jaxppo", extra)
-        bad = [x.name for x in wanted if (found := version(x.name)) is None or not x.specifier.contains(found, prereleases=True)]
+        here = {x: version(x.name) for x in wanted}
+        bad = [
+            x.name if found is None else f"{x.name}{x.specifier} ({found} is here)"
+            for x, found in here.items()
+            if found is None or not x.specifier.contains(found, prereleases=True)
+        ]
         missing = ", ".join(dict.fromkeys(bad))
         state = f'missing {missing}: pip install -e ".[{extra}]"' if missing else "installed"
         yield Finding(f"extra {extra}", f"{ADDS.get(extra, 'more')}; {state}")

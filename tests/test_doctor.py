@@ -137,6 +137,12 @@ def test_every_extra_of_pyproject_is_explained(monkeypatch):
     assert "missing gguf" in found["extra demo"] and "missing gguf" in found["extra test"]  # test has demo in it
 
 
+def test_another_version_is_not_called_missing(monkeypatch):
+    monkeypatch.setattr(doctor, "declared", lambda package: ['x==2; extra == "more"', 'y>=1; extra == "more"'])
+    monkeypatch.setattr(doctor, "version", lambda name: "1.5")
+    assert texts(doctor.extras()) == {"extra more": 'more; missing x==2 (1.5 is here): pip install -e ".[more]"'}
+
+
 def test_requirements_of_extras_are_opened(monkeypatch):
     lines = {
         "jaxppo": [

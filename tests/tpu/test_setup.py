@@ -1,5 +1,6 @@
 """setup_vm.sh in a clean folder, with a HOME of its own; uv, sudo and apt are stand-ins that write down their calls."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -156,3 +157,25 @@ def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
     assert needed and set(needed) <= pins.keys() and "libtpu" in pins
     assert pins["libtpu"] in text  # the compiler that plans is the one that runs
     assert any(f"\njax=={pins['jax']}\n" in path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+
+
+@pytest.mark.slow
+def test_for_real(tmp_path):
+    """With uv itself, which it fetches, and the pinned packages; what it makes says what it has."""
+    found = subprocess.run(["bash", "-c", "command -v python3.12 && python3.12 -c 'import sys; print(sys.prefix)'"],
+                           capture_output=True, text=True)  # fmt: skip
+    if found.returncode:
+        pytest.skip("there is no Python 3.12")
+    prefix = found.stdout.splitlines()[-1]
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "jaxppo")], check=True)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "pages").write_text("always [madvise] never\n")
+    own = {"HOME": str(tmp_path / "home"), "PATH": f"{prefix}/bin:/usr/bin:/bin", "JAXPPO_PAGES": str(tmp_path / "pages")}
+    env = os.environ | own  # where packages come from, and whom to trust, is the machine's
+    argv = ["bash", "jaxppo/tpu/setup_vm.sh"]
+    done = [subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900) for _ in range(2)]
+    assert [x.returncode for x in done] == [0, 0], done[0].stderr
+    assert "set up: " in done[0].stdout and "set up already: " in done[1].stdout
+    check = [str(tmp_path / "jaxppo" / ".venv" / "bin" / "jaxppo"), "doctor"]
+    said = subprocess.run(check, env=env | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=120)
+    assert said.returncode == 0 and "all is well" in said.stdout and "JAX on Cloud TPUs; installed" in said.stdout
