@@ -22,7 +22,19 @@ import os
 import sys
 from pathlib import Path
 
-# As gcloud 528 prints it.
+# As gcloud 528 prints them.
+ADVICE = """Please run:
+
+  $ gcloud auth login
+
+to obtain new credentials.
+
+If you have already logged in with a different account, run:
+
+  $ gcloud config set account ACCOUNT
+
+to select an already authenticated account to use.
+"""
 MISSING = """ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource 'projects/p/locations/us-east5-b/\
 queuedResources/my-run' was not found. This command is authenticated as a@b.org which is the active account specified by the \
 [core/account] property

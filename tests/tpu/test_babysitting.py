@@ -5,6 +5,7 @@ import re
 import babysitting
 import basics
 import pytest
+from fake_gcloud import ADVICE
 
 POD = ["--type", "v6e-16", "--spot", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
 ONE = ["--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
@@ -169,20 +170,9 @@ def test_an_outage_of_the_interface_is_outlasted(cloud):
     assert cloud.story == [*MADE, "delete"]
 
 
-LOGGED_OUT = """ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem refreshing your current auth tokens: \
+LOGGED_OUT = f"""ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem refreshing your current auth tokens: \
 Reauthentication failed. cannot prompt during non-interactive execution.
-Please run:
-
-  $ gcloud auth login
-
-to obtain new credentials.
-
-If you have already logged in with a different account, run:
-
-  $ gcloud config set account ACCOUNT
-
-to select an already authenticated account to use.
-"""
+{ADVICE}"""
 READS = "RESOURCE_EXHAUSTED: Quota 'read requests' exceeded"
 BLIND = ["PERMISSION_DENIED: no", LOGGED_OUT, "UNAUTHENTICATED: no", "You do not currently have an active account selected."]
 

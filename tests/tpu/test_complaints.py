@@ -2,6 +2,7 @@
 
 import complaints
 import pytest
+from fake_gcloud import ADVICE
 
 MANY = """Using ssh batch size of 1. Attempting to SSH into 1 nodes with a total of 4 workers.
 SSH: Attempting to connect to worker 0...
@@ -53,19 +54,8 @@ Failed to find attribute [project]. The attribute can be set in the following wa
 - provide the argument `--project` on the command line
 - set the property `core/project`
 """
-NO_LOGIN = """ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not currently have an active account selected.
-Please run:
-
-  $ gcloud auth login
-
-to obtain new credentials.
-
-If you have already logged in with a different account, run:
-
-  $ gcloud config set account ACCOUNT
-
-to select an already authenticated account to use.
-"""
+NO_LOGIN = f"""ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not currently have an active account selected.
+{ADVICE}"""
 
 
 @pytest.mark.parametrize(
