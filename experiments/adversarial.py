@@ -122,7 +122,7 @@ class Game:
         turn = self.options.judge_steps
         judging = self.train_judge("discriminator", number * turn, self.policy_state(), turn=turn, seed=number)
         policy = self.copy(self.policy, reward=lora.merge(self.judging.frozen["base"], judging.params))
-        begun = (self.root / "policy" / "config.json").exists()
+        begun = tracking.begun(self.root / "policy")
         settings = dataclasses.replace(self.settings, steps=number * each, resume=begun)
         tracking.run_folder(self.root, "policy", resume=begun)
         parts = algorithms.make_parts(settings, learned.reward(self.judging.model))
@@ -181,7 +181,7 @@ class Game:
 
         from jaxppo import supervised, tracking, train
 
-        config = dataclasses.replace(self.against, name=name, steps=steps, resume=(self.root / name / "config.json").exists())
+        config = dataclasses.replace(self.against, name=name, steps=steps, resume=tracking.begun(self.root / name))
         real = [x.reference for x in self.examples.train]
         most = min(turn * config.batch_size // 2, len(real))  # half of the rows are sampled
         data, _ = self.labelled(random.Random(seed).sample(real, most), state, seed=seed)

@@ -146,7 +146,7 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
         "steps": steps, "epochs": 1, "minibatches": 1, "microbatches": 1, "group_size": 1, "oversample": 1,
         "filter_groups": False, "advantage": "gae", "loss": "clip", "reward_norm": "none", "num_tasks": 1, "optimizer": "adamw",
         "lr_schedule": "cosine", "lr_warmup": min(50, tenth), "eval_every": tenth, "save_every": tenth,
-        "resume": (place / "config.json").exists(),
+        "resume": tracking.begun(place),
     }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def optimise(
     """Policy optimisation from the baseline, and what both do on the test examples."""
     place = root / "policy"
     settings = dataclasses.replace(
-        options, name="policy", runs=str(root), model=str(tuned), tiny=False, resume=(place / "config.json").exists(),
+        options, name="policy", runs=str(root), model=str(tuned), tiny=False, resume=tracking.begun(place),
         **asked(options, task),
     )  # fmt: skip
     settings, policy = train.load_policy(settings)

@@ -60,6 +60,11 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     return folder
 
 
+def begun(folder: Path) -> bool:
+    """Whether there is a run in a folder; of several processes as the first one sees it, which may write there meanwhile."""
+    return bool(processes.from_main(int((folder / "config.json").exists())))
+
+
 def place_of(folder: Path) -> Path:
     """Where a run's config.json lies: the folder, or `policy` in that of a task's whole way. Raises UserError without one."""
     found = next((place for place in (folder, folder / "policy") if (place / "config.json").is_file()), None)

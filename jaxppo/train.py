@@ -212,10 +212,10 @@ def load_policy(config: C, *, dropout: float | None = None, reward: Params | Non
         # A policy with adapters shares the base, and its critic's adapters start as the judge's; one without has whole matrices.
         own = state.params if config.lora else lora.fold(lora.merge(policy.frozen["base"], state.params), alpha=judge.lora_alpha)
         reward = dict(own)
-    return assemble.load_policy(config, dropout=dropout, reward=reward, mesh=mesh_of(config))
+    return assemble.load_policy(config, dropout=dropout, reward=reward, mesh=mesh_asked_for(config))
 
 
-def mesh_of(config: RunConfig) -> Mesh | None:
+def mesh_asked_for(config: RunConfig) -> Mesh | None:
     """The mesh over which a run's step is to be cut, if it is."""
     return sharding.make_mesh(config.mesh) if parallel.over_mesh(config.parallel, config.mesh) else None
 
@@ -236,7 +236,7 @@ def _reward_run(config: RunConfig) -> tuple[RunConfig, Policy, TrainState]:
     folder = Path(config.reward_model)
     if not (folder / "config.json").exists():
         raise UserError(f"--reward-model {folder}: there is no run; give the folder of one of experiments/reward_model.py")
-    found = restore(folder, mesh=mesh_of(config))
+    found = restore(folder, mesh=mesh_asked_for(config))
     if "value" not in found[2].params:
         raise UserError(f"--reward-model {folder}: that run has learned no scores; train one with experiments/reward_model.py")
     return found

@@ -254,3 +254,13 @@ def test_what_a_run_has_found(tmp_path):
     assert record["result"] == {"accuracy": 0.5} and record["extra"] == [1] and record["versions"] == tracking.versions()
     assert record["minutes"] == 0.76  # 45.3 seconds, without the half-written line: .755
     assert record["config"]["seed"] == 3 and "runs" not in record["config"]
+
+
+def test_what_the_first_process_sees_is_begun(tmp_path, monkeypatch):
+    """Which may write the settings between its look and another's."""
+    assert not tracking.begun(tmp_path)
+    monkeypatch.setattr(tracking.processes, "from_main", lambda value: 0)
+    (tmp_path / "config.json").touch()
+    assert not tracking.begun(tmp_path)
+    monkeypatch.undo()
+    assert tracking.begun(tmp_path)

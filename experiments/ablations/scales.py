@@ -132,7 +132,7 @@ def one_review_run(config, arm: Arm, run) -> dict:
     place = root / own.name
     if (place / "numbers.json").exists():
         return json.loads((place / "numbers.json").read_text()) | {"minutes": tracking.minutes(place)}
-    own, policy = train.load_policy(replace(own, resume=(place / "config.json").exists()))
+    own, policy = train.load_policy(replace(own, resume=tracking.begun(place)))
     reviews, parts, opening = sentiment.load_prompts(own, policy)
     # one reward for all arms and seeds
     reward, policy.frozen["reward"], _ = sentiment.make_reward(replace(own, seed=0), policy, reviews, parts, root)
