@@ -79,7 +79,8 @@ def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
             row = {"line": line, "exit": done.returncode, "seconds": round(time.monotonic() - started), **when_and_what(clone)}
         found.append(row)
         print(f"{row['exit']:3} {row['seconds']:6} s  {line}", flush=True)
-        record.write_text(json.dumps(found, indent=1) + "\n")
+        later = [before[line] for line in lines[number + 1 :] if line in before]
+        record.write_text(json.dumps(found + later, indent=1) + "\n")
     return found
 
 

@@ -58,11 +58,15 @@ def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, mo
     follow = lambda: follow_readme.follow(lines, tmp_path / "clone", tmp_path / "home", tmp_path)
     assert [row["exit"] for row in follow()] == [0, 1, 0]
     assert (tmp_path / "followed" / "02.txt").read_text() == f"{tmp_path / 'home'}\n"
+    lines.insert(1, "cp ../followed.json seen")
+    assert [row["exit"] for row in follow()] == [0, 0, 1, 0]
+    seen = json.loads((tmp_path / "clone" / "seen").read_text())
+    assert [row["line"] for row in seen] == [line for line in lines if line[:2] != "cp"]  # what comes later is not forgotten
     (tmp_path / "clone" / "b").touch()
-    assert [row["exit"] for row in follow()] == [0, 0, 0]
+    assert [row["exit"] for row in follow()] == [0, 0, 0, 0]
     assert (tmp_path / "clone" / "a").read_text().count("\n") == 1  # the first was not run twice
     found = json.loads((tmp_path / "followed.json").read_text())
-    assert [row["line"] for row in found] == lines and found[1]["commit"] == "clone"
+    assert [row["line"] for row in found] == lines and found[2]["commit"] == "clone"
 
 
 def test_every_line_that_needs_no_cloud_was_followed_to_a_good_end():
