@@ -22,7 +22,8 @@ def set_up(slice_: Slice) -> None:
         pack(archive)
     slice_.packed = True
     must(slice_.copy(str(archive), f"{slice_.name}:{ARCHIVE}"), "copy the code")
-    unpack = f"mkdir -p jaxppo && tar -xzf {ARCHIVE} -C jaxppo"
+    # A module that is no longer there is not left behind; runs and the environment are.
+    unpack = f"mkdir -p jaxppo && rm -rf jaxppo/jaxppo && tar -xzf {ARCHIVE} -C jaxppo"
     must(slice_.ssh(f"{unpack} && JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh", show=True), "set the hosts up")
     slice_.ready = True
 

@@ -90,7 +90,7 @@ def test_setup_copies_the_code_and_the_secrets(cloud, tmp_path):
     tpu = "gcloud compute tpus tpu-vm"
     assert [shlex.join(call) for call in cloud.calls[-3:]] == [
         f"{tpu} scp --worker=all {cloud.cache}/jaxppo.tar.gz my-run:jaxppo.tar.gz {ZONE}",
-        f"{SSH} '--command=mkdir -p jaxppo && tar -xzf jaxppo.tar.gz -C jaxppo "
+        f"{SSH} '--command=mkdir -p jaxppo && rm -rf jaxppo/jaxppo && tar -xzf jaxppo.tar.gz -C jaxppo "
         f"&& JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh' {ZONE}",
         f"{tpu} scp --worker=all --scp-flag=-p {file} my-run:.jaxppo.env {ZONE}",
     ]
