@@ -85,9 +85,12 @@ EMPTY_ROWS = np.eye(ROWS, LENGTH, dtype=np.float32) * np.array([[1], [0], [1], [
 
 
 def same(found, expected, view=lambda a: a, leave_out=()):
+    """Where nothing varies, the gradient of whitening is z / sqrt(eps) = 10,000 z less as much: what is left is rounding."""
+    large = 5e-3 if expected["var"][0] == 0 else 2e-6  # 4 x 1e4 x 2^-23
+    atol = dict.fromkeys(found, 2e-6) | {"whiten": large, "reinforce_plus_plus": large}
     for name in set(found) - set(leave_out):
         for a, b in zip(found[name], expected[name], strict=True):
-            np.testing.assert_allclose(a, view(b) if b.ndim else b, rtol=2e-5, atol=2e-6, err_msg=name)
+            np.testing.assert_allclose(a, view(b) if b.ndim else b, rtol=2e-5, atol=atol[name], err_msg=name)
 
 
 # --- tokens

@@ -200,11 +200,12 @@ def test_three_classes_with_an_embedding_that_learns():
 
 
 def test_preferences_start_at_the_reference(llama):
-    """Policy and reference alike: −log σ(0) = .6931 for each pair, and nothing is preferred; then the better rows rise."""
+    """Policy and reference alike: −log σ(0) = .6931 for each pair, and nothing is preferred but by rounding (their two passes are
+    not compiled alike by every JAX); then the better rows rise."""
     objective = supervised.dpo(llama.model, SETTINGS, beta=1.0)
     step = parallel.compile_step(supervised.make_train_step(llama.model, objective, SETTINGS))
     state, metrics = step(fresh(llama.params, toys.copied(llama.params)), rows())
-    assert float(metrics["loss"]) == pytest.approx(0.69315, abs=1e-4) and float(metrics["accuracy"]) == 0
+    assert float(metrics["loss"]) == pytest.approx(0.69315, abs=1e-5) and abs(float(metrics["gap"])) < 1e-5
     for _ in range(10):
         state, metrics = step(state, rows())
     assert float(metrics["accuracy"]) == 1 and float(metrics["gap"]) > 0.5

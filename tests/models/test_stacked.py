@@ -41,7 +41,7 @@ def test_gradients_are_the_same(both, remat):
     prompts = toys.prompts()
     loss = lambda model: lambda params: jnp.sin(model.apply(params, prompts.tokens, prompts.mask)[0]).sum()
     want, got = jax.grad(loss(unrolled))(params), jax.grad(loss(scanned))(stacked)
-    toys.assert_close(models.unstack(got), want, atol=2e-4)
+    toys.assert_close(models.unstack(got), want, atol=2e-4, rtol=1e-5)  # the largest are -74: 3e-6 of one with JAX 0.12
 
 
 def test_decoding_with_a_cache_is_the_whole_pass(both):
