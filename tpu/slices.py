@@ -226,6 +226,9 @@ class Slice:
     def place(self) -> str:
         return f"--zone {self.zone}" + (f" --project {self.project}" if self.project else "")
 
+    def may_cost(self) -> str:
+        return f"if {self.name} is still there it costs: {self.how_to_delete()}"
+
     def how_to_delete(self) -> str:
         return f"delete it with: python3 tpu/tpu.py delete {self.name} {self.place}"
 

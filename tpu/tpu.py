@@ -192,9 +192,9 @@ def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, as
         try:
             return babysit(slice_, job, kind, care)
         except Stop as stop:
-            raise Stop(f"{stop}; if {options.name} is still there it costs: {slice_.how_to_delete()}", stop.code) from None
+            raise Stop(f"{stop}; {slice_.may_cost()}", stop.code) from None
         except Exception:  # a fault of ours: it is shown, and that the slice may be there
-            print(f"error: if {options.name} is still there it costs: {slice_.how_to_delete()}", file=sys.stderr)
+            print(f"error: {slice_.may_cost()}", file=sys.stderr)
             raise
     if (found := slice_.state()) != "ACTIVE":
         raise Stop(f"{options.name} is not ready ({found}); tpu.py create, wait and setup come first", code=1)
@@ -229,9 +229,8 @@ def main(args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time
         slice_ = Slice(options.name, options.zone, options.project, rehearsal, sleep=sleep, clock=clock)
         return perform(options, given[cut + 1 :], slice_, ask)
     except Stop as stop:
-        costs = slice_ and stop.code != 2 and "delete it with" not in str(stop)
-        hint = f"; if {options.name} is there it costs: {slice_.how_to_delete()}" if costs else ""
-        print(f"error: {stop}{hint}", file=sys.stderr)
+        told = not slice_ or stop.code == 2 or slice_.how_to_delete() in str(stop)
+        print(f"error: {stop}" if told else f"error: {stop}; {slice_.may_cost()}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         hint = f"; what is on the slice goes on, and costs; {slice_.how_to_delete()}" if slice_ else ""

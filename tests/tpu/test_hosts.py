@@ -28,7 +28,7 @@ def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
     assert states("b", "a", "c") == ["exit 0", "exit 1", "exit 2"]
 
 
-OFFER = "; if my-run is there it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
+OFFER = "; if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
 
 
 @pytest.mark.parametrize(("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")])
