@@ -17,7 +17,6 @@ from jaxppo import policy as policies
 from jaxppo.config import Config, ModelConfig, RunConfig, UserError
 from jaxppo.fetch import cache_folder
 from jaxppo.models import init_value, lora, make, stack, unstack, with_critic
-from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.types import Model, Params, TrainState
 
@@ -56,33 +55,6 @@ def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
     )
     separate = config.critic == "separate" and config.value_loss != "none"
     return (with_critic(model, model, width=shape.width) if separate else model), separate
-
-
-def load_policy(
-    config: C, *, reward: Params | None = None, dropout: float | None = None, mesh: Mesh | None = None
-) -> tuple[C, Policy]:
-    """The policy that the configuration names, and the configuration with the tokenizer's ids filled in.
-
-    `reward`: parameters of a reward model of the policy's shape, for `value_init` reward; without them that is a UserError.
-    `dropout`: in place of the checkpoint's own. `mesh`: over which the arrays are to lie (`sharding.place`), from the file
-    on, so that no device ever holds more than its own; without one they are on one device. Raises UserError for a `model_kind`
-    that is not the checkpoint's, and for a classifier (experiments/classify.py), which is no policy.
-
-    With adapters the checkpoint is the base, and the base alone is the reference. Without, every weight is trained and the
-    reference is a second copy.
-    """
-    if config.model_kind == "classifier":
-        raise UserError(f"{config.name} is a classifier of texts: it says which they are, and writes none")
-    if config.tiny:
-        return put_together(config, *tiny(config.seed, config.model_kind), reward=reward, mesh=mesh)
-    loaded = pretrained.load(config.model)
-    if config.model_kind not in ("transformer", loaded.config.kind):
-        raise UserError(
-            f"--model-kind {config.model_kind}: {config.model} is a {loaded.config.kind}; another kind is made anew, by "
-            "experiments/pretrain.py or by a task with --model ''"
-        )
-    shape = loaded.config if dropout is None else dataclasses.replace(loaded.config, dropout=dropout)
-    return put_together(config, shape, loaded.params, loaded.tokenizer, reward=reward, mesh=mesh)
 
 
 def put_together(

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import assemble, evaluation, ppo, sampler, sources, tasks, tracking, train
+from jaxppo import evaluation, ppo, sampler, sources, tasks, tracking, train
 from jaxppo.assemble import Policy
-from jaxppo.config import UserError, from_file
+from jaxppo.config import UserError
 from jaxppo.data.examples import Example
 from jaxppo.sampler import PromptSet, Sample
 from jaxppo.tasks import Task, TaskConfig
@@ -113,15 +113,6 @@ def samples(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[E
     return sampler.Sampler(config, policy, rows=64)(state, prompts, seed=seed)
 
 
-def restore(root: Path) -> tuple[TaskConfig, Policy, TrainState]:
-    """A policy as it was at its best checkpoint, from the folder of a task's whole way or of a single run; changes nothing."""
-    place = tracking.place_of(root)
-    options = from_file(TaskConfig, place / "config.json")
-    config, policy = assemble.load_policy(dataclasses.replace(options, value_init="zero"))
-    like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return config, policy, train.best(place, like)
-
-
 def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = "") -> dict[str, Any]:
     """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 % intervals by bootstrap over the examples;
     `outputs` has the responses. With `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1, 2, 4, ...
@@ -131,7 +122,7 @@ def held_out(root: Path, name: str, *, rows: int, samples: int = 0, data: str = 
 
     Raises UserError for a folder without a run, an unknown task, or pass@k where no response is simply right.
     """
-    config, policy, state = restore(root)
+    config, policy, state = train.restore(root, kind=TaskConfig)
     together = json.loads((tracking.place_of(root) / "config.json").read_text()).get("tasks", [])
     if together and name not in together:
         raise UserError(f"--task {name}: {root} has learned several tasks; measure one of them, {', '.join(together)}")

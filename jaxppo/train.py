@@ -5,18 +5,19 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxppo import (
-    assemble,
     chips,
     loop,
     memory,
     parallel,
     ppo,
+    pretrained,
     processes,
     profiling,
     replay,
@@ -26,11 +27,12 @@ from jaxppo import (
     trackers,
     tracking,
 )
-from jaxppo.assemble import C, Policy, make_model, use_compilation_cache
+from jaxppo.assemble import C, Policy, make_model, put_together, use_compilation_cache
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import Diverged, RunConfig, RunError, UserError, from_file, to_dict, validate, validate_run
 from jaxppo.lock import RunLock
 from jaxppo.models import lora
+from jaxppo.pretrained.tiny import tiny
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rewards import shaping
 from jaxppo.sampler import PromptSet, Sample, Sampler, encode, responses, start_of
@@ -192,27 +194,68 @@ def first_scores(config: RunConfig, policy: Policy, parts: Parts, prompts: Promp
     return jnp.concatenate(out)[: config.reward_reference]
 
 
-def restore(folder: Path, *, newest: bool = False, mesh: Mesh | None = None) -> tuple[RunConfig, Policy, TrainState]:
-    """A run as it was at its best checkpoint (`best`), or at its newest that is whole, from its folder alone; changes nothing
-    there. On one device, or over a mesh."""
-    stored = from_file(RunConfig, folder / "config.json")
-    checkpoints = Checkpoints(folder / "checkpoints", write=False)
+def restore(
+    folder: Path, *, kind: type[C] = RunConfig, newest: bool = False, mesh: Mesh | None = None
+) -> tuple[C, Policy, TrainState]:
+    """Load a run at its best checkpoint (`best`), or at the newest one, from its folder alone.
+
+    Args:
+      folder: of one run, or of a task's stages. Nothing is changed there.
+      kind: the class of settings that `config.json` is read as.
+      mesh: where arrays are placed; None is one device.
+    """
+    place = tracking.place_of(folder)
+    stored = from_file(kind, place / "config.json")
+    checkpoints = Checkpoints(place / "checkpoints", write=False)
     resume.check_weights(stored, checkpoints)
     # How the value head started no longer matters: the checkpoint has it.
-    config, policy = assemble.load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
+    config, policy = load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     return config, policy, checkpoints.restore(like, step=None if newest else checkpoints.chosen())
 
 
-def load_policy(config: C, *, dropout: float | None = None, reward: Params | None = None) -> tuple[C, Policy]:
-    """`assemble.load_policy` to train it: over the devices of --mesh, if the step is to be cut so; and with the parameters that
-    --value-init reward asks for from the run of --reward-model."""
+def load_policy(
+    config: C,
+    *,
+    dropout: float | None = None,
+    reward: Params | None = None,
+    mesh: Mesh | Literal["configured"] | None = "configured",
+) -> tuple[C, Policy]:
+    """The policy that the settings name, and the settings with the tokenizer's ids filled in.
+
+    With adapters the checkpoint is the base, and the base alone is the reference. Without, every
+    weight is trained and the reference is a second copy.
+
+    Args:
+      dropout: replaces the dropout rate of the checkpoint.
+      reward: parameters of a reward model of the policy's shape, for `value_init` reward. By
+        default those of the run `config.reward_model`.
+      mesh: the mesh over which arrays are placed (`sharding.place`) as they are read, so that no
+        device holds more than its share. None places them on one device.
+
+    Raises:
+      UserError: if `model_kind` is not the checkpoint's, or the checkpoint is a classifier.
+    """
+    if mesh == "configured":
+        mesh = mesh_asked_for(config)
     if reward is None and config.value_init == "reward" and config.value_loss != "none" and config.reward_model:
         judge, policy, state = _reward_run(config)
-        # A policy with adapters shares the base, and its critic's adapters start as the judge's; one without has whole matrices.
+        # A policy with adapters shares the base, and its critic's adapters start as the judge's.
+        # A policy without adapters has whole matrices.
         own = state.params if config.lora else lora.fold(lora.merge(policy.frozen["base"], state.params), alpha=judge.lora_alpha)
         reward = dict(own)
-    return assemble.load_policy(config, dropout=dropout, reward=reward, mesh=mesh_asked_for(config))
+    if config.model_kind == "classifier":
+        raise UserError(f"{config.name} is a classifier of texts: it says which they are, and writes none")
+    if config.tiny:
+        return put_together(config, *tiny(config.seed, config.model_kind), reward=reward, mesh=mesh)
+    loaded = pretrained.load(config.model)
+    if config.model_kind not in ("transformer", loaded.config.kind):
+        raise UserError(
+            f"--model-kind {config.model_kind}: {config.model} is a {loaded.config.kind}; another kind is made anew, by "
+            "experiments/pretrain.py or by a task with --model ''"
+        )
+    shape = loaded.config if dropout is None else dataclasses.replace(loaded.config, dropout=dropout)
+    return put_together(config, shape, loaded.params, loaded.tokenizer, reward=reward, mesh=mesh)
 
 
 def mesh_asked_for(config: RunConfig) -> Mesh | None:

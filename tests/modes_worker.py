@@ -9,7 +9,7 @@ import numpy as np
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
-from jaxppo import processes
+from jaxppo import processes, train
 
 CASES = {  # name -> (settings, mode, mesh, options of `run`)
     "pmap sgd, 4 microbatches, remat": ("sgd", "pmap", "", {"changes": {"microbatches": 4}, "remat": "block"}),
@@ -55,7 +55,7 @@ def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
     from jaxppo.checkpoint import Checkpoints
 
     config = replace(RUN, lora=0, value_init="normal")
-    config, policy = assemble.load_policy(config, mesh=sharding.make_mesh(mesh) if mesh else None)
+    config, policy = train.load_policy(config, mesh=sharding.make_mesh(mesh) if mesh else None)
     placed = lambda state: sharding.place(state, sharding.make_mesh(mesh)) if mesh else state
     begin = lambda: placed(ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0)))
     state = begin()

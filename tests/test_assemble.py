@@ -7,14 +7,14 @@ import pytest
 import toys
 from runs import RUN
 
-from jaxppo import assemble, models, ppo, pretrained
+from jaxppo import assemble, models, ppo, pretrained, train
 from jaxppo.config import UserError
 from jaxppo.models import lora
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return assemble.load_policy(RUN)
+    return train.load_policy(RUN)
 
 
 def test_with_adapters_the_base_is_the_reference(loaded):
@@ -27,7 +27,7 @@ def test_with_adapters_the_base_is_the_reference(loaded):
 
 
 def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
-    _, policy = assemble.load_policy(replace(RUN, lora=0))
+    _, policy = train.load_policy(replace(RUN, lora=0))
     reference = policy.frozen["reference"]
     trained = {path: leaf for path, leaf in assemble._leaves(policy.params)}
     for path, leaf in assemble._leaves(reference):
@@ -38,28 +38,28 @@ def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
 
 def test_scanned_layers_are_the_same_weights(loaded):
     """The base of a scanned policy is that of an unrolled one, stacked; adapters and critic are stacked too."""
-    _, policy = assemble.load_policy(replace(RUN, scan_layers=True))
+    _, policy = train.load_policy(replace(RUN, scan_layers=True))
     toys.assert_same(models.unstack(policy.frozen["base"]), loaded[1].frozen["base"])
     number = sum(name.startswith("layers_") for name in loaded[1].frozen["base"])
     assert all(x.shape[0] == number for x in jax.tree.leaves(policy.params["layers"]))
-    _, separate = assemble.load_policy(replace(RUN, scan_layers=True, lora=0, critic="separate"))
+    _, separate = train.load_policy(replace(RUN, scan_layers=True, lora=0, critic="separate"))
     assert "layers" in separate.params["critic"] and "layers_0" not in separate.params["critic"]
 
 
 def test_more_tokens_than_the_model_takes():
     with pytest.raises(UserError, match=r"200 \+ --response-length 100 = 300 tokens, but the model takes 256"):
-        assemble.load_policy(replace(RUN, prompt_length=200, response_length=100))
+        train.load_policy(replace(RUN, prompt_length=200, response_length=100))
 
 
 def test_an_unknown_model():
     with pytest.raises(UserError) as caught:
-        assemble.load_policy(replace(RUN, tiny=False, model="./no/such/folder"))
+        train.load_policy(replace(RUN, tiny=False, model="./no/such/folder"))
     assert isinstance(caught.value, pretrained.PretrainedError)
     assert "no/such/folder" in str(caught.value)
 
 
 def test_a_separate_critic_shares_the_base_under_adapters():
-    _, policy = assemble.load_policy(replace(RUN, critic="separate", value_init="normal"))
+    _, policy = train.load_policy(replace(RUN, critic="separate", value_init="normal"))
     base = policy.frozen["base"]
     place = lambda x: x["embed"]["embedding"].unsafe_buffer_pointer()
     assert place(base["critic"]) == place(base)  # one copy in memory
@@ -70,10 +70,10 @@ def test_a_separate_critic_shares_the_base_under_adapters():
 def test_a_value_head_from_a_reward_model():
     config = replace(RUN, value_init="reward")
     with pytest.raises(UserError, match="--value-init reward needs a --reward-model RUN"):
-        assemble.load_policy(config)
-    _, plain = assemble.load_policy(RUN)
+        train.load_policy(config)
+    _, plain = train.load_policy(RUN)
     model = {"value": jax.tree.map(lambda x: x + 3.0, plain.params["value"])}
-    _, policy = assemble.load_policy(config, reward=model)
+    _, policy = train.load_policy(config, reward=model)
     toys.assert_same(policy.params["value"], model["value"])
 
 
@@ -81,35 +81,35 @@ def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
     shape, weights, tokenizer = assemble.tiny(0)
     monkeypatch.setattr(assemble, "tiny", lambda seed, kind: (replace(shape, vocab_size=200), weights, tokenizer))
     with pytest.raises(UserError, match="the tokenizer has ids up to 256, but the model's vocabulary has 200; use its own"):
-        assemble.load_policy(RUN)
+        train.load_policy(RUN)
 
 
 def test_a_network_of_another_kind():
-    _, policy = assemble.load_policy(replace(RUN, model_kind="gru", lora=0))
+    _, policy = train.load_policy(replace(RUN, model_kind="gru", lora=0))
     assert policy.shape.kind == "gru" and "recurrent" in policy.params["body"]["layers_0"]
     with pytest.raises(UserError, match="a gru policy is trained whole: --lora 0"):
-        assemble.load_policy(replace(RUN, model_kind="gru"))
+        train.load_policy(replace(RUN, model_kind="gru"))
 
 
 def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
     """Another kind is refused, not passed over; the folder is written anew when the weights are others."""
-    config, policy = assemble.load_policy(replace(RUN, model_kind="gru", lora=0))
+    config, policy = train.load_policy(replace(RUN, model_kind="gru", lora=0))
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
     for change in (0.0, 1.0):
         moved = state.replace(params=jax.tree.map(lambda x, change=change: x + change, state.params))
         assemble.keep_model(config, policy, moved, tmp_path / "model")
     stored = replace(RUN, model=str(tmp_path / "model"), tiny=False, lora=0)
-    _, again = assemble.load_policy(stored, dropout=0.5)
+    _, again = train.load_policy(stored, dropout=0.5)
     assert again.shape == replace(policy.shape, dropout=0.5)
     toys.assert_close(again.params["embed"], moved.params["embed"], atol=1e-6)
     with pytest.raises(UserError, match="--model-kind lstm: .* is a gru; another kind is made anew"):
-        assemble.load_policy(replace(stored, model_kind="lstm"))
+        train.load_policy(replace(stored, model_kind="lstm"))
 
 
 def test_the_trained_network_as_a_checkpoint():
     """Adapters folded in, layers unrolled, no critic: the same logits, and what a plain model takes."""
     for changes in ({}, {"scan_layers": True}, {"lora": 0, "critic": "separate"}):
-        config, policy = assemble.load_policy(replace(RUN, **changes))
+        config, policy = train.load_policy(replace(RUN, **changes))
         params = jax.tree.map(lambda x: x + 0.01, policy.params)
         state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
         whole = assemble.language_model(config, policy, state)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from hostile import TEXTS, Read
 
-from jaxppo import assemble, cli, config, export, models, ppo, pretrained, sampler, tracking
+from jaxppo import assemble, cli, config, export, models, ppo, pretrained, sampler, tracking, train
 from jaxppo.checkpoint import Checkpoints
 from jaxppo.config import RunConfig, UserError
 from jaxppo.export import ExportOptions
@@ -75,7 +75,7 @@ def make_run(root: Path, shape=LLAMA, *, tokenizer: Tokenizer | None = None, sco
     place = root / "run"
     place.mkdir()
     c = dataclasses.replace(RUN, model=str(root / "start"), name="run", runs=str(root), **changes)
-    c, policy = assemble.load_policy(c)
+    c, policy = train.load_policy(c)
     state = ppo.init_state(c, policy.params, policy.frozen, jax.random.key(0))
     checkpoints = Checkpoints(place / "checkpoints", about={"config": HASH, "versions": {"jax": "9.9"}}, keep_every=1)
     for step, score in enumerate(scores, 1):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from runs import RUN
 
-from jaxppo import assemble, measure
+from jaxppo import measure, train
 from jaxppo.config import UserError
 from jaxppo.data.examples import Example
 from jaxppo.tasks import Task, TaskConfig
@@ -12,7 +12,7 @@ TASK = Task("", "", "exact", ("exact",), prompt="{prompt}=", response=" {referen
 
 @pytest.fixture(scope="module")
 def policy():
-    return assemble.load_policy(RUN)[1]
+    return train.load_policy(RUN)[1]
 
 
 def test_texts_and_arrays_of_examples():

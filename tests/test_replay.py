@@ -7,7 +7,7 @@ import toys
 from jax.experimental import checkify
 from runs import RUN, TEXTS
 
-from jaxppo import algorithms, assemble, checkpoint, ppo, replay, sampler
+from jaxppo import algorithms, checkpoint, ppo, replay, sampler, train
 from jaxppo.config import UserError
 
 pytestmark = pytest.mark.ci
@@ -30,7 +30,7 @@ def test_words_name_the_operation_and_the_line():
 @pytest.mark.slow
 def test_a_step_is_found_again_from_the_checkpoint_before_it(tmp_path):
     """Step 3 from the checkpoint of step 1. The key of step 3 is that of the run: the same rewards, the same NaN."""
-    config, policy = assemble.load_policy(replace(RUN, steps=4))
+    config, policy = train.load_policy(replace(RUN, steps=4))
     prompts = sampler.encode(TEXTS, policy.tokenizer, 4, too_long="last")
     reward = lambda params, rollout: ((rollout.response > 128).mean(1), rollout.finished | True)
     parts = algorithms.make_parts(config, reward)

@@ -7,14 +7,14 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import assemble, ppo, sampler
+from jaxppo import ppo, sampler, train
 from jaxppo.config import UserError
 from jaxppo.pretrained.tiny import byte_tokenizer
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return assemble.load_policy(RUN)
+    return train.load_policy(RUN)
 
 
 @pytest.fixture(scope="module")

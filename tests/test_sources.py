@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from runs import RUN
 
-from jaxppo import assemble, sources
+from jaxppo import sources, train
 from jaxppo.config import UserError
 from jaxppo.tasks import TaskConfig
 
@@ -22,7 +22,7 @@ def test_openings_are_cut_by_the_policys_tokenizer(monkeypatch):
     """The main job's split: no test prompt begins a sentence that was trained on."""
     from jaxppo.data import sentiment
 
-    _, policy = assemble.load_policy(RUN)
+    _, policy = train.load_policy(RUN)
     texts = [f"{chr(65 + i % 26)}{i:03d} is a good film." for i in range(100)]
     monkeypatch.setattr(sentiment, "load", lambda: sentiment.Reviews(texts, np.zeros(100, np.float32)))
     found = sources.load_examples(TaskConfig(task="sentiment"), policy.tokenizer)

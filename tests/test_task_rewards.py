@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from runs import RUN
 
-from jaxppo import assemble, task_rewards
+from jaxppo import task_rewards, train
 from jaxppo.config import UserError
 from jaxppo.tasks import TaskConfig
 from jaxppo.types import Rollout
@@ -44,7 +44,7 @@ def test_profanity_is_a_penalty(policy):
 
 @pytest.fixture(scope="module")
 def policy():
-    return assemble.load_policy(RUN)[1]
+    return train.load_policy(RUN)[1]
 
 
 def rollout(policy, response: str, reference: str) -> Rollout:

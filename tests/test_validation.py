@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from runs import RUN, TEXTS
 
-from jaxppo import assemble, ppo, supervised, validation
+from jaxppo import ppo, supervised, train, validation
 from jaxppo.data import rows
 
 
 def test_means_over_all_rows():
     """7 texts in batches of 4 and 3: the mean is that of all tokens, not of the two batches."""
-    config, policy = assemble.load_policy(replace(RUN, lora=0))
+    config, policy = train.load_policy(replace(RUN, lora=0))
     texts = rows.documents(TEXTS, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id)
     objective = supervised.language_model(policy.model, config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
@@ -23,7 +23,7 @@ def test_means_over_all_rows():
 
 
 def test_pairs_have_an_accuracy():
-    config, policy = assemble.load_policy(replace(RUN, lora=0))
+    config, policy = train.load_policy(replace(RUN, lora=0))
     pairs = rows.preferences([("a", "b", "c")] * 3, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
     found = validation.held_out(config, policy, supervised.bradley_terry(policy.model), pairs)(state)
