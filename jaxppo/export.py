@@ -9,17 +9,16 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
 from jaxppo.config import HIDDEN, RunConfig
 
-if TYPE_CHECKING:
-    from jaxppo.assemble import Policy
-    from jaxppo.pages import Block
-    from jaxppo.records import Run
-    from jaxppo.types import TrainState
+from jaxppo.assemble import Policy
+from jaxppo.pages import Block
+from jaxppo.records import Run
+from jaxppo.types import TrainState
 
 # Tokens of well-known services, should one have come into a command or a setting in spite of all care.
 TOKENS = re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[abp]|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,}")
@@ -68,10 +67,10 @@ class PushOptions:
 class Exported(NamedTuple):
     """A checkpoint of a run, and what is known of it."""
 
-    record: "Run"
+    record: Run
     config: RunConfig
-    policy: "Policy"
-    state: "TrainState"
+    policy: Policy
+    state: TrainState
     which: str  # checkpoint, in words
     fingerprint: str  # of the settings, as the checkpoint's seal has it
 
@@ -190,7 +189,7 @@ def card(found: Exported, options: ExportOptions) -> str:
     return words.front_matter(base, adapter=options.adapter, licence=licence) + pages.markdown(record.name, blocks)
 
 
-def evaluated(record: "Run") -> list["Block"]:
+def evaluated(record: Run) -> list[Block]:
     """The numbers of `jaxppo eval`, where it has been run on the run; a damaged file has none."""
     from jaxppo.pages import Table, Text
 
@@ -207,7 +206,7 @@ def evaluated(record: "Run") -> list["Block"]:
     )
 
 
-def without_secrets(record: "Run") -> "Run":
+def without_secrets(record: Run) -> Run:
     """The record once more without what looks like a secret: the run's files may have been written to by hand."""
     from jaxppo import tracking
 

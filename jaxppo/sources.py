@@ -3,28 +3,26 @@
 import itertools
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from jaxppo.config import UserError
 from jaxppo.tasks import TaskConfig, task_of
 
-if TYPE_CHECKING:
-    from jaxppo.data.examples import Examples
-    from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.data.examples import Examples
+from jaxppo.pretrained.tokenizer import Tokenizer
 
-Source = Callable[[TaskConfig, "Tokenizer | None"], "Examples"]
+Source = Callable[[TaskConfig, Tokenizer | None], Examples]
 
 
 def _module(name: str) -> Source:
-    def load(options: TaskConfig, tokenizer: "Tokenizer | None"):
+    def load(options: TaskConfig, tokenizer: Tokenizer | None):
         import importlib
 
-        return importlib.import_module(f"jaxppo.data.{name}").load()
+        return importlib.import_module(f"jaxppo.tasks.datasets.{name}").load()
 
     return load
 
 
-def _reviews(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _reviews(options: TaskConfig, tokenizer: Tokenizer | None):
     """Sentences that people rated beyond ±.5, each with its side in a word."""
     from jaxppo.data import examples, sentiment
 
@@ -33,7 +31,7 @@ def _reviews(options: TaskConfig, tokenizer: "Tokenizer | None"):
     return examples.split([examples.Example(text, "good" if rating > 0 else "bad") for text, rating in clear])
 
 
-def _openings(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _openings(options: TaskConfig, tokenizer: Tokenizer | None):
     """The first tokens of a review and its rest, in the main job's own split: its test prompts are none that it learned from."""
     from jaxppo.data import examples, sentiment
 
@@ -48,7 +46,7 @@ def _openings(options: TaskConfig, tokenizer: "Tokenizer | None"):
     return examples.Examples(*([put(texts[i]) for i in part] for part in sentiment.split_by_opening(texts, tokenizer.encode)))
 
 
-def _translation(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _translation(options: TaskConfig, tokenizer: Tokenizer | None):
     """Sentences of at most eight words on both sides: a small network learns those first."""
     from jaxppo.data import translation
 
@@ -56,7 +54,7 @@ def _translation(options: TaskConfig, tokenizer: "Tokenizer | None"):
     return type(found := translation.load())(*([x for x in part if short(x)] for part in found))
 
 
-def _entities(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _entities(options: TaskConfig, tokenizer: Tokenizer | None):
     """The entities of a tweet written out: to a small model a row of tags is first of all a matter of counting words. Three of
     five tweets have none: to train on there are as many without as with."""
     from jaxppo.data import entities, examples
@@ -67,7 +65,7 @@ def _entities(options: TaskConfig, tokenizer: "Tokenizer | None"):
     return examples.Examples([x for x in train if x.reference != "none" or next(spare, None) is not None], *others)
 
 
-def _summaries(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _summaries(options: TaskConfig, tokenizer: Tokenizer | None):
     """At most 80 words of each abstract, in whole sentences: the first ones, or the last where the outcome is asked for."""
     from jaxppo.data import summaries
 
@@ -88,13 +86,13 @@ def some_sentences(text: str, words: int, *, last: bool = False) -> str:
     return " ".join(sentences[-number:] if last else sentences[:number])
 
 
-def _reasoning(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _reasoning(options: TaskConfig, tokenizer: Tokenizer | None):
     from jaxppo.data import reasoning
 
     return reasoning.load(task_of(options).source.partition(":")[2], size=200 if options.tiny else 20_000)
 
 
-def _speech(options: TaskConfig, tokenizer: "Tokenizer | None"):
+def _speech(options: TaskConfig, tokenizer: Tokenizer | None):
     """Recordings as `context`: features of a fixed number of frames, and how many of them are real."""
     from jaxppo.data import examples, speech
 
@@ -122,7 +120,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
-def load_examples(options: TaskConfig, tokenizer: "Tokenizer | None" = None) -> "Examples":
+def load_examples(options: TaskConfig, tokenizer: Tokenizer | None = None) -> Examples:
     """The examples of a task, or those of `options.data`; some are cut by a policy's tokenizer. Raises UserError for a task or
     a file that is not there."""
     from jaxppo.data import examples

@@ -1,45 +1,44 @@
 """The rewards of the tasks, by name: metrics in the program, judges of decoded text on the host."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from jaxppo.config import UserError
 from jaxppo.tasks import TaskConfig, task_of
 
-if TYPE_CHECKING:
-    from jaxppo.assemble import Policy
-    from jaxppo.types import RewardFn
+from jaxppo.assemble import Policy
+from jaxppo.types import RewardFn
 
 
 class Reward(NamedTuple):
     """A reward and the parameters that it is called with."""
 
-    fn: "RewardFn"
+    fn: RewardFn
     params: Any = None
 
 
-def _on_tokens(name: str) -> Callable[[TaskConfig, "Policy"], Reward]:
+def _on_tokens(name: str) -> Callable[[TaskConfig, Policy], Reward]:
     """A metric of `rewards.metrics` on token ids, in the program."""
 
-    def make(options: TaskConfig, policy: "Policy") -> Reward:
-        from jaxppo.rewards import metrics
+    def make(options: TaskConfig, policy: Policy) -> Reward:
+        from jaxppo.rewards import metrics as token_metrics
 
-        table: dict[str, metrics.Metric] = {
-            "bleu": metrics.bleu,
-            "rouge_l": metrics.rouge_l,
-            "token_f1": metrics.token_f1,
-            "exact": metrics.exact_match,
-            "edit": lambda found, wanted: -metrics.error_rate(found, wanted),
+        table: dict[str, token_metrics.Metric] = {
+            "bleu": token_metrics.bleu,
+            "rouge_l": token_metrics.rouge_l,
+            "token_f1": token_metrics.token_f1,
+            "exact": token_metrics.exact_match,
+            "edit": lambda found, wanted: -token_metrics.error_rate(found, wanted),
         }
-        return Reward(metrics.reward(table[name], eos=policy.tokenizer.eos_id), {})
+        return Reward(token_metrics.reward(table[name], eos=policy.tokenizer.eos_id), {})
 
     return make
 
 
-def _on_text(judge: Callable[[], Callable[[str, str], float]]) -> Callable[[TaskConfig, "Policy"], Reward]:
+def _on_text(judge: Callable[[], Callable[[str, str], float]]) -> Callable[[TaskConfig, Policy], Reward]:
     """A judge of decoded response and reference, on the host; space around them does not count."""
 
-    def make(options: TaskConfig, policy: "Policy") -> Reward:
+    def make(options: TaskConfig, policy: Policy) -> Reward:
         from jaxppo.rewards import on_host
 
         score = judge()
@@ -88,7 +87,7 @@ def _gain(reached: float) -> Callable[[float, float], float]:
     return lambda common, both: common - reached * both
 
 
-def _trained(options: TaskConfig, policy: "Policy") -> Reward:
+def _trained(options: TaskConfig, policy: Policy) -> Reward:
     """A reward model's score, in the program."""
     from jaxppo import train
     from jaxppo.rewards import learned
@@ -97,7 +96,7 @@ def _trained(options: TaskConfig, policy: "Policy") -> Reward:
     return Reward(learned.reward(model), params)
 
 
-def _fluency(options: TaskConfig, policy: "Policy") -> Reward:
+def _fluency(options: TaskConfig, policy: Policy) -> Reward:
     """Minus the log perplexity of the response for the policy as it was when the run began, in the program; at worst -10."""
     from jaxppo.rewards import perplexity
     from jaxppo.rollout import reference_params
@@ -121,7 +120,7 @@ def _vader() -> Callable[[str, str], float]:
     return lambda response, reference: judge(response)
 
 
-REWARDS: dict[str, Callable[[TaskConfig, "Policy"], Reward]] = {
+REWARDS: dict[str, Callable[[TaskConfig, Policy], Reward]] = {
     **{name: _on_tokens(name) for name in ("bleu", "rouge_l", "token_f1", "exact", "edit")},
     "text_bleu": _on_text(_text("sentence_bleu")),
     "text_chrf": _on_text(_text("chrf")),
@@ -147,6 +146,6 @@ def name_of(options: TaskConfig) -> str:
     return name
 
 
-def make_reward(options: TaskConfig, policy: "Policy") -> Reward:
+def make_reward(options: TaskConfig, policy: Policy) -> Reward:
     """The reward that the options name, or the task's own. Raises UserError for a name that is not in the table."""
     return REWARDS[name_of(options)](options, policy)

@@ -6,12 +6,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from jaxppo.config import ModelConfig, RunConfig, UserError, network
 
-if TYPE_CHECKING:
-    from jaxppo.data.examples import Example
+from jaxppo.data.examples import Example
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def one_of_many(task: Task) -> Task:
     return task._replace(prompt="{prompt}", response="{reference}")
 
 
-def put(task: Task, example: "Example") -> str:
+def put(task: Task, example: Example) -> str:
     """An example as the task's prompt. Raises UserError for one without what the prompt names beside it."""
     try:
         return task.prompt.format(prompt=example.prompt, **words(example))
@@ -161,6 +160,6 @@ def mixed(groups: "Sequence[list[Example]]", weights: Sequence[float] = (), *, s
     return [chosen[i] for i in rng.permutation(len(chosen))]
 
 
-def words(example: "Example") -> dict[str, str]:
+def words(example: Example) -> dict[str, str]:
     """What of an example's `extra` may stand in a prompt."""
     return {name: x for name, x in example.extra.items() if isinstance(x, str)}

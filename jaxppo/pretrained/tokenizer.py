@@ -2,12 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsInt
+from typing import Any, SupportsInt
 
 from jaxppo.pretrained.errors import PretrainedError
 
-if TYPE_CHECKING:
-    import tokenizers
+import tokenizers
 
 FILE = "tokenizer.json"
 
@@ -17,7 +16,7 @@ class Tokenizer:
 
     def __init__(
         self,
-        backend: "tokenizers.Tokenizer",
+        backend: tokenizers.Tokenizer,
         *,
         eos_id: int | None,
         bos_id: int | None = None,
