@@ -17,8 +17,17 @@ Expected   Test accuracy, three training seeds, mean +- standard error: .807 +- 
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxppo import cli
-from jaxppo.config import RunConfig, UserError
+from jaxppo import cli, config, supervised, train
+from jaxppo.config import RunConfig
+from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.errors import UserError
+from jaxppo.models import shapes, text_classifier
+from jaxppo.parallel import processes
+from jaxppo.pretrained import vocabulary
+from jaxppo.rewards import classifier
+from jaxppo.run import checkpoint, files, validation
+from jaxppo.run.load import Policy, use_compilation_cache
+from jaxppo.run.load import best as best_state
 
 
 @dataclass(frozen=True)
@@ -61,7 +70,6 @@ class Classify(RunConfig):
 
 def load(options: Classify) -> tuple[list[str], list, list[str]]:
     """(texts without copies, their ratings or the numbers of their classes, the classes' names: none for ratings)."""
-    from jaxppo.data import jsonl, rows, sentiment
 
     if options.data is None:
         reviews = sentiment.load()
@@ -70,11 +78,18 @@ def load(options: Classify) -> tuple[list[str], list, list[str]]:
         found = list(jsonl.read(options.data, strings=("text",)))
         for number, row in found:
             if not isinstance(row.get("label"), str | int):
-                raise UserError(f'{options.data}, line {number}: "label" must be a string or an integer')
+                raise UserError(
+                    f'{options.data}, line {number}: "label" must be a string or an integer'
+                )
         names = sorted({str(row["label"]) for _, row in found})
         if len(names) < 2:
-            raise UserError(f"{options.data} has one label alone, {names[0]!r}: there is nothing to tell apart")
-        texts, labels = [row["text"] for _, row in found], [names.index(str(row["label"])) for _, row in found]
+            raise UserError(
+                f"{options.data} has one label alone, {names[0]!r}: there is nothing to tell apart"
+            )
+        texts, labels = (
+            [row["text"] for _, row in found],
+            [names.index(str(row["label"])) for _, row in found],
+        )
     kept = rows.deduplicated(texts)
     return [texts[i] for i in kept], [labels[i] for i in kept], names
 
@@ -84,19 +99,24 @@ def network(options: Classify, tokenizer, classes: int):
     import jax
     import jax.numpy as jnp
 
-    from jaxppo import assemble, config
-    from jaxppo.pretrained import vocabulary
-    from jaxppo.rewards import classifier
-
-    net = classifier.Classifier(options.features, dropout=options.dropout, layers=options.layers, classes=classes)
+    net = text_classifier.Classifier(
+        options.features, dropout=options.dropout, layers=options.layers, classes=classes
+    )
     model = classifier.as_model(net, vocab_size=tokenizer.vocab_size, width=options.width)
     params = dict(model.init(jax.random.key(options.seed)))
     if options.vectors is not None:
-        embedding, found = vocabulary.vectors(options.vectors, tokenizer, options.width, seed=options.seed)
+        embedding, found = vocabulary.vectors(
+            options.vectors, tokenizer, options.width, seed=options.seed
+        )
         print(f"word vectors: {found} of {tokenizer.vocab_size} words")
         params["embedding"] = jnp.asarray(embedding)
-    shape = config.network("classifier", vocab_size=tokenizer.vocab_size, width=options.width, max_length=options.length)
-    return net, assemble.Policy(model, params, {"base": {}, "reference": {}, "reward": {}}, tokenizer, shape)
+    shape = shapes.network(
+        "classifier",
+        vocab_size=tokenizer.vocab_size,
+        width=options.width,
+        max_length=options.length,
+    )
+    return net, Policy(model, params, {"base": {}, "reference": {}, "reward": {}}, tokenizer, shape)
 
 
 def main(options: Classify) -> None:
@@ -105,40 +125,64 @@ def main(options: Classify) -> None:
     import jax
     import numpy as np
 
-    from jaxppo import checkpoint, config, processes, supervised, tracking, train, validation
-    from jaxppo.data import rows
-    from jaxppo.pretrained import vocabulary
-
     config.validate_run(options)
-    train.use_compilation_cache()
-    options = dataclasses.replace(options, features=8, width=8, batch_size=8) if options.tiny else options
+    use_compilation_cache()
+    options = (
+        dataclasses.replace(options, features=8, width=8, batch_size=8) if options.tiny else options
+    )
     texts, labels, names = load(options)
     rest, test = rows.held_out(texts, 0.1)
-    training, held_out = ([rest[i] for i in part] for part in rows.held_out([texts[i] for i in rest], 0.1, seed=1))
+    training, held_out = (
+        [rest[i] for i in part] for part in rows.held_out([texts[i] for i in rest], 0.1, seed=1)
+    )
     if len(training) < options.batch_size:
-        raise UserError(f"{len(training)} texts to learn from are too few for --batch-size {options.batch_size}")
+        raise UserError(
+            f"{len(training)} texts to learn from are too few for --batch-size {options.batch_size}"
+        )
     # Of ratings, the net learns the probability sigmoid(rating), and is asked where people were clear.
-    targets = np.asarray(labels, np.float32) if names else 1 / (1 + np.exp(-np.asarray(labels, np.float32)))
-    held_out, test = ([i for i in part if names or abs(labels[i]) > 0.5] for part in (held_out, test))
+    targets = (
+        np.asarray(labels, np.float32)
+        if names
+        else 1 / (1 + np.exp(-np.asarray(labels, np.float32)))
+    )
+    held_out, test = (
+        [i for i in part if names or abs(labels[i]) > 0.5] for part in (held_out, test)
+    )
     tokenizer = vocabulary.words([texts[i] for i in training], options.max_vocab)
     net, policy = network(options, tokenizer, len(names) or 1)
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     objective = supervised.classes(net)
-    chosen = lambda part: ([texts[i] for i in part], targets[part], tokenizer.encode, options.length)
-    noisy = rows.Noisy(*chosen(training), eos=tokenizer.eos_id, drop=options.drop, swap=options.swap)
+    chosen = lambda part: (
+        [texts[i] for i in part],
+        targets[part],
+        tokenizer.encode,
+        options.length,
+    )
+    noisy = rows.Noisy(
+        *chosen(training), eos=tokenizer.eos_id, drop=options.drop, swap=options.swap
+    )
     read = lambda part: rows.labelled(*chosen(part), eos=tokenizer.eos_id)
-    judge = lambda part: validation.held_out(options, policy, objective, read(part))
-    print(f"{len(training)} texts to learn from, {len(held_out)} for validation, {len(test)} for the test")
+    judge = lambda part: validation.validate_objective(options, policy, objective, read(part))
+    print(
+        f"{len(training)} texts to learn from, {len(held_out)} for validation, {len(test)} for the test"
+    )
     evaluate = judge(held_out)
-    best = train.best(folder, train.fit(options, policy, objective, noisy, folder=folder, evaluate=evaluate))
+    best = best_state(
+        folder, train.fit(options, policy, objective, noisy, folder=folder, evaluate=evaluate)
+    )
     right, validated = judge(test)(best)["accuracy"], evaluate(best)["accuracy"]
-    result = {"test_accuracy": right, "validation_accuracy": validated, "step": int(best.step), "labels": names}
+    result = {
+        "test_accuracy": right,
+        "validation_accuracy": validated,
+        "step": int(best.step),
+        "labels": names,
+    }
     result["test_texts"] = len(test)
-    params = processes.here(best.params)
+    params = processes.to_host(best.params)
     if processes.is_main():
         checkpoint.save_once(folder / "best", jax.device_get(params))
         tokenizer.save(folder)
-    tracking.keep_result(folder, options, result, results=options.results, kind="classify")
+    files.keep_result(folder, options, result, results=options.results, kind="classify")
     print(
         f"test accuracy {right:.3f} with the weights of step {int(best.step)} (validation {validated:.3f}); written to {folder}"
     )

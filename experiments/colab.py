@@ -54,7 +54,9 @@ if ON_COLAB:
     from importlib.metadata import version
 
     if tuple(int(part) for part in version("jax").split(".")[:2]) < (0, 10):
-        raise SystemExit(f"JAX is {version('jax')} here, and jaxppo needs 0.10: Runtime, Change runtime type, the newest version")
+        raise SystemExit(
+            f"JAX is {version('jax')} here, and jaxppo needs 0.10: Runtime, Change runtime type, the newest version"
+        )
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
     Path("kept.txt").write_text("\n".join(kept))
     command = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", "-e", "jaxppo[demo]"]
@@ -74,10 +76,12 @@ for folder in (root, root / "experiments"):
 # %%
 import jax
 
-from jaxppo import chips
+from jaxppo.costs import chips
 
 backend, kind = jax.default_backend(), jax.devices()[0].device_kind
-machine = chips.KINDS.get(kind) or next((name.lower() for name in chips.GPUS if name in kind), backend)
+machine = chips.KINDS.get(kind) or next(
+    (name.lower() for name in chips.GPUS if name in kind), backend
+)
 print(f"JAX {jax.__version__} on {len(jax.devices())} x {kind} ({machine})")
 if backend == "cpu" and ON_COLAB:
     print(
@@ -97,7 +101,7 @@ if backend == "cpu" and ON_COLAB:
 # %%
 import sentiment
 
-from jaxppo.config import RunError
+from jaxppo.errors import RunError
 
 SIZES = {"cpu": {}, "gpu": {"batch_size": 128}, "tpu": {"batch_size": 128}}
 chosen = dict(SIZES.get(backend, {}))
@@ -114,7 +118,14 @@ if os.environ.get("JAXPPO_SMOKE"):  # set by the test of this notebook
     STEPS, chosen = 2, {"tiny": True, "parallel": "jit"}
 resume = (runs / name / "config.json").exists()
 options = sentiment.Sentiment(
-    name=name, runs=str(runs), seed=SEED, steps=STEPS, reward=REWARD, eval_every=min(10, STEPS), resume=resume, **chosen
+    name=name,
+    runs=str(runs),
+    seed=SEED,
+    steps=STEPS,
+    reward=REWARD,
+    eval_every=min(10, STEPS),
+    resume=resume,
+    **chosen,
 )
 try:
     sentiment.main(options)
@@ -137,7 +148,9 @@ for line in (runs / name / "samples.jsonl").read_text().splitlines()[:8]:
     print(f"{row['prompt']!r}\n  before {row['sentiment_before']:+.2f} {row['before']!r}")
     print(f"  after  {row['sentiment_after']:+.2f} {row['after']!r}\n")
 result = json.loads((runs / name / "result.json").read_text())
-print(f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} at {result['kl']:.2f} nats a continuation")
+print(
+    f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} at {result['kl']:.2f} nats a continuation"
+)
 
 # %% [markdown]
 # ## The model
@@ -148,16 +161,16 @@ print(f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.
 # %%
 import shutil
 
-from jaxppo import export
+from jaxppo.commands import export
 
 model = runs / name / "model"
 shutil.rmtree(model, ignore_errors=True)  # of fewer steps
 export.export(export.ExportOptions(runs / name, model, dtype="bfloat16"))
 
 # %%
-from jaxppo import cli
+from jaxppo.commands import sample
 
-cli.sample(cli.SampleOptions(runs / name, ("The film is", "I went to see it with")))
+sample.sample(sample.SampleOptions(runs / name, ("The film is", "I went to see it with")))
 
 # %% [markdown]
 # ## Keep it
@@ -172,7 +185,9 @@ if on_drive:
     print(f"on Drive: {runs / name}")
 else:
     kept = ["config.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png"]
-    kept += sorted(str(path.relative_to(runs / name)) for path in model.rglob("*") if path.is_file())
+    kept += sorted(
+        str(path.relative_to(runs / name)) for path in model.rglob("*") if path.is_file()
+    )
     with zipfile.ZipFile(runs / f"{name}.zip", "w") as archive:
         for part in kept:
             archive.write(runs / name / part, f"{name}/{part}")

@@ -10,8 +10,11 @@ Expected   Right after 20 steps (seeds 0, 1, 2): band .998 1.000 1.000, clip .99
 
 from dataclasses import dataclass
 
-from jaxppo import cli
-from jaxppo.config import Config, llama
+from jaxppo import algorithms, cli, config, models, parallel, ppo
+from jaxppo.config import Config
+from jaxppo.models.shapes import llama
+from jaxppo.rewards import in_program
+from jaxppo.types import Prompts
 
 
 def band_loss(logprobs, old_logprobs, advantages, mask, *, band, key=None):
@@ -20,7 +23,9 @@ def band_loss(logprobs, old_logprobs, advantages, mask, *, band, key=None):
 
     ratio = jnp.exp(logprobs - old_logprobs)
     inside = (jnp.abs(ratio - 1) <= band) & (mask > 0)
-    return jnp.where(inside, -ratio * advantages, 0.0), {"inside_fraction": inside.astype(jnp.float32)}
+    return jnp.where(inside, -ratio * advantages, 0.0), {
+        "inside_fraction": inside.astype(jnp.float32)
+    }
 
 
 @dataclass(frozen=True)
@@ -40,22 +45,31 @@ def main(options: Custom) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jaxppo import algorithms, config, models, parallel, ppo, rewards
-    from jaxppo.types import Prompts
-
     config.validate(options)
     model = models.make(llama(vocab_size=32))
-    parts = algorithms.make_parts(options, rewards.count_token(7))
+    parts = algorithms.make_parts(options, in_program.count_token(7))
     ones = jnp.ones((options.batch_size, options.prompt_length), jnp.int32)
     prompts = Prompts(ones, ones > 0, jnp.arange(options.batch_size, dtype=jnp.int32))
-    for name, loss in {"band": partial(band_loss, band=options.band), "clip": parts.policy_loss}.items():
-        step = parallel.compile_step(ppo.make_train_step(model, parts._replace(policy_loss=loss), options))
+    for name, loss in {
+        "band": partial(band_loss, band=options.band),
+        "clip": parts.policy_loss,
+    }.items():
+        step = parallel.compile_step(
+            ppo.make_train_step(model, parts._replace(policy_loss=loss), options)
+        )
         params, reference = (jax.jit(model.init)(jax.random.key(options.seed)) for _ in range(2))
-        state = ppo.init_state(options, params, {"base": {}, "reference": reference, "reward": {}}, jax.random.key(options.seed))
+        state = ppo.init_state(
+            options,
+            params,
+            {"base": {}, "reference": reference, "reward": {}},
+            jax.random.key(options.seed),
+        )
         for number in range(1, options.steps + 1):
             state, metrics = step(state, prompts)
             if number in (20, options.steps):
-                print(f"{name}: step {number:3}, {float(metrics['reward']) / options.response_length:.3f} of tokens right")
+                print(
+                    f"{name}: step {number:3}, {float(metrics['reward']) / options.response_length:.3f} of tokens right"
+                )
 
 
 if __name__ == "__main__":

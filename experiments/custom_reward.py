@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxppo import cli
+from jaxppo import algorithms, cli, config, train
 from jaxppo.config import RunConfig
+from jaxppo.data import prompts
+from jaxppo.rewards import host, in_program
+from jaxppo.run import files, load
 
 
 def reward(prompt: str, response: str) -> float:
@@ -35,23 +38,24 @@ class Custom(RunConfig):
 
 
 def main(options: Custom) -> None:
-    from jaxppo import algorithms, config, rewards, tracking, train
-    from jaxppo.data import prompts
-    from jaxppo.rewards import learned
 
     config.validate_run(options)
-    records = prompts.read_jsonl(options.data, errors=options.bad_lines, max_bad=options.max_bad_lines)
-    train.use_compilation_cache()
-    options, policy = train.load_policy(options)
+    records = prompts.read_jsonl(
+        options.data, errors=options.bad_lines, max_bad=options.max_bad_lines
+    )
+    load.use_compilation_cache()
+    options, policy = load.load_policy(options)
     texts = [record.prompt for record in records]
-    start = train.start_of(options, policy.tokenizer)
-    encoded = train.encode(texts, policy.tokenizer, options.prompt_length, too_long=options.too_long, start=start)
-    judge = rewards.on_host(reward, policy.tokenizer.decode_batch)
+    start = prompts.start_token(options, policy.tokenizer)
+    encoded = prompts.encode(
+        texts, policy.tokenizer, options.prompt_length, too_long=options.too_long, start=start
+    )
+    judge = host.on_host(reward, policy.tokenizer.decode_batch)
     if options.reward_model:
-        model, policy.frozen["reward"] = train.load_reward_model(options, policy.tokenizer)
-        judge = learned.reward(model)
+        model, policy.frozen["reward"] = load.load_reward_model(options, policy.tokenizer)
+        judge = in_program.learned(model)
     parts = algorithms.make_parts(options, judge)
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     train.fit(options, policy, parts, encoded, folder=folder)
     print(f"written to {folder}; try: jaxppo sample {folder} {records[0].prompt!r}")
 

@@ -19,9 +19,10 @@ Minutes    18 to 35 on a core that other work shared.
 
 from dataclasses import dataclass
 
-from jaxppo import cli
-from jaxppo.config import UserError
-from jaxppo.tasks import TaskConfig
+from jaxppo import cli, tasks
+from jaxppo.errors import UserError
+from jaxppo.rewards import combine, in_program
+from jaxppo.tasks import TaskConfig, measure, rewards, sources, stages
 
 
 @dataclass(frozen=True)
@@ -52,23 +53,26 @@ class Dialogue(TaskConfig):
 
 
 def main(options: Dialogue) -> None:
-    from jaxppo import measure, sources, stages, task_rewards, tasks
-    from jaxppo.rewards import combine, learned, repetition
 
     if options.reward:
         raise UserError("this script makes its own reward: leave --reward out")
     judges: dict[str, stages.RewardModel] = {}
 
-    def make_reward(settings: Dialogue, policy) -> task_rewards.Reward:
+    def make_reward(settings: Dialogue, policy) -> rewards.Reward:
         pairs = preferences(settings, policy)
         half = len(pairs) // 2
         for number, (name, part) in enumerate((("reward", pairs[:half]), ("judge", pairs[half:]))):
             seed = 2 * options.seed + number
-            judges[name] = stages.reward_model(settings, part, name=name, seed=seed, steps=options.reward_steps)
+            judges[name] = stages.reward_model(
+                settings, part, name=name, seed=seed, steps=options.reward_steps
+            )
             print(f"{name} model: {judges[name].accuracy:.3f} of the held-out pairs right")
-        score = learned.reward(judges["reward"].model)
-        parts = {"learned": (1.0, score), "repetition": (options.repetition, repetition.reward(eos=policy.tokenizer.eos_id))}
-        return task_rewards.Reward(combine.weighted(parts), {"learned": judges["reward"].params})
+        score = in_program.learned(judges["reward"].model)
+        parts = {
+            "learned": (1.0, score),
+            "repetition": (options.repetition, in_program.repetition(eos=policy.tokenizer.eos_id)),
+        }
+        return rewards.Reward(combine.weighted(parts), {"learned": judges["reward"].params})
 
     def preferences(settings: Dialogue, policy) -> list[tuple[str, str, str]]:
         """(turn, its real answer, a sample of the baseline)."""
@@ -76,7 +80,9 @@ def main(options: Dialogue) -> None:
         examples = sources.load_examples(settings).train[: settings.reward_pairs]
         sampled = measure.samples(settings, policy, task, examples, seed=settings.seed)
         own = measure.texts(task, examples)
-        return [(p, r, s.response) for p, r, s in zip(own.prompts, own.responses, sampled, strict=True)]
+        return [
+            (p, r, s.response) for p, r, s in zip(own.prompts, own.responses, sampled, strict=True)
+        ]
 
     def judge(samples) -> dict[str, float]:
         means = {name: float(found.scores(samples).mean()) for name, found in judges.items()}

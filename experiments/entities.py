@@ -17,7 +17,7 @@ Minutes    15 to 19 on one core that other work shared.
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ class Entities(TaskConfig):
 
 
 def main(options: Entities) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import tyro
 
 from jaxppo import cli
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,19 @@ def read(run: Path) -> tuple[dict, dict, list[tuple[float, float]]]:
         record = json.loads(run.read_text())
         config, result, rows = record["config"], record["result"], record["validation"]
     else:
-        config, result = (json.loads((run / name).read_text()) for name in ("config.json", "result.json"))
+        config, result = (
+            json.loads((run / name).read_text()) for name in ("config.json", "result.json")
+        )
         rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return config, result, [(row["validation_kl"], row["validation_sentiment"]) for row in rows if "validation_kl" in row]
+    return (
+        config,
+        result,
+        [
+            (row["validation_kl"], row["validation_sentiment"])
+            for row in rows
+            if "validation_kl" in row
+        ],
+    )
 
 
 def main(options: Frontier) -> None:
@@ -49,11 +59,24 @@ def main(options: Frontier) -> None:
         colour = f"C{number % 10}"
         marker = {"classifier": "o", "vader": "s", "model": "^"}[config["reward"]]
         label = f"{config['reward']}, seed {config['seed']}, KL target {config['kl_target']:g}, floor {config['kl_coef_min']:g}"
-        axis.plot(*zip(*points, strict=True), "-", marker=marker, color=colour, alpha=0.4, markersize=4, linewidth=1)
-        axis.plot(result["kl"], result["sentiment_after"], marker, color=colour, markersize=9, label=label)
+        axis.plot(
+            *zip(*points, strict=True),
+            "-",
+            marker=marker,
+            color=colour,
+            alpha=0.4,
+            markersize=4,
+            linewidth=1,
+        )
+        axis.plot(
+            result["kl"], result["sentiment_after"], marker, color=colour, markersize=9, label=label
+        )
         reference.append(result["sentiment_before"])
     axis.plot(0, sum(reference) / len(reference), "k*", markersize=12, label="reference model")
-    axis.set(xlabel="KL to the reference (nats a 24-token continuation)", ylabel="VADER sentiment of continuations (-1 to 1)")
+    axis.set(
+        xlabel="KL to the reference (nats a 24-token continuation)",
+        ylabel="VADER sentiment of continuations (-1 to 1)",
+    )
     axis.set_title("small: validation prompts, during training; large: test prompts, at the end")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7)

@@ -16,9 +16,12 @@ Minutes    8 together, 4 alone, on a core that other work shared.
 
 from dataclasses import dataclass
 
-from jaxppo import cli
-from jaxppo.config import UserError
-from jaxppo.tasks import TaskConfig
+from jaxppo import cli, tasks
+from jaxppo.data.examples import Examples
+from jaxppo.errors import UserError
+from jaxppo.parallel import processes
+from jaxppo.rewards import combine
+from jaxppo.tasks import TaskConfig, metrics, rewards, sources, stages
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,36 @@ def main(options: Multitask) -> None:
     import json
     from pathlib import Path
 
-    from jaxppo import evaluation, processes, sources, stages, task_rewards, tasks
-    from jaxppo.data.examples import Examples
-    from jaxppo.rewards import combine
-
     chosen = [tasks.task_of(dataclasses.replace(options, task=name)) for name in options.tasks]
     for name, task in zip(options.tasks, chosen):
-        task_rewards.name_of(dataclasses.replace(options, task=name))
+        rewards.name_of(dataclasses.replace(options, task=name))
         if "exact" not in task.metrics:
-            raise UserError(f"--tasks {name}: it is measured by {', '.join(task.metrics)}, and not by how many are right")
-    options = dataclasses.replace(options, num_tasks=len(chosen), reward_norm=options.reward_norm if len(chosen) > 1 else "none")
-    parts = [sources.load_examples(dataclasses.replace(options, task=name)) for name in options.tasks]
+            raise UserError(
+                f"--tasks {name}: it is measured by {', '.join(task.metrics)}, and not by how many are right"
+            )
+    options = dataclasses.replace(
+        options,
+        num_tasks=len(chosen),
+        reward_norm=options.reward_norm if len(chosen) > 1 else "none",
+    )
+    parts = [
+        sources.load_examples(dataclasses.replace(options, task=name)) for name in options.tasks
+    ]
     named = [
         Examples(*(tasks.as_one_of_many(name, task, number, part) for part in found))
         for number, (name, task, found) in enumerate(zip(options.tasks, chosen, parts, strict=True))
     ]
-    examples = Examples(*(tasks.mixed(group, options.weights, seed=0) for group in zip(*named, strict=True)))
+    examples = Examples(
+        *(tasks.mixed(group, options.weights, seed=0) for group in zip(*named, strict=True))
+    )
     together = tasks.Task("several tasks at once", "", "", ("exact",), response="{reference}")
 
-    def make_reward(settings, policy) -> task_rewards.Reward:
-        each = [task_rewards.make_reward(dataclasses.replace(settings, task=name), policy).fn for name in options.tasks]
-        return task_rewards.Reward(combine.by_task(each) if len(each) > 1 else each[0])
+    def make_reward(settings, policy) -> rewards.Reward:
+        each = [
+            rewards.make_reward(dataclasses.replace(settings, task=name), policy).fn
+            for name in options.tasks
+        ]
+        return rewards.Reward(combine.by_task(each) if len(each) > 1 else each[0])
 
     done = stages.run(options, task=together, examples=examples, make_reward=make_reward)
     if not processes.is_main():
@@ -84,9 +96,14 @@ def main(options: Multitask) -> None:
         own = [row for row in outputs if row["prompt"].startswith(f"{name}: ")]
         columns = ([row[key] for row in own] for key in ("supervised", "policy", "reference"))
         supervised, policy, references = columns
-        gain = [float(x) for x in evaluation.paired(evaluation.METRICS["exact"], supervised, policy, references, seed=0)]
+        gain = [
+            float(x)
+            for x in metrics.paired(
+                metrics.METRICS["exact"], supervised, policy, references, seed=0
+            )
+        ]
         found = {
-            stage: evaluation.evaluate(("exact",), texts, references)["exact"]
+            stage: metrics.evaluate(("exact",), texts, references)["exact"]
             for stage, texts in (("supervised", supervised), ("policy", policy))
         }
         done["gain"][f"exact {name}"] = gain

@@ -13,7 +13,7 @@ from pathlib import Path
 import tyro
 
 from jaxppo import cli
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,15 @@ def points(run: Path, names: tuple[str, ...]) -> list[list[float]]:
     if not path.exists():
         raise UserError(f"no metrics.jsonl in {run}; give the folder of a run")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    found = sorted([row[f"validation_{name}"] for name in names] for row in rows if f"validation_{names[-1]}" in row)
+    found = sorted(
+        [row[f"validation_{name}"] for name in names]
+        for row in rows
+        if f"validation_{names[-1]}" in row
+    )
     if not found:
-        raise UserError(f"the evaluations of {run} have no {', '.join(names)}; run it with --eval-every")
+        raise UserError(
+            f"the evaluations of {run} have no {', '.join(names)}; run it with --eval-every"
+        )
     return found
 
 
@@ -50,7 +56,12 @@ def main(options: Overoptimisation) -> None:
     if not options.runs:
         raise UserError("no runs; give at least one folder")
     figure, axes = plt.subplots(
-        1, len(options.runs), figsize=(5 * len(options.runs), 4), constrained_layout=True, squeeze=False, sharey=True
+        1,
+        len(options.runs),
+        figsize=(5 * len(options.runs), 4),
+        constrained_layout=True,
+        squeeze=False,
+        sharey=True,
     )
     for axis, run in zip(axes[0], options.runs, strict=True):
         kl, proxy, judge = zip(*points(run, ("kl", options.proxy, options.judge)), strict=True)

@@ -12,8 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jaxppo import cli
+from jaxppo import cli, config, models, pretrained, supervised, train
 from jaxppo.config import RunConfig
+from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.models import shapes
+from jaxppo.parallel import processes
+from jaxppo.pretrained import vocabulary
+from jaxppo.run import files, load, validation
 
 
 @dataclass(frozen=True)
@@ -58,13 +63,9 @@ def main(options: Pretrain) -> None:
     import jax
     import numpy as np
 
-    from jaxppo import assemble, config, models, pretrained, processes, supervised, tracking, train, validation
-    from jaxppo.data import jsonl, rows, sentiment
-    from jaxppo.pretrained import vocabulary
-
     config.validate_run(options)
-    train.use_compilation_cache()
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+    load.use_compilation_cache()
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     if options.data is None:
         texts = sentiment.load().texts
     else:
@@ -72,33 +73,51 @@ def main(options: Pretrain) -> None:
     texts = [texts[i] for i in rows.deduplicated(texts)]
     training, held_out = ([texts[i] for i in part] for part in rows.held_out(texts, 0.1))
     rng = np.random.default_rng(options.seed)
-    training += [rows.noisy(text, rng, drop=0.1, swap=0.1) for text in training for _ in range(options.repeat - 1)]
+    training += [
+        rows.noisy(text, rng, drop=0.1, swap=0.1)
+        for text in training
+        for _ in range(options.repeat - 1)
+    ]
 
-    start = folder / "start"  # the random network and its vocabulary, as a checkpoint like any other
+    start = (
+        folder / "start"
+    )  # the random network and its vocabulary, as a checkpoint like any other
     if not start.exists() and processes.is_main():
         make = {"bpe": vocabulary.bpe, "words": vocabulary.words}[options.tokens]
         tokenizer = make(training, options.max_vocab)
         sizes = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
-        shape = config.network(options.model_kind, vocab_size=tokenizer.vocab_size, **sizes)
-        params = {name: x for name, x in models.make(shape).init(jax.random.key(options.seed)).items() if name != "value"}
+        shape = shapes.network(options.model_kind, vocab_size=tokenizer.vocab_size, **sizes)
+        params = {
+            name: x
+            for name, x in models.make(shape).init(jax.random.key(options.seed)).items()
+            if name != "value"
+        }
         if options.vectors is not None:
-            embedding, found = vocabulary.vectors(options.vectors, tokenizer, options.width, seed=options.seed)
+            embedding, found = vocabulary.vectors(
+                options.vectors, tokenizer, options.width, seed=options.seed
+            )
             print(f"word vectors: {found} of {tokenizer.vocab_size} tokens")
             params["embed"] = {"embedding": embedding}
         pretrained.save(start, shape, jax.device_get(params), tokenizer)
     processes.wait_for_all("start")
     options = dataclasses.replace(options, model=str(start), tiny=False)
-    options, policy = train.load_policy(options)
-    pack = lambda some: rows.packed(some, policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id)
+    options, policy = load.load_policy(options)
+    pack = lambda some: rows.packed(
+        some, policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id
+    )
     objective = supervised.language_model(policy.model, options)
-    evaluate = validation.held_out(options, policy, objective, pack(held_out))
+    evaluate = validation.validate_objective(options, policy, objective, pack(held_out))
     state = train.fit(options, policy, objective, pack(training), folder=folder, evaluate=evaluate)
 
-    best = train.best(folder, state)
-    found = evaluate(best) | {"step": int(best.step), "held_out_texts": len(held_out), "vocabulary": policy.tokenizer.vocab_size}
-    assemble.keep_model(options, policy, best, folder / "model")
+    best = load.best(folder, state)
+    found = evaluate(best) | {
+        "step": int(best.step),
+        "held_out_texts": len(held_out),
+        "vocabulary": policy.tokenizer.vocab_size,
+    }
+    load.keep_model(options, policy, best, folder / "model")
     asked = dataclasses.replace(options, model="")  # a new one
-    tracking.keep_result(folder, asked, found, results=options.results, kind="pretrain")
+    files.keep_result(folder, asked, found, results=options.results, kind="pretrain")
     words = f"held-out perplexity {found['perplexity']:.1f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
     print(f"{words}, at step {found['step']}; written to {folder / 'model'}")
 

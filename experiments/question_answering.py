@@ -16,7 +16,7 @@ Minutes    8 to 9 on one core (19 for seed 0, whose first stage other work share
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,6 @@ class QuestionAnswering(TaskConfig):
 
 
 def main(options: QuestionAnswering) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

@@ -12,7 +12,7 @@ Minutes    28 on a core that other work shared (71 with six other jobs on two co
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Reasoning(TaskConfig):
 
 
 def main(options: Reasoning) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

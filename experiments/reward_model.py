@@ -16,8 +16,11 @@ Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each by t
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxppo import cli
+from jaxppo import cli, config, errors, supervised, train
 from jaxppo.config import RunConfig
+from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.errors import UserError
+from jaxppo.run import files, load, validation
 
 
 @dataclass(frozen=True)
@@ -54,21 +57,20 @@ def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
     """Each sentence once: the best rated against the worst, neighbours in a shuffled order whose ratings differ enough."""
     import numpy as np
 
-    from jaxppo.data import sentiment
-
     reviews = sentiment.load()
     order = np.random.default_rng(seed).permutation(len(reviews))
     out = []
     for one, other in zip(order[0::2], order[1::2]):
         if abs(reviews.ratings[one] - reviews.ratings[other]) >= 2:
-            better, worse = (one, other) if reviews.ratings[one] > reviews.ratings[other] else (other, one)
+            better, worse = (
+                (one, other) if reviews.ratings[one] > reviews.ratings[other] else (other, one)
+            )
             out.append(("", reviews.texts[better], reviews.texts[worse]))
     return out
 
 
 def in_three(texts: list[str]) -> list[list[int]]:
     """Numbers of the texts to train on, for validation and for the test."""
-    from jaxppo.data import rows
 
     rest, test = rows.held_out(texts, 0.1)
     training, validation = rows.held_out([texts[i] for i in rest], 0.1, seed=1)
@@ -77,71 +79,91 @@ def in_three(texts: list[str]) -> list[list[int]]:
 
 def pairs(options: RewardModel, policy) -> list:
     """Rows of pairs: to train on, for validation, for the test."""
-    from jaxppo.config import UserError
-    from jaxppo.data import jsonl, rows
 
     if options.data is not None:
         found = list(jsonl.read(options.data, strings=("better", "worse")))
         for line, row in found:
             if not isinstance(row.get("prompt", ""), str):
-                raise UserError(f"{options.data}, line {line}: prompt is {row['prompt']!r}, but must be a text, or left out")
+                raise UserError(
+                    f"{options.data}, line {line}: prompt is {row['prompt']!r}, but must be a text, or left out"
+                )
         triples = [(row.get("prompt", ""), row["better"], row["worse"]) for _, row in found]
     else:
         triples = pairs_of_reviews(seed=0)
-    parts = in_three([prompt or " ".join((better, worse)) for prompt, better, worse in triples])  # a prompt's pairs stay together
+    parts = in_three(
+        [prompt or " ".join((better, worse)) for prompt, better, worse in triples]
+    )  # a prompt's pairs stay together
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    return [rows.preferences([triples[i] for i in part], encode, options.length, eos=eos) for part in parts]
+    return [
+        rows.preferences([triples[i] for i in part], encode, options.length, eos=eos)
+        for part in parts
+    ]
 
 
 def labelled(options: RewardModel, policy) -> list:
     """Rows of labelled texts: to train on, for validation, for the test."""
     import numpy as np
 
-    from jaxppo.config import UserError
-    from jaxppo.data import jsonl, rows, sentiment
-
     if options.data is not None:
         found = list(jsonl.read(options.data, strings=("text",)))
         for line, row in found:
             label = row.get("label")
             if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
-                raise UserError(f"{options.data}, line {line}: label is {label!r}, but must be a probability between 0 and 1")
-        texts, labels = [row["text"] for _, row in found], np.asarray([row["label"] for _, row in found], np.float32)
+                raise UserError(
+                    f"{options.data}, line {line}: label is {label!r}, but must be a probability between 0 and 1"
+                )
+        texts, labels = (
+            [row["text"] for _, row in found],
+            np.asarray([row["label"] for _, row in found], np.float32),
+        )
     else:
         reviews = sentiment.load()
         texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     parts = in_three(texts)
-    return [rows.labelled([texts[i] for i in part], labels[part], encode, options.length, eos=eos) for part in parts]
+    return [
+        rows.labelled([texts[i] for i in part], labels[part], encode, options.length, eos=eos)
+        for part in parts
+    ]
 
 
 def main(options: RewardModel) -> None:
-    from jaxppo import assemble, config, supervised, tracking, train, validation
 
     config.validate_run(options)
     if options.labels and options.dpo:
-        raise config.UserError("--dpo learns from pairs: leave --labels out")
-    train.use_compilation_cache()
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
-    options, policy = train.load_policy(options, dropout=options.dropout)
-    training, held_out, test = labelled(options, policy) if options.labels else pairs(options, policy)
+        raise errors.UserError("--dpo learns from pairs: leave --labels out")
+    load.use_compilation_cache()
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
+    options, policy = load.load_policy(options, dropout=options.dropout)
+    training, held_out, test = (
+        labelled(options, policy) if options.labels else pairs(options, policy)
+    )
     if options.dpo:
         objective = supervised.dpo(policy.model, options, beta=options.dpo_beta)
     elif options.labels:
         objective = supervised.labels(policy.model)
     else:
-        objective = supervised.bradley_terry(policy.model, margin=options.margin, centring=options.centring)
-    judge = lambda part: validation.held_out(options, policy, objective, part)
+        objective = supervised.bradley_terry(
+            policy.model, margin=options.margin, centring=options.centring
+        )
+    judge = lambda part: validation.validate_objective(options, policy, objective, part)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=judge(held_out))
-    best = train.best(folder, state)
+    best = load.best(folder, state)
     found = judge(test)(best)
     if options.dpo:
-        assemble.keep_model(options, policy, best, folder / "model")
+        load.keep_model(options, policy, best, folder / "model")
     what = "texts" if options.labels else "pairs"
-    result = {"test_accuracy": found["accuracy"], "test_loss": found["loss"], f"test_{what}": len(test), "step": int(best.step)}
+    result = {
+        "test_accuracy": found["accuracy"],
+        "test_loss": found["loss"],
+        f"test_{what}": len(test),
+        "step": int(best.step),
+    }
     kind = "dpo" if options.dpo else "reward_model"
-    tracking.keep_result(folder, options, result, results=options.results, kind=kind)
-    print(f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; written to {folder}")
+    files.keep_result(folder, options, result, results=options.results, kind=kind)
+    print(
+        f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; written to {folder}"
+    )
 
 
 if __name__ == "__main__":

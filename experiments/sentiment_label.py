@@ -15,7 +15,7 @@ Minutes    8 to 12 on one core that other work shared.
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class SentimentLabel(TaskConfig):
 
 
 def main(options: SentimentLabel) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

@@ -12,8 +12,10 @@ Expected   Perplexity of held-out ends after 100 steps, three seeds: 48.2, 48.2 
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxppo import cli
+from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
+from jaxppo.data import jsonl, prompts, rows, sentiment
+from jaxppo.run import files, load, validation
 
 
 @dataclass(frozen=True)
@@ -42,42 +44,52 @@ class Sft(RunConfig):
 def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
     """(the first words of a text, the rest) of those that are long enough."""
     split = [text.split() for text in texts]
-    return [(" ".join(some[:words]), " " + " ".join(some[words:])) for some in split if len(some) > words + 2]
+    return [
+        (" ".join(some[:words]), " " + " ".join(some[words:]))
+        for some in split
+        if len(some) > words + 2
+    ]
 
 
 def main(options: Sft) -> None:
     import dataclasses
 
-    from jaxppo import assemble, config, supervised, tracking, train, validation
-    from jaxppo.data import jsonl, rows, sentiment
-
     config.validate_run(options)
-    train.use_compilation_cache()
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
-    options, policy = train.load_policy(options, dropout=options.dropout)
+    load.use_compilation_cache()
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
+    options, policy = load.load_policy(options, dropout=options.dropout)
     encode = policy.tokenizer.encode
     if options.data is not None:
         found = jsonl.read(options.data, strings=("prompt", "response"))
         pairs = [(row["prompt"], row["response"]) for _, row in found]
         pairs = [pairs[i] for i in rows.deduplicated([" ".join(pair) for pair in pairs])]
-        parts = [[pairs[i] for i in part] for part in rows.held_out([prompt for prompt, _ in pairs], 0.1)]
+        parts = [
+            [pairs[i] for i in part] for part in rows.held_out([prompt for prompt, _ in pairs], 0.1)
+        ]
     else:
         reviews = sentiment.load()
-        split = sentiment.split_by_opening(reviews.texts, encode)  # the main job's: its test sentences are not learned
-        parts = [openings([reviews.texts[i] for i in part if reviews.ratings[i] > 1]) for part in split[:2]]
+        split = sentiment.split_by_opening(
+            reviews.texts, encode
+        )  # the main job's: its test sentences are not learned
+        parts = [
+            openings([reviews.texts[i] for i in part if reviews.ratings[i] > 1])
+            for part in split[:2]
+        ]
     last = options.response_length
-    start = train.start_of(options, policy.tokenizer)
-    replies = lambda part: rows.replies(part, encode, options.length, eos=policy.tokenizer.eos_id, longest=last, start=start)
+    start = prompts.start_token(options, policy.tokenizer)
+    replies = lambda part: rows.replies(
+        part, encode, options.length, eos=policy.tokenizer.eos_id, longest=last, start=start
+    )
     training, held_out = (replies(part) for part in parts)
     training = dataclasses.replace(training, buckets=options.buckets)
     objective = supervised.language_model(policy.model, options, last=last)
-    evaluate = validation.held_out(options, policy, objective, held_out)
+    evaluate = validation.validate_objective(options, policy, objective, held_out)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)
 
-    best = train.best(folder, state)
-    assemble.keep_model(options, policy, best, folder / "model")
+    best = load.best(folder, state)
+    load.keep_model(options, policy, best, folder / "model")
     found = evaluate(best) | {"step": int(best.step), "held_out_pairs": len(held_out)}
-    tracking.keep_result(folder, options, found, results=options.results, kind="sft")
+    files.keep_result(folder, options, found, results=options.results, kind="sft")
     words = f"held-out perplexity {found['perplexity']:.2f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
     print(f"{words}, at step {found['step']}; written to {folder / 'model'}")
 

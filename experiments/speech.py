@@ -16,7 +16,7 @@ Minutes    5 to 18 on one core that other work shared.
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,6 @@ class Speech(TaskConfig):
 
 
 def main(options: Speech) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

@@ -14,7 +14,7 @@ Minutes    16 to 21 of training on one core, 27 to 35 with all measurements (oth
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,6 @@ class Summarisation(TaskConfig):
 
 
 def main(options: Summarisation) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

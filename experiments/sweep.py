@@ -8,8 +8,11 @@ Command    python experiments/sweep.py --sweep clip_high=.2,.28,.4            # 
 
 from dataclasses import dataclass
 
-from jaxppo import cli
-from jaxppo.ladder import CLIMB, LadderConfig
+from jaxppo import ablation, algorithms, cli
+from jaxppo.ablation import sweep, toy_tasks
+from jaxppo.ablation.toy_tasks import CLIMB, LadderConfig
+from jaxppo.errors import UserError
+from jaxppo.run import load
 
 
 @dataclass(frozen=True)
@@ -29,26 +32,46 @@ class Sweep(LadderConfig):
 
 
 def main(options: Sweep) -> None:
-    from jaxppo import ablation, algorithms, ladder, sweep, train
-    from jaxppo.config import UserError
 
-    train.use_compilation_cache()
-    if unknown := set(options.tasks) - set(ladder.RUNGS):
-        raise UserError(f"--tasks {sorted(unknown)[0]}: choose from {', '.join(ladder.RUNGS)}")
+    load.use_compilation_cache()
+    if unknown := set(options.tasks) - set(toy_tasks.RUNGS):
+        raise UserError(f"--tasks {sorted(unknown)[0]}: choose from {', '.join(toy_tasks.RUNGS)}")
     values = sweep.grid(sweep.parse(options.sweep), seeds=[0])
     arms = {run.arm: ablation.Arm(run.settings, first_seed=options.seed) for run in values}
     question = ablation.Question("sweep", arms, (), ("end", "area", "entropy", "kl"))
-    deal = lambda run: ladder.Deal(run.task)
-    scale = ablation.Scale("ladder", options, options.tasks, ladder.load, ladder.reward, deal, algorithms.make_parts)
+    deal = lambda run: toy_tasks.Deal(run.task)
+    scale = ablation.Scale(
+        "ladder",
+        options,
+        options.tasks,
+        toy_tasks.load,
+        toy_tasks.reward,
+        deal,
+        algorithms.make_parts,
+    )
     asked = ablation.AblationConfig(
-        seeds=options.seeds, at_once=options.at_once, results=options.results, tiny=options.tiny, steps=options.steps
+        seeds=options.seeds,
+        at_once=options.at_once,
+        results=options.results,
+        tiny=options.tiny,
+        steps=options.steps,
     )
     ablation.ask(question, scale, asked)
     if options.alone:
         settings = dict(next(iter(arms.values())).settings)
         seeds = range(options.seed, options.seed + options.seeds)
-        runs = [sweep.Run("", seed, settings, task) for seed in seeds for task in options.tasks][: options.at_once or None]
-        print(sweep.saved(options, runs, ladder.load, lambda s: algorithms.make_parts(s, ladder.reward), deal))
+        runs = [sweep.Run("", seed, settings, task) for seed in seeds for task in options.tasks][
+            : options.at_once or None
+        ]
+        print(
+            sweep.saved(
+                options,
+                runs,
+                toy_tasks.load,
+                lambda s: algorithms.make_parts(s, toy_tasks.reward),
+                deal,
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -46,12 +46,27 @@ def short(text: str) -> str:
 
 def sentiment() -> str:
     """The main job: a row a run, and the mean over the seeds of each reward and start."""
-    names = ["reward", "seed", "judge before", "judge after", "gain (± s.e. over 512 pairs)", "KL, nats"]
+    names = [
+        "reward",
+        "seed",
+        "judge before",
+        "judge after",
+        "gain (± s.e. over 512 pairs)",
+        "KL, nats",
+    ]
     rows = header([*names, "distinct-2 / reference's", "classifier accuracy"])
     found = [x for x in records(RESULTS / "sentiment") if x["config"]["steps"] == 50]
-    kinds = (("classifier", True, "classifier"), ("vader", True, "VADER"), ("classifier", False, "classifier, after warm-up"))
+    kinds = (
+        ("classifier", True, "classifier"),
+        ("vader", True, "VADER"),
+        ("classifier", False, "classifier, after warm-up"),
+    )
     for reward, plain, name in kinds:
-        own = [x for x in found if x["config"]["reward"] == reward and (x["config"]["model"] == "smollm2") == plain]
+        own = [
+            x
+            for x in found
+            if x["config"]["reward"] == reward and (x["config"]["model"] == "smollm2") == plain
+        ]
         for x in own:
             r, accuracy = x["result"], x["result"]["reward_model_accuracy"]
             cells = [
@@ -63,7 +78,10 @@ def sentiment() -> str:
         if not own:
             continue
         numbers = [("gain", 3, True), ("kl", 2, False), ("distinct_2_ratio", 3, False)]
-        means = [f"**{mean_and_error([x['result'][key] for x in own], digits, sign=sign)}**" for key, digits, sign in numbers]
+        means = [
+            f"**{mean_and_error([x['result'][key] for x in own], digits, sign=sign)}**"
+            for key, digits, sign in numbers
+        ]
         rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
     return "\n".join(rows)
 
@@ -80,7 +98,9 @@ def line(cells: list) -> str:
 
 def tasks() -> str:
     """A row for each metric of each task: both stages on the test examples, mean ± standard error over seeds."""
-    rows = header(["task", "model", "seeds", "metric", "supervised", "policy", "gain", "minutes a seed"])
+    rows = header(
+        ["task", "model", "seeds", "metric", "supervised", "policy", "gain", "minutes a seed"]
+    )
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         for record in records(folder):
@@ -89,13 +109,17 @@ def tasks() -> str:
     for (task, name), found in groups.items():
         seeds = ", ".join(str(x["seed"]) for x in found)
         minutes = mean_and_error([sum(x["minutes"].values()) for x in found], 0).split(" ")[0]
-        beside = [name for name in found[0]["policy"] if name not in ("score", *found[0]["gain"])]  # of a judge
+        beside = [
+            name for name in found[0]["policy"] if name not in ("score", *found[0]["gain"])
+        ]  # of a judge
         beside = [name for name in beside if all(name in x["supervised"] for x in found)]
         for number, metric in enumerate([*found[0]["gain"], *beside]):
             values = [[x[stage][metric] for x in found] for stage in ("supervised", "policy")]
             digits = 3 if max(abs(x) for x in values[0] + values[1]) < 2 else 1
             gains = [after - before for before, after in zip(*values)]
-            numbers = [mean_and_error(x, digits) for x in values] + [mean_and_error(gains, digits, sign=True)]
+            numbers = [mean_and_error(x, digits) for x in values] + [
+                mean_and_error(gains, digits, sign=True)
+            ]
             head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
             rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
     return "\n".join([*rows, *supervised_alone()])
@@ -166,7 +190,14 @@ SCALES = {"ladder": "ladder", "small": "small", "smollm2": "SmolLM2"}
 
 def ablations() -> str:
     """A row for each claim of each question: at each scale the paired difference that it says is above 0, and the verdict."""
-    rows = header(["question", "claim", "measure", *(f"{name}: difference [95 % interval]" for name in SCALES.values())])
+    rows = header(
+        [
+            "question",
+            "claim",
+            "measure",
+            *(f"{name}: difference [95 % interval]" for name in SCALES.values()),
+        ]
+    )
     questions: dict[str, dict[str, dict]] = defaultdict(dict)
     for record in records(RESULTS / "ablations"):
         questions[record["question"]][record["scale"]] = record
@@ -175,7 +206,9 @@ def ablations() -> str:
         for number, (says, claim) in enumerate(claims.items()):
             name = f"[{question}](experiments/ablations/{question}.py)" if number == 0 else ""
             whose = f"[paper]({claim['paper']})" if claim["paper"] else "ours"
-            cells = [outcome(found[scale]["claims"], says) if scale in found else "" for scale in SCALES]
+            cells = [
+                outcome(found[scale]["claims"], says) if scale in found else "" for scale in SCALES
+            ]
             rows.append(line([name, f"{says} ({whose})", measured(claim["metric"]), *cells]))
     return "\n".join(rows)
 
@@ -194,7 +227,8 @@ def documented(text: str, found: list[dict]) -> str:
     lines = []
     for record in found:
         lines += textwrap.wrap(
-            f"{record['about']['minutes']:.0f} minutes at --scale {record['scale']} on a core that other work shared.", 118
+            f"{record['about']['minutes']:.0f} minutes at --scale {record['scale']} on a core that other work shared.",
+            118,
         )
         for claim in record["claims"]:
             value, low, high = claim["difference"]
@@ -202,7 +236,10 @@ def documented(text: str, found: list[dict]) -> str:
             said = f"{claim['says']}: {claim['verdict']} ({measure} {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
             lines += textwrap.wrap(said, 118, break_on_hyphens=False)
     head, rest = re.match(r'(""".*?)(?:Found .*?)?(""".*)', text, re.S).groups()
-    block = "\n".join(("Found      " if number == 0 else " " * 11) + short(line) for number, line in enumerate(lines))
+    block = "\n".join(
+        ("Found      " if number == 0 else " " * 11) + short(line)
+        for number, line in enumerate(lines)
+    )
     return head + (block + "\n" if block else "") + rest
 
 

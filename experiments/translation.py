@@ -14,7 +14,7 @@ Found      Three seeds: BLEU 2.10 -> 2.43 (95 % interval of the gain -.16 to +1.
 from dataclasses import dataclass
 
 from jaxppo import cli
-from jaxppo.tasks import TaskConfig
+from jaxppo.tasks import TaskConfig, stages
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,6 @@ class Translation(TaskConfig):
 
 
 def main(options: Translation) -> None:
-    from jaxppo import stages
 
     stages.run(options)
 

@@ -4,20 +4,22 @@ import os
 import select
 import sys
 
-from jaxppo import cli
+from jaxppo import commands
 
 
 def main() -> None:
     """The command. Who reads what it prints may stop reading (`jaxppo algorithms | head -1`): that is no error to show."""
     try:
         try:
-            cli.main()
+            commands.main()
         finally:
             sys.stdout.flush()  # here, and not when the interpreter ends
     except BrokenPipeError:
         if not unread():  # another pipe
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # for what is flushed at the end
         raise SystemExit(141) from None  # as of a program that the signal ends
 
 

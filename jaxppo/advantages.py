@@ -68,7 +68,9 @@ def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
     return 1 - 1 / jnp.maximum(alpha * length, 1)
 
 
-def returns_to_go(rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar) -> Float[Array, "B T"]:
+def returns_to_go(
+    rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar
+) -> Float[Array, "B T"]:
     """The discounted rewards that follow: Gₜ = rₜ + γ G₊, over acting tokens.
 
     It is `gae` without values at λ = 1 (https://arxiv.org/abs/1506.02438, section 3).
@@ -81,7 +83,12 @@ def returns_to_go(rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar) ->
 
 
 def reinforce_plus_plus(
-    rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar, ddof: int = 1, axis_name: AxisName = None
+    rewards: Float[Array, "B T"],
+    mask: Mask,
+    *,
+    gamma: Scalar,
+    ddof: int = 1,
+    axis_name: AxisName = None,
 ) -> Float[Array, "B T"]:
     """Returns-to-go, whitened over all tokens of the batch: (Gₜ − mean G) / std G (https://arxiv.org/abs/2501.03262).
 
@@ -89,10 +96,14 @@ def reinforce_plus_plus(
     >>> reinforce_plus_plus(jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)), gamma=1.0, ddof=0)
     Array([[ 1., -1.]], dtype=float32)
     """
-    return masked.whiten(returns_to_go(rewards, mask, gamma=gamma), mask, ddof=ddof, axis_name=axis_name)
+    return masked.whiten(
+        returns_to_go(rewards, mask, gamma=gamma), mask, ddof=ddof, axis_name=axis_name
+    )
 
 
-def remax(rewards: Float[Array, "B T"], greedy_scores: Float[Array, "B"], mask: Mask) -> Float[Array, "B T"]:
+def remax(
+    rewards: Float[Array, "B T"], greedy_scores: Float[Array, "B"], mask: Mask
+) -> Float[Array, "B T"]:
     """Returns-to-go less the score of the greedy response: Gₜ − R_greedy (https://arxiv.org/abs/2310.10505).
 
     >>> import jax.numpy as jnp
@@ -126,7 +137,9 @@ def group(
     return masked.keep(difference, m).reshape(-1)
 
 
-def rloo(scores: Float[Array, "B"], *, group_size: int, valid: Bool[Array, "B"] | None = None) -> Float[Array, "B"]:
+def rloo(
+    scores: Float[Array, "B"], *, group_size: int, valid: Bool[Array, "B"] | None = None
+) -> Float[Array, "B"]:
     """The score less the mean of the group's others: Rᵢ − mean_{j≠i} Rⱼ (https://arxiv.org/abs/2402.14740).
 
     Raises ValueError if the rows are not a whole number of groups.
@@ -203,11 +216,15 @@ def gdpo(
     >>> print(np.asarray(gdpo(jnp.array([[0.0, 1.0], [1.0, 9.0]]), group_size=2)).round(3))
     [-0.707  0.707]
     """
-    columns = jnp.stack([group(x, group_size=group_size, eps=eps, valid=valid) for x in scores.T], axis=1)
+    columns = jnp.stack(
+        [group(x, group_size=group_size, eps=eps, valid=valid) for x in scores.T], axis=1
+    )
     summed = jnp.sum(columns if weights is None else columns * weights[None, :], axis=1)
     m = jnp.ones_like(summed, bool) if valid is None else valid
     variance = masked.var(summed, m, ddof=1, axis_name=axis_name)
-    std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)  # the root's slope at 0 is infinite
+    std = jnp.where(
+        variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0
+    )  # the root's slope at 0 is infinite
     return masked.keep((summed - masked.mean(summed, m, axis_name=axis_name)) / (std + eps), m)
 
 
@@ -245,7 +262,9 @@ def _centre(scores: Array, m: Array, weights: Array | None = None) -> Array:
     best = jnp.max(jnp.where(m, scores, -jnp.inf), axis=-1, keepdims=True)
     scores = jnp.where(m, scores - best, 0)
     weight = jnp.sum(weights, axis=-1, keepdims=True)
-    return scores - jnp.sum(weights * scores, axis=-1, keepdims=True) / jnp.where(weight > 0, weight, 1)
+    return scores - jnp.sum(weights * scores, axis=-1, keepdims=True) / jnp.where(
+        weight > 0, weight, 1
+    )
 
 
 def _std(difference: Array, m: Array) -> Array:

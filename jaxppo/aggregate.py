@@ -63,7 +63,9 @@ def sequence_sum(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T
     return m / jnp.maximum(masked.total(row, row, axis_name=axis_name), 1)
 
 
-def constant(mask: Mask, *, length: Scalar | int, axis_name: AxisName = None) -> Float[Array, "B T"]:
+def constant(
+    mask: Mask, *, length: Scalar | int, axis_name: AxisName = None
+) -> Float[Array, "B T"]:
     """The sum of a sequence's tokens over a constant: mᵢₜ / (length · rows with tokens) (https://arxiv.org/abs/2503.20783).
 
     Unlike `sequence_mean` a long wrong answer is not punished less for each of its tokens.

@@ -7,17 +7,12 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 
-from jaxppo import aggregate, estimators, kl, losses, second_order, update
-from jaxppo.config import Config, UserError
-from jaxppo.presets import ALGORITHMS
+from jaxppo import aggregate, estimators, kl, second_order, update
+from jaxppo.config import Config
+from jaxppo.errors import UserError
+from jaxppo.losses import covariance, sequence, shared, token, value
 from jaxppo.rewards.shaping import token_rewards
 from jaxppo.types import AdvantageFn, Parts, PolicyLossFn, RewardFn
-
-__all__ = [
-    "ADVANTAGES", "AGGREGATES", "ALGORITHMS", "CORRECTIONS", "KLS", "POLICY_LOSSES", "UPDATES", "VALUE_LOSSES", "check",
-    "look_up",
-    "make_parts",
-]  # fmt: skip
 
 
 def with_clip(loss: Callable) -> Callable[[Config], Callable]:
@@ -27,22 +22,24 @@ def with_clip(loss: Callable) -> Callable[[Config], Callable]:
 
 
 POLICY_LOSSES: dict[str, Callable[[Config], Callable]] = {
-    "reinforce": lambda c: losses.reinforce,
-    "clip": with_clip(losses.clip),
-    "dual_clip": with_clip(losses.dual_clip),
-    "kl_penalty": lambda c: losses.kl_penalty,  # beta comes from the controller
-    "gspo": with_clip(losses.gspo),
-    "gspo_token": with_clip(losses.gspo_token),
-    "cispo": with_clip(losses.cispo),
-    "sapo": lambda c: losses.sapo,
-    "gmpo": with_clip(losses.gmpo),
-    "clip_cov": with_clip(losses.clip_cov),
-    "kl_cov": lambda c: losses.kl_cov,
-    "dppo_tv": with_clip(losses.dppo_tv),
-    "dppo_kl": with_clip(losses.dppo_kl),
-    "awr": lambda c: losses.awr,
-    "dro": lambda c: partial(losses.dro, beta=c.beta),
+    "reinforce": lambda c: token.reinforce,
+    "clip": with_clip(token.clip),
+    "dual_clip": with_clip(token.dual_clip),
+    "kl_penalty": lambda c: token.kl_penalty,  # beta comes from the controller
+    "gspo": with_clip(sequence.gspo),
+    "gspo_token": with_clip(sequence.gspo_token),
+    "cispo": with_clip(token.cispo),
+    "sapo": lambda c: token.sapo,
+    "gmpo": with_clip(sequence.gmpo),
+    "clip_cov": with_clip(covariance.clip_cov),
+    "kl_cov": lambda c: covariance.kl_cov,
+    "dppo_tv": with_clip(token.dppo_tv),
+    "dppo_kl": with_clip(token.dppo_kl),
+    "awr": lambda c: token.awr,
+    "dro": lambda c: partial(token.dro, beta=c.beta),
 }
+
+
 ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {
     "gae": estimators.gae,
     "returns": estimators.monte_carlo,
@@ -58,6 +55,8 @@ ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {
     "reinforce_plus_plus": estimators.reinforce_plus_plus,
     "reinforce_plus_plus_baseline": estimators.on_rows(estimators.group_mean, whiten=True),
 }
+
+
 AGGREGATES: dict[str, Callable] = {
     "token_mean": lambda c: aggregate.token_mean,
     "token_sum": lambda c: aggregate.token_sum,
@@ -65,6 +64,8 @@ AGGREGATES: dict[str, Callable] = {
     "sequence_sum": lambda c: aggregate.sequence_sum,
     "constant": lambda c: partial(aggregate.constant, length=c.response_length),
 }
+
+
 KLS: dict[str, Callable] = {
     "k1": kl.k1,
     "k2": kl.k2,
@@ -75,14 +76,24 @@ KLS: dict[str, Callable] = {
     "absolute+": lambda x, ref: kl.straight_through(kl.absolute(x, ref), kl.k2(x, ref)),
     "full": kl.full,  # the one estimator on logits: the step computes them
 }
+
+
 VALUE_LOSSES: dict[str, Callable] = {
-    "mse": lambda c: lambda values, old_values, returns: losses.value_mse(values, returns),
-    "clipped": lambda c: partial(losses.value_clipped, eps=c.value_clip),
-    "huber": lambda c: lambda values, old_values, returns: losses.value_huber(values, returns),
+    "mse": lambda c: lambda values, old_values, returns: value.value_mse(values, returns),
+    "clipped": lambda c: partial(value.value_clipped, eps=c.value_clip),
+    "huber": lambda c: lambda values, old_values, returns: value.value_huber(values, returns),
     "none": lambda c: None,
 }
-CORRECTIONS: dict[str, Callable | None] = {"none": None, "truncated": losses.truncated_importance}
-UPDATES: dict[str, Callable] = {"gradient": update.make_update, "trpo": second_order.trpo, "npg": second_order.npg}
+
+
+CORRECTIONS: dict[str, Callable | None] = {"none": None, "truncated": shared.truncated_importance}
+
+
+UPDATES: dict[str, Callable] = {
+    "gradient": update.make_update,
+    "trpo": second_order.trpo,
+    "npg": second_order.npg,
+}
 
 
 def look_up(table: dict, kind: str, name: str):
@@ -120,8 +131,14 @@ def policy_loss(config: Config) -> PolicyLossFn:
     loss = look_up(POLICY_LOSSES, "loss", config.loss)(config)
     if not config.loss_settings:
         return loss
-    known = [name for name, x in inspect.signature(loss).parameters.items() if x.kind is x.KEYWORD_ONLY and name != "key"]
+    known = [
+        name
+        for name, x in inspect.signature(loss).parameters.items()
+        if x.kind is x.KEYWORD_ONLY and name != "key"
+    ]
     for name, _ in config.loss_settings:
         if name not in known:
-            raise UserError(f"--loss {config.loss} has no setting {name!r}: choose from {', '.join(known) or 'none'}")
+            raise UserError(
+                f"--loss {config.loss} has no setting {name!r}: choose from {', '.join(known) or 'none'}"
+            )
     return partial(loss, **dict(config.loss_settings))

@@ -4,123 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+
+from jaxppo.errors import UserError
 
 HIDDEN = "***"  # in a run's config.json, in the place of a secret
-
-
-class RunError(Exception):
-    """Why a run cannot go on: one line that says what is wrong and what to do. The command line exits with `code`."""
-
-    code = 1  # a crash: starting again may help
-
-
-class UserError(RunError):
-    """Something the user can mend; starting again does not help."""
-
-    code = 2
-
-
-class Interrupted(RunError):
-    """Stopped by a signal, with everything saved: start again with --resume."""
-
-    code = 75  # EX_TEMPFAIL of sysexits.h
-
-
-class Diverged(RunError):
-    """The numbers are not finite any more; starting again does not help."""
-
-    code = 76
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """A network: GPT-2, Llama, SmolLM, Qwen and Mistral are points in the one transformer's space; `network` makes the others."""
-
-    vocab_size: int
-    width: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    mlp_width: int
-    max_length: int
-    positions: str = "rope"
-    """learned | rope"""
-    rope_theta: float = 1e4
-    rope_scaling: tuple[float, float, float, float] | None = None
-    """Llama 3's frequency scaling: factor, low_freq_factor, high_freq_factor, original_max_length"""
-    norm: str = "rms"
-    """rms | layer"""
-    norm_eps: float = 1e-5
-    activation: str = "silu"
-    """silu | gelu | gelu_tanh"""
-    gated: bool = True
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
-    qk_norm: bool = False
-    tied: bool = True
-    window: int | None = None
-    """sliding-window attention: a token sees itself and the window - 1 tokens before it"""
-    kind: str = "transformer"
-    """transformer | gru | lstm | convolution | window"""
-    kernel: int = 4
-    """tokens that a convolution or window sees, with its own"""
-    dropout: float = 0.0
-    """of embeddings and last hidden states, in supervised training"""
-    context_width: int = 0
-    """numbers in a frame of the features that the policy reads beside the tokens, such as mel bins; 0 = it reads none"""
-    context_length: int = 0
-    """most frames of those features; 0 = any number"""
-
-
-def network(
-    kind: str,
-    *,
-    vocab_size: int,
-    width: int = 32,
-    num_layers: int = 2,
-    kernel: int = 4,
-    dropout: float = 0.0,
-    max_length: int = 256,
-    context_width: int = 0,
-    context_length: int = 0,
-) -> ModelConfig:
-    """A small net of any kind; those without attention have no use for heads."""
-    if kind == "transformer":
-        shape = llama(vocab_size=vocab_size, width=width, num_layers=num_layers, max_length=max_length)
-        return dataclasses.replace(shape, dropout=dropout, context_width=context_width, context_length=context_length)
-    return ModelConfig(
-        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=1, num_kv_heads=1, head_dim=width,
-        mlp_width=2 * width, max_length=max_length, kind=kind, kernel=kernel, dropout=dropout,
-        context_width=context_width, context_length=context_length,
-    )  # fmt: skip
-
-
-def gpt2(
-    *, vocab_size: int = 50257, width: int = 768, num_layers: int = 12, num_heads: int = 12, max_length: int = 1024
-) -> ModelConfig:
-    """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head."""
-    return ModelConfig(
-        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_heads,
-        head_dim=width // num_heads, mlp_width=4 * width, max_length=max_length, positions="learned", norm="layer",
-        activation="gelu_tanh", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True,
-    )  # fmt: skip
-
-
-def llama(
-    *, vocab_size: int, width: int = 32, num_layers: int = 2, num_heads: int = 4, num_kv_heads: int = 2, max_length: int = 256
-) -> ModelConfig:
-    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value heads, tied head."""
-    return ModelConfig(
-        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_dim=width // num_heads, mlp_width=3 * width, max_length=max_length,
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -332,6 +222,8 @@ CHOICES = {
     "whiten_ddof": (0, 1),
     "remat": ("none", "block", "full"),
 }
+
+
 POSITIVE = (
     "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature", "oversample",
     "mask_every", "microbatches", "num_tasks",
@@ -339,7 +231,19 @@ POSITIVE = (
 
 
 LEAST = {"top_k": 0, "lora": 0, "logits_bytes": 1, "critic_warmup": 0, "lr_warmup": 0}
-GROUPED = ("group", "group_mean", "rloo", "opo", "gpg", "gdpo", "reinforce_plus_plus_baseline")  # 0 for ever in groups of one
+
+
+GROUPED = (
+    "group",
+    "group_mean",
+    "rloo",
+    "opo",
+    "gpg",
+    "gdpo",
+    "reinforce_plus_plus_baseline",
+)  # 0 for ever in groups of one
+
+
 UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")  # where inf means: not at all
 
 
@@ -347,11 +251,19 @@ def validate(config: Config, *, devices: int = 1) -> None:
     """Raise UserError, with the numbers, for a configuration that cannot run."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, float) and not math.isfinite(value) and not (value > 0 and field.name in UNBOUNDED):
-            raise UserError(f"--{field.name.replace('_', '-')} must be a finite number, but is {value}")
+        if (
+            isinstance(value, float)
+            and not math.isfinite(value)
+            and not (value > 0 and field.name in UNBOUNDED)
+        ):
+            raise UserError(
+                f"--{field.name.replace('_', '-')} must be a finite number, but is {value}"
+            )
     for name in POSITIVE:
         if getattr(config, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}"
+            )
     for name, choices in CHOICES.items():
         if getattr(config, name) not in choices:
             raise UserError(
@@ -359,26 +271,40 @@ def validate(config: Config, *, devices: int = 1) -> None:
             )
     for name, least in LEAST.items():
         if getattr(config, name) < least:
-            raise UserError(f"--{name.replace('_', '-')} must be {least} or more, but is {getattr(config, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be {least} or more, but is {getattr(config, name)}"
+            )
     for name in ("top_p", "mask_top_p"):
         if not 0 < getattr(config, name) <= 1:
-            raise UserError(f"--{name.replace('_', '-')} must be in (0, 1], but is {getattr(config, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be in (0, 1], but is {getattr(config, name)}"
+            )
     if config.advantage in GROUPED and config.group_size == 1:
-        raise UserError(f"--advantage {config.advantage} compares the responses to a prompt: give --group-size 2 or more")
+        raise UserError(
+            f"--advantage {config.advantage} compares the responses to a prompt: give --group-size 2 or more"
+        )
     if config.update in ("trpo", "npg"):
         _check_natural(config)
     if config.oversample > 1 and not config.filter_groups:
-        raise UserError(f"--oversample {config.oversample} chooses among groups: it needs --filter-groups")
+        raise UserError(
+            f"--oversample {config.oversample} chooses among groups: it needs --filter-groups"
+        )
     if config.filter_groups and config.group_size == 1:
-        raise UserError("--filter-groups needs groups to compare: --group-size 1 has none; use 2 or more")
+        raise UserError(
+            "--filter-groups needs groups to compare: --group-size 1 has none; use 2 or more"
+        )
     if config.reward_norm == "task" and config.num_tasks == 1:
-        raise UserError("--reward-norm task tells tasks apart: --num-tasks 1 has none to tell; use --reward-norm batch")
+        raise UserError(
+            "--reward-norm task tells tasks apart: --num-tasks 1 has none to tell; use --reward-norm batch"
+        )
     if config.overlong_buffer > config.response_length:
         raise UserError(
             f"--overlong-buffer {config.overlong_buffer} is longer than --response-length {config.response_length}; shorten it"
         )
     if config.batch_size % devices:
-        raise UserError(f"--batch-size {config.batch_size} does not divide over {devices} devices; use a multiple of {devices}")
+        raise UserError(
+            f"--batch-size {config.batch_size} does not divide over {devices} devices; use a multiple of {devices}"
+        )
     unit = config.minibatches * config.group_size
     if (config.batch_size // devices) % unit:
         raise UserError(
@@ -401,51 +327,13 @@ def _check_natural(config: Config) -> None:
         "--kl-stop": config.kl_stop > 0, "--correction": config.correction != "none", "--critic-warmup": config.critic_warmup > 0,
     }  # fmt: skip
     for option in (name for name, given in idle.items() if given):
-        raise UserError(f"{option} has no meaning with --update {config.update}, which takes one step on the surrogate alone")
+        raise UserError(
+            f"{option} has no meaning with --update {config.update}, which takes one step on the surrogate alone"
+        )
     if config.dtype != "float32":
-        raise UserError(f"--update {config.update} differentiates twice, for which 16 bits are too few: --dtype float32")
-
-
-def to_dict(config) -> dict:
-    """The settings as plain JSON values; paths become strings, tuples lists."""
-    plain = lambda x: str(x) if isinstance(x, PurePath) else [plain(y) for y in x] if isinstance(x, tuple) else x
-    return {name: plain(x) for name, x in dataclasses.asdict(config).items()}
-
-
-def from_dict(kind: type, stored: dict):
-    """The settings of `kind` among the values of `to_dict`; what it does not know is left out."""
-    as_tuple = lambda x: tuple(as_tuple(y) for y in x) if isinstance(x, list) else x
-    names = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{name: as_tuple(x) for name, x in stored.items() if name in names})
-
-
-def from_file(kind: type, path: Path):
-    """`from_dict` of a config.json. Raises UserError when it is no such file, or a value has another type than its setting."""
-    try:
-        stored = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as settings ({str(error).splitlines()[0][:100]})") from None
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} holds {type(stored).__name__}, not an object of settings")
-    known = kind()
-    for field in dataclasses.fields(kind):
-        if field.name in stored and not _same_kind(stored[field.name], getattr(known, field.name), str(field.type)):
-            name = field.name.replace("_", "-")
-            raise UserError(f"{path}: --{name} is {stored[field.name]!r}, but must be {field.type}")
-    return from_dict(kind, stored)
-
-
-def _same_kind(value, default, annotation: str) -> bool:
-    """Whether a JSON value can stand for a setting."""
-    if value is None:
-        return default is None or "None" in annotation
-    if isinstance(default, bool) or isinstance(value, bool):
-        return isinstance(value, bool) and isinstance(default, bool)
-    if isinstance(default, tuple):
-        return isinstance(value, list)
-    if isinstance(default, int):
-        return isinstance(value, int)
-    return isinstance(value, int | float) if default is None or isinstance(default, float) else isinstance(value, str)
+        raise UserError(
+            f"--update {config.update} differentiates twice, for which 16 bits are too few: --dtype float32"
+        )
 
 
 @dataclass(frozen=True)
@@ -530,7 +418,9 @@ def profiled_steps(config: RunConfig) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,9})(?::(\d{1,9}))?", config.profile)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise UserError(f"--profile {config.profile!r}: give the first and the last step to trace, such as 3:6")
+        raise UserError(
+            f"--profile {config.profile!r}: give the first and the last step to trace, such as 3:6"
+        )
     return first, last
 
 
@@ -541,8 +431,12 @@ def tracker_names(config: RunConfig) -> tuple[str, ...]:
         if name not in TRACKERS:
             raise UserError(f"--track {name!r}: choose among {', '.join(TRACKERS)}")
         found = importlib.util.find_spec(TRACKERS[name])
-        if found is None or found.origin is None:  # a mere folder of that name, such as W&B makes, is no package
-            raise UserError(f'--track {name} needs the package {TRACKERS[name]}: pip install -e ".[track]"')
+        if (
+            found is None or found.origin is None
+        ):  # a mere folder of that name, such as W&B makes, is no package
+            raise UserError(
+                f'--track {name} needs the package {TRACKERS[name]}: pip install -e ".[track]"'
+            )
     return names
 
 
@@ -550,14 +444,20 @@ def validate_run(config: RunConfig) -> None:
     """`validate`, and what the host's loop needs."""
     validate(config)
     if config.mesh and config.parallel not in ("auto", "mesh"):
-        raise UserError(f"--mesh {config.mesh} is not for --parallel {config.parallel}: leave that out, or give --parallel mesh")
+        raise UserError(
+            f"--mesh {config.mesh} is not for --parallel {config.parallel}: leave that out, or give --parallel mesh"
+        )
     tracker_names(config)
     profiled_steps(config)
     for name in ("save_every", "steps_per_call", "max_bad_steps", "connect_timeout", "heartbeat"):
         if getattr(config, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}")
+            raise UserError(
+                f"--{name.replace('_', '-')} must be above 0, but is {getattr(config, name)}"
+            )
     if config.steps % config.steps_per_call:
-        raise UserError(f"--steps {config.steps} is not a multiple of --steps-per-call {config.steps_per_call}; make it one")
+        raise UserError(
+            f"--steps {config.steps} is not a multiple of --steps-per-call {config.steps_per_call}; make it one"
+        )
     for name in ("save_every", "eval_every"):
         if getattr(config, name) % config.steps_per_call:
             option = name.replace("_", "-")

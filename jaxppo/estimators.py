@@ -27,10 +27,16 @@ def gae(config: Config) -> AdvantageFn:
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
-        lam = advantages.length_adaptive_lam(mask, alpha=config.lam_alpha) if config.lam_alpha else config.lam
+        lam = (
+            advantages.length_adaptive_lam(mask, alpha=config.lam_alpha)
+            if config.lam_alpha
+            else config.lam
+        )
         adv, returns = advantages.gae(rewards, rollout.values, mask, gamma=config.gamma, lam=lam)
         if config.critic_lam is not None:
-            returns = advantages.gae(rewards, rollout.values, mask, gamma=config.gamma, lam=config.critic_lam)[1]
+            returns = advantages.gae(
+                rewards, rollout.values, mask, gamma=config.gamma, lam=config.critic_lam
+            )[1]
         return _whitened(adv, mask, config, axis_name, default=True), returns, statistics
 
     return advantage
@@ -53,7 +59,11 @@ def reinforce_plus_plus(config: Config) -> AdvantageFn:
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
         returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
-        return advantages.reinforce_plus_plus(rewards, mask, gamma=config.gamma, axis_name=axis_name), returns, statistics
+        return (
+            advantages.reinforce_plus_plus(rewards, mask, gamma=config.gamma, axis_name=axis_name),
+            returns,
+            statistics,
+        )
 
     return advantage
 
@@ -70,13 +80,21 @@ def remax(config: Config) -> AdvantageFn:
     return advantage
 
 
-def on_rows(estimate: Callable[..., Float[Array, "B"]], *, whiten: bool = False) -> Callable[[Config], AdvantageFn]:
+def on_rows(
+    estimate: Callable[..., Float[Array, "B"]], *, whiten: bool = False
+) -> Callable[[Config], AdvantageFn]:
     """An estimator on whole responses: estimate(total [B], mask, valid=, config=, axis_name=) -> [B], put on every token."""
 
     def make(config: Config) -> AdvantageFn:
         def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
             mask = _mask(rollout, valid)
-            row = estimate(masked.total(rewards, mask, axis=1), mask, valid=valid, config=config, axis_name=axis_name)
+            row = estimate(
+                masked.total(rewards, mask, axis=1),
+                mask,
+                valid=valid,
+                config=config,
+                axis_name=axis_name,
+            )
             adv = masked.keep(jnp.broadcast_to(row[:, None], mask.shape), mask)
             adv = _whitened(adv, mask, config, axis_name, default=whiten)
             return adv, advantages.returns_to_go(rewards, mask, gamma=config.gamma), statistics
@@ -93,7 +111,9 @@ def gdpo(config: Config) -> AdvantageFn:
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
         columns = scores[:, None] if scores.ndim == 1 else scores
-        row = advantages.gdpo(columns, group_size=config.group_size, valid=valid, axis_name=axis_name)
+        row = advantages.gdpo(
+            columns, group_size=config.group_size, valid=valid, axis_name=axis_name
+        )
         adv = masked.keep(jnp.broadcast_to(row[:, None], mask.shape), mask)
         return adv, advantages.returns_to_go(rewards, mask, gamma=config.gamma), statistics
 
@@ -155,4 +175,6 @@ def _mask(rollout, valid):
 def _whitened(adv, mask, config: Config, axis_name, *, default: bool = False):
     if not (default if config.whiten_advantages is None else config.whiten_advantages):
         return adv
-    return masked.whiten(adv, mask, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name)
+    return masked.whiten(
+        adv, mask, ddof=config.whiten_ddof, shift_mean=config.whiten_shift, axis_name=axis_name
+    )

@@ -16,11 +16,17 @@ import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int
 
-Matrix = Float[Array, "_ _"] | Float[np.ndarray, "_ _"]  # outside of jit, weights may still be as they were loaded
+Matrix = (
+    Float[Array, "_ _"] | Float[np.ndarray, "_ _"]
+)  # outside of jit, weights may still be as they were loaded
+
+
 BLOCK = 256  # tokens in a block of the two-level sampler
 
 
-def matmul_plain(x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: bool = False) -> Float[Array, "... N"]:
+def matmul_plain(
+    x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: bool = False
+) -> Float[Array, "... N"]:
     """x @ w with operands rounded to `dtype` and sums in float32; with `rows`, w is [N K] and the product x @ w.T.
 
     >>> import jax.numpy as jnp
@@ -30,10 +36,14 @@ def matmul_plain(x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: b
     # As one dot_general: XLA's CPU backend would write out a transpose of its own.
     contract = (((x.ndim - 1,), (1 if rows else 0,)), ((), ()))
     out = _sum_dtype(x.dtype, dtype)
-    return jax.lax.dot_general(x.astype(dtype), w.astype(dtype), contract, preferred_element_type=out)
+    return jax.lax.dot_general(
+        x.astype(dtype), w.astype(dtype), contract, preferred_element_type=out
+    )
 
 
-def matmul(x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, *, rows: bool = False) -> Float[Array, "... N"]:
+def matmul(
+    x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, *, rows: bool = False
+) -> Float[Array, "... N"]:
     """`matmul_plain`, y = x @ w, whose weight gradient xᵀ @ dy is laid out for the fast path.
 
     Shapes: x [... K], w [K N], or [N K] with `rows` -> [... N] in float32 (float64 stays float64). The gradients are rounded
@@ -54,7 +64,12 @@ def _matmul(x, w, dtype, rows):
 def _matmul_fwd(x, w, dtype, rows):
     # The rounded operands are kept: the backward pass reads half the bytes and does not round again.
     xs, ws = x.astype(dtype), w.astype(dtype)
-    return matmul_plain(xs, ws, dtype, rows), (xs, ws, jnp.zeros((0,), x.dtype), jnp.zeros((0,), w.dtype))
+    return matmul_plain(xs, ws, dtype, rows), (
+        xs,
+        ws,
+        jnp.zeros((0,), x.dtype),
+        jnp.zeros((0,), w.dtype),
+    )
 
 
 def _matmul_bwd(dtype, rows, residuals, dy):
@@ -64,7 +79,9 @@ def _matmul_bwd(dtype, rows, residuals, dy):
     dx = matmul_plain(dy, w, dtype, not rows).astype(out)
     xs, dys = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
     left, right = (dys, xs) if rows else (xs, dys)
-    dw = jax.lax.dot_general(_transposed(left), right, (((1,), (0,)), ((), ())), preferred_element_type=out)
+    dw = jax.lax.dot_general(
+        _transposed(left), right, (((1,), (0,)), ((), ())), preferred_element_type=out
+    )
     return dx.astype(x_like.dtype), dw.astype(w_like.dtype)
 
 
@@ -81,7 +98,9 @@ def _transposed(x: Array) -> Array:
     if x.dtype.itemsize != 2:
         return x.T
     return jax.lax.platform_dependent(
-        x, cpu=lambda a: with_layout_constraint(a.T, Layout(major_to_minor=(0, 1))), default=lambda a: a.T
+        x,
+        cpu=lambda a: with_layout_constraint(a.T, Layout(major_to_minor=(0, 1))),
+        default=lambda a: a.T,
     )
 
 
@@ -115,17 +134,24 @@ def pick(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, 
     target = uniform * upto_block[:, -1]
     # Rounding may leave no block or token above the target: then the last one with any weight is the right answer.
     block = _first_above(upto_block, target)
-    before = jnp.where(block > 0, jnp.take_along_axis(upto_block, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0)
+    before = jnp.where(
+        block > 0, jnp.take_along_axis(upto_block, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0
+    )
     inside = jnp.cumsum(jnp.take_along_axis(weights, block[:, None, None], 1)[:, 0], -1)
     return (block * BLOCK + _first_above(inside, target - before)).astype(jnp.int32)
 
 
 def _first_above(cumulative: Float[Array, "B K"], target: Float[Array, "B"]) -> Int[Array, "B"]:
-    above = cumulative > jnp.minimum(target, cumulative[:, -1] * (1 - jnp.finfo(cumulative.dtype).eps))[:, None]
+    above = (
+        cumulative
+        > jnp.minimum(target, cumulative[:, -1] * (1 - jnp.finfo(cumulative.dtype).eps))[:, None]
+    )
     return jnp.argmax(above, -1)
 
 
-def token_logprobs_plain(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
+def token_logprobs_plain(
+    logits: Float[Array, "N V"], tokens: Int[Array, "N"]
+) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
     """(log softmax(logits)[token], entropy) of each row: log π(k) and H = −Σ_j π_j log π_j.
 
     >>> import jax.numpy as jnp
@@ -139,7 +165,9 @@ def token_logprobs_plain(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -
 
 
 @jax.custom_vjp
-def token_logprobs(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
+def token_logprobs(
+    logits: Float[Array, "N V"], tokens: Int[Array, "N"]
+) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
     """Log-prob of one token and entropy of each row of logits. For the gradient the logits and their exponentials are kept.
 
     log π(k) = z_k − log Σ_j exp z_j,  H = log Σ_j exp z_j − Σ_j π_j z_j;
@@ -173,7 +201,9 @@ def _token_logprobs_bwd(residuals, cotangents):
     logp = _finite(logits) - lse[:, None]
     p = weights * (1 / total)[:, None]
     hit = jax.lax.broadcasted_iota(tokens.dtype, logits.shape, 1) == tokens[:, None]
-    grad = jnp.where(hit, d_logprob[:, None], 0.0) - p * (d_logprob[:, None] + d_entropy[:, None] * (logp + entropy[:, None]))
+    grad = jnp.where(hit, d_logprob[:, None], 0.0) - p * (
+        d_logprob[:, None] + d_entropy[:, None] * (logp + entropy[:, None])
+    )
     return grad, None
 
 

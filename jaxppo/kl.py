@@ -59,7 +59,9 @@ def absolute(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> 
     Array([1., 1.], dtype=float32)
     """
     x = logprobs - ref_logprobs
-    return jnp.where(x == 0, 0, jnp.abs(x))  # JAX's slope of |x| at 0 is 1, and at the start all x are 0
+    return jnp.where(
+        x == 0, 0, jnp.abs(x)
+    )  # JAX's slope of |x| at 0 is 1, and at the start all x are 0
 
 
 def straight_through(value: Float[Array, "*s"], gradient: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -83,11 +85,15 @@ def full(logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"]) -> Floa
     """
     possible = logits > -jnp.inf  # 0 · (−inf − …) would be NaN
     logprobs, ref_logprobs = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
-    terms = jnp.exp(logprobs) * (jnp.where(possible, logprobs, 0) - jnp.where(possible, ref_logprobs, 0))
+    terms = jnp.exp(logprobs) * (
+        jnp.where(possible, logprobs, 0) - jnp.where(possible, ref_logprobs, 0)
+    )
     return jnp.sum(terms, axis=-1)
 
 
-def adapt(coef: Scalar, kl: Scalar, *, target: Scalar | int, horizon: Scalar | int, num_rows: Scalar | int) -> Scalar:
+def adapt(
+    coef: Scalar, kl: Scalar, *, target: Scalar | int, horizon: Scalar | int, num_rows: Scalar | int
+) -> Scalar:
     """One step of the proportional controller: coef · (1 + clip(kl / target − 1, −0.2, 0.2) · num_rows / horizon).
 
     `kl` and `target` are in nats for each sequence, a mean over rows: a sum over tokens, not a mean

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Sequence
 
-from jaxppo.processes import LAUNCHER
+from jaxppo.parallel.processes import LAUNCHER
 
 GRACE = 30.0  # seconds that the others have to notice that one is gone, and to end by themselves
 
@@ -24,11 +24,17 @@ GRACE = 30.0  # seconds that the others have to notice that one is gone, and to 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the script in N processes and return one exit code: the first that is not 0 (128 + n for a signal n)."""
     parser = argparse.ArgumentParser(
-        "python -m jaxppo.launch", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+        "python -m jaxppo.launch",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
     )
     parser.add_argument("--processes", type=int, default=2, help="how many (default 2)")
-    parser.add_argument("--devices", type=int, default=1, help="simulated devices in each (default 1)")
-    parser.add_argument("--port", type=int, default=0, help="of the coordinator on localhost (default: a free one)")
+    parser.add_argument(
+        "--devices", type=int, default=1, help="simulated devices in each (default 1)"
+    )
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the coordinator on localhost (default: a free one)"
+    )
     parser.add_argument("script", help="a Python script")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="its own options")
     options = parser.parse_args(args)
@@ -36,7 +42,10 @@ def main(args: Sequence[str] | None = None) -> int:
         parser.error("--processes and --devices must be above 0")
     address = f"localhost:{options.port or free_port()}"
     command = [sys.executable, options.script, *options.options]
-    running = [start(command, address, options.processes, number, options.devices) for number in range(options.processes)]
+    running = [
+        start(command, address, options.processes, number, options.devices)
+        for number in range(options.processes)
+    ]
 
     def forward(signum: int, _frame) -> None:
         for process in running:
@@ -47,13 +56,20 @@ def main(args: Sequence[str] | None = None) -> int:
     return wait(running)
 
 
-def start(command: list[str], address: str, processes: int, number: int, devices: int) -> subprocess.Popen:
+def start(
+    command: list[str], address: str, processes: int, number: int, devices: int
+) -> subprocess.Popen:
     """One process of the run, in a group of its own: a Ctrl-C reaches it once, through us."""
     own = dict(zip(LAUNCHER, (address, str(processes), str(number)), strict=True))
     env = os.environ | own | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if number == 0:
         return subprocess.Popen(command, env=env, start_new_session=True)
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
+    pipes = {
+        "stdout": subprocess.DEVNULL,
+        "stderr": subprocess.PIPE,
+        "text": True,
+        "errors": "replace",
+    }
     process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)
     threading.Thread(target=relay, args=(process, number), daemon=True).start()
     return process

@@ -13,11 +13,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 Mask = Bool[Array, "B T"] | Float[Array, "B T"]  # not zero on the tokens that take part
+
+
 AxisName = str | tuple[str, ...] | None
 
 
 def total(
-    x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], axis: int | None = None, axis_name: AxisName = None
+    x: Shaped[Array, "*s"],
+    mask: Shaped[Array, "*s"],
+    axis: int | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """The sum under the mask: Σ mₜ xₜ.
 
@@ -31,7 +36,10 @@ def total(
 
 
 def mean(
-    x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], axis: int | None = None, axis_name: AxisName = None
+    x: Shaped[Array, "*s"],
+    mask: Shaped[Array, "*s"],
+    axis: int | None = None,
+    axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where nothing takes part. The mean of equal numbers is exactly that number,
     so that they have no spread at all: a last digit of it, divided by itself, would make rewards of millions.
@@ -45,14 +53,18 @@ def mean(
     kept, taken = keep(x, mask), mask.astype(bool)
     count = _psum(jnp.sum(taken, axis=axis, dtype=kept.dtype), axis_name)
     fixed = lax.stop_gradient(kept)
-    pivot = jnp.max(fixed, axis=axis, keepdims=True, initial=-jnp.inf, where=taken)  # one of the numbers, whichever
+    pivot = jnp.max(
+        fixed, axis=axis, keepdims=True, initial=-jnp.inf, where=taken
+    )  # one of the numbers, whichever
     pivot = pivot if axis_name is None else lax.pmax(pivot, axis_name)
     pivot = jnp.where(jnp.isfinite(pivot), pivot, 0)
     apart = _psum(jnp.sum(keep(kept - pivot, mask), axis=axis), axis_name) / jnp.maximum(count, 1)
     return jnp.where(count > 0, pivot.reshape(apart.shape) + apart, 0)
 
 
-def var(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, ddof: int = 0, axis_name: AxisName = None) -> Float[Array, ""]:
+def var(
+    x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, ddof: int = 0, axis_name: AxisName = None
+) -> Float[Array, ""]:
     """The variance under the mask: Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 where ddof leaves nothing to divide by.
 
     >>> import jax.numpy as jnp
@@ -60,7 +72,9 @@ def var(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, ddof: int = 0, axi
     Array(2., dtype=float32)
     """
     kept = keep(x, mask)
-    squares = total(jnp.square(kept - mean(x, mask, axis_name=axis_name)), mask, axis_name=axis_name)
+    squares = total(
+        jnp.square(kept - mean(x, mask, axis_name=axis_name)), mask, axis_name=axis_name
+    )
     count = _psum(jnp.sum(mask.astype(bool), dtype=kept.dtype), axis_name)
     return jnp.where(count > ddof, squares / jnp.maximum(count - ddof, 1), 0)
 
@@ -83,7 +97,10 @@ def whiten(
     Array([-1.,  1.,  0.], dtype=float32)
     """
     kept = keep(x, mask)
-    return keep(whiten_as(kept, x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name), mask)
+    return keep(
+        whiten_as(kept, x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name),
+        mask,
+    )
 
 
 def whiten_as(
@@ -133,7 +150,13 @@ def no_moments() -> Moments:
     return Moments(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
 
-def add_moments(moments: Moments, x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, axis_name: AxisName = None) -> Moments:
+def add_moments(
+    moments: Moments,
+    x: Shaped[Array, "*s"],
+    mask: Shaped[Array, "*s"],
+    *,
+    axis_name: AxisName = None,
+) -> Moments:
     """The moments with the batch x joined to them: n = n₁ + n₂, m = m₁ + δ n₂ / n, S = S₁ + S₂ + δ² n₁ n₂ / n, δ = m₂ − m₁.
 
     From Chan et al. 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
@@ -149,7 +172,11 @@ def add_moments(moments: Moments, x: Shaped[Array, "*s"], mask: Shaped[Array, "*
     squares = var(x, mask, axis_name=axis_name) * count
     whole = moments.count + count
     delta, share = centre - moments.mean, count / jnp.maximum(whole, 1)
-    return Moments(whole, moments.mean + delta * share, moments.squares + squares + jnp.square(delta) * moments.count * share)
+    return Moments(
+        whole,
+        moments.mean + delta * share,
+        moments.squares + squares + jnp.square(delta) * moments.count * share,
+    )
 
 
 def keep(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"]) -> Float[Array, "*s"]:

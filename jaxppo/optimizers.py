@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxppo.config import Config, UserError
+from jaxppo.config import Config
+from jaxppo.errors import UserError
 from jaxppo.types import Params, PyTree, Scalar
 
 CRITIC = ("value", "critic")  # names below which parameters belong to the critic alone
@@ -50,7 +51,9 @@ def schedule(config: Config, peak: Scalar) -> Scalar | optax.Schedule:
         "constant": lambda: peak,
         "linear": lambda: optax.linear_schedule(peak, 0.0, left),
         # written out: Optax's own schedule wants a rate that is not traced
-        "cosine": lambda: lambda count: peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / left, 1.0))),
+        "cosine": lambda: (
+            lambda count: peak * 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / left, 1.0)))
+        ),
     }[config.lr_schedule]()
     if not warmup:
         return after
@@ -68,7 +71,10 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     """
     if config.optimizer not in RULES:
         raise UserError(f"--optimizer {config.optimizer!r}: choose one of {', '.join(RULES)}")
-    one = lambda rate: (RULES[config.optimizer](config), optax.scale_by_learning_rate(schedule(config, rate)))
+    one = lambda rate: (
+        RULES[config.optimizer](config),
+        optax.scale_by_learning_rate(schedule(config, rate)),
+    )
     clip = optax.clip_by_global_norm(config.max_grad_norm)
     apart = config.critic == "separate"
     if config.critic_lr is None and not apart:
@@ -76,7 +82,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
     own = (clip,) if apart else ()
     rules: dict[Hashable, optax.GradientTransformation] = {
         "policy": optax.chain(*own, *one(config.lr)),
-        "critic": optax.chain(*own, *one(config.lr if config.critic_lr is None else config.critic_lr)),
+        "critic": optax.chain(
+            *own, *one(config.lr if config.critic_lr is None else config.critic_lr)
+        ),
     }
     each = optax.multi_transform(rules, labels)
     return each if apart else optax.chain(clip, each)
@@ -96,4 +104,6 @@ def labels(params: Params) -> PyTree:
 def only_critic(tree: Any, alone: Any) -> Any:
     """The tree with 0 in place of the policy's leaves where `alone` is true; of gradients and of updates."""
     keep = jax.tree.map(lambda label: label == "critic", labels(tree))
-    return jax.tree.map(lambda x, stays: x if stays else jnp.where(alone, jnp.zeros_like(x), x), tree, keep)
+    return jax.tree.map(
+        lambda x, stays: x if stays else jnp.where(alone, jnp.zeros_like(x), x), tree, keep
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo import kernels, kl, sampling
 from jaxppo.config import Config
@@ -18,14 +18,16 @@ from jaxppo.types import Model, Params, PyTree, Rollout
 FLOOR = -20.0  # log-prob given to a token that fell outside the keep-set of new parameters
 
 
-class Scores(NamedTuple):
+class TokenLogprobs(NamedTuple):
     """A response under one set of parameters; each [B T]."""
 
     logprobs: Float[Array, "B T"]  # all processors: for ratios
     raw_logprobs: Float[Array, "B T"]  # temperature only: for KL
     entropy: Float[Array, "B T"]  # nats, temperature only
     values: Float[Array, "B T"]
-    likeliest: Float[Array, "B T"]  # 1 where no token is likelier; 0 everywhere unless it was asked for
+    likeliest: Float[
+        Array, "B T"
+    ]  # 1 where no token is likelier; 0 everywhere unless it was asked for
 
 
 def cast(params: Params, dtype) -> Params:
@@ -39,13 +41,19 @@ def cast(params: Params, dtype) -> Params:
     def rounded(path, x):
         names = [part.key for part in path]
         exact = "value" in names  # the value head is tiny and its products are float32
-        return x if exact or x.ndim - ("layers" in names) < 2 else x.astype(dtype)  # scanned layers have one dimension more
+        return (
+            x if exact or x.ndim - ("layers" in names) < 2 else x.astype(dtype)
+        )  # scanned layers have one dimension more
 
     return jax.tree_util.tree_map_with_path(rounded, dict(params))
 
 
 def choices(
-    logits: Float[Array, "N V"], tokens: Int[Array, "N"], *, config: Config, guide: Float[Array, "N V"] | None = None
+    logits: Float[Array, "N V"],
+    tokens: Int[Array, "N"],
+    *,
+    config: Config,
+    guide: Float[Array, "N V"] | None = None,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
     """(log-prob with all processors, log-prob with the temperature only, entropy) of one token a row; `guide` as in
     `sampling.process`."""
@@ -56,7 +64,9 @@ def choices(
     kept = sampling.process(logits, sample=config, guide=guide)
     inside = jnp.take_along_axis(kept, tokens[:, None], 1)[:, 0] > -jnp.inf
     # RL4LMs, where NLPO comes from, leaves the log-prob of an allowed token as it is without the mask.
-    inside_mass = _log_kept(logits, kept) if guide is None or config.mask_renormalise else jnp.zeros_like(raw)
+    inside_mass = (
+        _log_kept(logits, kept) if guide is None or config.mask_renormalise else jnp.zeros_like(raw)
+    )
     # A token may leave the keep-set while the epochs run: floored, and without gradient.
     logprob = jnp.where(inside, raw - jnp.where(inside, inside_mass, 0.0), FLOOR)
     return logprob, raw, entropy
@@ -67,7 +77,7 @@ def _log_kept(logits, kept):
     return jax.nn.logsumexp(kept, -1) - jax.nn.logsumexp(logits, -1)
 
 
-def score(
+def token_logprobs(
     model: Model,
     params: Params,
     rollout: Rollout,
@@ -77,25 +87,33 @@ def score(
     with_likeliest: bool = False,
     guide: Params | None = None,
     dropout_key=None,
-) -> Scores:
+) -> TokenLogprobs:
     """Log-probs, entropy and values of a rollout's responses under `params`. Only response positions get logits, and logits of
     more than `config.logits_bytes` are computed in chunks (and again in the backward pass). `guide` holds the parameters of
     NLPO's lagged policy."""
     hidden = before_tokens(model, params, rollout, dropout_key=dropout_key)
-    values = model.value(params, hidden) if with_values else jnp.zeros(rollout.mask.shape, jnp.float32)
+    values = (
+        model.value(params, hidden) if with_values else jnp.zeros(rollout.mask.shape, jnp.float32)
+    )
     likeliest = jnp.zeros(rollout.mask.shape, jnp.float32)
     if guide is None and with_likeliest:
         both = lambda x, t: (*choices(x, t, config=config), _likeliest(x, t))
         one = lambda h, t: both(model.logits(params, h), t)
-        logprobs, raw, entropy, likeliest = _by_chunks(one, model, params, config, hidden, rollout.response)
+        logprobs, raw, entropy, likeliest = _by_chunks(
+            one, model, params, config, hidden, rollout.response
+        )
     elif guide is None:
         one = lambda h, t: choices(model.logits(params, h), t, config=config)
         logprobs, raw, entropy = _by_chunks(one, model, params, config, hidden, rollout.response)
     else:
         older = before_tokens(model, guide, rollout)
-        guided = lambda h, t, o: choices(model.logits(params, h), t, config=config, guide=model.logits(guide, o))
-        logprobs, raw, entropy = _by_chunks(guided, model, params, config, hidden, rollout.response, older)
-    return Scores(logprobs, raw, entropy, values, likeliest)
+        guided = lambda h, t, o: choices(
+            model.logits(params, h), t, config=config, guide=model.logits(guide, o)
+        )
+        logprobs, raw, entropy = _by_chunks(
+            guided, model, params, config, hidden, rollout.response, older
+        )
+    return TokenLogprobs(logprobs, raw, entropy, values, likeliest)
 
 
 def _likeliest(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> Float[Array, "N"]:
@@ -104,12 +122,17 @@ def _likeliest(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> Float[Ar
     return (own >= logits.max(-1)).astype(jnp.float32)
 
 
-def full_kl(model: Model, params: Params, reference: Params, rollout: Rollout, *, config: Config) -> Float[Array, "B T"]:
+def full_kl(
+    model: Model, params: Params, reference: Params, rollout: Rollout, *, config: Config
+) -> Float[Array, "B T"]:
     """KL(params ‖ reference) over the whole vocabulary in the state before each token of the response, with the temperature
     only; in chunks as in `score`. 0 where nothing was sampled."""
 
     def one(h, r):
-        tempered = (sampling.temper(model.logits(p, x), temperature=config.temperature) for p, x in ((params, h), (reference, r)))
+        tempered = (
+            sampling.temper(model.logits(p, x), temperature=config.temperature)
+            for p, x in ((params, h), (reference, r))
+        )
         return kl.full(*tempered)
 
     hidden, other = before_tokens(model, params, rollout), before_tokens(model, reference, rollout)
@@ -122,10 +145,14 @@ def context(extra: PyTree) -> tuple[Array, Array] | None:
     return (extra["context"], extra["context_length"]) if "context" in extra else None
 
 
-def before_tokens(model: Model, params: Params, rollout: Rollout, *, dropout_key=None) -> Float[Array, "B T D"]:
+def before_tokens(
+    model: Model, params: Params, rollout: Rollout, *, dropout_key=None
+) -> Float[Array, "B T D"]:
     """The hidden states in which the response's tokens were chosen: each stands one slot before its token."""
     heard = context(rollout.extra)
-    hidden, _ = model.apply(params, rollout.tokens, rollout.attend, context=heard, dropout_key=dropout_key)
+    hidden, _ = model.apply(
+        params, rollout.tokens, rollout.attend, context=heard, dropout_key=dropout_key
+    )
     return hidden[:, -rollout.mask.shape[1] - 1 : -1]
 
 
@@ -133,14 +160,18 @@ def _by_chunks(one, model, params, config, *arrays):
     """one(*rows) for all rows [B T ...] of the arrays, at most `logits_bytes` of logits at a time on each device."""
     shape = arrays[0].shape[:2]
     rows = [x.reshape(-1, *x.shape[2:]) for x in arrays]
-    chunks = number_of_chunks(rows[0].shape[0] // layout.shares(), model.head(params).shape[0], config.logits_bytes)
+    chunks = number_of_chunks(
+        rows[0].shape[0] // layout.shares(), model.head(params).shape[0], config.logits_bytes
+    )
     if chunks == 1:
         out = one(*rows)
     else:
         # Each chunk takes every so many rows: a part of every device's own, where a block of rows would be one device's alone.
         cut = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
         with jax.named_scope("chunks"):
-            out = jax.lax.map(lambda parts: jax.checkpoint(one)(*parts), tuple(cut(x) for x in rows))
+            out = jax.lax.map(
+                lambda parts: jax.checkpoint(one)(*parts), tuple(cut(x) for x in rows)
+            )
         out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
     return jax.tree.map(lambda x: x.reshape(shape), out)
 
@@ -153,3 +184,18 @@ def number_of_chunks(rows: int, vocab: int, budget: int) -> int:
     """
     need = -(-rows * vocab * 4 // budget)
     return next((n for n in range(max(need, 1), rows) if rows % n == 0), max(rows, 1))
+
+
+def last_value(
+    model: Model,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    mask: Bool[Array, "B L"],
+    *,
+    dropout_key=None,
+) -> Float[Array, "B"]:
+    """The value head's number at the last token of each text. The model reads text alone: no context is passed on to it."""
+    hidden, _ = model.apply(params, tokens, mask, dropout_key=dropout_key)
+    slots = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
+    last = jnp.where(mask, slots, 0).max(1)
+    return jnp.take_along_axis(model.value(params, hidden), last[:, None], 1)[:, 0]

@@ -24,8 +24,9 @@ from jaxppo import kl as kls
 from jaxppo import masked, policy, sampling, types
 from jaxppo.config import Config
 from jaxppo.models import lora
+from jaxppo.models.nlpo import lag
 from jaxppo.optimizers import make_optimizer
-from jaxppo.rewards import filtering, shaping
+from jaxppo.rewards import shaping
 from jaxppo.rollout import only_finite, reference_params, rollout
 from jaxppo.types import Batch, Model, Params, Parts, Prompts, Rollout, TrainState
 from jaxppo.update import make_update
@@ -34,7 +35,12 @@ TrainStep = Callable[[TrainState, Prompts], tuple[TrainState, dict]]
 
 
 def make_train_step(
-    model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, stop_axis: str | None = None
+    model: Model,
+    parts: Parts,
+    config: Config,
+    *,
+    axis_name: str | None = None,
+    stop_axis: str | None = None,
 ) -> TrainStep:
     """The train step of `parts` for `model`: `train_step(state, prompts) -> (state, metrics)`, pure, one XLA program.
 
@@ -60,11 +66,16 @@ def make_train_step(
             pad=config.pad, stop_axis=stop_axis,
         )  # fmt: skip
         with jax.named_scope("rollout"):  # names that a profile shows
-            rolled = roll(with_values=has_critic, lagged=statistics["lagged"] if config.mask_top_p < 1 else None)
+            rolled = roll(
+                with_values=has_critic,
+                lagged=statistics["lagged"] if config.mask_top_p < 1 else None,
+            )
 
         # 2. reward
         with jax.named_scope("reward"):
-            earned, statistics = earn(parts, config, frozen["reward"], rolled, roll, statistics, axis_name)
+            earned, statistics = score_rollout(
+                parts, config, frozen["reward"], rolled, roll, statistics, axis_name
+            )
         rolled, shaped, valid, learn = earned.rollout, earned.scores, earned.valid, earned.learn
 
         # 3. KL control
@@ -72,13 +83,17 @@ def make_train_step(
         kl = parts.kl
         if full_kl and in_reward:
             reference = reference_params(state.params, frozen)
-            exact = policy.full_kl(model, lora.merge(frozen["base"], state.params), reference, rolled, config=config)
+            exact = policy.full_kl(
+                model, lora.merge(frozen["base"], state.params), reference, rolled, config=config
+            )
             kl = lambda *_: exact
         if not in_reward:
             kl = lambda logprobs, _: jnp.zeros_like(logprobs)
         rewards = parts.token_rewards(row_scores(shaped), rolled, kl_coef=kl_coef, kl=kl)
         if config.whiten_rewards:
-            rewards = masked.whiten(rewards, rolled.mask * valid[:, None], shift_mean=False, axis_name=axis_name)
+            rewards = masked.whiten(
+                rewards, rolled.mask * valid[:, None], shift_mean=False, axis_name=axis_name
+            )
 
         # 4. advantages
         with jax.named_scope("advantages"):
@@ -90,7 +105,9 @@ def make_train_step(
 
         # 5. update
         with jax.named_scope("update"):
-            new, metrics = update(state.replace(frozen=frozen, statistics=statistics), batch, update_key)
+            new, metrics = update(
+                state.replace(frozen=frozen, statistics=statistics), batch, update_key
+            )
 
         # 6. control
         updates = metrics.pop("updates", 1.0)
@@ -99,12 +116,18 @@ def make_train_step(
             "kl": kl,
             "kl_coef": kl_coef,
             "advantage_std": jnp.sqrt(masked.var(advantages, mask, axis_name=axis_name)),
-            "explained_variance": explained_variance(returns, rolled.values, mask, axis_name=axis_name),
+            "explained_variance": explained_variance(
+                returns, rolled.values, mask, axis_name=axis_name
+            ),
         }
         counters = {
-            "skipped_updates": state.counters["skipped_updates"] + metrics["skipped"].astype(jnp.int32),
-            "invalid_rows": state.counters["invalid_rows"] + metrics["invalid_rows"].astype(jnp.int32),
-            "barren_steps": jnp.where(barren(metrics, updates), state.counters["barren_steps"] + 1, 0),
+            "skipped_updates": state.counters["skipped_updates"]
+            + metrics["skipped"].astype(jnp.int32),
+            "invalid_rows": state.counters["invalid_rows"]
+            + metrics["invalid_rows"].astype(jnp.int32),
+            "barren_steps": jnp.where(
+                no_finite_update(metrics, updates), state.counters["barren_steps"] + 1, 0
+            ),
         }
         metrics["barren_steps"] = counters["barren_steps"].astype(jnp.float32)
         return new.replace(
@@ -115,12 +138,14 @@ def make_train_step(
     return train_step
 
 
-def barren(metrics: dict, updates: Array | float) -> Array:
+def no_finite_update(metrics: dict, updates: Array | float) -> Array:
     """Whether none of a step's `updates` was finite (those left out on purpose aside)."""
-    return (metrics["skipped"] > 0) & (metrics["skipped"] + metrics["stopped"] + metrics["empty"] >= updates)
+    return (metrics["skipped"] > 0) & (
+        metrics["skipped"] + metrics["stopped"] + metrics["empty"] >= updates
+    )
 
 
-class Earned(NamedTuple):
+class Scored(NamedTuple):
     """Rollouts with what they earned; only those that are kept."""
 
     rollout: Rollout
@@ -130,9 +155,15 @@ class Earned(NamedTuple):
     metrics: dict  # of all rollouts, before any are left out
 
 
-def earn(
-    parts: Parts, config: Config, reward_params: Params, rolled: Rollout, roll: Callable, statistics: dict, axis_name: str | None
-) -> tuple[Earned, dict]:
+def score_rollout(
+    parts: Parts,
+    config: Config,
+    reward_params: Params,
+    rolled: Rollout,
+    roll: Callable,
+    statistics: dict,
+    axis_name: str | None,
+) -> tuple[Scored, dict]:
     """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and which groups to keep."""
     rolled, finite = only_finite(rolled)
     scores, valid = parts.reward(reward_params, rolled)
@@ -146,28 +177,44 @@ def earn(
         "finished": mean(rolled.finished.astype(jnp.float32)),
     }
     for task in range(config.num_tasks) if config.num_tasks > 1 else ():
-        metrics[f"reward_{task}"] = mean(row_scores(scores), measured & (rolled.extra["task"] == task))
-    shape, statistics = shaping.shaper(scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name)
+        metrics[f"reward_{task}"] = mean(
+            row_scores(scores), measured & (rolled.extra["task"] == task)
+        )
+    shape, statistics = shaping.shaper(
+        scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
+    )
     shaped = shape(scores, rolled, valid)
     if parts.greedy:  # on the scale of the sampled scores, and no part of their statistics
         greedy = roll(with_values=False, greedy=True)
         baseline, good = parts.reward(reward_params, greedy)
         valid = valid & good & jnp.isfinite(row_scores(baseline))
-        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": row_scores(shape(baseline, greedy, valid))})
+        rolled = rolled.replace(
+            extra={**rolled.extra, "greedy_scores": row_scores(shape(baseline, greedy, valid))}
+        )
     metrics["invalid_rows"] = masked.total(~valid, jnp.ones_like(valid), axis_name=axis_name)
     if not config.filter_groups:
-        return Earned(rolled, shaped, valid, valid, metrics), statistics
-    useful = filtering.informative(row_scores(scores), valid, group_size=config.group_size)
+        return Scored(rolled, shaped, valid, valid, metrics), statistics
+    useful = shaping.informative(row_scores(scores), valid, group_size=config.group_size)
     metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
-    if config.oversample == 1:  # in their order, so that minibatches hold the same rows on any number of devices
-        return Earned(rolled, shaped, valid, useful, metrics), statistics
-    keep = filtering.first_groups(useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample)
-    rolled, shaped, valid, useful = filtering.take_rows((rolled, shaped, valid, useful), keep)
-    return Earned(rolled, shaped, valid, useful, metrics), statistics
+    if (
+        config.oversample == 1
+    ):  # in their order, so that minibatches hold the same rows on any number of devices
+        return Scored(rolled, shaped, valid, useful, metrics), statistics
+    keep = shaping.first_groups(
+        useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample
+    )
+    rolled, shaped, valid, useful = shaping.take_rows((rolled, shaped, valid, useful), keep)
+    return Scored(rolled, shaped, valid, useful, metrics), statistics
 
 
 def control(
-    state: TrainState, rolled: Rollout, valid: Array, metrics: dict, parts: Parts, config: Config, axis_name: str | None
+    state: TrainState,
+    rolled: Rollout,
+    valid: Array,
+    metrics: dict,
+    parts: Parts,
+    config: Config,
+    axis_name: str | None,
 ) -> tuple[Array, Array, dict]:
     """(nats a response to the reference, number of rows, the coefficients for the next step), over all devices."""
     measurable = valid & (rolled.mask.sum(1) > 0)
@@ -177,8 +224,8 @@ def control(
     measured = masked.total(measurable, measurable, axis_name=axis_name) > 0
     coef = state.controller["kl_coef"]
     return kl, rows, {
-        "kl_coef": jnp.where(measured, _controlled(coef, kl, rows, config), coef),
-        "beta": _steered(state.controller["beta"], metrics["last_approx_kl"], parts, config),
+        "kl_coef": jnp.where(measured, _adapt_kl_coef(coef, kl, rows, config), coef),
+        "beta": _adapt_beta(state.controller["beta"], metrics["last_approx_kl"], parts, config),
     }  # fmt: skip
 
 
@@ -212,17 +259,9 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
     )  # fmt: skip
 
 
-def lag(state: TrainState, config: Config) -> dict:
-    """The state's statistics; with NLPO's mask its lagged policy is copied afresh every `mask_every` steps. It lives there and
-    not in `frozen`, so that a resumed run has the one that it had."""
-    if config.mask_top_p >= 1:
-        return state.statistics
-    fresh = state.step % config.mask_every == 0
-    lagged = jax.tree.map(lambda new, old: jnp.where(fresh, new, old), dict(state.params), state.statistics["lagged"])
-    return {**state.statistics, "lagged": lagged}
-
-
-def explained_variance(returns: Array, values: Array, mask: Array, *, axis_name: str | None = None) -> Array:
+def explained_variance(
+    returns: Array, values: Array, mask: Array, *, axis_name: str | None = None
+) -> Array:
     """1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for a constant one."""
     spread = masked.var(returns, mask, axis_name=axis_name)
     left = masked.var(returns - values, mask, axis_name=axis_name)
@@ -234,7 +273,7 @@ def row_scores(scores: Array) -> Array:
     return scores if scores.ndim == 1 else scores.sum(-1)
 
 
-def _controlled(coef, kl, rows, config: Config):
+def _adapt_kl_coef(coef, kl, rows, config: Config):
     if not config.kl_adaptive:
         return coef
     if config.kl_rule == "ppo":
@@ -245,7 +284,7 @@ def _controlled(coef, kl, rows, config: Config):
     return jnp.where(jnp.isfinite(kl), new, coef)  # one NaN would stay in the coefficient for good
 
 
-def _steered(beta, kl, parts: Parts, config: Config):
+def _adapt_beta(beta, kl, parts: Parts, config: Config):
     """PPO's rule for the pull to the old policy, of which `kl` tells how far the step has gone."""
     if not (parts.penalty and config.beta_target > 0):
         return beta

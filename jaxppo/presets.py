@@ -8,7 +8,7 @@ made for large models and batches.
 import dataclasses
 from typing import Any, NamedTuple, TypeVar
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 C = TypeVar("C")
 
@@ -22,14 +22,25 @@ class Preset(NamedTuple):
 
 
 CRITIC_FREE = {"value_loss": "none"}
+
+
 ONE_PASS = {"epochs": 1, "minibatches": 1}
+
+
 GROUPS = {**CRITIC_FREE, "group_size": 8}
+
+
 K3_IN_LOSS = {"kl": "k3", "kl_place": "loss", "kl_coef": 0.04, "kl_adaptive": False}
+
+
 NO_KL = {"kl_coef": 0.0, "kl_adaptive": False}
+
+
 DAPO = {
     "loss": "clip", "clip_low": 0.2, "clip_high": 0.28, "advantage": "group", "aggregate": "token_mean", "filter_groups": True,
     **GROUPS, **NO_KL,
 }  # fmt: skip
+
 
 ALGORITHMS: dict[str, Preset] = {
     "reinforce": Preset(
@@ -184,10 +195,17 @@ ALGORITHMS: dict[str, Preset] = {
         },
     ),
 }  # fmt: skip
+
+
 ALGORITHMS["rl4lms_nlpo"] = Preset(
     "NLPO as in RL4LMs: the mask's log-probs are not renormalised, the older copy is 20 steps old at most",
     "https://arxiv.org/abs/2210.01241",
-    {**ALGORITHMS["rl4lms_ppo"].settings, "mask_top_p": 0.9, "mask_every": 20, "mask_renormalise": False},
+    {
+        **ALGORITHMS["rl4lms_ppo"].settings,
+        "mask_top_p": 0.9,
+        "mask_every": 20,
+        "mask_renormalise": False,
+    },
 )
 
 

@@ -59,7 +59,20 @@ def rollout(
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
     guide = None if lagged is None else policy.cast(lora.merge(frozen["base"], lagged), model.dtype)
     with jax.named_scope("generate"):  # names that a plan and a profile show
-        done = _decode(model, whole, guide, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis)
+        done = _decode(
+            model,
+            whole,
+            guide,
+            prompts,
+            keys,
+            length,
+            sample,
+            eos,
+            pad,
+            with_values,
+            greedy,
+            stop_axis,
+        )
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
         attend=jnp.concatenate([prompts.mask, done.mask], 1),
@@ -75,7 +88,9 @@ def rollout(
     if greedy:
         return out  # a baseline: only its reward is asked for
     with jax.named_scope("reference"):
-        reference = policy.score(model, reference_params(params, frozen), out, config=sample, with_values=False)
+        reference = policy.token_logprobs(
+            model, reference_params(params, frozen), out, config=sample, with_values=False
+        )
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
 
@@ -86,16 +101,22 @@ def only_finite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     """
     parts = {name: getattr(rolled, name) for name in ("logprobs", "raw_logprobs", "values")}
     good = jnp.all(jnp.stack([jnp.isfinite(x).all(1) for x in parts.values()]), 0)
-    return rolled.replace(**{name: jnp.where(good[:, None], x, 0.0) for name, x in parts.items()}), good
+    return rolled.replace(
+        **{name: jnp.where(good[:, None], x, 0.0) for name, x in parts.items()}
+    ), good
 
 
-def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis) -> Decoding:
+def _decode(
+    model, params, guide, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis
+) -> Decoding:
     rows, prompt_length = prompts.tokens.shape
     zeros = jnp.zeros((rows, length), jnp.float32)
     state = Decoding(
         t=jnp.zeros((), jnp.int32),
         cache=model.init_cache(rows, prompt_length + length, model.dtype),
-        guide_cache=None if guide is None else model.init_cache(rows, prompt_length + length, model.dtype),
+        guide_cache=None
+        if guide is None
+        else model.init_cache(rows, prompt_length + length, model.dtype),
         tokens=jnp.full((rows, length), pad, jnp.int32),
         mask=jnp.zeros((rows, length), bool),
         logprobs=zeros,
@@ -110,20 +131,28 @@ def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with
         hidden, cache = model.apply(params, tokens, attend, cache=state.cache, context=context)
         if guide is None:
             return state.replace(cache=cache), hidden[:, -1], None
-        older, guide_cache = model.apply(guide, tokens, attend, cache=state.guide_cache, context=context)
+        older, guide_cache = model.apply(
+            guide, tokens, attend, cache=state.guide_cache, context=context
+        )
         return state.replace(cache=cache, guide_cache=guide_cache), hidden[:, -1], older[:, -1]
 
-    def choose(state: Decoding, hidden: Float[Array, "B D"], older: Float[Array, "B D"] | None) -> Decoding:
+    def choose(
+        state: Decoding, hidden: Float[Array, "B D"], older: Float[Array, "B D"] | None
+    ) -> Decoding:
         """Choose token t from the hidden state before it, and write down what was chosen."""
         logits = model.logits(params, hidden)
         guiding = None if guide is None else model.logits(guide, older)
-        kept = sampling.process(sampling.temper(logits, temperature=sample.temperature), sample=sample, guide=guiding)
+        kept = sampling.process(
+            sampling.temper(logits, temperature=sample.temperature), sample=sample, guide=guiding
+        )
         uniform = jax.lax.dynamic_index_in_dim(noise, state.t, 1, keepdims=False)
         token = sampling.draw(kept, uniform, greedy=greedy)
         logprob, raw, _ = policy.choices(logits, token, config=sample, guide=guiding)
         value = model.value(params, hidden) if with_values else jnp.zeros((rows,), jnp.float32)
         acting = ~state.finished
-        put = lambda x, new: jax.lax.dynamic_update_slice(x, jnp.where(acting, new, 0.0)[:, None], (0, state.t))
+        put = lambda x, new: jax.lax.dynamic_update_slice(
+            x, jnp.where(acting, new, 0.0)[:, None], (0, state.t)
+        )
         token = jnp.where(acting, token, pad)
         return state.replace(
             t=state.t + 1,
@@ -142,7 +171,9 @@ def _decode(model, params, guide, prompts, noise, length, sample, eos, pad, with
 
     def going_on(state: Decoding) -> Bool[Array, ""]:
         running = (~state.finished).any()
-        if stop_axis is not None:  # one condition for all: a batched one would copy the whole cache at every token
+        if (
+            stop_axis is not None
+        ):  # one condition for all: a batched one would copy the whole cache at every token
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running
 

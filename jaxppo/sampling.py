@@ -22,7 +22,9 @@ def temper(logits: Float[Array, "N V"], *, temperature: Scalar) -> Float[Array, 
     return logits / temperature
 
 
-def keep_set(logits: Float[Array, "N V"], *, top_k: int = 0, top_p: Scalar = 1.0) -> Float[Array, "N V"]:
+def keep_set(
+    logits: Float[Array, "N V"], *, top_k: int = 0, top_p: Scalar = 1.0
+) -> Float[Array, "N V"]:
     """Logits of −inf outside the top-k set, then outside the top-p nucleus (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
 
     The nucleus is the smallest set of likeliest tokens with Σ p ≥ top_p; the likeliest token always stays.
@@ -53,7 +55,9 @@ def has_keep_set(sample: Config) -> bool:
     return sample.top_k > 0 or not (isinstance(sample.top_p, float | int) and sample.top_p >= 1)
 
 
-def process(logits: Float[Array, "N V"], *, sample: Config, guide: Float[Array, "N V"] | None = None) -> Float[Array, "N V"]:
+def process(
+    logits: Float[Array, "N V"], *, sample: Config, guide: Float[Array, "N V"] | None = None
+) -> Float[Array, "N V"]:
     """Tempered logits with −inf outside of what may be sampled: the settings' keep-set and, with the logits of a lagged policy
     as `guide`, that policy's nucleus of mask_top_p (NLPO, https://arxiv.org/abs/2210.01241): z / temperature on K ∩ N, with
     K = keep_set(z) and N = keep_set(guide).
@@ -63,7 +67,10 @@ def process(logits: Float[Array, "N V"], *, sample: Config, guide: Float[Array, 
     Array([[-inf,   2.]], dtype=float32)
     """
     if guide is not None:
-        allowed = keep_set(temper(guide, temperature=sample.temperature), top_p=sample.mask_top_p) > -jnp.inf
+        allowed = (
+            keep_set(temper(guide, temperature=sample.temperature), top_p=sample.mask_top_p)
+            > -jnp.inf
+        )
         logits = jnp.where(allowed, logits, -jnp.inf)
     return keep_set(logits, top_k=sample.top_k, top_p=sample.top_p)
 
@@ -81,7 +88,9 @@ def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array
     return jax.vmap(draw)(index)
 
 
-def draw(logits: Float[Array, "B V"], uniform: Float[Array, "B"], *, greedy: bool = False) -> Int[Array, "B"]:
+def draw(
+    logits: Float[Array, "B V"], uniform: Float[Array, "B"], *, greedy: bool = False
+) -> Int[Array, "B"]:
     """One token a row: k = argmax z when `greedy`, else with probability softmax(z)ₖ.
 
     >>> import jax.numpy as jnp

@@ -16,16 +16,19 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxppo import losses, masked, optimizers, policy
+from jaxppo import masked, optimizers, policy
 from jaxppo.config import Config
+from jaxppo.losses import token
 from jaxppo.models import lora
 from jaxppo.types import Batch, Model, Parts, PyTree, Scalar, TrainState
-from jaxppo.update import fixed_part, make_update, ratio_off
+from jaxppo.update import loss_constants, make_update, ratio_off
 
 SLACK = 1.5  # the line search takes a step whose KL is at most this multiple of the bound, as the public implementation does
 
 
-def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, *, iterations: int, tolerance: Scalar = 1e-10) -> PyTree:
+def conjugate_gradient(
+    product: Callable[[PyTree], PyTree], b: PyTree, *, iterations: int, tolerance: Scalar = 1e-10
+) -> PyTree:
     """x with product(x) = b, for a symmetric positive definite product, after at most `iterations` steps (Hestenes and
     Stiefel 1952); no more steps once the squared residual is below `tolerance`.
 
@@ -42,7 +45,13 @@ def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, *, iterat
         step = jnp.where(going, rr / jnp.where(going, optax.tree.vdot(p, z), 1.0), 0.0)
         x, r = add(step, p, x), add(-step, z, r)
         new = optax.tree.vdot(r, r)
-        p = jax.tree.map(lambda a, c: jnp.where(going, c + jnp.where(going, new / jnp.where(going, rr, 1.0), 0.0) * a, a), p, r)
+        p = jax.tree.map(
+            lambda a, c: jnp.where(
+                going, c + jnp.where(going, new / jnp.where(going, rr, 1.0), 0.0) * a, a
+            ),
+            p,
+            r,
+        )
         return x, r, p, new
 
     start = (jax.tree.map(jnp.zeros_like, b), b, b, optax.tree.vdot(b, b))
@@ -50,7 +59,12 @@ def conjugate_gradient(product: Callable[[PyTree], PyTree], b: PyTree, *, iterat
 
 
 def natural_step(
-    gradient: PyTree, product: Callable[[PyTree], PyTree], *, bound: Scalar, iterations: int, damping: Scalar
+    gradient: PyTree,
+    product: Callable[[PyTree], PyTree],
+    *,
+    bound: Scalar,
+    iterations: int,
+    damping: Scalar,
 ) -> PyTree:
     """√(2 δ / xᵀ (F + λ I) x) · x with x = (F + λ I)⁻¹ g, an ascent direction; 0 for a gradient of 0.
 
@@ -73,7 +87,7 @@ def make_natural_update(
     total = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
-        base, rolled, mask = fixed_part(state, parts, config).base, batch.rollout, batch.mask
+        base, rolled, mask = loss_constants(state, parts, config).base, batch.rollout, batch.mask
         mine, others = lora.split(dict(state.params), lambda path: path[0] not in optimizers.CRITIC)
         whole = lambda theta: lora.merge(base, lora.merge(others, theta))
         old = whole(mine)
@@ -81,8 +95,12 @@ def make_natural_update(
 
         def gain(theta):
             """The surrogate's improvement Σ w r A, on this device."""
-            scores = policy.score(model, whole(theta), rolled, config=config, with_values=False)
-            loss, _ = losses.kl_penalty(scores.logprobs, batch.old_logprobs, batch.advantages, mask, beta=0.0)
+            scores = policy.token_logprobs(
+                model, whole(theta), rolled, config=config, with_values=False
+            )
+            loss, _ = token.kl_penalty(
+                scores.logprobs, batch.old_logprobs, batch.advantages, mask, beta=0.0
+            )
             return -(weights * loss).sum(), scores
 
         def divergence(theta):
@@ -98,7 +116,13 @@ def make_natural_update(
 
         (before, scores), gradient = jax.value_and_grad(gain, has_aux=True)(mine)
         before, gradient = total(before), total(gradient)
-        step = natural_step(gradient, fisher, bound=config.trust_kl, iterations=config.cg_iterations, damping=config.cg_damping)
+        step = natural_step(
+            gradient,
+            fisher,
+            bound=config.trust_kl,
+            iterations=config.cg_iterations,
+            damping=config.cg_damping,
+        )
 
         def tried(halvings):
             theta = jax.tree.map(lambda p, s: p + 0.5**halvings * s, mine, step)
@@ -113,7 +137,9 @@ def make_natural_update(
                 return halvings + 1, theta, better, kl
 
             searching = lambda carry: (carry[0] < config.backtracks) & ~ok(carry[2], carry[3])
-            halvings, theta, better, kl = jax.lax.while_loop(searching, attempt, (jnp.zeros((), jnp.int32), *tried(0)))
+            halvings, theta, better, kl = jax.lax.while_loop(
+                searching, attempt, (jnp.zeros((), jnp.int32), *tried(0))
+            )
             accepted = ok(better, kl)
         else:
             halvings, (theta, better, kl) = jnp.zeros((), jnp.int32), tried(0)
@@ -131,7 +157,11 @@ def make_natural_update(
         if parts.value_loss is None:
             bad = 1.0 - jnp.isfinite(optax.tree.norm(gradient)).astype(jnp.float32)
             none = {"stopped": jnp.zeros(()), "empty": jnp.zeros(()), "updates": jnp.ones(())}
-            return state, metrics | {"first_ratio_off": off, "skipped": bad, "last_approx_kl": kl} | none
+            return state, metrics | {
+                "first_ratio_off": off,
+                "skipped": bad,
+                "last_approx_kl": kl,
+            } | none
         # The critic's own loss also scores the policy, which has moved by now: its ratio is no disagreement.
         state, learned = critic(state, batch, key)
         return state, learned | metrics | {"first_ratio_off": off}
@@ -140,4 +170,6 @@ def make_natural_update(
 
 
 trpo = partial(make_natural_update, line_search=True)
+
+
 npg = partial(make_natural_update, line_search=False)

@@ -24,12 +24,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxppo import losses, masked, optimizers, policy
-from jaxppo.config import Config, UserError
+from jaxppo import masked, optimizers, policy
+from jaxppo.config import Config
+from jaxppo.errors import UserError
+from jaxppo.losses import preference
 from jaxppo.models import lora
-from jaxppo.models.reading import Classifier
+from jaxppo.models.text_classifier import Classifier
+from jaxppo.policy import last_value
 from jaxppo.rewards import classifier
-from jaxppo.rewards.learned import last_value
 from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Prompts, Rollout, TrainState
 
@@ -40,11 +42,15 @@ class Objective(NamedTuple):
     """What a batch costs: Σ w cost / Σ w over all devices. Items are rows [B], pairs [B / 2], or tokens [B L − 1]."""
 
     weights: Callable[[Prompts], Array]
-    costs: Callable[[Params, Params | None, Prompts, Any], Costs]  # (parameters, reference, rows, dropout key)
+    costs: Callable[
+        [Params, Params | None, Prompts, Any], Costs
+    ]  # (parameters, reference, rows, dropout key)
     unit: int = 1  # rows that belong together
 
 
-def make_train_step(model: Model, objective: Objective, config: Config, *, axis_name: str | None = None) -> Callable:
+def make_train_step(
+    model: Model, objective: Objective, config: Config, *, axis_name: str | None = None
+) -> Callable:
     """The train step of an objective. Metrics are means over the items, `length` the real tokens of a row.
 
     Raises UserError where the settings ask for several updates a step, and, when it is traced, for pairs that are cut between
@@ -64,8 +70,12 @@ def make_train_step(model: Model, objective: Objective, config: Config, *, axis_
         base = policy.cast(state.frozen["base"], model.dtype)
         frozen = {**state.frozen, "base": base}
         weights = normalised(objective, prompts, axis_name)
-        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), prompts.index[0])  # other noise on each device
-        (loss, metrics), grads = _in_parts(grad_fn, config.microbatches, objective, state.params, frozen, weights, prompts, key)
+        key = jax.random.fold_in(
+            jax.random.fold_in(state.key, state.step), prompts.index[0]
+        )  # other noise on each device
+        (loss, metrics), grads = _in_parts(
+            grad_fn, config.microbatches, objective, state.params, frozen, weights, prompts, key
+        )
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.tree.norm(grads)
@@ -74,8 +84,12 @@ def make_train_step(model: Model, objective: Objective, config: Config, *, axis_
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & some
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         new = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, (state.params, state.opt_state))
-        rows = masked.total(jnp.ones_like(prompts.index), jnp.ones_like(prompts.index), axis_name=axis_name)
+        params, opt_state = jax.tree.map(
+            lambda n, o: jnp.where(good, n, o), new, (state.params, state.opt_state)
+        )
+        rows = masked.total(
+            jnp.ones_like(prompts.index), jnp.ones_like(prompts.index), axis_name=axis_name
+        )
         skipped = 1.0 - good.astype(jnp.float32)
         counters = {
             **state.counters,
@@ -100,11 +114,15 @@ def make_train_step(model: Model, objective: Objective, config: Config, *, axis_
 def make_evaluation(model: Model, objective: Objective) -> Callable:
     """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), without dropout; add those of all batches, then divide."""
 
-    def evaluate(params: Params, frozen: Params, prompts: Prompts) -> tuple[dict[str, Array], Array]:
+    def evaluate(
+        params: Params, frozen: Params, prompts: Prompts
+    ) -> tuple[dict[str, Array], Array]:
         whole = lora.merge(policy.cast(frozen["base"], model.dtype), params)
         weights = objective.weights(prompts)
         costs, others = objective.costs(whole, reference_params(params, frozen), prompts, None)
-        return {name: (weights * x).sum() for name, x in ({"loss": costs} | others).items()}, weights.sum()
+        return {
+            name: (weights * x).sum() for name, x in ({"loss": costs} | others).items()
+        }, weights.sum()
 
     return evaluate
 
@@ -117,21 +135,29 @@ def normalised(objective: Objective, prompts: Prompts, axis_name: str | None) ->
 
 
 def _make_loss(objective: Objective) -> Callable:
-    def loss_fn(params: Params, frozen: Params, weights: Array, prompts: Prompts, key) -> tuple[Array, dict]:
+    def loss_fn(
+        params: Params, frozen: Params, weights: Array, prompts: Prompts, key
+    ) -> tuple[Array, dict]:
         whole = lora.merge(frozen["base"], params)
         costs, others = objective.costs(whole, reference_params(params, frozen), prompts, key)
-        return (weights * costs).sum(), {name: (weights * x).sum() for name, x in jax.lax.stop_gradient(others).items()}
+        return (weights * costs).sum(), {
+            name: (weights * x).sum() for name, x in jax.lax.stop_gradient(others).items()
+        }
 
     return loss_fn
 
 
-def _in_parts(grad_fn, parts: int, objective: Objective, params, frozen, weights, prompts: Prompts, key):
+def _in_parts(
+    grad_fn, parts: int, objective: Objective, params, frozen, weights, prompts: Prompts, key
+):
     """Loss, metrics and gradients of a batch in `parts` microbatches of whole units, summed."""
     if parts == 1:
         return grad_fn(params, frozen, weights, prompts, key)
     units = prompts.index.shape[0] // objective.unit
     if units % parts:
-        raise UserError(f"--microbatches {parts} does not divide the {units} rows or pairs of a device")
+        raise UserError(
+            f"--microbatches {parts} does not divide the {units} rows or pairs of a device"
+        )
     cut = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
     pieces = (*jax.tree.map(cut, (weights, prompts)), jax.random.split(key, parts))
     shapes = jax.eval_shape(grad_fn, params, frozen, *jax.tree.map(lambda x: x[0], pieces))
@@ -140,13 +166,26 @@ def _in_parts(grad_fn, parts: int, objective: Objective, params, frozen, weights
     return jax.lax.scan(add, zeros, pieces)[0]
 
 
-def as_response(prompts: Prompts, config: Config, *, last: int | None = None) -> tuple[Rollout, Config]:
+def as_response(
+    prompts: Prompts, config: Config, *, last: int | None = None
+) -> tuple[Rollout, Config]:
     """The rows as responses to their first token (or their `last` tokens as responses to the others), and the settings under
     which a token's log-prob is the model's own."""
     length = prompts.mask.shape[1] - 1
     weight = prompts.mask.astype(jnp.float32)[:, -min(last or length, length) :]
     row = jnp.zeros_like(weight)
-    rolled = Rollout(prompts.tokens, prompts.mask, weight, weight[:, 0] > 0, row, row, row, row, prompts.extra, prompts.index)
+    rolled = Rollout(
+        prompts.tokens,
+        prompts.mask,
+        weight,
+        weight[:, 0] > 0,
+        row,
+        row,
+        row,
+        row,
+        prompts.extra,
+        prompts.index,
+    )
     return rolled, _plain(config)
 
 
@@ -171,7 +210,15 @@ def language_model(model: Model, config: Config, *, last: int | None = None) -> 
 
     def costs(params, reference, prompts, key) -> Costs:
         rolled, plain = as_response(prompts, config, last=last)
-        scores = policy.score(model, params, rolled, config=plain, with_values=False, with_likeliest=True, dropout_key=key)
+        scores = policy.token_logprobs(
+            model,
+            params,
+            rolled,
+            config=plain,
+            with_values=False,
+            with_likeliest=True,
+            dropout_key=key,
+        )
         return -scores.raw_logprobs, {"entropy": scores.entropy, "token_accuracy": scores.likeliest}
 
     def weights(prompts: Prompts) -> Array:
@@ -197,7 +244,10 @@ def labels(model: Model) -> Objective:
     """Binary cross-entropy of the last token's value with `extra["label"]`, a probability; accuracy of its side of 1/2."""
 
     def costs(params, reference, prompts, key) -> Costs:
-        return _told(last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key), prompts.extra["label"])
+        return _told(
+            last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key),
+            prompts.extra["label"],
+        )
 
     return Objective(lambda prompts: jnp.ones(prompts.index.shape[0]), costs)
 
@@ -209,7 +259,9 @@ def classes(net: Classifier) -> Objective:
     def costs(params, reference, prompts, key) -> Costs:
         first = jnp.argsort(~prompts.mask, axis=1)  # the net's padding stands behind a text
         tokens, mask = (jnp.take_along_axis(x, first, 1) for x in (prompts.tokens, prompts.mask))
-        return _told(classifier.logits(net, params, tokens, mask, dropout_key=key), prompts.extra["label"])
+        return _told(
+            classifier.logits(net, params, tokens, mask, dropout_key=key), prompts.extra["label"]
+        )
 
     return Objective(lambda prompts: jnp.ones(prompts.index.shape[0]), costs)
 
@@ -217,26 +269,34 @@ def classes(net: Classifier) -> Objective:
 def _told(logits: Array, label: Array) -> Costs:
     """Cross-entropy and accuracy of logits [B] with probabilities, or of [B C] with the numbers of classes."""
     if logits.ndim == 1:
-        loss, right = optax.sigmoid_binary_cross_entropy(logits, label), (logits > 0) == (label > 0.5)
+        loss, right = (
+            optax.sigmoid_binary_cross_entropy(logits, label),
+            (logits > 0) == (label > 0.5),
+        )
     else:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label.astype(jnp.int32))
         right = logits.argmax(1) == label
     return loss, {"accuracy": right.astype(jnp.float32)}
 
 
-def dpo(model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0) -> Objective:
+def dpo(
+    model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0
+) -> Objective:
     """`losses.dpo` on the summed log-probs of each text's weighted tokens, against the state's reference."""
 
     def costs(params, reference, prompts, key) -> Costs:
         rolled, plain = as_response(prompts, config)
         weight = _predicted(prompts)
         one = lambda p, k: (
-            policy.score(model, p, rolled, config=plain, with_values=False, dropout_key=k).raw_logprobs * weight
+            policy.token_logprobs(
+                model, p, rolled, config=plain, with_values=False, dropout_key=k
+            ).raw_logprobs
+            * weight
         ).sum(1)
         own, theirs = one(params, key), jax.lax.stop_gradient(one(reference, None))
         pairs = (own[0::2], own[1::2], theirs[0::2], theirs[1::2])
         gap = (own - theirs)[0::2] - (own - theirs)[1::2]
-        loss = losses.dpo(*pairs, beta=beta, label_smoothing=label_smoothing)
+        loss = preference.dpo(*pairs, beta=beta, label_smoothing=label_smoothing)
         return loss, {"accuracy": (gap > 0).astype(jnp.float32), "gap": beta * gap}
 
     return Objective(lambda prompts: jnp.ones(prompts.index.shape[0] // 2), costs, unit=2)

@@ -12,7 +12,11 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
+
+
 Params = Mapping[str, Any]
+
+
 Scalar = float | int | Float[Array, ""]
 
 
@@ -22,7 +26,9 @@ class Prompts(struct.PyTreeNode):
     tokens: Int[Array, "B P"]  # padded on the left
     mask: Bool[Array, "B P"]  # True on the prompt's own tokens
     index: Int[Array, "B"]  # number of the row in the global batch: the sampler's noise hangs on it
-    extra: PyTree = struct.field(default_factory=dict)  # [B ...]: references, labels, task ids, features
+    extra: PyTree = struct.field(
+        default_factory=dict
+    )  # [B ...]: references, labels, task ids, features
 
 
 class Rollout(struct.PyTreeNode):
@@ -37,7 +43,9 @@ class Rollout(struct.PyTreeNode):
     ref_logprobs: Float[Array, "B T"]  # of the reference policy, with the temperature only
     values: Float[Array, "B T"]  # 0 without a critic
     extra: PyTree = struct.field(default_factory=dict)
-    index: PyTree = None  # Int[B]: number of the row in the global batch, where it came from a batch of prompts
+    index: PyTree = (
+        None  # Int[B]: number of the row in the global batch, where it came from a batch of prompts
+    )
 
     @property
     def response(self) -> Int[Array, "B T"]:
@@ -73,7 +81,9 @@ class Model(NamedTuple):
 
     init: Callable[..., Params]  # init(key) -> params
     init_cache: Callable[..., PyTree]  # init_cache(batch, length, dtype) -> cache
-    apply: Callable[..., tuple[Array, PyTree]]  # apply(params, tokens [B L], attend [B L], *, cache, context, dropout_key)
+    apply: Callable[
+        ..., tuple[Array, PyTree]
+    ]  # apply(params, tokens [B L], attend [B L], *, cache, context, dropout_key)
     logits: Callable[..., Array]  # logits(params, hidden [... D]) -> Float32[... V]
     value: Callable[..., Array]  # value(params, hidden [... D]) -> Float32[...]
     head: Callable[..., Array]  # head(params) -> [V D], the matrix behind `logits`
@@ -81,22 +91,39 @@ class Model(NamedTuple):
 
 
 class RewardFn(Protocol):
-    def __call__(self, params: PyTree, rollout: Rollout) -> tuple[Float[Array, "B"] | Float[Array, "B R"], Bool[Array, "B"]]: ...
+    def __call__(
+        self, params: PyTree, rollout: Rollout
+    ) -> tuple[Float[Array, "B"] | Float[Array, "B R"], Bool[Array, "B"]]: ...
 
 
 class TokenRewardsFn(Protocol):
-    def __call__(self, scores: Array, rollout: Rollout, *, kl_coef: Scalar, kl: Callable) -> Float[Array, "B T"]: ...
+    def __call__(
+        self, scores: Array, rollout: Rollout, *, kl_coef: Scalar, kl: Callable
+    ) -> Float[Array, "B T"]: ...
 
 
 class AdvantageFn(Protocol):
     def __call__(
-        self, rewards: Array, scores: Array, rollout: Rollout, *, valid: Array, statistics: PyTree, axis_name: str | None
+        self,
+        rewards: Array,
+        scores: Array,
+        rollout: Rollout,
+        *,
+        valid: Array,
+        statistics: PyTree,
+        axis_name: str | None,
     ) -> tuple[Float[Array, "B T"], Float[Array, "B T"], PyTree]: ...
 
 
 class PolicyLossFn(Protocol):
     def __call__(
-        self, logprobs: Array, old_logprobs: Array, advantages: Array, mask: Array, *, key: Array | None = None
+        self,
+        logprobs: Array,
+        old_logprobs: Array,
+        advantages: Array,
+        mask: Array,
+        *,
+        key: Array | None = None,
     ) -> tuple[Float[Array, "B T"], dict[str, Array]]: ...
 
 
@@ -115,16 +142,26 @@ class Parts(NamedTuple):
     kl: Callable[[Array, Array], Array]
     value_loss: Callable[..., Array] | None  # None = no critic
     correction: Callable[[Array, Array, Array], Array] | None = None
-    update: Callable[..., Callable] | None = None  # make_update(model, parts, config, axis_name=); None = `update.make_update`
-    greedy: bool = False  # roll out once more with argmax and put its scores into `extra["greedy_scores"]`
+    update: Callable[..., Callable] | None = (
+        None  # make_update(model, parts, config, axis_name=); None = `update.make_update`
+    )
+    greedy: bool = (
+        False  # roll out once more with argmax and put its scores into `extra["greedy_scores"]`
+    )
     penalty: bool = False  # the policy loss takes beta= from the controller
 
 
 def check(prompts: Prompts, *, prompt_length: int) -> None:
     """Shapes and dtypes of a batch of prompts, once, while tracing. Raises ValueError."""
     rows = prompts.tokens.shape[0]
-    expected = {"tokens": ((rows, prompt_length), "i"), "mask": ((rows, prompt_length), "b"), "index": ((rows,), "i")}
+    expected = {
+        "tokens": ((rows, prompt_length), "i"),
+        "mask": ((rows, prompt_length), "b"),
+        "index": ((rows,), "i"),
+    }
     for name, (shape, kind) in expected.items():
         x = getattr(prompts, name)
         if x.shape != shape or x.dtype.kind != kind:
-            raise ValueError(f"prompts.{name} must be {kind}{list(shape)}, but is {x.dtype.name}{list(x.shape)}")
+            raise ValueError(
+                f"prompts.{name} must be {kind}{list(shape)}, but is {x.dtype.name}{list(x.shape)}"
+            )

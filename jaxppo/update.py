@@ -17,10 +17,12 @@ from jaxppo.models import lora
 from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
-TOKENS = "__tokens"  # among sums over tokens: how many there were; no name for a diagnostic of a loss
+TOKENS = (
+    "__tokens"  # among sums over tokens: how many there were; no name for a diagnostic of a loss
+)
 
 
-class Fixed(NamedTuple):
+class LossConstants(NamedTuple):
     """What the loss reads and the epochs do not change."""
 
     base: Params
@@ -30,11 +32,11 @@ class Fixed(NamedTuple):
     beta: Scalar = 0.0  # of a policy loss that takes it from the controller
 
 
-def fixed_part(state: TrainState, parts: Parts, config: Config) -> Fixed:
+def loss_constants(state: TrainState, parts: Parts, config: Config) -> LossConstants:
     """The fixed part of a state's loss."""
     base = state.frozen["base"]
     full = config.kl_place == "loss" and parts.kl is kls.full
-    return Fixed(
+    return LossConstants(
         base,
         reference_params(state.params, state.frozen) if full else None,
         lora.merge(base, state.statistics["lagged"]) if config.mask_top_p < 1 else None,
@@ -43,14 +45,18 @@ def fixed_part(state: TrainState, parts: Parts, config: Config) -> Fixed:
     )
 
 
-def deal(key: Array, units: int, minibatches: int, first_block: Int[Array, ""] | int = 0) -> Int[Array, "M K"]:
+def minibatch_rows(
+    key: Array, units: int, minibatches: int, first_block: Int[Array, ""] | int = 0
+) -> Int[Array, "M K"]:
     """Which units (rows, or whole groups) of this device each minibatch gets: [minibatches, units / minibatches].
 
     Units are dealt in blocks of `minibatches`: block b is permuted with fold_in(key, b), b counted over all devices, and gives
     one unit to each minibatch. So minibatches are the same on any number of devices and no row moves between them.
     """
     blocks = units // minibatches
-    shuffle = lambda b: jax.random.permutation(jax.random.fold_in(key, first_block + b), minibatches)
+    shuffle = lambda b: jax.random.permutation(
+        jax.random.fold_in(key, first_block + b), minibatches
+    )
     order = jax.vmap(shuffle)(jnp.arange(blocks)) + minibatches * jnp.arange(blocks)[:, None]
     return order.T
 
@@ -62,18 +68,27 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
     are summed over devices and microbatches, never averaged. Metrics are sums over tokens too, beside their number.
     """
 
-    def loss_fn(params: Params, fixed: Fixed, weights: Array, batch: Batch, key: Array) -> tuple[Float[Array, ""], dict]:
+    def loss_fn(
+        params: Params, fixed: LossConstants, weights: Array, batch: Batch, key: Array
+    ) -> tuple[Float[Array, ""], dict]:
         mask = batch.mask
         whole = lora.merge(fixed.base, params)
-        scores = policy.score(
-            model, whole, batch.rollout, config=config, with_values=parts.value_loss is not None, guide=fixed.lagged
+        scores = policy.token_logprobs(
+            model,
+            whole,
+            batch.rollout,
+            config=config,
+            with_values=parts.value_loss is not None,
+            guide=fixed.lagged,
         )
         settings = {"beta": fixed.beta} if parts.penalty else {}
         per_token, diagnostics = parts.policy_loss(
             scores.logprobs, batch.old_logprobs, batch.advantages, mask, key=key, **settings
         )
         if parts.correction is not None:
-            per_token = per_token * parts.correction(batch.old_logprobs, batch.rollout.logprobs, mask)
+            per_token = per_token * parts.correction(
+                batch.old_logprobs, batch.rollout.logprobs, mask
+            )
         diagnostics = {**diagnostics, "policy_loss": per_token}
         if config.kl_place == "loss":
             penalty = _kl_term(model, parts, config, whole, fixed, batch, scores)
@@ -83,15 +98,21 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
         total = (weights * (per_token - config.entropy_coef * entropy)).sum()
         diagnostics["entropy"] = entropy
         if parts.value_loss is not None:
-            value = masked.keep(parts.value_loss(scores.values, batch.rollout.values, batch.returns), mask)
+            value = masked.keep(
+                parts.value_loss(scores.values, batch.rollout.values, batch.returns), mask
+            )
             total = total + config.value_coef * (weights * value).sum()
             diagnostics["value_loss"] = value
-        diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, scores.logprobs))  # a maximum over devices has no derivative
+        diagnostics, logprobs = jax.lax.stop_gradient(
+            (diagnostics, scores.logprobs)
+        )  # a maximum over devices has no derivative
         moved = log_ratio(logprobs, batch.old_logprobs, mask)
         diagnostics["approx_kl"] = jnp.expm1(moved) - moved
         if config.mask_top_p < 1 or sampling.has_keep_set(config):
             diagnostics["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
-        metrics = {name: masked.total(x, mask, axis_name=axis_name) for name, x in diagnostics.items()}
+        metrics = {
+            name: masked.total(x, mask, axis_name=axis_name) for name, x in diagnostics.items()
+        }
         metrics[TOKENS] = masked.total(jnp.ones_like(mask), mask, axis_name=axis_name)
         metrics["ratio_off"] = ratio_off(logprobs, batch.old_logprobs, mask, axis_name)
         return total, metrics
@@ -99,20 +120,35 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
     return loss_fn
 
 
-def _kl_term(model, parts: Parts, config: Config, whole: Params, fixed: Fixed, batch: Batch, scores) -> Float[Array, "B T"]:
+def _kl_term(
+    model, parts: Parts, config: Config, whole: Params, fixed: LossConstants, batch: Batch, scores
+) -> Float[Array, "B T"]:
     """The KL to the reference as a term of the loss, [B T], 0 at padding."""
     mask, rolled = batch.mask, batch.rollout
     if parts.kl is kls.full:
         assert fixed.reference is not None
-        value = masked.keep(policy.full_kl(model, whole, fixed.reference, rolled, config=config), mask)
+        value = masked.keep(
+            policy.full_kl(model, whole, fixed.reference, rolled, config=config), mask
+        )
     else:
-        value = parts.kl(masked.keep(scores.raw_logprobs, mask), masked.keep(rolled.ref_logprobs, mask))
+        value = parts.kl(
+            masked.keep(scores.raw_logprobs, mask), masked.keep(rolled.ref_logprobs, mask)
+        )
     # With the ratio's gradient the term is that of the divergence itself, whichever estimator stands beside it.
-    return value * jnp.exp(log_ratio(scores.logprobs, batch.old_logprobs, mask)) if config.kl_importance else value
+    return (
+        value * jnp.exp(log_ratio(scores.logprobs, batch.old_logprobs, mask))
+        if config.kl_importance
+        else value
+    )
 
 
 def make_update(
-    model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, critic_alone: bool = False
+    model: Model,
+    parts: Parts,
+    config: Config,
+    *,
+    axis_name: str | None = None,
+    critic_alone: bool = False,
 ) -> Callable:
     """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One non-finite minibatch changes nothing, nor
     does an empty one.
@@ -132,7 +168,9 @@ def make_update(
         (loss, metrics), grads = accumulate(params, fixed, weights, mine, key)
         if axis_name is not None:  # sums, not means: the weights already divide by the global count
             loss, grads = jax.lax.psum((loss, grads), axis_name)
-        if alone is not None:  # before the optimizer, so that nothing of the others enters its moments
+        if (
+            alone is not None
+        ):  # before the optimizer, so that nothing of the others enters its moments
             grads = optimizers.only_critic(grads, alone)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -154,26 +192,42 @@ def make_update(
         units = batch.mask.shape[0] // unit
         blocks = units // config.minibatches
         first_block = 0 if axis_name is None else jax.lax.axis_index(axis_name) * blocks
-        alone = jnp.ones((), bool) if critic_alone else state.step < config.critic_warmup if config.critic_warmup else None
-        step = partial(learn, fixed=fixed_part(state, parts, config), batch=batch, alone=alone)
+        alone = (
+            jnp.ones((), bool)
+            if critic_alone
+            else state.step < config.critic_warmup
+            if config.critic_warmup
+            else None
+        )
+        step = partial(learn, fixed=loss_constants(state, parts, config), batch=batch, alone=alone)
 
         def minibatch(carry, rows_and_key):
             if not watched:
                 return step(carry, *rows_and_key)
             live, stopped = carry
             shapes = jax.eval_shape(step, live, *rows_and_key)[1]
-            nothing = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()} | {"stopped": jnp.ones(())}
+            nothing = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()} | {
+                "stopped": jnp.ones(())
+            }
             live, metrics = jax.lax.cond(
-                stopped, lambda live, *_: (live, nothing), lambda live, *rest: step(live, *rest), live, *rows_and_key
+                stopped,
+                lambda live, *_: (live, nothing),
+                lambda live, *rest: step(live, *rest),
+                live,
+                *rows_and_key,
             )
             return (live, stopped | (metrics["stopped"] > 0)), metrics
 
         def epoch(carry, key):
             deal_key, loss_key = jax.random.split(key)
-            dealt = deal(deal_key, units, config.minibatches, first_block)
-            rows = (dealt[:, :, None] * unit + jnp.arange(unit)[None, None]).reshape(config.minibatches, -1)
+            dealt = minibatch_rows(deal_key, units, config.minibatches, first_block)
+            rows = (dealt[:, :, None] * unit + jnp.arange(unit)[None, None]).reshape(
+                config.minibatches, -1
+            )
             with jax.named_scope("minibatches"):
-                return jax.lax.scan(minibatch, carry, (rows, jax.random.split(loss_key, config.minibatches)))
+                return jax.lax.scan(
+                    minibatch, carry, (rows, jax.random.split(loss_key, config.minibatches))
+                )
 
         live = (state.params, state.opt_state)
         carry = (live, jnp.zeros((), bool)) if watched else live
@@ -189,16 +243,22 @@ def rescored(make: Callable) -> Callable:
     """A maker of updates like `make`, whose old log-probs are the scorer's own and not the sampler's, as where the two are two
     programs. The metric `first_ratio_off` says how far they are from each other."""
 
-    def make_rescored(model: Model, parts: Parts, config: Config, *, axis_name: str | None = None) -> Callable:
+    def make_rescored(
+        model: Model, parts: Parts, config: Config, *, axis_name: str | None = None
+    ) -> Callable:
         update = make(model, parts, config, axis_name=axis_name)
 
         def again(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
             whole = lora.merge(state.frozen["base"], state.params)
-            guide = fixed_part(state, parts, config).lagged
-            scores = policy.score(model, whole, batch.rollout, config=config, with_values=False, guide=guide)
+            guide = loss_constants(state, parts, config).lagged
+            scores = policy.token_logprobs(
+                model, whole, batch.rollout, config=config, with_values=False, guide=guide
+            )
             own = masked.keep(jax.lax.stop_gradient(scores.logprobs), batch.rollout.mask)
             state, metrics = update(state, batch.replace(old_logprobs=own), key)
-            return state, metrics | {"first_ratio_off": ratio_off(own, batch.old_logprobs, batch.rollout.mask, axis_name)}
+            return state, metrics | {
+                "first_ratio_off": ratio_off(own, batch.old_logprobs, batch.rollout.mask, axis_name)
+            }
 
         return again
 
@@ -206,7 +266,14 @@ def rescored(make: Callable) -> Callable:
 
 
 def accumulated(
-    grad_fn: Callable, params: Params, fixed: Fixed, weights: Array, batch: Batch, key: Array, *, microbatches: int
+    grad_fn: Callable,
+    params: Params,
+    fixed: LossConstants,
+    weights: Array,
+    batch: Batch,
+    key: Array,
+    *,
+    microbatches: int,
 ) -> tuple[tuple[Array, dict], Params]:
     """((loss, metrics), gradients) of a minibatch, computed in `microbatches` parts of whole groups and summed: the same numbers
     with less memory, since the weights already know the whole minibatch."""
@@ -235,7 +302,11 @@ def accumulated(
 def means(metrics: dict) -> dict:
     """Sums over tokens become means; what is a maximum stays."""
     tokens = jnp.maximum(metrics[TOKENS], 1)
-    return {name: x if name == "ratio_off" else x / tokens for name, x in metrics.items() if name != TOKENS}
+    return {
+        name: x if name == "ratio_off" else x / tokens
+        for name, x in metrics.items()
+        if name != TOKENS
+    }
 
 
 def _summary(metrics: dict) -> dict:
@@ -247,7 +318,11 @@ def _summary(metrics: dict) -> dict:
     # On the first minibatch nothing has changed yet, so anything but 1 is a disagreement of sampler and scorer.
     out["first_ratio_off"] = metrics["ratio_off"][0, 0]
     out["last_approx_kl"] = _last_measured(metrics)
-    return out | {name: metrics[name].sum() for name in counts} | {"updates": jnp.asarray(good.size, jnp.float32)}
+    return (
+        out
+        | {name: metrics[name].sum() for name in counts}
+        | {"updates": jnp.asarray(good.size, jnp.float32)}
+    )
 
 
 def _last_measured(metrics: dict) -> Float[Array, ""]:
@@ -260,7 +335,9 @@ def _last_measured(metrics: dict) -> Float[Array, ""]:
     return masked.mean(metrics["approx_kl"][last], measured[last])
 
 
-def ratio_off(logprobs: Array, old_logprobs: Array, mask: Array, axis_name: str | None) -> Float[Array, ""]:
+def ratio_off(
+    logprobs: Array, old_logprobs: Array, mask: Array, axis_name: str | None
+) -> Float[Array, ""]:
     """The largest |ratio − 1| of all tokens, over all devices."""
     largest = jnp.abs(jnp.where(mask > 0, jnp.exp(logprobs - old_logprobs), 1.0) - 1).max()
     return largest if axis_name is None else jax.lax.pmax(largest, axis_name)

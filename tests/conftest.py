@@ -33,7 +33,9 @@ hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("jaxppo")
 
 
-MEMORY = {"most": 3 * 2**30}  # bytes of a worker; thousands of compiled programs would grow it to 9 GB
+MEMORY = {
+    "most": 3 * 2**30
+}  # bytes of a worker; thousands of compiled programs would grow it to 9 GB
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +48,9 @@ def forget_programs():
         gc.collect()
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
-        MEMORY["most"] = max(MEMORY["most"], int(1.5 * resident()))  # what stays is not given up in vain each time
+        MEMORY["most"] = max(
+            MEMORY["most"], int(1.5 * resident())
+        )  # what stays is not given up in vain each time
 
 
 def resident() -> int:
@@ -100,4 +104,6 @@ def llama() -> toys.Toy:
 @pytest.fixture(scope="session")
 def toy_step() -> toys.Step:
     """One compiled PPO step for all tests: the tiny Llama, reward = count of a token, adaptive KL."""
-    return toys.Step(kl_adaptive=True, kl_target=1.0, kl_horizon=100.0, kl_coef_min=0.05, missing_eos_penalty=0.5)
+    return toys.Step(
+        kl_adaptive=True, kl_target=1.0, kl_horizon=100.0, kl_coef_min=0.05, missing_eos_penalty=0.5
+    )

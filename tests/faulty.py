@@ -10,8 +10,12 @@ import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from jaxppo import cli
+from jaxppo import algorithms, cli, train
 from jaxppo.config import RunConfig
+from jaxppo.data.prompts import PromptSet, indices
+from jaxppo.parallel import processes
+from jaxppo.rewards.host import on_host
+from jaxppo.run import checkpoint, files, load, manifest
 
 POISON = 250
 ROWS = 8
@@ -43,31 +47,35 @@ def main(options: Faulty) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jaxppo import algorithms, processes, tracking, train
-    from jaxppo.data.prompts import indices
-
-    train.use_compilation_cache()
-    options, policy = train.load_policy(options)
+    load.use_compilation_cache()
+    options, policy = load.load_policy(options)
     tokens = np.random.default_rng(0).integers(1, 200, (PROMPTS, 4)).astype(np.int32)
     for step in options.at:
-        tokens[indices(PROMPTS, cursor=(step - 1) * ROWS, batch_size=ROWS, seed=options.seed), 0] = POISON
-    prompts = train.PromptSet(tokens, np.ones_like(tokens, bool))
+        tokens[
+            indices(PROMPTS, cursor=(step - 1) * ROWS, batch_size=ROWS, seed=options.seed), 0
+        ] = POISON
+    prompts = PromptSet(tokens, np.ones_like(tokens, bool))
 
     def reward(params, rollout):
         scores = (rollout.response > 128).mean(1).astype(jnp.float32)
         sick = poisoned(rollout.tokens)
         return jnp.where(sick & (options.fault == "reward"), jnp.nan, scores), scores > -1
 
-    parts = algorithms.make_parts(options, host(options, policy) if options.fault == "judge" or options.slow else reward)
+    parts = algorithms.make_parts(
+        options, host(options, policy) if options.fault == "judge" or options.slow else reward
+    )
     if options.fault == "loss":
         plain = parts.token_rewards
         log = lambda scores, rollout, **rest: (
-            plain(scores, rollout, **rest) + jnp.log(jnp.where(poisoned(rollout.tokens), -1.0, 1.0)[:, None])
+            plain(scores, rollout, **rest)
+            + jnp.log(jnp.where(poisoned(rollout.tokens), -1.0, 1.0)[:, None])
         )
         parts = parts._replace(token_rewards=log)
     if options.fault in ("logits", "gradient"):
-        policy = replace(policy, model=policy.model._replace(apply=sick_apply(policy.model.apply, options)))
-    folder = tracking.run_folder(options.runs, options.name, resume=options.resume)
+        policy = replace(
+            policy, model=policy.model._replace(apply=sick_apply(policy.model.apply, options))
+        )
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     strike(os.environ.get("FAULTY_DIE", ""), int(os.environ.get("FAULTY_AT", "0")))
     state = train.fit(options, policy, parts, prompts, folder=folder)
     if processes.is_main():
@@ -88,7 +96,9 @@ def sick_apply(apply, options: Faulty):
         where = poisoned(tokens)[:, None, None]
         if options.fault == "logits":
             return jnp.where(where, jnp.nan, hidden), cache
-        return hidden + jnp.sqrt(jnp.where(where, hidden * 0.0, 1.0)) - jnp.where(where, 0.0, 1.0), cache
+        return hidden + jnp.sqrt(jnp.where(where, hidden * 0.0, 1.0)) - jnp.where(
+            where, 0.0, 1.0
+        ), cache
 
     return sick
 
@@ -97,8 +107,6 @@ def host(options: Faulty, policy):
     """A judge in Python, which is slow, or raises for poisoned prompts."""
     import time
 
-    from jaxppo import rewards
-
     def judge(prompt: str, response: str) -> float:
         time.sleep(options.slow / ROWS)
         if options.fault == "judge" and chr(POISON) in prompt:
@@ -106,12 +114,11 @@ def host(options: Faulty, policy):
         return len(response) / 10
 
     decode = lambda rows: ["".join(chr(token) for token in row) for row in rows]
-    return rewards.on_host(judge, decode)
+    return on_host(judge, decode)
 
 
 def strike(where: str, at: int) -> None:
     """SIGKILL in the middle of a save's data, between data and manifest, or before older ones are removed."""
-    from jaxppo import checkpoint, manifest
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -135,9 +142,13 @@ def strike(where: str, at: int) -> None:
 
         plain, checkpoint.checkpointer = checkpoint.checkpointer, Writer
     elif where == "manifest":
-        manifest.seal = lambda folder, about: kill() if about.get("step") == at else seal(folder, about)
+        manifest.seal = lambda folder, about: (
+            kill() if about.get("step") == at else seal(folder, about)
+        )
     elif where == "prune":
-        checkpoint.Checkpoints._prune = lambda self: kill() if self.steps()[-1] == at else remove(self)
+        checkpoint.Checkpoints._prune = lambda self: (
+            kill() if self.steps()[-1] == at else remove(self)
+        )
 
 
 if __name__ == "__main__":

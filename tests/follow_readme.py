@@ -25,7 +25,15 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "tests" / "followed.json"
 CLOUD = ("tpu/tpu.py", "gcloud ", "jaxppo push")
 SHELL = ("sh", "bash", "shell", "console")
-COMMANDS = ("python", "pip", "jaxppo", ".venv/bin/", "gcloud", "bash", "git")  # that an indented block may begin with
+COMMANDS = (
+    "python",
+    "pip",
+    "jaxppo",
+    ".venv/bin/",
+    "gcloud",
+    "bash",
+    "git",
+)  # that an indented block may begin with
 
 
 def shell_blocks(text: str) -> list[str]:
@@ -33,13 +41,21 @@ def shell_blocks(text: str) -> list[str]:
     fenced = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"(?:^|\n\n)((?: {4}[^\n]*\n?)+)", rest)
-    found = [re.sub(r"^\$ ", "", block, flags=re.MULTILINE) for language, block in fenced if language in SHELL]
+    found = [
+        re.sub(r"^\$ ", "", block, flags=re.MULTILINE)
+        for language, block in fenced
+        if language in SHELL
+    ]
     return found + [block for block in indented if block.strip().startswith(COMMANDS)]
 
 
 def commands(text: str) -> list[str]:
     """The lines of the shell blocks, without what is said about them."""
-    lines = [re.sub(r"\s+# .*", "", line).strip() for block in shell_blocks(text) for line in block.splitlines()]
+    lines = [
+        re.sub(r"\s+# .*", "", line).strip()
+        for block in shell_blocks(text)
+        for line in block.splitlines()
+    ]
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -49,17 +65,35 @@ def needs_the_cloud(line: str) -> bool:
 
 def surroundings(home: Path) -> dict[str, str]:
     """What a new user's shell has: nothing of this environment, of its caches and of its settings for JAX."""
-    kept = {name: x for name, x in os.environ.items() if not name.startswith(("JAX", "XLA", "PYTHON", "VIRTUAL_ENV", "PYTEST"))}
-    path = [folder for folder in os.environ["PATH"].split(os.pathsep) if not (Path(folder).parent / "pyvenv.cfg").exists()]
-    return {**kept, "HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache"), "PATH": os.pathsep.join(path)}
+    kept = {
+        name: x
+        for name, x in os.environ.items()
+        if not name.startswith(("JAX", "XLA", "PYTHON", "VIRTUAL_ENV", "PYTEST"))
+    }
+    path = [
+        folder
+        for folder in os.environ["PATH"].split(os.pathsep)
+        if not (Path(folder).parent / "pyvenv.cfg").exists()
+    ]
+    return {
+        **kept,
+        "HOME": str(home),
+        "XDG_CACHE_HOME": str(home / ".cache"),
+        "PATH": os.pathsep.join(path),
+    }
 
 
 def said_by(folder: Path, *command: str) -> str:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def when_and_what(clone: Path) -> dict[str, str]:
-    return {"date": datetime.date.today().isoformat(), "commit": said_by(clone, "git", "rev-parse", "--short", "HEAD")}
+    return {
+        "date": datetime.date.today().isoformat(),
+        "commit": said_by(clone, "git", "rev-parse", "--short", "HEAD"),
+    }
 
 
 def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
@@ -74,9 +108,18 @@ def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
             started = time.monotonic()
             with (out / "followed" / f"{number:02}.txt").open("w") as said:
                 done = subprocess.run(
-                    ["bash", "-c", line], cwd=clone, env=surroundings(home), stdout=said, stderr=subprocess.STDOUT
+                    ["bash", "-c", line],
+                    cwd=clone,
+                    env=surroundings(home),
+                    stdout=said,
+                    stderr=subprocess.STDOUT,
                 )
-            row = {"line": line, "exit": done.returncode, "seconds": round(time.monotonic() - started), **when_and_what(clone)}
+            row = {
+                "line": line,
+                "exit": done.returncode,
+                "seconds": round(time.monotonic() - started),
+                **when_and_what(clone),
+            }
         found.append(row)
         print(f"{row['exit']:3} {row['seconds']:6} s  {line}", flush=True)
         later = [before[line] for line in lines[number + 1 :] if line in before]
@@ -98,16 +141,30 @@ def record_of(found: list[dict], left_out: list[str], clone: Path) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", action="store_true", help="print the lines that would be run, and run none")
-    parser.add_argument("--keep", type=Path, help="folder to work in, which stays and is gone on with")
-    parser.add_argument("--skip", nargs="*", default=[], help="leave lines out that have one of these texts in them")
-    parser.add_argument("--record", action="store_true", help="write what came of the lines to tests/followed.json")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="print the lines that would be run, and run none"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="folder to work in, which stays and is gone on with"
+    )
+    parser.add_argument(
+        "--skip", nargs="*", default=[], help="leave lines out that have one of these texts in them"
+    )
+    parser.add_argument(
+        "--record", action="store_true", help="write what came of the lines to tests/followed.json"
+    )
     options = parser.parse_args()
     if options.record and options.skip:
         parser.error("a record is of all lines: --record without --skip")
     lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    left_out = [line for line in lines if needs_the_cloud(line) or any(text in line for text in options.skip)]
+    left_out = [
+        line
+        for line in lines
+        if needs_the_cloud(line) or any(text in line for text in options.skip)
+    ]
     lines = [line for line in lines if line not in left_out]
     print("".join(f"left out: {line}\n" for line in left_out), end="", flush=True)
     if options.list:

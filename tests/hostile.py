@@ -68,8 +68,15 @@ class Read(html.parser.HTMLParser):
             self.texts[-1] += data
 
     def of(self, tag: str) -> list[str]:
-        return [text.strip() for (name, _), text in zip(self.tags, self.texts, strict=True) if name == tag]
+        return [
+            text.strip()
+            for (name, _), text in zip(self.tags, self.texts, strict=True)
+            if name == tag
+        ]
 
     def harmless(self) -> bool:
-        source = lambda x: x.get("src", "a.svg") in ("a.svg", "report.svg") or x["src"].startswith("data:image/svg+xml;base64,")
+        source = lambda x: (
+            x.get("src", "a.svg") in ("a.svg", "report.svg")
+            or x["src"].startswith("data:image/svg+xml;base64,")
+        )
         return all(tag in TAGS and x.keys() <= ATTRIBUTES and source(x) for tag, x in self.tags)

@@ -3,7 +3,8 @@
 import sys
 import time
 
-from jaxppo import processes
+from jaxppo import parallel
+from jaxppo.parallel import processes
 
 LATE = 40  # seconds; XLA's collectives on CPU give up after 30
 
@@ -14,14 +15,12 @@ def main(mode: str) -> None:
     import jax.numpy as jnp
     from flax import struct
 
-    from jaxppo import parallel
-
     @struct.dataclass
     class State:  # as much of a TrainState as a step wants
         count: jax.Array
         frozen: None = None
 
-    with processes.first("reward"):
+    with processes.main_first("reward"):
         if processes.is_main():
             time.sleep(LATE)
 
@@ -30,7 +29,9 @@ def main(mode: str) -> None:
             if not processes.is_main():
                 time.sleep(LATE)  # while it is traced: a slow compiler
             total = prompts.sum()
-            return state.replace(count=state.count + 1), {"sum": jax.lax.psum(total, axis_name) if axis_name else total}
+            return state.replace(count=state.count + 1), {
+                "sum": jax.lax.psum(total, axis_name) if axis_name else total
+            }
 
         return train_step
 
@@ -40,7 +41,9 @@ def main(mode: str) -> None:
     prompts = jnp.asarray(own) if mode == "pmap" else step.put(jnp.asarray(own))
     for _ in range(2):
         state, metrics = step(state, prompts)
-    print("sum", float(metrics["sum"]), "steps", float(step.whole(state).count), "traces", step.traces)
+    print(
+        "sum", float(metrics["sum"]), "steps", float(step.whole(state).count), "traces", step.traces
+    )
 
 
 if __name__ == "__main__":

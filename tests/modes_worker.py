@@ -9,10 +9,19 @@ import numpy as np
 
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
-from jaxppo import processes, train
+from jaxppo import ppo, pretrained
+from jaxppo.data.prompts import encode
+from jaxppo.parallel import processes, sharding
+from jaxppo.run import load, sampler
+from jaxppo.run.checkpoint import Checkpoints
 
 CASES = {  # name -> (settings, mode, mesh, options of `run`)
-    "pmap sgd, 4 microbatches, remat": ("sgd", "pmap", "", {"changes": {"microbatches": 4}, "remat": "block"}),
+    "pmap sgd, 4 microbatches, remat": (
+        "sgd",
+        "pmap",
+        "",
+        {"changes": {"microbatches": 4}, "remat": "block"},
+    ),
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
     "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
 }
@@ -39,7 +48,8 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
         options.pop("remat", None)
     state, rows = test_modes.run(settings, mode, mesh, reward=reward, **options)
     leaves = {
-        f"params{jax.tree_util.keystr(path)}": x for path, x in jax.tree_util.tree_leaves_with_path(processes.here(state.params))
+        f"params{jax.tree_util.keystr(path)}": x
+        for path, x in jax.tree_util.tree_leaves_with_path(processes.to_host(state.params))
     }
     metrics = {f"{number} {key}": x for number, row in enumerate(rows) for key, x in row.items()}
     return {key: np.asarray(x) for key, x in (leaves | metrics).items()}
@@ -51,15 +61,12 @@ def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
     import jax
     from runs import RUN, TEXTS
 
-    from jaxppo import assemble, ppo, pretrained, sampler, sharding
-    from jaxppo.checkpoint import Checkpoints
-
     config = replace(RUN, lora=0, value_init="normal")
-    config, policy = train.load_policy(config, mesh=sharding.make_mesh(mesh) if mesh else None)
+    config, policy = load.load_policy(config, mesh=sharding.make_mesh(mesh) if mesh else None)
     placed = lambda state: sharding.place(state, sharding.make_mesh(mesh)) if mesh else state
     begin = lambda: placed(ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0)))
     state = begin()
-    prompts = sampler.encode(TEXTS[:4], policy.tokenizer, config.prompt_length, too_long="last")
+    prompts = encode(TEXTS[:4], policy.tokenizer, config.prompt_length, too_long="last")
     drawn = sampler.Sampler(config, policy, rows=4)(state, prompts, seed=3)
     checkpoints = Checkpoints(folder / "checkpoints", write=processes.is_main())
     checkpoints.save(state, score=1.0)
@@ -67,14 +74,20 @@ def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
     processes.wait_for_all("saved")
     again = Checkpoints(folder / "checkpoints", write=False).restore(begin())
     if mesh:
-        assert jax.tree.map(lambda x: x.sharding, again.params) == jax.tree.map(lambda x: x.sharding, state.params)
+        assert jax.tree.map(lambda x: x.sharding, again.params) == jax.tree.map(
+            lambda x: x.sharding, state.params
+        )
         kernel = again.params["layers_0"]["attention"]["q"]["kernel"]
         assert not kernel.is_fully_addressable and not kernel.is_fully_replicated
-    place = assemble.keep_model(config, policy, again, folder / "run" / "model")
-    flat = lambda name, tree: {f"{name}{jax.tree_util.keystr(k)}": x for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-    found = flat("params", jax.device_get(processes.here(again.params))) | flat("kept", pretrained.load(str(place)).params)
+    place = load.keep_model(config, policy, again, folder / "run" / "model")
+    flat = lambda name, tree: {
+        f"{name}{jax.tree_util.keystr(k)}": x for k, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    found = flat("params", jax.device_get(processes.to_host(again.params))) | flat(
+        "kept", pretrained.load(str(place)).params
+    )
     tokens = {f"tokens {i}": np.asarray(sample.tokens) for i, sample in enumerate(drawn)}
-    found["key"] = np.asarray(jax.random.key_data(processes.here(again.key)))
+    found["key"] = np.asarray(jax.random.key_data(processes.to_host(again.key)))
     return found | tokens | {"kl": np.asarray([sample.kl for sample in drawn], np.float32)}
 
 

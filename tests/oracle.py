@@ -18,14 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jaxppo import advantages, aggregate, kl, losses, masked
+from jaxppo import advantages, aggregate, kl, masked
+from jaxppo.losses import covariance, sequence, shared, token
 
 VOCAB, LENGTH, END, STATES = 3, 3, 2, 7
 BETA, LAM = 0.3, 0.5
 
 _random = np.random.default_rng(0)
 LOGITS, OLD, REF = _random.normal(size=(3, STATES, VOCAB))
-REWARDS = _random.uniform(-0.9, 0.9, (STATES, VOCAB))  # of a token after a prefix; R is the sum over a sequence
+REWARDS = _random.uniform(
+    -0.9, 0.9, (STATES, VOCAB)
+)  # of a token after a prefix; R is the sum over a sequence
 ERROR = _random.normal(size=STATES)  # of a critic
 
 
@@ -42,12 +45,14 @@ def world(length: int = LENGTH) -> World:
     rows = []
 
     def extend(state, path):
-        for token in range(VOCAB):
-            now = [*path, (token, state, 1)]
-            if token == END or len(now) == length:
-                rows.append(now + [(0, 0, 0)] * (length - len(now)))  # padding reads a real log-prob: masks must keep it out
+        for symbol in range(VOCAB):
+            now = [*path, (symbol, state, 1)]
+            if symbol == END or len(now) == length:
+                rows.append(
+                    now + [(0, 0, 0)] * (length - len(now))
+                )  # padding reads a real log-prob: masks must keep it out
             else:
-                extend(2 * state + 1 + token, now)
+                extend(2 * state + 1 + symbol, now)
 
     extend(0, [])
     return World(*np.moveaxis(np.array(rows), -1, 0))
@@ -85,7 +90,15 @@ class Exact(NamedTuple):
 # The estimators' side: only functions of jaxppo.
 
 AGGREGATES = {
-    **{f.__name__: f for f in (aggregate.sequence_sum, aggregate.sequence_mean, aggregate.token_mean, aggregate.token_sum)},
+    **{
+        f.__name__: f
+        for f in (
+            aggregate.sequence_sum,
+            aggregate.sequence_mean,
+            aggregate.token_mean,
+            aggregate.token_sum,
+        )
+    },
     "constant(3)": partial(aggregate.constant, length=LENGTH),
 }
 
@@ -97,7 +110,10 @@ def spread(x, mask):
 def over_sequence(f):
     """A KL estimator of whole sequences, on the first token of each."""
     return lambda b: jnp.pad(
-        f(jnp.sum(b.logprobs * b.mask, -1, keepdims=True), jnp.sum(b.ref * b.mask, -1, keepdims=True)),
+        f(
+            jnp.sum(b.logprobs * b.mask, -1, keepdims=True),
+            jnp.sum(b.ref * b.mask, -1, keepdims=True),
+        ),
         ((0, 0), (0, b.mask.shape[1] - 1)),
     )
 
@@ -117,8 +133,10 @@ def corrected(cap=2.0):
     """REINFORCE with its `correction`, as `update` multiplies it: `old` is the sampler's, the policy's own is `logprobs`."""
 
     def loss(logprobs, old, a, mask, *, key=None):
-        per_token, diagnostics = losses.reinforce(logprobs, logprobs, a, mask)
-        return per_token * losses.truncated_importance(lax.stop_gradient(logprobs), old, mask, cap=cap), diagnostics
+        per_token, diagnostics = token.reinforce(logprobs, logprobs, a, mask)
+        return per_token * shared.truncated_importance(
+            lax.stop_gradient(logprobs), old, mask, cap=cap
+        ), diagnostics
 
     return loss
 
@@ -132,7 +150,9 @@ def token_ratio(f):
 
 
 def sequence_ratio(f):
-    return lambda b: jnp.exp(jnp.sum((b.logprobs - b.old) * b.mask, -1, keepdims=True)) * f(b.logprobs, b.ref)
+    return lambda b: (
+        jnp.exp(jnp.sum((b.logprobs - b.old) * b.mask, -1, keepdims=True)) * f(b.logprobs, b.ref)
+    )
 
 
 def full(b):
@@ -154,7 +174,9 @@ def own(b):
 
 
 def gae(lam, wrong):
-    return lambda b: advantages.gae(b.rewards, b.values + wrong * b.error, b.mask, gamma=1.0, lam=lam)[0]
+    return lambda b: advantages.gae(
+        b.rewards, b.values + wrong * b.error, b.mask, gamma=1.0, lam=lam
+    )[0]
 
 
 def grouped(f, **options):
@@ -182,7 +204,7 @@ class Row(NamedTuple):
     name: str
     claim: str
     expected: Callable | None = None  # formula of the expectation, of an Exact
-    loss: Callable = losses.reinforce
+    loss: Callable = token.reinforce
     advantage: Callable = to_go
     aggregate: str = "sequence_sum"
     kl: str = ""
@@ -199,7 +221,9 @@ class Row(NamedTuple):
 
     @property
     def place(self) -> str:
-        return " and ".join(["reward"] * (self.in_reward is not None) + ["loss"] * (self.in_loss is not None))
+        return " and ".join(
+            ["reward"] * (self.in_reward is not None) + ["loss"] * (self.in_loss is not None)
+        )
 
 
 def surrogate(row: Row, tables, index) -> jax.Array:
@@ -217,7 +241,9 @@ def surrogate(row: Row, tables, index) -> jax.Array:
     )  # fmt: skip
     if row.in_reward is not None:
         b = b._replace(rewards=b.rewards - BETA * masked.keep(row.in_reward(b), mask))
-    per_token, _ = row.loss(b.logprobs, b.old, lax.stop_gradient(row.advantage(b)), mask, key=jax.random.key(0))
+    per_token, _ = row.loss(
+        b.logprobs, b.old, lax.stop_gradient(row.advantage(b)), mask, key=jax.random.key(0)
+    )
     if row.in_loss is not None:
         per_token = per_token + BETA * masked.keep(row.in_loss(b), mask)
     return jnp.sum(AGGREGATES[row.aggregate](mask) * per_token)
@@ -229,7 +255,9 @@ def gradients(rows: tuple[Row, ...], new, old, ref) -> list[tuple]:
     With respect to the table `new`; shapes [S V].
     """
     sizes = {(len(world(row.length).tokens), row.batch) for row in rows}
-    batches = {(n, b): np.indices((n,) * b).reshape(b, -1).T for n, b in sizes}  # all of them, in every order
+    batches = {
+        (n, b): np.indices((n,) * b).reshape(b, -1).T for n, b in sizes
+    }  # all of them, in every order
     return _gradients(rows, batches, new, old, ref)
 
 
@@ -260,7 +288,18 @@ def exact(new, old, ref, length: int = LENGTH) -> Exact:
     to_go = jnp.cumsum(rewards[:, ::-1], -1)[:, ::-1]
     prob = lax.stop_gradient(jnp.exp(jnp.sum(read(old), -1)))
     ratio = lax.stop_gradient(jnp.exp(logprobs - read(old)))
-    return Exact(new, old, ref, logprobs, logprobs - read(ref), ratio, prob, to_go, jnp.sum(mask, -1), to_go[:, 0])
+    return Exact(
+        new,
+        old,
+        ref,
+        logprobs,
+        logprobs - read(ref),
+        ratio,
+        prob,
+        to_go,
+        jnp.sum(mask, -1),
+        to_go[:, 0],
+    )
 
 
 def true(x: Exact, beta: float) -> jax.Array:
@@ -302,7 +341,9 @@ def held(x: Exact, per_state) -> jax.Array:
 
 def improvement(x: Exact, policy, gamma: float = 1.0) -> jax.Array:
     """Σ d(s) π(a|s) Q(s, a): how often states are met and Q are those of `policy` and constant, d not discounted."""
-    return jnp.sum(visits(policy)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(policy, gamma)))
+    return jnp.sum(
+        visits(policy)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(policy, gamma))
+    )
 
 
 reverse = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), -1)
@@ -329,7 +370,9 @@ def wins(x: Exact) -> jax.Array:
     first, rest = jnp.asarray(REWARDS[0, world().tokens[:, 0]]), x.to_go[:, 1]
     s = sum(sign(r[:, None], r[None]) for r in (first, rest))
     own, other = s[:, :, None, None], s[None, None]
-    return jnp.einsum("ijkl,j,k,l->i", own / (jnp.sqrt(2 / 3 * (own**2 + other**2)) + 1e-6), *[x.prob] * 3)[:, None]
+    return jnp.einsum(
+        "ijkl,j,k,l->i", own / (jnp.sqrt(2 / 3 * (own**2 + other**2)) + 1e-6), *[x.prob] * 3
+    )[:, None]
 
 
 def kept_by_clip_cov(x: Exact) -> jax.Array:
@@ -370,10 +413,10 @@ def held_fixed(per_state, coef=-BETA, beta=0.0):
 
 per_token = lambda x: score(x, (x.scores / x.length)[:, None])
 less_kl = lambda x, terms: score(x, (x.scores - BETA * jnp.sum(terms, -1))[:, None])
-no_clip = partial(losses.clip, low=1.0, high=jnp.inf)
+no_clip = partial(token.clip, low=1.0, high=jnp.inf)
 plus = lambda f: lambda b: kl.straight_through(f(b.logprobs, b.ref), kl.k2(b.logprobs, b.ref))
 ungrouped = partial(advantages.group, normalise_std=False)
-ON_SEQUENCES = (losses.gspo, losses.gspo_token, losses.gmpo)
+ON_SEQUENCES = (sequence.gspo, sequence.gspo_token, sequence.gmpo)
 STATES_FIXED = "biased: the slope of each state's KL, how often states are met held fixed"
 EVERY = "biased: a token of a sequence of n counts 1/n"
 REINFORCE = "`reinforce`"
@@ -382,14 +425,14 @@ OLD_STATES = "biased: states and values of the old policy (TRPO's surrogate)"
 
 ROWS = (
     *(Row(f"`{getattr(f, 'func', f).__name__}`", "exact", loss=f) for f in (
-        losses.reinforce, losses.clip, losses.dual_clip, losses.cispo, losses.sapo, losses.dppo_tv, losses.dppo_kl,
-        losses.kl_cov, partial(losses.kl_penalty, beta=0.5), partial(losses.dro, beta=0.5))),
+        token.reinforce, token.clip, token.dual_clip, token.cispo, token.sapo, token.dppo_tv, token.dppo_kl,
+        covariance.kl_cov, partial(token.kl_penalty, beta=0.5), partial(token.dro, beta=0.5))),
     *(Row(f"`{f.__name__}`", "exact", loss=f, advantage=whole) for f in ON_SEQUENCES),
     *(Row(f"`{f.__name__}`", EVERY, per_token, loss=f, advantage=whole, aggregate="sequence_mean") for f in ON_SEQUENCES),
     Row("`clip_cov`, where it acts", "biased: tokens of high covariance are left out", kept_by_clip_cov,
-        loss=partial(losses.clip_cov, fraction=1.0, lower=0.05)),
+        loss=partial(covariance.clip_cov, fraction=1.0, lower=0.05)),
     Row("`awr`, whole return", "biased: the gradient of E[exp R]",
-        lambda x: jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1) + x.scores)), loss=losses.awr, advantage=whole),
+        lambda x: jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1) + x.scores)), loss=token.awr, advantage=whole),
     # baselines
     Row("whole return", "exact", advantage=whole),
     *(Row("`gae`, λ = 1 or .5, exact critic", "exact", advantage=gae(lam, 0.0)) for lam in (1.0, LAM)),
@@ -430,7 +473,7 @@ ROWS = (
     Row("whole return", "exact", kl="k1", in_reward=token_kl(kl.k1), advantage=whole),
     Row("`rloo`, G = 2", "exact", kl="k1", in_reward=token_kl(kl.k1), advantage=grouped(advantages.rloo, group_size=2),
         batch=2),
-    Row("`clip`, `gae`, λ = 1, wrong critic", "exact", kl="k1", in_reward=token_kl(kl.k1), loss=losses.clip,
+    Row("`clip`, `gae`, λ = 1, wrong critic", "exact", kl="k1", in_reward=token_kl(kl.k1), loss=token.clip,
         advantage=gae(1.0, 1.0)),
     Row(REINFORCE, "exact", kl="k1 with k2's gradient", in_reward=plus(kl.k1)),
     Row("each token only its own KL", STATES_FIXED, held_fixed(reverse), kl="k1", in_reward=token_kl(kl.k1), advantage=own),
@@ -469,7 +512,7 @@ ROWS = (
     Row(f"{TRUNCATED} without cap, a sequence as one token, old samples", "exact", loss=one_action(corrected(jnp.inf)),
         advantage=whole, off_policy=True),
     Row("`clip`, one token, old samples", "biased: no gradient beyond the bounds",
-        kept_by_clip, loss=losses.clip,
+        kept_by_clip, loss=token.clip,
         length=1, off_policy=True),
     Row(f"{TRUNCATED}, one token, old samples", "biased: ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)), loss=corrected(), length=1, off_policy=True),
@@ -479,16 +522,16 @@ ROWS = (
     *(Row(f"{name} without {limit}, old samples", OLD_STATES, lambda x: improvement(x, x.old), loss=loss, off_policy=True)
       for name, limit, loss in (("`clip`", "bounds", no_clip), (TRUNCATED, "cap", corrected(jnp.inf)))),
     Row("`clip`, old samples", "biased: the same, and no gradient beyond the bounds",
-        kept_by_clip, loss=losses.clip,
+        kept_by_clip, loss=token.clip,
         off_policy=True),
     Row("`cispo`, old samples", "biased: the same, ratios held at most at 1.28",
-        lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 1.28)), loss=losses.cispo, off_policy=True),
+        lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 1.28)), loss=token.cispo, off_policy=True),
     Row(f"{TRUNCATED}, old samples", "biased: the same, ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)), loss=corrected(), off_policy=True),
     *(Row(f"`{f.__name__}` without bounds, old samples", "biased: the ratios' geometric mean for their product",
           lambda x: score(x, sequence_mean_ratio(x) * x.scores[:, None]), loss=partial(f, low=jnp.inf, high=jnp.inf),
           advantage=whole, off_policy=True) for f in ON_SEQUENCES),
-    Row("`gspo`, old samples", "biased: the same, and no gradient beyond the bounds", kept_by_gspo, loss=losses.gspo,
+    Row("`gspo`, old samples", "biased: the same, and no gradient beyond the bounds", kept_by_gspo, loss=sequence.gspo,
         advantage=whole, off_policy=True),
     Row("`reinforce`, old samples", "biased: as if the new policy had drawn them", lambda x: score(x, x.to_go),
         off_policy=True),
@@ -515,7 +558,9 @@ def pull(policy, params, tables) -> list:
 def _pull(policy, params, tables):
     with jax.numpy_dtype_promotion("standard"):  # the models have float32 constants
         _, back = jax.vjp(policy, params)
-        return jax.vmap(lambda x: jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(back(x))]))(tables)
+        return jax.vmap(
+            lambda x: jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(back(x))])
+        )(tables)
 
 
 def bias(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -528,7 +573,10 @@ def bias(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
 def table() -> str:
     """The rows as Markdown, those that differ only in their name on one line."""
     policy, params = free_logits()
-    lines = ["| estimator | KL | place | aggregation | expectation | size of the bias in this example |", "| --- " * 6 + "|"]
+    lines = [
+        "| estimator | KL | place | aggregation | expectation | size of the bias in this example |",
+        "| --- " * 6 + "|",
+    ]
 
     found = gradients(ROWS, policy(params), logprobs(OLD), logprobs(REF))
 
@@ -539,7 +587,9 @@ def table() -> str:
         return row.kl or "none", row.place or "–", row.aggregate, row.claim, size
 
     for rest, rows in groupby(zip(ROWS, pull(policy, params, found), strict=True), cells):
-        lines.append("| " + " | ".join(["; ".join(dict.fromkeys(row.name for row, _ in rows)), *rest]) + " |")
+        lines.append(
+            "| " + " | ".join(["; ".join(dict.fromkeys(row.name for row, _ in rows)), *rest]) + " |"
+        )
     return "\n".join(lines)
 
 

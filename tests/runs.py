@@ -1,6 +1,16 @@
-"""A run small enough for every test, and its prompts."""
+"""A run small enough for every test, its prompts, its folder, and how a script is run."""
 
+import importlib.util
+import json
+import os
+import sys
+from pathlib import Path
+
+from jaxppo import cli
 from jaxppo.config import RunConfig
+from jaxppo.run.settings import to_dict
+
+REPOSITORY = Path(__file__).parents[1]
 
 RUN = RunConfig(
     tiny=True,
@@ -16,3 +26,46 @@ RUN = RunConfig(
     parallel="jit",
 )
 TEXTS = ["one", "two", "four", "x", "seven", "it", "ab"]
+
+
+def environment(**own: str) -> dict[str, str]:
+    """That of a fresh process: no eight devices; it compiles as `quickly_compiled` does."""
+    kept = {k: x for k, x in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"}
+    return kept | {"PYTHONPATH": str(REPOSITORY), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **own}
+
+
+def run_script(script: str, *args: str) -> None:
+    """Call a script's main with options from a command line, in this process."""
+    spec = importlib.util.spec_from_file_location(
+        script, REPOSITORY / "experiments" / f"{script}.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[script] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    config = next(
+        x for x in vars(module).values() if isinstance(x, type) and x.__module__ == script
+    )
+    one_device = (
+        ["--parallel", "jit"] if hasattr(config, "parallel") else []
+    )  # the suite simulates eight
+    cli.script(module.main, config, args=[*args, *one_device])
+
+
+ROW = {"reward": 0.5, "skipped": 0.0, "barren_steps": 0.0}
+
+
+def lines(*rows) -> str:
+    return "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+
+
+def a_run(folder: Path, config: RunConfig | None = None, *, steps: int = 3, **files: str) -> Path:
+    """A run's folder with so many steps; `files` by their names with _ for the dot."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(
+        json.dumps(to_dict(config or RunConfig(name=folder.name, steps=steps)))
+    )
+    (folder / "metrics.jsonl").write_text(lines(*({"step": k, **ROW} for k in range(1, steps + 1))))
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return folder

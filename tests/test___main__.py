@@ -14,7 +14,9 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}
 
 
 def call(*args: str) -> subprocess.CompletedProcess:
-    return subprocess.run([*COMMAND, *args], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*COMMAND, *args], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
 
 
 def test_it_is_the_command():
@@ -23,7 +25,11 @@ def test_it_is_the_command():
     done = call("--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: jaxppo VERB")
     done = call("algorithms", "--settingz")
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and len(done.stderr.splitlines()) == 1
+    )
 
 
 def test_the_installed_command_is_the_same():
@@ -38,7 +44,14 @@ def test_a_reader_that_has_had_enough(args, buffered):
     read, write = os.pipe()
     os.close(read)
     environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"}
-    done = subprocess.run([*COMMAND, *args], env=environment, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    done = subprocess.run(
+        [*COMMAND, *args],
+        env=environment,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
     os.close(write)
     assert (done.returncode, done.stderr) == (141, "")
 
@@ -54,5 +67,9 @@ def test_another_broken_pipe_is_shown():
         cli.main = main
         __main__.main()
     """
-    done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (1, "x\n") and done.stderr.endswith("BrokenPipeError: of a worker\n")
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=ENVIRONMENT, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "x\n") and done.stderr.endswith(
+        "BrokenPipeError: of a worker\n"
+    )

@@ -17,7 +17,9 @@ def test_gae_by_hand():
     # γ = 0.5, λ = 0.5; r = 1, 0, 2; V = 2, 4, 2
     # δ = 1 + 0.5·4 − 2 = 1,  0 + 0.5·2 − 4 = −3,  2 − 2 = 0
     # A = 1 + 0.25·(−3) = 0.25,  −3 + 0.25·0 = −3,  0
-    adv, returns = advantages.gae(jnp.array([[1.0, 0.0, 2.0]]), jnp.array([[2.0, 4.0, 2.0]]), ONES, gamma=0.5, lam=0.5)
+    adv, returns = advantages.gae(
+        jnp.array([[1.0, 0.0, 2.0]]), jnp.array([[2.0, 4.0, 2.0]]), ONES, gamma=0.5, lam=0.5
+    )
     np.testing.assert_allclose(adv, [[0.25, -3.0, 0.0]])
     np.testing.assert_allclose(returns, [[2.25, 1.0, 2.0]])  # A + V
 
@@ -46,7 +48,9 @@ def test_lambda_of_rows():
     rewards, values, mask = jnp.arange(6.0).reshape(2, 3), jnp.ones((2, 3)), jnp.ones((2, 3))
     both, _ = advantages.gae(rewards, values, mask, gamma=1.0, lam=jnp.array([[0.5], [0.9]]))
     for row, lam in enumerate((0.5, 0.9)):
-        alone, _ = advantages.gae(rewards, values, mask, gamma=jnp.float32(1.0), lam=jnp.float32(lam))
+        alone, _ = advantages.gae(
+            rewards, values, mask, gamma=jnp.float32(1.0), lam=jnp.float32(lam)
+        )
         np.testing.assert_array_equal(both[row], alone[row])
 
 
@@ -54,17 +58,23 @@ def test_returns_to_go_by_hand():
     # 1 + 0.5 · (0 + 0.5 · 4) = 2; the last reward is padding
     rewards = jnp.array([[1.0, 0.0, 4.0, NAN]])
     mask = jnp.array([[True, True, True, False]])
-    np.testing.assert_array_equal(advantages.returns_to_go(rewards, mask, gamma=0.5), [[2.0, 2.0, 4.0, 0.0]])
+    np.testing.assert_array_equal(
+        advantages.returns_to_go(rewards, mask, gamma=0.5), [[2.0, 2.0, 4.0, 0.0]]
+    )
 
 
 def test_reinforce_plus_plus():
     # Returns 3 and 1: mean 2, deviation √2 with ddof = 1
-    adv = advantages.reinforce_plus_plus(jnp.array([[2.0, 1.0, NAN]]), jnp.array([[1.0, 1.0, 0.0]]), gamma=1.0)
+    adv = advantages.reinforce_plus_plus(
+        jnp.array([[2.0, 1.0, NAN]]), jnp.array([[1.0, 1.0, 0.0]]), gamma=1.0
+    )
     np.testing.assert_allclose(adv, [[0.5**0.5, -(0.5**0.5), 0.0]], rtol=1e-6)
 
 
 def test_remax():
-    adv = advantages.remax(jnp.array([[0.5, 3.0, NAN]]), jnp.array([1.0]), jnp.array([[1.0, 1.0, 0.0]]))
+    adv = advantages.remax(
+        jnp.array([[0.5, 3.0, NAN]]), jnp.array([1.0]), jnp.array([[1.0, 1.0, 0.0]])
+    )
     np.testing.assert_array_equal(adv, [[2.5, 2.0, 0.0]])  # 3.5 − 1, 3 − 1
 
 
@@ -93,14 +103,20 @@ def test_opo():
     adv = advantages.opo(SCORES, jnp.array([1, 2, 1, 0, 0, 0]), group_size=3)
     np.testing.assert_allclose(adv, [-2.75, -0.75, 4.25, 0.0, 0.0, 0.0], atol=1e-6)
     equal = advantages.opo(SCORES, jnp.full(6, 7.0), group_size=3)
-    np.testing.assert_allclose(equal, advantages.group(SCORES, group_size=3, normalise_std=False), atol=1e-6)
+    np.testing.assert_allclose(
+        equal, advantages.group(SCORES, group_size=3, normalise_std=False), atol=1e-6
+    )
 
 
 def test_gpg():
     # α = 6 rows / 3 of groups whose scores differ
-    np.testing.assert_allclose(advantages.gpg(SCORES, group_size=3), [-6.0, -2.0, 8.0, 0.0, 0.0, 0.0], atol=1e-5)
+    np.testing.assert_allclose(
+        advantages.gpg(SCORES, group_size=3), [-6.0, -2.0, 8.0, 0.0, 0.0, 0.0], atol=1e-5
+    )
     np.testing.assert_array_equal(advantages.gpg(jnp.ones(4), group_size=2), 0.0)
-    split = jax.vmap(partial(advantages.gpg, group_size=3, axis_name="d"), axis_name="d")(SCORES.reshape(2, 3))
+    split = jax.vmap(partial(advantages.gpg, group_size=3, axis_name="d"), axis_name="d")(
+        SCORES.reshape(2, 3)
+    )
     np.testing.assert_allclose(split.reshape(-1), [-6.0, -2.0, 8.0, 0.0, 0.0, 0.0], atol=1e-5)
 
 
@@ -159,7 +175,9 @@ def test_rows_must_be_whole_groups():
 
 
 def test_last_acting():
-    mask = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    mask = jnp.array(
+        [[1.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]]
+    )
     last = advantages.last_acting(mask)
     np.testing.assert_array_equal(jnp.argmax(last, 1), [1, 2, 0, 3])
     np.testing.assert_array_equal(last.sum(1), [1, 1, 0, 1])
@@ -174,14 +192,21 @@ def test_dtype_is_kept(dtype, mask_dtype):
         found = jax.eval_shape(lambda x: advantages.gae(x, x, mask, gamma=1.0, lam=lam), x)
         found += (jax.eval_shape(lambda x: advantages.reinforce_plus_plus(x, mask, gamma=0.9), x),)
         found += (jax.eval_shape(lambda x: advantages.remax(x, x[:, 0], mask), x),)
-        found += tuple(jax.eval_shape(partial(f, group_size=2, valid=valid), x[:, 0]) for f in ESTIMATORS.values())
+        found += tuple(
+            jax.eval_shape(partial(f, group_size=2, valid=valid), x[:, 0])
+            for f in ESTIMATORS.values()
+        )
         assert {a.dtype for a in found} == {jnp.dtype(dtype)}
 
 
 @jax.jit
 def on_tokens(rewards, values, mask):
     white = advantages.reinforce_plus_plus(rewards, mask, gamma=0.9)
-    return (*advantages.gae(rewards, values, mask, gamma=0.9, lam=0.8), white, advantages.remax(rewards, values[:, 0], mask))
+    return (
+        *advantages.gae(rewards, values, mask, gamma=0.9, lam=0.8),
+        white,
+        advantages.remax(rewards, values[:, 0], mask),
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -193,7 +218,9 @@ def test_padding_order_and_more_padding(seed, junk):
     mask[rng.integers(3)] = False  # a row without tokens
     values[:, 0] = 0.0  # remax reads it as a greedy score
     clean = on_tokens(rewards, values, mask)
-    noisy = on_tokens(np.where(mask, rewards, junk), np.where(mask | (np.arange(4) == 0), values, junk), mask)
+    noisy = on_tokens(
+        np.where(mask, rewards, junk), np.where(mask | (np.arange(4) == 0), values, junk), mask
+    )
     order = rng.permutation(3)
     moved = on_tokens(rewards[order], values[order], mask[order])
     for a, b, c in zip(clean, noisy, moved, strict=True):

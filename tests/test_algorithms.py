@@ -7,8 +7,11 @@ import pytest
 import toys
 
 from jaxppo import advantages, aggregate, algorithms, estimators, kl, losses, masked
-from jaxppo.config import Config, UserError
-from jaxppo.rewards import count_token, token_rewards
+from jaxppo.config import Config
+from jaxppo.errors import UserError
+from jaxppo.losses import shared, token, value
+from jaxppo.rewards.in_program import count_token
+from jaxppo.rewards.shaping import token_rewards
 
 REWARD = count_token(3)
 
@@ -20,8 +23,12 @@ def test_defaults_are_ppo():
     assert parts.aggregate is aggregate.token_mean
     assert parts.kl is kl.k1
     assert parts.correction is None
-    assert parts.policy_loss.func is losses.clip and parts.policy_loss.keywords == {}  # its own bounds
-    assert parts.value_loss.func is losses.value_clipped and parts.value_loss.keywords == {"eps": 0.2}
+    assert (
+        parts.policy_loss.func is token.clip and parts.policy_loss.keywords == {}
+    )  # its own bounds
+    assert parts.value_loss.func is value.value_clipped and parts.value_loss.keywords == {
+        "eps": 0.2
+    }
 
 
 @pytest.mark.parametrize(
@@ -47,16 +54,26 @@ def test_every_name_works_and_a_wrong_one_names_them_all(field, table):
 
 
 ONES = jnp.ones((2, 3))
-LOGPROBS, OLD = jnp.log(jnp.array([[0.5, 0.2, 0.4], [0.9, 0.1, 0.3]])), jnp.log(jnp.full((2, 3), 0.3))
+LOGPROBS, OLD = (
+    jnp.log(jnp.array([[0.5, 0.2, 0.4], [0.9, 0.1, 0.3]])),
+    jnp.log(jnp.full((2, 3), 0.3)),
+)
 
 
-@pytest.mark.parametrize("name", ["clip", "dual_clip", "gspo", "gspo_token", "cispo", "gmpo", "clip_cov", "dppo_tv", "dppo_kl"])
+@pytest.mark.parametrize(
+    "name",
+    ["clip", "dual_clip", "gspo", "gspo_token", "cispo", "gmpo", "clip_cov", "dppo_tv", "dppo_kl"],
+)
 def test_bounds_are_the_losses_own_unless_given(name):
     """So that `--loss gspo` alone is GSPO, and not GSPO with PPO's bounds."""
     loss, key = getattr(losses, name), jax.random.key(0)
-    own = algorithms.make_parts(Config(loss=name), REWARD).policy_loss(LOGPROBS, OLD, ONES, ONES, key=key)
+    own = algorithms.make_parts(Config(loss=name), REWARD).policy_loss(
+        LOGPROBS, OLD, ONES, ONES, key=key
+    )
     np.testing.assert_array_equal(own[0], loss(LOGPROBS, OLD, ONES, ONES, key=key)[0])
-    given = algorithms.make_parts(Config(loss=name, clip_low=0.1, clip_high=0.45), REWARD).policy_loss
+    given = algorithms.make_parts(
+        Config(loss=name, clip_low=0.1, clip_high=0.45), REWARD
+    ).policy_loss
     want = loss(LOGPROBS, OLD, ONES, ONES, low=0.1, high=0.45, key=key)
     np.testing.assert_array_equal(given(LOGPROBS, OLD, ONES, ONES, key=key)[0], want[0])
 
@@ -64,28 +81,39 @@ def test_bounds_are_the_losses_own_unless_given(name):
 def test_any_other_setting_of_a_loss_goes_by_its_name():
     config = Config(loss="sapo", loss_settings=(("tau_positive", 2.0),))
     got = algorithms.make_parts(config, REWARD).policy_loss(LOGPROBS, OLD, ONES, ONES)
-    np.testing.assert_array_equal(got[0], losses.sapo(LOGPROBS, OLD, ONES, ONES, tau_positive=2.0)[0])
-    with pytest.raises(UserError, match="--loss sapo has no setting 'tau': choose from tau_positive, tau_negative"):
+    np.testing.assert_array_equal(
+        got[0], token.sapo(LOGPROBS, OLD, ONES, ONES, tau_positive=2.0)[0]
+    )
+    with pytest.raises(
+        UserError, match="--loss sapo has no setting 'tau': choose from tau_positive, tau_negative"
+    ):
         algorithms.check(replace(config, loss_settings=(("tau", 2.0),)))
 
 
 def test_straight_through_estimators():
     x, ref = jnp.array([-1.0, -3.0]), jnp.array([-2.0, -1.5])
-    for name, value in (("k1+", kl.k1), ("k3+", kl.k3), ("absolute+", kl.absolute)):
+    for name, plain in (("k1+", kl.k1), ("k3+", kl.k3), ("absolute+", kl.absolute)):
         estimator = algorithms.KLS[name]
-        np.testing.assert_array_equal(estimator(x, ref), value(x, ref))
+        np.testing.assert_array_equal(estimator(x, ref), plain(x, ref))
         slope = jax.grad(lambda x, f=estimator: f(x, ref).sum())(x)
         np.testing.assert_allclose(slope, x - ref)  # that of (x − ref)² / 2
 
 
 def test_a_correction_by_name():
-    assert algorithms.make_parts(Config(correction="truncated"), REWARD).correction is losses.truncated_importance
+    assert (
+        algorithms.make_parts(Config(correction="truncated"), REWARD).correction
+        is shared.truncated_importance
+    )
     assert algorithms.make_parts(Config(), REWARD).correction is None
 
 
 def test_value_losses_are_called_alike():
     values, old, returns = jnp.array([[1.0]]), jnp.array([[0.0]]), jnp.array([[2.0]])
-    names = {"clipped": 1.62, "mse": 0.5, "huber": 0.5}  # (.2 − 2)² / 2 since the value is held at .2; (1 − 2)² / 2
+    names = {
+        "clipped": 1.62,
+        "mse": 0.5,
+        "huber": 0.5,
+    }  # (.2 − 2)² / 2 since the value is held at .2; (1 − 2)² / 2
     for name, expected in names.items():
         loss = algorithms.make_parts(Config(value_loss=name), REWARD).value_loss
         assert loss is not None

@@ -31,7 +31,9 @@ FLOORS = [
     ],
     ["options", "cli", "__main__", "launch"],
 ]  # fmt: skip
-PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
+PLACES = {
+    name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)
+}
 
 # Tested elsewhere than the name says.
 TESTED_IN = {
@@ -57,7 +59,9 @@ def imported(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("jaxppo.")}
+            found |= {
+                name.name.split(".")[1] for name in node.names if name.name.startswith("jaxppo.")
+            }
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "import by the whole name"
             if node.module == "jaxppo":
@@ -104,7 +108,12 @@ def test_the_rule_itself(own, source, expected):
 
 def test_the_rows_of_the_readme_are_in_that_order():
     """Every module is in its table, and imports from rows above or its own."""
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("| modules | what is in them |")[1].split("\n\n")[0]
+    table = (
+        (ROOT / "README.md")
+        .read_text(encoding="utf-8")
+        .split("| modules | what is in them |")[1]
+        .split("\n\n")[0]
+    )
     rows = [re.findall(r"`(\w+)(?:\.py|/)`", line.split(" | ")[0]) for line in table.splitlines()]
     row_of = {name: number for number, names in enumerate(rows) for name in names}
     own = {path: path.parts[0].removesuffix(".py") for path in modules()}
@@ -123,11 +132,16 @@ def test_the_rows_of_the_readme_are_in_that_order():
 def test_every_module_has_its_tests(path):
     """`losses/token.py` is tested in `tests/losses/test_token.py`, or with its package in `tests/test_losses.py`."""
     name = path.as_posix().removesuffix(".py")
-    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.parse((PACKAGE / path).read_text()).body):
+    if not any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef)
+        for node in ast.parse((PACKAGE / path).read_text()).body
+    ):
         return  # nothing but names
     mirror = TESTED_IN.get(name, f"{path.parent.as_posix()}/test_{path.stem}")
     candidates = [ROOT / "tests" / f"{mirror}.py", ROOT / "tests" / f"test_{path.parts[0]}.py"]
-    assert any(candidate.exists() for candidate in candidates), f"none of {[str(c) for c in candidates]}"
+    assert any(candidate.exists() for candidate in candidates), (
+        f"none of {[str(c) for c in candidates]}"
+    )
 
 
 def test_the_exceptions_are_needed():
@@ -139,5 +153,7 @@ def test_the_exceptions_are_needed():
 def test_the_package_imports_nothing_heavy():
     """In a process of its own: `import jaxppo` and the settings alone load no library of numbers."""
     code = "import sys, jaxppo, jaxppo.config; print({'jax', 'numpy', 'flax', 'optax'} & set(sys.modules) or 'light')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.strip() == "light"

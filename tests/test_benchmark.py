@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo.config import gpt2, llama
+from jaxppo.models.shapes import gpt2, llama
 
 pytestmark = pytest.mark.ci
 
@@ -78,22 +78,46 @@ def test_seconds_by_hand_when_arithmetic_is_free():
 def test_own_rates_lift_the_floor_shape_by_shape():
     shapes = dict.fromkeys(floor.own_shapes(WORK), 100.0)
     same = floor.seconds(WORK, floor.Rates(100.0, 1e30, shapes), itemsize=4, parameters=7)
-    assert same == pytest.approx(floor.seconds(WORK, floor.Rates(100.0, 1e30), itemsize=4, parameters=7))
+    assert same == pytest.approx(
+        floor.seconds(WORK, floor.Rates(100.0, 1e30), itemsize=4, parameters=7)
+    )
     # the reference's head, 6 x 4 times [10 4] transposed, at half the rate: 480 FLOPs take 9.6 s, not 4.8
-    slow = floor.seconds(WORK, floor.Rates(100.0, 1e30, shapes | {(6, 4, 10, True, 1): 50.0}), itemsize=4, parameters=7)
+    slow = floor.seconds(
+        WORK,
+        floor.Rates(100.0, 1e30, shapes | {(6, 4, 10, True, 1): 50.0}),
+        itemsize=4,
+        parameters=7,
+    )
     assert slow["reference"] - same["reference"] == pytest.approx(4.8)
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
-    env = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS" and not name.startswith("JAX_")}
+    env = {
+        name: x
+        for name, x in os.environ.items()
+        if name != "XLA_FLAGS" and not name.startswith("JAX_")
+    }
     command = [sys.executable, str(BENCHMARKS / "step.py"), *arguments]
-    return subprocess.run(command, env=env | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, env=env | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, check=False
+    )
 
 
 @pytest.mark.slow
 def test_a_tiny_run_prints_a_row_and_keeps_it(tmp_path):
     out = tmp_path / "new" / "rows.jsonl"
-    done = run("--size", "tiny", "--steps", "1", "--dtype", "float32", "--threads", "all", "--out", str(out))
+    done = run(
+        "--size",
+        "tiny",
+        "--steps",
+        "1",
+        "--dtype",
+        "float32",
+        "--threads",
+        "all",
+        "--out",
+        str(out),
+    )
     assert done.returncode == 0, done.stderr
     assert any(text.split()[:3] == ["tiny", "float32", "all"] for text in done.stdout.splitlines())
     row = json.loads(out.read_text())
@@ -104,6 +128,13 @@ def test_a_tiny_run_prints_a_row_and_keeps_it(tmp_path):
 
 
 def test_a_missing_peer_is_one_line_with_the_recipe(tmp_path):
-    done = run("--peer", "trl", "--peer-python", str(tmp_path / "python"), "--out", str(tmp_path / "rows.jsonl"))
+    done = run(
+        "--peer",
+        "trl",
+        "--peer-python",
+        str(tmp_path / "python"),
+        "--out",
+        str(tmp_path / "rows.jsonl"),
+    )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "trl==1.12.0" in done.stderr

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import cli
-from jaxppo.config import RunConfig, UserError, to_dict
-from jaxppo.pretrained import Tokenizer
+from jaxppo import cli, commands
+from jaxppo.commands import sample
+from jaxppo.config import RunConfig
+from jaxppo.errors import UserError
+from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.run.settings import to_dict
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -49,14 +52,26 @@ def code_of(run, *args) -> int:
 
 
 def test_options_arrive():
-    options = run(["--steps", "7", "--clip-low", "0.1", "--no-kl-adaptive", "--resume", "--model", "a/b"])
-    assert (options.steps, options.clip_low, options.kl_adaptive, options.resume, options.model) == (7, 0.1, False, True, "a/b")
+    options = run(
+        ["--steps", "7", "--clip-low", "0.1", "--no-kl-adaptive", "--resume", "--model", "a/b"]
+    )
+    assert (
+        options.steps,
+        options.clip_low,
+        options.kl_adaptive,
+        options.resume,
+        options.model,
+    ) == (7, 0.1, False, True, "a/b")
     assert options.name == "mine"
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
-    [(["--stepz", "7"], ["--stepz", "--steps"]), (["--steps", "many"], ["many", "--steps"]), (["--lr"], ["--lr"])],
+    [
+        (["--stepz", "7"], ["--stepz", "--steps"]),
+        (["--steps", "many"], ["many", "--steps"]),
+        (["--lr"], ["--lr"]),
+    ],
 )
 def test_a_wrong_option_is_one_line_and_2(args, words, capsys):
     assert code_of(run, args) == 2
@@ -103,39 +118,47 @@ def test_help_lists_every_option_with_its_meaning(capsys):
     assert "passes over each batch of rollouts" in shown
 
 
-@pytest.mark.parametrize(("argv", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0), (["-h"], 0)])
+@pytest.mark.parametrize(
+    ("argv", "code"), [([], 2), (["nonsense"], 2), (["--help"], 0), (["-h"], 0)]
+)
 def test_the_command_lists_its_verbs(monkeypatch, capsys, argv, code):
     monkeypatch.setattr(sys, "argv", ["jaxppo", *argv])
-    assert code_of(cli.main) == code
+    assert code_of(commands.main) == code
     shown = capsys.readouterr().out
-    for verb, (_, options) in cli.VERBS.items():
+    for verb in commands.VERBS:
+        _, options = commands.load(verb)
         assert f"  {verb} " in shown
         assert (options.__doc__ or "").splitlines()[0] in shown
 
 
 def test_a_text_classifier_is_not_planned(tmp_path, monkeypatch, capsys):
-    (tmp_path / "config.json").write_text(json.dumps(to_dict(RunConfig(model="", model_kind="classifier"))))
+    (tmp_path / "config.json").write_text(
+        json.dumps(to_dict(RunConfig(model="", model_kind="classifier")))
+    )
     monkeypatch.setattr(sys, "argv", ["jaxppo", "plan", str(tmp_path / "config.json")])
-    assert code_of(cli.main) == 2
+    assert code_of(commands.main) == 2
     assert "a text classifier is no policy" in capsys.readouterr().err
 
 
 def test_a_verb_that_is_none_is_an_error_with_the_nearest(monkeypatch, capsys):
-    for verb, said in (("smaple", "error: 'smaple' is no verb; perhaps sample\n"), ("xyz", "error: 'xyz' is no verb\n")):
+    for verb, said in (
+        ("smaple", "error: 'smaple' is no verb; perhaps sample\n"),
+        ("xyz", "error: 'xyz' is no verb\n"),
+    ):
         monkeypatch.setattr(sys, "argv", ["jaxppo", verb])
-        assert code_of(cli.main) == 2
+        assert code_of(commands.main) == 2
         assert capsys.readouterr().err == said
 
 
-@pytest.mark.parametrize("verb", cli.VERBS)
+@pytest.mark.parametrize("verb", commands.VERBS)
 def test_every_verbs_help_has_examples(verb, monkeypatch, capsys):
     """A line each, as they are typed."""
     monkeypatch.setattr(sys, "argv", ["jaxppo", verb, "--help"])
-    assert code_of(cli.main) == 0
+    assert code_of(commands.main) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith(f"usage: jaxppo {verb} ")
     assert any(line.startswith(f"$ jaxppo {verb}") for line in lines)
-    assert (cli.VERBS[verb][1].__doc__ or "").splitlines()[0].split(":")[0] in " ".join(lines)
+    assert (commands.load(verb)[1].__doc__ or "").splitlines()[0].split(":")[0] in " ".join(lines)
 
 
 def test_help_answers_without_jax():
@@ -154,7 +177,9 @@ def test_help_answers_without_jax():
         "heavy = {'jax', 'flax', 'optax', 'orbax', 'transformers', 'matplotlib', 'numpy', 'huggingface_hub', 'packaging'}\n"
         "print(sorted(heavy & set(sys.modules)), began + worst)"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
     found, seconds = out.rsplit(" ", 1)
     assert found == "[]"
     assert float(seconds) < 1  # of the processor; about 0.4
@@ -171,7 +196,9 @@ def test_an_error_in_a_process_of_its_own(tmp_path):
     assert done.stderr.startswith("error: no run in")
 
 
-def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypatch, quickly_compiled):
+def test_a_reward_and_prompts_of_ones_own_then_sample(
+    tmp_path, capsys, monkeypatch, quickly_compiled
+):
     """`experiments/custom_reward.py` with a tiny model, and `jaxppo sample` of what it wrote."""
     spec = importlib.util.spec_from_file_location("custom_reward", EXPERIMENTS / "custom_reward.py")
     assert spec is not None and spec.loader is not None
@@ -202,17 +229,22 @@ def test_a_reward_and_prompts_of_ones_own_then_sample(tmp_path, capsys, monkeypa
 
     def sampled(*words: str) -> list[str]:
         monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", *words])
-        cli.main()
+        commands.main()
         return capsys.readouterr().out.splitlines()
 
     run = str(tmp_path / "mine")
     lines = sampled(run, "Hello", "you")
     assert len(lines) == 2
     assert lines[0].startswith("Hello") and lines[1].startswith("you")
-    monkeypatch.setattr(Tokenizer, "apply_chat", lambda self, messages, **options: messages[-1]["content"])
+    monkeypatch.setattr(
+        Tokenizer, "apply_chat", lambda self, messages, **options: messages[-1]["content"]
+    )
     assert sampled(run, "--chat", "ab")[0].startswith("ab\t")  # a turn, and what is answered to it
     (tmp_path / "mine").rename(tmp_path / "policy")  # as that of a task's whole way
-    greedy = [sampled(str(tmp_path), "--temperature", "0", "--max-tokens", "2", "--seed", seed, "Hello") for seed in "12"]
+    greedy = [
+        sampled(str(tmp_path), "--temperature", "0", "--max-tokens", "2", "--seed", seed, "Hello")
+        for seed in "12"
+    ]
     assert greedy[0] == greedy[1] and len(greedy[0]) == 1
 
     monkeypatch.setattr(sys, "stdin", Terminal(["Hello", "", "Hello"]))
@@ -233,9 +265,13 @@ class Terminal(io.StringIO):
 
 def test_prompts_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("one\n \n two\n"))  # piped
-    (tmp_path / "some.txt").write_bytes("one\r\n \n two\u2028".encode())  # another sign for the end of a line ends none
+    (tmp_path / "some.txt").write_bytes(
+        "one\r\n \n two\u2028".encode()
+    )  # another sign for the end of a line ends none
     (tmp_path / "some.jsonl").write_text('{"prompt": "one"}\n{"prompt": "t\\nwo"}\n')
-    found = lambda *prompts, **options: cli.prompts_of(cli.SampleOptions(tmp_path, prompts, **options))
+    found = lambda *prompts, **options: sample.prompts_of(
+        sample.SampleOptions(tmp_path, prompts, **options)
+    )
     asked = lambda *prompts, **options: [words["prompt"] for words in found(*prompts, **options)]
     assert asked("one", " two") == ["one", " two"]
     assert asked() == ["one", " two"]
@@ -258,10 +294,15 @@ def test_prompts_from_everywhere(tmp_path, monkeypatch):
 def test_prompts_that_cannot_be_read(words, complaint, tmp_path, monkeypatch, capsys):
     """Before anything is loaded."""
     monkeypatch.chdir(tmp_path)
-    for name, text in (("config.json", b"{}"), ("bytes.txt", b"\xff"), ("empty.txt", b"\n\n"), ("bad.jsonl", b"{}")):
+    for name, text in (
+        ("config.json", b"{}"),
+        ("bytes.txt", b"\xff"),
+        ("empty.txt", b"\n\n"),
+        ("bad.jsonl", b"{}"),
+    ):
         Path(name).write_bytes(text)
     monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", ".", *words])
-    assert code_of(cli.main) == 2
+    assert code_of(commands.main) == 2
     shown = capsys.readouterr().err
     assert complaint in shown and len(shown.splitlines()) == 1
 
@@ -270,5 +311,5 @@ def test_sample_reads_standard_input(tmp_path, monkeypatch, capsys):
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(sys, "stdin", io.StringIO("  \n\n"))
     monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path)])
-    assert code_of(cli.main) == 2
+    assert code_of(commands.main) == 2
     assert capsys.readouterr().err.startswith("error: no prompts")

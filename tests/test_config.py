@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 
 from jaxppo import config
-from jaxppo.config import Config, RunConfig, UserError, validate, validate_run
+from jaxppo.config import Config, RunConfig, validate, validate_run
+from jaxppo.errors import UserError
+from jaxppo.models import shapes
+from jaxppo.run import settings
+from jaxppo.run.settings import from_file, to_dict
 
 
 def test_defaults_are_valid():
@@ -31,10 +35,18 @@ def test_zero_is_refused_by_its_option_name(name):
     [
         ({"batch_size": 30, "minibatches": 4}, 1, ["30", "4 minibatches", "multiple of 4"]),
         # 24 rows hold 3 units of 2 minibatches x groups of 4
-        ({"batch_size": 20, "minibatches": 2, "group_size": 4}, 1, ["20", "2 minibatches", "groups of 4", "multiple of 8"]),
+        (
+            {"batch_size": 20, "minibatches": 2, "group_size": 4},
+            1,
+            ["20", "2 minibatches", "groups of 4", "multiple of 8"],
+        ),
         ({"batch_size": 30}, 4, ["30", "4 devices", "multiple of 4"]),
         # 48 rows over 8 devices are 6 each, which 4 does not divide
-        ({"batch_size": 48, "minibatches": 4}, 8, ["48", "6 for each of 8 devices", "4 minibatches", "multiple of 32"]),
+        (
+            {"batch_size": 48, "minibatches": 4},
+            8,
+            ["48", "6 for each of 8 devices", "4 minibatches", "multiple of 32"],
+        ),
         ({"top_p": 0.0}, 1, ["--top-p", "(0, 1]", "0.0"]),
         ({"top_p": 1.5}, 1, ["--top-p", "1.5"]),
         ({"dtype": "float16"}, 1, ["--dtype", "'float16'", "float32", "bfloat16"]),
@@ -52,7 +64,11 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"old_logprobs": "mine"}, 1, ["--old-logprobs", "sampler, scorer"]),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
         ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
-        ({"reward_norm": "task"}, 1, ["--reward-norm task", "--num-tasks 1", "--reward-norm batch"]),
+        (
+            {"reward_norm": "task"},
+            1,
+            ["--reward-norm task", "--num-tasks 1", "--reward-norm batch"],
+        ),
         ({"num_tasks": 0}, 1, ["--num-tasks", "0"]),
         ({"whiten_ddof": 2}, 1, ["--whiten-ddof", "2", "0, 1"]),
     ],
@@ -78,8 +94,14 @@ def test_the_advice_of_a_divisibility_error_is_right():
         ({"steps_per_call": 0}, ["--steps-per-call", "0"]),
         ({"steps": 10, "steps_per_call": 4}, ["--steps 10", "--steps-per-call 4"]),
         ({"mesh": "fsdp=4", "parallel": "pmap"}, ["--mesh fsdp=4", "--parallel pmap"]),
-        ({"steps": 12, "steps_per_call": 4, "save_every": 6}, ["--save-every 6", "--steps-per-call 4"]),
-        ({"steps": 12, "steps_per_call": 4, "save_every": 8, "eval_every": 2}, ["--eval-every 2", "--steps-per-call 4"]),
+        (
+            {"steps": 12, "steps_per_call": 4, "save_every": 6},
+            ["--save-every 6", "--steps-per-call 4"],
+        ),
+        (
+            {"steps": 12, "steps_per_call": 4, "save_every": 8, "eval_every": 2},
+            ["--eval-every 2", "--steps-per-call 4"],
+        ),
         ({"batch_size": 30, "minibatches": 4}, ["30", "4"]),  # the step's own rules hold too
     ],
 )
@@ -99,7 +121,7 @@ def test_to_dict_is_json():
     class Mine(RunConfig):
         data: Path = Path("a") / "b.jsonl"
 
-    stored = config.to_dict(Mine())
+    stored = settings.to_dict(Mine())
     assert stored["data"] == "a/b.jsonl"
     assert stored["batch_size"] == 64
     assert json.loads(json.dumps(stored)) == stored
@@ -107,9 +129,9 @@ def test_to_dict_is_json():
 
 def test_from_dict_is_the_way_back():
     mine = RunConfig(steps=3, loss_settings=(("tau_positive", 1.5),), clip_low=0.1)
-    stored = json.loads(json.dumps(config.to_dict(mine)))
-    assert config.from_dict(RunConfig, stored | {"unknown": 1}) == mine
-    assert hash(config.from_dict(RunConfig, stored)) == hash(mine)
+    stored = json.loads(json.dumps(settings.to_dict(mine)))
+    assert settings.from_dict(RunConfig, stored | {"unknown": 1}) == mine
+    assert hash(settings.from_dict(RunConfig, stored)) == hash(mine)
 
 
 def test_oversampling_makes_more_rollouts_than_it_learns_from():
@@ -119,11 +141,29 @@ def test_oversampling_makes_more_rollouts_than_it_learns_from():
 
 
 def test_shapes_of_the_families():
-    gpt2, llama = config.gpt2(), config.llama(vocab_size=100)
-    assert (gpt2.vocab_size, gpt2.width, gpt2.num_layers, gpt2.head_dim, gpt2.mlp_width) == (50257, 768, 12, 64, 3072)
-    assert (gpt2.positions, gpt2.norm, gpt2.gated, gpt2.qkv_bias, gpt2.tied) == ("learned", "layer", False, True, True)
+    gpt2, llama = shapes.gpt2(), shapes.llama(vocab_size=100)
+    assert (gpt2.vocab_size, gpt2.width, gpt2.num_layers, gpt2.head_dim, gpt2.mlp_width) == (
+        50257,
+        768,
+        12,
+        64,
+        3072,
+    )
+    assert (gpt2.positions, gpt2.norm, gpt2.gated, gpt2.qkv_bias, gpt2.tied) == (
+        "learned",
+        "layer",
+        False,
+        True,
+        True,
+    )
     assert (llama.head_dim, llama.num_heads, llama.num_kv_heads) == (8, 4, 2)  # width 32 / 4 heads
-    assert (llama.positions, llama.norm, llama.gated, llama.qkv_bias, llama.tied) == ("rope", "rms", True, False, True)
+    assert (llama.positions, llama.norm, llama.gated, llama.qkv_bias, llama.tied) == (
+        "rope",
+        "rms",
+        True,
+        False,
+        True,
+    )
 
 
 def test_settings_cannot_be_changed_in_place():
@@ -151,17 +191,17 @@ def test_a_file_that_holds_no_settings(tmp_path, text, words):
     path = tmp_path / "config.json"
     path.write_text(text)
     with pytest.raises(UserError) as caught:
-        config.from_file(RunConfig, path)
+        settings.from_file(RunConfig, path)
     assert words in str(caught.value)
 
 
 def test_settings_from_a_file(tmp_path):
     path = tmp_path / "config.json"
     settings = RunConfig(steps=3, clip_low=0.1, loss_settings=(("tau_positive", 1.0),))
-    path.write_text(json.dumps(config.to_dict(settings) | {"of a script": 1}))
-    assert config.from_file(RunConfig, path) == settings
+    path.write_text(json.dumps(to_dict(settings) | {"of a script": 1}))
+    assert from_file(RunConfig, path) == settings
     with pytest.raises(UserError, match="cannot be read as settings"):
-        config.from_file(RunConfig, tmp_path / "nothing")
+        from_file(RunConfig, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

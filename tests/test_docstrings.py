@@ -27,7 +27,12 @@ def public_functions():
     for name in MODULES:
         module = importlib.import_module(f"jaxppo.{name}")
         for key, f in vars(module).items():
-            if not key.startswith("_") and callable(f) and not inspect.isclass(f) and f.__module__ == module.__name__:
+            if (
+                not key.startswith("_")
+                and callable(f)
+                and not inspect.isclass(f)
+                and f.__module__ == module.__name__
+            ):
                 yield pytest.param(f, id=f"{name}.{key}")
     for key in losses.__all__:
         yield pytest.param(getattr(losses, key), id=f"losses.{key}")
@@ -38,7 +43,9 @@ def leaves(annotation):
     if typing.get_origin(annotation) in (typing.Union, types.UnionType, tuple, dict):
         return [leaf for part in typing.get_args(annotation) for leaf in leaves(part)]
     if dataclasses.is_dataclass(annotation) or hasattr(annotation, "_fields"):
-        return [leaf for part in typing.get_type_hints(annotation).values() for leaf in leaves(part)]
+        return [
+            leaf for part in typing.get_type_hints(annotation).values() for leaf in leaves(part)
+        ]
     return [annotation]
 
 
@@ -46,14 +53,25 @@ def is_told(annotation):
     """Every part of it is an array with dtype and shape, or a plain Python value. That it is true, beartype checks."""
     plain = (int, float, bool, str, type(None), Ellipsis)
     shaped = lambda x: inspect.isclass(x) and issubclass(x, AbstractArray)
-    return all(shaped(x) or x in plain or typing.get_origin(x) is typing.Literal for x in leaves(annotation))
+    return all(
+        shaped(x) or x in plain or typing.get_origin(x) is typing.Literal
+        for x in leaves(annotation)
+    )
 
 
 def without_shape(f):
     """Arguments and the result (`return`) whose shape is not told. A random key and a dtype have none."""
     signature = inspect.signature(f)
-    told = {name: p.annotation for name, p in signature.parameters.items() if name not in ("key", "dtype")}
-    return [name for name, a in (told | {"return": signature.return_annotation}).items() if not is_told(a)]
+    told = {
+        name: p.annotation
+        for name, p in signature.parameters.items()
+        if name not in ("key", "dtype")
+    }
+    return [
+        name
+        for name, a in (told | {"return": signature.return_annotation}).items()
+        if not is_told(a)
+    ]
 
 
 def lacks(f):
@@ -63,7 +81,11 @@ def lacks(f):
     module = inspect.getmodule(f)
     source = text if f.__module__.startswith(OWN_SOURCE) else f"{text} {module.__doc__}"
     # Found from the module, as pytest finds it, so that it runs: pyproject has --doctest-modules over the package.
-    found = [t for t in doctest.DocTestFinder().find(module) if t.name == f"{module.__name__}.{f.__name__}"]
+    found = [
+        t
+        for t in doctest.DocTestFinder().find(module)
+        if t.name == f"{module.__name__}.{f.__name__}"
+    ]
     checks = {
         "an equation": EQUATION.search(prose),
         "a source (https://)": "https://" in source,
@@ -79,13 +101,17 @@ def test_a_public_function_explains_itself(f):
 
 
 def test_examples_are_run(pytestconfig):
-    assert pytestconfig.getoption("--doctest-modules") and "jaxppo" in pytestconfig.getini("testpaths")
+    assert pytestconfig.getoption("--doctest-modules") and "jaxppo" in pytestconfig.getini(
+        "testpaths"
+    )
 
 
 # --- the walk itself
 
 
-def good(x: Float[Array, "B"], scale: float | None = None, *, key: Array | None = None) -> Float[Array, "B"]:
+def good(
+    x: Float[Array, "B"], scale: float | None = None, *, key: Array | None = None
+) -> Float[Array, "B"]:
     """Twice: y = 2 x (https://example.org).
 
     >>> import jax.numpy as jnp
@@ -106,17 +132,30 @@ def silent(x: Float[Array, "B"]) -> Float[Array, "B"]:
 
 def test_the_walk_finds_what_is_missing():
     assert lacks(good) == []
-    assert lacks(bare) == ["an equation", "an example with its result", *(f"a shape for {n}" for n in ("x", "scale", "return"))]
+    assert lacks(bare) == [
+        "an equation",
+        "an example with its result",
+        *(f"a shape for {n}" for n in ("x", "scale", "return")),
+    ]
     assert lacks(silent) == ["an equation", "a source (https://)", "an example with its result"]
 
 
-@pytest.mark.parametrize("text", ["−A log π", "Σ mₜ xₜ", "wᵢₜ = mᵢₜ", "x² / 2", "Gₜ − R", "x @ w", "|x| < 1", "√var"])
+@pytest.mark.parametrize(
+    "text", ["−A log π", "Σ mₜ xₜ", "wᵢₜ = mᵢₜ", "x² / 2", "Gₜ − R", "x @ w", "|x| < 1", "√var"]
+)
 def test_equations(text):
     assert EQUATION.search(f"In words: {text}.")
 
 
 @pytest.mark.parametrize(
-    "text", ["The well-known sum.", "0.5, -1", "yes and/or no", "Shapes: [B T] -> [B].", "In [−20, 20], −inf: x."]
+    "text",
+    [
+        "The well-known sum.",
+        "0.5, -1",
+        "yes and/or no",
+        "Shapes: [B T] -> [B].",
+        "In [−20, 20], −inf: x.",
+    ],
 )
 def test_prose_is_no_equation(text):
     assert not EQUATION.search(text)

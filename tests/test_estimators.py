@@ -9,7 +9,9 @@ from jaxppo.config import Config
 from jaxppo.types import Rollout
 
 MASK = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [1.0, 0.0, 0.0], [1.0, 1.0, 1.0]])
-REWARDS = jnp.array([[0.0, 1.0, 0.0], [-0.5, 0.0, 3.0], [5.0, 0.0, 0.0], [0.0, 0.0, 2.0]])  # sums 1, 2.5, 5, 2
+REWARDS = jnp.array(
+    [[0.0, 1.0, 0.0], [-0.5, 0.0, 3.0], [5.0, 0.0, 0.0], [0.0, 0.0, 2.0]]
+)  # sums 1, 2.5, 5, 2
 VALUES = jnp.array([[0.5, 0.25, 9.0], [0.0, 1.0, 2.0], [4.0, 9.0, 9.0], [1.0, 1.0, 1.0]])
 SCORES = jnp.array([1.0, 3.0, 5.0, 2.0])
 ALL = jnp.ones(4, bool)
@@ -17,14 +19,39 @@ ALL = jnp.ones(4, bool)
 
 def rollout(**extra) -> Rollout:
     zeros = jnp.zeros((4, 3))
-    return Rollout(jnp.zeros((4, 4), jnp.int32), jnp.ones((4, 4), bool), MASK, ALL, zeros, zeros, zeros, VALUES, extra)
+    return Rollout(
+        jnp.zeros((4, 4), jnp.int32),
+        jnp.ones((4, 4), bool),
+        MASK,
+        ALL,
+        zeros,
+        zeros,
+        zeros,
+        VALUES,
+        extra,
+    )
 
 
-def estimate(name, config=None, *, scores=SCORES, valid=ALL, statistics=None, rolled=None, rewards=REWARDS, **settings):
+def estimate(
+    name,
+    config=None,
+    *,
+    scores=SCORES,
+    valid=ALL,
+    statistics=None,
+    rolled=None,
+    rewards=REWARDS,
+    **settings,
+):
     settings = {"group_size": 2, "gamma": 1.0} | settings
     made = algorithms.ADVANTAGES[name](config or Config(**settings))
     return made(
-        rewards, scores, rollout() if rolled is None else rolled, valid=valid, statistics=statistics or {}, axis_name=None
+        rewards,
+        scores,
+        rollout() if rolled is None else rolled,
+        valid=valid,
+        statistics=statistics or {},
+        axis_name=None,
     )
 
 
@@ -35,12 +62,21 @@ def on_tokens(*rows):
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
-        ("batch_mean", (1 - 2.625, 2.5 - 2.625, 5 - 2.625, 2 - 2.625)),  # (1 + 2.5 + 5 + 2) / 4 = 2.625
+        (
+            "batch_mean",
+            (1 - 2.625, 2.5 - 2.625, 5 - 2.625, 2 - 2.625),
+        ),  # (1 + 2.5 + 5 + 2) / 4 = 2.625
         ("group_mean", (-0.75, 0.75, 1.5, -1.5)),  # means 1.75 and 3.5
         ("rloo", (-1.5, 1.5, 3.0, -3.0)),
-        ("opo", (1 - 1.9, 2.5 - 1.9, 5 - 2.75, 2 - 2.75)),  # (2 · 1 + 3 · 2.5) / 5 = 1.9; (1 · 5 + 3 · 2) / 4 = 2.75
+        (
+            "opo",
+            (1 - 1.9, 2.5 - 1.9, 5 - 2.75, 2 - 2.75),
+        ),  # (2 · 1 + 3 · 2.5) / 5 = 1.9; (1 · 5 + 3 · 2) / 4 = 2.75
         ("gpg", (-0.75, 0.75, 1.5, -1.5)),  # both groups teach something: factor 1
-        ("group", (-0.70710677, 0.70710677, 0.70710677, -0.70710677)),  # of two, each is 1 / √2 deviations off
+        (
+            "group",
+            (-0.70710677, 0.70710677, 0.70710677, -0.70710677),
+        ),  # of two, each is 1 / √2 deviations off
     ],
 )
 def test_estimators_on_rows_use_the_sum_of_rewards(name, rows):
@@ -64,7 +100,9 @@ def test_returns_have_no_baseline():
 
 def test_remax_takes_the_greedy_score_away():
     adv, _, _ = estimate("remax", rolled=rollout(greedy_scores=jnp.array([1.0, 0.5, 5.0, 0.0])))
-    np.testing.assert_allclose(adv, np.asarray([[0, 0, 0], [2, 2.5, 2.5], [0, 0, 0], [2, 2, 2]], np.float32))
+    np.testing.assert_allclose(
+        adv, np.asarray([[0, 0, 0], [2, 2.5, 2.5], [0, 0, 0], [2, 2, 2]], np.float32)
+    )
 
 
 def test_gdpo_takes_columns():
@@ -73,7 +111,9 @@ def test_gdpo_takes_columns():
     want = advantages.gdpo(columns, group_size=2)
     np.testing.assert_allclose(adv, on_tokens(*want.tolist()), atol=1e-6)
     one, _, _ = estimate("gdpo")  # a single reward is one column
-    np.testing.assert_allclose(one, on_tokens(*advantages.gdpo(SCORES[:, None], group_size=2).tolist()), rtol=1e-6)
+    np.testing.assert_allclose(
+        one, on_tokens(*advantages.gdpo(SCORES[:, None], group_size=2).tolist()), rtol=1e-6
+    )
 
 
 def test_reinforce_plus_plus_baseline_is_whitened_over_tokens():
@@ -85,15 +125,21 @@ def test_reinforce_plus_plus_baseline_is_whitened_over_tokens():
 def test_the_critic_may_have_a_lambda_of_its_own():
     """Targets with λ 1 are the returns; the policy's advantages keep λ .5."""
     adv, returns, _ = estimate("gae", lam=0.5, critic_lam=1.0, whiten_advantages=False)
-    np.testing.assert_allclose(returns, advantages.returns_to_go(REWARDS, MASK, gamma=1.0), rtol=1e-6)
-    np.testing.assert_allclose(adv, advantages.gae(REWARDS, VALUES, MASK, gamma=1.0, lam=0.5)[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        returns, advantages.returns_to_go(REWARDS, MASK, gamma=1.0), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        adv, advantages.gae(REWARDS, VALUES, MASK, gamma=1.0, lam=0.5)[0], rtol=1e-6
+    )
 
 
 def test_lambda_by_length():
     """α .5: lengths 2, 3, 1, 3 give λ 0, 1/3, 0, 1/3."""
     adv, _, _ = estimate("gae", lam_alpha=0.5, whiten_advantages=False)
     lam = jnp.array([[0.0], [1 / 3], [0.0], [1 / 3]])
-    np.testing.assert_allclose(adv, advantages.gae(REWARDS, VALUES, MASK, gamma=1.0, lam=lam)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        adv, advantages.gae(REWARDS, VALUES, MASK, gamma=1.0, lam=lam)[0], rtol=1e-5
+    )
 
 
 def test_moving_average_lags_one_step_behind():
@@ -102,10 +148,14 @@ def test_moving_average_lags_one_step_behind():
     first, _, statistics = estimate("moving_average", statistics=statistics)
     np.testing.assert_allclose(first, on_tokens(1.0, 2.5, 5.0, 2.0))
     second, _, statistics = estimate("moving_average", statistics=statistics, rewards=2 * REWARDS)
-    np.testing.assert_allclose(second, on_tokens(2 - 2.625, 5 - 2.625, 10 - 2.625, 4 - 2.625), rtol=1e-6)
+    np.testing.assert_allclose(
+        second, on_tokens(2 - 2.625, 5 - 2.625, 10 - 2.625, 4 - 2.625), rtol=1e-6
+    )
     third, _, _ = estimate("moving_average", statistics=statistics)
     level = (0.09 * 2.625 + 0.1 * 5.25) / 0.19
-    np.testing.assert_allclose(third, on_tokens(1 - level, 2.5 - level, 5 - level, 2 - level), rtol=1e-5)
+    np.testing.assert_allclose(
+        third, on_tokens(1 - level, 2.5 - level, 5 - level, 2 - level), rtol=1e-5
+    )
 
 
 def test_moving_average_of_an_empty_batch_stays():
@@ -135,7 +185,9 @@ def test_halves_under_an_axis_equal_the_whole(name):
 def test_whitening_settings(ddof, shift):
     adv, _, _ = estimate("returns", whiten_advantages=True, whiten_ddof=ddof, whiten_shift=shift)
     plain = advantages.returns_to_go(REWARDS, MASK, gamma=1.0)
-    np.testing.assert_allclose(adv, masked.whiten(plain, MASK, ddof=ddof, shift_mean=shift), rtol=1e-6)
+    np.testing.assert_allclose(
+        adv, masked.whiten(plain, MASK, ddof=ddof, shift_mean=shift), rtol=1e-6
+    )
 
 
 def test_on_rows_is_for_your_own():

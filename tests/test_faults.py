@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from test_processes import environment
+from runs import environment
 
-from jaxppo import checkpoint, manifest
-from jaxppo.profiling import CLOCK
+from jaxppo.launch import free_port
+from jaxppo.run import checkpoint, manifest
+from jaxppo.run.profiling import CLOCK
 
 pytestmark = pytest.mark.ci
 
@@ -29,8 +30,20 @@ STEPS = 12
 
 def start(folder: Path, *args: str, steps: int = STEPS, **env: str) -> subprocess.Popen:
     own = environment() | env
-    command = [sys.executable, str(TESTS / "faulty.py"), "--runs", str(folder), "--steps", str(steps), "--parallel", "jit", *args]
-    return subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        str(TESTS / "faulty.py"),
+        "--runs",
+        str(folder),
+        "--steps",
+        str(steps),
+        "--parallel",
+        "jit",
+        *args,
+    ]
+    return subprocess.Popen(
+        command, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def finish(process: subprocess.Popen, timeout: float = 240) -> tuple[int, str, str]:
@@ -61,8 +74,14 @@ def last_state(folder: Path, step: int = STEPS):
     """Every array of a step's checkpoint, by name; its manifest holds."""
     manifest.verify(folder / "a" / "checkpoints" / str(step))
     with checkpoint.checkpointer() as reader:
-        tree = reader.restore((folder / "a" / "checkpoints" / str(step) / "state").absolute(), args=ocp.args.StandardRestore())
-    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+        tree = reader.restore(
+            (folder / "a" / "checkpoints" / str(step) / "state").absolute(),
+            args=ocp.args.StandardRestore(),
+        )
+    return {
+        jax.tree_util.keystr(path): np.asarray(x)
+        for path, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
 
 
 def assert_same_run(folder: Path, undisturbed: Path, step: int = STEPS) -> None:
@@ -114,7 +133,10 @@ def test_killed_many_times(undisturbed, tmp_path, seed):
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("where", ["manifest", *(pytest.param(part, marks=pytest.mark.slow) for part in ("data", "prune"))])
+@pytest.mark.parametrize(
+    "where",
+    ["manifest", *(pytest.param(part, marks=pytest.mark.slow) for part in ("data", "prune"))],
+)
 def test_killed_in_a_save(undisturbed, tmp_path, where):
     """In the middle of the data, between data and manifest, between manifest and the removal of older ones."""
     code, *_ = run(tmp_path, FAULTY_DIE=where, FAULTY_AT="6")
@@ -158,20 +180,26 @@ def test_eight_devices_then_two_then_one(tmp_path):
     assert code == 0, err
     for devices, steps in ((8, 4), (2, 8), (1, 12)):
         more = ["--resume"] if devices < 8 else []
-        code, out, err = run(tmp_path / "moved", *wide, *more, steps=steps, JAX_NUM_CPU_DEVICES=str(devices))
+        code, out, err = run(
+            tmp_path / "moved", *wide, *more, steps=steps, JAX_NUM_CPU_DEVICES=str(devices)
+        )
         assert code == 0, err
         assert (f"pmap on {devices} devices" in out) == (devices > 1)
     got, want = last_state(tmp_path / "moved"), last_state(tmp_path / "one")
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=2e-5, err_msg=name)
     for moved, one in zip(rows(tmp_path / "moved"), rows(tmp_path / "one"), strict=True):
-        assert moved["length"] == one["length"] and moved["reward"] == pytest.approx(one["reward"], abs=1e-6)
+        assert moved["length"] == one["length"] and moved["reward"] == pytest.approx(
+            one["reward"], abs=1e-6
+        )
 
 
 # Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_says_75(undisturbed, tmp_path, number):
     process = start(tmp_path, "--slow", "0.05", "--save-every", "100", steps=STEPS)
     wait_for(tmp_path, 3, process)
@@ -189,10 +217,18 @@ def test_a_signal_saves_and_says_75(undisturbed, tmp_path, number):
 def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path):
     own = environment()
     names = ("JAXPPO_COORDINATOR", "JAXPPO_PROCESSES", "JAXPPO_PROCESS")
-    from jaxppo.launch import free_port
 
     address = f"localhost:{free_port()}"
-    command = [sys.executable, str(TESTS / "faulty.py"), "--runs", str(tmp_path), "--steps", "100000", "--save-every", "100000"]
+    command = [
+        sys.executable,
+        str(TESTS / "faulty.py"),
+        "--runs",
+        str(tmp_path),
+        "--steps",
+        "100000",
+        "--save-every",
+        "100000",
+    ]
     pair = [
         subprocess.Popen(
             command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -213,12 +249,16 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path
 # Damage
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0), *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 5))])
+@pytest.mark.parametrize(
+    "seed", [pytest.param(0), *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 5))]
+)
 def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(undisturbed, tmp_path, seed):
     shutil.copytree(undisturbed / "a", tmp_path / "a")
     rng = random.Random(seed)
     newest = tmp_path / "a" / "checkpoints" / str(STEPS)
-    path = rng.choice([path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size])
+    path = rng.choice(
+        [path for path in sorted(newest.rglob("*")) if path.is_file() and path.stat().st_size]
+    )
     data = bytearray(path.read_bytes())
     data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
@@ -262,15 +302,24 @@ def test_a_full_disk(tmp_path):
     """4 MB: room for a few checkpoints of the small model, then none; what was good stays so."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], capture_output=True)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(disk)], capture_output=True
+    )
     if mount.returncode:
         pytest.skip("mounting a small disk needs root")
     try:
-        process = start(disk, "--slow", "0.02", "--save-every", "1", "--keep-every", "1", steps=1000)
+        process = start(
+            disk, "--slow", "0.02", "--save-every", "1", "--keep-every", "1", steps=1000
+        )
         code, _, err = finish(process)
         assert code == 1, err
-        last = err.splitlines()[-1]  # the third save that fails, or, with not a byte left, the line of metrics
-        assert "3 times in a row now; step " in last or "cannot write ([Errno 28] No space left" in last
+        last = err.splitlines()[
+            -1
+        ]  # the third save that fails, or, with not a byte left, the line of metrics
+        assert (
+            "3 times in a row now; step " in last
+            or "cannot write ([Errno 28] No space left" in last
+        )
         assert "is safe" in last
         steps = sorted(int(path.name) for path in (disk / "a" / "checkpoints").iterdir())
         for step in steps:
@@ -295,22 +344,43 @@ def test_a_full_disk(tmp_path):
 )  # fmt: skip
 def test_one_bad_step_changes_nothing_and_the_run_goes_on(tmp_path, fault, at):
     """At steps 1, k and k + 1 of k = 5 bad steps in a row that would end it."""
-    code, _, err = run(tmp_path, "--fault", fault, "--at", str(at), "--save-every", "1", "--keep-every", "1", steps=8)
+    code, _, err = run(
+        tmp_path,
+        "--fault",
+        fault,
+        "--at",
+        str(at),
+        "--save-every",
+        "1",
+        "--keep-every",
+        "1",
+        steps=8,
+    )
     assert code == 0, err
     found = rows(tmp_path)
-    assert [row["skipped"] > 0 or row["invalid_rows"] == 8 for row in found] == [step == at for step in range(1, 9)]
+    assert [row["skipped"] > 0 or row["invalid_rows"] == 8 for row in found] == [
+        step == at for step in range(1, 9)
+    ]
     before, after = last_state(tmp_path, at - 1), last_state(tmp_path, at)
     moving = {name for name in before if not np.array_equal(before[name], after[name])}
-    assert all("params" not in name and "opt_state" not in name and "statistics" not in name for name in moving), moving
+    assert all(
+        "params" not in name and "opt_state" not in name and "statistics" not in name
+        for name in moving
+    ), moving
     assert any("step" in name for name in moving) and any("cursor" in name for name in moving)
 
 
-@pytest.mark.parametrize("fault", ["loss", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gradient", "logits"))])
+@pytest.mark.parametrize(
+    "fault",
+    ["loss", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gradient", "logits"))],
+)
 def test_five_bad_steps_in_a_row_end_the_run_with_76(tmp_path, fault):
     bad = [str(step) for step in range(4, 9)]
     code, _, err = run(tmp_path, "--fault", fault, "--at", *bad, steps=20)
     assert code == 76
-    assert "error: no finite update in the 5 steps up to step 8; the newest checkpoint is good" in err
+    assert (
+        "error: no finite update in the 5 steps up to step 8; the newest checkpoint is good" in err
+    )
     newest = max(int(path.name) for path in (tmp_path / "a" / "checkpoints").iterdir())
     assert all(np.isfinite(x).all() for x in last_state(tmp_path, newest).values())
 
@@ -333,7 +403,9 @@ def test_debug_nans_names_the_operation_and_the_step(tmp_path):
 @pytest.mark.slow
 def test_rewards_that_are_none(tmp_path):
     """All rows of step 2 are invalid: more than the share that is allowed."""
-    code, _, err = run(tmp_path, "--fault", "judge", "--at", "2", "--max-invalid-rewards", "0.1", steps=4)
+    code, _, err = run(
+        tmp_path, "--fault", "judge", "--at", "2", "--max-invalid-rewards", "0.1", steps=4
+    )
     assert code == 2
     assert "100% of the rewards of step 2 are invalid (--max-invalid-rewards 10%)" in err
     assert "RuntimeError: poison; the row is left out" in err
@@ -360,7 +432,10 @@ def test_another_configuration_is_another_run(undisturbed, tmp_path):
     shutil.copytree(undisturbed / "a", tmp_path / "a")
     code, _, err = run(tmp_path, "--resume", "--lr", "0.5", "--seed", "3")
     assert code == 2
-    assert "error: --resume with other settings would make it another run: --lr 0.01 -> 0.5, --seed 0 -> 3" in err
+    assert (
+        "error: --resume with other settings would make it another run: --lr 0.01 -> 0.5, --seed 0 -> 3"
+        in err
+    )
 
 
 # Soak
@@ -377,7 +452,11 @@ def soak(folder: Path, seconds: float, seed: int) -> tuple[int, list[float]]:
         time.sleep(rng.uniform(4, 12))
         if process.poll() is None:
             path = Path(f"/proc/{process.pid}/status")
-            memory += [int(line.split()[1]) / 1024 for line in path.read_text().splitlines() if line.startswith("VmRSS")]
+            memory += [
+                int(line.split()[1]) / 1024
+                for line in path.read_text().splitlines()
+                if line.startswith("VmRSS")
+            ]
             process.send_signal(rng.choice([signal.SIGTERM, signal.SIGINT, signal.SIGKILL]))
         code, _, err = finish(process)
         assert code in (0, 75, -signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 130), err

@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from jaxppo import pretrained
-from jaxppo.config import RunConfig, UserError, from_dict, gpt2, llama, to_dict, validate_run
+from jaxppo.config import RunConfig, validate_run
 from jaxppo.data import jsonl
-from jaxppo.pretrained import PretrainedError, mapping, safetensors
+from jaxppo.errors import PretrainedError, UserError
+from jaxppo.models.shapes import gpt2, llama
 from jaxppo.pretrained import gguf as reader
+from jaxppo.pretrained import mapping, safetensors
+from jaxppo.run.settings import from_dict, to_dict
 
 gguf = pytest.importorskip("gguf")
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
@@ -46,7 +49,10 @@ def mutated(draw, whole: bytes, head: int):
         if kind == "byte":
             data[at] = draw(st.integers(0, 255))
         elif kind == "number":
-            number = draw(st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1]) | st.integers(0, 2**64 - 1))
+            number = draw(
+                st.sampled_from([0, 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1])
+                | st.integers(0, 2**64 - 1)
+            )
             data[at : at + 8] = struct.pack("<Q", number)
         elif kind == "cut":
             del data[at + 1 :]
@@ -71,12 +77,17 @@ def lines_of(path: Path, mode: str) -> list:
 
 
 @fuzz
-@given(data=st.binary(max_size=300) | mutated(LINES, len(LINES)), mode=st.sampled_from(["strict", "skip"]))
+@given(
+    data=st.binary(max_size=300) | mutated(LINES, len(LINES)),
+    mode=st.sampled_from(["strict", "skip"]),
+)
 def test_json_lines(tmp_path, data, mode):
     (tmp_path / "x.jsonl").write_bytes(data)
     rows = guarded(lambda: lines_of(tmp_path / "x.jsonl", mode), UserError)
     numbers = [number for number, _ in rows or []]
-    assert numbers == sorted(set(numbers)) and all(1 <= number <= data.count(b"\n") + 1 for number in numbers)
+    assert numbers == sorted(set(numbers)) and all(
+        1 <= number <= data.count(b"\n") + 1 for number in numbers
+    )
     for number, row in rows or []:
         line = data.split(b"\n")[number - 1].decode("utf-8-sig")
         assert json.loads(line) == row and json.dumps(row, allow_nan=False)
@@ -93,7 +104,9 @@ def test_json_lines_in_gzip(tmp_path, data):
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 DEFAULTS = to_dict(RunConfig())
@@ -107,7 +120,11 @@ VALUES = {
 
 
 @fuzz
-@given(stored=st.dictionaries(st.sampled_from(sorted(DEFAULTS)) | st.text(max_size=8), JSON, max_size=6))
+@given(
+    stored=st.dictionaries(
+        st.sampled_from(sorted(DEFAULTS)) | st.text(max_size=8), JSON, max_size=6
+    )
+)
 def test_settings_of_any_value(stored):
     config = guarded(lambda: from_dict(RunConfig, stored), UserError)
     known = {name: x for name, x in stored.items() if name in DEFAULTS}
@@ -142,17 +159,27 @@ def packed(header: object, data: bytes = b"") -> bytes:
 
 ENTRY = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from(["F64", "F32", "F16", "BF16", "F8_E4M3", "I8", "BOOL", "U64", "X"]),
-        "shape": st.lists(st.integers(0, 4) | st.sampled_from([2**31, 2**62, 2**63, 2**64]), max_size=3),
-        "data_offsets": st.lists(st.integers(0, 32) | st.integers(0, 2**64), min_size=2, max_size=2),
+        "dtype": st.sampled_from(
+            ["F64", "F32", "F16", "BF16", "F8_E4M3", "I8", "BOOL", "U64", "X"]
+        ),
+        "shape": st.lists(
+            st.integers(0, 4) | st.sampled_from([2**31, 2**62, 2**63, 2**64]), max_size=3
+        ),
+        "data_offsets": st.lists(
+            st.integers(0, 32) | st.integers(0, 2**64), min_size=2, max_size=2
+        ),
     }
 )
-HEADERS = st.builds(packed, st.dictionaries(st.text(max_size=3), ENTRY, max_size=2) | JSON, st.binary(max_size=32))
+HEADERS = st.builds(
+    packed, st.dictionaries(st.text(max_size=3), ENTRY, max_size=2) | JSON, st.binary(max_size=32)
+)
 
 
 @fuzz
 @given(data=st.binary(max_size=100) | mutated(SAFE, SAFE_HEAD) | HEADERS)
-@example(packed({"a": {"dtype": "F32", "shape": [1] * 70, "data_offsets": [0, 4]}}, bytes(4)))  # NumPy has 64 dimensions
+@example(
+    packed({"a": {"dtype": "F32", "shape": [1] * 70, "data_offsets": [0, 4]}}, bytes(4))
+)  # NumPy has 64 dimensions
 @example(packed({"a": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}))
 @example(packed({"a": {"dtype": "F32", "shape": [2**63, 0, 2**63], "data_offsets": [0, 0]}}))
 @example(packed('{"a":' * 10_000))
@@ -185,7 +212,12 @@ def test_index_of_shards(tmp_path, data):
 def gguf_file(path: Path) -> bytes:
     """The smallest Llama: 4 tokens, width 32, 1 layer of 2 heads."""
     writer = gguf.GGUFWriter(path, "llama")
-    for name, value in (("block_count", 1), ("context_length", 16), ("embedding_length", 32), ("feed_forward_length", 32)):
+    for name, value in (
+        ("block_count", 1),
+        ("context_length", 16),
+        ("embedding_length", 32),
+        ("feed_forward_length", 32),
+    ):
         getattr(writer, f"add_{name}")(value)
     writer.add_head_count(2)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -249,7 +281,14 @@ def changed(whole: bytes, name: bytes, value: int) -> bytes:
 
 @pytest.mark.parametrize("value", [0, 1, 3, 2**31, 2**32 - 1])
 @pytest.mark.parametrize(
-    "name", ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"]
+    "name",
+    [
+        "block_count",
+        "context_length",
+        "embedding_length",
+        "feed_forward_length",
+        "attention.head_count",
+    ],
 )
 def test_gguf_settings(tmp_path, whole, name, value):
     (tmp_path / "x.gguf").write_bytes(changed(whole, f"llama.{name}".encode(), value))
@@ -260,8 +299,19 @@ def test_gguf_settings(tmp_path, whole, name, value):
 @given(data=st.data())
 def test_gguf_settings_of_any_value(sound, data):
     # each setting missing, or of any type
-    metadata = {name: x for name, x in sound.metadata.items() if not data.draw(st.booleans() | st.just(False), label=name)}
-    names = st.sampled_from([*sorted(metadata), "llama.rope.freq_base", "llama.attention.key_length", "llama.rope.scaling.type"])
+    metadata = {
+        name: x
+        for name, x in sound.metadata.items()
+        if not data.draw(st.booleans() | st.just(False), label=name)
+    }
+    names = st.sampled_from(
+        [
+            *sorted(metadata),
+            "llama.rope.freq_base",
+            "llama.attention.key_length",
+            "llama.rope.scaling.type",
+        ]
+    )
     metadata |= data.draw(st.dictionaries(names, JSON, max_size=2))
     config = guarded(lambda: reader.config(metadata, sound.tensors), PretrainedError)
     guarded(lambda: config and mapping.params("llama", config, sound.tensors), PretrainedError)
@@ -271,13 +321,17 @@ def test_gguf_array_of_any_count(tmp_path, whole):
     # the library alone would read empty values for as long as the count says: 2^63
     at = whole.index(b"tokenizer.ggml.token_type") + len(b"tokenizer.ggml.token_type") + 8
     (tmp_path / "x.gguf").write_bytes(whole[:at] + struct.pack("<Q", 2**63) + whole[at + 8 :])
-    with pytest.raises(PretrainedError, match="arrays have 9223372036854775812 values"):  # 2^63, and 4 tokens
+    with pytest.raises(
+        PretrainedError, match="arrays have 9223372036854775812 values"
+    ):  # 2^63, and 4 tokens
         reader.read(tmp_path / "x.gguf")
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 4)])
 def test_gpt2_attention_of_another_shape(shape):
-    with pytest.raises(PretrainedError, match="not q, k and v side by side"):  # 4 columns do not make three parts
+    with pytest.raises(
+        PretrainedError, match="not q, k and v side by side"
+    ):  # 4 columns do not make three parts
         mapping.params("gpt2", gpt2(), {"h.0.attn.c_attn.weight": np.ones(shape, np.float32)})
 
 

@@ -16,11 +16,16 @@ import pytest
 from jaxppo import advantages, aggregate, kl, losses, masked, sampling
 from jaxppo import policy as policies
 from jaxppo.config import Config
+from jaxppo.losses import covariance, sequence, shared, token
+from jaxppo.losses.preference import dpo, ipo
+from jaxppo.losses.value import value_clipped, value_mse
 from jaxppo.rewards import shaping
 from jaxppo.types import Rollout
 
 HERE = Path(__file__).parent / "golden"
-ENTRIES = {entry["name"]: entry for entry in json.loads((HERE / "goldens.json").read_text())["goldens"]}
+ENTRIES = {
+    entry["name"]: entry for entry in json.loads((HERE / "goldens.json").read_text())["goldens"]
+}
 UNMAPPED = json.loads((HERE / "unmapped.json").read_text())
 ARRAYS = np.load(HERE / "goldens.npz")
 
@@ -51,14 +56,22 @@ class Entry:
             if theirs in self.inputs:
                 x = jnp.asarray(ARRAYS[self.inputs[theirs]])
                 # Advantages of sequences: the same for all tokens.
-                return x[:, None] + jnp.zeros_like(self["logprobs"]) if name == "advantages" and x.ndim == 1 else x
+                return (
+                    x[:, None] + jnp.zeros_like(self["logprobs"])
+                    if name == "advantages" and x.ndim == 1
+                    else x
+                )
         raise KeyError(name)
 
     def __contains__(self, name):
         return any(theirs in self.inputs for theirs in (name, *NAMES.get(name, "").split()))
 
     def expected(self, name):
-        return ARRAYS[self.outputs[name]] if isinstance(self.outputs[name], str) else self.outputs[name]
+        return (
+            ARRAYS[self.outputs[name]]
+            if isinstance(self.outputs[name], str)
+            else self.outputs[name]
+        )
 
     @property
     def group_size(self):
@@ -104,7 +117,11 @@ def weights_of(g):
 
 def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
     """The scalar loss, its gradient, and the share of clipped tokens."""
-    old, adv, mask = g["old_logprobs"] if "old_logprobs" in g else g["logprobs"], g["advantages"], g["mask"]
+    old, adv, mask = (
+        g["old_logprobs"] if "old_logprobs" in g else g["logprobs"],
+        g["advantages"],
+        g["mask"],
+    )
     weights = weights_of(g) if weights is None else weights
     beta = g.hyper.get("beta") or 0.0
 
@@ -113,7 +130,9 @@ def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
         per_token = per_token if correction is None else per_token * correction
         if kl_term is not None:
             per_token = per_token + beta * masked.keep(kl_term(logprobs, g["ref_logprobs"]), mask)
-        return jnp.sum(weights * per_token), {k: masked.mean(x, mask) for k, x in diagnostics.items()}
+        return jnp.sum(weights * per_token), {
+            k: masked.mean(x, mask) for k, x in diagnostics.items()
+        }
 
     (value, diagnostics), gradient = jax.value_and_grad(objective, has_aux=True)(g["logprobs"])
     found = {"loss": value, "grad_logprob": gradient}
@@ -139,7 +158,7 @@ def clip(g, **kw):
     h = g.hyper
     ceiling = next((h[k] for k in ("clip_ratio_c", "epsilon_c", "dual_clip", "ratio_clip_c", "eps_clip_c", "c_clip", "delta")
                     if h.get(k) is not None), None)  # fmt: skip
-    loss = losses.clip if ceiling is None else partial(losses.dual_clip, ceiling=ceiling)
+    loss = token.clip if ceiling is None else partial(token.dual_clip, ceiling=ceiling)
     kl_term = kl.k3 if g.hyper.get("beta") else None
     return policy(g, partial(loss, **bounds(g)), kl_term=kl_term, **kw)
 
@@ -149,7 +168,12 @@ def clip_corrected(g):
     given = {"rollout_is_weights", "importance_sampling_ratio"} & set(g.inputs)
     if given:
         return clip(g, correction=g[given.pop()])
-    return clip(g, correction=losses.truncated_importance(g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=2.0))
+    return clip(
+        g,
+        correction=shared.truncated_importance(
+            g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=2.0
+        ),
+    )
 
 
 def with_ratio(estimator, g):
@@ -158,7 +182,7 @@ def with_ratio(estimator, g):
 
 
 def clip_importance(g):
-    return policy(g, partial(losses.clip, **bounds(g)), kl_term=with_ratio(kl.k3, g))
+    return policy(g, partial(token.clip, **bounds(g)), kl_term=with_ratio(kl.k3, g))
 
 
 def bounded(loss, **kw):
@@ -167,30 +191,39 @@ def bounded(loss, **kw):
 
 def simple(loss, *names, **kw):
     """A loss with settings taken from the entry: pairs of (ours, theirs)."""
-    return lambda g: policy(g, partial(loss, **{ours: g.hyper[theirs] for ours, theirs in names}), **kw)
+    return lambda g: policy(
+        g, partial(loss, **{ours: g.hyper[theirs] for ours, theirs in names}), **kw
+    )
 
 
 def sapo(g):
-    taus = {"tau_positive": g.hyper.get("tau_pos", 1.0), "tau_negative": g.hyper.get("tau_neg", 1.05)}
-    return policy(g, partial(losses.sapo, **taus))
+    taus = {
+        "tau_positive": g.hyper.get("tau_pos", 1.0),
+        "tau_negative": g.hyper.get("tau_neg", 1.05),
+    }
+    return policy(g, partial(token.sapo, **taus))
 
 
 def cispo_absolute(g):
     """Their epsilon_high is the cap itself, ours its distance from 1."""
-    return policy(g, partial(losses.cispo, low=1.0, high=g.hyper["epsilon_high"] - 1))
+    return policy(g, partial(token.cispo, low=1.0, high=g.hyper["epsilon_high"] - 1))
 
 
 def geo_mean(g, only=("loss", "grad_logprob")):
     """Their mean is over all rows, and a row without tokens adds 0."""
     weights = aggregate.sequence_mean(g["mask"]) * jnp.mean(jnp.max(g["mask"], axis=1))
     kl_term = kl.k3 if g.hyper.get("beta") else None
-    return policy(g, partial(losses.gmpo, **bounds(g)), weights=weights, only=only, kl_term=kl_term)
+    return policy(
+        g, partial(sequence.gmpo, **bounds(g)), weights=weights, only=only, kl_term=kl_term
+    )
 
 
 def gmpo_rows(g):
     """One loss for each row."""
     mask, adv, epsilon = g["mask"], g["advantages"], g.hyper["cliprange"]
-    loss = lambda lp: masked.mean(losses.gmpo(lp, g["old_logprobs"], adv, mask, low=epsilon, high=epsilon)[0], mask, -1)
+    loss = lambda lp: masked.mean(
+        sequence.gmpo(lp, g["old_logprobs"], adv, mask, low=epsilon, high=epsilon)[0], mask, -1
+    )
     rows = loss(g["logprobs"])
     return {
         "per_sequence_loss": (rows, jnp.max(mask, axis=1)),
@@ -200,13 +233,22 @@ def gmpo_rows(g):
 
 def clip_cov(g):
     h = g.hyper
-    settings = {"fraction": h.get("clip_cov_ratio", h.get("clip_ratio")), "lower": h["clip_cov_lb"], "upper": h["clip_cov_ub"]}
-    found = policy(g, partial(losses.clip_cov, **bounds(g), **settings, key=jax.random.key(0)))
+    settings = {
+        "fraction": h.get("clip_cov_ratio", h.get("clip_ratio")),
+        "lower": h["clip_cov_lb"],
+        "upper": h["clip_cov_ub"],
+    }
+    found = policy(g, partial(covariance.clip_cov, **bounds(g), **settings, key=jax.random.key(0)))
     return {k: found[k] for k in ("loss", "grad_logprob")}  # their clipfrac is of the covariance
 
 
 def kl_cov_percent(g):
-    return policy(g, partial(losses.kl_cov, fraction=g.hyper["k_percent"] / 100, coef=g.hyper["ppo_kl_coef"]))
+    return policy(
+        g,
+        partial(
+            covariance.kl_cov, fraction=g.hyper["k_percent"] / 100, coef=g.hyper["ppo_kl_coef"]
+        ),
+    )
 
 
 def unreduced(loss_of):
@@ -214,7 +256,10 @@ def unreduced(loss_of):
 
     def run(g):
         mask, old, adv = g["mask"], g["old_logprobs"], g["advantages"]
-        name, beta = {0: "k1", 1: "k2", 2: "k3"}.get(g.hyper.get("kl_estimator")), g.hyper.get("beta", 0.0)
+        name, beta = (
+            {0: "k1", 1: "k2", 2: "k3"}.get(g.hyper.get("kl_estimator")),
+            g.hyper.get("beta", 0.0),
+        )
         term = (lambda lp: getattr(kl, name)(lp, g["ref_logprobs"])) if name else jnp.zeros_like
         if g.hyper.get("kl_estimator") == 3:
             term = lambda lp: with_ratio(kl.k1, g)(lp, g["ref_logprobs"])
@@ -222,7 +267,9 @@ def unreduced(loss_of):
         lp = g["logprobs"]
         found = {name: (loss(lp)[0], mask) for name in ("pg_loss", "pg_losses")}
         found |= {"kl": term(lp), "clipfrac": (loss(lp)[1]["clip_fraction"], mask)}
-        found["grad_masked_sum"] = jax.grad(lambda lp: jnp.sum(loss(lp)[0] + beta * masked.keep(term(lp), mask)))(lp)
+        found["grad_masked_sum"] = jax.grad(
+            lambda lp: jnp.sum(loss(lp)[0] + beta * masked.keep(term(lp), mask))
+        )(lp)
         return found
 
     return run
@@ -230,19 +277,21 @@ def unreduced(loss_of):
 
 def unreduced_clip(g):
     c = g.hyper.get("eps_clip_c")
-    return partial(losses.clip if c is None else partial(losses.dual_clip, ceiling=c), **bounds(g))
+    return partial(token.clip if c is None else partial(token.dual_clip, ceiling=c), **bounds(g))
 
 
 def sft(g):
     """Supervised training is the policy gradient with advantage 1."""
-    found = policy(_with(g, advantages=jnp.ones_like(g["logprobs"])), losses.reinforce)
+    found = policy(_with(g, advantages=jnp.ones_like(g["logprobs"])), token.reinforce)
     return {k: found[k] for k in ("loss", "grad_logprob")}
 
 
 def pg_with_entropy(g):
     """A policy loss less a bonus for entropies that are inputs."""
     coef = g.hyper.get("entropy_coef") or 0.0
-    bonus = lambda entropies: -coef * jnp.sum(aggregate.token_mean(g["mask"]) * masked.keep(entropies, g["mask"]))
+    bonus = lambda entropies: (
+        -coef * jnp.sum(aggregate.token_mean(g["mask"]) * masked.keep(entropies, g["mask"]))
+    )
     entropies = g["token_entropy"] if "token_entropy" in g else g["entropies"]
     found = clip(g)
     found["loss"] = found["loss"] + bonus(entropies)
@@ -258,25 +307,35 @@ def ppo_with_value(g, value_mask=None):
     new_values = g["values"] if "old_values" in g else g["vpreds"]
 
     def value(values):
-        per_token = losses.value_clipped(values, old_values, g["returns"], eps=h["cliprange_value"])
+        per_token = value_clipped(values, old_values, g["returns"], eps=h["cliprange_value"])
         return jnp.sum(aggregate.token_mean(value_mask) * per_token)
 
-    found = policy(g, partial(losses.clip, low=h["cliprange"], high=h["cliprange"]), weights=aggregate.token_mean(mask))
+    found = policy(
+        g,
+        partial(token.clip, low=h["cliprange"], high=h["cliprange"]),
+        weights=aggregate.token_mean(mask),
+    )
     vf_loss, grad_vpreds = jax.value_and_grad(value)(new_values)
-    found |= {"pg_loss": found["loss"], "vf_loss": vf_loss, "grad_vpreds": h["vf_coef"] * grad_vpreds}
+    found |= {
+        "pg_loss": found["loss"],
+        "vf_loss": vf_loss,
+        "grad_vpreds": h["vf_coef"] * grad_vpreds,
+    }
     return found | {"loss": found["loss"] + h["vf_coef"] * vf_loss}
 
 
 def trl_ppo_loss(g):
     """Their value loss has one token more than the response."""
     length = g["values"].shape[1]
-    return ppo_with_value(_with(g, mask=prefix(g["lens"], length)), prefix(g["lens"], length, extra=1))
+    return ppo_with_value(
+        _with(g, mask=prefix(g["lens"], length)), prefix(g["lens"], length, extra=1)
+    )
 
 
 def row_clip(g):
     """One row, all of it: the others are masked out."""
     epsilon, mask = g.hyper["epsilon"], jnp.zeros_like(g["logprobs"]).at[g.hyper["row"]].set(1.0)
-    loss = partial(losses.clip, low=epsilon, high=epsilon)
+    loss = partial(token.clip, low=epsilon, high=epsilon)
     found = policy(_with(g, mask=mask), loss, weights=aggregate.token_mean(mask))
     return {"loss": found["loss"], "grad_logprob": found["grad_logprob"][g.hyper["row"]]}
 
@@ -287,7 +346,7 @@ def row_reinforce(g):
 
     def loss(logits):
         lp = jnp.take_along_axis(jax.nn.log_softmax(logits), actions[..., None], -1)[..., 0]
-        return jnp.sum(aggregate.token_mean(mask) * losses.reinforce(lp, lp, adv, mask)[0])
+        return jnp.sum(aggregate.token_mean(mask) * token.reinforce(lp, lp, adv, mask)[0])
 
     entropy = lambda logits: -jnp.sum(aggregate.token_mean(mask) * losses.entropy(logits))
     row = g.hyper["row"]
@@ -303,7 +362,9 @@ def preference(loss):
 
         def objective(logprobs):
             new, old = masked.keep(logprobs, mask).sum(1), masked.keep(ref, mask).sum(1)
-            pairs = loss(new[:half], new[half : 2 * half], old[:half], old[half : 2 * half], **settings)
+            pairs = loss(
+                new[:half], new[half : 2 * half], old[:half], old[half : 2 * half], **settings
+            )
             return jnp.mean(pairs)
 
         value, gradient = jax.value_and_grad(objective)(g["logprobs"])
@@ -317,7 +378,9 @@ def awr_weights(g):
     adv = jnp.asarray(g.expected("norm_adv")).reshape(1, -1)
     mask, minus = jnp.isfinite(adv).astype(adv.dtype), -jnp.ones_like(adv)
     h = g.hyper
-    weights = losses.awr(minus, minus, adv, mask, temperature=h["temp"], weight_max=h["weight_clip"])[0]
+    weights = token.awr(
+        minus, minus, adv, mask, temperature=h["temp"], weight_max=h["weight_clip"]
+    )[0]
     return {"weights": weights.reshape(g.expected("weights").shape)}
 
 
@@ -325,13 +388,17 @@ def awr_weights(g):
 
 
 def value(g):
-    eps = next(g.hyper[k] for k in ("cliprange_value", "clip_eps", "value_eps_clip", "clip_range_value") if k in g.hyper)
+    eps = next(
+        g.hyper[k]
+        for k in ("cliprange_value", "clip_eps", "value_eps_clip", "clip_range_value")
+        if k in g.hyper
+    )
     new, old = (g["vpreds"], g["values"]) if "vpreds" in g else (g["values"], None)
     old = next((g[k] for k in ("old_values", "old_value") if k in g), old)
     returns = g["returns"] if "returns" in g else g["target_value"]
 
     def objective(values):
-        mse, clipped = losses.value_mse, partial(losses.value_clipped, eps=eps)
+        mse, clipped = value_mse, partial(value_clipped, eps=eps)
         per_token = mse(values, returns) if eps is None else clipped(values, old, returns)
         return jnp.sum(weights_of(g) * per_token)
 
@@ -345,16 +412,35 @@ def entropy(g):
         return {"entropy": found}
     mean = lambda logits: jnp.sum(aggregate.token_mean(g["mask"]) * losses.entropy(logits))
     value, gradient = jax.value_and_grad(mean)(g["logits"])
-    return {"entropy": found, "vjp_ct": pull(g["ct"])[0], "loss_token_mean": value, "grad_loss": gradient}
+    return {
+        "entropy": found,
+        "vjp_ct": pull(g["ct"])[0],
+        "loss_token_mean": value,
+        "grad_loss": gradient,
+    }
 
 
-KLS = {"k1": kl.k1, "kl": kl.k1, "abs": kl.absolute, "k2": kl.k2, "mse_kl": kl.k2, "k3": kl.k3, "low_var_kl": kl.k3}
+KLS = {
+    "k1": kl.k1,
+    "kl": kl.k1,
+    "abs": kl.absolute,
+    "k2": kl.k2,
+    "mse_kl": kl.k2,
+    "k3": kl.k3,
+    "low_var_kl": kl.k3,
+}
 
 
 def kl_of(g):
-    name = next(g.hyper[k] for k in ("kl_penalty", "kl_estimator", "kl_loss_type", "kl_type", "method") if k in g.hyper)
+    name = next(
+        g.hyper[k]
+        for k in ("kl_penalty", "kl_estimator", "kl_loss_type", "kl_type", "method")
+        if k in g.hyper
+    )
     base, ref, mask = KLS[name.rstrip("+")], g["ref_logprobs"], g["mask"]
-    estimate = lambda lp: kl.straight_through(base(lp, ref), kl.k2(lp, ref)) if name.endswith("+") else base(lp, ref)
+    estimate = lambda lp: (
+        kl.straight_through(base(lp, ref), kl.k2(lp, ref)) if name.endswith("+") else base(lp, ref)
+    )
     gradient = jax.grad(lambda lp: jnp.sum(mask * estimate(lp)))(g["logprobs"])
     return {"kl": estimate(g["logprobs"]), "grad_masked_sum": gradient}
 
@@ -363,7 +449,13 @@ def kl_controller(g):
     h, mask = g.hyper, g["mask"]
     penalty = masked.keep(KLS[h["kl_penalty"]](g["old_log_probs"], g["ref_log_prob"]), mask)
     current = jnp.mean(masked.mean(penalty, mask, axis=-1))
-    coef = kl.adapt(h["init_kl_coef"], current, target=h["target_kl"], horizon=h["horizon"], num_rows=mask.shape[0])
+    coef = kl.adapt(
+        h["init_kl_coef"],
+        current,
+        target=h["target_kl"],
+        horizon=h["horizon"],
+        num_rows=mask.shape[0],
+    )
     rewards = g["token_level_scores"] - h["init_kl_coef"] * penalty
     return {"token_level_rewards": rewards, "coef_after": coef, "current_kl": current}
 
@@ -385,7 +477,9 @@ def nlpo_mask(g):
 def overlong(g):
     mask = g["loss_mask"] if "loss_mask" in g else prefix(g["lens"], g.hyper["max_response_length"])
     zeros = jnp.zeros_like(mask)
-    rolled = Rollout(zeros.astype(jnp.int32), mask > 0, mask, mask[:, 0] > 0, zeros, zeros, zeros, zeros)
+    rolled = Rollout(
+        zeros.astype(jnp.int32), mask > 0, mask, mask[:, 0] > 0, zeros, zeros, zeros, zeros
+    )
     buffer = g.hyper.get("overlong_tokens") or g.hyper["overlong_buffer_length"]
     score = g["rewards"] if "rewards" in g else zeros[:, 0]
     out = shaping.penalise_overlong(score, rolled, buffer=buffer, penalty=1.0)
@@ -428,22 +522,34 @@ def gae(g):
         mask = g["mask"]
     else:
         # slime: the inputs are 0 after the end; trlx: padding takes part in everything
-        mask = jnp.asarray(ARRAYS["case0/mask"]) if g.name.startswith("slime") else jnp.ones_like(rewards)
+        mask = (
+            jnp.asarray(ARRAYS["case0/mask"])
+            if g.name.startswith("slime")
+            else jnp.ones_like(rewards)
+        )
     lam = next(h[k] for k in ("lam", "lambd", "gae_lambda") if k in h)
     run = partial(advantages.gae, gamma=h["gamma"], lam=lam)
     adv, returns = run(rewards, values, mask)
     white = masked.whiten(adv, mask, ddof=1)
-    found = {"returns": (returns, mask), "advantages_raw": (adv, mask), "advantages_whitened": (white, mask)}
+    found = {
+        "returns": (returns, mask),
+        "advantages_raw": (adv, mask),
+        "advantages_whitened": (white, mask),
+    }
     found["advantages"] = (white if g.name.startswith("trlx/gae/whiten1") else adv, mask)
     if "ct" in g:
-        found["vjp_ct_wrt_values"] = jax.vjp(lambda v: run(rewards, v, mask)[0], values)[1](g["ct"])[0]
+        found["vjp_ct_wrt_values"] = jax.vjp(lambda v: run(rewards, v, mask)[0], values)[1](
+            g["ct"]
+        )[0]
     return found
 
 
 def score_rewards(g, scores, penalty, coef):
     """The score on the last acting token, less a penalty on all."""
     mask = g["mask"]
-    return jnp.where(advantages.last_acting(mask), scores[:, None], 0) - coef * masked.keep(penalty, mask)
+    return jnp.where(advantages.last_acting(mask), scores[:, None], 0) - coef * masked.keep(
+        penalty, mask
+    )
 
 
 def nemo_gae(g):
@@ -481,11 +587,20 @@ def openrlhf_advantage(g):
 
 
 def returns(g):
-    return {"returns": (advantages.returns_to_go(g["rewards"], g["mask"], gamma=g.hyper["gamma"]), g["mask"])}
+    return {
+        "returns": (
+            advantages.returns_to_go(g["rewards"], g["mask"], gamma=g.hyper["gamma"]),
+            g["mask"],
+        )
+    }
 
 
 def reinforce_plus_plus(g):
-    return returns(g) | {"advantages": advantages.reinforce_plus_plus(g["rewards"], g["mask"], gamma=g.hyper["gamma"])}
+    return returns(g) | {
+        "advantages": advantages.reinforce_plus_plus(
+            g["rewards"], g["mask"], gamma=g.hyper["gamma"]
+        )
+    }
 
 
 def remax(g):
@@ -520,12 +635,16 @@ def group(g, scores, lengths, valid):
     h = g.hyper
     normalise = h.get("norm_adv_by_std_in_grpo", h.get("scale_rewards", "group") == "group")
     eps = h.get("epsilon", h.get("eps", 1e-4 if g.name.startswith("trl/") else 1e-6))
-    return advantages.group(scores, group_size=g.group_size, normalise_std=normalise, eps=eps, valid=valid)
+    return advantages.group(
+        scores, group_size=g.group_size, normalise_std=normalise, eps=eps, valid=valid
+    )
 
 
 def rloo(g, scores, lengths, valid):
     if g.hyper.get("beta"):
-        penalty = masked.total(kl.k1(g["old_logprobs"], g["ref_logprobs"]), g["completion_mask"], axis=-1)
+        penalty = masked.total(
+            kl.k1(g["old_logprobs"], g["ref_logprobs"]), g["completion_mask"], axis=-1
+        )
         scores = scores - g.hyper["beta"] * penalty
     return advantages.rloo(scores, group_size=g.group_size, valid=valid)
 
@@ -549,12 +668,18 @@ def trl_rloo(g):
 
 def gdpo(g):
     weights = jnp.asarray(g.hyper["reward_weights"])
-    return {"advantages": advantages.gdpo(g["rewards_per_func"], group_size=g.group_size, weights=weights, eps=1e-4)}
+    return {
+        "advantages": advantages.gdpo(
+            g["rewards_per_func"], group_size=g.group_size, weights=weights, eps=1e-4
+        )
+    }
 
 
 def truncated(g):
     cap = g.hyper.get("rollout_is_threshold", g.hyper.get("clip_max"))
-    weights = losses.truncated_importance(g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=cap)
+    weights = shared.truncated_importance(
+        g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=cap
+    )
     return {"weights": weights, "ratio": (weights, g["mask"])}
 
 
@@ -583,18 +708,20 @@ MAPPED = {
     r"verl/ppo_clip/": clip,
     r"verl/tis/token/thr(2.0|1.2)/bn0": truncated,
     r"verl/ppo_clip_tis/": clip_corrected,
-    r"verl/gspo/.*/adv_seq_bt": bounded(losses.gspo),
-    r"verl/gspo/.*/adv_token": bounded(losses.gspo_token),
+    r"verl/gspo/.*/adv_seq_bt": bounded(sequence.gspo),
+    r"verl/gspo/.*/adv_token": bounded(sequence.gspo_token),
     r"verl/sapo/": sapo,
-    r"verl/gpg/": simple(losses.reinforce),
-    r"verl/cispo/": bounded(losses.cispo),
+    r"verl/gpg/": simple(token.reinforce),
+    r"verl/cispo/": bounded(token.cispo),
     r"verl/geo_mean/": geo_mean,
     r"verl/clip_cov/": clip_cov,
-    r"verl/kl_cov/": simple(losses.kl_cov, ("fraction", "kl_cov_ratio"), ("coef", "ppo_kl_coef")),
-    r"verl/dro/": simple(losses.dro, ("beta", "dro_beta")),
-    r"verl/dppo_tv/": bounded(losses.dppo_tv),
-    r"verl/dppo_kl/": bounded(losses.dppo_kl),
-    r"verl/reinforce/": simple(losses.reinforce),
+    r"verl/kl_cov/": simple(
+        covariance.kl_cov, ("fraction", "kl_cov_ratio"), ("coef", "ppo_kl_coef")
+    ),
+    r"verl/dro/": simple(token.dro, ("beta", "dro_beta")),
+    r"verl/dppo_tv/": bounded(token.dppo_tv),
+    r"verl/dppo_kl/": bounded(token.dppo_kl),
+    r"verl/reinforce/": simple(token.reinforce),
     r"verl/value_clip/": value,
     r"verl/entropy/": entropy,
     r"verl/kl/": kl_of,
@@ -610,54 +737,60 @@ MAPPED = {
     # trl
     r"trl/grpo_loss/(grpo|bnpo|dr_grpo|dapo|dapo_cliphigher|grpo_beta0.04|dr_grpo_beta0.04|grpo_delta1.5)/": clip,
     r"trl/grpo_loss/grpo_beta0.04_biascorr/": clip_importance,
-    r"trl/grpo_loss/gspo_": bounded(losses.gspo),
+    r"trl/grpo_loss/gspo_": bounded(sequence.gspo),
     r"trl/grpo_loss/cispo_": cispo_absolute,
     r"trl/grpo_loss/sapo/": sapo,
     r"trl/grpo_loss/dapo_tis/": clip_corrected,
     r"trl/grpo_loss/grpo_entropy0.01/": pg_with_entropy,
-    r"trl/gmpo/": partial(geo_mean, only=("grad_logprob",)),  # their value holds −A for a row without tokens
+    r"trl/gmpo/": partial(
+        geo_mean, only=("grad_logprob",)
+    ),  # their value holds −A for a row without tokens
     r"trl/grpo_adv/(group|none)/": grouped(group),
     r"trl/grpo_adv/normalize_then_sum/": gdpo,
     r"trl/rloo_adv/norm0_": trl_rloo,
     r"trl/tis/token_truncate/": truncated,
     r"trl_ppo/masked_whiten/": whiten(1),
     r"trl_ppo/loss/": trl_ppo_loss,
-    r"trl_gspo_token/": bounded(losses.gspo_token),
+    r"trl_gspo_token/": bounded(sequence.gspo_token),
     # OpenRLHF
     r"openrlhf/policy/ppo_(sym|cliphigher|dual1.5|seqmean)/": clip,
-    r"openrlhf/policy/gspo_.*/adv_seq_bt": lambda g: bounded(losses.gspo)(_with(g, hyper={"token_level_loss": False})),
+    r"openrlhf/policy/gspo_.*/adv_seq_bt": lambda g: bounded(sequence.gspo)(
+        _with(g, hyper={"token_level_loss": False})
+    ),
     r"openrlhf/value/": value,
     r"openrlhf/kl/": kl_of,
     r"openrlhf/gae/": gae,
     r"openrlhf/cumret/": returns,
     r"openrlhf/adv/": openrlhf_advantage,
     r"openrlhf/masked_normalize_dim1/": whiten_rows,
-    r"openrlhf/c?dpo/": preference(losses.dpo),
-    r"openrlhf/ipo/": preference(losses.ipo),
+    r"openrlhf/c?dpo/": preference(dpo),
+    r"openrlhf/ipo/": preference(ipo),
     r"openrlhf/sft/": sft,
     # slime, Liger, AReaL, open-instruct
     r"slime/(vanilla|chunked)_gae/": gae,
     r"slime/policy/": unreduced(unreduced_clip),
-    r"slime/cispo/": unreduced(lambda g: partial(losses.cispo, **bounds(g))),
+    r"slime/cispo/": unreduced(lambda g: partial(token.cispo, **bounds(g))),
     r"slime/kl/(k1|k2|low_var_kl)/": kl_of,
     r"liger/grpo_loss/(grpo|bnpo|dr_grpo|dapo_beta0.04)/": clip,
     r"liger/grpo_loss/cispo_": cispo_absolute,
     r"liger/grpo_loss/sapo/": sapo,
-    r"liger/grpo_loss/gspo/": bounded(losses.gspo),
+    r"liger/grpo_loss/gspo/": bounded(sequence.gspo),
     r"areal/actor/(sym|cliphigher_dual1.5)/": clip,
-    r"areal/actor/gspo/": bounded(losses.gspo),
+    r"areal/actor/gspo/": bounded(sequence.gspo),
     r"areal/sapo/": sapo,
     r"areal/critic/": value,
-    r"open_instruct/dapo_kl[0123]/": unreduced(lambda g: partial(losses.clip, **bounds(g))),
-    r"open_instruct/cispo_kl2/": unreduced(lambda g: partial(losses.cispo, low=1.0, high=g.hyper["clip_higher"])),
+    r"open_instruct/dapo_kl[0123]/": unreduced(lambda g: partial(token.clip, **bounds(g))),
+    r"open_instruct/cispo_kl2/": unreduced(
+        lambda g: partial(token.cispo, low=1.0, high=g.hyper["clip_higher"])
+    ),
     # NeMo-RL
     r"nemo/kl/": kl_of,
     r"nemo/grpo_adv/loo0/": lambda g: {"advantages": group(g, g["rewards"], None, None)},
     r"nemo/gae/": nemo_gae,
     r"nemo/loss/(ppo_sym|ppo_cliphigher_dual1.5|seqmean)/": clip,
-    r"nemo/loss/reinforce/": simple(losses.reinforce),
-    r"nemo/loss/gspo/": bounded(losses.gspo),
-    r"nemo/loss/cispo/": bounded(losses.cispo),
+    r"nemo/loss/reinforce/": simple(token.reinforce),
+    r"nemo/loss/gspo/": bounded(sequence.gspo),
+    r"nemo/loss/cispo/": bounded(token.cispo),
     r"nemo/loss/tis/": clip_corrected,
     # trlx, GMPO, AWR, Entropy-Mechanism-of-RL, and the re-implementations of lm-human-preferences
     r"trlx/gae/": gae,
@@ -686,7 +819,7 @@ MAPPED = {
     r"tunix/entropy/": entropy,
     r"tunix/ppo/": pg_with_entropy,
     r"tunix/grpo_loss/(grpo_beta0.04|dapo|drgrpo|dual1.5)/": clip,
-    r"tunix/grpo_loss/gspo_token/": bounded(losses.gspo_token),
+    r"tunix/grpo_loss/gspo_token/": bounded(sequence.gspo_token),
     r"tunix/value/": value,
 }
 

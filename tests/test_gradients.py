@@ -13,6 +13,7 @@ import pytest
 from jax.test_util import check_grads
 
 from jaxppo import aggregate, kernels, kl, losses, masked
+from jaxppo.losses import covariance, preference, sequence, token, value
 
 MASK = np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
 OLD = np.array([[-1.0, -0.7, -0.5, -1.2], [-2.0, -1.9, -0.4, 9.0], [-1.5, -0.9, 9.0, 9.0]])
@@ -24,23 +25,23 @@ WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, MASK.shape)
 KEY = jax.random.key(0)
 
 SMOOTH = {
-    "reinforce": losses.reinforce,
-    "clip": losses.clip,
-    "dual_clip": losses.dual_clip,
-    "kl_penalty": partial(losses.kl_penalty, beta=0.5),
-    "gspo": partial(losses.gspo, low=0.2, high=0.2),
-    "sapo": losses.sapo,
-    "gmpo": losses.gmpo,
-    "clip_cov": partial(losses.clip_cov, lower=0.0, upper=1e9, fraction=0.2, key=KEY),
-    "kl_cov": partial(losses.kl_cov, fraction=0.3),
-    "dro": partial(losses.dro, beta=0.5),
-    "awr": partial(losses.awr, temperature=0.6),  # e^(2 / 0.6) = 28 > 20, e^(1.5 / 0.6) = 12 < 20
+    "reinforce": token.reinforce,
+    "clip": token.clip,
+    "dual_clip": token.dual_clip,
+    "kl_penalty": partial(token.kl_penalty, beta=0.5),
+    "gspo": partial(sequence.gspo, low=0.2, high=0.2),
+    "sapo": token.sapo,
+    "gmpo": sequence.gmpo,
+    "clip_cov": partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.2, key=KEY),
+    "kl_cov": partial(covariance.kl_cov, fraction=0.3),
+    "dro": partial(token.dro, beta=0.5),
+    "awr": partial(token.awr, temperature=0.6),  # e^(2 / 0.6) = 28 > 20, e^(1.5 / 0.6) = 12 < 20
 }
 STOPPED = {
-    "cispo": losses.cispo,
-    "dppo_tv": partial(losses.dppo_tv, cap=3.0),  # the largest ratio is e^1.5 = 4.5
-    "dppo_kl": partial(losses.dppo_kl, cap=3.0),
-    "gspo_token": partial(losses.gspo_token, low=0.2, high=0.2),
+    "cispo": token.cispo,
+    "dppo_tv": partial(token.dppo_tv, cap=3.0),  # the largest ratio is e^1.5 = 4.5
+    "dppo_kl": partial(token.dppo_kl, cap=3.0),
+    "gspo_token": partial(sequence.gspo_token, low=0.2, high=0.2),
 }
 
 
@@ -66,7 +67,9 @@ def test_the_inputs_are_away_from_kinks(name, x64):
     assert branches or name in {"reinforce", "kl_penalty", "sapo", "dro"}  # these have none
     for branch in branches:
         assert 0 < here[branch].sum() < MASK.sum(), branch
-        np.testing.assert_array_equal(there[branch], jnp.broadcast_to(here[branch], moves.shape), err_msg=branch)
+        np.testing.assert_array_equal(
+            there[branch], jnp.broadcast_to(here[branch], moves.shape), err_msg=branch
+        )
 
 
 @pytest.mark.parametrize("name", SMOOTH)
@@ -85,7 +88,9 @@ def constant_factor(name):
     if name == "dppo_tv":
         outside = np.where(ADV > 0, q - p > 0.15, q - p < -0.15)
     else:
-        distance = p * np.log(p / q) + (1 - p) * np.log(np.abs((1 - p) / (1 - q)))  # padding has p > 1
+        distance = p * np.log(p / q) + (1 - p) * np.log(
+            np.abs((1 - p) / (1 - q))
+        )  # padding has p > 1
         outside = (distance > 0.05) & np.where(ADV > 0, q > p, q < p)
     return np.where(outside, 0, np.minimum(ratio, 3.0))
 
@@ -104,7 +109,9 @@ def test_policy_loss_with_a_constant_factor(name, x64):
     loss = lambda lp: on_rollout(STOPPED[name])(lp)[0]
     formula = lambda lp: by_hand(name, lp, factor)
     total = lambda f: lambda lp: jnp.sum(WEIGHTS * f(lp))
-    np.testing.assert_allclose(loss(lp), formula(lp), rtol=1e-6)  # dppo_kl adds 1e-8 in its distance
+    np.testing.assert_allclose(
+        loss(lp), formula(lp), rtol=1e-6
+    )  # dppo_kl adds 1e-8 in its distance
     np.testing.assert_allclose(jax.grad(total(loss))(lp), jax.grad(total(formula))(lp), rtol=1e-12)
     turn = jnp.asarray(ADV)  # any direction, for the second derivative along it
     bend = lambda f: jax.jvp(jax.grad(total(f)), (lp,), (turn,))[1]
@@ -121,14 +128,16 @@ def test_policy_loss_with_a_constant_factor(name, x64):
     ids=["token_mean", "token_sum", "sequence_mean", "sequence_sum", "constant"],
 )  # fmt: skip
 def test_aggregated_loss(weights, x64):
-    second_order(lambda lp: jnp.sum(weights(jnp.asarray(MASK)) * on_rollout(losses.clip)(lp)[0]), LP)
+    second_order(lambda lp: jnp.sum(weights(jnp.asarray(MASK)) * on_rollout(token.clip)(lp)[0]), LP)
 
 
 # --- value losses, entropy, preferences
 
 RETURNS = np.array([[0.0, 0.5, 2.0, -3.0]])
 VALUES = np.array([[0.7, 0.1, -1.0, 0.2]])  # errors 0.7, −0.4, −3, 3.2: two on either side of δ = 1
-OLD_VALUES = np.array([[0.6, -0.7, -1.1, -0.5]])  # moved by 0.1, 0.8, 0.1, 0.7: two beyond ε = 0.2, held at −0.5 and −0.3
+OLD_VALUES = np.array(
+    [[0.6, -0.7, -1.1, -0.5]]
+)  # moved by 0.1, 0.8, 0.1, 0.7: two beyond ε = 0.2, held at −0.5 and −0.3
 # (−0.5 − 0.5)² = 1 is worse than 0.4²: no gradient. (−0.3 + 3)² is better than 3.2².
 
 
@@ -142,7 +151,9 @@ def test_value_loss(name, mask, x64):
 
 
 def test_the_clipped_value_loss_takes_both_branches(x64):
-    slope = jax.grad(lambda v: jnp.sum(losses.value_clipped(v, jnp.asarray(OLD_VALUES), jnp.asarray(RETURNS))))
+    slope = jax.grad(
+        lambda v: jnp.sum(value.value_clipped(v, jnp.asarray(OLD_VALUES), jnp.asarray(RETURNS)))
+    )
     np.testing.assert_allclose(slope(jnp.asarray(VALUES)), [[0.7, 0.0, -3.0, 3.2]], rtol=1e-12)
 
 
@@ -151,11 +162,13 @@ REF_LOGITS = np.array([[0.0, 0.5, 1.0, -1.0], [-1.0, 1.0, 0.5, 0.2]])
 
 
 def test_entropy(x64):
-    second_order(losses.entropy, LOGITS)
+    second_order(value.entropy, LOGITS)
 
 
 @pytest.mark.parametrize(
-    "loss", [losses.dpo, partial(losses.dpo, beta=0.5, label_smoothing=0.1), losses.ipo], ids=["dpo", "smoothed", "ipo"]
+    "loss",
+    [preference.dpo, partial(preference.dpo, beta=0.5, label_smoothing=0.1), preference.ipo],
+    ids=["dpo", "smoothed", "ipo"],
 )
 def test_preference_loss(loss, x64):
     second_order(loss, LP[:, 0], LP[:, 1], OLD[:, 0], OLD[:, 1])
@@ -188,7 +201,9 @@ def test_statistics(f, x64):
 @pytest.mark.parametrize("rows", [False, True])
 def test_matmul(rows, x64):
     w = LOGITS.T if rows else LOGITS  # [3 2] by [2 4], or by the transpose of [4 2]
-    second_order(lambda x, w: kernels.matmul(x, w, jnp.float64, rows=rows), D[:, :2], w, modes=["rev"])
+    second_order(
+        lambda x, w: kernels.matmul(x, w, jnp.float64, rows=rows), D[:, :2], w, modes=["rev"]
+    )
 
 
 def test_token_logprobs(x64):

@@ -56,7 +56,10 @@ def test_matmul_keeps_float64(x64):
 
 @pytest.mark.parametrize("vocab", [1, 3, 256, 300, 1000])
 def test_pick_equals_its_plain_form(vocab, strict):
-    logits, uniform = 3 * normal(64, vocab), jnp.asarray(np.random.default_rng(1).random(64), jnp.float32)
+    logits, uniform = (
+        3 * normal(64, vocab),
+        jnp.asarray(np.random.default_rng(1).random(64), jnp.float32),
+    )
     tuned, plain = jax.jit(kernels.pick)(logits, uniform), kernels.pick_plain(logits, uniform)
     assert tuned.dtype == jnp.int32
     # A number within rounding of a border may fall on either side of it; these do not.
@@ -82,7 +85,9 @@ LAST = float(np.nextafter(np.float32(1), np.float32(0)))
 @pytest.mark.parametrize("uniform", [0.0, 1e-30, 0.5, LAST])
 @pytest.mark.parametrize("allowed", [[0], [299], [255, 256], [0, 299], [100, 280]])
 def test_pick_never_takes_a_token_without_probability(uniform, allowed):
-    logits = jnp.full((1, 300), -jnp.inf).at[0, jnp.array(allowed)].set(jnp.linspace(0, 1, len(allowed)))
+    logits = (
+        jnp.full((1, 300), -jnp.inf).at[0, jnp.array(allowed)].set(jnp.linspace(0, 1, len(allowed)))
+    )
     token = int(kernels.pick(logits, jnp.array([uniform], jnp.float32))[0])
     assert token in allowed
     if uniform == 0.0:
@@ -98,7 +103,9 @@ jitted_pick = jax.jit(kernels.pick)
 def test_pick_on_the_borders(seed):
     """Numbers right at the border between two tokens, with many tokens that are not allowed."""
     rng = np.random.default_rng(seed)
-    logits = np.where(rng.random((32, 600)) < 0.05, 4 * rng.standard_normal((32, 600)), -np.inf).astype(np.float32)
+    logits = np.where(
+        rng.random((32, 600)) < 0.05, 4 * rng.standard_normal((32, 600)), -np.inf
+    ).astype(np.float32)
     logits[:, 5] = 0
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     borders = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
@@ -114,7 +121,11 @@ def test_pick_of_large_logits():
 
 def test_token_logprobs_equals_its_plain_form(strict):
     logits, tokens = 2 * normal(6, 9), jnp.arange(6)
-    for got, want in zip(kernels.token_logprobs(logits, tokens), kernels.token_logprobs_plain(logits, tokens), strict=True):
+    for got, want in zip(
+        kernels.token_logprobs(logits, tokens),
+        kernels.token_logprobs_plain(logits, tokens),
+        strict=True,
+    ):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
@@ -139,7 +150,9 @@ def test_gradients_of_token_logprobs(which):
 def test_gradient_of_token_logprobs_by_hand():
     logits = jnp.log(jnp.array([[0.25, 0.75]]))
     gradient = jax.grad(lambda z: kernels.token_logprobs(z, jnp.array([1]))[0].sum())(logits)
-    np.testing.assert_allclose(gradient, [[-0.25, 0.25]], rtol=1e-6)  # 1 at the token, minus the probabilities
+    np.testing.assert_allclose(
+        gradient, [[-0.25, 0.25]], rtol=1e-6
+    )  # 1 at the token, minus the probabilities
     gradient = jax.grad(lambda z: kernels.token_logprobs(z, jnp.array([1]))[1].sum())(logits)
     # −π (log π + H), H = .5623: −.25 (−1.3863 + .5623) = .2060, −.75 (−.2877 + .5623) = −.2060
     np.testing.assert_allclose(gradient, [[0.2060, -0.2060]], atol=1e-4)
@@ -150,4 +163,7 @@ def test_token_logprobs_in_float64(x64):
     logprob, entropy = kernels.token_logprobs(logits, jnp.array([2]))
     assert logprob.dtype == entropy.dtype == jnp.float64
     assert float(logprob[0]) == pytest.approx(np.log(0.7), abs=1e-14)
-    assert jax.grad(lambda z: kernels.token_logprobs(z, jnp.array([2]))[0].sum())(logits).dtype == jnp.float64
+    assert (
+        jax.grad(lambda z: kernels.token_logprobs(z, jnp.array([2]))[0].sum())(logits).dtype
+        == jnp.float64
+    )

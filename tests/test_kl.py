@@ -44,14 +44,18 @@ def test_k1_and_k3_are_unbiased_and_k2_has_the_gradient():
         gradient = jax.grad(kl.full)(logits, ref)
         np.testing.assert_allclose(jax.grad(expect(kl.k2))(logits), gradient, rtol=1e-12)
         np.testing.assert_allclose(jax.grad(expect(kl.k1))(logits), 0.0, atol=1e-12)
-        assert np.abs(jax.grad(expect(kl.k3))(logits) - gradient).max() > 0.01  # biased: the forward KL's
+        assert (
+            np.abs(jax.grad(expect(kl.k3))(logits) - gradient).max() > 0.01
+        )  # biased: the forward KL's
 
 
 def test_full():
     # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75) = 0.5 ln(4 / 3)
     p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
     np.testing.assert_allclose(kl.full(p, q), 0.5 * np.log(4 / 3), rtol=1e-6)
-    np.testing.assert_allclose(kl.full(p + 3.0, q - 2.0), 0.5 * np.log(4 / 3), rtol=1e-6)  # logits, not log-probs
+    np.testing.assert_allclose(
+        kl.full(p + 3.0, q - 2.0), 0.5 * np.log(4 / 3), rtol=1e-6
+    )  # logits, not log-probs
     assert kl.full(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 5))).shape == (2, 3)
 
 
@@ -80,7 +84,9 @@ def test_straight_through():
     ],
 )
 def test_adapt(nats, expected):
-    np.testing.assert_allclose(kl.adapt(0.2, nats, target=6.0, horizon=10_000.0, num_rows=100), expected, rtol=1e-6)
+    np.testing.assert_allclose(
+        kl.adapt(0.2, nats, target=6.0, horizon=10_000.0, num_rows=100), expected, rtol=1e-6
+    )
 
 
 def test_adapt_under_jit_with_arrays():

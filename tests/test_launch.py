@@ -18,7 +18,17 @@ sys.exit(int(sys.argv[1]) if os.environ["JAXPPO_PROCESS"] == "1" else 0)
 
 def launched(folder: Path, source: str, *args: str) -> subprocess.Popen:
     (folder / "script.py").write_text(source)
-    command = [sys.executable, "-m", "jaxppo.launch", "--processes", "2", "--devices", "3", str(folder / "script.py"), *args]
+    command = [
+        sys.executable,
+        "-m",
+        "jaxppo.launch",
+        "--processes",
+        "2",
+        "--devices",
+        "3",
+        str(folder / "script.py"),
+        *args,
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -50,7 +60,10 @@ time.sleep(60)
 def test_the_rest_is_ended_when_one_fails():
     """Grace over, the other is killed; a signal is 128 + its number; the first bad code counts."""
     start = lambda code: subprocess.Popen([sys.executable, "-c", code])
-    assert launch.wait([start("import time; time.sleep(60)"), start("raise SystemExit(3)")], grace=0.2) == 3
+    assert (
+        launch.wait([start("import time; time.sleep(60)"), start("raise SystemExit(3)")], grace=0.2)
+        == 3
+    )
     assert launch.wait([start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")]) == 137
     assert launch.wait([start("pass"), start("pass")]) == 0
 

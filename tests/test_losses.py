@@ -8,24 +8,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from jaxppo import aggregate, losses
+from jaxppo import aggregate
+from jaxppo.losses import covariance, preference, sequence, shared, token, value
+from jaxppo.losses.value import value_clipped, value_huber, value_mse
 
 POLICY = {
-    "reinforce": losses.reinforce,
-    "clip": losses.clip,
-    "dual_clip": losses.dual_clip,
-    "kl_penalty": partial(losses.kl_penalty, beta=0.5),
-    "gspo": losses.gspo,
-    "gspo_token": losses.gspo_token,
-    "cispo": losses.cispo,
-    "sapo": losses.sapo,
-    "gmpo": losses.gmpo,
-    "kl_cov": partial(losses.kl_cov, fraction=0.3),
-    "clip_cov": partial(losses.clip_cov, lower=0.0, upper=1e9, fraction=0.2),
-    "dro": partial(losses.dro, beta=0.5),
-    "dppo_tv": losses.dppo_tv,
-    "dppo_kl": losses.dppo_kl,
-    "awr": losses.awr,
+    "reinforce": token.reinforce,
+    "clip": token.clip,
+    "dual_clip": token.dual_clip,
+    "kl_penalty": partial(token.kl_penalty, beta=0.5),
+    "gspo": sequence.gspo,
+    "gspo_token": sequence.gspo_token,
+    "cispo": token.cispo,
+    "sapo": token.sapo,
+    "gmpo": sequence.gmpo,
+    "kl_cov": partial(covariance.kl_cov, fraction=0.3),
+    "clip_cov": partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.2),
+    "dro": partial(token.dro, beta=0.5),
+    "dppo_tv": token.dppo_tv,
+    "dppo_kl": token.dppo_kl,
+    "awr": token.awr,
 }
 # These hold a part of themselves constant: their gradient is not the slope of their value.
 CONSTANT_PARTS = {"gspo_token", "cispo", "dppo_tv", "dppo_kl"}
@@ -41,7 +43,9 @@ def everything(lp, old, adv, mask):
     """Per-token losses, diagnostics, and gradients of the sum, of all policy losses."""
     return {
         name: jax.value_and_grad(
-            lambda lp, name=name: (lambda per_token, d: (jnp.sum(per_token), (per_token, d)))(*call(name, lp, old, adv, mask)),
+            lambda lp, name=name: (lambda per_token, d: (jnp.sum(per_token), (per_token, d)))(
+                *call(name, lp, old, adv, mask)
+            ),
             has_aux=True,
         )(lp)
         for name in POLICY
@@ -74,7 +78,9 @@ def per_token(loss, ratios, adv, **kw):
 def slope(loss, ratios, adv, **kw):
     """The gradient in log π, from old log-probs of 0."""
     lp = log(*ratios)
-    f = lambda lp: jnp.sum(loss(lp, jnp.zeros_like(lp), jnp.array([adv]), jnp.ones_like(lp), **kw)[0])
+    f = lambda lp: jnp.sum(
+        loss(lp, jnp.zeros_like(lp), jnp.array([adv]), jnp.ones_like(lp), **kw)[0]
+    )
     return jax.grad(f)(lp)
 
 
@@ -82,104 +88,131 @@ def slope(loss, ratios, adv, **kw):
 
 
 def test_reinforce():
-    lp, adv, mask = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[2.0, -1.0, 1.0]]), jnp.array([[True, True, False]])
-    found, diagnostics = losses.reinforce(lp, lp, adv, mask)
+    lp, adv, mask = (
+        jnp.array([[-1.0, -2.0, -3.0]]),
+        jnp.array([[2.0, -1.0, 1.0]]),
+        jnp.array([[True, True, False]]),
+    )
+    found, diagnostics = token.reinforce(lp, lp, adv, mask)
     np.testing.assert_array_equal(found, [[2.0, -2.0, 0.0]])  # −A log π
     np.testing.assert_array_equal(diagnostics["approx_kl"], 0.0)
 
 
 def test_clip():
     # r = 1.5, A = 1: held at 1.3;  r = 0.5, A = −1: held at 0.8;  r = 0.5, A = 1 and r = 1.5, A = −1: not held
-    found, diagnostics = per_token(losses.clip, [1.5, 0.5, 0.5, 1.5], [1.0, -1.0, 1.0, -1.0], low=0.2, high=0.3)
+    found, diagnostics = per_token(
+        token.clip, [1.5, 0.5, 0.5, 1.5], [1.0, -1.0, 1.0, -1.0], low=0.2, high=0.3
+    )
     np.testing.assert_allclose(found, [[-1.3, 0.8, -0.5, 1.5]], rtol=1e-6)
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[1.0, 1.0, 0.0, 0.0]])
     # k3 of old‖new: r − 1 − ln r
     r = np.array([1.5, 0.5, 0.5, 1.5])
     np.testing.assert_allclose(diagnostics["approx_kl"], [r - 1 - np.log(r)], rtol=1e-5)
     # No gradient where held, else −r A
-    gradient = slope(losses.clip, [1.5, 0.5, 0.5, 1.5], [1.0, -1.0, 1.0, -1.0], low=0.2, high=0.3)
+    gradient = slope(token.clip, [1.5, 0.5, 0.5, 1.5], [1.0, -1.0, 1.0, -1.0], low=0.2, high=0.3)
     np.testing.assert_allclose(gradient, [[0.0, 0.0, -0.5, 1.5]], rtol=1e-6)
 
 
 def test_clip_on_policy_is_the_policy_gradient():
     adv = [1.0, -2.0]
-    np.testing.assert_allclose(slope(losses.clip, [1.0, 1.0], adv), [[-1.0, 2.0]])
+    np.testing.assert_allclose(slope(token.clip, [1.0, 1.0], adv), [[-1.0, 2.0]])
 
 
 def test_dual_clip():
     # A = −1: r = 2 as it is, r = 5 at the ceiling of 3 without gradient; A = 1 does not see the ceiling
-    found, diagnostics = per_token(losses.dual_clip, [2.0, 5.0, 5.0], [-1.0, -1.0, 1.0])
+    found, diagnostics = per_token(token.dual_clip, [2.0, 5.0, 5.0], [-1.0, -1.0, 1.0])
     np.testing.assert_allclose(found, [[2.0, 3.0, -1.2]], rtol=1e-6)
     np.testing.assert_array_equal(diagnostics["ceiling_fraction"], [[0.0, 1.0, 0.0]])
-    np.testing.assert_allclose(slope(losses.dual_clip, [2.0, 5.0, 5.0], [-1.0, -1.0, 1.0]), [[2.0, 0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        slope(token.dual_clip, [2.0, 5.0, 5.0], [-1.0, -1.0, 1.0]), [[2.0, 0.0, 0.0]], rtol=1e-6
+    )
 
 
 def test_kl_penalty():
     # −r A + β (r − 1 − ln r), slope −r A + β (r − 1)
-    found, _ = per_token(partial(losses.kl_penalty, beta=2.0), [2.0, 1.0], [3.0, 3.0])
+    found, _ = per_token(partial(token.kl_penalty, beta=2.0), [2.0, 1.0], [3.0, 3.0])
     np.testing.assert_allclose(found, [[-6 + 2 * (1 - np.log(2)), -3.0]], rtol=1e-6)
-    np.testing.assert_allclose(slope(partial(losses.kl_penalty, beta=2.0), [2.0, 1.0], [3.0, 3.0]), [[-4.0, -3.0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        slope(partial(token.kl_penalty, beta=2.0), [2.0, 1.0], [3.0, 3.0]),
+        [[-4.0, -3.0]],
+        rtol=1e-6,
+    )
 
 
 def test_cispo():
     # Weights 0.5 and 1.28 (for 2), constants: slope −w A
-    found, diagnostics = per_token(losses.cispo, [0.5, 2.0], [1.0, -1.0])
+    found, diagnostics = per_token(token.cispo, [0.5, 2.0], [1.0, -1.0])
     np.testing.assert_allclose(found, [[-0.5 * np.log(0.5), 1.28 * np.log(2)]], rtol=1e-6)
-    np.testing.assert_allclose(slope(losses.cispo, [0.5, 2.0], [1.0, -1.0]), [[-0.5, 1.28]], rtol=1e-6)
+    np.testing.assert_allclose(
+        slope(token.cispo, [0.5, 2.0], [1.0, -1.0]), [[-0.5, 1.28]], rtol=1e-6
+    )
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[0.0, 1.0]])
 
 
 def test_sapo():
     # 4 / τ σ(τ (r − 1)): at r = 1 it is 2 / τ with slope 1
-    found, _ = per_token(losses.sapo, [1.0, 1.0, 2.0], [1.0, -1.0, 1.0])
+    found, _ = per_token(token.sapo, [1.0, 1.0, 2.0], [1.0, -1.0, 1.0])
     np.testing.assert_allclose(found, [[-2.0, 2 / 1.05, -4 / (1 + np.exp(-1))]], rtol=1e-6)
-    np.testing.assert_allclose(slope(losses.sapo, [1.0, 1.0], [1.0, -1.0]), [[-1.0, 1.0]], rtol=1e-6)
+    np.testing.assert_allclose(slope(token.sapo, [1.0, 1.0], [1.0, -1.0]), [[-1.0, 1.0]], rtol=1e-6)
 
 
 def test_dro():
     # −(A log π − β d² / 2), slope −A + β d; here log π = d = ln 2
     d = np.log(2)
-    found, _ = per_token(partial(losses.dro, beta=3.0), [2.0], [5.0])
+    found, _ = per_token(partial(token.dro, beta=3.0), [2.0], [5.0])
     np.testing.assert_allclose(found, [[-5 * d + 1.5 * d * d]], rtol=1e-6)
-    np.testing.assert_allclose(slope(partial(losses.dro, beta=3.0), [2.0], [5.0]), [[-5 + 3 * d]], rtol=1e-6)
+    np.testing.assert_allclose(
+        slope(partial(token.dro, beta=3.0), [2.0], [5.0]), [[-5 + 3 * d]], rtol=1e-6
+    )
 
 
 def test_awr():
     lp = jnp.array([[-1.0, -2.0, -1.0]])
-    found, diagnostics = losses.awr(lp, lp, jnp.array([[0.0, 1.0, 1e6]]), jnp.ones((1, 3)), temperature=0.5, weight_max=20.0)
-    np.testing.assert_allclose(found, [[1.0, 2 * np.exp(2), 20.0]], rtol=1e-6)  # exp(A / 0.5), at most 20
+    found, diagnostics = token.awr(
+        lp, lp, jnp.array([[0.0, 1.0, 1e6]]), jnp.ones((1, 3)), temperature=0.5, weight_max=20.0
+    )
+    np.testing.assert_allclose(
+        found, [[1.0, 2 * np.exp(2), 20.0]], rtol=1e-6
+    )  # exp(A / 0.5), at most 20
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[0.0, 0.0, 1.0]])
 
 
 def test_dppo():
     # Probabilities 0.5 now; 0.4, 0.1, 0.9 before: moved by 0.1, 0.4, −0.4
     lp, old, ones = log(0.5, 0.5, 0.5), log(0.4, 0.1, 0.9), jnp.ones((1, 3))
-    for loss in (losses.dppo_tv, losses.dppo_kl):
+    for loss in (token.dppo_tv, token.dppo_kl):
         up, diagnostics = loss(lp, old, ones, ones)
         # Too far up for A > 0, but down is no harm: weights 1.25, 0, 5 / 9, times ln 2
         np.testing.assert_allclose(up, np.array([[1.25, 0.0, 5 / 9]]) * np.log(2), rtol=1e-5)
         np.testing.assert_array_equal(diagnostics["clip_fraction"], [[0.0, 1.0, 0.0]])
         down, _ = loss(lp, old, -ones, ones)
         np.testing.assert_allclose(down, np.array([[-1.25, -5.0, 0.0]]) * np.log(2), rtol=1e-5)
-    capped, _ = losses.dppo_tv(lp, old, -ones, ones, cap=2.0)
+    capped, _ = token.dppo_tv(lp, old, -ones, ones, cap=2.0)
     np.testing.assert_allclose(capped[0, 1], -2 * np.log(2), rtol=1e-6)
 
 
 def test_gspo():
     # Row 1: mean d = (0.3 − 0.1) / 2 = 0.1, A = (1 + 3) / 2 = 2; row 2: d = 0.5 beyond 0.2, held at 1.2
-    lp, adv = jnp.array([[0.3, -0.1, 9.0], [0.5, 9.0, 9.0]]), jnp.array([[1.0, 3.0, 9.0], [1.0, 9.0, 9.0]])
+    lp, adv = (
+        jnp.array([[0.3, -0.1, 9.0], [0.5, 9.0, 9.0]]),
+        jnp.array([[1.0, 3.0, 9.0], [1.0, 9.0, 9.0]]),
+    )
     mask = jnp.array([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
-    f = lambda lp: losses.gspo(lp, jnp.zeros_like(lp), adv, mask, low=0.2, high=0.2)
-    np.testing.assert_allclose(f(lp)[0], [[-2 * np.exp(0.1)] * 2 + [0.0], [-1.2, 0.0, 0.0]], rtol=1e-6)
+    f = lambda lp: sequence.gspo(lp, jnp.zeros_like(lp), adv, mask, low=0.2, high=0.2)
+    np.testing.assert_allclose(
+        f(lp)[0], [[-2 * np.exp(0.1)] * 2 + [0.0], [-1.2, 0.0, 0.0]], rtol=1e-6
+    )
     # The mean over two rows of the row's loss: −s A / n for each of its n tokens, / 2
     gradient = jax.grad(lambda lp: jnp.sum(aggregate.sequence_mean(mask) * f(lp)[0]))(lp)
-    np.testing.assert_allclose(gradient, [[-np.exp(0.1) / 2] * 2 + [0.0], [0.0, 0.0, 0.0]], rtol=1e-6)
+    np.testing.assert_allclose(
+        gradient, [[-np.exp(0.1) / 2] * 2 + [0.0], [0.0, 0.0, 0.0]], rtol=1e-6
+    )
 
 
 def test_gmpo():
     # A > 0: d = 0.8 held at 0.4, −0.9 not held: mean −0.25. A < 0: 0.8 not held, −0.9 held at −0.4: mean 0.2
     lp, adv = jnp.array([[0.8, -0.9], [0.8, -0.9]]), jnp.array([[2.0, 2.0], [-1.0, -1.0]])
-    f = lambda lp: losses.gmpo(lp, jnp.zeros_like(lp), adv, jnp.ones((2, 2)))
+    f = lambda lp: sequence.gmpo(lp, jnp.zeros_like(lp), adv, jnp.ones((2, 2)))
     found, diagnostics = f(lp)
     np.testing.assert_allclose(found, [[-2 * np.exp(-0.25)] * 2, [np.exp(0.2)] * 2], rtol=1e-6)
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[1.0, 0.0], [0.0, 1.0]])
@@ -190,23 +223,26 @@ def test_kl_cov():
     lp, adv = jnp.array([[-1.0, -2.0, -4.0, 9.0]]), jnp.array([[1.0, 0.0, -1.0, 9.0]])
     mask = jnp.array([[1.0, 1.0, 1.0, 0.0]])
     # mean log π = −7 / 3: cov = 4 / 3, 0, 5 / 3: the third token, with d = 0.5 as all
-    found, diagnostics = losses.kl_cov(lp, lp - 0.5, adv, mask, fraction=0.4, coef=2.0)
+    found, diagnostics = covariance.kl_cov(lp, lp - 0.5, adv, mask, fraction=0.4, coef=2.0)
     r = np.exp(0.5)
     np.testing.assert_allclose(found, [[-r, 0.0, r + 2 * 0.5, 0.0]], rtol=1e-6)
     np.testing.assert_array_equal(diagnostics["covariance_fraction"], [[0.0, 0.0, 1.0, 0.0]])
     # 0.7 · 3 = 2.1: two tokens
-    _, diagnostics = losses.kl_cov(lp, lp - 0.5, adv, mask, fraction=0.7)
+    _, diagnostics = covariance.kl_cov(lp, lp - 0.5, adv, mask, fraction=0.7)
     np.testing.assert_array_equal(diagnostics["covariance_fraction"], [[1.0, 0.0, 1.0, 0.0]])
     # On the policy |d| has no slope.
-    gradient = jax.grad(lambda x: jnp.sum(losses.kl_cov(x, lp, adv, mask, fraction=1.0)[0]))(lp)
+    gradient = jax.grad(lambda x: jnp.sum(covariance.kl_cov(x, lp, adv, mask, fraction=1.0)[0]))(lp)
     np.testing.assert_allclose(gradient, [[-1.0, 0.0, 1.0, 0.0]])
 
 
 def test_clip_cov():
     rng = np.random.default_rng(0)
-    lp, adv = jnp.asarray(rng.normal(size=(4, 25)), jnp.float32), jnp.asarray(rng.normal(size=(4, 25)), jnp.float32)
+    lp, adv = (
+        jnp.asarray(rng.normal(size=(4, 25)), jnp.float32),
+        jnp.asarray(rng.normal(size=(4, 25)), jnp.float32),
+    )
     mask = jnp.ones((4, 25))
-    run = partial(losses.clip_cov, lp, lp, adv, mask, fraction=0.1, lower=0.1, upper=9.0)
+    run = partial(covariance.clip_cov, lp, lp, adv, mask, fraction=0.1, lower=0.1, upper=9.0)
     found, diagnostics = run(key=jax.random.key(1))
     chosen = diagnostics["covariance_fraction"] > 0
     assert chosen.sum() == 10  # 0.1 of 100
@@ -217,7 +253,9 @@ def test_clip_cov():
     np.testing.assert_array_equal(found, again)
     assert (found != other).any()
     # With a fraction of 1 all are drawn that are in the band and not clipped already: r = 2 is, where A > 0.
-    _, diagnostics = losses.clip_cov(lp, lp - jnp.log(2.0), adv, mask, fraction=1.0, lower=0.1, upper=9.0, key=KEY)
+    _, diagnostics = covariance.clip_cov(
+        lp, lp - jnp.log(2.0), adv, mask, fraction=1.0, lower=0.1, upper=9.0, key=KEY
+    )
     np.testing.assert_array_equal(diagnostics["clip_fraction"], adv > 0)
     np.testing.assert_array_equal(diagnostics["covariance_fraction"], (cov > 0.1) & (adv < 0))
     with pytest.raises(ValueError, match="needs a key"):
@@ -226,53 +264,79 @@ def test_clip_cov():
 
 def test_truncated_importance():
     old, sampler, mask = log(0.5, 0.9, 0.5), log(1.0, 0.1, 1.0), jnp.array([[1.0, 1.0, 0.0]])
-    np.testing.assert_allclose(losses.truncated_importance(old, sampler, mask), [[0.5, 2.0, 0.0]], rtol=1e-6)
-    np.testing.assert_allclose(losses.truncated_importance(old, sampler, mask, cap=20.0), [[0.5, 9.0, 0.0]], rtol=1e-6)
-    np.testing.assert_array_equal(jax.grad(lambda x: losses.truncated_importance(x, sampler, mask).sum())(old), 0.0)
+    np.testing.assert_allclose(
+        shared.truncated_importance(old, sampler, mask), [[0.5, 2.0, 0.0]], rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        shared.truncated_importance(old, sampler, mask, cap=20.0), [[0.5, 9.0, 0.0]], rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        jax.grad(lambda x: shared.truncated_importance(x, sampler, mask).sum())(old), 0.0
+    )
 
 
 def test_value_losses():
-    values, old, returns = jnp.array([[1.0, 1.0, 3.0]]), jnp.array([[0.0, 0.0, 3.0]]), jnp.array([[2.0, -1.0, 0.0]])
-    np.testing.assert_array_equal(losses.value_mse(values, returns), [[0.5, 2.0, 4.5]])
+    values, old, returns = (
+        jnp.array([[1.0, 1.0, 3.0]]),
+        jnp.array([[0.0, 0.0, 3.0]]),
+        jnp.array([[2.0, -1.0, 0.0]]),
+    )
+    np.testing.assert_array_equal(value.value_mse(values, returns), [[0.5, 2.0, 4.5]])
     # Held at 0.5: (0.5 − 2)² = 2.25 is worse than 1; (0.5 + 1)² = 2.25 is better than 4; 3 is where it was
-    f = partial(losses.value_clipped, old_values=old, returns=returns, eps=0.5)
+    f = partial(value.value_clipped, old_values=old, returns=returns, eps=0.5)
     np.testing.assert_array_equal(f(values), [[1.125, 2.0, 4.5]])
     # Where the held value is the worse there is no gradient, else V − R
     np.testing.assert_array_equal(jax.grad(lambda v: f(v).sum())(values), [[0.0, 2.0, 3.0]])
     # |e| = 1, 2, 3 with δ = 2: quadratic up to 2, then 2 (3 − 1)
-    np.testing.assert_array_equal(losses.value_huber(values, returns, delta=2.0), [[0.5, 2.0, 4.0]])
-    np.testing.assert_array_equal(jax.grad(lambda v: losses.value_huber(v, returns, delta=2.0).sum())(values), [[-1, 2, 2]])
+    np.testing.assert_array_equal(value.value_huber(values, returns, delta=2.0), [[0.5, 2.0, 4.0]])
+    np.testing.assert_array_equal(
+        jax.grad(lambda v: value.value_huber(v, returns, delta=2.0).sum())(values), [[-1, 2, 2]]
+    )
 
 
 def test_value_losses_with_a_mask_do_not_read_padding():
-    values, returns, mask = jnp.array([[1.0, jnp.nan]]), jnp.array([[2.0, jnp.inf]]), jnp.array([[1.0, 0.0]])
-    for f in (losses.value_mse, partial(losses.value_clipped, old_values=values), losses.value_huber):
+    values, returns, mask = (
+        jnp.array([[1.0, jnp.nan]]),
+        jnp.array([[2.0, jnp.inf]]),
+        jnp.array([[1.0, 0.0]]),
+    )
+    for f in (value_mse, partial(value_clipped, old_values=values), value_huber):
         total = lambda v, f=f: jnp.sum(f(v, returns=returns, mask=mask))
         value, gradient = jax.value_and_grad(total)(values)
         assert value == 0.5
-        if f is not losses.value_huber and not isinstance(f, partial):
+        if f is not value_huber and not isinstance(f, partial):
             np.testing.assert_array_equal(gradient, [[-1.0, 0.0]])
         assert np.isfinite(gradient).all()
 
 
 def test_entropy():
-    logits = jnp.array([[0.0, 0.0, 0.0, 0.0], [7.0, 7.0, -jnp.inf, -jnp.inf], [0.0, np.log(3.0), -jnp.inf, -jnp.inf]])
+    logits = jnp.array(
+        [
+            [0.0, 0.0, 0.0, 0.0],
+            [7.0, 7.0, -jnp.inf, -jnp.inf],
+            [0.0, np.log(3.0), -jnp.inf, -jnp.inf],
+        ]
+    )
     # ln 4, ln 2, and −(¼ ln ¼ + ¾ ln ¾)
     expected = [np.log(4), np.log(2), 0.25 * np.log(4) + 0.75 * np.log(4 / 3)]
-    np.testing.assert_allclose(losses.entropy(logits), expected, rtol=1e-6)
-    gradient = jax.grad(lambda z: losses.entropy(z).sum())(logits)
+    np.testing.assert_allclose(value.entropy(logits), expected, rtol=1e-6)
+    gradient = jax.grad(lambda z: value.entropy(z).sum())(logits)
     assert np.isfinite(gradient).all()
     np.testing.assert_allclose(gradient[:2], 0.0, atol=1e-6)  # a uniform distribution is the top
 
 
 def test_preference_losses():
-    chosen, rejected, ref_chosen, ref_rejected = (jnp.array([x]) for x in (-10.0, -14.0, -11.0, -12.0))
+    chosen, rejected, ref_chosen, ref_rejected = (
+        jnp.array([x]) for x in (-10.0, -14.0, -11.0, -12.0)
+    )
     # h = (−10 + 11) − (−14 + 12) = 3
     run = lambda f, **kw: f(chosen, rejected, ref_chosen, ref_rejected, **kw)
-    np.testing.assert_allclose(run(losses.dpo, beta=0.5), [np.log1p(np.exp(-1.5))], rtol=1e-6)
+    np.testing.assert_allclose(run(preference.dpo, beta=0.5), [np.log1p(np.exp(-1.5))], rtol=1e-6)
     smooth = 0.9 * np.log1p(np.exp(-1.5)) + 0.1 * np.log1p(np.exp(1.5))
-    np.testing.assert_allclose(run(losses.dpo, beta=0.5, label_smoothing=0.1), [smooth], rtol=1e-6)
-    np.testing.assert_allclose(run(losses.ipo, beta=0.5), [4.0], rtol=1e-6)  # (3 − 1)²
+    np.testing.assert_allclose(
+        run(preference.dpo, beta=0.5, label_smoothing=0.1), [smooth], rtol=1e-6
+    )
+    np.testing.assert_allclose(run(preference.ipo, beta=0.5), [4.0], rtol=1e-6)  # (3 − 1)²
 
 
 # --- one loss against another
@@ -282,19 +346,23 @@ def test_infinite_ceiling_is_clip():
     lp, old, adv, mask = arrays(0)
     adv = adv.at[0, 0].set(0.0)  # infinity times 0
     for ceiling in (np.inf, 1e9):
-        f = lambda loss, **kw: jax.value_and_grad(lambda x: jnp.sum(loss(x, old, adv, mask, **kw)[0]))(lp)
+        f = lambda loss, **kw: jax.value_and_grad(
+            lambda x: jnp.sum(loss(x, old, adv, mask, **kw)[0])
+        )(lp)
         with jax.debug_nans(True):
-            capped = f(losses.dual_clip, ceiling=ceiling)
-        for a, b in zip(f(losses.clip), capped, strict=True):
+            capped = f(token.dual_clip, ceiling=ceiling)
+        for a, b in zip(f(token.clip), capped, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("sequence", [losses.gspo, losses.gspo_token])
+@pytest.mark.parametrize("sequence", [sequence.gspo, sequence.gspo_token])
 def test_a_sequence_of_one_token_is_a_token(sequence):
     lp, old, adv, _ = arrays(1, length=1)
     mask = jnp.ones_like(lp)
-    f = lambda loss: jax.value_and_grad(lambda x: jnp.sum(loss(x, old, adv, mask, low=0.2, high=0.3)[0]))(lp)
-    for a, b in zip(f(losses.clip), f(sequence), strict=True):
+    f = lambda loss: jax.value_and_grad(
+        lambda x: jnp.sum(loss(x, old, adv, mask, low=0.2, high=0.3)[0])
+    )(lp)
+    for a, b in zip(f(token.clip), f(sequence), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 
 
@@ -305,11 +373,13 @@ def test_gspo_token_with_one_advantage_is_gspo():
     f = lambda loss: jax.value_and_grad(
         lambda x: jnp.sum(weights * loss(x, old, adv, mask, low=0.1, high=0.1)[0])
     )(lp)  # fmt: skip
-    for a, b in zip(f(losses.gspo), f(losses.gspo_token), strict=True):
+    for a, b in zip(f(sequence.gspo), f(sequence.gspo_token), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["clip", "dual_clip", "gspo_token", "cispo", "sapo", "dppo_tv", "dppo_kl", "reinforce"])
+@pytest.mark.parametrize(
+    "name", ["clip", "dual_clip", "gspo_token", "cispo", "sapo", "dppo_tv", "dppo_kl", "reinforce"]
+)
 def test_on_policy_all_have_the_policy_gradient(name):
     lp, _, adv, mask = rollout(3)
     gradient = everything(lp, lp, adv, mask)[name][1]
@@ -373,7 +443,9 @@ def test_diagnostics_have_no_gradient_and_the_shape_of_tokens(name):
     assert "approx_kl" in diagnostics and (diagnostics["approx_kl"] >= 0).all()
     for x in diagnostics.values():
         assert x.shape == per_token.shape == mask.shape
-    gradient = jax.grad(lambda x: sum(jnp.sum(v) for v in call(name, x, old, adv, mask)[1].values()))(lp)
+    gradient = jax.grad(
+        lambda x: sum(jnp.sum(v) for v in call(name, x, old, adv, mask)[1].values())
+    )(lp)
     np.testing.assert_array_equal(gradient, 0.0)
 
 
@@ -386,12 +458,19 @@ def test_second_derivatives():
             eps=1e-6,
         )  # fmt: skip
         values = [
-            losses.value_mse, losses.value_huber, partial(losses.value_clipped, old_values=old),
+            value.value_mse, value.value_huber, partial(value.value_clipped, old_values=old),
         ]  # fmt: skip
-        check_grads(jax.jit(lambda x: [f(x, returns=adv) for f in values]), (lp,), order=2, modes=["rev"])
-        check_grads(jax.jit(losses.entropy), (adv,), order=2, modes=["rev"])
+        check_grads(
+            jax.jit(lambda x: [f(x, returns=adv) for f in values]), (lp,), order=2, modes=["rev"]
+        )
+        check_grads(jax.jit(value.entropy), (adv,), order=2, modes=["rev"])
         pairs = (lp[:, 0], old[:, 0], adv[:, 0], adv[:, 1])
-        check_grads(jax.jit(lambda *x: [losses.dpo(*x), losses.ipo(*x)]), pairs, order=2, modes=["rev"])
+        check_grads(
+            jax.jit(lambda *x: [preference.dpo(*x), preference.ipo(*x)]),
+            pairs,
+            order=2,
+            modes=["rev"],
+        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
@@ -400,30 +479,36 @@ def test_dtype_is_kept(dtype, mask_dtype):
     with jax.enable_x64(True), jax.numpy_dtype_promotion("strict"):
         lp, old, adv, mask = (jnp.asarray(x, dtype) for x in rollout(7))
         for name in POLICY:
-            found = jax.eval_shape(lambda x, name=name: call(name, x, old, adv, mask.astype(mask_dtype)), lp)
+            found = jax.eval_shape(
+                lambda x, name=name: call(name, x, old, adv, mask.astype(mask_dtype)), lp
+            )
             assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype(dtype)}, name
-        for f in (losses.value_mse, losses.value_huber, partial(losses.value_clipped, returns=old)):
+        for f in (value.value_mse, value.value_huber, partial(value.value_clipped, returns=old)):
             assert jax.eval_shape(f, lp, adv).dtype == dtype
-        assert jax.eval_shape(losses.entropy, lp).dtype == dtype
+        assert jax.eval_shape(value.entropy, lp).dtype == dtype
 
 
 @pytest.mark.parametrize(
     ("loss", "names"),
     [
-        (losses.clip, ("low", "high")),
-        (losses.dual_clip, ("low", "high", "ceiling")),
-        (losses.gspo, ("low", "high")),
-        (losses.gmpo, ("low", "high")),
-        (losses.cispo, ("low", "high")),
-        (losses.sapo, ("tau_positive", "tau_negative")),
-        (losses.kl_cov, ("fraction", "coef")),
-        (losses.awr, ("temperature", "weight_max")),
+        (token.clip, ("low", "high")),
+        (token.dual_clip, ("low", "high", "ceiling")),
+        (sequence.gspo, ("low", "high")),
+        (sequence.gmpo, ("low", "high")),
+        (token.cispo, ("low", "high")),
+        (token.sapo, ("tau_positive", "tau_negative")),
+        (covariance.kl_cov, ("fraction", "coef")),
+        (token.awr, ("temperature", "weight_max")),
     ],
 )
 def test_settings_may_be_swept(loss, names):
     # A sweep is a vmap over settings: each may be an array.
     lp, old, adv, mask = arrays(8)
     with jax.numpy_dtype_promotion("strict"):
-        swept = jax.vmap(lambda x: loss(lp, old, adv, mask, **dict.fromkeys(names, x))[0])(jnp.array([0.1, 0.4]))
+        swept = jax.vmap(lambda x: loss(lp, old, adv, mask, **dict.fromkeys(names, x))[0])(
+            jnp.array([0.1, 0.4])
+        )
     for row, x in zip(swept, (0.1, 0.4), strict=True):
-        np.testing.assert_allclose(row, loss(lp, old, adv, mask, **dict.fromkeys(names, x))[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            row, loss(lp, old, adv, mask, **dict.fromkeys(names, x))[0], rtol=1e-5, atol=1e-6
+        )

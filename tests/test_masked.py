@@ -48,7 +48,12 @@ def test_nothing_and_one_thing():
 
 
 def test_gradients_stay_finite_beside_junk():
-    for f in (masked.total, masked.mean, masked.var, lambda x, m: jnp.sum(masked.whiten(x, m) ** 3)):
+    for f in (
+        masked.total,
+        masked.mean,
+        masked.var,
+        lambda x, m: jnp.sum(masked.whiten(x, m) ** 3),
+    ):
         gradient = jax.grad(f)(X, MASK)
         assert np.isfinite(gradient).all() and (gradient[1, 1:] == 0).all()
 
@@ -85,7 +90,9 @@ def test_whole_numbers_are_counted_in_float():
 @jax.jit
 def both(x, mask, junk):
     noisy = jnp.where(mask, x, junk)
-    return [(f(x, mask), f(noisy, mask)) for f in (masked.total, masked.mean, masked.var, masked.whiten)]
+    return [
+        (f(x, mask), f(noisy, mask)) for f in (masked.total, masked.mean, masked.var, masked.whiten)
+    ]
 
 
 @settings(max_examples=25, deadline=None)
@@ -107,7 +114,12 @@ def test_equal_numbers_have_no_spread(value, rows):
     @jax.jit
     def numbers(x):
         first = masked.add_moments(masked.no_moments(), x, mask)
-        return masked.mean(x, mask), masked.var(x, mask), masked.whiten(x, mask), masked.add_moments(first, x, mask).std()
+        return (
+            masked.mean(x, mask),
+            masked.var(x, mask),
+            masked.whiten(x, mask),
+            masked.add_moments(first, x, mask).std(),
+        )
 
     mean, var, white, std = numbers(x)
     assert (mean, var, std) == (jnp.float32(value), 0, 1)
@@ -116,7 +128,9 @@ def test_equal_numbers_have_no_spread(value, rows):
 
 def test_a_spread_of_the_last_digits_is_none():
     """1 and 1 + 2⁻²³ are one number that was computed in two ways; 1 and 1.001 are two."""
-    two = lambda x: masked.add_moments(masked.no_moments(), jnp.array([1.0, x]), jnp.ones(2, bool)).std()
+    two = lambda x: masked.add_moments(
+        masked.no_moments(), jnp.array([1.0, x]), jnp.ones(2, bool)
+    ).std()
     assert two(1 + 2**-23) == 1
     assert two(1.001) == pytest.approx(0.001 / 2**0.5, rel=1e-3)
 
@@ -124,5 +138,9 @@ def test_a_spread_of_the_last_digits_is_none():
 def test_others_are_whitened_alike():
     """1 and 3 have mean 2 and deviation 1."""
     x, mask = jnp.array([1.0, 3.0, 99.0]), jnp.array([1.0, 1.0, 0.0])
-    np.testing.assert_allclose(masked.whiten_as(jnp.array([[2.0, 6.0]]), x, mask), [[0.0, 4.0]], atol=1e-6)
-    np.testing.assert_allclose(masked.whiten_as(x, x, mask, shift_mean=False)[:2], [1.0, 3.0], atol=1e-6)
+    np.testing.assert_allclose(
+        masked.whiten_as(jnp.array([[2.0, 6.0]]), x, mask), [[0.0, 4.0]], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        masked.whiten_as(x, x, mask, shift_mean=False)[:2], [1.0, 3.0], atol=1e-6
+    )

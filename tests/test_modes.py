@@ -10,15 +10,28 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, config, models, parallel, ppo, sampling
-from jaxppo.config import UserError
-from jaxppo.rewards import count_token, on_host
+from jaxppo import algorithms, models, parallel, ppo, sampling
+from jaxppo.errors import UserError
+from jaxppo.models import shapes
+from jaxppo.models.scan import stack, unstack
+from jaxppo.rewards.host import on_host
+from jaxppo.rewards.in_program import count_token
 from jaxppo.rollout import rollout
 
 pytestmark = pytest.mark.ci
 
-SHAPE = config.llama(vocab_size=16, width=16, num_layers=2, num_heads=4, num_kv_heads=4, max_length=16)
-SETTINGS = replace(toys.SETTINGS, batch_size=64, minibatches=2, lr=1e-4, lr_schedule="constant", kl_adaptive=True, kl_target=1.0)
+SHAPE = shapes.llama(
+    vocab_size=16, width=16, num_layers=2, num_heads=4, num_kv_heads=4, max_length=16
+)
+SETTINGS = replace(
+    toys.SETTINGS,
+    batch_size=64,
+    minibatches=2,
+    lr=1e-4,
+    lr_schedule="constant",
+    kl_adaptive=True,
+    kl_target=1.0,
+)
 SGD = replace(SETTINGS, optimizer="sgd", lr=1e-2)
 OPTIMIZERS = {"adam": SETTINGS, "sgd": SGD}
 
@@ -71,19 +84,31 @@ def shortest_first(batch):
     batch = jax.device_put(batch)
     noise = sampling.row_uniforms(jax.random.split(key)[0], batch.index, SGD.response_length)
     frozen = {"base": {}, "reference": params}
-    rolled = rollout(model, params, frozen, batch, noise, length=SGD.response_length, sample=SGD, eos=SGD.eos, pad=SGD.pad)
+    rolled = rollout(
+        model,
+        params,
+        frozen,
+        batch,
+        noise,
+        length=SGD.response_length,
+        sample=SGD,
+        eos=SGD.eos,
+        pad=SGD.pad,
+    )
     lengths = np.asarray(rolled.mask.sum(1))
     order = np.argsort(lengths, kind="stable")
     return jax.tree.map(lambda x: np.asarray(x)[order], batch), lengths[order]
 
 
-def run(settings, mode="jit", mesh="", steps=3, reward=None, remat="none", scan=False, batches=prompts):
+def run(
+    settings, mode="jit", mesh="", steps=3, reward=None, remat="none", scan=False, batches=prompts
+):
     """(the state at the end, with unrolled layers; the metrics of each step)."""
     model = models.make(SHAPE, remat=remat, scan=scan)
     parts = algorithms.make_parts(settings, reward or count_token(3))
     make = lambda axis_name: ppo.make_train_step(model, parts, settings, axis_name=axis_name)
     step = parallel.prepare(make, mode=mode, mesh=mesh)
-    laid = models.stack if scan else toys.copied
+    laid = stack if scan else toys.copied
     params, reference = (laid(toys.random_params(models.make(SHAPE), seed=seed)) for seed in (1, 2))
     frozen = {"base": {}, "reference": reference, "reward": {}}
     state = step.place(ppo.init_state(settings, params, frozen, jax.random.key(0)))
@@ -93,7 +118,7 @@ def run(settings, mode="jit", mesh="", steps=3, reward=None, remat="none", scan=
         rows.append(jax.device_get(metrics))
     assert step.traces == 1
     whole = step.whole(state)
-    return whole.replace(params=models.unstack(whole.params)), rows
+    return whole.replace(params=unstack(whole.params)), rows
 
 
 def run_case(case: Case):
@@ -105,8 +130,12 @@ def run_case(case: Case):
 
 def largest_differences(got, want) -> tuple[float, float]:
     """(between parameters, between metrics); rewards and lengths among these hang on the sampled tokens."""
-    between = lambda a, b: max(float(np.abs(x - y).max()) for x, y in zip(toys.numbers(a), toys.numbers(b), strict=True))
-    return between(got[0].params, want[0].params), max(between(a, b) for a, b in zip(got[1], want[1], strict=True))
+    between = lambda a, b: max(
+        float(np.abs(x - y).max()) for x, y in zip(toys.numbers(a), toys.numbers(b), strict=True)
+    )
+    return between(got[0].params, want[0].params), max(
+        between(a, b) for a, b in zip(got[1], want[1], strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +185,9 @@ def test_the_cases_cover_every_pair():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [Case(*choice) for choice in itertools.product(*list(CHOICES.values())[:5])], ids=str)
+@pytest.mark.parametrize(
+    "case", [Case(*choice) for choice in itertools.product(*list(CHOICES.values())[:5])], ids=str
+)
 def test_the_full_product(one_device, case):
     """All of it but the layers, which take turns; a row of `modes.md` each, when JAXPPO_MODES_TABLE names a file to append to."""
     turn = sum(values.index(getattr(case, name)) for name, values in list(CHOICES.items())[:5]) % 2
@@ -165,7 +196,9 @@ def test_the_full_product(one_device, case):
     if table := os.environ.get("JAXPPO_MODES_TABLE"):
         parameters, metrics = largest_differences(got, want)
         with open(table, "a") as file:
-            file.write(f"| {' | '.join(str(x) for x in case)} | {parameters:.1e} | {metrics:.1e} |\n")
+            file.write(
+                f"| {' | '.join(str(x) for x in case)} | {parameters:.1e} | {metrics:.1e} |\n"
+            )
     assert_equal_runs(got, want)
 
 
@@ -182,15 +215,21 @@ def test_one_device_with_all_the_short_rows():
 @pytest.mark.slow
 def test_groups_and_no_critic(one_device):
     """Over a mesh; test_presets.py has every preset under pmap."""
-    settings = replace(SGD, advantage="group", group_size=2, value_loss="none", aggregate="sequence_mean")
+    settings = replace(
+        SGD, advantage="group", group_size=2, value_loss="none", aggregate="sequence_mean"
+    )
     assert_equal_runs(run(settings, "mesh", "data=4,fsdp=2"), one_device("groups", settings))
 
 
-@pytest.mark.parametrize("mesh", ["data=2,fsdp=2,tensor=2", pytest.param("data=8", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "mesh", ["data=2,fsdp=2,tensor=2", pytest.param("data=8", marks=pytest.mark.slow)]
+)
 def test_logits_in_chunks_on_a_mesh(one_device, mesh):
     """32 rows of 5 tokens are 4 rows on each of 8 devices: 1280 bytes of logits, of which 640 are allowed at a time."""
     settings = replace(SGD, logits_bytes=640)
-    assert_equal_runs(run(settings, "mesh", mesh), reference(one_device, Case("jit", "sgd", "graph")))
+    assert_equal_runs(
+        run(settings, "mesh", mesh), reference(one_device, Case("jit", "sgd", "graph"))
+    )
 
 
 def test_nothing_kept_from_the_forward_pass(one_device):
@@ -210,13 +249,17 @@ def test_auto_is_pmap_on_several_devices():
 def test_several_steps_in_one_dispatch_under_pmap():
     model, settings = models.make(SHAPE), SGD
     parts = algorithms.make_parts(settings, count_token(3))
-    make = lambda axis_name: ppo.repeat(ppo.make_train_step(model, parts, settings, axis_name=axis_name))
+    make = lambda axis_name: ppo.repeat(
+        ppo.make_train_step(model, parts, settings, axis_name=axis_name)
+    )
     stacked = jax.tree.map(lambda *x: np.stack(x), prompts(0), prompts(1))
     results = []
     for mode in ("jit", "pmap"):
         step = parallel.prepare(make, mode=mode, leading=1)
         frozen = {"base": {}, "reference": toys.random_params(model, seed=2), "reward": {}}
-        start = ppo.init_state(settings, toys.random_params(model, seed=1), frozen, jax.random.key(0))
+        start = ppo.init_state(
+            settings, toys.random_params(model, seed=1), frozen, jax.random.key(0)
+        )
         state, metrics = step(step.place(start), step.put(stacked))
         assert metrics["loss"].shape == (2,)
         results.append(step.whole(state).params)

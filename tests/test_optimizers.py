@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxppo import optimizers
-from jaxppo.config import Config, UserError
+from jaxppo.config import Config
+from jaxppo.errors import UserError
 
 
 def steps(config, grads, n):
@@ -31,7 +32,9 @@ def test_clipping_by_the_global_norm_then_adam():
 
 def test_a_small_gradient_is_not_scaled_up():
     config = Config(lr=0.1, max_grad_norm=10.0, adam_eps=2.0, lr_schedule="constant")
-    assert steps(config, GRADS, 1)[0] == pytest.approx({"a": -0.06, "b": -0.4 / 6}, rel=1e-4)  # .1 · 3 / 5, .1 · 4 / 6
+    assert steps(config, GRADS, 1)[0] == pytest.approx(
+        {"a": -0.06, "b": -0.4 / 6}, rel=1e-4
+    )  # .1 · 3 / 5, .1 · 4 / 6
 
 
 def test_adam_eps_is_1e_5_by_default():
@@ -54,12 +57,21 @@ def test_sgd_is_gradient_ascent_on_the_return():
 
 def test_rmsprop():
     """v = .01 · 9 after the first step, so −.1 · 3 / (.3 + eps)."""
-    config = Config(lr=0.1, optimizer="rmsprop", max_grad_norm=1e9, lr_schedule="constant", adam_eps=1e-8)
+    config = Config(
+        lr=0.1, optimizer="rmsprop", max_grad_norm=1e9, lr_schedule="constant", adam_eps=1e-8
+    )
     assert steps(config, GRADS, 1)[0]["a"] == pytest.approx(-1.0, rel=1e-4)
 
 
 def test_adamw_decays_by_rate_times_decay_times_weight():
-    config = Config(lr=0.1, optimizer="adamw", weight_decay=0.5, max_grad_norm=1e9, lr_schedule="constant", adam_eps=1e-12)
+    config = Config(
+        lr=0.1,
+        optimizer="adamw",
+        weight_decay=0.5,
+        max_grad_norm=1e9,
+        lr_schedule="constant",
+        adam_eps=1e-12,
+    )
     optimizer, params = optimizers.make_optimizer(config), {"a": jnp.float32(2.0)}
     change, _ = optimizer.update({"a": jnp.float32(3.0)}, optimizer.init(params), params)
     assert float(change["a"]) == pytest.approx(-0.1 * (1 + 0.5 * 2.0), rel=1e-5)
@@ -67,7 +79,12 @@ def test_adamw_decays_by_rate_times_decay_times_weight():
 
 def rates(config, n):
     """What a constant gradient of 1 shows of the schedule, under sgd."""
-    return [-x["a"] for x in steps(replace(config, optimizer="sgd", max_grad_norm=1e9), {"a": jnp.float32(1.0)}, n)]
+    return [
+        -x["a"]
+        for x in steps(
+            replace(config, optimizer="sgd", max_grad_norm=1e9), {"a": jnp.float32(1.0)}, n
+        )
+    ]
 
 
 def test_cosine_goes_through_half_to_0():
@@ -76,7 +93,10 @@ def test_cosine_goes_through_half_to_0():
     assert rates(config, 6) == pytest.approx([0.1, 0.0853553, 0.05, 0.0146447, 0, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize(("kind", "after"), [("constant", [0.1, 0.1]), ("linear", [0.1, 0.075]), ("cosine", [0.1, 0.0853553])])
+@pytest.mark.parametrize(
+    ("kind", "after"),
+    [("constant", [0.1, 0.1]), ("linear", [0.1, 0.075]), ("cosine", [0.1, 0.0853553])],
+)
 def test_warm_up_rises_and_hands_over(kind, after):
     """One step of warm-up is 2 updates: .05, .1; then the schedule over the 4 that are left."""
     config = Config(lr=0.1, lr_schedule=kind, steps=3, epochs=1, minibatches=2, lr_warmup=1)
@@ -84,7 +104,9 @@ def test_warm_up_rises_and_hands_over(kind, after):
 
 
 def test_the_critic_may_have_a_rate_of_its_own():
-    config = Config(lr=0.1, critic_lr=0.01, optimizer="sgd", max_grad_norm=1e9, lr_schedule="constant")
+    config = Config(
+        lr=0.1, critic_lr=0.01, optimizer="sgd", max_grad_norm=1e9, lr_schedule="constant"
+    )
     one = {"kernel": jnp.float32(1.0)}
     grads = {"embed": one, "value": one, "critic": {"embed": one}}
     change = steps(config, grads, 1)[0]
@@ -97,16 +119,31 @@ def test_a_separate_critic_is_clipped_by_itself():
     config = Config(lr=0.1, optimizer="sgd", critic="separate", lr_schedule="constant")
     grads = {"a": jnp.float32(3.0), "b": jnp.float32(4.0), "critic": jnp.float32(100.0)}
     assert steps(config, grads, 1)[0] == pytest.approx({"a": -0.06, "b": -0.08, "critic": -0.1})
-    assert steps(replace(config, critic_lr=0.5), grads, 1)[0] == pytest.approx({"a": -0.06, "b": -0.08, "critic": -0.5})
-    shared = {"a": jnp.float32(3.0), "value": jnp.float32(4.0)}  # a head on the policy's trunk is of one piece with it
-    assert steps(replace(config, critic="shared"), shared, 1)[0] == pytest.approx({"a": -0.06, "value": -0.08})
+    assert steps(replace(config, critic_lr=0.5), grads, 1)[0] == pytest.approx(
+        {"a": -0.06, "b": -0.08, "critic": -0.5}
+    )
+    shared = {
+        "a": jnp.float32(3.0),
+        "value": jnp.float32(4.0),
+    }  # a head on the policy's trunk is of one piece with it
+    assert steps(replace(config, critic="shared"), shared, 1)[0] == pytest.approx(
+        {"a": -0.06, "value": -0.08}
+    )
 
 
 def test_a_traced_rate_works():
     """A sweep puts tracers into the settings."""
 
     def change(rate, kind):
-        config = Config(lr=rate, lr_schedule=kind, steps=2, minibatches=1, max_grad_norm=1e9, optimizer="sgd", lr_warmup=1)
+        config = Config(
+            lr=rate,
+            lr_schedule=kind,
+            steps=2,
+            minibatches=1,
+            max_grad_norm=1e9,
+            optimizer="sgd",
+            lr_warmup=1,
+        )
         optimizer = optimizers.make_optimizer(config)
         grads = {"a": jnp.float32(1.0)}
         return optimizer.update(grads, optimizer.init(grads))[0]["a"]

@@ -13,13 +13,20 @@ import pytest
 from oracle import BETA, END, ROWS, VOCAB
 from toys import random_params
 
-from jaxppo import advantages, config, losses, models, policy
+from jaxppo import advantages, config, models, policy
+from jaxppo.losses import token
+from jaxppo.models import shapes
 from jaxppo.types import Rollout
 
 TOLERANCE = 1e-8
-LEAST, LEAST_ANGLE = 0.02, 1.0  # what is called biased is off by this part of the true gradient and by these degrees
+LEAST, LEAST_ANGLE = (
+    0.02,
+    1.0,
+)  # what is called biased is off by this part of the true gradient and by these degrees
 README = Path(__file__).parents[1] / "README.md"
-SHAPE = config.llama(vocab_size=VOCAB, width=8, num_layers=1, num_heads=2, num_kv_heads=1, max_length=4)
+SHAPE = shapes.llama(
+    vocab_size=VOCAB, width=8, num_layers=1, num_heads=2, num_kv_heads=1, max_length=4
+)
 
 
 class Tiny(NamedTuple):
@@ -33,7 +40,9 @@ class Tiny(NamedTuple):
 @cache
 def free_logits() -> Tiny:
     table, params = oracle.free_logits()
-    return Tiny(table, params, (table(params), oracle.logprobs(oracle.OLD), oracle.logprobs(oracle.REF)))
+    return Tiny(
+        table, params, (table(params), oracle.logprobs(oracle.OLD), oracle.logprobs(oracle.REF))
+    )
 
 
 @cache
@@ -44,9 +53,14 @@ def model():
 @cache
 def transformer() -> Tiny:
     """One layer; the prompt is the token END."""
-    rng, standard = np.random.default_rng(0), partial(jax.numpy_dtype_promotion, "standard")  # models have float32 constants
+    rng, standard = (
+        np.random.default_rng(0),
+        partial(jax.numpy_dtype_promotion, "standard"),
+    )  # models have float32 constants
     with standard():
-        noisy = lambda x: jnp.asarray(np.asarray(x, np.float64) + 0.5 * rng.standard_normal(x.shape))
+        noisy = lambda x: jnp.asarray(
+            np.asarray(x, np.float64) + 0.5 * rng.standard_normal(x.shape)
+        )
         params = jax.tree.map(noisy, random_params(model()))
 
     def table(params):
@@ -91,14 +105,18 @@ def check(row, estimate, truth, formula=None):
 
 
 @both
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.name}-{row.kl}-{row.place}-{row.aggregate}".replace("`", ""))
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda row: f"{row.name}-{row.kl}-{row.place}-{row.aggregate}".replace("`", "")
+)
 def test_claim(row, tiny, x64):
     check(row, *measured(tiny)[row])
 
 
 def test_every_claim_has_its_formula():
     """Only whitening has none but its definition."""
-    assert [row.name for row in ROWS if row.kind != "exact" and row.expected is None] == ["`reinforce_plus_plus`, batch of 2"]
+    assert [row.name for row in ROWS if row.kind != "exact" and row.expected is None] == [
+        "`reinforce_plus_plus`, batch of 2"
+    ]
 
 
 def test_a_false_claim_fails(x64):
@@ -107,7 +125,9 @@ def test_a_false_claim_fails(x64):
     biased = named["`reinforce`", "k3", "loss"]
     corrected = named["`truncated_importance` without cap, one token, old samples", "", ""]
     discounted = named["`returns_to_go`, γ = .5", "", ""]
-    late = lambda b: advantages.returns_to_go(b.rewards, b.mask, gamma=1.0) - b.rewards  # forgets the token's own reward
+    late = lambda b: (
+        advantages.returns_to_go(b.rewards, b.mask, gamma=1.0) - b.rewards
+    )  # forgets the token's own reward
     wrong_formula = lambda x: oracle.true(x, BETA) + 1e-6 * oracle.held(x, oracle.forward)
     false = (
         exact._replace(claim="2 times: no"),
@@ -155,14 +175,18 @@ def test_the_truth(tiny, x64):
     direct = jax.jit(jax.grad(lambda params: objective(table(params))))
     with jax.numpy_dtype_promotion("standard"):
         leaves = jax.tree.leaves(direct(params))
-    np.testing.assert_allclose(gradient, np.concatenate([np.ravel(x) for x in leaves]), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(
+        gradient, np.concatenate([np.ravel(x) for x in leaves]), rtol=0, atol=1e-12
+    )
 
 
 def test_the_truth_by_central_differences(x64):
     table, logits, (new, old, ref) = free_logits()
     value = lambda step: oracle.true(oracle.exact(table(logits + step), old, ref), BETA)
     steps = 1e-5 * np.eye(logits.size).reshape(-1, *logits.shape)
-    up, down, gradient = jax.jit(lambda h: (jax.vmap(value)(h), jax.vmap(value)(-h), jax.grad(value)(0 * h[0])))(steps)
+    up, down, gradient = jax.jit(
+        lambda h: (jax.vmap(value)(h), jax.vmap(value)(-h), jax.grad(value)(0 * h[0]))
+    )(steps)
     np.testing.assert_allclose(gradient.reshape(-1), (up - down) / 2e-5, rtol=0, atol=TOLERANCE)
 
 
@@ -175,12 +199,14 @@ def test_the_scorer_agrees(x64):
     attend = jnp.concatenate([prompt == END, mask == 1], 1)
     rollout = Rollout(tokens, attend, mask, jnp.ones(len(tokens), bool), mask, mask, mask, mask)
     with jax.numpy_dtype_promotion("standard"):
-        scores = jax.jit(partial(policy.score, model(), config=config.Config(), with_values=False))(tiny.params, rollout)
+        scores = jax.jit(
+            partial(policy.token_logprobs, model(), config=config.Config(), with_values=False)
+        )(tiny.params, rollout)
     expected = tiny.tables[0][w.states, w.tokens]
     np.testing.assert_allclose(scores.logprobs * mask, expected * mask, rtol=1e-12)
 
 
-@pytest.mark.parametrize("loss", [losses.reinforce, losses.clip])
+@pytest.mark.parametrize("loss", [token.reinforce, token.clip])
 @pytest.mark.parametrize("baseline", [False, True])
 def test_two_states_two_actions_by_hand(loss, baseline, x64):
     """A textbook's example: ∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s)), whether V is taken off or not."""
@@ -196,7 +222,9 @@ def test_two_states_two_actions_by_hand(loss, baseline, x64):
         per_token, _ = loss(logprobs, jax.lax.stop_gradient(logprobs), a, jnp.ones_like(a))
         return -jnp.sum(prob * per_token)
 
-    value = lambda logits: jnp.sum(0.5 * jax.nn.softmax(logits) * q)  # J itself, Q held fixed: ½ Σ π Q
+    value = lambda logits: jnp.sum(
+        0.5 * jax.nn.softmax(logits) * q
+    )  # J itself, Q held fixed: ½ Σ π Q
     found = jax.jit(lambda z: (jax.grad(objective)(z), jax.grad(value)(z)))(jnp.log(p))
     np.testing.assert_allclose(found, [expected, expected], atol=1e-15)
 

@@ -27,14 +27,18 @@ def test_score_is_the_shifted_log_softmax(family, rolled, strict):
         before = logprobs[:, 3 + t]  # P = 4: the response begins in slot 4
         chosen = before[jnp.arange(8), rolled.tokens[:, 4 + t]]
         np.testing.assert_allclose(got.logprobs[:, t], chosen, atol=2e-5)
-        np.testing.assert_allclose(got.entropy[:, t], -(jnp.exp(before) * before).sum(-1), atol=2e-5)
+        np.testing.assert_allclose(
+            got.entropy[:, t], -(jnp.exp(before) * before).sum(-1), atol=2e-5
+        )
         np.testing.assert_allclose(got.values[:, t], values[:, 3 + t], atol=2e-5)
     np.testing.assert_array_equal(got.raw_logprobs, got.logprobs)
 
 
 def test_without_a_critic_values_are_zero(llama):
     rolled = toys.roll(llama, toys.prompts())
-    got = policy.score(llama.model, llama.params, rolled, config=SETTINGS, with_values=False)
+    got = policy.token_logprobs(
+        llama.model, llama.params, rolled, config=SETTINGS, with_values=False
+    )
     assert not got.values.any()
 
 
@@ -44,7 +48,9 @@ def test_chunks_change_nothing(llama):
     assert policy.number_of_chunks(40, 11, 450) == 4
 
     def loss(params, budget):
-        got = policy.score(llama.model, params, rolled, config=replace(SETTINGS, logits_bytes=budget))
+        got = policy.token_logprobs(
+            llama.model, params, rolled, config=replace(SETTINGS, logits_bytes=budget)
+        )
         return (jnp.sin(got.logprobs) + got.entropy + got.values).sum(), got
 
     run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
@@ -69,7 +75,9 @@ def test_number_of_chunks(rows, vocab, budget, chunks):
 
 
 def test_choices_with_a_temperature():
-    logprob, raw, entropy = policy.choices(LOGITS, jnp.array([3]), config=replace(SETTINGS, temperature=0.5))
+    logprob, raw, entropy = policy.choices(
+        LOGITS, jnp.array([3]), config=replace(SETTINGS, temperature=0.5)
+    )
     # squares .01 .04 .09 .16 over .30: .16 / .30 = .5333
     assert float(logprob[0]) == float(raw[0]) == pytest.approx(np.log(0.16 / 0.30), abs=1e-6)
     p = np.array([0.01, 0.04, 0.09, 0.16]) / 0.30
@@ -79,7 +87,9 @@ def test_choices_with_a_temperature():
 @pytest.mark.parametrize("options", [{"top_k": 2}, {"top_p": 0.6}])
 def test_choices_in_a_keep_set(options):
     """.3 and .4 stay: the ratio's log-prob is renormalised, the KL's and the entropy are not."""
-    logprob, raw, entropy = policy.choices(LOGITS, jnp.array([2]), config=replace(SETTINGS, **options))
+    logprob, raw, entropy = policy.choices(
+        LOGITS, jnp.array([2]), config=replace(SETTINGS, **options)
+    )
     assert float(logprob[0]) == pytest.approx(np.log(0.3 / 0.7), abs=1e-6)
     assert float(raw[0]) == pytest.approx(np.log(0.3), abs=1e-6)
     whole = policy.choices(LOGITS, jnp.array([2]), config=SETTINGS)
@@ -88,7 +98,9 @@ def test_choices_in_a_keep_set(options):
 
 def test_a_token_outside_the_keep_set_is_floored_without_gradient():
     config = replace(SETTINGS, top_k=2)
-    value, gradient = jax.value_and_grad(lambda z: policy.choices(z, jnp.array([0]), config=config)[0].sum())(LOGITS)
+    value, gradient = jax.value_and_grad(
+        lambda z: policy.choices(z, jnp.array([0]), config=config)[0].sum()
+    )(LOGITS)
     assert float(value) == policy.FLOOR == -20.0
     assert gradient.tolist() == [[0.0] * 4]
 
@@ -101,11 +113,17 @@ def test_gradient_inside_a_keep_set():
 
 
 def test_cast_rounds_matrices_alone():
-    params = {"embed": {"embedding": jnp.ones((3, 2))}, "norm": {"scale": jnp.ones(2)}, "value": {"kernel": jnp.ones((2, 1))}}
+    params = {
+        "embed": {"embedding": jnp.ones((3, 2))},
+        "norm": {"scale": jnp.ones(2)},
+        "value": {"kernel": jnp.ones((2, 1))},
+    }
     out = policy.cast(params, jnp.bfloat16)
     assert out["embed"]["embedding"].dtype == jnp.bfloat16
     assert out["norm"]["scale"].dtype == out["value"]["kernel"].dtype == jnp.float32
-    scanned = {"layers": {"norm": {"scale": jnp.ones((4, 2))}, "q": {"kernel": jnp.ones((4, 2, 2))}}}  # of four layers
+    scanned = {
+        "layers": {"norm": {"scale": jnp.ones((4, 2))}, "q": {"kernel": jnp.ones((4, 2, 2))}}
+    }  # of four layers
     out = policy.cast(scanned, jnp.bfloat16)["layers"]
     assert out["norm"]["scale"].dtype == jnp.float32 and out["q"]["kernel"].dtype == jnp.bfloat16
 

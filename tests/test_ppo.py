@@ -9,7 +9,8 @@ from toys import SETTINGS
 
 from jaxppo import parallel, ppo
 from jaxppo.models import lora
-from jaxppo.rewards import on_host, token_rewards
+from jaxppo.rewards.host import on_host
+from jaxppo.rewards.shaping import token_rewards
 
 PROMPTS = toys.prompts()
 
@@ -65,14 +66,23 @@ def other_reference(toy):
 
 def test_one_step(toy_step):
     state, metrics = toy_step(toy_step.state(), PROMPTS)
-    assert all(x.shape == () and x.dtype == jnp.float32 and np.isfinite(x) for x in metrics.values())
+    assert all(
+        x.shape == () and x.dtype == jnp.float32 and np.isfinite(x) for x in metrics.values()
+    )
     assert int(state.step) == 1
     assert int(state.cursor) == 8
-    assert {name: int(x) for name, x in state.counters.items()} == {"skipped_updates": 0, "invalid_rows": 0, "barren_steps": 0}
+    assert {name: int(x) for name, x in state.counters.items()} == {
+        "skipped_updates": 0,
+        "invalid_rows": 0,
+        "barren_steps": 0,
+    }
     assert float(metrics["first_ratio_off"]) < 1e-4
     assert float(metrics["kl"]) == pytest.approx(0, abs=1e-5)  # the reference is the policy itself
     assert float(metrics["advantage_std"]) == pytest.approx(1, abs=1e-4)
-    moved = [float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (state.params, toy_step.toy.params)), strict=True)]
+    moved = [
+        float(jnp.abs(a - b).max())
+        for a, b in zip(*map(jax.tree.leaves, (state.params, toy_step.toy.params)), strict=True)
+    ]
     assert min(moved) > 0  # every weight is trained
     assert max(moved) <= 4.1e-3  # by four steps of Adam at 1e-3
 
@@ -82,7 +92,9 @@ def test_the_metrics_are_those_of_the_rollout(spied):
     seen = spied.rollout
     assert float(metrics["length"]) == pytest.approx(seen.mask.sum() / 8)
     assert float(metrics["finished"]) == pytest.approx(seen.finished.mean())
-    assert float(metrics["reward"]) == pytest.approx((((seen.response == 3) * seen.mask).sum(1)).mean())
+    assert float(metrics["reward"]) == pytest.approx(
+        (((seen.response == 3) * seen.mask).sum(1)).mean()
+    )
     # nats a response: a sum over tokens, a mean over rows
     kl = ((seen.raw_logprobs - seen.ref_logprobs) * seen.mask).sum(1).mean()
     assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-5)
@@ -105,7 +117,10 @@ def test_rewards_of_tokens(spied):
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
-        (toys.gpt2, {"top_k": 6, "top_p": 0.9, "temperature": 0.8, "value_loss": "none", "group_size": 2}),
+        (
+            toys.gpt2,
+            {"top_k": 6, "top_p": 0.9, "temperature": 0.8, "value_loss": "none", "group_size": 2},
+        ),
         (lambda: toys.llama("bfloat16"), {"top_p": 0.9}),
     ],
     ids=["gpt2 in a keep-set without critic", "bfloat16"],
@@ -143,7 +158,9 @@ def test_two_steps_with_the_same_prompts_and_weights_sample_differently(spied):
 
 
 def test_rows_of_the_same_prompt_sample_differently(spied):
-    same = jax.tree.map(lambda x: x[:1].repeat(8, 0), PROMPTS).replace(index=jnp.arange(8, dtype=jnp.int32))
+    same = jax.tree.map(lambda x: x[:1].repeat(8, 0), PROMPTS).replace(
+        index=jnp.arange(8, dtype=jnp.int32)
+    )
     spied(spied.state(), same)
     assert len({tuple(row) for row in spied.rollout.response.tolist()}) > 4
 
@@ -163,7 +180,10 @@ def test_no_key_is_used_twice(llama, toy_step):
 
 
 def test_a_reward_on_the_host_equals_the_same_in_the_graph(spied, toy_step):
-    (one, one_metrics), (other, other_metrics) = spied(spied.state()), toy_step(toy_step.state(), PROMPTS)
+    (one, one_metrics), (other, other_metrics) = (
+        spied(spied.state()),
+        toy_step(toy_step.state(), PROMPTS),
+    )
     assert float(one_metrics["reward"]) > 0
     toys.assert_close(one, other, atol=1e-6)
     toys.assert_close(one_metrics, other_metrics, atol=1e-5)
@@ -175,10 +195,14 @@ def raises(prompt, response):
 
 def fails_for_some(fail):
     """Scored like the others, unless the response holds an f."""
-    return lambda prompt, response: fail(prompt, response) if "f" in response else response.count("d")
+    return lambda prompt, response: (
+        fail(prompt, response) if "f" in response else response.count("d")
+    )
 
 
-@pytest.mark.parametrize("fail", [raises, lambda p, r: None, lambda p, r: "a", lambda p, r: np.nan, lambda p, r: -np.inf])
+@pytest.mark.parametrize(
+    "fail", [raises, lambda p, r: None, lambda p, r: "a", lambda p, r: np.nan, lambda p, r: -np.inf]
+)
 def test_invalid_rows_are_counted_and_leave_the_loss(spied, judge, fail):
     judge(fails_for_some(raises))
     want, metrics = spied(spied.state())
@@ -204,14 +228,18 @@ def test_a_step_without_a_valid_row_changes_no_parameter(spied, judge):
     state, metrics = spied(spied.state())
     toys.assert_same(state.params, spied.toy.params)
     assert float(metrics["loss"]) == float(metrics["grad_norm"]) == 0
-    assert float(state.controller["kl_coef"]) == float(spied.state().controller["kl_coef"])  # nothing was measured
+    assert float(state.controller["kl_coef"]) == float(
+        spied.state().controller["kl_coef"]
+    )  # nothing was measured
     assert int(state.step) == 1
 
 
 def test_a_step_that_is_not_finite_changes_no_parameter(toy_step):
     """A reference that says NaN: KL, rewards and advantages are NaN."""
     broken = jax.tree.map(lambda x: x * jnp.nan, toy_step.toy.params)
-    state, metrics = toy_step(toy_step.state().replace(frozen={"base": {}, "reference": broken, "reward": {}}), PROMPTS)
+    state, metrics = toy_step(
+        toy_step.state().replace(frozen={"base": {}, "reference": broken, "reward": {}}), PROMPTS
+    )
     before = toy_step.state()
     for name in ("params", "opt_state", "controller", "statistics"):
         toys.assert_same(getattr(state, name), getattr(before, name))
@@ -228,7 +256,9 @@ def test_a_step_that_is_not_finite_changes_no_parameter(toy_step):
 
 def controlled(toy_step, coef, frozen=None):
     state = toy_step.state()
-    state = state.replace(controller={**state.controller, "kl_coef": jnp.float32(coef)}, frozen=frozen or state.frozen)
+    state = state.replace(
+        controller={**state.controller, "kl_coef": jnp.float32(coef)}, frozen=frozen or state.frozen
+    )
     new, metrics = toy_step(state, PROMPTS)
     assert float(metrics["kl_coef"]) == pytest.approx(coef)  # the one that was used
     return float(new.controller["kl_coef"]), float(metrics["kl"])
@@ -251,7 +281,11 @@ def test_the_coefficient_has_a_floor(toy_step):
 
 
 def test_the_coefficient_stays_when_it_is_not_adaptive():
-    assert float(ppo._controlled(jnp.float32(0.3), jnp.float32(9), 8, replace(SETTINGS, kl_adaptive=False))) == pytest.approx(0.3)
+    assert float(
+        ppo._adapt_kl_coef(
+            jnp.float32(0.3), jnp.float32(9), 8, replace(SETTINGS, kl_adaptive=False)
+        )
+    ) == pytest.approx(0.3)
 
 
 # The state, and several steps at once
@@ -260,7 +294,11 @@ def test_the_coefficient_stays_when_it_is_not_adaptive():
 def test_no_two_leaves_share_a_buffer(toy_step):
     """Else the second of them is donated twice."""
     state = toy_step.state().replace(frozen=None)
-    places = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    places = [
+        x.unsafe_buffer_pointer()
+        for x in jax.tree.leaves(state)
+        if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+    ]
     assert len(set(places)) == len(places)
 
 
@@ -270,12 +308,18 @@ def test_several_steps_in_one_dispatch(llama, toy_step):
     for batch in batches:
         state, metrics = toy_step(state, batch)
         rows.append(metrics)
-    step = parallel.compile_step(ppo.repeat(ppo.make_train_step(llama.model, toys.parts(toy_step.settings), toy_step.settings)))
+    step = parallel.compile_step(
+        ppo.repeat(
+            ppo.make_train_step(llama.model, toys.parts(toy_step.settings), toy_step.settings)
+        )
+    )
     together, metrics = step(toy_step.state(), jax.tree.map(lambda *x: jnp.stack(x), *batches))
     toys.assert_close(together, state, atol=1e-6)
     assert step.traces == 1
     for k in range(3):
-        toys.assert_close({name: x[k] for name, x in metrics.items()}, rows[k], atol=1e-5, rtol=1e-4)
+        toys.assert_close(
+            {name: x[k] for name, x in metrics.items()}, rows[k], atol=1e-5, rtol=1e-4
+        )
 
 
 def test_with_adapters_the_base_stays(llama):
@@ -288,9 +332,13 @@ def test_with_adapters_the_base_stays(llama):
     step = ppo.make_train_step(toy.model, toys.parts(settings), settings)
     new, _ = jax.eval_shape(step, state, PROMPTS)
     shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    assert shapes(new) == shapes(state)  # nothing changes shape or type, so the next step runs the same program
+    assert shapes(new) == shapes(
+        state
+    )  # nothing changes shape or type, so the next step runs the same program
     moments = sum(x.size for x in jax.tree.leaves(new.opt_state))
-    assert moments == 2 * lora.count(trained) + 2  # Adam's two of each number that is trained, and two counts
+    assert (
+        moments == 2 * lora.count(trained) + 2
+    )  # Adam's two of each number that is trained, and two counts
 
 
 def test_a_step_may_be_vmapped_over_seeds(llama):

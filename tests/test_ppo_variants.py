@@ -33,7 +33,9 @@ def watched(toy, settings, *, reward=None, **changes):
     inner = toys.parts(settings, **changes).advantage
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name):
-        adv, returns, statistics = inner(rewards, scores, rollout, valid=valid, statistics=statistics, axis_name=axis_name)
+        adv, returns, statistics = inner(
+            rewards, scores, rollout, valid=valid, statistics=statistics, axis_name=axis_name
+        )
         return adv, returns, {**statistics, "seen": Seen(rewards, scores, rollout, valid, adv)}
 
     step = toys.step(toy, settings, **changes, advantage=advantage)
@@ -55,7 +57,9 @@ def test_remax_rolls_out_greedily_in_the_same_program(llama):
     greedy = toys.roll(llama, PROMPTS, settings, greedy=True)
     want = ((greedy.response == 3) * greedy.mask).sum(1)
     np.testing.assert_allclose(rolled.extra["greedy_scores"], want)
-    np.testing.assert_allclose(adv, (scores - want)[:, None] * rolled.mask, atol=1e-6)  # the score comes last: to-go is all of it
+    np.testing.assert_allclose(
+        adv, (scores - want)[:, None] * rolled.mask, atol=1e-6
+    )  # the score comes last: to-go is all of it
 
 
 def even_prompts_are_alike(params, rollout):
@@ -72,7 +76,9 @@ def grouped(rows):
     return PROMPTS.replace(tokens=tokens, mask=tokens > 0, index=jnp.arange(rows, dtype=jnp.int32))
 
 
-GROUPED = replace(SETTINGS, advantage="group", group_size=2, value_loss="none", filter_groups=True, kl_coef=0.0)
+GROUPED = replace(
+    SETTINGS, advantage="group", group_size=2, value_loss="none", filter_groups=True, kl_coef=0.0
+)
 
 
 def test_groups_that_teach_nothing_leave_the_loss_and_its_denominators(llama):
@@ -88,7 +94,9 @@ def test_groups_that_teach_nothing_leave_the_loss_and_its_denominators(llama):
     np.testing.assert_array_equal(learn, differ)
     assert float(metrics["informative"]) == pytest.approx(differ.mean())
     assert not adv[~differ].any()
-    assert float(metrics["tokens"]) == float((rolled.mask * differ[:, None]).sum())  # the loss's mask, and so its weights
+    assert float(metrics["tokens"]) == float(
+        (rolled.mask * differ[:, None]).sum()
+    )  # the loss's mask, and so its weights
     assert float(metrics["reward"]) == pytest.approx(float(scores.mean()))  # of all rollouts
     assert int(state.cursor) == 4
     assert int(state.counters["invalid_rows"]) == 0  # they are not faulty
@@ -112,7 +120,11 @@ def test_oversampling_keeps_the_first_informative_groups(llama):
     assert int(state.cursor) == 8  # prompts are consumed twice as fast
 
 
-@pytest.mark.parametrize("changes", [{}, {"value_loss": "none", "advantage": "rloo", "group_size": 2}], ids=["critic", "none"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"value_loss": "none", "advantage": "rloo", "group_size": 2}],
+    ids=["critic", "none"],
+)
 def test_one_bad_minibatch_of_two_makes_no_barren_step(llama, changes):
     """Whether there is a critic or not. Row 0 is in one of two minibatches."""
     settings = replace(SETTINGS, **changes, epochs=1, minibatches=2)
@@ -123,11 +135,18 @@ def test_one_bad_minibatch_of_two_makes_no_barren_step(llama, changes):
         adv, returns, statistics = inner(*args, **options)
         return adv.at[0].set(jnp.nan), returns, statistics
 
-    state, metrics = toys.step(llama, settings, reward=reward, advantage=advantage)(toys.state(llama, settings), PROMPTS)
+    state, metrics = toys.step(llama, settings, reward=reward, advantage=advantage)(
+        toys.state(llama, settings), PROMPTS
+    )
     assert float(metrics["skipped"]) == 1 and int(state.counters["barren_steps"]) == 0
     assert "updates" not in metrics
-    every = lambda *args, **options: (inner(*args, **options)[0] * jnp.nan, *inner(*args, **options)[1:])
-    state, metrics = toys.step(llama, settings, reward=reward, advantage=every)(toys.state(llama, settings), PROMPTS)
+    every = lambda *args, **options: (
+        inner(*args, **options)[0] * jnp.nan,
+        *inner(*args, **options)[1:],
+    )
+    state, metrics = toys.step(llama, settings, reward=reward, advantage=every)(
+        toys.state(llama, settings), PROMPTS
+    )
     assert float(metrics["skipped"]) == 2 and int(state.counters["barren_steps"]) == 1
 
 
@@ -153,15 +172,19 @@ def test_invalid_rewards_are_counted_before_groups_are_chosen(llama):
 
     step = watched(llama, settings, reward=reward)
     (_, _, _, learn, _), state, metrics = step(toys.state(llama, settings), grouped(16))
-    assert learn.all() and float(metrics["invalid_rows"]) == 4 == int(state.counters["invalid_rows"])
+    assert learn.all() and float(metrics["invalid_rows"]) == 4 == int(
+        state.counters["invalid_rows"]
+    )
 
 
 def test_groups_that_are_filtered_stay_where_they_are(llama):
     """So that minibatches hold the same rows on any number of devices."""
-    plain, _, _ = watched(llama, replace(GROUPED, filter_groups=False), reward=even_prompts_are_alike)(
+    plain, _, _ = watched(
+        llama, replace(GROUPED, filter_groups=False), reward=even_prompts_are_alike
+    )(toys.state(llama, GROUPED), grouped(8))
+    left, _, _ = watched(llama, GROUPED, reward=even_prompts_are_alike)(
         toys.state(llama, GROUPED), grouped(8)
     )
-    left, _, _ = watched(llama, GROUPED, reward=even_prompts_are_alike)(toys.state(llama, GROUPED), grouped(8))
     np.testing.assert_array_equal(left.rollout.tokens, plain.rollout.tokens)
     assert not left.learn.all() and plain.learn.all()
 
@@ -184,7 +207,9 @@ def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
     assert "outside_fraction" in metrics
     toys.assert_same(new.statistics["lagged"], lagged)
     # the ratio's log-probs are renormalised over the allowed tokens, the KL's are not
-    plain = jax.nn.log_softmax(llama.model.logits(llama.params, policy.before_tokens(llama.model, llama.params, rolled)))
+    plain = jax.nn.log_softmax(
+        llama.model.logits(llama.params, policy.before_tokens(llama.model, llama.params, rolled))
+    )
     inside = jax.nn.logsumexp(jnp.where(allowed, plain, -jnp.inf), -1)
     raw = jnp.take_along_axis(plain, rolled.response[..., None], 2)[..., 0]
     np.testing.assert_allclose(rolled.logprobs, (raw - inside) * rolled.mask, atol=1e-4)
@@ -213,7 +238,9 @@ def test_rl4lms_form_leaves_log_probs_as_they_are(llama):
 
 def test_kl_in_the_loss_is_not_in_the_reward(llama):
     settings = replace(SETTINGS, kl_place="loss", kl="k3", kl_coef=0.5)
-    seen, _, metrics = watched(llama, settings)(toys.state(llama, settings).replace(frozen=other(llama)))
+    seen, _, metrics = watched(llama, settings)(
+        toys.state(llama, settings).replace(frozen=other(llama))
+    )
     rewards, scores, rolled, *_ = seen
     np.testing.assert_allclose(rewards.sum(1), scores, atol=1e-5)
     assert float(metrics["kl_loss"]) > 0
@@ -223,8 +250,12 @@ def test_kl_in_the_loss_is_not_in_the_reward(llama):
 
 def test_full_kl_in_the_reward(llama):
     settings, frozen = replace(SETTINGS, kl="full", kl_coef=0.5), other(llama)
-    (rewards, scores, rolled, *_), _, _ = watched(llama, settings)(toys.state(llama, settings).replace(frozen=frozen))
-    logits = lambda params: llama.model.logits(params, policy.before_tokens(llama.model, params, rolled))
+    (rewards, scores, rolled, *_), _, _ = watched(llama, settings)(
+        toys.state(llama, settings).replace(frozen=frozen)
+    )
+    logits = lambda params: llama.model.logits(
+        params, policy.before_tokens(llama.model, params, rolled)
+    )
     exact = kl.full(logits(llama.params), logits(frozen["reference"])) * rolled.mask
     np.testing.assert_allclose(rewards.sum(1), scores - 0.5 * exact.sum(1), atol=1e-4)
 
@@ -234,10 +265,14 @@ def test_several_rewards(llama):
     settings = replace(GROUPED, advantage="gdpo", filter_groups=False)
 
     def reward(params, rollout):
-        hits = lambda token: ((rollout.response == token) & (rollout.mask > 0)).sum(1).astype(jnp.float32)
+        hits = lambda token: (
+            ((rollout.response == token) & (rollout.mask > 0)).sum(1).astype(jnp.float32)
+        )
         return jnp.stack([hits(3), hits(4)], 1), rollout.tokens[:, 3] > 0
 
-    (rewards, scores, *_), _, metrics = watched(llama, settings, reward=reward)(toys.state(llama, settings), grouped(8))
+    (rewards, scores, *_), _, metrics = watched(llama, settings, reward=reward)(
+        toys.state(llama, settings), grouped(8)
+    )
     assert scores.shape == (8, 2)
     np.testing.assert_allclose(rewards.sum(1), scores.sum(1), atol=1e-6)
     assert float(metrics["reward"]) == pytest.approx(float(scores.sum(1).mean()))
@@ -253,7 +288,9 @@ def test_each_task_has_its_reward(llama):
         total = (rollout.response * (rollout.mask > 0)).sum(1).astype(jnp.float32)
         return jnp.where(rollout.extra["task"] == 0, 100 * total, total), rollout.index != 1
 
-    (_, scores, rolled, *_), _, metrics = watched(llama, settings, reward=reward)(toys.state(llama, settings), prompts)
+    (_, scores, rolled, *_), _, metrics = watched(llama, settings, reward=reward)(
+        toys.state(llama, settings), prompts
+    )
     total = np.asarray((rolled.response * rolled.mask).sum(1))
     rows = [np.array([0, 2]), np.arange(3, 8)]  # row 1 is invalid
     assert float(metrics["reward_0"]) == pytest.approx(100 * total[rows[0]].mean())
@@ -278,7 +315,9 @@ def test_whitened_rewards_keep_their_mean(llama):
     acting = {}
     for whiten in (True, False):
         settings = replace(SETTINGS, whiten_rewards=whiten)
-        seen, _, _ = watched(llama, settings)(toys.state(llama, settings).replace(frozen=other(llama)))
+        seen, _, _ = watched(llama, settings)(
+            toys.state(llama, settings).replace(frozen=other(llama))
+        )
         acting[whiten] = np.asarray(seen.rewards)[np.asarray(seen.rollout.mask) > 0]
     assert acting[True].var() == pytest.approx(1, rel=1e-3)
     assert acting[True].mean() == pytest.approx(acting[False].mean(), rel=1e-3)
@@ -288,11 +327,15 @@ def test_whitened_rewards_keep_their_mean(llama):
 def test_ppos_rules_for_coefficients():
     """Doubled above 1.5 targets, halved below 2/3 of it."""
     settings = Config(kl_rule="ppo", kl_target=1.0)
-    after = lambda measured: float(ppo._controlled(jnp.float32(0.2), jnp.float32(measured), 8, settings))
+    after = lambda measured: float(
+        ppo._adapt_kl_coef(jnp.float32(0.2), jnp.float32(measured), 8, settings)
+    )
     assert [after(x) for x in (0.5, 1.0, 1.6, np.nan)] == pytest.approx([0.1, 0.2, 0.4, 0.2])
     settings = Config(loss="kl_penalty", beta_target=0.01)
     parts = algorithms.make_parts(settings, toys.count_token(3))
-    steered = lambda kl, settings=settings: float(ppo._steered(jnp.float32(2.0), jnp.float32(kl), parts, settings))
+    steered = lambda kl, settings=settings: float(
+        ppo._adapt_beta(jnp.float32(2.0), jnp.float32(kl), parts, settings)
+    )
     assert [steered(x) for x in (0.001, 0.01, 0.02, np.inf)] == [1.0, 2.0, 4.0, 2.0]
     assert steered(0.02, replace(settings, beta_target=0.0)) == 2.0
 
@@ -310,7 +353,9 @@ def test_a_separate_critic_learns_in_the_step():
     toy = toys.Toy(one.config, model, toys.random_params(model, seed=2))
     settings = replace(SETTINGS, critic="separate", critic_lr=0.01, critic_warmup=1)
     state, metrics = toys.step(toy, settings)(toys.state(toy, settings), PROMPTS)
-    pairs = lambda name: zip(jax.tree.leaves(state.params[name]), jax.tree.leaves(toy.params[name]), strict=True)
+    pairs = lambda name: zip(
+        jax.tree.leaves(state.params[name]), jax.tree.leaves(toy.params[name]), strict=True
+    )
     changed = lambda name: any((a != b).any() for a, b in pairs(name))
     assert changed("critic") and not changed("embed")  # the first step is a warm-up
     assert float(metrics["first_ratio_off"]) < 1e-4

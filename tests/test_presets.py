@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, cli, config, models, parallel, ppo
-from jaxppo.config import Config, RunConfig, UserError, validate
+from jaxppo import algorithms, cli, commands, models, parallel, ppo
+from jaxppo.config import Config, RunConfig, validate
+from jaxppo.errors import UserError
+from jaxppo.models import critic, shapes
 from jaxppo.presets import ALGORITHMS, preset
 from jaxppo.types import Prompts
 
@@ -41,7 +43,12 @@ def test_other_options_override_a_preset():
     parse = lambda *args: cli.parse(RunConfig, args=list(args))
     for args in (["--algorithm", "grpo", "--loss", "gspo"], ["--loss", "gspo", "--algorithm=grpo"]):
         options = parse(*args)
-        assert (options.algorithm, options.loss, options.advantage, options.kl) == ("grpo", "gspo", "group", "k3")
+        assert (options.algorithm, options.loss, options.advantage, options.kl) == (
+            "grpo",
+            "gspo",
+            "group",
+            "k3",
+        )
     assert parse().algorithm == "ppo" and parse().advantage == "gae"
 
 
@@ -52,7 +59,11 @@ def test_a_script_keeps_its_own_defaults_below_a_preset():
         steps: int = 7
 
     options = cli.parse(Mine, args=["--algorithm", "rloo"])
-    assert (options.kl_coef, options.steps, options.advantage) == (0.5, 7, "rloo")  # rloo does not speak of the coefficient
+    assert (options.kl_coef, options.steps, options.advantage) == (
+        0.5,
+        7,
+        "rloo",
+    )  # rloo does not speak of the coefficient
 
 
 def test_an_unknown_algorithm_is_one_line(capsys):
@@ -60,14 +71,17 @@ def test_an_unknown_algorithm_is_one_line(capsys):
         cli.parse(RunConfig, args=["--algorithm", "ppa"])
     assert stop.value.code == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: unknown --algorithm 'ppa': choose one of reinforce, ") and len(shown.splitlines()) == 1
+    assert (
+        shown.startswith("error: unknown --algorithm 'ppa': choose one of reinforce, ")
+        and len(shown.splitlines()) == 1
+    )
     with pytest.raises(UserError):
         preset(Config(), "ppa")
 
 
 def test_the_table_is_printed(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["jaxppo", "algorithms", "--settings"])
-    cli.main()
+    commands.main()
     shown = capsys.readouterr().out
     for name, chosen in ALGORITHMS.items():
         assert f"\n{name} " in "\n" + shown
@@ -105,28 +119,45 @@ class Learner:
 
     def __init__(self, settings: Config, *, wrong: bool = False, mode: str = "jit"):
         self.settings = settings
-        shape = config.llama(vocab_size=VOCAB, width=16, num_layers=1, num_heads=2, num_kv_heads=2, max_length=4)
+        shape = shapes.llama(
+            vocab_size=VOCAB, width=16, num_layers=1, num_heads=2, num_kv_heads=2, max_length=4
+        )
         model = models.make(shape)
-        self.model = models.with_critic(model, model, width=16) if settings.critic == "separate" else model
+        self.model = (
+            critic.with_critic(model, model, width=16) if settings.critic == "separate" else model
+        )
         parts = algorithms.make_parts(settings, reward)
         if wrong:
             right = parts.policy_loss
-            negative = lambda *args, **kw: (lambda loss, diagnostics: (-loss, diagnostics))(*right(*args, **kw))
+            negative = lambda *args, **kw: (lambda loss, diagnostics: (-loss, diagnostics))(
+                *right(*args, **kw)
+            )
             parts = parts._replace(policy_loss=negative)
-        make = lambda axis_name: ppo.make_train_step(self.model, parts, settings, axis_name=axis_name)
-        self.step = parallel.prepare(make, mode=mode, devices=jax.devices()[:2] if mode == "pmap" else None)
+        make = lambda axis_name: ppo.make_train_step(
+            self.model, parts, settings, axis_name=axis_name
+        )
+        self.step = parallel.prepare(
+            make, mode=mode, devices=jax.devices()[:2] if mode == "pmap" else None
+        )
         self.init = jax.jit(self.model.init)
 
     def state(self, seed: int):
         params = self.init(jax.random.key(seed))
         reference = {name: x for name, x in toys.copied(params).items() if name != "critic"}
-        return ppo.init_state(self.settings, params, {"base": {}, "reference": reference, "reward": {}}, jax.random.key(seed))
+        return ppo.init_state(
+            self.settings,
+            params,
+            {"base": {}, "reference": reference, "reward": {}},
+            jax.random.key(seed),
+        )
 
     def run(self, steps: int, seed: int = 0) -> list[dict]:
         state, out = self.step.place(self.state(seed)), []
         for number in range(steps):
             rng = np.random.default_rng([seed, number])
-            prompts = rng.integers(0, VOCAB, (self.settings.rows // self.settings.group_size, 1)).astype(np.int32)
+            prompts = rng.integers(
+                0, VOCAB, (self.settings.rows // self.settings.group_size, 1)
+            ).astype(np.int32)
             tokens = prompts.repeat(self.settings.group_size, 0)
             rows = np.arange(self.settings.rows, dtype=np.int32)
             state, metrics = self.step(state, self.step.put(Prompts(tokens, tokens >= 0, rows)))
@@ -140,7 +171,9 @@ IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
 """One of each kind of program; the others differ from one of these in a loss, an advantage or a number."""
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS]
+)
 def test_every_preset_runs_and_is_the_same_under_pmap(name):
     """Two steps, on one device and on two."""
     settings = small(name, lr=1e-4)

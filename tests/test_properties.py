@@ -9,21 +9,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxppo import advantages, aggregate, kl, losses, masked
+from jaxppo import advantages, aggregate, kl, masked
+from jaxppo.losses import covariance, preference, sequence, shared, token, value
 
 ROWS, LENGTH = 4, 5
 JUNK = st.sampled_from([np.nan, np.inf, -np.inf, 3e38])
 
 named = lambda *functions, **others: {f.__name__: f for f in functions} | others
 POLICY = named(
-    losses.reinforce, losses.clip, losses.dual_clip, losses.cispo, losses.sapo, losses.gmpo, losses.dppo_tv, losses.dppo_kl,
-    losses.awr,
-    kl_penalty=partial(losses.kl_penalty, beta=0.5),
-    gspo=partial(losses.gspo, low=0.2, high=0.2),
-    gspo_token=partial(losses.gspo_token, low=0.2, high=0.2),
-    clip_cov=partial(losses.clip_cov, lower=0.0, upper=1e9, fraction=0.3, key=jax.random.key(0)),
-    kl_cov=partial(losses.kl_cov, fraction=0.3),
-    dro=partial(losses.dro, beta=0.5),
+    token.reinforce, token.clip, token.dual_clip, token.cispo, token.sapo, sequence.gmpo, token.dppo_tv, token.dppo_kl,
+    token.awr,
+    kl_penalty=partial(token.kl_penalty, beta=0.5),
+    gspo=partial(sequence.gspo, low=0.2, high=0.2),
+    gspo_token=partial(sequence.gspo_token, low=0.2, high=0.2),
+    clip_cov=partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.3, key=jax.random.key(0)),
+    kl_cov=partial(covariance.kl_cov, fraction=0.3),
+    dro=partial(token.dro, beta=0.5),
 )  # fmt: skip
 AGGREGATE = named(
     aggregate.token_mean, aggregate.token_sum, aggregate.sequence_mean, aggregate.sequence_sum,
@@ -31,10 +32,10 @@ AGGREGATE = named(
 )  # fmt: skip
 # Three arrays of numbers and a mask, all [B T], to arrays [B T] or []; x is differentiated.
 TOKENS = POLICY | {
-    "value_mse": lambda x, y, z, m: losses.value_mse(x, y, mask=m),
-    "value_clipped": lambda x, y, z, m: losses.value_clipped(x, y, z, mask=m),
-    "value_huber": lambda x, y, z, m: losses.value_huber(x, y, mask=m),
-    "truncated_importance": lambda x, y, z, m: losses.truncated_importance(x, y, m),
+    "value_mse": lambda x, y, z, m: value.value_mse(x, y, mask=m),
+    "value_clipped": lambda x, y, z, m: value.value_clipped(x, y, z, mask=m),
+    "value_huber": lambda x, y, z, m: value.value_huber(x, y, mask=m),
+    "truncated_importance": lambda x, y, z, m: shared.truncated_importance(x, y, m),
     "total": lambda x, y, z, m: masked.total(x, m),
     "mean": lambda x, y, z, m: masked.mean(x, m),
     "var": lambda x, y, z, m: masked.var(x, m, ddof=1),
@@ -44,10 +45,15 @@ TOKENS = POLICY | {
     "reinforce_plus_plus": lambda x, y, z, m: advantages.reinforce_plus_plus(x, m, gamma=0.9),
     "remax": lambda x, y, z, m: advantages.remax(x, masked.mean(y, m, axis=1), m),
 }
-for f in (kl.k1, kl.k2, kl.k3, kl.absolute):  # these take no mask: the caller replaces what may be infinite
+for f in (
+    kl.k1,
+    kl.k2,
+    kl.k3,
+    kl.absolute,
+):  # these take no mask: the caller replaces what may be infinite
     TOKENS[f.__name__] = lambda x, y, z, m, f=f: f(masked.keep(x, m), masked.keep(y, m))
 for name, f in AGGREGATE.items():
-    TOKENS[name] = lambda x, y, z, m, f=f: (f(m) * losses.clip(x, y, z, m)[0], f(m))
+    TOKENS[name] = lambda x, y, z, m, f=f: (f(m) * token.clip(x, y, z, m)[0], f(m))
 BY_POSITION = {"clip_cov"}  # draws tokens at random, by their place in the batch
 
 
@@ -76,7 +82,10 @@ def numbers(seed):
     """Log-probs, old log-probs and advantages; or rewards, values and anything."""
     rng = np.random.default_rng(seed)
     old = -rng.exponential(size=(ROWS, LENGTH))
-    return [a.astype(np.float32) for a in (old + 0.5 * rng.normal(size=old.shape), old, rng.normal(size=old.shape))]
+    return [
+        a.astype(np.float32)
+        for a in (old + 0.5 * rng.normal(size=old.shape), old, rng.normal(size=old.shape))
+    ]
 
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -90,7 +99,9 @@ def same(found, expected, view=lambda a: a, leave_out=()):
     atol = dict.fromkeys(found, 2e-6) | {"whiten": large, "reinforce_plus_plus": large}
     for name in set(found) - set(leave_out):
         for a, b in zip(found[name], expected[name], strict=True):
-            np.testing.assert_allclose(a, view(b) if b.ndim else b, rtol=2e-5, atol=atol[name], err_msg=name)
+            np.testing.assert_allclose(
+                a, view(b) if b.ndim else b, rtol=2e-5, atol=atol[name], err_msg=name
+            )
 
 
 # --- tokens
@@ -102,7 +113,11 @@ def same(found, expected, view=lambda a: a, leave_out=()):
 def test_padding_is_never_read(seed, mask, junk):
     """Not in a value and not in a gradient; and what stands there afterwards is 0."""
     clean = numpy(everything(*numbers(seed), mask))
-    noisy = numpy(everything(*(np.where(mask > 0, a, np.float32(j)) for a, j in zip(numbers(seed), junk)), mask))
+    noisy = numpy(
+        everything(
+            *(np.where(mask > 0, a, np.float32(j)) for a, j in zip(numbers(seed), junk)), mask
+        )
+    )
     for name in TOKENS:
         for a, b in zip(clean[name], noisy[name], strict=True):
             assert np.isfinite(b).all(), name
@@ -139,7 +154,9 @@ def test_gaps_do_not_count(seed, mask):
 def test_rows_have_no_order(seed, mask, order):
     move = lambda a: a[np.array(order)]
     found = numpy(everything(*map(move, numbers(seed)), move(mask)))
-    ties = {"kl_cov"} if mask.sum() == 2 else set()  # two tokens are equally far from their means: the first is chosen
+    ties = (
+        {"kl_cov"} if mask.sum() == 2 else set()
+    )  # two tokens are equally far from their means: the first is chosen
     same(found, numpy(everything(*numbers(seed), mask)), move, leave_out=BY_POSITION | ties)
 
 
@@ -158,7 +175,9 @@ def test_rows_of_one_token(seed, places):
     found = numpy(everything(x, y, z, mask))
     np.testing.assert_allclose(found["gae"][0], mask * (x - y), rtol=1e-6)  # nothing follows
     np.testing.assert_array_equal(found["returns_to_go"][0], mask * x)
-    np.testing.assert_allclose(found["gspo"][0], found["gspo_token"][0], rtol=1e-6)  # the row is the token
+    np.testing.assert_allclose(
+        found["gspo"][0], found["gspo_token"][0], rtol=1e-6
+    )  # the row is the token
     for name in ("sequence_mean", "sequence_sum"):
         np.testing.assert_allclose(found[name][0], found["token_mean"][0], rtol=1e-6)
 
@@ -166,7 +185,12 @@ def test_rows_of_one_token(seed, places):
 SIGNS = st.sampled_from([-1.0, 0.0, 1.0])
 
 
-@given(SEEDS, MASKS, hnp.arrays(np.float32, (ROWS, LENGTH), elements=SIGNS), st.sampled_from([1.0, 50.0]))
+@given(
+    SEEDS,
+    MASKS,
+    hnp.arrays(np.float32, (ROWS, LENGTH), elements=SIGNS),
+    st.sampled_from([1.0, 50.0]),
+)
 def test_extreme_log_ratios_stay_finite(seed, mask, sign, size):
     """log-ratios of −100, 0 and 100: e^100 is infinite in float32. Advantages up to about ±150 as well."""
     x, y, z = numbers(seed)
@@ -176,12 +200,25 @@ def test_extreme_log_ratios_stay_finite(seed, mask, sign, size):
 
 
 # These look at nothing but the log-ratio and the advantage.
-BY_RATIO = ("clip", "dual_clip", "kl_penalty", "gspo", "gspo_token", "sapo", "gmpo", "truncated_importance", "k3")
+BY_RATIO = (
+    "clip",
+    "dual_clip",
+    "kl_penalty",
+    "gspo",
+    "gspo_token",
+    "sapo",
+    "gmpo",
+    "truncated_importance",
+    "k3",
+)
 
 
 @given(SEEDS, hnp.arrays(np.float32, (ROWS, 1), elements=st.sampled_from([-1.0, 1.0])))
 def test_log_ratios_are_held_at_20(seed, sign):
-    z, old = numbers(seed)[2], np.full((ROWS, LENGTH), -200.0, np.float32)  # whole numbers: the ratio is exact
+    z, old = (
+        numbers(seed)[2],
+        np.full((ROWS, LENGTH), -200.0, np.float32),
+    )  # whole numbers: the ratio is exact
     z, ones = np.broadcast_to(z[:, :1], z.shape), np.ones((ROWS, LENGTH), np.float32)
     far, near = (numpy(everything(old + d * sign, old, z, ones)) for d in (100, 20))
     for name in BY_RATIO:
@@ -195,8 +232,15 @@ def test_log_ratios_are_held_at_20(seed, sign):
 @jax.jit
 def pairs_and_logits(x):
     """Losses on pairs (four rows) and on logits (rows of 6), with the gradients of their sums."""
-    fs = {"dpo": losses.dpo, "smoothed": partial(losses.dpo, label_smoothing=0.1), "ipo": losses.ipo}
-    fs |= {"entropy": lambda *z: losses.entropy(jnp.stack(z)), "full": lambda *z: kl.full(jnp.stack(z), jnp.stack(z[::-1]))}
+    fs = {
+        "dpo": preference.dpo,
+        "smoothed": partial(preference.dpo, label_smoothing=0.1),
+        "ipo": preference.ipo,
+    }
+    fs |= {
+        "entropy": lambda *z: value.entropy(jnp.stack(z)),
+        "full": lambda *z: kl.full(jnp.stack(z), jnp.stack(z[::-1])),
+    }
     return {name: jax.value_and_grad(lambda x, f=f: f(*x).sum())(x) for name, f in fs.items()}
 
 
@@ -249,11 +293,15 @@ def test_groups_and_their_members_have_no_order(scores, valid, swap, first, seco
     order = np.roll(order, 3) if swap else order
     found, expected = on_groups(scores[order], valid[order]), on_groups(scores, valid)
     for name in set(ESTIMATORS) - {"opo"}:  # whose lengths stand still here
-        np.testing.assert_allclose(found[name][0], expected[name][0][order], rtol=1e-4, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+            found[name][0], expected[name][0][order], rtol=1e-4, atol=1e-5, err_msg=name
+        )
 
 
 @given(st.floats(-1000, 1000).map(np.float32), SCORES)
-@example(np.float32(0.9), np.full(6, 0.9, np.float32))  # in float32 the mean of three times 0.9 may not be 0.9
+@example(
+    np.float32(0.9), np.full(6, 0.9, np.float32)
+)  # in float32 the mean of three times 0.9 may not be 0.9
 @example(np.float32(1e30), np.zeros(6, np.float32))
 def test_a_group_without_spread_gives_nothing_and_takes_nothing(level, scores):
     beside = lambda group: on_groups(np.array([*group, *scores[3:]], np.float32), ALL)

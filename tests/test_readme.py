@@ -11,9 +11,9 @@ import follow_readme
 import pytest
 import toys
 
-from jaxppo import cli, launch
-from jaxppo.options import parse
-from jaxppo.rewards import count_token
+from jaxppo import cli, commands, launch
+from jaxppo.cli import parse
+from jaxppo.rewards.in_program import count_token
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,9 @@ def test_the_parts_that_are_swapped_make_a_step(tmp_path):
     found = runpy.run_path(str(script), init_globals=names)
     metrics = {name: float(x) for name, x in found["metrics"].items()}
     assert int(found["state"].step) == 1 and metrics["skipped"] == 0 and metrics["grad_norm"] > 0
-    assert -toys.SETTINGS.response_length < metrics["reward"] <= 0  # the reward of the block of rewards, not the count
+    assert (
+        -toys.SETTINGS.response_length < metrics["reward"] <= 0
+    )  # the reward of the block of rewards, not the count
     assert metrics["mean_ratio"] > 0.5  # what the loss says of itself is among the metrics
 
 
@@ -46,7 +48,10 @@ def test_the_lines_that_are_followed():
     found = follow_readme.commands(text)
     assert found == ["ls", "cat '#1'", "python tpu/tpu.py list"]
     assert [follow_readme.needs_the_cloud(line) for line in found] == [False, False, True]
-    assert LINES[0] == 'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]" && .venv/bin/python experiments/sentiment.py'
+    assert (
+        LINES[0]
+        == 'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]" && .venv/bin/python experiments/sentiment.py'
+    )
     assert LINES[1].endswith('".[test]" && .venv/bin/pytest') and len(LINES) > 15
 
 
@@ -61,7 +66,9 @@ def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, mo
     lines.insert(1, "cp ../followed.json seen")
     assert [row["exit"] for row in follow()] == [0, 0, 1, 0]
     seen = json.loads((tmp_path / "clone" / "seen").read_text())
-    assert [row["line"] for row in seen] == [line for line in lines if line[:2] != "cp"]  # what comes later is not forgotten
+    assert [row["line"] for row in seen] == [
+        line for line in lines if line[:2] != "cp"
+    ]  # what comes later is not forgotten
     (tmp_path / "clone" / "b").touch()
     assert [row["exit"] for row in follow()] == [0, 0, 0, 0]
     assert (tmp_path / "clone" / "a").read_text().count("\n") == 1  # the first was not run twice
@@ -72,7 +79,9 @@ def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, mo
 @pytest.mark.ci  # the fast tests are one of the lines
 def test_every_line_that_needs_no_cloud_was_followed_to_a_good_end():
     """A line was changed, or is new? `python tests/follow_readme.py --record`."""
-    followed = {row["line"]: row["exit"] for row in json.loads(follow_readme.RECORD.read_text())["lines"]}
+    followed = {
+        row["line"]: row["exit"] for row in json.loads(follow_readme.RECORD.read_text())["lines"]
+    }
     assert followed == {line: 0 for line in LINES if not follow_readme.needs_the_cloud(line)}
 
 
@@ -87,13 +96,15 @@ def test_a_line_has_options_that_are_known(line, monkeypatch):
     """None is started; a script's parser, or the command's, reads the rest of the line."""
     program, first, *rest = words(line)
     if program == "jaxppo":
-        parse(cli.VERBS[first][1], args=rest)
+        parse(commands.load(first)[1], args=rest)
     elif first == "-m":
         assert rest[0] == launch.__name__
         assert (ROOT / rest[3]).exists()
     elif not follow_readme.needs_the_cloud(line):
         read = []
-        monkeypatch.setattr(cli, "script", lambda main, config, **_: read.append(parse(config, args=rest)))
+        monkeypatch.setattr(
+            cli, "script", lambda main, config, **_: read.append(parse(config, args=rest))
+        )
         monkeypatch.setattr(sys, "path", [str((ROOT / first).parent), *sys.path])
         runpy.run_path(str(ROOT / first), run_name="__main__")
         assert len(read) == 1

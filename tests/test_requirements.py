@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LEFT_OUT = ("parity", "cuda12", "cuda13", "tpu")  # large, or for one kind of machine
 PYTHONS = {"3.11": "requirements/py311.txt", "3.12": "requirements/py312.txt"}
-LIBTPU = {"0.10.2": "==0.0.42.*", "0.12.0.1": "==0.0.50.*"}  # what jax[tpu] of that version asks for
+LIBTPU = {
+    "0.10.2": "==0.0.42.*",
+    "0.12.0.1": "==0.0.50.*",
+}  # what jax[tpu] of that version asks for
 OTHER_NAMES = {"profanity_check": "alt-profanity-check", "markdown_it": "markdown-it-py"}
 
 
@@ -22,7 +25,9 @@ def pinned(path: str) -> dict[str, str]:
     """Versions by name. Nothing but names and versions stands there: no addresses, no paths."""
     lines = [line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.+!]*", line) for line in lines)
-    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    pins = {
+        canonicalize_name(name): version for name, version in (line.split("==") for line in lines)
+    }
     assert len(pins) == len(lines)
     return pins
 
@@ -37,11 +42,16 @@ def asked(lines: list[str], version: str) -> list[Requirement]:
 def test_pins(version):
     pins = pinned(PYTHONS[version])
     extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *(x for name, asked in extras.items() if name not in LEFT_OUT for x in asked)]
+    wanted = [
+        *PROJECT["dependencies"],
+        *(x for name, asked in extras.items() if name not in LEFT_OUT for x in asked),
+    ]
     for requirement in asked(wanted, version):
         if requirement.name in ("jaxppo", "pip"):
             continue
-        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)], prereleases=True), requirement
+        assert requirement.specifier.contains(
+            pins[canonicalize_name(requirement.name)], prereleases=True
+        ), requirement
     assert pins["jax"].startswith({"3.11": "0.10.", "3.12": "0.12."}[version])
 
 
@@ -65,20 +75,32 @@ def test_what_jax_asks_for_is_known():
     if version not in LIBTPU:
         pytest.skip(f"of JAX {version} nothing is pinned")
     found = [Requirement(line) for line in importlib.metadata.requires("jax") or ()]
-    (compiler,) = [x for x in found if x.name == "libtpu" and x.marker and x.marker.evaluate({"extra": "tpu"})]
+    (compiler,) = [
+        x for x in found if x.name == "libtpu" and x.marker and x.marker.evaluate({"extra": "tpu"})
+    ]
     assert str(compiler.specifier) == LIBTPU[version]
 
 
 def skipped_without() -> set[str]:
     """The modules without which some test is left out."""
-    calls = [x for path in (ROOT / "tests").rglob("test_*.py") for x in ast.walk(ast.parse(path.read_text()))]
-    names = [x.args[0] for x in calls if isinstance(x, ast.Call) and ast.unparse(x.func) == "pytest.importorskip"]
+    calls = [
+        x
+        for path in (ROOT / "tests").rglob("test_*.py")
+        for x in ast.walk(ast.parse(path.read_text()))
+    ]
+    names = [
+        x.args[0]
+        for x in calls
+        if isinstance(x, ast.Call) and ast.unparse(x.func) == "pytest.importorskip"
+    ]
     return {name.value.split(".")[0] for name in names if isinstance(name, ast.Constant)}
 
 
 def test_no_test_is_left_out_for_want_of_what_no_extra_has():
     extras = [x for lines in PROJECT["optional-dependencies"].values() for x in lines]
-    known = {canonicalize_name(Requirement(line).name) for line in [*PROJECT["dependencies"], *extras]}
+    known = {
+        canonicalize_name(Requirement(line).name) for line in [*PROJECT["dependencies"], *extras]
+    }
     for path in PYTHONS.values():
         known |= pinned(path).keys()
     names = skipped_without()

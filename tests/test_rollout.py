@@ -24,7 +24,11 @@ def assert_scores_agree(toy, rolled, settings, tolerance):
     scored = toys.score(toy, rolled, settings)
     on = np.asarray(rolled.mask) > 0
     for name in ("logprobs", "raw_logprobs", "values"):
-        np.testing.assert_allclose(np.asarray(getattr(rolled, name))[on], np.asarray(getattr(scored, name))[on], atol=tolerance)
+        np.testing.assert_allclose(
+            np.asarray(getattr(rolled, name))[on],
+            np.asarray(getattr(scored, name))[on],
+            atol=tolerance,
+        )
         assert not np.asarray(getattr(rolled, name))[~on].any()
     ratio = jnp.exp(scored.logprobs - rolled.logprobs)[on]
     np.testing.assert_allclose(ratio, 1.0, atol=tolerance)
@@ -41,7 +45,9 @@ def test_sampler_and_scorer_agree_in_a_keep_set(llama, options):
     assert_scores_agree(llama, rolled, settings, 1e-4)
     on = rolled.mask > 0
     assert (rolled.logprobs >= rolled.raw_logprobs - 1e-5)[on].all()  # fewer tokens share the whole
-    assert (rolled.logprobs > policy.FLOOR)[on].all()  # nothing was sampled outside of its own keep-set
+    assert (rolled.logprobs > policy.FLOOR)[
+        on
+    ].all()  # nothing was sampled outside of its own keep-set
 
 
 def test_sampler_and_scorer_agree_in_bfloat16():
@@ -51,7 +57,9 @@ def test_sampler_and_scorer_agree_in_bfloat16():
 
 def test_mask_ends_with_the_end_of_text(rolled):
     ended = 0
-    for tokens, mask, finished in zip(np.asarray(rolled.response), np.asarray(rolled.mask), rolled.finished, strict=True):
+    for tokens, mask, finished in zip(
+        np.asarray(rolled.response), np.asarray(rolled.mask), rolled.finished, strict=True
+    ):
         length = int(mask.sum())
         assert mask.tolist() == [1.0] * length + [0.0] * (12 - length)
         assert bool(finished) == (tokens[length - 1] == EOS)
@@ -64,7 +72,9 @@ def test_mask_ends_with_the_end_of_text(rolled):
 def test_rollout_keeps_the_prompt(rolled):
     prompts = toys.prompts()
     np.testing.assert_array_equal(rolled.tokens[:, :4], prompts.tokens)
-    np.testing.assert_array_equal(rolled.attend, jnp.concatenate([prompts.mask, rolled.mask > 0], 1))
+    np.testing.assert_array_equal(
+        rolled.attend, jnp.concatenate([prompts.mask, rolled.mask > 0], 1)
+    )
 
 
 def test_pad_may_equal_the_end_of_text(llama):
@@ -82,7 +92,9 @@ def decode(llama):
     @jax.jit
     def run(prompts, eos):
         noise = sampling.row_uniforms(jax.random.key(7), prompts.index, 12)
-        return rollout._decode(llama.model, llama.params, None, prompts, noise, 12, LONG, eos, 0, True, False, None)
+        return rollout._decode(
+            llama.model, llama.params, None, prompts, noise, 12, LONG, eos, 0, True, False, None
+        )
 
     return run
 
@@ -125,7 +137,8 @@ def replace_width(prompts, width):
     more = width - prompts.tokens.shape[1]
     # Padding may hold any token: it is not attended to.
     return prompts.replace(
-        tokens=jnp.pad(prompts.tokens, ((0, 0), (more, 0)), constant_values=9), mask=jnp.pad(prompts.mask, ((0, 0), (more, 0)))
+        tokens=jnp.pad(prompts.tokens, ((0, 0), (more, 0)), constant_values=9),
+        mask=jnp.pad(prompts.mask, ((0, 0), (more, 0))),
     )
 
 
@@ -151,18 +164,24 @@ def test_other_rows_change_nothing(family, rolled):
     mixed = jax.tree.map(lambda a, b: jnp.concatenate([a[:4], b[4:]]), prompts, others)
     first = [0, 1, 2, 3]
     toys.assert_close(rows(toys.roll(family, mixed, LONG), first), rows(rolled, first), atol=1e-5)
-    toys.assert_close(toys.roll(family, rows(prompts, [0] * 8), LONG), rows(rolled, [0] * 8), atol=1e-5)
+    toys.assert_close(
+        toys.roll(family, rows(prompts, [0] * 8), LONG), rows(rolled, [0] * 8), atol=1e-5
+    )
 
 
 def test_samples_follow_the_model(llama):
     """First tokens of 4096 rows with the same prompt against softmax."""
     n = 4096
     prompts = toys.ragged([3], 4)
-    prompts = jax.tree.map(lambda x: x.repeat(n, 0), prompts).replace(index=jnp.arange(n, dtype=jnp.int32))
+    prompts = jax.tree.map(lambda x: x.repeat(n, 0), prompts).replace(
+        index=jnp.arange(n, dtype=jnp.int32)
+    )
     settings = replace(SETTINGS, response_length=1, temperature=0.8)
     done = toys.roll(llama, prompts, settings)
     hidden, _ = llama.model.apply(llama.params, prompts.tokens[:1], prompts.mask[:1])
-    expected = n * np.asarray(jax.nn.softmax(llama.model.logits(llama.params, hidden[0, -1]) / 0.8), np.float64)
+    expected = n * np.asarray(
+        jax.nn.softmax(llama.model.logits(llama.params, hidden[0, -1]) / 0.8), np.float64
+    )
     counts = np.bincount(done.response[:, 0], minlength=VOCAB)
     chi2 = ((counts - expected) ** 2 / expected).sum()
     assert abs(chi2 - 10) < 5 * 20**0.5  # mean V − 1, variance 2 (V − 1)
@@ -175,7 +194,9 @@ def test_greedy_is_the_argmax_of_the_scorer(llama):
     on = done.mask > 0
     np.testing.assert_array_equal(done.response[on], best[on])
     assert not done.ref_logprobs.any()
-    toys.assert_same(done, toys.roll(llama, toys.prompts(), SETTINGS, greedy=True, key=8))  # no noise in it
+    toys.assert_same(
+        done, toys.roll(llama, toys.prompts(), SETTINGS, greedy=True, key=8)
+    )  # no noise in it
 
 
 def test_another_key_samples_other_tokens(llama):
@@ -199,9 +220,14 @@ def test_the_reference_of_adapters_is_the_base():
     run = jax.jit(partial(rollout.rollout, toy.model, length=5, sample=SETTINGS, eos=EOS, pad=0))
     done = run(trained, {"base": base, "reference": None}, toys.prompts(), noise)
     plain = toys.llama()
-    want = toys.score(plain, done, SETTINGS, base | {"value": trained["value"]}).raw_logprobs * done.mask
+    want = (
+        toys.score(plain, done, SETTINGS, base | {"value": trained["value"]}).raw_logprobs
+        * done.mask
+    )
     np.testing.assert_allclose(done.ref_logprobs, want, atol=1e-5)
-    assert (jnp.abs(done.raw_logprobs - done.ref_logprobs)[done.mask > 0] > 1e-3).any()  # the adapters do something
+    assert (
+        jnp.abs(done.raw_logprobs - done.ref_logprobs)[done.mask > 0] > 1e-3
+    ).any()  # the adapters do something
 
 
 def test_one_stop_for_all_programs_of_an_axis(llama):
@@ -217,8 +243,13 @@ def test_one_stop_for_all_programs_of_an_axis(llama):
     many = jax.vmap(program, axis_name="seeds")
     together = jax.jit(many)(jnp.arange(3))
     for i in range(3):
-        toys.assert_close(rows(together, i), toys.roll(llama, toys.prompts(), LONG, key=i), atol=1e-5)
-    conditions = [eqn.params["cond_jaxpr"].out_avals[0].shape for eqn in all_loops(jax.make_jaxpr(many)(jnp.arange(3)))]
+        toys.assert_close(
+            rows(together, i), toys.roll(llama, toys.prompts(), LONG, key=i), atol=1e-5
+        )
+    conditions = [
+        eqn.params["cond_jaxpr"].out_avals[0].shape
+        for eqn in all_loops(jax.make_jaxpr(many)(jnp.arange(3)))
+    ]
     assert conditions == [()]
 
 

@@ -72,7 +72,9 @@ def test_noise_hangs_on_the_key_and_the_row_alone():
     assert four.shape == (4, 6)
     assert (four >= 0).all() and (four < 1).all()
     assert len(np.unique(four)) == 24
-    np.testing.assert_array_equal(sampling.row_uniforms(key, jnp.array([2, 0]), 6), four[jnp.array([2, 0])])
+    np.testing.assert_array_equal(
+        sampling.row_uniforms(key, jnp.array([2, 0]), 6), four[jnp.array([2, 0])]
+    )
     assert not np.isin(sampling.row_uniforms(jax.random.key(1), jnp.arange(4), 6), four).any()
 
 
@@ -104,7 +106,9 @@ def test_a_guide_allows_its_own_nucleus_only(strict):
     """The guide's likeliest tokens are 3 and 2 (.5, .3); of them the policy's own top-k 1 is token 2."""
     logits = jnp.log(jnp.array([[0.4, 0.2, 0.3, 0.1]]))
     guide = jnp.log(jnp.array([[0.1, 0.1, 0.3, 0.5]]))
-    finite = lambda **options: np.isfinite(sampling.process(logits, sample=Config(**options), guide=guide)[0]).tolist()
+    finite = lambda **options: np.isfinite(
+        sampling.process(logits, sample=Config(**options), guide=guide)[0]
+    ).tolist()
     assert finite(mask_top_p=0.7) == [False, False, True, True]
     assert finite(mask_top_p=0.7, top_k=1) == [False, False, True, False]
     assert finite(mask_top_p=0.4) == [False, False, False, True]

@@ -14,7 +14,15 @@ from jaxppo.types import Batch
 pytestmark = pytest.mark.ci
 
 KEY = jax.random.key(3)
-TRPO = replace(SETTINGS, update="trpo", trust_kl=0.01, cg_damping=1e-3, cg_iterations=10, value_loss="mse", loss="reinforce")
+TRPO = replace(
+    SETTINGS,
+    update="trpo",
+    trust_kl=0.01,
+    cg_damping=1e-3,
+    cg_iterations=10,
+    value_loss="mse",
+    loss="reinforce",
+)
 
 
 def spd(n=4, seed=0):
@@ -31,7 +39,9 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_dimensions():
 def test_conjugate_gradient_works_on_trees_and_stops():
     """A diagonal of 2: one step is exact, and more change nothing, not even to NaN."""
     b = {"a": jnp.array([2.0, 4.0]), "b": jnp.array(6.0)}
-    x = second_order.conjugate_gradient(lambda v: jax.tree.map(lambda a: 2 * a, v), b, iterations=20)
+    x = second_order.conjugate_gradient(
+        lambda v: jax.tree.map(lambda a: 2 * a, v), b, iterations=20
+    )
     toys.assert_close(x, {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}, rtol=1e-6)
     zero = jax.tree.map(jnp.zeros_like, b)
     toys.assert_same(second_order.conjugate_gradient(lambda v: v, zero, iterations=3), zero)
@@ -44,8 +54,12 @@ def test_the_natural_step_has_the_length_of_the_bound():
     damped = fisher + 0.1 * jnp.eye(4)
     assert float(x @ damped @ x) / 2 == pytest.approx(0.02, rel=1e-3)
     direction = jnp.linalg.solve(damped, g)
-    np.testing.assert_allclose(x / jnp.linalg.norm(x), direction / jnp.linalg.norm(direction), rtol=1e-3)
-    assert not second_order.natural_step(jnp.zeros(4), lambda v: v, bound=0.1, iterations=3, damping=0.1).any()
+    np.testing.assert_allclose(
+        x / jnp.linalg.norm(x), direction / jnp.linalg.norm(direction), rtol=1e-3
+    )
+    assert not second_order.natural_step(
+        jnp.zeros(4), lambda v: v, bound=0.1, iterations=3, damping=0.1
+    ).any()
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +68,9 @@ def subject(llama):
     rng = np.random.default_rng(0)
     random = lambda: jnp.asarray(rng.standard_normal((8, 5)), jnp.float32)
     batch = Batch(rolled, rolled.mask, rolled.logprobs, random(), rolled.values + random())
-    return ppo.init_state(TRPO, llama.params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0)), batch
+    return ppo.init_state(
+        TRPO, llama.params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0)
+    ), batch
 
 
 @cache
@@ -88,7 +104,9 @@ def test_trpo_improves_within_its_bound(llama, subject):
 @pytest.mark.slow
 def test_a_small_step_has_nearly_the_kl_that_the_fisher_matrix_foretells(llama, subject):
     """Without damping, ½ xᵀ F x = δ is the KL itself up to the third order."""
-    settings = replace(TRPO, update="npg", trust_kl=1e-4, cg_damping=1e-6, cg_iterations=20, value_loss="none")
+    settings = replace(
+        TRPO, update="npg", trust_kl=1e-4, cg_damping=1e-6, cg_iterations=20, value_loss="none"
+    )
     new, metrics = updated(llama, subject, settings)
     assert kl_from(llama, subject, new.params) == pytest.approx(1e-4, rel=0.1)
     assert float(metrics["halvings"]) == 0

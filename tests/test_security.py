@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for folder in ("jaxppo", "experiments", "tpu") for path in (ROOT / folder).rglob("*.py"))
+SOURCES = sorted(
+    path for folder in ("jaxppo", "experiments", "tpu") for path in (ROOT / folder).rglob("*.py")
+)
 
 RUN_TEXT = {"eval", "exec", "compile", "__import__"}
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
@@ -19,12 +21,21 @@ NEVER = {
 
 def origins(tree: ast.Module) -> dict[str, str]:
     """What the names that a module binds stand for: `import numpy as np` gives np -> numpy; its own function is no builtin."""
-    names = {node.name: f"own.{node.name}" for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    names = {
+        node.name: f"own.{node.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0] for a in node.names}
+            names |= {
+                a.asname or a.name.split(".")[0]: a.name if a.asname else a.name.split(".")[0]
+                for a in node.names
+            }
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
     return names
 
 
@@ -60,7 +71,10 @@ def in_call(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
     if name == "numpy.load" and not is_false(given.get("allow_pickle")):
         yield "numpy.load without allow_pickle=False"
     if name.endswith("import_module") and node.args and isinstance(node.args[0], ast.Constant):
-        yield from (f"imports {node.args[0].value}" for _ in range(str(node.args[0].value).split(".")[0] in UNPICKLERS))
+        yield from (
+            f"imports {node.args[0].value}"
+            for _ in range(str(node.args[0].value).split(".")[0] in UNPICKLERS)
+        )
     for word in ("shell", "trust_remote_code"):
         if word in given and not is_false(given[word]):
             yield f"{word} may be true"
@@ -73,7 +87,11 @@ def in_call(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
 def in_dict(node: ast.Dict) -> Iterator[str]:
     """Settings that are passed on with ** later."""
     for key, value in zip(node.keys, node.values, strict=True):
-        if isinstance(key, ast.Constant) and key.value in ("shell", "trust_remote_code", "allow_pickle") and not is_false(value):
+        if (
+            isinstance(key, ast.Constant)
+            and key.value in ("shell", "trust_remote_code", "allow_pickle")
+            and not is_false(value)
+        ):
             yield f"{key.value} may be true"
 
 
@@ -96,7 +114,12 @@ def test_nothing_from_outside_is_run(path):
 
 def test_the_sources_are_found():
     names = {str(path.relative_to(ROOT)) for path in SOURCES}
-    assert {"jaxppo/cli.py", "jaxppo/pretrained/gguf.py", "jaxppo/losses/token.py", "experiments/sentiment.py"} <= names
+    assert {
+        "jaxppo/cli.py",
+        "jaxppo/pretrained/gguf.py",
+        "jaxppo/losses/token.py",
+        "experiments/sentiment.py",
+    } <= names
 
 
 @pytest.mark.parametrize(
@@ -132,7 +155,10 @@ def test_the_sources_are_found():
         ("from subprocess import Popen\nPopen('x', shell=flag)", "shell may be true"),
         ("import subprocess\nsubprocess.getoutput('x')", "subprocess.getoutput"),
         ("import tarfile\ntarfile.open('x').extractall('y')", "extractall without"),
-        ("import tarfile\nwith tarfile.open('x') as t:\n    t.extractall('y', filter='tar')", "extractall without"),
+        (
+            "import tarfile\nwith tarfile.open('x') as t:\n    t.extractall('y', filter='tar')",
+            "extractall without",
+        ),
         ("import shutil\nshutil.unpack_archive('x')", "shutil.unpack_archive"),
         ("import tempfile\ntempfile.mktemp()", "tempfile.mktemp"),
         ("from tempfile import mktemp\nmktemp()", "tempfile.mktemp"),

@@ -8,9 +8,10 @@ import pytest
 import toys
 
 from jaxppo import models, parallel, policy, ppo, supervised
-from jaxppo.config import Config, UserError
+from jaxppo.config import Config
+from jaxppo.errors import UserError
 from jaxppo.models import lora
-from jaxppo.models.reading import Classifier
+from jaxppo.models.text_classifier import Classifier
 from jaxppo.rewards import classifier
 from jaxppo.types import Model, Prompts
 
@@ -18,7 +19,9 @@ SETTINGS = Config(
     batch_size=8, prompt_length=2, response_length=4, epochs=1, minibatches=1, steps=50, lora=0, lr=1e-2, lr_schedule="constant",
     max_grad_norm=1e3,
 )  # fmt: skip
-ROWS = np.array([[0, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8], [0, 0, 0, 9, 2, 3], [2, 2, 3, 3, 4, 4]] * 2, np.int32)
+ROWS = np.array(
+    [[0, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8], [0, 0, 0, 9, 2, 3], [2, 2, 3, 3, 4, 4]] * 2, np.int32
+)
 
 
 def rows(**extra) -> Prompts:
@@ -26,7 +29,10 @@ def rows(**extra) -> Prompts:
     weight = (ROWS > 0).astype(np.float32)
     weight[1, :3] = 0  # a prompt of three tokens, not learned
     return Prompts(
-        jnp.asarray(ROWS), jnp.asarray(ROWS > 0), jnp.arange(8, dtype=jnp.int32), {"weight": jnp.asarray(weight), **extra}
+        jnp.asarray(ROWS),
+        jnp.asarray(ROWS > 0),
+        jnp.arange(8, dtype=jnp.int32),
+        {"weight": jnp.asarray(weight), **extra},
     )
 
 
@@ -55,20 +61,29 @@ def test_only_the_last_tokens_have_logits(llama, last):
     weight = (ROWS > 0) & (np.arange(6) >= 6 - last)
     prompts = rows(weight=jnp.asarray(weight, jnp.float32))
     whole, cut = (supervised.language_model(llama.model, SETTINGS, last=n) for n in (None, last))
-    assert cut.weights(prompts).shape == (8, min(last, 5)) and cut.weights(prompts).sum() == whole.weights(prompts).sum()
-    (one, said), (other, found) = (once(llama.model, objective, llama.params, prompts) for objective in (whole, cut))
+    assert (
+        cut.weights(prompts).shape == (8, min(last, 5))
+        and cut.weights(prompts).sum() == whole.weights(prompts).sum()
+    )
+    (one, said), (other, found) = (
+        once(llama.model, objective, llama.params, prompts) for objective in (whole, cut)
+    )
     toys.assert_close(one.params, other.params, atol=1e-6)
     assert float(said["loss"]) == pytest.approx(float(found["loss"]), abs=1e-6)
 
 
 def test_the_loss_of_a_language_model_by_hand(llama):
     """Mean of −log softmax(logits before)[token] over tokens with weight 1 that have a token before them."""
-    _, metrics = once(llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows())
+    _, metrics = once(
+        llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows()
+    )
     hidden, _ = llama.model.apply(llama.params, jnp.asarray(ROWS), jnp.asarray(ROWS > 0))
     logp = np.asarray(jax.nn.log_softmax(llama.model.logits(llama.params, hidden)))
     total, count, right = 0.0, 0, 0
     for i, row in enumerate(ROWS):
-        first = {0: 1, 1: 2, 2: 3, 3: 0}[i % 4]  # the last slot that is not learned: a row's first token; row 1: its prompt
+        first = {0: 1, 1: 2, 2: 3, 3: 0}[
+            i % 4
+        ]  # the last slot that is not learned: a row's first token; row 1: its prompt
         if i == 5:
             first = 0  # the same tokens as row 1, all of them learned
         for t in range(first + 1, 6):
@@ -81,11 +96,18 @@ def test_the_loss_of_a_language_model_by_hand(llama):
 
 def test_a_first_token_has_nothing_before_it(llama):
     """The slot before it is padding, which would see the whole row: another last token changes no weight and no other loss."""
-    for objective in (supervised.language_model(llama.model, SETTINGS), supervised.dpo(llama.model, SETTINGS)):
-        alone = rows(weight=jnp.zeros((8, 6)).at[0, 1].set(1.0).at[2, 3].set(1.0))  # the first tokens of rows 0 and 2
+    for objective in (
+        supervised.language_model(llama.model, SETTINGS),
+        supervised.dpo(llama.model, SETTINGS),
+    ):
+        alone = rows(
+            weight=jnp.zeros((8, 6)).at[0, 1].set(1.0).at[2, 3].set(1.0)
+        )  # the first tokens of rows 0 and 2
         costs, others = objective.costs(llama.params, llama.params, alone, None)
         weights = objective.weights(alone)
-        assert float((weights * costs).sum()) == pytest.approx(0 if objective.unit == 1 else 4 * np.log(2))  # dpo of no token
+        assert float((weights * costs).sum()) == pytest.approx(
+            0 if objective.unit == 1 else 4 * np.log(2)
+        )  # dpo of no token
         assert objective.unit == 2 or float(weights.sum()) == 0.0
 
 
@@ -95,7 +117,9 @@ def test_tokens_without_weight_have_no_gradient(llama):
     whole = rows()
     loss = lambda prompts: float(once(llama.model, objective, llama.params, prompts)[1]["loss"])
     silent = whole.replace(extra={"weight": whole.extra["weight"].at[0].set(0.0)})
-    moved = silent.replace(tokens=silent.tokens.at[0, 5].set(10))  # nothing comes after it, and it has no weight
+    moved = silent.replace(
+        tokens=silent.tokens.at[0, 5].set(10)
+    )  # nothing comes after it, and it has no weight
     assert loss(silent) == loss(moved) != loss(whole)
 
 
@@ -104,19 +128,26 @@ def test_the_same_update_in_parts(llama, kind):
     objective = supervised.language_model(llama.model, SETTINGS)
     want, metrics = once(llama.model, objective, llama.params, rows())
     if kind == "pmap":
-        make = lambda axis_name: supervised.make_train_step(llama.model, objective, SETTINGS, axis_name=axis_name)
+        make = lambda axis_name: supervised.make_train_step(
+            llama.model, objective, SETTINGS, axis_name=axis_name
+        )
         step = parallel.prepare(make, mode="pmap")
         state, got = step(step.place(fresh(llama.params)), step.put(jax.device_get(rows())))
         state = step.whole(state)
     elif kind == "microbatches":
-        state, got = once(llama.model, objective, llama.params, rows(), replace(SETTINGS, microbatches=4))
+        state, got = once(
+            llama.model, objective, llama.params, rows(), replace(SETTINGS, microbatches=4)
+        )
     else:
         model = models.make(toys.LLAMA, lora=2)
         trained, base = lora.split(toys.random_params(model), lora.is_adapter)
         objective = supervised.language_model(model, SETTINGS)
         state, got = once(model, objective, trained, rows(), base=base)
         assert set(state.params["layers_0"]["attention"]) == {"q", "v"}  # the adapters alone
-        assert float(got["loss"]) > 0 and (state.params["layers_0"]["attention"]["q"]["lora_b"] != 0).any()
+        assert (
+            float(got["loss"]) > 0
+            and (state.params["layers_0"]["attention"]["q"]["lora_b"] != 0).any()
+        )
         return
     toys.assert_close(state.params, want.params, atol=2e-5)
     for name in metrics:
@@ -125,19 +156,25 @@ def test_the_same_update_in_parts(llama, kind):
 
 def test_a_language_model_learns_its_text(llama):
     step = parallel.compile_step(
-        supervised.make_train_step(llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS)
+        supervised.make_train_step(
+            llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS
+        )
     )
     state, losses = fresh(llama.params), []
     for _ in range(50):
         state, metrics = step(state, rows())
         losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.5 < 1.5 < losses[0]  # each token follows from those before it, but for the first ones
+    assert (
+        losses[-1] < 0.5 < 1.5 < losses[0]
+    )  # each token follows from those before it, but for the first ones
     assert step.traces == 1 and int(state.step) == 50 and int(state.cursor) == 400
 
 
 def test_pairs_by_hand():
     """Scores are the last real token's numbers: rows 0 and 1 end in 6 and 8, rows 2 and 3 in 3 and 4."""
-    params = {"table": jnp.zeros(12).at[jnp.array([6, 8, 3, 4])].set(jnp.array([1.0, 0.5, -1.0, 2.0]))}
+    params = {
+        "table": jnp.zeros(12).at[jnp.array([6, 8, 3, 4])].set(jnp.array([1.0, 0.5, -1.0, 2.0]))
+    }
     objective = supervised.bradley_terry(table(), margin=0.5, centring=0.1)
     _, metrics = once(table(), objective, params, rows())
     # gaps 1 − .5 = .5 and −1 − 2 = −3; log σ(.5 − .5) = −.6931, log σ(−3 − .5) = −3.5298; sums 1.5 and 1
@@ -155,18 +192,29 @@ def test_labels_by_hand():
     assert float(metrics["accuracy"]) == 0.75  # 0 > 0 is false, and so is .5 > .5
 
 
-@pytest.mark.parametrize(("classes", "label"), [(1, [0.8, 0.5, 0.2, 1.0] * 2), (3, [0, 1, 2, 1] * 2)])
+@pytest.mark.parametrize(
+    ("classes", "label"), [(1, [0.8, 0.5, 0.2, 1.0] * 2), (3, [0, 1, 2, 1] * 2)]
+)
 def test_classes_of_texts_are_those_of_the_net(classes, label):
     """The net reads a text from its first token on, wherever the padding stood; the rest is Optax's cross-entropy."""
-    net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=classes)
+    net = Classifier(
+        features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=classes
+    )
     params = classifier.as_model(net, vocab_size=12, width=4).init(jax.random.key(0))
     prompts = rows(label=jnp.asarray(label, jnp.float32))
     costs, others = supervised.classes(net).costs(params, None, prompts, None)
     lengths = (ROWS > 0).sum(1)
-    ahead = np.stack([np.roll(row, length) for row, length in zip(ROWS, lengths)])  # the padding behind the text
-    logits = classifier.logits(net, params, jnp.asarray(ahead), jnp.arange(6)[None] < lengths[:, None])
+    ahead = np.stack(
+        [np.roll(row, length) for row, length in zip(ROWS, lengths)]
+    )  # the padding behind the text
+    logits = classifier.logits(
+        net, params, jnp.asarray(ahead), jnp.arange(6)[None] < lengths[:, None]
+    )
     if classes == 1:
-        want, right = optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(label)), (logits > 0) == (np.asarray(label) > 0.5)
+        want, right = (
+            optax.sigmoid_binary_cross_entropy(logits, jnp.asarray(label)),
+            (logits > 0) == (np.asarray(label) > 0.5),
+        )
     else:
         want = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(label))
         right = logits.argmax(1) == np.asarray(label)
@@ -179,13 +227,18 @@ def test_three_classes_with_an_embedding_that_learns():
     """The class is which of three orders of two tokens the text begins with; the embedding is trained with the net."""
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 3, 512)
-    texts = np.concatenate([np.array([[4, 5], [5, 4], [4, 4]])[kinds], rng.integers(6, 8, (512, 4))], 1).astype(np.int32)
+    texts = np.concatenate(
+        [np.array([[4, 5], [5, 4], [4, 4]])[kinds], rng.integers(6, 8, (512, 4))], 1
+    ).astype(np.int32)
     net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=3)
     model = classifier.as_model(net, vocab_size=12, width=4)
     objective = supervised.classes(net)
     step = parallel.compile_step(supervised.make_train_step(model, objective, SETTINGS))
     part = lambda at, n: Prompts(
-        jnp.asarray(texts[at : at + n]), jnp.ones((n, 6), bool), jnp.arange(n), {"label": jnp.asarray(kinds[at : at + n])}
+        jnp.asarray(texts[at : at + n]),
+        jnp.ones((n, 6), bool),
+        jnp.arange(n),
+        {"label": jnp.asarray(kinds[at : at + n])},
     )
     state = fresh(model.init(jax.random.key(0)))
     before = jax.device_get(state.params["embedding"])
@@ -194,7 +247,9 @@ def test_three_classes_with_an_embedding_that_learns():
         state, metrics = step(state, part(number % 48 * 8, 8))
         losses.append(float(metrics["loss"]))
     assert np.mean(losses[:8]) > 0.5 > 0.1 > np.mean(losses[-48:])
-    sums, weight = supervised.make_evaluation(model, objective)(state.params, state.frozen, part(384, 128))
+    sums, weight = supervised.make_evaluation(model, objective)(
+        state.params, state.frozen, part(384, 128)
+    )
     assert float(sums["accuracy"]) / float(weight) > 0.95
     assert (state.params["embedding"] != before).any(1)[4:8].all()
 
@@ -205,7 +260,10 @@ def test_preferences_start_at_the_reference(llama):
     objective = supervised.dpo(llama.model, SETTINGS, beta=1.0)
     step = parallel.compile_step(supervised.make_train_step(llama.model, objective, SETTINGS))
     state, metrics = step(fresh(llama.params, toys.copied(llama.params)), rows())
-    assert float(metrics["loss"]) == pytest.approx(0.69315, abs=1e-5) and abs(float(metrics["gap"])) < 1e-5
+    assert (
+        float(metrics["loss"]) == pytest.approx(0.69315, abs=1e-5)
+        and abs(float(metrics["gap"])) < 1e-5
+    )
     for _ in range(10):
         state, metrics = step(state, rows())
     assert float(metrics["accuracy"]) == 1 and float(metrics["gap"]) > 0.5
@@ -221,8 +279,12 @@ def test_bradley_terry_finds_known_scores():
     won = rng.random(4096) < 1 / (1 + np.exp(truth[pairs[:, 1]] - truth[pairs[:, 0]]))
     ordered = np.where(won[:, None], pairs, pairs[:, ::-1]).reshape(-1, 1).astype(np.int32)
     settings = replace(SETTINGS, batch_size=8192, lr=5e-2)
-    prompts = Prompts(jnp.asarray(ordered), jnp.ones((8192, 1), bool), jnp.arange(8192, dtype=jnp.int32))
-    step = parallel.compile_step(supervised.make_train_step(table(), supervised.bradley_terry(table()), settings))
+    prompts = Prompts(
+        jnp.asarray(ordered), jnp.ones((8192, 1), bool), jnp.arange(8192, dtype=jnp.int32)
+    )
+    step = parallel.compile_step(
+        supervised.make_train_step(table(), supervised.bradley_terry(table()), settings)
+    )
     state = fresh({"table": jnp.zeros(12)}, settings=settings)
     for _ in range(300):
         state, metrics = step(state, prompts)
@@ -238,8 +300,12 @@ def test_evaluation_adds_up_over_batches(llama):
     sums, weight = evaluate(llama.params, frozen, rows())
     halves = [jax.tree.map(lambda x: x[part], rows()) for part in (slice(0, 4), slice(4, 8))]
     parts = [evaluate(llama.params, frozen, half) for half in halves]
-    assert float(parts[0][1] + parts[1][1]) == float(weight) == 30  # 34 tokens, of which four are a row's first
-    assert float(parts[0][0]["loss"] + parts[1][0]["loss"]) == pytest.approx(float(sums["loss"]), rel=1e-5)
+    assert (
+        float(parts[0][1] + parts[1][1]) == float(weight) == 30
+    )  # 34 tokens, of which four are a row's first
+    assert float(parts[0][0]["loss"] + parts[1][0]["loss"]) == pytest.approx(
+        float(sums["loss"]), rel=1e-5
+    )
     assert float(sums["loss"] / weight) == pytest.approx(
         float(once(llama.model, objective, llama.params, rows())[1]["loss"]), rel=1e-5
     )
@@ -249,12 +315,18 @@ def test_a_batch_that_is_not_finite_changes_nothing():
     params = {"table": jnp.zeros(12).at[6].set(jnp.nan)}
     state, metrics = once(table(), supervised.bradley_terry(table()), params, rows())
     np.testing.assert_array_equal(state.params["table"], params["table"])
-    assert float(metrics["skipped"]) == 1 and int(state.counters["barren_steps"]) == 1 and int(state.step) == 1
+    assert (
+        float(metrics["skipped"]) == 1
+        and int(state.counters["barren_steps"]) == 1
+        and int(state.step) == 1
+    )
 
 
 def test_a_batch_without_weight_changes_nothing(llama):
     step = parallel.compile_step(
-        supervised.make_train_step(llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS)
+        supervised.make_train_step(
+            llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS
+        )
     )
     state, _ = step(fresh(llama.params), rows())
     before = jax.device_get(state.params)
@@ -265,30 +337,51 @@ def test_a_batch_without_weight_changes_nothing(llama):
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UserError, match="--epochs 1 --minibatches 1"):
-        supervised.make_train_step(table(), supervised.labels(table()), replace(SETTINGS, minibatches=2))
+        supervised.make_train_step(
+            table(), supervised.labels(table()), replace(SETTINGS, minibatches=2)
+        )
     with pytest.raises(UserError, match="--microbatches 3 does not divide the 4 rows or pairs"):
-        once(table(), supervised.bradley_terry(table()), {"table": jnp.zeros(12)}, rows(), replace(SETTINGS, microbatches=3))
+        once(
+            table(),
+            supervised.bradley_terry(table()),
+            {"table": jnp.zeros(12)},
+            rows(),
+            replace(SETTINGS, microbatches=3),
+        )
 
 
 def test_log_probs_are_the_models_own(llama):
     """Whatever temperature and nucleus the settings sample with."""
     other = replace(SETTINGS, temperature=0.5, top_k=2)
-    one, two = (supervised.language_model(llama.model, s).costs(llama.params, None, rows(), None)[0] for s in (SETTINGS, other))
+    one, two = (
+        supervised.language_model(llama.model, s).costs(llama.params, None, rows(), None)[0]
+        for s in (SETTINGS, other)
+    )
     np.testing.assert_array_equal(one, two)
     rolled, plain = supervised.as_response(rows(), other)
-    np.testing.assert_array_equal(one, -policy.score(llama.model, llama.params, rolled, config=plain).raw_logprobs)
+    np.testing.assert_array_equal(
+        one, -policy.token_logprobs(llama.model, llama.params, rolled, config=plain).raw_logprobs
+    )
 
 
-@pytest.mark.parametrize("objective", [supervised.bradley_terry, lambda model: supervised.dpo(model, SETTINGS)])
+@pytest.mark.parametrize(
+    "objective", [supervised.bradley_terry, lambda model: supervised.dpo(model, SETTINGS)]
+)
 def test_a_pair_is_not_cut_between_devices(llama, objective):
     """Eight rows on eight devices, one each: no device has a pair. On four they are those of one device."""
     made = objective(llama.model)
-    make = lambda axis_name: supervised.make_train_step(llama.model, made, SETTINGS, axis_name=axis_name)
+    make = lambda axis_name: supervised.make_train_step(
+        llama.model, made, SETTINGS, axis_name=axis_name
+    )
     params = {**llama.params, "value": {"kernel": jnp.ones((16, 1)) / 4, "bias": jnp.zeros(())}}
-    run = lambda step, prompts: step.whole(step(step.place(fresh(params, toys.copied(params))), step.put(prompts))[0])
+    run = lambda step, prompts: step.whole(
+        step(step.place(fresh(params, toys.copied(params))), step.put(prompts))[0]
+    )
     host = jax.tree.map(np.asarray, rows())
     with pytest.raises(UserError, match="each device has 1 rows, but they come in pairs"):
         run(parallel.prepare(make, mode="pmap"), host)
     one = run(parallel.prepare(make, mode="jit"), host)
     four = run(parallel.prepare(make, mode="pmap", devices=jax.devices()[:4]), host)
-    toys.assert_close(one.params, four.params, atol=1e-5)  # Adam's first step, 1e-2, is as large where a gradient is tiny
+    toys.assert_close(
+        one.params, four.params, atol=1e-5
+    )  # Adam's first step, 1e-2, is as large where a gradient is tiny

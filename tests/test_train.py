@@ -11,12 +11,15 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import algorithms, manifest, memory, ppo, supervised, tracking, train
-from jaxppo.checkpoint import Checkpoints
-from jaxppo.config import RunError, UserError
+from jaxppo import algorithms, ppo, supervised, train
+from jaxppo.costs import memory
 from jaxppo.data import rows
-from jaxppo.lock import RunLock
-from jaxppo.profiling import CLOCK
+from jaxppo.data.prompts import encode
+from jaxppo.errors import RunError, UserError
+from jaxppo.run import files, load, manifest, sampler
+from jaxppo.run.checkpoint import Checkpoints
+from jaxppo.run.lock import RunLock
+from jaxppo.run.profiling import CLOCK
 
 
 def reward(params, rollout):
@@ -27,30 +30,42 @@ def reward(params, rollout):
 
 @pytest.fixture(scope="module")
 def loaded():
-    return train.load_policy(RUN)
+    return load.load_policy(RUN)
 
 
 @pytest.fixture(scope="module")
 def prompts(loaded):
-    return train.encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
+    return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
 
 
 def fit(folder, prompts, config=RUN, evaluate=None):
     """A run from the start, or from its checkpoint, with parameters of its own: the step destroys what it is given."""
-    config, policy = train.load_policy(config)
-    folder = tracking.run_folder(folder.parent, folder.name, resume=config.resume)
-    return train.fit(config, policy, algorithms.make_parts(config, reward), prompts, folder=folder, evaluate=evaluate)
+    config, policy = load.load_policy(config)
+    folder = files.run_folder(folder.parent, folder.name, resume=config.resume)
+    return train.fit(
+        config,
+        policy,
+        algorithms.make_parts(config, reward),
+        prompts,
+        folder=folder,
+        evaluate=evaluate,
+    )
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, prompts):
     """A run of 4 steps without a break, and its folder."""
     folder = tmp_path_factory.mktemp("runs") / "straight"
-    return fit(folder, prompts, evaluate=lambda state: {"score": 1.0 / int(state.step), "x": 5.0}), folder
+    return fit(
+        folder, prompts, evaluate=lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
+    ), folder
 
 
 def lines(folder):
-    return [{k: x for k, x in row.items() if k not in CLOCK} for row in tracking.read_lines(folder / "metrics.jsonl")]
+    return [
+        {k: x for k, x in row.items() if k not in CLOCK}
+        for row in files.read_lines(folder / "metrics.jsonl")
+    ]
 
 
 # A run
@@ -59,7 +74,9 @@ def lines(folder):
 def test_a_run_leaves_its_files(straight):
     state, folder = straight
     assert int(state.step) == 4
-    typed = getattr(sys.modules["__main__"], "__file__", None) is not None  # the suite may run in processes that nobody typed
+    typed = (
+        getattr(sys.modules["__main__"], "__file__", None) is not None
+    )  # the suite may run in processes that nobody typed
     assert (folder / "command.txt").exists() == typed
     assert sorted(path.name for path in folder.iterdir() if path.name != "command.txt") == [
         "checkpoints",
@@ -70,13 +87,18 @@ def test_a_run_leaves_its_files(straight):
     ]
     stored = json.loads((folder / "config.json").read_text())
     assert (stored["steps"], stored["lora"], stored["eos"]) == (4, 2, 256)
-    rows = tracking.read_lines(folder / "metrics.jsonl")
+    rows = files.read_lines(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert row["seconds"] > 0
         assert row["tokens_per_second"] == pytest.approx(row["length"] * 4 / row["seconds"])
         assert row["first_ratio_off"] < 1e-4
-    assert [row.get("validation_x") for row in rows] == [None, None, 5.0, 5.0]  # every 3 steps, and at the end
+    assert [row.get("validation_x") for row in rows] == [
+        None,
+        None,
+        5.0,
+        5.0,
+    ]  # every 3 steps, and at the end
 
 
 def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
@@ -88,7 +110,12 @@ def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "broken", prompts, evaluate=stop)
     assert [row["step"] for row in lines(tmp_path / "broken")][:2] == [1, 2]
-    state = fit(tmp_path / "broken", prompts, replace(RUN, resume=True), lambda state: {"score": 1.0 / int(state.step), "x": 5.0})
+    state = fit(
+        tmp_path / "broken",
+        prompts,
+        replace(RUN, resume=True),
+        lambda state: {"score": 1.0 / int(state.step), "x": 5.0},
+    )
     toys.assert_same(state, straight[0])
     assert lines(tmp_path / "broken") == lines(straight[1])
 
@@ -100,21 +127,32 @@ def test_several_steps_in_a_dispatch_are_the_same_run(straight, tmp_path, prompt
     rows = lines(tmp_path / "pairs")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row, want in zip(rows, lines(straight[1]), strict=True):
-        assert row["reward"] == want["reward"] and row["length"] == want["length"]  # the same samples
+        assert (
+            row["reward"] == want["reward"] and row["length"] == want["length"]
+        )  # the same samples
 
 
 def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     """A language model with adapters: metrics, checkpoints, early stopping, resume to the last bit, and its best weights."""
     config, policy = loaded
-    texts = rows.packed(TEXTS * 4, policy.tokenizer.encode, config.length, eos=policy.tokenizer.eos_id)
+    texts = rows.packed(
+        TEXTS * 4, policy.tokenizer.encode, config.length, eos=policy.tokenizer.eos_id
+    )
     config = replace(RUN, minibatches=1, lr=1e-3, lr_schedule="constant")
     scores = {3: 0.5, 4: 0.25}
 
     def go(name, **changes):
-        own, policy = train.load_policy(replace(config, **changes))
-        folder = tracking.run_folder(tmp_path, name, resume=own.resume)
+        own, policy = load.load_policy(replace(config, **changes))
+        folder = files.run_folder(tmp_path, name, resume=own.resume)
         objective = supervised.language_model(policy.model, own)
-        return train.fit(own, policy, objective, texts, folder=folder, evaluate=lambda s: {"score": scores[int(s.step)]})
+        return train.fit(
+            own,
+            policy,
+            objective,
+            texts,
+            folder=folder,
+            evaluate=lambda s: {"score": scores[int(s.step)]},
+        )
 
     straight = go("straight")
     found = lines(tmp_path / "straight")
@@ -122,12 +160,14 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     assert found[-1]["loss"] < found[0]["loss"] and found[0]["length"] == 7
     go("broken", steps=2, eval_every=0)
     toys.assert_same(go("broken", resume=True).params, straight.params)
-    assert int(train.best(tmp_path / "straight", straight).step) == 3  # kept, though no save was due
+    assert int(load.best(tmp_path / "straight", straight).step) == 3  # kept, though no save was due
     assert int(go("patient", patience=1).step) == 4
-    assert int(train.best(tmp_path / "patient", straight).step) == 3
-    assert int(go("patient", patience=1, resume=True, steps=9).step) == 4  # it had ended, and remembers
+    assert int(load.best(tmp_path / "patient", straight).step) == 3
+    assert (
+        int(go("patient", patience=1, resume=True, steps=9).step) == 4
+    )  # it had ended, and remembers
     never = go("never", eval_every=0)
-    assert int(train.best(tmp_path / "never", never).step) == 4  # no score at all: the newest
+    assert int(load.best(tmp_path / "never", never).step) == 4  # no score at all: the newest
 
 
 def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, prompts):
@@ -159,7 +199,7 @@ def test_resume_without_a_run_is_refused(tmp_path, prompts):
 
 def test_resume_of_a_run_that_never_saved(tmp_path, prompts, straight, capsys):
     """Ended before its first step, nothing is lost: it begins, and leaves what a run without a break does."""
-    tracking.write_config(tracking.run_folder(tmp_path, "early", resume=False), {})
+    files.write_config(files.run_folder(tmp_path, "early", resume=False), {})
     score = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
     fit(tmp_path / "early", prompts, replace(RUN, resume=True), score)
     assert "the run was ended before anything was saved: it begins" in capsys.readouterr().out
@@ -169,7 +209,7 @@ def test_resume_of_a_run_that_never_saved(tmp_path, prompts, straight, capsys):
 
 def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight):
     """It has steps in its metrics, so something was lost: refused."""
-    folder = tracking.run_folder(tmp_path, "lost", resume=False)
+    folder = files.run_folder(tmp_path, "lost", resume=False)
     for name in ("config.json", "metrics.jsonl"):
         (folder / name).write_text((straight[1] / name).read_text())
     with pytest.raises(UserError, match="no checkpoint in"):
@@ -179,7 +219,10 @@ def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight)
 def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsys):
     """What changes the numbers is refused by name; what does not is shown."""
     changed = replace(RUN, resume=True, lora=3, lr=0.5, save_every=4)
-    with pytest.raises(UserError, match="would make it another run: --lora 2 -> 3, --lr 0.01 -> 0.5; start one under another"):
+    with pytest.raises(
+        UserError,
+        match="would make it another run: --lora 2 -> 3, --lr 0.01 -> 0.5; start one under another",
+    ):
         fit(straight[1], prompts, changed)
     fit(straight[1], prompts, replace(RUN, resume=True, save_every=4))
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
@@ -192,16 +235,20 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, pro
     folder = tmp_path / "stopped"
     fit(folder, prompts, evaluate=evaluate)
     place = folder / "checkpoints" / "4"
-    record = {name: x for name, x in manifest.read(place).items() if name not in ("files", "sha256")}
+    record = {
+        name: x for name, x in manifest.read(place).items() if name not in ("files", "sha256")
+    }
     manifest.seal(place, record | {"score": None})
-    rows = tracking.read_lines(folder / "metrics.jsonl")
+    rows = files.read_lines(folder / "metrics.jsonl")
     rows[-1] = {name: x for name, x in rows[-1].items() if not name.startswith("validation_")}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fit(folder, prompts, replace(RUN, resume=True), evaluate)
     assert lines(folder) == lines(straight[1])
     scores = lambda folder: Checkpoints(folder / "checkpoints", write=False).scores
     assert scores(folder) == scores(straight[1]) and scores(folder)[4] == 0.25
-    assert int(fit(folder, prompts, replace(RUN, resume=True), lambda state: 1 / 0).step) == 4  # once is enough
+    assert (
+        int(fit(folder, prompts, replace(RUN, resume=True), lambda state: 1 / 0).step) == 4
+    )  # once is enough
 
 
 def test_resume_at_the_last_step_does_nothing(straight, prompts):
@@ -214,7 +261,9 @@ def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
     folder = tmp_path / "shared"
     folder.mkdir()
     own = RunLock(folder)
-    with pytest.raises(UserError, match="shared belongs to process .*; wait for it, or choose another --name"):
+    with pytest.raises(
+        UserError, match="shared belongs to process .*; wait for it, or choose another --name"
+    ):
         fit(folder, prompts)
     own.release()
     assert [path.name for path in folder.iterdir()] == ["lock.json"]  # nothing of the second one
@@ -223,20 +272,31 @@ def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(28, "No space left on device"), r"cannot write \(\[Errno 28\] No space left on device\); step 4 is safe"),
-        (MemoryError(), "out of memory .*lower it with --remat block .*; step 4 is safe, go on with --resume"),
-        (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"), r"out of memory \(RESOURCE_EXHAUSTED: 9 GB\); lower it"),
+        (
+            OSError(28, "No space left on device"),
+            r"cannot write \(\[Errno 28\] No space left on device\); step 4 is safe",
+        ),
+        (
+            MemoryError(),
+            "out of memory .*lower it with --remat block .*; step 4 is safe, go on with --resume",
+        ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
+            r"out of memory \(RESOURCE_EXHAUSTED: 9 GB\); lower it",
+        ),
     ],
 )
 def test_no_room_is_one_line(straight, error, words):
     checkpoints = Checkpoints(straight[1] / "checkpoints", write=False)
-    found = train.explained(error, RUN, checkpoints)
+    found = train.explain(error, RUN, checkpoints)
     assert isinstance(found, RunError) and found.code == 1 and re.search(words, str(found))
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
-    assert train.explained(other, RUN, checkpoints) is other
+    assert train.explain(other, RUN, checkpoints) is other
 
 
-def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(tmp_path, prompts, loaded):
+def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(
+    tmp_path, prompts, loaded
+):
     with pytest.raises(UserError, match="--batch-size 5"):
         parts = algorithms.make_parts(RUN, reward)
         train.fit(replace(RUN, batch_size=5), loaded[1], parts, prompts, folder=tmp_path)
@@ -245,8 +305,8 @@ def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(t
 
 def test_restore_a_run_from_its_folder(straight):
     state, folder = straight
-    assert int(train.restore(folder)[2].step) == 3  # the best: its score is 1 / 3
-    config, policy, restored = train.restore(folder, newest=True)
+    assert int(load.restore(folder)[2].step) == 3  # the best: its score is 1 / 3
+    config, policy, restored = load.restore(folder, newest=True)
     assert config.response_length == 3 and config.lora == 2
     toys.assert_same(restored.replace(frozen=None), state.replace(frozen=None))
     toys.assert_same(policy.frozen["base"], state.frozen["base"])
@@ -255,14 +315,18 @@ def test_restore_a_run_from_its_folder(straight):
 def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, prompts):
     """Over 12 rollouts; the statistics are part of the state, and so of its checkpoints."""
     config = replace(RUN, steps=2, reward_reference=12)
-    _, policy = train.load_policy(config)
+    _, policy = load.load_policy(config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    scores = train.first_scores(config, policy, algorithms.make_parts(config, reward), prompts, state)
+    scores = train.first_scores(
+        config, policy, algorithms.make_parts(config, reward), prompts, state
+    )
     assert scores.shape == (12,)
     done = fit(tmp_path / "reference", prompts, config)
     gain, bias = (float(done.statistics[name]) for name in ("gain", "bias"))
     shaped = gain * np.asarray(scores) + bias
-    assert shaped.mean() == pytest.approx(0, abs=1e-5) and shaped.std() == pytest.approx(1, rel=1e-4)
+    assert shaped.mean() == pytest.approx(0, abs=1e-5) and shaped.std() == pytest.approx(
+        1, rel=1e-4
+    )
     resumed = fit(tmp_path / "reference", prompts, replace(config, steps=4, resume=True))
     assert float(resumed.statistics["gain"]) == gain
 
@@ -272,8 +336,13 @@ def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
     """Tokens, metrics, parameters; checkpoints are those of one device, so a run may go on elsewhere."""
     config = replace(RUN, batch_size=32, lr=1e-4, steps=4)
     one = fit(tmp_path / "one", prompts, config)
-    rows = lambda name: [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-    for name, mode in (("pmap", {"parallel": "pmap"}), ("mesh", {"parallel": "mesh", "mesh": "data=4,fsdp=2"})):
+    rows = lambda name: [
+        json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    ]
+    for name, mode in (
+        ("pmap", {"parallel": "pmap"}),
+        ("mesh", {"parallel": "mesh", "mesh": "data=4,fsdp=2"}),
+    ):
         eight = fit(tmp_path / name, prompts, replace(config, expect_devices=8, **mode))
         toys.assert_close(eight.params, one.params, atol=2e-5)
         for a, b in zip(rows(name), rows("one"), strict=True):
@@ -287,13 +356,19 @@ def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
 
     def held(number):
         gc.collect()
-        here = [x for x in jax.live_arrays() if number in {device.id for device in x.sharding.device_set}]
+        here = [
+            x
+            for x in jax.live_arrays()
+            if number in {device.id for device in x.sharding.device_set}
+        ]
         return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in here)
 
     before, last = held(0) - held(7), held(7)  # of other tests
-    config, policy = train.load_policy(replace(RUN, batch_size=32, lora=0, parallel="mesh", mesh="fsdp=8"))
+    config, policy = load.load_policy(
+        replace(RUN, batch_size=32, lora=0, parallel="mesh", mesh="fsdp=8")
+    )
     whole, own = sum(x.nbytes for x in jax.tree.leaves(policy.params)), memory.total(policy.params)
-    draw, more = train.Sampler(config, policy, rows=8), [held(0) - held(7) - before]
+    draw, more = sampler.Sampler(config, policy, rows=8), [held(0) - held(7) - before]
 
     def evaluate(state):
         draw(state, prompts, seed=0)
@@ -302,9 +377,16 @@ def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
         assert held(7) - last < 6 * own < whole
         return {"score": 0.0}
 
-    folder = tracking.run_folder(tmp_path, "mesh", resume=False)
-    done = train.fit(config, policy, algorithms.make_parts(config, reward), prompts, folder=folder, evaluate=evaluate)
-    best = train.best(folder, done)
+    folder = files.run_folder(tmp_path, "mesh", resume=False)
+    done = train.fit(
+        config,
+        policy,
+        algorithms.make_parts(config, reward),
+        prompts,
+        folder=folder,
+        evaluate=evaluate,
+    )
+    best = load.best(folder, done)
     more.append(held(0) - held(7) - before)
     assert len(more) == 4 and max(more) < 0.05 * whole, (more, whole)
     assert best.key == done.key and best.key.sharding == done.key.sharding
@@ -338,6 +420,6 @@ def test_devices_that_do_not_fit_are_refused(loaded, changes, words):
     if changes.get("mesh"):
         config = replace(config, batch_size=32)
     with pytest.raises(UserError) as caught:
-        train.compiled(config, loaded[1], algorithms.make_parts(config, reward))
+        train.build_step(config, loaded[1], algorithms.make_parts(config, reward))
     for word in words:
         assert word in str(caught.value)

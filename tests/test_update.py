@@ -8,7 +8,9 @@ import pytest
 import toys
 from toys import SETTINGS
 
-from jaxppo import aggregate, algorithms, kl, losses, ppo, update
+from jaxppo import aggregate, algorithms, kl, ppo, update
+from jaxppo.losses import shared, token
+from jaxppo.losses.value import value_clipped
 from jaxppo.types import Batch
 
 KEY = jax.random.key(3)
@@ -20,25 +22,29 @@ KEY = jax.random.key(3)
 @pytest.mark.parametrize(("minibatches", "blocks"), [(1, 1), (1, 4), (4, 1), (3, 5)])
 def test_deal_is_fair(minibatches, blocks):
     units = minibatches * blocks
-    for dealt in jax.vmap(lambda key: update.deal(key, units, minibatches))(jax.random.split(KEY, 20)):
+    for dealt in jax.vmap(lambda key: update.minibatch_rows(key, units, minibatches))(
+        jax.random.split(KEY, 20)
+    ):
         assert dealt.shape == (minibatches, blocks)
         assert sorted(dealt.ravel().tolist()) == list(range(units))  # every unit once
-        assert (dealt // minibatches == jnp.arange(blocks)[None]).all()  # one of each block to each minibatch
+        assert (
+            dealt // minibatches == jnp.arange(blocks)[None]
+        ).all()  # one of each block to each minibatch
 
 
 def test_deal_is_the_same_on_one_device_and_on_two():
-    whole = update.deal(KEY, 24, 4)
-    halves = [update.deal(KEY, 12, 4, first_block=3 * d) + 12 * d for d in range(2)]
+    whole = update.minibatch_rows(KEY, 24, 4)
+    halves = [update.minibatch_rows(KEY, 12, 4, first_block=3 * d) + 12 * d for d in range(2)]
     np.testing.assert_array_equal(whole, jnp.concatenate(halves, 1))
 
 
 def test_deal_differs_between_epochs():
-    one, other = (update.deal(key, 24, 4) for key in jax.random.split(KEY))
+    one, other = (update.minibatch_rows(key, 24, 4) for key in jax.random.split(KEY))
     assert (one != other).any()
 
 
 def test_deal_differs_between_blocks():
-    offsets = np.asarray(update.deal(KEY, 60, 6)) % 6
+    offsets = np.asarray(update.minibatch_rows(KEY, 60, 6)) % 6
     assert len({tuple(column) for column in offsets.T}) > 1
 
 
@@ -53,7 +59,9 @@ def batch(llama):
     rng = np.random.default_rng(0)
     valid = jnp.arange(8) != 2
     random = lambda: jnp.asarray(rng.standard_normal((8, 5)), jnp.float32)
-    return Batch(rolled, rolled.mask * valid[:, None], rolled.logprobs, random(), rolled.values + random())
+    return Batch(
+        rolled, rolled.mask * valid[:, None], rolled.logprobs, random(), rolled.values + random()
+    )
 
 
 def loss_of(llama, settings=SETTINGS, **changes):
@@ -67,7 +75,7 @@ def one_loss(llama, settings, **changes):
     loss = update.make_loss(llama.model, parts, settings, None)
 
     def run(params, batch, fixed=None):
-        fixed = fixed or update.Fixed({})
+        fixed = fixed or update.LossConstants({})
         total, metrics = loss(params, fixed, parts.aggregate(batch.mask), batch, KEY)
         return total, update.means(metrics)
 
@@ -83,14 +91,17 @@ def loss(llama):
     ("changes", "parts"),
     [
         ({"entropy_coef": 0.3, "value_coef": 0.7}, {}),
-        ({"aggregate": "sequence_mean", "value_loss": "none"}, {"correction": losses.truncated_importance}),
+        (
+            {"aggregate": "sequence_mean", "value_loss": "none"},
+            {"correction": shared.truncated_importance},
+        ),
     ],
 )
 def test_loss_is_the_sum_of_its_parts(llama, batch, changes, parts):
     settings = replace(SETTINGS, **changes)
     scores = toys.score(llama, batch.rollout)
     mask = batch.mask
-    per_token, _ = losses.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
+    per_token, _ = token.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
     if parts:
         # old_logprobs are the sampler's own: the correction is 1 unless they differ
         batch = batch.replace(rollout=batch.rollout.replace(logprobs=batch.old_logprobs + 0.5))
@@ -98,12 +109,14 @@ def test_loss_is_the_sum_of_its_parts(llama, batch, changes, parts):
     weights = getattr(aggregate, settings.aggregate)(mask)
     want = (weights * (per_token - settings.entropy_coef * scores.entropy)).sum()
     if settings.value_loss != "none":
-        value = losses.value_clipped(scores.values, batch.rollout.values, batch.returns, eps=0.2)
+        value = value_clipped(scores.values, batch.rollout.values, batch.returns, eps=0.2)
         want += settings.value_coef * (weights * value).sum()
     (got, metrics), _ = loss_of(llama, settings, **parts)(llama.params, batch)
     assert float(got) == pytest.approx(float(want), rel=1e-5)
     assert ("value_loss" in metrics) == (settings.value_loss != "none")
-    assert float(metrics["entropy"]) == pytest.approx(float((scores.entropy * mask).sum() / mask.sum()), rel=1e-5)
+    assert float(metrics["entropy"]) == pytest.approx(
+        float((scores.entropy * mask).sum() / mask.sum()), rel=1e-5
+    )
 
 
 def test_what_is_masked_changes_nothing(llama, batch, loss):
@@ -138,9 +151,16 @@ def test_gradient_of_the_loss_against_differences(llama, batch, loss):
     (_, _), grads = loss(llama.params, batch)
     rng = np.random.default_rng(1)
     norm = float(optax.tree.norm(grads))
-    direction = jax.tree.map(lambda g: g / norm + jnp.asarray(0.01 * rng.standard_normal(g.shape), jnp.float32), grads)
-    at = lambda e: float(loss(jax.tree.map(lambda x, d: x + e * d, llama.params, direction), batch)[0][0])
-    slope = sum(float((g * d).sum()) for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True))
+    direction = jax.tree.map(
+        lambda g: g / norm + jnp.asarray(0.01 * rng.standard_normal(g.shape), jnp.float32), grads
+    )
+    at = lambda e: float(
+        loss(jax.tree.map(lambda x, d: x + e * d, llama.params, direction), batch)[0][0]
+    )
+    slope = sum(
+        float((g * d).sum())
+        for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
+    )
     assert (at(2e-3) - at(-2e-3)) / 4e-3 == pytest.approx(slope, rel=0.01)
 
 
@@ -154,11 +174,17 @@ def run(llama):
 
 @pytest.fixture(scope="module")
 def state(llama):
-    return ppo.init_state(SETTINGS, llama.params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0))
+    return ppo.init_state(
+        SETTINGS, llama.params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0)
+    )
 
 
 def adam(state):
-    return next(x for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(x, "mu"))
+    return next(
+        x
+        for x in jax.tree.leaves(state.opt_state, is_leaf=lambda x: hasattr(x, "mu"))
+        if hasattr(x, "mu")
+    )
 
 
 def test_update_makes_epochs_times_minibatches_steps(run, state, batch):
@@ -168,7 +194,9 @@ def test_update_makes_epochs_times_minibatches_steps(run, state, batch):
     assert all(np.isfinite(x) for x in metrics.values())
     toys.assert_same(run(state, batch, KEY), (new, metrics))
     other, _ = run(state, batch, jax.random.key(4))
-    assert (other.params["value"]["kernel"] != new.params["value"]["kernel"]).any()  # dealt in another way
+    assert (
+        other.params["value"]["kernel"] != new.params["value"]["kernel"]
+    ).any()  # dealt in another way
 
 
 def test_first_ratio_off_is_that_of_the_first_minibatch(run, state, batch, llama):
@@ -176,7 +204,9 @@ def test_first_ratio_off_is_that_of_the_first_minibatch(run, state, batch, llama
     own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
     assert float(run(state, own, KEY)[1]["first_ratio_off"]) < 1e-4
     lower = own.replace(old_logprobs=own.old_logprobs - 0.1)
-    assert float(run(state, lower, KEY)[1]["first_ratio_off"]) == pytest.approx(np.expm1(0.1), rel=1e-3)
+    assert float(run(state, lower, KEY)[1]["first_ratio_off"]) == pytest.approx(
+        np.expm1(0.1), rel=1e-3
+    )
 
 
 def test_one_non_finite_minibatch_is_skipped(run, state, batch):
@@ -186,7 +216,9 @@ def test_one_non_finite_minibatch_is_skipped(run, state, batch):
     assert float(metrics["skipped"]) == 2
     assert int(adam(new).count) == 2
     assert all(np.isfinite(x).all() for x in toys.numbers((new, metrics)))
-    assert (new.params["value"]["kernel"] != state.params["value"]["kernel"]).any()  # the good ones counted
+    assert (
+        new.params["value"]["kernel"] != state.params["value"]["kernel"]
+    ).any()  # the good ones counted
 
 
 def test_all_non_finite_changes_nothing(run, state, batch):
@@ -213,7 +245,9 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
         return jnp.sqrt(0 * logprobs), {}
 
     settings = replace(SETTINGS, epochs=1, minibatches=1)
-    run = jax.jit(update.make_update(llama.model, toys.parts(settings, policy_loss=policy_loss), settings))
+    run = jax.jit(
+        update.make_update(llama.model, toys.parts(settings, policy_loss=policy_loss), settings)
+    )
     new, metrics = run(state, batch, KEY)
     assert float(metrics["skipped"]) == 1
     toys.assert_same(new, state)
@@ -239,7 +273,9 @@ def test_groups_stay_together(llama, state, batch):
         apart = (advantages[0::2] != advantages[1::2]).repeat(2, 0).astype(jnp.float32)
         return 0 * logprobs, {"apart": apart, "number": advantages}
 
-    run = jax.jit(update.make_update(llama.model, toys.parts(settings, policy_loss=policy_loss), settings))
+    run = jax.jit(
+        update.make_update(llama.model, toys.parts(settings, policy_loss=policy_loss), settings)
+    )
     _, metrics = run(state, batch.replace(advantages=groups, mask=jnp.ones((8, 5))), KEY)
     assert float(metrics["apart"]) == 0
     assert float(metrics["number"]) == pytest.approx(1.5)  # every group came once
@@ -249,7 +285,10 @@ def test_microbatches_change_nothing(llama, state, batch):
     """Rows of different lengths in each: a mean of means would differ."""
     for changes in ({}, {"group_size": 2, "aggregate": "sequence_mean"}):
         one, four = (replace(SETTINGS, minibatches=1, microbatches=n, **changes) for n in (1, 4))
-        runs = [jax.jit(update.make_update(llama.model, toys.parts(c), c))(state, batch, KEY) for c in (one, four)]
+        runs = [
+            jax.jit(update.make_update(llama.model, toys.parts(c), c))(state, batch, KEY)
+            for c in (one, four)
+        ]
         toys.assert_close(runs[0][0].params, runs[1][0].params, atol=2e-6)
         toys.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-4)
 
@@ -267,35 +306,43 @@ def test_kl_in_the_loss(llama, batch, importance):
     ref = batch.rollout.raw_logprobs - 0.2
     batch = batch.replace(rollout=batch.rollout.replace(ref_logprobs=ref))
     make = one_loss(llama, settings)
-    total, metrics = make(llama.params, batch, update.Fixed({}, kl_coef=0.3))
+    total, metrics = make(llama.params, batch, update.LossConstants({}, kl_coef=0.3))
     scores, mask = toys.score(llama, batch.rollout), batch.mask
-    term = kl.k3(scores.raw_logprobs, ref) * (jnp.exp(scores.logprobs - batch.old_logprobs) if importance else 1.0)
-    per_token, _ = losses.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
+    term = kl.k3(scores.raw_logprobs, ref) * (
+        jnp.exp(scores.logprobs - batch.old_logprobs) if importance else 1.0
+    )
+    per_token, _ = token.clip(scores.logprobs, batch.old_logprobs, batch.advantages, mask)
     want = (aggregate.token_mean(mask) * (per_token + 0.3 * term)).sum()
     assert float(total) == pytest.approx(float(want), rel=1e-5)
-    assert float(metrics["kl_loss"]) == pytest.approx(float((term * mask).sum() / mask.sum()), rel=1e-5)
+    assert float(metrics["kl_loss"]) == pytest.approx(
+        float((term * mask).sum() / mask.sum()), rel=1e-5
+    )
 
 
 def test_full_kl_in_the_loss_is_exact(llama, batch):
     settings = replace(KL_SETTINGS, kl="full")
     other = toys.random_params(llama.model, seed=8)
     make = one_loss(llama, settings)
-    _, metrics = make(llama.params, batch, update.Fixed({}, reference=other, kl_coef=0.3))
+    _, metrics = make(llama.params, batch, update.LossConstants({}, reference=other, kl_coef=0.3))
 
     def logits(params):
         hidden, _ = llama.model.apply(params, batch.rollout.tokens, batch.rollout.attend)
         return llama.model.logits(params, hidden[:, 3:-1])
 
     want = kl.full(logits(llama.params), logits(other)) * batch.mask
-    assert float(metrics["kl_loss"]) == pytest.approx(float(want.sum() / batch.mask.sum()), rel=1e-5)
-    zero = make(llama.params, batch, update.Fixed({}, reference=llama.params, kl_coef=0.3))[1]
+    assert float(metrics["kl_loss"]) == pytest.approx(
+        float(want.sum() / batch.mask.sum()), rel=1e-5
+    )
+    zero = make(llama.params, batch, update.LossConstants({}, reference=llama.params, kl_coef=0.3))[
+        1
+    ]
     assert float(zero["kl_loss"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_beta_comes_from_the_controller(llama, batch):
     settings = replace(SETTINGS, loss="kl_penalty", value_loss="none")
     make = one_loss(llama, settings)
-    at = lambda beta: float(make(llama.params, batch, update.Fixed({}, beta=beta))[0])
+    at = lambda beta: float(make(llama.params, batch, update.LossConstants({}, beta=beta))[0])
     scores = toys.score(llama, batch.rollout)
     d = scores.logprobs - batch.old_logprobs
     pull = (aggregate.token_mean(batch.mask) * (jnp.expm1(d) - d)).sum()
@@ -331,8 +378,12 @@ def test_how_far_the_step_went_includes_what_stopped_it(llama, state, batch):
     settings = replace(SETTINGS, lr=0.1, lr_schedule="constant", kl_stop=0.01)
     own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
     fresh = ppo.init_state(settings, llama.params, state.frozen, jax.random.key(0))
-    _, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(fresh, own, KEY)
-    assert float(metrics["stopped"]) == 3 and float(metrics["last_approx_kl"]) > 0.005  # the mean with the first, which is at 0
+    _, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(
+        fresh, own, KEY
+    )
+    assert (
+        float(metrics["stopped"]) == 3 and float(metrics["last_approx_kl"]) > 0.005
+    )  # the mean with the first, which is at 0
 
 
 def test_an_update_says_how_many_updates_it_was(run, state, batch):
@@ -343,7 +394,9 @@ def test_rescored_takes_the_scorers_log_probs(llama, state, batch):
     """The sampler's are .1 lower: the ratio is 1 all the same, and the metric says how far they are apart."""
     settings = replace(SETTINGS, epochs=1, minibatches=1)
     own = toys.score(llama, batch.rollout).logprobs
-    rescored = jax.jit(update.rescored(update.make_update)(llama.model, toys.parts(settings), settings))
+    rescored = jax.jit(
+        update.rescored(update.make_update)(llama.model, toys.parts(settings), settings)
+    )
     plain = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))
     lower = batch.replace(old_logprobs=own - 0.1)
     new, metrics = rescored(state, lower, KEY)
@@ -366,7 +419,9 @@ def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
             if any((a != b).any() for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(llama.params[name]), strict=True))
         }  # fmt: skip
         assert changed == moves
-        moments = {path[0].key for path, x in jax.tree_util.tree_leaves_with_path(adam(new).mu) if x.any()}
+        moments = {
+            path[0].key for path, x in jax.tree_util.tree_leaves_with_path(adam(new).mu) if x.any()
+        }
         assert moments == moves  # nothing of the policy's gradients waits in the optimizer
 
 
@@ -374,6 +429,8 @@ def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
 @pytest.mark.parametrize("name", algorithms.POLICY_LOSSES)
 def test_every_policy_loss_goes_through_the_update(llama, state, batch, name):
     settings = replace(SETTINGS, loss=name, epochs=1)
-    new, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(state, batch, KEY)
+    new, metrics = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))(
+        state, batch, KEY
+    )
     assert float(metrics["skipped"]) == 0
     assert (new.params["embed"]["embedding"] != state.params["embed"]["embedding"]).any()

@@ -8,18 +8,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxppo import algorithms, config, models, parallel, policy, ppo, sampling
-from jaxppo.config import Config, ModelConfig
-from jaxppo.rewards import count_token
+from jaxppo import algorithms, models, parallel, policy, ppo, sampling
+from jaxppo.config import Config
+from jaxppo.models import shapes
+from jaxppo.models.shapes import ModelConfig
+from jaxppo.rewards.in_program import count_token
 from jaxppo.rollout import rollout
 from jaxppo.types import Model, Parts, Prompts, Rollout, TrainState
 
 VOCAB = 11
 EOS = 1
-LLAMA = config.llama(vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, num_kv_heads=2, max_length=32)
-GPT2 = config.gpt2(vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, max_length=32)
+LLAMA = shapes.llama(
+    vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, num_kv_heads=2, max_length=32
+)
+GPT2 = shapes.gpt2(vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, max_length=32)
 SETTINGS = Config(
-    batch_size=8, prompt_length=4, response_length=5, epochs=2, minibatches=2, steps=10, lora=0, eos=EOS, kl_adaptive=False
+    batch_size=8,
+    prompt_length=4,
+    response_length=5,
+    epochs=2,
+    minibatches=2,
+    steps=10,
+    lora=0,
+    eos=EOS,
+    kl_adaptive=False,
 )
 
 
@@ -35,7 +47,9 @@ def random_params(model: Model, seed: int = 0) -> dict:
     """Parameters of which none is 0 or 1, so that every one of them changes the output."""
     leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(seed)))
     rng = np.random.default_rng(seed)
-    noisy = [x + 0.25 * rng.standard_normal(x.shape).astype(np.float32) for x in jax.device_get(leaves)]
+    noisy = [
+        x + 0.25 * rng.standard_normal(x.shape).astype(np.float32) for x in jax.device_get(leaves)
+    ]
     return jax.tree.map(jnp.asarray, jax.tree.unflatten(tree, noisy))
 
 
@@ -62,20 +76,34 @@ def ragged(lengths, width: int, seed: int = 0) -> Prompts:
     for row, n in enumerate(lengths):
         tokens[row, width - n :] = np.random.default_rng([seed, row]).integers(2, VOCAB, n)
     mask = np.arange(width)[None] >= width - np.asarray(lengths)[:, None]
-    return Prompts(jnp.asarray(tokens), jnp.asarray(mask), jnp.arange(len(lengths), dtype=jnp.int32))
+    return Prompts(
+        jnp.asarray(tokens), jnp.asarray(mask), jnp.arange(len(lengths), dtype=jnp.int32)
+    )
 
 
 def prompts(rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
     """Prompts of 1 to 4 tokens."""
-    return ragged([1 + i % SETTINGS.prompt_length for i in range(rows)], SETTINGS.prompt_length, seed)
+    return ragged(
+        [1 + i % SETTINGS.prompt_length for i in range(rows)], SETTINGS.prompt_length, seed
+    )
 
 
 def roll(
-    toy: Toy, prompts: Prompts, settings: Config = SETTINGS, *, key: int = 7, reference: dict | None = None, **options
+    toy: Toy,
+    prompts: Prompts,
+    settings: Config = SETTINGS,
+    *,
+    key: int = 7,
+    reference: dict | None = None,
+    **options,
 ) -> Rollout:
     """A rollout of the toy's policy, whose reference is the policy itself unless given."""
     frozen = {"base": {}, "reference": toy.params if reference is None else reference}
-    options = {"length": settings.response_length, "eos": settings.eos, "pad": settings.pad} | options
+    options = {
+        "length": settings.response_length,
+        "eos": settings.eos,
+        "pad": settings.pad,
+    } | options
     program = _roll_program(toy.model, settings, tuple(options.items()))
     return program(toy.params, frozen, prompts, jax.random.key(key))
 
@@ -91,14 +119,18 @@ def _roll_program(model: Model, settings: Config, items: tuple):
     return jax.jit(program)
 
 
-def score(toy: Toy, rolled: Rollout, settings: Config = SETTINGS, params: dict | None = None) -> policy.Scores:
+def score(
+    toy: Toy, rolled: Rollout, settings: Config = SETTINGS, params: dict | None = None
+) -> policy.TokenLogprobs:
     """What the toy's policy, or these parameters, say of a rollout."""
     return _score_program(toy.model, settings)(toy.params if params is None else params, rolled)
 
 
 @cache
 def _score_program(model: Model, settings: Config):
-    return jax.jit(lambda params, rolled: policy.score(model, params, rolled, config=settings))
+    return jax.jit(
+        lambda params, rolled: policy.token_logprobs(model, params, rolled, config=settings)
+    )
 
 
 def copied(tree):
@@ -119,7 +151,9 @@ def parts(settings: Config = SETTINGS, **changes) -> Parts:
 
 def step(toy: Toy, settings: Config = SETTINGS, **changes) -> parallel.CompiledStep:
     """A compiled step of the toy."""
-    return parallel.compile_step(ppo.make_train_step(toy.model, parts(settings, **changes), settings))
+    return parallel.compile_step(
+        ppo.make_train_step(toy.model, parts(settings, **changes), settings)
+    )
 
 
 class Step:

@@ -30,7 +30,9 @@ class Chip:
 
     prefix: str  # of the type's name
     cores: int  # that the name counts for each chip
-    alone: int  # most chips of one host that is a slice by itself; in larger slices every host has 4
+    alone: (
+        int  # most chips of one host that is a slice by itself; in larger slices every host has 4
+    )
     image: str
     sizes: str  # the topologies
 
@@ -53,9 +55,13 @@ def accelerator(name: str, chip: Chip, size: str) -> Accelerator:
     """
     chips = math.prod(int(side) for side in size.split("x"))
     hosts = 1 if chips <= chip.alone else chips // 4
-    return Accelerator(f"{chip.prefix}-{chips * chip.cores}", f"{name}:{size}", chips, hosts, chip.image)
+    return Accelerator(
+        f"{chip.prefix}-{chips * chip.cores}", f"{name}:{size}", chips, hosts, chip.image
+    )
 
 
 ACCELERATORS = {
-    found.type: found for name, chip in CHIPS.items() for found in (accelerator(name, chip, size) for size in chip.sizes.split())
+    found.type: found
+    for name, chip in CHIPS.items()
+    for found in (accelerator(name, chip, size) for size in chip.sizes.split())
 }

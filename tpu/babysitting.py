@@ -18,7 +18,10 @@ LOOK = 60.0  # seconds between two looks at a run
 LONELY = 300.0  # seconds that some hosts may run on after another one's run has failed
 UNSEEN = 1800.0  # seconds that a host may not answer
 STEADY = 3600.0  # a run that lived so long has got over its earlier crashes
-PAUSES = (60.0, 300.0)  # seconds after each new slice in a row that did not become active; after one more it gives up
+PAUSES = (
+    60.0,
+    300.0,
+)  # seconds after each new slice in a row that did not become active; after one more it gives up
 GONE = -1  # the slice, and the run with it
 
 
@@ -38,7 +41,9 @@ class Care:
 def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
     """The run's exit code. A slice that is there is used, a run that is going on is watched. Raises Stop."""
     if care.spot and not job.bucket:
-        slice_.say("warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing")
+        slice_.say(
+            "warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing"
+        )
     crashes, stops, ended = 0, 0, None
     try:
         while True:
@@ -49,15 +54,23 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
                 crashes, stops = 0, 0
             if code == GONE:
                 slice_.ready = False  # a machine that comes back may be a new one
-                slice_.say(f"{slice_.name} is gone (preempted?); {slice_.seconds() / 3600:.1f} paid hours so far")
+                slice_.say(
+                    f"{slice_.name} is gone (preempted?); {slice_.seconds() / 3600:.1f} paid hours so far"
+                )
                 continue
             crashes, stops = crashes + (code == 1), stops + (code == 75)
             if code not in (1, 75) or crashes > care.max_crashes:
                 ended = code
                 return finish(slice_, job, code, care)
-            what = "saved and stopped" if code == 75 else f"crash {crashes} of {care.max_crashes} that are allowed"
+            what = (
+                "saved and stopped"
+                if code == 75
+                else f"crash {crashes} of {care.max_crashes} that are allowed"
+            )
             slice_.say(f"{job.name}: {what}; starting it again")
-            slice_.pause(backoff(crashes - 1) if code == 1 else backoff(stops) if stops > 3 else 0.0)
+            slice_.pause(
+                backoff(crashes - 1) if code == 1 else backoff(stops) if stops > 3 else 0.0
+            )
     except TimeUp:
         return cut_off(slice_, job, ended)
 
@@ -65,7 +78,9 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
 def cut_off(slice_: Slice, job: Job, ended: int | None) -> int:
     """The paid hours are over: the run's exit code, if it has `ended`. Raises Stop when the slice may still be there."""
     stopping = "" if ended is not None else f"stopping {job.name}, "
-    slice_.say(f"{slice_.max_hours:g} paid hours are over (--max-hours): {stopping}deleting {slice_.name}")
+    slice_.say(
+        f"{slice_.max_hours:g} paid hours are over (--max-hours): {stopping}deleting {slice_.name}"
+    )
     slice_.hasten()
     if ended is None:
         hosts.tell(slice_, "stop", job.name, patient=False)
@@ -84,7 +99,10 @@ def ensure(slice_: Slice, kind: Accelerator, care: Care) -> None:
             slice_.delete()
         if created > len(PAUSES):
             why = f" ({slice_.reason})" if slice_.reason else ""
-            raise Stop(f"{slice_.name} did not become active {created} times in a row{why}; try another zone or type", code=1)
+            raise Stop(
+                f"{slice_.name} did not become active {created} times in a row{why}; try another zone or type",
+                code=1,
+            )
         if created:
             slice_.pause(PAUSES[created - 1])
         created += request(slice_, kind, care)
@@ -126,7 +144,10 @@ def is_there(slice_: Slice) -> bool:
 
 
 def taken(slice_: Slice) -> Stop:
-    return Stop(f"{slice_.name} was deleted by somebody else, and is not made again; the same command would", code=75)
+    return Stop(
+        f"{slice_.name} was deleted by somebody else, and is not made again; the same command would",
+        code=75,
+    )
 
 
 def prepare(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> None:
@@ -150,7 +171,10 @@ def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
         if found is None or len(found) != kind.hosts:
             unseen += LOOK
             if unseen > UNSEEN:
-                raise Stop(f"not all of {kind.hosts} hosts of {slice_.name} answer, for {unseen / 60:.0f} minutes now", code=1)
+                raise Stop(
+                    f"not all of {kind.hosts} hosts of {slice_.name} answer, for {unseen / 60:.0f} minutes now",
+                    code=1,
+                )
         elif "running" not in found:
             return worst(ended or found)
         else:
@@ -159,7 +183,9 @@ def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
             lonely = lonely + LOOK if failed else 0.0
             if lonely > LONELY:
                 slice_.say(f"{job.name}: {', '.join(found)}; stopping the others")
-                ended = ended or failed  # these ended the run; what we stop ends with 75, and is no reason
+                ended = (
+                    ended or failed
+                )  # these ended the run; what we stop ends with 75, and is no reason
                 hosts.tell(slice_, "stop", job.name)
         slice_.pause(LOOK)
     return GONE
@@ -214,7 +240,10 @@ def fetch(slice_: Slice, job: Job) -> bool:
         if not slice_.rehearsal:
             here.mkdir(exist_ok=True)
     except OSError as error:
-        print(f"error: {there} could not be copied: {here} cannot be made ({error.strerror})", file=sys.stderr)
+        print(
+            f"error: {there} could not be copied: {here} cannot be made ({error.strerror})",
+            file=sys.stderr,
+        )
         return False
     done = slice_.copy("--recurse", f"{slice_.name}:{there}", f"{here}/", worker="0")
     if done.returncode:

@@ -13,8 +13,12 @@ from complaints import last_line
 
 ROOT = Path(__file__).resolve().parents[1]
 SHORTEST, LONGEST = 10.0, 120.0  # seconds between two attempts, or two looks
-SECRET = re.compile(r"(^|[-_])(token|secret|password|passwd|(api)?key|credentials?)$", re.IGNORECASE)
-KEY = re.compile(r"\b(hf_|sk-|ghp_|AIza|ya29\.)[A-Za-z0-9_-]{16,}")  # what keys of known services look like
+SECRET = re.compile(
+    r"(^|[-_])(token|secret|password|passwd|(api)?key|credentials?)$", re.IGNORECASE
+)
+KEY = re.compile(
+    r"\b(hf_|sk-|ghp_|AIza|ya29\.)[A-Za-z0-9_-]{16,}"
+)  # what keys of known services look like
 LINK = re.compile(r"(\w+://[^/\s:@]*):[^/\s@]+@")  # with somebody's password
 
 
@@ -50,7 +54,9 @@ def secrets(words: Iterable[str]) -> list[str]:
     found = []
     for word in words:
         pieces = word.split("=")
-        names = [re.split(r"[,^]", piece)[-1] for piece in pieces[:-1]] or [word] * word.startswith("--")
+        names = [re.split(r"[,^]", piece)[-1] for piece in pieces[:-1]] or [word] * word.startswith(
+            "--"
+        )
         if named := next((name for name in names if SECRET.search(name.lstrip("-"))), ""):
             found.append(word[: word.index(named) + len(named)])
         elif key := KEY.search(word):
@@ -62,11 +68,15 @@ def secrets(words: Iterable[str]) -> list[str]:
 
 def private(name: str) -> Path:
     """A folder of ours for what is made on the way to a slice: always the same one, and nobody else's. Raises Stop."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "tpu" / name
+    folder = (
+        Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "tpu" / name
+    )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise Stop(f"cannot write to {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder of yours") from None
+        raise Stop(
+            f"cannot write to {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder of yours"
+        ) from None
     return folder
 
 
@@ -78,9 +88,13 @@ def alone(name: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Stop(f"another babysit of {name} is running on this machine; end that one first (Ctrl-C)") from None
+            raise Stop(
+                f"another babysit of {name} is running on this machine; end that one first (Ctrl-C)"
+            ) from None
         except OSError as error:
-            raise Stop(f"{lock} cannot be locked ({error.strerror}); set XDG_CACHE_HOME to a folder on another disk") from None
+            raise Stop(
+                f"{lock} cannot be locked ({error.strerror}); set XDG_CACHE_HOME to a folder on another disk"
+            ) from None
         yield
 
 
@@ -96,9 +110,13 @@ def pack(archive: Path) -> None:
 def tracked() -> list[str]:
     """The repository's tracked files. Raises Stop."""
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True
+        )
     except FileNotFoundError:
-        raise Stop("git is missing, which says what of the repository goes to the slice; install it") from None
+        raise Stop(
+            "git is missing, which says what of the repository goes to the slice; install it"
+        ) from None
     if done.returncode:
         raise Stop(f"{ROOT} is no git checkout: {last_line(done.stderr)}")
     return [name for name in done.stdout.split("\0") if name]

@@ -11,15 +11,25 @@ PASSING = re.compile(
     r"\bSSL|EOF occurred|\b429\b|Too Many Requests",
     re.IGNORECASE,
 )
-FINAL = re.compile("PERMISSION_DENIED|INVALID_ARGUMENT|unrecognized arguments")  # whatever else it says: a name may be my-500
-REFUSED = re.compile("DeleteQueuedResource is not supported")  # while it is PROVISIONING or SUSPENDING, which ends
-UNDERWAY = re.compile("has not finished in")  # gcloud waits half an hour for an operation, which goes on
+FINAL = re.compile(
+    "PERMISSION_DENIED|INVALID_ARGUMENT|unrecognized arguments"
+)  # whatever else it says: a name may be my-500
+REFUSED = re.compile(
+    "DeleteQueuedResource is not supported"
+)  # while it is PROVISIONING or SUSPENDING, which ends
+UNDERWAY = re.compile(
+    "has not finished in"
+)  # gcloud waits half an hour for an operation, which goes on
 LOGIN = re.compile(
     "Reauthentication|UNAUTHENTICATED|gcloud auth login|do not currently have an active account|refreshing .*tokens",
     re.IGNORECASE,
 )
-TRACEBACK = re.compile(r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*", re.MULTILINE)  # not what it ends with
-OWN = re.compile(r"ERROR: (\(gcloud[\w.-]*\)|gcloud crashed) ")  # the line that gcloud's own complaint begins with
+TRACEBACK = re.compile(
+    r"^Traceback \(most recent call last\):\n(?:[ \t].*\n)*", re.MULTILINE
+)  # not what it ends with
+OWN = re.compile(
+    r"ERROR: (\(gcloud[\w.-]*\)|gcloud crashed) "
+)  # the line that gcloud's own complaint begins with
 # What gcloud adds to a command's own words, with one host and with many, its advice of four lines to log in, and after a crash.
 NOISE = re.compile(
     r"exited with return code|^##### Command execution on worker|^(SSH|SCP): |^Using (ssh|scp) batch size|^Retrying: |"
@@ -60,7 +70,9 @@ def last_line(text: str) -> str:
     """
     lines = telling(text)
     if own := [number for number, line in enumerate(lines) if OWN.match(line)]:
-        said = " ".join(itertools.takewhile(lambda line: not line.startswith("- "), lines[own[-1] :]))
+        said = " ".join(
+            itertools.takewhile(lambda line: not line.startswith("- "), lines[own[-1] :])
+        )
     else:
         said = [*(text.strip().splitlines() or ["no reason given"]), *lines][-1].strip()
     return said[:300]

@@ -24,13 +24,19 @@ def set_up(slice_: Slice) -> None:
     must(slice_.copy(str(archive), f"{slice_.name}:{ARCHIVE}"), "copy the code")
     # A module that is no longer there is not left behind; runs and the environment are.
     unpack = f"mkdir -p jaxppo && rm -rf jaxppo/jaxppo && tar -xzf {ARCHIVE} -C jaxppo"
-    must(slice_.ssh(f"{unpack} && JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh", show=True), "set the hosts up")
+    must(
+        slice_.ssh(f"{unpack} && JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh", show=True),
+        "set the hosts up",
+    )
     slice_.ready = True
 
 
 def give_environment(slice_: Slice, file: Path) -> None:
     """Secrets: a file with mode 0600 here and there. They are on no command line and in no metadata. Raises Stop."""
-    must(slice_.copy("--scp-flag=-p", str(file), f"{slice_.name}:.jaxppo.env"), "copy the environment file")
+    must(
+        slice_.copy("--scp-flag=-p", str(file), f"{slice_.name}:.jaxppo.env"),
+        "copy the environment file",
+    )
 
 
 def tell(slice_: Slice, verb: str, *words: str, **how) -> subprocess.CompletedProcess:
@@ -40,7 +46,16 @@ def tell(slice_: Slice, verb: str, *words: str, **how) -> subprocess.CompletedPr
 
 def start(slice_: Slice, run: str, command: list[str]) -> None:
     """In the background on every host. Without its chips JAX fails instead of going on on the CPU. Raises Stop."""
-    words = ["env", "JAX_PLATFORMS=tpu,cpu", "bash", "jaxppo/tpu/job.sh", "start", run, "--", *command]
+    words = [
+        "env",
+        "JAX_PLATFORMS=tpu,cpu",
+        "bash",
+        "jaxppo/tpu/job.sh",
+        "start",
+        run,
+        "--",
+        *command,
+    ]
     must(slice_.ssh(shlex.join(words), show=True), "start the run")
 
 
@@ -48,7 +63,11 @@ def states(slice_: Slice, run: str) -> list[str] | None:
     """What the run does on each host, in their order: running, exit CODE, lost or none. None when they cannot be asked."""
     done = tell(slice_, "status", run, patient=False)
     found = re.findall(r"^jaxppo-host (\S+) (running|exit \d+|lost|none)$", done.stdout, re.M)
-    return None if done.returncode else [text for _, text in sorted(found, key=lambda line: number(line[0]))]
+    return (
+        None
+        if done.returncode
+        else [text for _, text in sorted(found, key=lambda line: number(line[0]))]
+    )
 
 
 def number(host: str) -> int:

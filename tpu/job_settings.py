@@ -12,10 +12,13 @@ import json
 import sys
 from pathlib import Path
 
+from jaxppo.cli import parse
+from jaxppo.config import RunConfig
+from jaxppo.run.settings import to_dict
+
 
 def kind_of(script: Path) -> type | None:
     """The dataclass of the script's options: the RunConfig that it defines, and of several the one that builds on the others."""
-    from jaxppo.config import RunConfig
 
     spec = importlib.util.spec_from_file_location("job", script)
     assert spec and spec.loader
@@ -23,28 +26,40 @@ def kind_of(script: Path) -> type | None:
     sys.modules["job"] = module  # where dataclasses look for the names in their annotations
     sys.path.insert(0, str(script.resolve().parent))
     spec.loader.exec_module(module)
-    own = [x for x in vars(module).values() if isinstance(x, type) and issubclass(x, RunConfig) and x.__module__ == "job"]
+    own = [
+        x
+        for x in vars(module).values()
+        if isinstance(x, type) and issubclass(x, RunConfig) and x.__module__ == "job"
+    ]
     last = [x for x in own if not any(x in other.__mro__[1:] for other in own)]
     return last[0] if len(last) == 1 else None
 
 
 def main(out: str, script: str, *options: str) -> int:
-    from jaxppo.config import to_dict
-    from jaxppo.options import parse
 
     kind = kind_of(Path(script))
     if kind is None:
-        print(f"error: {script} defines no dataclass of settings that extends RunConfig", file=sys.stderr)
+        print(
+            f"error: {script} defines no dataclass of settings that extends RunConfig",
+            file=sys.stderr,
+        )
         return 3
     Path(out).write_text(json.dumps(to_dict(parse(kind, args=list(options))), indent=1) + "\n")
     if supervised(Path(script).read_text(encoding="utf-8")):
-        print("note: its step generates nothing: the plan is that of a policy gradient with these settings, which needs more")
+        print(
+            "note: its step generates nothing: the plan is that of a policy gradient with these settings, which needs more"
+        )
     return 0
 
 
 def supervised(source: str) -> bool:
     """Whether a script trains an objective of `jaxppo.supervised`, and no policy gradient."""
-    names = {alias.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
     return "supervised" in names and not names & {"algorithms", "stages"}
 
 

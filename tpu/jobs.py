@@ -62,7 +62,9 @@ def job_of(words: list[str], slice_name: str, kind: Accelerator) -> Job:
         raise Stop("no job; give it after --, such as: -- experiments/sentiment.py --steps 100")
     script, options, files = words[0], tuple(words[1:]), tracked()
     if script not in files:
-        raise Stop(f"{script} is no tracked file of {ROOT}, and only those are copied: write its path from there, git add it")
+        raise Stop(
+            f"{script} is no tracked file of {ROOT}, and only those are copied: write its path from there, git add it"
+        )
     check_words(options, files)
     stored = stored_in(value_of("--config", options), files)
     name = value_of("--name", options) or stored.get("name", "") or slice_name
@@ -82,18 +84,26 @@ def job_of(words: list[str], slice_name: str, kind: Accelerator) -> Job:
 def check_words(options: Sequence[str], files: Sequence[str]) -> None:
     """No secret among them, and no file that stays behind. Raises Stop."""
     if found := secrets(options):
-        raise Stop(f"{found[0]}: everybody on a machine can read its command lines; put it into a file, and pass --env-file")
+        raise Stop(
+            f"{found[0]}: everybody on a machine can read its command lines; put it into a file, and pass --env-file"
+        )
     before = ""
     for word in options:
         name, _, after = word.partition("=")
         option, value = (name, after) if word.startswith("--") else (before, word)
         before = name if word.startswith("--") and not after else ""
-        if option == "--runs" or not ("/" in value or Path(value).suffix) or not (ROOT / value).exists():
+        if (
+            option == "--runs"
+            or not ("/" in value or Path(value).suffix)
+            or not (ROOT / value).exists()
+        ):
             continue
         place = (ROOT / value).resolve()
         inside = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else ""
         if not inside or not any(file == inside or file.startswith(f"{inside}/") for file in files):
-            raise Stop(f"{option} {value}: it is here, but would not be on the slice, which gets tracked files only: git add it")
+            raise Stop(
+                f"{option} {value}: it is here, but would not be on the slice, which gets tracked files only: git add it"
+            )
 
 
 def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
@@ -112,7 +122,9 @@ def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
         except (ValueError, TypeError):
             raise Stop(f"--config {file} is no JSON object of settings") from None
     else:
-        lines = re.finditer(r"""^["']?(name|runs)["']?[ \t]*:[ \t]+(.*?)[ \t]*(?:[ \t]#.*)?$""", text, re.MULTILINE)
+        lines = re.finditer(
+            r"""^["']?(name|runs)["']?[ \t]*:[ \t]+(.*?)[ \t]*(?:[ \t]#.*)?$""", text, re.MULTILINE
+        )
         found = {line[1]: line[2].strip("\"'") for line in lines}
     return {name: str(found[name]) for name in ("name", "runs") if found.get(name)}
 
@@ -120,9 +132,13 @@ def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
 def check_bucket(slice_: Slice, job: Job) -> None:
     """The bucket is there, before anything is paid for. Raises Stop."""
     if job.bucket:
-        done = slice_.gcloud("storage", "buckets", "describe", f"gs://{job.bucket}", "--format=value(name)")
+        done = slice_.gcloud(
+            "storage", "buckets", "describe", f"gs://{job.bucket}", "--format=value(name)"
+        )
         if done.returncode:
-            cure = f"if it is missing, make it with: gcloud storage buckets create gs://{job.bucket}"
+            cure = (
+                f"if it is missing, make it with: gcloud storage buckets create gs://{job.bucket}"
+            )
             raise Stop(f"--runs {job.runs}: {last_line(done.stderr)}; {cure}")
 
 
@@ -136,13 +152,22 @@ def check_agent(kind: Accelerator) -> None:
     if not held or (key.exists() and not mine) or (mine and mine[0] in held):
         return
     make = "" if key.exists() else f"ssh-keygen -t rsa -f {AGENT_KEY} && "
-    raise Stop(f"{kind.type} has {kind.hosts} hosts, and your SSH agent lacks gcloud's key; type: {make}ssh-add {AGENT_KEY}")
+    raise Stop(
+        f"{kind.type} has {kind.hosts} hosts, and your SSH agent lacks gcloud's key; type: {make}ssh-add {AGENT_KEY}"
+    )
 
 
 def said_by(*argv: str) -> str:
     """What a command prints; nothing when it fails, or is missing."""
     try:
-        done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=30)
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=30,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return "" if done.returncode else done.stdout
@@ -156,4 +181,6 @@ def check_environment(file: Path) -> None:
         raise Stop(f"--env-file {file} can be read by others: chmod 600 {file}")
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if line and not line.startswith("#") and not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", line):
-            raise Stop(f"--env-file {file}, line {number}: write NAME=VALUE, without export or spaces around =")
+            raise Stop(
+                f"--env-file {file}, line {number}: write NAME=VALUE, without export or spaces around ="
+            )

@@ -24,7 +24,12 @@ def plan(job: Job, kind: Accelerator, slice_name: str, *, force: bool, dry_run: 
     """
     executable = next(filter(None, (shutil.which("jaxppo", path=path) for path in places())), None)
     settings = str(private(slice_name) / "config.json")
-    read = [python_of(executable), str(ROOT / "tpu" / "job_settings.py"), settings, *job.command(kind)[1:]]
+    read = [
+        python_of(executable),
+        str(ROOT / "tpu" / "job_settings.py"),
+        settings,
+        *job.command(kind)[1:],
+    ]
     ask = [executable or "jaxppo", "plan", settings, "--topology", kind.topology]
     print(shlex.join(read), shlex.join(ask), sep="\n", flush=True)
     if dry_run:
@@ -41,7 +46,11 @@ def plan(job: Job, kind: Accelerator, slice_name: str, *, force: bool, dry_run: 
 
 def places() -> list[str]:
     """Where jaxppo may be: in PATH, beside this Python, in the repository's own environment, which the README makes."""
-    return [os.environ.get("PATH", ""), os.path.dirname(sys.executable), str(ROOT / ".venv" / "bin")]
+    return [
+        os.environ.get("PATH", ""),
+        os.path.dirname(sys.executable),
+        str(ROOT / ".venv" / "bin"),
+    ]
 
 
 def settings_problem(argv: list[str], script: str) -> str:
@@ -51,7 +60,11 @@ def settings_problem(argv: list[str], script: str) -> str:
     said = last_line(done.stderr).removeprefix("error: ")
     if done.returncode == 2:
         raise Stop(f"{script} would not start: {said}")
-    return f"the settings of {script} cannot be read: {said}; mend it, or pass --no-plan" if done.returncode else ""
+    return (
+        f"the settings of {script} cannot be read: {said}; mend it, or pass --no-plan"
+        if done.returncode
+        else ""
+    )
 
 
 def plan_problem(argv: list[str], kind: Accelerator) -> str:
@@ -63,12 +76,18 @@ def plan_problem(argv: list[str], kind: Accelerator) -> str:
     if done.returncode == 2 and "DOES NOT FIT" in done.stdout:
         return f"the job does not fit {kind.type} ({kind.topology}): change what the plan names, take a larger slice, or --force"
     said = last_line(done.stderr).removeprefix("error: ")
-    return f"{said} ({INSTALL})" if "tpu-plan" in said else f"jaxppo plan failed: {said}; mend it, or pass --no-plan"
+    return (
+        f"{said} ({INSTALL})"
+        if "tpu-plan" in said
+        else f"jaxppo plan failed: {said}; mend it, or pass --no-plan"
+    )
 
 
 def run(argv: list[str]) -> subprocess.CompletedProcess:
     """From the repository's root, as on the slice: paths among the options start there."""
-    return subprocess.run(argv, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
+    return subprocess.run(
+        argv, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
+    )
 
 
 def python_of(executable: str | None) -> str:
@@ -77,6 +96,10 @@ def python_of(executable: str | None) -> str:
         with open(executable, "rb") as file:
             first = file.readline(300).decode(errors="replace").strip()
         found = first.removeprefix("#!").strip()
-        if first.startswith("#!") and Path(found).name.startswith("python") and Path(found).exists():
+        if (
+            first.startswith("#!")
+            and Path(found).name.startswith("python")
+            and Path(found).exists()
+        ):
             return found
     return sys.executable

@@ -20,14 +20,20 @@ class Rehearsal:
         group, verb = (argv[3], argv[4]) if argv[1] == "compute" else ("", "")
         if verb == "create":
             self.there = True
-            kind = next(word.split("=", 1)[1] for word in argv if word.startswith("--accelerator-type="))
+            kind = next(
+                word.split("=", 1)[1] for word in argv if word.startswith("--accelerator-type=")
+            )
             self.hosts = ACCELERATORS[kind].hosts
         elif verb == "delete":
             self.there = False
         elif verb == "describe":
             if not self.there:
                 return subprocess.CompletedProcess(argv, 1, "", "NOT_FOUND")
-            found = {"state": {"state": "ACTIVE"}} if group == "queued-resources" else {"state": "READY"}
+            found = (
+                {"state": {"state": "ACTIVE"}}
+                if group == "queued-resources"
+                else {"state": "READY"}
+            )
             return subprocess.CompletedProcess(argv, 0, json.dumps(found), "")
         elif verb == "ssh":
             return subprocess.CompletedProcess(argv, 0, self.say(argv), "")
@@ -37,4 +43,8 @@ class Rehearsal:
         """The hosts' words: a run is not there, and when it was started it is done."""
         command = next((word for word in argv if word.startswith("--command=")), "")
         self.started |= " start " in command
-        return f"jaxppo-host rehearsal {'exit 0' if self.started else 'none'}\n" * self.hosts * (" status " in command)
+        return (
+            f"jaxppo-host rehearsal {'exit 0' if self.started else 'none'}\n"
+            * self.hosts
+            * (" status " in command)
+        )

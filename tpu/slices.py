@@ -43,7 +43,9 @@ class Slice:
     paid: float = 0.0  # seconds, of the machines that are gone
     since: float | None = None  # when the machine that is there began to cost
     reason: str = ""  # why it is FAILED
-    packed: bool = False  # the code, once: a slice that is made anew goes on with what the run began with
+    packed: bool = (
+        False  # the code, once: a slice that is made anew goes on with what the run began with
+    )
     ready: bool = False  # set up, by us, since it was made
     ours: bool = False  # made or seen active by this call, and not deleted by it
     lived: bool = False  # this call has seen it active, or one before it
@@ -55,7 +57,9 @@ class Slice:
         """To the person who watches. A dry run prints a script: there it is a comment."""
         print(f"# {text}" if self.rehearsal else text, flush=True)
 
-    def gcloud(self, *words: str, patient: bool = True, show: bool = False) -> subprocess.CompletedProcess:
+    def gcloud(
+        self, *words: str, patient: bool = True, show: bool = False
+    ) -> subprocess.CompletedProcess:
         """Run it; what may pass by itself is tried again, with growing pauses, when `patient`. The caller looks at the code."""
         argv = ["gcloud", *words, "--quiet"]
         if self.rehearsal:
@@ -68,14 +72,19 @@ class Slice:
                                       stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.longest(end))  # fmt: skip
             except subprocess.TimeoutExpired as error:
                 self.pause(0.0)  # the paid hours may be over
-                done = subprocess.CompletedProcess(argv, 1, "", f"gcloud timed out after {error.timeout:.0f} s")
+                done = subprocess.CompletedProcess(
+                    argv, 1, "", f"gcloud timed out after {error.timeout:.0f} s"
+                )
             except FileNotFoundError:
                 text = "gcloud is missing; install it: https://cloud.google.com/sdk/docs/install"
                 raise Stop(text, code=1 if self.ours else 2) from None
             late = number == ATTEMPTS - 1 or self.clock() + backoff(number) >= end
             if done.returncode == 0 or not patient or late or not passes(done.stderr):
                 break
-            print(f"gcloud: {last_line(done.stderr)}; again in {backoff(number):.0f} s", file=sys.stderr)
+            print(
+                f"gcloud: {last_line(done.stderr)}; again in {backoff(number):.0f} s",
+                file=sys.stderr,
+            )
             self.pause(backoff(number))
         return done
 
@@ -86,7 +95,9 @@ class Slice:
     def ssh(self, command: str, *, worker: str = "all", **how) -> subprocess.CompletedProcess:
         """A command on one host or on all. gcloud holds back what many hosts say until all have ended: keep it short."""
         alive = "--ssh-flag=-o ServerAliveInterval=30"
-        return self.tpu("tpu-vm", "ssh", self.name, f"--worker={worker}", alive, f"--command={command}", **how)
+        return self.tpu(
+            "tpu-vm", "ssh", self.name, f"--worker={worker}", alive, f"--command={command}", **how
+        )
 
     def copy(self, *words: str, worker: str = "all", **how) -> subprocess.CompletedProcess:
         return self.tpu("tpu-vm", "scp", f"--worker={worker}", *words, **how)
@@ -128,16 +139,28 @@ class Slice:
         if resource is None:
             return "NONE"
         nodes = resource.get("tpu", {}).get("nodeSpec", [])
-        types = {node["node"]["acceleratorType"] for node in nodes if "acceleratorType" in node.get("node", {})}
+        types = {
+            node["node"]["acceleratorType"]
+            for node in nodes
+            if "acceleratorType" in node.get("node", {})
+        }
         if self.type and types - {self.type}:
-            raise Stop(f"{self.name} is there as {', '.join(types)}, not {self.type}; delete it, or choose another name")
+            raise Stop(
+                f"{self.name} is there as {', '.join(types)}, not {self.type}; delete it, or choose another name"
+            )
         about = resource.get("state", {})
         found = about.get("state", "UNKNOWN")
         if found != "ACTIVE":
-            self.reason = about.get("failedData", {}).get("error", {}).get("message", "") if found == "FAILED" else ""
+            self.reason = (
+                about.get("failedData", {}).get("error", {}).get("message", "")
+                if found == "FAILED"
+                else ""
+            )
             return found
         node = self._describe("tpu-vm")
-        if node is None or node.get("state") == "DELETING":  # preempted or deleted: its resource will say which
+        if (
+            node is None or node.get("state") == "DELETING"
+        ):  # preempted or deleted: its resource will say which
             return "MISSING"
         if node.get("state") != "READY":
             return node.get("state", "UNKNOWN")
@@ -151,16 +174,32 @@ class Slice:
         if done.returncode:
             if MISSING.search(done.stderr):
                 return None
-            code = 1 if self.ours else code_of(done.stderr, quota=True)  # what costs is not left alone
+            code = (
+                1 if self.ours else code_of(done.stderr, quota=True)
+            )  # what costs is not left alone
             raise Stop(f"cannot look at {self.name} in {self.zone}: {complaint(done.stderr)}", code)
         try:
             return dict(json.loads(done.stdout))
         except (ValueError, TypeError):
-            raise Stop(f"cannot look at {self.name}: gcloud's answer is no JSON: {done.stdout[:60]!r}", code=1) from None
+            raise Stop(
+                f"cannot look at {self.name}: gcloud's answer is no JSON: {done.stdout[:60]!r}",
+                code=1,
+            ) from None
 
-    def create(self, kind: Accelerator, *, spot: bool = False, wait_hours: float = 0, extra: tuple[str, ...] = ()) -> None:
+    def create(
+        self,
+        kind: Accelerator,
+        *,
+        spot: bool = False,
+        wait_hours: float = 0,
+        extra: tuple[str, ...] = (),
+    ) -> None:
         """Ask for it. One that is there already is taken as it is. Raises Stop."""
-        words = [f"--node-id={self.name}", f"--accelerator-type={kind.type}", f"--runtime-version={kind.image}"]
+        words = [
+            f"--node-id={self.name}",
+            f"--accelerator-type={kind.type}",
+            f"--runtime-version={kind.image}",
+        ]
         words += ["--spot"] if spot else []
         words += [f"--valid-until-duration={wait_hours * 3600:.0f}s"] if wait_hours else []
         done = self.tpu("queued-resources", "create", self.name, *words, *extra)
@@ -168,9 +207,15 @@ class Slice:
             self.ours = True
             return
         if "ALREADY_EXISTS" not in done.stderr:
-            hint = "; ask for more quota, or take another type or zone" if "quota" in done.stderr.lower() else ""
+            hint = (
+                "; ask for more quota, or take another type or zone"
+                if "quota" in done.stderr.lower()
+                else ""
+            )
             code = code_of(done.stderr, quota=self.lived)
-            raise Stop(f"cannot create {self.name} ({kind.type}): {complaint(done.stderr)}{hint}", code)
+            raise Stop(
+                f"cannot create {self.name} ({kind.type}): {complaint(done.stderr)}{hint}", code
+            )
         self.say(f"{self.name} is there already: {self.look()}")
 
     def delete(self) -> bool:
@@ -180,15 +225,23 @@ class Slice:
         (and cost), and TimeUp.
         """
         number, there = 0, False
-        while (done := self.tpu("queued-resources", "delete", self.name, "--force", patient=False)).returncode:
+        while (
+            done := self.tpu("queued-resources", "delete", self.name, "--force", patient=False)
+        ).returncode:
             said = done.stderr
             if MISSING.search(said):
                 break
             refused = bool(REFUSED.search(said) or UNDERWAY.search(said))
             there = there or refused
             if not (refused or passes(said) or (self.ours and not FINAL.search(said))):
-                raise Stop(f"{self.name} could not be deleted and may still cost: {complaint(said)}; {self.how_to_delete()}", 1)
-            print(f"{self.name} is not deleted yet: {complaint(said)}; again in {backoff(number):.0f} s", file=sys.stderr)
+                raise Stop(
+                    f"{self.name} could not be deleted and may still cost: {complaint(said)}; {self.how_to_delete()}",
+                    1,
+                )
+            print(
+                f"{self.name} is not deleted yet: {complaint(said)}; again in {backoff(number):.0f} s",
+                file=sys.stderr,
+            )
             self.pause(backoff(number))
             number += 1
         there = there or done.returncode == 0
@@ -219,7 +272,9 @@ class Slice:
                 break
             self.pause(backoff(number))
             before, number = found, number + 1
-        self.say(f"{self.name}: {found}{f' ({self.reason})' if found == 'FAILED' and self.reason else ''}")
+        self.say(
+            f"{self.name}: {found}{f' ({self.reason})' if found == 'FAILED' and self.reason else ''}"
+        )
         return found
 
     @property

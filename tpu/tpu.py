@@ -51,7 +51,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parser() -> Parser:
-    out = Parser("tpu.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    out = Parser(
+        "tpu.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     add = out.add_argument
     add("verb", choices=VERBS)
     add("name", help="of the slice, and of the run unless the job has a --name: a-z, 0-9 and -")
@@ -59,12 +64,41 @@ def parser() -> Parser:
     add("--project", default="", help="default: gcloud's own")
     add("--type", default="", help="create, run, babysit: v4-8, v5litepod-16, v5p-8, v6e-8 ...")
     add("--spot", action="store_true", help="cheaper, and may be taken away at any time")
-    add("--wait-hours", type=float, default=0, help="give a request up when it was not met by then (default: never)")
-    add("--gcloud-option", action="append", default=[], metavar="=--OPTION=VALUE", help="for create, as it is; repeatable")
-    add("--env-file", type=Path, help="setup, run, babysit: NAME=VALUE lines for the job (tokens); mode 0600")
-    add("--max-hours", type=float, default=24, help="babysit: paid hours after which the slice is deleted (default 24)")
-    add("--max-crashes", type=int, default=3, help="babysit: restarts after crashes within an hour each (default 3)")
-    add("--keep", action="store_true", help="babysit: do not delete the slice at the end (--max-hours does, all the same)")
+    add(
+        "--wait-hours",
+        type=float,
+        default=0,
+        help="give a request up when it was not met by then (default: never)",
+    )
+    add(
+        "--gcloud-option",
+        action="append",
+        default=[],
+        metavar="=--OPTION=VALUE",
+        help="for create, as it is; repeatable",
+    )
+    add(
+        "--env-file",
+        type=Path,
+        help="setup, run, babysit: NAME=VALUE lines for the job (tokens); mode 0600",
+    )
+    add(
+        "--max-hours",
+        type=float,
+        default=24,
+        help="babysit: paid hours after which the slice is deleted (default 24)",
+    )
+    add(
+        "--max-crashes",
+        type=int,
+        default=3,
+        help="babysit: restarts after crashes within an hour each (default 3)",
+    )
+    add(
+        "--keep",
+        action="store_true",
+        help="babysit: do not delete the slice at the end (--max-hours does, all the same)",
+    )
     add("--no-plan", action="store_true", help="do not ask `jaxppo plan` whether the job fits")
     add("--force", action="store_true", help="plan, but start even a job that does not fit")
     add("--run", default="", help="logs, status, stop: the run's name when it is not the slice's")
@@ -78,19 +112,29 @@ def parser() -> Parser:
 def check(options: argparse.Namespace, words: list[str]) -> None:
     """Raises Stop."""
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", options.name):
-        raise Stop(f"name {options.name!r}: use 1 to 63 of a-z, 0-9 and '-', a letter first, no '-' at the end")
+        raise Stop(
+            f"name {options.name!r}: use 1 to 63 of a-z, 0-9 and '-', a letter first, no '-' at the end"
+        )
     if not re.fullmatch(r"[a-z]+-[a-z]+\d+-[a-z]", options.zone):
         raise Stop(f"--zone {options.zone!r} is no zone; it looks like us-east5-b")
     if options.run and not re.fullmatch(NAME, options.run):
         raise Stop(f"--run {options.run!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
     if not re.fullmatch(r"all|\d+", options.worker) or options.lines < 1:
-        raise Stop(f"--worker {options.worker} --lines {options.lines}: give a host's number or all, and lines above 0")
-    if not 0 < options.max_hours < float("inf") or not 0 <= options.wait_hours < float("inf") or options.max_crashes < 0:
+        raise Stop(
+            f"--worker {options.worker} --lines {options.lines}: give a host's number or all, and lines above 0"
+        )
+    if (
+        not 0 < options.max_hours < float("inf")
+        or not 0 <= options.wait_hours < float("inf")
+        or options.max_crashes < 0
+    ):
         raise Stop(
             f"--max-hours {options.max_hours:g} must be above 0, --max-crashes and --wait-hours not below 0, and all finite"
         )
     if found := secrets(options.gcloud_option):
-        raise Stop(f"--gcloud-option {found[0]}: everybody on a machine can read its command lines; pass --env-file")
+        raise Stop(
+            f"--gcloud-option {found[0]}: everybody on a machine can read its command lines; pass --env-file"
+        )
     if words and options.verb not in ("run", "babysit"):
         raise Stop(f"{options.verb} takes no job; leave out what stands after --")
     if options.env_file:
@@ -100,8 +144,12 @@ def check(options: argparse.Namespace, words: list[str]) -> None:
 def kind_of(options: argparse.Namespace) -> Accelerator:
     """Raises Stop."""
     if options.type not in ACCELERATORS:
-        near = difflib.get_close_matches(options.type.replace("v5e", "v5litepod"), ACCELERATORS, n=3, cutoff=0.5)
-        raise Stop(f"--type {options.type!r} is unknown; perhaps {', '.join(near) or 'v6e-8'} (all are in tpu/README.md)")
+        near = difflib.get_close_matches(
+            options.type.replace("v5e", "v5litepod"), ACCELERATORS, n=3, cutoff=0.5
+        )
+        raise Stop(
+            f"--type {options.type!r} is unknown; perhaps {', '.join(near) or 'v6e-8'} (all are in tpu/README.md)"
+        )
     return ACCELERATORS[options.type]
 
 
@@ -122,11 +170,19 @@ def perform(options: argparse.Namespace, words: list[str], slice_: Slice, ask: A
         slice_.type = kind.type
         if not options.dry_run:
             check_agent(kind)
-        slice_.create(kind, spot=options.spot, wait_hours=options.wait_hours, extra=tuple(options.gcloud_option))
+        slice_.create(
+            kind,
+            spot=options.spot,
+            wait_hours=options.wait_hours,
+            extra=tuple(options.gcloud_option),
+        )
         slice_.say(f"asked for {options.name} ({kind.type}); once it is there it costs")
     elif options.verb == "wait":
         if (found := slice_.wait()) != "ACTIVE":
-            raise Stop(f"{options.name} is not there ({found}); delete it if it has ended, and create it", code=1)
+            raise Stop(
+                f"{options.name} is not there ({found}); delete it if it has ended, and create it",
+                code=1,
+            )
     else:
         hosts.set_up(slice_)
         if options.env_file:
@@ -150,12 +206,16 @@ def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask |
     """What concerns a run that was started. Raises Stop."""
     if options.verb == "logs":
         if options.follow and options.worker == "all":
-            raise Stop("--follow shows one host: gcloud holds back what several say until all have ended; give --worker 0")
+            raise Stop(
+                "--follow shows one host: gcloud holds back what several say until all have ended; give --worker 0"
+            )
         how = {"worker": options.worker, "show": True}
         words = [str(options.lines), *["named"] * (options.worker == "all")]
         if options.follow:
             slice_.slowest = FOLLOWED
-            done = slice_.ssh(f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log", patient=False, **how)
+            done = slice_.ssh(
+                f"tail -n {options.lines} -F .jaxppo-jobs/{run}/log", patient=False, **how
+            )
         else:
             done = hosts.tell(slice_, "log", run, *words, **how)
         hosts.must(done, "read the log")
@@ -169,13 +229,17 @@ def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask |
             slice_.say(slice_.how_to_delete())
     else:
         hosts.must(hosts.tell(slice_, "stop", run, show=True), "stop the run")
-        if ask and ask(f"delete {options.name}, which costs as long as it is there? [y/N] ").strip().lower().startswith("y"):
+        if ask and ask(
+            f"delete {options.name}, which costs as long as it is there? [y/N] "
+        ).strip().lower().startswith("y"):
             return perform_delete(slice_)
         slice_.say(f"{options.name} is there and costs; {slice_.how_to_delete()}")
     return 0
 
 
-def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, ask: Ask | None) -> int:
+def perform_job(
+    options: argparse.Namespace, words: list[str], slice_: Slice, ask: Ask | None
+) -> int:
     """run or babysit: nothing is made or started before all that can be known is right. Raises Stop."""
     kind = kind_of(options)
     slice_.type = kind.type
@@ -197,7 +261,10 @@ def perform_job(options: argparse.Namespace, words: list[str], slice_: Slice, as
             print(f"error: {slice_.may_cost()}", file=sys.stderr)
             raise
     if (found := slice_.state()) != "ACTIVE":
-        raise Stop(f"{options.name} is not ready ({found}); tpu.py create, wait and setup come first", code=1)
+        raise Stop(
+            f"{options.name} is not ready ({found}); tpu.py create, wait and setup come first",
+            code=1,
+        )
     if options.env_file:
         hosts.give_environment(slice_, options.env_file)
     hosts.start(slice_, job.name, job.command(kind))
@@ -214,26 +281,37 @@ def ask_person(question: str, seconds: float = 600) -> str:
     return sys.stdin.readline() if ready else ""
 
 
-def main(args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time, ask: Ask | None = None) -> int:
+def main(
+    args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time, ask: Ask | None = None
+) -> int:
     """The exit code; a wrong input is one line on stderr and 2. `sleep`, `clock` and `ask` (a person) can be played by a test."""
     if sys.version_info[:2] < OLDEST:
         found = ".".join(map(str, sys.version_info[:3]))
-        print(f"error: tpu.py needs Python 3.11 or newer, and this is {found}; try python3.12 tpu/tpu.py", file=sys.stderr)
+        print(
+            f"error: tpu.py needs Python 3.11 or newer, and this is {found}; try python3.12 tpu/tpu.py",
+            file=sys.stderr,
+        )
         return 2
     given = list(sys.argv[1:] if args is None else args)
     cut = given.index("--") if "--" in given else len(given)
     slice_ = None
     try:
         options = parser().parse_args(given[:cut])
-        rehearsal = Rehearsal(there=options.verb not in ("create", "babysit")) if options.dry_run else None
-        slice_ = Slice(options.name, options.zone, options.project, rehearsal, sleep=sleep, clock=clock)
+        rehearsal = (
+            Rehearsal(there=options.verb not in ("create", "babysit")) if options.dry_run else None
+        )
+        slice_ = Slice(
+            options.name, options.zone, options.project, rehearsal, sleep=sleep, clock=clock
+        )
         return perform(options, given[cut + 1 :], slice_, ask)
     except Stop as stop:
         told = not slice_ or stop.code == 2 or slice_.how_to_delete() in str(stop)
         print(f"error: {stop}" if told else f"error: {stop}; {slice_.may_cost()}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        hint = f"; what is on the slice goes on, and costs; {slice_.how_to_delete()}" if slice_ else ""
+        hint = (
+            f"; what is on the slice goes on, and costs; {slice_.how_to_delete()}" if slice_ else ""
+        )
         print(f"\nstopped here{hint}", file=sys.stderr)
         return 130
 

@@ -41,9 +41,21 @@ QUESTION = Question(
     },
     (
         Claim("full training learns more than rank 4", PAPER, "full", "rank 4", "area"),
-        Claim("and more than rank 4 at ten times its rate", "", "full", "rank 4, ten times the rate", "area"),
+        Claim(
+            "and more than rank 4 at ten times its rate",
+            "",
+            "full",
+            "rank 4, ten times the rate",
+            "area",
+        ),
         Claim("rank 16 learns more than rank 1", PAPER, "rank 16", "rank 1", "area"),
-        Claim("rank 4 stays nearer to the reference than full training", PAPER, "rank 4", "full", "-kl"),
+        Claim(
+            "rank 4 stays nearer to the reference than full training",
+            PAPER,
+            "rank 4",
+            "full",
+            "-kl",
+        ),
     ),
     ("end", "area", "kl"),
 )

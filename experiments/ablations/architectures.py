@@ -21,8 +21,20 @@ from scales import AblationConfig, Arm, Claim, Question, run
 from jaxppo import cli
 
 PAPER = "https://arxiv.org/abs/1910.06764"
-WIDTHS = {"transformer": 32, "gru": 45, "lstm": 39, "convolution": 37, "window": 39}  # 12,673 to 12,901 parameters
-SMALL = {"transformer": 160, "gru": 224, "lstm": 195, "convolution": 184, "window": 237}  # of three layers: 963,169 to 966,031
+WIDTHS = {
+    "transformer": 32,
+    "gru": 45,
+    "lstm": 39,
+    "convolution": 37,
+    "window": 39,
+}  # 12,673 to 12,901 parameters
+SMALL = {
+    "transformer": 160,
+    "gru": 224,
+    "lstm": 195,
+    "convolution": 184,
+    "window": 237,
+}  # of three layers: 963,169 to 966,031
 # At --scale small all learn by examples first: the transformer 120 steps, the others until they are right about as often.
 TAUGHT = {"gru": 240, "lstm": 250}
 
@@ -35,14 +47,20 @@ QUESTION = Question(
     "architectures",
     arms(WIDTHS),
     (
-        Claim("an LSTM learns faster than a plain transformer", PAPER, "lstm", "transformer", "area"),
+        Claim(
+            "an LSTM learns faster than a plain transformer", PAPER, "lstm", "transformer", "area"
+        ),
         Claim("a GRU learns faster than a plain transformer", "", "gru", "transformer", "area"),
     ),
 )
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION._replace(arms=arms(SMALL)) if options.scale == "small" else QUESTION, options, small={"longer": TAUGHT})
+    run(
+        QUESTION._replace(arms=arms(SMALL)) if options.scale == "small" else QUESTION,
+        options,
+        small={"longer": TAUGHT},
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,10 @@ from jaxppo import cli
 PAPER = "https://arxiv.org/abs/2503.14476"
 QUESTION = Question(
     "clip_higher",
-    {f"{high}": Arm({"clip_low": 0.2, "clip_high": high, "epochs": 4}) for high in (0.2, 0.28, 0.4, 0.8)},
+    {
+        f"{high}": Arm({"clip_low": 0.2, "clip_high": high, "epochs": 4})
+        for high in (0.2, 0.28, 0.4, 0.8)
+    },
     (
         Claim("clip-higher keeps more entropy", PAPER, "0.28", "0.2", "mean_entropy"),
         Claim("clip-higher ends with more entropy", PAPER, "0.28", "0.2", "entropy"),

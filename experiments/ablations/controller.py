@@ -43,9 +43,27 @@ QUESTION = Question(
         "adaptive, 1 nat": Arm({**ADAPTIVE, "kl_target": 1.0}),
     },
     (
-        Claim("without a penalty the proxy is hacked: worse than under a target", TARGET, "adaptive, 3 nats", "none", "gold"),
-        Claim("under a target of 3 nats something is gained", TARGET, "adaptive, 3 nats", "untrained", "gold"),
-        Claim("a target of 3 nats beats a fixed coefficient of .1", "", "adaptive, 3 nats", "fixed .1", "gold"),
+        Claim(
+            "without a penalty the proxy is hacked: worse than under a target",
+            TARGET,
+            "adaptive, 3 nats",
+            "none",
+            "gold",
+        ),
+        Claim(
+            "under a target of 3 nats something is gained",
+            TARGET,
+            "adaptive, 3 nats",
+            "untrained",
+            "gold",
+        ),
+        Claim(
+            "a target of 3 nats beats a fixed coefficient of .1",
+            "",
+            "adaptive, 3 nats",
+            "fixed .1",
+            "gold",
+        ),
         Claim("a fixed coefficient of .1 keeps what is wanted", TARGET, "fixed .1", "none", "gold"),
     ),
     ("end", "gold", "kl"),
@@ -54,7 +72,13 @@ QUESTION = Question(
 
 def main(options: AblationConfig) -> None:
     three = ("none", "fixed .1", "adaptive, 3 nats")
-    run(QUESTION, options, ladder={"tasks": ("hack",)}, small={"proxy": True}, smollm2={"arms": three, "lr": 1e-3})
+    run(
+        QUESTION,
+        options,
+        ladder={"tasks": ("hack",)},
+        small={"proxy": True},
+        smollm2={"arms": three, "lr": 1e-3},
+    )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,20 @@ QUESTION = Question(
         "separate, warm-up": Arm({"critic": "separate", "critic_warmup": 10}),
     },
     (
-        Claim("a critic that learns alone first pays for the steps it takes", PAPER, "separate, warm-up", "separate", "end"),
-        Claim("and one that shares the policy's network does, too", "", "warm-up of 10 steps", "zero", "end"),
+        Claim(
+            "a critic that learns alone first pays for the steps it takes",
+            PAPER,
+            "separate, warm-up",
+            "separate",
+            "end",
+        ),
+        Claim(
+            "and one that shares the policy's network does, too",
+            "",
+            "warm-up of 10 steps",
+            "zero",
+            "end",
+        ),
         Claim("a value head that starts at 0 beats a random one", "", "zero", "normal", "area"),
     ),
 )

@@ -32,7 +32,9 @@ def dropping(rate: float):
             hidden, cache = model.apply(params, tokens, attend, **rest)
             # numbers that change with parameters and tokens are as good as a key that is handed down
             bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(hidden).sum(), jnp.int32)
-            keep = jax.random.bernoulli(jax.random.fold_in(jax.random.key(0), bits), 1 - rate, hidden.shape)
+            keep = jax.random.bernoulli(
+                jax.random.fold_in(jax.random.key(0), bits), 1 - rate, hidden.shape
+            )
             return jnp.where(keep, hidden / (1 - rate), 0.0), cache
 
         return model._replace(apply=apply)
@@ -45,8 +47,12 @@ QUESTION = Question(
     "dropout",
     {f"{rate}": Arm(model=dropping(rate) if rate else None) for rate in (0.0, 0.1, 0.3)},
     (
-        Claim("without dropout a better policy is learned than with .1", PAPER, "0.0", "0.1", "score"),
-        Claim("without dropout a better policy is learned than with .3", PAPER, "0.0", "0.3", "score"),
+        Claim(
+            "without dropout a better policy is learned than with .1", PAPER, "0.0", "0.1", "score"
+        ),
+        Claim(
+            "without dropout a better policy is learned than with .3", PAPER, "0.0", "0.3", "score"
+        ),
     ),
     ("end", "area", "score", "first_ratio_off"),
 )

@@ -32,12 +32,20 @@ QUESTION = Question(
             f"{epochs} x {minibatches}": Arm({"epochs": epochs, "minibatches": minibatches})
             for epochs, minibatches in ((1, 1), (1, 4), (1, 16), (4, 4), (8, 4))
         },
-        "1 x 4, fresh": Arm({"epochs": 1, "minibatches": 4}, times={"steps": 4}),  # as many updates as 4 x 4
+        "1 x 4, fresh": Arm(
+            {"epochs": 1, "minibatches": 4}, times={"steps": 4}
+        ),  # as many updates as 4 x 4
     },
     (
         Claim("several passes over the samples beat one", PAPER, "4 x 4", "1 x 4", "area"),
         Claim("minibatches beat one update a batch", "", "1 x 4", "1 x 1", "area"),
-        Claim("as many updates on four times the samples end higher", "", "1 x 4, fresh", "4 x 4", "score"),
+        Claim(
+            "as many updates on four times the samples end higher",
+            "",
+            "1 x 4, fresh",
+            "4 x 4",
+            "score",
+        ),
     ),
 )
 

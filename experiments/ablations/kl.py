@@ -49,11 +49,29 @@ QUESTION = Question(
         "exact in the loss": Arm({**LOSS, "kl": "full"}),
     },
     (
-        Claim("k1 in the loss does not hold the policy, k2 does", PAPER, "k1 in the loss", "k2 in the loss", "kl"),
-        Claim("k3 in the loss holds it less than k2", PAPER, "k3 in the loss", "k2 in the loss", "kl"),
-        Claim("k1 in the reward holds it: less KL than without", PAPER, "none", "k1 in the reward", "kl"),
         Claim(
-            "k1 in the loss holds it when it carries the ratio", PAPER, "k1 in the loss", "k1 in the loss, times the ratio", "kl"
+            "k1 in the loss does not hold the policy, k2 does",
+            PAPER,
+            "k1 in the loss",
+            "k2 in the loss",
+            "kl",
+        ),
+        Claim(
+            "k3 in the loss holds it less than k2", PAPER, "k3 in the loss", "k2 in the loss", "kl"
+        ),
+        Claim(
+            "k1 in the reward holds it: less KL than without",
+            PAPER,
+            "none",
+            "k1 in the reward",
+            "kl",
+        ),
+        Claim(
+            "k1 in the loss holds it when it carries the ratio",
+            PAPER,
+            "k1 in the loss",
+            "k1 in the loss, times the ratio",
+            "kl",
         ),
     ),
     ("end", "kl"),

@@ -33,21 +33,45 @@ from jaxppo import cli
 GROUPS = {"value_loss": "none", "group_size": 8, "advantage": "group", "epochs": 4}
 TOKENS = ("clip", "reinforce", "dual_clip", "cispo", "kl_penalty", "dppo_tv")
 SEQUENCES = ("gspo", "gspo_token", "sapo", "gmpo")
-PPO, GSPO, CISPO = (f"https://arxiv.org/abs/{number}" for number in ("1707.06347", "2507.18071", "2506.13585"))
+PPO, GSPO, CISPO = (
+    f"https://arxiv.org/abs/{number}" for number in ("1707.06347", "2507.18071", "2506.13585")
+)
 QUESTION = Question(
     "losses",
     {
         **{name: Arm({**GROUPS, "loss": name, "aggregate": "token_mean"}) for name in TOKENS},
         **{name: Arm({**GROUPS, "loss": name, "aggregate": "sequence_mean"}) for name in SEQUENCES},
         # .2 over the root of six tokens, as if their log-ratios were independent
-        "gspo, bounds .08": Arm({**GROUPS, "loss": "gspo", "aggregate": "sequence_mean", "clip_low": 0.08, "clip_high": 0.08}),
+        "gspo, bounds .08": Arm(
+            {
+                **GROUPS,
+                "loss": "gspo",
+                "aggregate": "sequence_mean",
+                "clip_low": 0.08,
+                "clip_high": 0.08,
+            }
+        ),
         "clip, mean over sequences": Arm({**GROUPS, "loss": "clip", "aggregate": "sequence_mean"}),
         "clip, with a critic": Arm({"group_size": 8, "epochs": 4}),
     },
     (
-        Claim("clipping beats the plain gradient over four epochs", PPO, "clip", "reinforce", "area"),
-        Claim("GSPO learns faster than token-wise clipping (GRPO)", GSPO, "gspo", "clip, mean over sequences", "area"),
-        Claim("GSPO with bounds of .08 learns faster than that", "", "gspo, bounds .08", "clip, mean over sequences", "area"),
+        Claim(
+            "clipping beats the plain gradient over four epochs", PPO, "clip", "reinforce", "area"
+        ),
+        Claim(
+            "GSPO learns faster than token-wise clipping (GRPO)",
+            GSPO,
+            "gspo",
+            "clip, mean over sequences",
+            "area",
+        ),
+        Claim(
+            "GSPO with bounds of .08 learns faster than that",
+            "",
+            "gspo, bounds .08",
+            "clip, mean over sequences",
+            "area",
+        ),
         Claim("CISPO learns faster than clipping", CISPO, "cispo", "clip", "area"),
     ),
     ("end", "area", "score"),

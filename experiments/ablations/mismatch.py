@@ -20,7 +20,7 @@ Found      4 minutes at --scale ladder on a core that other work shared.
 
 from scales import AblationConfig, Arm, Claim, Question, run
 
-from jaxppo import cli
+from jaxppo import cli, update
 
 
 def sampler(*, states, weights=None):
@@ -43,15 +43,20 @@ def sampler(*, states, weights=None):
 def rescored(parts):
     """The old log-probs are the scorer's own, as where sampler and trainer are two programs; how far the sampler's were from them
     is in the place of what the scorer is from itself."""
-    from jaxppo import update
 
-    return parts._replace(update=update.rescored(update.make_update))  # what --old-logprobs scorer does
+    return parts._replace(
+        update=update.rescored(update.make_update)
+    )  # what --old-logprobs scorer does
 
 
 PAPER = "https://fengyao.notion.site/off-policy-rl"
 rounded = lambda x: x.astype("bfloat16").astype(x.dtype)
 HOT, ROUNDED = sampler(states=lambda hidden: hidden / 1.5), sampler(states=rounded, weights=rounded)
-FREE = {"value_loss": "none", "advantage": "rloo", "group_size": 8}  # a critic would be fed the changed states
+FREE = {
+    "value_loss": "none",
+    "advantage": "rloo",
+    "group_size": 8,
+}  # a critic would be fed the changed states
 TRUNCATED = {**FREE, "correction": "truncated"}
 QUESTION = Question(
     "mismatch",
@@ -64,8 +69,20 @@ QUESTION = Question(
     },
     (
         Claim("a hot sampler costs the policy reward", PAPER, "none", "temperature 1.5", "score"),
-        Claim("correction repairs a hot sampler", PAPER, "temperature 1.5, corrected", "temperature 1.5", "score"),
-        Claim("a sampler in bfloat16 costs the policy reward", "https://arxiv.org/abs/2510.26788", "none", "bfloat16", "score"),
+        Claim(
+            "correction repairs a hot sampler",
+            PAPER,
+            "temperature 1.5, corrected",
+            "temperature 1.5",
+            "score",
+        ),
+        Claim(
+            "a sampler in bfloat16 costs the policy reward",
+            "https://arxiv.org/abs/2510.26788",
+            "none",
+            "bfloat16",
+            "score",
+        ),
     ),
     ("end", "score", "first_ratio_off"),
 )

@@ -23,24 +23,43 @@ from scales import AblationConfig, Arm, Claim, Question, run
 from jaxppo import cli
 
 PAPER = "https://arxiv.org/abs/2410.18252"
-LATER = {f"{updates} update{'s' * (updates > 1)} a batch": updates for updates in (1, 4, 16, 64)}  # of 16 rows each
+LATER = {
+    f"{updates} update{'s' * (updates > 1)} a batch": updates for updates in (1, 4, 16, 64)
+}  # of 16 rows each
 QUESTION = Question(
     "staleness",
     # not whitened: the mean and the deviation would be of 16 rows in one arm and of 1,024 in another
     {
-        name: Arm({"batch_size": 16 * n, "minibatches": n, "whiten_advantages": False}, times={"steps": 4 / n})
+        name: Arm(
+            {"batch_size": 16 * n, "minibatches": n, "whiten_advantages": False},
+            times={"steps": 4 / n},
+        )
         for name, n in LATER.items()
     },
     (
-        Claim("rows up to 15 updates old cost the policy reward", PAPER, "1 update a batch", "16 updates a batch", "score"),
-        Claim("rows up to 63 updates old cost the policy reward", PAPER, "1 update a batch", "64 updates a batch", "score"),
+        Claim(
+            "rows up to 15 updates old cost the policy reward",
+            PAPER,
+            "1 update a batch",
+            "16 updates a batch",
+            "score",
+        ),
+        Claim(
+            "rows up to 63 updates old cost the policy reward",
+            PAPER,
+            "1 update a batch",
+            "64 updates a batch",
+            "score",
+        ),
     ),
     ("end", "score"),
 )
 
 
 def main(options: AblationConfig) -> None:
-    run(QUESTION, options, small={"steps": 48})  # a multiple of 16, so that all have equally many updates
+    run(
+        QUESTION, options, small={"steps": 48}
+    )  # a multiple of 16, so that all have equally many updates
 
 
 if __name__ == "__main__":

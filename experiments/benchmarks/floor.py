@@ -16,9 +16,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from jaxppo.config import ModelConfig, gpt2
+from jaxppo.models.shapes import ModelConfig, gpt2
 
-ADAM_BYTES = 28  # float32: reads parameter, gradient, first and second moment; writes all but the gradient
+ADAM_BYTES = (
+    28  # float32: reads parameter, gradient, first and second moment; writes all but the gradient
+)
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,12 @@ WORKS = {
     "S/32": _small(32),
     "S/128": _small(128),
     "M/32": Work(gpt2(), rows=16, prompt=16, response=32),
-    "tiny": Work(gpt2(vocab_size=64, width=16, num_layers=2, num_heads=2, max_length=8), rows=8, prompt=4, response=4),
+    "tiny": Work(
+        gpt2(vocab_size=64, width=16, num_layers=2, num_heads=2, max_length=8),
+        rows=8,
+        prompt=4,
+        response=4,
+    ),
 }
 
 
@@ -83,20 +90,31 @@ Products = list[tuple[Product, int]]  # with how often it runs
 def matrices(model: ModelConfig) -> dict[tuple[int, int], int]:
     """The weight matrices [in out] of all layers, and how many there are of each shape."""
     queries, keys = model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    layer = [(model.width, queries), (model.width, keys), (model.width, keys), (queries, model.width)]
-    layer += [(model.width, model.mlp_width)] * (2 if model.gated else 1) + [(model.mlp_width, model.width)]
+    layer = [
+        (model.width, queries),
+        (model.width, keys),
+        (model.width, keys),
+        (queries, model.width),
+    ]
+    layer += [(model.width, model.mlp_width)] * (2 if model.gated else 1) + [
+        (model.mlp_width, model.width)
+    ]
     return {shape: layer.count(shape) * model.num_layers for shape in layer}
 
 
 def weights(model: ModelConfig) -> tuple[int, int]:
     """Numbers in the layers' matrices, and in the head."""
-    return sum(k * n * times for (k, n), times in matrices(model).items()), model.vocab_size * model.width
+    return sum(
+        k * n * times for (k, n), times in matrices(model).items()
+    ), model.vocab_size * model.width
 
 
 def forward(work: Work, rows: int, length: int, head_rows: int) -> Products:
     """Products of one forward pass of `rows` rows of `length` tokens, `head_rows` of all of them with logits."""
     model = work.model
-    trunk: Products = [(Product(rows * length, k, n), times) for (k, n), times in matrices(model).items()]
+    trunk: Products = [
+        (Product(rows * length, k, n), times) for (k, n), times in matrices(model).items()
+    ]
     head: Products = [(Product(head_rows, model.width, model.vocab_size, rows=model.tied), 1)]
     return trunk + attention(model, rows, length) + head
 
@@ -105,7 +123,10 @@ def attention(model: ModelConfig, rows: int, length: int) -> Products:
     """q kᵀ and weights · v of every layer, the causal half of each square."""
     batch, share = rows * model.num_heads, (length + 1) / (2 * length)
     scores = Product(length, model.head_dim, length, True, batch, share)
-    return [(scores, model.num_layers), (Product(length, length, model.head_dim, False, batch, share), model.num_layers)]
+    return [
+        (scores, model.num_layers),
+        (Product(length, length, model.head_dim, False, batch, share), model.num_layers),
+    ]
 
 
 def backward(products: Products) -> Products:
@@ -132,7 +153,9 @@ def phases(work: Work) -> dict[str, tuple[Products, int]]:
 def decoding(work: Work, itemsize: int) -> Iterator[tuple[Products, float, float]]:
     """For each token step: its products, the FLOPs of its attention, and the bytes it reads."""
     model = work.model
-    products: Products = [(Product(work.rows, k, n), times) for (k, n), times in matrices(model).items()]
+    products: Products = [
+        (Product(work.rows, k, n), times) for (k, n), times in matrices(model).items()
+    ]
     products += [(Product(work.rows, model.width, model.vocab_size, rows=model.tied), 1)]
     for t in range(work.response):
         seen = work.prompt + t + 1
@@ -150,7 +173,9 @@ def own_shapes(work: Work) -> list[tuple[int, int, int, bool, int]]:
 
 def gflop(work: Work) -> dict[str, float]:
     """10⁹ operations of each part of the step."""
-    counted = {name: times * _flops(products) / 1e9 for name, (products, times) in phases(work).items()}
+    counted = {
+        name: times * _flops(products) / 1e9 for name, (products, times) in phases(work).items()
+    }
     decode = sum(_flops(products) + extra for products, extra, _ in decoding(work, 4)) / 1e9
     return {"generate": counted.pop("prompts") + decode, **counted}
 
@@ -183,7 +208,9 @@ class Rates:
 
 def seconds(work: Work, rates: Rates, *, itemsize: int, parameters: int) -> dict[str, float]:
     """The floor of each part of the step."""
-    out = {name: times * rates.seconds(products) for name, (products, times) in phases(work).items()}
+    out = {
+        name: times * rates.seconds(products) for name, (products, times) in phases(work).items()
+    }
     decode = sum(
         max(rates.seconds(products) + extra / rates.gemm, read / rates.memory)
         for products, extra, read in decoding(work, itemsize)

@@ -14,9 +14,10 @@ import floor
 import jax
 import jax.numpy as jnp
 
-from jaxppo import algorithms, parallel, policy, ppo, rewards, sampling
+from jaxppo import algorithms, parallel, policy, ppo, sampling
 from jaxppo.config import Config
 from jaxppo.models import lora, make
+from jaxppo.rewards import in_program
 from jaxppo.rollout import rollout
 from jaxppo.types import Batch, Prompts
 from jaxppo.update import make_update
@@ -50,12 +51,20 @@ class Subject:
         self.model = make(work.model, dtype=dtype)
         params = jax.jit(self.model.init)(jax.random.key(seed))
         self.parameters = lora.count(params)
-        reference = jax.tree.map(jnp.copy, {name: x for name, x in params.items() if name != "value"})
+        reference = jax.tree.map(
+            jnp.copy, {name: x for name, x in params.items() if name != "value"}
+        )
         frozen = {"base": {}, "reference": reference, "reward": {}}
-        self.parts = algorithms.make_parts(self.config, rewards.count_token(work.model.vocab_size // 2))
+        self.parts = algorithms.make_parts(
+            self.config, in_program.count_token(work.model.vocab_size // 2)
+        )
         self.state = ppo.init_state(self.config, params, frozen, jax.random.key(seed + 1))
-        tokens = jax.random.randint(jax.random.key(seed + 2), (work.rows, work.prompt), 0, work.model.vocab_size, jnp.int32)
-        self.prompts = Prompts(tokens, jnp.ones(tokens.shape, bool), jnp.arange(work.rows, dtype=jnp.int32))
+        tokens = jax.random.randint(
+            jax.random.key(seed + 2), (work.rows, work.prompt), 0, work.model.vocab_size, jnp.int32
+        )
+        self.prompts = Prompts(
+            tokens, jnp.ones(tokens.shape, bool), jnp.arange(work.rows, dtype=jnp.int32)
+        )
 
     def compile(self) -> dict:
         """Trace and compile the step, and keep it."""
@@ -70,7 +79,9 @@ class Subject:
         """The step itself, after one step of warm-up."""
         clock = Clock()
         for _ in range(steps + 1):
-            live, metrics = clock(self.program, self.state.replace(frozen=None), self.state.frozen, self.prompts)
+            live, metrics = clock(
+                self.program, self.state.replace(frozen=None), self.state.frozen, self.prompts
+            )
             self.state = live.replace(frozen=self.state.frozen)
         if float(metrics["skipped"]) or not float(metrics["length"]) == self.config.response_length:
             raise SystemExit(f"not the work that was asked for: {metrics}")
@@ -86,7 +97,10 @@ class Subject:
             key = jax.random.key(100 + i)
             batch = roll(generate, live.params, frozen, self.prompts, key)
             live, _ = update(learn, live, batch, key)
-        return {"rollout_s": statistics.median(roll.wall[1:]), "update_s": statistics.median(update.wall[1:])}
+        return {
+            "rollout_s": statistics.median(roll.wall[1:]),
+            "update_s": statistics.median(update.wall[1:]),
+        }
 
     def _rollout(self, params, frozen, prompts, key) -> Batch:
         """Numbers 1 to 4 of `ppo.make_train_step`; nothing is invalid here and nothing ends early."""
@@ -98,7 +112,9 @@ class Subject:
         )  # fmt: skip
         scores, valid = self.parts.reward(frozen["reward"], rolled)
         shaped = self.parts.token_rewards(scores, rolled, kl_coef=c.kl_coef, kl=self.parts.kl)
-        advantages, returns, _ = self.parts.advantage(shaped, scores, rolled, valid=valid, statistics={}, axis_name=None)
+        advantages, returns, _ = self.parts.advantage(
+            shaped, scores, rolled, valid=valid, statistics={}, axis_name=None
+        )
         return Batch(rolled, rolled.mask, rolled.logprobs, advantages, returns)
 
 
@@ -106,9 +122,14 @@ def gemm_rate(shape: tuple, dtype, budget: float = 0.15) -> float:
     """FLOP/s of the step's own kind of product: operands in `dtype`, sums and result in float32. The best of some calls."""
     m, k, n, rows, batch = shape
     flops = 2.0 * batch * m * k * n
-    several = int(min(max(5e7 / flops, 1), 64))  # small products: many in one program, or the dispatch would be measured
+    several = int(
+        min(max(5e7 / flops, 1), 64)
+    )  # small products: many in one program, or the dispatch would be measured
     lead = (batch,) if batch > 1 else ()
-    xs, w = jnp.ones((several, *lead, m, k), dtype), jnp.ones((*lead, n, k) if rows else (*lead, k, n), dtype)
+    xs, w = (
+        jnp.ones((several, *lead, m, k), dtype),
+        jnp.ones((*lead, n, k) if rows else (*lead, k, n), dtype),
+    )
     last = len(lead)
     contract = (((last + 1,), (last + 1 if rows else last,)), ((0,), (0,)) if lead else ((), ()))
 
@@ -116,7 +137,11 @@ def gemm_rate(shape: tuple, dtype, budget: float = 0.15) -> float:
     def run(out, xs, w):
         # The result is written over `out`, as inside a program: fresh memory would cost page faults.
         product = lambda x: jax.lax.dot_general(x, w, contract, preferred_element_type=jnp.float32)
-        return product(xs[0]) if several == 1 else jax.lax.scan(lambda _, x: (product(x), None), out, xs)[0]
+        return (
+            product(xs[0])
+            if several == 1
+            else jax.lax.scan(lambda _, x: (product(x), None), out, xs)[0]
+        )
 
     clock = Clock()
     out = run(jnp.zeros((*lead, m, n), jnp.float32), xs, w)
@@ -146,12 +171,21 @@ def measure_rates(work: floor.Work, dtype) -> tuple[floor.Rates, floor.Rates]:
 def main(spec: dict) -> dict:
     work = floor.WORKS[spec["size"]]
     subject = Subject(work, spec["dtype"])
-    out = {"jax": jax.__version__, "device": jax.devices()[0].device_kind, "parameters": subject.parameters, **subject.compile()}
+    out = {
+        "jax": jax.__version__,
+        "device": jax.devices()[0].device_kind,
+        "parameters": subject.parameters,
+        **subject.compile(),
+    }
     if spec["compile_only"]:
         return out
     out |= subject.run(spec["steps"])
     # before anything else is measured: the peak is the compiler's or the step's
-    out["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
+    out["peak_gb"] = (
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        * (1 if sys.platform == "darwin" else 1024)
+        / 1e9
+    )
     if spec["parts"]:
         out |= subject.phases(spec["steps"])
         parameters, itemsize = subject.parameters, jnp.dtype(spec["dtype"]).itemsize
@@ -159,8 +193,12 @@ def main(spec: dict) -> dict:
         best, own = measure_rates(work, jnp.dtype(spec["dtype"]))
         out |= {"gemm_gflops": best.gemm / 1e9, "memory_gb_s": best.memory / 1e9}
         out["floor_parts_s"] = floor.seconds(work, best, itemsize=itemsize, parameters=parameters)
-        out["own_floor_parts_s"] = floor.seconds(work, own, itemsize=itemsize, parameters=parameters)
-        out["own_gflops"] = {"x".join(map(str, shape)): rate / 1e9 for shape, rate in own.shapes.items()}
+        out["own_floor_parts_s"] = floor.seconds(
+            work, own, itemsize=itemsize, parameters=parameters
+        )
+        out["own_gflops"] = {
+            "x".join(map(str, shape)): rate / 1e9 for shape, rate in own.shapes.items()
+        }
     return out
 
 

@@ -41,12 +41,24 @@ from typing import Literal
 import floor
 
 from jaxppo import cli
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 HERE = Path(__file__).parent
 LINUX = hasattr(os, "sched_getaffinity")
 BOTH = ("float32", "bfloat16")
-COLUMNS = ("size", "type", "threads", "step s", "rollout s", "update s", "tok/s", "compile s", "warm s", "peak GB", "floor s")
+COLUMNS = (
+    "size",
+    "type",
+    "threads",
+    "step s",
+    "rollout s",
+    "update s",
+    "tok/s",
+    "compile s",
+    "warm s",
+    "peak GB",
+    "floor s",
+)
 HEADER = "".join(f"{name:>10}" for name in COLUMNS) + f"{'x floor':>10}{'x own shapes':>14}"
 
 
@@ -75,12 +87,19 @@ def main(options: Options) -> None:
     if options.steps <= 0 or options.turns <= 0:
         raise UserError(f"--steps {options.steps} and --turns {options.turns} must be above 0")
     if options.threads != "all" and not LINUX:
-        raise UserError(f"--threads {options.threads} needs Linux, which can hold a process on one core; use --threads all")
+        raise UserError(
+            f"--threads {options.threads} needs Linux, which can hold a process on one core; use --threads all"
+        )
     if options.peer == "trl" and not options.peer_python.expanduser().exists():
         recipe = "; ".join(text.strip() for text in (__doc__ or "").splitlines()[-3:])
-        raise UserError(f"no TRL at {options.peer_python}; give --peer-python, or make it: {recipe}")
+        raise UserError(
+            f"no TRL at {options.peer_python}; give --peer-python, or make it: {recipe}"
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    print(f"{cpu_name()}, {cores()} cores, load {os.getloadavg()[0]:.1f} (below 0.5 is quiet)\n{HEADER}", flush=True)
+    print(
+        f"{cpu_name()}, {cores()} cores, load {os.getloadavg()[0]:.1f} (below 0.5 is quiet)\n{HEADER}",
+        flush=True,
+    )
     for threads in ("1", "all") if options.threads == "both" else (options.threads,):
         for size in options.size:
             for dtype in BOTH if options.dtype == "both" else (options.dtype,):
@@ -89,7 +108,13 @@ def main(options: Options) -> None:
 
 def measure(options: Options, row: dict) -> None:
     """One row: our process (and the peer's, in turns), its line on the screen, its lines in the file."""
-    row |= {"load": os.getloadavg()[0], "cpu": cpu_name(), "cores": cores(), "time": int(time.time()), "environment": settings()}
+    row |= {
+        "load": os.getloadavg()[0],
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "time": int(time.time()),
+        "environment": settings(),
+    }
     ours = own(options, row, parts=True)
     ours |= summary(row, ours)
     keep(options.out, row | {"system": "jaxppo"} | ours)
@@ -102,7 +127,11 @@ def measure(options: Options, row: dict) -> None:
             our_steps += own(options, row, parts=False)["steps_s"]
         peer = trl(options, row)
         peer_steps += peer["steps_s"]
-    peer |= {"steps_s": peer_steps, "step_s": statistics.median(peer_steps), "our_step_s": statistics.median(our_steps)}
+    peer |= {
+        "steps_s": peer_steps,
+        "step_s": statistics.median(peer_steps),
+        "our_step_s": statistics.median(our_steps),
+    }
     peer["ratio"] = peer["step_s"] / peer["our_step_s"]
     keep(options.out, row | {"system": "trl"} | peer)
     print(versus(row, peer), flush=True)
@@ -111,32 +140,51 @@ def measure(options: Options, row: dict) -> None:
 def own(options: Options, row: dict, *, parts: bool) -> dict:
     """Our step in a new process; with `--compile`, compiled in two more: one leaves a compile cache, the other finds it."""
     spec = {**row, "steps": options.steps, "parts": parts, "compile_only": False}
-    paths = {"PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])}
+    paths = {
+        "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    }
     out = child(sys.executable, "own_step.py", spec, row, paths)
     if not parts or not options.compile:
         return out
     with tempfile.TemporaryDirectory() as cache:
-        extra = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        extra = {
+            "JAX_COMPILATION_CACHE_DIR": cache,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         for _ in range(2):
-            again = child(sys.executable, "own_step.py", spec | {"compile_only": True}, row, paths | extra)
+            again = child(
+                sys.executable, "own_step.py", spec | {"compile_only": True}, row, paths | extra
+            )
     return out | {"warm_trace_s": again["trace_s"], "warm_compile_s": again["compile_s"]}
 
 
 def trl(options: Options, row: dict) -> dict:
     spec = {"work": dataclasses.asdict(floor.WORKS[row["size"]]), "steps": options.steps}
     precision = "bf16" if row["dtype"] == "bfloat16" else "no"
-    extra = {"ACCELERATE_MIXED_PRECISION": precision, "TRL_EXPERIMENTAL_SILENCE": "1", "HF_HUB_OFFLINE": "1"}
+    extra = {
+        "ACCELERATE_MIXED_PRECISION": precision,
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
     return child(str(options.peer_python.expanduser()), "trl_step.py", spec, row, extra)
 
 
 def child(python: str, script: str, spec: dict, row: dict, extra: dict[str, str]) -> dict:
     """The JSON that `script` prints as its last line."""
     # A cache that a user has switched on would hide what compiling costs.
-    env = {name: x for name, x in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | {"TF_CPP_MIN_LOG_LEVEL": "2"}
+    env = {name: x for name, x in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | {
+        "TF_CPP_MIN_LOG_LEVEL": "2"
+    }
     # Set in the child before its first thread starts, so that every thread pool sees one core.
-    hold = (lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})) if row["threads"] == "1" else None
+    hold = (
+        (lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}))
+        if row["threads"] == "1"
+        else None
+    )
     command = [python, str(HERE / script), json.dumps(spec)]
-    done = subprocess.run(command, env=env | extra, preexec_fn=hold, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=env | extra, preexec_fn=hold, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         print(done.stderr[-3000:], file=sys.stderr)
         raise UserError(
@@ -196,7 +244,11 @@ def keep(path: Path, row: dict) -> None:
 def settings() -> dict[str, str]:
     """The environment variables that can change a measurement."""
     known = ("XLA_FLAGS", "GLIBC_TUNABLES", "LD_PRELOAD")
-    return {k: v for k, v in os.environ.items() if k in known or k.startswith(("JAX_", "MALLOC_", "OMP_", "MKL_"))}
+    return {
+        k: v
+        for k, v in os.environ.items()
+        if k in known or k.startswith(("JAX_", "MALLOC_", "OMP_", "MKL_"))
+    }
 
 
 def cores() -> int:

@@ -15,7 +15,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-from jaxppo import cli
+from jaxppo import algorithms, cli
+from jaxppo.ablation import sweep, toy_tasks
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,46 @@ class Bench:
 
 def child(options: Bench) -> None:
     """The runs of some seeds in this process; what they cost, as a line of JSON."""
-    from jaxppo import algorithms, ladder, sweep
 
-    config = ladder.LadderConfig(
-        steps=options.steps, width=options.width, layers=options.layers, batch_size=options.batch_size, save_every=options.steps
+    config = toy_tasks.LadderConfig(
+        steps=options.steps,
+        width=options.width,
+        layers=options.layers,
+        batch_size=options.batch_size,
+        save_every=options.steps,
     )
     runs = [sweep.Run("", seed, {}, "prompt") for seed in options.of]
-    parts = lambda settings: algorithms.make_parts(settings, ladder.reward)
-    results = sweep.run(config, runs, ladder.load, parts, lambda run: ladder.Deal(run.task))
+    parts = lambda settings: algorithms.make_parts(settings, toy_tasks.reward)
+    results = sweep.run(config, runs, toy_tasks.load, parts, lambda run: toy_tasks.Deal(run.task))
     usage = resource.getrusage(resource.RUSAGE_SELF)
     ends = [float(x.metrics["reward"][-8:].mean()) for x in results]
-    print(json.dumps({"cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss / 1024, "ends": ends}))
+    print(
+        json.dumps(
+            {"cpu": usage.ru_utime + usage.ru_stime, "memory": usage.ru_maxrss / 1024, "ends": ends}
+        )
+    )
 
 
 def measured(options: Bench, groups: list[list[int]], cache: str) -> dict:
     """Processes one after the other, one for each group of seeds, with this cache; "" gives each an empty one of its own."""
     started, found = time.monotonic(), []
     names = ("steps", "width", "layers", "batch_size")
-    settings = [word for name in names for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))]
+    settings = [
+        word
+        for name in names
+        for word in (f"--{name.replace('_', '-')}", str(getattr(options, name)))
+    ]
     for seeds in groups:
         with tempfile.TemporaryDirectory() as empty:
-            environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": cache or empty, "JAX_PLATFORMS": "cpu"}
+            environment = {
+                **os.environ,
+                "JAX_COMPILATION_CACHE_DIR": cache or empty,
+                "JAX_PLATFORMS": "cpu",
+            }
             command = [sys.executable, __file__, *settings, "--of", *map(str, seeds)]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, check=True
+            )
         found.append(json.loads(done.stdout.splitlines()[-1]))
     return {
         "wall": time.monotonic() - started, "cpu": sum(x["cpu"] for x in found), "memory": max(x["memory"] for x in found),
@@ -66,17 +84,28 @@ def main(options: Bench) -> None:
     if options.of:
         return child(options)
     seeds = list(range(options.seeds))
-    print("| | wall, s | CPU, s | peak memory of a process, MB |\n| --- | --- | --- | --- |", flush=True)
+    print(
+        "| | wall, s | CPU, s | peak memory of a process, MB |\n| --- | --- | --- | --- |",
+        flush=True,
+    )
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as many:
         measured(options, [seeds], one)  # fills the caches
         measured(options, [seeds[:1]], many)
-        for kind, caches in (("nothing compiled before", ("", "")), ("from a cache of programs", (one, many))):
+        for kind, caches in (
+            ("nothing compiled before", ("", "")),
+            ("from a cache of programs", (one, many)),
+        ):
             together = measured(options, [seeds], caches[0])
             apart = measured(options, [[seed] for seed in seeds], caches[1])
             for name, x in (("one program", together), (f"{options.seeds} processes", apart)):
-                print(f"| {name}, {kind} | {x['wall']:.0f} | {x['cpu']:.0f} | {x['memory']:.0f} |", flush=True)
+                print(
+                    f"| {name}, {kind} | {x['wall']:.0f} | {x['cpu']:.0f} | {x['memory']:.0f} |",
+                    flush=True,
+                )
             worst = max(abs(a - b) for a, b in zip(together["ends"], apart["ends"], strict=True))
-            print(f"| ratio | {apart['wall'] / together['wall']:.1f} | {apart['cpu'] / together['cpu']:.1f} | |")
+            print(
+                f"| ratio | {apart['wall'] / together['wall']:.1f} | {apart['cpu'] / together['cpu']:.1f} | |"
+            )
     print(f"the last rewards of the same seeds differ by at most {worst:.4f}")
 
 

@@ -93,13 +93,19 @@ def main(spec: dict) -> dict:
         trained = trainer(spec["work"], spec["steps"], folder, clock)
         updates = []
         step = trained.optimizer.step
-        trained.optimizer.step = lambda *args, **kwargs: (updates.append(1), step(*args, **kwargs))[1]
+        trained.optimizer.step = lambda *args, **kwargs: (updates.append(1), step(*args, **kwargs))[
+            1
+        ]
         trained.train()
     work = spec["work"]
     expected = work["epochs"] * work["minibatches"] * (spec["steps"] + 1)
     if len(updates) != expected or trained.state.log_history[-1]["val/num_eos_tokens"]:
-        raise SystemExit(f"not the work that was asked for: {len(updates)} updates, not {expected}, or a response that ended")
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.ends, clock.ends[1:])][1:]  # the first one warms up
+        raise SystemExit(
+            f"not the work that was asked for: {len(updates)} updates, not {expected}, or a response that ended"
+        )
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.ends, clock.ends[1:])][
+        1:
+    ]  # the first one warms up
     return {
         "trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
         "precision": trained.accelerator.mixed_precision, "threads": torch.get_num_threads(),

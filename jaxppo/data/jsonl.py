@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, Literal, NoReturn
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 MAX_DIGITS = 4300  # of an integer: Python's own default, held whatever the interpreter is set to (int() is quadratic)
+
+
 SPACE = " \t\r\n"  # JSON's white space
 
 
@@ -56,7 +58,9 @@ def read(
             if errors == "strict":
                 raise UserError(f"{path}, line {number}: {error}") from None
             if bad > max_bad:
-                raise UserError(f"{path}, line {number}: {error}; that is bad line {bad}, and {max_bad} may be skipped") from None
+                raise UserError(
+                    f"{path}, line {number}: {error}; that is bad line {bad}, and {max_bad} may be skipped"
+                ) from None
             continue
         if row is not None:
             found = True
@@ -64,9 +68,13 @@ def read(
     if not found:
         example = ", ".join(f'"{key}": "..."' for key in strings) or '"key": "value"'
         skipped = f" among its lines ({bad} bad; {first})" if bad else ""
-        raise UserError(f"{path} has no objects{skipped}; give one JSON object a line, such as {{{example}}}")
+        raise UserError(
+            f"{path} has no objects{skipped}; give one JSON object a line, such as {{{example}}}"
+        )
     if bad:
-        warnings.warn(f"{path}: skipped {bad} bad line{'s' * (bad > 1)}; the first is {first}", stacklevel=2)
+        warnings.warn(
+            f"{path}: skipped {bad} bad line{'s' * (bad > 1)}; the first is {first}", stacklevel=2
+        )
 
 
 def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, bytes]]:
@@ -78,12 +86,16 @@ def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, byt
             for raw, starts in _pieces(file, max_line + 1):  # type: ignore[arg-type]
                 total += len(raw)
                 if total > max_bytes:
-                    raise UserError(f"{path}, line {number + starts}: more than {max_bytes} bytes to here; split the file")
+                    raise UserError(
+                        f"{path}, line {number + starts}: more than {max_bytes} bytes to here; split the file"
+                    )
                 if starts:
                     number += 1
                     yield number, raw
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is not a whole gzip file ({error}, after {total} bytes of text); make it again") from error
+        raise UserError(
+            f"{path} is not a whole gzip file ({error}, after {total} bytes of text); make it again"
+        ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
@@ -104,19 +116,31 @@ def _parse(raw: bytes, number: int, max_line: int, strings: Sequence[str]) -> di
         line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip(SPACE)
         if not line:
             return None
-        row = json.loads(line, object_pairs_hook=_once, parse_constant=_constant, parse_float=_float, parse_int=_int)
+        row = json.loads(
+            line,
+            object_pairs_hook=_once,
+            parse_constant=_constant,
+            parse_float=_float,
+            parse_int=_int,
+        )
         if "\\ud" in line.lower():  # only an escape can bring half of a pair past the decoder above
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise _BadLine("not UTF-8; save the file as UTF-8") from None
     except UnicodeEncodeError:
-        raise _BadLine("an escape \\ud800 to \\udfff that is half of a surrogate pair; write both halves or neither") from None
+        raise _BadLine(
+            "an escape \\ud800 to \\udfff that is half of a surrogate pair; write both halves or neither"
+        ) from None
     except json.JSONDecodeError as error:
-        raise _BadLine(f"not JSON ({error.msg} at column {error.colno}); each line must be one JSON object") from None
+        raise _BadLine(
+            f"not JSON ({error.msg} at column {error.colno}); each line must be one JSON object"
+        ) from None
     except RecursionError:
         raise _BadLine("not JSON that can be read (nested too deeply); flatten it") from None
     if not isinstance(row, dict):
-        raise _BadLine(f'{type(row).__name__}, not an object; write {{"{strings[0] if strings else "key"}": "..."}}')
+        raise _BadLine(
+            f'{type(row).__name__}, not an object; write {{"{strings[0] if strings else "key"}": "..."}}'
+        )
     for key in strings:
         _check_string(row, key)
     return row

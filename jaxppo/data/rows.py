@@ -8,12 +8,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from jaxppo.config import Config, RunConfig, UserError
+from jaxppo.config import Config, RunConfig
 from jaxppo.data.prompts import indices
+from jaxppo.errors import UserError
 from jaxppo.types import Prompts
 
 Encode = Callable[[str], list[int]]
-TOKENWISE = ("weight",)  # parts of `extra` with a number for each token, which are as wide as the tokens
+
+
+TOKENWISE = (
+    "weight",
+)  # parts of `extra` with a number for each token, which are as wide as the tokens
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,13 @@ class Rows:
     def take(self, units: Int64[np.ndarray, "n"]) -> "Rows":
         """Some of the units, in this order."""
         rows = self._rows(np.asarray(units))
-        return Rows(self.tokens[rows], self.mask[rows], {k: x[rows] for k, x in self.extra.items()}, self.unit, self.buckets)
+        return Rows(
+            self.tokens[rows],
+            self.mask[rows],
+            {k: x[rows] for k, x in self.extra.items()},
+            self.unit,
+            self.buckets,
+        )
 
     def _rows(self, units: np.ndarray) -> np.ndarray:
         return (units[:, None] * self.unit + np.arange(self.unit)[None]).reshape(-1)
@@ -54,7 +65,11 @@ class Rows:
             units = units[np.argsort(lengths[units], kind="stable")]
             place = np.random.default_rng([config.seed, window]).permutation(self.buckets)[place]
         rows = self._rows(units[place * most : (place + 1) * most])
-        width = self._width(int(self.mask[rows].sum(1).max())) if self.buckets > 1 else self.tokens.shape[1]
+        width = (
+            self._width(int(self.mask[rows].sum(1).max()))
+            if self.buckets > 1
+            else self.tokens.shape[1]
+        )
         cut = lambda x: x[rows][:, -width:]
         # By name: another part's second dimension may be as long by chance (the frames of a recording).
         extra = {name: cut(x) if name in TOKENWISE else x[rows] for name, x in self.extra.items()}
@@ -94,7 +109,9 @@ class Noisy:
 
     def batch(self, config: Config, cursor: int) -> Prompts:
         """The batch that starts at a cursor; the same each time it is asked for."""
-        units = indices(len(self.texts), cursor=cursor, batch_size=config.batch_size, seed=config.seed)
+        units = indices(
+            len(self.texts), cursor=cursor, batch_size=config.batch_size, seed=config.seed
+        )
         rng = np.random.default_rng([config.seed, cursor])
         texts = [noisy(self.texts[int(i)], rng, drop=self.drop, swap=self.swap) for i in units]
         return labelled(texts, self.labels[units], self.encode, self.length, eos=self.eos).all()
@@ -108,15 +125,29 @@ def _dispatch(batch: Callable[[Config, int], Prompts], config: RunConfig, cursor
     if config.steps_per_call == 1:
         return batch(config, cursor)
     batches = [batch(config, cursor + k * config.batch_size) for k in range(config.steps_per_call)]
-    return Prompts(*(_stacked([getattr(b, name) for b in batches]) for name in ("tokens", "mask", "index", "extra")))
+    return Prompts(
+        *(
+            _stacked([getattr(b, name) for b in batches])
+            for name in ("tokens", "mask", "index", "extra")
+        )
+    )
 
 
 def _stacked(parts: list) -> Any:
-    return {k: np.stack([p[k] for p in parts]) for k in parts[0]} if isinstance(parts[0], dict) else np.stack(parts)
+    return (
+        {k: np.stack([p[k] for p in parts]) for k in parts[0]}
+        if isinstance(parts[0], dict)
+        else np.stack(parts)
+    )
 
 
 def padded(
-    ids: Sequence[Sequence[int]], length: int, *, learned: Sequence[int] | None = None, unit: int = 1, **extra: np.ndarray
+    ids: Sequence[Sequence[int]],
+    length: int,
+    *,
+    learned: Sequence[int] | None = None,
+    unit: int = 1,
+    **extra: np.ndarray,
 ) -> Rows:
     """Rows from lists of ids, the last `length` of each; `learned`: how many at the end of each have weight 1 (all)."""
     tokens, mask = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), bool)
@@ -141,7 +172,9 @@ def packed(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Ro
     return Rows(tokens, np.ones_like(tokens, bool), {"weight": np.ones(tokens.shape, np.float32)})
 
 
-def documents(texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: int | None = None) -> Rows:
+def documents(
+    texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: int | None = None
+) -> Rows:
     """One text a row: the first `length` tokens, ended where there is room; `start` stands before each when it is given."""
     head = [] if start is None else [start]
     ids = [[*head, *encode(text), eos][:length] for text in texts]
@@ -174,7 +207,12 @@ def replies(
 
 
 def preferences(
-    triples: Sequence[tuple[str, str, str]], encode: Encode, length: int, *, eos: int, longest: int | None = None
+    triples: Sequence[tuple[str, str, str]],
+    encode: Encode,
+    length: int,
+    *,
+    eos: int,
+    longest: int | None = None,
 ) -> Rows:
     """(prompt, better response, worse response) as pairs of rows, for reward models and DPO. `longest` cuts both alike: where one
     of a pair is a policy's, its length must not tell."""
@@ -183,7 +221,9 @@ def preferences(
     return Rows(rows.tokens, rows.mask, rows.extra, unit=2)
 
 
-def labelled(texts: Sequence[str], labels: Float32[np.ndarray, "N"], encode: Encode, length: int, *, eos: int) -> Rows:
+def labelled(
+    texts: Sequence[str], labels: Float32[np.ndarray, "N"], encode: Encode, length: int, *, eos: int
+) -> Rows:
     """Texts with the probability that each is positive."""
     ids = [[*encode(text)[: length - 1], eos] for text in texts]
     return padded(ids, length, label=np.asarray(labels, np.float32))
@@ -207,9 +247,13 @@ def held_out(texts: Sequence[str], share: float, *, seed: int = 0) -> tuple[list
     training, validation = [], []
     for number, text in enumerate(texts):
         digest = hashlib.sha256(f"{seed} {' '.join(text.casefold().split())}".encode()).digest()
-        (validation if int.from_bytes(digest[:8], "big") < share * 2**64 else training).append(number)
+        (validation if int.from_bytes(digest[:8], "big") < share * 2**64 else training).append(
+            number
+        )
     if not training or not validation:
-        raise UserError(f"{len(texts)} texts are too few to hold {share:.0%} of them out; give {round(5 / share)} or more")
+        raise UserError(
+            f"{len(texts)} texts are too few to hold {share:.0%} of them out; give {round(5 / share)} or more"
+        )
     return training, validation
 
 

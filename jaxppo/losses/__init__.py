@@ -16,11 +16,21 @@ d stands for logprobs − old_logprobs, r for exp(d), A for the advantage.
 """
 
 from jaxppo.losses.covariance import clip_cov, kl_cov
-from jaxppo.losses.offline import awr, dro
 from jaxppo.losses.preference import dpo, ipo
 from jaxppo.losses.sequence import gmpo, gspo, gspo_token
 from jaxppo.losses.shared import truncated_importance
-from jaxppo.losses.token import cispo, clip, dppo_kl, dppo_tv, dual_clip, kl_penalty, reinforce, sapo
+from jaxppo.losses.token import (
+    awr,
+    cispo,
+    clip,
+    dppo_kl,
+    dppo_tv,
+    dro,
+    dual_clip,
+    kl_penalty,
+    reinforce,
+    sapo,
+)
 from jaxppo.losses.value import entropy, value_clipped, value_huber, value_mse
 
 __all__ = [

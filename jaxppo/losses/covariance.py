@@ -40,7 +40,9 @@ def kl_cov(
     chosen = m & (_rank(-cov) < _number(fraction, m, d.dtype))
     # JAX's slope of |d| at 0 is 1, and in the first minibatch all d are 0: there the penalty must not pull.
     penalty = jnp.where(chosen & (d != 0), coef * jnp.abs(d), 0)
-    return finish(-jnp.exp(d) * masked.keep(advantages, mask) + penalty, d, mask, covariance_fraction=chosen)
+    return finish(
+        -jnp.exp(d) * masked.keep(advantages, mask) + penalty, d, mask, covariance_fraction=chosen
+    )
 
 
 def clip_cov(
@@ -79,14 +81,19 @@ def clip_cov(
 
 
 def _covariance(logprobs: Array, advantages: Array, mask: Array) -> Array:
-    logprobs, advantages = lax.stop_gradient(masked.keep(logprobs, mask)), masked.keep(advantages, mask)
+    logprobs, advantages = (
+        lax.stop_gradient(masked.keep(logprobs, mask)),
+        masked.keep(advantages, mask),
+    )
     return (advantages - masked.mean(advantages, mask)) * (logprobs - masked.mean(logprobs, mask))
 
 
 def _rank(x: Array) -> Array:
     """The place of each element when all are sorted, 0 for the smallest."""
     order = jnp.argsort(x.reshape(-1))
-    return jnp.argsort(order).reshape(x.shape).astype(jnp.int32)  # strict about int64 with 64-bit floats on
+    return (
+        jnp.argsort(order).reshape(x.shape).astype(jnp.int32)
+    )  # strict about int64 with 64-bit floats on
 
 
 def _number(fraction: Scalar, m: Array, dtype) -> Array:

@@ -55,7 +55,9 @@ def gspo_token(
     [[-1.105 -2.21   0.   ]]
     """
     d, lp = log_ratio(logprobs, old_logprobs, mask), masked.keep(logprobs, mask)
-    ratio = lax.stop_gradient(_sequence_ratio(logprobs, old_logprobs, mask)) * jnp.exp(lp - lax.stop_gradient(lp))
+    ratio = lax.stop_gradient(_sequence_ratio(logprobs, old_logprobs, mask)) * jnp.exp(
+        lp - lax.stop_gradient(lp)
+    )
     per_token, clipped = clipped_surrogate(ratio, masked.keep(advantages, mask), low, high)
     return finish(per_token, d, mask, clip_fraction=clipped)
 

@@ -150,7 +150,9 @@ def sapo(
     [[-2.    -2.924  1.905]]
     """
     d, advantages = log_ratio(logprobs, old_logprobs, mask), masked.keep(advantages, mask)
-    tau = jnp.where(advantages > 0, jnp.asarray(tau_positive, d.dtype), jnp.asarray(tau_negative, d.dtype))
+    tau = jnp.where(
+        advantages > 0, jnp.asarray(tau_positive, d.dtype), jnp.asarray(tau_negative, d.dtype)
+    )
     gate = 4 / tau / (1 + jnp.exp(-jnp.clip(tau * jnp.expm1(d), -4 * CLAMP, 4 * CLAMP)))
     return finish(-gate * advantages, d, mask)
 
@@ -205,18 +207,79 @@ def dppo_kl(
     p, q = jnp.exp(old), jnp.exp(new)
     # 1e-8 as in the method's public implementation: a probability that rounds to 1 has no log(1 − p).
     distance = p * (old - new) + (1 - p) * jnp.log((1 - p + 1e-8) / (1 - q + 1e-8))
-    outside = jnp.where(masked.keep(advantages, mask) > 0, (distance > high) & (q > p), (distance > low) & (q < p))
+    outside = jnp.where(
+        masked.keep(advantages, mask) > 0, (distance > high) & (q > p), (distance > low) & (q < p)
+    )
     return _trusted(logprobs, old_logprobs, advantages, mask, outside, cap)
 
 
-def clipped_surrogate(ratio: Array, advantages: Array, low: Scalar, high: Scalar) -> tuple[Array, Array]:
+def clipped_surrogate(
+    ratio: Array, advantages: Array, low: Scalar, high: Scalar
+) -> tuple[Array, Array]:
     """−min(r A, clip(r) A), and where the clipped branch was taken."""
     plain, held = -ratio * advantages, -jnp.clip(ratio, 1 - low, 1 + high) * advantages
     return jnp.maximum(plain, held), held > plain
 
 
-def _trusted(logprobs: Array, old_logprobs: Array, advantages: Array, mask: Array, outside: Array, cap: Scalar):
+def _trusted(
+    logprobs: Array,
+    old_logprobs: Array,
+    advantages: Array,
+    mask: Array,
+    outside: Array,
+    cap: Scalar,
+):
     d = log_ratio(logprobs, old_logprobs, mask)
     weight = jnp.where(outside, 0, jnp.minimum(lax.stop_gradient(jnp.exp(d)), cap))
     per_token = -weight * masked.keep(advantages, mask) * masked.keep(logprobs, mask)
     return finish(per_token, d, mask, clip_fraction=outside)
+
+
+def dro(
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Mask,
+    *,
+    beta: Scalar,
+    key: Array | None = None,
+) -> tuple[Float[Array, "B T"], Diagnostics]:
+    """The policy gradient with a quadratic pull: −(A log π − β d² / 2) (https://arxiv.org/abs/2405.19107).
+
+    >>> import jax.numpy as jnp
+    >>> lp, old = jnp.array([[-1.0, -1.0]]), jnp.array([[-1.0, -3.0]])
+    >>> dro(lp, old, jnp.ones((1, 2)), jnp.ones((1, 2)), beta=0.5)[0]
+    Array([[1., 2.]], dtype=float32)
+    """
+    d = log_ratio(logprobs, old_logprobs, mask)
+    per_token = (
+        -masked.keep(advantages, mask) * masked.keep(logprobs, mask) + beta * jnp.square(d) / 2
+    )
+    return finish(per_token, d, mask)
+
+
+def awr(
+    logprobs: Float[Array, "B T"],
+    old_logprobs: Float[Array, "B T"],
+    advantages: Float[Array, "B T"],
+    mask: Mask,
+    *,
+    temperature: Scalar = 1.0,
+    weight_max: Scalar = 20.0,
+    key: Array | None = None,
+) -> tuple[Float[Array, "B T"], Diagnostics]:
+    """Advantage-weighted regression: −min(exp(A / temperature), weight_max) log π (https://arxiv.org/abs/1910.00177).
+
+    The method's own implementation whitens A first. "clip_fraction" counts the tokens at weight_max.
+
+    >>> import jax.numpy as jnp
+    >>> lp = jnp.array([[-1.0, -1.0]])
+    >>> awr(lp, lp, jnp.array([[0.0, 9.0]]), jnp.ones((1, 2)))[0]
+    Array([[ 1., 20.]], dtype=float32)
+    """
+    exponent = masked.keep(advantages, mask) / temperature
+    highest = jnp.log(jnp.asarray(weight_max, exponent.dtype))
+    capped = exponent > highest
+    weight = jnp.where(capped, weight_max, jnp.exp(jnp.where(capped, 0, exponent)))
+    per_token = -weight * masked.keep(logprobs, mask)
+    return finish(per_token, log_ratio(logprobs, old_logprobs, mask), mask, clip_fraction=capped)

@@ -12,7 +12,9 @@ from jaxppo.masked import Mask
 from jaxppo.types import Scalar
 
 
-def value_mse(values: Float[Array, "B T"], returns: Float[Array, "B T"], *, mask: Mask | None = None) -> Float[Array, "B T"]:
+def value_mse(
+    values: Float[Array, "B T"], returns: Float[Array, "B T"], *, mask: Mask | None = None
+) -> Float[Array, "B T"]:
     """Half the squared error: (V − R)² / 2 (https://arxiv.org/abs/1707.06347, section 5).
 
     >>> import jax.numpy as jnp
@@ -44,7 +46,11 @@ def value_clipped(
 
 
 def value_huber(
-    values: Float[Array, "B T"], returns: Float[Array, "B T"], *, delta: Scalar = 1.0, mask: Mask | None = None
+    values: Float[Array, "B T"],
+    returns: Float[Array, "B T"],
+    *,
+    delta: Scalar = 1.0,
+    mask: Mask | None = None,
 ) -> Float[Array, "B T"]:
     """Quadratic near, linear far: e² / 2 where |e| ≤ δ, else δ (|e| − δ / 2), e = V − R (https://doi.org/10.1214/aoms/1177703732).
 
@@ -54,7 +60,11 @@ def value_huber(
     """
     size = jnp.abs(_kept(values - returns, mask))
     inside = size <= delta
-    return jnp.where(inside, jnp.square(size) / 2, jnp.where(inside, 0, delta) * (size - jnp.where(inside, 0, delta) / 2))
+    return jnp.where(
+        inside,
+        jnp.square(size) / 2,
+        jnp.where(inside, 0, delta) * (size - jnp.where(inside, 0, delta) / 2),
+    )
 
 
 def entropy(logits: Float[Array, "*s V"]) -> Float[Array, "*s"]:

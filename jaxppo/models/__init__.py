@@ -1,19 +1,22 @@
 """Architectures behind one interface (`types.Model`)."""
 
-from jaxppo.config import ModelConfig, UserError
-from jaxppo.models import recurrent, transformer, windows
+from jaxppo.config import Config
+from jaxppo.errors import UserError
+from jaxppo.models import convolution, recurrent, transformer
 from jaxppo.models.critic import init_value, with_critic
-from jaxppo.models.stacked import stack, unstack
+from jaxppo.models.scan import stack, unstack
+from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
-__all__ = ["KINDS", "init_value", "make", "stack", "unstack", "with_critic"]
+__all__ = ["KINDS", "init_value", "make", "make_model", "stack", "unstack", "with_critic"]
+
 
 KINDS = {
     "transformer": transformer.make,
     "gru": recurrent.make,
     "lstm": recurrent.make,
-    "convolution": windows.make,
-    "window": windows.make,
+    "convolution": convolution.make,
+    "window": convolution.make,
 }
 
 
@@ -25,3 +28,17 @@ def make(config: ModelConfig, **options) -> Model:
     if config.kind not in KINDS:
         raise UserError(f"--model-kind {config.kind!r}: choose one of {', '.join(KINDS)}")
     return KINDS[config.kind](config, **options)
+
+
+def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
+    """(the model of this shape with the settings' adapters, types and critic, whether the critic is a network of its own)."""
+    model = make(
+        shape,
+        dtype=config.dtype,
+        lora=config.lora,
+        lora_alpha=config.lora_alpha,
+        remat=config.remat,
+        scan=config.scan_layers,
+    )
+    separate = config.critic == "separate" and config.value_loss != "none"
+    return (with_critic(model, model, width=shape.width) if separate else model), separate

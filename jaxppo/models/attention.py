@@ -7,16 +7,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo.config import ModelConfig
+from jaxppo.models.shapes import ModelConfig
 
 NEGATIVE = -1e30  # finite: a row that may attend to nothing must not become NaN
 
 
 def attend(
-    q: Float[Array, "B H Q D"], k: Float[Array, "B K S D"], v: Float[Array, "B K S D"], visible: Bool[Array, "B Q S"]
+    q: Float[Array, "B H Q D"],
+    k: Float[Array, "B K S D"],
+    v: Float[Array, "B K S D"],
+    visible: Bool[Array, "B Q S"],
 ) -> Float[Array, "B H Q D"]:
     """softmax(q kᵀ / √D) v in float32, each group of H / K query heads sharing one key/value head; fused where it can be."""
-    if fits_kernel(q.shape, k.shape[2], q.dtype, jax.default_backend()) and new_enough(jax.devices()[0]):
+    if fits_kernel(q.shape, k.shape[2], q.dtype, jax.default_backend()) and new_enough(
+        jax.devices()[0]
+    ):
         return fused(q, k, v, visible, implementation="cudnn")
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
@@ -35,7 +40,14 @@ def fits_kernel(shape: tuple[int, ...], keys: int, dtype, backend: str) -> bool:
     the mask is a bias to it, even lengths. (One query a row, in decoding, gains nothing: it is bound by the cache's memory.)"""
     _, _, queries, size = shape
     half = jnp.dtype(dtype) in (jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float16))
-    return backend == "gpu" and half and size % 8 == 0 and size <= 128 and queries % 2 == 0 and keys % 2 == 0
+    return (
+        backend == "gpu"
+        and half
+        and size % 8 == 0
+        and size <= 128
+        and queries % 2 == 0
+        and keys % 2 == 0
+    )
 
 
 def new_enough(device) -> bool:
@@ -43,7 +55,9 @@ def new_enough(device) -> bool:
 
     https://docs.nvidia.com/deeplearning/cudnn/latest/operations/Attention.html
     """
-    known = re.fullmatch(r"\d+\.\d+", str(getattr(device, "compute_capability", "")))  # AMD's is a name
+    known = re.fullmatch(
+        r"\d+\.\d+", str(getattr(device, "compute_capability", ""))
+    )  # AMD's is a name
     return known is not None and float(known[0]) >= 8
 
 
@@ -55,7 +69,9 @@ def fused(q, k, v, visible, *, implementation: str) -> Float[Array, "B H Q D"]:
     return out.swapaxes(1, 2).astype(jnp.float32)
 
 
-def remember(past, k: Float[Array, "B K Q D"], v: Float[Array, "B K Q D"], slot) -> tuple[tuple, Array, Array]:
+def remember(
+    past, k: Float[Array, "B K Q D"], v: Float[Array, "B K Q D"], slot
+) -> tuple[tuple, Array, Array]:
     """(the past with new keys and values from `slot` on, all keys and all values of this layer [B K S D]).
 
     `past` is the layer's own (keys, values); or, of scanned layers, those of all layers [N B K S D] and the layer's number:
@@ -63,10 +79,14 @@ def remember(past, k: Float[Array, "B K Q D"], v: Float[Array, "B K Q D"], slot)
     """
     keys, values, *layer = past
     if not layer:
-        put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, 0, slot, 0))
+        put = lambda old, new: jax.lax.dynamic_update_slice(
+            old, new.astype(old.dtype), (0, 0, slot, 0)
+        )
         keys, values = put(keys, k), put(values, v)
         return (keys, values), keys, values
-    put = lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype)[None], (layer[0], 0, 0, slot, 0))
+    put = lambda old, new: jax.lax.dynamic_update_slice(
+        old, new.astype(old.dtype)[None], (layer[0], 0, 0, slot, 0)
+    )
     keys, values = put(keys, k), put(values, v)
     take = lambda x: jax.lax.dynamic_index_in_dim(x, layer[0], keepdims=False)
     return (keys, values, layer[0]), take(keys), take(values)
@@ -84,7 +104,9 @@ def visibility(
     return allowed[None] & attend_all[:, None]
 
 
-def rotations(position: Int[Array, "B L"], config: ModelConfig) -> tuple[Float[Array, "B L 1 D"], Float[Array, "B L 1 D"]]:
+def rotations(
+    position: Int[Array, "B L"], config: ModelConfig
+) -> tuple[Float[Array, "B L 1 D"], Float[Array, "B L 1 D"]]:
     """cos and sin of rotary embeddings (Su et al. 2021, https://arxiv.org/abs/2104.09864), halves layout."""
     half = config.head_dim // 2
     frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 from jaxppo.types import Model, Params
 
 
@@ -18,13 +18,17 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
 
     def init(key):
         one, other = jax.random.split(key)
-        own = {name: x for name, x in actor.init(one).items() if name != "value"}  # nobody asks the actor for values
+        own = {
+            name: x for name, x in actor.init(one).items() if name != "value"
+        }  # nobody asks the actor for values
         return {**own, "critic": critic.init(other)}
 
     def init_cache(batch, length, dtype=actor.dtype):
         return actor.init_cache(batch, length, dtype), critic.init_cache(batch, length, dtype)
 
-    def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None) -> tuple[Array, Any]:
+    def apply(
+        params, tokens, attend, *, cache=None, context=None, dropout_key=None
+    ) -> tuple[Array, Any]:
         options: dict[str, Any] = {"context": context, "dropout_key": dropout_key}
         one, other = (None, None) if cache is None else cache
         own = {name: x for name, x in params.items() if name != "critic"}
@@ -35,7 +39,9 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
         return hidden, None if cache is None else (one, other)
 
     def logits(params, hidden):
-        return actor.logits({name: x for name, x in params.items() if name != "critic"}, hidden[..., :width])
+        return actor.logits(
+            {name: x for name, x in params.items() if name != "critic"}, hidden[..., :width]
+        )
 
     def value(params, hidden):
         return critic.value(params["critic"], hidden[..., width:])
@@ -56,12 +62,25 @@ def init_value(params: Params, key: Array, kind: str, reward: Params | None = No
     owner = dict(params["critic"] if where else params)
     kernel = owner["value"]["kernel"]
     if kind == "normal":
-        owner["value"] = {**owner["value"], "kernel": jax.random.normal(key, kernel.shape) * (kernel.shape[0] + 1) ** -0.5}
+        owner["value"] = {
+            **owner["value"],
+            "kernel": jax.random.normal(key, kernel.shape) * (kernel.shape[0] + 1) ** -0.5,
+        }
     elif kind == "reward":
-        if reward is None or "value" not in reward or reward["value"]["kernel"].shape != kernel.shape:
-            raise UserError("--value-init reward needs a --reward-model RUN with the critic's shape; or use zero or normal")
+        if (
+            reward is None
+            or "value" not in reward
+            or reward["value"]["kernel"].shape != kernel.shape
+        ):
+            raise UserError(
+                "--value-init reward needs a --reward-model RUN with the critic's shape; or use zero or normal"
+            )
         for name in owner if where else ("value",):
             if jax.tree.map(jnp.shape, owner[name]) != jax.tree.map(jnp.shape, reward[name]):
-                raise UserError(f"--value-init reward: {name!r} of the reward model has another shape than the critic's")
-            owner[name] = jax.tree.map(jnp.array, reward[name])  # a copy: the critic's are donated to each step
+                raise UserError(
+                    f"--value-init reward: {name!r} of the reward model has another shape than the critic's"
+                )
+            owner[name] = jax.tree.map(
+                jnp.array, reward[name]
+            )  # a copy: the critic's are donated to each step
     return {**params, where: owner} if where else owner

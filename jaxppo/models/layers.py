@@ -21,13 +21,22 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32)
+        kernel = self.param(
+            "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32
+        )
         y = kernels.matmul(x, kernel, self.dtype)
         # The reference policy is the same module without adapters in its parameters.
         if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
-            a = self.param("lora_a", nn.initializers.normal(x.shape[-1] ** -0.5), (x.shape[-1], self.rank), jnp.float32)
+            a = self.param(
+                "lora_a",
+                nn.initializers.normal(x.shape[-1] ** -0.5),
+                (x.shape[-1], self.rank),
+                jnp.float32,
+            )
             b = self.param("lora_b", nn.initializers.zeros, (self.rank, self.features), jnp.float32)
-            y = y + kernels.matmul(kernels.matmul(x, a, self.dtype), b, self.dtype) * (self.alpha / self.rank)
+            y = y + kernels.matmul(kernels.matmul(x, a, self.dtype), b, self.dtype) * (
+                self.alpha / self.rank
+            )
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
@@ -43,12 +52,19 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
         shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        scale = jnp.reshape(self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32), shape)
+        scale = jnp.reshape(
+            self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32), shape
+        )
         if self.kind == "rms":
             return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * scale
-        bias = jnp.reshape(self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32), shape)
+        bias = jnp.reshape(
+            self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32), shape
+        )
         centred = x - x.mean(-1, keepdims=True)
-        return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.eps) * scale + bias
+        return (
+            centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.eps) * scale
+            + bias
+        )
 
 
 class Value(nn.Module):

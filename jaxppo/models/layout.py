@@ -11,7 +11,10 @@ import jax
 from jax.sharding import PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
+
+
 ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
+
 
 # Logical axis -> mesh axes. "width" is that of parameters; the residual stream's own stays whole on each device.
 LOGICAL: dict[str | None, tuple[str, ...]] = {
@@ -39,6 +42,9 @@ def constrain(x: Any, *names: str | None) -> Any:
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):
         return x
     parts = [LOGICAL[name] for name in names]
-    fits = [size % math.prod(mesh.shape[axis] for axis in part) == 0 for part, size in zip(parts, x.shape, strict=True)]
+    fits = [
+        size % math.prod(mesh.shape[axis] for axis in part) == 0
+        for part, size in zip(parts, x.shape, strict=True)
+    ]
     spec = PartitionSpec(*(part if part and fit else None for part, fit in zip(parts, fits)))
     return jax.lax.with_sharding_constraint(x, spec)

@@ -54,7 +54,9 @@ def fold(params: Params, *, alpha: float) -> dict:
     >>> fold({"kernel": jnp.eye(2), "lora_a": jnp.ones((2, 1)), "lora_b": jnp.array([[0.5, 0.0]])}, alpha=2.0)["kernel"].tolist()
     [[2.0, 0.0], [1.0, 1.0]]
     """
-    out: dict[str, Any] = {name: fold(x, alpha=alpha) if isinstance(x, dict) else x for name, x in params.items()}
+    out: dict[str, Any] = {
+        name: fold(x, alpha=alpha) if isinstance(x, dict) else x for name, x in params.items()
+    }
     if "lora_a" in out:
         a, b = out.pop("lora_a"), out.pop("lora_b")
         out["kernel"] = out["kernel"].astype(a.dtype) + (alpha / a.shape[-1]) * (a @ b)

@@ -15,13 +15,16 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo import kernels
-from jaxppo.config import ModelConfig, UserError
+from jaxppo.errors import UserError
 from jaxppo.models.attention import attend, remember, rotate, rotations, visibility
 from jaxppo.models.layers import Linear, Norm, Value, dropped
 from jaxppo.models.layout import constrain
+from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
 OTHERS = "use --model-kind gru, lstm, convolution or window"
+
+
 ACTIVATIONS = {
     "silu": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -32,7 +35,9 @@ ACTIVATIONS = {
 class Cache(struct.PyTreeNode):
     """Keys and values of the tokens so far, in slots; every row fills the same slots, padding included."""
 
-    keys: tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]  # one array a layer; scanned: one for all
+    keys: (
+        tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]
+    )  # one array a layer; scanned: one for all
     values: tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]
     attend: Bool[Array, "B S"]
     filled: Int[Array, ""]  # slots in use
@@ -48,17 +53,31 @@ class Attention(nn.Module):
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
         rows, length, _ = x.shape
-        linear = lambda name, heads, rank, bias: Linear(heads * c.head_dim, bias, self.dtype, rank, self.alpha, name=name)(x)
-        q = linear("q", c.num_heads, self.rank, c.qkv_bias).reshape(rows, length, c.num_heads, c.head_dim)
-        k = linear("k", c.num_kv_heads, 0, c.qkv_bias).reshape(rows, length, c.num_kv_heads, c.head_dim)
-        v = linear("v", c.num_kv_heads, self.rank, c.qkv_bias).reshape(rows, length, c.num_kv_heads, c.head_dim)
+        linear = lambda name, heads, rank, bias: Linear(
+            heads * c.head_dim, bias, self.dtype, rank, self.alpha, name=name
+        )(x)
+        q = linear("q", c.num_heads, self.rank, c.qkv_bias).reshape(
+            rows, length, c.num_heads, c.head_dim
+        )
+        k = linear("k", c.num_kv_heads, 0, c.qkv_bias).reshape(
+            rows, length, c.num_kv_heads, c.head_dim
+        )
+        v = linear("v", c.num_kv_heads, self.rank, c.qkv_bias).reshape(
+            rows, length, c.num_kv_heads, c.head_dim
+        )
         if c.qk_norm:
-            q, k = Norm("rms", c.norm_eps, name="q_norm")(q), Norm("rms", c.norm_eps, name="k_norm")(k)
+            q, k = (
+                Norm("rms", c.norm_eps, name="q_norm")(q),
+                Norm("rms", c.norm_eps, name="k_norm")(k),
+            )
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
         # heads before time: every head's keys are one block of memory
         q = q.transpose(0, 2, 1, 3).astype(self.dtype)
-        k, v = k.transpose(0, 2, 1, 3).astype(self.dtype), v.transpose(0, 2, 1, 3).astype(self.dtype)
+        k, v = (
+            k.transpose(0, 2, 1, 3).astype(self.dtype),
+            v.transpose(0, 2, 1, 3).astype(self.dtype),
+        )
         q, k, v = (constrain(x, "rows", "heads", None, None) for x in (q, k, v))
         if past is not None:
             past, k, v = remember(past, k, v, slot)
@@ -77,7 +96,9 @@ class Block(nn.Module):
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
         normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
-        out, past = Attention(c, self.dtype, self.rank, self.alpha, name="attention")(normed, rotation, visible, slot, past)
+        out, past = Attention(c, self.dtype, self.rank, self.alpha, name="attention")(
+            normed, rotation, visible, slot, past
+        )
         x = x + out
         x = x + MLP(c, self.dtype, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
         return constrain(x, "rows", None, None), past
@@ -88,7 +109,9 @@ class ScannedBlock(Block):
 
     def __call__(self, carry, layer, rotation, visible, slot):
         x, stored = carry
-        x, past = super().__call__(x, rotation, visible, slot, None if stored is None else (*stored, layer))
+        x, past = super().__call__(
+            x, rotation, visible, slot, None if stored is None else (*stored, layer)
+        )
         return (x, None if past is None else past[:2]), None
 
 
@@ -101,8 +124,14 @@ class MLP(nn.Module):
         c = self.config
         act = ACTIVATIONS[c.activation]
         up = Linear(c.mlp_width, c.mlp_bias, self.dtype, name="up")(x)
-        h = act(Linear(c.mlp_width, c.mlp_bias, self.dtype, name="gate")(x)) * up if c.gated else act(up)
-        return Linear(c.width, c.mlp_bias, self.dtype, name="down")(constrain(h, "rows", None, "mlp"))
+        h = (
+            act(Linear(c.mlp_width, c.mlp_bias, self.dtype, name="gate")(x)) * up
+            if c.gated
+            else act(up)
+        )
+        return Linear(c.width, c.mlp_bias, self.dtype, name="down")(
+            constrain(h, "rows", None, "mlp")
+        )
 
 
 class Transformer(nn.Module):
@@ -117,12 +146,19 @@ class Transformer(nn.Module):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=nn.initializers.normal(0.02))
         if c.positions == "learned":
-            self.positions = nn.Embed(c.max_length, c.width, embedding_init=nn.initializers.normal(0.02))
+            self.positions = nn.Embed(
+                c.max_length, c.width, embedding_init=nn.initializers.normal(0.02)
+            )
         settings = (c, self.dtype, self.rank, self.alpha)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
-            options: dict[str, Any] = {"in_axes": (0, nn.broadcast, nn.broadcast, nn.broadcast), "length": c.num_layers}
-            looped: Any = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, **options)
+            options: dict[str, Any] = {
+                "in_axes": (0, nn.broadcast, nn.broadcast, nn.broadcast),
+                "length": c.num_layers,
+            }
+            looped: Any = nn.scan(
+                body, variable_axes={"params": 0}, split_rngs={"params": True}, **options
+            )
             self.layers: Any = looped(*settings)
         else:
             block = nn.remat(Block) if self.remat else Block
@@ -170,7 +206,9 @@ class Transformer(nn.Module):
                 x, _ = layer(x, rotation, visible, slot, None)
             return x, None
         new = []
-        for layer, past in zip(self.layers, zip(cache.keys, cache.values, strict=True), strict=True):
+        for layer, past in zip(
+            self.layers, zip(cache.keys, cache.values, strict=True), strict=True
+        ):
             x, past = layer(x, rotation, visible, slot, past)
             new.append(past)
         return x, tuple(zip(*new, strict=True))
@@ -212,20 +250,30 @@ def make(
     def init_cache(batch, length, dtype=compute):
         shape = (batch, config.num_kv_heads, length, config.head_dim)
         place = lambda: constrain(jnp.zeros(shape, dtype), "rows", "heads", None, None)
-        every = lambda: constrain(jnp.zeros((config.num_layers, *shape), dtype), None, "rows", "heads", None, None)
+        every = lambda: constrain(
+            jnp.zeros((config.num_layers, *shape), dtype), None, "rows", "heads", None, None
+        )
         zeros = every if scan else lambda: tuple(place() for _ in range(config.num_layers))
         return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
         if context is not None:
             raise UserError(f"a transformer policy reads no context: {OTHERS}")
-        run = lambda params, tokens, attend: module.apply({"params": params}, tokens, attend, cache, dropout_key)
+        run = lambda params, tokens, attend: module.apply(
+            {"params": params}, tokens, attend, cache, dropout_key
+        )
         if remat == "full" and cache is None:
             run = jax.checkpoint(run)
         return cast(tuple[Array, Cache | None], run(params, tokens, attend))
 
     def call(method) -> Callable[..., Array]:
-        return lambda params, hidden: cast(Array, module.apply({"params": params}, hidden, method=method))
+        return lambda params, hidden: cast(
+            Array, module.apply({"params": params}, hidden, method=method)
+        )
 
-    head = lambda params: params["embed"]["embedding"] if config.tied else params["head"]["kernel"].T
-    return Model(init, init_cache, apply, call(Transformer.logits), call(Transformer.values), head, compute)
+    head = lambda params: (
+        params["embed"]["embedding"] if config.tied else params["head"]["kernel"].T
+    )
+    return Model(
+        init, init_cache, apply, call(Transformer.logits), call(Transformer.values), head, compute
+    )

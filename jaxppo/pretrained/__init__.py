@@ -8,6 +8,7 @@ Folders and hub checkpoints may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 o
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -18,21 +19,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxppo.archives import extract
-from jaxppo.config import ModelConfig
-from jaxppo.fetch import SOURCES, cache_folder, fetch
-from jaxppo.pretrained import mapping, safetensors, settings
-from jaxppo.pretrained.errors import PretrainedError
+from jaxppo.data.archives import extract
+from jaxppo.data.fetch import SOURCES, cache_folder, fetch
+from jaxppo.errors import PretrainedError
+from jaxppo.models.shapes import ModelConfig
+from jaxppo.pretrained import gguf, mapping, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
 
+
 FORMAT = "jaxppo-1"  # of the folders that `save` writes; another number makes old caches be rebuilt
+
+
 BUNDLED = ("smollm2",)
+
+
 MAX_CONFIG_BYTES = 2**24
+
+
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
-HUB_FILES = ["config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model"]
-HUB_FILES += ["vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"]
+
+
+HUB_FILES = [
+    "config.json",
+    "model*.safetensors",
+    safetensors.INDEX,
+    "tokenizer*.json",
+    "tokenizer.model",
+]
+
+
+HUB_FILES += [
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+]
 
 
 @dataclass(frozen=True)
@@ -64,11 +88,15 @@ def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
     if path.is_file():
         return _load_gguf(path)
     if not isinstance(name_or_path, str) or not re.fullmatch(HUB_NAME, name):
-        raise PretrainedError(f"there is no folder {name}; give {', '.join(BUNDLED)}, a checkpoint folder, or a hub id")
+        raise PretrainedError(
+            f"there is no folder {name}; give {', '.join(BUNDLED)}, a checkpoint folder, or a hub id"
+        )
     return _load_folder(_from_hub(name))
 
 
-def save(path: str | Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer) -> Path:
+def save(
+    path: str | Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer
+) -> Path:
     """Write a checkpoint that `load` reads back: model.safetensors (float32), tokenizer.json and config.json.
 
     The folder appears under its name only when it is whole.
@@ -85,11 +113,17 @@ def save(path: str | Path, config: ModelConfig, params: Mapping[str, Any], token
     try:
         safetensors.write_file(temporary / safetensors.SINGLE, flat)
         tokenizer.save(temporary)
-        stored = {"format": FORMAT, "model": dataclasses.asdict(config), "tokenizer": tokenizer.settings()}
+        stored = {
+            "format": FORMAT,
+            "model": dataclasses.asdict(config),
+            "tokenizer": tokenizer.settings(),
+        }
         (temporary / "config.json").write_text(json.dumps(stored, indent=1), "utf-8")
         os.rename(temporary, path)
     except OSError as error:
-        raise PretrainedError(f"{path} cannot be written ({error.strerror or error}); free space or give another name") from error
+        raise PretrainedError(
+            f"{path} cannot be written ({error.strerror or error}); free space or give another name"
+        ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return path
@@ -116,7 +150,6 @@ def _load_bundled(name: str, cache: bool) -> Pretrained:
 
 
 def _load_gguf(path: Path) -> Pretrained:
-    from jaxppo.pretrained import gguf
 
     metadata, tensors, tokenizer = gguf.read(path)
     config = gguf.config(metadata, tensors)
@@ -127,7 +160,9 @@ def shape_of(folder: Path) -> ModelConfig:
     """The shape of a checkpoint's folder, from its config.json alone. Raises PretrainedError for another family."""
     stored = _read_config(folder / "config.json")
     family = stored.get("model_type")
-    if family not in settings.FAMILIES:  # before transformers is asked, which takes seconds and names hundreds
+    if (
+        family not in settings.FAMILIES
+    ):  # before transformers is asked, which takes seconds and names hundreds
         supported = ", ".join(settings.FAMILIES)
         raise PretrainedError(
             f"{folder} has the model type {family!r}, which is not supported; the supported ones are {supported}"
@@ -135,13 +170,17 @@ def shape_of(folder: Path) -> ModelConfig:
     from transformers import AutoConfig
 
     try:
-        full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).to_dict()
+        full = AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        ).to_dict()
         return settings.config(full)
     except PretrainedError:
         raise
     except Exception as error:  # what a stranger's file makes the library raise is not documented
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise PretrainedError(f"{folder / 'config.json'} cannot be used ({reason}); download it again") from error
+        raise PretrainedError(
+            f"{folder / 'config.json'} cannot be used ({reason}); download it again"
+        ) from error
 
 
 def _load_folder(folder: Path) -> Pretrained:
@@ -155,14 +194,18 @@ def _load_folder(folder: Path) -> Pretrained:
 
 def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
     if stored["format"] != FORMAT:
-        raise PretrainedError(f"{folder} has the format {stored['format']!r}, this version reads {FORMAT!r}; save it again")
+        raise PretrainedError(
+            f"{folder} has the format {stored['format']!r}, this version reads {FORMAT!r}; save it again"
+        )
     try:
         model = dict(stored["model"])
         if model["rope_scaling"] is not None:  # JSON has no tuples
             model["rope_scaling"] = tuple(model["rope_scaling"])
         config, ids = ModelConfig(**model), dict(stored["tokenizer"])
     except (KeyError, TypeError, ValueError) as error:
-        raise PretrainedError(f"{folder / 'config.json'} cannot be used ({error}); save the checkpoint again") from error
+        raise PretrainedError(
+            f"{folder / 'config.json'} cannot be used ({error}); save the checkpoint again"
+        ) from error
     flat = mapping.checked(config, safetensors.read_folder(folder))
     return Pretrained(config, mapping.unflatten(flat), from_file(folder, ids))
 
@@ -172,10 +215,14 @@ def _read_config(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
         if len(text) > MAX_CONFIG_BYTES:
-            raise PretrainedError(f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is not a model's config.json")
+            raise PretrainedError(
+                f"{path} is larger than {MAX_CONFIG_BYTES} bytes; it is not a model's config.json"
+            )
         stored = json.loads(text.decode("utf-8"))
     except OSError as error:
-        raise PretrainedError(f"{path} cannot be read ({error.strerror}); give a folder with a checkpoint in it") from error
+        raise PretrainedError(
+            f"{path} cannot be read ({error.strerror}); give a folder with a checkpoint in it"
+        ) from error
     except (ValueError, RecursionError):
         stored = None
     if not isinstance(stored, dict):
@@ -189,10 +236,40 @@ def _from_hub(name: str) -> Path:
 
     repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
-    except (OSError, ValueError) as error:  # the hub's errors and its HTTP client's derive from these
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # the hub's errors and its HTTP client's derive from these
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise PretrainedError(
             f"there is no folder {name}, and the model hub did not give it ({reason}); "
             f"check the name and the network, or use {', '.join(BUNDLED)}"
         ) from error
+
+
+PIECES, PIECE = 64, 2**16  # of each file are read, evenly spaced: 4 MB, however large it is
+
+
+def identity(name: str) -> str:
+    """A hash of the names, the sizes and a sample of the bytes of a folder's weights, or of a file's; nothing for what is not on
+    this machine, such as a hub's id. Training moves every piece of what it trains, so that a sample of the bytes tells."""
+    path = Path(name).expanduser() if name else None
+    if path is None or not path.exists():
+        return ""
+    files = (
+        sorted(found for found in path.iterdir() if found.suffix in (".safetensors", ".gguf"))
+        if path.is_dir()
+        else [path]
+    )
+    found = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as read:
+            for piece in range(PIECES):
+                read.seek(max(size - PIECE, 0) * piece // (PIECES - 1), os.SEEK_SET)
+                found.update(read.read(PIECE))
+    return found.hexdigest()[:16] if files else ""

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from jaxppo.config import ModelConfig
-from jaxppo.pretrained.errors import PretrainedError
+from jaxppo.errors import PretrainedError
+from jaxppo.models import make
+from jaxppo.models.shapes import ModelConfig
 
 Tensors = Mapping[str, Float32[np.ndarray, "..."]]
+
+
 LLAMA_NAMES = {
     "input_layernorm": "attention_norm",
     "self_attn.q_proj": "attention/q",
@@ -24,6 +27,8 @@ LLAMA_NAMES = {
     "mlp.up_proj": "mlp/up",
     "mlp.down_proj": "mlp/down",
 }
+
+
 GPT2_NAMES = {
     "ln_1": "attention_norm",
     "attn.c_proj": "attention/o",
@@ -31,6 +36,8 @@ GPT2_NAMES = {
     "mlp.c_fc": "mlp/up",
     "mlp.c_proj": "mlp/down",
 }
+
+
 BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"  # constants that old checkpoints stored
 
 
@@ -59,12 +66,16 @@ def _from_gpt2(tensors: Tensors) -> dict[str, np.ndarray]:
             flat["head/kernel"] = tensor.T
         elif match and match[2] == "attn.c_attn":
             if tensor.ndim < 1 or tensor.shape[-1] % 3:
-                raise PretrainedError(f"{name} has the shape {tensor.shape}, which is not q, k and v side by side")
+                raise PretrainedError(
+                    f"{name} has the shape {tensor.shape}, which is not q, k and v side by side"
+                )
             for part, piece in zip("qkv", np.split(tensor, 3, axis=-1), strict=True):
                 flat[f"layers_{match[1]}/attention/{part}/{_leaf(part, match[3])}"] = piece
         elif match and match[2] in GPT2_NAMES:
             ours = GPT2_NAMES[match[2]]
-            flat[f"layers_{match[1]}/{ours}/{_leaf(ours, match[3])}"] = tensor  # GPT-2 stores [in, out] already
+            flat[f"layers_{match[1]}/{ours}/{_leaf(ours, match[3])}"] = (
+                tensor  # GPT-2 stores [in, out] already
+            )
         else:
             raise _unknown(name)
     return flat
@@ -82,13 +93,17 @@ def _from_llama(tensors: Tensors) -> dict[str, np.ndarray]:
         elif match and match[2] in LLAMA_NAMES:
             ours = LLAMA_NAMES[match[2]]
             # PyTorch's Linear stores [out, in]
-            flat[f"layers_{match[1]}/{ours}/{_leaf(ours, match[3])}"] = tensor.T if tensor.ndim == 2 else tensor
+            flat[f"layers_{match[1]}/{ours}/{_leaf(ours, match[3])}"] = (
+                tensor.T if tensor.ndim == 2 else tensor
+            )
         else:
             raise _unknown(name)
     return flat
 
 
-def tensors(family: str, model: ModelConfig, params: Mapping[str, Any]) -> dict[str, Float32[np.ndarray, "..."]]:
+def tensors(
+    family: str, model: ModelConfig, params: Mapping[str, Any]
+) -> dict[str, Float32[np.ndarray, "..."]]:
     """`params` undone: a checkpoint's tensors under their family's names, in its layout.
 
     Raises:
@@ -101,7 +116,10 @@ def tensors(family: str, model: ModelConfig, params: Mapping[str, Any]) -> dict[
 def _to_gpt2(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     out = {}
     theirs = {ours: name for name, ours in GPT2_NAMES.items()}
-    top = {"embed/embedding": "transformer.wte.weight", "positions/embedding": "transformer.wpe.weight"}
+    top = {
+        "embed/embedding": "transformer.wte.weight",
+        "positions/embedding": "transformer.wpe.weight",
+    }
     for name, tensor in flat.items():
         module, _, leaf = name.rpartition("/")
         match = re.fullmatch(r"layers_(\d+)/(.+)", module)
@@ -133,13 +151,19 @@ def _to_llama(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             out["lm_head.weight"] = tensor.T
         else:
             kind = "bias" if leaf == "bias" else "weight"
-            out[f"model.layers.{match[1]}.{theirs[match[2]]}.{kind}"] = tensor.T if tensor.ndim == 2 else tensor
+            out[f"model.layers.{match[1]}.{theirs[match[2]]}.{kind}"] = (
+                tensor.T if tensor.ndim == 2 else tensor
+            )
     return out
 
 
 def _stripped(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
     """Without the body's prefix, which checkpoints of the bare body lack, and without constants."""
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if not re.fullmatch(BUFFERS, name)}
+    return {
+        name.removeprefix(prefix): t
+        for name, t in tensors.items()
+        if not re.fullmatch(BUFFERS, name)
+    }
 
 
 def _leaf(ours: str, theirs: str) -> str:
@@ -149,15 +173,15 @@ def _leaf(ours: str, theirs: str) -> str:
 
 
 def _unknown(name: str) -> PretrainedError:
-    return PretrainedError(f"the checkpoint has a tensor {name!r} that its family lacks; jaxppo would leave it out")
+    return PretrainedError(
+        f"the checkpoint has a tensor {name!r} that its family lacks; jaxppo would leave it out"
+    )
 
 
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The path and shape of every parameter but the value head's; kernels are [in, out]."""
     if model.kind != "transformer":
         import jax  # reading a checkpoint of the other families needs none
-
-        from jaxppo.models import make
 
         made = flatten(jax.eval_shape(make(model).init, jax.random.key(0)))
         return {name: x.shape for name, x in made.items() if not name.startswith("value/")}
@@ -169,14 +193,19 @@ def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     dense |= {"attention/v": (d, kv, model.qkv_bias), "attention/o": (q, d, model.out_bias)}
     if model.gated:
         dense["mlp/gate"] = (d, model.mlp_width, model.mlp_bias)
-    dense |= {"mlp/up": (d, model.mlp_width, model.mlp_bias), "mlp/down": (model.mlp_width, d, model.mlp_bias)}
+    dense |= {
+        "mlp/up": (d, model.mlp_width, model.mlp_bias),
+        "mlp/down": (model.mlp_width, d, model.mlp_bias),
+    }
     norms = ["final_norm"]
     for layer in range(model.num_layers):
         for name, (rows, columns, bias) in dense.items():
             found[f"layers_{layer}/{name}/kernel"] = (rows, columns)
             found |= {f"layers_{layer}/{name}/bias": (columns,)} if bias else {}
         if model.qk_norm:
-            found |= {f"layers_{layer}/attention/{part}_norm/scale": (model.head_dim,) for part in "qk"}
+            found |= {
+                f"layers_{layer}/attention/{part}_norm/scale": (model.head_dim,) for part in "qk"
+            }
         norms += [f"layers_{layer}/attention_norm", f"layers_{layer}/mlp_norm"]
     for name in norms:
         found[f"{name}/scale"] = (d,)
@@ -188,18 +217,26 @@ def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def checked(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same tensors, once every name and shape is what the settings ask for."""
-    if model.num_layers > len(flat):  # before a list of that length is made: each layer has several tensors
-        raise PretrainedError(f"the checkpoint has {len(flat)} tensors, too few for {model.num_layers} layers; download it again")
+    if model.num_layers > len(
+        flat
+    ):  # before a list of that length is made: each layer has several tensors
+        raise PretrainedError(
+            f"the checkpoint has {len(flat)} tensors, too few for {model.num_layers} layers; download it again"
+        )
     expected = shapes(model)
     if missing := sorted(set(expected) - set(flat)):
-        raise PretrainedError(f"the checkpoint lacks {missing[0]} (and {len(missing) - 1} more); download it again")
+        raise PretrainedError(
+            f"the checkpoint lacks {missing[0]} (and {len(missing) - 1} more); download it again"
+        )
     if extra := sorted(set(flat) - set(expected)):
         raise PretrainedError(
             f"the checkpoint has {extra[0]} (and {len(extra) - 1} more), which its config.json does not ask for"
         )
     for name, shape in expected.items():
         if flat[name].shape != shape:
-            raise PretrainedError(f"{name} has the shape {flat[name].shape}, but config.json asks for {shape}")
+            raise PretrainedError(
+                f"{name} has the shape {flat[name].shape}, but config.json asks for {shape}"
+            )
     return {name: np.ascontiguousarray(flat[name], np.float32) for name in expected}
 
 
@@ -211,7 +248,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """
     flat = {}
     for name, value in tree.items():
-        flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        flat |= (
+            flatten(value, f"{prefix}{name}/")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{name}": value}
+        )
     return flat
 
 

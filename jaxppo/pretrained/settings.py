@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxppo.config import ModelConfig
-from jaxppo.pretrained.errors import PretrainedError
+from jaxppo.errors import PretrainedError
+from jaxppo.models.shapes import ModelConfig
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # SmolLM is a llama, Qwen2.5 a qwen2
+
+
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -25,7 +27,9 @@ def config(settings: Mapping[str, Any]) -> ModelConfig:
     """
     family = settings["model_type"]
     if family not in FAMILIES:
-        raise PretrainedError(f"the model type {family!r} is not supported; the supported ones are {', '.join(FAMILIES)}")
+        raise PretrainedError(
+            f"the model type {family!r} is not supported; the supported ones are {', '.join(FAMILIES)}"
+        )
     return _gpt2_config(settings) if family == "gpt2" else _llama_config(settings)
 
 
@@ -36,7 +40,9 @@ def _gpt2_config(settings: Mapping[str, Any]) -> ModelConfig:
         ("add_cross_attention", False),
     ):
         if settings[name] is not only:
-            raise PretrainedError(f"the checkpoint sets {name}={settings[name]}, which is not supported; it must be {only}")
+            raise PretrainedError(
+                f"the checkpoint sets {name}={settings[name]}, which is not supported; it must be {only}"
+            )
     width, heads = settings["n_embd"], settings["n_head"]
     return ModelConfig(
         vocab_size=settings["vocab_size"],
@@ -88,7 +94,9 @@ def _llama_config(settings: Mapping[str, Any]) -> ModelConfig:
 
 def _activation(name: str) -> str:
     if name not in ACTIVATIONS:
-        raise PretrainedError(f"the activation {name!r} is not supported; the supported ones are {', '.join(ACTIVATIONS)}")
+        raise PretrainedError(
+            f"the activation {name!r} is not supported; the supported ones are {', '.join(ACTIVATIONS)}"
+        )
     return ACTIVATIONS[name]
 
 
@@ -97,9 +105,13 @@ def _rope(settings: Mapping[str, Any]) -> tuple[float, tuple[float, float, float
     rope = settings["rope_parameters"]
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "llama3"):
-        raise PretrainedError(f"the rotary scaling {kind!r} is not supported; the supported ones are default, llama3")
+        raise PretrainedError(
+            f"the rotary scaling {kind!r} is not supported; the supported ones are default, llama3"
+        )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise PretrainedError("the checkpoint rotates only a part of each head, which is not supported")
+        raise PretrainedError(
+            "the checkpoint rotates only a part of each head, which is not supported"
+        )
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     if kind == "default":
         return float(rope["rope_theta"]), None
@@ -115,7 +127,9 @@ def _window(settings: Mapping[str, Any]) -> int | None:
     if kinds == {"sliding_attention"}:
         return settings["sliding_window"]
     if kinds != {"full_attention"}:
-        raise PretrainedError("the checkpoint has a sliding window in some layers only, which is unsupported")
+        raise PretrainedError(
+            "the checkpoint has a sliding window in some layers only, which is unsupported"
+        )
     return None
 
 
@@ -123,8 +137,20 @@ GPT2_SHAPE = {
     "kind": "transformer", "positions": "learned", "norm": "layer", "gated": False, "qkv_bias": True, "out_bias": True,
     "mlp_bias": True, "qk_norm": False, "window": None, "context_width": 0,
 }  # fmt: skip
-LLAMA_SHAPE = {"kind": "transformer", "positions": "rope", "norm": "rms", "gated": True, "context_width": 0}
-CLASSES = {"gpt2": "GPT2LMHeadModel"} | {name: f"{name.capitalize()}ForCausalLM" for name in FAMILIES if name != "gpt2"}
+
+
+LLAMA_SHAPE = {
+    "kind": "transformer",
+    "positions": "rope",
+    "norm": "rms",
+    "gated": True,
+    "context_width": 0,
+}
+
+
+CLASSES = {"gpt2": "GPT2LMHeadModel"} | {
+    name: f"{name.capitalize()}ForCausalLM" for name in FAMILIES if name != "gpt2"
+}
 
 
 def family(model: ModelConfig) -> str:
@@ -136,7 +162,11 @@ def family(model: ModelConfig) -> str:
     ('gpt2', 'llama', 'qwen2')
     """
     has = lambda shape: all(getattr(model, name) == value for name, value in shape.items())
-    if has(GPT2_SHAPE) and model.num_kv_heads == model.num_heads and model.head_dim * model.num_heads == model.width:
+    if (
+        has(GPT2_SHAPE)
+        and model.num_kv_heads == model.num_heads
+        and model.head_dim * model.num_heads == model.width
+    ):
         return "gpt2"
     biases, windowed = (model.qkv_bias, model.out_bias, model.mlp_bias), model.window is not None
     if has(LLAMA_SHAPE):
@@ -144,10 +174,18 @@ def family(model: ModelConfig) -> str:
             return "qwen3"
         if not model.qk_norm and biases == (True, False, False):
             return "qwen2"
-        if not model.qk_norm and model.qkv_bias == model.out_bias and not (windowed and any(biases)):
+        if (
+            not model.qk_norm
+            and model.qkv_bias == model.out_bias
+            and not (windowed and any(biases))
+        ):
             return "mistral" if windowed else "llama"
-    what = f"a {model.kind} policy" if model.kind != "transformer" else "a transformer of this shape"
-    raise PretrainedError(f"transformers has no class for {what}; it can be kept and loaded by jaxppo alone")
+    what = (
+        f"a {model.kind} policy" if model.kind != "transformer" else "a transformer of this shape"
+    )
+    raise PretrainedError(
+        f"transformers has no class for {what}; it can be kept and loaded by jaxppo alone"
+    )
 
 
 def as_transformers(model: ModelConfig) -> dict[str, Any]:
@@ -175,7 +213,12 @@ def _as_gpt2(model: ModelConfig) -> dict[str, Any]:
 def _as_llama(model: ModelConfig, name: str) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
     if model.rope_scaling is not None:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        names = (
+            "factor",
+            "low_freq_factor",
+            "high_freq_factor",
+            "original_max_position_embeddings",
+        )
         *factors, original = model.rope_scaling
         rope |= dict(zip(names, [*factors, int(original)], strict=True)) | {"rope_type": "llama3"}
     out: dict[str, Any] = {
@@ -196,5 +239,10 @@ def _as_llama(model: ModelConfig, name: str) -> dict[str, Any]:
         out["sliding_window"] = model.window
     elif model.window is not None:
         kinds = ["sliding_attention"] * model.num_layers
-        out |= {"use_sliding_window": True, "sliding_window": model.window, "max_window_layers": 0, "layer_types": kinds}
+        out |= {
+            "use_sliding_window": True,
+            "sliding_window": model.window,
+            "max_window_layers": 0,
+            "layer_types": kinds,
+        }
     return out

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from jaxppo.config import network
 from jaxppo.models import make
+from jaxppo.models.shapes import network
 from jaxppo.pretrained.tokenizer import Tokenizer
 
 END = "<|endoftext|>"

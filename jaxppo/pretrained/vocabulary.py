@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 from jaxppo.pretrained.tokenizer import Tokenizer
 
 END, UNKNOWN = "<|endoftext|>", "<|unknown|>"
+
+
 MAX_LINE = 2**16  # characters of a line of word vectors
 
 
@@ -21,7 +23,9 @@ def bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
     letters = pre_tokenizers.ByteLevel.alphabet()
     if size < len(letters) + 1:
-        raise UserError(f"a vocabulary of {size} has no room for the {len(letters)} bytes and the end of text")
+        raise UserError(
+            f"a vocabulary of {size} has no room for the {len(letters)} bytes and the end of text"
+        )
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
@@ -40,19 +44,27 @@ def words(texts: Iterable[str], max_vocab: int = 25000) -> Tokenizer:
     from tokenizers import Tokenizer as Backend
 
     if max_vocab < 3:
-        raise UserError(f"a vocabulary of {max_vocab} has no room for a word beside the end of text and the unknown word")
+        raise UserError(
+            f"a vocabulary of {max_vocab} has no room for a word beside the end of text and the unknown word"
+        )
     backend = Backend(models.WordLevel(unk_token=UNKNOWN))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     special = [AddedToken(name, special=True, normalized=False) for name in (END, UNKNOWN)]
-    trainer = trainers.WordLevelTrainer(vocab_size=max_vocab, special_tokens=special, show_progress=False)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=max_vocab, special_tokens=special, show_progress=False
+    )
     backend.train_from_iterator(texts, trainer)
-    backend.decoder = decoders.WordPiece(prefix="##", cleanup=True)  # words with spaces between, none before a full stop
+    backend.decoder = decoders.WordPiece(
+        prefix="##", cleanup=True
+    )  # words with spaces between, none before a full stop
     end = backend.token_to_id(END)
     return Tokenizer(backend, eos_id=end, bos_id=end)
 
 
-def vectors(path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0) -> tuple[Float32[np.ndarray, "V D"], int]:
+def vectors(
+    path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0
+) -> tuple[Float32[np.ndarray, "V D"], int]:
     """(an embedding, how many tokens were found) from a file in GloVe's text format: a word and `width` numbers a line
     (Pennington et al. 2014, https://nlp.stanford.edu/projects/glove/). A token has the vector of its word with a space before it
     or without. Tokens that are not in the file get noise of the same size.
@@ -72,7 +84,9 @@ def vectors(path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0
                 word, *numbers = line.rstrip().rsplit(" ", width)  # some words have blanks in them
                 if len(numbers) != width or (_is_number(word.rpartition(" ")[2]) and " " in word):
                     many = len(line.split()) - 1
-                    raise UserError(f"{path}:{number}: {many} numbers, but the embedding has {width}")
+                    raise UserError(
+                        f"{path}:{number}: {many} numbers, but the embedding has {width}"
+                    )
                 if word in known:
                     found[known[word]] = _numbers(path, number, numbers)
     except (OSError, UnicodeDecodeError) as error:
@@ -80,7 +94,10 @@ def vectors(path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0
     there = ~np.isnan(found[:, 0])
     if not there.any():
         raise UserError(f"{path} has none of the vocabulary's {tokenizer.vocab_size} words")
-    noise = np.random.default_rng(seed).standard_normal(found.shape).astype(np.float32) * found[there].std()
+    noise = (
+        np.random.default_rng(seed).standard_normal(found.shape).astype(np.float32)
+        * found[there].std()
+    )
     return np.where(there[:, None], found, noise), int(there.sum())
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo.config import UserError
-from jaxppo.models.reading import Classifier
+from jaxppo.errors import UserError
+from jaxppo.models.text_classifier import Classifier
 from jaxppo.types import Model, Params, RewardFn, Rollout
 
 
@@ -32,7 +32,9 @@ _logits = jax.jit(logits, static_argnums=0)
 def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
     """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1), of the response alone. UserError for several classes."""
     if net.classes != 1:
-        raise UserError(f"a classifier of {net.classes} classes has no one score: give it classes=1")
+        raise UserError(
+            f"a classifier of {net.classes} classes has no one score: give it classes=1"
+        )
 
     def fn(params: Params, rollout: Rollout):
         score = jnp.tanh(logits(net, params, rollout.response, rollout.mask > 0) / 2)
@@ -50,10 +52,18 @@ class Labelled(NamedTuple):
 
     @classmethod
     def encode(
-        cls, texts: Sequence[str], ratings: Float[np.ndarray, "N"], encode: Callable[[str], list[int]], *, length: int = 40
+        cls,
+        texts: Sequence[str],
+        ratings: Float[np.ndarray, "N"],
+        encode: Callable[[str], list[int]],
+        *,
+        length: int = 40,
     ) -> "Labelled":
         """The first `length` tokens of each text."""
-        tokens, mask = np.zeros((len(texts), length), np.int32), np.zeros((len(texts), length), bool)
+        tokens, mask = (
+            np.zeros((len(texts), length), np.int32),
+            np.zeros((len(texts), length), bool),
+        )
         for row, text in enumerate(texts):
             ids = encode(text)[:length]
             tokens[row, : len(ids)] = ids
@@ -72,12 +82,20 @@ class Labelled(NamedTuple):
         kept = np.minimum(lengths - starts, most)
         column = np.arange(self.tokens.shape[1])[None]
         mask = column < kept[:, None]
-        tokens = np.take_along_axis(np.asarray(self.tokens), np.minimum(starts[:, None] + column, self.tokens.shape[1] - 1), 1)
+        tokens = np.take_along_axis(
+            np.asarray(self.tokens),
+            np.minimum(starts[:, None] + column, self.tokens.shape[1] - 1),
+            1,
+        )
         windows = (np.where(mask, tokens, 0), mask, self.ratings)
-        return Labelled(*(np.concatenate([np.asarray(x), y]) for x, y in zip(self, windows, strict=True)))
+        return Labelled(
+            *(np.concatenate([np.asarray(x), y]) for x, y in zip(self, windows, strict=True))
+        )
 
 
-def init(net: Classifier, embedding: Float[Array, "V D"] | Float[np.ndarray, "V D"], *, seed: int) -> Params:
+def init(
+    net: Classifier, embedding: Float[Array, "V D"] | Float[np.ndarray, "V D"], *, seed: int
+) -> Params:
     """Parameters of the net alone; the embedding is the caller's."""
     return _init(net, jax.random.key(seed), embedding.shape[1])
 
@@ -91,7 +109,10 @@ def as_model(net: Classifier, *, vocab_size: int, width: int) -> Model:
 
     def init(key: Array) -> Params:
         one, other = jax.random.split(key)
-        return {"embedding": 0.1 * jax.random.normal(one, (vocab_size, width)), "net": _init(net, other, width)}
+        return {
+            "embedding": 0.1 * jax.random.normal(one, (vocab_size, width)),
+            "net": _init(net, other, width),
+        }
 
     def none(*args, **options):
         raise UserError("a net that tells the class of a text writes none")
@@ -118,7 +139,9 @@ def fit(
     and a strong one for a strong opinion, so that the score tells degrees and does not saturate.
     """
     steps = len(data.tokens) // batch_size
-    optimizer = optax.adamw(optax.linear_schedule(lr, 0.0, epochs * steps), weight_decay=weight_decay)
+    optimizer = optax.adamw(
+        optax.linear_schedule(lr, 0.0, epochs * steps), weight_decay=weight_decay
+    )
 
     def loss_fn(params, embedding, tokens, mask, ratings, key):
         out = logits(net, {"embedding": embedding, "net": params}, tokens, mask, dropout_key=key)
@@ -133,13 +156,17 @@ def fit(
             updates, opt_state = optimizer.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
-        carry, losses = jax.lax.scan(step, (params, opt_state), (rows, jax.random.split(key, len(rows))))
+        carry, losses = jax.lax.scan(
+            step, (params, opt_state), (rows, jax.random.split(key, len(rows)))
+        )
         return *carry, losses.mean()
 
     params = init(net, embedding, seed=seed)
     opt_state, arrays = optimizer.init(params), Labelled(*(jnp.asarray(x) for x in data))
     for number in range(epochs):
-        order = np.random.default_rng([seed, number]).permutation(len(arrays.tokens))[: steps * batch_size]
+        order = np.random.default_rng([seed, number]).permutation(len(arrays.tokens))[
+            : steps * batch_size
+        ]
         key = jax.random.fold_in(jax.random.key(seed), number + 1)
         rows = jnp.asarray(order.reshape(steps, batch_size))
         params, opt_state, loss = epoch(params, opt_state, embedding, arrays, rows, key)
@@ -150,4 +177,8 @@ def fit(
 def accuracy(net: Classifier, params: Params, data: Labelled, *, beyond: float = 0.0) -> float:
     """Share of texts with |rating| > beyond whose logit has the rating's sign."""
     clear = data.rows(np.flatnonzero(np.abs(data.ratings) > beyond))
-    return float(((np.asarray(_logits(net, params, clear.tokens, clear.mask)) > 0) == (clear.ratings > 0)).mean())
+    return float(
+        (
+            (np.asarray(_logits(net, params, clear.tokens, clear.mask)) > 0) == (clear.ratings > 0)
+        ).mean()
+    )

@@ -23,7 +23,9 @@ def weighted(parts: Weighted, *, columns: bool = False) -> RewardFn:
 
     def fn(params: Params, rollout: Rollout):
         earned = {name: one(params.get(name, {}), rollout) for name, (_, one) in parts.items()}
-        terms = jnp.stack([weight * _summed(earned[name][0]) for name, (weight, _) in parts.items()], 1)
+        terms = jnp.stack(
+            [weight * _summed(earned[name][0]) for name, (weight, _) in parts.items()], 1
+        )
         valid = jnp.stack([good for _, good in earned.values()]).all(0)
         return terms if columns else terms.sum(1), valid
 
@@ -40,7 +42,10 @@ def by_task(rewards: Sequence[RewardFn]) -> RewardFn:
 
     def fn(params: Params, rollout: Rollout):
         earned = [one(params.get(str(task), {}), rollout) for task, one in enumerate(rewards)]
-        scores, valid = jnp.stack([_summed(score) for score, _ in earned]), jnp.stack([good for _, good in earned])
+        scores, valid = (
+            jnp.stack([_summed(score) for score, _ in earned]),
+            jnp.stack([good for _, good in earned]),
+        )
         own = rollout.extra["task"][None] == jnp.arange(len(rewards), dtype=jnp.int32)[:, None]
         return jnp.where(own, scores, 0.0).sum(0), (own & valid).any(0)
 

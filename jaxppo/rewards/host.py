@@ -36,24 +36,41 @@ def on_host(
     def score_rows(tokens, attend, mask, index, *reference) -> np.ndarray:
         tokens, attend = np.asarray(tokens), np.asarray(attend)
         cut = tokens.shape[1] - mask.shape[1]
-        ids = lambda rows, keep: decode([row[k].tolist() for row, k in zip(rows, keep, strict=True)])
+        ids = lambda rows, keep: decode(
+            [row[k].tolist() for row, k in zip(rows, keep, strict=True)]
+        )
         prompts = ids(tokens[:, :cut], attend[:, :cut])
         texts = [prompts, ids(tokens[:, cut:], attend[:, cut:])]
         if reference:
             wanted, length = (np.asarray(x) for x in reference)
             texts.append(ids(wanted, np.arange(wanted.shape[1])[None] < length[:, None]))
-        names = [f"row {int(i)} ({prompt[:60]!r})" for i, prompt in zip(np.asarray(index), prompts, strict=True)]
-        answers = _all(fn, *texts) if batched else [_try(fn, *row) for row in zip(*texts, strict=True)]
-        return np.array([_number(answer, name) for answer, name in zip(answers, names, strict=True)], np.float32)
+        names = [
+            f"row {int(i)} ({prompt[:60]!r})"
+            for i, prompt in zip(np.asarray(index), prompts, strict=True)
+        ]
+        answers = (
+            _all(fn, *texts) if batched else [_try(fn, *row) for row in zip(*texts, strict=True)]
+        )
+        return np.array(
+            [_number(answer, name) for answer, name in zip(answers, names, strict=True)], np.float32
+        )
 
     def reward(params, rollout: Rollout):
         del params
         shape = jax.ShapeDtypeStruct(rollout.finished.shape, jnp.float32)
         # under vmap (a sweep): one run's rows after the other's
-        call = functools.partial(jax.pure_callback, vmap_method="sequential") if pure else io_callback
+        call = (
+            functools.partial(jax.pure_callback, vmap_method="sequential") if pure else io_callback
+        )
         index = jnp.arange(len(rollout.finished)) if rollout.index is None else rollout.index
-        wanted = tuple(rollout.extra[name] for name in ("reference", "reference_length")) if references else ()
-        scores = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *wanted)
+        wanted = (
+            tuple(rollout.extra[name] for name in ("reference", "reference_length"))
+            if references
+            else ()
+        )
+        scores = call(
+            score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *wanted
+        )
         valid = jnp.isfinite(scores)
         return jnp.where(valid, scores, 0.0), valid
 
@@ -76,7 +93,9 @@ def _all(fn: Callable, *texts: Sequence[str]) -> list:
         return [answers] * rows
     counted = _try(list, answers)
     if isinstance(counted, Exception) or len(counted) != rows:
-        found = type(answers).__name__ if isinstance(counted, Exception) else f"{len(counted)} rewards"
+        found = (
+            type(answers).__name__ if isinstance(counted, Exception) else f"{len(counted)} rewards"
+        )
         return [ValueError(f"{rows} rewards are expected, but here is {found}")] * rows
     return counted
 
@@ -89,6 +108,11 @@ def _number(answer: Any, name: str) -> float:
     if isinstance(score, float) and not np.isfinite(score):
         score = ValueError(f"a reward must be finite, but is {score}")
     if isinstance(score, Exception):
-        log.warning("the reward of %s failed: %s: %s; the row is left out", name, type(score).__name__, score)
+        log.warning(
+            "the reward of %s failed: %s: %s; the row is left out",
+            name,
+            type(score).__name__,
+            score,
+        )
         return float("nan")
     return float(score)

@@ -31,7 +31,9 @@ def reward(metric: Metric, *, eos: int) -> RewardFn:
     def fn(params, rollout: Rollout):
         del params
         extra = rollout.extra
-        score = metric(responses(rollout, eos=eos), Text(extra["reference"], extra["reference_length"]))
+        score = metric(
+            responses(rollout, eos=eos), Text(extra["reference"], extra["reference_length"])
+        )
         return score, jnp.isfinite(score)
 
     return fn
@@ -92,7 +94,9 @@ def common_subsequence(found: Text, wanted: Text) -> Int[Array, "B"]:
             return jnp.concatenate([above[:1], jax.lax.cummax(new)]), None
 
         numbers = jnp.arange(tokens.shape[0], dtype=jnp.int32)
-        last, _ = jax.lax.scan(letter, jnp.zeros(reference.shape[0] + 1, jnp.int32), (numbers, tokens))
+        last, _ = jax.lax.scan(
+            letter, jnp.zeros(reference.shape[0] + 1, jnp.int32), (numbers, tokens)
+        )
         return last[-1]
 
     return by_row(row)(found, wanted)
@@ -130,7 +134,9 @@ def f_measure(hits: Array, found: Array, wanted: Array) -> Float[Array, "B"]:
 def bleu(found: Text, wanted: Text, *, order: int = 4) -> Float[Array, "B"]:
     """Sentence BLEU in [0, 1] (Papineni et al. 2002, https://aclanthology.org/P02-1040) with sacrebleu's smoothing "exp" and its
     effective order: n-grams longer than the response do not count, and the k-th order without a hit counts 1 / 2ᵏ of one."""
-    hits = jnp.stack([common_ngrams(found, wanted, n) for n in range(1, order + 1)]).astype(jnp.float32)
+    hits = jnp.stack([common_ngrams(found, wanted, n) for n in range(1, order + 1)]).astype(
+        jnp.float32
+    )
     counts = jnp.stack([ngrams(found, n) for n in range(1, order + 1)]).astype(jnp.float32)
     possible = counts > 0
     missed = possible & (hits == 0)
@@ -179,7 +185,11 @@ def tag_table(names: Sequence[str]) -> Tags:
     kinds = sorted({name[2:] for name in names if name != "O"})
     inside = jnp.array([name != "O" for name in names])
     begins = jnp.array([name.startswith("B-") for name in names])
-    return Tags(inside, begins, jnp.array([kinds.index(name[2:]) + 1 if name != "O" else 0 for name in names], jnp.int32))
+    return Tags(
+        inside,
+        begins,
+        jnp.array([kinds.index(name[2:]) + 1 if name != "O" else 0 for name in names], jnp.int32),
+    )
 
 
 def entity_counts(found: Text, wanted: Text, tags: Tags) -> tuple[Array, Array, Array]:
@@ -198,7 +208,9 @@ def entity_f1(tags: Tags) -> Metric:
     return lambda found, wanted: f_measure(*entity_counts(found, wanted, tags))
 
 
-def spans(text: Text, tags: Tags) -> tuple[Bool[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]]:
+def spans(
+    text: Text, tags: Tags
+) -> tuple[Bool[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]]:
     """(where entities begin, the last slot of the one that each slot is in, its type)."""
     slots = jnp.arange(text.tokens.shape[1], dtype=jnp.int32)[None]
     within = slots < text.length[:, None]

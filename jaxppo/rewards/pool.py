@@ -20,12 +20,20 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 log = logging.getLogger(__name__)
+
+
 ANSWER = struct.Struct("<Bd")  # (what it is, the number)
+
+
 READY, GOOD, BAD = range(3)
+
+
 MOST = 4096  # bytes of an answer: the number, and what was raised
+
+
 START = 60.0  # seconds for a worker to import the judge
 
 
@@ -57,12 +65,16 @@ class RewardPool:
         try:
             ForkingPickler.dumps(fn)
         except Exception as error:
-            raise UserError(f"the judge {fn!r} is not a function of a module, which a worker could import ({error})") from None
+            raise UserError(
+                f"the judge {fn!r} is not a function of a module, which a worker could import ({error})"
+            ) from None
         self.make = lambda: Worker(fn, memory, cpu_seconds)
         self.seconds, self.recycle, self.grace, self.size = seconds, recycle, grace, workers
         self.lock = threading.Lock()
         self.workers: list[Worker] = []
-        self.finalizer = weakref.finalize(self, _end_all, self.workers)  # at the latest when the program ends
+        self.finalizer = weakref.finalize(
+            self, _end_all, self.workers
+        )  # at the latest when the program ends
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
         """One score a row, in order."""
@@ -78,7 +90,9 @@ class RewardPool:
         """A row to every idle worker; missing workers are started, worn ones replaced."""
         for worker in [w for w in self.workers if w.row is None and w.rows >= self.recycle]:
             self._end(worker)
-        while len(self.workers) < min(self.size, len(left) + sum(w.row is not None for w in self.workers)):
+        while len(self.workers) < min(
+            self.size, len(left) + sum(w.row is not None for w in self.workers)
+        ):
             self.workers.append(self.make())
         for worker in [w for w in self.workers if w.row is None][: len(left)]:
             row = left.pop()
@@ -130,7 +144,9 @@ class Worker:
     def __init__(self, fn: Callable, memory: int, cpu_seconds: int):
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs, fn, memory, cpu_seconds), daemon=True)
+        self.process = context.Process(
+            target=_work, args=(theirs, fn, memory, cpu_seconds), daemon=True
+        )
         with _environment():
             self.process.start()
         theirs.close()
@@ -209,7 +225,9 @@ def _pack(prompt: str, response: str) -> bytes:
 
 def _unpack(data: bytes) -> tuple[str, str]:
     (size,) = struct.unpack("<Q", data[:8])
-    return tuple(part.decode("utf-8", "surrogatepass") for part in (data[8 : 8 + size], data[8 + size :]))  # type: ignore[return-value]
+    return tuple(
+        part.decode("utf-8", "surrogatepass") for part in (data[8 : 8 + size], data[8 + size :])
+    )  # type: ignore[return-value]
 
 
 def _work(pipe: Connection, fn: Callable[[str, str], Any], memory: int, cpu_seconds: int) -> None:
@@ -218,7 +236,10 @@ def _work(pipe: Connection, fn: Callable[[str, str], Any], memory: int, cpu_seco
     for stream in (0, 1, 2):  # a judge's own prints do not reach the run's terminal
         os.dup2(sink, stream)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    with contextlib.suppress(FileNotFoundError), open("/proc/self/statm") as file:  # macOS has none, and knows no such limit
+    with (
+        contextlib.suppress(FileNotFoundError),
+        open("/proc/self/statm") as file,
+    ):  # macOS has none, and knows no such limit
         used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))

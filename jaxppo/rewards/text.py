@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 
 PUNCTUATION = frozenset(string.punctuation)  # of ASCII alone, as in SQuAD's script
 
@@ -91,7 +91,9 @@ def library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise UserError(f'{name.split(".")[0]} is not installed; pip install -e ".[tasks]"') from error
+        raise UserError(
+            f'{name.split(".")[0]} is not installed; pip install -e ".[tasks]"'
+        ) from error
 
 
 def normalised(answer: str) -> str:

@@ -7,8 +7,8 @@ from itertools import chain
 
 import pytest
 
-from jaxppo.config import UserError
 from jaxppo.data.examples import Example, from_hub, load, read, split
+from jaxppo.errors import UserError
 
 
 def test_an_example_is_frozen():
@@ -26,10 +26,16 @@ def test_split_keeps_equal_keys_together():
     assert [len(part) for part in by_prompt] == [80, 10, 10]
     assert sorted(chain(*by_prompt)) == sorted(rows)
     pairs = split(rows, [str(i // 2) for i in range(100)], fractions=(0.5, 0.25))
-    assert [len(part) for part in pairs] == [50, 26, 24]  # pairs: 25 of 50, then on to 75 of 100, and no pair is cut
+    assert [len(part) for part in pairs] == [
+        50,
+        26,
+        24,
+    ]  # pairs: 25 of 50, then on to 75 of 100, and no pair is cut
     for part in pairs:
         numbers = sorted(int(row.prompt[1:]) for row in part)
-        assert all(b == a + 1 and a % 2 == 0 for a, b in zip(numbers[::2], numbers[1::2], strict=True))
+        assert all(
+            b == a + 1 and a % 2 == 0 for a, b in zip(numbers[::2], numbers[1::2], strict=True)
+        )
     assert split(rows, seed=1) != by_prompt
     with pytest.raises(ValueError, match="3 keys for 100"):
         split(rows, ["a", "b", "c"])
@@ -37,7 +43,9 @@ def test_split_keeps_equal_keys_together():
 
 def test_read(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text('{"prompt": "1+1", "reference": "2", "level": 3}\n\n{"reference": "vier", "prompt": "2+2"}\n')
+    path.write_text(
+        '{"prompt": "1+1", "reference": "2", "level": 3}\n\n{"reference": "vier", "prompt": "2+2"}\n'
+    )
     assert read(path) == [Example("1+1", "2", {"level": 3}), Example("2+2", "vier")]
     assert sorted(chain(*load(str(path)))) == read(path)
 
@@ -58,7 +66,9 @@ def test_read_names_the_line(tmp_path, line, message):
         read(path)
 
 
-@pytest.mark.parametrize("data", ["/no/such/file", "./file", "~/no-such-file", "some.jsonl", "folder/some.jsonl.gz"])
+@pytest.mark.parametrize(
+    "data", ["/no/such/file", "./file", "~/no-such-file", "some.jsonl", "folder/some.jsonl.gz"]
+)
 def test_a_missing_file_is_no_data_set(data):
     with pytest.raises(UserError, match=f"there is no file {data}"):
         load(data)
@@ -73,7 +83,9 @@ class Rows(list):
 @pytest.fixture
 def hub(monkeypatch):
     """A stand-in for the package `datasets`: what its `load_dataset` was asked, and what it gives or raises."""
-    fake = types.SimpleNamespace(asked=[], rows=Rows([{"prompt": "a", "reference": "b", "n": 1}]), error=None)
+    fake = types.SimpleNamespace(
+        asked=[], rows=Rows([{"prompt": "a", "reference": "b", "n": 1}]), error=None
+    )
 
     def load_dataset(name, **options):
         fake.asked.append((name, options))
@@ -96,7 +108,10 @@ def test_from_hub(hub):
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (ConnectionError("Couldn't reach the hub\nTraceback"), "cannot be had \\(Couldn't reach the hub\\); check its name"),
+        (
+            ConnectionError("Couldn't reach the hub\nTraceback"),
+            "cannot be had \\(Couldn't reach the hub\\); check its name",
+        ),
         (KeyError(), "cannot be had \\(KeyError\\)"),
     ],
 )
@@ -132,7 +147,12 @@ def test_without_the_package(monkeypatch):
 def test_recordings_have_one_prompt_and_are_split_by_their_words(tmp_path):
     """An empty prompt is one where there is something to hear."""
     path = tmp_path / "heard.jsonl"
-    path.write_text("".join(json.dumps({"prompt": "", "reference": f"word {i}", "context": [[0.0]]}) + "\n" for i in range(30)))
+    path.write_text(
+        "".join(
+            json.dumps({"prompt": "", "reference": f"word {i}", "context": [[0.0]]}) + "\n"
+            for i in range(30)
+        )
+    )
     parts = load(str(path))
     assert all(parts) and sum(map(len, parts)) == 30
     path.write_text('{"prompt": "", "reference": "x"}\n')

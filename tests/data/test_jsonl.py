@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxppo.config import UserError
 from jaxppo.data import jsonl
+from jaxppo.errors import UserError
 
 
 def write(tmp_path, data: bytes, name="x.jsonl"):
@@ -44,7 +44,10 @@ BAD = [
     (b'{"a": -1' + b"0" * 5000 + b".5}", "the number -1000000000000000000 does not fit"),
     (b'{"a": "\\ud800"}', "half of a surrogate pair"),
     (b'{"a": {"\\uDC00x": 1}}', "half of a surrogate pair"),
-    (b'{"a": "\\ude42\\ud83d"}', "half of a surrogate pair"),  # both halves, but the wrong way round
+    (
+        b'{"a": "\\ude42\\ud83d"}',
+        "half of a surrogate pair",
+    ),  # both halves, but the wrong way round
     (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),  # a surrogate in bytes
     (b'{"a": "\xff"}', "not UTF-8"),
     ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
@@ -84,7 +87,10 @@ def test_bad_lines(tmp_path, line, message):
     [
         (b'{"b": 1}', "no 'a' among its keys ('b')"),
         (b"{}", "no 'a' among its keys (none)"),
-        (b'{"p": 1, "q": 1, "r": 1, "s": 1, "t": 1, "u": 1}', "no 'a' among its keys ('p', 'q', 'r', 's', 't', ...)"),
+        (
+            b'{"p": 1, "q": 1, "r": 1, "s": 1, "t": 1, "u": 1}',
+            "no 'a' among its keys ('p', 'q', 'r', 's', 't', ...)",
+        ),
         (b'{"a": null}', "'a' is NoneType, not a string"),
         (b'{"a": ["x"]}', "'a' is list, not a string"),
         (b'{"a": " \\n"}', "'a' is empty"),
@@ -108,7 +114,9 @@ def test_skipping_has_a_limit(tmp_path):
     with pytest.warns(UserWarning, match="skipped 3 bad lines; the first is line 2: not JSON"):
         assert [number for number, _ in jsonl.read(path, errors="skip", max_bad=3)] == [1, 5]
     assert "line 4: not JSON" in refused(path, errors="skip", max_bad=2)
-    assert refused(path, errors="skip", max_bad=2).endswith("that is bad line 3, and 2 may be skipped")
+    assert refused(path, errors="skip", max_bad=2).endswith(
+        "that is bad line 3, and 2 may be skipped"
+    )
     assert "line 2" in refused(path, errors="skip", max_bad=0)
 
 
@@ -160,7 +168,9 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     for inside in (b"\n" * 2**26, b"x" * 2**26):
         path = write(tmp_path, gzip.compress(inside), "x.jsonl.gz")
         assert path.stat().st_size < 2**17
-        assert "more than 1048576 bytes to here" in refused(path, max_bytes=2**20, errors="skip", max_line=1000)
+        assert "more than 1048576 bytes to here" in refused(
+            path, max_bytes=2**20, errors="skip", max_line=1000
+        )
 
 
 def test_damaged_gzip(tmp_path):
@@ -169,8 +179,12 @@ def test_damaged_gzip(tmp_path):
         assert "not a whole gzip file" in refused(write(tmp_path, whole[:cut], "x.jsonl.gz"))
     for i in (0, 2, len(whole) // 2, len(whole) - 5):  # magic, method, body, checksum
         data = whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :]
-        assert "not a whole gzip file" in refused(write(tmp_path, data, "x.jsonl.gz"), errors="skip", max_bad=10**6)
-    block = whole[:10] + b"\xff" + whole[11:]  # after a header of 10 bytes, a block of the kind 3, which there is not
+        assert "not a whole gzip file" in refused(
+            write(tmp_path, data, "x.jsonl.gz"), errors="skip", max_bad=10**6
+        )
+    block = (
+        whole[:10] + b"\xff" + whole[11:]
+    )  # after a header of 10 bytes, a block of the kind 3, which there is not
     assert "not a whole gzip file (Error -3" in refused(write(tmp_path, block, "x.jsonl.gz"))
     assert "not a whole gzip file" in refused(write(tmp_path, b'{"a": 1}\n', "x.jsonl.gz"))
     assert "not UTF-8" in refused(write(tmp_path, whole))  # gzip without its suffix
@@ -178,9 +192,13 @@ def test_damaged_gzip(tmp_path):
 
 def test_files_without_objects(tmp_path):
     for data in (b"", b"\n \r\n", b"\xef\xbb\xbf"):
-        assert refused(write(tmp_path, data)).endswith('has no objects; give one JSON object a line, such as {"key": "value"}')
+        assert refused(write(tmp_path, data)).endswith(
+            'has no objects; give one JSON object a line, such as {"key": "value"}'
+        )
     assert 'such as {"q": "...", "a": "..."}' in refused(write(tmp_path, b""), strings=("q", "a"))
-    assert "no objects among its lines (1 bad; line 1: list, not an object" in refused(write(tmp_path, b"[]"), errors="skip")
+    assert "no objects among its lines (1 bad; line 1: list, not an object" in refused(
+        write(tmp_path, b"[]"), errors="skip"
+    )
     assert "no objects" in refused(write(tmp_path, gzip.compress(b""), "x.jsonl.gz"))
 
 
@@ -213,13 +231,20 @@ def test_a_file_is_closed_when_the_reader_stops(tmp_path, monkeypatch):
 
 
 TREE = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@given(rows=st.lists(st.dictionaries(st.text(), TREE, max_size=4), min_size=1, max_size=5), plain=st.booleans())
+@given(
+    rows=st.lists(st.dictionaries(st.text(), TREE, max_size=4), min_size=1, max_size=5),
+    plain=st.booleans(),
+)
 def test_what_json_writes_is_read_back(tmp_path_factory, rows, plain):
     data = "\n".join(json.dumps(row, ensure_ascii=plain) for row in rows).encode()
     path = write(tmp_path_factory.mktemp("x"), data)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxppo.config import UserError
 from jaxppo.data import prompts
+from jaxppo.errors import UserError
 
 
 class Letters:
@@ -61,15 +61,25 @@ def test_read_jsonl_missing_reference(tmp_path):
 
 
 def test_read_jsonl_passes_over_bad_lines(tmp_path):
-    path = write(tmp_path, b'{"prompt": "one", "a": "1"}\nbad\n{"prompt": "two"}\n{"prompt": "three", "a": "3"}\n')
+    path = write(
+        tmp_path,
+        b'{"prompt": "one", "a": "1"}\nbad\n{"prompt": "two"}\n{"prompt": "three", "a": "3"}\n',
+    )
     with pytest.warns(UserWarning, match="skipped 2 bad lines; the first is line 2: not JSON"):
-        assert prompts.read_jsonl(path, reference="a", errors="skip") == [("one", "1"), ("three", "3")]
-    with pytest.raises(UserError, match="line 3: no 'a' .*; that is bad line 2, and 1 may be skipped"):
+        assert prompts.read_jsonl(path, reference="a", errors="skip") == [
+            ("one", "1"),
+            ("three", "3"),
+        ]
+    with pytest.raises(
+        UserError, match="line 3: no 'a' .*; that is bad line 2, and 1 may be skipped"
+    ):
         prompts.read_jsonl(path, reference="a", errors="skip", max_bad=1)
 
 
 def test_read_jsonl_without_prompts(tmp_path):
-    with pytest.raises(UserError, match=r'no objects; give one JSON object a line, such as {"prompt": "..."}'):
+    with pytest.raises(
+        UserError, match=r'no objects; give one JSON object a line, such as {"prompt": "..."}'
+    ):
         prompts.read_jsonl(write(tmp_path, b"\n \n"))
     with pytest.raises(UserError, match="No such file"):
         prompts.read_jsonl(tmp_path / "nothing")
@@ -78,7 +88,7 @@ def test_read_jsonl_without_prompts(tmp_path):
 
 
 def test_encode_pads_left():
-    tokens, mask, rows, dropped = prompts.encode(["abc", "b"], Letters(), 3)
+    tokens, mask, rows, dropped = prompts.encode_rows(["abc", "b"], Letters(), 3)
     assert tokens.tolist() == [[1, 2, 3], [0, 0, 2]]
     assert mask.tolist() == [[True, True, True], [False, False, True]]
     assert rows.tolist() == [0, 1] and dropped == 0
@@ -87,12 +97,20 @@ def test_encode_pads_left():
 
 def test_encode_too_long():
     texts = ["abcd", "b", "abc"]
-    assert prompts.encode(texts, Letters(), 3).rows.tolist() == [1, 2]
-    assert prompts.encode(texts, Letters(), 3).dropped == 1
-    assert prompts.encode(texts, Letters(), 2, too_long="first").tokens.tolist() == [[1, 2], [0, 2], [1, 2]]
-    assert prompts.encode(texts, Letters(), 2, too_long="last").tokens.tolist() == [[3, 4], [0, 2], [2, 3]]
+    assert prompts.encode_rows(texts, Letters(), 3).rows.tolist() == [1, 2]
+    assert prompts.encode_rows(texts, Letters(), 3).dropped == 1
+    assert prompts.encode_rows(texts, Letters(), 2, too_long="first").tokens.tolist() == [
+        [1, 2],
+        [0, 2],
+        [1, 2],
+    ]
+    assert prompts.encode_rows(texts, Letters(), 2, too_long="last").tokens.tolist() == [
+        [3, 4],
+        [0, 2],
+        [2, 3],
+    ]
     # the start token takes one place and is never cut off
-    assert prompts.encode(texts, Letters(), 3, too_long="last", start=9).tokens.tolist() == [
+    assert prompts.encode_rows(texts, Letters(), 3, too_long="last", start=9).tokens.tolist() == [
         [9, 3, 4],
         [0, 9, 2],
         [9, 2, 3],
@@ -104,7 +122,11 @@ def test_encode_too_long():
     [
         (["a", ""], {}, "prompt 1 has no tokens"),
         (["a", "{"], {}, "prompt 1 has the token id 27, outside the model's vocabulary of 27"),
-        (["a"], {"vocab_size": 26}, "the tokenizer has 27 ids, more than the model's vocabulary of 26"),
+        (
+            ["a"],
+            {"vocab_size": 26},
+            "the tokenizer has 27 ids, more than the model's vocabulary of 26",
+        ),
         (["abcd", "abcde"], {"too_long": "error"}, "prompt 1 has 5 tokens, but 4 fit"),
         (["abcd"], {"too_long": "error", "start": 5}, "prompt 0 has 4 tokens, but 3 fit"),
         (["a", "A"], {}, "prompt 1 has the token id -31"),
@@ -115,20 +137,24 @@ def test_encode_too_long():
 )
 def test_encode_errors(texts, options, message):
     with pytest.raises(UserError, match=message):
-        prompts.encode(texts, Letters(), **({"length": 4} | options))
+        prompts.encode_rows(texts, Letters(), **({"length": 4} | options))
 
 
 @pytest.mark.parametrize("pad", [27, -1])
 def test_encode_checks_the_padding_id(pad):
     tokenizer = Letters()
     tokenizer.pad_id = pad
-    with pytest.raises(UserError, match=f"padding id {pad} is outside the model's vocabulary of 27"):
-        prompts.encode(["abcd"], tokenizer, 4)  # although no prompt here is padded
+    with pytest.raises(
+        UserError, match=f"padding id {pad} is outside the model's vocabulary of 27"
+    ):
+        prompts.encode_rows(["abcd"], tokenizer, 4)  # although no prompt here is padded
 
 
 def test_encode_for_a_model_with_more_ids():
     # models round their vocabulary up, and then an id beyond the tokenizer's own is the model's
-    assert prompts.encode(["a{"], Letters(), 2, vocab_size=32, too_long="error").tokens.tolist() == [[1, 27]]
+    assert prompts.encode_rows(
+        ["a{"], Letters(), 2, vocab_size=32, too_long="error"
+    ).tokens.tolist() == [[1, 27]]
 
 
 @given(st.integers(0, 2**63), st.integers(0, 1000), st.integers(1, 200))
@@ -154,7 +180,7 @@ def test_batches_are_one_stream(n, batch_size, cursor):
 
 
 def test_batch_takes_rows():
-    encoded = prompts.encode(list("abcdefg"), Letters(), 2)
+    encoded = prompts.encode_rows(list("abcdefg"), Letters(), 2)
     batch = prompts.batch(encoded.tokens, encoded.mask, cursor=5, batch_size=4, seed=0)
     assert batch.tokens[:, 1].tolist() == [row + 1 for row in batch.rows]
     assert batch.mask.tolist() == [[False, True]] * 4
@@ -168,4 +194,4 @@ def test_batch_from_nothing():
 def test_custom_file_end_to_end(tmp_path):
     lines = "".join(json.dumps({"prompt": text}) + "\n" for text in ("ab", "abc", "abcdef"))
     texts = [record.prompt for record in prompts.read_jsonl(write(tmp_path, lines.encode()))]
-    assert prompts.encode(texts, Letters(), 4).tokens.tolist() == [[0, 0, 1, 2], [0, 1, 2, 3]]
+    assert prompts.encode_rows(texts, Letters(), 4).tokens.tolist() == [[0, 0, 1, 2], [0, 1, 2, 3]]

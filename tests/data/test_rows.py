@@ -3,8 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from jaxppo.config import RunConfig, UserError
+from jaxppo.config import RunConfig
 from jaxppo.data import rows
+from jaxppo.errors import UserError
 
 CONFIG = RunConfig(batch_size=4)
 
@@ -39,24 +40,39 @@ def test_documents_are_ended_where_there_is_room():
 
 def test_replies_leave_the_prompt_out():
     made = rows.replies([("ab", "c"), ("abcd", "efghij")], encode, 5, eos=0)
-    assert made.tokens.tolist() == [[0, 97, 98, 99, 0], [100, 101, 102, 103, 104]]  # the second is cut, and has no end to learn
+    assert made.tokens.tolist() == [
+        [0, 97, 98, 99, 0],
+        [100, 101, 102, 103, 104],
+    ]  # the second is cut, and has no end to learn
     assert made.extra["weight"].tolist() == [[0, 0, 0, 1, 1], [0, 1, 1, 1, 1]]
-    made = rows.replies([("abcd", "efghij"), ("abcd", "ef")], encode, 5, eos=0, longest=3)  # the end stands where there is room
-    assert made.tokens.tolist() == [[99, 100, 101, 102, 103], [99, 100, 101, 102, 0]] and made.extra["weight"].sum() == 6
+    made = rows.replies(
+        [("abcd", "efghij"), ("abcd", "ef")], encode, 5, eos=0, longest=3
+    )  # the end stands where there is room
+    assert (
+        made.tokens.tolist() == [[99, 100, 101, 102, 103], [99, 100, 101, 102, 0]]
+        and made.extra["weight"].sum() == 6
+    )
 
 
 def test_replies_may_begin_with_a_start():
     made = rows.replies([("ab", "c"), ("abcd", "ef")], encode, 5, eos=0, start=7)
-    assert made.tokens.tolist() == [[7, 97, 98, 99, 0], [7, 100, 101, 102, 0]]  # the prompt is cut, the start stays
+    assert made.tokens.tolist() == [
+        [7, 97, 98, 99, 0],
+        [7, 100, 101, 102, 0],
+    ]  # the prompt is cut, the start stays
     assert made.extra["weight"].tolist() == [[0, 0, 0, 1, 1], [0, 0, 1, 1, 1]]
-    assert rows.replies([("ab", "cdefg")], encode, 3, eos=0, start=7, longest=3).tokens.tolist() == [[99, 100, 101]]
+    assert rows.replies(
+        [("ab", "cdefg")], encode, 3, eos=0, start=7, longest=3
+    ).tokens.tolist() == [[99, 100, 101]]
 
 
 def test_preferences_are_rows_in_pairs():
     made = rows.preferences([("a", "b", "c"), ("d", "e", "f"), ("g", "h", "i")], encode, 3, eos=0)
     assert made.tokens[:, 1].tolist() == [98, 99, 101, 102, 104, 105] and len(made) == 3
     batch = made.batch(CONFIG, 0)
-    assert all(b - a == 1 for a, b in batch.tokens[:, 1].reshape(2, 2))  # better and worse beside each other
+    assert all(
+        b - a == 1 for a, b in batch.tokens[:, 1].reshape(2, 2)
+    )  # better and worse beside each other
     with pytest.raises(UserError, match="--batch-size 3 must be even"):
         made.batch(replace(CONFIG, batch_size=3), 0)
     assert made.take(np.array([2])).tokens[:, 1].tolist() == [104, 105]
@@ -67,7 +83,10 @@ def test_a_pair_is_cut_alike():
     made = rows.preferences([("ab", "cdef", "cd")], encode, 6, eos=0, longest=2)
     assert made.tokens.tolist() == [[0, 0, 97, 98, 99, 100]] * 2
     ended = rows.preferences([("abcdefgh", "c", "d")], encode, 6, eos=0, longest=2)
-    assert ended.tokens.tolist() == [[101, 102, 103, 104, 99, 0], [101, 102, 103, 104, 100, 0]]  # 4 tokens of prompt, as in a run
+    assert ended.tokens.tolist() == [
+        [101, 102, 103, 104, 99, 0],
+        [101, 102, 103, 104, 100, 0],
+    ]  # 4 tokens of prompt, as in a run
     shorter = rows.replies([("abcdefgh", "")], encode, 6, eos=0, longest=2)
     assert shorter.mask.sum() == 5  # and no fifth where the response leaves room
 
@@ -98,7 +117,9 @@ def test_buckets_make_short_batches():
 def test_a_recording_is_not_cut_with_the_tokens():
     """Rows of 1 to 4 tokens in a width of 8 are dealt in batches of width 2 and 4; their recordings keep their eight frames."""
     features = np.arange(4 * 8 * 2, dtype=np.float32).reshape(4, 8, 2)
-    made = rows.padded([[9] * n for n in range(1, 5)], 8, context=features, context_length=np.full(4, 8))
+    made = rows.padded(
+        [[9] * n for n in range(1, 5)], 8, context=features, context_length=np.full(4, 8)
+    )
     made = replace(made, buckets=2)
     batches = [made.batch(CONFIG, cursor) for cursor in (0, 4)]
     assert sorted(batch.extra["weight"].shape for batch in batches) == [(4, 2), (4, 4)]
@@ -116,14 +137,18 @@ def test_labels():
 def test_copies_fall_on_one_side():
     texts = [f"text {i}" for i in range(1000)]
     training, validation = rows.held_out(texts, 0.2)
-    assert len(training) + len(validation) == 1000 and abs(len(validation) - 200) < 45  # 3.5 standard deviations of 12.6
+    assert (
+        len(training) + len(validation) == 1000 and abs(len(validation) - 200) < 45
+    )  # 3.5 standard deviations of 12.6
     assert rows.held_out([*texts, "TEXT  3"], 0.2)[1] in (validation, [*validation, 1000])
     copies = rows.held_out(["a b", "A  b", *texts], 0.5)
     assert {0, 1} <= set(copies[0]) or {0, 1} <= set(copies[1])
 
 
 def test_too_few_to_hold_some_out():
-    with pytest.raises(UserError, match="12 texts are too few to hold 10% of them out; give 50 or more"):
+    with pytest.raises(
+        UserError, match="12 texts are too few to hold 10% of them out; give 50 or more"
+    ):
         rows.held_out([f"prompt {i}" for i in range(12)], 0.1)
 
 
@@ -147,7 +172,9 @@ def test_noise_is_drawn_anew_each_time_and_again_after_a_resume():
     config = RunConfig(batch_size=8, minibatches=1, steps=4)
     one, again, later = (own.call(config, cursor) for cursor in (0, 0, 8))
     np.testing.assert_array_equal(one.tokens, again.tokens)
-    seen = lambda batch: {int(row[on][0]): row[on][1:-1].tolist() for row, on in zip(batch.tokens, batch.mask)}
+    seen = lambda batch: {
+        int(row[on][0]): row[on][1:-1].tolist() for row, on in zip(batch.tokens, batch.mask)
+    }
     assert sorted(seen(one)) == list(range(10, 18)) == sorted(seen(later))
     assert [int(row[on][0]) for row, on in zip(one.tokens, one.mask)] == one.extra["label"].tolist()
     assert seen(one) != seen(later) and any(len(words) < 7 for words in seen(one).values())

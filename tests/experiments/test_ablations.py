@@ -13,13 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import ablation, algorithms, tracking
+from jaxppo import ablation, algorithms
 from jaxppo import config as config_of
+from jaxppo.run import files
 
 pytestmark = pytest.mark.ci
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 RESULTS = EXPERIMENTS / "results" / "ablations"
-QUESTIONS = sorted(path.stem for path in (EXPERIMENTS / "ablations").glob("*.py") if path.stem != "scales")
+QUESTIONS = sorted(
+    path.stem for path in (EXPERIMENTS / "ablations").glob("*.py") if path.stem != "scales"
+)
 
 
 def run(script: str, *args: str, cwd: Path | None = None) -> str:
@@ -54,7 +57,10 @@ def test_an_ablation(tmp_path, name):
     record = json.loads((tmp_path / f"{name}-ladder-tiny.json").read_text())
     assert record["question"] == name and {row["seed"] for row in record["runs"]} == {0, 1}
     for claim in record["claims"]:
-        assert claim["verdict"] in ("agrees", "disagrees", "not decided") and f"{claim['says']}: {claim['verdict']}" in out
+        assert (
+            claim["verdict"] in ("agrees", "disagrees", "not decided")
+            and f"{claim['says']}: {claim['verdict']}" in out
+        )
 
 
 @pytest.mark.slow
@@ -69,15 +75,31 @@ def test_an_ablation_of_a_language_task(tmp_path, name):
 @pytest.mark.slow
 def test_an_ablation_on_smollm2_goes_on_where_it_was(tmp_path):
     """Tiny: a random network takes its place. The second time nothing is trained."""
-    call = lambda: run("ablations/controller", "--tiny", "--scale", "smollm2", "--results", str(tmp_path), cwd=tmp_path)
+    call = lambda: run(
+        "ablations/controller",
+        "--tiny",
+        "--scale",
+        "smollm2",
+        "--results",
+        str(tmp_path),
+        cwd=tmp_path,
+    )
     assert call().count("step 2/2") == 6  # three arms, two seeds
     first = json.loads((tmp_path / "controller-smollm2-tiny.json").read_text())
     assert list(first["arms"]) == ["none", "fixed .1", "adaptive, 3 nats"]
-    pairs = {(claim["better"], claim["worse"]) for claim in first["claims"]}  # those of the three arms, and no others
-    assert pairs == {("adaptive, 3 nats", "none"), ("adaptive, 3 nats", "fixed .1"), ("fixed .1", "none")}
+    pairs = {
+        (claim["better"], claim["worse"]) for claim in first["claims"]
+    }  # those of the three arms, and no others
+    assert pairs == {
+        ("adaptive, 3 nats", "none"),
+        ("adaptive, 3 nats", "fixed .1"),
+        ("fixed .1", "none"),
+    }
     assert "gold" in first["runs"][0] and first["runs"][0]["versions"] == first["about"]["versions"]
     assert call().count("step 2/2") == 0
-    assert json.loads((tmp_path / "controller-smollm2-tiny.json").read_text())["runs"] == first["runs"]
+    assert (
+        json.loads((tmp_path / "controller-smollm2-tiny.json").read_text())["runs"] == first["runs"]
+    )
 
 
 @pytest.mark.parametrize("name", ["advantages", "controller", "epochs", "kl"])
@@ -87,7 +109,9 @@ def test_settings_on_smollm2_can_run(monkeypatch, name, tiny):
     monkeypatch.syspath_prepend(EXPERIMENTS / "ablations")
     scales, script = importlib.import_module("scales"), importlib.import_module(name)
     asked = {}
-    monkeypatch.setattr(script, "run", lambda question, options, **settings: asked.update(settings["smollm2"]))
+    monkeypatch.setattr(
+        script, "run", lambda question, options, **settings: asked.update(settings["smollm2"])
+    )
     script.main(ablation.AblationConfig(scale="smollm2", tiny=tiny))
     arms = asked.pop("arms")
     assert 2 <= len(arms) <= 3  # nine runs at most
@@ -110,11 +134,26 @@ def test_a_scale_that_is_not_there(refused, tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_says_what_it_saved(tmp_path):
-    out = run("sweep", "--tiny", "--seeds", "2", "--tasks", "token", "--sweep", "lr=1e-3,3e-3", "--results", str(tmp_path))
-    assert re.search(
-        r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; one after the other they would take [\d.]+ times", out
+    out = run(
+        "sweep",
+        "--tiny",
+        "--seeds",
+        "2",
+        "--tasks",
+        "token",
+        "--sweep",
+        "lr=1e-3,3e-3",
+        "--results",
+        str(tmp_path),
     )
-    assert set(json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["arms"]) == {"lr 0.001", "lr 0.003"}
+    assert re.search(
+        r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; one after the other they would take [\d.]+ times",
+        out,
+    )
+    assert set(json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["arms"]) == {
+        "lr 0.001",
+        "lr 0.003",
+    }
 
 
 @pytest.mark.slow
@@ -123,15 +162,31 @@ def test_tuning_ends_with_a_file_of_settings(tmp_path):
     small = ["--tiny", "--candidates", "4", "--keep", "2", "--check", "2", "--out", str(file)]
     out = run("tune", *small, "--ranges", "lr=1e-4:1e-2:log", "lam=.8:1")
     assert len(re.findall("tune: mean", out)) == 2  # four, then two; of two seeds the mean is shown
-    assert "written: " in out and {line.split(":")[0] for line in file.read_text().splitlines()} == {"lr", "lam", "steps"}
+    assert "written: " in out and {
+        line.split(":")[0] for line in file.read_text().splitlines()
+    } == {"lr", "lam", "steps"}
     # the file is one that any script takes
-    run("sweep", "--tiny", "--no-alone", "--seeds", "2", "--tasks", "token", "--config", str(file), "--results", str(tmp_path))
+    run(
+        "sweep",
+        "--tiny",
+        "--no-alone",
+        "--seeds",
+        "2",
+        "--tasks",
+        "token",
+        "--config",
+        str(file),
+        "--results",
+        str(tmp_path),
+    )
     settings = json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["config"]
     assert f"lr: {settings['lr']}" in file.read_text()
 
 
 def test_one_in_one_goes_on_for_ever(refused, tmp_path):
-    assert "--keep 1: of so many candidates one goes on" in refused("tune", "--keep", "1", "--out", str(tmp_path / "x.yaml"))
+    assert "--keep 1: of so many candidates one goes on" in refused(
+        "tune", "--keep", "1", "--out", str(tmp_path / "x.yaml")
+    )
 
 
 @pytest.mark.parametrize("text", ["lr=0:1:log", "lr=1:2:exp", "loss=1:2", "lr=.1"])
@@ -142,7 +197,9 @@ def test_a_wrong_range(refused, tmp_path, text):
 
 @pytest.mark.slow
 def test_the_benchmark_of_sweeps(tmp_path):
-    out = run("benchmarks/sweep", "--seeds", "2", "--steps", "8", "--batch-size", "16", "--width", "32")
+    out = run(
+        "benchmarks/sweep", "--seeds", "2", "--steps", "8", "--batch-size", "16", "--width", "32"
+    )
     assert len(re.findall(r"^\| ratio \|", out, re.M)) == 2
     assert float(re.findall(r"differ by at most ([\d.]+)", out)[0]) < 0.05
 
@@ -151,6 +208,8 @@ def test_the_benchmark_of_sweeps(tmp_path):
 def test_records_name_no_machine_and_what_made_them(path):
     record = json.loads(path.read_text())
     assert not re.search(r"/(tmp|home|root|work)/", path.read_text())
-    assert set(tracking.versions()) == set(record["about"]["versions"]) and record["about"]["minutes"] > 0
+    assert (
+        set(files.versions()) == set(record["about"]["versions"]) and record["about"]["minutes"] > 0
+    )
     counts = {len([row for row in record["runs"] if row["arm"] == arm]) for arm in record["arms"]}
     assert len(counts) == 1  # none was dropped

@@ -7,14 +7,29 @@ import sys
 import jax
 import numpy as np
 import pytest
-from test_experiments import run
+from runs import run_script as run
 
-from jaxppo import checkpoint, cli, tracking
+from jaxppo import commands
+from jaxppo.models import text_classifier
 from jaxppo.rewards import classifier
+from jaxppo.run import checkpoint, files
 
 pytestmark = pytest.mark.ci
 
-SMALL = ["--features", "8", "--width", "8", "--batch-size", "16", "--response-length", "8", "--lr", "1e-2", "--dropout", "0"]
+SMALL = [
+    "--features",
+    "8",
+    "--width",
+    "8",
+    "--batch-size",
+    "16",
+    "--response-length",
+    "8",
+    "--lr",
+    "1e-2",
+    "--dropout",
+    "0",
+]
 EVERY = ["--eval-every", "18", "--save-every", "18"]  # the passes: 288 texts or so, 16 a batch
 
 
@@ -35,42 +50,79 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("fine 1 0 1 0 1 0 1 0\npoor 0 1 0 1 0 1 0 1\n")
     data = written(tmp_path / "texts.jsonl")
-    options = ["--data", str(data), "--runs", str(tmp_path), "--vectors", str(vectors), "--steps", "216", "--patience", "3"]
+    options = [
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--vectors",
+        str(vectors),
+        "--steps",
+        "216",
+        "--patience",
+        "3",
+    ]
     run("classify", *options, *SMALL, *EVERY)
     printed = capsys.readouterr().out
     folder = tmp_path / "classify"
     result = json.loads((folder / "result.json").read_text())
     assert result["test_accuracy"] > 0.95 and result["labels"] == ["bad", "good", "odd"]
     assert "word vectors: 2 of 35 words" in printed  # 33 words, the end and the unknown word
-    counts = re.search(r"(\d+) texts to learn from, (\d+) for validation, (\d+) for the test", printed)
+    counts = re.search(
+        r"(\d+) texts to learn from, (\d+) for validation, (\d+) for the test", printed
+    )
     assert counts and sum(map(int, counts.groups())) == 360  # the copies are gone
-    rows = tracking.read_lines(folder / "metrics.jsonl")
-    assert len(re.findall(r"^step \d+/216  loss", printed, re.M)) == len(rows)  # no terminal: one plain line a step
+    rows = files.read_lines(folder / "metrics.jsonl")
+    assert len(re.findall(r"^step \d+/216  loss", printed, re.M)) == len(
+        rows
+    )  # no terminal: one plain line a step
     seen = {row["step"]: row["validation_accuracy"] for row in rows if "validation_accuracy" in row}
     assert list(seen) == list(range(18, rows[-1]["step"] + 1, 18))
     assert seen[result["step"]] == result["validation_accuracy"] == max(seen.values())
-    assert len(rows) == min(216, max(seen, key=seen.__getitem__) + 3 * 18)  # three in a row without a better one were the last
-    net = classifier.Classifier(8, layers=("convolution", "pool", "gru"), classes=3)
+    assert len(rows) == min(
+        216, max(seen, key=seen.__getitem__) + 3 * 18
+    )  # three in a row without a better one were the last
+    net = text_classifier.Classifier(8, layers=("convolution", "pool", "gru"), classes=3)
     like = classifier.as_model(net, vocab_size=35, width=8).init(jax.random.key(0))
     best = checkpoint.load_once(folder / "best", like)
-    assert np.abs(best["embedding"]).max() > 0 and (best["net"]["out"]["kernel"] != like["net"]["out"]["kernel"]).any()
+    assert (
+        np.abs(best["embedding"]).max() > 0
+        and (best["net"]["out"]["kernel"] != like["net"]["out"]["kernel"]).any()
+    )
 
 
 def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path, capsys, monkeypatch):
     data = written(tmp_path / "texts.jsonl")
-    options = ["--tiny", "--data", str(data), "--runs", str(tmp_path), "--results", str(tmp_path / "results")]
+    options = [
+        "--tiny",
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--results",
+        str(tmp_path / "results"),
+    ]
     options += ["--eval-every", "2", "--save-every", "2", "--lr-schedule", "constant"]
     run("classify", *options, "--name", "whole", "--steps", "4")
     run("classify", *options, "--name", "parts", "--steps", "2")
     run("classify", *options, "--name", "parts", "--steps", "4", "--resume")
-    whole, parts = (tracking.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    whole, parts = (
+        files.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")
+    )
     assert [row["loss"] for row in whole] == [row["loss"] for row in parts] and len(whole) == 4
-    records = [json.loads((tmp_path / "results" / "classify" / f"{name}.json").read_text()) for name in ("whole", "parts")]
+    records = [
+        json.loads((tmp_path / "results" / "classify" / f"{name}.json").read_text())
+        for name in ("whole", "parts")
+    ]
     with pytest.raises(SystemExit) as stop:
         monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path / "whole"), "a prompt"])
-        cli.main()
+        commands.main()
     assert stop.value.code == 2 and "whole is a classifier of texts" in capsys.readouterr().err
-    assert records[0]["result"] == records[1]["result"] and records[0]["config"]["layers"] == ["convolution", "pool", "gru"]
+    assert records[0]["result"] == records[1]["result"] and records[0]["config"]["layers"] == [
+        "convolution",
+        "pool",
+        "gru",
+    ]
 
 
 @pytest.mark.parametrize(

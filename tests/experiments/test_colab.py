@@ -18,7 +18,7 @@ jupytext = pytest.importorskip("jupytext")
 import jax
 import nbformat
 
-from jaxppo import cli, export
+from jaxppo.commands import export, sample
 from jaxppo.config import RunConfig
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -57,7 +57,9 @@ def colab(tmp_path, monkeypatch):
     `calls` the commands, `kept` what pip was held to."""
     runtime = tmp_path / "content"
     runtime.mkdir()
-    there = SimpleNamespace(folder=runtime, calls=[], kept=[], asked=[], sampled=[], mounted=[], downloads=[])
+    there = SimpleNamespace(
+        folder=runtime, calls=[], kept=[], asked=[], sampled=[], mounted=[], downloads=[]
+    )
 
     def command(argv, **options):
         there.calls.append(argv)
@@ -73,9 +75,17 @@ def colab(tmp_path, monkeypatch):
         folder = Path(options.runs) / options.name
         assert (folder / "config.json").exists() == options.resume
         folder.mkdir(parents=True, exist_ok=True)
-        row = {"prompt": "a", "before": "b", "sentiment_before": 0.0, "after": "c", "sentiment_after": 0.5}
+        row = {
+            "prompt": "a",
+            "before": "b",
+            "sentiment_before": 0.0,
+            "after": "c",
+            "sentiment_after": 0.5,
+        }
         (folder / "samples.jsonl").write_text(json.dumps(row))
-        (folder / "result.json").write_text('{"sentiment_before": 0, "sentiment_after": 0.5, "kl": 1}')
+        (folder / "result.json").write_text(
+            '{"sentiment_before": 0, "sentiment_after": 0.5, "kl": 1}'
+        )
         for name in ("config.json", "metrics.jsonl", "curves.png"):
             (folder / name).write_text("{}")
 
@@ -84,18 +94,24 @@ def colab(tmp_path, monkeypatch):
         options.folder.mkdir()
         (options.folder / "model.safetensors").write_text(str(options.run))
 
-    modules = {name: ModuleType(name) for name in ("google", "google.colab", "sentiment", "IPython", "IPython.display")}
+    modules = {
+        name: ModuleType(name)
+        for name in ("google", "google.colab", "sentiment", "IPython", "IPython.display")
+    }
     modules["google.colab"].drive = SimpleNamespace(mount=there.mounted.append)
     modules["google.colab"].files = SimpleNamespace(download=there.downloads.append)
     modules["sentiment"].Sentiment, modules["sentiment"].main = Asked, train
-    modules["IPython.display"].Image, modules["IPython.display"].display = Path, lambda image: image.read_bytes()
+    modules["IPython.display"].Image, modules["IPython.display"].display = (
+        Path,
+        lambda image: image.read_bytes(),
+    )
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(runtime)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(subprocess, "run", command)
     monkeypatch.setattr(export, "export", exported)
-    monkeypatch.setattr(cli, "sample", there.sampled.append)
+    monkeypatch.setattr(sample, "sample", there.sampled.append)
 
     def run(backend="cpu", kind="cpu", versions=None, **form):
         versions = versions or {"jax": "0.10.2", "jaxlib": "0.10.2"}
@@ -104,7 +120,9 @@ def colab(tmp_path, monkeypatch):
         monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(device_kind=kind)])
         text = SCRIPT.read_text().replace('"/content/drive', f'"{tmp_path}/drive')
         for name, value in form.items():
-            (line,) = [x for x in text.splitlines() if x.startswith(f"{name} = ") and "# @param" in x]
+            (line,) = [
+                x for x in text.splitlines() if x.startswith(f"{name} = ") and "# @param" in x
+            ]
             text = text.replace(line, f"{name} = {value!r}")
         (tmp_path / "cells.py").write_text(text)
         runpy.run_path(str(tmp_path / "cells.py"))
@@ -124,13 +142,21 @@ def test_colabs_own_jax_is_kept(colab):
     root = str(colab.folder / "jaxppo")
     assert sys.path[:2] == [f"{root}/experiments", root]
     colab.run(REPOSITORY="elsewhere")  # everything again: what is there stays
-    assert [argv[0] for argv in colab.calls] == ["git", sys.executable, sys.executable] and len(colab.kept) == 2
+    assert [argv[0] for argv in colab.calls] == ["git", sys.executable, sys.executable] and len(
+        colab.kept
+    ) == 2
 
 
 def test_a_jax_that_is_too_old_is_said_before_anything_is_installed(colab):
-    with pytest.raises(SystemExit, match="JAX is 0.9.12 here, and jaxppo needs 0.10: Runtime, Change runtime type"):
+    with pytest.raises(
+        SystemExit, match="JAX is 0.9.12 here, and jaxppo needs 0.10: Runtime, Change runtime type"
+    ):
         colab.run(versions={"jax": "0.9.12", "jaxlib": "0.9.12"})
-    assert [argv[0] for argv in colab.calls] == ["git"] and not (colab.folder / "kept.txt").exists() and colab.asked == []
+    assert (
+        [argv[0] for argv in colab.calls] == ["git"]
+        and not (colab.folder / "kept.txt").exists()
+        and colab.asked == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +171,13 @@ def test_sizes_and_name_go_with_the_machine(colab, capsys, backend, kind, name, 
     colab.run(backend, kind, SEED=3, REWARD="vader", STEPS=4)
     (asked,) = colab.asked
     assert (asked.name, asked.batch_size, asked.dtype) == (name, batch_size, dtype)
-    assert (asked.runs, asked.seed, asked.reward, asked.steps, asked.eval_every) == ("runs", 3, "vader", 4, 4)
+    assert (asked.runs, asked.seed, asked.reward, asked.steps, asked.eval_every) == (
+        "runs",
+        3,
+        "vader",
+        4,
+        4,
+    )
     assert ("There is no accelerator" in capsys.readouterr().out) == (backend == "cpu")
 
 
@@ -153,7 +185,14 @@ def test_without_drive_it_is_packed_with_the_model_and_downloaded(colab):
     colab.run()
     place = "runs/colab-classifier-0-cpu"
     assert colab.downloads == [f"{place}.zip"] and colab.mounted == []
-    files = ["config.json", "curves.png", "metrics.jsonl", "model/model.safetensors", "result.json", "samples.jsonl"]
+    files = [
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "model/model.safetensors",
+        "result.json",
+        "samples.jsonl",
+    ]
     with zipfile.ZipFile(colab.folder / f"{place}.zip") as archive:
         assert sorted(archive.namelist()) == [f"colab-classifier-0-cpu/{name}" for name in files]
         assert archive.read("colab-classifier-0-cpu/model/model.safetensors") == place.encode()
@@ -173,8 +212,13 @@ def test_on_drive_another_machine_begins_its_own_run(colab, tmp_path, capsys):
     for one, other in ((0, 1), (0, 2)):
         first, second = (dataclasses.replace(colab.asked[i], resume=False) for i in (one, other))
         assert (first == second) == (first.name == second.name)
-    assert {path.name for path in runs.iterdir()} == {"colab-classifier-0-t4", "colab-classifier-0-v5e"}
-    assert (runs / "colab-classifier-0-v5e" / "model" / "model.safetensors").exists()  # and no second copy in an archive
+    assert {path.name for path in runs.iterdir()} == {
+        "colab-classifier-0-t4",
+        "colab-classifier-0-v5e",
+    }
+    assert (
+        runs / "colab-classifier-0-v5e" / "model" / "model.safetensors"
+    ).exists()  # and no second copy in an archive
     assert f"on Drive: {runs}/colab-classifier-0-t4\n" in capsys.readouterr().out
 
 
@@ -183,15 +227,29 @@ def test_every_cell_runs(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("JAXPPO_SMOKE", "1")
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(EXPERIMENTS.parent), os.environ.get("PYTHONPATH", "")])
+    )
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
     run = tmp_path / "runs" / "colab-classifier-0-cpu"
     assert {path.name for path in (tmp_path / "runs").iterdir()} == {run.name, f"{run.name}.zip"}
-    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    text = "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+    outputs = [
+        output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs
+    ]
+    text = "".join(
+        output.text
+        for output in outputs
+        if output.output_type == "stream" and output.name == "stdout"
+    )
     assert "step 2/2" in text and "judge " in text and "error:" not in text
-    assert [output for output in outputs if output.output_type == "display_data" and "image/png" in output.data]
+    assert [
+        output
+        for output in outputs
+        if output.output_type == "display_data" and "image/png" in output.data
+    ]
     assert f"written: runs/{run.name}/model (the best checkpoint, of step 2)" in text
     assert "\nThe film is" in text or text.startswith("The film is")
     with zipfile.ZipFile(f"{run}.zip") as archive:

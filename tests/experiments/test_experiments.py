@@ -1,38 +1,27 @@
 """The scripts, at smoke size, as a user calls them."""
 
-import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+from runs import run_script as run
 
-from jaxppo import cli, pretrained, tracking
+from jaxppo import pretrained
 from jaxppo.pretrained.tiny import tiny
+from jaxppo.run import files
 
 pytestmark = pytest.mark.ci
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
-def run(script: str, *args: str) -> None:
-    """Call a script's main with options from a command line, in this process."""
-    spec = importlib.util.spec_from_file_location(script, EXPERIMENTS / f"{script}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules[script] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    config = next(x for x in vars(module).values() if isinstance(x, type) and x.__module__ == script)
-    one_device = ["--parallel", "jit"] if hasattr(config, "parallel") else []  # the suite simulates eight
-    cli.script(module.main, config, args=[*args, *one_device])
-
-
 SLOWER = [["--lora", "0", "--dtype", "float32"], ["--reward", "vader"]]
 
 
-@pytest.mark.parametrize("options", [[], *(pytest.param(options, marks=pytest.mark.slow) for options in SLOWER)])
+@pytest.mark.parametrize(
+    "options", [[], *(pytest.param(options, marks=pytest.mark.slow) for options in SLOWER)]
+)
 def test_sentiment_tiny_writes_what_it_promises(tmp_path, options, capsys):
     run("sentiment", "--tiny", "--steps", "2", "--runs", str(tmp_path), "--name", "a", *options)
     folder = tmp_path / "a"
@@ -47,14 +36,30 @@ def test_sentiment_tiny_writes_what_it_promises(tmp_path, options, capsys):
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert any((folder / "checkpoints").iterdir())
     printed = capsys.readouterr().out
-    assert "held-out sentiment" in printed and str(folder / "curves.png") in printed.replace("\n", "")
-    assert len(re.findall(r"^step \d/2  reward", printed, re.M)) == 2  # no terminal: one plain line a step
+    assert "held-out sentiment" in printed and str(folder / "curves.png") in printed.replace(
+        "\n", ""
+    )
+    assert (
+        len(re.findall(r"^step \d/2  reward", printed, re.M)) == 2
+    )  # no terminal: one plain line a step
 
 
 def test_a_run_of_the_same_name_refuses_and_resume_continues(tmp_path, capsys):
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
-    options = ["--tiny", "--batch-size", "4", "--data", str(data), "--runs", str(tmp_path), "--name", "b", "--save-every", "1"]
+    options = [
+        "--tiny",
+        "--batch-size",
+        "4",
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "b",
+        "--save-every",
+        "1",
+    ]
     run("custom_reward", *options, "--steps", "1")
     with pytest.raises(SystemExit) as stop:
         run("custom_reward", *options, "--steps", "1")
@@ -94,16 +99,36 @@ def test_bad_data_is_one_line_and_nothing_is_begun(tmp_path, line, message, caps
     ("data", "options", "words"),
     [
         (b"", [], "no objects"),
-        (b'{"prompt": "Far too long a beginning"}\n', ["--prompt-length", "4"], "none of 1 prompts fits in 4 tokens"),
-        (b'{"prompt": "Far too long"}\n', ["--prompt-length", "4", "--too-long", "error"], "prompt 0 has 12 tokens, but 4 fit"),
-        (b'{"prompt": "a"}\n' + b"{\n" * 3, ["--bad-lines", "skip", "--max-bad-lines", "2"], "that is bad line 3, and 2 may"),
+        (
+            b'{"prompt": "Far too long a beginning"}\n',
+            ["--prompt-length", "4"],
+            "none of 1 prompts fits in 4 tokens",
+        ),
+        (
+            b'{"prompt": "Far too long"}\n',
+            ["--prompt-length", "4", "--too-long", "error"],
+            "prompt 0 has 12 tokens, but 4 fit",
+        ),
+        (
+            b'{"prompt": "a"}\n' + b"{\n" * 3,
+            ["--bad-lines", "skip", "--max-bad-lines", "2"],
+            "that is bad line 3, and 2 may",
+        ),
     ],
 )
 def test_data_that_leave_nothing_to_do(tmp_path, data, options, words, capsys):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(data)
     with pytest.raises(SystemExit) as stop:
-        run("custom_reward", "--tiny", "--data", str(path), "--runs", str(tmp_path / "runs"), *options)
+        run(
+            "custom_reward",
+            "--tiny",
+            "--data",
+            str(path),
+            "--runs",
+            str(tmp_path / "runs"),
+            *options,
+        )
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and words in error and "\n" not in error
     assert not (tmp_path / "runs").exists()
@@ -111,7 +136,9 @@ def test_data_that_leave_nothing_to_do(tmp_path, data, options, words, capsys):
 
 def test_a_loss_of_ones_own(capsys):
     run("custom_loss", "--steps", "2", "--batch-size", "8", "--response-length", "3")
-    assert re.findall(r"^(band|clip): step +2, [.\d]+ of tokens right", capsys.readouterr().out, re.M) == ["band", "clip"]
+    assert re.findall(
+        r"^(band|clip): step +2, [.\d]+ of tokens right", capsys.readouterr().out, re.M
+    ) == ["band", "clip"]
     with pytest.raises(SystemExit) as stop:
         run("custom_loss", "--algorithm", "nonsense")
     assert stop.value.code == 2 and "nonsense" in capsys.readouterr().err
@@ -127,7 +154,19 @@ def test_a_loss_of_ones_own(capsys):
 def test_another_algorithm_by_name(tmp_path, options):
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
-    small = ["--tiny", "--steps", "1", "--response-length", "4", "--data", str(data), "--runs", str(tmp_path), "--name", "c"]
+    small = [
+        "--tiny",
+        "--steps",
+        "1",
+        "--response-length",
+        "4",
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--name",
+        "c",
+    ]
     run("custom_reward", *small, *options)
     stored = json.loads((tmp_path / "c" / "config.json").read_text())
     assert stored["algorithm"] == options[1]
@@ -151,16 +190,36 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, options, message, capsy
     assert message in error and "\n" not in error
 
 
-KINDS = [("words", "gru"), *(pytest.param("bpe", kind, marks=pytest.mark.slow) for kind in ("transformer", "lstm", "window"))]
+KINDS = [
+    ("words", "gru"),
+    *(
+        pytest.param("bpe", kind, marks=pytest.mark.slow)
+        for kind in ("transformer", "lstm", "window")
+    ),
+]
 
 
 @pytest.mark.parametrize(("tokens", "kind"), KINDS)
 def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
     data = tmp_path / "texts.jsonl"
     data.write_text(
-        "".join(json.dumps({"text": f"the film number {i} was good, and so was number {i + 1}."}) + "\n" for i in range(60))
+        "".join(
+            json.dumps({"text": f"the film number {i} was good, and so was number {i + 1}."}) + "\n"
+            for i in range(60)
+        )
     )
-    small = ["--width", "32", "--layers", "1", "--max-vocab", "300", "--response-length", "15", "--batch-size", "8"]
+    small = [
+        "--width",
+        "32",
+        "--layers",
+        "1",
+        "--max-vocab",
+        "300",
+        "--response-length",
+        "15",
+        "--batch-size",
+        "8",
+    ]
     options = [
         "--data",
         str(data),
@@ -178,33 +237,61 @@ def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
     options += small
     run("pretrain", *options, "--steps", "4", "--results", str(tmp_path / "results"))
     record = json.loads((tmp_path / "results" / "pretrain" / "pretrain.json").read_text())
-    assert record["config"]["model"] == "" and record["config"]["tokens"] == tokens and record["result"]["held_out_texts"] > 0
+    assert (
+        record["config"]["model"] == ""
+        and record["config"]["tokens"] == tokens
+        and record["result"]["held_out_texts"] > 0
+    )
     assert "held-out perplexity" in capsys.readouterr().out
     model = pretrained.load(tmp_path / "pretrain" / "model")
-    assert model.config.width == 32 and model.config.kind == kind and model.tokenizer.vocab_size <= 300
-    rows = tracking.read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    assert (
+        model.config.width == 32 and model.config.kind == kind and model.tokenizer.vocab_size <= 300
+    )
+    rows = files.read_lines(tmp_path / "pretrain" / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_perplexity"] < 300
 
 
 def test_fine_tuning_leaves_a_checkpoint(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps({"prompt": f"number {i}", "response": " is good"}) + "\n" for i in range(40)))
+    data.write_text(
+        "".join(
+            json.dumps({"prompt": f"number {i}", "response": " is good"}) + "\n" for i in range(40)
+        )
+    )
     small = ["--steps", "4", "--eval-every", "2", "--batch-size", "8", "--buckets", "2"]
-    run("sft", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--results", str(tmp_path / "results"), *small)
+    run(
+        "sft",
+        "--tiny",
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--results",
+        str(tmp_path / "results"),
+        *small,
+    )
     record = json.loads((tmp_path / "results" / "sft" / "sft.json").read_text())
-    seen = [row for row in tracking.read_lines(tmp_path / "sft" / "metrics.jsonl") if "validation_perplexity" in row]
+    seen = [
+        row
+        for row in files.read_lines(tmp_path / "sft" / "metrics.jsonl")
+        if "validation_perplexity" in row
+    ]
     assert record["result"]["perplexity"] == min(row["validation_perplexity"] for row in seen)
     assert "held-out perplexity" in capsys.readouterr().out
     tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny(0)
     assert tuned.config == start[0]
     kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]
-    assert 0 < abs(kernel(tuned.params) - kernel(start[1])).max() < 0.1  # the adapters, folded in (and bfloat16's rounding)
+    assert (
+        0 < abs(kernel(tuned.params) - kernel(start[1])).max() < 0.1
+    )  # the adapters, folded in (and bfloat16's rounding)
 
 
 @pytest.mark.parametrize("dpo", [[], pytest.param(["--dpo"], marks=pytest.mark.slow)])
 def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
     data = tmp_path / "pairs.jsonl"
-    data.write_text("".join(json.dumps({"better": f"good {i}", "worse": f"bad {i}"}) + "\n" for i in range(60)))
+    data.write_text(
+        "".join(json.dumps({"better": f"good {i}", "worse": f"bad {i}"}) + "\n" for i in range(60))
+    )
     small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2"]
     small += ["--steps", "8", "--eval-every", "4", "--results", str(tmp_path / "results")]
     run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), *small, *dpo)
@@ -219,13 +306,33 @@ def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
     prompts.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
     policy = ["--tiny", "--steps", "1", "--data", str(prompts), "--runs", str(tmp_path)]
     policy += ["--reward-model", str(tmp_path / "reward_model")]
-    policy += ["--response-length", "4", "--batch-size", "32", "--minibatches", "4", "--lora", "0", "--dtype", "float32"]
+    policy += [
+        "--response-length",
+        "4",
+        "--batch-size",
+        "32",
+        "--minibatches",
+        "4",
+        "--lora",
+        "0",
+        "--dtype",
+        "float32",
+    ]
     if dpo:  # it has no head that scores
         with pytest.raises(SystemExit) as stop:
             run("custom_reward", *policy, "--name", "b")
         assert stop.value.code == 2 and "that run has learned no scores" in capsys.readouterr().err
         return
-    run("custom_reward", *policy, "--name", "b", "--algorithm", "n_plus_tldr", "--prompt-length", "8")
+    run(
+        "custom_reward",
+        *policy,
+        "--name",
+        "b",
+        "--algorithm",
+        "n_plus_tldr",
+        "--prompt-length",
+        "8",
+    )
     row = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[0])
     assert row["step"] == 1 and row["invalid_rows"] == 0 and row["reward"] != 0
 
@@ -234,12 +341,47 @@ def test_a_reward_model_of_labels(tmp_path, capsys):
     data = tmp_path / "labels.jsonl"
     rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": i % 2} for i in range(120)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    small = ["--response-length", "11", "--batch-size", "8", "--lora", "0", "--lr", "1e-2", "--labels"]
-    run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "10", "--eval-every", "5", *small)
+    small = [
+        "--response-length",
+        "11",
+        "--batch-size",
+        "8",
+        "--lora",
+        "0",
+        "--lr",
+        "1e-2",
+        "--labels",
+    ]
+    run(
+        "reward_model",
+        "--tiny",
+        "--data",
+        str(data),
+        "--runs",
+        str(tmp_path),
+        "--steps",
+        "10",
+        "--eval-every",
+        "5",
+        *small,
+    )
     found = re.search(r"test texts: accuracy ([\d.]+)", capsys.readouterr().out)
     assert found and float(found[1]) == 1.0
     data.write_text('{"text": "good", "label": 2}\n')
     with pytest.raises(SystemExit) as stop:
-        run("reward_model", "--tiny", "--data", str(data), "--runs", str(tmp_path), "--name", "b", *small)
+        run(
+            "reward_model",
+            "--tiny",
+            "--data",
+            str(data),
+            "--runs",
+            str(tmp_path),
+            "--name",
+            "b",
+            *small,
+        )
     assert stop.value.code == 2
-    assert "labels.jsonl, line 1: label is 2, but must be a probability between 0 and 1" in capsys.readouterr().err
+    assert (
+        "labels.jsonl, line 1: label is 2, but must be a probability between 0 and 1"
+        in capsys.readouterr().err
+    )

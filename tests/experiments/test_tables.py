@@ -71,12 +71,15 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
         "config": {"seed": 0, "model": "smollm2", "lora": 8},
     }
     (tmp_path / "sft" / "sft-0.json").write_text(json.dumps(record))
-    assert tables.tasks().splitlines()[2:] == [
-        "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",  # 3.5 minutes, to even
-        "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
-        "| | | | tokens likeliest | .312 | | | |",
-        "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
-    ]
+    assert (
+        tables.tasks().splitlines()[2:]
+        == [
+            "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",  # 3.5 minutes, to even
+            "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
+            "| | | | tokens likeliest | .312 | | | |",
+            "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
+        ]
+    )
 
 
 def test_scripts_say_what_their_records_say(tables):
@@ -84,11 +87,18 @@ def test_scripts_say_what_their_records_say(tables):
     for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):
         if found := [x for x in known if x["question"] == path.stem]:
             text = path.read_text()
-            assert tables.documented(text, found) == text, f"{path.name}: run python experiments/tables.py"
+            assert tables.documented(text, found) == text, (
+                f"{path.name}: run python experiments/tables.py"
+            )
 
 
 def test_what_was_found_in_a_docstring(tables):
-    claim = {"says": "more is more", "metric": "-kl", "difference": [0.5, 0.25, 0.75], "verdict": "agrees"}
+    claim = {
+        "says": "more is more",
+        "metric": "-kl",
+        "difference": [0.5, 0.25, 0.75],
+        "verdict": "agrees",
+    }
     record = {"scale": "ladder", "about": {"minutes": 2.2}, "claims": [claim]}
     text = '"""A question.\n\nCommand    python x.py\n"""\n\nrest = """no docstring"""\n'
     want = (

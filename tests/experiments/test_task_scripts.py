@@ -4,7 +4,7 @@ data when the slow suite runs."""
 import json
 
 import pytest
-from test_experiments import run
+from runs import run_script as run
 
 pytestmark = pytest.mark.ci
 for package in ("jiwer", "sacrebleu", "rouge_score"):
@@ -17,7 +17,11 @@ SMALL = ["--tiny", "--steps", "2", "--eval-every", "1", "--save-every", "1"]
 def data(tmp_path):
     path = tmp_path / "examples.jsonl"
     path.write_text(
-        "".join(json.dumps({"prompt": f"nummer {i}", "reference": f"number {i}", "aspect": "idea"}) + "\n" for i in range(300))
+        "".join(
+            json.dumps({"prompt": f"nummer {i}", "reference": f"number {i}", "aspect": "idea"})
+            + "\n"
+            for i in range(300)
+        )
     )
     return str(path)
 
@@ -44,7 +48,16 @@ def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "script",
-    ["translation", "reasoning", "sentiment_label", "summarisation", "question_answering", "entities", "speech", "dialogue"],
+    [
+        "translation",
+        "reasoning",
+        "sentiment_label",
+        "summarisation",
+        "question_answering",
+        "entities",
+        "speech",
+        "dialogue",
+    ],
 )
 def test_a_task_on_its_own_data(tmp_path, script):
     run(script, *SMALL, "--runs", str(tmp_path), "--name", "a")
@@ -63,7 +76,9 @@ def test_dialogue_has_a_reward_model_and_a_judge(tmp_path, data, capsys):
 @pytest.mark.slow
 def test_adversarial_rounds_go_on_where_they_were(tmp_path):
     data = tmp_path / "texts.jsonl"
-    data.write_text("".join(json.dumps({"text": f"the film number {i} was good"}) + "\n" for i in range(200)))
+    data.write_text(
+        "".join(json.dumps({"text": f"the film number {i} was good"}) + "\n" for i in range(200))
+    )
     options = ["--tiny", "--steps", "4", "--data", str(data), "--runs", str(tmp_path)]
     run("adversarial", *options, "--name", "a")
     found = result(tmp_path, "a")
@@ -77,28 +92,47 @@ def test_several_tasks_at_once(tmp_path):
     run("multitask", *SMALL, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")
     assert {"exact spelling", "exact counting"} <= set(found["policy"])
-    metrics = [json.loads(line) for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()]
+    metrics = [
+        json.loads(line)
+        for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert {"reward_0", "reward_1"} <= set(metrics[-1])
 
 
 def test_tasks_together_are_all_of_right_responses(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("multitask", "--tiny", "--runs", str(tmp_path), "--tasks", "spelling", "translation")
-    assert stop.value.code == 2 and "--tasks translation: it is measured by bleu" in capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and "--tasks translation: it is measured by bleu" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("script", ["dialogue", "adversarial"])
 def test_a_reward_that_would_be_passed_over(tmp_path, capsys, script):
     with pytest.raises(SystemExit) as stop:
         run(script, "--tiny", "--runs", str(tmp_path), "--reward", "vader")
-    assert stop.value.code == 2 and "makes its own reward: leave --reward out" in capsys.readouterr().err
+    assert (
+        stop.value.code == 2
+        and "makes its own reward: leave --reward out" in capsys.readouterr().err
+    )
 
 
 def test_proxy_and_judge_are_drawn(tmp_path, capsys):
     folder = tmp_path / "a" / "policy"
     folder.mkdir(parents=True)
-    rows = [{"step": n, "validation_kl": float(n), "validation_reward": n**0.5, "validation_judge": -float(n)} for n in (2, 1)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"step": 3}]))
+    rows = [
+        {
+            "step": n,
+            "validation_kl": float(n),
+            "validation_reward": n**0.5,
+            "validation_judge": -float(n),
+        }
+        for n in (2, 1)
+    ]
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 3}])
+    )
     run("overoptimisation", str(tmp_path / "a"), "--out", str(tmp_path / "x.png"))
     assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
     with pytest.raises(SystemExit) as stop:

@@ -12,9 +12,21 @@ from jaxppo.models import attention
 def test_visibility():
     mask = jnp.array([[False, True, True, True]])
     f, t = False, True
-    assert attention.visibility(mask, 0, 4, None)[0].tolist() == [[f, f, f, f], [f, t, f, f], [f, t, t, f], [f, t, t, t]]
-    assert attention.visibility(mask, 0, 4, 2)[0].tolist() == [[f, f, f, f], [f, t, f, f], [f, t, t, f], [f, f, t, t]]
-    assert attention.visibility(mask, 2, 1, None)[0].tolist() == [[f, t, t, f]]  # one token in slot 2
+    assert attention.visibility(mask, 0, 4, None)[0].tolist() == [
+        [f, f, f, f],
+        [f, t, f, f],
+        [f, t, t, f],
+        [f, t, t, t],
+    ]
+    assert attention.visibility(mask, 0, 4, 2)[0].tolist() == [
+        [f, f, f, f],
+        [f, t, f, f],
+        [f, t, t, f],
+        [f, f, t, t],
+    ]
+    assert attention.visibility(mask, 2, 1, None)[0].tolist() == [
+        [f, t, t, f]
+    ]  # one token in slot 2
 
 
 def test_rotation_depends_on_distances_alone():
@@ -44,8 +56,12 @@ def test_grouped_heads_are_repeated_heads():
     q, k, v = (jnp.asarray(rng.standard_normal((2, h, 3, 4)), jnp.float32) for h in (4, 2, 2))
     visible = jnp.broadcast_to(jnp.tril(jnp.ones((3, 3), bool)), (2, 3, 3))
     got = attention.attend(q, k, v, visible)
-    np.testing.assert_allclose(got, attention.attend(q, k.repeat(2, 1), v.repeat(2, 1), visible), atol=1e-6)
-    np.testing.assert_allclose(got[:, :, 0], v.repeat(2, 1)[:, :, 0], atol=1e-6)  # the first sees itself
+    np.testing.assert_allclose(
+        got, attention.attend(q, k.repeat(2, 1), v.repeat(2, 1), visible), atol=1e-6
+    )
+    np.testing.assert_allclose(
+        got[:, :, 0], v.repeat(2, 1)[:, :, 0], atol=1e-6
+    )  # the first sees itself
 
 
 def test_a_query_that_sees_nothing_is_finite():
@@ -56,7 +72,11 @@ def test_a_query_that_sees_nothing_is_finite():
 
 
 def test_attend_is_float32_inside_and_float64_with_float64(x64):
-    for dtype, expected in ((jnp.bfloat16, jnp.float32), (jnp.float32, jnp.float32), (jnp.float64, jnp.float64)):
+    for dtype, expected in (
+        (jnp.bfloat16, jnp.float32),
+        (jnp.float32, jnp.float32),
+        (jnp.float64, jnp.float64),
+    ):
         ones = jnp.ones((1, 1, 2, 4), dtype)
         assert attention.attend(ones, ones, ones, jnp.ones((1, 2, 2), bool)).dtype == expected
 
@@ -69,7 +89,9 @@ def test_the_fused_kernel_is_the_same_function():
     got = attention.fused(q, k, v, visible, implementation="xla")
     want = attention.attend(q, k, v, visible)
     np.testing.assert_allclose(got[1], want[1], atol=1e-6)
-    np.testing.assert_allclose(got[0, :, 1:], want[0, :, 1:], atol=1e-6)  # the padding's own query sees nothing
+    np.testing.assert_allclose(
+        got[0, :, 1:], want[0, :, 1:], atol=1e-6
+    )  # the padding's own query sees nothing
 
 
 @pytest.mark.parametrize(
@@ -94,7 +116,11 @@ def test_the_kernel_is_asked_for_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(attention, "new_enough", lambda device: True)
-    monkeypatch.setattr(attention, "fused", lambda *x, implementation: asked.append(implementation) or jnp.zeros(x[0].shape))
+    monkeypatch.setattr(
+        attention,
+        "fused",
+        lambda *x, implementation: asked.append(implementation) or jnp.zeros(x[0].shape),
+    )
     x = jnp.ones((1, 2, 4, 8), jnp.bfloat16)
     attention.attend(x, x, x, jnp.ones((1, 4, 4), bool))
     assert asked == ["cudnn"]
@@ -106,7 +132,12 @@ def test_what_is_remembered():
     old = jnp.zeros((2, 1, 1, 4, 2))
     (keys, values, layer), k, v = attention.remember((old, old, jnp.int32(1)), new, -new, 1)
     want = [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]
-    assert k[0, 0].tolist() == want and keys[1, 0, 0].tolist() == want and not keys[0].any() and layer == 1
+    assert (
+        k[0, 0].tolist() == want
+        and keys[1, 0, 0].tolist() == want
+        and not keys[0].any()
+        and layer == 1
+    )
     np.testing.assert_array_equal(v, -k)
     np.testing.assert_array_equal(values, -keys)
     (alone, _), k, _ = attention.remember((old[0], old[0]), new, new, 1)
@@ -114,7 +145,15 @@ def test_what_is_remembered():
 
 
 @pytest.mark.parametrize(
-    ("capability", "new"), [("7.5", False), ("8.0", True), ("9.0", True), ("10.0", True), (None, False), ("gfx90a", False)]
+    ("capability", "new"),
+    [
+        ("7.5", False),
+        ("8.0", True),
+        ("9.0", True),
+        ("10.0", True),
+        (None, False),
+        ("gfx90a", False),
+    ],
 )
 def test_older_gpus_have_no_kernel(capability, new):
     """A T4 has 7.5; a CPU has none, and AMD's GPUs have names."""

@@ -5,14 +5,16 @@ import pytest
 import toys
 
 from jaxppo import models
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
+from jaxppo.models import critic
+from jaxppo.models.critic import init_value
 
 
 @pytest.fixture(scope="module")
 def pair() -> toys.Toy:
     """Two small Llamas with parameters of their own."""
     one = toys.llama()
-    model = models.with_critic(one.model, one.model, width=one.config.width)
+    model = critic.with_critic(one.model, one.model, width=one.config.width)
     return toys.Toy(one.config, model, toys.random_params(model, seed=2))
 
 
@@ -21,7 +23,12 @@ def test_logits_are_the_actors_and_values_the_critics(pair, llama):
     hidden, _ = pair.model.apply(pair.params, prompts.tokens, prompts.mask)
     own, _ = llama.model.apply(pair.params, prompts.tokens, prompts.mask)
     seen, _ = llama.model.apply(pair.params["critic"], prompts.tokens, prompts.mask)
-    np.testing.assert_allclose(pair.model.logits(pair.params, hidden), llama.model.logits(pair.params, own), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        pair.model.logits(pair.params, hidden),
+        llama.model.logits(pair.params, own),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     want = llama.model.value(pair.params["critic"], seen)
     np.testing.assert_allclose(pair.model.value(pair.params, hidden), want, rtol=1e-5, atol=1e-5)
     assert "value" not in pair.params
@@ -29,8 +36,12 @@ def test_logits_are_the_actors_and_values_the_critics(pair, llama):
 
 def test_values_do_not_move_the_policy_and_the_other_way_round(pair):
     rolled = toys.roll(pair, toys.prompts())
-    pull = lambda name: jax.grad(lambda params: getattr(toys.score(pair, rolled, params=params), name).sum())(pair.params)
-    moved = lambda grads: {k for k, x in grads.items() if any(np.asarray(g).any() for g in jax.tree.leaves(x))}
+    pull = lambda name: jax.grad(
+        lambda params: getattr(toys.score(pair, rolled, params=params), name).sum()
+    )(pair.params)
+    moved = lambda grads: {
+        k for k, x in grads.items() if any(np.asarray(g).any() for g in jax.tree.leaves(x))
+    }
     assert moved(pull("values")) == {"critic"}
     assert moved(pull("logprobs")) == set(pair.params) - {"critic"}
 
@@ -40,7 +51,9 @@ def test_the_decoder_sees_what_the_scorer_sees(pair):
     scores = toys.score(pair, rolled)
     np.testing.assert_allclose(rolled.values, scores.values * rolled.mask, atol=1e-4)
     np.testing.assert_allclose(rolled.logprobs, scores.logprobs * rolled.mask, atol=1e-4)
-    np.testing.assert_allclose(rolled.ref_logprobs, rolled.raw_logprobs, atol=1e-4)  # a reference has no critic
+    np.testing.assert_allclose(
+        rolled.ref_logprobs, rolled.raw_logprobs, atol=1e-4
+    )  # a reference has no critic
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -48,26 +61,32 @@ def test_a_value_head_may_start_at_random(pair, llama, separate):
     """Width 16: standard deviation 1 / √17."""
     params = pair.params if separate else llama.params
     wide = {"value": {"kernel": jnp.zeros((4000, 1)), "bias": jnp.zeros(())}}
-    got = models.init_value(wide, jax.random.key(0), "normal")["value"]["kernel"]
+    got = critic.init_value(wide, jax.random.key(0), "normal")["value"]["kernel"]
     assert float(got.std()) == pytest.approx(4001**-0.5, rel=0.05)
-    new = models.init_value(params, jax.random.key(0), "normal")
+    new = critic.init_value(params, jax.random.key(0), "normal")
     owner, old = (x["critic"] if separate else x for x in (new, params))
     assert (owner["value"]["kernel"] != old["value"]["kernel"]).all()
     toys.assert_same(owner["embed"], old["embed"])
-    toys.assert_same(models.init_value(params, jax.random.key(0), "zero"), params)  # it is zero from its module
+    toys.assert_same(
+        critic.init_value(params, jax.random.key(0), "zero"), params
+    )  # it is zero from its module
 
 
 def test_a_critic_may_start_as_the_reward_model(pair, llama):
     reward = toys.random_params(llama.model, seed=9)
-    critic = models.init_value(pair.params, jax.random.key(0), "reward", reward)["critic"]
+    critic = init_value(pair.params, jax.random.key(0), "reward", reward)["critic"]
     toys.assert_same(critic, reward)
     assert critic["embed"]["embedding"] is not reward["embed"]["embedding"]  # donated to each step
-    shared = models.init_value(llama.params, jax.random.key(0), "reward", reward)
+    shared = init_value(llama.params, jax.random.key(0), "reward", reward)
     toys.assert_same(shared["value"], reward["value"])
     toys.assert_same(shared["embed"], llama.params["embed"])
 
 
 def test_a_reward_model_of_another_shape_is_refused(pair):
-    for other in (None, {"net": 1}, toys.random_params(models.make(toys.config.llama(vocab_size=5)), seed=1)):
+    for other in (
+        None,
+        {"net": 1},
+        toys.random_params(models.make(toys.config.llama(vocab_size=5)), seed=1),
+    ):
         with pytest.raises(UserError, match="--value-init reward"):
-            models.init_value(pair.params, jax.random.key(0), "reward", other)
+            critic.init_value(pair.params, jax.random.key(0), "reward", other)

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxppo import sharding
 from jaxppo.models import layout
+from jaxppo.parallel import sharding
 
 
 def placed(mesh, shape, *names):
@@ -20,7 +20,11 @@ def placed(mesh, shape, *names):
     ("shape", "names", "spec"),
     [
         ((8, 4, 2), ("rows", "heads", None), (("data", "fsdp"), "tensor")),
-        ((8, 3, 2), ("rows", "heads", None), (("data", "fsdp"),)),  # 3 heads over 2 devices: whole on both
+        (
+            (8, 3, 2),
+            ("rows", "heads", None),
+            (("data", "fsdp"),),
+        ),  # 3 heads over 2 devices: whole on both
         ((6, 2), ("rows", "mlp"), (None, "tensor")),
         ((3, 8), (None, "rows"), (None, ("data", "fsdp"))),
     ],

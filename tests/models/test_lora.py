@@ -4,9 +4,13 @@ import numpy as np
 import toys
 
 from jaxppo import models
-from jaxppo.models import lora
+from jaxppo.models import lora, scan
 
-TREE = {"q": {"kernel": 1, "lora_a": 2, "lora_b": 3}, "mlp": {"up": {"kernel": 4}}, "value": {"kernel": 5, "bias": 6}}
+TREE = {
+    "q": {"kernel": 1, "lora_a": 2, "lora_b": 3},
+    "mlp": {"up": {"kernel": 4}},
+    "value": {"kernel": 5, "bias": 6},
+}
 
 
 def test_split_and_merge_are_inverse():
@@ -50,7 +54,9 @@ def test_gradients_reach_the_trained_part_alone():
     def total(trained, base):
         params = lora.merge(base, trained)
         hidden, _ = toy.model.apply(params, prompts.tokens, prompts.mask)
-        return jnp.sin(toy.model.logits(params, hidden)).sum() + toy.model.value(params, hidden).sum()
+        return (
+            jnp.sin(toy.model.logits(params, hidden)).sum() + toy.model.value(params, hidden).sum()
+        )
 
     gradient = jax.jit(jax.grad(total))(trained, base)
     assert jax.tree.structure(gradient) == jax.tree.structure(trained)
@@ -63,8 +69,10 @@ def test_folded_adapters_are_the_same_network():
     prompts = toys.prompts()
     want, _ = model.apply(params, prompts.tokens, prompts.mask)
     folded = lora.fold(params, alpha=16.0)
-    assert jax.tree.structure(folded) == jax.tree.structure(jax.eval_shape(plain.init, jax.random.key(0)))
+    assert jax.tree.structure(folded) == jax.tree.structure(
+        jax.eval_shape(plain.init, jax.random.key(0))
+    )
     got, _ = plain.apply(folded, prompts.tokens, prompts.mask)
     np.testing.assert_allclose(got, want, atol=1e-4)
-    stacked = models.unstack(lora.fold(models.stack(params), alpha=16.0))
+    stacked = scan.unstack(lora.fold(scan.stack(params), alpha=16.0))
     toys.assert_close(stacked, folded, atol=1e-6)

@@ -41,17 +41,26 @@ def forward(toy, tokens, mask):
     return run(toy.params, tokens, mask)
 
 
-@pytest.mark.parametrize("pieces", [[1] * 10, [6, 1, 1, 1, 1], [4, 3, 3]], ids=["one by one", "prefill", "several"])
+@pytest.mark.parametrize(
+    "pieces", [[1] * 10, [6, 1, 1, 1, 1], [4, 3, 3]], ids=["one by one", "prefill", "several"]
+)
 def test_cached_decoding_equals_the_full_forward_pass(toy, whole, pieces):
     prompts, logits, values = whole
     apply = jax.jit(lambda p, t, m, c: toy.model.apply(p, t, m, cache=c))
     cache, start = toy.model.init_cache(4, 12), 0  # longer than needed: empty slots are not seen
     for n in pieces:
-        hidden, cache = apply(toy.params, prompts.tokens[:, start : start + n], prompts.mask[:, start : start + n], cache)
+        hidden, cache = apply(
+            toy.params,
+            prompts.tokens[:, start : start + n],
+            prompts.mask[:, start : start + n],
+            cache,
+        )
         on = prompts.mask[:, start : start + n]
         got = toy.model.logits(toy.params, hidden)
         np.testing.assert_allclose(got[on], logits[:, start : start + n][on], atol=5e-5)
-        np.testing.assert_allclose(toy.model.value(toy.params, hidden)[on], values[:, start : start + n][on], atol=5e-5)
+        np.testing.assert_allclose(
+            toy.model.value(toy.params, hidden)[on], values[:, start : start + n][on], atol=5e-5
+        )
         start += n
     assert int(cache.filled) == 10
     np.testing.assert_array_equal(cache.attend[:, :10], prompts.mask)
@@ -71,7 +80,9 @@ def test_a_token_sees_what_is_before_it_alone(toy, whole):
     changed = (np.abs(np.asarray(later - logits)).max(-1) > 1e-4) & np.asarray(prompts.mask)
     assert not changed[:, :6].any()
     assert changed[:3, 6].all()
-    reach = 6 + 2 * ((toy.config.window or 10) - 1)  # each of two layers carries it window − 1 tokens further
+    reach = 6 + 2 * (
+        (toy.config.window or 10) - 1
+    )  # each of two layers carries it window − 1 tokens further
     assert not changed[:, reach + 1 :].any()
     assert changed[:3, 7].all()
 
@@ -113,9 +124,13 @@ def test_one_head_position_by_hand():
     q, k, v = (h @ layer["attention"][name]["kernel"] for name in "qkv")
 
     def turn(x, position):
-        angle = position * np.array([1.0, 1e4**-0.5])  # θ^(−i / 2) for the two pairs (0, 2) and (1, 3)
+        angle = position * np.array(
+            [1.0, 1e4**-0.5]
+        )  # θ^(−i / 2) for the two pairs (0, 2) and (1, 3)
         a, b = x[:2], x[2:]
-        return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
+        return np.concatenate(
+            [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
+        )
 
     out = np.zeros((2, 8))
     for head in range(2):
@@ -127,7 +142,11 @@ def test_one_head_position_by_hand():
     x = x + out @ layer["attention"]["o"]["kernel"]
     h = norm(x, layer["mlp_norm"]["scale"])
     gate = h @ layer["mlp"]["gate"]["kernel"]
-    x = x + (gate / (1 + np.exp(-gate)) * (h @ layer["mlp"]["up"]["kernel"])) @ layer["mlp"]["down"]["kernel"]
+    x = (
+        x
+        + (gate / (1 + np.exp(-gate)) * (h @ layer["mlp"]["up"]["kernel"]))
+        @ layer["mlp"]["down"]["kernel"]
+    )
     want = norm(x, p["final_norm"]["scale"]) @ p["embed"]["embedding"].T
     got, _ = forward(toy, jnp.array([tokens]), jnp.ones((1, 2), bool))
     np.testing.assert_allclose(got[0], want, atol=2e-5)
@@ -136,7 +155,10 @@ def test_one_head_position_by_hand():
 def test_bfloat16_is_near_float32(family, strict):
     wide, narrow = family, toys.make(family.config, "bfloat16")
     prompts = toys.prompts()
-    one, other = (forward(toy._replace(params=wide.params), prompts.tokens, prompts.mask)[0] for toy in (wide, narrow))
+    one, other = (
+        forward(toy._replace(params=wide.params), prompts.tokens, prompts.mask)[0]
+        for toy in (wide, narrow)
+    )
     assert other.dtype == jnp.float32  # sums, softmax and the residual stream
     difference = np.abs(np.asarray(one - other))[prompts.mask].max()
     assert 1e-5 < difference < 0.3  # logits of this size, 8 bits
@@ -147,7 +169,10 @@ def test_initial_parameters():
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert not np.asarray(params["value"]["kernel"]).any()  # the critic starts at 0
     assert not np.asarray(params["layers_0"]["attention"]["q"]["lora_b"]).any()
-    assert set(params["layers_0"]["attention"]["k"]) == {"kernel", "bias"}  # adapters on q and v alone
+    assert set(params["layers_0"]["attention"]["k"]) == {
+        "kernel",
+        "bias",
+    }  # adapters on q and v alone
     assert float(np.std(params["embed"]["embedding"])) == pytest.approx(0.02, rel=0.2)
 
 
@@ -159,7 +184,9 @@ def test_new_adapters_change_nothing():
     one, _ = adapted.apply(params, prompts.tokens, prompts.mask)
     other, _ = plain.apply(base, prompts.tokens, prompts.mask)
     np.testing.assert_array_equal(one, other)
-    without, _ = adapted.apply(base, prompts.tokens, prompts.mask)  # the reference: the same module, no adapters
+    without, _ = adapted.apply(
+        base, prompts.tokens, prompts.mask
+    )  # the reference: the same module, no adapters
     np.testing.assert_array_equal(one, without)
 
 

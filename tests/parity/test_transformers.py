@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.archives import extract
-from jaxppo.fetch import FetchError, fetch
+from jaxppo.data.archives import extract
+from jaxppo.data.fetch import FetchError, fetch
+from jaxppo.models import transformer
 
 torch = pytest.importorskip("torch", reason="parity with PyTorch needs the extra `parity`")
 transformers = pytest.importorskip("transformers")
@@ -37,24 +38,41 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 SLIDING = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0}
-GPT2 = {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "attn_implementation": "eager"}
+GPT2 = {
+    "vocab_size": V,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "attn_implementation": "eager",
+}
 HEADS = {"GPT2": "GPT2LMHeadModel"}
 FAMILIES = {
     "gpt2": ("GPT2", GPT2),
     "gpt2 exact gelu, odd width": ("GPT2", GPT2 | {"activation_function": "gelu", "n_inner": 40}),
     "llama untied, grouped": ("Llama", SMALL | {"tie_word_embeddings": False}),
     "llama tied": ("Llama", SMALL | {"tie_word_embeddings": True}),
-    "llama biases, wide heads": ("Llama", SMALL | {"attention_bias": True, "mlp_bias": True, "head_dim": 16}),
+    "llama biases, wide heads": (
+        "Llama",
+        SMALL | {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    ),
     "llama 3 scaling": ("Llama", SMALL | {"rope_parameters": LLAMA3}),
     "mistral window": ("Mistral", SMALL | {"sliding_window": 4}),
     "mistral no window": ("Mistral", SMALL | {"sliding_window": None, "head_dim": 16}),
     "qwen2": (
         "Qwen2",
-        SMALL | {"tie_word_embeddings": True, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}},
+        SMALL
+        | {
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+        },
     ),
     "qwen2 window": ("Qwen2", SMALL | SLIDING),
     "qwen3": ("Qwen3", SMALL | {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3 biases": ("Qwen3", SMALL | {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": False}),
+    "qwen3 biases": (
+        "Qwen3",
+        SMALL | {"head_dim": 8, "attention_bias": True, "tie_word_embeddings": False},
+    ),
 }
 
 
@@ -76,7 +94,9 @@ def write(folder, model, shard_size: str = "5GB") -> None:
 
     model.save_pretrained(folder, safe_serialization=True, max_shard_size=shard_size)
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(V)}, unk_token="t0"))
-    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t1").save_pretrained(folder)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="t1").save_pretrained(
+        folder
+    )
 
 
 def prompts(vocab_size: int, lengths=LENGTHS, length: int = L) -> tuple[np.ndarray, np.ndarray]:
@@ -90,17 +110,20 @@ def torch_logits(model, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     positions = np.maximum(np.cumsum(mask, 1) - 1, 0)  # generate() derives them so too
     as_tensor = lambda x: torch.tensor(np.asarray(x, np.int64))
     with torch.no_grad():
-        out = model(as_tensor(tokens), attention_mask=as_tensor(mask), position_ids=as_tensor(positions))
+        out = model(
+            as_tensor(tokens), attention_mask=as_tensor(mask), position_ids=as_tensor(positions)
+        )
     return out.logits.float().numpy()
 
 
 def our_logits(loaded, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     jnp = pytest.importorskip("jax.numpy")
-    from jaxppo.models import transformer
 
     model = transformer.make(loaded.config)
     # the value head is no part of a checkpoint
-    params = loaded.params | {"value": {"kernel": np.zeros((loaded.config.width, 1), np.float32), "bias": np.float32(0)}}
+    params = loaded.params | {
+        "value": {"kernel": np.zeros((loaded.config.width, 1), np.float32), "bias": np.float32(0)}
+    }
     hidden, _ = model.apply(params, jnp.asarray(tokens), jnp.asarray(mask))
     return np.asarray(model.logits(params, hidden))
 
@@ -110,7 +133,10 @@ def test_logits(name, tmp_path):
     model = reference(*FAMILIES[name])
     write(tmp_path, model)
     tokens, mask = prompts(V)
-    expected, found = torch_logits(model, tokens, mask)[mask], our_logits(pretrained.load(tmp_path), tokens, mask)[mask]
+    expected, found = (
+        torch_logits(model, tokens, mask)[mask],
+        our_logits(pretrained.load(tmp_path), tokens, mask)[mask],
+    )
     assert found.shape == expected.shape == (sum(LENGTHS), V)
     assert np.abs(expected).max() > 0.5  # otherwise the tolerance would mean nothing
     assert np.abs(found - expected).max() < 2e-4
@@ -140,7 +166,12 @@ def test_settings_of_older_checkpoints(tmp_path):
     tokens, mask = prompts(V)
     loaded = pretrained.load(tmp_path)
     assert loaded.config.rope_scaling == (8.0, 1.0, 4.0, 16.0)
-    assert np.abs(our_logits(loaded, tokens, mask)[mask] - torch_logits(model, tokens, mask)[mask]).max() < 2e-4
+    assert (
+        np.abs(
+            our_logits(loaded, tokens, mask)[mask] - torch_logits(model, tokens, mask)[mask]
+        ).max()
+        < 2e-4
+    )
 
 
 @pytest.mark.slow
@@ -152,14 +183,25 @@ def test_smollm2(tmp_path):
     except FetchError as error:
         pytest.skip(str(error))
     loaded = pretrained.load("smollm2")
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
-    texts = ["The capital of France is Paris.", "Once upon a time, there was a little dog who", "A gripping film!"]
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    texts = [
+        "The capital of France is Paris.",
+        "Once upon a time, there was a little dog who",
+        "A gripping film!",
+    ]
     ids = [loaded.tokenizer.encode(text) for text in texts]
     tokens, mask = prompts(loaded.config.vocab_size, [len(row) for row in ids], 16)
     for row, own in enumerate(ids):
         tokens[row, -len(own) :] = own
-    expected, found = torch_logits(model, tokens, mask)[mask], our_logits(loaded, tokens, mask)[mask]
+    expected, found = (
+        torch_logits(model, tokens, mask)[mask],
+        our_logits(loaded, tokens, mask)[mask],
+    )
     difference = np.abs(found - expected).max()
-    print(f"SmolLM2: max abs difference of logits {difference:.2e}, largest logit {np.abs(expected).max():.1f}")
+    print(
+        f"SmolLM2: max abs difference of logits {difference:.2e}, largest logit {np.abs(expected).max():.1f}"
+    )
     assert (found.argmax(-1) == expected.argmax(-1)).all()
     assert difference < 2e-4

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.archives import extract
-from jaxppo.fetch import FetchError, fetch
-from jaxppo.pretrained import PretrainedError, mapping
-from jaxppo.pretrained.gguf import llama_name, read, unpermute
+from jaxppo.data.archives import extract
+from jaxppo.data.fetch import FetchError, fetch
+from jaxppo.errors import PretrainedError
+from jaxppo.pretrained import mapping
+from jaxppo.pretrained.gguf import BLOCK, llama_name, read, unpermute
 
 gguf = pytest.importorskip("gguf")
 
@@ -46,11 +47,16 @@ def tensors():
         "layers.0.post_attention_layernorm": (64,), "layers.0.mlp.gate_proj": (96, 64), "layers.0.mlp.up_proj": (96, 64),
         "layers.0.mlp.down_proj": (64, 96),
     }  # fmt: skip
-    return {f"{name}.weight": rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return {
+        f"{name}.weight": rng.normal(size=shape).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
 
 def write(path, tensors, architecture="llama", pre="smollm", **numbers):
-    back = {llama_name(f"blk.0.{part}.weight"): f"blk.0.{part}.weight" for part in pretrained_parts()}
+    back = {
+        llama_name(f"blk.0.{part}.weight"): f"blk.0.{part}.weight" for part in pretrained_parts()
+    }
     back |= {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -70,8 +76,16 @@ def write(path, tensors, architecture="llama", pre="smollm", **numbers):
     for name, tensor in tensors.items():
         heads = {"q_proj": 4, "k_proj": 2}.get(name.split(".")[-2])
         stored = permute(tensor, heads) if heads else tensor
-        quantised = gguf.quants.quantize(stored, gguf.GGMLQuantizationType.Q8_0) if "mlp" in name else stored
-        writer.add_tensor(back[name], quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else None)
+        quantised = (
+            gguf.quants.quantize(stored, gguf.GGMLQuantizationType.Q8_0)
+            if "mlp" in name
+            else stored
+        )
+        writer.add_tensor(
+            back[name],
+            quantised,
+            raw_dtype=gguf.GGMLQuantizationType.Q8_0 if "mlp" in name else None,
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -80,7 +94,6 @@ def write(path, tensors, architecture="llama", pre="smollm", **numbers):
 
 
 def pretrained_parts():
-    from jaxppo.pretrained.gguf import BLOCK
 
     return BLOCK
 
@@ -88,25 +101,44 @@ def pretrained_parts():
 def test_small_file(tmp_path, tensors):
     model = pretrained.load(write(tmp_path / "model.gguf", tensors))
     config = model.config
-    assert (config.vocab_size, config.width, config.num_layers, config.num_kv_heads, config.head_dim) == (
+    assert (
+        config.vocab_size,
+        config.width,
+        config.num_layers,
+        config.num_kv_heads,
+        config.head_dim,
+    ) == (
         20,
         64,
         1,
         2,
         16,
     )
-    assert (config.rope_theta, config.norm_eps, config.tied, config.max_length) == (5e4, 1e-5, True, 128)
+    assert (config.rope_theta, config.norm_eps, config.tied, config.max_length) == (
+        5e4,
+        1e-5,
+        True,
+        128,
+    )
     expected = mapping.flatten(mapping.params("llama", config, tensors))
     for name, value in mapping.flatten(model.params).items():
         # Q8_0 keeps 127 steps on each side of zero for every 32 numbers: the error is at most half a step, largest / 254
         # (and the scale itself is a float16, right to 1 in 2048)
         largest = np.abs(expected[name]).max()
-        assert np.abs(value - expected[name]).max() <= (largest / 254 * (1 + 1 / 8) if "mlp/" in name else 0), name
+        assert np.abs(value - expected[name]).max() <= (
+            largest / 254 * (1 + 1 / 8) if "mlp/" in name else 0
+        ), name
 
 
 def test_small_tokenizer(tmp_path, tensors):
     tokenizer = read(write(tmp_path / "model.gguf", tensors)).tokenizer
-    assert tokenizer.encode("ab ab12<|end|>") == [17, 18, 13, 14, 1]  # digits stay single, specials are found in text
+    assert tokenizer.encode("ab ab12<|end|>") == [
+        17,
+        18,
+        13,
+        14,
+        1,
+    ]  # digits stay single, specials are found in text
     assert tokenizer.decode([17, 18, 13, 1]) == "ab ab1"
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id) == (1, 1, 0)
 
@@ -134,7 +166,13 @@ def smollm2():
 
 def test_smollm2(smollm2):
     config, params, tokenizer = smollm2.config, smollm2.params, smollm2.tokenizer
-    assert (config.vocab_size, config.width, config.num_layers, config.num_heads, config.num_kv_heads) == (
+    assert (
+        config.vocab_size,
+        config.width,
+        config.num_layers,
+        config.num_heads,
+        config.num_kv_heads,
+    ) == (
         49152,
         576,
         30,
@@ -143,8 +181,15 @@ def test_smollm2(smollm2):
     )
     sizes = [leaf.size for leaf in mapping.flatten(params).values()]
     assert sum(sizes) == 134_515_008
-    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id, tokenizer.vocab_size) == (2, 2, 0, 49152)
-    assert all(tokenizer.decode(tokenizer.encode(text), skip_special=False) == text for text in STRINGS)
+    assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id, tokenizer.vocab_size) == (
+        2,
+        2,
+        0,
+        49152,
+    )
+    assert all(
+        tokenizer.decode(tokenizer.encode(text), skip_special=False) == text for text in STRINGS
+    )
 
 
 def test_smollm2_tokenizer_equals_transformers(smollm2, tmp_path):

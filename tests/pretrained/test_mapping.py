@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.config import gpt2, llama
-from jaxppo.pretrained import PretrainedError, mapping
+from jaxppo.errors import PretrainedError
+from jaxppo.models.shapes import gpt2, llama
+from jaxppo.pretrained import mapping
 from jaxppo.pretrained.tiny import tiny
 
 LLAMA = llama(vocab_size=8, width=4, num_layers=1, num_heads=2, num_kv_heads=1)
@@ -26,7 +27,10 @@ def llama_tensors(prefix: str = "model.") -> dict[str, np.ndarray]:
         "mlp.gate_proj": number(12, 4), "mlp.up_proj": number(12, 4), "mlp.down_proj": number(4, 12),
     }  # fmt: skip
     top = {"embed_tokens.weight": number(8, 4), "norm.weight": number(4)}
-    return {prefix + name: t for name, t in (top | {f"layers.0.{n}.weight": t for n, t in layer.items()}).items()}
+    return {
+        prefix + name: t
+        for name, t in (top | {f"layers.0.{n}.weight": t for n, t in layer.items()}).items()
+    }
 
 
 def gpt2_tensors() -> dict[str, np.ndarray]:
@@ -36,7 +40,12 @@ def gpt2_tensors() -> dict[str, np.ndarray]:
         "attn.c_proj.bias": number(4), "mlp.c_fc.weight": number(4, 16), "mlp.c_fc.bias": number(16),
         "mlp.c_proj.weight": number(16, 4), "mlp.c_proj.bias": number(4), "attn.bias": number(1, 1, 5, 5),
     }  # fmt: skip
-    top = {"wte.weight": number(8, 4), "wpe.weight": number(5, 4), "ln_f.weight": number(4), "ln_f.bias": number(4)}
+    top = {
+        "wte.weight": number(8, 4),
+        "wpe.weight": number(5, 4),
+        "ln_f.weight": number(4),
+        "ln_f.bias": number(4),
+    }
     return top | {f"h.0.{name}": tensor for name, tensor in layer.items()}
 
 
@@ -45,25 +54,44 @@ def test_llama_linear_layers_are_transposed(prefix):
     params = mapping.params("llama", LLAMA, llama_tensors(prefix))
     assert set(params) == {"embed", "layers_0", "final_norm"}
     # [out, in] = [2, 4] becomes [in, out] = [4, 2]
-    assert params["layers_0"]["attention"]["k"]["kernel"].tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert params["layers_0"]["attention"]["k"]["kernel"].tolist() == [
+        [0, 4],
+        [1, 5],
+        [2, 6],
+        [3, 7],
+    ]
     assert params["layers_0"]["mlp"]["down"]["kernel"].shape == (12, 4)
     assert params["embed"]["embedding"].shape == (8, 4)  # a table, not a layer: as it is
-    assert all(t.flags.c_contiguous and t.dtype == np.float32 for t in mapping.flatten(params).values())
+    assert all(
+        t.flags.c_contiguous and t.dtype == np.float32 for t in mapping.flatten(params).values()
+    )
 
 
 def test_gpt2_joint_projection_is_cut_in_three():
-    params = mapping.params("gpt2", GPT2, gpt2_tensors())  # with a stored causal mask, which is passed over
+    params = mapping.params(
+        "gpt2", GPT2, gpt2_tensors()
+    )  # with a stored causal mask, which is passed over
     attention = params["layers_0"]["attention"]
     # row 0 of the joint kernel [4, 12] is 0..11: q has 0..3, k 4..7, v 8..11
-    assert [attention[part]["kernel"][0].tolist() for part in "qkv"] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [attention[part]["kernel"][0].tolist() for part in "qkv"] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7],
+        [8, 9, 10, 11],
+    ]
     assert attention["v"]["bias"].tolist() == [8, 9, 10, 11]
-    assert params["layers_0"]["mlp"]["up"]["kernel"].tolist() == number(4, 16).tolist()  # stored as [in, out] already
-    assert params["final_norm"]["bias"].shape == (4,) and params["positions"]["embedding"].shape == (5, 4)
+    assert (
+        params["layers_0"]["mlp"]["up"]["kernel"].tolist() == number(4, 16).tolist()
+    )  # stored as [in, out] already
+    assert params["final_norm"]["bias"].shape == (4,) and params["positions"][
+        "embedding"
+    ].shape == (5, 4)
 
 
 def test_heads():
     tensors = llama_tensors() | {"lm_head.weight": number(8, 4) + 1}
-    assert "head" not in mapping.params("llama", LLAMA, tensors)  # tied: a second copy is passed over
+    assert "head" not in mapping.params(
+        "llama", LLAMA, tensors
+    )  # tied: a second copy is passed over
     untied = mapping.params("llama", dataclasses.replace(LLAMA, tied=False), tensors)
     assert untied["head"]["kernel"].tolist() == (number(8, 4) + 1).T.tolist()
     with pytest.raises(PretrainedError, match="lacks head/kernel"):
@@ -76,7 +104,10 @@ def test_biases_and_norms_of_qwen():
     extra = {f"{layer}{p}_proj.bias": number(4 if p == "q" else 2) for p in "qkv"}
     extra |= {f"{layer}{p}_norm.weight": number(2) for p in "qk"}
     attention = mapping.params("qwen3", config, llama_tensors() | extra)["layers_0"]["attention"]
-    assert attention["q_norm"]["scale"].tolist() == [0, 1] and attention["k"]["bias"].tolist() == [0, 1]
+    assert attention["q_norm"]["scale"].tolist() == [0, 1] and attention["k"]["bias"].tolist() == [
+        0,
+        1,
+    ]
     with pytest.raises(PretrainedError, match=r"which config.json does not have|does not ask for"):
         mapping.params("llama", LLAMA, llama_tensors() | extra)
 
@@ -86,8 +117,13 @@ def test_wrong_tensors():
     with pytest.raises(PretrainedError, match=r"'score.weight'"):
         mapping.params("llama", LLAMA, tensors | {"score.weight": number(2, 4)})
     with pytest.raises(PretrainedError, match="lacks final_norm/scale"):
-        mapping.params("llama", LLAMA, {name: t for name, t in tensors.items() if name != "model.norm.weight"})
-    with pytest.raises(PretrainedError, match=r"embed/embedding has the shape \(7, 4\), but config.json asks for \(8, 4\)"):
+        mapping.params(
+            "llama", LLAMA, {name: t for name, t in tensors.items() if name != "model.norm.weight"}
+        )
+    with pytest.raises(
+        PretrainedError,
+        match=r"embed/embedding has the shape \(7, 4\), but config.json asks for \(8, 4\)",
+    ):
         mapping.params("llama", LLAMA, tensors | {"model.embed_tokens.weight": number(7, 4)})
 
 
@@ -96,12 +132,18 @@ def test_flatten_and_back():
     assert mapping.unflatten(mapping.flatten(tree)) == tree
 
 
-@pytest.mark.parametrize("config", [LLAMA, GPT2, dataclasses.replace(LLAMA, tied=False, qkv_bias=True, qk_norm=True)])
+@pytest.mark.parametrize(
+    "config", [LLAMA, GPT2, dataclasses.replace(LLAMA, tied=False, qkv_bias=True, qk_norm=True)]
+)
 def test_shapes_are_those_of_the_model(config):
     jax = pytest.importorskip("jax")
     transformer = pytest.importorskip("jaxppo.models.transformer")
     made = jax.eval_shape(transformer.make(config).init, jax.random.key(0))
-    made = {name: leaf.shape for name, leaf in mapping.flatten(made).items() if not name.startswith("value/")}
+    made = {
+        name: leaf.shape
+        for name, leaf in mapping.flatten(made).items()
+        if not name.startswith("value/")
+    }
     assert made == mapping.shapes(config)
 
 
@@ -113,4 +155,6 @@ def test_other_kinds_are_written_and_read(tmp_path, kind):
     assert found.config == shape
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
     with pytest.raises(PretrainedError, match="has the shape"):
-        mapping.checked(dataclasses.replace(shape, width=16, head_dim=16, mlp_width=32), mapping.flatten(params))
+        mapping.checked(
+            dataclasses.replace(shape, width=16, head_dim=16, mlp_width=32), mapping.flatten(params)
+        )

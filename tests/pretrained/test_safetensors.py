@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from jaxppo.pretrained import PretrainedError
+from jaxppo.errors import PretrainedError
 from jaxppo.pretrained.safetensors import INDEX, SINGLE, read_folder, write_file
 
 
@@ -24,7 +24,9 @@ def test_single_file_in_every_float(tmp_path):
     save_file({name: values.astype(kind) for name, kind in kinds.items()}, tmp_path / SINGLE)
     tensors = read_folder(tmp_path)
     assert set(tensors) == set(kinds)
-    assert all(tensor.dtype == np.float32 and (tensor == values).all() for tensor in tensors.values())
+    assert all(
+        tensor.dtype == np.float32 and (tensor == values).all() for tensor in tensors.values()
+    )
 
 
 def test_write_and_read(tmp_path):
@@ -40,7 +42,10 @@ def test_shards(tmp_path):
     assert tensors["a"].tolist() == a.tolist() and tensors["b"].tolist() == b.tolist()
 
 
-@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "..", "a\\x.safetensors", "x.bin"])
+@pytest.mark.parametrize(
+    "file",
+    ["../x.safetensors", "/x.safetensors", "a/x.safetensors", "..", "a\\x.safetensors", "x.bin"],
+)
 def test_shards_stay_in_the_folder(tmp_path, file):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -51,7 +56,11 @@ def test_shards_stay_in_the_folder(tmp_path, file):
 
 
 def test_incomplete_shards(tmp_path):
-    shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors"}, one={"a": np.ones(1, np.float32)})
+    shards(
+        tmp_path,
+        {"a": "one.safetensors", "b": "two.safetensors"},
+        one={"a": np.ones(1, np.float32)},
+    )
     with pytest.raises(PretrainedError, match=r"lacks two.safetensors"):
         read_folder(tmp_path)
     shards(tmp_path, {"a": "one.safetensors", "b": "one.safetensors"})
@@ -59,7 +68,9 @@ def test_incomplete_shards(tmp_path):
         read_folder(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 100_000]
+)
 def test_bad_index(tmp_path, text):
     (tmp_path / INDEX).write_text(text)
     with pytest.raises(PretrainedError, match="no weight_map"):
@@ -82,8 +93,11 @@ def header(text: bytes, length: int | None = None) -> bytes:
         header(b"{}", 2**63),  # a header of 8 exabytes
         header(b"{}", 2**27),  # a header larger than any real one
         header(b"not json"),
-        header(b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'),  # promises 8 bytes, has none
-        header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}') + bytes(4),  # shape and bytes disagree
+        header(
+            b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+        ),  # promises 8 bytes, has none
+        header(b'{"a":{"dtype":"F32","shape":[4],"data_offsets":[0,4]}}')
+        + bytes(4),  # shape and bytes disagree
     ],
 )
 def test_damaged_files(tmp_path, data):

@@ -3,8 +3,8 @@
 import pytest
 from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from jaxppo.config import ModelConfig
-from jaxppo.pretrained import PretrainedError
+from jaxppo.errors import PretrainedError
+from jaxppo.models.shapes import ModelConfig
 from jaxppo.pretrained.settings import config
 
 SMALL = {
@@ -17,7 +17,13 @@ SMALL = {
     "max_position_embeddings": 128,
     "head_dim": None,
 }
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 
 
 def small(kind, **fields) -> ModelConfig:
@@ -37,8 +43,16 @@ def test_llama():
         vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48, max_length=128,
         rope_theta=1e4, norm_eps=1e-6, tied=False,
     )  # fmt: skip
-    found = small(LlamaConfig, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=16)
-    assert (found.qkv_bias, found.out_bias, found.mlp_bias, found.tied, found.head_dim) == (True, True, True, True, 16)
+    found = small(
+        LlamaConfig, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=16
+    )
+    assert (found.qkv_bias, found.out_bias, found.mlp_bias, found.tied, found.head_dim) == (
+        True,
+        True,
+        True,
+        True,
+        16,
+    )
 
 
 def test_rope_scaling():
@@ -49,14 +63,24 @@ def test_rope_scaling():
 def test_qwen():
     two, three = small(Qwen2Config), small(Qwen3Config, head_dim=16)
     assert (two.qkv_bias, two.out_bias, two.qk_norm, two.window) == (True, False, False, None)
-    assert (three.qkv_bias, three.out_bias, three.qk_norm, three.head_dim) == (False, False, True, 16)
+    assert (three.qkv_bias, three.out_bias, three.qk_norm, three.head_dim) == (
+        False,
+        False,
+        True,
+        16,
+    )
 
 
 def test_windows():
     assert small(MistralConfig, sliding_window=7).window == 7
     assert small(MistralConfig, sliding_window=None).window is None
-    assert small(Qwen2Config, sliding_window=7).window is None  # Qwen ignores it unless told to use it
-    assert small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=0).window == 7
+    assert (
+        small(Qwen2Config, sliding_window=7).window is None
+    )  # Qwen ignores it unless told to use it
+    assert (
+        small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=0).window
+        == 7
+    )
     with pytest.raises(PretrainedError, match="some layers only"):
         small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=1)
 
@@ -66,8 +90,16 @@ def test_windows():
     [
         ({"model_type": "t5"}, "supported ones are gpt2, llama, mistral, qwen2, qwen3"),
         (LlamaConfig(hidden_act="relu").to_dict(), "'relu'"),
-        (LlamaConfig(rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}).to_dict(), "'linear'"),
-        (GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(), "scale_attn_by_inverse_layer_idx"),
+        (
+            LlamaConfig(
+                rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+            ).to_dict(),
+            "'linear'",
+        ),
+        (
+            GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(),
+            "scale_attn_by_inverse_layer_idx",
+        ),
         (GPT2Config(scale_attn_weights=False).to_dict(), "scale_attn_weights"),
     ],
 )

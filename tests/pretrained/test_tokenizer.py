@@ -5,8 +5,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jaxppo.pretrained import PretrainedError, Tokenizer
-from jaxppo.pretrained.tokenizer import from_file, from_transformers
+from jaxppo.errors import PretrainedError
+from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 CHATML = (
     "{% for m in messages %}\n<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}\n"
@@ -29,7 +29,12 @@ def test_round_trip(tokenizer, text):
 
 def test_ids(tokenizer):
     end = tokenizer.vocab_size - 1
-    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.start_id) == (end, None, end, end)
+    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id, tokenizer.start_id) == (
+        end,
+        None,
+        end,
+        end,
+    )
 
 
 def test_decode_takes_arrays_and_skips_specials(tokenizer):
@@ -46,7 +51,9 @@ def test_encode_adds_nothing(backend):
 
     adding = Backend.from_str(backend.to_str())
     end = adding.token_to_id("<|endoftext|>")
-    adding.post_processor = processors.TemplateProcessing(single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)])
+    adding.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", end)]
+    )
     assert adding.encode("good").ids[0] == end
     assert Tokenizer(adding, eos_id=end).encode("good") == backend.encode("good").ids
 
@@ -71,7 +78,9 @@ def test_save(tokenizer, tmp_path):
 def test_transformers_folder(backend, tmp_path):
     from transformers import PreTrainedTokenizerFast
 
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", chat_template=CHATML)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", chat_template=CHATML
+    )
     fast.save_pretrained(tmp_path)
     ours = from_transformers(tmp_path)
     assert ours.eos_id == fast.eos_token_id and ours.vocab_size == len(fast)
@@ -93,11 +102,15 @@ def test_chat(backend):
     from transformers import PreTrainedTokenizerFast
 
     ours = Tokenizer(backend, eos_id=0, chat_template=CHATML)
-    fast = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>", chat_template=CHATML)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|endoftext|>", chat_template=CHATML
+    )
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi <b>"}]
     expected = fast.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert ours.apply_chat(messages) == expected
     with pytest.raises(PretrainedError, match="no chat template"):
         Tokenizer(backend, eos_id=0).apply_chat(messages)
     with pytest.raises(PretrainedError, match="does not take"):  # the sandbox refuses the way out
-        Tokenizer(backend, eos_id=0, chat_template="{{ ''.__class__.__mro__ }}").apply_chat(messages)
+        Tokenizer(backend, eos_id=0, chat_template="{{ ''.__class__.__mro__ }}").apply_chat(
+            messages
+        )

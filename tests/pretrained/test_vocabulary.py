@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
 from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tokenizer import from_file
 
@@ -14,7 +14,9 @@ def test_byte_pairs_write_everything():
     for text in [*TEXTS, "naïve 你好 \x00 never seen"]:
         assert made.decode(made.encode(text)) == text
     assert len(made.encode(" film")) < 5  # a frequent word is no longer five bytes
-    assert made.token(made.eos_id) == vocabulary.END == made.decode([made.eos_id], skip_special=False)
+    assert (
+        made.token(made.eos_id) == vocabulary.END == made.decode([made.eos_id], skip_special=False)
+    )
     with pytest.raises(UserError, match="a vocabulary of 200 has no room for the 256 bytes"):
         vocabulary.bpe(TEXTS, 200)
 
@@ -24,7 +26,9 @@ def test_words_in_lower_case():
     assert made.decode(made.encode("The film was NOT good.")) == "the film was not good."
     assert len(made.encode("the unseen film")) == 3
     assert made.token(made.encode("unseen")[0]) == vocabulary.UNKNOWN
-    small = vocabulary.words(TEXTS, 4)  # end, unknown, and the two most frequent, which stand in every text; others in two
+    small = vocabulary.words(
+        TEXTS, 4
+    )  # end, unknown, and the two most frequent, which stand in every text; others in two
     assert {small.token(2), small.token(3)} == {"good", "."}
 
 
@@ -41,9 +45,13 @@ def test_word_vectors(tmp_path):
     path.write_text("good 1 2 3\nbanana 9 9 9\nfilm -1 0 1\n")
     found, number = vocabulary.vectors(path, made, 3)
     assert found.shape == (made.vocab_size, 3) and number == 2
-    assert found[made.encode("good")[0]].tolist() == [1, 2, 3] and found[made.encode("film")[0]].tolist() == [-1, 0, 1]
+    assert found[made.encode("good")[0]].tolist() == [1, 2, 3] and found[
+        made.encode("film")[0]
+    ].tolist() == [-1, 0, 1]
     others = np.delete(found, [made.encode("good")[0], made.encode("film")[0]], 0)
-    assert np.isfinite(found).all() and others.std() == pytest.approx(np.std([1, 2, 3, -1, 0, 1]), rel=0.5)
+    assert np.isfinite(found).all() and others.std() == pytest.approx(
+        np.std([1, 2, 3, -1, 0, 1]), rel=0.5
+    )
 
 
 def test_vectors_of_pairs_of_bytes_and_of_words_with_blanks(tmp_path):

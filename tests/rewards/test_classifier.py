@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo.config import UserError
+from jaxppo.errors import UserError
+from jaxppo.models.text_classifier import Classifier
 from jaxppo.rewards import classifier
-from jaxppo.rewards.classifier import Classifier, Labelled
+from jaxppo.rewards.classifier import Labelled
 
 NET = Classifier(features=8, widths=(1, 2), dropout=0.2)
 EMBEDDING = jnp.asarray(np.random.default_rng(0).standard_normal((toys.VOCAB, 6)), jnp.float32)
@@ -24,7 +25,9 @@ def texts(n, seed=0) -> Labelled:
             row = [3 if a == 4 and b == 5 else a for a, b in zip(row, [*row[1:], 0], strict=True)]
         rows.append(row)
         ratings.append(1.5 if i % 2 else -1.5)
-    return Labelled.encode([str(i) for i in range(n)], np.array(ratings), lambda text: rows[int(text)], length=8)
+    return Labelled.encode(
+        [str(i) for i in range(n)], np.array(ratings), lambda text: rows[int(text)], length=8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,12 @@ def fitted():
 
 
 def test_encode_cuts_and_pads_on_the_right():
-    data = Labelled.encode(["long", "short"], np.array([1.0, -1.0]), {"long": [1, 2, 3, 4], "short": [5]}.__getitem__, length=3)
+    data = Labelled.encode(
+        ["long", "short"],
+        np.array([1.0, -1.0]),
+        {"long": [1, 2, 3, 4], "short": [5]}.__getitem__,
+        length=3,
+    )
     assert data.tokens.tolist() == [[1, 2, 3], [5, 0, 0]]
     assert data.mask.tolist() == [[True, True, True], [True, False, False]]
     assert data.rows(np.array([1])).ratings.tolist() == [-1.0]
@@ -49,9 +57,15 @@ def test_fit_learns_the_order_of_two_tokens(fitted):
 
 
 def test_fit_is_reproducible():
-    runs = [classifier.fit(NET, EMBEDDING, texts(64), seed=seed, epochs=1, batch_size=32) for seed in (3, 3, 4)]
+    runs = [
+        classifier.fit(NET, EMBEDDING, texts(64), seed=seed, epochs=1, batch_size=32)
+        for seed in (3, 3, 4)
+    ]
     toys.assert_same(runs[0], runs[1])
-    assert any((a != b).any() for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[2]), strict=True))
+    assert any(
+        (a != b).any()
+        for a, b in zip(jax.tree.leaves(runs[0]), jax.tree.leaves(runs[2]), strict=True)
+    )
 
 
 def test_padding_changes_nothing(fitted):
@@ -65,11 +79,15 @@ def test_padding_changes_nothing(fitted):
 def test_reward_reads_the_response_alone(fitted, llama):
     rolled = toys.roll(llama, toys.prompts())
     scores, valid = jax.jit(classifier.reward(NET, scale=2.0))(fitted, rolled)
-    want = 2 * np.tanh(np.asarray(classifier.logits(NET, fitted, rolled.response, rolled.mask > 0)) / 2)
+    want = 2 * np.tanh(
+        np.asarray(classifier.logits(NET, fitted, rolled.response, rolled.mask > 0)) / 2
+    )
     np.testing.assert_allclose(scores, want, atol=1e-5)
     assert valid.all() and (np.abs(scores) <= 2).all()
     other = rolled.replace(tokens=rolled.tokens.at[:, :4].set(2))
-    np.testing.assert_array_equal(classifier.reward(NET)(fitted, other)[0], classifier.reward(NET)(fitted, rolled)[0])
+    np.testing.assert_array_equal(
+        classifier.reward(NET)(fitted, other)[0], classifier.reward(NET)(fitted, rolled)[0]
+    )
 
 
 def test_an_empty_response_has_a_finite_score(fitted):
@@ -89,7 +107,10 @@ def test_accuracy_leaves_out_what_is_hardly_rated(fitted):
 
 def test_windows_are_fragments_of_the_texts():
     data = Labelled.encode(
-        ["long", "short"], np.array([1.0, -1.0]), {"long": [1, 2, 3, 4, 5, 6], "short": [7, 8]}.__getitem__, length=6
+        ["long", "short"],
+        np.array([1.0, -1.0]),
+        {"long": [1, 2, 3, 4, 5, 6], "short": [7, 8]}.__getitem__,
+        length=6,
     )
     for seed in range(10):
         both = data.with_windows(least=2, most=3, seed=seed)
@@ -106,7 +127,9 @@ def test_as_a_model_it_has_parameters_and_writes_no_text():
     model = classifier.as_model(NET, vocab_size=10, width=6)
     params = model.init(jax.random.key(0))
     assert model.head(params).shape == (10, 6) and jax.tree.leaves(model.init_cache(2, 8)) == []
-    assert classifier.logits(NET, params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool)).shape == (2,)
+    assert classifier.logits(NET, params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool)).shape == (
+        2,
+    )
     with pytest.raises(UserError, match="tells the class of a text writes none"):
         model.apply(params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool))
 

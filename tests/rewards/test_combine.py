@@ -3,14 +3,18 @@ import jax.numpy as jnp
 import numpy as np
 import toys
 
-from jaxppo.rewards import combine, count_token
+from jaxppo.rewards import combine
+from jaxppo.rewards.in_program import count_token
 
 A, B = jnp.array([1.0, 2.0, 3.0, jnp.nan]), jnp.array([10.0, 20.0, jnp.nan, 40.0])
 
 
 def plain(scores):
     """The scores times the factor that stands in the parameters, if any; valid where they are numbers."""
-    return lambda params, rollout: (scores * params.get("factor", 1.0), jnp.isfinite(scores.reshape(4, -1)).all(1))
+    return lambda params, rollout: (
+        scores * params.get("factor", 1.0),
+        jnp.isfinite(scores.reshape(4, -1)).all(1),
+    )
 
 
 def rolled(task=None):
@@ -28,8 +32,15 @@ def test_a_weighted_sum():
 
 
 def test_columns_stand_side_by_side():
-    scores, valid = combine.weighted({"a": (2.0, plain(A)), "b": (-0.5, plain(B))}, columns=True)({}, rolled())
-    assert scores[:2].tolist() == [[2.0, -5.0], [4.0, -10.0]] and valid.tolist() == [True, True, False, False]
+    scores, valid = combine.weighted({"a": (2.0, plain(A)), "b": (-0.5, plain(B))}, columns=True)(
+        {}, rolled()
+    )
+    assert scores[:2].tolist() == [[2.0, -5.0], [4.0, -10.0]] and valid.tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_a_part_with_columns_counts_with_their_sum():
@@ -46,7 +57,12 @@ def test_each_row_is_judged_by_its_task():
     assert scores.tolist() == [1.0, 20.0, 3.0, 40.0] and valid.all()
     _, valid = reward({}, rolled([0, 1, 1, 0]))
     assert valid.tolist() == [True, True, False, False]
-    assert reward({"1": {"factor": 2.0}}, rolled([0, 1, 0, 1]))[0].tolist() == [1.0, 40.0, 3.0, 80.0]
+    assert reward({"1": {"factor": 2.0}}, rolled([0, 1, 0, 1]))[0].tolist() == [
+        1.0,
+        40.0,
+        3.0,
+        80.0,
+    ]
 
 
 def test_a_task_without_reward_is_invalid():
@@ -57,6 +73,8 @@ def test_a_task_without_reward_is_invalid():
 def test_in_a_run():
     """Two tasks that ask for two tokens: what counts in one does not in the other."""
     rows = rolled([0, 1, 0, 1])
-    scores, _ = combine.by_task([count_token(3), combine.weighted({"four": (2.0, count_token(4))})])({}, rows)
+    scores, _ = combine.by_task(
+        [count_token(3), combine.weighted({"four": (2.0, count_token(4))})]
+    )({}, rows)
     hits = lambda token: np.asarray(((rows.response == token) * rows.mask).sum(1))
     np.testing.assert_array_equal(scores, np.where(np.arange(4) % 2, 2 * hits(4), hits(3)))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo.rewards import count_token, on_host
+from jaxppo.rewards.host import on_host
+from jaxppo.rewards.in_program import count_token
 
 
 def decode(rows):
@@ -30,10 +31,14 @@ def test_decoded_text_arrives(rolled):
     cut, keep = 4, np.asarray(rolled.mask) > 0
     want = [
         (decode([row[:cut][on[:cut]]])[0], decode([row[cut:][sampled]])[0])
-        for row, on, sampled in zip(np.asarray(rolled.tokens), np.asarray(rolled.attend), keep, strict=True)
+        for row, on, sampled in zip(
+            np.asarray(rolled.tokens), np.asarray(rolled.attend), keep, strict=True
+        )
     ]
     assert sorted(seen[:8]) == sorted(want)
-    assert any(response.endswith("b") for _, response in want)  # the end of text is part of it; padding is not
+    assert any(
+        response.endswith("b") for _, response in want
+    )  # the end of text is part of it; padding is not
     assert scores.tolist() == rolled.mask.sum(1).tolist()
     assert scores.dtype == jnp.float32 and valid.all()
 
@@ -74,10 +79,14 @@ def test_what_is_not_a_finite_number_makes_the_row_invalid(rolled, answer, reaso
     said = [record.getMessage() for record in caplog.records]
     assert all(reason in text for text in said)
     # JAX may call a pure function more than once.
-    assert {text.split(" (")[0] for text in said} == {f"the reward of row {row}" for row in np.flatnonzero(bad)}
+    assert {text.split(" (")[0] for text in said} == {
+        f"the reward of row {row}" for row in np.flatnonzero(bad)
+    }
 
 
-@pytest.mark.parametrize("number", [3, True, np.float32(3), np.int64(3), np.array(3.0), jnp.float32(3)])
+@pytest.mark.parametrize(
+    "number", [3, True, np.float32(3), np.int64(3), np.array(3.0), jnp.float32(3)]
+)
 def test_every_kind_of_number_is_one(rolled, number):
     scores, valid = on_host(lambda prompt, response: number, decode)({}, rolled)
     assert valid.all()
@@ -87,7 +96,9 @@ def test_every_kind_of_number_is_one(rolled, number):
 def test_an_impure_judge_is_asked_every_time(rolled):
     """A program that calls it twice with the same rollout asks twice."""
     calls = []
-    judge = on_host(lambda prompt, response: calls.append(response) or len(calls), decode, pure=False)
+    judge = on_host(
+        lambda prompt, response: calls.append(response) or len(calls), decode, pure=False
+    )
     program = jax.jit(lambda r: (judge({}, r)[0], judge({}, r)[0]))
     first, second = program(rolled)
     jax.block_until_ready((first, second))
@@ -113,8 +124,14 @@ def test_a_judge_of_the_whole_batch_that_fails(rolled, answer, reason, caplog):
 
 def test_a_judge_of_the_whole_batch(rolled):
     """As the one that is asked row by row, one bad row alone left out."""
-    whole = on_host(lambda prompts, responses: [len(r) if "d" not in r else None for r in responses], decode, batched=True)
-    single = on_host(lambda prompt, response: len(response) if "d" not in response else None, decode)
+    whole = on_host(
+        lambda prompts, responses: [len(r) if "d" not in r else None for r in responses],
+        decode,
+        batched=True,
+    )
+    single = on_host(
+        lambda prompt, response: len(response) if "d" not in response else None, decode
+    )
     for got, want in zip(whole({}, rolled), single({}, rolled), strict=True):
         np.testing.assert_array_equal(got, want)
 
@@ -122,7 +139,9 @@ def test_a_judge_of_the_whole_batch(rolled):
 def with_references(rolled):
     """Row i has the reference c, d, e, ... of i letters; what stands behind its end is no part of it."""
     reference = jnp.broadcast_to(jnp.arange(2, 9, dtype=jnp.int32), (8, 7))
-    return rolled.replace(extra={"reference": reference, "reference_length": jnp.arange(8, dtype=jnp.int32)})
+    return rolled.replace(
+        extra={"reference": reference, "reference_length": jnp.arange(8, dtype=jnp.int32)}
+    )
 
 
 def test_references_arrive_as_text(rolled):
@@ -136,13 +155,22 @@ def test_references_arrive_as_text(rolled):
     assert {reference for _, reference in seen} == {"cdefghi"[:i] for i in range(8)}
     np.testing.assert_array_equal(scores, np.arange(8) - np.asarray(rolled.mask.sum(1)))
     assert valid.all()
-    whole = on_host(lambda p, r, w: [len(b) - len(a) for a, b in zip(r, w, strict=True)], decode, batched=True, references=True)
+    whole = on_host(
+        lambda p, r, w: [len(b) - len(a) for a, b in zip(r, w, strict=True)],
+        decode,
+        batched=True,
+        references=True,
+    )
     np.testing.assert_array_equal(whole({}, with_references(rolled))[0], scores)
 
 
 def test_a_judge_that_fails_on_a_reference(rolled, caplog):
     """The rows whose reference has an h alone: 6 and 7."""
-    hosted = on_host(lambda prompt, response, reference: raises() if "h" in reference else 2, decode, references=True)
+    hosted = on_host(
+        lambda prompt, response, reference: raises() if "h" in reference else 2,
+        decode,
+        references=True,
+    )
     with caplog.at_level(logging.WARNING, logger="jaxppo.rewards.host"):
         scores, valid = jax.device_get(jax.jit(hosted)({}, with_references(rolled)))
     assert scores.tolist() == [2.0] * 6 + [0.0] * 2 and valid.tolist() == [True] * 6 + [False] * 2

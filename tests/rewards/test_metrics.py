@@ -76,17 +76,23 @@ def test_common_ngrams_are_clipped():
 
 
 def test_common_subsequence_by_hand():
-    assert metrics.common_subsequence(text([1, 2, 3, 4, 1]), text([3, 4, 1, 2, 1])).tolist() == [3]  # 3 4 1
+    assert metrics.common_subsequence(text([1, 2, 3, 4, 1]), text([3, 4, 1, 2, 1])).tolist() == [
+        3
+    ]  # 3 4 1
 
 
 def test_bleu_by_hand():
     """1 2 3 against 1 2 4 5: precisions 2/3, 1/2, and no trigram: (1/2) / 1; brevity exp(1 − 4/3)."""
     want = (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3) * np.exp(1 - 4 / 3)
-    assert float(metrics.bleu(text([1, 2, 3]), text([1, 2, 4, 5]))[0]) == pytest.approx(want, rel=1e-6)
+    assert float(metrics.bleu(text([1, 2, 3]), text([1, 2, 4, 5]))[0]) == pytest.approx(
+        want, rel=1e-6
+    )
 
 
 def test_bleu_is_sacrebleus():
-    bleu = pytest.importorskip("sacrebleu.metrics").BLEU(tokenize="none", effective_order=True, smooth_method="exp")
+    bleu = pytest.importorskip("sacrebleu.metrics").BLEU(
+        tokenize="none", effective_order=True, smooth_method="exp"
+    )
     want = theirs(lambda found, wanted: bleu.sentence_score(found, [wanted]).score / 100)
     np.testing.assert_allclose(ours(metrics.bleu), want, atol=1e-6)
 
@@ -103,12 +109,18 @@ def test_rouge_is_rouge_scores(name):
     metric = {
         "rouge1": metrics.rouge, "rouge2": lambda a, b: metrics.rouge(a, b, n=2), "rougeL": metrics.rouge_l,
     }[name]  # fmt: skip
-    np.testing.assert_allclose(ours(metric), theirs(lambda found, wanted: theirs_.score(wanted, found)[name].fmeasure), atol=1e-6)
+    np.testing.assert_allclose(
+        ours(metric),
+        theirs(lambda found, wanted: theirs_.score(wanted, found)[name].fmeasure),
+        atol=1e-6,
+    )
 
 
 def test_the_error_rate_is_jiwers():
     jiwer = pytest.importorskip("jiwer")
-    np.testing.assert_allclose(ours(metrics.error_rate), theirs(lambda found, wanted: jiwer.wer(wanted, found)), atol=1e-6)
+    np.testing.assert_allclose(
+        ours(metrics.error_rate), theirs(lambda found, wanted: jiwer.wer(wanted, found)), atol=1e-6
+    )
 
 
 def test_entities_are_seqevals():
@@ -120,13 +132,21 @@ def test_entities_are_seqevals():
     lengths = rng.integers(0, WIDTH + 1, 1000)
     found, wanted = ([rng.integers(0, 5, n).tolist() for n in lengths] for _ in range(2))
     for i in range(200):  # nearly alike, as a tagger's are
-        found[i] = [tag if rng.random() < 0.8 else other for tag, other in zip(wanted[i], found[i], strict=True)]
+        found[i] = [
+            tag if rng.random() < 0.8 else other
+            for tag, other in zip(wanted[i], found[i], strict=True)
+        ]
     table = metrics.tag_table(names)
-    hits, have, want = (np.asarray(x) for x in metrics.entity_counts(text(*found), text(*wanted), table))
+    hits, have, want = (
+        np.asarray(x) for x in metrics.entity_counts(text(*found), text(*wanted), table)
+    )
     spell = lambda row: [names[i] for i in row]
     for i in range(1000):
         one, other = set(get_entities(spell(found[i]))), set(get_entities(spell(wanted[i])))
-        assert (hits[i], have[i], want[i]) == (len(one & other), len(one), len(other)), (spell(found[i]), spell(wanted[i]))
+        assert (hits[i], have[i], want[i]) == (len(one & other), len(one), len(other)), (
+            spell(found[i]),
+            spell(wanted[i]),
+        )
     whole = seqeval.f1_score([spell(row) for row in wanted], [spell(row) for row in found])
     assert 2 * hits.sum() / (have.sum() + want.sum()) == pytest.approx(whole, abs=1e-6)
     alone = metrics.entity_f1(table)(text([1, 2, 0, 3]), text([1, 2, 0, 1]))
@@ -141,9 +161,19 @@ def test_answers():
 
 
 def test_answers_are_scored_as_on_the_host():
-    plain = [tuple(" ".join(f"w{i}" for i in row) for row in pair) for pair in zip(FOUND, WANTED, strict=True)]
-    for metric, score in ((metrics.token_f1, strings.answer_f1), (metrics.exact_match, strings.exact_match)):
-        np.testing.assert_allclose(jax.jit(metric)(text(*FOUND), text(*WANTED)), [score(*pair) for pair in plain], atol=1e-6)
+    plain = [
+        tuple(" ".join(f"w{i}" for i in row) for row in pair)
+        for pair in zip(FOUND, WANTED, strict=True)
+    ]
+    for metric, score in (
+        (metrics.token_f1, strings.answer_f1),
+        (metrics.exact_match, strings.exact_match),
+    ):
+        np.testing.assert_allclose(
+            jax.jit(metric)(text(*FOUND), text(*WANTED)),
+            [score(*pair) for pair in plain],
+            atol=1e-6,
+        )
 
 
 def test_as_a_reward():
@@ -153,7 +183,9 @@ def test_as_a_reward():
     mask = jnp.array([[1.0, 1, 1, 0], [1, 1, 1, 1]])
     zeros = jnp.zeros((2, 4))
     extra = {"reference": jnp.array([[1, 2, 8], [1, 2, 3]]), "reference_length": jnp.array([2, 3])}
-    rolled = Rollout(tokens, tokens > 0, mask, jnp.array([True, False]), zeros, zeros, zeros, zeros, extra)
+    rolled = Rollout(
+        tokens, tokens > 0, mask, jnp.array([True, False]), zeros, zeros, zeros, zeros, extra
+    )
     scores, valid = metrics.reward(metrics.exact_match, eos=eos)({}, rolled)
     assert scores.tolist() == [1.0, 0.0] and valid.all()
     scores, _ = metrics.reward(metrics.rouge_l, eos=eos)({}, rolled)

@@ -16,8 +16,8 @@ import toys
 from broken_judge import judge as broken
 from judges import judge
 
-from jaxppo.config import UserError
-from jaxppo.rewards import on_host
+from jaxppo.errors import UserError
+from jaxppo.rewards.host import on_host
 from jaxppo.rewards.pool import RewardPool
 
 
@@ -53,7 +53,9 @@ def test_a_fault_costs_one_row(pool, fault, words, caplog, capfd):
     with caplog.at_level(logging.WARNING):
         scores = pool(["p"] * 5, ["a", "bb", fault, "cc", "d"])
     assert math.isnan(scores[2]) and [scores[i] for i in (0, 1, 3, 4)] == [2, 3, 3, 2]
-    assert [record.getMessage().startswith("the reward of row 2 failed: ") for record in caplog.records] == [True]
+    assert [
+        record.getMessage().startswith("the reward of row 2 failed: ") for record in caplog.records
+    ] == [True]
     assert re.search(words + ".*; the row is left out", caplog.records[0].getMessage())
     caplog.clear()
     assert pool(["p"], ["a"]) == [2.0]  # and the pool goes on
@@ -87,7 +89,9 @@ def test_a_judge_that_cannot_be_imported_is_refused():
     with pytest.raises(UserError, match="is not a function of a module"):
         RewardPool(lambda prompt, response: 0.0)
     pool, before = RewardPool(broken, workers=2), len(multiprocessing.active_children())
-    with pytest.raises(UserError, match=r"could not import the judge broken_judge.judge \(exit code 1\)"):
+    with pytest.raises(
+        UserError, match=r"could not import the judge broken_judge.judge \(exit code 1\)"
+    ):
         pool(["p"], ["r"])
     assert len(multiprocessing.active_children()) == before
 
@@ -100,13 +104,18 @@ def test_nothing_is_left_when_it_is_forgotten():
     mine = {worker.process.pid for worker in pool.workers}
     del pool
     gc.collect()
-    assert not mine & {process.pid for process in multiprocessing.active_children()} and mine <= before
+    assert (
+        not mine & {process.pid for process in multiprocessing.active_children()} and mine <= before
+    )
 
 
 def test_a_program_that_ends_leaves_nothing():
     """Without a close, and with a worker in an endless loop."""
-    code = "from judges import judge\nfrom jaxppo.rewards.pool import RewardPool\nif __name__ == '__main__':\n" + (
-        "    pool = RewardPool(judge, workers=1, seconds=.5)\n    print(int(pool(['p'], ['pid'])[0]), flush=True)\n"
+    code = (
+        "from judges import judge\nfrom jaxppo.rewards.pool import RewardPool\nif __name__ == '__main__':\n"
+        + (
+            "    pool = RewardPool(judge, workers=1, seconds=.5)\n    print(int(pool(['p'], ['pid'])[0]), flush=True)\n"
+        )
     )
     script = Path(__file__).parent / "judges.py"
     done = subprocess.run(

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import toys
 
-from jaxppo.rewards import count_token
+from jaxppo.rewards.in_program import count_token
 from jaxppo.types import Rollout
 
 
@@ -11,7 +11,9 @@ def test_count_token():
     tokens = jnp.array([[3, 3, 3, 5, 3], [3, 5, 5, 5, 5], [0, 3, 3, 1, 3]])
     mask = jnp.array([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
     zeros = jnp.zeros((3, 3))
-    scores, valid = count_token(3)({}, Rollout(tokens, tokens > 0, mask, mask[:, 0] > 0, zeros, zeros, zeros, zeros))
+    scores, valid = count_token(3)(
+        {}, Rollout(tokens, tokens > 0, mask, mask[:, 0] > 0, zeros, zeros, zeros, zeros)
+    )
     assert scores.tolist() == [2.0, 0.0, 1.0]
     assert scores.dtype == jnp.float32 and valid.dtype == bool
     assert valid.all()

@@ -6,7 +6,8 @@ import toys
 
 from jaxppo import kl, masked
 from jaxppo.config import Config
-from jaxppo.rewards import penalise_missing_eos, shaping, token_rewards
+from jaxppo.rewards import shaping
+from jaxppo.rewards.shaping import penalise_missing_eos, token_rewards
 from jaxppo.types import Rollout
 
 MASK = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
@@ -46,15 +47,20 @@ def test_the_temperature_only_log_probs_are_compared():
     """`logprobs` (of all processors) may be anything."""
     other = ROLLOUT.replace(logprobs=jnp.full((3, 3), jnp.nan))
     np.testing.assert_array_equal(
-        token_rewards(jnp.ones(3), other, kl_coef=0.5, kl=kl.k1), token_rewards(jnp.ones(3), ROLLOUT, kl_coef=0.5, kl=kl.k1)
+        token_rewards(jnp.ones(3), other, kl_coef=0.5, kl=kl.k1),
+        token_rewards(jnp.ones(3), ROLLOUT, kl_coef=0.5, kl=kl.k1),
     )
 
 
 def test_infinite_padding_changes_nothing():
     off = MASK == 0
-    other = rollout(jnp.where(off, jnp.nan, ROLLOUT.raw_logprobs), jnp.where(off, -jnp.inf, ROLLOUT.ref_logprobs))
+    other = rollout(
+        jnp.where(off, jnp.nan, ROLLOUT.raw_logprobs),
+        jnp.where(off, -jnp.inf, ROLLOUT.ref_logprobs),
+    )
     np.testing.assert_array_equal(
-        token_rewards(jnp.ones(3), other, kl_coef=0.5, kl=kl.k3), token_rewards(jnp.ones(3), ROLLOUT, kl_coef=0.5, kl=kl.k3)
+        token_rewards(jnp.ones(3), other, kl_coef=0.5, kl=kl.k3),
+        token_rewards(jnp.ones(3), ROLLOUT, kl_coef=0.5, kl=kl.k3),
     )
 
 
@@ -69,7 +75,11 @@ def test_rewards_are_float32_from_birth():
 def test_a_missing_end_is_known_from_finished(token, strict):
     """Row 0 finished; rows 1 and 2 did not, whatever their tokens are."""
     same = rollout(ROLLOUT.raw_logprobs, ROLLOUT.ref_logprobs, jnp.full((3, 4), token))
-    assert penalise_missing_eos(jnp.array([1.0, 1.0, 1.0]), same, penalty=0.75).tolist() == [1.0, 0.25, 0.25]
+    assert penalise_missing_eos(jnp.array([1.0, 1.0, 1.0]), same, penalty=0.75).tolist() == [
+        1.0,
+        0.25,
+        0.25,
+    ]
 
 
 # The shaping of scores
@@ -79,7 +89,9 @@ VALID = jnp.array([True, True, False])
 
 def shaped(scores, statistics=None, **settings):
     start = shaping.init_statistics() if statistics is None else statistics
-    return shaping.shape(jnp.asarray(scores), ROLLOUT, valid=VALID, statistics=start, config=Config(**settings))
+    return shaping.shape(
+        jnp.asarray(scores), ROLLOUT, valid=VALID, statistics=start, config=Config(**settings)
+    )
 
 
 def test_without_settings_scores_stay():
@@ -114,7 +126,9 @@ def by_task(scores, tasks, valid, **settings):
     start = shaping.init_statistics()
 
     def one(rows, scores, valid, axis_name=None):
-        return shaping.shape(scores, rows, valid=valid, statistics=start, config=settings, axis_name=axis_name)[0]
+        return shaping.shape(
+            scores, rows, valid=valid, statistics=start, config=settings, axis_name=axis_name
+        )[0]
 
     scores, valid = jnp.asarray(scores), jnp.asarray(valid)
     whole = one(rows, scores, valid)
@@ -132,7 +146,9 @@ def test_whitening_within_tasks():
     far = 20 / (800 / 3) ** 0.5
     np.testing.assert_allclose(out, [-1.0, 1.0, -far, 0.0, far, 0.0], atol=1e-6)
     # ddof 1: variances 2 and 400; without the shift the means stay: 2 ± 1 / √2, 30 ± 1
-    out = by_task([1.0, 3.0, 10.0, 30.0, 50.0, 99.0], tasks, valid, whiten_ddof=1, whiten_shift=False)
+    out = by_task(
+        [1.0, 3.0, 10.0, 30.0, 50.0, 99.0], tasks, valid, whiten_ddof=1, whiten_shift=False
+    )
     np.testing.assert_allclose(out, [2 - 0.5**0.5, 2 + 0.5**0.5, 29.0, 30.0, 31.0, 0.0], rtol=1e-5)
 
 
@@ -141,7 +157,9 @@ def test_columns_within_tasks():
     scores = [[0.0, 2.0], [0.0, 2.0], [5.0, 5.0], [5.0, 9.0], [7.0, 7.0], [7.0, 7.0]]
     out = by_task(scores, [0, 0, 1, 1, 0, 1], [True, True, True, True, False, False])
     low, high = -1 / 3**0.5, 3 / 3**0.5
-    np.testing.assert_allclose(out, [[-1, 1], [-1, 1], [low, low], [low, high], [0, 0], [0, 0]], atol=1e-6)
+    np.testing.assert_allclose(
+        out, [[-1, 1], [-1, 1], [low, low], [low, high], [0, 0], [0, 0]], atol=1e-6
+    )
 
 
 def test_overlong_penalty():
@@ -157,9 +175,15 @@ def test_columns_share_a_penalty():
 
 def test_normalisation_to_the_reference():
     """Scores 1, 3 of the reference have mean 2 and deviation 1; with mean .5 and deviation 2: gain 2, bias −3.5."""
-    statistics = shaping.normalise_to_reference(shaping.init_statistics(), jnp.array([1.0, 3.0, jnp.nan]), mean=0.5, std=2.0)
+    statistics = shaping.normalise_to_reference(
+        shaping.init_statistics(), jnp.array([1.0, 3.0, jnp.nan]), mean=0.5, std=2.0
+    )
     assert (float(statistics["gain"]), float(statistics["bias"])) == (2.0, -3.5)
-    assert shaped([1.0, 3.0, 0.0], statistics)[0].tolist() == [-1.5, 2.5, 0.0]  # mean .5, deviation 2
+    assert shaped([1.0, 3.0, 0.0], statistics)[0].tolist() == [
+        -1.5,
+        2.5,
+        0.0,
+    ]  # mean .5, deviation 2
     assert float(shaping.normalise_to_reference(statistics, jnp.ones(3))["gain"]) == 1.0
 
 
@@ -168,27 +192,41 @@ def test_scores_that_are_all_alike_stay():
     for value in (-1.0, 0.1):
         rows = jnp.full(63, value)
         statistics = shaping.normalise_to_reference(shaping.init_statistics(), rows)
-        assert (float(statistics["gain"]), float(statistics["bias"])) == (1.0, pytest.approx(-value))
+        assert (float(statistics["gain"]), float(statistics["bias"])) == (
+            1.0,
+            pytest.approx(-value),
+        )
         out, statistics = shaped([value, value, 9.0], reward_norm="running")
         again, _ = shaped([value, value, 9.0], statistics, reward_norm="running")
         np.testing.assert_allclose([out, again], [[value, value, 0.0]] * 2)
 
 
-@pytest.mark.parametrize(("norm", "want"), [("none", 1.0), ("running", 1.0 / 2**0.5), ("batch", 1.0), ("task", 1.0)])
+@pytest.mark.parametrize(
+    ("norm", "want"), [("none", 1.0), ("running", 1.0 / 2**0.5), ("batch", 1.0), ("task", 1.0)]
+)
 def test_other_responses_are_put_on_the_same_scale(norm, want):
     """Scores 1 and 3: deviation 1 (√2 with ddof 1, of the running moments). Others that are one higher are one unit higher, which
     a scale of their own would not say; and the statistics are those of the first alone."""
-    config, rows = Config(reward_norm=norm), ROLLOUT.replace(extra={"task": jnp.zeros(3, jnp.int32)})
+    config, rows = (
+        Config(reward_norm=norm),
+        ROLLOUT.replace(extra={"task": jnp.zeros(3, jnp.int32)}),
+    )
     scores, start = jnp.array([1.0, 3.0, 9.0]), shaping.init_statistics()
     shape, statistics = shaping.shaper(scores, rows, valid=VALID, statistics=start, config=config)
-    np.testing.assert_allclose(shape(scores + 1, rows, VALID) - shape(scores, rows, VALID), [want, want, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        shape(scores + 1, rows, VALID) - shape(scores, rows, VALID), [want, want, 0.0], rtol=1e-6
+    )
     assert float(statistics["reward"].count) == (2 if norm == "running" else 0)
 
 
 def test_a_score_for_what_has_no_end():
     """Row 0 finished, row 1 did not: −1 in the place of 5; shared by columns."""
     assert shaped([5.0, 5.0, 5.0], missing_eos_score=-1.0)[0].tolist() == [5.0, -1.0, 0.0]
-    assert shaped([[5.0, 1.0]] * 3, missing_eos_score=-1.0)[0].tolist() == [[5.0, 1.0], [-0.5, -0.5], [0.0, 0.0]]
+    assert shaped([[5.0, 1.0]] * 3, missing_eos_score=-1.0)[0].tolist() == [
+        [5.0, 1.0],
+        [-0.5, -0.5],
+        [0.0, 0.0],
+    ]
 
 
 def test_columns_share_the_bias_of_the_reference():

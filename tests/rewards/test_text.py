@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo.config import UserError
-from jaxppo.rewards import on_host, text
+from jaxppo.errors import UserError
+from jaxppo.rewards import text
+from jaxppo.rewards.host import on_host
 
 
 def test_vader():
@@ -67,8 +68,12 @@ def test_bleu_and_chrf_are_sacrebleus():
     sacrebleu = pytest.importorskip("sacrebleu")
     bleu, chrf = text.sentence_bleu(), text.chrf()
     for response, reference in PAIRS:
-        assert bleu(response, reference) == sacrebleu.sentence_bleu(response, [reference]).score / 100
-        assert chrf(response, reference) == sacrebleu.sentence_chrf(response, [reference]).score / 100
+        assert (
+            bleu(response, reference) == sacrebleu.sentence_bleu(response, [reference]).score / 100
+        )
+        assert (
+            chrf(response, reference) == sacrebleu.sentence_chrf(response, [reference]).score / 100
+        )
     assert bleu("a b c d e", "a b c d e") == pytest.approx(1.0)
     # longer than its reference: the other way around there is a penalty for brevity
     assert bleu("a b c d e f", "a b c d") == pytest.approx((4 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
@@ -106,7 +111,9 @@ def test_without_a_library_one_line_tells_what_to_install(monkeypatch, name):
     for module in [module for module in sys.modules if module.startswith(f"{name}.")]:
         monkeypatch.setitem(sys.modules, module, None)
     for make in LIBRARIES[name]:
-        with pytest.raises(UserError, match=rf'^{name} is not installed; pip install -e "\.\[tasks\]"$'):
+        with pytest.raises(
+            UserError, match=rf'^{name} is not installed; pip install -e "\.\[tasks\]"$'
+        ):
             make()
 
 
@@ -114,9 +121,14 @@ def test_answers():
     assert text.normalised(" An  apple, (the) other's: THE END ") == "apple others end"
     assert text.exact_match("the Eiffel Tower.", "Eiffel tower") == 1.0
     assert text.exact_match("Eiffel", "Eiffel tower") == 0.0
-    assert text.answer_f1("Eiffel", "the Eiffel tower") == pytest.approx(2 / 3)  # one word of one and of two
+    assert text.answer_f1("Eiffel", "the Eiffel tower") == pytest.approx(
+        2 / 3
+    )  # one word of one and of two
     assert text.answer_f1("no no no", "no no") == pytest.approx(0.8)  # two of three and of two
-    assert [text.answer_f1(*pair) for pair in (("", ""), ("the", "a"), ("", "x"), ("x", "."), ("x", "y"))] == [1, 1, 0, 0, 0]
+    assert [
+        text.answer_f1(*pair)
+        for pair in (("", ""), ("the", "a"), ("", "x"), ("x", "."), ("x", "y"))
+    ] == [1, 1, 0, 0, 0]
 
 
 def test_repeated():
@@ -128,8 +140,13 @@ def test_repeated():
 def test_as_rewards_on_the_host(llama):
     """The response against its reference, not the other way around, and not the prompt."""
     rolled = toys.roll(llama, toys.prompts())
-    extra = {"reference": jnp.full((8, 2), 3, jnp.int32), "reference_length": jnp.arange(8, dtype=jnp.int32) % 3}
-    judge = text.against(lambda response, reference: len(response.split()) - 10 * len(reference.split()))
+    extra = {
+        "reference": jnp.full((8, 2), 3, jnp.int32),
+        "reference_length": jnp.arange(8, dtype=jnp.int32) % 3,
+    }
+    judge = text.against(
+        lambda response, reference: len(response.split()) - 10 * len(reference.split())
+    )
     decode = lambda rows: [" ".join(map(str, row)) for row in rows]
     scores, valid = on_host(judge, decode, references=True)({}, rolled.replace(extra=extra))
     np.testing.assert_array_equal(scores, np.asarray(rolled.mask.sum(1)) - 10 * (np.arange(8) % 3))

@@ -18,15 +18,33 @@ class Cloud:
     """A fake gcloud, a clock that `sleep` alone moves, and tpu.py run in this process."""
 
     def __init__(self, folder: Path):
-        self.folder, self.now, self.slept, self.asked, self.answers = folder, 1_000_000.0, [], [], []
+        self.folder, self.now, self.slept, self.asked, self.answers = (
+            folder,
+            1_000_000.0,
+            [],
+            [],
+            [],
+        )
         self.cache = folder.parent / "cache" / "jaxppo" / "tpu" / "my-run"
         self.play()
 
     def play(
-        self, *lives: list[str], there: bool = False, hosts: int = 1, type: str = "v6e-8", born: str = "", **errors: list[str]
+        self,
+        *lives: list[str],
+        there: bool = False,
+        hosts: int = 1,
+        type: str = "v6e-8",
+        born: str = "",
+        **errors: list[str],
     ) -> None:
         """What happens to each slice that is created, one after the other; `there`: the first one is there already."""
-        world = {"lives": lives, "life": 0 if there else -1, "made": int(there), "step": -1, "hosts": hosts}
+        world = {
+            "lives": lives,
+            "life": 0 if there else -1,
+            "made": int(there),
+            "step": -1,
+            "hosts": hosts,
+        }
         world |= {"type": type, "born": born, "errors": errors, "started": False, "ended": []}
         (self.folder / "world.json").write_text(json.dumps(world))
         (self.folder / "calls.jsonl").write_text("")
@@ -44,7 +62,9 @@ class Cloud:
 
         cut = args.index("--") if "--" in args else len(args)
         given = [verb, "my-run", *ZONE, *args[:cut], *args[cut:]]
-        return tpu.main(given, sleep=self.sleep, clock=lambda: self.now, ask=self.ask if person else None)
+        return tpu.main(
+            given, sleep=self.sleep, clock=lambda: self.now, ask=self.ask if person else None
+        )
 
     @property
     def calls(self) -> list[list[str]]:
@@ -58,7 +78,12 @@ class Cloud:
     @property
     def started(self) -> list[str]:
         """The job's commands that the hosts were given."""
-        commands = [word for call in self.calls for word in call if word.startswith("--command=") and "job.sh start" in word]
+        commands = [
+            word
+            for call in self.calls
+            for word in call
+            if word.startswith("--command=") and "job.sh start" in word
+        ]
         return [command.split(" -- ", 1)[1] for command in commands]
 
 
@@ -99,6 +124,11 @@ def cloud(cloud_on_path, monkeypatch) -> Cloud:
         return subprocess.CompletedProcess(argv, *fake_gcloud.play(cloud_on_path.folder, argv[1:]))
 
     monkeypatch.setattr(hosts, "pack", lambda archive: None)
-    names = {"CompletedProcess": subprocess.CompletedProcess, "TimeoutExpired": subprocess.TimeoutExpired}
-    monkeypatch.setattr(slices, "subprocess", SimpleNamespace(run=run, PIPE=None, DEVNULL=None, **names))
+    names = {
+        "CompletedProcess": subprocess.CompletedProcess,
+        "TimeoutExpired": subprocess.TimeoutExpired,
+    }
+    monkeypatch.setattr(
+        slices, "subprocess", SimpleNamespace(run=run, PIPE=None, DEVNULL=None, **names)
+    )
     return cloud_on_path

@@ -54,9 +54,14 @@ def step_of(world: dict, *, on: bool = False) -> str:
 
 def of_many(world: dict, kind: str, complaint: str) -> str:
     """What gcloud prints when a command fails on the last host."""
-    lines = [f"Using {kind.lower()} batch size of 1. Attempting to {kind} into 1 nodes with a total of {world['hosts']} workers."]
+    lines = [
+        f"Using {kind.lower()} batch size of 1. Attempting to {kind} into 1 nodes with a total of {world['hosts']} workers."
+    ]
     lines += [f"{kind}: Attempting to connect to worker {i}..." for i in range(world["hosts"])]
-    lines += [complaint, f"##### Command execution on worker {world['hosts'] - 1} failed with exit status 1. Continuing."]
+    lines += [
+        complaint,
+        f"##### Command execution on worker {world['hosts'] - 1} failed with exit status 1. Continuing.",
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -84,7 +89,9 @@ def describe(world: dict, group: str) -> tuple[int, str, str]:
         return 0, json.dumps({"state": state, "tpu": {"nodeSpec": [node]}}), ""
     if step == "half":
         return 1, "", MISSING
-    state = {"preempted": "PREEMPTED", "repairing": "REPAIRING", "leaving": "DELETING"}.get(step, "READY")
+    state = {"preempted": "PREEMPTED", "repairing": "REPAIRING", "leaving": "DELETING"}.get(
+        step, "READY"
+    )
     return 0, json.dumps({"state": state, "createTime": world["born"]}), ""
 
 
@@ -102,7 +109,14 @@ def ssh(world: dict, words: list[str]) -> tuple[int, str, str]:
         lines = [f"jaxppo-host {host} {text}\n" for host, text in zip(hosts, jobs(world, step))]
         return 0, "".join(reversed(lines)), ""
     if "job.sh log" in command:
-        return 0, "".join(f"{host}: the last words\n" if " named" in command else "the last words\n" for host in hosts), ""
+        return (
+            0,
+            "".join(
+                f"{host}: the last words\n" if " named" in command else "the last words\n"
+                for host in hosts
+            ),
+            "",
+        )
     return 0, "", ""
 
 
@@ -111,7 +125,11 @@ def delete(world: dict) -> tuple[int, str, str]:
     if step in ("PROVISIONING", "SUSPENDING", "DELETING"):
         world["step"] = max(world["step"], 0) + 1
         refusal = f"FAILED_PRECONDITION: DeleteQueuedResource is not supported when state is {step}"
-        return 1, "", f"ERROR: (gcloud.compute.tpus.queued-resources.delete) {refusal} (must be one of [ACCEPTED SUSPENDED])"
+        return (
+            1,
+            "",
+            f"ERROR: (gcloud.compute.tpus.queued-resources.delete) {refusal} (must be one of [ACCEPTED SUSPENDED])",
+        )
     world |= {"life": -1, "started": False}
     return (1, "", MISSING) if step == "deleted" else (0, "", "")
 
@@ -121,7 +139,10 @@ def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
     group, verb = (words[2], words[3]) if words[0] == "compute" else ("storage", "storage")
     if verb == "ssh":  # by what the host is to do
         command = next(word for word in words if word.startswith("--command="))
-        name = next((name for name in ("start", "stop", "status", "log") if f"job.sh {name}" in command), "setup")
+        name = next(
+            (name for name in ("start", "stop", "status", "log") if f"job.sh {name}" in command),
+            "setup",
+        )
     else:
         name = verb
     if world["errors"].get(name):
@@ -136,7 +157,13 @@ def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
     if verb == "create":
         made = world.get("made", 0)
         kind = next(word for word in words if word.startswith("--accelerator-type="))
-        world |= {"made": made + 1, "life": made, "step": -1, "started": False, "type": kind.split("=")[1]}
+        world |= {
+            "made": made + 1,
+            "life": made,
+            "step": -1,
+            "started": False,
+            "type": kind.split("=")[1],
+        }
     elif verb == "delete":
         return delete(world)
     elif verb == "describe":

@@ -7,9 +7,32 @@ import basics
 import pytest
 from fake_gcloud import ADVICE
 
-POD = ["--type", "v6e-16", "--spot", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
-ONE = ["--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
-MADE = ["create", "scp", "setup", "stop", "start"]  # a slice made, set up, and the run started on it
+POD = [
+    "--type",
+    "v6e-16",
+    "--spot",
+    "--no-plan",
+    "--",
+    "experiments/sentiment.py",
+    "--runs",
+    "gs://my-bucket/runs",
+]
+ONE = [
+    "--type",
+    "v6e-8",
+    "--no-plan",
+    "--",
+    "experiments/sentiment.py",
+    "--runs",
+    "gs://my-bucket/runs",
+]
+MADE = [
+    "create",
+    "scp",
+    "setup",
+    "stop",
+    "start",
+]  # a slice made, set up, and the run started on it
 
 
 def test_three_preemptions_to_a_finished_run_and_no_slice(cloud, capsys):
@@ -23,7 +46,9 @@ def test_three_preemptions_to_a_finished_run_and_no_slice(cloud, capsys):
     assert cloud.run("babysit", *POD) == 0
     assert cloud.story == [*MADE, "delete", *MADE, "delete", *MADE, "delete", *MADE, "delete"]
     # The run has one name, so that job.sh finds what is there and adds --resume.
-    command = "experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices 16"
+    command = (
+        "experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices 16"
+    )
     command += " --distributed on --connect-timeout 1800"
     assert cloud.started == [f"python {command}"] * 4
     said = capsys.readouterr().out
@@ -31,7 +56,11 @@ def test_three_preemptions_to_a_finished_run_and_no_slice(cloud, capsys):
 
 
 def test_a_slice_taken_away_while_it_is_set_up_is_made_anew(cloud):
-    cloud.play(["active", "SUSPENDED"], ["active", "exit 0"], setup=["Connection closed by remote host", *["[255]"] * 5])
+    cloud.play(
+        ["active", "SUSPENDED"],
+        ["active", "exit 0"],
+        setup=["Connection closed by remote host", *["[255]"] * 5],
+    )
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == ["create", "scp", *["setup"] * 6, "delete", *MADE, "delete"]
 
@@ -41,7 +70,9 @@ def test_the_cost_guard_stops_the_run_and_deletes_the_slice(cloud, capsys):
     begun = cloud.now
     assert cloud.run("babysit", "--max-hours", "0.1", *ONE) == 75
     assert cloud.story == [*MADE, "stop", "delete"]
-    assert cloud.now - begun == pytest.approx(10 + 360)  # ten seconds in the queue cost nothing; then 0.1 h
+    assert cloud.now - begun == pytest.approx(
+        10 + 360
+    )  # ten seconds in the queue cost nothing; then 0.1 h
     assert "0.1 paid hours are over" in capsys.readouterr().out
 
 
@@ -75,7 +106,10 @@ def test_76_and_2_are_not_started_again(cloud, capsys, code, reason):
     cloud.play(["active", "active", f"exit {code}"])
     assert cloud.run("babysit", *ONE) == code
     assert cloud.story == [*MADE, "log", "delete"]
-    assert capsys.readouterr().err == f"error: my-run: {reason} (exit code {code}); its last lines are in my-run.log\n"
+    assert (
+        capsys.readouterr().err
+        == f"error: my-run: {reason} (exit code {code}); its last lines are in my-run.log\n"
+    )
     with open("my-run.log") as log:
         assert log.read() == "t1v-n-0123abcd-w-0: the last words\n"
 
@@ -126,7 +160,10 @@ def test_a_slice_that_fails_three_times_is_given_up(cloud, capsys):
     assert cloud.story == ["create", "delete"] * 3
     assert cloud.slept == [60, 10, 300]  # after the first, in the queue, after the second
     said = capsys.readouterr().err
-    assert "did not become active 3 times in a row (no capacity)" in said and "python3 tpu/tpu.py delete my-run" in said
+    assert (
+        "did not become active 3 times in a row (no capacity)" in said
+        and "python3 tpu/tpu.py delete my-run" in said
+    )
 
 
 def test_a_quota_that_frees_up_is_waited_for_with_growing_pauses(cloud):
@@ -159,13 +196,26 @@ def test_an_outage_while_it_is_asked_for_is_outlasted_and_no_failure(cloud, caps
     cloud.play(["FAILED"], ["active", "exit 0"], create=["503 UNAVAILABLE"] * 20)
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*["create"] * 21, "delete", *MADE, "delete"]
-    request = [10, 20, 40, 80, 120, 120]  # within one command of gcloud, and then between two of ours
+    request = [
+        10,
+        20,
+        40,
+        80,
+        120,
+        120,
+    ]  # within one command of gcloud, and then between two of ours
     assert cloud.slept == [*request * 3, 10, 20, 60]  # the last one is after the slice that FAILED
-    assert "cannot create my-run (v6e-8): 503 UNAVAILABLE; asking again in 120 s" in capsys.readouterr().err
+    assert (
+        "cannot create my-run (v6e-8): 503 UNAVAILABLE; asking again in 120 s"
+        in capsys.readouterr().err
+    )
 
 
 def test_an_outage_of_the_interface_is_outlasted(cloud):
-    cloud.play(["active", "active", "active", "exit 0"], describe=["", "", "", "", *["503 UNAVAILABLE"] * 8])
+    cloud.play(
+        ["active", "active", "active", "exit 0"],
+        describe=["", "", "", "", *["503 UNAVAILABLE"] * 8],
+    )
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete"]
 
@@ -174,12 +224,19 @@ LOGGED_OUT = f"""ERROR: (gcloud.compute.tpus.queued-resources.describe) There wa
 Reauthentication failed. cannot prompt during non-interactive execution.
 {ADVICE}"""
 READS = "RESOURCE_EXHAUSTED: Quota 'read requests' exceeded"
-BLIND = ["PERMISSION_DENIED: no", LOGGED_OUT, "UNAUTHENTICATED: no", "You do not currently have an active account selected."]
+BLIND = [
+    "PERMISSION_DENIED: no",
+    LOGGED_OUT,
+    "UNAUTHENTICATED: no",
+    "You do not currently have an active account selected.",
+]
 
 
 @pytest.mark.parametrize("complaint", [*BLIND, READS, "what nobody has thought of"])
 def test_what_costs_is_not_left_alone_because_it_cannot_be_seen(cloud, capsys, complaint):
-    cloud.play(["active", "active", "active", "exit 0"], describe=["", "", "", "", *[complaint] * 8])
+    cloud.play(
+        ["active", "active", "active", "exit 0"], describe=["", "", "", "", *[complaint] * 8]
+    )
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete"]
     said = capsys.readouterr().err
@@ -187,7 +244,11 @@ def test_what_costs_is_not_left_alone_because_it_cannot_be_seen(cloud, capsys, c
     assert said.count("; looking again\n") == (1 if complaint == READS else 8)
     lost = complaint in BLIND[1:]
     assert ("; log in again in another terminal: gcloud auth login; looking again" in said) == lost
-    assert complaint != LOGGED_OUT or "Reauthentication failed. cannot prompt during non-interactive execution.; log in" in said
+    assert (
+        complaint != LOGGED_OUT
+        or "Reauthentication failed. cannot prompt during non-interactive execution.; log in"
+        in said
+    )
 
 
 def test_the_cost_guard_counts_what_cannot_be_seen(cloud, capsys):
@@ -202,7 +263,10 @@ def test_without_the_right_to_look_nothing_begins(cloud, capsys, complaint):
     cloud.play(["active"], describe=[complaint])
     assert cloud.run("babysit", *ONE) == 2
     assert cloud.story == [] and cloud.slept == []
-    assert "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
+    assert (
+        "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_quota_of_looks_is_waited_for_before_there_is_anything(cloud):
@@ -224,7 +288,9 @@ def test_a_gcloud_that_is_replaced_meanwhile(cloud, monkeypatch, capsys):
 
     monkeypatch.setattr(slices.subprocess, "run", run)
     assert cloud.run("babysit", *ONE) == 0
-    assert cloud.story == [*MADE, "delete"] and capsys.readouterr().err.count("gcloud is missing") == 2
+    assert (
+        cloud.story == [*MADE, "delete"] and capsys.readouterr().err.count("gcloud is missing") == 2
+    )
 
 
 def test_a_run_that_is_going_on_is_watched(cloud):
@@ -244,20 +310,35 @@ def test_a_slice_of_another_type_is_refused(cloud, capsys):
 
 def test_a_run_on_the_slice_s_own_disk_is_brought_home_before_deletion(cloud):
     cloud.play(["active", "exit 0"])
-    assert cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    assert (
+        cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    )
     assert cloud.story == [*MADE, "scp", "delete"]
     copy = [call for call in cloud.calls if call[4] == "scp"][-1]
-    assert copy[5:] == ["--worker=0", "--recurse", "my-run:jaxppo/runs/my-run", "runs/", "--zone=us-east5-b", "--quiet"]
+    assert copy[5:] == [
+        "--worker=0",
+        "--recurse",
+        "my-run:jaxppo/runs/my-run",
+        "runs/",
+        "--zone=us-east5-b",
+        "--quiet",
+    ]
 
 
 def test_what_cannot_be_brought_home_is_kept(cloud, capsys):
     cloud.play(["active", "exit 0"], scp=["", "Permission denied"])
-    assert cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    assert (
+        cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    )
     assert "delete" not in cloud.story
-    assert re.search("is kept and costs; delete it with: .* --zone us-east5-b", capsys.readouterr().out)
+    assert re.search(
+        "is kept and costs; delete it with: .* --zone us-east5-b", capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize(("answer", "kept"), [("n\n", True), ("\n", False), ("", False)])  # the last one: nobody was there
+@pytest.mark.parametrize(
+    ("answer", "kept"), [("n\n", True), ("\n", False), ("", False)]
+)  # the last one: nobody was there
 def test_a_person_is_offered_deletion_after_a_failure(cloud, answer, kept):
     cloud.play(["active", "exit 76"])
     cloud.answers = [answer]
@@ -269,7 +350,10 @@ def test_a_person_is_offered_deletion_after_a_failure(cloud, answer, kept):
 def test_keep(cloud, capsys):
     cloud.play(["active", "exit 0"])
     assert cloud.run("babysit", "--keep", *ONE) == 0
-    assert "delete" not in cloud.story and "is kept and costs; delete it with" in capsys.readouterr().out
+    assert (
+        "delete" not in cloud.story
+        and "is kept and costs; delete it with" in capsys.readouterr().out
+    )
 
 
 def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
@@ -281,7 +365,10 @@ def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
     cloud.sleep = interrupted
     assert cloud.run("babysit", *ONE) == 130
     assert cloud.story == MADE
-    assert "goes on, and costs; delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
+    assert (
+        "goes on, and costs; delete it with: python3 tpu/tpu.py delete my-run"
+        in capsys.readouterr().err
+    )
 
 
 def test_secrets_go_in_a_file_and_stand_in_no_command(cloud, tmp_path):
@@ -292,13 +379,31 @@ def test_secrets_go_in_a_file_and_stand_in_no_command(cloud, tmp_path):
     assert cloud.run("babysit", "--env-file", str(file), *ONE) == 0
     assert cloud.story.count("scp") == 4  # the code and the file, on each of two slices
     copies = [call[5:] for call in cloud.calls if str(file) in call]
-    assert copies == [["--worker=all", "--scp-flag=-p", str(file), "my-run:.jaxppo.env", "--zone=us-east5-b", "--quiet"]] * 2
+    assert (
+        copies
+        == [
+            [
+                "--worker=all",
+                "--scp-flag=-p",
+                str(file),
+                "my-run:.jaxppo.env",
+                "--zone=us-east5-b",
+                "--quiet",
+            ]
+        ]
+        * 2
+    )
     assert "hf_" not in str(cloud.calls)
 
 
 def test_without_a_bucket_a_spot_slice_is_warned_about(cloud, capsys):
     cloud.play(["active", "exit 0"])
-    assert cloud.run("babysit", "--spot", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
+    assert (
+        cloud.run(
+            "babysit", "--spot", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py"
+        )
+        == 0
+    )
     assert "a preemption loses the run" in capsys.readouterr().out
 
 
@@ -321,7 +426,10 @@ def test_a_disk_that_is_full_here_keeps_no_slice_there(cloud, capsys, monkeypatc
     monkeypatch.setattr(babysitting.Path, "write_text", full)
     assert cloud.run("babysit", *ONE) == 2
     assert cloud.story == [*MADE, "log", "delete"]
-    assert "its last lines could not be written to my-run.log (No space left on device)" in capsys.readouterr().err
+    assert (
+        "its last lines could not be written to my-run.log (No space left on device)"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_fault_of_ours_says_how_to_delete(cloud, capsys, monkeypatch):
@@ -329,14 +437,20 @@ def test_a_fault_of_ours_says_how_to_delete(cloud, capsys, monkeypatch):
     monkeypatch.setattr(babysitting, "prepare", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cloud.run("babysit", *ONE)
-    assert "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run" in capsys.readouterr().err
+    assert (
+        "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run"
+        in capsys.readouterr().err
+    )
 
 
 def test_one_at_a_time_on_one_machine(cloud, capsys):
     cloud.play(["active", "exit 0"], ["active", "exit 0"])
     with basics.alone("my-run"):
         assert cloud.run("babysit", *ONE) == 2
-        assert "error: another babysit of my-run is running on this machine; end that one first" in capsys.readouterr().err
+        assert (
+            "error: another babysit of my-run is running on this machine; end that one first"
+            in capsys.readouterr().err
+        )
         assert cloud.calls == []
         assert cloud.run("babysit", "--dry-run", *ONE) == 0  # it does nothing
         with basics.alone("other"):

@@ -69,8 +69,14 @@ NO_LOGIN = f"""ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not c
         (f"E: no space\n{QUOTA}", QUOTA.splitlines()[0]),
         (MANY, "E: Unable to locate package gcsfuse"),
         (COPY, "scp: jaxppo.tar.gz: No space left on device"),
-        ("a\nTraceback (most recent call last):\n  File x\n    y()\nValueError: wrong\n", "ValueError: wrong"),
-        ("SSH: Attempting to connect to worker 0...\n", "SSH: Attempting to connect to worker 0..."),
+        (
+            "a\nTraceback (most recent call last):\n  File x\n    y()\nValueError: wrong\n",
+            "ValueError: wrong",
+        ),
+        (
+            "SSH: Attempting to connect to worker 0...\n",
+            "SSH: Attempting to connect to worker 0...",
+        ),
         (" \n", "no reason given"),
         ("", "no reason given"),
     ],
@@ -111,7 +117,9 @@ def test_what_does_not_pass(text):
 
 def test_a_login_that_is_lost_is_told_from_a_network_that_is_down():
     """gcloud says of both that it cannot refresh its tokens."""
-    told = complaints.complaint("There was a problem refreshing your current auth tokens: Reauthentication failed.")
+    told = complaints.complaint(
+        "There was a problem refreshing your current auth tokens: Reauthentication failed."
+    )
     assert told.endswith("; log in again in another terminal: gcloud auth login")
     text = "There was a problem refreshing your current auth tokens: Max retries exceeded with url: /token"
     assert complaints.complaint(text) == text

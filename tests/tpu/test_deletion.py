@@ -2,7 +2,15 @@
 
 import pytest
 
-ONE = ["--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
+ONE = [
+    "--type",
+    "v6e-8",
+    "--no-plan",
+    "--",
+    "experiments/sentiment.py",
+    "--runs",
+    "gs://my-bucket/runs",
+]
 OWN_DISK = ONE[:-2]
 MADE = ["create", "scp", "setup", "stop", "start"]
 LIST = "nothing was deleted; look with: gcloud compute tpus queued-resources list --zone us-east5-b"
@@ -52,8 +60,18 @@ def test_a_machine_that_goes_before_its_resource_says_why_is_made_anew(cloud):
     [
         (True, [], [], "my-run is deleted"),
         (False, [], [], f"my-run is not in us-east5-b (gcloud's own project): {LIST}"),
-        (False, [], ["--project", "mine"], f"my-run is not in us-east5-b (project mine): {LIST} --project mine"),
-        (False, ["503 UNAVAILABLE"], [], f"my-run is not in us-east5-b (gcloud's own project): {LIST}"),
+        (
+            False,
+            [],
+            ["--project", "mine"],
+            f"my-run is not in us-east5-b (project mine): {LIST} --project mine",
+        ),
+        (
+            False,
+            ["503 UNAVAILABLE"],
+            [],
+            f"my-run is not in us-east5-b (gcloud's own project): {LIST}",
+        ),
     ],
 )
 def test_delete_says_whether_there_was_anything(cloud, capsys, there, errors, args, said):
@@ -67,7 +85,10 @@ def test_a_deletion_that_is_refused_for_now_is_tried_again(cloud, capsys):
     assert cloud.run("delete") == 0
     assert cloud.story == ["delete"] * 4 and cloud.slept == [10, 20, 40]
     said = capsys.readouterr()
-    assert said.out == "my-run is deleted\n" and said.err.count("is not supported when state is PROVISIONING") == 3
+    assert (
+        said.out == "my-run is deleted\n"
+        and said.err.count("is not supported when state is PROVISIONING") == 3
+    )
 
 
 def test_what_goes_while_its_deletion_is_refused_was_there(cloud, capsys):
@@ -78,7 +99,10 @@ def test_what_goes_while_its_deletion_is_refused_was_there(cloud, capsys):
 
 def test_babysit_deletes_what_refuses_at_first(cloud):
     cloud.play(
-        ["active", "exit 0"], delete=["FAILED_PRECONDITION: DeleteQueuedResource is not supported when state is SUSPENDING"]
+        ["active", "exit 0"],
+        delete=[
+            "FAILED_PRECONDITION: DeleteQueuedResource is not supported when state is SUSPENDING"
+        ],
     )
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete", "delete"]
@@ -91,7 +115,9 @@ def test_babysit_deletes_what_refuses_at_first(cloud):
         "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely", "what is this",
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(("life", "code"), [(["active", "exit 0"], 0), (["active"], 75)], ids=["done", "cut off"])
+@pytest.mark.parametrize(
+    ("life", "code"), [(["active", "exit 0"], 0), (["active"], 75)], ids=["done", "cut off"]
+)
 def test_deletion_goes_on_until_it_is_gone(cloud, capsys, life, code, complaint):
     """At the end of the run, and at the end of the paid hours, for an hour and more after them."""
     cloud.play(life, delete=[complaint] * 40)
@@ -100,10 +126,14 @@ def test_deletion_goes_on_until_it_is_gone(cloud, capsys, life, code, complaint)
     assert cloud.slept[-40:] == [10, 20, 40, 80, *[120] * 36]
     said = capsys.readouterr()
     assert said.err.count("my-run is not deleted yet: ") == 40
-    assert ("log in again in another terminal: gcloud auth login" in said.err) == ("Reauth" in complaint)
+    assert ("log in again in another terminal: gcloud auth login" in said.err) == (
+        "Reauth" in complaint
+    )
 
 
-@pytest.mark.parametrize("complaint", ["PERMISSION_DENIED: no", "PERMISSION_DENIED: nobody may delete my-500"])
+@pytest.mark.parametrize(
+    "complaint", ["PERMISSION_DENIED: no", "PERMISSION_DENIED: nobody may delete my-500"]
+)
 def test_a_deletion_that_fails_is_said_loudly(cloud, capsys, complaint):
     cloud.play(["active", "exit 0"], delete=[complaint] * 9)
     assert cloud.run("babysit", *ONE) == 1
@@ -122,7 +152,10 @@ def test_a_lost_login_ends_what_is_deleted_by_hand(cloud):
 def test_what_is_deleted_by_hand_ends_at_a_word_that_nobody_knows(cloud, capsys):
     cloud.play(["active"], there=True, delete=["what is this"] * 9)
     assert cloud.run("delete") == 1
-    assert cloud.story == ["delete"] and "could not be deleted and may still cost: what is this" in capsys.readouterr().err
+    assert (
+        cloud.story == ["delete"]
+        and "could not be deleted and may still cost: what is this" in capsys.readouterr().err
+    )
 
 
 def test_a_request_whose_operation_takes_long_was_made(cloud):
@@ -186,7 +219,10 @@ def test_after_the_paid_hours_nothing_takes_longer_than_ten_minutes(cloud, hangi
     begun = cloud.now
     assert cloud.run("babysit", "--max-hours", "0.1", *OWN_DISK) == 75
     assert given == [pytest.approx(360), 600, 600, 600]
-    assert cloud.now - begun == pytest.approx(360 + 3 * 600 + 10) and cloud.story == [*MADE[:3], "delete"]
+    assert cloud.now - begun == pytest.approx(360 + 3 * 600 + 10) and cloud.story == [
+        *MADE[:3],
+        "delete",
+    ]
 
 
 def test_a_command_that_hangs_for_an_hour_is_not_tried_again_within_itself(cloud, hanging):

@@ -10,7 +10,12 @@ def test_hosts_are_told_apart_though_gcloud_prints_first_what_comes_first(cloud,
     (cloud.folder / "world.json").write_text(world)
     assert cloud.run("status") == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[1:5] == ["  host 0: exit 0", "  host 1: exit 75", "  host 2: exit 1", "  host 3: exit 0"]
+    assert said[1:5] == [
+        "  host 0: exit 0",
+        "  host 1: exit 75",
+        "  host 2: exit 1",
+        "  host 3: exit 0",
+    ]
 
 
 def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
@@ -21,7 +26,9 @@ def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
 
     def states(*names: str) -> list[str] | None:
         lines = "".join(f"jaxppo-host {name} exit {i}\n" for i, name in enumerate(names))
-        monkeypatch.setattr(Slice, "ssh", lambda *_, **__: subprocess.CompletedProcess([], 0, lines, ""))
+        monkeypatch.setattr(
+            Slice, "ssh", lambda *_, **__: subprocess.CompletedProcess([], 0, lines, "")
+        )
         return hosts.states(Slice("my-run", "us-east5-b"), "my-run")
 
     assert states("a-w-10", "a-w-9", "a-w-2.internal") == ["exit 2", "exit 1", "exit 0"]
@@ -31,7 +38,9 @@ def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
 OFFER = "; if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
 
 
-@pytest.mark.parametrize(("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")])
+@pytest.mark.parametrize(
+    ("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")]
+)
 def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, what):
     """The one line names the reason, not that gcloud goes on; before it stands all that was said."""
     errors = {name: ["warning: slow\nE: no space left"]}

@@ -28,20 +28,32 @@ class Host:
 
     def __init__(self, home: Path):
         self.home, self.repository = home, home / "jaxppo"
-        for name, text in {"jaxppo/.venv/bin/python": PYTHON, "bin/gcsfuse": GCSFUSE, "bin/mountpoint": MOUNTPOINT}.items():
+        for name, text in {
+            "jaxppo/.venv/bin/python": PYTHON,
+            "bin/gcsfuse": GCSFUSE,
+            "bin/mountpoint": MOUNTPOINT,
+        }.items():
             (home / name).parent.mkdir(parents=True, exist_ok=True)
             (home / name).write_text(text)
             (home / name).chmod(0o755)
         (self.repository / "tpu").mkdir()
         shutil.copy(ROOT / "tpu" / "job.sh", self.repository / "tpu")
-        self.env = {"HOME": str(home), "PATH": f"{home}/bin:/usr/bin:/bin", "JAXPPO_STOP_SECONDS": "1"}
+        self.env = {
+            "HOME": str(home),
+            "PATH": f"{home}/bin:/usr/bin:/bin",
+            "JAXPPO_STOP_SECONDS": "1",
+        }
 
     def job(self, *words: str, **env: str) -> subprocess.CompletedProcess:
         argv = ["bash", "jaxppo/tpu/job.sh", *words]
-        return subprocess.run(argv, cwd=self.home, env=self.env | env, capture_output=True, text=True, timeout=20)
+        return subprocess.run(
+            argv, cwd=self.home, env=self.env | env, capture_output=True, text=True, timeout=20
+        )
 
     def status(self, name: str = "r") -> str:
-        host, text = self.job("status", name).stdout.removeprefix("jaxppo-host ").strip().split(" ", 1)
+        host, text = (
+            self.job("status", name).stdout.removeprefix("jaxppo-host ").strip().split(" ", 1)
+        )
         assert host
         return text
 
@@ -50,7 +62,9 @@ class Host:
             if self.status(name) == text:
                 return
             time.sleep(0.02)
-        raise AssertionError(f"{self.status(name)}, not {text}: {(self.home / '.jaxppo-jobs' / name / 'log').read_text()}")
+        raise AssertionError(
+            f"{self.status(name)}, not {text}: {(self.home / '.jaxppo-jobs' / name / 'log').read_text()}"
+        )
 
     def until_it_says(self, text: str) -> None:
         log = self.home / ".jaxppo-jobs" / "r" / "log"
@@ -62,7 +76,9 @@ class Host:
 
     @property
     def called(self) -> list[list[str]]:
-        return [call.split("\n")[:-1] for call in (self.home / "called").read_text().split("--\n")[:-1]]
+        return [
+            call.split("\n")[:-1] for call in (self.home / "called").read_text().split("--\n")[:-1]
+        ]
 
 
 @pytest.fixture
@@ -79,7 +95,9 @@ def test_a_log_and_an_exit_code(host):
     host.until("exit 76")
     folder = host.home / ".jaxppo-jobs" / "r"
     assert (folder / "code").read_text() == "76\n" and folder.stat().st_mode & 0o077 == 0
-    assert [line for line in (folder / "log").read_text().splitlines() if "python 76.py" not in line] == ["working", "oops"]
+    assert [
+        line for line in (folder / "log").read_text().splitlines() if "python 76.py" not in line
+    ] == ["working", "oops"]
     assert host.job("log", "r", "2").stdout == "working\noops\n"
     name = os.uname().nodename
     assert host.job("log", "r", "2", "named").stdout == f"{name}: working\n{name}: oops\n"
@@ -127,7 +145,9 @@ def test_a_machine_that_was_started_anew(host):
 def test_a_run_that_was_begun_is_resumed(host):
     command = ["exec", "--", "python", "0.py", "--name", "a", "--runs", "out"]
     host.job(*command)
-    (host.repository / "out" / "a").mkdir(parents=True)  # made, but without its settings: it has not begun
+    (host.repository / "out" / "a").mkdir(
+        parents=True
+    )  # made, but without its settings: it has not begun
     host.job(*command)
     (host.repository / "out" / "a" / "config.json").touch()  # killed before its first checkpoint
     host.job(*command)
@@ -153,13 +173,21 @@ def test_a_bucket_is_mounted_once_and_named_where_it_is(host):
     assert host.job(*command).returncode == 0
     mounts = (host.home / "mounts").read_text().splitlines()
     assert len(mounts) == 1 and mounts[0].endswith(f" my-bucket {point}")
-    assert "--implicit-dirs --metadata-cache-ttl-secs=0" in mounts[0]  # another host's new file is seen at once
+    assert (
+        "--implicit-dirs --metadata-cache-ttl-secs=0" in mounts[0]
+    )  # another host's new file is seen at once
     there = ["--runs", "gs://my-bucket/some/runs", "--runs", f"{point}/some/runs"]
-    assert host.called == [["0.py", "--name", "a", *there], ["0.py", "--name", "a", *there, "--resume"]]
+    assert host.called == [
+        ["0.py", "--name", "a", *there],
+        ["0.py", "--name", "a", *there, "--resume"],
+    ]
     assert not list(point.glob(".jaxppo-probe*"))
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="a read-only folder is made by mounting, or is read-only to nobody but others")
+@pytest.mark.skipif(
+    os.getuid() != 0,
+    reason="a read-only folder is made by mounting, or is read-only to nobody but others",
+)
 def test_a_bucket_that_cannot_be_written(host):
     point = host.home / "gs" / "my-bucket"
     point.mkdir(parents=True)
@@ -167,13 +195,18 @@ def test_a_bucket_that_cannot_be_written(host):
     probe = point / f".jaxppo-probe-{os.uname().nodename}"
     probe.mkdir()  # nothing can be written there
     done = host.job("exec", "--", "python", "0.py", "--runs", "gs://my-bucket/runs")
-    assert done.returncode == 2 and "give this machine's service account the role roles/storage.objectUser" in done.stderr
+    assert (
+        done.returncode == 2
+        and "give this machine's service account the role roles/storage.objectUser" in done.stderr
+    )
 
 
 def test_a_bucket_that_cannot_be_mounted(host):
     command = ["exec", "--", "python", "0.py", "--runs", "gs://my-bucket/runs"]
     done = host.job(*command, GCSFUSE_CODE="1", JAXPPO_MOUNT_SECONDS="0")
-    assert done.returncode == 1 and "gs://my-bucket cannot be mounted; does it exist" in done.stderr  # it may pass
+    assert (
+        done.returncode == 1 and "gs://my-bucket cannot be mounted; does it exist" in done.stderr
+    )  # it may pass
     assert len((host.home / "mounts").read_text().splitlines()) == 5
     (host.home / "bin" / "gcsfuse").unlink()
     (host.home / "gs" / "my-bucket" / ".mounted").unlink()

@@ -13,6 +13,9 @@ import hosts
 import jobs
 import pytest
 
+from jaxppo import config
+from jaxppo.run import settings
+
 V6E_8, V6E_16 = accelerators.ACCELERATORS["v6e-8"], accelerators.ACCELERATORS["v6e-16"]
 SCRIPT = "experiments/sentiment.py"
 
@@ -42,7 +45,9 @@ def files(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "module", [accelerators, babysitting, basics, complaints, hosts, jobs], ids=lambda module: module.__name__
+    "module",
+    [accelerators, babysitting, basics, complaints, hosts, jobs],
+    ids=lambda module: module.__name__,
 )
 def test_the_examples_in_the_docstrings(module):
     found = doctest.testmod(module)
@@ -51,14 +56,25 @@ def test_the_examples_in_the_docstrings(module):
 
 @pytest.mark.parametrize("runs", [[], ["--runs", "runs"], ["--runs", "/mnt/disk"]])
 def test_several_hosts_need_a_bucket(runs):
-    with pytest.raises(basics.Stop, match="v6e-16 has 4 hosts, each with its own disk: give the job --runs gs://BUCKET/FOLDER"):
+    with pytest.raises(
+        basics.Stop,
+        match="v6e-16 has 4 hosts, each with its own disk: give the job --runs gs://BUCKET/FOLDER",
+    ):
         job(*runs, kind=V6E_16)
     assert job(*runs).bucket == ""  # one host does not
     assert job("--runs", "gs://my-bucket/runs", kind=V6E_16).bucket == "my-bucket"
 
 
 @pytest.mark.parametrize(
-    "runs", ["gs:/my-bucket", "gs://", "gs://A/b", "gs://my-bucket/a b", "gs://my-bucket//a", "gs://my-bucket/$(x)"]
+    "runs",
+    [
+        "gs:/my-bucket",
+        "gs://",
+        "gs://A/b",
+        "gs://my-bucket/a b",
+        "gs://my-bucket//a",
+        "gs://my-bucket/$(x)",
+    ],
 )
 def test_a_bucket_s_name(runs):
     with pytest.raises(basics.Stop, match="write gs://BUCKET/FOLDER"):
@@ -67,10 +83,35 @@ def test_a_bucket_s_name(runs):
 
 def test_the_bucket_is_looked_for_before_anything_is_paid_for(cloud, capsys):
     cloud.play(["active"], storage=["ERROR: gs://my-bucket not found: 404."])
-    assert cloud.run("babysit", "--type", "v6e-16", "--no-plan", "--", SCRIPT, "--runs", "gs://my-bucket/runs") == 2
+    assert (
+        cloud.run(
+            "babysit",
+            "--type",
+            "v6e-16",
+            "--no-plan",
+            "--",
+            SCRIPT,
+            "--runs",
+            "gs://my-bucket/runs",
+        )
+        == 2
+    )
     said = capsys.readouterr().err
-    assert "not found: 404.; if it is missing, make it with: gcloud storage buckets create gs://my-bucket" in said
-    assert cloud.calls == [["gcloud", "storage", "buckets", "describe", "gs://my-bucket", "--format=value(name)", "--quiet"]]
+    assert (
+        "not found: 404.; if it is missing, make it with: gcloud storage buckets create gs://my-bucket"
+        in said
+    )
+    assert cloud.calls == [
+        [
+            "gcloud",
+            "storage",
+            "buckets",
+            "describe",
+            "gs://my-bucket",
+            "--format=value(name)",
+            "--quiet",
+        ]
+    ]
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "", "a b", "x" * 65])
@@ -92,19 +133,45 @@ def test_no_job():
 
 
 def test_the_command_says_what_every_restart_needs():
-    given = job("--steps=3", "--runs", "gs://my-bucket/runs", "--name=mine", "--distributed", "auto", kind=V6E_16)
+    given = job(
+        "--steps=3",
+        "--runs",
+        "gs://my-bucket/runs",
+        "--name=mine",
+        "--distributed",
+        "auto",
+        kind=V6E_16,
+    )
     options = ["--steps=3", "--runs", "gs://my-bucket/runs", "--name=mine", "--distributed", "auto"]
     own = ["--expect-devices", "16", "--connect-timeout", "1800"]
     assert given.command(V6E_16) == ["python", SCRIPT, *options, *own]
-    assert job().command(V6E_8) == ["python", SCRIPT, "--name", "my-run", "--runs", "runs", "--expect-devices", "8"]
+    assert job().command(V6E_8) == [
+        "python",
+        SCRIPT,
+        "--name",
+        "my-run",
+        "--runs",
+        "runs",
+        "--expect-devices",
+        "8",
+    ]
 
 
-@pytest.mark.parametrize(("file", "name"), [("settings.yaml", "from-file"), ("config.json", "stored")])
+@pytest.mark.parametrize(
+    ("file", "name"), [("settings.yaml", "from-file"), ("config.json", "stored")]
+)
 def test_name_and_runs_of_a_file_of_settings(files, file, name):
     """They are said on the command line, where job.sh reads them; the command line's own go before them."""
     given = job("--config", file, kind=V6E_16)
     assert (given.name, given.runs) == (name, f"gs://{name}/runs")
-    assert given.command(V6E_16)[2:8] == ["--config", file, "--name", name, "--runs", f"gs://{name}/runs"]
+    assert given.command(V6E_16)[2:8] == [
+        "--config",
+        file,
+        "--name",
+        name,
+        "--runs",
+        f"gs://{name}/runs",
+    ]
     given = job(f"--config={file}", "--name", "mine", "--runs", "gs://mine/runs", kind=V6E_16)
     assert (given.name, given.runs, given.bucket) == ("mine", "gs://mine/runs", "mine")
 
@@ -112,19 +179,25 @@ def test_name_and_runs_of_a_file_of_settings(files, file, name):
 def test_the_example_settings_are_read_as_jaxppo_reads_them(files):
     from pathlib import Path
 
-    from jaxppo import config, settings
-
     stored, _ = settings.read(config.RunConfig, Path(files / "settings.yaml"))
-    assert {name: stored[name] for name in ("name", "runs")} == jobs.stored_in("settings.yaml", ["settings.yaml"])
+    assert {name: stored[name] for name in ("name", "runs")} == jobs.stored_in(
+        "settings.yaml", ["settings.yaml"]
+    )
 
 
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        (["--config", "left.yaml"], "--config left.yaml: it is here, but would not be on the slice"),
+        (
+            ["--config", "left.yaml"],
+            "--config left.yaml: it is here, but would not be on the slice",
+        ),
         (["--config", "missing.yaml"], "--config missing.yaml is no tracked file of"),
         (["--config", "broken.json"], "--config broken.json is no JSON object of settings"),
-        (["--data", "data.jsonl"], "--data data.jsonl: it is here, but would not be on the slice, which gets tracked files only"),
+        (
+            ["--data", "data.jsonl"],
+            "--data data.jsonl: it is here, but would not be on the slice, which gets tracked files only",
+        ),
         (["--data=data.jsonl"], "--data data.jsonl: it is here"),
         (["--data", "/etc/hostname"], "--data /etc/hostname: it is here"),
         (["--hf-token", "x"], "--hf-token: everybody on a machine can read its command lines"),
@@ -142,7 +215,13 @@ def test_files_that_stay_behind_and_secrets_are_refused(files, options, complain
 
 
 @pytest.mark.parametrize(
-    "options", [["--data", "data/train.jsonl"], ["--data", "data/"], ["--model", "some/model"], ["--lr", ".1"]]
+    "options",
+    [
+        ["--data", "data/train.jsonl"],
+        ["--data", "data/"],
+        ["--model", "some/model"],
+        ["--lr", ".1"],
+    ],
 )
 def test_what_is_tracked_or_no_file_passes(files, options):
     assert job(*options).options == tuple(options)
@@ -179,7 +258,9 @@ def agent(cloud, tmp_path, monkeypatch):
 
     def play(held: tuple[int, str], fingerprint: tuple[int, str], there: bool) -> None:
         for name, (code, text) in {"ssh-add": held, "ssh-keygen": fingerprint}.items():
-            (cloud.folder / name).write_text(f"#!/bin/sh\necho $0 $* >>{tmp_path}/asked\necho '{text}'\nexit {code}\n")
+            (cloud.folder / name).write_text(
+                f"#!/bin/sh\necho $0 $* >>{tmp_path}/asked\necho '{text}'\nexit {code}\n"
+            )
             (cloud.folder / name).chmod(0o755)
         (tmp_path / ".ssh").mkdir(exist_ok=True)
         if there:
@@ -192,8 +273,18 @@ def agent(cloud, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("held", "fingerprint", "there", "cure"),
     [
-        ((0, "256 SHA256:other you@there (ED25519)"), (0, FINGERPRINT), True, f"type: ssh-add {KEY}"),
-        ((0, "256 SHA256:other"), (255, ""), False, f"type: ssh-keygen -t rsa -f {KEY} && ssh-add {KEY}"),
+        (
+            (0, "256 SHA256:other you@there (ED25519)"),
+            (0, FINGERPRINT),
+            True,
+            f"type: ssh-add {KEY}",
+        ),
+        (
+            (0, "256 SHA256:other"),
+            (255, ""),
+            False,
+            f"type: ssh-keygen -t rsa -f {KEY} && ssh-add {KEY}",
+        ),
         ((0, f"256 SHA256:other you@there (ED25519)\n{FINGERPRINT}"), (0, FINGERPRINT), True, ""),
         ((1, "The agent has no identities."), (0, FINGERPRINT), True, ""),
         ((2, "Could not open a connection to your authentication agent."), (255, ""), False, ""),
@@ -203,7 +294,9 @@ def agent(cloud, tmp_path, monkeypatch):
 def test_the_ssh_agent_of_a_pod(agent, capsys, held, fingerprint, there, cure):
     agent(held, fingerprint, there)
     if cure:
-        with pytest.raises(basics.Stop, match=f"v6e-16 has 4 hosts, and your SSH agent lacks gcloud's key; {cure}$") as stop:
+        with pytest.raises(
+            basics.Stop, match=f"v6e-16 has 4 hosts, and your SSH agent lacks gcloud's key; {cure}$"
+        ) as stop:
             jobs.check_agent(V6E_16)
         assert stop.value.code == 2
     else:
@@ -219,7 +312,11 @@ def test_without_the_programs_of_ssh_the_agent_is_left_to_gcloud(monkeypatch):
 @pytest.mark.parametrize("verb", ["create", "run", "babysit"])
 def test_the_ssh_agent_is_asked_before_anything_is_made(agent, cloud, tmp_path, capsys, verb):
     agent((0, "256 SHA256:other"), (0, FINGERPRINT), True)
-    args = ["--type", "v6e-16", *(["--no-plan", "--", SCRIPT, "--runs", "gs://my-bucket/runs"] if verb != "create" else [])]
+    args = [
+        "--type",
+        "v6e-16",
+        *(["--no-plan", "--", SCRIPT, "--runs", "gs://my-bucket/runs"] if verb != "create" else []),
+    ]
     assert cloud.run(verb, "--dry-run", *args) == 0
     assert not (tmp_path / "asked").exists()
     assert cloud.run(verb, *args) == 2
@@ -230,8 +327,12 @@ def test_tracked_files_alone_are_packed(tmp_path):
     basics.pack(tmp_path / "code.tar.gz")
     with tarfile.open(tmp_path / "code.tar.gz") as archive:
         names = archive.getnames()
-    assert sorted(names) == sorted(name for name in basics.tracked() if os.path.lexists(basics.ROOT / name))
-    assert {"tpu/job.sh", "tpu/setup_vm.sh", "pyproject.toml", "experiments/sentiment.py"} <= set(names)
+    assert sorted(names) == sorted(
+        name for name in basics.tracked() if os.path.lexists(basics.ROOT / name)
+    )
+    assert {"tpu/job.sh", "tpu/setup_vm.sh", "pyproject.toml", "experiments/sentiment.py"} <= set(
+        names
+    )
     assert not any(name.startswith((".git/", ".venv", "runs/")) for name in names)
 
 
@@ -252,13 +353,30 @@ def test_an_old_python_gets_so_far_as_to_say_so(capsys, monkeypatch):
 
     for path in (basics.ROOT / "tpu").glob("*.py"):
         tree = ast.parse(path.read_text(), feature_version=(3, 9))
-        given = [node.annotation for node in ast.walk(tree) if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation]
-        given += [node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns]
-        unions = any(isinstance(node, ast.BitOr) for annotation in given for node in ast.walk(annotation))
-        assert not unions or "\nfrom __future__ import annotations\n" in path.read_text() or path.stem == "job_settings", path
+        given = [
+            node.annotation
+            for node in ast.walk(tree)
+            if isinstance(node, ast.arg | ast.AnnAssign) and node.annotation
+        ]
+        given += [
+            node.returns
+            for node in ast.walk(tree)
+            if isinstance(node, ast.FunctionDef) and node.returns
+        ]
+        unions = any(
+            isinstance(node, ast.BitOr) for annotation in given for node in ast.walk(annotation)
+        )
+        assert (
+            not unions
+            or "\nfrom __future__ import annotations\n" in path.read_text()
+            or path.stem == "job_settings"
+        ), path
     monkeypatch.setattr(sys, "version_info", (3, 10, 12, "final", 0))
     assert tpu.main(["status"]) == 2
-    assert capsys.readouterr().err == "error: tpu.py needs Python 3.11 or newer, and this is 3.10.12; try python3.12 tpu/tpu.py\n"
+    assert (
+        capsys.readouterr().err
+        == "error: tpu.py needs Python 3.11 or newer, and this is 3.10.12; try python3.12 tpu/tpu.py\n"
+    )
 
 
 def test_the_standard_library_is_enough():
@@ -268,6 +386,15 @@ def test_the_standard_library_is_enough():
     own = {path.stem for path in (basics.ROOT / "tpu").glob("*.py")}
     for path in (basics.ROOT / "tpu").glob("*.py"):
         nodes = list(ast.walk(ast.parse(path.read_text())))
-        found = {name.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for name in node.names}
-        found |= {str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)}
-        assert found - own - sys.stdlib_module_names == ({"jaxppo"} if path.name == "job_settings.py" else set()), path
+        found = {
+            name.name.split(".")[0]
+            for node in nodes
+            if isinstance(node, ast.Import)
+            for name in node.names
+        }
+        found |= {
+            str(node.module).split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom)
+        }
+        assert found - own - sys.stdlib_module_names == (
+            {"jaxppo"} if path.name == "job_settings.py" else set()
+        ), path

@@ -34,7 +34,9 @@ def test_what_fits_is_run(cloud, planner, capsys):
     planner(0, "FITS: 3.1 GiB of 31.2 GiB")
     assert cloud.run("babysit", *BABYSIT) == 0
     assert "FITS: 3.1 GiB" in capsys.readouterr().out and "start" in cloud.story
-    assert (cloud.folder / "planned").read_text() == f"plan {cloud.cache}/config.json --topology v6e:4x4\n"
+    assert (
+        cloud.folder / "planned"
+    ).read_text() == f"plan {cloud.cache}/config.json --topology v6e:4x4\n"
 
 
 @pytest.mark.parametrize("verb", ["babysit", "run"])
@@ -42,14 +44,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(cloud, planner, ca
     planner(2, "DOES NOT FIT: 40 GiB of 31.2 GiB")
     assert cloud.run(verb, *BABYSIT) == 2
     said = capsys.readouterr()
-    assert "DOES NOT FIT: 40 GiB" in said.out and "error: the job does not fit v6e-16 (v6e:4x4): change what" in said.err
+    assert (
+        "DOES NOT FIT: 40 GiB" in said.out
+        and "error: the job does not fit v6e-16 (v6e:4x4): change what" in said.err
+    )
     assert [call[1] for call in cloud.calls] == ["storage"]
 
 
 def test_unless_told_otherwise(cloud, planner, capsys):
     planner(2, "DOES NOT FIT: 40 GiB of 31.2 GiB")
     assert cloud.run("babysit", "--force", *BABYSIT) == 0
-    assert "warning: the job does not fit v6e-16" in capsys.readouterr().err and "start" in cloud.story
+    assert (
+        "warning: the job does not fit v6e-16" in capsys.readouterr().err and "start" in cloud.story
+    )
 
 
 def test_no_plan(cloud, planner):
@@ -61,8 +68,14 @@ def test_no_plan(cloud, planner):
 @pytest.mark.parametrize(
     ("err", "complaint"),
     [
-        ("error: it needs the TPU compiler: pip install jaxppo[tpu-plan]", "(pip install -e '.[tpu-plan]' in the repository, or"),
-        ("error: --model mine: choose one of smollm2", "jaxppo plan failed: --model mine: choose one of smollm2; mend it, or"),
+        (
+            "error: it needs the TPU compiler: pip install jaxppo[tpu-plan]",
+            "(pip install -e '.[tpu-plan]' in the repository, or",
+        ),
+        (
+            "error: --model mine: choose one of smollm2",
+            "jaxppo plan failed: --model mine: choose one of smollm2; mend it, or",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_made_is_no_leave(cloud, planner, capsys, err, complaint):
@@ -77,7 +90,11 @@ def test_without_jaxppo(cloud, capsys, monkeypatch):
     monkeypatch.setattr(planning.sys, "executable", "/nowhere/python")
     monkeypatch.setattr(planning, "ROOT", Path("/nowhere"))
     assert cloud.run("babysit", *BABYSIT) == 2
-    assert "jaxppo is not installed here, so nothing says whether the job fits" in capsys.readouterr().err and cloud.story == []
+    assert (
+        "jaxppo is not installed here, so nothing says whether the job fits"
+        in capsys.readouterr().err
+        and cloud.story == []
+    )
 
 
 def test_jaxppo_is_found_where_the_readme_installs_it(tmp_path, monkeypatch, capsys):
@@ -114,7 +131,9 @@ def settings_of(tmp_path, script: str, *options: str) -> tuple[subprocess.Comple
     """job_settings.py for real; in a process of its own, as tpu.py calls it."""
     out = tmp_path / "config.json"
     argv = [sys.executable, str(ROOT / "tpu" / "job_settings.py"), str(out), script, *options]
-    done = subprocess.run(argv, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True)
+    done = subprocess.run(
+        argv, cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
     return done, json.loads(out.read_text()) if out.exists() else {}
 
 
@@ -122,11 +141,30 @@ def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
     """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options'; its own names are known."""
     file = tmp_path / "settings.yaml"
     file.write_text("batch_size: 128\nlr: 1e-4\nreward: vader\nalgorithm: grpo\n")
-    options = ["--config", str(file), "--lr", "0.5", "--runs", "gs://my-bucket/runs", "--distributed", "on"]
+    options = [
+        "--config",
+        str(file),
+        "--lr",
+        "0.5",
+        "--runs",
+        "gs://my-bucket/runs",
+        "--distributed",
+        "on",
+    ]
     done, found = settings_of(tmp_path, "experiments/sentiment.py", *options)
     assert done.returncode == 0, done.stderr
     chosen = {
-        name: found[name] for name in ("dtype", "prompt_length", "batch_size", "lr", "reward", "algorithm", "advantage", "runs")
+        name: found[name]
+        for name in (
+            "dtype",
+            "prompt_length",
+            "batch_size",
+            "lr",
+            "reward",
+            "algorithm",
+            "advantage",
+            "runs",
+        )
     }
     assert chosen == {
         "dtype": "bfloat16", "prompt_length": 9, "batch_size": 128, "lr": 0.5, "reward": "vader", "algorithm": "grpo",
@@ -136,7 +174,13 @@ def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("pretrain", True), ("sft", True), ("reward_model", True), ("sentiment", False), ("translation", False)],
+    [
+        ("pretrain", True),
+        ("sft", True),
+        ("reward_model", True),
+        ("sentiment", False),
+        ("translation", False),
+    ],
 )
 def test_a_step_that_generates_nothing_is_said_to_be_planned_as_one_that_does(tmp_path, name, said):
     done, _ = settings_of(tmp_path, f"experiments/{name}.py")
@@ -146,15 +190,22 @@ def test_a_step_that_generates_nothing_is_said_to_be_planned_as_one_that_does(tm
 def test_options_that_the_script_would_not_take(cloud_on_path, capsys):
     """For real, through tpu.py: an answer costs nothing, an hour of a slice does."""
     cloud_on_path.play(["active"])
-    assert cloud_on_path.run("babysit", "--force", "--type", "v6e-16", *JOB, "--batchsize", "3") == 2
+    assert (
+        cloud_on_path.run("babysit", "--force", "--type", "v6e-16", *JOB, "--batchsize", "3") == 2
+    )
     said = capsys.readouterr().err
-    assert said.startswith("error: experiments/sentiment.py would not start: ") and "--batch-size" in said
+    assert (
+        said.startswith("error: experiments/sentiment.py would not start: ")
+        and "--batch-size" in said
+    )
     assert cloud_on_path.story == []
 
 
 def test_a_script_without_settings_of_a_run(tmp_path):
     script = tmp_path / "mine.py"
-    script.write_text("print('imported')\nif __name__ == '__main__':\n    raise SystemExit('run')\n")
+    script.write_text(
+        "print('imported')\nif __name__ == '__main__':\n    raise SystemExit('run')\n"
+    )
     done, found = settings_of(tmp_path, str(script))
     assert (done.returncode, found) == (3, {})
     assert "defines no dataclass of settings that extends RunConfig" in done.stderr

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo.profiling import CLOCK
+from jaxppo.run.profiling import CLOCK
 
 ROOT = Path(__file__).parents[2]
 ZONE = ["--zone", "us-east5-b"]
@@ -66,15 +66,23 @@ class Pod:
         elif verb == "delete":
             self.lose("")
         elif verb == "describe":
-            found = {"state": {"state": self.state}} if group == "queued-resources" else {"state": "READY"}
+            found = (
+                {"state": {"state": self.state}}
+                if group == "queued-resources"
+                else {"state": "READY"}
+            )
             code, out = (0, json.dumps(found)) if self.state else (1, "")
         elif verb == "scp":
             for home in self.homes:
                 shutil.copy(argv[-4], home / argv[-3].split(":")[1])
         elif verb == "ssh":
-            code, out = self.ssh(next(word for word in argv if word.startswith("--command=")).split("=", 1)[1])
+            code, out = self.ssh(
+                next(word for word in argv if word.startswith("--command=")).split("=", 1)[1]
+            )
         told = re.search(r"job\.sh (start|stop)|setup_vm", " ".join(argv))
-        self.story += [told[1] or "setup"] if told else [verb] if verb in ("create", "delete", "scp") else []
+        self.story += (
+            [told[1] or "setup"] if told else [verb] if verb in ("create", "delete", "scp") else []
+        )
         return subprocess.CompletedProcess(argv, code, out, "" if code == 0 else "NOT_FOUND")
 
     def ssh(self, command: str) -> tuple[int, str]:
@@ -87,7 +95,16 @@ class Pod:
         done = []
         for i, home in enumerate(self.homes):
             own = env | {"HOME": str(home), "JAXPPO_PROCESS": str(i)}
-            done.append(subprocess.run(["bash", "-c", command], cwd=home, env=own, capture_output=True, text=True, timeout=120))
+            done.append(
+                subprocess.run(
+                    ["bash", "-c", command],
+                    cwd=home,
+                    env=own,
+                    capture_output=True,
+                    text=True,
+                    timeout=120,
+                )
+            )
         assert not any("error" in one.stderr for one in done), done
         return max(one.returncode for one in done), "".join(one.stdout for one in done)
 
@@ -126,7 +143,10 @@ class Pod:
 
 
 def rows(path: Path) -> list[dict]:
-    return [{k: x for k, x in json.loads(line).items() if k not in CLOCK} for line in path.read_text().splitlines()]
+    return [
+        {k: x for k, x in json.loads(line).items() if k not in CLOCK}
+        for line in path.read_text().splitlines()
+    ]
 
 
 def test_a_pod_loses_its_slice_and_ends_as_if_it_had_not(tmp_path, monkeypatch, capfd):
@@ -134,22 +154,55 @@ def test_a_pod_loses_its_slice_and_ends_as_if_it_had_not(tmp_path, monkeypatch, 
 
     pod = Pod(tmp_path)
     run = subprocess.run
-    monkeypatch.setattr(subprocess, "run", lambda argv, **how: (pod.gcloud if argv[0] == "gcloud" else run)(argv, **how))
+    monkeypatch.setattr(
+        subprocess,
+        "run",
+        lambda argv, **how: (pod.gcloud if argv[0] == "gcloud" else run)(argv, **how),
+    )
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pod.env").write_text("JAX_PLATFORMS=cpu\nXDG_CACHE_HOME=/nowhere\n")  # there are no TPUs here
+    (tmp_path / "pod.env").write_text(
+        "JAX_PLATFORMS=cpu\nXDG_CACHE_HOME=/nowhere\n"
+    )  # there are no TPUs here
     (tmp_path / "pod.env").chmod(0o600)
-    job = ["--no-plan", "--env-file", "pod.env", "--", "tests/faulty.py", "--runs", "gs://my-bucket/runs", *OPTIONS]
-    code = tpu.main(["babysit", "my-run", *ZONE, "--type", "v4-16", *job], sleep=pod.sleep, clock=lambda: pod.now)
+    job = [
+        "--no-plan",
+        "--env-file",
+        "pod.env",
+        "--",
+        "tests/faulty.py",
+        "--runs",
+        "gs://my-bucket/runs",
+        *OPTIONS,
+    ]
+    code = tpu.main(
+        ["babysit", "my-run", *ZONE, "--type", "v4-16", *job],
+        sleep=pod.sleep,
+        clock=lambda: pod.now,
+    )
     assert code == 0, capfd.readouterr()
     made = ["create", "scp", "setup", "scp", "stop", "start"]
     assert pod.story == [*made, "delete", *made, "stop", "start", "delete"]
     assert capfd.readouterr().out.count("saved and stopped; starting it again") == 1
 
-    calm = [sys.executable, "-m", "jaxppo.launch", "--processes", "2", "--devices", "1", "tests/faulty.py", "--distributed", "on"]
+    calm = [
+        sys.executable,
+        "-m",
+        "jaxppo.launch",
+        "--processes",
+        "2",
+        "--devices",
+        "1",
+        "tests/faulty.py",
+        "--distributed",
+        "on",
+    ]
     subprocess.run(
-        [*calm, "--runs", str(tmp_path / "calm"), "--name", "my-run", *OPTIONS], cwd=ROOT, check=True, capture_output=True
+        [*calm, "--runs", str(tmp_path / "calm"), "--name", "my-run", *OPTIONS],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     assert [row["step"] for row in rows(pod.metrics)] == list(range(1, 61))
     assert rows(pod.metrics) == rows(tmp_path / "calm" / "my-run" / "metrics.jsonl")

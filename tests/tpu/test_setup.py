@@ -18,7 +18,11 @@ ID = '#!/bin/bash\necho "${USER_ID:-1000}"\n'
 
 class Machine:
     def __init__(self, folder: Path):
-        self.home, self.repository, self.bin = folder / "home", folder / "repository", folder / "bin"
+        self.home, self.repository, self.bin = (
+            folder / "home",
+            folder / "repository",
+            folder / "bin",
+        )
         self.pages = folder / "pages"
         self.pages.write_text("always [madvise] never\n")
         for place in (self.home, self.repository / "tpu", self.bin):
@@ -33,9 +37,15 @@ class Machine:
         (self.bin / name).chmod(0o755)
 
     def setup(self, *args: str, **env: str) -> subprocess.CompletedProcess:
-        own = {"HOME": str(self.home), "PATH": f"{self.bin}:/usr/bin:/bin", "JAXPPO_PAGES": str(self.pages)}
+        own = {
+            "HOME": str(self.home),
+            "PATH": f"{self.bin}:/usr/bin:/bin",
+            "JAXPPO_PAGES": str(self.pages),
+        }
         argv = ["bash", "repository/tpu/setup_vm.sh", *args]
-        return subprocess.run(argv, cwd=self.home.parent, env=own | env, capture_output=True, text=True, timeout=20)
+        return subprocess.run(
+            argv, cwd=self.home.parent, env=own | env, capture_output=True, text=True, timeout=20
+        )
 
     @property
     def calls(self) -> list[str]:
@@ -84,9 +94,14 @@ def test_a_dry_run_changes_nothing(machine):
     before = sorted(machine.home.parent.rglob("*"))
     done = machine.setup("--dry-run", JAXPPO_GCSFUSE="1")
     assert done.returncode == 0 and done.stdout.endswith("dry run: nothing was changed\n")
-    assert [line.removeprefix("+ ") for line in done.stdout.splitlines() if line.startswith("+ uv")] == INSTALLED
+    assert [
+        line.removeprefix("+ ") for line in done.stdout.splitlines() if line.startswith("+ uv")
+    ] == INSTALLED
     assert sorted({*machine.home.parent.rglob("*")} - {machine.home / "calls"}) == before
-    assert set(machine.calls) <= {"sudo -n true"} and machine.pages.read_text() == "always [madvise] never\n"
+    assert (
+        set(machine.calls) <= {"sudo -n true"}
+        and machine.pages.read_text() == "always [madvise] never\n"
+    )
 
 
 def test_the_newest_versions_instead_of_the_pins(machine):
@@ -116,12 +131,19 @@ def test_gcsfuse_is_installed_with_patience(machine):
 
 def test_without_sudo_the_rest_is_done(machine):
     machine.pages.unlink()
-    machine.pages.symlink_to("/proc/version")  # cannot be written, even by root, as /sys in a container
+    machine.pages.symlink_to(
+        "/proc/version"
+    )  # cannot be written, even by root, as /sys in a container
     done = machine.setup(JAXPPO_GCSFUSE="1", NO_SUDO="1")
-    assert done.returncode == 1 and "error: gcsfuse could not be installed, and runs on gs:// need it" in done.stderr
+    assert (
+        done.returncode == 1
+        and "error: gcsfuse could not be installed, and runs on gs:// need it" in done.stderr
+    )
     assert "pages cannot be written; left as it is" in done.stdout
     assert [call for call in machine.calls if call.startswith("uv")] == INSTALLED
-    assert machine.setup(JAXPPO_GCSFUSE="1", NO_SUDO="1").returncode == 1  # though the rest is there already
+    assert (
+        machine.setup(JAXPPO_GCSFUSE="1", NO_SUDO="1").returncode == 1
+    )  # though the rest is there already
     assert machine.setup(NO_SUDO="1").returncode == 0
 
 
@@ -131,10 +153,17 @@ def test_uv_is_installed_where_there_is_none(machine):
     given = machine.home / "uv"
     given.write_text(uv)
     given.chmod(0o755)
-    machine.program("python3", NOTE + f'[ -n "${{NO_PIP:-}}" ] || cp {given} "$HOME/.local/bin/uv"\n[ -z "${{NO_PIP:-}}" ]\n')
+    machine.program(
+        "python3",
+        NOTE
+        + f'[ -n "${{NO_PIP:-}}" ] || cp {given} "$HOME/.local/bin/uv"\n[ -z "${{NO_PIP:-}}" ]\n',
+    )
     assert machine.setup().returncode == 0
     version = re.search("uv_version=(\\S+)", (ROOT / "tpu/setup_vm.sh").read_text())
-    assert version and machine.calls == [f"python3 -m pip install --quiet --user uv=={version[1]}", *INSTALLED]
+    assert version and machine.calls == [
+        f"python3 -m pip install --quiet --user uv=={version[1]}",
+        *INSTALLED,
+    ]
     (machine.home / ".local/bin/uv").unlink()
     shutil.rmtree(machine.repository / ".venv")
     done = machine.setup(NO_PIP="1")
@@ -144,19 +173,30 @@ def test_uv_is_installed_where_there_is_none(machine):
 
 def test_a_wrong_option(machine):
     done = machine.setup("--fast")
-    assert done.returncode == 2 and done.stderr == "error: setup_vm.sh [--dry-run], but got --fast\n"
+    assert (
+        done.returncode == 2 and done.stderr == "error: setup_vm.sh [--dry-run], but got --fast\n"
+    )
 
 
 def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
     """JAX is one of those that the tests are run with, on one Python or the other."""
-    lines = [line for line in (ROOT / "tpu/requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / "tpu/requirements.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert all(re.fullmatch(r"[a-z0-9._-]+==[a-z0-9.]+", line) for line in lines)
     pins = dict(line.split("==") for line in lines)
     text = (ROOT / "pyproject.toml").read_text()
-    needed = re.findall(r'^    "([A-Za-z0-9-]+)', text.split("dependencies = [")[1].split("]")[0], re.MULTILINE)
+    needed = re.findall(
+        r'^    "([A-Za-z0-9-]+)', text.split("dependencies = [")[1].split("]")[0], re.MULTILINE
+    )
     assert needed and set(needed) <= pins.keys() and "libtpu" in pins
     assert pins["libtpu"] in text  # the compiler that plans is the one that runs
-    assert any(f"\njax=={pins['jax']}\n" in path.read_text() for path in (ROOT / "requirements").glob("*.txt"))
+    assert any(
+        f"\njax=={pins['jax']}\n" in path.read_text()
+        for path in (ROOT / "requirements").glob("*.txt")
+    )
 
 
 @pytest.mark.slow
@@ -170,12 +210,25 @@ def test_for_real(tmp_path):
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(tmp_path / "jaxppo")], check=True)
     (tmp_path / "home").mkdir()
     (tmp_path / "pages").write_text("always [madvise] never\n")
-    own = {"HOME": str(tmp_path / "home"), "PATH": f"{prefix}/bin:/usr/bin:/bin", "JAXPPO_PAGES": str(tmp_path / "pages")}
+    own = {
+        "HOME": str(tmp_path / "home"),
+        "PATH": f"{prefix}/bin:/usr/bin:/bin",
+        "JAXPPO_PAGES": str(tmp_path / "pages"),
+    }
     env = os.environ | own  # where packages come from, and whom to trust, is the machine's
     argv = ["bash", "jaxppo/tpu/setup_vm.sh"]
-    done = [subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900) for _ in range(2)]
+    done = [
+        subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=900)
+        for _ in range(2)
+    ]
     assert [x.returncode for x in done] == [0, 0], done[0].stderr
     assert "set up: " in done[0].stdout and "set up already: " in done[1].stdout
     check = [str(tmp_path / "jaxppo" / ".venv" / "bin" / "jaxppo"), "doctor"]
-    said = subprocess.run(check, env=env | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=120)
-    assert said.returncode == 0 and "all is well" in said.stdout and "JAX on Cloud TPUs; installed" in said.stdout
+    said = subprocess.run(
+        check, env=env | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=120
+    )
+    assert (
+        said.returncode == 0
+        and "all is well" in said.stdout
+        and "JAX on Cloud TPUs; installed" in said.stdout
+    )

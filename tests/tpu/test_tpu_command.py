@@ -21,7 +21,12 @@ TYPES = [
     ("v6e-32", "v6e:4x8", 32, 8), ("v6e-64", "v6e:8x8", 64, 16), ("v6e-128", "v6e:8x16", 128, 32),
     ("v6e-256", "v6e:16x16", 256, 64),
 ]  # fmt: skip
-IMAGES = {"v4": "tpu-ubuntu2204-base", "v5e": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
+IMAGES = {
+    "v4": "tpu-ubuntu2204-base",
+    "v5e": "v2-alpha-tpuv5-lite",
+    "v5p": "v2-alpha-tpuv5",
+    "v6e": "v2-alpha-tpuv6e",
+}
 JOB = ["--", "experiments/sentiment.py", "--runs", "gs://my-bucket/runs"]
 ZONE = "--zone=us-east5-b --quiet"
 SSH = "gcloud compute tpus tpu-vm ssh my-run --worker=all '--ssh-flag=-o ServerAliveInterval=30'"
@@ -31,7 +36,9 @@ def commands(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith("#")]
 
 
-@pytest.mark.parametrize(("kind", "topology", "chips", "hosts"), TYPES, ids=[kind[0] for kind in TYPES])
+@pytest.mark.parametrize(
+    ("kind", "topology", "chips", "hosts"), TYPES, ids=[kind[0] for kind in TYPES]
+)
 def test_the_commands_of_every_type(cloud, capsys, kind, topology, chips, hosts):
     assert cloud.run("create", "--type", kind, "--dry-run") == 0
     assert commands(capsys.readouterr().out) == [
@@ -46,7 +53,10 @@ def test_the_commands_of_every_type(cloud, capsys, kind, topology, chips, hosts)
     assert plan.endswith(f"jaxppo plan {cloud.cache}/config.json --topology {topology}")
     assert look == f"gcloud compute tpus queued-resources describe my-run --format=json {ZONE}"
     assert machine == f"gcloud compute tpus tpu-vm describe my-run --format=json {ZONE}"
-    assert start == f"{SSH} '--command=env JAX_PLATFORMS=tpu,cpu bash jaxppo/tpu/job.sh start my-run -- python {job}' {ZONE}"
+    assert (
+        start
+        == f"{SSH} '--command=env JAX_PLATFORMS=tpu,cpu bash jaxppo/tpu/job.sh start my-run -- python {job}' {ZONE}"
+    )
     assert cloud.calls == []
 
 
@@ -109,14 +119,19 @@ def test_setup_copies_the_code_and_the_secrets(cloud, tmp_path):
 def test_a_dry_run_prints_what_a_real_one_runs(cloud_on_path, capsys, verb, args):
     cloud = cloud_on_path
     cloud.play(
-        ["active", "exit 0"], hosts=4 if "v6e-16" in args else 1, type=args[1] if args else "v6e-8", there=verb != "babysit"
+        ["active", "exit 0"],
+        hosts=4 if "v6e-16" in args else 1,
+        type=args[1] if args else "v6e-8",
+        there=verb != "babysit",
     )
     assert cloud.run(verb, "--dry-run", "--no-plan", *args) == 0
     printed = capsys.readouterr().out
     assert cloud.calls == [] and cloud.slept == []
     assert cloud.run(verb, "--no-plan", *args) == 0
     assert commands(printed) == [shlex.join(call) for call in cloud.calls]
-    assert subprocess.run(["bash", "-n"], input=printed, text=True).returncode == 0  # a script, with comments
+    assert (
+        subprocess.run(["bash", "-n"], input=printed, text=True).returncode == 0
+    )  # a script, with comments
 
 
 def test_step_by_step_from_nothing_to_a_finished_run(cloud, capsys):
@@ -131,7 +146,11 @@ def test_step_by_step_from_nothing_to_a_finished_run(cloud, capsys):
         assert cloud.run(verb, *args) == 0
         assert offer in capsys.readouterr().out  # each leaves something behind that costs
     cloud.run("status")
-    assert "my-run: ACTIVE" in (said := capsys.readouterr().out) and "host 0: running" in said and offer in said
+    assert (
+        "my-run: ACTIVE" in (said := capsys.readouterr().out)
+        and "host 0: running" in said
+        and offer in said
+    )
     cloud.run("status")
     assert "host 0: exit 0" in capsys.readouterr().out
     assert cloud.run("delete") == 0
@@ -140,11 +159,17 @@ def test_step_by_step_from_nothing_to_a_finished_run(cloud, capsys):
     assert capsys.readouterr().out.splitlines()[-1] == "my-run: NONE, 0.0 paid hours"
 
 
-@pytest.mark.parametrize(("state", "said"), [("SUSPENDED", "SUSPENDED"), ("preempted", "PREEMPTED"), ("FAILED", "FAILED")])
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [("SUSPENDED", "SUSPENDED"), ("preempted", "PREEMPTED"), ("FAILED", "FAILED")],
+)
 def test_wait_ends_when_nothing_will_come(cloud, capsys, state, said):
     cloud.play(["WAITING_FOR_RESOURCES", state], there=True)
     assert cloud.run("wait") == 1
-    assert f"my-run is not there ({said}); delete it if it has ended, and create it" in capsys.readouterr().err
+    assert (
+        f"my-run is not there ({said}); delete it if it has ended, and create it"
+        in capsys.readouterr().err
+    )
 
 
 def test_waiting_pauses_grow_up_to_two_minutes(cloud):
@@ -164,7 +189,10 @@ def test_a_slice_that_is_there_already_is_said_so_and_another_type_refused(cloud
 def test_run_needs_an_active_slice(cloud, capsys):
     cloud.play(["PROVISIONING"], there=True)
     assert cloud.run("run", "--type", "v6e-8", "--no-plan", *JOB) == 1
-    assert "my-run is not ready (PROVISIONING); tpu.py create, wait and setup come first" in capsys.readouterr().err
+    assert (
+        "my-run is not ready (PROVISIONING); tpu.py create, wait and setup come first"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(("answer", "gone"), [("y\n", True), ("\n", False)])
@@ -187,11 +215,23 @@ def test_stop_offers_deletion(cloud, answer, gone):
         (["create", "my-run", "--zone", "us-east5-b", "--type", "v6e-12"], "perhaps v6e-1"),
         (["logs", "my-run", "--zone", "us-east5-b", "--run", "a; rm -rf ~"], "--run 'a; rm -rf ~'"),
         (["logs", "my-run", "--zone", "us-east5-b", "--worker", "x"], "--worker x"),
-        (["babysit", "my-run", "--zone", "us-east5-b", "--max-hours", "nan"], "--max-hours nan must be above 0"),
+        (
+            ["babysit", "my-run", "--zone", "us-east5-b", "--max-hours", "nan"],
+            "--max-hours nan must be above 0",
+        ),
         (["babysit", "my-run", "--zone", "us-east5-b", "--max-hours", "inf"], "and all finite"),
-        (["babysit", "my-run", "--zone", "us-east5-b", "--max-hours", "0"], "--max-hours 0 must be above 0"),
-        (["stop", "my-run", "--zone", "us-east5-b", "--", "experiments/sentiment.py"], "stop takes no job"),
-        (["create", "my-run", "--zone", "us-east5-b", "--gcloud-option=--metadata=HF_TOKEN=x"], "--metadata=HF_TOKEN: everybody"),
+        (
+            ["babysit", "my-run", "--zone", "us-east5-b", "--max-hours", "0"],
+            "--max-hours 0 must be above 0",
+        ),
+        (
+            ["stop", "my-run", "--zone", "us-east5-b", "--", "experiments/sentiment.py"],
+            "stop takes no job",
+        ),
+        (
+            ["create", "my-run", "--zone", "us-east5-b", "--gcloud-option=--metadata=HF_TOKEN=x"],
+            "--metadata=HF_TOKEN: everybody",
+        ),
     ],
 )
 def test_wrong_input_is_one_line_and_2(cloud, capsys, args, complaint):

@@ -16,13 +16,21 @@ ELSEWHERE = (ROOT / "tpu" / "elsewhere.md").read_text()
 
 
 def blocks(text: str, *languages: str) -> list[str]:
-    return [block for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S) if language in languages]
+    return [
+        block
+        for language, block in re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
+        if language in languages
+    ]
 
 
 def commands(text: str) -> list[list[str]]:
     """The calls of tpu.py in shell blocks, or in a docstring."""
     joined = text.replace("\\\n", " ")
-    return [shlex.split(line)[2:] for line in joined.splitlines() if line.strip().startswith("python3 tpu/tpu.py")]
+    return [
+        shlex.split(line)[2:]
+        for line in joined.splitlines()
+        if line.strip().startswith("python3 tpu/tpu.py")
+    ]
 
 
 def test_from_nothing_to_a_finished_run_in_six_commands():
@@ -35,10 +43,15 @@ def test_every_command_of_tpu_py_works_as_it_stands(cloud, capsys):
     import tpu
 
     Path("secrets.env").touch(0o600)
-    found = [command for block in blocks(README, "sh") for command in commands(block)] + commands(tpu.__doc__ or "")
+    found = [command for block in blocks(README, "sh") for command in commands(block)] + commands(
+        tpu.__doc__ or ""
+    )
     assert {command[0] for command in found} == set(tpu.VERBS)
     for command in found:
-        assert tpu.main([command[0], "--dry-run", *command[1:]]) == 0, (command, capsys.readouterr().err)
+        assert tpu.main([command[0], "--dry-run", *command[1:]]) == 0, (
+            command,
+            capsys.readouterr().err,
+        )
     assert cloud.calls == []
 
 
@@ -53,29 +66,50 @@ def test_how_to_clean_up_and_where_prices_are():
     assert "## Clean up" in README and "https://cloud.google.com/tpu/pricing" in README
 
 
-JOBS = re.findall(r"job\.sh exec -- python (experiments/\S+) (.*?)(?:\"|$)", ELSEWHERE.replace("\\\n", " "), re.MULTILINE)
+JOBS = re.findall(
+    r"job\.sh exec -- python (experiments/\S+) (.*?)(?:\"|$)",
+    ELSEWHERE.replace("\\\n", " "),
+    re.MULTILINE,
+)
 
 
 @pytest.mark.parametrize(("script", "options"), JOBS, ids=["gke", "skypilot", "slurm"])
 def test_the_jobs_elsewhere_are_such_as_their_script_takes(tmp_path, script, options):
-    argv = [sys.executable, "tpu/job_settings.py", str(tmp_path / "config.json"), script, *shlex.split(options)]
+    argv = [
+        sys.executable,
+        "tpu/job_settings.py",
+        str(tmp_path / "config.json"),
+        script,
+        *shlex.split(options),
+    ]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "config.json").read_text())
-    assert found["name"] == "my-run" and found["runs"] in ("/runs", "/shared/runs") and found["batch_size"] == 256
+    assert (
+        found["name"] == "my-run"
+        and found["runs"] in ("/runs", "/shared/runs")
+        and found["batch_size"] == 256
+    )
     # A row for each minibatch on each device.
     assert found["batch_size"] % (found["expect_devices"] * found["minibatches"]) == 0
 
 
 def test_three_other_places():
-    assert len(JOBS) == 3 and re.findall("^## (\\w+)", ELSEWHERE, re.MULTILINE) == ["GKE", "SkyPilot", "SLURM"]
+    assert len(JOBS) == 3 and re.findall("^## (\\w+)", ELSEWHERE, re.MULTILINE) == [
+        "GKE",
+        "SkyPilot",
+        "SLURM",
+    ]
 
 
 def test_the_task_for_skypilot():
     (text,) = blocks(ELSEWHERE, "yaml")
     task = yaml.safe_load(text)
     assert set(task) == {"name", "resources", "workdir", "file_mounts", "setup", "run"}
-    assert task["resources"]["job_recovery"] == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]}
+    assert task["resources"]["job_recovery"] == {
+        "max_restarts_on_errors": 0,
+        "recover_on_exit_codes": [75],
+    }
     assert task["file_mounts"]["/runs"] == {"source": "gs://my-bucket", "mode": "MOUNT"}
     for script in (task["setup"], task["run"]):
         assert subprocess.run(["bash", "-n"], input=script, text=True).returncode == 0
@@ -84,7 +118,10 @@ def test_the_task_for_skypilot():
 def test_the_batch_script_for_slurm_asks_for_the_devices_that_it_expects(tmp_path):
     script = next(block for block in blocks(ELSEWHERE, "bash") if "#SBATCH" in block)
     asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\S+)$", script, re.MULTILINE))
-    assert int(asked["nodes"]) * int(asked["ntasks-per-node"]) == 16 and asked["gpus-per-node"] == asked["ntasks-per-node"]
+    assert (
+        int(asked["nodes"]) * int(asked["ntasks-per-node"]) == 16
+        and asked["gpus-per-node"] == asked["ntasks-per-node"]
+    )
     # What is done with each exit code, with stand-ins for SLURM.
     for code, requeued in ((75, True), (0, False), (2, False), (76, False)):
         (tmp_path / "srun").write_text(f"#!/bin/sh\nexit {code}\n")

@@ -1,0 +1,36 @@
+"""`jaxppo algorithms`: list the presets."""
+
+from dataclasses import dataclass
+
+from jaxppo.config import Config
+from jaxppo.presets import ALGORITHMS, preset
+
+
+@dataclass(frozen=True)
+class AlgorithmsOptions:
+    """The algorithms that --algorithm knows: parts, paper, one line each.
+
+    $ jaxppo algorithms
+    $ jaxppo algorithms --settings
+    """
+
+    settings: bool = False
+    """print every setting of each, too"""
+
+
+def algorithms(options: AlgorithmsOptions) -> None:
+    """Print the table of presets."""
+    defaults = Config()
+    names = ("loss", "advantage", "aggregate", "kl", "value_loss")
+    for name, chosen in ALGORITHMS.items():
+        full = preset(defaults, name)
+        kl = "none" if full.kl_coef == 0 else f"{full.kl} in {full.kl_place}"
+        parts = [full.update] if full.update != "gradient" else [full.loss]
+        critic = "no critic" if full.value_loss == "none" else f"critic {full.critic}"
+        parts += [full.advantage, full.aggregate, f"KL {kl}", critic]
+        print(f"{name:30}{' | '.join(parts)}\n{'':30}{chosen.about}\n{'':30}{chosen.paper}")
+        if options.settings:
+            rest = {key: x for key, x in chosen.settings.items() if key not in names}
+            print(
+                f"{'':30}{' '.join(f'--{key.replace(chr(95), chr(45))} {x}' for key, x in rest.items())}"
+            )

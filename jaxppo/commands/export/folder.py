@@ -1,0 +1,269 @@
+"""A checkpoint in other libraries' files: a folder for `transformers`, an adapter for PEFT, a value head in PyTorch's layout."""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Float, Float32
+
+from jaxppo.errors import PretrainedError
+from jaxppo.models.shapes import ModelConfig
+from jaxppo.pretrained import mapping, safetensors, settings
+from jaxppo.pretrained.tokenizer import Tokenizer, as_transformers
+from jaxppo.run import manifest
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+ADAPTER, ADAPTER_CONFIG, VALUE, CARD = (
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "value_head.safetensors",
+    "README.md",
+)
+
+
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+
+
+MODEL = ("config.json", "generation_config.json", safetensors.SINGLE, *TOKENIZER)
+
+
+BASE = "base"  # folder of an adapter's base, where no hub has it
+
+
+FILES = (
+    CARD,
+    *MODEL,
+    ADAPTER,
+    ADAPTER_CONFIG,
+    VALUE,
+    *(f"{BASE}/{name}" for name in MODEL),
+)  # all that an export may have
+
+
+PYTORCH = {"format": "pt"}
+
+
+def free_place(folder: Path) -> Path:
+    """The absolute path of a folder to write. Raises PretrainedError when something is there already."""
+    place = folder.expanduser().absolute()
+    try:
+        if place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
+            raise PretrainedError(
+                f"{folder} is there and not an empty folder; give another name, or remove it"
+            )
+    except OSError as error:
+        raise PretrainedError(
+            f"{folder} cannot be read ({error.strerror}); give another name"
+        ) from error
+    if place.name in ("", "..") or place == Path.cwd():
+        raise PretrainedError(f"{folder} has no name of its own; give the name of a new folder")
+    return place
+
+
+@contextlib.contextmanager
+def whole_folder(place: Path) -> Iterator[Path]:
+    """A folder to write into, which has its own name only once all is on the disk. Raises PretrainedError where it cannot be
+    written, and when something has come into its place meanwhile."""
+    temporary = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+        folder = temporary / place.name
+        folder.mkdir()  # not the temporary one itself, which nobody else may read
+        yield folder
+        for path in [*sorted(folder.rglob("*")), folder]:
+            manifest.sync(path)
+        os.rename(folder, place)  # over an empty folder, never over a full one
+        manifest.sync(place.parent)
+    except OSError as error:
+        raise PretrainedError(
+            f"{place} cannot be written ({error.strerror or error}); give another name or free space"
+        ) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_model(
+    folder: Path,
+    model: ModelConfig,
+    params: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    dtype: str,
+    sampling: Mapping[str, Any],
+) -> None:
+    """config.json, model.safetensors, generation_config.json and the tokenizer's files, as `AutoModelForCausalLM` and
+    `AutoTokenizer` of transformers load them.
+
+    Args:
+        folder: is there already.
+        params: nested dicts of float32 arrays without value head, kernels [in, out].
+        dtype: float32 or bfloat16, of all tensors.
+        sampling: settings for `generate`.
+
+    Raises:
+        PretrainedError: for a shape that transformers has no class for, and parameters of another shape.
+    """
+    ids = {
+        "bos_token_id": tokenizer.bos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.pad_id,
+    }
+    stored = settings.as_transformers(model)
+    tensors = mapping.tensors(stored["model_type"], model, params)
+    write_json(folder / "config.json", {**stored, **ids, "dtype": dtype})
+    write_json(folder / "generation_config.json", {"do_sample": True, **sampling, **ids})
+    safetensors.write_file(folder / safetensors.SINGLE, cast(tensors, dtype), metadata=PYTORCH)
+    write_tokenizer(folder, model, tokenizer)
+
+
+def write_tokenizer(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
+    """tokenizer.json and tokenizer_config.json. What would put a token of its own before or after a text goes: training never
+    encoded with it."""
+    tokenizer.save(folder)
+    stored = json.loads((folder / TOKENIZER[0]).read_text("utf-8"))
+    if "TemplateProcessing" in json.dumps(stored.get("post_processor")):
+        write_json(folder / TOKENIZER[0], stored | {"post_processor": None})
+    write_json(folder / "tokenizer_config.json", as_transformers(tokenizer, model.max_length))
+
+
+def write_adapter(
+    folder: Path,
+    model: ModelConfig,
+    adapters: Mapping[str, Any],
+    *,
+    alpha: float,
+    base: str,
+    dtype: str,
+) -> None:
+    """adapter_config.json and adapter_model.safetensors (https://huggingface.co/docs/peft/developer_guides/checkpoint).
+
+    Args:
+        adapters: layers_<i>/attention/{q,v}/{lora_a [in r], lora_b [r out]}, layers unrolled.
+        alpha: jaxppo's and PEFT's scale is alpha / r.
+        base: hub id of the base model, perhaps with "@revision"; empty = its place is not written down.
+    """
+    family = settings.family(model)
+    tensors = adapter_tensors(family, model, adapters)
+    rank = next(iter(mapping.flatten(adapters).values())).shape[-1]
+    joint = family == "gpt2"
+    scale = (
+        2 if joint else 1
+    ) * alpha  # the joint matrix has twice the rank, and alpha / r must stay
+    name, _, revision = base.partition("@")
+    stored = {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name or None, "revision": revision or None,
+        "inference_mode": True, "r": 2 * rank if joint else rank, "lora_alpha": int(scale) if scale == int(scale) else scale,
+        "lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False, "modules_to_save": None,
+        "target_modules": ["c_attn"] if joint else ["q_proj", "v_proj"],
+        "fan_in_fan_out": joint,  # GPT-2's layers store [in, out]
+    }  # fmt: skip
+    write_json(folder / ADAPTER_CONFIG, stored)
+    safetensors.write_file(folder / ADAPTER, cast(tensors, dtype), metadata=PYTORCH)
+
+
+def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy's own adapters among trained parameters, layers unrolled. Raises PretrainedError when there are none."""
+    names = r"(?P<layer>layers(_\d+)?)/(?P<place>.+/lora_[ab])"
+    out = {}
+    for name, tensor in mapping.flatten(trained).items():
+        match = re.fullmatch(names, name)
+        if match and match["layer"] == "layers":  # scanned: one array for all of them
+            out |= {
+                f"layers_{i}/{match['place']}": np.asarray(x, np.float32)
+                for i, x in enumerate(np.asarray(tensor))
+            }
+        elif match:
+            out[name] = np.asarray(tensor, np.float32)
+    if not out:
+        raise PretrainedError(
+            "the run has no adapters, every weight was trained (--lora 0); leave --adapter out"
+        )
+    return mapping.unflatten(out)
+
+
+def adapter_tensors(
+    family: str, model: ModelConfig, adapters: Mapping[str, Any]
+) -> dict[str, Float32[np.ndarray, "..."]]:
+    """PEFT's lora_A [r in] and lora_B [out r] under its names.
+
+    GPT-2 has q, k and v in one matrix: its adapter is A = (A_q; A_v) and B of blocks B_q, 0, B_v, of twice the rank.
+
+    Raises:
+        PretrainedError: when the tree has anything but adapters of q and v in every layer.
+    """
+    flat, out = mapping.flatten(adapters), {}
+    names = [
+        f"layers_{i}/attention/{part}/lora_{x}"
+        for i in range(model.num_layers)
+        for part in "qv"
+        for x in "ab"
+    ]
+    if set(flat) != set(names):
+        raise PretrainedError(
+            f"the run has adapters elsewhere than at q and v: {sorted(set(flat) ^ set(names))[0]}"
+        )
+    for i in range(model.num_layers):
+        a_q, b_q, a_v, b_v = (
+            np.asarray(flat[name], np.float32).T for name in names[4 * i : 4 * i + 4]
+        )
+        if family == "gpt2":
+            place = f"base_model.model.transformer.h.{i}.attn.c_attn"
+            k = np.zeros((model.num_kv_heads * model.head_dim, b_q.shape[1]), np.float32)
+            out[f"{place}.lora_A.weight"] = np.concatenate([a_q, a_v])
+            out[f"{place}.lora_B.weight"] = np.block(
+                [[b_q, np.zeros_like(b_q)], [k, k], [np.zeros_like(b_v), b_v]]
+            )
+            continue
+        for part, a, b in (("q", a_q, b_q), ("v", a_v, b_v)):
+            place = f"base_model.model.model.layers.{i}.self_attn.{part}_proj"
+            out |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
+    return out
+
+
+def write_value(
+    folder: Path,
+    model: ModelConfig,
+    head: Mapping[str, Any],
+    body: Mapping[str, Any] | None,
+    *,
+    dtype: str,
+) -> None:
+    """value_head.safetensors: `value.weight` [1 D] and `value.bias` [1] of a linear layer over the last hidden states.
+
+    `body` is the whole network of a critic of its own, whose tensors stand beside them under the family's names.
+    """
+    kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
+    out: dict[str, Any] = {
+        "value.weight": kernel.T,
+        "value.bias": bias.reshape(1),
+    }  # float32 always, as in training
+    if body is not None:
+        own = mapping.tensors(settings.family(model), model, body)
+        out |= cast(
+            {name: tensor for name, tensor in own.items() if name != "lm_head.weight"}, dtype
+        )
+    safetensors.write_file(folder / VALUE, out, metadata=PYTORCH)
+
+
+def cast(
+    tensors: Mapping[str, Float32[np.ndarray, "..."]], dtype: str
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """The tensors in another type, rounded to the nearest."""
+    return {name: np.asarray(x).astype(DTYPES[dtype]) for name, x in tensors.items()}
+
+
+def write_json(path: Path, stored: Mapping[str, Any]) -> None:
+    """An object as a file, as transformers writes its own."""
+    path.write_text(json.dumps(stored, indent=2) + "\n", "utf-8")

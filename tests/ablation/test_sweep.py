@@ -1,0 +1,253 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from runs import RUN, TEXTS
+
+from jaxppo import algorithms, parallel, ppo, sampling
+from jaxppo.ablation import sweep
+from jaxppo.ablation.sweep import Run
+from jaxppo.data.prompts import encode
+from jaxppo.errors import UserError
+from jaxppo.rollout import rollout
+from jaxppo.run.load import load_policy
+
+CONFIG = replace(RUN, steps=3, lr=1e-4, batch_size=8, kl_coef=0.05, kl_adaptive=False)
+
+
+def reward(params, rollout):
+    """A number that another token at any place changes; sums of it are exact."""
+    places = jnp.arange(1, rollout.response.shape[1] + 1)[None]
+    score = ((rollout.response * places % 101 + 1) * rollout.mask).sum(1) / 1024
+    return score, score > -1
+
+
+def make_parts(config):
+    return algorithms.make_parts(config, reward)
+
+
+def load(settings):
+    return load_policy(settings)[1]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return encode(TEXTS, load(CONFIG).tokenizer, 4, too_long="last")
+
+
+def alone(config, prompts):
+    """(the metrics of each step, the last parameters) of one run by itself."""
+    policy = load(config)
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    step = parallel.compile_step(ppo.make_train_step(policy.model, make_parts(config), config))
+    rows = []
+    for number in range(config.steps):
+        state, metrics = step(state, jax.device_put(prompts.batch(config, number * config.rows)))
+        rows.append(jax.device_get(metrics))
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, jax.device_get(
+        state.params
+    )
+
+
+def everything(config, runs, prompts, **options):
+    found = []
+    for group in sweep.programs(runs, config):
+        found += sweep.run(config, group, load, make_parts, lambda run: prompts, **options)
+    return found
+
+
+RUNS = [
+    Run(name, seed, {name: x})
+    for name, x in (("lr", 3e-4), ("temperature", 0.7), ("lr", 3e38))
+    for seed in (0, 3)
+]
+
+
+@pytest.fixture(scope="module")
+def six(prompts):
+    """Six runs on one device: another rate, another temperature, a rate that no run survives; two seeds each."""
+    return everything(CONFIG, RUNS, prompts, devices=jax.devices()[:1])
+
+
+def same_as_alone(config, result, prompts):
+    metrics, params = alone(replace(config, seed=result.run.seed, **result.run.settings), prompts)
+    np.testing.assert_array_equal(result.metrics["reward"], metrics["reward"])  # of the same tokens
+    np.testing.assert_allclose(result.metrics["kl"], metrics["kl"], atol=1e-5)
+    toys.assert_close(result.state.params, params, atol=1e-5)
+    assert not result.diverged and int(result.state.step) == 3
+
+
+@pytest.mark.parametrize(
+    "number", [1, 2], ids=["rate of the second seed", "temperature of the first"]
+)
+def test_a_run_among_others_is_what_it_is_alone(six, prompts, number):
+    same_as_alone(CONFIG, six[number], prompts)
+
+
+def test_networks_that_differ_from_seed_to_seed(prompts):
+    """Made anew, the reference policy is another one for each, too."""
+    config = replace(CONFIG, lora=0)
+    results = everything(config, sweep.grid({}, seeds=[0, 3]), prompts)
+    assert not sweep.same(
+        results[0].state.frozen["reference"], results[1].state.frozen["reference"]
+    )
+    same_as_alone(config, results[1], prompts)
+
+
+def test_seeds_differ_and_a_run_that_diverges_stays_in(six):
+    assert [(x.run.arm, x.run.seed) for x in six] == [(run.arm, run.seed) for run in RUNS]
+    assert (
+        six[0].metrics["reward"].tolist() != six[1].metrics["reward"].tolist()
+    )  # other seeds, other tokens
+    assert [x.diverged for x in six] == [False] * 4 + [True] * 2
+    assert all(len(x.metrics["reward"]) == 3 for x in six)
+
+
+@pytest.mark.ci
+def test_devices_share_the_runs(six, prompts):
+    """Five runs on three devices: the last is done twice, and told and returned once."""
+    seen = []
+    tell = lambda done, metrics: seen.append((done, metrics["reward"].shape))
+    many = everything(CONFIG, RUNS[:5], prompts, devices=jax.devices()[:4], tell=tell)
+    assert [(x.run.arm, x.run.seed) for x in many] == [(run.arm, run.seed) for run in RUNS[:5]]
+    assert seen == [(1, (5,)), (2, (5,)), (3, (5,))]
+    assert sweep.placement(6, jax.devices()[:8]).num_devices == 6
+    assert (
+        sweep.placement(5, jax.devices()[:4]).num_devices == 3
+    )  # two on each: a fourth would have none
+    assert (
+        sweep.placement(9, jax.devices()[:8]).num_devices == 5
+    )  # two on each, and one of them for nothing
+    for a, b in zip(six[:4], many):
+        np.testing.assert_array_equal(a.metrics["reward"], b.metrics["reward"])
+        toys.assert_close(a.state.params, b.state.params, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_several_steps_in_one_dispatch(six, prompts):
+    config, seen = replace(CONFIG, steps_per_call=3, save_every=3, eval_every=3), []
+    results = everything(
+        config,
+        RUNS[:4],
+        prompts,
+        tell=lambda done, metrics: seen.append((done, metrics["reward"].shape)),
+    )
+    assert seen == [(3, (4, 3))]
+    for a, b in zip(six, results):
+        np.testing.assert_array_equal(a.metrics["reward"], b.metrics["reward"])
+        toys.assert_close(a.state.params, b.state.params, atol=1e-6)
+
+
+def test_the_decode_loop_does_not_copy_its_cache():
+    """Under vmap a stop test of one's own makes every write to the cache a select (trap 16): one condition for all."""
+    toy = toys.llama()
+
+    def selects(axis):
+        def one(key):
+            noise = sampling.row_uniforms(key, toys.prompts().index, 5)
+            frozen = {"base": {}, "reference": toy.params}
+            options = {"length": 5, "sample": toys.SETTINGS, "eos": 1, "pad": 0, "stop_axis": axis}
+            return rollout(toy.model, toy.params, frozen, toys.prompts(), noise, **options).tokens
+
+        keys = jax.random.split(jax.random.key(0), 3)
+        text = jax.jit(jax.vmap(one, axis_name="seeds")).lower(keys).as_text()
+        return sum(
+            "select" in line and "3x8x2x9x4xf32" in line for line in text.splitlines()
+        )  # keys and values of 3 runs
+
+    assert selects("seeds") == 0
+    assert selects(None) == 2
+
+
+EVERY = replace(
+    CONFIG,
+    clip_low=0.2,
+    clip_high=0.2,
+    critic_lr=1e-3,
+    critic_lam=1.0,
+    optimizer="adamw",
+    kl_adaptive=True,
+    lr=1e-2,
+)
+OTHER = {
+    "lr": 3e-2, "critic_lr": 1e-2, "weight_decay": 0.5, "adam_eps": 1e-2, "max_grad_norm": 1e-2, "clip_low": 1e-3,
+    "clip_high": 1e-3, "value_clip": 1e-3, "kl_coef": 0.4, "kl_target": 1e-3, "kl_horizon": 10.0, "gamma": 0.5, "lam": 0.1,
+    "critic_lam": 0.2, "value_coef": 0.9, "entropy_coef": 0.3, "temperature": 0.5, "missing_eos_penalty": 0.7,
+    "baseline_decay": 0.5, "beta": 0.3,
+}  # fmt: skip
+
+
+def every_setting(prompts):
+    runs = [Run("base", 0, {})] + [Run(name, 0, {name: x}) for name, x in OTHER.items()]
+    return everything(EVERY, runs, prompts)
+
+
+@pytest.mark.ci
+def test_every_setting_that_can_be_swept_does_something(prompts):
+    """Each comes in as a tracer; those of a loss or an advantage that is not used here change nothing."""
+    assert set(OTHER) == set(sweep.SWEPT)
+    base, *others = every_setting(prompts)
+    alike = [x.run.arm for x in others if sweep.same(x.state.params, base.state.params)]
+    assert alike == [
+        "baseline_decay",
+        "beta",
+    ]  # of the loss kl_penalty and of the advantage moving_average
+
+
+@pytest.mark.slow
+def test_every_setting_does_what_it_does_alone(prompts):
+    for result in every_setting(prompts)[1:]:
+        config = replace(EVERY, **{result.run.arm: OTHER[result.run.arm]})
+        toys.assert_close(result.state.params, alone(config, prompts)[1], atol=1e-5)
+
+
+def test_what_cannot_share_a_program():
+    runs = [
+        Run("a", 0, {"loss": "clip"}),
+        Run("b", 0, {"loss": "gspo"}),
+        Run("a", 1, {"loss": "clip"}),
+        Run("c", 0, {"lr": 1.0}),
+    ]
+    groups = sweep.programs(runs, CONFIG)
+    assert [[(run.arm, run.seed) for run in group] for group in groups] == [
+        [("a", 0), ("a", 1)],
+        [("b", 0)],
+        [("c", 0)],
+    ]
+    # without a number of its own a loss keeps its bounds: that is no number that could be traced
+    runs = [Run("default", 0, {}), Run("higher", 0, {"clip_high": 0.3})]
+    assert [len(group) for group in sweep.programs(runs, CONFIG)] == [1, 1]
+    assert [len(group) for group in sweep.programs(runs, replace(CONFIG, clip_high=0.2))] == [2]
+    with pytest.raises(UserError, match="more than one program"):
+        sweep.run(CONFIG, runs, load, make_parts, lambda run: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("loss=clip,gspo", "loss is not one of lr, .*other settings need runs of their own"),
+        ("lr=fast", "write it as lr=.1,.2"),
+        ("lr", "write it as lr=.1,.2"),
+        ("lr=", "write it as lr=.1,.2"),
+    ],
+)
+def test_a_wrong_setting_on_the_command_line(text, message):
+    with pytest.raises(UserError, match=message):
+        sweep.parse([text])
+
+
+def test_a_setting_twice():
+    with pytest.raises(
+        UserError, match="--sweep has lr twice; write all its values together: lr=.1,.2"
+    ):
+        sweep.parse(["lr=1e-3", "lr=3e-3"])
+    near = sweep.grid({"lr": [1e-3, 1.0000001e-3]}, seeds=[0])
+    assert [run.arm for run in near] == ["lr 0.001", "lr 0.0010000001"]  # two arms
+
+
+def test_a_wrong_number_is_refused_before_anything_is_compiled(prompts):
+    with pytest.raises(UserError, match="--temperature must be above 0"):
+        everything(CONFIG, sweep.grid({"temperature": [1.0, 0.0]}, seeds=[0]), prompts)

@@ -1,0 +1,142 @@
+"""Archives give one plain member and nothing outside themselves."""
+
+import io
+import shutil
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from jaxppo.data.archives import extract, member, members
+from jaxppo.data.fetch import FetchError
+
+
+def zipped(**members: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def tarred(name: str, data: bytes = b"", **fields) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        for field, value in fields.items():
+            setattr(info, field, value)
+        archive.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def test_member_of_zip_and_tar(tmp_path):
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(zipped(**{"top/a.txt": b"A", "top/b.txt": tarred("in/c.txt", b"C")}))
+    assert member(archive, "*/a.txt") == b"A"
+    assert member(member(archive, "*/b.txt"), "*/c.txt") == b"C"
+    assert extract(archive, "*/a.txt", tmp_path).read_bytes() == b"A"
+
+
+def test_members():
+    assert members(zipped(**{"b.txt": b"B", "x/a.txt": b"A", "c.png": b""}), "*.txt") == {
+        "b.txt": b"B",
+        "x/a.txt": b"A",
+    }
+    assert members(tarred("x/a.txt", b"A"), "x/*") == {"x/a.txt": b"A"}
+    assert members(zipped(a=b""), "*.txt") == {}
+    with pytest.raises(FetchError, match="outside itself"):
+        members(zipped(**{"a.txt": b"", "../b.txt": b""}), "*")
+    with pytest.raises(FetchError, match="larger"):  # 2 + 2 > 3
+        members(zipped(a=b"12", b=b"34"), "*", limit=3)
+
+
+@pytest.fixture(scope="module")
+def deb(tmp_path_factory) -> Path:
+    """A Debian package with one file."""
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("no dpkg-deb here")
+    folder = tmp_path_factory.mktemp("deb") / "thing"
+    (folder / "DEBIAN").mkdir(parents=True, mode=0o755)
+    (folder / "DEBIAN" / "control").write_text(
+        "Package: thing\nVersion: 1.0\nArchitecture: all\nMaintainer: x\nDescription: y\n"
+    )
+    (folder / "usr").mkdir()
+    (folder / "usr" / "a.txt").write_bytes(b"A")
+    path = folder.with_suffix(".deb")
+    subprocess.run(
+        ["dpkg-deb", "--root-owner-group", "--build", str(folder), str(path)],
+        check=True,
+        capture_output=True,
+    )
+    return path
+
+
+def test_member_of_a_debian_package(deb, tmp_path):
+    assert member(deb, "./usr/a.txt") == b"A"
+    assert members(deb, "./usr/*") == {"./usr/a.txt": b"A"}
+    assert extract(deb, "*/a.txt", tmp_path).read_bytes() == b"A"
+    with pytest.raises(FetchError, match="0 members"):
+        member(deb, "control")
+
+
+def test_damaged_debian_package(deb, tmp_path, monkeypatch):
+    half = tmp_path / "half.deb"
+    half.write_bytes(deb.read_bytes()[:-70])
+    with pytest.raises(FetchError, match="half.deb cannot be read as an archive") as error:
+        member(half, "*")
+    assert "\n" not in str(error.value)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FetchError, match="no dpkg-deb here: only Debian and Ubuntu have it"):
+        member(deb, "*")
+
+
+@pytest.mark.parametrize("pattern", ["*.png", "*.txt"])
+def test_not_exactly_one(pattern):
+    with pytest.raises(FetchError, match="expected 1"):
+        member(zipped(**{"a.txt": b"", "b.txt": b""}), pattern)
+
+
+@pytest.mark.parametrize("name", ["../a.txt", "/a.txt", "x/../../a.txt", "..\\a.txt", "C:a.txt"])
+@pytest.mark.parametrize(
+    "pack", [lambda name: zipped(**{name: b"x"}), lambda name: tarred(name, b"x")]
+)
+def test_names_outside_are_refused(tmp_path, name, pack):
+    with pytest.raises(FetchError, match="outside itself"):
+        extract(pack(name), "*a.txt", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_are_refused(kind):
+    with pytest.raises(FetchError, match="not a plain file"):
+        member(tarred("a.txt", type=kind, linkname="/etc/passwd"), "a.txt")
+
+
+def test_size_is_bounded(tmp_path):
+    bomb = zipped(**{"a.txt": bytes(3 * 2**20)})
+    for read in (
+        lambda limit: member(bomb, "a.txt", limit=limit),
+        lambda n: extract(bomb, "a.txt", tmp_path, limit=n),
+    ):
+        with pytest.raises(FetchError, match="larger"):
+            read(3 * 2**20 - 1)
+        read(3 * 2**20)
+
+
+DAMAGED = {
+    "empty": b"",
+    "text": b"not an archive",
+    "tar": tarred("a.txt", bytes(9000))[:60],
+    "zip": zipped(a=b"x" * 99)[:-40],
+}
+
+
+@pytest.mark.parametrize(
+    "data", DAMAGED.values(), ids=DAMAGED
+)  # an archive holds the time: no name for a test
+def test_damaged_archives(data):
+    with pytest.raises(FetchError):
+        member(data, "a*")

@@ -1,0 +1,97 @@
+import jax
+import jax.numpy as jnp
+import pytest
+import toys
+
+from jaxppo import parallel
+from jaxppo.types import TrainState
+
+
+def trivial(state: TrainState, prompts):
+    """A step that compiles at once."""
+    used = jax.tree.leaves(state.frozen)[0].sum() + prompts.tokens.sum()
+    params = jax.tree.map(lambda x: x + 1, state.params)
+    return state.replace(step=state.step + 1, params=params), {"used": used}
+
+
+def test_k_steps_are_k_executions_of_one_program(toy_step):
+    """Traced and compiled once, with nothing going to or coming from the host between."""
+    state, batches = toy_step.state(), [jax.device_put(toys.prompts(seed=k)) for k in range(4)]
+    state, _ = toy_step(state, batches[0])
+    rows = []
+    with jax.transfer_guard("disallow"):
+        for batch in batches[1:]:
+            state, metrics = toy_step(state, batch)
+            rows.append(metrics)
+    assert toy_step.compiled.traces == 1
+    assert toy_step.compiled.program._cache_size() == 1
+    assert int(state.step) == 4
+    assert len({float(metrics["loss"]) for metrics in rows}) == 3
+
+
+def test_the_guard_would_have_seen_a_transfer():
+    with jax.transfer_guard("disallow"), pytest.raises(Exception, match="[Dd]isallowed"):
+        jnp.ones(3) + 1.5 * jax.device_put([1.0, 2.0, 3.0])[0]
+
+
+def test_the_old_state_is_gone_and_frozen_stays(toy_step):
+    old = toy_step.state()
+    new, _ = toy_step(old, toys.prompts())
+    for path, x in jax.tree_util.tree_leaves_with_path(old.replace(frozen=None)):
+        assert x.is_deleted(), jax.tree_util.keystr(path)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(old.frozen))
+    assert new.frozen is old.frozen
+    assert not any(x.is_deleted() for x in jax.tree.leaves(new))
+
+
+def test_another_shape_is_traced_again(llama):
+    step = parallel.compile_step(trivial)
+    state, _ = step(toys.state(llama), toys.prompts(8))
+    state, _ = step(state, toys.prompts(8, seed=1))
+    assert step.traces == 1
+    step(state, toys.prompts(16))
+    assert step.traces == 2
+
+
+def test_frozen_is_an_input_and_no_constant(llama):
+    """Another reward model in the same program."""
+    step = parallel.compile_step(trivial)
+    results = []
+    for value in (1.0, 2.0):
+        frozen = {"reward": jnp.full((3,), value)}
+        _, metrics = step(toys.state(llama).replace(frozen=frozen), toys.prompts())
+        results.append(float(metrics["used"]))
+    assert step.traces == 1
+    assert results[1] - results[0] == 3
+
+
+def test_lower_tells_the_cost(llama):
+    step = parallel.compile_step(trivial)
+    compiled = step.lower(toys.state(llama), toys.prompts()).compile()
+    assert compiled.memory_analysis().argument_size_in_bytes > 0
+
+
+def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
+    """auto with a mesh is the mesh, as out-of-memory advice has it; never pmap without a word."""
+    made = []
+    monkeypatch.setattr(
+        parallel, "MeshStep", lambda step, mesh, leading: made.append(dict(mesh.shape))
+    )
+    parallel.prepare(
+        lambda axis_name: axis_name, mode="auto", mesh="fsdp=2", devices=jax.devices()[:2]
+    )
+    assert made[0]["fsdp"] == 2 and parallel.count("auto", "fsdp=2,tensor=2") == 2
+
+
+def test_under_pmap_what_stands_twice_is_placed_once(llama):
+    """A critic's base is the policy's; and outside of the step the frozen arrays are those that were loaded."""
+    step = parallel.PmapStep(trivial, devices=jax.devices()[:2])
+    base = {"w": jnp.ones(3)}
+    state = toys.state(llama).replace(frozen={"base": base, "critic": base})
+    placed = step.place(state)
+    assert placed.frozen["base"]["w"] is placed.frozen["critic"]["w"] and placed.frozen["base"][
+        "w"
+    ].shape == (2, 3)
+    whole = step.whole(placed)
+    assert whole.frozen is state.frozen
+    toys.assert_same(whole.params, state.params)

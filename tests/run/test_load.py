@@ -1,0 +1,167 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toys
+from runs import RUN
+
+from jaxppo import errors, models, ppo, pretrained
+from jaxppo.errors import UserError
+from jaxppo.models import lora, scan
+from jaxppo.run import load
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load.load_policy(RUN)
+
+
+def test_with_adapters_the_base_is_the_reference(loaded):
+    config, policy = loaded
+    assert (config.eos, config.pad) == (256, 256)
+    assert policy.frozen["reference"] is None
+    names = {
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(policy.params)
+    }
+    assert names and all("lora" in name or "value" in name for name in names)
+    assert not any(
+        "lora" in str(path) or "value" in str(path[0])
+        for path, _ in load._leaves(policy.frozen["base"])
+    )
+
+
+def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
+    _, policy = load.load_policy(replace(RUN, lora=0))
+    reference = policy.frozen["reference"]
+    trained = {path: leaf for path, leaf in load._leaves(policy.params)}
+    for path, leaf in load._leaves(reference):
+        np.testing.assert_array_equal(trained[path], leaf)
+        assert (
+            trained[path].unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()
+        )  # one is donated, the other stays
+    assert set(trained) - {path for path, _ in load._leaves(reference)} == {
+        ("value", "kernel"),
+        ("value", "bias"),
+    }
+
+
+def test_scanned_layers_are_the_same_weights(loaded):
+    """The base of a scanned policy is that of an unrolled one, stacked; adapters and critic are stacked too."""
+    _, policy = load.load_policy(replace(RUN, scan_layers=True))
+    toys.assert_same(scan.unstack(policy.frozen["base"]), loaded[1].frozen["base"])
+    number = sum(name.startswith("layers_") for name in loaded[1].frozen["base"])
+    assert all(x.shape[0] == number for x in jax.tree.leaves(policy.params["layers"]))
+    _, separate = load.load_policy(replace(RUN, scan_layers=True, lora=0, critic="separate"))
+    assert "layers" in separate.params["critic"] and "layers_0" not in separate.params["critic"]
+
+
+def test_more_tokens_than_the_model_takes():
+    with pytest.raises(
+        UserError, match=r"200 \+ --response-length 100 = 300 tokens, but the model takes 256"
+    ):
+        load.load_policy(replace(RUN, prompt_length=200, response_length=100))
+
+
+def test_an_unknown_model():
+    with pytest.raises(UserError) as caught:
+        load.load_policy(replace(RUN, tiny=False, model="./no/such/folder"))
+    assert isinstance(caught.value, errors.PretrainedError)
+    assert "no/such/folder" in str(caught.value)
+
+
+def test_a_separate_critic_shares_the_base_under_adapters():
+    _, policy = load.load_policy(replace(RUN, critic="separate", value_init="normal"))
+    base = policy.frozen["base"]
+    place = lambda x: x["embed"]["embedding"].unsafe_buffer_pointer()
+    assert place(base["critic"]) == place(base)  # one copy in memory
+    assert (policy.params["critic"]["value"]["kernel"] != 0).any()
+    assert "value" not in policy.params  # nobody asks the actor
+
+
+def test_a_value_head_from_a_reward_model():
+    config = replace(RUN, value_init="reward")
+    with pytest.raises(UserError, match="--value-init reward needs a --reward-model RUN"):
+        load.load_policy(config)
+    _, plain = load.load_policy(RUN)
+    model = {"value": jax.tree.map(lambda x: x + 3.0, plain.params["value"])}
+    _, policy = load.load_policy(config, reward=model)
+    toys.assert_same(policy.params["value"], model["value"])
+
+
+def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
+    shape, weights, tokenizer = load.tiny(0)
+    monkeypatch.setattr(
+        load, "tiny", lambda seed, kind: (replace(shape, vocab_size=200), weights, tokenizer)
+    )
+    with pytest.raises(
+        UserError,
+        match="the tokenizer has ids up to 256, but the model's vocabulary has 200; use its own",
+    ):
+        load.load_policy(RUN)
+
+
+def test_a_network_of_another_kind():
+    _, policy = load.load_policy(replace(RUN, model_kind="gru", lora=0))
+    assert policy.shape.kind == "gru" and "recurrent" in policy.params["body"]["layers_0"]
+    with pytest.raises(UserError, match="a gru policy is trained whole: --lora 0"):
+        load.load_policy(replace(RUN, model_kind="gru"))
+
+
+def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
+    """Another kind is refused, not passed over; the folder is written anew when the weights are others."""
+    config, policy = load.load_policy(replace(RUN, model_kind="gru", lora=0))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    for change in (0.0, 1.0):
+        moved = state.replace(
+            params=jax.tree.map(lambda x, change=change: x + change, state.params)
+        )
+        load.keep_model(config, policy, moved, tmp_path / "model")
+    stored = replace(RUN, model=str(tmp_path / "model"), tiny=False, lora=0)
+    _, again = load.load_policy(stored, dropout=0.5)
+    assert again.shape == replace(policy.shape, dropout=0.5)
+    toys.assert_close(again.params["embed"], moved.params["embed"], atol=1e-6)
+    with pytest.raises(
+        UserError, match="--model-kind lstm: .* is a gru; another kind is made anew"
+    ):
+        load.load_policy(replace(stored, model_kind="lstm"))
+
+
+def test_the_trained_network_as_a_checkpoint():
+    """Adapters folded in, layers unrolled, no critic: the same logits, and what a plain model takes."""
+    for changes in ({}, {"scan_layers": True}, {"lora": 0, "critic": "separate"}):
+        config, policy = load.load_policy(replace(RUN, **changes))
+        params = jax.tree.map(lambda x: x + 0.01, policy.params)
+        state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
+        whole = load.language_model(config, policy, state)
+        flat = pretrained.mapping.checked(
+            policy.shape, pretrained.mapping.flatten(jax.device_get(whole))
+        )
+        assert "head/kernel" not in flat and not any(
+            "lora" in name or "value" in name for name in flat
+        )
+        tokens = jnp.array([[1, 2, 3]])
+        plain = models.make(policy.shape)
+        got, _ = plain.apply(whole, tokens, tokens > 0)
+        want, _ = policy.model.apply(
+            lora.merge(policy.frozen["base"], state.params), tokens, tokens > 0
+        )
+        np.testing.assert_allclose(got, want[..., : got.shape[-1]], atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, capsys, mode):
+    """Who can put a program there can run code in this process."""
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAXPPO_CACHE", str(tmp_path / "cache"))
+    chosen = []
+    monkeypatch.setattr(load.jax.config, "update", lambda name, value: chosen.append(value))
+    if mode != 0o700:
+        (tmp_path / "cache" / "xla").mkdir(parents=True)
+        (tmp_path / "cache" / "xla").chmod(mode)
+    load.use_compilation_cache()
+    folder = tmp_path.resolve() / "cache" / "xla"
+    assert chosen == ([str(folder)] if mode == 0o700 else [])
+    assert ("others can write to" in capsys.readouterr().out) == (mode != 0o700)
+    assert folder.stat().st_mode & 0o777 == mode

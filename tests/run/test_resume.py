@@ -1,0 +1,72 @@
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+import toys
+from runs import RUN
+
+from jaxppo.errors import UserError
+from jaxppo.run import manifest, resume
+from jaxppo.run.checkpoint import Checkpoints
+from jaxppo.run.settings import to_dict
+
+
+@pytest.mark.parametrize(("schedule", "told"), [("linear", True), ("constant", False)])
+def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told):
+    config = replace(RUN, lr_schedule=schedule)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    kept: Any = SimpleNamespace(restore=lambda state: state, manifest_of=lambda step: {})
+    state: Any = SimpleNamespace(params={}, opt_state=())
+    resume.load_newest(replace(config, steps=8), kept, state, tmp_path)
+    shown = capsys.readouterr().out
+    assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
+
+
+def test_what_was_loaded_is_given_up_for_what_is_restored(tmp_path):
+    """Parameters and moments; what is frozen is the same array, in use."""
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(RUN)))
+    toy = toys.llama()
+    state = toys.state(toy)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, score=None)
+    checkpoints.wait()
+    found = resume.load_newest(RUN, checkpoints, state, tmp_path)
+    assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
+    assert not any(x.is_deleted() for x in jax.tree.leaves((found, state.frozen)))
+
+
+def test_weights_that_a_run_stands_on_may_not_change(tmp_path):
+    """A checkpoint that was trained on meanwhile: adapters on another base are another policy."""
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"old")
+    config = replace(RUN, tiny=False, model=str(base))
+    checkpoints = Checkpoints(
+        tmp_path / "checkpoints", about={"weights": resume.weight_hashes(config)}
+    )
+    (checkpoints.folder / "2").mkdir()
+    manifest.seal(checkpoints.folder / "2", {**checkpoints.about, "step": 2})
+    resume.check_weights(config, checkpoints)
+    (base / "model.safetensors").write_bytes(b"new")
+    with pytest.raises(
+        UserError, match=f"--model {base} holds other weights than when this run began"
+    ):
+        resume.check_weights(config, checkpoints)
+    assert resume.weight_hashes(RUN) == {"model": "", "reward_model": ""}  # a tiny one is made anew
+    judge = tmp_path / "judge" / "checkpoints" / "3"
+    judge.mkdir(parents=True)
+    manifest.seal(judge, {"step": 3, "score": 0.5})
+    first = resume.weight_hashes(replace(config, reward_model=str(tmp_path / "judge")))[
+        "reward_model"
+    ]
+    manifest.seal(judge, {"step": 3, "score": 0.6})
+    assert (
+        len(first) == 16
+        and first
+        != resume.weight_hashes(replace(config, reward_model=str(tmp_path / "judge")))[
+            "reward_model"
+        ]
+    )

@@ -1,0 +1,43 @@
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from runs import RUN, TEXTS
+
+from jaxppo import ppo, supervised
+from jaxppo.data import rows
+from jaxppo.run import load, validation
+
+
+def test_means_over_all_rows():
+    """7 texts in batches of 4 and 3: the mean is that of all tokens, not of the two batches."""
+    config, policy = load.load_policy(replace(RUN, lora=0))
+    texts = rows.documents(TEXTS, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id)
+    objective = supervised.language_model(policy.model, config)
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    found = validation.validate_objective(config, policy, objective, texts)(state)
+    sums, weight = jax.jit(supervised.make_evaluation(policy.model, objective))(
+        state.params, state.frozen, texts.all()
+    )
+    assert found["loss"] == pytest.approx(float(sums["loss"] / weight), rel=1e-5)
+    assert (
+        found["perplexity"] == pytest.approx(np.exp(found["loss"]))
+        and found["score"] == -found["loss"]
+    )
+    assert 5 < found["loss"] < 6  # random weights: log 257 = 5.55
+
+
+def test_pairs_have_an_accuracy():
+    config, policy = load.load_policy(replace(RUN, lora=0))
+    pairs = rows.preferences(
+        [("a", "b", "c")] * 3, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id
+    )
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    found = validation.validate_objective(
+        config, policy, supervised.bradley_terry(policy.model), pairs
+    )(state)
+    assert found["loss"] == pytest.approx(
+        np.log(2), rel=1e-5
+    )  # the value head starts at 0: no opinion
+    assert found["accuracy"] == found["score"] == 0.0

@@ -1,0 +1,79 @@
+"""Puzzles: distinct, the same for the same seed, with right answers that the checker knows."""
+
+import sys
+
+import pytest
+
+from jaxppo.data.examples import Example
+from jaxppo.errors import UserError
+from jaxppo.tasks.datasets import reasoning
+
+
+@pytest.fixture(scope="module", params=reasoning.TASKS)
+def task(request) -> str:
+    pytest.importorskip("reasoning_gym")
+    return request.param
+
+
+def answer(prompt: str) -> str:
+    """Worked out from the prompt alone."""
+    if prompt.startswith("Spell backward: "):
+        return prompt.split()[-1][::-1]
+    if prompt.startswith("How many "):
+        letter, text = prompt.removeprefix("How many ").split(" in ", 1)
+        return str(text.lower().count(letter))
+    sums = prompt.removesuffix(" =").replace("- ", "-").replace("+ ", "").split()
+    return str(sum(int(term) for term in sums))
+
+
+def test_prompts_hold_the_question(task):
+    parts = reasoning.load(task, 300)
+    assert [len(part) for part in parts] == [240, 30, 30]
+    rows = [row for part in parts for row in part]
+    assert len({row.prompt for row in rows}) == 300
+    check = reasoning.score(task)
+    for row in rows:
+        assert row.reference == answer(row.prompt)
+        assert check(f" {row.reference}\n", row) == 1
+        assert check("?", row) == check("", row) == 0
+    assert max(len(row.prompt) for row in rows) < 70
+
+
+def test_seeds(task):
+    prompts = lambda parts: [{row.prompt for row in part} for part in parts]
+    first, again, other = (prompts(reasoning.load(task, 100, seed=seed)) for seed in (0, 0, 1))
+    assert first == again
+    assert len(set.union(*first) & set.union(*other)) < 20
+
+
+def test_right_in_part():
+    pytest.importorskip("reasoning_gym")
+    check = reasoning.score("spell_backward")
+    word = Example("Spell backward: stop", "pots", {"metadata": {}})
+    assert check("pots", word) == 1
+    assert check("pats", word) == pytest.approx(3 / 4)  # three of four letters in place
+    total = Example("2 + 3 =", "5", {"metadata": {}})
+    assert reasoning.score("chain_sum")("5.0", total) == 1
+    assert reasoning.score("chain_sum")("6", total) < 0.1
+
+
+def test_a_kind_with_few_puzzles():
+    pytest.importorskip("reasoning_gym")
+    parts = reasoning.load("chain_sum", 1)
+    assert [len(part) for part in parts] == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("task", "size", "message"),
+    [("sudoku", 9, "spell_backward, chain_sum"), ("chain_sum", 0, "0 puzzles")],
+)
+def test_bad_arguments(task, size, message):
+    with pytest.raises(UserError, match=message):
+        reasoning.load(task, size)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    for use in (lambda: reasoning.load("chain_sum", 9), lambda: reasoning.score("chain_sum")):
+        with pytest.raises(UserError, match=r"pip install -e '\.\[reasoning\]'"):
+            use()

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+from runs import RUN
+
+from jaxppo.data.examples import Example
+from jaxppo.errors import UserError
+from jaxppo.run import load
+from jaxppo.tasks import Task, TaskConfig, measure
+
+TASK = Task("", "", "exact", ("exact",), prompt="{prompt}=", response=" {reference}")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load.load_policy(RUN)[1]
+
+
+def test_texts_and_arrays_of_examples():
+    features = np.ones((4, 2))
+    examples = [
+        Example(
+            "a", "b", {"context": features, "context_length": 3, "other": [1], "task": "a name"}
+        )
+    ] * 2
+    found = measure.texts(TASK, examples)
+    assert found[:3] == (["a=", "a="], [" b", " b"], ["b", "b"])
+    assert set(found.extra) == {"context", "context_length"}
+    assert found.extra["context"].shape == (2, 4, 2) and found.extra["context"].dtype == np.float32
+    assert found.extra["context_length"].tolist() == [3, 3]
+
+
+def test_an_example_that_lacks_what_the_task_needs():
+    task = TASK._replace(prompt="{prompt} {aspect}")
+    assert measure.texts(task, [Example("a", "b", {"aspect": "c"})]).prompts == ["a c"]
+    with pytest.raises(
+        UserError, match="an example has no 'aspect', which '{prompt} {aspect}' names"
+    ):
+        measure.texts(task, [Example("a", "b")])
+    with pytest.raises(UserError, match='recordings need "context"'):
+        measure.texts(TASK._replace(source="speech"), [Example("", "b")])
+
+
+def test_a_prompt_may_begin_a_document(policy):
+    config = TaskConfig(prompt_length=4, response_length=3)
+    task = TASK._replace(prompt="{prompt}", start=True)
+    prompts, _ = measure.prompt_set(
+        config, policy, task, [Example("ab", "x"), Example("abcdef", "x")]
+    )
+    start = policy.tokenizer.start_id
+    assert (
+        prompts.tokens[:, :2].tolist()[1][0] == start and prompts.tokens[0, 1] == start
+    )  # never cut off
+    assert policy.tokenizer.decode(prompts.tokens[1, 1:]) == "def"
+
+
+def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, capsys):
+    config = TaskConfig(prompt_length=4, response_length=3)
+    prompts, references = measure.prompt_set(
+        config, policy, TASK, [Example("abcdef", "x"), Example("a", "wxyz")]
+    )
+    assert (
+        capsys.readouterr().out.splitlines()
+        == [
+            "note: 1 of 2 prompts has more than 4 tokens (--prompt-length of the run) and lost its beginning",  # abcdef=
+            "note: 1 of 2 references has more than 3 tokens (--response-length): rewards see its beginning",  # " wxyz"
+        ]
+    )
+    decode = policy.tokenizer.decode
+    assert references == ["x", "wxyz"]
+    assert decode(prompts.tokens[0]) == "def="  # a prompt that is too long loses its beginning
+    assert prompts.mask.tolist() == [[True] * 4, [False, False, True, True]]
+    assert prompts.extra["reference_length"].tolist() == [2, 3]
+    assert (
+        decode(prompts.extra["reference"][0][:2]) == " x"
+        and decode(prompts.extra["reference"][1]) == " wx"
+    )

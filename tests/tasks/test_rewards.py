@@ -1,0 +1,143 @@
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import RUN
+
+from jaxppo.errors import UserError
+from jaxppo.run import load
+from jaxppo.tasks import TaskConfig, rewards
+from jaxppo.types import Rollout
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones():
+    with pytest.raises(UserError, match="--reward 'blue': choose one of bleu"):
+        rewards.make_reward(TaskConfig(task="translation", reward="blue"), None)  # type: ignore[arg-type]
+
+
+def test_a_reward_model_has_to_be_named(policy):
+    with pytest.raises(UserError, match="--reward model needs --reward-model RUN"):
+        rewards.name_of(TaskConfig(task="translation", reward="model"))
+    with pytest.raises(
+        UserError,
+        match="nowhere: there is no run; give the folder of one of experiments/reward_model.py",
+    ):
+        rewards.make_reward(
+            TaskConfig(task="translation", reward="model", reward_model="nowhere"), policy
+        )
+
+
+def test_fluency_is_the_starting_policys_own(policy):
+    """Minus the mean log-prob, by hand from its logits."""
+    reward = rewards.make_reward(TaskConfig(task="translation", reward="fluency"), policy)
+    row = rollout(policy, "ab", "x")
+    score, valid = reward.fn(reward.params, row)
+    hidden, _ = policy.model.apply(reward.params, row.tokens, row.attend)
+    logp = jax.nn.log_softmax(policy.model.logits(reward.params, hidden))[0, :-1]
+    expected = float(jnp.take_along_axis(logp, row.tokens[0, 1:, None], 1).mean())
+    assert bool(valid[0]) and float(score[0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_profanity_is_a_penalty(policy):
+    pytest.importorskip("profanity_check")
+    reward = rewards.make_reward(TaskConfig(task="translation", reward="clean"), policy)
+    rude, kind = (
+        float(reward.fn({}, rollout(policy, text, "x"))[0][0])
+        for text in ("you fucking idiot", "a kind word")
+    )
+    assert -1 <= rude < -0.9 < -0.1 < kind <= 0
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load.load_policy(RUN)[1]
+
+
+def rollout(policy, response: str, reference: str) -> Rollout:
+    """One row of a response and its end, and the reference's ids."""
+    ids = [*policy.tokenizer.encode(response), policy.tokenizer.eos_id]
+    wanted = policy.tokenizer.encode(reference)
+    tokens = jnp.asarray([[policy.tokenizer.eos_id, *ids]], jnp.int32)
+    mask = jnp.ones((1, len(ids)))
+    extra = {
+        "reference": jnp.asarray([wanted], jnp.int32),
+        "reference_length": jnp.asarray([len(wanted)], jnp.int32),
+    }
+    return Rollout(tokens, tokens >= 0, mask, jnp.ones(1, bool), mask, mask, mask, mask, extra)
+
+
+CASES = [
+    ("exact", "ab", "ab", 1.0),
+    ("exact", "ab", "ac", 0.0),
+    ("edit", "abcd", "abxd", -0.25),  # one of four bytes
+    ("token_f1", "ab", "bc", 0.5),  # one common byte of two and two
+    ("rouge_l", "abc", "acb", 2 / 3),  # two of three in order
+    ("text_rouge_l", " yes", "yes", 1.0),  # space around a text does not count
+    ("text_wer", "a b", "a c", -0.5),
+]
+
+
+@pytest.mark.parametrize(("name", "response", "reference", "expected"), CASES)
+def test_rewards_by_name(policy, name, response, reference, expected):
+    if name.startswith("text_"):
+        pytest.importorskip({"text_wer": "jiwer", "text_rouge_l": "rouge_score"}[name])
+    reward = rewards.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
+    score, valid = reward.fn(reward.params, rollout(policy, response, reference))
+    assert bool(valid[0]) and float(score[0]) == pytest.approx(expected, abs=1e-6)
+
+
+def test_perfect_responses_have_the_highest_reward(policy):
+    for package in ("jiwer", "rouge_score", "sacrebleu"):
+        pytest.importorskip(package)
+    texts = "the small cat sat on the mat"
+    for name in rewards.REWARDS:
+        if name in (
+            "entity_f1",
+            "named_f1",
+            "named_gain",
+            "clean",
+            "fluency",
+            "model",
+        ):  # each has a test of its own
+            continue
+        reward = rewards.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
+        if name == "vader":  # asks about the response alone
+            assert (
+                float(reward.fn(reward.params, rollout(policy, "a good film", texts))[0][0]) > 0.4
+            )
+            continue
+        same, other = (
+            float(reward.fn(reward.params, rollout(policy, text, texts))[0][0])
+            for text in (texts, "a dog")
+        )
+        assert same > other and np.isclose(same, {"edit": 0, "text_wer": 0}.get(name, 1)), name
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "reference", "expected"),
+    [
+        ("entity_f1", " O B-person O", "O B-person I-person", 0),  # another end
+        ("entity_f1", " O B-person I-person", "O B-person I-person", 1),
+        ("entity_f1", " O O", "O O O", 1),  # none, and none found
+        (
+            "named_f1",
+            " Jack = person",
+            "Jack = person; New York = place",
+            2 / 3,
+        ),  # one of one, one of two
+        ("named_f1", " Jack = place", "Jack = person", 0),
+        ("named_f1", " none", "none", 1),
+        ("named_f1", " none", "Jack = person", 0),
+        ("named_gain", " none", "none", 0),  # nothing to gain, nothing lost
+        ("named_gain", " Jack = person", "none", -0.2),  # 0 - .2 · (1 + 0)
+        ("named_gain", " none", "Jack = person", -0.2),  # 0 - .2 · (0 + 1)
+        ("named_gain", " Jack = person", "Jack = person", 1.6),  # 2 - .2 · (1 + 1)
+        ("named_gain", " Jack = place", "Jack = person", -0.4),  # 0 - .2 · (1 + 1)
+    ],
+)
+def test_f1_of_entities(policy, name, response, reference, expected):
+    reward = rewards.make_reward(TaskConfig(task="entities", reward=name), policy)
+    score, _ = reward.fn(reward.params, rollout(policy, response, reference))
+    assert float(score[0]) == pytest.approx(expected)

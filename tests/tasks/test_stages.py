@@ -1,0 +1,217 @@
+"""A task's whole way at the smallest size, killed, gone on with, and measured again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxppo import commands, pretrained
+from jaxppo.errors import UserError
+from jaxppo.run import files
+from jaxppo.run.sampler import Sample
+from jaxppo.tasks import TaskConfig, measure, stages
+
+pytestmark = pytest.mark.ci
+pytest.importorskip("jiwer", reason="error rates need the extra `tasks`")
+
+
+def options(folder, **changes) -> TaskConfig:
+    data = folder / "x.jsonl"
+    if not data.exists():
+        data.write_text(
+            "".join(
+                json.dumps({"prompt": f"copy {i}", "reference": str(i)}) + "\n" for i in range(300)
+            )
+        )
+    base = {
+        "task": "spelling",
+        "name": "a",
+        "runs": str(folder / "runs"),
+        "data": str(data),
+        "tiny": True,
+        "parallel": "jit",
+    }
+    sizes = {
+        "steps": 2,
+        "group_size": 2,
+        "advantage": "rloo",
+        "value_loss": "none",
+        "eval_every": 1,
+        "save_every": 1,
+    }
+    return TaskConfig(**base | sizes | changes)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stages")
+    return folder, stages.run(options(folder, results=str(folder / "results")))
+
+
+def test_what_is_left(done):
+    folder, found = done
+    root = folder / "runs" / "a"
+    assert {path.name for path in root.iterdir()} == {
+        "start",
+        "supervised",
+        "policy",
+        "result.json",
+        "outputs.jsonl",
+    }
+    stored = json.loads((root / "result.json").read_text())
+    record = json.loads((folder / "results" / "spelling" / "a.json").read_text())
+    assert (
+        record == {name: x for name, x in stored.items() if name != "samples"}
+        and "runs" not in record["config"]
+    )
+    assert stored["test_rows"] == 8 and stored["seed"] == 0 and stored["best_step"] in (1, 2)
+    for metric in ("exact", "cer"):
+        before, after, (gain, low, high) = (
+            stored["supervised"][metric],
+            stored["policy"][metric],
+            stored["gain"][metric],
+        )
+        assert gain == pytest.approx(after - before) and low <= gain <= high
+    outputs = files.read_lines(root / "outputs.jsonl")
+    assert (
+        len(outputs) == 8
+        and outputs[0]["prompt"].startswith("copy ")
+        and outputs[0]["prompt"].endswith("\n=")
+    )
+    start, tuned, last = (
+        pretrained.load(root / name).params
+        for name in ("start", "supervised/model", "policy/model")
+    )
+    kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]
+    assert (kernel(start) != kernel(tuned)).any() and (kernel(tuned) != kernel(last)).any()
+
+
+def test_a_way_of_the_same_name_refuses_and_resume_runs_nothing_twice(done, capsys):
+    folder, found = done
+    with pytest.raises(
+        UserError, match="exists: choose another --name, or continue it with --resume"
+    ):
+        stages.run(options(folder))
+    before = (folder / "runs" / "a" / "policy" / "metrics.jsonl").read_text()
+    again = stages.run(options(folder, resume=True))
+    assert (folder / "runs" / "a" / "policy" / "metrics.jsonl").read_text() == before
+    assert again["policy"] == found["policy"] and again["gain"] == found["gain"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
+def test_names_that_could_lead_elsewhere(tmp_path, name):
+    with pytest.raises(UserError, match="use 1 to 64 letters"):
+        stages.folder(options(tmp_path, name=name, resume=True))
+
+
+@pytest.mark.parametrize("lost", [["policy"], ["policy/model", "policy/checkpoints/2"]])
+def test_killed_between_and_within_the_stages(done, lost):
+    """Without the second stage, and with a second stage of one step, it ends as if nothing had been."""
+    folder, found = done
+    for part in (*lost, "result.json", "outputs.jsonl"):
+        path = folder / "runs" / "a" / part
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    again = stages.run(options(folder, resume=True))
+    assert again["policy"] == found["policy"] and again["best_step"] == found["best_step"]
+    assert (folder / "runs" / "a" / "result.json").exists()
+
+
+def test_measured_again_from_the_folder(done):
+    folder, found = done
+    again = measure.held_out(
+        folder / "runs" / "a", "spelling", rows=8, samples=4, data=str(folder / "x.jsonl")
+    )
+    value, low, high = again["exact"]
+    assert low <= value <= high
+    assert again["pass@1"] <= again["pass@2"] <= again["pass@4"]
+    assert len(again["outputs"]) == 8
+    with pytest.raises(
+        UserError, match="--samples counts right responses, but translation is measured by bleu"
+    ):
+        measure.held_out(
+            folder / "runs" / "a", "translation", rows=8, samples=4, data=str(folder / "x.jsonl")
+        )
+    with pytest.raises(UserError, match="no run in"):
+        measure.held_out(folder / "runs", "spelling", rows=8)
+
+
+def test_a_run_is_measured_on_its_own_data_and_as_it_was_taught(done):
+    """Without --data on the run's own; one task of several with its name before the prompt."""
+    folder, found = done
+    again = measure.held_out(folder / "runs" / "a", "spelling", rows=8)
+    assert again["cer"][0] == pytest.approx(found["policy"]["cer"])
+    several = folder / "several"
+    shutil.copytree(folder / "runs" / "a", several)
+    config = several / "policy" / "config.json"
+    stored = json.loads(config.read_text()) | {
+        "tasks": ["counting", "spelling"],
+        "task": "multitask",
+    }
+    config.write_text(json.dumps(stored))
+    outputs = measure.held_out(several, "spelling", rows=8)["outputs"]
+    assert outputs[0]["prompt"].startswith("spelling: copy ") and outputs[0]["prompt"].endswith(
+        "\n="
+    )
+    with pytest.raises(
+        UserError, match="has learned several tasks; measure one of them, counting, spelling"
+    ):
+        measure.held_out(several, "multitask", rows=8)
+
+
+def test_wrong_names_are_met_before_anything_is_trained(tmp_path):
+    for changes, words in (
+        ({"loss": "gpso"}, "gpso"),
+        ({"reward": "blue"}, "blue"),
+        ({"advantage": "x"}, "x"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stages.run(options(tmp_path, **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_command_eval(done, capsys, monkeypatch):
+    folder, found = done
+    root = folder / "runs" / "a"
+    arguments = [
+        "jaxppo",
+        "eval",
+        str(root),
+        "--task",
+        "spelling",
+        "--rows",
+        "8",
+        "--data",
+        str(folder / "x.jsonl"),
+    ]
+    monkeypatch.setattr("sys.argv", arguments)
+    commands.main()
+    printed = capsys.readouterr().out
+    assert (
+        "exact: 0.000 (95 % interval 0.000 to 0.000 over 8 examples)" in printed
+        and "cer: " in printed
+    )
+    stored = json.loads((root / "eval.json").read_text())
+    assert stored["cer"][0] == pytest.approx(found["policy"]["cer"]) and stored["test_rows"] == 8
+    assert len(files.read_lines(root / "eval.jsonl")) == 8
+    monkeypatch.setattr("sys.argv", [*arguments[:2], str(folder / "nowhere"), *arguments[3:]])
+    with pytest.raises(SystemExit) as stop:
+        commands.main()
+    assert stop.value.code == 2 and "no run in" in capsys.readouterr().err
+
+
+def test_a_reward_model_prefers_what_it_was_shown(tmp_path):
+    settings = stages.smaller(options(tmp_path, sft_lr=3e-3))
+    pairs = [(f"copy {i}\n=", "yes", "no") for i in range(80)]
+    model = stages.reward_model(
+        TaskConfig(**{**vars(settings), "tiny": True, "runs": str(tmp_path / "runs")}),
+        pairs,
+        name="reward",
+        seed=0,
+        steps=20,
+    )
+    assert model.accuracy == 1.0
+    good, bad = model.scores(
+        [Sample("copy 7\n=", "yes", [], 0.0), Sample("copy 7\n=", "no", [], 0.0)]
+    )
+    assert good > bad and np.isfinite([good, bad]).all()
