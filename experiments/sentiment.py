@@ -85,9 +85,13 @@ def main(options: Sentiment) -> None:
     before = [judge.read(untrained, test, seed) for seed in JUDGE_SEEDS]
     del untrained  # its moments
     state = train.fit(
-        options, policy, algorithms.make_parts(options, reward), training, folder=folder,
+        options,
+        policy,
+        algorithms.make_parts(options, reward),
+        training,
+        folder=folder,
         evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),
-    )  # fmt: skip
+    )
     best = load.best(folder, state)  # what jaxppo sample, eval and export take
     after = [judge.read(best, test, seed) for seed in JUDGE_SEEDS]
     if processes.is_main():
@@ -223,11 +227,18 @@ def report(
     )
     mean = lambda values: sum(values) / len(values)
     result = {
-        "sentiment_before": mean([s for _, s in flat_before]), "sentiment_after": mean([s for _, s in flat_after]),
-        "gain": mean(gains), "gain_se": text.standard_error(gains), "kl": mean(kls), "kl_se": text.standard_error(kls),
-        "distinct_2_before": distinct(before), "distinct_2_after": distinct(after),
-        "distinct_2_ratio": distinct(after) / distinct(before), "reward_model_accuracy": accuracy, "step": step,
-    }  # fmt: skip
+        "sentiment_before": mean([s for _, s in flat_before]),
+        "sentiment_after": mean([s for _, s in flat_after]),
+        "gain": mean(gains),
+        "gain_se": text.standard_error(gains),
+        "kl": mean(kls),
+        "kl_se": text.standard_error(kls),
+        "distinct_2_before": distinct(before),
+        "distinct_2_after": distinct(after),
+        "distinct_2_ratio": distinct(after) / distinct(before),
+        "reward_model_accuracy": accuracy,
+        "step": step,
+    }
     seen = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
     validation = [
         {key: row[key] for key in seen}

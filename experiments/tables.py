@@ -70,10 +70,15 @@ def sentiment() -> str:
         for x in own:
             r, accuracy = x["result"], x["result"]["reward_model_accuracy"]
             cells = [
-                name, x["config"]["seed"], f"{r['sentiment_before']:.3f}", f"{r['sentiment_after']:.3f}",
-                f"{r['gain']:+.3f} ± {r['gain_se']:.3f}", f"{r['kl']:.2f} ± {r['kl_se']:.2f}", f"{r['distinct_2_ratio']:.3f}",
+                name,
+                x["config"]["seed"],
+                f"{r['sentiment_before']:.3f}",
+                f"{r['sentiment_after']:.3f}",
+                f"{r['gain']:+.3f} ± {r['gain_se']:.3f}",
+                f"{r['kl']:.2f} ± {r['kl_se']:.2f}",
+                f"{r['distinct_2_ratio']:.3f}",
                 "" if accuracy is None else f"{accuracy:.3f}",
-            ]  # fmt: skip
+            ]
             rows.append(line(cells))
         if not own:
             continue

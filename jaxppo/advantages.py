@@ -60,7 +60,9 @@ def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
     every response of up to 20 tokens has λ = 0.
 
     >>> import jax.numpy as jnp
-    >>> length_adaptive_lam(jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]), alpha=0.5)
+    >>> length_adaptive_lam(
+    ...     jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]), alpha=0.5
+    ... )
     Array([[0.5],
            [0. ]], dtype=float32)
     """

@@ -39,7 +39,6 @@ POLICY_LOSSES: dict[str, Callable[[Config], Callable]] = {
     "dro": lambda c: partial(token.dro, beta=c.beta),
 }
 
-
 ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {
     "gae": estimators.gae,
     "returns": estimators.monte_carlo,
@@ -56,7 +55,6 @@ ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {
     "reinforce_plus_plus_baseline": estimators.on_rows(estimators.group_mean, whiten=True),
 }
 
-
 AGGREGATES: dict[str, Callable] = {
     "token_mean": lambda c: aggregate.token_mean,
     "token_sum": lambda c: aggregate.token_sum,
@@ -64,7 +62,6 @@ AGGREGATES: dict[str, Callable] = {
     "sequence_sum": lambda c: aggregate.sequence_sum,
     "constant": lambda c: partial(aggregate.constant, length=c.response_length),
 }
-
 
 KLS: dict[str, Callable] = {
     "k1": kl.k1,
@@ -77,7 +74,6 @@ KLS: dict[str, Callable] = {
     "full": kl.full,  # the one estimator on logits: the step computes them
 }
 
-
 VALUE_LOSSES: dict[str, Callable] = {
     "mse": lambda c: lambda values, old_values, returns: value.value_mse(values, returns),
     "clipped": lambda c: partial(value.value_clipped, eps=c.value_clip),
@@ -85,9 +81,7 @@ VALUE_LOSSES: dict[str, Callable] = {
     "none": lambda c: None,
 }
 
-
 CORRECTIONS: dict[str, Callable | None] = {"none": None, "truncated": shared.truncated_importance}
-
 
 UPDATES: dict[str, Callable] = {
     "gradient": update.make_update,

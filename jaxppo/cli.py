@@ -157,7 +157,11 @@ def as_written(description: str) -> str:
 def config_file(args: list[str]) -> tuple[Path | None, list[str]]:
     """The value of --config among the arguments, and the others. Raises UserError when it has none, or several.
 
-    >>> config_file(["--steps", "3", "--config", "a.yaml"]), config_file(["--config=b.json"]), config_file([])
+    >>> (
+    ...     config_file(["--steps", "3", "--config", "a.yaml"]),
+    ...     config_file(["--config=b.json"]),
+    ...     config_file([]),
+    ... )
     ((PosixPath('a.yaml'), ['--steps', '3']), (PosixPath('b.json'), []), (None, []))
     """
     found, rest, words = [], [], iter(args)
@@ -178,7 +182,11 @@ def config_file(args: list[str]) -> tuple[Path | None, list[str]]:
 def chosen_algorithm(args: list[str]) -> str | None:
     """The value of --algorithm among the arguments, the last one if there are several.
 
-    >>> chosen_algorithm(["--steps", "3", "--algorithm", "grpo"]), chosen_algorithm(["--algorithm=rloo"]), chosen_algorithm([])
+    >>> (
+    ...     chosen_algorithm(["--steps", "3", "--algorithm", "grpo"]),
+    ...     chosen_algorithm(["--algorithm=rloo"]),
+    ...     chosen_algorithm([]),
+    ... )
     ('grpo', 'rloo', None)
     """
     found = None
@@ -193,7 +201,9 @@ def chosen_algorithm(args: list[str]) -> str | None:
 def one_line(box: str) -> str:
     """What a box of tyro's says: its complaint, and the options that it thinks were meant.
 
-    >>> one_line("╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯")
+    >>> one_line(
+    ...     "╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯"
+    ... )
     'No such: --stepz; perhaps you meant: --steps INT'
     >>> one_line(" Wrong\\n -----\\n  No such: --stepz\\n  ----\\n")
     'No such: --stepz'

@@ -223,15 +223,22 @@ CHOICES = {
     "remat": ("none", "block", "full"),
 }
 
-
 POSITIVE = (
-    "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches", "steps", "temperature", "oversample",
-    "mask_every", "microbatches", "num_tasks",
-)  # fmt: skip
-
+    "batch_size",
+    "prompt_length",
+    "response_length",
+    "group_size",
+    "epochs",
+    "minibatches",
+    "steps",
+    "temperature",
+    "oversample",
+    "mask_every",
+    "microbatches",
+    "num_tasks",
+)
 
 LEAST = {"top_k": 0, "lora": 0, "logits_bytes": 1, "critic_warmup": 0, "lr_warmup": 0}
-
 
 GROUPED = (
     "group",
@@ -242,7 +249,6 @@ GROUPED = (
     "gdpo",
     "reinforce_plus_plus_baseline",
 )  # 0 for ever in groups of one
-
 
 UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")  # where inf means: not at all
 
@@ -323,9 +329,12 @@ def validate(config: Config, *, devices: int = 1) -> None:
 def _check_natural(config: Config) -> None:
     """A natural-gradient step follows the surrogate alone: what else could stand in a loss would silently do nothing."""
     idle = {
-        "--kl-place loss": config.kl_place == "loss" and config.kl_coef > 0, "--entropy-coef": config.entropy_coef != 0,
-        "--kl-stop": config.kl_stop > 0, "--correction": config.correction != "none", "--critic-warmup": config.critic_warmup > 0,
-    }  # fmt: skip
+        "--kl-place loss": config.kl_place == "loss" and config.kl_coef > 0,
+        "--entropy-coef": config.entropy_coef != 0,
+        "--kl-stop": config.kl_stop > 0,
+        "--correction": config.correction != "none",
+        "--critic-warmup": config.critic_warmup > 0,
+    }
     for option in (name for name, given in idle.items() if given):
         raise UserError(
             f"{option} has no meaning with --update {config.update}, which takes one step on the surrogate alone"
@@ -398,11 +407,33 @@ class RunConfig(Config):
 # wanted: `steps` is also where a schedule ends; `microbatches` changes the losses kl_cov and clip_cov, which rank the tokens of a
 # part; `microbatches`, `parallel` and `mesh` change which dropout a supervised stage draws.
 FREE = {
-    "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every", "keep_every", "eval_every",
-    "patience", "prompt_format", "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout",
-    "heartbeat", "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results",
-}  # fmt: skip
-
+    "steps",
+    "microbatches",
+    "remat",
+    "logits_bytes",
+    "name",
+    "runs",
+    "resume",
+    "save_every",
+    "keep_every",
+    "eval_every",
+    "patience",
+    "prompt_format",
+    "steps_per_call",
+    "parallel",
+    "mesh",
+    "expect_devices",
+    "distributed",
+    "connect_timeout",
+    "heartbeat",
+    "max_bad_steps",
+    "max_invalid_rewards",
+    "debug_nans",
+    "profile",
+    "track",
+    "traceback",
+    "results",
+}
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package that each needs
 

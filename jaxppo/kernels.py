@@ -19,8 +19,6 @@ from jaxtyping import Array, Float, Int
 Matrix = (
     Float[Array, "_ _"] | Float[np.ndarray, "_ _"]
 )  # outside of jit, weights may still be as they were loaded
-
-
 BLOCK = 256  # tokens in a block of the two-level sampler
 
 
@@ -155,8 +153,13 @@ def token_logprobs_plain(
     """(log softmax(logits)[token], entropy) of each row: log π(k) and H = −Σ_j π_j log π_j.
 
     >>> import jax.numpy as jnp
-    >>> logprob, entropy = token_logprobs_plain(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1]))
-    >>> round(float(logprob[0]), 4), round(float(entropy[0]), 4)  # log .75, -.25 log .25 - .75 log .75
+    >>> logprob, entropy = token_logprobs_plain(
+    ...     jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1])
+    ... )
+    >>> (
+    ...     round(float(logprob[0]), 4),
+    ...     round(float(entropy[0]), 4),
+    ... )  # log .75, -.25 log .25 - .75 log .75
     (-0.2877, 0.5623)
     """
     logprobs = jax.nn.log_softmax(logits)
@@ -176,8 +179,13 @@ def token_logprobs(
     Shapes: logits [N V], tokens Int[N] -> ([N], [N]).
 
     >>> import jax.numpy as jnp
-    >>> logprob, entropy = token_logprobs(jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1]))
-    >>> round(float(logprob[0]), 4), round(float(entropy[0]), 4)  # log .75, -.25 log .25 - .75 log .75
+    >>> logprob, entropy = token_logprobs(
+    ...     jnp.log(jnp.array([[0.25, 0.75]])), jnp.array([1])
+    ... )
+    >>> (
+    ...     round(float(logprob[0]), 4),
+    ...     round(float(entropy[0]), 4),
+    ... )  # log .75, -.25 log .25 - .75 log .75
     (-0.2877, 0.5623)
     """
     return _token_logprobs_fwd(logits, tokens)[0]

@@ -69,7 +69,9 @@ def straight_through(value: Float[Array, "*s"], gradient: Float[Array, "*s"]) ->
 
     >>> import jax, jax.numpy as jnp
     >>> zero = jnp.float32(0)
-    >>> jax.value_and_grad(lambda x: straight_through(k1(x, zero), k2(x, zero)))(jnp.float32(3))
+    >>> jax.value_and_grad(lambda x: straight_through(k1(x, zero), k2(x, zero)))(
+    ...     jnp.float32(3)
+    ... )
     (Array(3., dtype=float32), Array(3., dtype=float32))
     """
     # The difference is exactly 0, so that the value comes through without a rounding.
@@ -80,7 +82,11 @@ def full(logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"]) -> Floa
     """The exact divergence over the vocabulary: Σᵥ π(v) (log π(v) − log π_ref(v)). Tokens with π(v) = 0 add nothing.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> print(np.asarray(full(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75])))).round(3))
+    >>> print(
+    ...     np.asarray(
+    ...         full(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75])))
+    ...     ).round(3)
+    ... )
     0.144
     """
     possible = logits > -jnp.inf  # 0 · (−inf − …) would be NaN

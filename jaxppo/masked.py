@@ -13,8 +13,6 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
 Mask = Bool[Array, "B T"] | Float[Array, "B T"]  # not zero on the tokens that take part
-
-
 AxisName = str | tuple[str, ...] | None
 
 
@@ -118,7 +116,9 @@ def whiten_as(
     Shapes: x and mask alike, y of any -> that of y.
 
     >>> import jax.numpy as jnp
-    >>> whiten_as(jnp.array([6.0]), jnp.array([1.0, 3.0]), jnp.ones(2))  # mean 2, deviation 1
+    >>> whiten_as(
+    ...     jnp.array([6.0]), jnp.array([1.0, 3.0]), jnp.ones(2)
+    ... )  # mean 2, deviation 1
     Array([4.], dtype=float32)
     """
     centre = mean(x, mask, axis_name=axis_name)
@@ -163,7 +163,11 @@ def add_moments(
 
     >>> import jax.numpy as jnp
     >>> ones = jnp.ones(2, bool)
-    >>> both = add_moments(add_moments(no_moments(), jnp.array([1.0, 3.0]), ones), jnp.array([5.0, 7.0]), ones)
+    >>> both = add_moments(
+    ...     add_moments(no_moments(), jnp.array([1.0, 3.0]), ones),
+    ...     jnp.array([5.0, 7.0]),
+    ...     ones,
+    ... )
     >>> float(both.mean), round(float(both.std()) ** 2, 4)  # (9 + 1 + 1 + 9) / 3
     (4.0, 6.6667)
     """

@@ -34,7 +34,12 @@ def cast(params: Params, dtype) -> Params:
     """Matrices rounded to the compute dtype, once, outside a decode loop; vectors (norms, biases) stay as they are.
 
     >>> import jax.numpy as jnp
-    >>> {k: x.dtype.name for k, x in cast({"b": jnp.ones(2), "w": jnp.ones((2, 2))}, jnp.bfloat16).items()}
+    >>> {
+    ...     k: x.dtype.name
+    ...     for k, x in cast(
+    ...         {"b": jnp.ones(2), "w": jnp.ones((2, 2))}, jnp.bfloat16
+    ...     ).items()
+    ... }
     {'b': 'float32', 'w': 'bfloat16'}
     """
 
@@ -179,7 +184,9 @@ def _by_chunks(one, model, params, config, *arrays):
 def number_of_chunks(rows: int, vocab: int, budget: int) -> int:
     """The smallest divisor of `rows` whose chunk of float32 logits fits the budget (one row a chunk at worst).
 
-    >>> number_of_chunks(1536, 49152, 64 * 2**20)  # 288 MiB of logits: 5 would do, 6 divides
+    >>> number_of_chunks(
+    ...     1536, 49152, 64 * 2**20
+    ... )  # 288 MiB of logits: 5 would do, 6 divides
     6
     """
     need = -(-rows * vocab * 4 // budget)

@@ -62,9 +62,18 @@ def make_train_step(
         # 1. rollout
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
         roll = partial(
-            rollout, model, state.params, frozen, prompts, noise, length=config.response_length, sample=config, eos=config.eos,
-            pad=config.pad, stop_axis=stop_axis,
-        )  # fmt: skip
+            rollout,
+            model,
+            state.params,
+            frozen,
+            prompts,
+            noise,
+            length=config.response_length,
+            sample=config,
+            eos=config.eos,
+            pad=config.pad,
+            stop_axis=stop_axis,
+        )
         with jax.named_scope("rollout"):  # names that a profile shows
             rolled = roll(
                 with_values=has_critic,
@@ -131,9 +140,13 @@ def make_train_step(
         }
         metrics["barren_steps"] = counters["barren_steps"].astype(jnp.float32)
         return new.replace(
-            step=state.step + 1, frozen=state.frozen, controller=controller, statistics=statistics,
-            cursor=state.cursor + rows.astype(jnp.int32) * config.oversample // config.group_size, counters=counters,
-        ), metrics  # fmt: skip
+            step=state.step + 1,
+            frozen=state.frozen,
+            controller=controller,
+            statistics=statistics,
+            cursor=state.cursor + rows.astype(jnp.int32) * config.oversample // config.group_size,
+            counters=counters,
+        ), metrics
 
     return train_step
 
@@ -223,10 +236,14 @@ def control(
     rows = masked.total(jnp.ones_like(row_kl), jnp.ones_like(valid), axis_name=axis_name)
     measured = masked.total(measurable, measurable, axis_name=axis_name) > 0
     coef = state.controller["kl_coef"]
-    return kl, rows, {
-        "kl_coef": jnp.where(measured, _adapt_kl_coef(coef, kl, rows, config), coef),
-        "beta": _adapt_beta(state.controller["beta"], metrics["last_approx_kl"], parts, config),
-    }  # fmt: skip
+    return (
+        kl,
+        rows,
+        {
+            "kl_coef": jnp.where(measured, _adapt_kl_coef(coef, kl, rows, config), coef),
+            "beta": _adapt_beta(state.controller["beta"], metrics["last_approx_kl"], parts, config),
+        },
+    )
 
 
 def repeat(train_step: TrainStep) -> TrainStep:
@@ -252,11 +269,19 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
     if config.mask_top_p < 1:
         statistics["lagged"] = jax.tree.map(jnp.copy, dict(params))
     return TrainState(
-        step=zero(), key=key, params=params, frozen=frozen, opt_state=make_optimizer(config).init(params),
-        controller={"kl_coef": jnp.asarray(config.kl_coef, jnp.float32), "beta": jnp.asarray(config.beta, jnp.float32)},
-        statistics=statistics, cursor=zero(),
+        step=zero(),
+        key=key,
+        params=params,
+        frozen=frozen,
+        opt_state=make_optimizer(config).init(params),
+        controller={
+            "kl_coef": jnp.asarray(config.kl_coef, jnp.float32),
+            "beta": jnp.asarray(config.beta, jnp.float32),
+        },
+        statistics=statistics,
+        cursor=zero(),
         counters={"skipped_updates": zero(), "invalid_rows": zero(), "barren_steps": zero()},
-    )  # fmt: skip
+    )
 
 
 def explained_variance(

@@ -31,7 +31,9 @@ def keep_set(
     `top_k` 0 and `top_p` 1 keep everything. Ties at the border are kept.
 
     >>> import jax.numpy as jnp
-    >>> keep_set(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.6) > -jnp.inf  # .5 < .6 <= .8
+    >>> keep_set(
+    ...     jnp.log(jnp.array([[0.5, 0.3, 0.2]])), top_p=0.6
+    ... ) > -jnp.inf  # .5 < .6 <= .8
     Array([[ True,  True, False]], dtype=bool)
     """
     if top_k:
@@ -80,7 +82,9 @@ def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array
     so that a row's sample is the same on any number of devices and beside any other rows: uᵢ = uniform(fold_in(key, i)).
 
     >>> import jax, jax.numpy as jnp
-    >>> two, one = (row_uniforms(jax.random.key(0), jnp.array(rows), 3) for rows in ([5, 7], [7]))
+    >>> two, one = (
+    ...     row_uniforms(jax.random.key(0), jnp.array(rows), 3) for rows in ([5, 7], [7])
+    ... )
     >>> two.shape, bool((two[1] == one[0]).all())
     ((2, 3), True)
     """

@@ -33,7 +33,9 @@ def conjugate_gradient(
     Stiefel 1952); no more steps once the squared residual is below `tolerance`.
 
     >>> import jax.numpy as jnp
-    >>> conjugate_gradient(lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 8.0]), iterations=2)
+    >>> conjugate_gradient(
+    ...     lambda v: jnp.array([2.0, 4.0]) * v, jnp.array([2.0, 8.0]), iterations=2
+    ... )
     Array([1., 2.], dtype=float32)
     """
     add = lambda scale, x, y: jax.tree.map(lambda a, c: c + scale * a, x, y)
@@ -147,11 +149,14 @@ def make_natural_update(
         theta = jax.tree.map(lambda n, o: jnp.where(accepted, n, o), theta, mine)
 
         metrics = {
-            "policy_loss": -before, "entropy": masked.mean(scores.entropy, mask, axis_name=axis_name),
-            "improvement": jnp.where(accepted, better, 0.0), "trust_kl": jnp.where(accepted, kl, 0.0),
-            "halvings": halvings.astype(jnp.float32), "accepted": accepted.astype(jnp.float32),
+            "policy_loss": -before,
+            "entropy": masked.mean(scores.entropy, mask, axis_name=axis_name),
+            "improvement": jnp.where(accepted, better, 0.0),
+            "trust_kl": jnp.where(accepted, kl, 0.0),
+            "halvings": halvings.astype(jnp.float32),
+            "accepted": accepted.astype(jnp.float32),
             "policy_grad_norm": optax.tree.norm(gradient),
-        }  # fmt: skip
+        }
         state = state.replace(params=lora.merge(others, theta))
         off = ratio_off(scores.logprobs, batch.old_logprobs, mask, axis_name)
         if parts.value_loss is None:
@@ -170,6 +175,4 @@ def make_natural_update(
 
 
 trpo = partial(make_natural_update, line_search=True)
-
-
 npg = partial(make_natural_update, line_search=False)

@@ -97,9 +97,14 @@ def make_train_step(
             "barren_steps": jnp.where(good, 0, state.counters["barren_steps"] + 1),
         }
         metrics |= {
-            "loss": loss, "grad_norm": norm, "skipped": skipped, "barren_steps": counters["barren_steps"].astype(jnp.float32),
-            "length": masked.mean(prompts.mask.sum(1), jnp.ones_like(prompts.index), axis_name=axis_name),
-        }  # fmt: skip
+            "loss": loss,
+            "grad_norm": norm,
+            "skipped": skipped,
+            "barren_steps": counters["barren_steps"].astype(jnp.float32),
+            "length": masked.mean(
+                prompts.mask.sum(1), jnp.ones_like(prompts.index), axis_name=axis_name
+            ),
+        }
         return state.replace(
             step=state.step + 1,
             params=params,

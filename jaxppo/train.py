@@ -95,9 +95,17 @@ def fit(
         stack.callback(trace.close)
         try:
             return loop.run(
-                config, step, state, prompts, log=log, checkpoints=checkpoints, evaluate=evaluate, meter=meter, trace=trace,
+                config,
+                step,
+                state,
+                prompts,
+                log=log,
+                checkpoints=checkpoints,
+                evaluate=evaluate,
+                meter=meter,
+                trace=trace,
                 past=past,
-            )  # fmt: skip
+            )
         except loop.NotFinite as bad:
             if isinstance(parts, Objective):
                 raise Diverged(

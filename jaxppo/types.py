@@ -12,11 +12,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 PyTree = Any
-
-
 Params = Mapping[str, Any]
-
-
 Scalar = float | int | Float[Array, ""]
 
 

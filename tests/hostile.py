@@ -43,9 +43,26 @@ TEXTS = [
 ]
 
 TAGS = {
-    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "pre", "img", "div", "table", "tr", "th", "td", "thead",
-    "tbody", "code",
-}  # fmt: skip
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "h1",
+    "h2",
+    "p",
+    "pre",
+    "img",
+    "div",
+    "table",
+    "tr",
+    "th",
+    "td",
+    "thead",
+    "tbody",
+    "code",
+}
 ATTRIBUTES = {"class", "alt", "lang", "charset", "name", "content", "http-equiv", "style", "src"}
 
 

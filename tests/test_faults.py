@@ -231,11 +231,16 @@ def test_sigterm_to_one_of_two_processes_stops_both_after_the_same_step(tmp_path
     ]
     pair = [
         subprocess.Popen(
-            command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=own | dict(zip(names, (address, "2", str(number)))) | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
+            command,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=own
+            | dict(zip(names, (address, "2", str(number))))
+            | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"},
         )
         for number in range(2)
-    ]  # fmt: skip
+    ]
     wait_for(tmp_path, 3, pair[0])
     pair[1].send_signal(signal.SIGTERM)
     (code0, _, err0), (code1, _, err1) = (finish(process, 60) for process in pair)
@@ -336,12 +341,24 @@ def test_a_full_disk(tmp_path):
     ("fault", "at"),
     [
         ("gradient", 5),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [
-            ("loss", 1), ("loss", 5), ("loss", 6), ("gradient", 1), ("gradient", 6), ("logits", 1), ("logits", 5), ("logits", 6),
-            ("reward", 1), ("reward", 5), ("reward", 6),
-        ]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("loss", 1),
+                ("loss", 5),
+                ("loss", 6),
+                ("gradient", 1),
+                ("gradient", 6),
+                ("logits", 1),
+                ("logits", 5),
+                ("logits", 6),
+                ("reward", 1),
+                ("reward", 5),
+                ("reward", 6),
+            ]
+        ),
     ],
-)  # fmt: skip
+)
 def test_one_bad_step_changes_nothing_and_the_run_goes_on(tmp_path, fault, at):
     """At steps 1, k and k + 1 of k = 5 bad steps in a row that would end it."""
     code, _, err = run(
@@ -417,11 +434,14 @@ def test_rewards_that_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (["--batch-size", "9"], "--batch-size 9 (9 for each of 1 devices) does not divide into 2 minibatches"),
+        (
+            ["--batch-size", "9"],
+            "--batch-size 9 (9 for each of 1 devices) does not divide into 2 minibatches",
+        ),
         (["--batch-size", "1073741824"], "GiB on each device, which has"),
         (["--stepz", "3"], "perhaps you meant: --steps"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_run_is_refused_at_once(tmp_path, args, words):
     code, _, err = run(tmp_path, *args)
     assert code == 2 and words in err and "Traceback" not in err, err

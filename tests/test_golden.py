@@ -147,17 +147,59 @@ def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
 def bounds(g):
     """Clip bounds, whatever they are called."""
     h = g.hyper
-    low = next(h[k] for k in ("clip_ratio_low", "epsilon_low", "clip_eps_low", "ratio_clip_min", "epsilon", "eps_clip",
-                              "cliprange_low", "clip_lower", "cliprange") if k in h)  # fmt: skip
-    high = next((h[k] for k in ("clip_ratio_high", "epsilon_high", "clip_eps_high", "ratio_clip_max", "eps_clip_high",
-                                "eps_clip_higher", "cliprange_high", "clip_higher") if h.get(k) is not None), low)  # fmt: skip
+    low = next(
+        h[k]
+        for k in (
+            "clip_ratio_low",
+            "epsilon_low",
+            "clip_eps_low",
+            "ratio_clip_min",
+            "epsilon",
+            "eps_clip",
+            "cliprange_low",
+            "clip_lower",
+            "cliprange",
+        )
+        if k in h
+    )
+    high = next(
+        (
+            h[k]
+            for k in (
+                "clip_ratio_high",
+                "epsilon_high",
+                "clip_eps_high",
+                "ratio_clip_max",
+                "eps_clip_high",
+                "eps_clip_higher",
+                "cliprange_high",
+                "clip_higher",
+            )
+            if h.get(k) is not None
+        ),
+        low,
+    )
     return {"low": low, "high": high}
 
 
 def clip(g, **kw):
     h = g.hyper
-    ceiling = next((h[k] for k in ("clip_ratio_c", "epsilon_c", "dual_clip", "ratio_clip_c", "eps_clip_c", "c_clip", "delta")
-                    if h.get(k) is not None), None)  # fmt: skip
+    ceiling = next(
+        (
+            h[k]
+            for k in (
+                "clip_ratio_c",
+                "epsilon_c",
+                "dual_clip",
+                "ratio_clip_c",
+                "eps_clip_c",
+                "c_clip",
+                "delta",
+            )
+            if h.get(k) is not None
+        ),
+        None,
+    )
     loss = token.clip if ceiling is None else partial(token.dual_clip, ceiling=ceiling)
     kl_term = kl.k3 if g.hyper.get("beta") else None
     return policy(g, partial(loss, **bounds(g)), kl_term=kl_term, **kw)
@@ -685,8 +727,15 @@ def truncated(g):
 
 def _with(g, hyper=None, **arrays):
     """The entry with some inputs (by our names) replaced."""
-    other = Entry({"name": g.name, "hyper": g.hyper | (hyper or {}), "outputs": g.outputs, "inputs": g.inputs,
-                   "compute_dtype": g.dtype})  # fmt: skip
+    other = Entry(
+        {
+            "name": g.name,
+            "hyper": g.hyper | (hyper or {}),
+            "outputs": g.outputs,
+            "inputs": g.inputs,
+            "compute_dtype": g.dtype,
+        }
+    )
 
     class Replaced(Entry):
         def __getitem__(self, name):

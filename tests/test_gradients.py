@@ -122,11 +122,14 @@ def test_policy_loss_with_a_constant_factor(name, x64):
 @pytest.mark.parametrize(
     "weights",
     [
-        aggregate.token_mean, aggregate.token_sum, aggregate.sequence_mean, aggregate.sequence_sum,
+        aggregate.token_mean,
+        aggregate.token_sum,
+        aggregate.sequence_mean,
+        aggregate.sequence_sum,
         partial(aggregate.constant, length=7),
     ],
     ids=["token_mean", "token_sum", "sequence_mean", "sequence_sum", "constant"],
-)  # fmt: skip
+)
 def test_aggregated_loss(weights, x64):
     second_order(lambda lp: jnp.sum(weights(jnp.asarray(MASK)) * on_rollout(token.clip)(lp)[0]), LP)
 
@@ -189,11 +192,16 @@ def test_kl_of_the_whole_vocabulary(x64):
 @pytest.mark.parametrize(
     "f",
     [
-        masked.total, masked.mean, partial(masked.mean, axis=1), masked.var, partial(masked.var, ddof=1), masked.whiten,
+        masked.total,
+        masked.mean,
+        partial(masked.mean, axis=1),
+        masked.var,
+        partial(masked.var, ddof=1),
+        masked.whiten,
         partial(masked.whiten, shift_mean=False, ddof=1),
     ],
     ids=["total", "mean", "mean of rows", "var", "var ddof 1", "whiten", "whiten unshifted"],
-)  # fmt: skip
+)
 def test_statistics(f, x64):
     second_order(lambda x: f(x, jnp.asarray(MASK)), LP)
 

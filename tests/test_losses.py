@@ -372,7 +372,7 @@ def test_gspo_token_with_one_advantage_is_gspo():
     weights = aggregate.sequence_mean(mask)
     f = lambda loss: jax.value_and_grad(
         lambda x: jnp.sum(weights * loss(x, old, adv, mask, low=0.1, high=0.1)[0])
-    )(lp)  # fmt: skip
+    )(lp)
     for a, b in zip(f(sequence.gspo), f(sequence.gspo_token), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
@@ -454,12 +454,13 @@ def test_second_derivatives():
         lp, old, adv, mask = (jnp.asarray(x, jnp.float64) for x in rollout(6, rows=3, length=3))
         smooth = [name for name in POLICY if name not in CONSTANT_PARTS]
         check_grads(
-            jax.jit(lambda x: [call(name, x, old, adv, mask)[0] for name in smooth]), (lp,), order=2, modes=["rev"],
+            jax.jit(lambda x: [call(name, x, old, adv, mask)[0] for name in smooth]),
+            (lp,),
+            order=2,
+            modes=["rev"],
             eps=1e-6,
-        )  # fmt: skip
-        values = [
-            value.value_mse, value.value_huber, partial(value.value_clipped, old_values=old),
-        ]  # fmt: skip
+        )
+        values = [value.value_mse, value.value_huber, partial(value.value_clipped, old_values=old)]
         check_grads(
             jax.jit(lambda x: [f(x, returns=adv) for f in values]), (lp,), order=2, modes=["rev"]
         )

@@ -17,9 +17,29 @@ from jaxppo.types import Prompts
 pytestmark = pytest.mark.ci
 
 NAMES = {
-    "reinforce", "reinforce_baseline", "a2c", "ppo", "ppo_kl", "trpo", "npg", "rloo", "remax", "reinforce_plus_plus", "grpo",
-    "dr_grpo", "dapo", "gspo", "cispo", "gmpo", "sapo", "vapo", "opo", "gpg", "awr", "nlpo",
-}  # fmt: skip
+    "reinforce",
+    "reinforce_baseline",
+    "a2c",
+    "ppo",
+    "ppo_kl",
+    "trpo",
+    "npg",
+    "rloo",
+    "remax",
+    "reinforce_plus_plus",
+    "grpo",
+    "dr_grpo",
+    "dapo",
+    "gspo",
+    "cispo",
+    "gmpo",
+    "sapo",
+    "vapo",
+    "opo",
+    "gpg",
+    "awr",
+    "nlpo",
+}
 
 
 def test_the_fields_algorithms_are_there():
@@ -97,10 +117,22 @@ VOCAB = 6
 def small(name: str, **changes) -> Config:
     """The preset at a small size: sizes, rates and run lengths are not part of an algorithm."""
     settings = dict(
-        batch_size=64, prompt_length=1, response_length=3, steps=60, lora=0, lr=1e-2, lr_schedule="constant", kl_coef=0.0,
-        kl_adaptive=False, critic_lr=None, critic_warmup=0, max_grad_norm=1.0, missing_eos_penalty=0.0, value_init="zero",
+        batch_size=64,
+        prompt_length=1,
+        response_length=3,
+        steps=60,
+        lora=0,
+        lr=1e-2,
+        lr_schedule="constant",
+        kl_coef=0.0,
+        kl_adaptive=False,
+        critic_lr=None,
+        critic_warmup=0,
+        max_grad_norm=1.0,
+        missing_eos_penalty=0.0,
+        value_init="zero",
         gamma=1.0,
-    )  # fmt: skip
+    )
     chosen = replace(preset(Config(), name), **settings)
     if chosen.minibatches > 4:
         chosen = replace(chosen, minibatches=4)

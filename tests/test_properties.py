@@ -17,19 +17,31 @@ JUNK = st.sampled_from([np.nan, np.inf, -np.inf, 3e38])
 
 named = lambda *functions, **others: {f.__name__: f for f in functions} | others
 POLICY = named(
-    token.reinforce, token.clip, token.dual_clip, token.cispo, token.sapo, sequence.gmpo, token.dppo_tv, token.dppo_kl,
+    token.reinforce,
+    token.clip,
+    token.dual_clip,
+    token.cispo,
+    token.sapo,
+    sequence.gmpo,
+    token.dppo_tv,
+    token.dppo_kl,
     token.awr,
     kl_penalty=partial(token.kl_penalty, beta=0.5),
     gspo=partial(sequence.gspo, low=0.2, high=0.2),
     gspo_token=partial(sequence.gspo_token, low=0.2, high=0.2),
-    clip_cov=partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.3, key=jax.random.key(0)),
+    clip_cov=partial(
+        covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.3, key=jax.random.key(0)
+    ),
     kl_cov=partial(covariance.kl_cov, fraction=0.3),
     dro=partial(token.dro, beta=0.5),
-)  # fmt: skip
+)
 AGGREGATE = named(
-    aggregate.token_mean, aggregate.token_sum, aggregate.sequence_mean, aggregate.sequence_sum,
+    aggregate.token_mean,
+    aggregate.token_sum,
+    aggregate.sequence_mean,
+    aggregate.sequence_sum,
     constant=partial(aggregate.constant, length=7),
-)  # fmt: skip
+)
 # Three arrays of numbers and a mask, all [B T], to arrays [B T] or []; x is differentiated.
 TOKENS = POLICY | {
     "value_mse": lambda x, y, z, m: value.value_mse(x, y, mask=m),

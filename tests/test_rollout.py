@@ -237,8 +237,17 @@ def test_one_stop_for_all_programs_of_an_axis(llama):
         noise = sampling.row_uniforms(jax.random.key(seed), jnp.arange(8), 12)
         frozen = {"base": {}, "reference": llama.params}
         return rollout.rollout(
-            llama.model, llama.params, frozen, toys.prompts(), noise, length=12, sample=LONG, eos=EOS, pad=0, stop_axis="seeds"
-        )  # fmt: skip
+            llama.model,
+            llama.params,
+            frozen,
+            toys.prompts(),
+            noise,
+            length=12,
+            sample=LONG,
+            eos=EOS,
+            pad=0,
+            stop_axis="seeds",
+        )
 
     many = jax.vmap(program, axis_name="seeds")
     together = jax.jit(many)(jnp.arange(3))

@@ -16,9 +16,17 @@ from jaxppo.rewards import classifier
 from jaxppo.types import Model, Prompts
 
 SETTINGS = Config(
-    batch_size=8, prompt_length=2, response_length=4, epochs=1, minibatches=1, steps=50, lora=0, lr=1e-2, lr_schedule="constant",
+    batch_size=8,
+    prompt_length=2,
+    response_length=4,
+    epochs=1,
+    minibatches=1,
+    steps=50,
+    lora=0,
+    lr=1e-2,
+    lr_schedule="constant",
     max_grad_norm=1e3,
-)  # fmt: skip
+)
 ROWS = np.array(
     [[0, 2, 3, 4, 5, 6], [3, 4, 5, 6, 7, 8], [0, 0, 0, 9, 2, 3], [2, 2, 3, 3, 4, 4]] * 2, np.int32
 )

@@ -415,9 +415,15 @@ def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
     for step, moves in ((2, {"value"}), (3, set(llama.params))):
         new, _ = run(fresh.replace(step=jnp.int32(step)), batch, KEY)
         changed = {
-            name for name, x in new.params.items()
-            if any((a != b).any() for a, b in zip(jax.tree.leaves(x), jax.tree.leaves(llama.params[name]), strict=True))
-        }  # fmt: skip
+            name
+            for name, x in new.params.items()
+            if any(
+                (a != b).any()
+                for a, b in zip(
+                    jax.tree.leaves(x), jax.tree.leaves(llama.params[name]), strict=True
+                )
+            )
+        }
         assert changed == moves
         moments = {
             path[0].key for path, x in jax.tree_util.tree_leaves_with_path(adam(new).mu) if x.any()

@@ -194,7 +194,12 @@ def watch(slice_: Slice, job: Job, kind: Accelerator) -> int:
 def worst(found: list[str]) -> int:
     """One exit code for the run: what no restart cures comes first.
 
-    >>> worst(["exit 0", "exit 0"]), worst(["exit 134", "exit 2"]), worst(["exit 75", "exit 1"]), worst(["exit 0", "lost"])
+    >>> (
+    ...     worst(["exit 0", "exit 0"]),
+    ...     worst(["exit 134", "exit 2"]),
+    ...     worst(["exit 75", "exit 1"]),
+    ...     worst(["exit 0", "lost"]),
+    ... )
     (0, 2, 75, 1)
     """
     codes = [int(text.split()[1]) if text.startswith("exit") else 1 for text in found]

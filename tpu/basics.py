@@ -46,9 +46,27 @@ def backoff(number: int) -> float:
 def secrets(words: Iterable[str]) -> list[str]:
     """The options that seem to carry a secret, without it: everybody on a machine can read a command line.
 
-    >>> secrets(["--hf-token=x", "--metadata=HF_TOKEN=x,a=b", "--tokens", "bpe", "--wandb-api-key", "sk-0123456789abcdef0"])
+    >>> secrets(
+    ...     [
+    ...         "--hf-token=x",
+    ...         "--metadata=HF_TOKEN=x,a=b",
+    ...         "--tokens",
+    ...         "bpe",
+    ...         "--wandb-api-key",
+    ...         "sk-0123456789abcdef0",
+    ...     ]
+    ... )
     ['--hf-token', '--metadata=HF_TOKEN', '--wandb-api-key', 'sk-...']
-    >>> secrets(["--wandb-key", "--key=x", "--access-key", "--url=https://me:x@host/a", "--keys", "http://host:80/a@b"])
+    >>> secrets(
+    ...     [
+    ...         "--wandb-key",
+    ...         "--key=x",
+    ...         "--access-key",
+    ...         "--url=https://me:x@host/a",
+    ...         "--keys",
+    ...         "http://host:80/a@b",
+    ...     ]
+    ... )
     ['--wandb-key', '--key', '--access-key', 'https://me:...@']
     """
     found = []

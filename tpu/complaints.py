@@ -47,7 +47,11 @@ def passes(text: str) -> bool:
 def code_of(text: str, *, quota: bool) -> int:
     """1 for what may pass by itself, 2 for what will not; `quota`: whether one that is used up passes.
 
-    >>> code_of("503 UNAVAILABLE", quota=False), code_of("Quota exceeded", quota=False), code_of("Quota exceeded", quota=True)
+    >>> (
+    ...     code_of("503 UNAVAILABLE", quota=False),
+    ...     code_of("Quota exceeded", quota=False),
+    ...     code_of("Quota exceeded", quota=True),
+    ... )
     (1, 2, 1)
     """
     return 1 if passes(text) and (quota or "quota" not in text.lower()) else 2
@@ -63,9 +67,13 @@ def last_line(text: str) -> str:
     """What a command complained of in the end; gcloud's own words about a remote command only where there are no others. What it
     says of itself begins with ERROR, and may go on for some lines and end with details in YAML, which are left out.
 
-    >>> last_line("E: no space\\nERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [100].\\n")
+    >>> last_line(
+    ...     "E: no space\\nERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [100].\\n"
+    ... )
     'E: no space'
-    >>> last_line("ERROR: (gcloud.a) NOT_FOUND: no x\\n- '@type': ResourceInfo\\n  resourceName: x\\n")
+    >>> last_line(
+    ...     "ERROR: (gcloud.a) NOT_FOUND: no x\\n- '@type': ResourceInfo\\n  resourceName: x\\n"
+    ... )
     'ERROR: (gcloud.a) NOT_FOUND: no x'
     """
     lines = telling(text)

@@ -44,7 +44,10 @@ class Job:
 def value_of(option: str, words: Sequence[str]) -> str:
     """The last value given to an option, or nothing.
 
-    >>> value_of("--runs", ["--steps", "3", "--runs=a", "--runs", "b"]), value_of("--name", ["--names", "x"])
+    >>> (
+    ...     value_of("--runs", ["--steps", "3", "--runs=a", "--runs", "b"]),
+    ...     value_of("--name", ["--names", "x"]),
+    ... )
     ('b', '')
     """
     found = ""

@@ -68,8 +68,15 @@ class Slice:
         end = self.clock() + self.slowest
         for number in range(ATTEMPTS):
             try:
-                done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=None if show else subprocess.PIPE,
-                                      stderr=subprocess.PIPE, text=True, errors="replace", timeout=self.longest(end))  # fmt: skip
+                done = subprocess.run(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=None if show else subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                    timeout=self.longest(end),
+                )
             except subprocess.TimeoutExpired as error:
                 self.pause(0.0)  # the paid hours may be over
                 done = subprocess.CompletedProcess(

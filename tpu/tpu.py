@@ -251,8 +251,15 @@ def perform_job(
         plan(job, kind, options.name, force=options.force, dry_run=options.dry_run)
     if options.verb == "babysit":
         slice_.max_hours = options.max_hours
-        care = Care(options.spot, options.wait_hours, tuple(options.gcloud_option), options.env_file, options.max_crashes,
-                    options.keep, ask)  # fmt: skip
+        care = Care(
+            options.spot,
+            options.wait_hours,
+            tuple(options.gcloud_option),
+            options.env_file,
+            options.max_crashes,
+            options.keep,
+            ask,
+        )
         try:
             return babysit(slice_, job, kind, care)
         except Stop as stop:

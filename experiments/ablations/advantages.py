@@ -43,14 +43,23 @@ QUESTION = Question(
         "no baseline": Arm({**FREE, "advantage": "returns"}),
     },
     (
-        Claim("leave-one-out beats PPO with a critic", "https://arxiv.org/abs/2402.14740", "leave-one-out", "GAE .95", "area"),
+        Claim(
+            "leave-one-out beats PPO with a critic",
+            "https://arxiv.org/abs/2402.14740",
+            "leave-one-out",
+            "GAE .95",
+            "area",
+        ),
         Claim("a group's mean as baseline beats none", "", "group's mean", "no baseline", "area"),
         Claim(
-            "a critic that learns with lambda 1 helps a policy that has .95", "https://arxiv.org/abs/2503.01491",
-            "GAE .95, critic 1", "GAE .95", "area",
+            "a critic that learns with lambda 1 helps a policy that has .95",
+            "https://arxiv.org/abs/2503.01491",
+            "GAE .95, critic 1",
+            "GAE .95",
+            "area",
         ),
     ),
-)  # fmt: skip
+)
 
 
 def main(options: AblationConfig) -> None:

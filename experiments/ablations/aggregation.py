@@ -21,15 +21,21 @@ from jaxppo import cli
 GROUPS = {"advantage": "group_mean", "value_loss": "none", "group_size": 8}
 QUESTION = Question(
     "aggregation",
-    {name: Arm({**GROUPS, "aggregate": name}) for name in ("constant", "sequence_mean", "token_mean", "sequence_sum")},
+    {
+        name: Arm({**GROUPS, "aggregate": name})
+        for name in ("constant", "sequence_mean", "token_mean", "sequence_sum")
+    },
     (
         Claim(
-            "dividing by each response's length makes wrong answers the longer ones", "https://arxiv.org/abs/2503.20783",
-            "sequence_mean", "constant", "excess_length",
+            "dividing by each response's length makes wrong answers the longer ones",
+            "https://arxiv.org/abs/2503.20783",
+            "sequence_mean",
+            "constant",
+            "excess_length",
         ),
     ),
     ("end", "length", "right_length", "wrong_length"),
-)  # fmt: skip
+)
 
 
 def main(options: AblationConfig) -> None:

@@ -71,9 +71,22 @@ def small(
     import jax.numpy as jnp
 
     options = tasks.TaskConfig(
-        task="spelling", tokens="bytes", width=160, prompt_length=10, response_length=12, sft_steps=120, sft_lr=2e-3, lora=0,
-        batch_size=64, steps=40, lr=5e-5, kl_coef=0.0, kl_adaptive=False, eval_every=0, tiny=tiny,
-    )  # fmt: skip
+        task="spelling",
+        tokens="bytes",
+        width=160,
+        prompt_length=10,
+        response_length=12,
+        sft_steps=120,
+        sft_lr=2e-3,
+        lora=0,
+        batch_size=64,
+        steps=40,
+        lr=5e-5,
+        kl_coef=0.0,
+        kl_adaptive=False,
+        eval_every=0,
+        tiny=tiny,
+    )
     options = (
         replace(stages.smaller(options), batch_size=options.batch_size) if tiny else options
     )  # arms cut it in minibatches
@@ -128,9 +141,18 @@ def small(
 
     parts, deal = algorithms.make_parts, lambda run: prompts
     return Scale(
-        "small", options, (options.task,), load, reward, deal, parts, judge, toy_tasks.JUDGED, at_once=8,
+        "small",
+        options,
+        (options.task,),
+        load,
+        reward,
+        deal,
+        parts,
+        judge,
+        toy_tasks.JUDGED,
+        at_once=8,
         unseen=lambda run: unseen,
-    )  # fmt: skip
+    )
 
 
 def smollm2(tiny: bool, **settings) -> Scale:
@@ -139,16 +161,31 @@ def smollm2(tiny: bool, **settings) -> Scale:
     import sentiment
 
     config = sentiment.Sentiment(
-        dtype="float32", steps=30, batch_size=32, response_length=16, kl_coef=0.05, kl_adaptive=False, eval_every=0,
-        save_every=10, test_prompts=128, tiny=tiny,
-    )  # fmt: skip
+        dtype="float32",
+        steps=30,
+        batch_size=32,
+        response_length=16,
+        kl_coef=0.05,
+        kl_adaptive=False,
+        eval_every=0,
+        save_every=10,
+        test_prompts=128,
+        tiny=tiny,
+    )
     config = replace(config, response_length=6, test_prompts=8) if tiny else config
     nothing = lambda *_: None  # what only many runs in one program need
     return Scale(
-        "smollm2", replace(config, **settings), ("sentiment",), nothing, nothing, nothing, algorithms.make_parts, seeds=3,
+        "smollm2",
+        replace(config, **settings),
+        ("sentiment",),
+        nothing,
+        nothing,
+        nothing,
+        algorithms.make_parts,
+        seeds=3,
         judged=("gold", "nats", "distinct_2"),
         alone=lambda config, arm, run: one_review_run(replace(config, tiny=tiny), arm, run),
-    )  # fmt: skip
+    )
 
 
 def one_review_run(config, arm: Arm, run) -> dict:

@@ -40,24 +40,46 @@ QUESTION = Question(
         "scale alone": Arm({**ALIKE, "whiten_advantages": True, "whiten_shift": False}),
         "token rewards": Arm({**ALIKE, "whiten_advantages": False, "whiten_rewards": True}),
         "scores over the batch": Arm({**ALIKE, "whiten_advantages": False, "reward_norm": "batch"}),
-        "scores over their running deviation": Arm({**ALIKE, "whiten_advantages": False, "reward_norm": "running"}),
+        "scores over their running deviation": Arm(
+            {**ALIKE, "whiten_advantages": False, "reward_norm": "running"}
+        ),
         "each group": Arm({**FREE, "advantage": "group"}),
-        "group's mean, batch's deviation": Arm({**FREE, "advantage": "reinforce_plus_plus_baseline"}),
+        "group's mean, batch's deviation": Arm(
+            {**FREE, "advantage": "reinforce_plus_plus_baseline"}
+        ),
     },
     (
-        Claim("whitened advantages beat plain ones", "", "advantages over the batch", "not at all", "area"),
         Claim(
-            "scores over their running deviation beat plain ones", "https://arxiv.org/abs/2005.12729",
-            "scores over their running deviation", "not at all", "area",
+            "whitened advantages beat plain ones",
+            "",
+            "advantages over the batch",
+            "not at all",
+            "area",
+        ),
+        Claim(
+            "scores over their running deviation beat plain ones",
+            "https://arxiv.org/abs/2005.12729",
+            "scores over their running deviation",
+            "not at all",
+            "area",
         ),
         Claim("whitened token rewards beat plain ones", "", "token rewards", "not at all", "area"),
-        Claim("scores of mean 0 and deviation 1 beat plain ones", "", "scores over the batch", "not at all", "area"),
         Claim(
-            "the batch's deviation beats each group's own", "https://arxiv.org/abs/2501.03262", "group's mean, batch's deviation",
-            "each group", "area",
+            "scores of mean 0 and deviation 1 beat plain ones",
+            "",
+            "scores over the batch",
+            "not at all",
+            "area",
+        ),
+        Claim(
+            "the batch's deviation beats each group's own",
+            "https://arxiv.org/abs/2501.03262",
+            "group's mean, batch's deviation",
+            "each group",
+            "area",
         ),
     ),
-)  # fmt: skip
+)
 
 
 def main(options: AblationConfig) -> None:

@@ -45,9 +45,17 @@ class Subject:
 
     def __init__(self, work: floor.Work, dtype: str, seed: int = 0):
         self.config = Config(
-            batch_size=work.rows, prompt_length=work.prompt, response_length=work.response, epochs=work.epochs,
-            minibatches=work.minibatches, lora=0, dtype=dtype, lr=1e-5, lr_schedule="constant", seed=seed,
-        )  # fmt: skip
+            batch_size=work.rows,
+            prompt_length=work.prompt,
+            response_length=work.response,
+            epochs=work.epochs,
+            minibatches=work.minibatches,
+            lora=0,
+            dtype=dtype,
+            lr=1e-5,
+            lr_schedule="constant",
+            seed=seed,
+        )
         self.model = make(work.model, dtype=dtype)
         params = jax.jit(self.model.init)(jax.random.key(seed))
         self.parameters = lora.count(params)
@@ -108,8 +116,16 @@ class Subject:
         noise = sampling.row_uniforms(key, prompts.index, c.response_length)
         frozen = {**frozen, "base": policy.cast(frozen["base"], self.model.dtype)}
         rolled = rollout(
-            self.model, params, frozen, prompts, noise, length=c.response_length, sample=c, eos=c.eos, pad=c.pad
-        )  # fmt: skip
+            self.model,
+            params,
+            frozen,
+            prompts,
+            noise,
+            length=c.response_length,
+            sample=c,
+            eos=c.eos,
+            pad=c.pad,
+        )
         scores, valid = self.parts.reward(frozen["reward"], rolled)
         shaped = self.parts.token_rewards(scores, rolled, kl_coef=c.kl_coef, kl=self.parts.kl)
         advantages, returns, _ = self.parts.advantage(

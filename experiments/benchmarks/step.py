@@ -198,9 +198,14 @@ def summary(row: dict, ours: dict) -> dict:
     step, work = statistics.median(ours["steps_s"]), floor.WORKS[row["size"]]
     low, own = sum(ours["floor_parts_s"].values()), sum(ours["own_floor_parts_s"].values())
     return {
-        "step_s": step, "tokens_per_s": work.new_tokens / step, "floor_s": low, "times_floor": step / low,
-        "own_floor_s": own, "times_own_floor": step / own, "gflop": floor.gflop(work),
-    }  # fmt: skip
+        "step_s": step,
+        "tokens_per_s": work.new_tokens / step,
+        "floor_s": low,
+        "times_floor": step / low,
+        "own_floor_s": own,
+        "times_own_floor": step / own,
+        "gflop": floor.gflop(work),
+    }
 
 
 def line(row: dict, x: dict) -> str:

@@ -75,9 +75,11 @@ def measured(options: Bench, groups: list[list[int]], cache: str) -> dict:
             )
         found.append(json.loads(done.stdout.splitlines()[-1]))
     return {
-        "wall": time.monotonic() - started, "cpu": sum(x["cpu"] for x in found), "memory": max(x["memory"] for x in found),
+        "wall": time.monotonic() - started,
+        "cpu": sum(x["cpu"] for x in found),
+        "memory": max(x["memory"] for x in found),
         "ends": [end for x in found for end in x["ends"]],
-    }  # fmt: skip
+    }
 
 
 def main(options: Bench) -> None:

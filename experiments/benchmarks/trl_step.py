@@ -56,20 +56,41 @@ class Iterations(TrainerCallback):
 
 def settings(work: dict, steps: int, folder: str) -> PPOConfig:
     return PPOConfig(
-        output_dir=folder, use_cpu=True, bf16=False, gradient_checkpointing=False, report_to="none", disable_tqdm=True,
-        save_strategy="no", logging_steps=1000, num_sample_generations=0, learning_rate=1e-5, temperature=1.0,
-        response_length=work["response"], stop_token=None, missing_eos_penalty=None, num_ppo_epochs=work["epochs"],
-        num_mini_batches=work["minibatches"], per_device_train_batch_size=work["rows"], gradient_accumulation_steps=1,
-        local_rollout_forward_batch_size=work["rows"], total_episodes=work["rows"] * (steps + 1),
-    )  # fmt: skip
+        output_dir=folder,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        logging_steps=1000,
+        num_sample_generations=0,
+        learning_rate=1e-5,
+        temperature=1.0,
+        response_length=work["response"],
+        stop_token=None,
+        missing_eos_penalty=None,
+        num_ppo_epochs=work["epochs"],
+        num_mini_batches=work["minibatches"],
+        per_device_train_batch_size=work["rows"],
+        gradient_accumulation_steps=1,
+        local_rollout_forward_batch_size=work["rows"],
+        total_episodes=work["rows"] * (steps + 1),
+    )
 
 
 def trainer(work: dict, steps: int, folder: str, clock: Iterations) -> PPOTrainer:
     shape = work["model"]
     config = GPT2Config(
-        vocab_size=shape["vocab_size"], n_positions=shape["max_length"], n_embd=shape["width"], n_layer=shape["num_layers"],
-        n_head=shape["num_heads"], bos_token_id=None, eos_token_id=None, num_labels=1,
-    )  # fmt: skip
+        vocab_size=shape["vocab_size"],
+        n_positions=shape["max_length"],
+        n_embd=shape["width"],
+        n_layer=shape["num_layers"],
+        n_head=shape["num_heads"],
+        bos_token_id=None,
+        eos_token_id=None,
+        num_labels=1,
+    )
     never = shape["vocab_size"]  # no token has this id: nothing is padding and nothing ends
     prompts = torch.randint(0, shape["vocab_size"], (4 * work["rows"], work["prompt"]))
     return PPOTrainer(
@@ -107,11 +128,15 @@ def main(spec: dict) -> dict:
         1:
     ]  # the first one warms up
     return {
-        "trl": trl.__version__, "torch": torch.__version__, "transformers": transformers.__version__,
-        "precision": trained.accelerator.mixed_precision, "threads": torch.get_num_threads(),
-        "steps_s": [wall for wall, _ in spans], "cpu_s": statistics.median(cpu for _, cpu in spans),
+        "trl": trl.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "precision": trained.accelerator.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "steps_s": [wall for wall, _ in spans],
+        "cpu_s": statistics.median(cpu for _, cpu in spans),
         "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 TAIL = 10  # parts of a run, of which the last is its end
 
-
 MEASURES = {
     "end",
     "area",
@@ -39,7 +38,6 @@ MEASURES = {
     "length",
     "first_ratio_off",
 }  # of every run
-
 
 JUDGED = 256  # rollouts of each policy that a judge reads, or as many more as a batch has
 
@@ -157,9 +155,15 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
         ]
     if set(metrics(question)) <= MEASURES:  # nothing asks for the judge
         scale = scale._replace(judge=None)
-    found = by_itself(scale, rows) if scale.alone else [
-        row for group in programs(scale, rows, options.at_once or scale.at_once) for row in train(scale, *group)
-    ]  # fmt: skip
+    found = (
+        by_itself(scale, rows)
+        if scale.alone
+        else [
+            row
+            for group in programs(scale, rows, options.at_once or scale.at_once)
+            for row in train(scale, *group)
+        ]
+    )
     order = {name: number for number, name in enumerate(question.arms)}
     found.sort(key=lambda row: (order[row["arm"]], scale.tasks.index(row["task"]), row["seed"]))
     record = conclude(question, scale, found)
@@ -213,7 +217,9 @@ def metrics(question: Question) -> list[str]:
 def resolved(arm: Arm, config: RunConfig, name: str = "") -> Arm:
     """The arm with its multiples as settings. Raises UserError where a count comes out broken.
 
-    >>> resolved(Arm({"epochs": 1}, times={"steps": 4, "lr": 3}), RunConfig(steps=20, lr=0.125)).settings
+    >>> resolved(
+    ...     Arm({"epochs": 1}, times={"steps": 4, "lr": 3}), RunConfig(steps=20, lr=0.125)
+    ... ).settings
     {'epochs': 1, 'steps': 80, 'lr': 0.375}
     """
     found = dict(arm.settings)
@@ -302,8 +308,17 @@ def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, flo
     """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of all its steps, and so is `mean_entropy`;
     `first_ratio_off` is its largest; the others are of the end. A step without a finite update has no entropy.
 
-    >>> flat = {name: np.ones(20) for name in ("kl", "entropy", "length", "first_ratio_off")}
-    >>> found = measures({"reward": np.arange(20.0), "skipped": np.zeros(20), "barren_steps": np.zeros(20)} | flat)
+    >>> flat = {
+    ...     name: np.ones(20) for name in ("kl", "entropy", "length", "first_ratio_off")
+    ... }
+    >>> found = measures(
+    ...     {
+    ...         "reward": np.arange(20.0),
+    ...         "skipped": np.zeros(20),
+    ...         "barren_steps": np.zeros(20),
+    ...     }
+    ...     | flat
+    ... )
     >>> found["end"], found["area"], found["mean_entropy"], found["diverged"]
     (18.5, 9.5, 1.0, 0.0)
     """
@@ -379,9 +394,15 @@ def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> di
         )
     settings = {name: x for name, x in files.settings_of(scale.config).items() if name != "name"}
     return {
-        "question": question.name, "scale": scale.name, "tasks": list(scale.tasks), "config": settings,
-        "settings": {name: described(arm) for name, arm in question.arms.items()}, "arms": arms, "claims": claims, "runs": rows,
-    }  # fmt: skip
+        "question": question.name,
+        "scale": scale.name,
+        "tasks": list(scale.tasks),
+        "config": settings,
+        "settings": {name: described(arm) for name, arm in question.arms.items()},
+        "arms": arms,
+        "claims": claims,
+        "runs": rows,
+    }
 
 
 def compared(rows: Sequence[dict], tasks: Sequence[str], claim: Claim) -> Difference:

@@ -17,14 +17,8 @@ from scipy.stats import trim_mean
 from jaxppo.rewards import text
 
 EXACT = 12  # with so many pairs or fewer all 2ⁿ sign flips are tried
-
-
 FEW = 6  # seeds, below which no permutation can fall below .05
-
-
 Interval = tuple[float, float, float]  # value, low, high
-
-
 Scores = Float[np.ndarray, "tasks seeds"]
 
 

@@ -31,13 +31,28 @@ from jaxppo.types import Model, Parts, Prompts, TrainState
 
 AXIS = "seeds"
 
-
 SWEPT = (
-    "lr", "critic_lr", "weight_decay", "adam_eps", "max_grad_norm", "clip_low", "clip_high", "value_clip", "beta", "kl_coef",
-    "kl_target", "kl_horizon", "gamma", "lam", "critic_lam", "value_coef", "entropy_coef", "temperature", "missing_eos_penalty",
+    "lr",
+    "critic_lr",
+    "weight_decay",
+    "adam_eps",
+    "max_grad_norm",
+    "clip_low",
+    "clip_high",
+    "value_clip",
+    "beta",
+    "kl_coef",
+    "kl_target",
+    "kl_horizon",
+    "gamma",
+    "lam",
+    "critic_lam",
+    "value_coef",
+    "entropy_coef",
+    "temperature",
+    "missing_eos_penalty",
     "baseline_decay",
-)  # fmt: skip
-
+)
 
 MakeParts = Callable[[Any], Parts]
 
@@ -106,8 +121,15 @@ def programs(runs: Sequence[Run], config: Any) -> list[list[Run]]:
     """The runs, grouped by what cannot differ inside of one program; each group in its order. A setting that only some runs of
     a group name is filled in for the others from `config`.
 
-    >>> runs = [Run("a", 0, {}), Run("b", 0, {"lr": 2.0}), Run("c", 0, {"lr": 1.0, "loss": "gspo"})]
-    >>> [[(run.arm, run.settings["lr"]) for run in group] for group in programs(runs, Config(lr=0.5))]
+    >>> runs = [
+    ...     Run("a", 0, {}),
+    ...     Run("b", 0, {"lr": 2.0}),
+    ...     Run("c", 0, {"lr": 1.0, "loss": "gspo"}),
+    ... ]
+    >>> [
+    ...     [(run.arm, run.settings["lr"]) for run in group]
+    ...     for group in programs(runs, Config(lr=0.5))
+    ... ]
     [[('a', 0.5), ('b', 2.0)], [('c', 1.0)]]
     """
     groups: dict[tuple, list[Run]] = {}
@@ -164,7 +186,11 @@ def start(each: Sequence[RunConfig], load: Callable[[Any], Policy]) -> Start:
 def same(one: Any, other: Any) -> bool:
     """Whether two trees are equal in structure and numbers.
 
-    >>> same({"a": np.ones(2)}, {"a": np.ones(2)}), same({"a": np.ones(2)}, {"a": np.zeros(2)}), same({"a": None}, {})
+    >>> (
+    ...     same({"a": np.ones(2)}, {"a": np.ones(2)}),
+    ...     same({"a": np.ones(2)}, {"a": np.zeros(2)}),
+    ...     same({"a": None}, {}),
+    ... )
     (True, False, False)
     """
     if jax.tree.structure(one) != jax.tree.structure(other):

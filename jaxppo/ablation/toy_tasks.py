@@ -29,20 +29,10 @@ from jaxppo.run.load import Policy, put_together
 from jaxppo.types import Prompts, Rollout
 
 SYMBOLS = 7  # ids 1 to 7; 0 ends a response
-
-
 RUNGS = ("token", "prompt", "previous", "delayed", "answer", "hack")
-
-
 CLIMB = RUNGS[:4]  # those that can be learned whole
-
-
 JUDGED = ("score", "gold", "right_length", "wrong_length", "excess_length")  # numbers of `judge`
-
-
 KNOWN = 4  # of the rung "answer": prompts whose partner can be learned
-
-
 OPTIMA = {name: 1.0 for name in RUNGS} | {
     "answer": (KNOWN + (SYMBOLS - KNOWN) / SYMBOLS) / SYMBOLS
 }  # there 31 of 49

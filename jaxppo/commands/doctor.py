@@ -26,7 +26,6 @@ CORE = (
     "transformers",
 )  # whose versions are shown
 
-
 ADDS = {  # what each extra of pyproject.toml is for
     "demo": "SmolLM2 from its package, the sentiment reward of the first example, and chat formats",
     "tasks": "metrics of the tasks: BLEU, ROUGE, word errors, entities, profanity",
@@ -41,9 +40,7 @@ ADDS = {  # what each extra of pyproject.toml is for
     "tpu-plan": "jaxppo plan for TPUs that are not here",
 }
 
-
 ROOM = 2 * 10**9  # bytes that should be free for a checkpoint or a download
-
 
 ACCELERATORS = {
     "/dev/nvidia0": "cuda13",

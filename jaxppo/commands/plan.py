@@ -176,18 +176,37 @@ def remarks(config: RunConfig, report: Report) -> list[str]:
 
 SHAPES: dict[str, ModelConfig] = {
     "smollm2": dataclasses.replace(
-        llama(vocab_size=49152, width=576, num_layers=30, num_heads=9, num_kv_heads=3, max_length=8192), mlp_width=1536
+        llama(
+            vocab_size=49152, width=576, num_layers=30, num_heads=9, num_kv_heads=3, max_length=8192
+        ),
+        mlp_width=1536,
     ),
     "gpt2": gpt2(),
     "qwen2-1.5b": dataclasses.replace(
-        llama(vocab_size=151936, width=1536, num_layers=28, num_heads=12, num_kv_heads=2, max_length=32768), mlp_width=8960,
+        llama(
+            vocab_size=151936,
+            width=1536,
+            num_layers=28,
+            num_heads=12,
+            num_kv_heads=2,
+            max_length=32768,
+        ),
+        mlp_width=8960,
         qkv_bias=True,
     ),
     "llama-7b": dataclasses.replace(
-        llama(vocab_size=32000, width=4096, num_layers=32, num_heads=32, num_kv_heads=32, max_length=4096), mlp_width=11008,
+        llama(
+            vocab_size=32000,
+            width=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=32,
+            max_length=4096,
+        ),
+        mlp_width=11008,
         tied=False,
     ),
-}  # fmt: skip
+}
 
 
 def shape_of(name: str) -> ModelConfig:

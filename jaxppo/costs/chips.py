@@ -40,23 +40,32 @@ CHIPS = {
     "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, 1640e9, 400e9),
 }
 
-
 KINDS = {  # what JAX calls a TPU
-    "TPU v4": "v4", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p", "TPU v5p": "v5p",
-    "TPU v6 lite": "v6e", "TPU v6e": "v6e",
-}  # fmt: skip
-
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
 
 GPUS = {  # operations a second in bfloat16 (a T4: float16), dense, from the maker's data sheets
-    "H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12,
-}  # fmt: skip
-
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+    "T4": 65e12,
+}
 
 # No metadata server is asked, two plans at once do not wait for each other, and no log is written. Warnings come on the terminal,
 # where `quiet` reads them.
 ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1", "TPU_STDERR_LOG_LEVEL": "1", "TPU_LOG_DIR": "disabled",
-}  # fmt: skip
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_STDERR_LOG_LEVEL": "1",
+    "TPU_LOG_DIR": "disabled",
+}
 
 
 def peak(kind: str) -> float:

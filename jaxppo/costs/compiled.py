@@ -100,16 +100,33 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Report
                 raise
             held = bytes_held(state, mesh)
             return Report(
-                len(devices), mesh_text, time.monotonic() - started, held, 0, 0, max(needed(str(error)) - held, 0), 0, {},
-                refused=str(error).splitlines()[0], **known,
-            )  # fmt: skip
+                len(devices),
+                mesh_text,
+                time.monotonic() - started,
+                held,
+                0,
+                0,
+                max(needed(str(error)) - held, 0),
+                0,
+                {},
+                refused=str(error).splitlines()[0],
+                **known,
+            )
         account, text = compiled.memory_analysis(), compiled.as_text()
     return Report(
-        len(devices), mesh_text, time.monotonic() - started, account.argument_size_in_bytes, account.output_size_in_bytes,
-        account.alias_size_in_bytes, account.temp_size_in_bytes, account.generated_code_size_in_bytes,
-        program.collectives(text, len(devices)), involuntary=tuple(program.involuntary("".join(said))),
-        inside=program.phases_in(text), **known,
-    )  # fmt: skip
+        len(devices),
+        mesh_text,
+        time.monotonic() - started,
+        account.argument_size_in_bytes,
+        account.output_size_in_bytes,
+        account.alias_size_in_bytes,
+        account.temp_size_in_bytes,
+        account.generated_code_size_in_bytes,
+        program.collectives(text, len(devices)),
+        involuntary=tuple(program.involuntary("".join(said))),
+        inside=program.phases_in(text),
+        **known,
+    )
 
 
 def bytes_held(state: PyTree, mesh: Mesh) -> int:
@@ -125,7 +142,9 @@ def bytes_held(state: PyTree, mesh: Mesh) -> int:
 def needed(text: str) -> int:
     """The bytes that the compiler asked for in vain, as far as it says.
 
-    >>> needed("Ran out of memory on HBM, the total memory required for HLO temporaries (1.50G) exceeds available HBM (1.00G).")
+    >>> needed(
+    ...     "Ran out of memory on HBM, the total memory required for HLO temporaries (1.50G) exceeds available HBM (1.00G)."
+    ... )
     1610612736
     """
     found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", text)

@@ -8,10 +8,7 @@ import re
 from typing import NamedTuple
 
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
-
-
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-
 
 SAME = (
     "bitcast",
@@ -22,7 +19,6 @@ SAME = (
     "reshape",
 )  # a number is the same behind them
 
-
 SILENT = {
     "body",
     "checkpoint",
@@ -31,7 +27,6 @@ SILENT = {
     "rematted_computation",
     "while",
 }  # names that JAX puts in by itself
-
 
 Array = tuple[str, tuple[int, ...]]  # type and dimensions
 
@@ -83,11 +78,7 @@ class Instruction(NamedTuple):
 
 
 Computation = dict[str, Instruction]
-
-
 Program = dict[str, Computation]
-
-
 Linear = tuple[int | None, int]  # (element of a loop's state or None, number): the sum of both
 
 

@@ -26,13 +26,8 @@ BYTES = {
     "u64": 8,
 }  # others: 4
 
-
 PHASES = ("generate", "reference", "update")
-
-
 CALLS = "calls|to_apply|true_computation|false_computation|branch_computations|called_computations"
-
-
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -129,7 +124,10 @@ def collective(
 def group_size(text: str, devices: int) -> int:
     """How many devices exchange with each other, from `replica_groups` in any of its notations; all if there is none.
 
-    >>> [group_size(f"replica_groups={x}, dimensions", 8) for x in ("{{0,1},{2,3}}", "[2,4]<=[8]", "{}")]
+    >>> [
+    ...     group_size(f"replica_groups={x}, dimensions", 8)
+    ...     for x in ("{{0,1},{2,3}}", "[2,4]<=[8]", "{}")
+    ... ]
     [2, 4, 8]
     >>> group_size("replica_groups=mesh['a'=2,'b'=4], device_ids=([8]) {'b'}, use", 8)
     4
@@ -167,7 +165,9 @@ def phases_in(text: str) -> tuple[str, ...]:
 def involuntary(said: str) -> list[str]:
     """Operations that the compiler complained of: it gathers a whole tensor to cut it another way.
 
-    >>> involuntary('W12 x.cc:654] [SPMD] Involuntary full rematerialization. ... metadata={op_name="jit(f)/sin" id=3}')
+    >>> involuntary(
+    ...     'W12 x.cc:654] [SPMD] Involuntary full rematerialization. ... metadata={op_name="jit(f)/sin" id=3}'
+    ... )
     ['jit(f)/sin']
     """
     lines = [line for line in said.splitlines() if "nvoluntary full rematerialization" in line]

@@ -186,7 +186,10 @@ def split_rows(
         seed: another seed gives another split.
         fractions: of train and validation; test is the rest.
 
-    >>> [part.tolist() for part in split(["a", "b", "a", "c", "d"], seed=0, fractions=(0.6, 0.2))]
+    >>> [
+    ...     part.tolist()
+    ...     for part in split(["a", "b", "a", "c", "d"], seed=0, fractions=(0.6, 0.2))
+    ... ]
     [[4, 0, 2], [3], [1]]
     """
     groups: dict[bytes, list[int]] = defaultdict(list)

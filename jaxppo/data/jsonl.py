@@ -12,8 +12,6 @@ from typing import BinaryIO, Literal, NoReturn
 from jaxppo.errors import UserError
 
 MAX_DIGITS = 4300  # of an integer: Python's own default, held whatever the interpreter is set to (int() is quadratic)
-
-
 SPACE = " \t\r\n"  # JSON's white space
 
 

@@ -313,7 +313,10 @@ def truncation_note(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> st
     """A remark on the texts that lose their beginning, since they have more tokens than there is room for; empty for none.
 
     >>> from jaxppo.pretrained.tiny import byte_tokenizer
-    >>> cut(["short", "much longer"], byte_tokenizer(), 8), cut(["short"], byte_tokenizer(), 8)
+    >>> (
+    ...     cut(["short", "much longer"], byte_tokenizer(), 8),
+    ...     cut(["short"], byte_tokenizer(), 8),
+    ... )
     ('1 of 2 prompts has more than 8 tokens (--prompt-length of the run) and lost its beginning', '')
     """
     long = sum(len(tokenizer.encode(text)) > room for text in texts)

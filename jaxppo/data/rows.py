@@ -14,8 +14,6 @@ from jaxppo.errors import UserError
 from jaxppo.types import Prompts
 
 Encode = Callable[[str], list[int]]
-
-
 TOKENWISE = (
     "weight",
 )  # parts of `extra` with a number for each token, which are as wide as the tokens

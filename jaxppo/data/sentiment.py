@@ -44,7 +44,9 @@ def load() -> Reviews:
 def parse(data: bytes) -> Reviews:
     """Read lines of `number TAB rating TAB sentence` in UTF-8; the first of equal sentences stays.
 
-    >>> reviews = parse(b"1\\t2.5\\tFunny &amp; warm.\\r\\n2\\t-3\\tDull.\\r\\n3\\t1\\tFunny  &amp; warm.\\r\\n")
+    >>> reviews = parse(
+    ...     b"1\\t2.5\\tFunny &amp; warm.\\r\\n2\\t-3\\tDull.\\r\\n3\\t1\\tFunny  &amp; warm.\\r\\n"
+    ... )
     >>> reviews.texts, reviews.ratings.tolist()
     (['Funny & warm.', 'Dull.'], [2.5, -3.0])
     """

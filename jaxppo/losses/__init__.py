@@ -34,7 +34,26 @@ from jaxppo.losses.token import (
 from jaxppo.losses.value import entropy, value_clipped, value_huber, value_mse
 
 __all__ = [
-    "awr", "cispo", "clip", "clip_cov", "dpo", "dppo_kl", "dppo_tv", "dro", "dual_clip", "entropy", "gmpo", "gspo",
-    "gspo_token", "ipo", "kl_cov", "kl_penalty", "reinforce", "sapo", "truncated_importance", "value_clipped",
-    "value_huber", "value_mse",
-]  # fmt: skip
+    "awr",
+    "cispo",
+    "clip",
+    "clip_cov",
+    "dpo",
+    "dppo_kl",
+    "dppo_tv",
+    "dro",
+    "dual_clip",
+    "entropy",
+    "gmpo",
+    "gspo",
+    "gspo_token",
+    "ipo",
+    "kl_cov",
+    "kl_penalty",
+    "reinforce",
+    "sapo",
+    "truncated_importance",
+    "value_clipped",
+    "value_huber",
+    "value_mse",
+]

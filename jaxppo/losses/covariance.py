@@ -65,7 +65,9 @@ def clip_cov(
 
     >>> import jax, jax.numpy as jnp
     >>> lp, a = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[2.0, 0.0, -1.0]])
-    >>> clip_cov(lp, lp, a, jnp.ones((1, 3)), lower=1.5, upper=2.0, key=jax.random.key(0))[0]
+    >>> clip_cov(lp, lp, a, jnp.ones((1, 3)), lower=1.5, upper=2.0, key=jax.random.key(0))[
+    ...     0
+    ... ]
     Array([[ 0., -0.,  1.]], dtype=float32)
     """
     if key is None:

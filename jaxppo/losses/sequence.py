@@ -26,7 +26,11 @@ def gspo(
     From https://arxiv.org/abs/2507.18071.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> lp, a, m = jnp.array([[0.3, -0.1, 7.0]]), jnp.ones((1, 3)), jnp.array([[1.0, 1.0, 0.0]])
+    >>> lp, a, m = (
+    ...     jnp.array([[0.3, -0.1, 7.0]]),
+    ...     jnp.ones((1, 3)),
+    ...     jnp.array([[1.0, 1.0, 0.0]]),
+    ... )
     >>> print(np.asarray(gspo(lp, jnp.zeros((1, 3)), a, m, low=0.2, high=0.2)[0]).round(3))
     [[-1.105 -1.105  0.   ]]
     """
@@ -50,8 +54,16 @@ def gspo_token(
     With one advantage for the row, value and gradient under `aggregate.sequence_mean` are those of `gspo`.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> lp, a, m = jnp.array([[0.3, -0.1, 7.0]]), jnp.array([[1.0, 2.0, 0.0]]), jnp.array([[1.0, 1.0, 0.0]])
-    >>> print(np.asarray(gspo_token(lp, jnp.zeros((1, 3)), a, m, low=0.2, high=0.2)[0]).round(3))
+    >>> lp, a, m = (
+    ...     jnp.array([[0.3, -0.1, 7.0]]),
+    ...     jnp.array([[1.0, 2.0, 0.0]]),
+    ...     jnp.array([[1.0, 1.0, 0.0]]),
+    ... )
+    >>> print(
+    ...     np.asarray(gspo_token(lp, jnp.zeros((1, 3)), a, m, low=0.2, high=0.2)[0]).round(
+    ...         3
+    ...     )
+    ... )
     [[-1.105 -2.21   0.   ]]
     """
     d, lp = log_ratio(logprobs, old_logprobs, mask), masked.keep(logprobs, mask)
@@ -77,7 +89,11 @@ def gmpo(
     d̃ = min(d, clip(d, −low, high)) where A ≥ 0, max of the two where A < 0. The bounds are on d, not on the ratio.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> lp, a, m = jnp.array([[0.8, -0.2, 7.0]]), jnp.ones((1, 3)), jnp.array([[1.0, 1.0, 0.0]])
+    >>> lp, a, m = (
+    ...     jnp.array([[0.8, -0.2, 7.0]]),
+    ...     jnp.ones((1, 3)),
+    ...     jnp.array([[1.0, 1.0, 0.0]]),
+    ... )
     >>> print(np.asarray(gmpo(lp, jnp.zeros((1, 3)), a, m)[0]).round(3))
     [[-1.105 -1.105  0.   ]]
     """

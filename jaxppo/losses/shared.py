@@ -9,8 +9,6 @@ from jaxppo.masked import Mask
 from jaxppo.types import Scalar
 
 CLAMP = 20.0  # e²⁰ is about 5e8: no overflow in float32, even squared
-
-
 Diagnostics = dict[str, Float[Array, "B T"]]
 
 
@@ -47,7 +45,10 @@ def truncated_importance(
     It multiplies per_token (https://fengyao.notion.site/off-policy-rl).
 
     >>> import jax.numpy as jnp
-    >>> old, sampler = jnp.log(jnp.array([[0.5, 0.9, 0.5]])), jnp.log(jnp.array([[1.0, 0.1, 1.0]]))
+    >>> old, sampler = (
+    ...     jnp.log(jnp.array([[0.5, 0.9, 0.5]])),
+    ...     jnp.log(jnp.array([[1.0, 0.1, 1.0]])),
+    ... )
     >>> truncated_importance(old, sampler, jnp.array([[1.0, 1.0, 0.0]]))
     Array([[0.5, 2. , 0. ]], dtype=float32)
     """

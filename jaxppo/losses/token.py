@@ -21,7 +21,11 @@ def reinforce(
     """The plain policy gradient: −A log π (Williams 1992, https://doi.org/10.1007/BF00992696).
 
     >>> import jax.numpy as jnp
-    >>> lp, a, m = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[1.0, -1.0, 1.0]]), jnp.array([[1.0, 1.0, 0.0]])
+    >>> lp, a, m = (
+    ...     jnp.array([[-1.0, -2.0, -3.0]]),
+    ...     jnp.array([[1.0, -1.0, 1.0]]),
+    ...     jnp.array([[1.0, 1.0, 0.0]]),
+    ... )
     >>> reinforce(lp, lp, a, m)[0]
     Array([[ 1., -2.,  0.]], dtype=float32)
     """
@@ -44,7 +48,11 @@ def clip(
     high > low is DAPO's clip-higher (https://arxiv.org/abs/2503.14476).
 
     >>> import jax.numpy as jnp
-    >>> lp, a, m = jnp.log(jnp.array([[1.5, 1.5, 1.1]])), jnp.array([[1.0, -1.0, 1.0]]), jnp.ones((1, 3))
+    >>> lp, a, m = (
+    ...     jnp.log(jnp.array([[1.5, 1.5, 1.1]])),
+    ...     jnp.array([[1.0, -1.0, 1.0]]),
+    ...     jnp.ones((1, 3)),
+    ... )
     >>> clip(lp, 0 * lp, a, m)[0]
     Array([[-1.2,  1.5, -1.1]], dtype=float32)
     """
@@ -69,7 +77,11 @@ def dual_clip(
     "ceiling_fraction" counts the tokens at the ceiling.
 
     >>> import jax.numpy as jnp
-    >>> lp, a, m = jnp.log(jnp.array([[1.5, 5.0, 5.0]])), jnp.array([[-1.0, -1.0, 1.0]]), jnp.ones((1, 3))
+    >>> lp, a, m = (
+    ...     jnp.log(jnp.array([[1.5, 5.0, 5.0]])),
+    ...     jnp.array([[-1.0, -1.0, 1.0]]),
+    ...     jnp.ones((1, 3)),
+    ... )
     >>> dual_clip(lp, 0 * lp, a, m)[0]
     Array([[ 1.5,  3. , -1.2]], dtype=float32)
     """
@@ -96,7 +108,11 @@ def kl_penalty(
     The tokens were drawn from the old policy, so r − 1 − d estimates KL(old‖new) with the right gradient.
 
     >>> import jax.numpy as jnp, numpy as np
-    >>> lp, a, m = jnp.log(jnp.array([[2.0, 1.0, 0.5]])), jnp.array([[1.0, 1.0, -1.0]]), jnp.ones((1, 3))
+    >>> lp, a, m = (
+    ...     jnp.log(jnp.array([[2.0, 1.0, 0.5]])),
+    ...     jnp.array([[1.0, 1.0, -1.0]]),
+    ...     jnp.ones((1, 3)),
+    ... )
     >>> print(np.asarray(kl_penalty(lp, 0 * lp, a, m, beta=1.0)[0]).round(3))
     [[-1.693 -1.     0.693]]
     """
@@ -174,7 +190,11 @@ def dppo_tv(
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, old = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.4, 0.1]]))
-    >>> print(np.asarray(dppo_tv(lp, old, jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)))[0]).round(3))
+    >>> print(
+    ...     np.asarray(
+    ...         dppo_tv(lp, old, jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)))[0]
+    ...     ).round(3)
+    ... )
     [[0.866 0.   ]]
     """
     moved = jnp.exp(masked.keep(logprobs, mask)) - jnp.exp(masked.keep(old_logprobs, mask))
@@ -200,7 +220,11 @@ def dppo_kl(
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, old = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.4, 0.1]]))
-    >>> print(np.asarray(dppo_kl(lp, old, jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)))[0]).round(3))
+    >>> print(
+    ...     np.asarray(
+    ...         dppo_kl(lp, old, jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)))[0]
+    ...     ).round(3)
+    ... )
     [[0.866 0.   ]]
     """
     new, old = masked.keep(logprobs, mask), masked.keep(old_logprobs, mask)

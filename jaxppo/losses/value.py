@@ -37,7 +37,12 @@ def value_clipped(
     From PPO's first implementation; see https://arxiv.org/abs/2005.12729.
 
     >>> import jax.numpy as jnp
-    >>> value_clipped(jnp.array([[1.0, 1.0]]), jnp.array([[0.0, 0.0]]), jnp.array([[2.0, 1.0]]), eps=0.5)
+    >>> value_clipped(
+    ...     jnp.array([[1.0, 1.0]]),
+    ...     jnp.array([[0.0, 0.0]]),
+    ...     jnp.array([[2.0, 1.0]]),
+    ...     eps=0.5,
+    ... )
     Array([[1.125, 0.125]], dtype=float32)
     """
     values, old_values, returns = (_kept(x, mask) for x in (values, old_values, returns))

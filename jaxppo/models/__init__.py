@@ -10,7 +10,6 @@ from jaxppo.types import Model
 
 __all__ = ["KINDS", "init_value", "make", "make_model", "stack", "unstack", "with_critic"]
 
-
 KINDS = {
     "transformer": transformer.make,
     "gru": recurrent.make,

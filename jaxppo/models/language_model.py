@@ -65,9 +65,16 @@ class Language(nn.Module):
 
 
 def wrap(
-    config: ModelConfig, body: nn.Module, init_memory: Callable, *, dtype: str = "float32", lora: int = 0,
-    lora_alpha: float = 16.0, remat: str = "none", scan: bool = False,
-) -> Model:  # fmt: skip
+    config: ModelConfig,
+    body: nn.Module,
+    init_memory: Callable,
+    *,
+    dtype: str = "float32",
+    lora: int = 0,
+    lora_alpha: float = 16.0,
+    remat: str = "none",
+    scan: bool = False,
+) -> Model:
     """A body as a model; `init_memory(batch, dtype)` is its memory before the first token.
 
     With `config.context_width` the cache is (memory, what was heard): the context is given with the first tokens, and encoded

@@ -11,10 +11,7 @@ import jax
 from jax.sharding import PartitionSpec
 
 AXES = ("data", "fsdp", "tensor")
-
-
 ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
-
 
 # Logical axis -> mesh axes. "width" is that of parameters; the residual stream's own stays whole on each device.
 LOGICAL: dict[str | None, tuple[str, ...]] = {

@@ -51,7 +51,14 @@ def fold(params: Params, *, alpha: float) -> dict:
     """The same network without adapters: each kernel plus (alpha / rank) A B; of scanned layers, layer by layer.
 
     >>> import jax.numpy as jnp
-    >>> fold({"kernel": jnp.eye(2), "lora_a": jnp.ones((2, 1)), "lora_b": jnp.array([[0.5, 0.0]])}, alpha=2.0)["kernel"].tolist()
+    >>> fold(
+    ...     {
+    ...         "kernel": jnp.eye(2),
+    ...         "lora_a": jnp.ones((2, 1)),
+    ...         "lora_b": jnp.array([[0.5, 0.0]]),
+    ...     },
+    ...     alpha=2.0,
+    ... )["kernel"].tolist()
     [[2.0, 0.0], [1.0, 1.0]]
     """
     out: dict[str, Any] = {

@@ -67,10 +67,20 @@ def network(
             shape, dropout=dropout, context_width=context_width, context_length=context_length
         )
     return ModelConfig(
-        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=1, num_kv_heads=1, head_dim=width,
-        mlp_width=2 * width, max_length=max_length, kind=kind, kernel=kernel, dropout=dropout,
-        context_width=context_width, context_length=context_length,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=num_layers,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=width,
+        mlp_width=2 * width,
+        max_length=max_length,
+        kind=kind,
+        kernel=kernel,
+        dropout=dropout,
+        context_width=context_width,
+        context_length=context_length,
+    )
 
 
 def gpt2(
@@ -83,10 +93,22 @@ def gpt2(
 ) -> ModelConfig:
     """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head."""
     return ModelConfig(
-        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_heads,
-        head_dim=width // num_heads, mlp_width=4 * width, max_length=max_length, positions="learned", norm="layer",
-        activation="gelu_tanh", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_width=4 * width,
+        max_length=max_length,
+        positions="learned",
+        norm="layer",
+        activation="gelu_tanh",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+    )
 
 
 def llama(
@@ -100,6 +122,12 @@ def llama(
 ) -> ModelConfig:
     """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value heads, tied head."""
     return ModelConfig(
-        vocab_size=vocab_size, width=width, num_layers=num_layers, num_heads=num_heads, num_kv_heads=num_kv_heads,
-        head_dim=width // num_heads, mlp_width=3 * width, max_length=max_length,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=width // num_heads,
+        mlp_width=3 * width,
+        max_length=max_length,
+    )

@@ -24,7 +24,6 @@ from jaxppo.types import Model
 
 OTHERS = "use --model-kind gru, lstm, convolution or window"
 
-
 ACTIVATIONS = {
     "silu": nn.silu,
     "gelu": lambda x: nn.gelu(x, approximate=False),

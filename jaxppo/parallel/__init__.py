@@ -21,11 +21,7 @@ from jaxppo.parallel import processes, sharding
 from jaxppo.types import Prompts, TrainState
 
 AXIS = "devices"
-
-
 MODES = ("auto", "jit", "pmap", "mesh")
-
-
 Make = Callable[[str | None], Callable]  # the train step for an axis name
 
 

@@ -24,13 +24,8 @@ from orbax.checkpoint import multihost
 from jaxppo.errors import RunError, UserError
 
 MODES = ("auto", "on", "off")
-
-
 WAIT = 3600  # seconds for the slowest process: it compiles a large model or trains a reward model; a dead one is noticed sooner
-
-
 BARRIERS = itertools.count()  # a barrier's name may be used once; all processes count alike
-
 
 LAUNCHER = (
     "JAXPPO_COORDINATOR",

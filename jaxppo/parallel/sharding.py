@@ -21,7 +21,6 @@ from jaxppo.types import PyTree
 
 LARGE = 2**20  # bytes above which nothing stays whole when it can be cut
 
-
 # The end of a parameter's path -> the logical axis of each of its dimensions. Kernels are [in, out].
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),

@@ -27,19 +27,10 @@ from jaxppo.pretrained import gguf, mapping, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
-
-
 FORMAT = "jaxppo-1"  # of the folders that `save` writes; another number makes old caches be rebuilt
-
-
 BUNDLED = ("smollm2",)
-
-
 MAX_CONFIG_BYTES = 2**24
-
-
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
-
 
 HUB_FILES = [
     "config.json",

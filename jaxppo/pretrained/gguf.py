@@ -21,7 +21,6 @@ from jaxppo.pretrained.tokenizer import Tokenizer
 
 SPECIAL = 3  # the token type that GGUF calls "control"
 
-
 BLOCK = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -33,7 +32,6 @@ BLOCK = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-
 
 TOP = {
     "token_embd.weight": "embed_tokens.weight",
@@ -120,7 +118,9 @@ def unpermute(weight: Float[np.ndarray, "out ..."], num_heads: int) -> Float[np.
     checkpoints, pairs row i with row i + head_dim/2: w[h, s, i] = stored[h, i, s], s in {0, 1}. Forgetting this gives
     nonsense, not an error.
 
-    >>> unpermute(np.arange(4.0), 1).tolist()  # one head of 4 rows: pairs (0, 1), (2, 3) become halves
+    >>> unpermute(
+    ...     np.arange(4.0), 1
+    ... ).tolist()  # one head of 4 rows: pairs (0, 1), (2, 3) become halves
     [0.0, 2.0, 1.0, 3.0]
     """
     halves = weight.reshape(num_heads, weight.shape[0] // num_heads // 2, 2, *weight.shape[1:])
@@ -222,7 +222,6 @@ def tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
 
 STRING, ARRAY = 8, 9
 
-
 BYTES = {
     0: 1,
     1: 1,
@@ -237,15 +236,10 @@ BYTES = {
     12: 8,
 }  # of the other types of metadata
 
-
 MAX_VALUES = (
     2**23
 )  # in all of a file's arrays; a vocabulary of 256 thousand tokens with its merges has about 1.5 million
-
-
 MAX_TENSORS = 2**16
-
-
 MAX_DIMS = 4
 
 

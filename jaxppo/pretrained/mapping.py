@@ -13,7 +13,6 @@ from jaxppo.models.shapes import ModelConfig
 
 Tensors = Mapping[str, Float32[np.ndarray, "..."]]
 
-
 LLAMA_NAMES = {
     "input_layernorm": "attention_norm",
     "self_attn.q_proj": "attention/q",
@@ -28,7 +27,6 @@ LLAMA_NAMES = {
     "mlp.down_proj": "mlp/down",
 }
 
-
 GPT2_NAMES = {
     "ln_1": "attention_norm",
     "attn.c_proj": "attention/o",
@@ -36,7 +34,6 @@ GPT2_NAMES = {
     "mlp.c_fc": "mlp/up",
     "mlp.c_proj": "mlp/down",
 }
-
 
 BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"  # constants that old checkpoints stored
 

@@ -10,14 +10,8 @@ from jaxtyping import Float, Float32
 from jaxppo.errors import PretrainedError
 
 SINGLE = "model.safetensors"
-
-
 INDEX = "model.safetensors.index.json"
-
-
 FLOATS = ("F64", "F32", "F16", "BF16")
-
-
 MAX_INDEX_BYTES = 2**26
 
 

@@ -8,7 +8,6 @@ from jaxppo.models.shapes import ModelConfig
 
 FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # SmolLM is a llama, Qwen2.5 a qwen2
 
-
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -134,10 +133,17 @@ def _window(settings: Mapping[str, Any]) -> int | None:
 
 
 GPT2_SHAPE = {
-    "kind": "transformer", "positions": "learned", "norm": "layer", "gated": False, "qkv_bias": True, "out_bias": True,
-    "mlp_bias": True, "qk_norm": False, "window": None, "context_width": 0,
-}  # fmt: skip
-
+    "kind": "transformer",
+    "positions": "learned",
+    "norm": "layer",
+    "gated": False,
+    "qkv_bias": True,
+    "out_bias": True,
+    "mlp_bias": True,
+    "qk_norm": False,
+    "window": None,
+    "context_width": 0,
+}
 
 LLAMA_SHAPE = {
     "kind": "transformer",
@@ -146,7 +152,6 @@ LLAMA_SHAPE = {
     "gated": True,
     "context_width": 0,
 }
-
 
 CLASSES = {"gpt2": "GPT2LMHeadModel"} | {
     name: f"{name.capitalize()}ForCausalLM" for name in FAMILIES if name != "gpt2"
@@ -158,7 +163,11 @@ def family(model: ModelConfig) -> str:
 
     >>> from dataclasses import replace
     >>> from jaxppo.config import gpt2, llama
-    >>> family(gpt2()), family(llama(vocab_size=8)), family(replace(llama(vocab_size=8), qkv_bias=True))
+    >>> (
+    ...     family(gpt2()),
+    ...     family(llama(vocab_size=8)),
+    ...     family(replace(llama(vocab_size=8), qkv_bias=True)),
+    ... )
     ('gpt2', 'llama', 'qwen2')
     """
     has = lambda shape: all(getattr(model, name) == value for name, value in shape.items())
@@ -196,18 +205,27 @@ def as_transformers(model: ModelConfig) -> dict[str, Any]:
     """
     name = family(model)
     shared = {
-        "architectures": [CLASSES[name]], "model_type": name, "vocab_size": model.vocab_size, "tie_word_embeddings": model.tied
-    }  # fmt: skip
+        "architectures": [CLASSES[name]],
+        "model_type": name,
+        "vocab_size": model.vocab_size,
+        "tie_word_embeddings": model.tied,
+    }
     return shared | (_as_gpt2(model) if name == "gpt2" else _as_llama(model, name))
 
 
 def _as_gpt2(model: ModelConfig) -> dict[str, Any]:
     return {
-        "n_embd": model.width, "n_layer": model.num_layers, "n_head": model.num_heads, "n_positions": model.max_length,
-        "n_inner": model.mlp_width, "layer_norm_epsilon": model.norm_eps,
+        "n_embd": model.width,
+        "n_layer": model.num_layers,
+        "n_head": model.num_heads,
+        "n_positions": model.max_length,
+        "n_inner": model.mlp_width,
+        "layer_norm_epsilon": model.norm_eps,
         "activation_function": {"gelu_tanh": "gelu_new"}.get(model.activation, model.activation),
-        "embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0,
-    }  # fmt: skip
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
 
 
 def _as_llama(model: ModelConfig, name: str) -> dict[str, Any]:
@@ -222,13 +240,20 @@ def _as_llama(model: ModelConfig, name: str) -> dict[str, Any]:
         *factors, original = model.rope_scaling
         rope |= dict(zip(names, [*factors, int(original)], strict=True)) | {"rope_type": "llama3"}
     out: dict[str, Any] = {
-        "hidden_size": model.width, "num_hidden_layers": model.num_layers, "num_attention_heads": model.num_heads,
-        "num_key_value_heads": model.num_kv_heads, "head_dim": model.head_dim, "intermediate_size": model.mlp_width,
-        "max_position_embeddings": model.max_length, "rms_norm_eps": model.norm_eps, "attention_dropout": 0.0,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.num_layers,
+        "num_attention_heads": model.num_heads,
+        "num_key_value_heads": model.num_kv_heads,
+        "head_dim": model.head_dim,
+        "intermediate_size": model.mlp_width,
+        "max_position_embeddings": model.max_length,
+        "rms_norm_eps": model.norm_eps,
+        "attention_dropout": 0.0,
         "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(model.activation, model.activation),
         # transformers 4 reads the base frequency here, and without a word would take its default
-        "rope_parameters": rope, "rope_theta": model.rope_theta,
-    }  # fmt: skip
+        "rope_parameters": rope,
+        "rope_theta": model.rope_theta,
+    }
     if model.rope_scaling is not None:
         out["rope_scaling"] = rope
     if name in ("llama", "qwen3"):

@@ -171,6 +171,10 @@ def as_transformers(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
     template = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
     # Not the family's own class, which would split texts in a way of its own; padding as in training.
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": max_length, "padding_side": "left",
-        "clean_up_tokenization_spaces": False, **names, **template,
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": max_length,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        **names,
+        **template,
+    }

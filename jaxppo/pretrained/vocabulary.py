@@ -10,8 +10,6 @@ from jaxppo.errors import UserError
 from jaxppo.pretrained.tokenizer import Tokenizer
 
 END, UNKNOWN = "<|endoftext|>", "<|unknown|>"
-
-
 MAX_LINE = 2**16  # characters of a line of word vectors
 
 
@@ -30,9 +28,11 @@ def bpe(texts: Iterable[str], size: int) -> Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, initial_alphabet=letters, special_tokens=[AddedToken(END, special=True, normalized=False)],
+        vocab_size=size,
+        initial_alphabet=letters,
+        special_tokens=[AddedToken(END, special=True, normalized=False)],
         show_progress=False,
-    )  # fmt: skip
+    )
     backend.train_from_iterator(texts, trainer)
     end = backend.token_to_id(END)
     return Tokenizer(backend, eos_id=end, bos_id=end)

@@ -71,7 +71,9 @@ def repeats(text: Text, n: int) -> Int[Array, "B"]:
     """How many n-grams of a text stand in it before: all but the first of each kind.
 
     >>> import jax.numpy as jnp
-    >>> repeats(Text(jnp.array([[1, 2, 1, 2, 1]]), jnp.array([5])), 2).tolist()  # 12 21 12 21
+    >>> repeats(
+    ...     Text(jnp.array([[1, 2, 1, 2, 1]]), jnp.array([5])), 2
+    ... ).tolist()  # 12 21 12 21
     [2]
     """
 

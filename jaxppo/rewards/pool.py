@@ -23,17 +23,9 @@ from typing import Any
 from jaxppo.errors import UserError
 
 log = logging.getLogger(__name__)
-
-
 ANSWER = struct.Struct("<Bd")  # (what it is, the number)
-
-
 READY, GOOD, BAD = range(3)
-
-
 MOST = 4096  # bytes of an answer: the number, and what was raised
-
-
 START = 60.0  # seconds for a worker to import the judge
 
 

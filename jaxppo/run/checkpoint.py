@@ -28,11 +28,7 @@ from jaxppo.run.manifest import Damaged
 from jaxppo.types import PyTree, TrainState
 
 NEWEST = 2  # kept: the newest, and one to fall back to
-
-
 MOST_FAILURES = 3  # saves in a row
-
-
 HEADROOM = 1.2  # times the state's bytes that must be free
 
 

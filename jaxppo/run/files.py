@@ -21,13 +21,9 @@ from jaxppo.parallel import processes
 from jaxppo.run.settings import to_dict
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-
-
 SECRET = re.compile(
     r"(?i)(^|_)(token|key|secret|password)$"
 )  # names of settings whose text is nobody's business
-
-
 CREDENTIALS = re.compile(r"//[^/@\s]+@")  # of an address
 
 
@@ -101,9 +97,19 @@ def write_command(folder: Path) -> None:
 def command_line(words: Sequence[str], *, module: str = "") -> str:
     """A command as it was typed, to be typed again: without secrets, and without the place where a program was found.
 
-    >>> command_line(["experiments/sft.py", "--hub-token", "abc", "--data", "my pairs.jsonl"])
+    >>> command_line(
+    ...     ["experiments/sft.py", "--hub-token", "abc", "--data", "my pairs.jsonl"]
+    ... )
     "python experiments/sft.py --hub-token '***' --data 'my pairs.jsonl'"
-    >>> command_line(["/home/me/venv/bin/jaxppo", "plan", "--api-key=abc", "--model", "https://me:abc@example.org/x"])
+    >>> command_line(
+    ...     [
+    ...         "/home/me/venv/bin/jaxppo",
+    ...         "plan",
+    ...         "--api-key=abc",
+    ...         "--model",
+    ...         "https://me:abc@example.org/x",
+    ...     ]
+    ... )
     "jaxppo plan '--api-key=***' --model 'https://***@example.org/x'"
     """
     program = ["python", words[0]] if words[0].endswith(".py") else [Path(words[0]).name]

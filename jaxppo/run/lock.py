@@ -14,8 +14,6 @@ from pathlib import Path
 from jaxppo.errors import UserError
 
 BEAT = 10.0  # seconds between two signs of life
-
-
 STALE = 60.0  # without one for so long, an owner on another machine is taken to be gone
 
 

@@ -9,8 +9,6 @@ import os
 from pathlib import Path
 
 NAME = "manifest.json"
-
-
 MOST = 64 * 2**20  # bytes of a manifest; more is none
 
 

@@ -31,16 +31,9 @@ CLOCK = (
     "mfu",
 )  # what differs between two runs of the same numbers
 
-
 TRACED = "/jax/core/compile/jaxpr_trace_duration"  # JAX's names of events; this one comes for functions within functions, too
-
-
 BACKEND = "/jax/core/compile/backend_compile_duration"
-
-
 COMPILED = ("/jax/core/compile/jaxpr_to_mlir_module_duration", BACKEND)
-
-
 STEPS = (
     "jit(traced)",
     "jit(_fun)",

@@ -21,9 +21,18 @@ def responses(
     """Rollouts outside of a step: no values, and noise from a key of one's own."""
     noise = sampling.row_uniforms(key, prompts.index, config.response_length)
     return rollout(
-        model, params, frozen, prompts, noise, length=config.response_length, sample=config, eos=config.eos, pad=config.pad,
-        with_values=False, greedy=greedy,
-    )  # fmt: skip
+        model,
+        params,
+        frozen,
+        prompts,
+        noise,
+        length=config.response_length,
+        sample=config,
+        eos=config.eos,
+        pad=config.pad,
+        with_values=False,
+        greedy=greedy,
+    )
 
 
 class Sample(NamedTuple):

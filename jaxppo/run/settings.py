@@ -16,11 +16,7 @@ from jaxppo.errors import UserError
 from jaxppo.presets import ALGORITHMS, preset
 
 LARGEST = 100_000  # bytes; every setting with a comment is a tenth of it
-
-
 DEEPEST = 4  # a mapping of lists of pairs has 3
-
-
 NUMBER = re.compile(
     r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|[-+]?(inf|Infinity)"
 )  # numbers that YAML takes for text: 1e-4
@@ -78,7 +74,11 @@ def read(kind: type[Config], path: Path) -> tuple[dict[str, Any], list[str]]:
 def typed(value: Any, kind: Any) -> Any:
     """A value of JSON or YAML as one of a setting's type. Raises TypeError where it is none.
 
-    >>> typed([["tau", 1]], tuple[tuple[str, float], ...]), typed("1e-4", float | None), typed("a", Path)
+    >>> (
+    ...     typed([["tau", 1]], tuple[tuple[str, float], ...]),
+    ...     typed("1e-4", float | None),
+    ...     typed("a", Path),
+    ... )
     ((('tau', 1.0),), 0.0001, PosixPath('a'))
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)

@@ -22,11 +22,7 @@ from jaxppo.run.log import Log
 from jaxppo.run.settings import to_dict
 
 Say = Callable[[str], None]
-
-
 Rows = Sequence[dict[str, float]]
-
-
 PATIENCE = 30.0  # seconds for W&B's server at the start, and for the rest of the data at the end
 
 
@@ -124,13 +120,27 @@ def started(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any
     import wandb
 
     settings = wandb.Settings(
-        console="off", silent=True, save_code=False, disable_code=True, disable_git=True, x_disable_meta=True,
-        x_save_requirements=False, x_disable_machine_info=True, init_timeout=PATIENCE, finish_timeout=PATIENCE,
-    )  # fmt: skip
+        console="off",
+        silent=True,
+        save_code=False,
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        x_save_requirements=False,
+        x_disable_machine_info=True,
+        init_timeout=PATIENCE,
+        finish_timeout=PATIENCE,
+    )
     return wandb.init(
-        dir=str(folder), id=name, resume="allow", name=f"{folder.parent.name}/{folder.name}", mode=mode,  # pyright: ignore
-        project=os.environ.get("WANDB_PROJECT", "jaxppo"), config=shown(to_dict(config)), settings=settings,
-    )  # fmt: skip
+        dir=str(folder),
+        id=name,
+        resume="allow",
+        name=f"{folder.parent.name}/{folder.name}",
+        mode=mode,  # pyright: ignore
+        project=os.environ.get("WANDB_PROJECT", "jaxppo"),
+        config=shown(to_dict(config)),
+        settings=settings,
+    )
 
 
 def has_key() -> bool:

@@ -134,9 +134,15 @@ class Measure:
             before.samples, before.responses, after.responses, before.references, strict=True
         )
         return {
-            "supervised": self.numbers(before), "policy": self.numbers(after), "gain": gains, "test_rows": len(before.responses),
-            "outputs": [{"prompt": s.prompt, "supervised": b, "policy": a, "reference": r} for s, b, a, r in rows],
-        }  # fmt: skip
+            "supervised": self.numbers(before),
+            "policy": self.numbers(after),
+            "gain": gains,
+            "test_rows": len(before.responses),
+            "outputs": [
+                {"prompt": s.prompt, "supervised": b, "policy": a, "reference": r}
+                for s, b, a, r in rows
+            ],
+        }
 
 
 def samples(

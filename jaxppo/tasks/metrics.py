@@ -29,11 +29,7 @@ from jaxppo.errors import UserError
 from jaxppo.rewards import text
 
 PIECE = 2**22  # counts of draws in memory at once, some 32 MB
-
-
 Texts = Sequence[str]
-
-
 Interval = tuple[float, float, float]  # value, low, high
 
 
@@ -109,7 +105,9 @@ def pass_at_k(right: Int[np.ndarray, "N"], n: int, k: int) -> Float[np.ndarray, 
     """The chance that one of k samples is right, for each problem of whose n samples `right` were: 1 − C(n − c, k) / C(n, k),
     unbiased (Chen et al. 2021, https://arxiv.org/abs/2107.03374). Raises UserError where k or a count does not fit n.
 
-    >>> pass_at_k(np.array([0, 1, 3]), 4, 2)  # 1 − 3/6: C(3, 2) = 3 of C(4, 2) = 6 draws miss the one
+    >>> pass_at_k(
+    ...     np.array([0, 1, 3]), 4, 2
+    ... )  # 1 − 3/6: C(3, 2) = 3 of C(4, 2) = 6 draws miss the one
     array([0. , 0.5, 1. ])
     """
     right = np.asarray(right)
@@ -269,7 +267,6 @@ def _distinct(n: int) -> Metric:
 
 
 _same = _mean(lambda response, reference: response.strip() == reference.strip())
-
 
 METRICS: dict[str, Metric] = {
     "exact": _same,

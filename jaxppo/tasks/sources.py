@@ -89,7 +89,10 @@ def _summaries(options: TaskConfig, tokenizer: Tokenizer | None):
 def some_sentences(text: str, words: int, *, last: bool = False) -> str:
     """As many of a text's first (or last) sentences as have so many words together; one at least.
 
-    >>> some_sentences("One is short. This one has five words. Last one.", 8), some_sentences("A b. C d e.", 3, last=True)
+    >>> (
+    ...     some_sentences("One is short. This one has five words. Last one.", 8),
+    ...     some_sentences("A b. C d e.", 3, last=True),
+    ... )
     ('One is short. This one has five words.', 'C d e.')
     """
     sentences = re.split(r"(?<=[.!?])\s+", text.strip())
@@ -120,7 +123,6 @@ def _speech(options: TaskConfig, tokenizer: Tokenizer | None):
 
 
 FRAMES = 500  # hundredths of a second: longer recordings are left out
-
 
 SOURCES: dict[str, Source] = {
     "openings": _openings,

@@ -83,9 +83,20 @@ def folder(options: TaskConfig) -> Path:
 def smaller(options: TaskConfig) -> TaskConfig:
     """The smoke-test size: a new network of one layer over bytes."""
     return dataclasses.replace(
-        options, model="", tokens="bytes", width=32, layers=1, sft_steps=2, sft_batch_size=8, test_rows=8, batch_size=8,
-        prompt_length=48, response_length=12, minibatches=1, lora=0,
-    )  # fmt: skip
+        options,
+        model="",
+        tokens="bytes",
+        width=32,
+        layers=1,
+        sft_steps=2,
+        sft_batch_size=8,
+        test_rows=8,
+        batch_size=8,
+        prompt_length=48,
+        response_length=12,
+        minibatches=1,
+        lora=0,
+    )
 
 
 def start(options: TaskConfig, task: Task, examples: Examples, root: Path) -> str:
@@ -125,10 +136,18 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
     if (place / "model").exists():
         return place / "model"
     settings = dataclasses.replace(
-        options, name="supervised", runs=str(root), model=start(options, task, examples, root), tiny=False,
-        batch_size=options.sft_batch_size, lr=options.sft_lr, value_loss="none", patience=3, **asked(options, task),
+        options,
+        name="supervised",
+        runs=str(root),
+        model=start(options, task, examples, root),
+        tiny=False,
+        batch_size=options.sft_batch_size,
+        lr=options.sft_lr,
+        value_loss="none",
+        patience=3,
+        **asked(options, task),
         **supervised_settings(place, options.sft_steps, options.sft_eval_every),
-    )  # fmt: skip
+    )
     settings, policy = load.load_policy(settings)
     parts = (examples.train, examples.validation[: options.test_rows])
     training, held_out = (_replies(settings, policy, task, part) for part in parts)
@@ -143,11 +162,24 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
     """What every supervised run of a task has in place of the policy gradient's settings; validated `every` so many steps."""
     tenth = every or max(steps // 10, 1)
     return {
-        "steps": steps, "epochs": 1, "minibatches": 1, "microbatches": 1, "group_size": 1, "oversample": 1,
-        "filter_groups": False, "advantage": "gae", "loss": "clip", "reward_norm": "none", "num_tasks": 1, "optimizer": "adamw",
-        "lr_schedule": "cosine", "lr_warmup": min(50, tenth), "eval_every": tenth, "save_every": tenth,
+        "steps": steps,
+        "epochs": 1,
+        "minibatches": 1,
+        "microbatches": 1,
+        "group_size": 1,
+        "oversample": 1,
+        "filter_groups": False,
+        "advantage": "gae",
+        "loss": "clip",
+        "reward_norm": "none",
+        "num_tasks": 1,
+        "optimizer": "adamw",
+        "lr_schedule": "cosine",
+        "lr_warmup": min(50, tenth),
+        "eval_every": tenth,
+        "save_every": tenth,
         "resume": files.has_started(place),
-    }  # fmt: skip
+    }
 
 
 def asked(options: TaskConfig, task: Task) -> dict[str, Any]:
@@ -178,9 +210,14 @@ def optimise(
     """Policy optimisation from the baseline, and what both do on the test examples."""
     place = root / "policy"
     settings = dataclasses.replace(
-        options, name="policy", runs=str(root), model=str(tuned), tiny=False, resume=files.has_started(place),
+        options,
+        name="policy",
+        runs=str(root),
+        model=str(tuned),
+        tiny=False,
+        resume=files.has_started(place),
         **asked(options, task),
-    )  # fmt: skip
+    )
     settings, policy = load.load_policy(settings)
     reward = make_reward(settings, policy)
     policy.frozen["reward"] = reward.params or {}
@@ -198,9 +235,13 @@ def optimise(
     before = measure.outputs(untrained, *test)
     del untrained  # its moments
     state = train.fit(
-        settings, policy, algorithms.make_parts(settings, reward.fn), training, folder=place,
+        settings,
+        policy,
+        algorithms.make_parts(settings, reward.fn),
+        training,
+        folder=place,
         evaluate=lambda state: measure.numbers(measure.outputs(state, *held_out)),
-    )  # fmt: skip
+    )
     best = load.best(place, state)
     after = measure.outputs(best, *test)
     load.keep_model(settings, policy, best, place / "model")
@@ -238,9 +279,17 @@ def reward_model(
     tenth of the pairs that is held out. Trained once: gone on with, or found again."""
     place = Path(options.runs) / name
     settings = dataclasses.replace(
-        options, name=name, batch_size=32, lr=min(options.sft_lr, 5e-4), value_loss="mse", critic="shared", value_init="zero",
-        patience=0, seed=seed, **supervised_settings(place, steps),
-    )  # fmt: skip
+        options,
+        name=name,
+        batch_size=32,
+        lr=min(options.sft_lr, 5e-4),
+        value_loss="mse",
+        critic="shared",
+        value_init="zero",
+        patience=0,
+        seed=seed,
+        **supervised_settings(place, steps),
+    )
     settings, policy = load.load_policy(settings)
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     longest = settings.response_length

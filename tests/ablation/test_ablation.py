@@ -21,9 +21,16 @@ from jaxppo.models.shapes import network
 SCRIPTS = Path(__file__).parents[2] / "experiments" / "ablations"
 CONFIG = dataclasses.replace(toy_tasks.LadderConfig(), batch_size=32, minibatches=2, steps=30)
 SCALE = Scale(
-    "ladder", CONFIG, ("token", "prompt"), toy_tasks.load, toy_tasks.reward, lambda run: toy_tasks.Deal(run.task), algorithms.make_parts,
-    toy_tasks.judge, toy_tasks.JUDGED,
-)  # fmt: skip
+    "ladder",
+    CONFIG,
+    ("token", "prompt"),
+    toy_tasks.load,
+    toy_tasks.reward,
+    lambda run: toy_tasks.Deal(run.task),
+    algorithms.make_parts,
+    toy_tasks.judge,
+    toy_tasks.JUDGED,
+)
 ARMS = {
     "held": Arm({"kl_coef": 0.1}),
     "twin": Arm({"kl_coef": 0.1}, first_seed=100),
@@ -210,9 +217,12 @@ def test_measures_are_of_the_last_tenth():
 def test_arms_share_programs_where_they_can():
     other = lambda parts: parts
     arms = {
-        "a": Arm({"lr": 1e-3}), "b": Arm({"lr": 2e-3}), "c": Arm({"loss": "gspo"}), "d": Arm({"lr": 1e-3}, parts=other),
+        "a": Arm({"lr": 1e-3}),
+        "b": Arm({"lr": 2e-3}),
+        "c": Arm({"loss": "gspo"}),
+        "d": Arm({"lr": 1e-3}, parts=other),
         "plain": Arm(),
-    }  # fmt: skip
+    }
     runs = [(name, arm, "token", seed) for name, arm in arms.items() for seed in (0, 1, 2)]
     found = ablation.programs(SCALE, runs, 100)
     assert [sorted({run.arm for run in group}) for _, _, group in found] == [

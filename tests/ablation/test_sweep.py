@@ -173,11 +173,27 @@ EVERY = replace(
     lr=1e-2,
 )
 OTHER = {
-    "lr": 3e-2, "critic_lr": 1e-2, "weight_decay": 0.5, "adam_eps": 1e-2, "max_grad_norm": 1e-2, "clip_low": 1e-3,
-    "clip_high": 1e-3, "value_clip": 1e-3, "kl_coef": 0.4, "kl_target": 1e-3, "kl_horizon": 10.0, "gamma": 0.5, "lam": 0.1,
-    "critic_lam": 0.2, "value_coef": 0.9, "entropy_coef": 0.3, "temperature": 0.5, "missing_eos_penalty": 0.7,
-    "baseline_decay": 0.5, "beta": 0.3,
-}  # fmt: skip
+    "lr": 3e-2,
+    "critic_lr": 1e-2,
+    "weight_decay": 0.5,
+    "adam_eps": 1e-2,
+    "max_grad_norm": 1e-2,
+    "clip_low": 1e-3,
+    "clip_high": 1e-3,
+    "value_clip": 1e-3,
+    "kl_coef": 0.4,
+    "kl_target": 1e-3,
+    "kl_horizon": 10.0,
+    "gamma": 0.5,
+    "lam": 0.1,
+    "critic_lam": 0.2,
+    "value_coef": 0.9,
+    "entropy_coef": 0.3,
+    "temperature": 0.5,
+    "missing_eos_penalty": 0.7,
+    "baseline_decay": 0.5,
+    "beta": 0.3,
+}
 
 
 def every_setting(prompts):

@@ -23,9 +23,17 @@ VOCAB, STEPS, OPTIMUM = 8, 100, 1.0
 TASKS = ("one token", "the prompt", "the previous token", "delayed")
 RIGHT, FLIPPED, SHUFFLED = 0, 1, 2
 SETTINGS = Config(
-    batch_size=128, prompt_length=1, response_length=4, minibatches=4, steps=STEPS, lora=0, lr=3e-3, value_coef=0.5,
-    kl_coef=0.0, kl_adaptive=False,
-)  # fmt: skip
+    batch_size=128,
+    prompt_length=1,
+    response_length=4,
+    minibatches=4,
+    steps=STEPS,
+    lora=0,
+    lr=3e-3,
+    value_coef=0.5,
+    kl_coef=0.0,
+    kl_adaptive=False,
+)
 
 
 def reward(params, rollout):

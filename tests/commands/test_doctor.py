@@ -191,10 +191,14 @@ def test_another_version_is_not_called_missing(monkeypatch):
 def test_requirements_of_extras_are_opened(monkeypatch):
     lines = {
         "jaxppo": [
-            "a>=1", 'b[x]; extra == "one"', 'c>2; extra == "two"', 'jaxppo[two]; extra == "one"', 'w; sys_platform == "win32"',
+            "a>=1",
+            'b[x]; extra == "one"',
+            'c>2; extra == "two"',
+            'jaxppo[two]; extra == "one"',
+            'w; sys_platform == "win32"',
         ],
         "b": ["d", 'e>=5; extra == "x"', 'f; extra == "y"'],
-    }  # fmt: skip
+    }
     monkeypatch.setattr(doctor, "declared", lambda name: lines[name])
     assert [str(x) for x in doctor.requirements("jaxppo")] == ["a>=1"]
     assert [x.name for x in doctor.requirements("jaxppo", "one")] == ["e", "b", "c"]

@@ -40,9 +40,19 @@ GATHER = Collective("all-gather", MATRIX, 4, (DECODE, LAYERS), "generate")
 SUM = Collective("all-reduce", MATRIX, 4, (Loop("minibatches", 4, True),), "update")
 STOP = Collective("all-reduce", (("u32", ()),), 4, (DECODE,), "generate")
 REPORT = compiled.Report(
-    4, "data=4", 9.0, 10 * GIB, GIB, GIB, 7 * GIB, GIB, {SUM: 3, STOP: 1}, {"generate": (2e12, 1e9), "update": (1e12, 819e9)},
-    frozenset({(1024, 2048), (16, 1024, 2048), (4096, 512)}), inside=("generate", "update"),
-)  # fmt: skip
+    4,
+    "data=4",
+    9.0,
+    10 * GIB,
+    GIB,
+    GIB,
+    7 * GIB,
+    GIB,
+    {SUM: 3, STOP: 1},
+    {"generate": (2e12, 1e9), "update": (1e12, 819e9)},
+    frozenset({(1024, 2048), (16, 1024, 2048), (4096, 512)}),
+    inside=("generate", "update"),
+)
 
 
 def text_of(report: compiled.Report, settings: RunConfig = SETTINGS) -> str:
@@ -170,7 +180,7 @@ def test_which_dimensions_parameters_have():
             "mlp_norm": {"scale": jax.ShapeDtypeStruct((2, 16), jnp.float32)},
         },
         "final_norm": jax.ShapeDtypeStruct((16,), jnp.float32),
-    }  # fmt: skip
+    }
     assert compiled.matrices(params, sharding.make_mesh("fsdp=8")) == {
         (64, 16),
         (2, 16, 48),
@@ -346,9 +356,16 @@ def test_the_compiler_is_heard(monkeypatch):
 def test_two_plans_at_once(tmp_path):
     """Neither waits for, or stumbles over, the other's lock; nothing but the report is shown."""
     shape = {
-        "model_type": "llama", "hidden_size": 16, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2,
-        "num_hidden_layers": 2, "vocab_size": 64, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 16,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+        "vocab_size": 64,
+        "max_position_embeddings": 64,
+        "rms_norm_eps": 1e-5,
+    }
     (tmp_path / "config.json").write_text(json.dumps(shape))
     start = "from jaxppo.cli import main; main()"
     options = "--topology v5e:2x2 --batch-size 32 --minibatches 2 --lora 0 --prompt-length 4 --response-length 8 --scan-layers"

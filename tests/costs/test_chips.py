@@ -116,9 +116,15 @@ def test_shapes(tmp_path):
         sum(phases.matrix_parameters(plan.shape_of("llama-7b"))) == 6_607_077_376
     )  # and the input table: 6.74 B
     settings = {
-        "model_type": "llama", "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_hidden_layers": 2,
-        "vocab_size": 100, "max_position_embeddings": 32, "rms_norm_eps": 1e-5,
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 100,
+        "max_position_embeddings": 32,
+        "rms_norm_eps": 1e-5,
+    }
     (tmp_path / "config.json").write_text(json.dumps(settings))
     assert plan.shape_of(str(tmp_path)).num_layers == 2
     with pytest.raises(UserError, match="choose one of smollm2, gpt2"):

@@ -162,11 +162,13 @@ def test_a_jax_that_is_too_old_is_said_before_anything_is_installed(colab):
 @pytest.mark.parametrize(
     ("backend", "kind", "name", "batch_size", "dtype"),
     [
-        ("gpu", "Tesla T4", "colab-vader-3-t4", 128, "float32"), ("gpu", "NVIDIA L4", "colab-vader-3-l4", 128, "its own"),
-        ("tpu", "TPU v5 lite", "colab-vader-3-v5e", 128, "its own"), ("cpu", "cpu", "colab-vader-3-cpu", 64, "its own"),
+        ("gpu", "Tesla T4", "colab-vader-3-t4", 128, "float32"),
+        ("gpu", "NVIDIA L4", "colab-vader-3-l4", 128, "its own"),
+        ("tpu", "TPU v5 lite", "colab-vader-3-v5e", 128, "its own"),
+        ("cpu", "cpu", "colab-vader-3-cpu", 64, "its own"),
         ("gpu", "another", "colab-vader-3-gpu", 128, "its own"),
     ],
-)  # fmt: skip
+)
 def test_sizes_and_name_go_with_the_machine(colab, capsys, backend, kind, name, batch_size, dtype):
     colab.run(backend, kind, SEED=3, REWARD="vader", STEPS=4)
     (asked,) = colab.asked

@@ -51,10 +51,14 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     (tmp_path / "sums").mkdir()
     for seed in (0, 1):
         record = {
-            "task": "sums", "seed": seed, "minutes": {"supervised": 1.0, "policy": 2.0 + seed}, "supervised": {"exact": 0.5},
-            "policy": {"exact": 0.6 + 0.2 * seed}, "gain": {"exact": [0.1 + 0.2 * seed, 0.0, 0.4]},
+            "task": "sums",
+            "seed": seed,
+            "minutes": {"supervised": 1.0, "policy": 2.0 + seed},
+            "supervised": {"exact": 0.5},
+            "policy": {"exact": 0.6 + 0.2 * seed},
+            "gain": {"exact": [0.1 + 0.2 * seed, 0.0, 0.4]},
             "config": {"model": "", "model_kind": "gru", "width": 64, "layers": 2, "lora": 0},
-        }  # fmt: skip
+        }
         (tmp_path / "sums" / f"sums-{seed}.json").write_text(json.dumps(record))
     (tmp_path / "classify").mkdir()
     for seed in (0, 1):

@@ -35,10 +35,14 @@ def result(folder, name: str) -> dict:
 @pytest.mark.parametrize(
     "script",
     [
-        "translation", "reasoning",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("sentiment_label", "summarisation", "question_answering")),
+        "translation",
+        "reasoning",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("sentiment_label", "summarisation", "question_answering")
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
     run(script, *SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")

@@ -217,9 +217,16 @@ def test_as_a_critic_that_hears_too(gru):
 
 SEGMENTS = 3
 COPY = dataclasses.replace(
-    toys.SETTINGS, batch_size=16, prompt_length=1, response_length=SEGMENTS + 1, epochs=1, minibatches=1, lr=2e-2,
-    lr_schedule="linear", steps=200,
-)  # fmt: skip
+    toys.SETTINGS,
+    batch_size=16,
+    prompt_length=1,
+    response_length=SEGMENTS + 1,
+    epochs=1,
+    minibatches=1,
+    lr=2e-2,
+    lr_schedule="linear",
+    steps=200,
+)
 
 
 def codes(seed: int, rows: int = COPY.batch_size) -> tuple[np.ndarray, dict]:

@@ -18,8 +18,10 @@ def test_norms_by_hand():
 def test_adapters_by_hand():
     linear = layers.Linear(2, rank=1, alpha=4.0)
     params = {
-        "kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]), "lora_a": jnp.array([[1.0], [2.0]]), "lora_b": jnp.array([[10.0, 100.0]])
-    }  # fmt: skip
+        "kernel": jnp.array([[1.0, 0.0], [0.0, 1.0]]),
+        "lora_a": jnp.array([[1.0], [2.0]]),
+        "lora_b": jnp.array([[10.0, 100.0]]),
+    }
     out = linear.apply({"params": params}, jnp.array([[3.0, 5.0]]))
     # x A = 3 + 10 = 13; 4 · 13 · [10 100] = [520 5200]
     assert out.tolist() == [[523.0, 5205.0]]

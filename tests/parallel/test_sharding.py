@@ -30,9 +30,11 @@ def test_parameters_and_their_moments_lie_alike():
     )
     found = specs(mesh, state)
     want = {
-        "embed/embedding": ("tensor", "fsdp"), "layers_0/attention/q/kernel": ("fsdp", "tensor"),
-        "layers_0/attention/o/kernel": ("tensor", "fsdp"), "layers_0/mlp/down/kernel": ("tensor", "fsdp"),
-    }  # fmt: skip
+        "embed/embedding": ("tensor", "fsdp"),
+        "layers_0/attention/q/kernel": ("fsdp", "tensor"),
+        "layers_0/attention/o/kernel": ("tensor", "fsdp"),
+        "layers_0/mlp/down/kernel": ("tensor", "fsdp"),
+    }
     for name, axes in want.items():
         alike = [spec for path, spec in found.items() if path.endswith(name)]
         assert len(alike) == 3  # the parameter and Adam's two moments
@@ -76,8 +78,9 @@ def test_nothing_large_stays_whole(mesh):
 def test_small_and_odd_arrays_stay_whole():
     built = sharding.make_mesh("fsdp=8")
     assert specs(built, {"norm": {"scale": jnp.zeros(7)}, "x": jnp.zeros((3, 5))}) == {
-        "norm/scale": PartitionSpec(None), "x": PartitionSpec(None, None),
-    }  # fmt: skip
+        "norm/scale": PartitionSpec(None),
+        "x": PartitionSpec(None, None),
+    }
 
 
 def test_arrays_are_put_where_they_are_to_lie_and_stay_there():

@@ -13,9 +13,15 @@ from jaxppo.pretrained.gguf import BLOCK, llama_name, read, unpermute
 gguf = pytest.importorskip("gguf")
 
 STRINGS = [
-    "Hello, world!", "In 2024, 1234567 people paid $3.50.", "naïve café – Müller über 東京 🙂", "  two  spaces\n\n\tand a tab ",
-    "don't we'll I'm", "<|im_start|>user\nhi<|im_end|>\n", "", "x" * 300,
-]  # fmt: skip
+    "Hello, world!",
+    "In 2024, 1234567 people paid $3.50.",
+    "naïve café – Müller über 東京 🙂",
+    "  two  spaces\n\n\tand a tab ",
+    "don't we'll I'm",
+    "<|im_start|>user\nhi<|im_end|>\n",
+    "",
+    "x" * 300,
+]
 
 
 def permute(weight, num_heads):
@@ -42,11 +48,18 @@ def tensors():
     """Llama tensors [out, in]: vocabulary 20, width 64, 1 layer, 4 heads of 16, 2 of them for keys and values."""
     rng = np.random.default_rng(0)
     shapes = {
-        "embed_tokens": (20, 64), "norm": (64,), "layers.0.input_layernorm": (64,), "layers.0.self_attn.q_proj": (64, 64),
-        "layers.0.self_attn.k_proj": (32, 64), "layers.0.self_attn.v_proj": (32, 64), "layers.0.self_attn.o_proj": (64, 64),
-        "layers.0.post_attention_layernorm": (64,), "layers.0.mlp.gate_proj": (96, 64), "layers.0.mlp.up_proj": (96, 64),
+        "embed_tokens": (20, 64),
+        "norm": (64,),
+        "layers.0.input_layernorm": (64,),
+        "layers.0.self_attn.q_proj": (64, 64),
+        "layers.0.self_attn.k_proj": (32, 64),
+        "layers.0.self_attn.v_proj": (32, 64),
+        "layers.0.self_attn.o_proj": (64, 64),
+        "layers.0.post_attention_layernorm": (64,),
+        "layers.0.mlp.gate_proj": (96, 64),
+        "layers.0.mlp.up_proj": (96, 64),
         "layers.0.mlp.down_proj": (64, 96),
-    }  # fmt: skip
+    }
     return {
         f"{name}.weight": rng.normal(size=shape).astype(np.float32)
         for name, shape in shapes.items()
@@ -107,13 +120,7 @@ def test_small_file(tmp_path, tensors):
         config.num_layers,
         config.num_kv_heads,
         config.head_dim,
-    ) == (
-        20,
-        64,
-        1,
-        2,
-        16,
-    )
+    ) == (20, 64, 1, 2, 16)
     assert (config.rope_theta, config.norm_eps, config.tied, config.max_length) == (
         5e4,
         1e-5,
@@ -172,13 +179,7 @@ def test_smollm2(smollm2):
         config.num_layers,
         config.num_heads,
         config.num_kv_heads,
-    ) == (
-        49152,
-        576,
-        30,
-        9,
-        3,
-    )
+    ) == (49152, 576, 30, 9, 3)
     sizes = [leaf.size for leaf in mapping.flatten(params).values()]
     assert sum(sizes) == 134_515_008
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id, tokenizer.vocab_size) == (

@@ -22,10 +22,16 @@ def number(*shape: int) -> np.ndarray:
 
 def llama_tensors(prefix: str = "model.") -> dict[str, np.ndarray]:
     layer = {
-        "input_layernorm": number(4), "self_attn.q_proj": number(4, 4), "self_attn.k_proj": number(2, 4),
-        "self_attn.v_proj": number(2, 4), "self_attn.o_proj": number(4, 4), "post_attention_layernorm": number(4),
-        "mlp.gate_proj": number(12, 4), "mlp.up_proj": number(12, 4), "mlp.down_proj": number(4, 12),
-    }  # fmt: skip
+        "input_layernorm": number(4),
+        "self_attn.q_proj": number(4, 4),
+        "self_attn.k_proj": number(2, 4),
+        "self_attn.v_proj": number(2, 4),
+        "self_attn.o_proj": number(4, 4),
+        "post_attention_layernorm": number(4),
+        "mlp.gate_proj": number(12, 4),
+        "mlp.up_proj": number(12, 4),
+        "mlp.down_proj": number(4, 12),
+    }
     top = {"embed_tokens.weight": number(8, 4), "norm.weight": number(4)}
     return {
         prefix + name: t
@@ -35,11 +41,20 @@ def llama_tensors(prefix: str = "model.") -> dict[str, np.ndarray]:
 
 def gpt2_tensors() -> dict[str, np.ndarray]:
     layer = {
-        "ln_1.weight": number(4), "ln_1.bias": number(4), "ln_2.weight": number(4), "ln_2.bias": number(4),
-        "attn.c_attn.weight": number(4, 12), "attn.c_attn.bias": number(12), "attn.c_proj.weight": number(4, 4),
-        "attn.c_proj.bias": number(4), "mlp.c_fc.weight": number(4, 16), "mlp.c_fc.bias": number(16),
-        "mlp.c_proj.weight": number(16, 4), "mlp.c_proj.bias": number(4), "attn.bias": number(1, 1, 5, 5),
-    }  # fmt: skip
+        "ln_1.weight": number(4),
+        "ln_1.bias": number(4),
+        "ln_2.weight": number(4),
+        "ln_2.bias": number(4),
+        "attn.c_attn.weight": number(4, 12),
+        "attn.c_attn.bias": number(12),
+        "attn.c_proj.weight": number(4, 4),
+        "attn.c_proj.bias": number(4),
+        "mlp.c_fc.weight": number(4, 16),
+        "mlp.c_fc.bias": number(16),
+        "mlp.c_proj.weight": number(16, 4),
+        "mlp.c_proj.bias": number(4),
+        "attn.bias": number(1, 1, 5, 5),
+    }
     top = {
         "wte.weight": number(8, 4),
         "wpe.weight": number(5, 4),

@@ -31,18 +31,43 @@ def small(kind, **fields) -> ModelConfig:
 
 
 def test_gpt2():
-    assert config(GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16).to_dict()) == ModelConfig(
-        vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=8, mlp_width=128, max_length=16,
-        positions="learned", norm="layer", norm_eps=1e-5, activation="gelu_tanh", gated=False,
-        qkv_bias=True, out_bias=True, mlp_bias=True, tied=True,
-    )  # fmt: skip
+    assert config(
+        GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16).to_dict()
+    ) == ModelConfig(
+        vocab_size=64,
+        width=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=8,
+        mlp_width=128,
+        max_length=16,
+        positions="learned",
+        norm="layer",
+        norm_eps=1e-5,
+        activation="gelu_tanh",
+        gated=False,
+        qkv_bias=True,
+        out_bias=True,
+        mlp_bias=True,
+        tied=True,
+    )
 
 
 def test_llama():
     assert small(LlamaConfig) == ModelConfig(
-        vocab_size=64, width=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=48, max_length=128,
-        rope_theta=1e4, norm_eps=1e-6, tied=False,
-    )  # fmt: skip
+        vocab_size=64,
+        width=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        mlp_width=48,
+        max_length=128,
+        rope_theta=1e4,
+        norm_eps=1e-6,
+        tied=False,
+    )
     found = small(
         LlamaConfig, attention_bias=True, mlp_bias=True, tie_word_embeddings=True, head_dim=16
     )

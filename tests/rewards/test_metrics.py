@@ -107,8 +107,10 @@ def test_rouge_is_rouge_scores(name):
 
     theirs_ = scorer.RougeScorer([name], tokenizer=Words())
     metric = {
-        "rouge1": metrics.rouge, "rouge2": lambda a, b: metrics.rouge(a, b, n=2), "rougeL": metrics.rouge_l,
-    }[name]  # fmt: skip
+        "rouge1": metrics.rouge,
+        "rouge2": lambda a, b: metrics.rouge(a, b, n=2),
+        "rougeL": metrics.rouge_l,
+    }[name]
     np.testing.assert_allclose(
         ours(metric),
         theirs(lambda found, wanted: theirs_.score(wanted, found)[name].fmeasure),

@@ -119,9 +119,13 @@ def test_a_program_that_ends_leaves_nothing():
     )
     script = Path(__file__).parent / "judges.py"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=script.parent, capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", code],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert not Path(f"/proc/{int(done.stdout)}").exists()
 

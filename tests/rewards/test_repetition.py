@@ -45,7 +45,8 @@ def test_as_a_penalty(llama):
     rolled = toys.roll(llama, toys.prompts())
     said = jnp.zeros((8, 5), jnp.int32).at[:, :4].set(jnp.array([3, 3, 3, toys.EOS]))
     rolled = rolled.replace(
-        tokens=jnp.concatenate([rolled.tokens[:, :4], said], 1), mask=jnp.ones((8, 5)).at[:, 4].set(0.0)
-    )  # fmt: skip
+        tokens=jnp.concatenate([rolled.tokens[:, :4], said], 1),
+        mask=jnp.ones((8, 5)).at[:, 4].set(0.0),
+    )
     scores, valid = jax.jit(in_program.repetition(eos=toys.EOS, scale=3.0))({}, rolled)
     assert scores.tolist() == [-1.5] * 8 and valid.all()

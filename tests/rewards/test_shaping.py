@@ -16,8 +16,15 @@ MASK = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 def rollout(logprobs, ref_logprobs, tokens=None) -> Rollout:
     tokens = jnp.full((3, 4), 1) if tokens is None else tokens
     return Rollout(
-        tokens, tokens > -1, MASK, jnp.array([True, False, False]), jnp.zeros((3, 3)), logprobs, ref_logprobs, jnp.zeros((3, 3))
-    )  # fmt: skip
+        tokens,
+        tokens > -1,
+        MASK,
+        jnp.array([True, False, False]),
+        jnp.zeros((3, 3)),
+        logprobs,
+        ref_logprobs,
+        jnp.zeros((3, 3)),
+    )
 
 
 ROLLOUT = rollout(
@@ -120,9 +127,16 @@ def by_task(scores, tasks, valid, **settings):
     settings = Config(reward_norm="task", num_tasks=2, **settings)
     zeros = jnp.zeros((6, 3))
     rows = Rollout(
-        jnp.zeros((6, 4), jnp.int32), jnp.ones((6, 4), bool), jnp.ones((6, 3)), jnp.ones(6, bool), zeros, zeros, zeros, zeros,
+        jnp.zeros((6, 4), jnp.int32),
+        jnp.ones((6, 4), bool),
+        jnp.ones((6, 3)),
+        jnp.ones(6, bool),
+        zeros,
+        zeros,
+        zeros,
+        zeros,
         {"task": jnp.asarray(tasks)},
-    )  # fmt: skip
+    )
     start = shaping.init_statistics()
 
     def one(rows, scores, valid, axis_name=None):

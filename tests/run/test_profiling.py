@@ -100,8 +100,14 @@ def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
         (profiling.TRACED, "traced"),
     ]
     for traces, heard, want in (
-        (1, theirs, 0), (1, other, 0), (1, theirs, 1), (1, [], 1), (2, theirs, 2), (3, theirs, 3), (3, theirs[1:], 4),
-    ):  # fmt: skip
+        (1, theirs, 0),
+        (1, other, 0),
+        (1, theirs, 1),
+        (1, [], 1),
+        (2, theirs, 2),
+        (3, theirs, 3),
+        (3, theirs[1:], 4),
+    ):
         meter.hear(profiling.BACKEND, 1.0, fun_name="jit(traced)")
         meter.forget()  # as the loop does before a dispatch
         meter.step.traces = traces

@@ -100,9 +100,16 @@ def test_an_algorithm_of_the_command_line_takes_the_place_of_the_files(tmp_path,
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_a_runs_own_record_gives_its_settings_back(tmp_path, name):
     mine = dataclasses.replace(
-        preset(Mine(), name), data=Path("x/y.jsonl"), kind="two", at=(1, 2), clip_high=float("inf"), adam_eps=1e-7,
-        loss_settings=(("tau_positive", 1.5),), pair=("b", 2.0), resume=True,
-    )  # fmt: skip
+        preset(Mine(), name),
+        data=Path("x/y.jsonl"),
+        kind="two",
+        at=(1, 2),
+        clip_high=float("inf"),
+        adam_eps=1e-7,
+        loss_settings=(("tau_positive", 1.5),),
+        pair=("b", 2.0),
+        resume=True,
+    )
     options = parsed(tmp_path, json.dumps(settings.to_dict(mine), indent=2), suffix="json")
     assert options == dataclasses.replace(
         mine, resume=False

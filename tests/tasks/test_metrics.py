@@ -185,13 +185,16 @@ def test_literal_numbers():
     ]
     got = metrics.evaluate(names, responses, references)
     want = {
-        "exact": 1 / 3, "accuracy": 1 / 3, "answer_exact": 2 / 3,
+        "exact": 1 / 3,
+        "accuracy": 1 / 3,
+        "answer_exact": 2 / 3,
         "answer_f1": (2 / 3 + 1 + 1) / 3,  # articles go: b b against b, one of two and of one
         "length": 2.0,
         "repetition": 1 / 9,  # ab ba ab: one of three
-        "distinct_1": 4 / 6, "distinct_2": 2 / 3,
+        "distinct_1": 4 / 6,
+        "distinct_2": 2 / 3,
         "wer": 3 / 4,  # two words too many, and No. for no
-    }  # fmt: skip
+    }
     assert got == pytest.approx(want)
     # of one row alone, distinct_2 is that row's own share: ab ba of three
     assert rows("distinct_2", responses, references).tolist() == pytest.approx([2 / 3, 0, 0])

@@ -94,12 +94,18 @@ def test_at_length_means_forty_lines_of_more_than_one_that_matters():
 @pytest.mark.parametrize(
     "text",
     [
-        "503 UNAVAILABLE", "gcloud timed out after 3600 s", "RESOURCE_EXHAUSTED: Quota exceeded",
-        CRASHED, "gcloud crashed (SSLError): EOF occurred in violation of protocol (_ssl.c:2427)", "429 Too Many Requests",
-        "Unable to find the server at tpu.googleapis.com", "[Errno -2] Name or service not known",
-        "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token", MANY,
+        "503 UNAVAILABLE",
+        "gcloud timed out after 3600 s",
+        "RESOURCE_EXHAUSTED: Quota exceeded",
+        CRASHED,
+        "gcloud crashed (SSLError): EOF occurred in violation of protocol (_ssl.c:2427)",
+        "429 Too Many Requests",
+        "Unable to find the server at tpu.googleapis.com",
+        "[Errno -2] Name or service not known",
+        "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token",
+        MANY,
     ],
-)  # fmt: skip
+)
 def test_what_passes(text):
     assert complaints.passes(text)
 
@@ -107,10 +113,16 @@ def test_what_passes(text):
 @pytest.mark.parametrize(
     "text",
     [
-        "PERMISSION_DENIED: nobody may delete my-500", "unrecognized arguments: --internal-ip", "INVALID_ARGUMENT: quota-project",
-        "Reauthentication failed.", "", DISABLED, NO_PROJECT, NO_LOGIN,
+        "PERMISSION_DENIED: nobody may delete my-500",
+        "unrecognized arguments: --internal-ip",
+        "INVALID_ARGUMENT: quota-project",
+        "Reauthentication failed.",
+        "",
+        DISABLED,
+        NO_PROJECT,
+        NO_LOGIN,
     ],
-)  # fmt: skip
+)
 def test_what_does_not_pass(text):
     assert not complaints.passes(text) and complaints.code_of(text, quota=True) == 2
 

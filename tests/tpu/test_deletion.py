@@ -111,10 +111,13 @@ def test_babysit_deletes_what_refuses_at_first(cloud):
 @pytest.mark.parametrize(
     "complaint",
     [
-        "503 UNAVAILABLE", "Reauthentication failed.", "gcloud crashed (SSLError): EOF occurred in violation of protocol",
-        "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely", "what is this",
+        "503 UNAVAILABLE",
+        "Reauthentication failed.",
+        "gcloud crashed (SSLError): EOF occurred in violation of protocol",
+        "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely",
+        "what is this",
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     ("life", "code"), [(["active", "exit 0"], 0), (["active"], 75)], ids=["done", "cut off"]
 )

@@ -49,8 +49,10 @@ def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, wha
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == f"error: cannot {what}: E: no space left{OFFER}"
     assert lines[0].startswith("Using ") and lines[-4:-1] == [
-        "warning: slow", "E: no space left", "##### Command execution on worker 3 failed with exit status 1. Continuing.",
-    ]  # fmt: skip
+        "warning: slow",
+        "E: no space left",
+        "##### Command execution on worker 3 failed with exit status 1. Continuing.",
+    ]
 
 
 def test_what_is_one_line_is_said_once(cloud, capsys):

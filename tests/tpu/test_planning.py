@@ -167,9 +167,15 @@ def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
         )
     }
     assert chosen == {
-        "dtype": "bfloat16", "prompt_length": 9, "batch_size": 128, "lr": 0.5, "reward": "vader", "algorithm": "grpo",
-        "advantage": "group", "runs": "gs://my-bucket/runs",
-    }  # fmt: skip
+        "dtype": "bfloat16",
+        "prompt_length": 9,
+        "batch_size": 128,
+        "lr": 0.5,
+        "reward": "vader",
+        "algorithm": "grpo",
+        "advantage": "group",
+        "runs": "gs://my-bucket/runs",
+    }
 
 
 @pytest.mark.parametrize(

@@ -88,10 +88,14 @@ class Pod:
     def ssh(self, command: str) -> tuple[int, str]:
         """On all hosts; what tells a process who it is comes from the machine, as on a TPU VM."""
         env = {
-            "PATH": f"{self.folder}/bin:/usr/bin:/bin", "BUCKETS": str(self.folder / "buckets"), "JAXPPO_PAGES": "/nowhere",
-            "JAXPPO_COORDINATOR": f"localhost:{self.port}", "JAXPPO_PROCESSES": "2", "JAX_NUM_CPU_DEVICES": "1",
+            "PATH": f"{self.folder}/bin:/usr/bin:/bin",
+            "BUCKETS": str(self.folder / "buckets"),
+            "JAXPPO_PAGES": "/nowhere",
+            "JAXPPO_COORDINATOR": f"localhost:{self.port}",
+            "JAXPPO_PROCESSES": "2",
+            "JAX_NUM_CPU_DEVICES": "1",
             "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
-        }  # fmt: skip
+        }
         done = []
         for i, home in enumerate(self.homes):
             own = env | {"HOME": str(home), "JAXPPO_PROCESS": str(i)}

@@ -107,8 +107,9 @@ def test_a_dry_run_changes_nothing(machine):
 def test_the_newest_versions_instead_of_the_pins(machine):
     machine.setup(JAXPPO_PINS="", JAXPPO_EXTRAS="tpu", JAXPPO_PYTHON="3.13")
     assert machine.calls == [
-        "uv venv --quiet --clear --python 3.13 .venv", "uv pip install --quiet --python .venv/bin/python -e .[tpu]",
-    ]  # fmt: skip
+        "uv venv --quiet --clear --python 3.13 .venv",
+        "uv pip install --quiet --python .venv/bin/python -e .[tpu]",
+    ]
 
 
 def test_gcsfuse_is_installed_with_patience(machine):
@@ -119,10 +120,12 @@ def test_gcsfuse_is_installed_with_patience(machine):
     called = [call for call in machine.calls if not call.startswith(("sudo", "uv"))]
     key = "/usr/share/keyrings/cloud.google.asc"
     assert called == [
-        f"tee {machine.pages}", f"curl -fsSL -o {key} https://packages.cloud.google.com/apt/doc/apt-key.gpg",
-        "tee /etc/apt/sources.list.d/gcsfuse.list", "apt-get -o=DPkg::Lock::Timeout=600 -q update",
+        f"tee {machine.pages}",
+        f"curl -fsSL -o {key} https://packages.cloud.google.com/apt/doc/apt-key.gpg",
+        "tee /etc/apt/sources.list.d/gcsfuse.list",
+        "apt-get -o=DPkg::Lock::Timeout=600 -q update",
         "apt-get -o=DPkg::Lock::Timeout=600 -qy install gcsfuse",
-    ]  # fmt: skip
+    ]
     machine.program("gcsfuse", NOTE)
     before = machine.calls
     machine.setup(JAXPPO_GCSFUSE="1")
@@ -202,8 +205,11 @@ def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
 @pytest.mark.slow
 def test_for_real(tmp_path):
     """With uv itself, which it fetches, and the pinned packages; what it makes says what it has."""
-    found = subprocess.run(["bash", "-c", "command -v python3.12 && python3.12 -c 'import sys; print(sys.prefix)'"],
-                           capture_output=True, text=True)  # fmt: skip
+    found = subprocess.run(
+        ["bash", "-c", "command -v python3.12 && python3.12 -c 'import sys; print(sys.prefix)'"],
+        capture_output=True,
+        text=True,
+    )
     if found.returncode:
         pytest.skip("there is no Python 3.12")
     prefix = found.stdout.splitlines()[-1]

@@ -7,20 +7,45 @@ import pytest
 
 # Type, topology, chips, hosts: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e.
 TYPES = [
-    ("v4-8", "v4:2x2x1", 4, 1), ("v4-16", "v4:2x2x2", 8, 2), ("v4-32", "v4:2x2x4", 16, 4), ("v4-64", "v4:2x4x4", 32, 8),
-    ("v4-128", "v4:4x4x4", 64, 16), ("v4-256", "v4:4x4x8", 128, 32), ("v4-512", "v4:4x8x8", 256, 64),
-    ("v4-1024", "v4:8x8x8", 512, 128), ("v4-2048", "v4:8x8x16", 1024, 256), ("v4-4096", "v4:8x16x16", 2048, 512),
-    ("v5litepod-1", "v5e:1x1", 1, 1), ("v5litepod-4", "v5e:2x2", 4, 1), ("v5litepod-8", "v5e:2x4", 8, 1),
-    ("v5litepod-16", "v5e:4x4", 16, 4), ("v5litepod-32", "v5e:4x8", 32, 8), ("v5litepod-64", "v5e:8x8", 64, 16),
-    ("v5litepod-128", "v5e:8x16", 128, 32), ("v5litepod-256", "v5e:16x16", 256, 64),
-    ("v5p-8", "v5p:2x2x1", 4, 1), ("v5p-16", "v5p:2x2x2", 8, 2), ("v5p-32", "v5p:2x2x4", 16, 4), ("v5p-64", "v5p:2x4x4", 32, 8),
-    ("v5p-128", "v5p:4x4x4", 64, 16), ("v5p-256", "v5p:4x4x8", 128, 32), ("v5p-512", "v5p:4x8x8", 256, 64),
-    ("v5p-1024", "v5p:8x8x8", 512, 128), ("v5p-2048", "v5p:8x8x16", 1024, 256), ("v5p-4096", "v5p:8x16x16", 2048, 512),
-    ("v5p-8192", "v5p:16x16x16", 4096, 1024), ("v5p-12288", "v5p:16x16x24", 6144, 1536),
-    ("v6e-1", "v6e:1x1", 1, 1), ("v6e-4", "v6e:2x2", 4, 1), ("v6e-8", "v6e:2x4", 8, 1), ("v6e-16", "v6e:4x4", 16, 4),
-    ("v6e-32", "v6e:4x8", 32, 8), ("v6e-64", "v6e:8x8", 64, 16), ("v6e-128", "v6e:8x16", 128, 32),
+    ("v4-8", "v4:2x2x1", 4, 1),
+    ("v4-16", "v4:2x2x2", 8, 2),
+    ("v4-32", "v4:2x2x4", 16, 4),
+    ("v4-64", "v4:2x4x4", 32, 8),
+    ("v4-128", "v4:4x4x4", 64, 16),
+    ("v4-256", "v4:4x4x8", 128, 32),
+    ("v4-512", "v4:4x8x8", 256, 64),
+    ("v4-1024", "v4:8x8x8", 512, 128),
+    ("v4-2048", "v4:8x8x16", 1024, 256),
+    ("v4-4096", "v4:8x16x16", 2048, 512),
+    ("v5litepod-1", "v5e:1x1", 1, 1),
+    ("v5litepod-4", "v5e:2x2", 4, 1),
+    ("v5litepod-8", "v5e:2x4", 8, 1),
+    ("v5litepod-16", "v5e:4x4", 16, 4),
+    ("v5litepod-32", "v5e:4x8", 32, 8),
+    ("v5litepod-64", "v5e:8x8", 64, 16),
+    ("v5litepod-128", "v5e:8x16", 128, 32),
+    ("v5litepod-256", "v5e:16x16", 256, 64),
+    ("v5p-8", "v5p:2x2x1", 4, 1),
+    ("v5p-16", "v5p:2x2x2", 8, 2),
+    ("v5p-32", "v5p:2x2x4", 16, 4),
+    ("v5p-64", "v5p:2x4x4", 32, 8),
+    ("v5p-128", "v5p:4x4x4", 64, 16),
+    ("v5p-256", "v5p:4x4x8", 128, 32),
+    ("v5p-512", "v5p:4x8x8", 256, 64),
+    ("v5p-1024", "v5p:8x8x8", 512, 128),
+    ("v5p-2048", "v5p:8x8x16", 1024, 256),
+    ("v5p-4096", "v5p:8x16x16", 2048, 512),
+    ("v5p-8192", "v5p:16x16x16", 4096, 1024),
+    ("v5p-12288", "v5p:16x16x24", 6144, 1536),
+    ("v6e-1", "v6e:1x1", 1, 1),
+    ("v6e-4", "v6e:2x2", 4, 1),
+    ("v6e-8", "v6e:2x4", 8, 1),
+    ("v6e-16", "v6e:4x4", 16, 4),
+    ("v6e-32", "v6e:4x8", 32, 8),
+    ("v6e-64", "v6e:8x8", 64, 16),
+    ("v6e-128", "v6e:8x16", 128, 32),
     ("v6e-256", "v6e:16x16", 256, 64),
-]  # fmt: skip
+]
 IMAGES = {
     "v4": "tpu-ubuntu2204-base",
     "v5e": "v2-alpha-tpuv5-lite",
@@ -69,22 +94,56 @@ def test_every_type_is_tried():
 @pytest.mark.parametrize(
     ("verb", "args", "expected"),
     [
-        ("create", ["--type", "v6e-8", "--spot"], "queued-resources create my-run --node-id=my-run --accelerator-type=v6e-8 "
-         f"--runtime-version=v2-alpha-tpuv6e --spot {ZONE}"),
-        ("create", ["--type", "v4-8", "--wait-hours", "1.5", "--gcloud-option=--reserved", "--gcloud-option=--network=mine"],
-         "queued-resources create my-run --node-id=my-run --accelerator-type=v4-8 --runtime-version=tpu-ubuntu2204-base "
-         f"--valid-until-duration=5400s --reserved --network=mine {ZONE}"),
-        ("delete", ["--project", "mine"], "queued-resources delete my-run --force --zone=us-east5-b --project=mine --quiet"),
-        ("stop", ["--run", "other"], f"tpu-vm ssh my-run --worker=all '--ssh-flag=-o ServerAliveInterval=30' "
-         f"'--command=bash jaxppo/tpu/job.sh stop other' {ZONE}"),
-        ("logs", ["--lines", "5"], f"tpu-vm ssh my-run --worker=0 '--ssh-flag=-o ServerAliveInterval=30' "
-         f"'--command=bash jaxppo/tpu/job.sh log my-run 5' {ZONE}"),
-        ("logs", ["--worker", "all"], f"tpu-vm ssh my-run --worker=all '--ssh-flag=-o ServerAliveInterval=30' "
-         f"'--command=bash jaxppo/tpu/job.sh log my-run 100 named' {ZONE}"),
-        ("logs", ["--follow", "--worker", "3"], f"tpu-vm ssh my-run --worker=3 '--ssh-flag=-o ServerAliveInterval=30' "
-         f"'--command=tail -n 100 -F .jaxppo-jobs/my-run/log' {ZONE}"),
+        (
+            "create",
+            ["--type", "v6e-8", "--spot"],
+            "queued-resources create my-run --node-id=my-run --accelerator-type=v6e-8 "
+            f"--runtime-version=v2-alpha-tpuv6e --spot {ZONE}",
+        ),
+        (
+            "create",
+            [
+                "--type",
+                "v4-8",
+                "--wait-hours",
+                "1.5",
+                "--gcloud-option=--reserved",
+                "--gcloud-option=--network=mine",
+            ],
+            "queued-resources create my-run --node-id=my-run --accelerator-type=v4-8 --runtime-version=tpu-ubuntu2204-base "
+            f"--valid-until-duration=5400s --reserved --network=mine {ZONE}",
+        ),
+        (
+            "delete",
+            ["--project", "mine"],
+            "queued-resources delete my-run --force --zone=us-east5-b --project=mine --quiet",
+        ),
+        (
+            "stop",
+            ["--run", "other"],
+            f"tpu-vm ssh my-run --worker=all '--ssh-flag=-o ServerAliveInterval=30' "
+            f"'--command=bash jaxppo/tpu/job.sh stop other' {ZONE}",
+        ),
+        (
+            "logs",
+            ["--lines", "5"],
+            f"tpu-vm ssh my-run --worker=0 '--ssh-flag=-o ServerAliveInterval=30' "
+            f"'--command=bash jaxppo/tpu/job.sh log my-run 5' {ZONE}",
+        ),
+        (
+            "logs",
+            ["--worker", "all"],
+            f"tpu-vm ssh my-run --worker=all '--ssh-flag=-o ServerAliveInterval=30' "
+            f"'--command=bash jaxppo/tpu/job.sh log my-run 100 named' {ZONE}",
+        ),
+        (
+            "logs",
+            ["--follow", "--worker", "3"],
+            f"tpu-vm ssh my-run --worker=3 '--ssh-flag=-o ServerAliveInterval=30' "
+            f"'--command=tail -n 100 -F .jaxppo-jobs/my-run/log' {ZONE}",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_command_of_each_verb(cloud, verb, args, expected):
     cloud.play(["active"], there=verb != "create")
     assert cloud.run(verb, *args) == 0

@@ -184,15 +184,27 @@ def card(found: Exported, options: ExportOptions) -> str:
     number = prompts.start_token(config, found.policy.tokenizer)
     start = "" if number is None else found.policy.tokenizer.token(number)
     blocks = [
-        Text(f"A language model, trained with jaxppo. It began as {origin}; its weights are those of {found.which}."),
-        Heading("To load it"), Listing(words.loading(base, adapter=options.adapter)),
-        *map(Text, words.contents(config, options.dtype)), *map(Text, words.asking(config, start)),
-        Heading("Training"), *map(Text, words.method(config, last)), *report.again(record),
-        Text(f"Hash of the run's settings: {found.fingerprint}"), *report.settings_table(group),
-        Heading("Metrics"), Table(*outcomes.table(group, ends), words=2), *evaluated(record), Text(words.ABOUT_METRICS),
-        Heading("Limits"), *map(Text, words.limits(config, last)),
-        Heading("Versions"), Text(", ".join(f"{name} {x}" for name, x in record.versions.items() if x) or "Not known."),
-    ]  # fmt: skip
+        Text(
+            f"A language model, trained with jaxppo. It began as {origin}; its weights are those of {found.which}."
+        ),
+        Heading("To load it"),
+        Listing(words.loading(base, adapter=options.adapter)),
+        *map(Text, words.contents(config, options.dtype)),
+        *map(Text, words.asking(config, start)),
+        Heading("Training"),
+        *map(Text, words.method(config, last)),
+        *report.again(record),
+        Text(f"Hash of the run's settings: {found.fingerprint}"),
+        *report.settings_table(group),
+        Heading("Metrics"),
+        Table(*outcomes.table(group, ends), words=2),
+        *evaluated(record),
+        Text(words.ABOUT_METRICS),
+        Heading("Limits"),
+        *map(Text, words.limits(config, last)),
+        Heading("Versions"),
+        Text(", ".join(f"{name} {x}" for name, x in record.versions.items() if x) or "Not known."),
+    ]
     bundled = config.model in BUNDLED and not config.tiny
     licence = SOURCES[config.model].licence if bundled else ""
     return words.front_matter(base, adapter=options.adapter, licence=licence) + pages.markdown(
@@ -237,7 +249,9 @@ def without_secrets(record: Run) -> Run:
 def command(line: str) -> str:
     """A line of command.txt without secrets.
 
-    >>> command("python x.py --api-key abc --data 'my pairs.jsonl' --note hf_abcdefghijklmnopqrstuvwxyz")
+    >>> command(
+    ...     "python x.py --api-key abc --data 'my pairs.jsonl' --note hf_abcdefghijklmnopqrstuvwxyz"
+    ... )
     "python x.py --api-key '***' --data 'my pairs.jsonl' --note '***'"
     """
 

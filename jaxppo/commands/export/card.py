@@ -7,8 +7,6 @@ from jaxppo.config import RunConfig
 from jaxppo.presets import ALGORITHMS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-
-
 ABOUT_METRICS = (
     "Of training: means of the run's last 10 steps. In brackets: 95 %, by bootstrap over the test examples, which says nothing "
     "of other seeds."
@@ -18,7 +16,11 @@ ABOUT_METRICS = (
 def hub_id(config: RunConfig) -> str:
     """Where the model hub may have what a run began with: its id, perhaps with "@revision"; nothing for other names.
 
-    >>> hub_id(RunConfig(model="me/model@v1")), hub_id(RunConfig(model="smollm2")), hub_id(RunConfig(model="runs/a/start"))
+    >>> (
+    ...     hub_id(RunConfig(model="me/model@v1")),
+    ...     hub_id(RunConfig(model="smollm2")),
+    ...     hub_id(RunConfig(model="runs/a/start")),
+    ... )
     ('me/model@v1', '', '')
     """
     return config.model if HUB_ID.fullmatch(config.model) and not config.tiny else ""

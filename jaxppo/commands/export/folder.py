@@ -22,7 +22,6 @@ from jaxppo.run import manifest
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
-
 ADAPTER, ADAPTER_CONFIG, VALUE, CARD = (
     "adapter_model.safetensors",
     "adapter_config.json",
@@ -30,15 +29,9 @@ ADAPTER, ADAPTER_CONFIG, VALUE, CARD = (
     "README.md",
 )
 
-
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-
-
 MODEL = ("config.json", "generation_config.json", safetensors.SINGLE, *TOKENIZER)
-
-
 BASE = "base"  # folder of an adapter's base, where no hub has it
-
 
 FILES = (
     CARD,
@@ -48,7 +41,6 @@ FILES = (
     VALUE,
     *(f"{BASE}/{name}" for name in MODEL),
 )  # all that an export may have
-
 
 PYTORCH = {"format": "pt"}
 
@@ -163,12 +155,21 @@ def write_adapter(
     ) * alpha  # the joint matrix has twice the rank, and alpha / r must stay
     name, _, revision = base.partition("@")
     stored = {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": name or None, "revision": revision or None,
-        "inference_mode": True, "r": 2 * rank if joint else rank, "lora_alpha": int(scale) if scale == int(scale) else scale,
-        "lora_dropout": 0.0, "bias": "none", "use_rslora": False, "use_dora": False, "modules_to_save": None,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": name or None,
+        "revision": revision or None,
+        "inference_mode": True,
+        "r": 2 * rank if joint else rank,
+        "lora_alpha": int(scale) if scale == int(scale) else scale,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "use_dora": False,
+        "modules_to_save": None,
         "target_modules": ["c_attn"] if joint else ["q_proj", "v_proj"],
         "fan_in_fan_out": joint,  # GPT-2's layers store [in, out]
-    }  # fmt: skip
+    }
     write_json(folder / ADAPTER_CONFIG, stored)
     safetensors.write_file(folder / ADAPTER, cast(tensors, dtype), metadata=PYTORCH)
 

@@ -24,14 +24,8 @@ from jaxppo.presets import ALGORITHMS
 from jaxppo.run import files
 
 SHOWN = 10  # samples of a group
-
-
 LONGEST = 300  # characters of a sample
-
-
 FORMS = ("report.html", "report.md", "report.csv", "report.svg")
-
-
 FIRST = ("prompt", "reference", "supervised", "before", "policy", "after")  # columns of samples
 
 
@@ -87,18 +81,28 @@ def page(groups: Sequence[Group], ends: Sequence[dict[Key, End]], svg: str) -> l
     )
     about += ["Thin: each step."] * (len(runs) == 1 < window)
     blocks: list[pages.Block] = [
-        Text(f"{count}; runs that differ in their seed alone (and in places and machines) are one group."),
+        Text(
+            f"{count}; runs that differ in their seed alone (and in places and machines) are one group."
+        ),
         *(Text(f"Note: {remark}") for remark in remarks(groups)),
-        Heading("Where they ended"), Table(*outcomes.table(groups, ends), words=2), Text(ABOUT_INTERVALS),
+        Heading("Where they ended"),
+        Table(*outcomes.table(groups, ends), words=2),
+        Text(ABOUT_INTERVALS),
         *against_the_first(groups),
-        Heading("Curves"), Picture(svg, f"Curves of {count} over training steps", "report.svg"),
+        Heading("Curves"),
+        Picture(svg, f"Curves of {count} over training steps", "report.svg"),
         *([Text(" ".join(about))] if about else []),
-        Heading("Settings"), *settings_table(groups),
-        Heading("Samples"), *(block for group in groups for block in sample_tables(group)),
-        Heading("What went wrong"), fault_table(groups),
-        Heading("Versions"), version_table(runs),
-        Heading("To do it again"), *(block for run in runs for block in again(run)),
-    ]  # fmt: skip
+        Heading("Settings"),
+        *settings_table(groups),
+        Heading("Samples"),
+        *(block for group in groups for block in sample_tables(group)),
+        Heading("What went wrong"),
+        fault_table(groups),
+        Heading("Versions"),
+        version_table(runs),
+        Heading("To do it again"),
+        *(block for run in runs for block in again(run)),
+    ]
     return blocks
 
 
@@ -281,7 +285,15 @@ def again(run: Run) -> list[pages.Block]:
 def options(settings: dict[str, Any]) -> str:
     """The settings that are neither defaults nor the algorithm's, as they are typed.
 
-    >>> options({"steps": 7, "kl_adaptive": False, "name": "a b", "loss_settings": [["tau", 1.0]], "clip_low": None})
+    >>> options(
+    ...     {
+    ...         "steps": 7,
+    ...         "kl_adaptive": False,
+    ...         "name": "a b",
+    ...         "loss_settings": [["tau", 1.0]],
+    ...         "clip_low": None,
+    ...     }
+    ... )
     '--no-kl-adaptive --loss-settings tau 1.0 --steps 7'
     """
     chosen = ALGORITHMS.get(str(settings.get("algorithm")))

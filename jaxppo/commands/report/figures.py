@@ -23,38 +23,38 @@ COLOURS = (
     "#F0E442",
 )  # the darkest four first
 
-
 STYLES = ("-", "--", "-.", ":", (0, (8, 2)), (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (3, 5)))
-
-
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-
-
 PANELS_MOST = 8
-
-
 POINTS = 300  # of a line: more cannot be seen
-
-
 WIDTH, HEIGHT = 7.2, 1.95  # inches of the text of a page, and of a row of panels
-
 
 UNITS = {
     **{key: unit for key, _, unit in PANELS},
-    "length": "tokens a response", "loss": "of the update", "accuracy": "share", "exact": "share of rows", "wer": "edits a word",
-    "answer_exact": "share of rows", "answer_f1": "0 to 1", "entity_f1": "0 to 1", "bleu": "0 to 100", "chrf": "0 to 100",
-    "rouge1": "0 to 1", "rouge2": "0 to 1", "rougeL": "0 to 1", "cer": "edits a letter", "distinct_1": "share",
-    "distinct_2": "share", "repetition": "share", "sentiment": "-1 to 1",
-}  # fmt: skip
-
+    "length": "tokens a response",
+    "loss": "of the update",
+    "accuracy": "share",
+    "exact": "share of rows",
+    "wer": "edits a word",
+    "answer_exact": "share of rows",
+    "answer_f1": "0 to 1",
+    "entity_f1": "0 to 1",
+    "bleu": "0 to 100",
+    "chrf": "0 to 100",
+    "rouge1": "0 to 1",
+    "rouge2": "0 to 1",
+    "rougeL": "0 to 1",
+    "cer": "edits a letter",
+    "distinct_1": "share",
+    "distinct_2": "share",
+    "repetition": "share",
+    "sentiment": "-1 to 1",
+}
 
 IN_WORDS = (
     "length",
 )  # training counts tokens, a task's metric of that name words: they do not share a panel
-
-
 TITLES = {key: title for key, title, _ in PANELS}
-
 
 TRAINING = (
     "reward",
@@ -72,7 +72,11 @@ TRAINING = (
 def unit(name: str, *, training: bool) -> str:
     """What a number is counted in; "" where nothing is known.
 
-    >>> unit("length", training=True), unit("length", training=False), unit("mine", training=True)
+    >>> (
+    ...     unit("length", training=True),
+    ...     unit("length", training=False),
+    ...     unit("mine", training=True),
+    ... )
     ('tokens a response', 'words a response', '')
     """
     return "words a response" if name in IN_WORDS and not training else UNITS.get(name, "")
@@ -162,10 +166,19 @@ def curves(groups: Sequence[Group]) -> str:
 
     drawn = keys([run for group in groups for run in group.runs])
     look: dict[Any, Any] = {
-        "svg.fonttype": "path", "svg.hashsalt": "jaxppo", "text.parse_math": False, "font.size": 9, "axes.titlesize": 9.5,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.6,
-        "axes.unicode_minus": False, "axes.formatter.useoffset": False,
-    }  # fmt: skip
+        "svg.fonttype": "path",
+        "svg.hashsalt": "jaxppo",
+        "text.parse_math": False,
+        "font.size": 9,
+        "axes.titlesize": 9.5,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.alpha": 0.3,
+        "lines.linewidth": 1.6,
+        "axes.unicode_minus": False,
+        "axes.formatter.useoffset": False,
+    }
     with matplotlib.rc_context(look):
         rows = max(1, -(-len(drawn) // 2))
         legend = 0.2 * (2 + len(groups) // 2)  # inches
@@ -223,9 +236,16 @@ def _panel(axis: Any, key: str, groups: Sequence[Group]) -> None:
             ]
             style = look | {"linestyle": look["linestyle"] if key != plain else "none"}
             axis.errorbar(
-                held_out.steps, held_out.mean, yerr=bars if len(group.runs) > 1 else None, marker=marker, markersize=5,
-                markerfacecolor="white", capsize=2, elinewidth=1, **style,
-            )  # fmt: skip
+                held_out.steps,
+                held_out.mean,
+                yerr=bars if len(group.runs) > 1 else None,
+                marker=marker,
+                markersize=5,
+                markerfacecolor="white",
+                capsize=2,
+                elinewidth=1,
+                **style,
+            )
         if steps := lost(group.runs, key):
             axis.plot(
                 steps,

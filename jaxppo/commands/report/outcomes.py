@@ -13,8 +13,6 @@ from jaxppo.errors import UserError
 from jaxppo.tasks import metrics
 
 LAST = 10  # steps of training at the end that are averaged
-
-
 GAIN, BEFORE, AFTER = "test, gain", "test, supervised", "test, policy"
 
 
@@ -183,7 +181,11 @@ def table(
 def shown(end: End | None) -> str:
     """A value with its interval, and how many seeds it is of where some have none.
 
-    >>> shown(End(0.51234, 0.25, 0.75, "3 seeds")), shown(End(2.0, over="1 of 3 seeds")), shown(None)
+    >>> (
+    ...     shown(End(0.51234, 0.25, 0.75, "3 seeds")),
+    ...     shown(End(2.0, over="1 of 3 seeds")),
+    ...     shown(None),
+    ... )
     ('0.512 [0.25, 0.75]', '2 (1 of 3 seeds)', '–')
     """
     if end is None:

@@ -42,7 +42,6 @@ class Picture(NamedTuple):
 
 Block = Heading | Text | Table | Listing | Picture
 
-
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; }
@@ -66,11 +65,8 @@ img { width: 100%; height: auto; }
 }
 """
 
-
 # The browser's own lock: no scripts, no requests, nothing but this style and pictures that are written here.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
 # What Markdown (GitHub's, too: tables, names, formulas) could take for a mark.
 MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*_[]~$#"} | {ord("|"): "&#124;", ord("@"): "&#64;"}
 

@@ -17,19 +17,22 @@ from jaxppo.run.settings import from_file, to_dict
 from jaxppo.tasks import TaskConfig
 
 MOST = 20_000  # lines of texts that are read
-
-
 # What two runs may differ in and be the same but for chance: places, machines, how it is computed, and the seed. How long they
 # go on is none of it, since the learning rate hangs on that.
 CHANCE = (FREE - {"steps", "patience"}) | {"seed"}
 
-
 # Means over the minibatches of a step whose update counted: 0 where none did, which is no number that was measured.
 UPDATE = (
-    "loss", "policy_loss", "value_loss", "entropy", "clip_fraction", "approx_kl", "last_approx_kl", "explained_variance",
+    "loss",
+    "policy_loss",
+    "value_loss",
+    "entropy",
+    "clip_fraction",
+    "approx_kl",
+    "last_approx_kl",
+    "explained_variance",
     "grad_norm",
-)  # fmt: skip
-
+)
 
 Numbers = dict[str, float]
 
@@ -76,9 +79,17 @@ def read(path: Path) -> Run:
     known = path / "command.txt" if not whole else place / "command.txt"
     commands = known.read_text("utf-8", errors="replace").split("\n") if known.is_file() else []
     return Run(
-        _name(path), path, place, settings, rows, result, _lines(texts, remarks)[:MOST], [x for x in commands if x],
-        _versions(place, result), remarks,
-    )  # fmt: skip
+        _name(path),
+        path,
+        place,
+        settings,
+        rows,
+        result,
+        _lines(texts, remarks)[:MOST],
+        [x for x in commands if x],
+        _versions(place, result),
+        remarks,
+    )
 
 
 def _name(path: Path) -> str:

@@ -15,19 +15,11 @@ from jaxppo.data.examples import Example, Examples, split
 from jaxppo.data.fetch import FetchError, fetch
 
 DIRECTION = re.compile(r"\[[^\[\]]{0,1000}\]")  # [Exit Ghost.], [Aside.]
-
-
 HEADING = re.compile(
     r"(?:ACT|Act|SCENE|Scene)\s+(?:[IVX]+|\d+|[A-Z]+)\b|(?:PROLOGUE|EPILOGUE|INDUCTION)\.?$"
 )
-
-
 NAME = re.compile(r"(?![IVX]+\.?$)[A-Z][A-Za-z'’,&. -]{1,40}")  # not the number of a song
-
-
 STRAY = re.compile(r"[\[\]{}@]")  # of a direction whose brackets do not match
-
-
 MOVE = re.compile(r"(?:Re-)?(?:[Ee]nter|Exit|Exeunt)\b")  # a direction without its brackets
 
 
@@ -90,7 +82,9 @@ def parse(data: bytes) -> list[list[Turn]]:
     Titles, persons of the play and stage directions are left out. Where one cannot tell whether a paragraph begins with
     a name, the scene is cut in two there, so that nobody seems to reply to the wrong words.
 
-    >>> parse(b"ACT I.\\n\\nSCENE I. A hall.\\n\\nBER.\\nWho's there?\\n\\n[Enter]\\n\\nFRAN.\\nNay, answer me:\\nstand.\\n")
+    >>> parse(
+    ...     b"ACT I.\\n\\nSCENE I. A hall.\\n\\nBER.\\nWho's there?\\n\\n[Enter]\\n\\nFRAN.\\nNay, answer me:\\nstand.\\n"
+    ... )
     [[Turn(speaker='BER', text="Who's there?"), Turn(speaker='FRAN', text='Nay, answer me: stand.')]]
     """
     plain = DIRECTION.sub(" ", data.decode("utf-8-sig", errors="replace").replace("_", ""))

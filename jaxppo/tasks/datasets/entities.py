@@ -12,9 +12,17 @@ from jaxppo.data.examples import Example, Examples, split
 from jaxppo.data.fetch import FetchError, fetch
 
 KINDS = (
-    "company", "facility", "geo-loc", "movie", "musicartist", "other", "person", "product", "sportsteam", "tvshow",
-)  # fmt: skip
-
+    "company",
+    "facility",
+    "geo-loc",
+    "movie",
+    "musicartist",
+    "other",
+    "person",
+    "product",
+    "sportsteam",
+    "tvshow",
+)
 
 # Each word is outside, begins an entity or is inside one (BIO); Ramshaw & Marcus 1995, https://aclanthology.org/W95-0107
 tag_names: tuple[str, ...] = ("O", *(f"{place}-{kind}" for kind in KINDS for place in "BI"))

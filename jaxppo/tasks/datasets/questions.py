@@ -16,8 +16,6 @@ from jaxppo.data.fetch import FetchError, fetch
 OPTIONS = re.compile(
     r"(?P<question>.*\S)\s*\n\s*A: (?P<a>[^\n]*\S)\s*\n\s*B: (?P<b>[^\n]*\S)\s*", re.DOTALL
 )
-
-
 LETTERS = ("A", "B")
 
 
@@ -35,7 +33,7 @@ def parse(data: bytes) -> list[Example]:
     """Read JSON lines of {"input": messages, "ideal": letter}; the user's message holds the question and the options.
 
     >>> talk = '[{"role": "user", "content": "More resistors. The resistance\\\\n\\\\n A: increases\\\\n B: decreases"}]'
-    >>> row, = parse(('{"input": ' + talk + ', "ideal": "A"}').encode())
+    >>> (row,) = parse(('{"input": ' + talk + ', "ideal": "A"}').encode())
     >>> print(row.prompt)
     More resistors. The resistance
     A: increases

@@ -14,7 +14,6 @@ from jaxppo.data.fetch import FetchError, fetch
 
 CAPITAL = (0, 1, "What is the capital of {}?")
 
-
 QUESTIONS = {  # file -> (column of the question, of the answer, how it is asked)
     "africa": (CAPITAL,),
     "america": (CAPITAL,),
@@ -33,7 +32,6 @@ QUESTIONS = {  # file -> (column of the question, of the answer, how it is asked
     "babies": ((0, 1, "Which animal is young as a {}?"),),
     "collectives": ((0, 1, "What is a group of {} called?"),),
 }
-
 
 GROUP = re.compile(r"[{\[]([^{}\[\]|]*)(?:\|[^{}\[\]]*)?[}\]]")
 
@@ -60,7 +58,10 @@ def parse(data: bytes, name: str) -> list[Example]:
         data: rows of the file, in ASCII; a backslash before the line's end continues it.
         name: one of QUESTIONS.
 
-    >>> [(row.prompt, row.reference) for row in parse(b"Conn{ecticut}|CT:Hartford:CT:laurel", "state")]
+    >>> [
+    ...     (row.prompt, row.reference)
+    ...     for row in parse(b"Conn{ecticut}|CT:Hartford:CT:laurel", "state")
+    ... ]
     [('What is the capital of Connecticut?', 'Hartford'), ('What is the abbreviation of Connecticut?', 'CT')]
     """
     found: dict[str, Example] = {}
@@ -82,7 +83,14 @@ def parse(data: bytes, name: str) -> list[Example]:
 def accepted(pattern: str) -> str:
     """The first and longest answer that a pattern of the game accepts.
 
-    >>> [accepted(x) for x in ("{J{ohn} }Adams|Quincy", "[St.|Saint] John's", "forget{-| }me{-| }not")]
+    >>> [
+    ...     accepted(x)
+    ...     for x in (
+    ...         "{J{ohn} }Adams|Quincy",
+    ...         "[St.|Saint] John's",
+    ...         "forget{-| }me{-| }not",
+    ...     )
+    ... ]
     ['John Adams', "St. John's", 'forget-me-not']
     """
     while GROUP.search(pattern):

@@ -22,14 +22,8 @@ from jaxppo.data.fetch import FetchError, fetch
 from jaxppo.errors import UserError
 
 FOLDER = "./usr/share/asterisk/sounds/en_US_f_Allison/"
-
-
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-
-
 SPOKEN = {"*": "star", "#": "pound"} | {str(digit): word for digit, word in enumerate(DIGITS)}
-
-
 FLOOR = 1e-10  # of power: -100 dB of full scale
 
 
@@ -93,7 +87,9 @@ def clips(
 def parse(data: bytes) -> dict[str, str]:
     """Read lines of `name: words` in UTF-8, with comments after a semicolon; the words are `normalised`.
 
-    >>> parse(b"; Sounds\\n\\nvm-next: Press 6, then #.\\nletters/at: at [@]\\nbeep: [a tone]\\n")
+    >>> parse(
+    ...     b"; Sounds\\n\\nvm-next: Press 6, then #.\\nletters/at: at [@]\\nbeep: [a tone]\\n"
+    ... )
     {'vm-next': 'press six then pound', 'letters/at': 'at', 'beep': ''}
     """
     found: dict[str, str] = {}

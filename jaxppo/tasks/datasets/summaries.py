@@ -15,8 +15,6 @@ from jaxppo.data.examples import Example, Examples
 from jaxppo.data.fetch import FetchError, fetch
 
 ASPECTS = ("challenge", "approach", "outcome")
-
-
 # The sentences are tokenized, "( NER ) systems , here", and the summaries are not
 BEFORE, AFTER = re.compile(r" +(?=[.,;:!?)\]%]|'s\b|n't\b)"), re.compile(r"(?<=[(\[]) +")
 
@@ -40,7 +38,13 @@ def parse(data: bytes) -> list[Example]:
     """Read JSON lines of {"id", "summary": {aspect: text}, "sentences": {"abstract": [text, ...]}}.
 
     >>> summary = '{"challenge": "Slow.", "approach": "They try.", "outcome": "Fast."}'
-    >>> rows = parse(('{"id": "P1", "summary": ' + summary + ', "sentences": {"abstract": ["It is .", "( So )"]}}').encode())
+    >>> rows = parse(
+    ...     (
+    ...         '{"id": "P1", "summary": '
+    ...         + summary
+    ...         + ', "sentences": {"abstract": ["It is .", "( So )"]}}'
+    ...     ).encode()
+    ... )
     >>> [(row.prompt, row.reference, row.extra["aspect"]) for row in rows][:2]
     [('It is. (So)', 'Slow.', 'challenge'), ('It is. (So)', 'They try.', 'approach')]
     """

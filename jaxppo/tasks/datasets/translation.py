@@ -15,18 +15,10 @@ from jaxppo.data.fetch import FetchError, fetch
 NOTE = re.compile(
     r"\s*(?:\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|<[^>]*>)"
 )  # {n}, [ugs.], (Sprichwort), <purer>: about the words, not of them
-
-
 END = re.compile(r"[.!?…]")
-
-
 SENTENCE = re.compile(r'["„]?[A-ZÄÖÜ0-9].*[.!?…]["“]?', re.DOTALL)
-
-
 # What marks alternatives and patterns: `sheer/pure`, `jdm. etw. sagen`, `Stop it!: Stop that!`
 PATTERN = re.compile(r"[;/|{}\[\]()<>~]|[.!?]: |\b(?:etw|jd|jdm|jdn|jds|sth|sb|sb's|sth's)\.")
-
-
 PLAIN = str.maketrans({"’": "'", "‘": "'", "”": '"', "–": "-"})
 
 

@@ -37,20 +37,28 @@ LLAMA = shapes.llama(
 )
 GPT2 = shapes.gpt2(vocab_size=257, width=16, num_layers=2, num_heads=4, max_length=64)
 SHAPES = {
-    "llama": LLAMA, "llama untied": dataclasses.replace(LLAMA, tied=False),
-    "gpt2": GPT2, "gpt2 untied": dataclasses.replace(GPT2, tied=False),
-}  # fmt: skip
+    "llama": LLAMA,
+    "llama untied": dataclasses.replace(LLAMA, tied=False),
+    "gpt2": GPT2,
+    "gpt2 untied": dataclasses.replace(GPT2, tied=False),
+}
 MORE = {  # every other point of the families' space
-    "biases": dataclasses.replace(LLAMA, qkv_bias=True, out_bias=True), "mlp biases": dataclasses.replace(LLAMA, mlp_bias=True),
-    "wide heads": dataclasses.replace(LLAMA, head_dim=8), "frequency": dataclasses.replace(LLAMA, rope_theta=5e5, norm_eps=1e-6),
+    "biases": dataclasses.replace(LLAMA, qkv_bias=True, out_bias=True),
+    "mlp biases": dataclasses.replace(LLAMA, mlp_bias=True),
+    "wide heads": dataclasses.replace(LLAMA, head_dim=8),
+    "frequency": dataclasses.replace(LLAMA, rope_theta=5e5, norm_eps=1e-6),
     "llama 3": dataclasses.replace(LLAMA, rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "gelu": dataclasses.replace(LLAMA, activation="gelu_tanh"),
-    "mistral": dataclasses.replace(LLAMA, window=4), "qwen2": dataclasses.replace(LLAMA, qkv_bias=True),
-    "qwen2 window": dataclasses.replace(LLAMA, qkv_bias=True, window=4), "qwen3": dataclasses.replace(LLAMA, qk_norm=True),
-    "qwen3 biases": dataclasses.replace(LLAMA, qk_norm=True, qkv_bias=True, out_bias=True, tied=False),
+    "mistral": dataclasses.replace(LLAMA, window=4),
+    "qwen2": dataclasses.replace(LLAMA, qkv_bias=True),
+    "qwen2 window": dataclasses.replace(LLAMA, qkv_bias=True, window=4),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm=True),
+    "qwen3 biases": dataclasses.replace(
+        LLAMA, qk_norm=True, qkv_bias=True, out_bias=True, tied=False
+    ),
     "qwen3 window": dataclasses.replace(LLAMA, qk_norm=True, window=4),
     "gpt2 exact gelu": dataclasses.replace(GPT2, activation="gelu", mlp_width=40),
-}  # fmt: skip
+}
 SIZES = RunConfig(batch_size=4, prompt_length=8, response_length=6, minibatches=2)
 RUN = dataclasses.replace(SIZES, lora=2, lora_alpha=8.0, temperature=0.7, top_p=0.9)
 HASH = "0123456789abcdef"
@@ -463,10 +471,11 @@ def test_a_tasks_whole_way(tmp_path):
     text = (exported(tmp_path / "x", tmp_path / "out") / "README.md").read_text()
     for line in (
         "| bleu (0 to 100) | test, gain | 0.25 \\[0.125, 0.375\\] |",
-        "| bleu (0 to 100) | test, policy | 0.75 |", "| chrf | 0.500 | 0.250 | 0.625 |",
+        "| bleu (0 to 100) | test, policy | 0.75 |",
+        "| chrf | 0.500 | 0.250 | 0.625 |",
         "| pass&#64;1 | 0.500 | – | – |",
         "$ python experiments/sentiment.py --steps 2",
-    ):  # fmt: skip
+    ):
         assert line in text
 
 
@@ -478,13 +487,18 @@ def test_the_card_has_command_hash_metrics_and_limits(tmp_path):
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- jaxppo\n---\n\n# run\n"
     )
     for words in (
-        "$ python experiments/sentiment.py --steps 2", f"Hash of the run's settings: {HASH}",
+        "$ python experiments/sentiment.py --steps 2",
+        f"Hash of the run's settings: {HASH}",
         "the best checkpoint, of step 2",
         "| kl (nats a response) | training | 0.375 |",  # (.25 + .5) / 2
-        "| reward (score a response) | training | 0.75 |", "prompts of at most 8 tokens and responses of at most 6",
-        "temperature 0.7, top\\_k 0 (0 = all), top\\_p 0.9", "| lora\\_alpha | 16.0 | 8.0 |", "jax 9.9", "ppo: clipped ratios",
+        "| reward (score a response) | training | 0.75 |",
+        "prompts of at most 8 tokens and responses of at most 6",
+        "temperature 0.7, top\\_k 0 (0 = all), top\\_p 0.9",
+        "| lora\\_alpha | 16.0 | 8.0 |",
+        "jax 9.9",
+        "ppo: clipped ratios",
         "may do so by what that reward overlooks",
-    ):  # fmt: skip
+    ):
         assert words in text, words
 
 

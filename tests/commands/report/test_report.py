@@ -28,9 +28,13 @@ OUTPUTS = [
     for i in range(4)
 ]
 RESULT = {
-    "supervised": {"score": 0.0, "exact": 0.0}, "policy": {"score": 0.75, "exact": 0.75}, "gain": {"exact": [0.75, 0.25, 1.0]},
-    "test_rows": 4, "versions": {"jax": "9.9", "git": "0123456789abcdef"}, "config": {"steps": 3, "task": "spelling", "lora": 0},
-}  # fmt: skip
+    "supervised": {"score": 0.0, "exact": 0.0},
+    "policy": {"score": 0.75, "exact": 0.75},
+    "gain": {"exact": [0.75, 0.25, 1.0]},
+    "test_rows": 4,
+    "versions": {"jax": "9.9", "git": "0123456789abcdef"},
+    "config": {"steps": 3, "task": "spelling", "lora": 0},
+}
 
 
 def rows(rewards, **others) -> str:
@@ -391,9 +395,17 @@ def test_runs_without_steps_and_seeds_that_are_there_twice(tmp_path):
 
 def test_options_of_settings_are_read_back_as_they_were(tmp_path):
     mine = RunConfig(
-        steps=7, kl_adaptive=False, resume=False, tiny=True, clip_low=0.1, loss_settings=(("tau", 1.5), ("b", 2.0)), lr=1e-5,
-        model="a folder/with 'quotes'", algorithm="grpo", kl_coef=0.1,
-    )  # fmt: skip
+        steps=7,
+        kl_adaptive=False,
+        resume=False,
+        tiny=True,
+        clip_low=0.1,
+        loss_settings=(("tau", 1.5), ("b", 2.0)),
+        lr=1e-5,
+        model="a folder/with 'quotes'",
+        algorithm="grpo",
+        kl_coef=0.1,
+    )
     assert cli.parse(RunConfig, args=shlex.split(report.options(to_dict(mine)))) == mine
 
 

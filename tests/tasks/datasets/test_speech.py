@@ -94,9 +94,16 @@ def test_filters_are_those_of_transformers():
 def test_powers_are_those_of_transformers():
     samples = noise(0.3)
     theirs = spectrogram(
-        samples, window_function(200, "hann", periodic=True), 200, 80, fft_length=512, power=2.0, center=False,
-        mel_filters=speech.mel_filters(RATE, 512, 40).T, mel_floor=0.0,
-    )  # fmt: skip
+        samples,
+        window_function(200, "hann", periodic=True),
+        200,
+        80,
+        fft_length=512,
+        power=2.0,
+        center=False,
+        mel_filters=speech.mel_filters(RATE, 512, 40).T,
+        mel_floor=0.0,
+    )
     ours = speech.mel_power(samples, RATE, window=0.025, hop=0.010, bins=40)
     assert ours.shape == (28, 40)  # 1 + (2400 - 200) // 80
     np.testing.assert_allclose(ours, theirs.T, rtol=1e-4, atol=1e-6)
