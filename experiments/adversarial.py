@@ -1,16 +1,19 @@
-"""Adversarial text generation: a discriminator is trained against the policy's samples, the policy against the discriminator.
+"""Adversarial text generation: a discriminator is trained against the policy's samples, the policy
+against the discriminator.
 
 Question   Do samples of a language model come closer to real sentences when a discriminator is the reward, and what does it cost?
 Method     A language model of review sentences; then rounds: the discriminator learns real from sampled sentences, PPO
-           (https://arxiv.org/abs/1707.06347) learns from its logit (SeqGAN, https://arxiv.org/abs/1609.05473), less a KL
-           penalty to the language model. At the end a judge that no round has seen is trained for each of both, on samples of its
-           own: how often it tells held-out sentences from samples; .5 is the best that a generator can do.
+           (https://arxiv.org/abs/1707.06347) learns from its logit (SeqGAN,
+           https://arxiv.org/abs/1609.05473), less a KL penalty to the language model. At the end a
+           judge that no round has seen is trained for each of both, on samples of its own: how
+           often it tells held-out sentences from samples; .5 is the best that a generator can do.
 Command    python experiments/adversarial.py                   # --data texts.jsonl ({"text": "..."} a line); --resume
 Found      Three seeds, before -> after: told apart .742 -> .639, .736 -> .710, .775 -> .628; perplexity of real sentences 165 ->
-           188, 156 -> 171, 159 -> 186; distinct-2 .913 -> .892, .914 -> .875, .911 -> .904. Samples come closer to real ones,
-           and the policy gives up some of the language model.
+           188, 156 -> 171, 159 -> 186; distinct-2 .913 -> .892, .914 -> .875, .911 -> .904. Samples
+           come closer to real ones, and the policy gives up some of the language model.
 Changed    First 10 rounds of 10 steps at lr 2e-4 and KL .05, one seed: the policy went to and fro between responses of 6 and of
-           30 tokens, and ended farther off than it began (.749 -> .815). The present settings were chosen after that.
+           30 tokens, and ended farther off than it began (.749 -> .815). The present settings were
+           chosen after that.
 Minutes    20 on a core that other work shared.
 """
 
@@ -98,7 +101,9 @@ def main(options: Adversarial) -> None:
 
 
 class Game:
-    """Policy and discriminator, each a run of its own: killed in any round, both go on where they were."""
+    """Policy and discriminator, each a run of its own: killed in any round, both go on where they
+    were.
+    """
 
     def __init__(self, options: Adversarial, root: Path, tuned: Path, examples):
         import dataclasses
@@ -133,7 +138,9 @@ class Game:
         return processes.from_main(steps[-1] if steps else 0)
 
     def play(self, number: int) -> None:
-        """One round: the discriminator on samples of the policy as it is, then the policy on the discriminator's logit."""
+        """One round: the discriminator on samples of the policy as it is, then the policy on the
+        discriminator's logit.
+        """
         import dataclasses
 
         each = self.options.steps // self.options.rounds
@@ -204,7 +211,9 @@ class Game:
         ), sampled
 
     def train_judge(self, name: str, steps: int, state, *, turn: int, seed: int):
-        """A discriminator after so many steps, of which those of this turn read this state's samples."""
+        """A discriminator after so many steps, of which those of this turn read this state's
+        samples.
+        """
         import dataclasses
         import random
 
@@ -224,7 +233,9 @@ class Game:
         )
 
     def judge(self, name: str, state) -> dict[str, float]:
-        """How often a judge of its own tells a state's samples from held-out sentences; perplexity of those; variety."""
+        """How often a judge of its own tells a state's samples from held-out sentences; perplexity
+        of those; variety.
+        """
 
         steps = 10 * self.options.judge_steps
         judging = self.train_judge(name, steps, state, turn=steps, seed=1000)

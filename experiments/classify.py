@@ -2,16 +2,18 @@
 
 Question   How often is it right about a sentence that it has not seen?
 Method     Word embeddings, convolutions, pooling and a recurrent layer, trained together, on words that are dropped and exchanged
-           anew in each pass (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1511.08630, https://arxiv.org/abs/1901.11196).
+           anew in each pass (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1511.08630,
+           https://arxiv.org/abs/1901.11196).
 Command    python experiments/classify.py                      # --data texts.jsonl ({"text": "...", "label": "..."} a line)
            --layers lstm; --vectors glove.6B.100d.txt; --weight-decay .1; --drop 0 --swap 0
 Minutes    5 to 10 on one CPU core that other work shared (JAX 0.10.2), download excluded.
 Data       Without --data: review sentences with the mean of people's ratings; who is right is counted where that is beyond +-.5.
-           Copies are left out; a tenth of the texts is for the test and a tenth of the rest for validation, by a hash of each.
+           Copies are left out; a tenth of the texts is for the test and a tenth of the rest for
+           validation, by a hash of each.
 Expected   Test accuracy, three training seeds, mean +- standard error: .807 +- .003 (.805 .802 .813). Other layers, seed 0, with
-           an earlier loop (which had .798 +- .004): convolution .821, lstm .795 (the test is one set of 1,026 sentences: +- .012
-           each). The dropout was chosen by validation accuracy; with .5 convolutions alone did not learn in 15 passes
-           (test .670).
+           an earlier loop (which had .798 +- .004): convolution .821, lstm .795 (the test is one
+           set of 1,026 sentences: +- .012 each). The dropout was chosen by validation accuracy;
+           with .5 convolutions alone did not learn in 15 passes (test .670).
 """
 
 from dataclasses import dataclass
@@ -47,7 +49,9 @@ class Classify(RunConfig):
     save_every: int = 130
     patience: int = 4
     data: Path | None = None
-    """labelled texts, one JSON object with "text" and "label" (a string or an integer) a line; default: rated review sentences"""
+    """labelled texts, one JSON object with "text" and "label" (a string or an integer) a line;
+    default: rated review sentences
+    """
     layers: tuple[str, ...] = ("convolution", "pool", "gru")
     """any of convolution, pool, gru, lstm, dense, one after the other"""
     features: int = 64
@@ -69,7 +73,9 @@ class Classify(RunConfig):
 
 
 def load(options: Classify) -> tuple[list[str], list, list[str]]:
-    """(texts without copies, their ratings or the numbers of their classes, the classes' names: none for ratings)."""
+    """(texts without copies, their ratings or the numbers of their classes, the classes' names:
+    none for ratings).
+    """
 
     if options.data is None:
         reviews = sentiment.load()
@@ -95,7 +101,9 @@ def load(options: Classify) -> tuple[list[str], list, list[str]]:
 
 
 def network(options: Classify, tokenizer, classes: int):
-    """The net and the policy that it is to a supervised stage: all of it is trained, nothing is generated."""
+    """The net and the policy that it is to a supervised stage: all of it is trained, nothing is
+    generated.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -139,7 +147,8 @@ def main(options: Classify) -> None:
         raise UserError(
             f"{len(training)} texts to learn from are too few for --batch-size {options.batch_size}"
         )
-    # Of ratings, the net learns the probability sigmoid(rating), and is asked where people were clear.
+    # Of ratings, the net learns the probability sigmoid(rating), and is asked where people were
+    # clear.
     targets = (
         np.asarray(labels, np.float32)
         if names

@@ -1,8 +1,9 @@
 """Your prompts, your reward, your checkpoint: the shortest path for somebody who comes with a task.
 
-Edit `reward`, then: python experiments/custom_reward.py --data prompts.jsonl --model path/or/hub-id --steps 100
-(one JSON object a line: {"prompt": "..."}). With --reward-model runs/reward_model a trained reward model takes the place of the
-function, in the compiled step. A loss of your own: `parts = parts._replace(policy_loss=my_loss)` (see custom_loss.py).
+Edit `reward`, then: python experiments/custom_reward.py --data prompts.jsonl --model path/or/hub-id
+--steps 100 (one JSON object a line: {"prompt": "..."}). With --reward-model runs/reward_model a
+trained reward model takes the place of the function, in the compiled step. A loss of your own:
+`parts = parts._replace(policy_loss=my_loss)` (see custom_loss.py).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,9 @@ from jaxppo.run import files, load
 
 
 def reward(prompt: str, response: str) -> float:
-    """Any number; higher is better. Here: short words. An exception or NaN leaves the sample out."""
+    """Any number; higher is better. Here: short words. An exception or NaN leaves the sample
+    out.
+    """
     words = response.split()
     return -sum(map(len, words)) / len(words) if words else -10.0
 
@@ -30,7 +33,9 @@ class Custom(RunConfig):
     data: Path = Path("prompts.jsonl")
     """prompts, one JSON object a line"""
     too_long: Literal["drop", "last", "error"] = "drop"
-    """a prompt of more than prompt_length tokens is left out and counted, cut to its last tokens, or an error"""
+    """a prompt of more than prompt_length tokens is left out and counted, cut to its last tokens,
+    or an error
+    """
     bad_lines: Literal["strict", "skip"] = "strict"
     """a line that is no prompt ends the run before it begins, or is skipped and counted"""
     max_bad_lines: int = 10

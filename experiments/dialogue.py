@@ -1,18 +1,21 @@
-"""Answer a turn of a play with the next one: a learned reward, and what keeps the policy from repeating itself.
+"""Answer a turn of a play with the next one: a learned reward, and what keeps the policy from
+repeating itself.
 
 Question   Does a reward model's score rise on dialogues that it has not seen, for a second reward model too, and what does
            diversity pay for it?
 Method     Supervised on (turn, next turn); a Bradley-Terry reward model (https://arxiv.org/abs/2203.02155) of real next turns
-           against the baseline's own samples, both cut to the same length; PPO (https://arxiv.org/abs/1707.06347) on its score
-           less a penalty on repeated bigrams. A second reward model, of another seed and other half of the pairs, is the judge
-           that was not trained against.
+           against the baseline's own samples, both cut to the same length; PPO
+           (https://arxiv.org/abs/1707.06347) on its score less a penalty on repeated bigrams. A
+           second reward model, of another seed and other half of the pairs, is the judge that was
+           not trained against.
 Command    python experiments/dialogue.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       Speaker turns of Shakespeare's works (public domain).
 Found      Three seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to -.18 at 2.7 nats and then
-           falls to -.22; responses shrink from ten words to one or two; without a KL penalty the judge ends at -.36
-           (docs/overoptimisation.png). Seed 1: both rise (-.73 to +.70, -.70 to +.54 at 6.9 nats), responses keep their length.
-           Seed 2: both rise (-.51 to +.47, -.60 to +.05 at 7.7 nats), and responses shrink from nine words to one.
-           All three were made when real turns were not cut as samples are: that a response was short and had an end told it
+           falls to -.22; responses shrink from ten words to one or two; without a KL penalty the
+           judge ends at -.36 (docs/overoptimisation.png). Seed 1: both rise (-.73 to +.70, -.70 to
+           +.54 at 6.9 nats), responses keep their length. Seed 2: both rise (-.51 to +.47, -.60 to
+           +.05 at 7.7 nats), and responses shrink from nine words to one. All three were made when
+           real turns were not cut as samples are: that a response was short and had an end told it
            from a sample, so both reward models had learned to like that. They are to be made again.
 Minutes    18 to 35 on a core that other work shared.
 """
@@ -47,7 +50,9 @@ class Dialogue(TaskConfig):
     reward_steps: int = 300
     """training steps of each reward model"""
     reward_pairs: int = 4000
-    """pairs of a real next turn and one of the baseline's; half of them for the reward, half for the judge"""
+    """pairs of a real next turn and one of the baseline's; half of them for the reward, half for
+    the judge
+    """
     repetition: float = 1.0
     """weight of the penalty on the share of repeated bigrams"""
 

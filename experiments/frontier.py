@@ -1,4 +1,5 @@
-"""The frontier of the main job: the judge's sentiment against KL to the reference, over steps and KL coefficients.
+"""The frontier of the main job: the judge's sentiment against KL to the reference, over steps and
+KL coefficients.
 
 Command    python experiments/frontier.py experiments/results/sentiment/[ckv]*.json --out docs/frontier.png
            # not those that began with a warm-up: their reference is another policy

@@ -2,15 +2,17 @@
 
 Question   Does one network that learns two tasks together do as well on each as one of the same size that learns it alone?
 Method     Every prompt begins with the name of its task. Examples are drawn with `--weights`; the policy gradient is that of PPO
-           (https://arxiv.org/abs/1707.06347) on rewards that are whitened task by task (`--reward-norm task`).
+           (https://arxiv.org/abs/1707.06347) on rewards that are whitened task by task
+           (`--reward-norm task`).
 Command    python experiments/multitask.py                     # --tasks spelling counting sums
            python experiments/multitask.py --tasks spelling --sft-steps 250 --steps 60     # alone, on as many examples of it
 Found      Three seeds. Spelling, together: .837 -> .859, .650 -> .654, .975 -> .979 right (supervised -> policy); alone: .927 ->
-           .912, .907 -> .912, .905 -> .910. Together less alone, at the end: -.053, -.258, +.069: not decided. Counting: .742
-           together and .786 alone (on other test examples), before and after, by saying "1" always. Policy optimisation adds
-           nothing that is more than chance to either.
-           A prompt of more than 44 bytes, as a quarter of counting's are, loses its beginning, and with it the task's name and
-           the letter: it is counted in `exact`, and in neither task's own number.
+           .912, .907 -> .912, .905 -> .910. Together less alone, at the end: -.053, -.258, +.069:
+           not decided. Counting: .742 together and .786 alone (on other test examples), before and
+           after, by saying "1" always. Policy optimisation adds nothing that is more than chance to
+           either. A prompt of more than 44 bytes, as a quarter of counting's are, loses its
+           beginning, and with it the task's name and the letter: it is counted in `exact`, and in
+           neither task's own number.
 Minutes    8 together, 4 alone, on a core that other work shared.
 """
 

@@ -1,7 +1,9 @@
-"""A reward and a judge that nobody optimises, as the policy leaves its reference: does the one rise while the other falls?
+"""A reward and a judge that nobody optimises, as the policy leaves its reference: does the one rise
+while the other falls?
 
 Command    python experiments/dialogue.py --name free --kl-coef 0 --no-kl-adaptive
-           python experiments/overoptimisation.py runs/free runs/dialogue --out docs/overoptimisation.png
+           python experiments/overoptimisation.py runs/free runs/dialogue --out
+           docs/overoptimisation.png
 Reads      metrics.jsonl of runs whose validation has `kl` and two numbers to compare (Gao et al. 2023,
            https://arxiv.org/abs/2210.10760).
 """

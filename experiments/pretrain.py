@@ -1,10 +1,12 @@
-"""Train a small language model from nothing: a vocabulary, next-token prediction, a checkpoint for the other scripts.
+"""Train a small language model from nothing: a vocabulary, next-token prediction, a checkpoint for
+the other scripts.
 
 Command    python experiments/pretrain.py                      # --data texts.jsonl ({"text": "..."} a line); --model-kind gru
            then: python experiments/sentiment.py --model runs/pretrain/model --lora 0
 Minutes    6 to 7 on one core of an AMD EPYC that other work shared (JAX 0.10.2), download excluded.
 Data       The review sentences of `jaxppo.data.sentiment`, unless --data is given; a tenth is held out. The main job's test
-           sentences are among those that are learned (nine in ten): what it then says of them is no measure of new text.
+           sentences are among those that are learned (nine in ten): what it then says of them is no
+           measure of new text.
 Expected   Held-out perplexity of three seeds: 166.8, 173.6 and 167.7 a token (of a vocabulary of 4,000).
 """
 

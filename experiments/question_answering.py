@@ -1,15 +1,18 @@
-"""A quiz's questions (capitals, elements, opposites, presidents), answered in a word by a small chat model with adapters.
+"""A quiz's questions (capitals, elements, opposites, presidents), answered in a word by a small
+chat model with adapters.
 
 Question   Does policy optimisation on the F1 of the answer's words add to supervised fine-tuning, on facts the model may know?
 Method     Supervised on (question, answer), then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740) with
-           clipped ratios; reward: F1 of the answer's tokens (https://arxiv.org/abs/1606.05250), in the program. LoRA.
+           clipped ratios; reward: F1 of the answer's tokens (https://arxiv.org/abs/1606.05250), in
+           the program. LoRA.
 Command    python experiments/question_answering.py            # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
            python experiments/question_answering.py --task choices --prompt-length 80        # QuaRTz, two answers to choose from
 Data       The game quiz of Debian's bsdgames; QuaRTz (https://arxiv.org/abs/1909.03553).
 Found      Three seeds, of 214 test questions, paired 95 % interval: .463 -> .467 (.000 to +.014), .407 -> .425 (+.005 to +.037),
-           .411 -> .421 (-.014 to +.033): a little. Samples are drawn at temperature .5, nearer to the likeliest answer, which is
-           what is measured: at 1 seeds 0 and 1 gained nothing (-.005, .000), and .5 was chosen when seed 1 had been seen.
-           QuaRTz, one seed at temperature 1: .469 -> .461 of 128, which is chance.
+           .411 -> .421 (-.014 to +.033): a little. Samples are drawn at temperature .5, nearer to
+           the likeliest answer, which is what is measured: at 1 seeds 0 and 1 gained nothing
+           (-.005, .000), and .5 was chosen when seed 1 had been seen. QuaRTz, one seed at
+           temperature 1: .469 -> .461 of 128, which is chance.
 Minutes    8 to 9 on one core (19 for seed 0, whose first stage other work shared).
 """
 

@@ -1,4 +1,5 @@
-"""Train a reward model on pairs of texts, one better than the other, or on labelled texts; or a policy on pairs, by DPO.
+"""Train a reward model on pairs of texts, one better than the other, or on labelled texts; or a
+policy on pairs, by DPO.
 
 Question   How often does a language model with a value head tell the better of two texts that it has not seen?
 Method     Bradley-Terry (https://arxiv.org/abs/2203.02155); --dpo trains a policy on the pairs instead (https://arxiv.org/abs/2305.18290).
@@ -7,8 +8,9 @@ Command    python experiments/reward_model.py --data pairs.jsonl   # {"prompt": 
            then: python experiments/sentiment.py --reward model --reward-model runs/reward_model (and so the tasks, and
            custom_reward.py); after --dpo: --model runs/reward_model/model
 Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels: all of them, and the
-           probability sigmoid(rating) as label). A tenth chooses the best checkpoint, and another tenth is the test: of the
-           prompts, where there are any. A third of the main job's test sentences are learned here.
+           probability sigmoid(rating) as label). A tenth chooses the best checkpoint, and another
+           tenth is the test: of the prompts, where there are any. A third of the main job's test
+           sentences are learned here.
 Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each by their number; --dtype float32; 9 to 11
            minutes on a core that other work shared).
 """
@@ -38,7 +40,9 @@ class RewardModel(RunConfig):
     dropout: float = 0.0
     """of embeddings and last hidden states"""
     data: Path | None = None
-    """pairs, one JSON object with "prompt", "better" and "worse" a line; default: rated review sentences"""
+    """pairs, one JSON object with "prompt", "better" and "worse" a line; default: rated review
+    sentences
+    """
     margin: float = 0.0
     """by which the better text's score must be higher"""
     centring: float = 0.01
@@ -50,11 +54,15 @@ class RewardModel(RunConfig):
     dpo_beta: float = 0.1
     """how strongly DPO holds to the reference"""
     results: str = ""
-    """folder that keeps a copy of the numbers, as reward_model/<name>.json or dpo/<name>.json; empty = none is made"""
+    """folder that keeps a copy of the numbers, as reward_model/<name>.json or dpo/<name>.json;
+    empty = none is made
+    """
 
 
 def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
-    """Each sentence once: the best rated against the worst, neighbours in a shuffled order whose ratings differ enough."""
+    """Each sentence once: the best rated against the worst, neighbours in a shuffled order whose
+    ratings differ enough.
+    """
     import numpy as np
 
     reviews = sentiment.load()

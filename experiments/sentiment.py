@@ -1,18 +1,20 @@
-"""Train a language model to continue movie reviews positively, without losing its English. (The main job.)
+"""Train a language model to continue movie reviews positively, without losing its English. (The
+main job.)
 
 Question   How far does held-out sentiment rise for a given distance from the reference model?
 Method     PPO (https://arxiv.org/abs/1707.06347) with the adaptive KL penalty of https://arxiv.org/abs/1909.08593; LoRA.
 Command    python experiments/sentiment.py                     # --reward vader; --seed 1; --lora 0
-           With a supervised warm-up on positive reviews first: python experiments/sft.py --name warmup, and then
-           python experiments/sentiment.py --name warm --model runs/warmup/model
+           With a supervised warm-up on positive reviews first: python experiments/sft.py --name
+           warmup, and then python experiments/sentiment.py --name warm --model runs/warmup/model
 Minutes    11.5 on two CPU cores that did other work too (JAX 0.10.2), downloads excluded.
 Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 1, two sampling seeds. The judge, VADER, reads
-           the continuation alone. KL is the mean over continuations of the summed k1. Distinct-2 at equal numbers of tokens.
-           Settings were chosen on validation prompts.
+           the continuation alone. KL is the mean over continuations of the summed k1. Distinct-2 at
+           equal numbers of tokens. Settings were chosen on validation prompts.
 Expected   Three training seeds, mean +- standard error over seeds, judge before +.140:
              classifier   gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats, distinct-2 .922 +- .005 of the reference's
              after a warm-up  gain +.482 +- .004 (.488 .485 .473) at 5.31 +- .17 nats; paired with the first: +.027, 95 % interval
-                          -.054 to +.108, not decided (61 to 81 minutes each on one core without a unit for bfloat16)
+                          -.054 to +.108, not decided (61 to 81 minutes each on one core without a
+                          unit for bfloat16)
              vader        gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats, distinct-2 .929 +- .007 (judge = reward)
 """
 
@@ -48,10 +50,13 @@ class Sentiment(RunConfig):
         80 * 2**20
     )  # one minibatch's logits, 16 x 24 x 49152 in float32, are not computed twice
     reward: Literal["classifier", "vader", "model"] = "classifier"
-    """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on decoded text, on the host; model:
-    the score of --reward-model, in the compiled step"""
+    """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on
+    decoded text, on the host; model: the score of --reward-model, in the compiled step
+    """
     reward_scale: float = 1.0
-    """factor of the classifier's 2 p(positive) - 1, of VADER's compound (both are in [-1, 1]) or of the model's score"""
+    """factor of the classifier's 2 p(positive) - 1, of VADER's compound (both are in [-1, 1]) or of
+    the model's score
+    """
     test_prompts: int = 256
     """held-out prompts that the judge reads before and after"""
     results: str = ""
@@ -99,8 +104,10 @@ def main(options: Sentiment) -> None:
 
 
 def load_prompts(options: Sentiment, policy):
-    """(reviews, their split, what makes prompts of some): the first tokens of each sentence, after the one that starts a
-    document. Sentences that begin alike fall into the same part of the split, which is the same for every seed."""
+    """(reviews, their split, what makes prompts of some): the first tokens of each sentence, after
+    the one that starts a document. Sentences that begin alike fall into the same part of the split,
+    which is the same for every seed.
+    """
 
     reviews = sentiment.load()
     if options.tiny:
@@ -118,8 +125,10 @@ def load_prompts(options: Sentiment, policy):
 
 
 def make_reward(options: Sentiment, policy, reviews, parts, folder):
-    """(reward function, its parameters, share of test sentences that it reads rightly). The classifier is trained once a run, of
-    several processes by the first, and kept in the run's folder."""
+    """(reward function, its parameters, share of test sentences that it reads rightly). The
+    classifier is trained once a run, of several processes by the first, and kept in the run's
+    folder.
+    """
 
     if options.reward == "vader":
         judge = text.vader()

@@ -3,8 +3,8 @@
 Command    python experiments/sft.py --data pairs.jsonl        # {"prompt": "...", "response": "..."} a line
            then: python experiments/sentiment.py --model runs/sft/model
 Data       Without --data: the openings (8 words) of the review sentences that people rated above +1, with their ends as
-           responses: the warm-up of sentiment-controlled generation, on the sentences of its training part alone. Of --data a
-           tenth is held out.
+           responses: the warm-up of sentiment-controlled generation, on the sentences of its
+           training part alone. Of --data a tenth is held out.
 Expected   Perplexity of held-out ends after 100 steps, three seeds: 48.2, 48.2 and 47.9 a token (20 to 27 minutes on one core of
            a CPU without a unit for bfloat16).
 """
@@ -34,9 +34,13 @@ class Sft(RunConfig):
     dropout: float = 0.0
     """of embeddings and last hidden states"""
     data: Path | None = None
-    """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of positive reviews"""
+    """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of
+    positive reviews
+    """
     buckets: int = 1
-    """batches whose rows are sorted by length together: less padding, and a program for each width"""
+    """batches whose rows are sorted by length together: less padding, and a program for each
+    width
+    """
     results: str = ""
     """folder that keeps a copy of the numbers, as sft/<name>.json; empty = none is made"""
 

@@ -1,8 +1,10 @@
-"""Seeds times settings as one compiled program, on toy tasks with a known optimum: a table with intervals, and what it saved.
+"""Seeds times settings as one compiled program, on toy tasks with a known optimum: a table with
+intervals, and what it saved.
 
 Question   Which value of a setting learns most, over eight seeds?
 Method     `vmap` of the whole train step over seeds and over the values (`jaxppo.sweep`); the same seeds for every value, so that
-           differences are paired; interquartile means with bootstrap intervals (https://arxiv.org/abs/2108.13264).
+           differences are paired; interquartile means with bootstrap intervals
+           (https://arxiv.org/abs/2108.13264).
 Command    python experiments/sweep.py --sweep clip_high=.2,.28,.4            # --sweep lr=1e-3,3e-3 temperature=.7,1 --loss gspo
 """
 
@@ -18,7 +20,9 @@ from jaxppo.run import load
 @dataclass(frozen=True)
 class Sweep(LadderConfig):
     sweep: tuple[str, ...] = ()
-    """settings and their values, such as: clip_high=.2,.28,.4 lr=1e-3,3e-3; none = the settings as they are"""
+    """settings and their values, such as: clip_high=.2,.28,.4 lr=1e-3,3e-3; none = the settings as
+    they are
+    """
     seeds: int = 8
     """runs of every combination and task, from --seed on"""
     tasks: tuple[str, ...] = CLIMB

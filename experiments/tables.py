@@ -1,4 +1,5 @@
-"""The README's tables of results, and what the ablations' docstrings say was found, from the records in experiments/results/.
+"""The README's tables of results, and what the ablations' docstrings say was found, from the
+records in experiments/results/.
 
 Command    python experiments/tables.py                        # rewrites README.md between <!-- NAME --> and <!-- /NAME -->
            A test says so when the README differs from the records.
@@ -102,7 +103,9 @@ def line(cells: list) -> str:
 
 
 def tasks() -> str:
-    """A row for each metric of each task: both stages on the test examples, mean ± standard error over seeds."""
+    """A row for each metric of each task: both stages on the test examples, mean ± standard error
+    over seeds.
+    """
     rows = header(
         ["task", "model", "seeds", "metric", "supervised", "policy", "gain", "minutes a seed"]
     )
@@ -194,7 +197,9 @@ SCALES = {"ladder": "ladder", "small": "small", "smollm2": "SmolLM2"}
 
 
 def ablations() -> str:
-    """A row for each claim of each question: at each scale the paired difference that it says is above 0, and the verdict."""
+    """A row for each claim of each question: at each scale the paired difference that it says is
+    above 0, and the verdict.
+    """
     rows = header(
         [
             "question",
@@ -228,7 +233,9 @@ def outcome(claims: list[dict], says: str) -> str:
 
 
 def documented(text: str, found: list[dict]) -> str:
-    """A script's text whose docstring ends with what its records say: minutes, and each claim with its verdict."""
+    """A script's text whose docstring ends with what its records say: minutes, and each claim with
+    its verdict.
+    """
     lines = []
     for record in found:
         lines += textwrap.wrap(

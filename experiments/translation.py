@@ -2,13 +2,14 @@
 
 Question   How much BLEU does policy optimisation add to a supervised baseline, when BLEU itself is the reward?
 Method     Supervised on the pairs, then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740) with clipped ratios;
-           the reward is sentence BLEU on token ids, in the program; sacrebleu measures decoded text.
+           the reward is sentence BLEU on token ids, in the program; sacrebleu measures decoded
+           text.
 Command    python experiments/translation.py                   # --data pairs.jsonl ({"prompt": ..., "reference": ...} a line)
 Data       Sentence pairs of the Ding dictionary, from Debian's package trans-de-en; elsewhere give --data.
 Found      Three seeds: BLEU 2.10 -> 2.43 (95 % interval of the gain -.16 to +1.00), 1.35 -> 1.43 (-.08 to +.25), 1.26 -> 1.13
-           (-.26 to .00): not decided; 300 steps in place of 80, or temperature .5, change nothing (seed 0: +.03, +.24).
-           The baseline, of 10,000 sentences and nothing else, is weak: most of its samples share no words with the reference,
-           and their reward is nearly 0.
+           (-.26 to .00): not decided; 300 steps in place of 80, or temperature .5, change nothing
+           (seed 0: +.03, +.24). The baseline, of 10,000 sentences and nothing else, is weak: most
+           of its samples share no words with the reference, and their reward is nearly 0.
 """
 
 from dataclasses import dataclass

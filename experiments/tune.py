@@ -1,9 +1,11 @@
-"""Settings by successive halving: many draws for a few steps, the best of them for more, and a file of the winner's.
+"""Settings by successive halving: many draws for a few steps, the best of them for more, and a file
+of the winner's.
 
 Question   Which settings learn most from a given number of samples?
 Method     Random draws within ranges; each round trains every candidate from the start, on the same seeds, as one compiled
-           program; one in `--keep` goes on, to a round of as many times the steps, so that each round costs the same samples
-           (https://arxiv.org/abs/1502.07943). The configured settings take part; at the end both run on new seeds.
+           program; one in `--keep` goes on, to a round of as many times the steps, so that each
+           round costs the same samples (https://arxiv.org/abs/1502.07943). The configured settings
+           take part; at the end both run on new seeds.
 Command    python experiments/tune.py                          # --ranges lr=1e-4:1e-1:log lam=.5:1; ends with tuned.yaml
            python experiments/sweep.py --config tuned.yaml     # these settings on other seeds: --seed 100
 Minutes    3 to 4 on one core that other work shared.

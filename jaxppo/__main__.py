@@ -8,7 +8,9 @@ from jaxppo import commands
 
 
 def main() -> None:
-    """The command. Who reads what it prints may stop reading (`jaxppo algorithms | head -1`): that is no error to show."""
+    """The command. Who reads what it prints may stop reading (`jaxppo algorithms | head
+    -1`): that is no error to show.
+    """
     try:
         try:
             commands.main()

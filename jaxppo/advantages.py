@@ -1,8 +1,10 @@
-"""Advantage estimators: rewards and values of tokens, or scores of whole sequences, to advantages.
+"""Advantage estimators: rewards and values of tokens, or scores of whole sequences, to
+advantages.
 
-Rows of a group (samples of one prompt) are adjacent. `valid` False takes a row out of its group's baseline and
-deviation, and gives it 0. A group with one valid row, or whose scores are all equal, gives 0. Nothing is whitened
-unless the function says so, and what the mask leaves out (or `valid`) is 0 in the result whatever stood there.
+Rows of a group (samples of one prompt) are adjacent. `valid` False takes a row out of
+its group's baseline and deviation, and gives it 0. A group with one valid row, or whose
+scores are all equal, gives 0. Nothing is whitened unless the function says so, and what
+the mask leaves out (or `valid`) is 0 in the result whatever stood there.
 """
 
 import jax.numpy as jnp
@@ -22,14 +24,17 @@ def gae(
     gamma: Scalar,
     lam: Scalar | Float[Array, "B 1"],
 ) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
-    """Generalised advantage estimation (https://arxiv.org/abs/1506.02438); returns (advantages, returns).
+    """Generalised advantage estimation (https://arxiv.org/abs/1506.02438); returns
+    (advantages, returns).
 
     δₜ = rₜ + γ V₊ − Vₜ,  Aₜ = δₜ + γ λ A₊,  Rₜ = Aₜ + Vₜ
 
-    V₊ and A₊ belong to the next acting token, and are 0 after the last one: observations between a model's turns
-    (mask 0) are stepped over without discount, and their rewards and values are never read.
+    V₊ and A₊ belong to the next acting token, and are 0 after the last one:
+    observations between a model's turns (mask 0) are stepped over without discount, and
+    their rewards and values are never read.
 
-    Shapes: rewards, values, mask [B T]; lam a scalar, or [B 1] for a λ that depends on the length.
+    Shapes: rewards, values, mask [B T]; lam a scalar, or [B 1] for a λ that depends on
+    the length.
 
     >>> import jax.numpy as jnp
     >>> x = jnp.array([[0.0, 0.0, 1.0]])
@@ -54,10 +59,11 @@ def gae(
 
 
 def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
-    """A λ that grows with the length n of the response: λ = 1 − 1 / (α n), and 0 where α n < 1 (https://arxiv.org/abs/2504.05118).
+    """A λ that grows with the length n of the response: λ = 1 − 1 / (α n), and 0 where
+    α n < 1 (https://arxiv.org/abs/2504.05118).
 
-    So λ / (1 − λ), the reach of GAE, is proportional to the length. Rescale α for short responses: with the paper's .05
-    every response of up to 20 tokens has λ = 0.
+    So λ / (1 − λ), the reach of GAE, is proportional to the length. Rescale α for short
+    responses: with the paper's .05 every response of up to 20 tokens has λ = 0.
 
     >>> import jax.numpy as jnp
     >>> length_adaptive_lam(
@@ -92,7 +98,8 @@ def reinforce_plus_plus(
     ddof: int = 1,
     axis_name: AxisName = None,
 ) -> Float[Array, "B T"]:
-    """Returns-to-go, whitened over all tokens of the batch: (Gₜ − mean G) / std G (https://arxiv.org/abs/2501.03262).
+    """Returns-to-go, whitened over all tokens of the batch: (Gₜ − mean G) / std G
+    (https://arxiv.org/abs/2501.03262).
 
     >>> import jax.numpy as jnp
     >>> reinforce_plus_plus(jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)), gamma=1.0, ddof=0)
@@ -106,7 +113,8 @@ def reinforce_plus_plus(
 def remax(
     rewards: Float[Array, "B T"], greedy_scores: Float[Array, "B"], mask: Mask
 ) -> Float[Array, "B T"]:
-    """Returns-to-go less the score of the greedy response: Gₜ − R_greedy (https://arxiv.org/abs/2310.10505).
+    """Returns-to-go less the score of the greedy response: Gₜ − R_greedy
+    (https://arxiv.org/abs/2310.10505).
 
     >>> import jax.numpy as jnp
     >>> remax(jnp.array([[0.0, 3.0]]), jnp.array([1.0]), jnp.ones((1, 2)))
@@ -123,10 +131,12 @@ def group(
     eps: float = 1e-6,
     valid: Bool[Array, "B"] | None = None,
 ) -> Float[Array, "B"]:
-    """Group-relative advantages: (Rᵢ − mean) / (std + eps), std with ddof = 1 (GRPO, https://arxiv.org/abs/2402.03300).
+    """Group-relative advantages: (Rᵢ − mean) / (std + eps), std with ddof = 1 (GRPO,
+    https://arxiv.org/abs/2402.03300).
 
-    Without `normalise_std` the plain difference: Dr. GRPO, https://arxiv.org/abs/2503.20783.
-    Raises ValueError if the rows are not a whole number of groups.
+    Without `normalise_std` the plain difference: Dr. GRPO,
+    https://arxiv.org/abs/2503.20783. Raises ValueError if the rows are not a whole
+    number of groups.
 
     >>> import jax.numpy as jnp
     >>> group(jnp.array([1.0, 3.0, 5.0]), group_size=3)
@@ -142,7 +152,8 @@ def group(
 def rloo(
     scores: Float[Array, "B"], *, group_size: int, valid: Bool[Array, "B"] | None = None
 ) -> Float[Array, "B"]:
-    """The score less the mean of the group's others: Rᵢ − mean_{j≠i} Rⱼ (https://arxiv.org/abs/2402.14740).
+    """The score less the mean of the group's others: Rᵢ − mean_{j≠i} Rⱼ
+    (https://arxiv.org/abs/2402.14740).
 
     Raises ValueError if the rows are not a whole number of groups.
 
@@ -162,9 +173,11 @@ def opo(
     group_size: int,
     valid: Bool[Array, "B"] | None = None,
 ) -> Float[Array, "B"]:
-    """The score less the group's mean weighted by length: Rᵢ − Σ nⱼ Rⱼ / Σ nⱼ (https://arxiv.org/abs/2505.23585).
+    """The score less the group's mean weighted by length: Rᵢ − Σ nⱼ Rⱼ / Σ nⱼ
+    (https://arxiv.org/abs/2505.23585).
 
-    A group without any tokens gives 0. Raises ValueError if the rows are not a whole number of groups.
+    A group without any tokens gives 0. Raises ValueError if the rows are not a whole
+    number of groups.
 
     >>> import jax.numpy as jnp
     >>> opo(jnp.array([1.0, 5.0]), jnp.array([3, 1]), group_size=2)
@@ -183,9 +196,11 @@ def gpg(
     valid: Bool[Array, "B"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "B"]:
-    """Group policy gradient: α (Rᵢ − mean), α = rows / rows of groups whose scores differ (https://arxiv.org/abs/2504.02546).
+    """Group policy gradient: α (Rᵢ − mean), α = rows / rows of groups whose scores
+    differ (https://arxiv.org/abs/2504.02546).
 
-    α makes up for the groups that teach nothing. Raises ValueError if the rows are not a whole number of groups.
+    α makes up for the groups that teach nothing. Raises ValueError if the rows are not
+    a whole number of groups.
 
     >>> import jax.numpy as jnp
     >>> gpg(jnp.array([1.0, 3.0, 2.0, 2.0]), group_size=2)
@@ -208,11 +223,13 @@ def gdpo(
     valid: Bool[Array, "B"] | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "B"]:
-    """Several rewards, each normalised in its group, summed, then normalised over the batch (https://arxiv.org/abs/2601.05242).
+    """Several rewards, each normalised in its group, summed, then normalised over the
+    batch (https://arxiv.org/abs/2601.05242).
 
     sᵢ = Σᵣ wᵣ (Rᵢᵣ − meanᵣ) / (stdᵣ + eps),  Aᵢ = (sᵢ − mean s) / (std s + eps), both deviations with ddof = 1
 
-    A sum of raw rewards would let combinations with equal sums collapse into one. Raises ValueError as `group` does.
+    A sum of raw rewards would let combinations with equal sums collapse into one.
+    Raises ValueError as `group` does.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> print(np.asarray(gdpo(jnp.array([[0.0, 1.0], [1.0, 9.0]]), group_size=2)).round(3))
@@ -231,9 +248,11 @@ def gdpo(
 
 
 def last_acting(mask: Mask) -> Bool[Array, "B T"]:
-    """True on the last acting token of each row, mₜ = 1 and Σ_{k>t} mₖ = 0. No token of an empty row.
+    """True on the last acting token of each row, mₜ = 1 and Σ_{k>t} mₖ = 0. No token of
+    an empty row.
 
-    There a sequence's score belongs, not on the padding after it (https://arxiv.org/abs/2403.17031).
+    There a sequence's score belongs, not on the padding after it
+    (https://arxiv.org/abs/2403.17031).
 
     >>> import jax.numpy as jnp
     >>> last_acting(jnp.array([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
@@ -241,7 +260,8 @@ def last_acting(mask: Mask) -> Bool[Array, "B T"]:
            [False, False, False, False]], dtype=bool)
     """
     m = mask.astype(bool)
-    following = lax.cumsum(m.astype(jnp.int32), axis=1, reverse=True)  # acting tokens from here on
+    # acting tokens from here on
+    following = lax.cumsum(m.astype(jnp.int32), axis=1, reverse=True)
     return m & (following == 1)
 
 
@@ -260,7 +280,8 @@ def _count(m: Array, dtype) -> Array:
 def _centre(scores: Array, m: Array, weights: Array | None = None) -> Array:
     """Scores less their group's (weighted) mean."""
     weights = m.astype(scores.dtype) if weights is None else weights
-    # From the group's best, so that equal scores give exactly 0: a mean's rounding error over a tiny std is not small.
+    # From the group's best, so that equal scores give exactly 0: a mean's rounding
+    # error over a tiny std is not small.
     best = jnp.max(jnp.where(m, scores, -jnp.inf), axis=-1, keepdims=True)
     scores = jnp.where(m, scores - best, 0)
     weight = jnp.sum(weights, axis=-1, keepdims=True)

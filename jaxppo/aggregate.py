@@ -1,9 +1,12 @@
-"""How per-token losses become one number: weights [B T], with which the loss is Σ weights · per_token.
+"""How per-token losses become one number: weights [B T], with which the loss is Σ
+weights · per_token.
 
-The choice decides how much a token of a long response counts, and is where implementations disagree without a word
-(https://arxiv.org/abs/2503.20783). The denominators are those of the whole batch (over `axis_name`), so weighted sums of
-microbatches and devices add up to the loss of the batch: nothing is averaged afterwards. Rows without tokens do not count.
-A batch without any tokens has weights 0. The weights have the dtype of the mask, or for a boolean mask JAX's default float.
+The choice decides how much a token of a long response counts, and is where
+implementations disagree without a word (https://arxiv.org/abs/2503.20783). The
+denominators are those of the whole batch (over `axis_name`), so weighted sums of
+microbatches and devices add up to the loss of the batch: nothing is averaged
+afterwards. Rows without tokens do not count. A batch without any tokens has weights 0.
+The weights have the dtype of the mask, or for a boolean mask JAX's default float.
 """
 
 import jax.numpy as jnp
@@ -37,7 +40,8 @@ def token_sum(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T"]:
 
 
 def sequence_mean(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T"]:
-    """Every sequence alike, the mean of its tokens: mᵢₜ / (nᵢ · rows with tokens) (https://arxiv.org/abs/2402.03300).
+    """Every sequence alike, the mean of its tokens: mᵢₜ / (nᵢ · rows with tokens)
+    (https://arxiv.org/abs/2402.03300).
 
     >>> import jax.numpy as jnp
     >>> sequence_mean(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
@@ -50,7 +54,8 @@ def sequence_mean(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B 
 
 
 def sequence_sum(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T"]:
-    """The sum of a sequence's tokens, mean over sequences: mᵢₜ / rows with tokens (https://arxiv.org/abs/2402.14740).
+    """The sum of a sequence's tokens, mean over sequences: mᵢₜ / rows with tokens
+    (https://arxiv.org/abs/2402.14740).
 
     >>> import jax.numpy as jnp
     >>> sequence_sum(jnp.array([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]))
@@ -66,9 +71,11 @@ def sequence_sum(mask: Mask, *, axis_name: AxisName = None) -> Float[Array, "B T
 def constant(
     mask: Mask, *, length: Scalar | int, axis_name: AxisName = None
 ) -> Float[Array, "B T"]:
-    """The sum of a sequence's tokens over a constant: mᵢₜ / (length · rows with tokens) (https://arxiv.org/abs/2503.20783).
+    """The sum of a sequence's tokens over a constant: mᵢₜ / (length · rows with tokens)
+    (https://arxiv.org/abs/2503.20783).
 
-    Unlike `sequence_mean` a long wrong answer is not punished less for each of its tokens.
+    Unlike `sequence_mean` a long wrong answer is not punished less for each of its
+    tokens.
 
     >>> import jax.numpy as jnp
     >>> constant(jnp.array([[1.0, 1.0], [1.0, 0.0]]), length=4)

@@ -1,4 +1,5 @@
-"""The tables name -> function: the only place where a name on the command line becomes a function. One line each.
+"""The tables name -> function: the only place where a name on the command line becomes
+a function. One line each.
 
 Presets, which choose a name from each table, stand in `presets.ALGORITHMS`.
 """
@@ -121,7 +122,9 @@ def make_parts(config: Config, reward: RewardFn) -> Parts:
 
 
 def policy_loss(config: Config) -> PolicyLossFn:
-    """The named policy loss with the settings that were given for it. Raises UserError for a setting that it does not have."""
+    """The named policy loss with the settings that were given for it. Raises UserError
+    for a setting that it does not have.
+    """
     loss = look_up(POLICY_LOSSES, "loss", config.loss)(config)
     if not config.loss_settings:
         return loss

@@ -1,4 +1,6 @@
-"""The command `jaxppo`, and the frame around every script: options, one-line errors, exit codes. No JAX before it is needed."""
+"""The command `jaxppo`, and the frame around every script: options, one-line errors,
+exit codes. No JAX before it is needed.
+"""
 
 import contextlib
 import io
@@ -29,11 +31,12 @@ def script(
     about: str = "",
     prog: str = "",
 ) -> None:
-    """Run `main(options)` with the options of the dataclass `config` from the command line; `about` stands above them in
-    --help, or else what the script says of itself, and `prog` is what is run.
+    """Run `main(options)` with the options of the dataclass `config` from the command
+    line; `about` stands above them in --help, or else what the script says of itself,
+    and `prog` is what is run.
 
-    A RunError is one line on stderr and its exit code; a wrong option is one, too. A run joins its other processes first,
-    if there are any, unless it is to be `alone`.
+    A RunError is one line on stderr and its exit code; a wrong option is one, too. A
+    run joins its other processes first, if there are any, unless it is to be `alone`.
     """
     options = parse(
         config,
@@ -83,7 +86,9 @@ def several_processes() -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit. One process of several does not wait for the others, which may be waiting for it: they see its end, and end."""
+    """Exit. One process of several does not wait for the others, which may be waiting
+    for it: they see its end, and end.
+    """
     if several_processes():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -100,8 +105,9 @@ ABOUT_FILES = (
 def parse(
     config: type, *, args: list[str] | None = None, description: str = "", prog: str = ""
 ) -> Any:
-    """The options of a dataclass from the command line; for a wrong one, one line on stderr and exit code 2. `prog` is what is
-    run, in the help."""
+    """The options of a dataclass from the command line; for a wrong one, one line on
+    stderr and exit code 2. `prog` is what is run, in the help.
+    """
     complaint = io.StringIO()
     given = sys.argv[1:] if args is None else list(args)
     try:
@@ -109,7 +115,8 @@ def parse(
         if issubclass(config, Config):
             file, given = config_file(given)
             description = f"{description.rstrip()}\n\n{ABOUT_FILES}"
-            # What stands in a file and the algorithm's settings come first, as defaults: any option overrides one of them.
+            # What stands in a file and the algorithm's settings come first, as
+            # defaults: any option overrides one of them.
             if file is not None or chosen_algorithm(given) is not None:
                 default["default"], remarks = settings.base(config, file, chosen_algorithm(given))
                 for remark in remarks:
@@ -141,7 +148,8 @@ def parse(
 
 
 def as_written(description: str) -> str:
-    """Paragraphs of labelled lines, set in by a space: the help joins lines that begin with a letter.
+    """Paragraphs of labelled lines, set in by a space: the help joins lines that begin
+    with a letter.
 
     >>> as_written("One.\\nTwo.\\n\\nQuestion   Why?\\nMethod     So.\\n           And so.")
     'One.\\nTwo.\\n\\n Question   Why?\\n Method     So.\\n            And so.'
@@ -155,7 +163,8 @@ def as_written(description: str) -> str:
 
 
 def config_file(args: list[str]) -> tuple[Path | None, list[str]]:
-    """The value of --config among the arguments, and the others. Raises UserError when it has none, or several.
+    """The value of --config among the arguments, and the others. Raises UserError when
+    it has none, or several.
 
     >>> (
     ...     config_file(["--steps", "3", "--config", "a.yaml"]),
@@ -199,7 +208,8 @@ def chosen_algorithm(args: list[str]) -> str | None:
 
 
 def one_line(box: str) -> str:
-    """What a box of tyro's says: its complaint, and the options that it thinks were meant.
+    """What a box of tyro's says: its complaint, and the options that it thinks were
+    meant.
 
     >>> one_line(
     ...     "╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯"

@@ -2,7 +2,9 @@
 
 
 class RunError(Exception):
-    """Why a run cannot go on: one line that says what is wrong and what to do. The command line exits with `code`."""
+    """Why a run cannot go on: one line that says what is wrong and what to do. The
+    command line exits with `code`.
+    """
 
     code = 1  # a crash: starting again may help
 

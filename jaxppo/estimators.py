@@ -1,8 +1,11 @@
-"""Advantage estimators as parts of the step: the formulas of `advantages`, fed from a rollout.
+"""Advantage estimators as parts of the step: the formulas of `advantages`, fed from a
+rollout.
 
-Each maker takes the settings and gives an `AdvantageFn`: (rewards [B T], scores [B] or [B R], rollout, *, valid, statistics,
-axis_name) -> (advantages, returns, statistics). `rewards` already hold the score, on the last token, and the KL penalty if it
-is in the reward; estimators on whole responses use their sum, so that the penalty reaches them. Returns are the critic's targets.
+Each maker takes the settings and gives an `AdvantageFn`: (rewards [B T], scores [B] or
+[B R], rollout, *, valid, statistics, axis_name) -> (advantages, returns, statistics).
+`rewards` already hold the score, on the last token, and the KL penalty if it is in the
+reward; estimators on whole responses use their sum, so that the penalty reaches them.
+Returns are the critic's targets.
 """
 
 from collections.abc import Callable
@@ -19,10 +22,12 @@ Estimate = tuple[Float[Array, "B T"], Float[Array, "B T"], dict]
 
 
 def gae(config: Config) -> AdvantageFn:
-    """GAE on the critic's values (https://arxiv.org/abs/1506.02438), whitened over the global batch unless the settings say no.
+    """GAE on the critic's values (https://arxiv.org/abs/1506.02438), whitened over the
+    global batch unless the settings say no.
 
-    critic_lam gives the critic's targets a λ of their own, lam_alpha makes the policy's depend on the length (VC-PPO and VAPO,
-    https://arxiv.org/abs/2503.01491, https://arxiv.org/abs/2504.05118).
+    critic_lam gives the critic's targets a λ of their own, lam_alpha makes the policy's
+    depend on the length (VC-PPO and VAPO, https://arxiv.org/abs/2503.01491,
+    https://arxiv.org/abs/2504.05118).
     """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
@@ -43,7 +48,9 @@ def gae(config: Config) -> AdvantageFn:
 
 
 def monte_carlo(config: Config) -> AdvantageFn:
-    """The discounted rewards that follow a token, without a baseline (Williams 1992)."""
+    """The discounted rewards that follow a token, without a baseline (Williams
+    1992).
+    """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
@@ -54,7 +61,9 @@ def monte_carlo(config: Config) -> AdvantageFn:
 
 
 def reinforce_plus_plus(config: Config) -> AdvantageFn:
-    """Returns-to-go whitened over the tokens of the batch, ddof 1 (https://arxiv.org/abs/2501.03262)."""
+    """Returns-to-go whitened over the tokens of the batch, ddof 1
+    (https://arxiv.org/abs/2501.03262).
+    """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
@@ -69,7 +78,9 @@ def reinforce_plus_plus(config: Config) -> AdvantageFn:
 
 
 def remax(config: Config) -> AdvantageFn:
-    """Returns-to-go less the score of the greedy response (https://arxiv.org/abs/2310.10505). Needs `Parts.greedy`."""
+    """Returns-to-go less the score of the greedy response
+    (https://arxiv.org/abs/2310.10505). Needs `Parts.greedy`.
+    """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
@@ -83,7 +94,9 @@ def remax(config: Config) -> AdvantageFn:
 def on_rows(
     estimate: Callable[..., Float[Array, "B"]], *, whiten: bool = False
 ) -> Callable[[Config], AdvantageFn]:
-    """An estimator on whole responses: estimate(total [B], mask, valid=, config=, axis_name=) -> [B], put on every token."""
+    """An estimator on whole responses: estimate(total [B], mask, valid=, config=,
+    axis_name=) -> [B], put on every token.
+    """
 
     def make(config: Config) -> AdvantageFn:
         def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
@@ -105,8 +118,10 @@ def on_rows(
 
 
 def gdpo(config: Config) -> AdvantageFn:
-    """Several rewards, each normalised in its group, then summed (https://arxiv.org/abs/2601.05242). A KL penalty in the
-    reward does not reach it: use kl_place loss."""
+    """Several rewards, each normalised in its group, then summed
+    (https://arxiv.org/abs/2601.05242). A KL penalty in the reward does not reach it:
+    use kl_place loss.
+    """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
@@ -121,8 +136,10 @@ def gdpo(config: Config) -> AdvantageFn:
 
 
 def moving_average(config: Config) -> AdvantageFn:
-    """The response's return less an exponential average of those of earlier steps (Williams 1992): b ← d b + (1 − d) mean R,
-    over its weight, so that it starts unbiased. The batch itself is not in it."""
+    """The response's return less an exponential average of those of earlier steps
+    (Williams 1992): b ← d b + (1 − d) mean R, over its weight, so that it starts
+    unbiased. The batch itself is not in it.
+    """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)

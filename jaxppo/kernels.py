@@ -1,10 +1,14 @@
-"""Single operations, tuned: each beside its plain form, with a test that the two agree. Nothing here knows of models or losses.
+"""Single operations, tuned: each beside its plain form, with a test that the two agree.
+Nothing here knows of models or losses.
 
-What it is worth was measured on CPUs with AVX-512 and bfloat16 units (`experiments/benchmarks/step.py` measures the whole):
-XLA reaches the bfloat16 units only if a product accumulates and returns float32 and both operands lie along the summed
-dimension, and `jax.random.categorical` spends more on its V random numbers a row than a small model on its forward pass.
+What it is worth was measured on CPUs with AVX-512 and bfloat16 units
+(`experiments/benchmarks/step.py` measures the whole): XLA reaches the bfloat16 units
+only if a product accumulates and returns float32 and both operands lie along the summed
+dimension, and `jax.random.categorical` spends more on its V random numbers a row than a
+small model on its forward pass.
 
-Their derivatives are rules of their own: https://docs.jax.dev/en/latest/notebooks/Custom_derivative_rules_for_Python_code.html
+Their derivatives are rules of their own:
+https://docs.jax.dev/en/latest/notebooks/Custom_derivative_rules_for_Python_code.html
 """
 
 from functools import partial
@@ -25,7 +29,8 @@ BLOCK = 256  # tokens in a block of the two-level sampler
 def matmul_plain(
     x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: bool = False
 ) -> Float[Array, "... N"]:
-    """x @ w with operands rounded to `dtype` and sums in float32; with `rows`, w is [N K] and the product x @ w.T.
+    """x @ w with operands rounded to `dtype` and sums in float32; with `rows`, w is [N
+    K] and the product x @ w.T.
 
     >>> import jax.numpy as jnp
     >>> matmul_plain(jnp.ones((1, 2)), jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
@@ -42,10 +47,11 @@ def matmul_plain(
 def matmul(
     x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, *, rows: bool = False
 ) -> Float[Array, "... N"]:
-    """`matmul_plain`, y = x @ w, whose weight gradient xᵀ @ dy is laid out for the fast path.
+    """`matmul_plain`, y = x @ w, whose weight gradient xᵀ @ dy is laid out for the fast
+    path.
 
-    Shapes: x [... K], w [K N], or [N K] with `rows` -> [... N] in float32 (float64 stays float64). The gradients are rounded
-    like the operands.
+    Shapes: x [... K], w [K N], or [N K] with `rows` -> [... N] in float32 (float64
+    stays float64). The gradients are rounded like the operands.
 
     >>> import jax.numpy as jnp
     >>> matmul(jnp.ones((1, 2)), jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
@@ -60,7 +66,8 @@ def _matmul(x, w, dtype, rows):
 
 
 def _matmul_fwd(x, w, dtype, rows):
-    # The rounded operands are kept: the backward pass reads half the bytes and does not round again.
+    # The rounded operands are kept: the backward pass reads half the bytes and does not
+    # round again.
     xs, ws = x.astype(dtype), w.astype(dtype)
     return matmul_plain(xs, ws, dtype, rows), (
         xs,
@@ -92,7 +99,9 @@ def _sum_dtype(x_dtype, dtype):
 
 
 def _transposed(x: Array) -> Array:
-    """x.T, on a CPU in 16 bits written out row-major: XLA's product is 3 to 6 times faster so; in 32 bits the copy is wasted."""
+    """x.T, on a CPU in 16 bits written out row-major: XLA's product is 3 to 6 times
+    faster so; in 32 bits the copy is wasted.
+    """
     if x.dtype.itemsize != 2:
         return x.T
     return jax.lax.platform_dependent(
@@ -103,7 +112,8 @@ def _transposed(x: Array) -> Array:
 
 
 def pick_plain(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Inverse transform sampling, the first token whose cumulative probability exceeds u: min {k : Σ_{j ≤ k} p_j > u}.
+    """Inverse transform sampling, the first token whose cumulative probability exceeds
+    u: min {k : Σ_{j ≤ k} p_j > u}.
 
     >>> import jax.numpy as jnp
     >>> pick_plain(jnp.log(jnp.array([[0.2, 0.5, 0.3]] * 3)), jnp.array([0.1, 0.6, 0.99]))
@@ -115,10 +125,12 @@ def pick_plain(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[A
 
 
 def pick(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """One token a row, with probability softmax(logits), from ONE uniform number in [0, 1) a row.
+    """One token a row, with probability softmax(logits), from ONE uniform number in [0,
+    1) a row.
 
-    k = min {k : Σ_{j ≤ k} p_j > u}, found in two levels: the block of 256 tokens by block sums, then the token in the
-    block. A token of probability 0 is never chosen. Rows with NaN give a token; the caller checks for them.
+    k = min {k : Σ_{j ≤ k} p_j > u}, found in two levels: the block of 256 tokens by
+    block sums, then the token in the block. A token of probability 0 is never chosen.
+    Rows with NaN give a token; the caller checks for them.
 
     >>> import jax.numpy as jnp
     >>> pick(jnp.log(jnp.array([[0.2, 0.5, 0.3]] * 3)), jnp.array([0.1, 0.6, 0.99]))
@@ -130,7 +142,8 @@ def pick(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, 
     weights = jnp.pad(weights, ((0, 0), (0, blocks * BLOCK - vocab))).reshape(rows, blocks, BLOCK)
     upto_block = jnp.cumsum(weights.sum(-1), -1)
     target = uniform * upto_block[:, -1]
-    # Rounding may leave no block or token above the target: then the last one with any weight is the right answer.
+    # Rounding may leave no block or token above the target: then the last one with any
+    # weight is the right answer.
     block = _first_above(upto_block, target)
     before = jnp.where(
         block > 0, jnp.take_along_axis(upto_block, jnp.maximum(block - 1, 0)[:, None], 1)[:, 0], 0.0
@@ -150,7 +163,8 @@ def _first_above(cumulative: Float[Array, "B K"], target: Float[Array, "B"]) -> 
 def token_logprobs_plain(
     logits: Float[Array, "N V"], tokens: Int[Array, "N"]
 ) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-    """(log softmax(logits)[token], entropy) of each row: log π(k) and H = −Σ_j π_j log π_j.
+    """(log softmax(logits)[token], entropy) of each row: log π(k) and H = −Σ_j π_j log
+    π_j.
 
     >>> import jax.numpy as jnp
     >>> logprob, entropy = token_logprobs_plain(
@@ -171,7 +185,8 @@ def token_logprobs_plain(
 def token_logprobs(
     logits: Float[Array, "N V"], tokens: Int[Array, "N"]
 ) -> tuple[Float[Array, "N"], Float[Array, "N"]]:
-    """Log-prob of one token and entropy of each row of logits. For the gradient the logits and their exponentials are kept.
+    """Log-prob of one token and entropy of each row of logits. For the gradient the
+    logits and their exponentials are kept.
 
     log π(k) = z_k − log Σ_j exp z_j,  H = log Σ_j exp z_j − Σ_j π_j z_j;
     ∂ log π(k)/∂z = 1_k − π,  ∂H/∂z = −π (log π + H). Logits of −inf (tokens not allowed) have π = 0 and no gradient.
@@ -199,7 +214,8 @@ def _token_logprobs_fwd(logits, tokens):
     mean = (weights * _finite(logits)).sum(-1) / total
     entropy = lse - mean
     chosen = jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
-    # The exponentials are kept: another pass of them would cost more than reading them back.
+    # The exponentials are kept: another pass of them would cost more than reading them
+    # back.
     return (chosen - lse, entropy), (logits, weights, tokens, total, lse, entropy)
 
 

@@ -1,13 +1,17 @@
-"""Estimators of the KL divergence from the policy to a reference, for each token, and the coefficient's controller.
+"""Estimators of the KL divergence from the policy to a reference, for each token, and
+the coefficient's controller.
 
-With x = log π(aₜ) − log π_ref(aₜ) and aₜ sampled from π, k1, k2 and k3 estimate KL(π‖π_ref) from one sample
-(http://joschu.net/blog/kl-approx.html). In the reward k1 is the right one: with returns-to-go it gives the gradient of the
-divergence of whole sequences. As a term of the loss only the estimator's own slope counts, in the states that were visited:
-k1's is zero on average, k2's that of the reverse KL in each state, k3's that of the forward KL
-(https://arxiv.org/abs/2512.21852); that a token changes which states come later is in none of them. `tests/test_oracle.py`
-has the exact expectations.
+With x = log π(aₜ) − log π_ref(aₜ) and aₜ sampled from π, k1, k2 and k3 estimate
+KL(π‖π_ref) from one sample (http://joschu.net/blog/kl-approx.html). In the reward k1 is
+the right one: with returns-to-go it gives the gradient of the divergence of whole
+sequences. As a term of the loss only the estimator's own slope counts, in the states
+that were visited: k1's is zero on average, k2's that of the reverse KL in each state,
+k3's that of the forward KL (https://arxiv.org/abs/2512.21852); that a token changes
+which states come later is in none of them. `tests/test_oracle.py` has the exact
+expectations.
 
-Nothing here takes a mask: replace what stands at padding before calling (`masked.keep`), if it may be infinite.
+Nothing here takes a mask: replace what stands at padding before calling
+(`masked.keep`), if it may be infinite.
 """
 
 import jax
@@ -31,7 +35,8 @@ def k1(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[
 
 
 def k2(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Biased, never negative, low variance; as a loss it has the gradient of the reverse KL in each state: x² / 2.
+    """Biased, never negative, low variance; as a loss it has the gradient of the
+    reverse KL in each state: x² / 2.
 
     >>> import jax.numpy as jnp
     >>> k2(jnp.array([-1.0, -4.0]), jnp.array([-2.0, -2.0]))
@@ -41,7 +46,8 @@ def k2(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[
 
 
 def k3(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Unbiased, never negative, low variance: e⁻ˣ − 1 + x. x is held in [−20, 20], the value is not clamped.
+    """Unbiased, never negative, low variance: e⁻ˣ − 1 + x. x is held in [−20, 20], the
+    value is not clamped.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> print(np.asarray(k3(jnp.array([-1.0, -3.0]), jnp.array([-2.0, -2.0]))).round(3))
@@ -65,7 +71,8 @@ def absolute(logprobs: Float[Array, "*s"], ref_logprobs: Float[Array, "*s"]) -> 
 
 
 def straight_through(value: Float[Array, "*s"], gradient: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """The value of one estimator with the gradient of another, such as k3 with that of k2: sg(v) + g − sg(g).
+    """The value of one estimator with the gradient of another, such as k3 with that of
+    k2: sg(v) + g − sg(g).
 
     >>> import jax, jax.numpy as jnp
     >>> zero = jnp.float32(0)
@@ -79,7 +86,8 @@ def straight_through(value: Float[Array, "*s"], gradient: Float[Array, "*s"]) ->
 
 
 def full(logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"]) -> Float[Array, "*s"]:
-    """The exact divergence over the vocabulary: Σᵥ π(v) (log π(v) − log π_ref(v)). Tokens with π(v) = 0 add nothing.
+    """The exact divergence over the vocabulary: Σᵥ π(v) (log π(v) − log π_ref(v)).
+    Tokens with π(v) = 0 add nothing.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> print(
@@ -100,10 +108,11 @@ def full(logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"]) -> Floa
 def adapt(
     coef: Scalar, kl: Scalar, *, target: Scalar | int, horizon: Scalar | int, num_rows: Scalar | int
 ) -> Scalar:
-    """One step of the proportional controller: coef · (1 + clip(kl / target − 1, −0.2, 0.2) · num_rows / horizon).
+    """One step of the proportional controller: coef · (1 + clip(kl / target − 1, −0.2,
+    0.2) · num_rows / horizon).
 
-    `kl` and `target` are in nats for each sequence, a mean over rows: a sum over tokens, not a mean
-    (https://arxiv.org/abs/1909.08593, section 2.2).
+    `kl` and `target` are in nats for each sequence, a mean over rows: a sum over
+    tokens, not a mean (https://arxiv.org/abs/1909.08593, section 2.2).
 
     >>> print(f"{adapt(0.1, 12.0, target=6.0, horizon=10_000.0, num_rows=64):.6f}")
     0.100128
@@ -113,9 +122,11 @@ def adapt(
 
 
 def adapt_ppo(coef: Scalar, kl: Scalar, *, target: Scalar | int) -> Scalar:
-    """PPO's own rule: twice the coefficient where kl > 1.5 target, half of it where kl < target / 1.5, else the same.
+    """PPO's own rule: twice the coefficient where kl > 1.5 target, half of it where kl
+    < target / 1.5, else the same.
 
-    From https://arxiv.org/abs/1707.06347, section 4. `kl` and `target` in the same unit.
+    From https://arxiv.org/abs/1707.06347, section 4. `kl` and `target` in the same
+    unit.
 
     >>> [float(adapt_ppo(1.0, x, target=1.0)) for x in (0.5, 1.0, 2.0)]
     [0.5, 1.0, 2.0]

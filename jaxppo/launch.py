@@ -1,9 +1,12 @@
-"""Several CPU processes on this machine, connected as those of a pod are: to try and debug a pod's run on a laptop.
+"""Several CPU processes on this machine, connected as those of a pod are: to try and
+debug a pod's run on a laptop.
 
-    python -m jaxppo.launch --processes 2 --devices 2 experiments/sentiment.py --tiny --steps 2
+    python -m jaxppo.launch --processes 2 --devices 2 experiments/sentiment.py --tiny
+    --steps 2
 
-Process 0 writes here as if it were alone; the others' errors are marked with their number. When one ends badly the rest are
-ended, and its exit code is ours; SIGTERM and Ctrl-C are passed on to all.
+Process 0 writes here as if it were alone; the others' errors are marked with their
+number. When one ends badly the rest are ended, and its exit code is ours; SIGTERM and
+Ctrl-C are passed on to all.
 """
 
 import argparse
@@ -18,11 +21,14 @@ from collections.abc import Sequence
 
 from jaxppo.parallel.processes import LAUNCHER
 
-GRACE = 30.0  # seconds that the others have to notice that one is gone, and to end by themselves
+# seconds that the others have to notice that one is gone, and to end by themselves
+GRACE = 30.0
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the script in N processes and return one exit code: the first that is not 0 (128 + n for a signal n)."""
+    """Run the script in N processes and return one exit code: the first that is not 0
+    (128 + n for a signal n).
+    """
     parser = argparse.ArgumentParser(
         "python -m jaxppo.launch",
         description=__doc__,
@@ -59,7 +65,9 @@ def main(args: Sequence[str] | None = None) -> int:
 def start(
     command: list[str], address: str, processes: int, number: int, devices: int
 ) -> subprocess.Popen:
-    """One process of the run, in a group of its own: a Ctrl-C reaches it once, through us."""
+    """One process of the run, in a group of its own: a Ctrl-C reaches it once, through
+    us.
+    """
     own = dict(zip(LAUNCHER, (address, str(processes), str(number)), strict=True))
     env = os.environ | own | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
     if number == 0:

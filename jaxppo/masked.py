@@ -1,9 +1,11 @@
-"""Sum, mean, variance and whitening under a mask: the only statistics in this repository.
+"""Sum, mean, variance and whitening under a mask: the only statistics in this
+repository.
 
-What the mask leaves out may be anything, NaN and infinity included: it is replaced by 0 before any arithmetic, so that
-values and gradients stay finite (https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where). With an
-`axis_name` numerator and denominator are both summed over the devices first: a mean of means depends on how the rows are
-dealt out.
+What the mask leaves out may be anything, NaN and infinity included: it is replaced by 0
+before any arithmetic, so that values and gradients stay finite
+(https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where). With
+an `axis_name` numerator and denominator are both summed over the devices first: a mean
+of means depends on how the rows are dealt out.
 """
 
 from typing import NamedTuple
@@ -39,8 +41,9 @@ def mean(
     axis: int | None = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
-    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where nothing takes part. The mean of equal numbers is exactly that number,
-    so that they have no spread at all: a last digit of it, divided by itself, would make rewards of millions.
+    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where nothing takes part. The mean
+    of equal numbers is exactly that number, so that they have no spread at all: a last
+    digit of it, divided by itself, would make rewards of millions.
 
     Shapes: x and mask alike -> [], or without dimension `axis`.
 
@@ -63,7 +66,8 @@ def mean(
 def var(
     x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, ddof: int = 0, axis_name: AxisName = None
 ) -> Float[Array, ""]:
-    """The variance under the mask: Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 where ddof leaves nothing to divide by.
+    """The variance under the mask: Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 where ddof
+    leaves nothing to divide by.
 
     >>> import jax.numpy as jnp
     >>> var(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]), ddof=1)
@@ -86,9 +90,11 @@ def whiten(
     eps: float = 1e-8,
     axis_name: AxisName = None,
 ) -> Float[Array, "*s"]:
-    """Mean 0 and variance 1 under the mask: (xₜ − mean) / √(var + eps), 0 where the mask is 0.
+    """Mean 0 and variance 1 under the mask: (xₜ − mean) / √(var + eps), 0 where the
+    mask is 0.
 
-    Without `shift_mean` the mean is added back, so that only the scale changes (https://arxiv.org/abs/1909.08593).
+    Without `shift_mean` the mean is added back, so that only the scale changes
+    (https://arxiv.org/abs/1909.08593).
 
     >>> import jax.numpy as jnp
     >>> whiten(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
@@ -111,7 +117,8 @@ def whiten_as(
     eps: float = 1e-8,
     axis_name: AxisName = None,
 ) -> Float[Array, "*t"]:
-    """What `whiten` does to x, done to other numbers y: (y − mean(x)) / √(var(x) + eps).
+    """What `whiten` does to x, done to other numbers y: (y − mean(x)) / √(var(x) +
+    eps).
 
     Shapes: x and mask alike, y of any -> that of y.
 
@@ -127,15 +134,18 @@ def whiten_as(
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared distances from the mean of all numbers seen so far; each Float[]."""
+    """Count, mean and sum of squared distances from the mean of all numbers seen so
+    far; each Float[].
+    """
 
     count: Float[Array, ""]
     mean: Float[Array, ""]
     squares: Float[Array, ""]
 
     def std(self, *, ddof: int = 1) -> Float[Array, ""]:
-        """√(squares / (count − ddof)), and 1 while there is nothing to divide by or no spread: none but that of float32's last
-        digits, a millionth of the mean."""
+        """√(squares / (count − ddof)), and 1 while there is nothing to divide by or no
+        spread: none but that of float32's last digits, a millionth of the mean.
+        """
         variance = self.squares / jnp.maximum(self.count - ddof, 1)
         spread = (self.count > ddof) & (variance > jnp.square(1e-6 * self.mean))
         return jnp.where(spread, jnp.sqrt(jnp.where(spread, variance, 1)), 1)
@@ -157,9 +167,11 @@ def add_moments(
     *,
     axis_name: AxisName = None,
 ) -> Moments:
-    """The moments with the batch x joined to them: n = n₁ + n₂, m = m₁ + δ n₂ / n, S = S₁ + S₂ + δ² n₁ n₂ / n, δ = m₂ − m₁.
+    """The moments with the batch x joined to them: n = n₁ + n₂, m = m₁ + δ n₂ / n, S =
+    S₁ + S₂ + δ² n₁ n₂ / n, δ = m₂ − m₁.
 
-    From Chan et al. 1979, http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
+    From Chan et al. 1979,
+    http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
 
     >>> import jax.numpy as jnp
     >>> ones = jnp.ones(2, bool)
@@ -184,7 +196,8 @@ def add_moments(
 
 
 def keep(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"]) -> Float[Array, "*s"]:
-    """yₜ = xₜ where mₜ is not 0, else 0: for the front of any nonlinearity, where 0 · inf would make a NaN gradient.
+    """yₜ = xₜ where mₜ is not 0, else 0: for the front of any nonlinearity, where 0 ·
+    inf would make a NaN gradient.
 
     >>> import jax.numpy as jnp
     >>> keep(jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0]))

@@ -1,4 +1,6 @@
-"""How gradients become changes of the parameters: clipping, a rule, a schedule, all of it Optax."""
+"""How gradients become changes of the parameters: clipping, a rule, a schedule, all of
+it Optax.
+"""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -15,17 +17,23 @@ CRITIC = ("value", "critic")  # names below which parameters belong to the criti
 
 
 def rule_adam(config: Config) -> optax.GradientTransformation:
-    """Adam with eps 1e-5 by default (Huang et al. 2022, "The 37 implementation details of PPO")."""
+    """Adam with eps 1e-5 by default (Huang et al. 2022, "The 37 implementation details
+    of PPO").
+    """
     return optax.scale_by_adam(eps=config.adam_eps)
 
 
 def rule_adamw(config: Config) -> optax.GradientTransformation:
-    """Adam, and a decay of the weights that is not scaled by its deviation (https://arxiv.org/abs/1711.05101)."""
+    """Adam, and a decay of the weights that is not scaled by its deviation
+    (https://arxiv.org/abs/1711.05101).
+    """
     return optax.chain(rule_adam(config), optax.add_decayed_weights(config.weight_decay))
 
 
 def rule_rmsprop(config: Config) -> optax.GradientTransformation:
-    """RMSProp with decay .99, as A2C's first implementation has it (https://arxiv.org/abs/1602.01783)."""
+    """RMSProp with decay .99, as A2C's first implementation has it
+    (https://arxiv.org/abs/1602.01783).
+    """
     return optax.scale_by_rms(decay=0.99, eps=config.adam_eps)
 
 
@@ -44,7 +52,9 @@ RULES: dict[str, Callable[[Config], optax.GradientTransformation]] = {
 
 
 def schedule(config: Config, peak: Scalar) -> Scalar | optax.Schedule:
-    """The learning rate of each update: up to `peak` in the warm-up, then constant, or to 0 along a line or half a cosine."""
+    """The learning rate of each update: up to `peak` in the warm-up, then constant, or
+    to 0 along a line or half a cosine.
+    """
     warmup = config.lr_warmup * config.epochs * config.minibatches
     left = max(config.updates - warmup, 1)
     after: Any = {
@@ -64,8 +74,9 @@ def schedule(config: Config, peak: Scalar) -> Scalar | optax.Schedule:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Global-norm clipping, then the configured rule and schedule; with `critic_lr` the critic's parameters have their own. Those
-    of a separate critic are clipped by themselves: else its first, large gradients would hold the policy back.
+    """Global-norm clipping, then the configured rule and schedule; with `critic_lr` the
+    critic's parameters have their own. Those of a separate critic are clipped by
+    themselves: else its first, large gradients would hold the policy back.
 
     Raises UserError for an unknown rule.
     """
@@ -102,7 +113,9 @@ def labels(params: Params) -> PyTree:
 
 
 def only_critic(tree: Any, alone: Any) -> Any:
-    """The tree with 0 in place of the policy's leaves where `alone` is true; of gradients and of updates."""
+    """The tree with 0 in place of the policy's leaves where `alone` is true; of
+    gradients and of updates.
+    """
     keep = jax.tree.map(lambda label: label == "critic", labels(tree))
     return jax.tree.map(
         lambda x, stays: x if stays else jnp.where(alone, jnp.zeros_like(x), x), tree, keep

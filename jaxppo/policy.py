@@ -1,7 +1,8 @@
-"""What a model says of a response. The shift by one and the temperature live here and nowhere else.
+"""What a model says of a response. The shift by one and the temperature live here and
+nowhere else.
 
-Token t of a response (slot P + t of the row) is chosen in the state before it: by the logits of slot P + t − 1, and that
-state's value is the value of time t.
+Token t of a response (slot P + t of the row) is chosen in the state before it: by the
+logits of slot P + t − 1, and that state's value is the value of time t.
 """
 
 from typing import NamedTuple
@@ -15,7 +16,8 @@ from jaxppo.config import Config
 from jaxppo.models import layout
 from jaxppo.types import Model, Params, PyTree, Rollout
 
-FLOOR = -20.0  # log-prob given to a token that fell outside the keep-set of new parameters
+# log-prob given to a token that fell outside the keep-set of new parameters
+FLOOR = -20.0
 
 
 class TokenLogprobs(NamedTuple):
@@ -31,7 +33,8 @@ class TokenLogprobs(NamedTuple):
 
 
 def cast(params: Params, dtype) -> Params:
-    """Matrices rounded to the compute dtype, once, outside a decode loop; vectors (norms, biases) stay as they are.
+    """Matrices rounded to the compute dtype, once, outside a decode loop; vectors
+    (norms, biases) stay as they are.
 
     >>> import jax.numpy as jnp
     >>> {
@@ -60,19 +63,22 @@ def choices(
     config: Config,
     guide: Float[Array, "N V"] | None = None,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
-    """(log-prob with all processors, log-prob with the temperature only, entropy) of one token a row; `guide` as in
-    `sampling.process`."""
+    """(log-prob with all processors, log-prob with the temperature only, entropy) of
+    one token a row; `guide` as in `sampling.process`.
+    """
     logits = sampling.temper(logits, temperature=config.temperature)
     raw, entropy = kernels.token_logprobs(logits, tokens)
     if guide is None and not sampling.has_keep_set(config):
         return raw, raw, entropy
     kept = sampling.process(logits, sample=config, guide=guide)
     inside = jnp.take_along_axis(kept, tokens[:, None], 1)[:, 0] > -jnp.inf
-    # RL4LMs, where NLPO comes from, leaves the log-prob of an allowed token as it is without the mask.
+    # RL4LMs, where NLPO comes from, leaves the log-prob of an allowed token as it is
+    # without the mask.
     inside_mass = (
         _log_kept(logits, kept) if guide is None or config.mask_renormalise else jnp.zeros_like(raw)
     )
-    # A token may leave the keep-set while the epochs run: floored, and without gradient.
+    # A token may leave the keep-set while the epochs run: floored, and without
+    # gradient.
     logprob = jnp.where(inside, raw - jnp.where(inside, inside_mass, 0.0), FLOOR)
     return logprob, raw, entropy
 
@@ -93,9 +99,11 @@ def token_logprobs(
     guide: Params | None = None,
     dropout_key=None,
 ) -> TokenLogprobs:
-    """Log-probs, entropy and values of a rollout's responses under `params`. Only response positions get logits, and logits of
-    more than `config.logits_bytes` are computed in chunks (and again in the backward pass). `guide` holds the parameters of
-    NLPO's lagged policy."""
+    """Log-probs, entropy and values of a rollout's responses under `params`. Only
+    response positions get logits, and logits of more than `config.logits_bytes` are
+    computed in chunks (and again in the backward pass). `guide` holds the parameters of
+    NLPO's lagged policy.
+    """
     hidden = before_tokens(model, params, rollout, dropout_key=dropout_key)
     values = (
         model.value(params, hidden) if with_values else jnp.zeros(rollout.mask.shape, jnp.float32)
@@ -130,8 +138,10 @@ def _likeliest(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> Float[Ar
 def full_kl(
     model: Model, params: Params, reference: Params, rollout: Rollout, *, config: Config
 ) -> Float[Array, "B T"]:
-    """KL(params ‖ reference) over the whole vocabulary in the state before each token of the response, with the temperature
-    only; in chunks as in `score`. 0 where nothing was sampled."""
+    """KL(params ‖ reference) over the whole vocabulary in the state before each token
+    of the response, with the temperature only; in chunks as in `score`. 0 where nothing
+    was sampled.
+    """
 
     def one(h, r):
         tempered = (
@@ -145,15 +155,19 @@ def full_kl(
 
 
 def context(extra: PyTree) -> tuple[Array, Array] | None:
-    """What a policy reads beside the tokens, from the `extra` of prompts or a rollout: (features of a recording Float[B F M],
-    how many of its frames are real Int[B]), or None where there is none."""
+    """What a policy reads beside the tokens, from the `extra` of prompts or a rollout:
+    (features of a recording Float[B F M], how many of its frames are real Int[B]), or
+    None where there is none.
+    """
     return (extra["context"], extra["context_length"]) if "context" in extra else None
 
 
 def before_tokens(
     model: Model, params: Params, rollout: Rollout, *, dropout_key=None
 ) -> Float[Array, "B T D"]:
-    """The hidden states in which the response's tokens were chosen: each stands one slot before its token."""
+    """The hidden states in which the response's tokens were chosen: each stands one
+    slot before its token.
+    """
     heard = context(rollout.extra)
     hidden, _ = model.apply(
         params, rollout.tokens, rollout.attend, context=heard, dropout_key=dropout_key
@@ -162,7 +176,9 @@ def before_tokens(
 
 
 def _by_chunks(one, model, params, config, *arrays):
-    """one(*rows) for all rows [B T ...] of the arrays, at most `logits_bytes` of logits at a time on each device."""
+    """one(*rows) for all rows [B T ...] of the arrays, at most `logits_bytes` of logits
+    at a time on each device.
+    """
     shape = arrays[0].shape[:2]
     rows = [x.reshape(-1, *x.shape[2:]) for x in arrays]
     chunks = number_of_chunks(
@@ -171,7 +187,8 @@ def _by_chunks(one, model, params, config, *arrays):
     if chunks == 1:
         out = one(*rows)
     else:
-        # Each chunk takes every so many rows: a part of every device's own, where a block of rows would be one device's alone.
+        # Each chunk takes every so many rows: a part of every device's own, where a
+        # block of rows would be one device's alone.
         cut = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
         with jax.named_scope("chunks"):
             out = jax.lax.map(
@@ -182,7 +199,8 @@ def _by_chunks(one, model, params, config, *arrays):
 
 
 def number_of_chunks(rows: int, vocab: int, budget: int) -> int:
-    """The smallest divisor of `rows` whose chunk of float32 logits fits the budget (one row a chunk at worst).
+    """The smallest divisor of `rows` whose chunk of float32 logits fits the budget (one
+    row a chunk at worst).
 
     >>> number_of_chunks(
     ...     1536, 49152, 64 * 2**20
@@ -201,7 +219,9 @@ def last_value(
     *,
     dropout_key=None,
 ) -> Float[Array, "B"]:
-    """The value head's number at the last token of each text. The model reads text alone: no context is passed on to it."""
+    """The value head's number at the last token of each text. The model reads text
+    alone: no context is passed on to it.
+    """
     hidden, _ = model.apply(params, tokens, mask, dropout_key=dropout_key)
     slots = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
     last = jnp.where(mask, slots, 0).max(1)

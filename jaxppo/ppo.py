@@ -7,8 +7,9 @@
     5. update       epochs x minibatches of the policy and value loss, clipped gradients, Adam (or one natural-gradient step)
     6. control      the KL coefficient moves towards its target
 
-`make_train_step` closes over the parts; what it returns is a pure function `train_step(state, prompts) -> (state, metrics)` and
-compiles into ONE XLA program (`parallel.compile_step`). Reward, KL, advantages, losses, aggregation and update are
+`make_train_step` closes over the parts; what it returns is a pure function
+`train_step(state, prompts) -> (state, metrics)` and compiles into ONE XLA program
+(`parallel.compile_step`). Reward, KL, advantages, losses, aggregation and update are
 arguments (`types.Parts`): swap one and nothing else changes.
 """
 
@@ -42,11 +43,14 @@ def make_train_step(
     axis_name: str | None = None,
     stop_axis: str | None = None,
 ) -> TrainStep:
-    """The train step of `parts` for `model`: `train_step(state, prompts) -> (state, metrics)`, pure, one XLA program.
+    """The train step of `parts` for `model`: `train_step(state, prompts) -> (state,
+    metrics)`, pure, one XLA program.
 
-    prompts: one `types.Prompts` of `config.rows` rows (of this device's share, under pmap with `axis_name`).
-    stop_axis: under vmap, the axis of the runs that decode together (`sweep.py`): the loop goes on until all have ended.
-    metrics: float32 scalars, global over `axis_name`; `kl` is in nats a response, `entropy` in nats a token.
+    prompts: one `types.Prompts` of `config.rows` rows (of this device's share, under
+    pmap with `axis_name`). stop_axis: under vmap, the axis of the runs that decode
+    together (`sweep.py`): the loop goes on until all have ended. metrics: float32
+    scalars, global over `axis_name`; `kl` is in nats a response, `entropy` in nats a
+    token.
     """
     update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
     has_critic, full_kl = parts.value_loss is not None, parts.kl is kls.full
@@ -54,7 +58,8 @@ def make_train_step(
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         types.check(prompts, prompt_length=config.prompt_length)
-        # The run's key and the step's number make every key below: no two steps share noise, and a resumed run replays it.
+        # The run's key and the step's number make every key below: no two steps share
+        # noise, and a resumed run replays it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         frozen = {**state.frozen, "base": policy.cast(state.frozen["base"], model.dtype)}
         statistics = lag(state, config)
@@ -152,7 +157,9 @@ def make_train_step(
 
 
 def no_finite_update(metrics: dict, updates: Array | float) -> Array:
-    """Whether none of a step's `updates` was finite (those left out on purpose aside)."""
+    """Whether none of a step's `updates` was finite (those left out on purpose
+    aside).
+    """
     return (metrics["skipped"] > 0) & (
         metrics["skipped"] + metrics["stopped"] + metrics["empty"] >= updates
     )
@@ -177,7 +184,9 @@ def score_rollout(
     statistics: dict,
     axis_name: str | None,
 ) -> tuple[Scored, dict]:
-    """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and which groups to keep."""
+    """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and
+    which groups to keep.
+    """
     rolled, finite = only_finite(rolled)
     scores, valid = parts.reward(reward_params, rolled)
     valid = valid & finite & jnp.isfinite(row_scores(scores))
@@ -197,7 +206,8 @@ def score_rollout(
         scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
     )
     shaped = shape(scores, rolled, valid)
-    if parts.greedy:  # on the scale of the sampled scores, and no part of their statistics
+    # on the scale of the sampled scores, and no part of their statistics
+    if parts.greedy:
         greedy = roll(with_values=False, greedy=True)
         baseline, good = parts.reward(reward_params, greedy)
         valid = valid & good & jnp.isfinite(row_scores(baseline))
@@ -211,7 +221,8 @@ def score_rollout(
     metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
     if (
         config.oversample == 1
-    ):  # in their order, so that minibatches hold the same rows on any number of devices
+        # in their order, so that minibatches hold the same rows on any number of devices
+    ):
         return Scored(rolled, shaped, valid, useful, metrics), statistics
     keep = shaping.first_groups(
         useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample
@@ -229,7 +240,9 @@ def control(
     config: Config,
     axis_name: str | None,
 ) -> tuple[Array, Array, dict]:
-    """(nats a response to the reference, number of rows, the coefficients for the next step), over all devices."""
+    """(nats a response to the reference, number of rows, the coefficients for the next
+    step), over all devices.
+    """
     measurable = valid & (rolled.mask.sum(1) > 0)
     row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
     kl = masked.mean(row_kl, measurable, axis_name=axis_name)
@@ -247,10 +260,13 @@ def control(
 
 
 def repeat(train_step: TrainStep) -> TrainStep:
-    """K steps in one dispatch: prompts and metrics get a leading dimension K. Same result as K calls."""
+    """K steps in one dispatch: prompts and metrics get a leading dimension K. Same
+    result as K calls.
+    """
 
     def steps(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
-        frozen = state.frozen  # closed over, not carried: a loop may copy what it carries
+        # closed over, not carried: a loop may copy what it carries
+        frozen = state.frozen
 
         def one(live, prompts):
             new, metrics = train_step(live.replace(frozen=frozen), prompts)
@@ -263,8 +279,11 @@ def repeat(train_step: TrainStep) -> TrainStep:
 
 
 def init_state(config: Config, params: Params, frozen: Params, key: Array) -> TrainState:
-    """The state before the first step. `params` is what is trained; `frozen` has base, reference (or None), reward."""
-    zero = lambda: jnp.zeros((), jnp.int32)  # one array each: a buffer may be donated only once
+    """The state before the first step. `params` is what is trained; `frozen` has base,
+    reference (or None), reward.
+    """
+    # one array each: a buffer may be donated only once
+    zero = lambda: jnp.zeros((), jnp.int32)
     statistics = shaping.init_statistics()
     if config.mask_top_p < 1:
         statistics["lagged"] = jax.tree.map(jnp.copy, dict(params))
@@ -287,7 +306,9 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
 def explained_variance(
     returns: Array, values: Array, mask: Array, *, axis_name: str | None = None
 ) -> Array:
-    """1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for a constant one."""
+    """1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for a
+    constant one.
+    """
     spread = masked.var(returns, mask, axis_name=axis_name)
     left = masked.var(returns - values, mask, axis_name=axis_name)
     return jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, 1.0), 0.0)
@@ -306,11 +327,14 @@ def _adapt_kl_coef(coef, kl, rows, config: Config):
     else:
         new = kls.adapt(coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rows=rows)
     new = jnp.maximum(new, config.kl_coef_min).astype(jnp.float32)
-    return jnp.where(jnp.isfinite(kl), new, coef)  # one NaN would stay in the coefficient for good
+    # one NaN would stay in the coefficient for good
+    return jnp.where(jnp.isfinite(kl), new, coef)
 
 
 def _adapt_beta(beta, kl, parts: Parts, config: Config):
-    """PPO's rule for the pull to the old policy, of which `kl` tells how far the step has gone."""
+    """PPO's rule for the pull to the old policy, of which `kl` tells how far the step
+    has gone.
+    """
     if not (parts.penalty and config.beta_target > 0):
         return beta
     measured = jnp.isfinite(kl) & (kl > 0)  # a policy that has moved is never at 0

@@ -1,8 +1,10 @@
-"""Algorithms as sets of settings: what `--algorithm NAME` chooses. Any other option overrides one of them.
+"""Algorithms as sets of settings: what `--algorithm NAME` chooses. Any other option
+overrides one of them.
 
-A preset names its parts (the functions behind the names stand in `algorithms.py`) and the settings without which it would be
-another algorithm. Published recipes at the end add learning rates, sizes and coefficients of one publication; they were
-made for large models and batches.
+A preset names its parts (the functions behind the names stand in `algorithms.py`) and
+the settings without which it would be another algorithm. Published recipes at the end
+add learning rates, sizes and coefficients of one publication; they were made for large
+models and batches.
 """
 
 import dataclasses
@@ -272,7 +274,8 @@ ALGORITHMS: dict[str, Preset] = {
             "mask_every": 20,
         },
     ),
-    # Published recipes: for full training, as published (their rates are far too low for adapters)
+    # Published recipes: for full training, as published (their rates are far too low
+    # for adapters)
     "n_plus_tldr": Preset(
         "PPO as in the TL;DR summarisation reproduction",
         "https://arxiv.org/abs/2403.17031",
@@ -386,7 +389,8 @@ ALGORITHMS["rl4lms_nlpo"] = Preset(
 
 
 def preset(config: C, name: str) -> C:
-    """The settings with those of one algorithm laid over them. Raises UserError for an unknown name.
+    """The settings with those of one algorithm laid over them. Raises UserError for an
+    unknown name.
 
     >>> from jaxppo.config import Config
     >>> chosen = preset(Config(steps=3), "rloo")
@@ -395,4 +399,5 @@ def preset(config: C, name: str) -> C:
     """
     if name not in ALGORITHMS:
         raise UserError(f"unknown --algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
-    return dataclasses.replace(config, algorithm=name, **ALGORITHMS[name].settings)  # pyright: ignore[reportArgumentType]
+    # pyright: ignore[reportArgumentType]
+    return dataclasses.replace(config, algorithm=name, **ALGORITHMS[name].settings)

@@ -1,4 +1,6 @@
-"""Text from the policy: prefill the prompts, then decode token by token into a preallocated cache, all inside the program."""
+"""Text from the policy: prefill the prompts, then decode token by token into a
+preallocated cache, all inside the program.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,9 @@ from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
 
 
 class Decoding(struct.PyTreeNode):
-    """State of the decode loop before token `t` is fed back: everything up to and including token t − 1 is chosen."""
+    """State of the decode loop before token `t` is fed back: everything up to and
+    including token t − 1 is chosen.
+    """
 
     t: Int[Array, ""]
     cache: PyTree
@@ -26,7 +30,9 @@ class Decoding(struct.PyTreeNode):
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
-    """The reference policy: its own copy, or the base below the adapters; never a critic."""
+    """The reference policy: its own copy, or the base below the adapters; never a
+    critic.
+    """
     whole = frozen["base"] if frozen["reference"] is None else frozen["reference"]
     return {name: x for name, x in whole.items() if name != "critic"}
 
@@ -49,11 +55,12 @@ def rollout(
 ) -> Rollout:
     """Sample a response to each prompt, and score it with the reference policy.
 
-    `keys` is the noise of `sampling.row_uniforms`; `length` the most tokens; `sample` holds temperature, top_k, top_p, and the
-    ids `eos` and `pad` unless they are given.
-    The loop stops when every row has ended (of all programs of `stop_axis`, under vmap). The log-probs and values are
-    those the decoder saw, so nothing is scored twice. `lagged` holds the trained parameters of NLPO's older policy, whose
-    nucleus masks this one's choices.
+    `keys` is the noise of `sampling.row_uniforms`; `length` the most tokens; `sample`
+    holds temperature, top_k, top_p, and the ids `eos` and `pad` unless they are given.
+    The loop stops when every row has ended (of all programs of `stop_axis`, under
+    vmap). The log-probs and values are those the decoder saw, so nothing is scored
+    twice. `lagged` holds the trained parameters of NLPO's older policy, whose nucleus
+    masks this one's choices.
     """
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
@@ -95,9 +102,11 @@ def rollout(
 
 
 def only_finite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
-    """(the rollout with 0 in place of numbers that are not finite, which rows had none of those).
+    """(the rollout with 0 in place of numbers that are not finite, which rows had none
+    of those).
 
-    A row whose logits are NaN is sampled without an error (as some token, always the same): it must not count.
+    A row whose logits are NaN is sampled without an error (as some token, always the
+    same): it must not count.
     """
     parts = {name: getattr(rolled, name) for name in ("logprobs", "raw_logprobs", "values")}
     good = jnp.all(jnp.stack([jnp.isfinite(x).all(1) for x in parts.values()]), 0)
@@ -126,8 +135,10 @@ def _decode(
     )
 
     def read(state: Decoding, tokens, attend, context=None) -> tuple[Decoding, Array, Array | None]:
-        """Feed tokens to the policy (and to the lagged one): the new caches, and the last hidden states [B D]. A context goes
-        in with the prompt; from then on the caches have it."""
+        """Feed tokens to the policy (and to the lagged one): the new caches, and the
+        last hidden states [B D]. A context goes in with the prompt; from then on the
+        caches have it.
+        """
         hidden, cache = model.apply(params, tokens, attend, cache=state.cache, context=context)
         if guide is None:
             return state.replace(cache=cache), hidden[:, -1], None
@@ -139,7 +150,9 @@ def _decode(
     def choose(
         state: Decoding, hidden: Float[Array, "B D"], older: Float[Array, "B D"] | None
     ) -> Decoding:
-        """Choose token t from the hidden state before it, and write down what was chosen."""
+        """Choose token t from the hidden state before it, and write down what was
+        chosen.
+        """
         logits = model.logits(params, hidden)
         guiding = None if guide is None else model.logits(guide, older)
         kept = sampling.process(
@@ -173,7 +186,8 @@ def _decode(
         running = (~state.finished).any()
         if (
             stop_axis is not None
-        ):  # one condition for all: a batched one would copy the whole cache at every token
+            # one condition for all: a batched one would copy the whole cache at every token
+        ):
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running
 

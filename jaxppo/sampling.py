@@ -1,4 +1,5 @@
-"""Logits to logits, and logits to a token. One set of processors serves sampler and scorer, so that they cannot disagree.
+"""Logits to logits, and logits to a token. One set of processors serves sampler and
+scorer, so that they cannot disagree.
 
 Temperature, top-k and nucleus sampling: https://arxiv.org/abs/1904.09751.
 """
@@ -25,10 +26,12 @@ def temper(logits: Float[Array, "N V"], *, temperature: Scalar) -> Float[Array, 
 def keep_set(
     logits: Float[Array, "N V"], *, top_k: int = 0, top_p: Scalar = 1.0
 ) -> Float[Array, "N V"]:
-    """Logits of −inf outside the top-k set, then outside the top-p nucleus (Holtzman et al. 2019, https://arxiv.org/abs/1904.09751).
+    """Logits of −inf outside the top-k set, then outside the top-p nucleus (Holtzman et
+    al. 2019, https://arxiv.org/abs/1904.09751).
 
-    The nucleus is the smallest set of likeliest tokens with Σ p ≥ top_p; the likeliest token always stays.
-    `top_k` 0 and `top_p` 1 keep everything. Ties at the border are kept.
+    The nucleus is the smallest set of likeliest tokens with Σ p ≥ top_p; the likeliest
+    token always stays. `top_k` 0 and `top_p` 1 keep everything. Ties at the border are
+    kept.
 
     >>> import jax.numpy as jnp
     >>> keep_set(
@@ -49,7 +52,8 @@ def keep_set(
 
 
 def has_keep_set(sample: Config) -> bool:
-    """Whether the settings leave anything out: top_k > 0 or top_p < 1. (A traced top_p may.)
+    """Whether the settings leave anything out: top_k > 0 or top_p < 1. (A traced top_p
+    may.)
 
     >>> has_keep_set(Config(top_k=0, top_p=1.0)), has_keep_set(Config(top_k=0, top_p=0.9))
     (False, True)
@@ -60,8 +64,9 @@ def has_keep_set(sample: Config) -> bool:
 def process(
     logits: Float[Array, "N V"], *, sample: Config, guide: Float[Array, "N V"] | None = None
 ) -> Float[Array, "N V"]:
-    """Tempered logits with −inf outside of what may be sampled: the settings' keep-set and, with the logits of a lagged policy
-    as `guide`, that policy's nucleus of mask_top_p (NLPO, https://arxiv.org/abs/2210.01241): z / temperature on K ∩ N, with
+    """Tempered logits with −inf outside of what may be sampled: the settings' keep-set
+    and, with the logits of a lagged policy as `guide`, that policy's nucleus of
+    mask_top_p (NLPO, https://arxiv.org/abs/2210.01241): z / temperature on K ∩ N, with
     K = keep_set(z) and N = keep_set(guide).
 
     >>> import jax.numpy as jnp
@@ -78,8 +83,9 @@ def process(
 
 
 def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array, "B T"]:
-    """The sampler's noise: `length` numbers in [0, 1) for each row. They hang on the key and on the row's global number alone,
-    so that a row's sample is the same on any number of devices and beside any other rows: uᵢ = uniform(fold_in(key, i)).
+    """The sampler's noise: `length` numbers in [0, 1) for each row. They hang on the
+    key and on the row's global number alone, so that a row's sample is the same on any
+    number of devices and beside any other rows: uᵢ = uniform(fold_in(key, i)).
 
     >>> import jax, jax.numpy as jnp
     >>> two, one = (

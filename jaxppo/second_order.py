@@ -1,11 +1,14 @@
-"""Natural policy gradient and TRPO as other ways from a batch to new parameters, for models that fit: one step a batch.
+"""Natural policy gradient and TRPO as other ways from a batch to new parameters, for
+models that fit: one step a batch.
 
     maximise g·x  subject to  ½ xᵀ F x ≤ δ     =>     x = √(2 δ / gᵀ F⁻¹ g) · F⁻¹ g
 
-F is the Fisher matrix, the Hessian of the mean KL a token at the old policy, exact over the vocabulary; F⁻¹ g comes from
-conjugate gradients on products F v, so that F is never formed. NPG takes the step as it is (Kakade 2001, "A natural policy
-gradient"); TRPO halves it until the KL holds and the surrogate improves (https://arxiv.org/abs/1502.05477, appendix C). The
-critic learns as everywhere, by its own gradients. Use float32: products in bfloat16 are too noisy for conjugate gradients.
+F is the Fisher matrix, the Hessian of the mean KL a token at the old policy, exact over
+the vocabulary; F⁻¹ g comes from conjugate gradients on products F v, so that F is never
+formed. NPG takes the step as it is (Kakade 2001, "A natural policy gradient"); TRPO
+halves it until the KL holds and the surrogate improves
+(https://arxiv.org/abs/1502.05477, appendix C). The critic learns as everywhere, by its
+own gradients. Use float32: products in bfloat16 are too noisy for conjugate gradients.
 """
 
 from collections.abc import Callable
@@ -23,14 +26,17 @@ from jaxppo.models import lora
 from jaxppo.types import Batch, Model, Parts, PyTree, Scalar, TrainState
 from jaxppo.update import loss_constants, make_update, ratio_off
 
-SLACK = 1.5  # the line search takes a step whose KL is at most this multiple of the bound, as the public implementation does
+# the line search takes a step whose KL is at most this multiple of the bound, as the
+# public implementation does
+SLACK = 1.5
 
 
 def conjugate_gradient(
     product: Callable[[PyTree], PyTree], b: PyTree, *, iterations: int, tolerance: Scalar = 1e-10
 ) -> PyTree:
-    """x with product(x) = b, for a symmetric positive definite product, after at most `iterations` steps (Hestenes and
-    Stiefel 1952); no more steps once the squared residual is below `tolerance`.
+    """x with product(x) = b, for a symmetric positive definite product, after at most
+    `iterations` steps (Hestenes and Stiefel 1952); no more steps once the squared
+    residual is below `tolerance`.
 
     >>> import jax.numpy as jnp
     >>> conjugate_gradient(
@@ -68,7 +74,8 @@ def natural_step(
     iterations: int,
     damping: Scalar,
 ) -> PyTree:
-    """√(2 δ / xᵀ (F + λ I) x) · x with x = (F + λ I)⁻¹ g, an ascent direction; 0 for a gradient of 0.
+    """√(2 δ / xᵀ (F + λ I) x) · x with x = (F + λ I)⁻¹ g, an ascent direction; 0 for a
+    gradient of 0.
 
     `product(v)` is F v, `bound` δ, `damping` λ.
     """
@@ -83,8 +90,10 @@ def natural_step(
 def make_natural_update(
     model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, line_search: bool
 ) -> Callable:
-    """update(state, batch, key) -> (state, metrics), like `update.make_update`: one natural-gradient step on the policy over
-    the whole batch, then the critic's epochs. The policy loss is the plain surrogate −r A, whatever `parts.policy_loss` is."""
+    """update(state, batch, key) -> (state, metrics), like `update.make_update`: one
+    natural-gradient step on the policy over the whole batch, then the critic's epochs.
+    The policy loss is the plain surrogate −r A, whatever `parts.policy_loss` is.
+    """
     critic = make_update(model, parts, config, axis_name=axis_name, critic_alone=True)
     total = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
 
@@ -112,7 +121,9 @@ def make_natural_update(
             return masked.total(kl, mask) / jnp.maximum(tokens, 1)
 
         def fisher(v):
-            """F v by reverse mode twice: the matrix products have rules for reverse mode only."""
+            """F v by reverse mode twice: the matrix products have rules for reverse
+            mode only.
+            """
             slope = lambda theta: optax.tree.vdot(jax.grad(divergence)(theta), v)
             return total(jax.grad(slope)(mine))
 
@@ -131,7 +142,8 @@ def make_natural_update(
             return theta, total(gain(theta)[0]) - before, total(divergence(theta))
 
         if line_search:
-            ok = lambda better, kl: (better > 0) & (kl <= SLACK * config.trust_kl)  # false for NaN
+            # false for NaN
+            ok = lambda better, kl: (better > 0) & (kl <= SLACK * config.trust_kl)
 
             def attempt(carry):
                 halvings, *_ = carry
@@ -167,7 +179,8 @@ def make_natural_update(
                 "skipped": bad,
                 "last_approx_kl": kl,
             } | none
-        # The critic's own loss also scores the policy, which has moved by now: its ratio is no disagreement.
+        # The critic's own loss also scores the policy, which has moved by now: its
+        # ratio is no disagreement.
         state, learned = critic(state, batch, key)
         return state, learned | metrics | {"first_ratio_off": off}
 

@@ -1,18 +1,23 @@
-"""The stages before: language modelling, fine-tuning, reward models and preferences, as train steps.
+"""The stages before: language modelling, fine-tuning, reward models and preferences, as
+train steps.
 
-An `Objective` says what a row costs; `make_train_step` makes of it `train_step(state, prompts) -> (state, metrics)` with the
-state of `ppo.init_state`: jit, pmap, mesh, checkpoints, resume and the loop are those of every other run. One step, one update.
+An `Objective` says what a row costs; `make_train_step` makes of it `train_step(state,
+prompts) -> (state, metrics)` with the state of `ppo.init_state`: jit, pmap, mesh,
+checkpoints, resume and the loop are those of every other run. One step, one update.
 
-Rows are `Prompts` of `config.length` tokens; what an objective asks beside them stands in `extra`:
+Rows are `Prompts` of `config.length` tokens; what an objective asks beside them stands
+in `extra`:
 
     language_model   weight Float[B L]: of each token as a prediction from those before it; 0 on padding (and on a prompt). The
-                     first token of a row has nothing before it and no weight, whatever stands there
+                     first token of a row has nothing before it and no weight, whatever
+                     stands there
     bradley_terry    nothing: rows 2i and 2i + 1 are the better and the worse text of a pair
     labels           label Float[B]: the probability that the text is positive
     classes          the same, or the number of the text's class
     dpo              weight Float[B L], and pairs as above; the reference is that of the state
 
-A policy that hears recordings has them in `extra` too: context Float[B F M], context_length Int[B] (`policy.context`).
+A policy that hears recordings has them in `extra` too: context Float[B F M],
+context_length Int[B] (`policy.context`).
 """
 
 import dataclasses
@@ -39,7 +44,9 @@ Costs = tuple[Array, dict[str, Array]]  # the loss of each item, and other numbe
 
 
 class Objective(NamedTuple):
-    """What a batch costs: Σ w cost / Σ w over all devices. Items are rows [B], pairs [B / 2], or tokens [B L − 1]."""
+    """What a batch costs: Σ w cost / Σ w over all devices. Items are rows [B], pairs [B
+    / 2], or tokens [B L − 1].
+    """
 
     weights: Callable[[Prompts], Array]
     costs: Callable[
@@ -51,10 +58,11 @@ class Objective(NamedTuple):
 def make_train_step(
     model: Model, objective: Objective, config: Config, *, axis_name: str | None = None
 ) -> Callable:
-    """The train step of an objective. Metrics are means over the items, `length` the real tokens of a row.
+    """The train step of an objective. Metrics are means over the items, `length` the
+    real tokens of a row.
 
-    Raises UserError where the settings ask for several updates a step, and, when it is traced, for pairs that are cut between
-    devices.
+    Raises UserError where the settings ask for several updates a step, and, when it is
+    traced, for pairs that are cut between devices.
     """
     if config.epochs * config.minibatches != 1:
         raise UserError("a supervised step is one update: --epochs 1 --minibatches 1")
@@ -79,7 +87,8 @@ def make_train_step(
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.tree.norm(grads)
-        # A batch without weight has no gradient, but Adam's moments would move the parameters yet.
+        # A batch without weight has no gradient, but Adam's moments would move the
+        # parameters yet.
         some = masked.total(weights, jnp.ones_like(weights), axis_name=axis_name) > 0
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & some
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -117,7 +126,9 @@ def make_train_step(
 
 
 def make_evaluation(model: Model, objective: Objective) -> Callable:
-    """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), without dropout; add those of all batches, then divide."""
+    """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), without dropout;
+    add those of all batches, then divide.
+    """
 
     def evaluate(
         params: Params, frozen: Params, prompts: Prompts
@@ -155,7 +166,9 @@ def _make_loss(objective: Objective) -> Callable:
 def _in_parts(
     grad_fn, parts: int, objective: Objective, params, frozen, weights, prompts: Prompts, key
 ):
-    """Loss, metrics and gradients of a batch in `parts` microbatches of whole units, summed."""
+    """Loss, metrics and gradients of a batch in `parts` microbatches of whole units,
+    summed.
+    """
     if parts == 1:
         return grad_fn(params, frozen, weights, prompts, key)
     units = prompts.index.shape[0] // objective.unit
@@ -174,8 +187,10 @@ def _in_parts(
 def as_response(
     prompts: Prompts, config: Config, *, last: int | None = None
 ) -> tuple[Rollout, Config]:
-    """The rows as responses to their first token (or their `last` tokens as responses to the others), and the settings under
-    which a token's log-prob is the model's own."""
+    """The rows as responses to their first token (or their `last` tokens as responses
+    to the others), and the settings under which a token's log-prob is the model's
+    own.
+    """
     length = prompts.mask.shape[1] - 1
     weight = prompts.mask.astype(jnp.float32)[:, -min(last or length, length) :]
     row = jnp.zeros_like(weight)
@@ -195,8 +210,9 @@ def as_response(
 
 
 def _predicted(prompts: Prompts) -> Array:
-    """[B L - 1] the weight of each token but the first slot's: 0 where nothing stands before it, since the slot before would be
-    padding, which sees all of the row."""
+    """[B L - 1] the weight of each token but the first slot's: 0 where nothing stands
+    before it, since the slot before would be padding, which sees all of the row.
+    """
     known = prompts.mask[:, 1:] & prompts.mask[:, :-1]
     return prompts.extra["weight"][:, 1:] * known
 
@@ -206,11 +222,13 @@ def _plain(config: Config) -> Config:
 
 
 def language_model(model: Model, config: Config, *, last: int | None = None) -> Objective:
-    """−log p(token | those before it), a mean over tokens with `extra["weight"]`: fine-tuning gives the prompt's tokens 0. Beside
-    it `token_accuracy`: the share of them that are the likeliest.
+    """−log p(token | those before it), a mean over tokens with `extra["weight"]`:
+    fine-tuning gives the prompt's tokens 0. Beside it `token_accuracy`: the share of
+    them that are the likeliest.
 
-    `last`: only the last so many tokens of a row can have weight (a response's): the others get no logits, which are most of
-    the work of a small network with a large vocabulary.
+    `last`: only the last so many tokens of a row can have weight (a response's): the
+    others get no logits, which are most of the work of a small network with a large
+    vocabulary.
     """
 
     def costs(params, reference, prompts, key) -> Costs:
@@ -233,8 +251,10 @@ def language_model(model: Model, config: Config, *, last: int | None = None) -> 
 
 
 def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -> Objective:
-    """−log σ(s_w − s_l − margin) + centring · (s_w + s_l)² of a pair's scores (Ouyang et al. 2022, https://arxiv.org/abs/2203.02155;
-    margin: https://arxiv.org/abs/2307.09288; centring: https://arxiv.org/abs/2312.09244)."""
+    """−log σ(s_w − s_l − margin) + centring · (s_w + s_l)² of a pair's scores (Ouyang
+    et al. 2022, https://arxiv.org/abs/2203.02155; margin:
+    https://arxiv.org/abs/2307.09288; centring: https://arxiv.org/abs/2312.09244).
+    """
 
     def costs(params, reference, prompts, key) -> Costs:
         score = last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key)
@@ -246,7 +266,9 @@ def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -
 
 
 def labels(model: Model) -> Objective:
-    """Binary cross-entropy of the last token's value with `extra["label"]`, a probability; accuracy of its side of 1/2."""
+    """Binary cross-entropy of the last token's value with `extra["label"]`, a
+    probability; accuracy of its side of 1/2.
+    """
 
     def costs(params, reference, prompts, key) -> Costs:
         return _told(
@@ -258,11 +280,14 @@ def labels(model: Model) -> Objective:
 
 
 def classes(net: Classifier) -> Objective:
-    """Cross-entropy of a net that reads a text (`models.reading`) with `extra["label"]`: the number of one of its classes, or, of
-    a net with one, a probability as in `labels`; accuracy. Parameters as in `rewards.classifier`."""
+    """Cross-entropy of a net that reads a text (`models.reading`) with
+    `extra["label"]`: the number of one of its classes, or, of a net with one, a
+    probability as in `labels`; accuracy. Parameters as in `rewards.classifier`.
+    """
 
     def costs(params, reference, prompts, key) -> Costs:
-        first = jnp.argsort(~prompts.mask, axis=1)  # the net's padding stands behind a text
+        # the net's padding stands behind a text
+        first = jnp.argsort(~prompts.mask, axis=1)
         tokens, mask = (jnp.take_along_axis(x, first, 1) for x in (prompts.tokens, prompts.mask))
         return _told(
             classifier.logits(net, params, tokens, mask, dropout_key=key), prompts.extra["label"]
@@ -272,7 +297,9 @@ def classes(net: Classifier) -> Objective:
 
 
 def _told(logits: Array, label: Array) -> Costs:
-    """Cross-entropy and accuracy of logits [B] with probabilities, or of [B C] with the numbers of classes."""
+    """Cross-entropy and accuracy of logits [B] with probabilities, or of [B C] with the
+    numbers of classes.
+    """
     if logits.ndim == 1:
         loss, right = (
             optax.sigmoid_binary_cross_entropy(logits, label),
@@ -287,7 +314,9 @@ def _told(logits: Array, label: Array) -> Costs:
 def dpo(
     model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Objective:
-    """`losses.dpo` on the summed log-probs of each text's weighted tokens, against the state's reference."""
+    """`losses.dpo` on the summed log-probs of each text's weighted tokens, against the
+    state's reference.
+    """
 
     def costs(params, reference, prompts, key) -> Costs:
         rolled, plain = as_response(prompts, config)

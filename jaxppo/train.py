@@ -1,4 +1,6 @@
-"""A run: begun or gone on with, in its folder. `assemble` makes the policy, `loop` goes round, `ppo` has the mathematics."""
+"""A run: begun or gone on with, in its folder. `assemble` makes the policy, `loop` goes
+round, `ppo` has the mathematics.
+"""
 
 import contextlib
 import hashlib
@@ -36,12 +38,15 @@ def fit(
     folder: Path,
     evaluate: loop.Evaluate | None = None,
 ) -> TrainState:
-    """Train to `config.steps` steps, from the newest checkpoint when `config.resume`; writes metrics, checkpoints and curves.
+    """Train to `config.steps` steps, from the newest checkpoint when `config.resume`;
+    writes metrics, checkpoints and curves.
 
-    `parts` are those of a policy gradient with a `PromptSet`, or the objective of a supervised stage with `data.rows.Rows`.
+    `parts` are those of a policy gradient with a `PromptSet`, or the objective of a
+    supervised stage with `data.rows.Rows`.
 
-    `evaluate(state)` returns numbers for validation prompts; they are logged as `validation_<name>`, and `score` among them
-    (without an `evaluate`, the batch's reward or loss) decides which checkpoint is the best. Of several processes the first
+    `evaluate(state)` returns numbers for validation prompts; they are logged as
+    `validation_<name>`, and `score` among them (without an `evaluate`, the batch's
+    reward or loss) decides which checkpoint is the best. Of several processes the first
     alone writes. How it may end before its last step is in `loop.run`.
     """
     validate_run(config)
@@ -82,7 +87,8 @@ def fit(
             files.write_config(folder, to_dict(config))
             files.write_command(folder)
         if not resuming:
-            checkpoints.save(state, score=None)  # from here on the run can be gone on with
+            # from here on the run can be gone on with
+            checkpoints.save(state, score=None)
         log = (
             Tracker(folder, first_step=int(state.step), total_steps=config.steps)
             if writer
@@ -119,7 +125,8 @@ def fit(
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
             raise explain(error, config, checkpoints) from error
         finally:
-            # On a full disk the reason to end is another one than that there is no picture.
+            # On a full disk the reason to end is another one than that there is no
+            # picture.
             with contextlib.suppress(OSError):
                 if writer and (folder / "metrics.jsonl").stat().st_size:
                     plot_curves(folder)
@@ -155,7 +162,9 @@ def fingerprint(config: RunConfig) -> str:
 
 
 def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Exception:
-    """A full disk, a vanished folder or too little memory in one line; any other error as it is."""
+    """A full disk, a vanished folder or too little memory in one line; any other error
+    as it is.
+    """
     newest = (
         f"step {checkpoints.steps()[-1]} is safe, go on with --resume"
         if checkpoints.steps()
@@ -178,7 +187,9 @@ def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Ex
 def build_step(
     config: RunConfig, policy: Policy, parts: Parts | Objective
 ) -> parallel.CompiledStep:
-    """The step in the configured mode, after a check that the devices are there and the batch divides over them."""
+    """The step in the configured mode, after a check that the devices are there and the
+    batch divides over them.
+    """
     found = len(jax.devices())
     if config.expect_devices and found != config.expect_devices:
         raise UserError(
@@ -217,8 +228,10 @@ def build_step(
 def first_scores(
     config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState
 ) -> jax.Array:
-    """Raw scores of `reward_reference` rollouts of the policy as it is, NaN where invalid: what Ziegler et al. 2019
-    (https://arxiv.org/abs/1909.08593, section 2.1) give mean 0 and deviation 1. Prompts from the end of the data's order."""
+    """Raw scores of `reward_reference` rollouts of the policy as it is, NaN where
+    invalid: what Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593, section 2.1)
+    give mean 0 and deviation 1. Prompts from the end of the data's order.
+    """
 
     def program(params, frozen, batch: Prompts, key):
         rolled = responses(config, policy.model, params, frozen, batch, key)

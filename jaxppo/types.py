@@ -1,7 +1,8 @@
 """The data types that flow through the program, and the functions that pass them on.
 
-Dimension letters, the same everywhere: B rows in this program's view, P prompt length, T response length, L = P + T,
-G samples per prompt, V vocabulary, D width, N layers, H heads, R rewards.
+Dimension letters, the same everywhere: B rows in this program's view, P prompt length,
+T response length, L = P + T, G samples per prompt, V vocabulary, D width, N layers, H
+heads, R rewards.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,30 +18,39 @@ Scalar = float | int | Float[Array, ""]
 
 
 class Prompts(struct.PyTreeNode):
-    """One batch of prompts. The G copies of a prompt are adjacent and never straddle devices."""
+    """One batch of prompts. The G copies of a prompt are adjacent and never straddle
+    devices.
+    """
 
     tokens: Int[Array, "B P"]  # padded on the left
     mask: Bool[Array, "B P"]  # True on the prompt's own tokens
-    index: Int[Array, "B"]  # number of the row in the global batch: the sampler's noise hangs on it
+    # number of the row in the global batch: the sampler's noise hangs on it
+    index: Int[Array, "B"]
     extra: PyTree = struct.field(
         default_factory=dict
     )  # [B ...]: references, labels, task ids, features
 
 
 class Rollout(struct.PyTreeNode):
-    """Prompts with their responses, and what the sampler, the reference and the value head said of them."""
+    """Prompts with their responses, and what the sampler, the reference and the value
+    head said of them.
+    """
 
     tokens: Int[Array, "B L"]
     attend: Bool[Array, "B L"]  # True on prompt and response tokens, False on padding
-    mask: Float[Array, "B T"]  # 1 on sampled tokens, up to and including the end of text
+    # 1 on sampled tokens, up to and including the end of text
+    mask: Float[Array, "B T"]
     finished: Bool[Array, "B"]  # the response ended by itself
     logprobs: Float[Array, "B T"]  # of the sampler, with all its logits processors
     raw_logprobs: Float[Array, "B T"]  # with the temperature only
-    ref_logprobs: Float[Array, "B T"]  # of the reference policy, with the temperature only
+    # of the reference policy, with the temperature only
+    ref_logprobs: Float[Array, "B T"]
     values: Float[Array, "B T"]  # 0 without a critic
     extra: PyTree = struct.field(default_factory=dict)
     index: PyTree = (
-        None  # Int[B]: number of the row in the global batch, where it came from a batch of prompts
+        # Int[B]: number of the row in the global batch, where it came from a batch of
+        # prompts
+        None
     )
 
     @property
@@ -52,28 +62,36 @@ class Batch(struct.PyTreeNode):
     """What the update needs, all of it constant while the epochs run."""
 
     rollout: Rollout
-    mask: Float[Array, "B T"]  # loss mask: the rollout's mask without invalid and filtered rows
+    # loss mask: the rollout's mask without invalid and filtered rows
+    mask: Float[Array, "B T"]
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     returns: Float[Array, "B T"]
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a run needs to go on, in one pytree. `frozen` never changes and is not donated."""
+    """Everything a run needs to go on, in one pytree. `frozen` never changes and is not
+    donated.
+    """
 
     step: Int[Array, ""]
     key: jax.Array  # typed PRNG key of the run; every step folds its number in
     params: Params  # only what is trained
-    frozen: Params  # {"base": untrained weights, "reference": or None = base alone, "reward": ...}
+    # {"base": untrained weights, "reference": or None = base alone, "reward": ...}
+    frozen: Params
     opt_state: PyTree
     controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
-    statistics: PyTree  # {"reward": Moments, "gain", "bias", "baseline"} and, for NLPO, "lagged": an older copy of params
+    # {"reward": Moments, "gain", "bias", "baseline"} and, for NLPO, "lagged": an older
+    # copy of params
+    statistics: PyTree
     cursor: Int[Array, ""]  # prompts consumed
     counters: PyTree  # Int[] each: what went wrong so far
 
 
 class Model(NamedTuple):
-    """One architecture as pure functions. The cache is whatever that architecture needs to go on token by token."""
+    """One architecture as pure functions. The cache is whatever that architecture needs
+    to go on token by token.
+    """
 
     init: Callable[..., Params]  # init(key) -> params
     init_cache: Callable[..., PyTree]  # init_cache(batch, length, dtype) -> cache
@@ -128,7 +146,9 @@ class AggregateFn(Protocol):
 
 
 class Parts(NamedTuple):
-    """The swappable parts of a train step: one function each, with the signatures above."""
+    """The swappable parts of a train step: one function each, with the signatures
+    above.
+    """
 
     reward: RewardFn
     token_rewards: TokenRewardsFn
@@ -139,16 +159,21 @@ class Parts(NamedTuple):
     value_loss: Callable[..., Array] | None  # None = no critic
     correction: Callable[[Array, Array, Array], Array] | None = None
     update: Callable[..., Callable] | None = (
-        None  # make_update(model, parts, config, axis_name=); None = `update.make_update`
+        # make_update(model, parts, config, axis_name=); None = `update.make_update`
+        None
     )
     greedy: bool = (
-        False  # roll out once more with argmax and put its scores into `extra["greedy_scores"]`
+        # roll out once more with argmax and put its scores into
+        # `extra["greedy_scores"]`
+        False
     )
     penalty: bool = False  # the policy loss takes beta= from the controller
 
 
 def check(prompts: Prompts, *, prompt_length: int) -> None:
-    """Shapes and dtypes of a batch of prompts, once, while tracing. Raises ValueError."""
+    """Shapes and dtypes of a batch of prompts, once, while tracing. Raises
+    ValueError.
+    """
     rows = prompts.tokens.shape[0]
     expected = {
         "tokens": ((rows, prompt_length), "i"),

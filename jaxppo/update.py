@@ -1,4 +1,6 @@
-"""From a batch of rollouts to new parameters: loss assembly, gradients, Optax, epochs x minibatches as two scans."""
+"""From a batch of rollouts to new parameters: loss assembly, gradients, Optax, epochs x
+minibatches as two scans.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +20,8 @@ from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
 TOKENS = (
-    "__tokens"  # among sums over tokens: how many there were; no name for a diagnostic of a loss
+    # among sums over tokens: how many there were; no name for a diagnostic of a loss
+    "__tokens"
 )
 
 
@@ -48,10 +51,12 @@ def loss_constants(state: TrainState, parts: Parts, config: Config) -> LossConst
 def minibatch_rows(
     key: Array, units: int, minibatches: int, first_block: Int[Array, ""] | int = 0
 ) -> Int[Array, "M K"]:
-    """Which units (rows, or whole groups) of this device each minibatch gets: [minibatches, units / minibatches].
+    """Which units (rows, or whole groups) of this device each minibatch gets:
+    [minibatches, units / minibatches].
 
-    Units are dealt in blocks of `minibatches`: block b is permuted with fold_in(key, b), b counted over all devices, and gives
-    one unit to each minibatch. So minibatches are the same on any number of devices and no row moves between them.
+    Units are dealt in blocks of `minibatches`: block b is permuted with fold_in(key,
+    b), b counted over all devices, and gives one unit to each minibatch. So minibatches
+    are the same on any number of devices and no row moves between them.
     """
     blocks = units // minibatches
     shuffle = lambda b: jax.random.permutation(
@@ -64,8 +69,9 @@ def minibatch_rows(
 def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None) -> Callable:
     """loss(params, fixed, weights, rows, key) -> (loss, metrics):  Σ w (policy loss + β KL − c_H entropy) + c_V Σ w value loss.
 
-    The weights [B T] of these rows carry the GLOBAL denominator of the minibatch that they belong to, so losses and gradients
-    are summed over devices and microbatches, never averaged. Metrics are sums over tokens too, beside their number.
+    The weights [B T] of these rows carry the GLOBAL denominator of the minibatch that
+    they belong to, so losses and gradients are summed over devices and microbatches,
+    never averaged. Metrics are sums over tokens too, beside their number.
     """
 
     def loss_fn(
@@ -134,7 +140,8 @@ def _kl_term(
         value = parts.kl(
             masked.keep(scores.raw_logprobs, mask), masked.keep(rolled.ref_logprobs, mask)
         )
-    # With the ratio's gradient the term is that of the divergence itself, whichever estimator stands beside it.
+    # With the ratio's gradient the term is that of the divergence itself, whichever
+    # estimator stands beside it.
     return (
         value * jnp.exp(log_ratio(scores.logprobs, batch.old_logprobs, mask))
         if config.kl_importance
@@ -150,11 +157,12 @@ def make_update(
     axis_name: str | None = None,
     critic_alone: bool = False,
 ) -> Callable:
-    """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One non-finite minibatch changes nothing, nor
-    does an empty one.
+    """update(state, batch, key) -> (state, metrics): all epochs and minibatches. One
+    non-finite minibatch changes nothing, nor does an empty one.
 
-    Above `kl_stop` nats a token from the sampling policy the rest of the minibatches are not even computed. In the first
-    `critic_warmup` steps, or always with `critic_alone`, only the critic's own parameters learn.
+    Above `kl_stop` nats a token from the sampling policy the rest of the minibatches
+    are not even computed. In the first `critic_warmup` steps, or always with
+    `critic_alone`, only the critic's own parameters learn.
     """
     optimizer = optimizers.make_optimizer(config)
     grad_fn = jax.value_and_grad(make_loss(model, parts, config, axis_name), has_aux=True)
@@ -166,7 +174,8 @@ def make_update(
         mine = jax.tree.map(lambda x: x[rows], batch)
         weights = parts.aggregate(mine.mask, axis_name=axis_name)
         (loss, metrics), grads = accumulate(params, fixed, weights, mine, key)
-        if axis_name is not None:  # sums, not means: the weights already divide by the global count
+        # sums, not means: the weights already divide by the global count
+        if axis_name is not None:
             loss, grads = jax.lax.psum((loss, grads), axis_name)
         if (
             alone is not None
@@ -175,13 +184,15 @@ def make_update(
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         stop = metrics["approx_kl"] > config.kl_stop if watched else jnp.zeros((), bool)
-        # With every row invalid or left out the gradient is 0, but Adam's moments would move the parameters yet.
+        # With every row invalid or left out the gradient is 0, but Adam's moments would
+        # move the parameters yet.
         empty = masked.total(mine.mask, mine.mask, axis_name=axis_name) == 0
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         if alone is not None:  # weight decay would move them yet
             updates = optimizers.only_critic(updates, alone)
         new = (optax.apply_updates(params, updates), new_opt_state)
-        # A select, not a branch: XLA fuses it into Adam's own loops, where a `cond` would copy the parameters.
+        # A select, not a branch: XLA fuses it into Adam's own loops, where a `cond`
+        # would copy the parameters.
         live = jax.tree.map(lambda n, o: jnp.where(good & ~stop & ~empty, n, o), new, live)
         number = lambda x: x.astype(jnp.float32)
         outcome = {"skipped": 1.0 - number(good), "stopped": number(stop), "empty": number(empty)}
@@ -240,8 +251,10 @@ def make_update(
 
 
 def rescored(make: Callable) -> Callable:
-    """A maker of updates like `make`, whose old log-probs are the scorer's own and not the sampler's, as where the two are two
-    programs. The metric `first_ratio_off` says how far they are from each other."""
+    """A maker of updates like `make`, whose old log-probs are the scorer's own and not
+    the sampler's, as where the two are two programs. The metric `first_ratio_off` says
+    how far they are from each other.
+    """
 
     def make_rescored(
         model: Model, parts: Parts, config: Config, *, axis_name: str | None = None
@@ -275,8 +288,10 @@ def accumulated(
     *,
     microbatches: int,
 ) -> tuple[tuple[Array, dict], Params]:
-    """((loss, metrics), gradients) of a minibatch, computed in `microbatches` parts of whole groups and summed: the same numbers
-    with less memory, since the weights already know the whole minibatch."""
+    """((loss, metrics), gradients) of a minibatch, computed in `microbatches` parts of
+    whole groups and summed: the same numbers with less memory, since the weights
+    already know the whole minibatch.
+    """
     if microbatches == 1:
         (loss, metrics), grads = grad_fn(params, fixed, weights, batch, key)
         return (loss, means(metrics)), grads
@@ -310,12 +325,15 @@ def means(metrics: dict) -> dict:
 
 
 def _summary(metrics: dict) -> dict:
-    """Means over the minibatches that counted; the ratio of the first one of all; how many were skipped or left out."""
+    """Means over the minibatches that counted; the ratio of the first one of all; how
+    many were skipped or left out.
+    """
     good = (metrics["skipped"] == 0) & (metrics["stopped"] == 0) & (metrics["empty"] == 0)
     counts = ("skipped", "stopped", "empty")
     alone = ("ratio_off", *counts)
     out = {name: masked.mean(x, good) for name, x in metrics.items() if name not in alone}
-    # On the first minibatch nothing has changed yet, so anything but 1 is a disagreement of sampler and scorer.
+    # On the first minibatch nothing has changed yet, so anything but 1 is a
+    # disagreement of sampler and scorer.
     out["first_ratio_off"] = metrics["ratio_off"][0, 0]
     out["last_approx_kl"] = _last_measured(metrics)
     return (
@@ -326,9 +344,12 @@ def _summary(metrics: dict) -> dict:
 
 
 def _last_measured(metrics: dict) -> Float[Array, ""]:
-    """How far the whole step has gone, which PPO's rule for beta asks: nats a token in the last epoch in which they were
-    measured, the minibatch that stopped the rest included. 0 where there is none."""
-    computed = (metrics["stopped"] == 0) | (metrics["approx_kl"] > 0)  # after the stop nothing is
+    """How far the whole step has gone, which PPO's rule for beta asks: nats a token in
+    the last epoch in which they were measured, the minibatch that stopped the rest
+    included. 0 where there is none.
+    """
+    # after the stop nothing is
+    computed = (metrics["stopped"] == 0) | (metrics["approx_kl"] > 0)
     measured = (metrics["skipped"] == 0) & (metrics["empty"] == 0) & computed
     epochs = measured.any(1)
     last = epochs.shape[0] - 1 - jnp.argmax(epochs[::-1])

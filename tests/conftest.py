@@ -1,6 +1,8 @@
-"""JAX at its strictest, before anything imports it: several devices, no silent broadcasting; warnings are errors (pyproject).
+"""JAX at its strictest, before anything imports it: several devices, no silent broadcasting;
+warnings are errors (pyproject).
 
-Compiled programs are kept in the user's cache, outside the repository: a second run of the suite compiles nothing.
+Compiled programs are kept in the user's cache, outside the repository: a second run of the suite
+compiles nothing.
 """
 
 import contextlib
@@ -40,8 +42,9 @@ MEMORY = {
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """After a module, a large process forgets what it has compiled; the cache on disk has it. glibc keeps what it is given back
-    until it is asked."""
+    """After a module, a large process forgets what it has compiled; the cache on disk has it. glibc
+    keeps what it is given back until it is asked.
+    """
     yield
     if resident() > MEMORY["most"]:
         jax.clear_caches()
@@ -63,7 +66,9 @@ def resident() -> int:
 
 @pytest.fixture
 def quickly_compiled():
-    """Without most of XLA's optimisations a program is compiled in half the time; one that calls the host is in no cache."""
+    """Without most of XLA's optimisations a program is compiled in half the time; one that calls
+    the host is in no cache.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -103,7 +108,9 @@ def llama() -> toys.Toy:
 
 @pytest.fixture(scope="session")
 def toy_step() -> toys.Step:
-    """One compiled PPO step for all tests: the tiny Llama, reward = count of a token, adaptive KL."""
+    """One compiled PPO step for all tests: the tiny Llama, reward = count of a token, adaptive
+    KL.
+    """
     return toys.Step(
         kl_adaptive=True, kl_target=1.0, kl_horizon=100.0, kl_coef_min=0.05, missing_eos_penalty=0.5
     )

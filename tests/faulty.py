@@ -1,8 +1,10 @@
-"""A run that goes wrong when it is told to: a script like any other, for the fault tests to start, kill and resume.
+"""A run that goes wrong when it is told to: a script like any other, for the fault tests to start,
+kill and resume.
 
-Everything is random tokens and a reward in the graph, so that a step takes milliseconds. At the steps of --at the prompts hold a
-poisoned token, and what reads them says NaN. FAULTY_DIE (data, manifest, prune) and FAULTY_AT in the environment say where, in
-the save of which step, SIGKILL strikes.
+Everything is random tokens and a reward in the graph, so that a step takes milliseconds. At the
+steps of --at the prompts hold a poisoned token, and what reads them says NaN. FAULTY_DIE (data,
+manifest, prune) and FAULTY_AT in the environment say where, in the save of which step, SIGKILL
+strikes.
 """
 
 import os
@@ -88,7 +90,9 @@ def poisoned(tokens):
 
 
 def sick_apply(apply, options: Faulty):
-    """Hidden states that are NaN where the prompt is poisoned, or whose gradient is: d √x / dx · 0 at x = 0."""
+    """Hidden states that are NaN where the prompt is poisoned, or whose gradient is: d √x / dx · 0
+    at x = 0.
+    """
     import jax.numpy as jnp
 
     def sick(params, tokens, attend, **rest):
@@ -118,7 +122,9 @@ def host(options: Faulty, policy):
 
 
 def strike(where: str, at: int) -> None:
-    """SIGKILL in the middle of a save's data, between data and manifest, or before older ones are removed."""
+    """SIGKILL in the middle of a save's data, between data and manifest, or before older ones are
+    removed.
+    """
 
     def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)

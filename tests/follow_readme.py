@@ -1,11 +1,13 @@
-"""The README, followed word for word: a fresh clone, a home folder of its own, and every line of every shell block, in order.
+"""The README, followed word for word: a fresh clone, a home folder of its own, and every line of
+every shell block, in order.
 
     python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...] [--record]
 
-Lines that need the cloud are left out, and said. The output of each goes to FOLDER/followed/NN.txt, what came of all of them to
-FOLDER/followed.json, line by line; a folder that is kept is brought up to date and gone on with (lines that came to a good end
-are not run again). Exit code 1 if any failed. Takes an hour or more. `--record` writes what came of all of them to
-tests/followed.json, by which a test knows whether README has a line that nobody has followed.
+Lines that need the cloud are left out, and said. The output of each goes to FOLDER/followed/NN.txt,
+what came of all of them to FOLDER/followed.json, line by line; a folder that is kept is brought up
+to date and gone on with (lines that came to a good end are not run again). Exit code 1 if any
+failed. Takes an hour or more. `--record` writes what came of all of them to tests/followed.json, by
+which a test knows whether README has a line that nobody has followed.
 """
 
 import argparse
@@ -64,7 +66,9 @@ def needs_the_cloud(line: str) -> bool:
 
 
 def surroundings(home: Path) -> dict[str, str]:
-    """What a new user's shell has: nothing of this environment, of its caches and of its settings for JAX."""
+    """What a new user's shell has: nothing of this environment, of its caches and of its settings
+    for JAX.
+    """
     kept = {
         name: x
         for name, x in os.environ.items()
@@ -97,7 +101,9 @@ def when_and_what(clone: Path) -> dict[str, str]:
 
 
 def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
-    """What came of each line, in a clone; those that had come to a good end before are not run again."""
+    """What came of each line, in a clone; those that had come to a good end before are not run
+    again.
+    """
     record = out / "followed.json"
     before = {row["line"]: row for row in json.loads(record.read_text())} if record.exists() else {}
     (out / "followed").mkdir(exist_ok=True)

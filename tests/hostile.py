@@ -1,4 +1,6 @@
-"""Texts as a model or a stranger's file may hold them, and a reader that sees what became of them on a page."""
+"""Texts as a model or a stranger's file may hold them, and a reader that sees what became of them
+on a page.
+"""
 
 import html.parser
 

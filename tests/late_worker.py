@@ -1,4 +1,6 @@
-"""The second process comes late to what all do together for the first time; then both add up their numbers."""
+"""The second process comes late to what all do together for the first time; then both add up their
+numbers.
+"""
 
 import sys
 import time

@@ -1,4 +1,6 @@
-"""Some cases of test_modes in the processes of a launcher; the first process writes what came out, for the test to compare."""
+"""Some cases of test_modes in the processes of a launcher; the first process writes what came out,
+for the test to compare.
+"""
 
 import os
 import sys
@@ -34,7 +36,9 @@ def settings_of(name: str, changes: dict):
 
 
 def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
-    """Metrics of every step and the parameters at the end, flat; `reference` is the same on one device, in one part."""
+    """Metrics of every step and the parameters at the end, flat; `reference` is the same on one
+    device, in one part.
+    """
     import jax
     import test_modes
 
@@ -56,8 +60,10 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
 
 
 def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
-    """What programs other than the step do with a policy over a mesh of several processes, or on one device without a mesh:
-    samples, a checkpoint and its restored arrays, a checkpoint of the language model."""
+    """What programs other than the step do with a policy over a mesh of several processes, or on
+    one device without a mesh: samples, a checkpoint and its restored arrays, a checkpoint of the
+    language model.
+    """
     import jax
     from runs import RUN, TEXTS
 

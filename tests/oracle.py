@@ -1,11 +1,14 @@
-"""The expected gradient of every estimator, exactly: all sequences of a tiny policy are enumerated, none is sampled.
+"""The expected gradient of every estimator, exactly: all sequences of a tiny policy are enumerated,
+none is sampled.
 
-Three tokens, of which END ends the sequence, at most three of them: 15 sequences, of 1, 2 and 3 tokens. A policy is a table
-[S V] of log-probs with a row for each prefix, its state. States stand in heap order: token a leads from s to 2 s + 1 + a.
+Three tokens, of which END ends the sequence, at most three of them: 15 sequences, of 1, 2 and 3
+tokens. A policy is a table [S V] of log-probs with a row for each prefix, its state. States stand
+in heap order: token a leads from s to 2 s + 1 + a.
 
-Each row of ROWS is an estimator, and says what its expectation is: the gradient of E[R] (or of E[R] − β KL of whole sequences,
-where a KL takes part), a multiple of it, or something else; and then, where there is a formula, which. A formula is written as
-a function whose gradient with respect to the table is meant. `python tests/oracle.py` prints the table for the README.
+Each row of ROWS is an estimator, and says what its expectation is: the gradient of E[R] (or of E[R]
+− β KL of whole sequences, where a KL takes part), a multiple of it, or something else; and then,
+where there is a formula, which. A formula is written as a function whose gradient with respect to
+the table is meant. `python tests/oracle.py` prints the table for the README.
 """
 
 from collections.abc import Callable
@@ -59,7 +62,9 @@ def world(length: int = LENGTH) -> World:
 
 
 class Batch(NamedTuple):
-    """What an estimator sees of some sequences; [B T], and [B] for the score of the greedy sequence."""
+    """What an estimator sees of some sequences; [B T], and [B] for the score of the greedy
+    sequence.
+    """
 
     logprobs: jax.Array
     old: jax.Array
@@ -73,7 +78,9 @@ class Batch(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """What a formula sees: tables [S V] and every sequence [N T], [N]. Only `new` and `logprobs` are differentiated."""
+    """What a formula sees: tables [S V] and every sequence [N T], [N]. Only `new` and `logprobs`
+    are differentiated.
+    """
 
     new: jax.Array
     old: jax.Array  # of the sampler: the same numbers on policy
@@ -130,7 +137,9 @@ def one_action(loss):
 
 
 def corrected(cap=2.0):
-    """REINFORCE with its `correction`, as `update` multiplies it: `old` is the sampler's, the policy's own is `logprobs`."""
+    """REINFORCE with its `correction`, as `update` multiplies it: `old` is the sampler's, the
+    policy's own is `logprobs`.
+    """
 
     def loss(logprobs, old, a, mask, *, key=None):
         per_token, diagnostics = token.reinforce(logprobs, logprobs, a, mask)
@@ -257,7 +266,8 @@ def surrogate(row: Row, tables, index) -> jax.Array:
 
 
 def gradients(rows: tuple[Row, ...], new, old, ref) -> list[tuple]:
-    """For each row (expected gradient of the estimator, true gradient, the formula's gradient or None), all of one program.
+    """For each row (expected gradient of the estimator, true gradient, the formula's gradient or
+    None), all of one program.
 
     With respect to the table `new`; shapes [S V].
     """
@@ -310,7 +320,9 @@ def exact(new, old, ref, length: int = LENGTH) -> Exact:
 
 
 def true(x: Exact, beta: float) -> jax.Array:
-    """E[R] − β KL(π‖π_ref): a sum over sequences, and through their probabilities goes the gradient."""
+    """E[R] − β KL(π‖π_ref): a sum over sequences, and through their probabilities goes the
+    gradient.
+    """
     return jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1)) * (x.scores - beta * jnp.sum(x.x, -1)))
 
 
@@ -342,12 +354,16 @@ def visits(logprobs):
 
 
 def held(x: Exact, per_state) -> jax.Array:
-    """Σ over states of a function of the state's distribution, how often the states are met held fixed."""
+    """Σ over states of a function of the state's distribution, how often the states are met held
+    fixed.
+    """
     return jnp.sum(visits(x.new) * per_state(x.new, x.reference))
 
 
 def improvement(x: Exact, policy, gamma: float = 1.0) -> jax.Array:
-    """Σ d(s) π(a|s) Q(s, a): how often states are met and Q are those of `policy` and constant, d not discounted."""
+    """Σ d(s) π(a|s) Q(s, a): how often states are met and Q are those of `policy` and constant, d
+    not discounted.
+    """
     return jnp.sum(
         visits(policy)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(policy, gamma))
     )
@@ -365,14 +381,17 @@ def pairs(x: Exact, f) -> jax.Array:
 
 
 def sign(r, s, *_):
-    """GRPO's advantage with two samples: half the difference over its standard deviation |r − s| / √2."""
+    """GRPO's advantage with two samples: half the difference over its standard deviation |r − s| /
+    √2.
+    """
     return (r - s) / 2 / (jnp.abs(r - s) / np.sqrt(2.0) + 1e-6)
 
 
 def wins(x: Exact) -> jax.Array:
     """GDPO's advantage with two groups of 2, mean over the three others: weights [N 1].
 
-    s = √½ (rewards won − rewards lost); a group has s and −s, so the deviation of two is √(2/3 (s² + s'²)).
+    s = √½ (rewards won − rewards lost); a group has s and −s, so the deviation of two is √(2/3 (s²
+    + s'²)).
     """
     first, rest = jnp.asarray(REWARDS[0, world().tokens[:, 0]]), x.to_go[:, 1]
     s = sum(sign(r[:, None], r[None]) for r in (first, rest))
@@ -812,7 +831,9 @@ def free_logits():
 
 
 def pull(policy, params, tables) -> list:
-    """Gradients with respect to the table as flat gradients with respect to the parameters, by the chain rule."""
+    """Gradients with respect to the table as flat gradients with respect to the parameters, by the
+    chain rule.
+    """
     leaves, tree = jax.tree.flatten(tables)
     return jax.tree.unflatten(tree, list(np.asarray(_pull(policy, params, np.stack(leaves)))))
 

@@ -40,7 +40,9 @@ def test_the_installed_command_is_the_same():
 @pytest.mark.parametrize("args", [["--help"], ["algorithms", "--settings"]], ids=" ".join)
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_reader_that_has_had_enough(args, buffered):
-    """`jaxppo ... | head -1`: whether it notes that at the first line, or when all is flushed, it says nothing of it."""
+    """`jaxppo ... | head -1`: whether it notes that at the first line, or when all is flushed, it
+    says nothing of it.
+    """
     read, write = os.pipe()
     os.close(read)
     environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "" if buffered else "1"}

@@ -82,7 +82,8 @@ SCORES = jnp.array([1.0, 3.0, 8.0, 2.0, 2.0, 2.0])
 
 
 def test_group():
-    # Mean 4, differences −3, −1, 4; variance (9 + 1 + 16) / 2 = 13. The second group has nothing to tell.
+    # Mean 4, differences −3, −1, 4; variance (9 + 1 + 16) / 2 = 13. The second group has nothing to
+    # tell.
     expected = np.array([-3.0, -1.0, 4.0, 0.0, 0.0, 0.0])
     adv = advantages.group(SCORES, group_size=3, eps=0.5)
     np.testing.assert_allclose(adv, expected / (np.sqrt(13) + 0.5), rtol=1e-6)
@@ -121,7 +122,8 @@ def test_gpg():
 
 
 def test_gdpo():
-    # Each column in its group is ∓1/√2 by its order, whatever its size; sums −√2, √2, 0, 0; the last has deviation √(4 / 3)
+    # Each column in its group is ∓1/√2 by its order, whatever its size; sums −√2, √2, 0, 0; the
+    # last has deviation √(4 / 3)
     scores = jnp.array([[0.0, 100.0], [1.0, 900.0], [0.0, 5.0], [1.0, 4.0]])
     expected = np.array([-np.sqrt(2), np.sqrt(2), 0.0, 0.0]) / np.sqrt(4 / 3)
     np.testing.assert_allclose(advantages.gdpo(scores, group_size=2), expected, atol=1e-5)
@@ -146,7 +148,8 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_invalid_rows_do_not_count(name):
-    # Without its second row the first group is the pair 1, 8; the second group has one row left, the third none.
+    # Without its second row the first group is the pair 1, 8; the second group has one row left,
+    # the third none.
     scores = jnp.array([1.0, NAN, 8.0, 2.0, 5.0, 7.0, NAN, 1.0, 2.0])
     valid = jnp.array([True, False, True, True, False, False, False, False, False])
     adv = ESTIMATORS[name](scores, group_size=3, valid=valid)
@@ -162,7 +165,8 @@ def test_invalid_rows_do_not_count(name):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_no_spread_no_advantage(name):
-    # In float32 the mean of three times 0.9 is not 0.9, and a tiny difference over a tiny deviation is not small.
+    # In float32 the mean of three times 0.9 is not 0.9, and a tiny difference over a tiny deviation
+    # is not small.
     np.testing.assert_array_equal(ESTIMATORS[name](jnp.full(6, 0.9), group_size=3), 0.0)
     if name != "gdpo":
         np.testing.assert_array_equal(ESTIMATORS[name](SCORES, group_size=1), 0.0)

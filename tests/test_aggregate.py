@@ -42,7 +42,8 @@ def test_nothing_weighs_nothing(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_devices_do_not_matter(name):
-    # One row on each of three devices, the last one empty: the sums of the devices add up to the whole.
+    # One row on each of three devices, the last one empty: the sums of the devices add up to the
+    # whole.
     split = jax.vmap(partial(ALL[name], axis_name="d"), axis_name="d")(MASK[:, None])
     np.testing.assert_allclose(split[:, 0], ALL[name](MASK), rtol=1e-6)
 
@@ -58,7 +59,8 @@ def test_equal_lengths_make_them_equal():
 
 
 def test_microbatches_need_the_weights_of_the_whole():
-    # Rows of 4 and 2 tokens, one to a microbatch: the mean of their token means, (2.5 + 6) / 2 = 4.25, is not 22 / 6.
+    # Rows of 4 and 2 tokens, one to a microbatch: the mean of their token means, (2.5 + 6) / 2 =
+    # 4.25, is not 22 / 6.
     weights = aggregate.token_mean(MASK)
     parts = [jnp.sum(weights[i] * LOSS[i]) for i in range(3)]
     np.testing.assert_allclose(sum(parts), 22 / 6, rtol=1e-6)

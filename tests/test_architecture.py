@@ -90,7 +90,9 @@ def modules() -> list[Path]:
 
 
 def imported(source: str) -> set[str]:
-    """Top-level modules of jaxppo that a source imports, lazily or not: `jaxppo.data.prompts` is `data`."""
+    """Top-level modules of jaxppo that a source imports, lazily or not: `jaxppo.data.prompts` is
+    `data`.
+    """
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
@@ -165,7 +167,9 @@ def test_the_rows_of_the_readme_are_in_that_order():
 
 @pytest.mark.parametrize("path", modules(), ids=str)
 def test_every_module_has_its_tests(path):
-    """`losses/token.py` is tested in `tests/losses/test_token.py`, or with its package in `tests/test_losses.py`."""
+    """`losses/token.py` is tested in `tests/losses/test_token.py`, or with its package in
+    `tests/test_losses.py`.
+    """
     name = path.as_posix().removesuffix(".py")
     if not any(
         isinstance(node, ast.FunctionDef | ast.ClassDef)
@@ -186,7 +190,9 @@ def test_the_exceptions_are_needed():
 
 
 def test_the_package_imports_nothing_heavy():
-    """In a process of its own: `import jaxppo` and the settings alone load no library of numbers."""
+    """In a process of its own: `import jaxppo` and the settings alone load no library of
+    numbers.
+    """
     code = "import sys, jaxppo, jaxppo.config; print({'jax', 'numpy', 'flax', 'optax'} & set(sys.modules) or 'light')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

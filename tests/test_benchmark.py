@@ -1,4 +1,6 @@
-"""The benchmark's floor against arithmetic by hand, and a tiny run from the command line. Nothing here is timed."""
+"""The benchmark's floor against arithmetic by hand, and a tiny run from the command line. Nothing
+here is timed.
+"""
 
 import importlib.util
 import json
@@ -26,7 +28,8 @@ def load(name: str):
 
 
 floor = load("floor")
-# one layer: q, k, v, o of 4 x 4 (64 numbers), up and down of 4 x 16 (128 numbers); head of 10 x 4 (40 numbers)
+# one layer: q, k, v, o of 4 x 4 (64 numbers), up and down of 4 x 16 (128 numbers); head of 10 x 4
+# (40 numbers)
 MODEL = gpt2(vocab_size=10, width=4, num_layers=1, num_heads=2, max_length=5)
 WORK = floor.Work(MODEL, rows=2, prompt=2, response=3, epochs=3, minibatches=2)
 
@@ -43,19 +46,21 @@ def test_weights_of_a_gated_model_with_shared_keys():
 
 
 def test_operations_by_hand():
-    # one forward pass: 2 rows x 5 tokens x 2 x 192 = 3840; attention 2 rows x 4 x 4 wide x (1+2+3+4+5) = 480;
-    # head: 2 rows x 3 tokens x 2 x 40 = 480. Sum 4800; training is 3 times that, in 3 epochs
+    # one forward pass: 2 rows x 5 tokens x 2 x 192 = 3840; attention 2 rows x 4 x 4 wide x
+    # (1+2+3+4+5) = 480; head: 2 rows x 3 tokens x 2 x 40 = 480. Sum 4800; training is 3 times that,
+    # in 3 epochs
     counted = floor.gflop(WORK)
     assert counted["reference"] * 1e9 == pytest.approx(4800)
     assert counted["update"] * 1e9 == pytest.approx(3 * 3 * 4800)
-    # prompts: 2 x 2 x 384 + attention 2 x 16 x (1+2) = 1632; decoding: 3 steps x 2 rows x (384 + 80) = 2784, and attention
-    # over 3, 4, 5 tokens: 2 x 16 x 12 = 384
+    # prompts: 2 x 2 x 384 + attention 2 x 16 x (1+2) = 1632; decoding: 3 steps x 2 rows x (384 +
+    # 80) = 2784, and attention over 3, 4, 5 tokens: 2 x 16 x 12 = 384
     assert counted["generate"] * 1e9 == pytest.approx(1632 + 2784 + 384)
     assert sum(floor.gflop(floor.WORKS["S/32"]).values()) == pytest.approx(395, abs=1)
 
 
 def test_operations_of_the_peer_by_hand():
-    # logits of all 10 tokens: 800; policy 3840 + 480 + 800, value model 3840 + 480; reference and value pass once, then 9 times
+    # logits of all 10 tokens: 800; policy 3840 + 480 + 800, value model 3840 + 480; reference and
+    # value pass once, then 9 times
     assert floor.peer_gflop(WORK) * 1e9 == pytest.approx(4800 + 10 * (5120 + 4320))
     assert floor.peer_gflop(floor.WORKS["S/32"]) == pytest.approx(706, abs=1)
 
@@ -68,7 +73,8 @@ def test_seconds_by_hand_when_memory_is_free():
 
 
 def test_seconds_by_hand_when_arithmetic_is_free():
-    # decoding reads 232 weights and 2 x 2 rows x 4 wide x (3, 4, 5) cached numbers: 280 + 296 + 312 = 888, in 2 bytes each
+    # decoding reads 232 weights and 2 x 2 rows x 4 wide x (3, 4, 5) cached numbers: 280 + 296 + 312
+    # = 888, in 2 bytes each
     parts = floor.seconds(WORK, floor.Rates(gemm=1e30, memory=10.0), itemsize=2, parameters=7)
     assert parts["generate"] == pytest.approx(177.6)
     # 7 parameters x 28 bytes x 6 updates
@@ -81,7 +87,8 @@ def test_own_rates_lift_the_floor_shape_by_shape():
     assert same == pytest.approx(
         floor.seconds(WORK, floor.Rates(100.0, 1e30), itemsize=4, parameters=7)
     )
-    # the reference's head, 6 x 4 times [10 4] transposed, at half the rate: 480 FLOPs take 9.6 s, not 4.8
+    # the reference's head, 6 x 4 times [10 4] transposed, at half the rate: 480 FLOPs take 9.6 s,
+    # not 4.8
     slow = floor.seconds(
         WORK,
         floor.Rates(100.0, 1e30, shapes | {(6, 4, 10, True, 1): 50.0}),

@@ -162,7 +162,9 @@ def test_every_verbs_help_has_examples(verb, monkeypatch, capsys):
 
 
 def test_help_answers_without_jax():
-    """In a process of its own: here JAX is loaded already. Each verb, with the imports, is bound by a second of the processor."""
+    """In a process of its own: here JAX is loaded already. Each verb, with the imports, is bound by
+    a second of the processor.
+    """
     code = (
         "import contextlib, io, sys, time\n"
         "from jaxppo import cli\n"

@@ -1,4 +1,6 @@
-"""Every public function of the maths says what it computes, where that comes from, of what shapes, and shows it."""
+"""Every public function of the maths says what it computes, where that comes from, of what shapes,
+and shows it.
+"""
 
 import dataclasses
 import doctest
@@ -14,12 +16,14 @@ from jaxtyping import AbstractArray, Array, Float
 
 from jaxppo import losses
 
-# In losses and advantages each function is a paper's, and names it; elsewhere the module may speak for trivial ones.
+# In losses and advantages each function is a paper's, and names it; elsewhere the module may speak
+# for trivial ones.
 OWN_SOURCE = ("jaxppo.advantages", "jaxppo.losses")
 MODULES = ["masked", "advantages", "kl", "aggregate", "sampling", "kernels"]
 
-# An equation is an operator between two operands (a = b, x · y, x / y, x @ y, x − y, x < y, each with its spaces), or one in
-# front of an operand (Σ x, √x, −x, but not the numbers −1 and −inf). Prose has neither: its hyphens are no minus signs.
+# An equation is an operator between two operands (a = b, x · y, x / y, x @ y, x − y, x < y, each
+# with its spaces), or one in front of an operand (Σ x, √x, −x, but not the numbers −1 and −inf).
+# Prose has neither: its hyphens are no minus signs.
 EQUATION = re.compile(r"[\w)\]|₊] [=<>≤≥·−@/] [\w(\[|√Σ−]|−(?!inf|\d)[\w(]|Σ[\w{]* ?[\w(]|√[\w(]")
 
 
@@ -50,7 +54,9 @@ def leaves(annotation):
 
 
 def is_told(annotation):
-    """Every part of it is an array with dtype and shape, or a plain Python value. That it is true, beartype checks."""
+    """Every part of it is an array with dtype and shape, or a plain Python value. That it is true,
+    beartype checks.
+    """
     plain = (int, float, bool, str, type(None), Ellipsis)
     shaped = lambda x: inspect.isclass(x) and issubclass(x, AbstractArray)
     return all(
@@ -60,7 +66,9 @@ def is_told(annotation):
 
 
 def without_shape(f):
-    """Arguments and the result (`return`) whose shape is not told. A random key and a dtype have none."""
+    """Arguments and the result (`return`) whose shape is not told. A random key and a dtype have
+    none.
+    """
     signature = inspect.signature(f)
     told = {
         name: p.annotation
@@ -80,7 +88,8 @@ def lacks(f):
     prose = re.sub(r"https?://\S+", "", re.split(r"^>>> ", text, maxsplit=1, flags=re.MULTILINE)[0])
     module = inspect.getmodule(f)
     source = text if f.__module__.startswith(OWN_SOURCE) else f"{text} {module.__doc__}"
-    # Found from the module, as pytest finds it, so that it runs: pyproject has --doctest-modules over the package.
+    # Found from the module, as pytest finds it, so that it runs: pyproject has --doctest-modules
+    # over the package.
     found = [
         t
         for t in doctest.DocTestFinder().find(module)

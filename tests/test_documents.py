@@ -1,4 +1,6 @@
-"""What the documents tell people to type is at least a shell's language, and every script is sound."""
+"""What the documents tell people to type is at least a shell's language, and every script is
+sound.
+"""
 
 import shutil
 import subprocess

@@ -1,4 +1,6 @@
-"""One function is another at the border of its settings. Those of two losses on the policy itself are in `test_losses.py`."""
+"""One function is another at the border of its settings. Those of two losses on the policy itself
+are in `test_losses.py`.
+"""
 
 from functools import partial
 
@@ -61,7 +63,8 @@ def test_without_its_restraint_a_loss_is_the_unclipped_surrogate(loss, settings)
 
 @pytest.mark.parametrize("tau", [1e-1, 1e-2])
 def test_a_wide_soft_gate_has_the_slope_of_the_unclipped_surrogate(tau):
-    # σ'(x) = ¼ (1 − x² / 4 + …), x = τ (r − 1), r up to about 3.3: a share of at most τ² 2.3² / 4 = 1.3 τ² is missing
+    # σ'(x) = ¼ (1 − x² / 4 + …), x = τ (r − 1), r up to about 3.3: a share of at most τ² 2.3² / 4 =
+    # 1.3 τ² is missing
     ratio = jnp.exp(LP - OLD)
     assert ratio.max() < 3.3
     _, gradient = run(token.sapo, tau_positive=tau, tau_negative=tau)
@@ -150,7 +153,8 @@ def test_a_narrow_huber_is_the_absolute_error():
 
 
 def test_dpo_where_nothing_is_known():
-    # h = 0: −log σ(0) = log 2, slope −β / 2 in the better one and β / 2 in the worse, whatever the references
+    # h = 0: −log σ(0) = log 2, slope −β / 2 in the better one and β / 2 in the worse, whatever the
+    # references
     chosen, rejected, shift = LP[:, 0], LP[:, 1], ADV[:, 0]
     f = lambda c, r: preference.dpo(c, r, chosen - shift, rejected - shift, beta=0.3)
     np.testing.assert_allclose(f(chosen, rejected), np.log(2), rtol=1e-6)
@@ -243,7 +247,9 @@ def test_rloo_is_each_against_the_mean_of_the_others(group_size):
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
 def test_full_rank_adapters_reach_what_full_training_reaches(start, x64):
-    """y = x (W + (α / r) A B) with A orthonormal and r the width: dL/dB · r / α = Aᵀ dL/dW, so A of that is dL/dW itself."""
+    """y = x (W + (α / r) A B) with A orthonormal and r the width: dL/dB · r / α = Aᵀ dL/dW, so A of
+    that is dL/dW itself.
+    """
     width, features, alpha = 5, 3, 20.0
     rng = np.random.default_rng(1)
     x, kernel = (

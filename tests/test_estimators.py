@@ -80,7 +80,9 @@ def on_tokens(*rows):
     ],
 )
 def test_estimators_on_rows_use_the_sum_of_rewards(name, rows):
-    """So that a KL penalty in the reward reaches them: the scores alone would give other numbers."""
+    """So that a KL penalty in the reward reaches them: the scores alone would give other
+    numbers.
+    """
     adv, returns, statistics = estimate(name)
     np.testing.assert_allclose(adv, on_tokens(*rows), rtol=1e-5)
     np.testing.assert_allclose(returns, advantages.returns_to_go(REWARDS, MASK, gamma=1.0))
@@ -143,7 +145,9 @@ def test_lambda_by_length():
 
 
 def test_moving_average_lags_one_step_behind():
-    """Decay .9: b starts at 0; after means m₁ it is m₁; after m₁, m₂ it is (.09 m₁ + .1 m₂) / .19."""
+    """Decay .9: b starts at 0; after means m₁ it is m₁; after m₁, m₂ it is (.09 m₁ + .1 m₂) /
+    .19.
+    """
     statistics = {"baseline": {"mean": jnp.float32(0), "weight": jnp.float32(0)}}
     first, _, statistics = estimate("moving_average", statistics=statistics)
     np.testing.assert_allclose(first, on_tokens(1.0, 2.5, 5.0, 2.0))

@@ -1,6 +1,8 @@
-"""Faults, through the command line, in processes of their own: what is promised in tests/README.md, one test each.
+"""Faults, through the command line, in processes of their own: what is promised in tests/README.md,
+one test each.
 
-The measure of "nothing is lost" is a run that nobody disturbed: parameters, optimizer, key, cursor and metrics to the last bit.
+The measure of "nothing is lost" is a run that nobody disturbed: parameters, optimizer, key, cursor
+and metrics to the last bit.
 """
 
 import json
@@ -105,7 +107,9 @@ def undisturbed(tmp_path_factory):
 
 
 def killed_at_random(folder: Path, kills: int, seed: int, *, until: float) -> int:
-    """Start, kill -9 at a random moment, resume, ... and let the last one end. Returns how many kills met a running process."""
+    """Start, kill -9 at a random moment, resume, ... and let the last one end. Returns how many
+    kills met a running process.
+    """
     rng, struck = random.Random(seed), 0
     for number in range(kills):
         # A hair after some step: in the next one, in its save, between data and manifest.
@@ -138,7 +142,9 @@ def test_killed_many_times(undisturbed, tmp_path, seed):
     ["manifest", *(pytest.param(part, marks=pytest.mark.slow) for part in ("data", "prune"))],
 )
 def test_killed_in_a_save(undisturbed, tmp_path, where):
-    """In the middle of the data, between data and manifest, between manifest and the removal of older ones."""
+    """In the middle of the data, between data and manifest, between manifest and the removal of
+    older ones.
+    """
     code, *_ = run(tmp_path, FAULTY_DIE=where, FAULTY_AT="6")
     assert code == -signal.SIGKILL
     folder = tmp_path / "a" / "checkpoints"
@@ -174,7 +180,9 @@ def test_killed_with_its_settings_written_and_nothing_else(undisturbed, tmp_path
 
 @pytest.mark.slow  # test_train.py has it in one process
 def test_eight_devices_then_two_then_one(tmp_path):
-    """The same samples (rewards and lengths hang on them) and parameters as on one device; within 2e-5, not bit for bit."""
+    """The same samples (rewards and lengths hang on them) and parameters as on one device; within
+    2e-5, not bit for bit.
+    """
     wide = ["--batch-size", "16", "--parallel", "auto", "--lr", "1e-4"]
     code, _, err = run(tmp_path / "one", *wide)
     assert code == 0, err
@@ -462,7 +470,9 @@ def test_another_configuration_is_another_run(undisturbed, tmp_path):
 
 
 def soak(folder: Path, seconds: float, seed: int) -> tuple[int, list[float]]:
-    """Random signals and resumes for a while; then to the end. (how often it was started, its memory in MB each time)."""
+    """Random signals and resumes for a while; then to the end. (how often it was started, its
+    memory in MB each time).
+    """
     rng, until, starts, memory = random.Random(seed), time.monotonic() + seconds, 0, []
     total = 200
     while time.monotonic() < until or starts < 3:  # a busy machine starts slowly

@@ -1,4 +1,6 @@
-"""Files from strangers: whatever the bytes, a reader gives what is there or its own one-line error, and soon."""
+"""Files from strangers: whatever the bytes, a reader gives what is there or its own one-line error,
+and soon.
+"""
 
 import gzip
 import json
@@ -41,7 +43,9 @@ def guarded(read, error: type[Exception]):
 
 @st.composite
 def mutated(draw, whole: bytes, head: int):
-    """A sound file with some bytes changed, a 64-bit number put in, a piece cut out or doubled; most often in its head."""
+    """A sound file with some bytes changed, a 64-bit number put in, a piece cut out or doubled;
+    most often in its head.
+    """
     data = bytearray(whole)
     for _ in range(draw(st.integers(1, 4))):
         at = draw(st.integers(0, min(head, len(data)) - 1) | st.integers(0, len(data) - 1))

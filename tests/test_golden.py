@@ -1,6 +1,8 @@
-"""Values and gradients against numbers computed by running public implementations (see golden/README.md).
+"""Values and gradients against numbers computed by running public implementations (see
+golden/README.md).
 
-Every entry of golden/goldens.json either matches one pattern of MAPPED, or one prefix of golden/unmapped.json with the reason.
+Every entry of golden/goldens.json either matches one pattern of MAPPED, or one prefix of
+golden/unmapped.json with the reason.
 """
 
 import json
@@ -93,7 +95,9 @@ AGGREGATES = {
 
 
 def weights_of(g):
-    """The weights of an entry's mode; rows without tokens count where the implementation counts them."""
+    """The weights of an entry's mode; rows without tokens count where the implementation counts
+    them.
+    """
     mask, h = g["mask"], g.hyper
     mode = (
         h.get("loss_agg_mode")
@@ -294,7 +298,9 @@ def kl_cov_percent(g):
 
 
 def unreduced(loss_of):
-    """A loss for each token, and the gradient of its masked sum, with a KL term where there is one."""
+    """A loss for each token, and the gradient of its masked sum, with a KL term where there is
+    one.
+    """
 
     def run(g):
         mask, old, adv = g["mask"], g["old_logprobs"], g["advantages"]
@@ -506,7 +512,9 @@ def kl_controller(g):
 
 
 def nlpo_mask(g):
-    """RL4LMs' form: a kept token has its log-prob without the mask. One that is not kept has the log of a tiny number there."""
+    """RL4LMs' form: a kept token has its log-prob without the mask. One that is not kept has the
+    log of a tiny number there.
+    """
     config = Config(mask_top_p=g.hyper["top_mask"], mask_renormalise=False)
     logits, guide, actions = g["policy_logits"], g["mask_model_logits"], g["actions"]
     kept = sampling.process(logits, sample=config, guide=guide) > -jnp.inf

@@ -1,7 +1,8 @@
 """Every derivative against central differences, to second order, forward and backward, in float64.
 
-A loss that holds a factor constant (cispo, dppo_tv, dppo_kl, gspo_token) cannot be checked so: its gradient is not the slope
-of its value. It is compared with its formula written by hand, the factor an argument, and that formula is checked.
+A loss that holds a factor constant (cispo, dppo_tv, dppo_kl, gspo_token) cannot be checked so: its
+gradient is not the slope of its value. It is compared with its formula written by hand, the factor
+an argument, and that formula is checked.
 """
 
 from functools import partial
@@ -17,7 +18,8 @@ from jaxppo.losses import covariance, preference, sequence, token, value
 
 MASK = np.array([[1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
 OLD = np.array([[-1.0, -0.7, -0.5, -1.2], [-2.0, -1.9, -0.4, 9.0], [-1.5, -0.9, 9.0, 9.0]])
-# The ratio leaves 0.8 .. 1.2 outside −0.223 .. 0.182, reaches a ceiling of 3 at 1.099. Row means: −0.0625, 0.633, 0.55.
+# The ratio leaves 0.8 .. 1.2 outside −0.223 .. 0.182, reaches a ceiling of 3 at 1.099. Row means:
+# −0.0625, 0.633, 0.55.
 D = np.array([[0.05, 0.5, -0.7, -0.1], [0.3, 1.5, 0.1, 7.0], [0.6, 0.5, 7.0, 7.0]])
 LP = OLD + D
 ADV = np.array([[1.0, 2.0, 1.5, -1.0], [-1.0, -2.0, 0.5, 7.0], [1.0, 2.0, 7.0, 7.0]])
@@ -58,7 +60,9 @@ def second_order(f, *args, modes=("fwd", "rev")):
 
 @pytest.mark.parametrize("name", [*SMOOTH, *STOPPED])
 def test_the_inputs_are_away_from_kinks(name, x64):
-    """A finite difference moves a number by some 1e-4. Within 0.01 no branch changes; and both sides of each are taken."""
+    """A finite difference moves a number by some 1e-4. Within 0.01 no branch changes; and both
+    sides of each are taken.
+    """
     f = jax.jit(lambda move: on_rollout((SMOOTH | STOPPED)[name])(LP + 0.01 * move)[1])
     here = f(jnp.zeros(LP.shape))
     moves = np.random.default_rng(1).choice([-1.0, 1.0], (64, *LP.shape))

@@ -41,7 +41,8 @@ def test_matmul_by_hand():
 
 def test_matmul_rounds_its_operands_and_not_its_sums():
     x, w = jnp.array([[1.0 + 2**-12, 256.0]]), jnp.array([[1.0], [1.0]])
-    # bfloat16 has 8 bits: 1 + 2^-12 becomes 1; the sum 257 needs 9 and is exact, since it is float32
+    # bfloat16 has 8 bits: 1 + 2^-12 becomes 1; the sum 257 needs 9 and is exact, since it is
+    # float32
     assert kernels.matmul(x, w, jnp.bfloat16).tolist() == [[257.0]]
     assert kernels.matmul(x, w, jnp.float32)[0, 0] > 257
 
@@ -141,7 +142,8 @@ def test_gradients_of_token_logprobs(which):
 
     tuned = jax.jit(jax.grad(partial(total, kernels.token_logprobs)))(logits)
     allowed = jnp.isfinite(logits)
-    # The plain form's gradient is NaN where a logit is −inf: there 0 is right. A large negative number stands in for it.
+    # The plain form's gradient is NaN where a logit is −inf: there 0 is right. A large negative
+    # number stands in for it.
     plain = jax.grad(partial(total, kernels.token_logprobs_plain))(jnp.where(allowed, logits, -1e4))
     np.testing.assert_allclose(tuned, plain, rtol=1e-4, atol=1e-6)
     assert tuned[2, 4] == 0

@@ -33,7 +33,8 @@ def test_nothing_pulls_where_the_policies_agree(name):
 
 
 def test_k1_and_k3_are_unbiased_and_k2_has_the_gradient():
-    # The expectation over all four tokens, exactly: E[k1] = E[k3] = KL; the gradient of E under fixed samples is KL's for k2.
+    # The expectation over all four tokens, exactly: E[k1] = E[k3] = KL; the gradient of E under
+    # fixed samples is KL's for k2.
     with jax.enable_x64(True):
         logits, ref = jnp.array([0.3, -0.2, 0.9, 0.0]), jnp.array([0.0, 0.5, 0.1, -0.4])
         p = jax.nn.softmax(logits)

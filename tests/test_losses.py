@@ -99,7 +99,8 @@ def test_reinforce():
 
 
 def test_clip():
-    # r = 1.5, A = 1: held at 1.3;  r = 0.5, A = −1: held at 0.8;  r = 0.5, A = 1 and r = 1.5, A = −1: not held
+    # r = 1.5, A = 1: held at 1.3;  r = 0.5, A = −1: held at 0.8;  r = 0.5, A = 1 and r = 1.5, A =
+    # −1: not held
     found, diagnostics = per_token(
         token.clip, [1.5, 0.5, 0.5, 1.5], [1.0, -1.0, 1.0, -1.0], low=0.2, high=0.3
     )
@@ -119,7 +120,8 @@ def test_clip_on_policy_is_the_policy_gradient():
 
 
 def test_dual_clip():
-    # A = −1: r = 2 as it is, r = 5 at the ceiling of 3 without gradient; A = 1 does not see the ceiling
+    # A = −1: r = 2 as it is, r = 5 at the ceiling of 3 without gradient; A = 1 does not see the
+    # ceiling
     found, diagnostics = per_token(token.dual_clip, [2.0, 5.0, 5.0], [-1.0, -1.0, 1.0])
     np.testing.assert_allclose(found, [[2.0, 3.0, -1.2]], rtol=1e-6)
     np.testing.assert_array_equal(diagnostics["ceiling_fraction"], [[0.0, 1.0, 0.0]])
@@ -192,7 +194,8 @@ def test_dppo():
 
 
 def test_gspo():
-    # Row 1: mean d = (0.3 − 0.1) / 2 = 0.1, A = (1 + 3) / 2 = 2; row 2: d = 0.5 beyond 0.2, held at 1.2
+    # Row 1: mean d = (0.3 − 0.1) / 2 = 0.1, A = (1 + 3) / 2 = 2; row 2: d = 0.5 beyond 0.2, held at
+    # 1.2
     lp, adv = (
         jnp.array([[0.3, -0.1, 9.0], [0.5, 9.0, 9.0]]),
         jnp.array([[1.0, 3.0, 9.0], [1.0, 9.0, 9.0]]),
@@ -210,7 +213,8 @@ def test_gspo():
 
 
 def test_gmpo():
-    # A > 0: d = 0.8 held at 0.4, −0.9 not held: mean −0.25. A < 0: 0.8 not held, −0.9 held at −0.4: mean 0.2
+    # A > 0: d = 0.8 held at 0.4, −0.9 not held: mean −0.25. A < 0: 0.8 not held, −0.9 held at −0.4:
+    # mean 0.2
     lp, adv = jnp.array([[0.8, -0.9], [0.8, -0.9]]), jnp.array([[2.0, 2.0], [-1.0, -1.0]])
     f = lambda lp: sequence.gmpo(lp, jnp.zeros_like(lp), adv, jnp.ones((2, 2)))
     found, diagnostics = f(lp)
@@ -219,7 +223,8 @@ def test_gmpo():
 
 
 def test_kl_cov():
-    # A − mean = 2, 0, −2; log π − mean = 1, 0, −1 (in ln 2): cov 2, 0, 2 ... the tie goes to the first
+    # A − mean = 2, 0, −2; log π − mean = 1, 0, −1 (in ln 2): cov 2, 0, 2 ... the tie goes to the
+    # first
     lp, adv = jnp.array([[-1.0, -2.0, -4.0, 9.0]]), jnp.array([[1.0, 0.0, -1.0, 9.0]])
     mask = jnp.array([[1.0, 1.0, 1.0, 0.0]])
     # mean log π = −7 / 3: cov = 4 / 3, 0, 5 / 3: the third token, with d = 0.5 as all
@@ -252,7 +257,8 @@ def test_clip_cov():
     again, other = run(key=jax.random.key(1))[0], run(key=jax.random.key(2))[0]
     np.testing.assert_array_equal(found, again)
     assert (found != other).any()
-    # With a fraction of 1 all are drawn that are in the band and not clipped already: r = 2 is, where A > 0.
+    # With a fraction of 1 all are drawn that are in the band and not clipped already: r = 2 is,
+    # where A > 0.
     _, diagnostics = covariance.clip_cov(
         lp, lp - jnp.log(2.0), adv, mask, fraction=1.0, lower=0.1, upper=9.0, key=KEY
     )
@@ -282,7 +288,8 @@ def test_value_losses():
         jnp.array([[2.0, -1.0, 0.0]]),
     )
     np.testing.assert_array_equal(value.value_mse(values, returns), [[0.5, 2.0, 4.5]])
-    # Held at 0.5: (0.5 − 2)² = 2.25 is worse than 1; (0.5 + 1)² = 2.25 is better than 4; 3 is where it was
+    # Held at 0.5: (0.5 − 2)² = 2.25 is worse than 1; (0.5 + 1)² = 2.25 is better than 4; 3 is where
+    # it was
     f = partial(value.value_clipped, old_values=old, returns=returns, eps=0.5)
     np.testing.assert_array_equal(f(values), [[1.125, 2.0, 4.5]])
     # Where the held value is the worse there is no gradient, else V − R

@@ -107,7 +107,9 @@ def test_what_is_masked_does_not_matter(seed, junk):
 @pytest.mark.parametrize("value", [0.1, -1.0, 1.1, 100.1, 3e-7])
 @pytest.mark.parametrize("rows", [3, 48, 63, 64 * 53])
 def test_equal_numbers_have_no_spread(value, rows):
-    """Their mean is the number itself, to the last digit: else the running deviation is that digit, and a reward of millions."""
+    """Their mean is the number itself, to the last digit: else the running deviation is that digit,
+    and a reward of millions.
+    """
     mask = jnp.arange(rows) != 1
     x = jnp.where(mask, jnp.float32(value), jnp.nan)
 

@@ -1,4 +1,6 @@
-"""The same step on one device, under pmap and over meshes of 8 simulated devices: the same tokens, metrics and parameters."""
+"""The same step on one device, under pmap and over meshes of 8 simulated devices: the same tokens,
+metrics and parameters.
+"""
 
 import itertools
 import os
@@ -37,7 +39,9 @@ OPTIMIZERS = {"adam": SETTINGS, "sgd": SGD}
 
 
 class Case(NamedTuple):
-    """One way to compile the step, and what ought not to change its numbers. `mode` is pmap, jit, or a mesh."""
+    """One way to compile the step, and what ought not to change its numbers. `mode` is pmap, jit,
+    or a mesh.
+    """
 
     mode: str
     optimizer: str = "sgd"
@@ -78,7 +82,9 @@ def prompts(number: int):
 
 
 def shortest_first(batch):
-    """The same rows, each with its own noise, by the length of the response that the first step will sample; and the lengths."""
+    """The same rows, each with its own noise, by the length of the response that the first step
+    will sample; and the lengths.
+    """
     model = models.make(SHAPE)
     params, key = toys.random_params(model, seed=1), jax.random.fold_in(jax.random.key(0), 0)
     batch = jax.device_put(batch)
@@ -129,7 +135,9 @@ def run_case(case: Case):
 
 
 def largest_differences(got, want) -> tuple[float, float]:
-    """(between parameters, between metrics); rewards and lengths among these hang on the sampled tokens."""
+    """(between parameters, between metrics); rewards and lengths among these hang on the sampled
+    tokens.
+    """
     between = lambda a, b: max(
         float(np.abs(x - y).max()) for x, y in zip(toys.numbers(a), toys.numbers(b), strict=True)
     )
@@ -174,7 +182,9 @@ def host_reward():
 
 @pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: " ".join(str(x) for x in case))
 def test_every_way_equals_one_device(one_device, case):
-    """Gradients are summed once, not 8 times: SGD would show it. Whitening, counts and the KL controller are of all rows."""
+    """Gradients are summed once, not 8 times: SGD would show it. Whitening, counts and the KL
+    controller are of all rows.
+    """
     assert_equal_runs(run_case(case), reference(one_device, case))
 
 
@@ -189,7 +199,9 @@ def test_the_cases_cover_every_pair():
     "case", [Case(*choice) for choice in itertools.product(*list(CHOICES.values())[:5])], ids=str
 )
 def test_the_full_product(one_device, case):
-    """All of it but the layers, which take turns; a row of `modes.md` each, when JAXPPO_MODES_TABLE names a file to append to."""
+    """All of it but the layers, which take turns; a row of `modes.md` each, when JAXPPO_MODES_TABLE
+    names a file to append to.
+    """
     turn = sum(values.index(getattr(case, name)) for name, values in list(CHOICES.items())[:5]) % 2
     case = case._replace(layers=CHOICES["layers"][turn])
     got, want = run_case(case), reference(one_device, case)
@@ -203,7 +215,9 @@ def test_the_full_product(one_device, case):
 
 
 def test_one_device_with_all_the_short_rows():
-    """Whitening, token means, KL control and counters are of all rows: a device's own mean would be of 8 short ones."""
+    """Whitening, token means, KL control and counters are of all rows: a device's own mean would be
+    of 8 short ones.
+    """
     batch, lengths = shortest_first(prompts(0))
     assert lengths[:8].mean() < 3 and (lengths[32:] == SGD.response_length).all()
     settings = replace(SGD, advantage="gae", aggregate="token_mean")
@@ -225,7 +239,9 @@ def test_groups_and_no_critic(one_device):
     "mesh", ["data=2,fsdp=2,tensor=2", pytest.param("data=8", marks=pytest.mark.slow)]
 )
 def test_logits_in_chunks_on_a_mesh(one_device, mesh):
-    """32 rows of 5 tokens are 4 rows on each of 8 devices: 1280 bytes of logits, of which 640 are allowed at a time."""
+    """32 rows of 5 tokens are 4 rows on each of 8 devices: 1280 bytes of logits, of which 640 are
+    allowed at a time.
+    """
     settings = replace(SGD, logits_bytes=640)
     assert_equal_runs(
         run(settings, "mesh", mesh), reference(one_device, Case("jit", "sgd", "graph"))

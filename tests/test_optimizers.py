@@ -25,7 +25,8 @@ GRADS = {"a": jnp.float32(3.0), "b": jnp.float32(4.0)}
 
 def test_clipping_by_the_global_norm_then_adam():
     config = Config(lr=0.1, max_grad_norm=1.0, adam_eps=0.5, lr_schedule="constant")
-    # The norm of (3, 4) is 5, so (.6, .8). Adam's first step divides by its own size plus eps: .1 · .6 / 1.1 and .1 · .8 / 1.3
+    # The norm of (3, 4) is 5, so (.6, .8). Adam's first step divides by its own size plus eps: .1 ·
+    # .6 / 1.1 and .1 · .8 / 1.3
     for change in steps(config, GRADS, 2):  # with constant gradients each step is like the first
         assert change == pytest.approx({"a": -0.0545454, "b": -0.0615385}, rel=1e-4)
 
@@ -115,7 +116,9 @@ def test_the_critic_may_have_a_rate_of_its_own():
 
 
 def test_a_separate_critic_is_clipped_by_itself():
-    """Policy (3, 4) has norm 5, its critic 100: (.6, .8) and 1; with one norm for both the policy would get .03 and .04."""
+    """Policy (3, 4) has norm 5, its critic 100: (.6, .8) and 1; with one norm for both the policy
+    would get .03 and .04.
+    """
     config = Config(lr=0.1, optimizer="sgd", critic="separate", lr_schedule="constant")
     grads = {"a": jnp.float32(3.0), "b": jnp.float32(4.0), "critic": jnp.float32(100.0)}
     assert steps(config, grads, 1)[0] == pytest.approx({"a": -0.06, "b": -0.08, "critic": -0.1})

@@ -30,7 +30,9 @@ SHAPE = shapes.llama(
 
 
 class Tiny(NamedTuple):
-    """A policy: the table of log-probs as a function of parameters; and the table there, an older one and the reference."""
+    """A policy: the table of log-probs as a function of parameters; and the table there, an older
+    one and the reference.
+    """
 
     table: Callable
     params: dict | jax.Array
@@ -67,7 +69,8 @@ def transformer() -> Tiny:
         # Rows of prompt, a, b: the states are those after the prompt, after a and after b.
         tokens = jnp.array([[END, a, b] for a in (0, 1) for b in (0, 1)], jnp.int32)
         with standard():
-            # A model reads its embedding in float32, so no gradient goes there: it would be rounded to 1e-7.
+            # A model reads its embedding in float32, so no gradient goes there: it would be rounded
+            # to 1e-7.
             held = {**params, "embed": jax.lax.stop_gradient(params["embed"])}
             hidden, _ = model().apply(held, tokens, jnp.ones(tokens.shape, bool))
             logits = model().logits(params, hidden)
@@ -80,7 +83,9 @@ both = pytest.mark.parametrize("tiny", [free_logits, transformer], ids=lambda f:
 
 
 def measure(rows, tiny) -> list[list[np.ndarray]]:
-    """For each row the estimator's expected gradient, the true one and the formula's, if there is one, in the parameters."""
+    """For each row the estimator's expected gradient, the true one and the formula's, if there is
+    one, in the parameters.
+    """
     found = oracle.pull(tiny.table, tiny.params, oracle.gradients(rows, *tiny.tables))
     return [[g for g in gradients if g is not None] for gradients in found]
 
@@ -159,7 +164,9 @@ def test_the_world():
 
 @both
 def test_the_truth(tiny, x64):
-    """The sum over sequences, which is differentiated, is the backward induction's value less the divergence met on the way."""
+    """The sum over sequences, which is differentiated, is the backward induction's value less the
+    divergence met on the way.
+    """
     table, params, (new, old, ref) = tiny()
     objective = lambda new: oracle.true(oracle.exact(new, old, ref), BETA)
 
@@ -209,7 +216,9 @@ def test_the_scorer_agrees(x64):
 @pytest.mark.parametrize("loss", [token.reinforce, token.clip])
 @pytest.mark.parametrize("baseline", [False, True])
 def test_two_states_two_actions_by_hand(loss, baseline, x64):
-    """A textbook's example: ∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s)), whether V is taken off or not."""
+    """A textbook's example: ∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s)), whether V is taken off or
+    not.
+    """
     p, q = jnp.array([[0.6, 0.4], [0.5, 0.5]]), jnp.array([[0.8, 0.3], [0.4, 0.4]])
     # V = .6 · .8 + .4 · .3 = .6 and .5 · .4 + .5 · .4 = .4; d = .5 for both
     #   .5 · .6 · (.8 − .6) = .06    .5 · .4 · (.3 − .6) = −.06    .5 · .5 · (.4 − .4) = 0, twice

@@ -16,7 +16,9 @@ PROMPTS = toys.prompts()
 
 
 class Spied:
-    """A step whose reward is a Python function that may be exchanged, and that shows the rollout and the rewards within."""
+    """A step whose reward is a Python function that may be exchanged, and that shows the rollout
+    and the rewards within.
+    """
 
     def __init__(self, toy, settings):
         self.judge = lambda prompt, response: response.count("d")
@@ -102,7 +104,9 @@ def test_the_metrics_are_those_of_the_rollout(spied):
 
 
 def test_rewards_of_tokens(spied):
-    """The score less the penalty of .5 for a missing end on the last acting token, and minus kl_coef · k1 on every one."""
+    """The score less the penalty of .5 for a missing end on the last acting token, and minus
+    kl_coef · k1 on every one.
+    """
     spied(spied.state(frozen=other_reference(spied.toy)))
     seen = spied.rollout
     want = -0.1 * (seen.raw_logprobs - seen.ref_logprobs) * seen.mask

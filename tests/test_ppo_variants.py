@@ -1,4 +1,6 @@
-"""The train step with its options: groups, greedy baselines, masks, shaping, KL elsewhere. `test_ppo.py` has the plain one."""
+"""The train step with its options: groups, greedy baselines, masks, shaping, KL elsewhere.
+`test_ppo.py` has the plain one.
+"""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,7 +30,9 @@ class Seen(NamedTuple):
 
 
 def watched(toy, settings, *, reward=None, **changes):
-    """A compiled step whose estimator leaves what it saw among the statistics: no callback, so the program can be cached."""
+    """A compiled step whose estimator leaves what it saw among the statistics: no callback, so the
+    program can be cached.
+    """
     changes |= {"reward": reward} if reward else {}
     inner = toys.parts(settings, **changes).advantage
 
@@ -63,7 +67,9 @@ def test_remax_rolls_out_greedily_in_the_same_program(llama):
 
 
 def even_prompts_are_alike(params, rollout):
-    """Groups of prompts with an even last token cannot differ: their reward is 1 for all. Others have a sum of token ids."""
+    """Groups of prompts with an even last token cannot differ: their reward is 1 for all. Others
+    have a sum of token ids.
+    """
     even = rollout.tokens[:, 3] % 2 == 0
     total = (rollout.response * (rollout.mask > 0)).sum(1).astype(jnp.float32)
     return jnp.where(even, 1.0, total), jnp.ones(even.shape, bool)
@@ -103,7 +109,9 @@ def test_groups_that_teach_nothing_leave_the_loss_and_its_denominators(llama):
 
 
 def test_oversampling_keeps_the_first_informative_groups(llama):
-    """Prompts with an even last token teach nothing; of 8 groups the kept 4 begin with those that do, in their order."""
+    """Prompts with an even last token teach nothing; of 8 groups the kept 4 begin with those that
+    do, in their order.
+    """
     settings = replace(GROUPED, oversample=2)
     assert settings.rows == 16
     step = watched(llama, settings, reward=even_prompts_are_alike)
@@ -151,7 +159,9 @@ def test_one_bad_minibatch_of_two_makes_no_barren_step(llama, changes):
 
 
 def test_remax_compares_on_one_scale(llama):
-    """With the scores' deviation 1 / s: advantages are s times those without; each with a scale of its own would not be."""
+    """With the scores' deviation 1 / s: advantages are s times those without; each with a scale of
+    its own would not be.
+    """
     settings = replace(SETTINGS, advantage="remax", value_loss="none", kl_coef=0.0)
     seen = {}
     for norm in ("none", "batch"):
@@ -279,7 +289,9 @@ def test_several_rewards(llama):
 
 
 def test_each_task_has_its_reward(llama):
-    """Of three tasks the last has no rows; scores are whitened within each, the metrics are as the reward gave them."""
+    """Of three tasks the last has no rows; scores are whitened within each, the metrics are as the
+    reward gave them.
+    """
     settings = replace(SETTINGS, num_tasks=3, reward_norm="task", kl_coef=0.0)
     task = jnp.array([0, 0, 0, 1, 1, 1, 1, 1])
     prompts = PROMPTS.replace(extra={"task": task})

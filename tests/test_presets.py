@@ -136,7 +136,8 @@ def small(name: str, **changes) -> Config:
     chosen = replace(preset(Config(), name), **settings)
     if chosen.minibatches > 4:
         chosen = replace(chosen, minibatches=4)
-    # lambda 0 for all short responses is the published alpha's choice, and no algorithm for three tokens
+    # lambda 0 for all short responses is the published alpha's choice, and no algorithm for three
+    # tokens
     return replace(chosen, **({"lam_alpha": 1.0} if chosen.lam_alpha else {}), **changes)
 
 
@@ -200,7 +201,9 @@ class Learner:
 
 
 IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
-"""One of each kind of program; the others differ from one of these in a loss, an advantage or a number."""
+"""One of each kind of program; the others differ from one of these in a loss, an advantage or a
+number.
+"""
 
 
 @pytest.mark.parametrize(
@@ -219,8 +222,9 @@ def test_every_preset_runs_and_is_the_same_under_pmap(name):
     toys.assert_close(two.params, one.params, atol=2e-5)
 
 
-# In RL4LMs' form a token that the mask forces still has a gradient, with whitened noise for an advantage: once the older copy
-# is sure, the policy drifts off below the mask. It reaches the optimum, and does not stay. (Renormalised, `nlpo` does.)
+# In RL4LMs' form a token that the mask forces still has a gradient, with whitened noise for an
+# advantage: once the older copy is sure, the policy drifts off below the mask. It reaches the
+# optimum, and does not stay. (Renormalised, `nlpo` does.)
 DRIFTS = {"rl4lms_nlpo"}
 
 

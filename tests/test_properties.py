@@ -1,4 +1,6 @@
-"""What holds for all numbers: padding is never read, rows and groups do not see each other, nothing becomes NaN."""
+"""What holds for all numbers: padding is never read, rows and groups do not see each other, nothing
+becomes NaN.
+"""
 
 from functools import partial
 
@@ -71,7 +73,9 @@ BY_POSITION = {"clip_cov"}  # draws tokens at random, by their place in the batc
 
 @jax.jit
 def everything(x, y, z, mask):
-    """Name -> (what the function returns, the gradient in x of its first array, its elements weighted by z)."""
+    """Name -> (what the function returns, the gradient in x of its first array, its elements
+    weighted by z).
+    """
 
     def one(f):
         def total(x):
@@ -106,7 +110,9 @@ EMPTY_ROWS = np.eye(ROWS, LENGTH, dtype=np.float32) * np.array([[1], [0], [1], [
 
 
 def same(found, expected, view=lambda a: a, leave_out=()):
-    """Where nothing varies, the gradient of whitening is z / sqrt(eps) = 10,000 z less as much: what is left is rounding."""
+    """Where nothing varies, the gradient of whitening is z / sqrt(eps) = 10,000 z less as much:
+    what is left is rounding.
+    """
     large = 5e-3 if expected["var"][0] == 0 else 2e-6  # 4 x 1e4 x 2^-23
     atol = dict.fromkeys(found, 2e-6) | {"whiten": large, "reinforce_plus_plus": large}
     for name in set(found) - set(leave_out):
@@ -140,7 +146,9 @@ def test_padding_is_never_read(seed, mask, junk):
 @given(SEEDS, MASKS, st.integers(0, 2), st.integers(0, 3), JUNK)
 @example(0, EMPTY_ROWS, 1, 2, np.nan)
 def test_a_batch_within_a_larger_one(seed, mask, row, column, junk):
-    """Padding before and after, and rows without a token, change nothing: no length, no number of rows is counted."""
+    """Padding before and after, and rows without a token, change nothing: no length, no number of
+    rows is counted.
+    """
     inside = np.s_[row : row + ROWS, column : column + LENGTH]
 
     def wide(a, fill):
@@ -155,7 +163,9 @@ def test_a_batch_within_a_larger_one(seed, mask, row, column, junk):
 @given(SEEDS, MASKS)
 @example(0, EMPTY_ROWS)
 def test_gaps_do_not_count(seed, mask):
-    """A row's tokens moved together are the same row: what lies between the turns of a model is no part of it."""
+    """A row's tokens moved together are the same row: what lies between the turns of a model is no
+    part of it.
+    """
     order = np.argsort(mask == 0, axis=1, kind="stable")
     move = lambda a: np.take_along_axis(a, order, 1)
     found = numpy(everything(*map(move, numbers(seed)), move(mask)))
@@ -204,7 +214,9 @@ SIGNS = st.sampled_from([-1.0, 0.0, 1.0])
     st.sampled_from([1.0, 50.0]),
 )
 def test_extreme_log_ratios_stay_finite(seed, mask, sign, size):
-    """log-ratios of −100, 0 and 100: e^100 is infinite in float32. Advantages up to about ±150 as well."""
+    """log-ratios of −100, 0 and 100: e^100 is infinite in float32. Advantages up to about ±150 as
+    well.
+    """
     x, y, z = numbers(seed)
     y = y - 100  # log-probs of −200 to −100, or the other way round of −100 to −200
     for name, leaves in numpy(everything(y + 100 * sign, y, size * z, mask)).items():

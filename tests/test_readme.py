@@ -1,4 +1,6 @@
-"""What README.md shows runs, word for word. `follow_readme.py` runs its commands; here their options are read."""
+"""What README.md shows runs, word for word. `follow_readme.py` runs its commands; here their
+options are read.
+"""
 
 import json
 import re

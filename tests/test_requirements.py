@@ -63,7 +63,9 @@ def test_the_compiler_for_tpus_is_that_of_the_pinned_jax(path):
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_the_compiler_that_plans_is_pinned_for_each_python(version):
-    """pip never replaces that of a JAX that is there by another: jax[tpu], which knows, is asked for beside it."""
+    """pip never replaces that of a JAX that is there by another: jax[tpu], which knows, is asked
+    for beside it.
+    """
     first, second = asked(PROJECT["optional-dependencies"]["tpu-plan"], version)
     assert (first.name, first.extras) == ("jax", {"tpu"})
     assert str(second.specifier) == f"=={pinned(PYTHONS[version])['libtpu']}"
@@ -109,7 +111,9 @@ def test_no_test_is_left_out_for_want_of_what_no_extra_has():
 
 
 def test_where_it_comes_from():
-    """The repository, the same in the package's metadata, in what is cited, in the README's badge and for the notebook."""
+    """The repository, the same in the package's metadata, in what is cited, in the README's badge
+    and for the notebook.
+    """
     place = PROJECT["urls"]["Repository"]
     assert all(x.startswith(place) for x in PROJECT["urls"].values())
     assert f"\nrepository-code: {place}\n" in (ROOT / "CITATION.cff").read_text()

@@ -104,7 +104,9 @@ def rows(prompts, chosen):
 
 
 def test_decoding_stops_when_all_rows_have_ended(decode):
-    """The cache holds the prompt and every chosen token but the last, which nobody has to look at."""
+    """The cache holds the prompt and every chosen token but the last, which nobody has to look
+    at.
+    """
     full = decode(toys.prompts(), -1)
     assert int(full.t) == 12 and int(full.cache.filled) == 4 + 11
     first = full.tokens[0, 0]  # row 0 ends at once if this ends the text
@@ -231,7 +233,9 @@ def test_the_reference_of_adapters_is_the_base():
 
 
 def test_one_stop_for_all_programs_of_an_axis(llama):
-    """Under vmap with `stop_axis` the loop's condition is not batched, and the result is that of each alone."""
+    """Under vmap with `stop_axis` the loop's condition is not batched, and the result is that of
+    each alone.
+    """
 
     def program(seed):
         noise = sampling.row_uniforms(jax.random.key(seed), jnp.arange(8), 12)

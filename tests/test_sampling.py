@@ -103,7 +103,9 @@ def test_has_keep_set():
 
 
 def test_a_guide_allows_its_own_nucleus_only(strict):
-    """The guide's likeliest tokens are 3 and 2 (.5, .3); of them the policy's own top-k 1 is token 2."""
+    """The guide's likeliest tokens are 3 and 2 (.5, .3); of them the policy's own top-k 1 is token
+    2.
+    """
     logits = jnp.log(jnp.array([[0.4, 0.2, 0.3, 0.1]]))
     guide = jnp.log(jnp.array([[0.1, 0.1, 0.3, 0.5]]))
     finite = lambda **options: np.isfinite(

@@ -1,4 +1,6 @@
-"""No code of the package runs text from outside as a program: held by a walk over the syntax trees, not by good will."""
+"""No code of the package runs text from outside as a program: held by a walk over the syntax trees,
+not by good will.
+"""
 
 import ast
 from collections.abc import Iterator
@@ -30,7 +32,9 @@ NEVER = {
 
 
 def origins(tree: ast.Module) -> dict[str, str]:
-    """What the names that a module binds stand for: `import numpy as np` gives np -> numpy; its own function is no builtin."""
+    """What the names that a module binds stand for: `import numpy as np` gives np -> numpy; its own
+    function is no builtin.
+    """
     names = {
         node.name: f"own.{node.name}"
         for node in ast.walk(tree)

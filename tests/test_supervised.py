@@ -45,7 +45,9 @@ def rows(**extra) -> Prompts:
 
 
 def table() -> Model:
-    """A model whose hidden state is a number of the token itself, and whose value is that number."""
+    """A model whose hidden state is a number of the token itself, and whose value is that
+    number.
+    """
     init = lambda key: {"table": jnp.zeros(12)}
     apply = lambda params, tokens, attend, **_: (params["table"][tokens][..., None], None)
     value = lambda params, hidden: hidden[..., 0]
@@ -65,7 +67,9 @@ def once(model, objective, params, prompts, settings=SETTINGS, **frozen):
 
 @pytest.mark.parametrize("last", [1, 3, 9])
 def test_only_the_last_tokens_have_logits(llama, last):
-    """With weight on the last tokens alone it is the same loss and the same step, whether the others have logits or not."""
+    """With weight on the last tokens alone it is the same loss and the same step, whether the
+    others have logits or not.
+    """
     weight = (ROWS > 0) & (np.arange(6) >= 6 - last)
     prompts = rows(weight=jnp.asarray(weight, jnp.float32))
     whole, cut = (supervised.language_model(llama.model, SETTINGS, last=n) for n in (None, last))
@@ -81,7 +85,9 @@ def test_only_the_last_tokens_have_logits(llama, last):
 
 
 def test_the_loss_of_a_language_model_by_hand(llama):
-    """Mean of −log softmax(logits before)[token] over tokens with weight 1 that have a token before them."""
+    """Mean of −log softmax(logits before)[token] over tokens with weight 1 that have a token before
+    them.
+    """
     _, metrics = once(
         llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows()
     )
@@ -103,7 +109,9 @@ def test_the_loss_of_a_language_model_by_hand(llama):
 
 
 def test_a_first_token_has_nothing_before_it(llama):
-    """The slot before it is padding, which would see the whole row: another last token changes no weight and no other loss."""
+    """The slot before it is padding, which would see the whole row: another last token changes no
+    weight and no other loss.
+    """
     for objective in (
         supervised.language_model(llama.model, SETTINGS),
         supervised.dpo(llama.model, SETTINGS),
@@ -179,13 +187,16 @@ def test_a_language_model_learns_its_text(llama):
 
 
 def test_pairs_by_hand():
-    """Scores are the last real token's numbers: rows 0 and 1 end in 6 and 8, rows 2 and 3 in 3 and 4."""
+    """Scores are the last real token's numbers: rows 0 and 1 end in 6 and 8, rows 2 and 3 in 3 and
+    4.
+    """
     params = {
         "table": jnp.zeros(12).at[jnp.array([6, 8, 3, 4])].set(jnp.array([1.0, 0.5, -1.0, 2.0]))
     }
     objective = supervised.bradley_terry(table(), margin=0.5, centring=0.1)
     _, metrics = once(table(), objective, params, rows())
-    # gaps 1 − .5 = .5 and −1 − 2 = −3; log σ(.5 − .5) = −.6931, log σ(−3 − .5) = −3.5298; sums 1.5 and 1
+    # gaps 1 − .5 = .5 and −1 − 2 = −3; log σ(.5 − .5) = −.6931, log σ(−3 − .5) = −3.5298; sums 1.5
+    # and 1
     want = ((0.69315 + 0.1 * 2.25) + (3.52975 + 0.1 * 1.0)) / 2
     assert float(metrics["loss"]) == pytest.approx(want, abs=1e-4)
     assert float(metrics["accuracy"]) == 0.5 and float(metrics["gap"]) == pytest.approx(-1.25)
@@ -204,7 +215,9 @@ def test_labels_by_hand():
     ("classes", "label"), [(1, [0.8, 0.5, 0.2, 1.0] * 2), (3, [0, 1, 2, 1] * 2)]
 )
 def test_classes_of_texts_are_those_of_the_net(classes, label):
-    """The net reads a text from its first token on, wherever the padding stood; the rest is Optax's cross-entropy."""
+    """The net reads a text from its first token on, wherever the padding stood; the rest is Optax's
+    cross-entropy.
+    """
     net = Classifier(
         features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=classes
     )
@@ -232,7 +245,9 @@ def test_classes_of_texts_are_those_of_the_net(classes, label):
 
 @pytest.mark.learning
 def test_three_classes_with_an_embedding_that_learns():
-    """The class is which of three orders of two tokens the text begins with; the embedding is trained with the net."""
+    """The class is which of three orders of two tokens the text begins with; the embedding is
+    trained with the net.
+    """
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 3, 512)
     texts = np.concatenate(
@@ -263,8 +278,9 @@ def test_three_classes_with_an_embedding_that_learns():
 
 
 def test_preferences_start_at_the_reference(llama):
-    """Policy and reference alike: −log σ(0) = .6931 for each pair, and nothing is preferred but by rounding (their two passes are
-    not compiled alike by every JAX); then the better rows rise."""
+    """Policy and reference alike: −log σ(0) = .6931 for each pair, and nothing is preferred but by
+    rounding (their two passes are not compiled alike by every JAX); then the better rows rise.
+    """
     objective = supervised.dpo(llama.model, SETTINGS, beta=1.0)
     step = parallel.compile_step(supervised.make_train_step(llama.model, objective, SETTINGS))
     state, metrics = step(fresh(llama.params, toys.copied(llama.params)), rows())
@@ -279,8 +295,10 @@ def test_preferences_start_at_the_reference(llama):
 
 @pytest.mark.learning
 def test_bradley_terry_finds_known_scores():
-    """Ten texts with scores −1.5 to 1.5; 4096 pairs, each won with the probability σ(difference). Scores are known up to a
-    constant; the standard error of one is about √(1 / (.2 · 820)) = .08."""
+    """Ten texts with scores −1.5 to 1.5; 4096 pairs, each won with the probability σ(difference).
+    Scores are known up to a constant; the standard error of one is about √(1 / (.2 · 820)) =
+    .08.
+    """
     rng = np.random.default_rng(0)
     truth = np.linspace(-1.5, 1.5, 10)
     pairs = np.stack([rng.permutation(10)[:2] for _ in range(4096)])
@@ -376,7 +394,9 @@ def test_log_probs_are_the_models_own(llama):
     "objective", [supervised.bradley_terry, lambda model: supervised.dpo(model, SETTINGS)]
 )
 def test_a_pair_is_not_cut_between_devices(llama, objective):
-    """Eight rows on eight devices, one each: no device has a pair. On four they are those of one device."""
+    """Eight rows on eight devices, one each: no device has a pair. On four they are those of one
+    device.
+    """
     made = objective(llama.model)
     make = lambda axis_name: supervised.make_train_step(
         llama.model, made, SETTINGS, axis_name=axis_name

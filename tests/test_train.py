@@ -39,7 +39,9 @@ def prompts(loaded):
 
 
 def fit(folder, prompts, config=RUN, evaluate=None):
-    """A run from the start, or from its checkpoint, with parameters of its own: the step destroys what it is given."""
+    """A run from the start, or from its checkpoint, with parameters of its own: the step destroys
+    what it is given.
+    """
     config, policy = load.load_policy(config)
     folder = files.run_folder(folder.parent, folder.name, resume=config.resume)
     return train.fit(
@@ -133,7 +135,9 @@ def test_several_steps_in_a_dispatch_are_the_same_run(straight, tmp_path, prompt
 
 
 def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
-    """A language model with adapters: metrics, checkpoints, early stopping, resume to the last bit, and its best weights."""
+    """A language model with adapters: metrics, checkpoints, early stopping, resume to the last bit,
+    and its best weights.
+    """
     config, policy = loaded
     texts = rows.packed(
         TEXTS * 4, policy.tokenizer.encode, config.length, eos=policy.tokenizer.eos_id
@@ -198,7 +202,9 @@ def test_resume_without_a_run_is_refused(tmp_path, prompts):
 
 
 def test_resume_of_a_run_that_never_saved(tmp_path, prompts, straight, capsys):
-    """Ended before its first step, nothing is lost: it begins, and leaves what a run without a break does."""
+    """Ended before its first step, nothing is lost: it begins, and leaves what a run without a
+    break does.
+    """
     files.write_config(files.run_folder(tmp_path, "early", resume=False), {})
     score = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
     fit(tmp_path / "early", prompts, replace(RUN, resume=True), score)
@@ -229,8 +235,9 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
 
 
 def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, prompts):
-    """Steps 3 and 4 are evaluated. A signal in step 4 saves it without: no numbers in its line, no score. Gone on with, nothing
-    is left to train, and the run is the one that nobody disturbed."""
+    """Steps 3 and 4 are evaluated. A signal in step 4 saves it without: no numbers in its line, no
+    score. Gone on with, nothing is left to train, and the run is the one that nobody disturbed.
+    """
     evaluate = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
     folder = tmp_path / "stopped"
     fit(folder, prompts, evaluate=evaluate)
@@ -333,7 +340,9 @@ def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, pro
 
 @pytest.mark.slow  # test_modes.py has the steps, test_processes.py runs
 def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
-    """Tokens, metrics, parameters; checkpoints are those of one device, so a run may go on elsewhere."""
+    """Tokens, metrics, parameters; checkpoints are those of one device, so a run may go on
+    elsewhere.
+    """
     config = replace(RUN, batch_size=32, lr=1e-4, steps=4)
     one = fit(tmp_path / "one", prompts, config)
     rows = lambda name: [
@@ -352,7 +361,9 @@ def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
 
 
 def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
-    """Loaded, trained, evaluated, saved: the first device of eight has no more than the last, but for a few numbers."""
+    """Loaded, trained, evaluated, saved: the first device of eight has no more than the last, but
+    for a few numbers.
+    """
 
     def held(number):
         gc.collect()

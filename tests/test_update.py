@@ -53,7 +53,9 @@ def test_deal_differs_between_blocks():
 
 @pytest.fixture(scope="module")
 def batch(llama):
-    """Rollouts of another policy, so that ratios and clipped values are not 1 and 0; rows 2 is invalid."""
+    """Rollouts of another policy, so that ratios and clipped values are not 1 and 0; rows 2 is
+    invalid.
+    """
     behaviour = llama._replace(params=toys.random_params(llama.model, seed=4))
     rolled = toys.roll(behaviour, toys.prompts())
     rng = np.random.default_rng(0)
@@ -120,7 +122,9 @@ def test_loss_is_the_sum_of_its_parts(llama, batch, changes, parts):
 
 
 def test_what_is_masked_changes_nothing(llama, batch, loss):
-    """An invalid row and all padding hold other tokens, NaN and large numbers: loss, metrics and gradients stay."""
+    """An invalid row and all padding hold other tokens, NaN and large numbers: loss, metrics and
+    gradients stay.
+    """
     off = batch.mask == 0
     rolled = batch.rollout
     tokens = rolled.tokens.at[2, 4:].set(jnp.array([9, 2, 9, 2, 9]))
@@ -200,7 +204,9 @@ def test_update_makes_epochs_times_minibatches_steps(run, state, batch):
 
 
 def test_first_ratio_off_is_that_of_the_first_minibatch(run, state, batch, llama):
-    """Old log-probs that are .1 lower everywhere: e^.1 − 1 on the first minibatch, whatever comes later."""
+    """Old log-probs that are .1 lower everywhere: e^.1 − 1 on the first minibatch, whatever comes
+    later.
+    """
     own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
     assert float(run(state, own, KEY)[1]["first_ratio_off"]) < 1e-4
     lower = own.replace(old_logprobs=own.old_logprobs - 0.1)
@@ -229,7 +235,9 @@ def test_all_non_finite_changes_nothing(run, state, batch):
 
 
 def test_a_minibatch_without_rows_changes_nothing(run, state, batch):
-    """Every reward invalid: the gradient is 0, but the moments of earlier updates would move the parameters yet."""
+    """Every reward invalid: the gradient is 0, but the moments of earlier updates would move the
+    parameters yet.
+    """
     moving, metrics = run(state, batch, KEY)
     assert float(metrics["empty"]) == 0
     new, metrics = run(moving, batch.replace(mask=jnp.zeros_like(batch.mask)), KEY)
@@ -254,7 +262,9 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
 
 
 def test_two_devices_equal_one(llama, run, state, batch):
-    """Halves of the batch under an axis: gradients are summed, weights know the global count, rows are dealt alike."""
+    """Halves of the batch under an axis: gradients are summed, weights know the global count, rows
+    are dealt alike.
+    """
     halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
     parallel = update.make_update(llama.model, toys.parts(), SETTINGS, axis_name="devices")
     two, metrics = jax.jit(jax.vmap(lambda b: parallel(state, b, KEY), axis_name="devices"))(halves)
@@ -353,7 +363,9 @@ def test_beta_comes_from_the_controller(llama, batch):
 
 
 def test_kl_stop_leaves_out_the_rest(llama, state, batch):
-    """A large rate: after the first minibatch the policy is far off, so the other three of two epochs are left out."""
+    """A large rate: after the first minibatch the policy is far off, so the other three of two
+    epochs are left out.
+    """
     settings = replace(SETTINGS, lr=0.1, lr_schedule="constant", kl_stop=0.01)
     own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
     fresh = ppo.init_state(settings, llama.params, state.frozen, jax.random.key(0))
@@ -374,7 +386,9 @@ def test_kl_stop_leaves_out_the_rest(llama, state, batch):
 
 
 def test_how_far_the_step_went_includes_what_stopped_it(llama, state, batch):
-    """All of the second epoch is left out, and half of the first: the minibatch that tripped is the last that was measured."""
+    """All of the second epoch is left out, and half of the first: the minibatch that tripped is the
+    last that was measured.
+    """
     settings = replace(SETTINGS, lr=0.1, lr_schedule="constant", kl_stop=0.01)
     own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
     fresh = ppo.init_state(settings, llama.params, state.frozen, jax.random.key(0))
@@ -391,7 +405,9 @@ def test_an_update_says_how_many_updates_it_was(run, state, batch):
 
 
 def test_rescored_takes_the_scorers_log_probs(llama, state, batch):
-    """The sampler's are .1 lower: the ratio is 1 all the same, and the metric says how far they are apart."""
+    """The sampler's are .1 lower: the ratio is 1 all the same, and the metric says how far they are
+    apart.
+    """
     settings = replace(SETTINGS, epochs=1, minibatches=1)
     own = toys.score(llama, batch.rollout).logprobs
     rescored = jax.jit(

@@ -71,7 +71,9 @@ FAMILIES = {"llama": llama, "gpt2": gpt2}
 
 
 def ragged(lengths, width: int, seed: int = 0) -> Prompts:
-    """Random prompts of these lengths, padded on the left with token 0 to `width`. Row i's tokens hang on i alone."""
+    """Random prompts of these lengths, padded on the left with token 0 to `width`. Row i's tokens
+    hang on i alone.
+    """
     tokens = np.zeros((len(lengths), width), np.int32)
     for row, n in enumerate(lengths):
         tokens[row, width - n :] = np.random.default_rng([seed, row]).integers(2, VOCAB, n)

@@ -1,8 +1,8 @@
 """The Cloud TPU slices that `tpu.py` can ask for, and what each of them is.
 
-The number in a type's name counts TensorCores for v4 and v5p (two a chip) and chips for v5e and v6e: a v4-8 has 4 chips.
-Sizes and hosts: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e; images: /runtimes. Newer chips (TPU7x) are not
-given out by this interface; see elsewhere.md.
+The number in a type's name counts TensorCores for v4 and v5p (two a chip) and chips for v5e and
+v6e: a v4-8 has 4 chips. Sizes and hosts: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and
+/v6e; images: /runtimes. Newer chips (TPU7x) are not given out by this interface; see elsewhere.md.
 """
 
 import math

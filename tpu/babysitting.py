@@ -1,4 +1,6 @@
-"""From nothing to a finished run and no slice, through preemptions and crashes: the exit codes decide what is done next."""
+"""From nothing to a finished run and no slice, through preemptions and crashes: the exit codes
+decide what is done next.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Care:
 
 
 def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
-    """The run's exit code. A slice that is there is used, a run that is going on is watched. Raises Stop."""
+    """The run's exit code. A slice that is there is used, a run that is going on is watched. Raises
+    Stop.
+    """
     if care.spot and not job.bucket:
         slice_.say(
             "warning: without --runs gs://BUCKET/FOLDER a preemption loses the run, and it starts from nothing"
@@ -76,7 +80,9 @@ def babysit(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
 
 
 def cut_off(slice_: Slice, job: Job, ended: int | None) -> int:
-    """The paid hours are over: the run's exit code, if it has `ended`. Raises Stop when the slice may still be there."""
+    """The paid hours are over: the run's exit code, if it has `ended`. Raises Stop when the slice
+    may still be there.
+    """
     stopping = "" if ended is not None else f"stopping {job.name}, "
     slice_.say(
         f"{slice_.max_hours:g} paid hours are over (--max-hours): {stopping}deleting {slice_.name}"
@@ -90,7 +96,9 @@ def cut_off(slice_: Slice, job: Job, ended: int | None) -> int:
 
 
 def ensure(slice_: Slice, kind: Accelerator, care: Care) -> None:
-    """An active slice: the one that is there, or a new one, but none for one that was taken from us. Raises Stop, TimeUp."""
+    """An active slice: the one that is there, or a new one, but none for one that was taken from
+    us. Raises Stop, TimeUp.
+    """
     created = 0
     while (found := slice_.wait()) != "ACTIVE":
         if found == "NONE" and slice_.ours:
@@ -109,7 +117,9 @@ def ensure(slice_: Slice, kind: Accelerator, care: Care) -> None:
 
 
 def request(slice_: Slice, kind: Accelerator, care: Care) -> bool:
-    """Whether it is asked for; what passes by itself is slept through, and is no failure. Raises Stop."""
+    """Whether it is asked for; what passes by itself is slept through, and is no failure. Raises
+    Stop.
+    """
     try:
         slice_.create(kind, spot=care.spot, wait_hours=care.wait_hours, extra=care.gcloud_options)
     except Stop as stop:
@@ -122,7 +132,9 @@ def request(slice_: Slice, kind: Accelerator, care: Care) -> bool:
 
 
 def attempt(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> int:
-    """Start the run on an active slice and watch it: its exit code, 1 when it cannot be started, GONE. Raises Stop, TimeUp."""
+    """Start the run on an active slice and watch it: its exit code, 1 when it cannot be started,
+    GONE. Raises Stop, TimeUp.
+    """
     try:
         prepare(slice_, job, kind, care)
         return watch(slice_, job, kind)
@@ -151,7 +163,9 @@ def taken(slice_: Slice) -> Stop:
 
 
 def prepare(slice_: Slice, job: Job, kind: Accelerator, care: Care) -> None:
-    """Code, secrets and the run itself onto the hosts, unless the run is going on there. Raises Stop."""
+    """Code, secrets and the run itself onto the hosts, unless the run is going on there. Raises
+    Stop.
+    """
     if "running" in (hosts.states(slice_, job.name) or []):
         slice_.say(f"{job.name} is running on {slice_.name} already")
         return
@@ -236,7 +250,9 @@ def keep_log(slice_: Slice, job: Job, log: Path) -> str:
 
 
 def fetch(slice_: Slice, job: Job) -> bool:
-    """A run that is not in a bucket comes to ./runs before its machine goes. Whether nothing is lost then."""
+    """A run that is not in a bucket comes to ./runs before its machine goes. Whether nothing is
+    lost then.
+    """
     if job.bucket:
         return True
     there = f"{job.runs if job.runs.startswith('/') else f'jaxppo/{job.runs}'}/{job.name}"

@@ -44,7 +44,8 @@ def backoff(number: int) -> float:
 
 
 def secrets(words: Iterable[str]) -> list[str]:
-    """The options that seem to carry a secret, without it: everybody on a machine can read a command line.
+    """The options that seem to carry a secret, without it: everybody on a machine can read a
+    command line.
 
     >>> secrets(
     ...     [
@@ -85,7 +86,9 @@ def secrets(words: Iterable[str]) -> list[str]:
 
 
 def private(name: str) -> Path:
-    """A folder of ours for what is made on the way to a slice: always the same one, and nobody else's. Raises Stop."""
+    """A folder of ours for what is made on the way to a slice: always the same one, and nobody
+    else's. Raises Stop.
+    """
     folder = (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "tpu" / name
     )
@@ -100,7 +103,9 @@ def private(name: str) -> Path:
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """While one process of this machine looks after a slice no other one does: they would undo each other's work. Raises Stop."""
+    """While one process of this machine looks after a slice no other one does: they would undo each
+    other's work. Raises Stop.
+    """
     lock = private(name) / "lock"
     with lock.open("w") as file:
         try:
@@ -117,7 +122,9 @@ def alone(name: str) -> Iterator[None]:
 
 
 def pack(archive: Path) -> None:
-    """Tracked files only: nothing that lies about by chance, such as a key, leaves this machine. Raises Stop."""
+    """Tracked files only: nothing that lies about by chance, such as a key, leaves this machine.
+    Raises Stop.
+    """
     names = tracked()
     with tarfile.open(archive, "w:gz") as out:
         for name in names:

@@ -30,7 +30,8 @@ TRACEBACK = re.compile(
 OWN = re.compile(
     r"ERROR: (\(gcloud[\w.-]*\)|gcloud crashed) "
 )  # the line that gcloud's own complaint begins with
-# What gcloud adds to a command's own words, with one host and with many, its advice of four lines to log in, and after a crash.
+# What gcloud adds to a command's own words, with one host and with many, its advice of four lines
+# to log in, and after a crash.
 NOISE = re.compile(
     r"exited with return code|^##### Command execution on worker|^(SSH|SCP): |^Using (ssh|scp) batch size|^Retrying: |"
     r"^Failed to execute command on multiple workers|^SSH key found in project metadata|^Exception in thread|"
@@ -45,7 +46,8 @@ def passes(text: str) -> bool:
 
 
 def code_of(text: str, *, quota: bool) -> int:
-    """1 for what may pass by itself, 2 for what will not; `quota`: whether one that is used up passes.
+    """1 for what may pass by itself, 2 for what will not; `quota`: whether one that is used up
+    passes.
 
     >>> (
     ...     code_of("503 UNAVAILABLE", quota=False),
@@ -64,8 +66,9 @@ def telling(text: str) -> list[str]:
 
 
 def last_line(text: str) -> str:
-    """What a command complained of in the end; gcloud's own words about a remote command only where there are no others. What it
-    says of itself begins with ERROR, and may go on for some lines and end with details in YAML, which are left out.
+    """What a command complained of in the end; gcloud's own words about a remote command only where
+    there are no others. What it says of itself begins with ERROR, and may go on for some lines and
+    end with details in YAML, which are left out.
 
     >>> last_line(
     ...     "E: no space\\nERROR: (gcloud.compute.tpus.tpu-vm.ssh) [/usr/bin/ssh] exited with return code [100].\\n"
@@ -87,7 +90,9 @@ def last_line(text: str) -> str:
 
 
 def at_length(text: str) -> str:
-    """All of it, or its last 40 lines, where more than one says something; else nothing: `last_line` is enough."""
+    """All of it, or its last 40 lines, where more than one says something; else nothing:
+    `last_line` is enough.
+    """
     return "\n".join(text.rstrip().splitlines()[-40:]) if len(telling(text)) > 1 else ""
 
 

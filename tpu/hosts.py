@@ -1,4 +1,6 @@
-"""What is done on the hosts of a slice: they get the code, the secrets and a run, and say how it is."""
+"""What is done on the hosts of a slice: they get the code, the secrets and a run, and say how it
+is.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def set_up(slice_: Slice) -> None:
 
 
 def give_environment(slice_: Slice, file: Path) -> None:
-    """Secrets: a file with mode 0600 here and there. They are on no command line and in no metadata. Raises Stop."""
+    """Secrets: a file with mode 0600 here and there. They are on no command line and in no
+    metadata. Raises Stop.
+    """
     must(
         slice_.copy("--scp-flag=-p", str(file), f"{slice_.name}:.jaxppo.env"),
         "copy the environment file",
@@ -45,7 +49,9 @@ def tell(slice_: Slice, verb: str, *words: str, **how) -> subprocess.CompletedPr
 
 
 def start(slice_: Slice, run: str, command: list[str]) -> None:
-    """In the background on every host. Without its chips JAX fails instead of going on on the CPU. Raises Stop."""
+    """In the background on every host. Without its chips JAX fails instead of going on on the CPU.
+    Raises Stop.
+    """
     words = [
         "env",
         "JAX_PLATFORMS=tpu,cpu",
@@ -60,7 +66,9 @@ def start(slice_: Slice, run: str, command: list[str]) -> None:
 
 
 def states(slice_: Slice, run: str) -> list[str] | None:
-    """What the run does on each host, in their order: running, exit CODE, lost or none. None when they cannot be asked."""
+    """What the run does on each host, in their order: running, exit CODE, lost or none. None when
+    they cannot be asked.
+    """
     done = tell(slice_, "status", run, patient=False)
     found = re.findall(r"^jaxppo-host (\S+) (running|exit \d+|lost|none)$", done.stdout, re.M)
     return (
@@ -71,7 +79,8 @@ def states(slice_: Slice, run: str) -> list[str] | None:
 
 
 def number(host: str) -> int:
-    """A host's own, from its name on TPU VMs: gcloud prints first what comes first. Any other name keeps its place.
+    """A host's own, from its name on TPU VMs: gcloud prints first what comes first. Any other name
+    keeps its place.
 
     >>> number("t1v-n-0123abcd-w-12"), number("localhost")
     (12, 0)
@@ -81,7 +90,9 @@ def number(host: str) -> int:
 
 
 def must(done: subprocess.CompletedProcess, what: str) -> None:
-    """Raises Stop, with exit code 1, when a command on the hosts failed; what they said at length goes before its one line."""
+    """Raises Stop, with exit code 1, when a command on the hosts failed; what they said at length
+    goes before its one line.
+    """
     if done.returncode:
         if said := at_length(done.stderr):
             print(said, file=sys.stderr)

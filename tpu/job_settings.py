@@ -1,7 +1,8 @@
 """A job's settings as a config.json, for `jaxppo plan`:  python job_settings.py OUT SCRIPT [OPTION...]
 
-The script's own parser reads its options, files of settings and presets, so that what is planned is what will run. The script is
-imported and not run. This is the one file here that needs jaxppo; tpu.py calls it with jaxppo's Python.
+The script's own parser reads its options, files of settings and presets, so that what is planned is
+what will run. The script is imported and not run. This is the one file here that needs jaxppo;
+tpu.py calls it with jaxppo's Python.
 
 Exit code 2: the options are wrong; 3: the script takes no settings of a run.
 """
@@ -18,7 +19,9 @@ from jaxppo.run.settings import to_dict
 
 
 def kind_of(script: Path) -> type | None:
-    """The dataclass of the script's options: the RunConfig that it defines, and of several the one that builds on the others."""
+    """The dataclass of the script's options: the RunConfig that it defines, and of several the one
+    that builds on the others.
+    """
 
     spec = importlib.util.spec_from_file_location("job", script)
     assert spec and spec.loader

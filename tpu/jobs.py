@@ -1,4 +1,6 @@
-"""What is to run: a script of the repository with its options; and what must be right before anything is paid for."""
+"""What is to run: a script of the repository with its options; and what must be right before
+anything is paid for.
+"""
 
 import json
 import re
@@ -110,7 +112,9 @@ def check_words(options: Sequence[str], files: Sequence[str]) -> None:
 
 
 def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
-    """`name` and `runs` in a file of settings, if they stand there; jaxppo itself reads and checks the rest. Raises Stop."""
+    """`name` and `runs` in a file of settings, if they stand there; jaxppo itself reads and checks
+    the rest. Raises Stop.
+    """
     if not file:
         return {}
     if file not in files:
@@ -146,7 +150,9 @@ def check_bucket(slice_: Slice, job: Job) -> None:
 
 
 def check_agent(kind: Accelerator) -> None:
-    """gcloud connects to several hosts only when the SSH agent holds its key, or nothing at all. Raises Stop."""
+    """gcloud connects to several hosts only when the SSH agent holds its key, or nothing at all.
+    Raises Stop.
+    """
     if kind.hosts == 1:
         return
     key = Path(AGENT_KEY).expanduser()

@@ -1,4 +1,6 @@
-"""Does the job fit the slice? `jaxppo plan` is asked on this machine, before anything is paid for."""
+"""Does the job fit the slice? `jaxppo plan` is asked on this machine, before anything is paid
+for.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ INSTALL = "pip install -e '.[tpu-plan]' in the repository, or pass --no-plan"
 
 
 def plan(job: Job, kind: Accelerator, slice_name: str, *, force: bool, dry_run: bool) -> None:
-    """Raises Stop, with exit code 2, when the job cannot fit, or when that cannot be said; with `force` only says so.
+    """Raises Stop, with exit code 2, when the job cannot fit, or when that cannot be said; with
+    `force` only says so.
 
     Options that the script does not take are an error either way.
     """
@@ -45,7 +48,9 @@ def plan(job: Job, kind: Accelerator, slice_name: str, *, force: bool, dry_run: 
 
 
 def places() -> list[str]:
-    """Where jaxppo may be: in PATH, beside this Python, in the repository's own environment, which the README makes."""
+    """Where jaxppo may be: in PATH, beside this Python, in the repository's own environment, which
+    the README makes.
+    """
     return [
         os.environ.get("PATH", ""),
         os.path.dirname(sys.executable),
@@ -54,7 +59,9 @@ def places() -> list[str]:
 
 
 def settings_problem(argv: list[str], script: str) -> str:
-    """Why the settings cannot be known, or nothing. Raises Stop for options that the script would not take either."""
+    """Why the settings cannot be known, or nothing. Raises Stop for options that the script would
+    not take either.
+    """
     done = run(argv)
     print(done.stdout, end="", flush=True)
     said = last_line(done.stderr).removeprefix("error: ")
@@ -91,7 +98,9 @@ def run(argv: list[str]) -> subprocess.CompletedProcess:
 
 
 def python_of(executable: str | None) -> str:
-    """The Python that an installed command runs with, from its first line; ours where that names none."""
+    """The Python that an installed command runs with, from its first line; ours where that names
+    none.
+    """
     if executable:
         with open(executable, "rb") as file:
             first = file.readline(300).decode(errors="replace").strip()

@@ -1,4 +1,6 @@
-"""What --dry-run hears in place of a slice: everything goes well at once. The commands are those of a real call, one by one."""
+"""What --dry-run hears in place of a slice: everything goes well at once. The commands are those of
+a real call, one by one.
+"""
 
 import json
 import subprocess

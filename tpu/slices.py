@@ -1,4 +1,6 @@
-"""A slice of Cloud TPUs through `gcloud`: argument lists only, errors in one line, what passes by itself is tried again."""
+"""A slice of Cloud TPUs through `gcloud`: argument lists only, errors in one line, what passes by
+itself is tried again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from rehearsal import Rehearsal
 
 ATTEMPTS = 6  # of a command that may work the next time
 ENDED = ("SUSPENDED", "FAILED", "PREEMPTED", "TERMINATED", "STOPPED")  # never comes back by itself
-SLOWEST = 3600.0  # seconds that one command of gcloud may take, with its repetitions: setting up, copying a run
+# seconds that one command of gcloud may take, with its repetitions: setting up, copying a run
+SLOWEST = 3600.0
 FOLLOWED = 10 * 24 * 3600.0  # a log
 HASTE = 600.0  # and when the paid hours are over
 HALF = 900.0  # seconds that a slice may be called active without a machine
@@ -60,7 +63,9 @@ class Slice:
     def gcloud(
         self, *words: str, patient: bool = True, show: bool = False
     ) -> subprocess.CompletedProcess:
-        """Run it; what may pass by itself is tried again, with growing pauses, when `patient`. The caller looks at the code."""
+        """Run it; what may pass by itself is tried again, with growing pauses, when `patient`. The
+        caller looks at the code.
+        """
         argv = ["gcloud", *words, "--quiet"]
         if self.rehearsal:
             print(shlex.join(argv), flush=True)
@@ -100,7 +105,9 @@ class Slice:
         return self.gcloud("compute", "tpus", group, verb, *words, *where, **how)
 
     def ssh(self, command: str, *, worker: str = "all", **how) -> subprocess.CompletedProcess:
-        """A command on one host or on all. gcloud holds back what many hosts say until all have ended: keep it short."""
+        """A command on one host or on all. gcloud holds back what many hosts say until all have
+        ended: keep it short.
+        """
         alive = "--ssh-flag=-o ServerAliveInterval=30"
         return self.tpu(
             "tpu-vm", "ssh", self.name, f"--worker={worker}", alive, f"--command={command}", **how
@@ -112,14 +119,18 @@ class Slice:
     # --- time and money ---
 
     def longest(self, end: float) -> float:
-        """Seconds that a command may take: until `end` by the clock, or until the paid ones are over."""
+        """Seconds that a command may take: until `end` by the clock, or until the paid ones are
+        over.
+        """
         left = end - self.clock()
         if self.since is not None and self.max_hours:
             left = min(left, self.max_hours * 3600 - self.seconds())
         return max(left, 1.0)
 
     def hasten(self) -> None:
-        """Nothing is left but to stop, to copy and to delete: the guard does not count any more, and no command takes long."""
+        """Nothing is left but to stop, to copy and to delete: the guard does not count any more,
+        and no command takes long.
+        """
         self.max_hours, self.slowest = 0.0, HASTE
 
     def pause(self, seconds: float) -> None:
@@ -141,7 +152,9 @@ class Slice:
     # --- its life ---
 
     def state(self) -> str:
-        """NONE; one of ENDED; ACTIVE when its machine is ready; anything else is on the way. Raises Stop."""
+        """NONE; one of ENDED; ACTIVE when its machine is ready; anything else is on the way. Raises
+        Stop.
+        """
         resource = self._describe("queued-resources")
         if resource is None:
             return "NONE"
@@ -226,10 +239,11 @@ class Slice:
         self.say(f"{self.name} is there already: {self.look()}")
 
     def delete(self) -> bool:
-        """Delete it, and its machine, whatever its state, for as long as it takes: whether there was one.
+        """Delete it, and its machine, whatever its state, for as long as it takes: whether there
+        was one.
 
-        What this call has made it goes on deleting through anything but a final refusal. Raises Stop when it may still be there
-        (and cost), and TimeUp.
+        What this call has made it goes on deleting through anything but a final refusal. Raises
+        Stop when it may still be there (and cost), and TimeUp.
         """
         number, there = 0, False
         while (
@@ -257,7 +271,9 @@ class Slice:
         return there
 
     def look(self) -> str:
-        """`state`, through an outage of any length; what is ours through all that keeps us from looking. Raises Stop, TimeUp."""
+        """`state`, through an outage of any length; what is ours through all that keeps us from
+        looking. Raises Stop, TimeUp.
+        """
         while True:
             try:
                 return self.state()
@@ -268,7 +284,9 @@ class Slice:
                 self.pause(LONGEST)
 
     def wait(self) -> str:
-        """Until it is ACTIVE, NONE or has ended: which of them. Waiting in the queue costs nothing."""
+        """Until it is ACTIVE, NONE or has ended: which of them. Waiting in the queue costs
+        nothing.
+        """
         before, number, missing = "", 0, 0.0
         while (found := self.look()) not in ("ACTIVE", "NONE", *ENDED):
             if found != before:

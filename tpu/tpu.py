@@ -4,20 +4,20 @@
     python3 tpu/tpu.py babysit my-run --zone us-east5-b --type v6e-16 --spot --max-hours 12 -- \\
         experiments/sentiment.py --runs gs://my-bucket/runs --batch-size 256
 
-does all of it: plans, creates the slice, sets it up, starts the job, makes the slice anew after each preemption and goes on from
-the newest checkpoint, and deletes it at the end. One at a time:
+does all of it: plans, creates the slice, sets it up, starts the job, makes the slice anew after
+each preemption and goes on from the newest checkpoint, and deletes it at the end. One at a time:
 
-    python3 tpu/tpu.py create my-run --zone us-east5-b --type v6e-8
-    python3 tpu/tpu.py wait   my-run --zone us-east5-b
-    python3 tpu/tpu.py setup  my-run --zone us-east5-b --env-file secrets.env
-    python3 tpu/tpu.py run    my-run --zone us-east5-b --type v6e-8 -- experiments/sentiment.py --steps 200
-    python3 tpu/tpu.py logs   my-run --zone us-east5-b --follow
-    python3 tpu/tpu.py delete my-run --zone us-east5-b
+    python3 tpu/tpu.py create my-run --zone us-east5-b --type v6e-8 python3 tpu/tpu.py wait   my-run
+    --zone us-east5-b python3 tpu/tpu.py setup  my-run --zone us-east5-b --env-file secrets.env
+    python3 tpu/tpu.py run    my-run --zone us-east5-b --type v6e-8 -- experiments/sentiment.py
+    --steps 200 python3 tpu/tpu.py logs   my-run --zone us-east5-b --follow python3 tpu/tpu.py
+    delete my-run --zone us-east5-b
 
---dry-run prints the commands, as a script, and runs none. What stands after -- is the job: a script of this repository and its
-options. Its --name (the slice's name unless given) makes a restart go on where the run was. Exit codes, the job's and ours: 0
-done; 1 crash; 2 bad input, or it does not fit; 75 saved and stopped, the same command goes on; 76 diverged; 130 Ctrl-C (what is
-on the slice goes on).
+--dry-run prints the commands, as a script, and runs none. What stands after -- is the job: a script
+of this repository and its options. Its --name (the slice's name unless given) makes a restart go on
+where the run was. Exit codes, the job's and ours: 0 done; 1 crash; 2 bad input, or it does not fit;
+75 saved and stopped, the same command goes on; 76 diverged; 130 Ctrl-C (what is on the slice goes
+on).
 """
 
 from __future__ import annotations
@@ -240,7 +240,9 @@ def perform_run(options: argparse.Namespace, run: str, slice_: Slice, ask: Ask |
 def perform_job(
     options: argparse.Namespace, words: list[str], slice_: Slice, ask: Ask | None
 ) -> int:
-    """run or babysit: nothing is made or started before all that can be known is right. Raises Stop."""
+    """run or babysit: nothing is made or started before all that can be known is right. Raises
+    Stop.
+    """
     kind = kind_of(options)
     slice_.type = kind.type
     job = job_of(words, options.name, kind)
@@ -282,7 +284,9 @@ def perform_job(
 
 
 def ask_person(question: str, seconds: float = 600) -> str:
-    """The answer, or nothing when there is none in time: an unread question must not cost a night."""
+    """The answer, or nothing when there is none in time: an unread question must not cost a
+    night.
+    """
     print(question, end="", flush=True)
     ready, _, _ = select.select([sys.stdin], [], [], seconds)
     return sys.stdin.readline() if ready else ""
@@ -291,7 +295,9 @@ def ask_person(question: str, seconds: float = 600) -> str:
 def main(
     args: Sequence[str] | None = None, *, sleep=time.sleep, clock=time.time, ask: Ask | None = None
 ) -> int:
-    """The exit code; a wrong input is one line on stderr and 2. `sleep`, `clock` and `ask` (a person) can be played by a test."""
+    """The exit code; a wrong input is one line on stderr and 2. `sleep`, `clock` and `ask` (a
+    person) can be played by a test.
+    """
     if sys.version_info[:2] < OLDEST:
         found = ".".join(map(str, sys.version_info[:3]))
         print(

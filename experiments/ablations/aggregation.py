@@ -1,16 +1,17 @@
 """How token losses become one number, and what that does to the length of wrong answers.
 
 Question   Does dividing each response's loss by its length make wrong answers longer than right ones, more than
-           dividing by a constant does? (Dr. GRPO's claim: a long wrong answer is punished less for each token.) That all
-           responses grow would be something else: what is compared is how much longer the wrong ones are.
+           dividing by a constant does? (Dr. GRPO's claim: a long wrong answer is punished less for
+           each token.) That all responses grow would be something else: what is compared is how
+           much longer the wrong ones are.
 Paper      https://arxiv.org/abs/2503.20783
 Changed    First asked was the length of wrong answers alone: they grew, and so did the right ones. That record is withdrawn.
 Command    python experiments/ablations/aggregation.py
 Found      4 minutes at --scale ladder on a core that other work shared.
-           dividing by each response's length makes wrong answers the longer ones: not decided (tokens of wrong answers above
-           right ones' +1.011, 95 % interval +.003 to +2.019).
-           5 minutes at --scale small on a core that other work shared.
-           dividing by each response's length makes wrong answers the longer ones: agrees (tokens of wrong answers above right
+           dividing by each response's length makes wrong answers the longer ones: not decided
+           (tokens of wrong answers above right ones' +1.011, 95 % interval +.003 to +2.019). 5
+           minutes at --scale small on a core that other work shared. dividing by each response's
+           length makes wrong answers the longer ones: agrees (tokens of wrong answers above right
            ones' +.118, 95 % interval +.046 to +.190).
 """
 

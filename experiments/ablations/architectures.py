@@ -4,16 +4,16 @@ Question   Which architecture learns fastest from a reward, at 12,700 parameters
 Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
            https://arxiv.org/abs/1910.06764.
 Changed    In the first record of --scale small all were taught by examples for 120 steps, after which the recurrent nets were
-           right in .01 of the cases and had nothing to be rewarded for (both claims: disagrees, by .46). That record is
-           withdrawn; each is taught until it is right about as often now.
+           right in .01 of the cases and had nothing to be rewarded for (both claims: disagrees, by
+           .46). That record is withdrawn; each is taught until it is right about as often now.
 Command    python experiments/ablations/architectures.py
 Found      3 minutes at --scale ladder on a core that other work shared.
-           an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 % interval +.048 to +.092).
-           a GRU learns faster than a plain transformer: agrees (reward of all steps +.108, 95 % interval +.088 to +.129).
-           6 minutes at --scale small on a core that other work shared.
-           an LSTM learns faster than a plain transformer: disagrees (reward of all steps -.013, 95 % interval -.022 to
-           -.004).
-           a GRU learns faster than a plain transformer: disagrees (reward of all steps -.026, 95 % interval -.037 to -.016).
+           an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 %
+           interval +.048 to +.092). a GRU learns faster than a plain transformer: agrees (reward of
+           all steps +.108, 95 % interval +.088 to +.129). 6 minutes at --scale small on a core that
+           other work shared. an LSTM learns faster than a plain transformer: disagrees (reward of
+           all steps -.013, 95 % interval -.022 to -.004). a GRU learns faster than a plain
+           transformer: disagrees (reward of all steps -.026, 95 % interval -.037 to -.016).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
@@ -35,7 +35,8 @@ SMALL = {
     "convolution": 184,
     "window": 237,
 }  # of three layers: 963,169 to 966,031
-# At --scale small all learn by examples first: the transformer 120 steps, the others until they are right about as often.
+# At --scale small all learn by examples first: the transformer 120 steps, the others until they are
+# right about as often.
 TAUGHT = {"gru": 240, "lstm": 250}
 
 

@@ -1,20 +1,18 @@
 """Dropout in the policy while it is optimised.
 
 Question   Does dropout above 0 make policy optimisation unstable (RL4LMs' claim)? Sampler and scorer then draw other
-           masks, so the ratio is noise before anything has changed. Policies are judged without dropout: what it costs while
-           it samples is no loss of learning.
+           masks, so the ratio is noise before anything has changed. Policies are judged without
+           dropout: what it costs while it samples is no loss of learning.
 Paper      RL4LMs, https://arxiv.org/abs/2210.01241
 Command    python experiments/ablations/dropout.py
 Found      2 minutes at --scale ladder on a core that other work shared.
-           without dropout a better policy is learned than with .1: not decided (reward of the trained policy +.020, 95 %
-           interval -.023 to +.064).
-           without dropout a better policy is learned than with .3: agrees (reward of the trained policy +.104, 95 % interval
-           +.074 to +.135).
-           7 minutes at --scale small on a core that other work shared.
-           without dropout a better policy is learned than with .1: agrees (reward of the trained policy +.020, 95 % interval
-           +.008 to +.031).
-           without dropout a better policy is learned than with .3: agrees (reward of the trained policy +.028, 95 % interval
-           +.015 to +.041).
+           without dropout a better policy is learned than with .1: not decided (reward of the
+           trained policy +.020, 95 % interval -.023 to +.064). without dropout a better policy is
+           learned than with .3: agrees (reward of the trained policy +.104, 95 % interval +.074 to
+           +.135). 7 minutes at --scale small on a core that other work shared. without dropout a
+           better policy is learned than with .1: agrees (reward of the trained policy +.020, 95 %
+           interval +.008 to +.031). without dropout a better policy is learned than with .3: agrees
+           (reward of the trained policy +.028, 95 % interval +.015 to +.041).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
@@ -30,7 +28,8 @@ def dropping(rate: float):
     def noisy(model):
         def apply(params, tokens, attend, **rest):
             hidden, cache = model.apply(params, tokens, attend, **rest)
-            # numbers that change with parameters and tokens are as good as a key that is handed down
+            # numbers that change with parameters and tokens are as good as a key that is handed
+            # down
             bits = jax.lax.bitcast_convert_type(jax.lax.stop_gradient(hidden).sum(), jnp.int32)
             keep = jax.random.bernoulli(
                 jax.random.fold_in(jax.random.key(0), bits), 1 - rate, hidden.shape

@@ -4,9 +4,10 @@ Question   Does a token-level discount below 1 learn better than treating the re
 Paper      RL4LMs, https://arxiv.org/abs/2210.01241
 Command    python experiments/ablations/gamma.py
 Found      2 minutes at --scale ladder on a core that other work shared.
-           gamma .95 learns better than 1: not decided (reward of all steps -.012, 95 % interval -.029 to +.005).
-           4 minutes at --scale small on a core that other work shared.
-           gamma .95 learns better than 1: not decided (reward of all steps +.001, 95 % interval -.004 to +.005).
+           gamma .95 learns better than 1: not decided (reward of all steps -.012, 95 % interval
+           -.029 to +.005). 4 minutes at --scale small on a core that other work shared. gamma .95
+           learns better than 1: not decided (reward of all steps +.001, 95 % interval -.004 to
+           +.005).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

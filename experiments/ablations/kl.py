@@ -7,24 +7,20 @@ Changed    The claim on k1 in the reward was first: less KL than with k2 in the 
            and that record is withdrawn: its advantages were whitened, and so was the coefficient.
 Command    python experiments/ablations/kl.py
 Found      6 minutes at --scale ladder on a core that other work shared.
-           k1 in the loss does not hold the policy, k2 does: agrees (nats to the reference +6.497, 95 % interval +5.946 to
-           +7.048).
-           k3 in the loss holds it less than k2: agrees (nats to the reference +.391, 95 % interval +.330 to +.452).
-           k1 in the reward holds it: less KL than without: agrees (nats to the reference +7.183, 95 % interval +6.990 to
-           +7.376).
-           k1 in the loss holds it when it carries the ratio: agrees (nats to the reference +6.589, 95 % interval +6.068 to
-           +7.110).
-           13 minutes at --scale small on a core that other work shared.
-           k1 in the loss does not hold the policy, k2 does: not decided (nats to the reference +.012, 95 % interval -.013 to
-           +.036).
-           k3 in the loss holds it less than k2: not decided (nats to the reference -.004, 95 % interval -.020 to +.012).
-           k1 in the reward holds it: less KL than without: agrees (nats to the reference +.019, 95 % interval +.016 to
-           +.023).
-           k1 in the loss holds it when it carries the ratio: not decided (nats to the reference +.009, 95 % interval -.010 to
-           +.027).
-           55 minutes at --scale smollm2 on a core that other work shared.
-           k1 in the reward holds it: less KL than without: agrees (nats to the reference +16.751, 95 % interval +9.686 to
-           +23.815).
+           k1 in the loss does not hold the policy, k2 does: agrees (nats to the reference +6.497,
+           95 % interval +5.946 to +7.048). k3 in the loss holds it less than k2: agrees (nats to
+           the reference +.391, 95 % interval +.330 to +.452). k1 in the reward holds it: less KL
+           than without: agrees (nats to the reference +7.183, 95 % interval +6.990 to +7.376). k1
+           in the loss holds it when it carries the ratio: agrees (nats to the reference +6.589, 95
+           % interval +6.068 to +7.110). 13 minutes at --scale small on a core that other work
+           shared. k1 in the loss does not hold the policy, k2 does: not decided (nats to the
+           reference +.012, 95 % interval -.013 to +.036). k3 in the loss holds it less than k2: not
+           decided (nats to the reference -.004, 95 % interval -.020 to +.012). k1 in the reward
+           holds it: less KL than without: agrees (nats to the reference +.019, 95 % interval +.016
+           to +.023). k1 in the loss holds it when it carries the ratio: not decided (nats to the
+           reference +.009, 95 % interval -.010 to +.027). 55 minutes at --scale smollm2 on a core
+           that other work shared. k1 in the reward holds it: less KL than without: agrees (nats to
+           the reference +16.751, 95 % interval +9.686 to +23.815).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run
@@ -32,7 +28,8 @@ from scales import AblationConfig, Arm, Claim, Question, run
 from jaxppo import cli
 
 PAPER = "https://arxiv.org/abs/2510.01555"
-# Advantages stay as they are: whitened, they would carry a coefficient of the reward's scale, and the loss another one.
+# Advantages stay as they are: whitened, they would carry a coefficient of the reward's scale, and
+# the loss another one.
 ALIKE = {"kl_coef": 0.1, "whiten_advantages": False}
 REWARD, LOSS = {**ALIKE, "kl_place": "reward"}, {**ALIKE, "kl_place": "loss"}
 QUESTION = Question(

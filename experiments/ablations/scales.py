@@ -2,9 +2,11 @@
 
 ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
 small     words spelt backwards, a transformer of .95 million parameters that was taught until .45 were right (once, in a
-          minute); the arms that claims are about, two minutes of a core for each, and five with four epochs
+          minute); the arms that claims are about, two minutes of a core for each, and five with
+          four epochs
 smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
-          that was not trained against. Three arms, three seeds, run by run: what is in runs/ablations-smollm2 is not done again
+          that was not trained against. Three arms, three seeds, run by run: what is in
+          runs/ablations-smollm2 is not done again
 """
 
 import hashlib
@@ -62,11 +64,12 @@ def ladder(tiny: bool, **settings) -> Scale:
 def small(
     tiny: bool, proxy: bool = False, longer: Mapping[str, int] = MappingProxyType({}), **settings
 ) -> Scale:
-    """One of the language tasks, from a supervised baseline that is made once and kept in runs/ablations-<kind>-<width>; the
-    judge has held-out examples.
+    """One of the language tasks, from a supervised baseline that is made once and kept in
+    runs/ablations-<kind>-<width>; the judge has held-out examples.
 
-    The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for nothing else. `longer`: kinds
-    of networks that are taught for so many steps, where they learn more slowly.
+    The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for
+    nothing else. `longer`: kinds of networks that are taught for so many steps, where they learn
+    more slowly.
     """
     import jax.numpy as jnp
 
@@ -189,15 +192,18 @@ def smollm2(tiny: bool, **settings) -> Scale:
 
 
 def one_review_run(config, arm: Arm, run) -> dict:
-    """The numbers of one run on SmolLM2, and with which versions they were made; from its folder if they are there, and what was
-    begun is gone on with. A folder is one of these settings: others have another. A run that diverged counts, as what it left."""
+    """The numbers of one run on SmolLM2, and with which versions they were made; from its folder if
+    they are there, and what was begun is gone on with. A folder is one of these settings: others
+    have another. A run that diverged counts, as what it left.
+    """
     import jax
     import sentiment
 
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
     own = replace(config, runs=str(root), seed=run.seed)
     own = replace(own, **settings_of(own, arm))
-    # what differs from the defaults and changes the numbers: a setting that later versions add changes no folder
+    # what differs from the defaults and changes the numbers: a setting that later versions add
+    # changes no folder
     plain, given = files.settings_of(type(own)()), files.settings_of(own)
     given = {
         name: x for name, x in given.items() if x != plain[name] and name not in FREE - {"steps"}
@@ -249,8 +255,10 @@ SCALES = {"ladder": ladder, "small": small, "smollm2": smollm2}
 
 
 def run(question: Question, options: AblationConfig, **settings) -> dict:
-    """Ask it at the scale that the options name; `settings` are the question's own, for the scale of that name. Among them `arms`
-    names those that are asked there; claims about others are left out."""
+    """Ask it at the scale that the options name; `settings` are the question's own, for the scale
+    of that name. Among them `arms` names those that are asked there; claims about others are left
+    out.
+    """
 
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(SCALES)}")

@@ -7,23 +7,20 @@ Changed    The first paper was cited for whitened advantages, of which it says n
            it makes, was added when the runs were there.
 Command    python experiments/ablations/whitening.py
 Found      3 minutes at --scale ladder on a core that other work shared.
-           whitened advantages beat plain ones: not decided (reward of all steps +.002, 95 % interval -.017 to +.021).
-           scores over their running deviation beat plain ones: disagrees (reward of all steps -.086, 95 % interval -.101 to
-           -.071).
-           whitened token rewards beat plain ones: disagrees (reward of all steps -.069, 95 % interval -.082 to -.057).
-           scores of mean 0 and deviation 1 beat plain ones: not decided (reward of all steps +.015, 95 % interval +.001 to
-           +.030).
-           the batch's deviation beats each group's own: not decided (reward of all steps +.007, 95 % interval -.015 to
-           +.028).
-           15 minutes at --scale small on a core that other work shared.
-           whitened advantages beat plain ones: disagrees (reward of all steps -.026, 95 % interval -.032 to -.020).
-           scores over their running deviation beat plain ones: agrees (reward of all steps +.004, 95 % interval +.001 to
-           +.007).
-           whitened token rewards beat plain ones: disagrees (reward of all steps -.010, 95 % interval -.015 to -.005).
-           scores of mean 0 and deviation 1 beat plain ones: disagrees (reward of all steps -.022, 95 % interval -.029 to
-           -.015).
-           the batch's deviation beats each group's own: not decided (reward of all steps -.002, 95 % interval -.005 to
-           +.001).
+           whitened advantages beat plain ones: not decided (reward of all steps +.002, 95 %
+           interval -.017 to +.021). scores over their running deviation beat plain ones: disagrees
+           (reward of all steps -.086, 95 % interval -.101 to -.071). whitened token rewards beat
+           plain ones: disagrees (reward of all steps -.069, 95 % interval -.082 to -.057). scores
+           of mean 0 and deviation 1 beat plain ones: not decided (reward of all steps +.015, 95 %
+           interval +.001 to +.030). the batch's deviation beats each group's own: not decided
+           (reward of all steps +.007, 95 % interval -.015 to +.028). 15 minutes at --scale small on
+           a core that other work shared. whitened advantages beat plain ones: disagrees (reward of
+           all steps -.026, 95 % interval -.032 to -.020). scores over their running deviation beat
+           plain ones: agrees (reward of all steps +.004, 95 % interval +.001 to +.007). whitened
+           token rewards beat plain ones: disagrees (reward of all steps -.010, 95 % interval -.015
+           to -.005). scores of mean 0 and deviation 1 beat plain ones: disagrees (reward of all
+           steps -.022, 95 % interval -.029 to -.015). the batch's deviation beats each group's own:
+           not decided (reward of all steps -.002, 95 % interval -.005 to +.001).
 """
 
 from scales import AblationConfig, Arm, Claim, Question, run

@@ -1,13 +1,16 @@
-"""The arithmetic floor of one PPO step: how long its products and its memory traffic take at the machine's own rates.
+"""The arithmetic floor of one PPO step: how long its products and its memory traffic take at the
+machine's own rates.
 
-    floor = Σ FLOPs / GEMM rate + Σ_t max(FLOPs_t / GEMM rate, bytes_t / bandwidth) + 28 bytes · parameters · updates / bandwidth
+    floor = Σ FLOPs / GEMM rate + Σ_t max(FLOPs_t / GEMM rate, bytes_t / bandwidth) + 28 bytes ·
+    parameters · updates / bandwidth
             prompts, reference, update      decoding, token by token                      Adam
 
-Counted: 2 FLOPs a weight and token forward, 3 times that in training, for every token of a row; attention over the causal
-half alone; the head on response positions alone, with log-probs and values kept from decoding, so that nothing is scored
-twice; decoding reads each weight and the cached keys and values once a token, in the compute type; Adam reads parameter,
-gradient and two moments and writes three of them. Not counted: norms, softmax, activations, sampling, the sum over the
-gradients: so nothing can reach 1.0, and 1.2 to 1.3 times the floor would be a perfect score.
+Counted: 2 FLOPs a weight and token forward, 3 times that in training, for every token of a row;
+attention over the causal half alone; the head on response positions alone, with log-probs and
+values kept from decoding, so that nothing is scored twice; decoding reads each weight and the
+cached keys and values once a token, in the compute type; Adam reads parameter, gradient and two
+moments and writes three of them. Not counted: norms, softmax, activations, sampling, the sum over
+the gradients: so nothing can reach 1.0, and 1.2 to 1.3 times the floor would be a perfect score.
 
 Standard library only: the rates come in as numbers (`own_step.py` measures them).
 """
@@ -66,7 +69,9 @@ WORKS = {
 
 
 class Product(NamedTuple):
-    """[batch m k] times [batch k n], or times a matrix stored [n k] with `rows`. `share` of its FLOPs is needed (½ if causal)."""
+    """[batch m k] times [batch k n], or times a matrix stored [n k] with `rows`. `share` of its
+    FLOPs is needed (½ if causal).
+    """
 
     m: int
     k: int
@@ -110,7 +115,9 @@ def weights(model: ModelConfig) -> tuple[int, int]:
 
 
 def forward(work: Work, rows: int, length: int, head_rows: int) -> Products:
-    """Products of one forward pass of `rows` rows of `length` tokens, `head_rows` of all of them with logits."""
+    """Products of one forward pass of `rows` rows of `length` tokens, `head_rows` of all of them
+    with logits.
+    """
     model = work.model
     trunk: Products = [
         (Product(rows * length, k, n), times) for (k, n), times in matrices(model).items()
@@ -181,7 +188,9 @@ def gflop(work: Work) -> dict[str, float]:
 
 
 def peer_gflop(work: Work) -> float:
-    """The same for a trainer with a separate value model and logits of all positions: TRL's way of doing it."""
+    """The same for a trainer with a separate value model and logits of all positions: TRL's way of
+    doing it.
+    """
     every = work.rows * work.length
     full = forward(work, work.rows, work.length, every)
     trunk = full[:-1]
@@ -195,7 +204,9 @@ def _flops(products: Products) -> float:
 
 @dataclass(frozen=True)
 class Rates:
-    """What the machine reaches: FLOP/s of a product (all shapes alike unless listed), and bytes/s of memory."""
+    """What the machine reaches: FLOP/s of a product (all shapes alike unless listed), and bytes/s
+    of memory.
+    """
 
     gemm: float
     memory: float

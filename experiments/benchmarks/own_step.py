@@ -1,6 +1,8 @@
-"""One measurement of jaxppo's step in a process of its own; `step.py` starts it. Prints one JSON object.
+"""One measurement of jaxppo's step in a process of its own; `step.py` starts it. Prints one JSON
+object.
 
-python experiments/benchmarks/own_step.py '{"size": "S/32", "dtype": "float32", "steps": 5, "parts": true, "compile_only": false}'
+python experiments/benchmarks/own_step.py '{"size": "S/32", "dtype": "float32", "steps": 5, "parts":
+true, "compile_only": false}'
 """
 
 import json
@@ -111,7 +113,9 @@ class Subject:
         }
 
     def _rollout(self, params, frozen, prompts, key) -> Batch:
-        """Numbers 1 to 4 of `ppo.make_train_step`; nothing is invalid here and nothing ends early."""
+        """Numbers 1 to 4 of `ppo.make_train_step`; nothing is invalid here and nothing ends
+        early.
+        """
         c = self.config
         noise = sampling.row_uniforms(key, prompts.index, c.response_length)
         frozen = {**frozen, "base": policy.cast(frozen["base"], self.model.dtype)}
@@ -135,7 +139,9 @@ class Subject:
 
 
 def gemm_rate(shape: tuple, dtype, budget: float = 0.15) -> float:
-    """FLOP/s of the step's own kind of product: operands in `dtype`, sums and result in float32. The best of some calls."""
+    """FLOP/s of the step's own kind of product: operands in `dtype`, sums and result in float32.
+    The best of some calls.
+    """
     m, k, n, rows, batch = shape
     flops = 2.0 * batch * m * k * n
     several = int(
@@ -151,7 +157,8 @@ def gemm_rate(shape: tuple, dtype, budget: float = 0.15) -> float:
 
     @partial(jax.jit, donate_argnums=0, keep_unused=True)
     def run(out, xs, w):
-        # The result is written over `out`, as inside a program: fresh memory would cost page faults.
+        # The result is written over `out`, as inside a program: fresh memory would cost page
+        # faults.
         product = lambda x: jax.lax.dot_general(x, w, contract, preferred_element_type=jnp.float32)
         return (
             product(xs[0])
@@ -167,7 +174,9 @@ def gemm_rate(shape: tuple, dtype, budget: float = 0.15) -> float:
 
 
 def memory_rate(times: int = 8) -> float:
-    """Bytes/s of a ← s a + b over arrays too large for any cache: two reads and a write a number, the best of some calls."""
+    """Bytes/s of a ← s a + b over arrays too large for any cache: two reads and a write a number,
+    the best of some calls.
+    """
     triad = jax.jit(lambda a, b: 0.5 * a + b, donate_argnums=0)
     a, b = jnp.ones(TRIAD), jnp.ones(TRIAD)
     clock = Clock()

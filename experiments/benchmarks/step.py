@@ -1,4 +1,5 @@
-"""How long does one PPO step take, how far is that from what the machine allows, and how does it compare with TRL?
+"""How long does one PPO step take, how far is that from what the machine allows, and how does it
+compare with TRL?
 
 Question   Seconds, tokens/s, compile time and peak memory of one step; times the arithmetic floor (`floor.py`); times TRL's PPO.
 
@@ -14,11 +15,12 @@ Commands   python experiments/benchmarks/step.py                               #
 Minutes    About 10; with --compile 15; --peer trl 25 (2 CPU cores). The machine must be quiet: the load is printed and kept.
 
 Reads as   step: median seconds of the whole step, which is one XLA program. rollout, update: the same work compiled as two
-           programs, for orientation; they need not add up to the step. x floor: step over the floor at the best rate of any
-           product measured in the same process. x own shapes: over the floor at the rates measured for the step's own products.
+           programs, for orientation; they need not add up to the step. x floor: step over the floor
+           at the best rate of any product measured in the same process. x own shapes: over the
+           floor at the rates measured for the step's own products.
 
-Each measurement runs in a process of its own, one at a time, the peer's under the same conditions. Environment variables
-(say, the allocator's) reach both. The peer's virtual environment, once:
+Each measurement runs in a process of its own, one at a time, the peer's under the same conditions.
+Environment variables (say, the allocator's) reach both. The peer's virtual environment, once:
 
     python3 -m venv ~/.cache/jaxppo/trl-venv
     ~/.cache/jaxppo/trl-venv/bin/pip install torch==2.13.0
@@ -107,7 +109,9 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options, row: dict) -> None:
-    """One row: our process (and the peer's, in turns), its line on the screen, its lines in the file."""
+    """One row: our process (and the peer's, in turns), its line on the screen, its lines in the
+    file.
+    """
     row |= {
         "load": os.getloadavg()[0],
         "cpu": cpu_name(),
@@ -138,7 +142,9 @@ def measure(options: Options, row: dict) -> None:
 
 
 def own(options: Options, row: dict, *, parts: bool) -> dict:
-    """Our step in a new process; with `--compile`, compiled in two more: one leaves a compile cache, the other finds it."""
+    """Our step in a new process; with `--compile`, compiled in two more: one leaves a compile
+    cache, the other finds it.
+    """
     spec = {**row, "steps": options.steps, "parts": parts, "compile_only": False}
     paths = {
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])

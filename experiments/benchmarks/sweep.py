@@ -2,7 +2,8 @@
 
 Question   What does `vmap` over seeds save, compilation included?
 Method     The same eight runs of a toy task (`jaxppo.ladder`, PPO), in one process as one program, and in eight processes one
-           after the other; with nothing compiled before, and again with a cache that holds the compiled program.
+           after the other; with nothing compiled before, and again with a cache that holds the
+           compiled program.
 Command    python experiments/benchmarks/sweep.py              # --width 128 --layers 3 --batch-size 64 for a larger network
 """
 
@@ -54,7 +55,9 @@ def child(options: Bench) -> None:
 
 
 def measured(options: Bench, groups: list[list[int]], cache: str) -> dict:
-    """Processes one after the other, one for each group of seeds, with this cache; "" gives each an empty one of its own."""
+    """Processes one after the other, one for each group of seeds, with this cache; "" gives each an
+    empty one of its own.
+    """
     started, found = time.monotonic(), []
     names = ("steps", "width", "layers", "batch_size")
     settings = [

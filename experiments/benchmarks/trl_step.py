@@ -1,10 +1,13 @@
-"""One measurement of TRL's last PPO trainer (trl 1.12) in its own virtual environment; `step.py` starts it. Prints JSON.
+"""One measurement of TRL's last PPO trainer (trl 1.12) in its own virtual environment; `step.py`
+starts it. Prints JSON.
 
-The same work as jaxppo's step: a random GPT-2 of the same shape, the same number of rollouts, prompts and responses of fixed
-length (no end-of-text token exists), 4 epochs x 4 minibatches, an optimizer update each, a frozen reference, reward = count
-of one token. TRL trains a separate value model and computes logits of all positions; that is its design.
+The same work as jaxppo's step: a random GPT-2 of the same shape, the same number of rollouts,
+prompts and responses of fixed length (no end-of-text token exists), 4 epochs x 4 minibatches, an
+optimizer update each, a frozen reference, reward = count of one token. TRL trains a separate value
+model and computes logits of all positions; that is its design.
 
-Half precision is asked for with ACCELERATE_MIXED_PRECISION=bf16 in the environment: the trainer's own `bf16=True` has no effect.
+Half precision is asked for with ACCELERATE_MIXED_PRECISION=bf16 in the environment: the trainer's
+own `bf16=True` has no effect.
 """
 
 import json
@@ -25,7 +28,9 @@ from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
 class CountToken(torch.nn.Module):
-    """A reward model as the trainer wants it: a backbone with hidden states, and a score of them. Running count of one token."""
+    """A reward model as the trainer wants it: a backbone with hidden states, and a score of them.
+    Running count of one token.
+    """
 
     base_model_prefix = "backbone"
 

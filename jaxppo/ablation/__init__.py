@@ -1,8 +1,11 @@
-"""One question, its arms, and what they say: every arm on the same seeds, compared pair by pair, with a verdict on a claim.
+"""One question, its arms, and what they say: every arm on the same seeds, compared pair
+by pair, with a verdict on a claim.
 
-An `Arm` is settings, or a change of the parts or of the model that no setting names. Arms that can share a program do, with all
-their seeds (`sweep`). A `Claim` says beforehand which arm is better, by which measure; it is "agrees" or "disagrees" only where
-`statistics.difference` decides, else "not decided". The record of it all is JSON, and the same for the same seeds.
+An `Arm` is settings, or a change of the parts or of the model that no setting names.
+Arms that can share a program do, with all their seeds (`sweep`). A `Claim` says
+beforehand which arm is better, by which measure; it is "agrees" or "disagrees" only
+where `statistics.difference` decides, else "not decided". The record of it all is JSON,
+and the same for the same seeds.
 """
 
 import dataclasses
@@ -39,14 +42,17 @@ MEASURES = {
     "first_ratio_off",
 }  # of every run
 
-JUDGED = 256  # rollouts of each policy that a judge reads, or as many more as a batch has
+# rollouts of each policy that a judge reads, or as many more as a batch has
+JUDGED = 256
 
 
 class Arm(NamedTuple):
     """One way to train."""
 
     settings: Mapping[str, Any] = {}
-    """in place of the scale's own; `algorithm` names a preset whose settings come first"""
+    """in place of the scale's own; `algorithm` names a preset whose settings come
+    first
+    """
     parts: Callable[[Parts], Parts] | None = None
     """changes parts that no setting names"""
     model: Callable[[Model], Model] | None = None
@@ -65,7 +71,9 @@ class Claim(NamedTuple):
     better: str
     worse: str
     metric: str = "end"
-    """a name of `measures`, or of the scale's judge; its sign is turned by a leading minus: less is better"""
+    """a name of `measures`, or of the scale's judge; its sign is turned by a leading
+    minus: less is better
+    """
 
 
 class Question(NamedTuple):
@@ -74,7 +82,8 @@ class Question(NamedTuple):
     name: str
     arms: Mapping[str, Arm]  # the first is what the others are shown against
     claims: Sequence[Claim]
-    metrics: Sequence[str] = ("end", "area")  # that the table shows, the claims' own aside
+    # that the table shows, the claims' own aside
+    metrics: Sequence[str] = ("end", "area")
 
 
 class Scale(NamedTuple):
@@ -88,17 +97,23 @@ class Scale(NamedTuple):
     prompts: Callable[[sweep.Run], Batches]
     make_parts: Callable[[Any, RewardFn], Parts]
     judge: Callable[[Rollout], dict[str, jax.Array]] | None = None
-    """in the program; what it says of rollouts of the trained policy, sampled without what an arm has changed of the model"""
+    """in the program; what it says of rollouts of the trained policy, sampled without
+    what an arm has changed of the model
+    """
     judged: Sequence[str] = ()
     """the names of the judge's numbers, or of those that `alone` has beside MEASURES"""
     alone: Callable[[RunConfig, Arm, sweep.Run], dict[str, float]] | None = None
-    """trains one run where several do not fit into a program, and says its numbers; what it has done it need not do again"""
+    """trains one run where several do not fit into a program, and says its numbers;
+    what it has done it need not do again
+    """
     seeds: int = 8
     """runs of each arm and task, unless the options say more"""
     at_once: int = 64
     """most runs in one program, unless the options say less"""
     unseen: Callable[[sweep.Run], Batches] | None = None
-    """what the judge has answered; where there is none, the prompts of the training, with noise that no step has seen"""
+    """what the judge has answered; where there is none, the prompts of the training,
+    with noise that no step has seen
+    """
 
 
 @dataclass(frozen=True)
@@ -121,9 +136,11 @@ class AblationConfig:
 
 
 def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, Any]:
-    """Train every arm on every task and seed; print the table and the verdicts; the record, which is written, too.
+    """Train every arm on every task and seed; print the table and the verdicts; the
+    record, which is written, too.
 
-    Raises UserError for a claim about an arm or a number that is not there, or settings that cannot run.
+    Raises UserError for a claim about an arm or a number that is not there, or settings
+    that cannot run.
     """
     check(question, scale)
     for name, least in (("seeds", 0), ("steps", 0), ("at_once", 0)):
@@ -182,8 +199,10 @@ def ask(question: Question, scale: Scale, options: AblationConfig) -> dict[str, 
 
 
 def check(question: Question, scale: Scale) -> None:
-    """Raise UserError where a claim names an arm that is not there, or something is asked that nobody measures at this scale, or
-    an arm has a number of steps of its own (`Arm.times` is for that: --steps would change the others alone)."""
+    """Raise UserError where a claim names an arm that is not there, or something is
+    asked that nobody measures at this scale, or an arm has a number of steps of its own
+    (`Arm.times` is for that: --steps would change the others alone).
+    """
     for name, arm in question.arms.items():
         if "steps" in arm.settings:
             raise UserError(
@@ -215,7 +234,8 @@ def metrics(question: Question) -> list[str]:
 
 
 def resolved(arm: Arm, config: RunConfig, name: str = "") -> Arm:
-    """The arm with its multiples as settings. Raises UserError where a count comes out broken.
+    """The arm with its multiples as settings. Raises UserError where a count comes out
+    broken.
 
     >>> resolved(
     ...     Arm({"epochs": 1}, times={"steps": 4, "lr": 3}), RunConfig(steps=20, lr=0.125)
@@ -258,7 +278,9 @@ def programs(
 
 
 def settings_of(config: RunConfig, arm: Arm) -> dict[str, Any]:
-    """The arm's settings; those of a preset in full, as far as they differ from the scale's."""
+    """The arm's settings; those of a preset in full, as far as they differ from the
+    scale's.
+    """
     if "algorithm" not in arm.settings:
         return dict(arm.settings)
     named = preset(config, arm.settings["algorithm"])
@@ -292,7 +314,9 @@ def train(scale: Scale, config: RunConfig, arm: Arm, runs: list[sweep.Run]) -> l
 
 
 def by_itself(scale: Scale, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows of a record, run by run; all arms of a seed before the next seed, so that what is there can be compared."""
+    """The rows of a record, run by run; all arms of a seed before the next seed, so
+    that what is there can be compared.
+    """
     assert scale.alone is not None
     out = []
     for name, arm, task, seed in sorted(rows, key=lambda row: row[3]):
@@ -305,8 +329,9 @@ def by_itself(scale: Scale, rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def measures(metrics: Mapping[str, Float[np.ndarray, "steps"]]) -> dict[str, float]:
-    """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of all its steps, and so is `mean_entropy`;
-    `first_ratio_off` is its largest; the others are of the end. A step without a finite update has no entropy.
+    """What is kept of a run: `end` is the mean reward of its last tenth, `area` that of
+    all its steps, and so is `mean_entropy`; `first_ratio_off` is its largest; the
+    others are of the end. A step without a finite update has no entropy.
 
     >>> flat = {
     ...     name: np.ones(20) for name in ("kl", "entropy", "length", "first_ratio_off")
@@ -343,8 +368,10 @@ def mean_of_known(numbers: Float[np.ndarray, "N"]) -> float:
 def judgements(
     scale: Scale, runs: Sequence[sweep.Run], results: Sequence[sweep.Result]
 ) -> list[dict[str, float]]:
-    """The judge's numbers of each trained policy, with noise that no step has seen, and prompts where the scale has such: means
-    over as many batches as make `JUDGED` rollouts."""
+    """The judge's numbers of each trained policy, with noise that no step has seen, and
+    prompts where the scale has such: means over as many batches as make `JUDGED`
+    rollouts.
+    """
     judge, unseen, far = scale.judge, scale.unseen or scale.prompts, 2**30
     assert judge is not None
     settings = dataclasses.replace(
@@ -406,8 +433,10 @@ def conclude(question: Question, scale: Scale, rows: list[dict[str, Any]]) -> di
 
 
 def compared(rows: Sequence[dict], tasks: Sequence[str], claim: Claim) -> Difference:
-    """The better arm less the worse one. A run that diverged counts as the worst of both arms on its task, whatever it has come
-    to: a policy that no longer moves is near to its reference, and no success."""
+    """The better arm less the worse one. A run that diverged counts as the worst of
+    both arms on its task, whatever it has come to: a policy that no longer moves is
+    near to its reference, and no success.
+    """
     metric, sign = claim.metric.lstrip("-"), -1 if claim.metric.startswith("-") else 1
     arms = (claim.better, claim.worse)
     values = np.stack(
@@ -423,7 +452,8 @@ def scores(
 ) -> Float[np.ndarray, "tasks seeds"]:
     """A metric of an arm's runs."""
     of = lambda task: [row[metric] for row in rows if row["arm"] == arm and row["task"] == task]
-    return np.array([of(task) for task in tasks], np.float64)  # NaN where a record has null
+    # NaN where a record has null
+    return np.array([of(task) for task in tasks], np.float64)
 
 
 def verdict(found: Difference) -> str:

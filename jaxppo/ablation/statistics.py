@@ -1,8 +1,11 @@
-"""What several seeds say: means that one lucky seed does not move, intervals, and differences between two ways to train.
+"""What several seeds say: means that one lucky seed does not move, intervals, and
+differences between two ways to train.
 
-Scores are arrays [tasks, seeds]; a single task is one row. Means and intervals follow Agarwal et al. 2021, "Deep reinforcement
-learning at the edge of the statistical precipice" (https://arxiv.org/abs/2108.13264): the interquartile mean, and a bootstrap
-that draws seeds anew within each task. Runs that diverged are in the scores like any other.
+Scores are arrays [tasks, seeds]; a single task is one row. Means and intervals follow
+Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
+precipice" (https://arxiv.org/abs/2108.13264): the interquartile mean, and a bootstrap
+that draws seeds anew within each task. Runs that diverged are in the scores like any
+other.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +26,8 @@ Scores = Float[np.ndarray, "tasks seeds"]
 
 
 def iqm(scores: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
-    """The interquartile mean over the last axis: without the lowest and the highest quarter.
+    """The interquartile mean over the last axis: without the lowest and the highest
+    quarter.
 
     >>> float(iqm(np.array([0.0, 1.0, 2.0, 99.0])))
     1.5
@@ -44,8 +48,9 @@ def bootstrap(
     draws: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """(value, low, high) of a statistic of all scores together: percentile bootstrap that draws as many seeds with replacement,
-    within each task (stratified)."""
+    """(value, low, high) of a statistic of all scores together: percentile bootstrap
+    that draws as many seeds with replacement, within each task (stratified).
+    """
     scores, rng = np.atleast_2d(np.asarray(scores, np.float64)), np.random.default_rng(seed)
     chosen = rng.integers(0, scores.shape[1], (draws, *scores.shape))
     drawn = statistic(np.take_along_axis(scores[None], chosen, 2).reshape(draws, -1))
@@ -56,9 +61,10 @@ def bootstrap(
 def permutation_p(
     differences: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2**EXACT
 ) -> float:
-    """Two-sided p of a mean difference of pairs: how often a mean with signs thrown at random is at least as far from 0. Exact
-    for up to 12 pairs, so never below 2 / 2ⁿ; for more, over draws and the one that was seen. NaN where a difference is no
-    finite number.
+    """Two-sided p of a mean difference of pairs: how often a mean with signs thrown at
+    random is at least as far from 0. Exact for up to 12 pairs, so never below 2 / 2ⁿ;
+    for more, over draws and the one that was seen. NaN where a difference is no finite
+    number.
 
     >>> permutation_p([1.0, 2.0, 3.0])  # + + + and - - - of eight
     0.25
@@ -85,23 +91,28 @@ class Difference(NamedTuple):
 
     @property
     def decided(self) -> int:
-        """+1, -1, or 0 where the interval holds 0 or, with enough runs for one, a permutation test would not rule it out."""
+        """+1, -1, or 0 where the interval holds 0 or, with enough runs for one, a
+        permutation test would not rule it out.
+        """
         sure = self.low > 0 or self.high < 0
         return int(np.sign(self.mean)) if sure and (np.isnan(self.p) or self.p <= 0.05) else 0
 
 
 def over_seeds(scores: Scores) -> Interval:
-    """The mean with a 95 % interval: Student's t over the seeds, each of which counts once, whatever the number of tasks.
+    """The mean with a 95 % interval: Student's t over the seeds, each of which counts
+    once, whatever the number of tasks.
 
-    A seed gives all tasks the same network and noise, so that its scores are no independent runs; and a percentile bootstrap of
-    eight numbers is too narrow.
+    A seed gives all tasks the same network and noise, so that its scores are no
+    independent runs; and a percentile bootstrap of eight numbers is too narrow.
     """
     return mean_interval(np.atleast_2d(np.asarray(scores, np.float64)).mean(0).tolist())
 
 
 def difference(one: Scores, other: Scores) -> Difference:
-    """one − other with a 95 % interval, each seed against the same seed (`over_seeds`). p is of sign flips of whole seeds; with
-    fewer than 6 there is none, since a permutation of so few could not fall below .05."""
+    """one − other with a 95 % interval, each seed against the same seed (`over_seeds`).
+    p is of sign flips of whole seeds; with fewer than 6 there is none, since a
+    permutation of so few could not fall below .05.
+    """
     pairs = np.atleast_2d(np.asarray(one, np.float64)) - np.atleast_2d(
         np.asarray(other, np.float64)
     )
@@ -110,8 +121,9 @@ def difference(one: Scores, other: Scores) -> Difference:
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """(mean, low, high) over seeds: mean ± t · s / √n with Student's t of n − 1 degrees of freedom, s with ddof 1; without
-    end for a single seed. (A bootstrap of three or five numbers is far too narrow.)
+    """(mean, low, high) over seeds: mean ± t · s / √n with Student's t of n − 1 degrees
+    of freedom, s with ddof 1; without end for a single seed. (A bootstrap of three or
+    five numbers is far too narrow.)
 
     >>> mean_interval([1.0, 2.0, 3.0])  # 2 ± 4.303 / √3
     (2.0, -0.48..., 4.48...)

@@ -1,14 +1,18 @@
-"""Many runs as one program: `vmap` of the whole train step over seeds and over settings that may be traced.
+"""Many runs as one program: `vmap` of the whole train step over seeds and over settings
+that may be traced.
 
     8 seeds x clip_high .2, .28, .4  =  24 runs that compile once and decode, score and update together
 
-What `SWEPT` lists may differ inside of a program. Settings that change the program (a loss, an estimator, a network) cannot:
-`programs` cuts a list of runs into those that can share one. Every run's steps are what they would be alone: its own seed, order
-of the data, noise, optimizer and counters; one that diverges stays in, with what it did. Frozen weights exist once. There is no
-folder, so what a training run does besides its steps is not done: evaluation, checkpoints, and ending early.
+What `SWEPT` lists may differ inside of a program. Settings that change the program (a
+loss, an estimator, a network) cannot: `programs` cuts a list of runs into those that
+can share one. Every run's steps are what they would be alone: its own seed, order of
+the data, noise, optimizer and counters; one that diverges stays in, with what it did.
+Frozen weights exist once. There is no folder, so what a training run does besides its
+steps is not done: evaluation, checkpoints, and ending early.
 
-With several devices the runs are dealt out to them; they have nothing to say to each other but when to stop decoding. Where they
-do not divide, the last run is done more than once.
+With several devices the runs are dealt out to them; they have nothing to say to each
+other but when to stop decoding. Where they do not divide, the last run is done more
+than once.
 """
 
 import dataclasses
@@ -58,7 +62,9 @@ MakeParts = Callable[[Any], Parts]
 
 
 class Run(NamedTuple):
-    """One run of a sweep: settings in place of the common ones; `arm` is the name of what it tries, `task` of its prompts."""
+    """One run of a sweep: settings in place of the common ones; `arm` is the name of
+    what it tries, `task` of its prompts.
+    """
 
     arm: str
     seed: int
@@ -80,7 +86,8 @@ class Result(NamedTuple):
 
 
 def parse(texts: Sequence[str]) -> dict[str, tuple[float, ...]]:
-    """Settings and their values from the command line. Raises UserError for a setting that cannot be swept, or no number.
+    """Settings and their values from the command line. Raises UserError for a setting
+    that cannot be swept, or no number.
 
     >>> parse(["clip_high=.2,.28", "lr=1e-3"])
     {'clip_high': (0.2, 0.28), 'lr': (0.001,)}
@@ -118,8 +125,9 @@ def grid(swept: Mapping[str, Sequence[float]], seeds: Sequence[int]) -> list[Run
 
 
 def programs(runs: Sequence[Run], config: Any) -> list[list[Run]]:
-    """The runs, grouped by what cannot differ inside of one program; each group in its order. A setting that only some runs of
-    a group name is filled in for the others from `config`.
+    """The runs, grouped by what cannot differ inside of one program; each group in its
+    order. A setting that only some runs of a group name is filled in for the others
+    from `config`.
 
     >>> runs = [
     ...     Run("a", 0, {}),
@@ -143,14 +151,17 @@ def programs(runs: Sequence[Run], config: Any) -> list[list[Run]]:
         }
         for run in group:
             whole = run._replace(settings={**common, **run.settings})
-            # what is None stays so in its own program: no number says "as the loss has it"
+            # what is None stays so in its own program: no number says "as the loss has
+            # it"
             none = tuple(sorted(name for name in common if whole.settings[name] is None))
             out.setdefault((*fixed, none), []).append(whole)
     return list(out.values())
 
 
 class Start(NamedTuple):
-    """The policy of many runs: what is trained of each, and what is not, once if it is the same for all."""
+    """The policy of many runs: what is trained of each, and what is not, once if it is
+    the same for all.
+    """
 
     policy: Policy  # of the first
     params: Any  # leading dimension N
@@ -159,7 +170,9 @@ class Start(NamedTuple):
 
 
 def start(each: Sequence[RunConfig], load: Callable[[Any], Policy]) -> Start:
-    """The policies of runs that differ in seed and swept settings alone: one is loaded for each seed."""
+    """The policies of runs that differ in seed and swept settings alone: one is loaded
+    for each seed.
+    """
     first, found = load(each[0]), {}
     found[each[0].seed] = (first.params, first.frozen)
     for settings in each:
@@ -199,10 +212,12 @@ def same(one: Any, other: Any) -> bool:
 
 
 def make_step(model: Model, make_parts: MakeParts, config: Any, *, shared: bool = True) -> Callable:
-    """step(values, live, frozen, prompts) -> (live, metrics): the train step of many runs.
+    """step(values, live, frozen, prompts) -> (live, metrics): the train step of many
+    runs.
 
-    values: the swept settings, [N] each. live: states without `frozen`, and prompts, with a leading dimension N; `frozen` has
-    one unless it is `shared`. The step is built inside of the mapped function, from settings that hold tracers.
+    values: the swept settings, [N] each. live: states without `frozen`, and prompts,
+    with a leading dimension N; `frozen` has one unless it is `shared`. The step is
+    built inside of the mapped function, from settings that hold tracers.
     """
 
     def one(
@@ -220,7 +235,9 @@ def make_step(model: Model, make_parts: MakeParts, config: Any, *, shared: bool 
 def begin(
     config: Config, params: Any, frozen: dict, values: dict[str, jax.Array], seeds: Sequence[int]
 ) -> TrainState:
-    """The first states of many runs, without `frozen`; `params` have a leading dimension N."""
+    """The first states of many runs, without `frozen`; `params` have a leading
+    dimension N.
+    """
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
     def one(values, params, key):
@@ -244,11 +261,10 @@ def run(
     """Train all runs of one program to `config.steps`.
 
     Args:
-        runs: one group of `programs`.
-        load: the policy of a run from its settings, its own seed among them.
-        make_parts: the parts from settings that may hold tracers.
-        prompts: what deals a run's batches.
-        tell: called after each dispatch with the number of steps done and their metrics, [N] or [N, steps_per_call] each.
+        runs: one group of `programs`. load: the policy of a run from its settings, its
+        own seed among them. make_parts: the parts from settings that may hold tracers.
+        prompts: what deals a run's batches. tell: called after each dispatch with the
+        number of steps done and their metrics, [N] or [N, steps_per_call] each.
 
     Raises UserError for settings that cannot run, before anything is compiled.
     """
@@ -303,7 +319,8 @@ def run(
 
 
 def placement(runs: int, devices: Sequence | None = None) -> NamedSharding:
-    """Where arrays with a leading dimension of runs go: in equal shares, as small as they can be, on as few devices as have them.
+    """Where arrays with a leading dimension of runs go: in equal shares, as small as
+    they can be, on as few devices as have them.
 
     >>> placement(6, jax.devices()[:1]).num_devices
     1
@@ -324,7 +341,9 @@ def saved(
     *,
     steps: int = 10,
 ) -> str:
-    """Seconds of a step of all runs at once and of the first one alone, compilation aside, in a line."""
+    """Seconds of a step of all runs at once and of the first one alone, compilation
+    aside, in a line.
+    """
     short = dataclasses.replace(
         config, steps=steps * config.steps_per_call, save_every=steps * config.steps_per_call
     )

@@ -1,7 +1,9 @@
-"""Toy tasks with a known optimum, on which a question is answered in seconds: a ladder, each rung asking for one thing more.
+"""Toy tasks with a known optimum, on which a question is answered in seconds: a ladder,
+each rung asking for one thing more.
 
-A prompt is one symbol of seven, a response up to `response_length` of them, ended by id 0. A network of one layer is trained from
-nothing; the best possible reward of a rung is 1 (OPTIMA has the exception), and chance about 1/8.
+A prompt is one symbol of seven, a response up to `response_length` of them, ended by id
+0. A network of one layer is trained from nothing; the best possible reward of a rung is
+1 (OPTIMA has the exception), and chance about 1/8.
 
     token       every symbol is 3
     prompt      every symbol is the prompt's partner
@@ -31,7 +33,8 @@ from jaxppo.types import Prompts, Rollout
 SYMBOLS = 7  # ids 1 to 7; 0 ends a response
 RUNGS = ("token", "prompt", "previous", "delayed", "answer", "hack")
 CLIMB = RUNGS[:4]  # those that can be learned whole
-JUDGED = ("score", "gold", "right_length", "wrong_length", "excess_length")  # numbers of `judge`
+# numbers of `judge`
+JUDGED = ("score", "gold", "right_length", "wrong_length", "excess_length")
 KNOWN = 4  # of the rung "answer": prompts whose partner can be learned
 OPTIMA = {name: 1.0 for name in RUNGS} | {
     "answer": (KNOWN + (SYMBOLS - KNOWN) / SYMBOLS) / SYMBOLS
@@ -79,7 +82,8 @@ def scores(rollout: Rollout) -> Float[Array, "rungs B"]:
     prompt = tokens[:, -response.shape[1] - 1]
     first = response[:, 0]
     before = tokens[:, -response.shape[1] - 1 : -1]
-    # a coin's symbol: it hangs on the row's whole noise, here on what was said after the first symbol and on the row
+    # a coin's symbol: it hangs on the row's whole noise, here on what was said after
+    # the first symbol and on the row
     coin = (7919 * jnp.arange(len(first)) + 31 * response[:, 1:].sum(1)) % SYMBOLS + 1
     return jnp.stack(
         [
@@ -101,7 +105,9 @@ def reward(params: Any, rollout: Rollout) -> tuple[Float[Array, "B"], Bool[Array
 
 
 def by_outcome(length: Float[Array, "B"], right: Bool[Array, "B"]) -> dict[str, Float[Array, ""]]:
-    """For a judge: the mean length of right and of wrong responses, and by how much wrong ones are longer; NaN without any."""
+    """For a judge: the mean length of right and of wrong responses, and by how much
+    wrong ones are longer; NaN without any.
+    """
     of = lambda chosen: jnp.where(
         chosen.any(), (length * chosen).sum() / jnp.maximum(chosen.sum(), 1), jnp.nan
     )
@@ -110,8 +116,10 @@ def by_outcome(length: Float[Array, "B"], right: Bool[Array, "B"]) -> dict[str, 
 
 
 def judge(rollout: Rollout) -> dict[str, Float[Array, ""]]:
-    """Of a trained policy: `score`, its mean reward; `gold`, what the rung "hack" is a proxy of (1 where half of the symbols are
-    3s, 0 where none or all are); and how long the responses are that earned something, or nothing."""
+    """Of a trained policy: `score`, its mean reward; `gold`, what the rung "hack" is a
+    proxy of (1 where half of the symbols are 3s, 0 where none or all are); and how long
+    the responses are that earned something, or nothing.
+    """
     earned, _ = reward(None, rollout)
     threes = (rollout.response == 3).astype(jnp.float32).mean(1)
     gold = 1 - jnp.abs(2 * threes - 1)
@@ -128,7 +136,9 @@ class Deal(NamedTuple):
     rung: str
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The prompts of a dispatch, the copies of each beside each other; NumPy arrays."""
+        """The prompts of a dispatch, the copies of each beside each other; NumPy
+        arrays.
+        """
         prompts = config.rows // config.group_size
         batches = [self._batch(config, cursor + k * prompts) for k in range(config.steps_per_call)]
         return (

@@ -1,4 +1,6 @@
-"""What this machine has for jaxppo: devices, versions, the cache, room on the disk, extras; and what is to be done."""
+"""What this machine has for jaxppo: devices, versions, the cache, room on the disk,
+extras; and what is to be done.
+"""
 
 import contextlib
 import os
@@ -51,7 +53,8 @@ ACCELERATORS = {
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Whether all is well here: devices, versions, cache, disk, rights, extras; the last line says what to do.
+    """Whether all is well here: devices, versions, cache, disk, rights, extras; the
+    last line says what to do.
 
     $ jaxppo doctor
     $ jaxppo doctor --runs /data/runs
@@ -90,7 +93,9 @@ def doctor(options: DoctorOptions) -> None:
 
 
 def versions() -> Iterator[Finding]:
-    """Of jaxppo, Python and the libraries that it stands on, against the ranges that it was made for."""
+    """Of jaxppo, Python and the libraries that it stands on, against the ranges that it
+    was made for.
+    """
     yield Finding("jaxppo", f"{__version__}, {git()}")
     yield Finding(
         "python",
@@ -191,7 +196,9 @@ def cache() -> Iterator[Finding]:
 
 
 def folder_of_runs(runs: Path) -> Iterator[Finding]:
-    """Where runs are written: there, or to be made in the nearest folder above that is."""
+    """Where runs are written: there, or to be made in the nearest folder above that
+    is.
+    """
     place = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
     yield writable(
         "runs", place, f"{runs.absolute()}, {room(place)}", "choose another folder with --runs"
@@ -220,7 +227,9 @@ def room(folder: Path) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """What each extra adds, and which of its packages are missing or of another version."""
+    """What each extra adds, and which of its packages are missing or of another
+    version.
+    """
     from packaging.requirements import Requirement
 
     known = [Requirement(line).marker for line in declared("jaxppo")]
@@ -251,8 +260,10 @@ def version(name: str) -> str | None:
 
 
 def declared(package: str) -> list[str]:
-    """What an installed package asks for, with the markers of its extras; nothing when it is not installed. A checkout of
-    jaxppo's own pyproject.toml is newer than what was written down when it was installed."""
+    """What an installed package asks for, with the markers of its extras; nothing when
+    it is not installed. A checkout of jaxppo's own pyproject.toml is newer than what
+    was written down when it was installed.
+    """
     path = Path(__file__).parents[1] / "pyproject.toml"
     if package == "jaxppo" and path.is_file():
         project = tomllib.loads(path.read_text("utf-8"))["project"]
@@ -275,7 +286,9 @@ def _of_extra(line: str, extra: str) -> str:
 
 
 def requirements(package: str, extra: str = "") -> list:
-    """What a package asks for on this machine; with an extra, what that adds, the extras of others in it opened."""
+    """What a package asks for on this machine; with an extra, what that adds, the
+    extras of others in it opened.
+    """
     from packaging.requirements import Requirement
 
     found = []

@@ -11,7 +11,8 @@ from jaxppo.tasks import measure
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Metrics of a trained run on a task's held-out examples, with 95 % intervals; writes eval.json and eval.jsonl there.
+    """Metrics of a trained run on a task's held-out examples, with 95 % intervals;
+    writes eval.json and eval.jsonl there.
 
     $ jaxppo eval runs/translation --task translation
     $ jaxppo eval runs/spelling --task spelling --samples 8
@@ -26,8 +27,10 @@ class EvalOptions:
     samples: int = 0
     """samples for each example, for pass@k; 0 = none"""
     data: str = ""
-    """examples, all of which are measured: a file of {"prompt": ..., "reference": ...} a line, or a hub data set id; without it
-    the test part of the run's, or else of the task's own"""
+    """examples, all of which are measured: a file of {"prompt": ..., "reference": ...}
+    a line, or a hub data set id; without it the test part of the run's, or else of the
+    task's own
+    """
 
 
 def evaluate(options: EvalOptions) -> None:

@@ -1,9 +1,11 @@
-"""Does the step fit, before anything is paid for: the WHOLE step is compiled ahead of time for a TPU slice that is not there.
+"""Does the step fit, before anything is paid for: the WHOLE step is compiled ahead of
+time for a TPU slice that is not there.
 
-The memory is the compiler's own account for that chip. Operations and bytes of each phase are counted from the shapes, since the
-compiler's estimate counts a loop's body once, whatever its trip count; what goes over the links is counted from the program's
-collectives and the loops around them. With the chip's published peaks they give a lower bound of seconds. What it cannot know is
-listed at the end of the report.
+The memory is the compiler's own account for that chip. Operations and bytes of each
+phase are counted from the shapes, since the compiler's estimate counts a loop's body
+once, whatever its trip count; what goes over the links is counted from the program's
+collectives and the loops around them. With the chip's published peaks they give a lower
+bound of seconds. What it cannot know is listed at the end of the report.
 """
 
 import dataclasses
@@ -100,7 +102,9 @@ def times(config: RunConfig, chip: Chip | None, report: Report) -> list[str]:
 
 
 def exchanges(report: Report, most: int = 8) -> list[str]:
-    """The collectives that move most, with the loops that they stand in; and what each token costs."""
+    """The collectives that move most, with the loops that they stand in; and what each
+    token costs.
+    """
     if not report.collectives:
         return [] if report.refused else ["no collectives"]
     moved = {x: x.sent * x.times * number for x, number in report.collectives.items()}
@@ -131,8 +135,10 @@ def described(x: Collective, number: int) -> str:
 
 
 def moves_parameters(x: Collective, report: Report) -> bool:
-    """Whether a collective moves a large parameter as it is: an array of as many numbers with the same largest dimension (the
-    compiler splits and turns the others). What an update sums up are gradients, of the same shapes."""
+    """Whether a collective moves a large parameter as it is: an array of as many
+    numbers with the same largest dimension (the compiler splits and turns the others).
+    What an update sums up are gradients, of the same shapes.
+    """
     if x.size < sharding.LARGE or (
         x.kind in ("all-reduce", "reduce-scatter") and x.phase not in ("generate", "reference")
     ):
@@ -142,7 +148,9 @@ def moves_parameters(x: Collective, report: Report) -> bool:
 
 
 def remarks(config: RunConfig, report: Report) -> list[str]:
-    """What moves although it need not; and what moves because the mesh cuts parameters up."""
+    """What moves although it need not; and what moves because the mesh cuts parameters
+    up.
+    """
     lines = []
     if report.involuntary:
         some = ", ".join(list(dict.fromkeys(report.involuntary))[:3])
@@ -222,7 +230,8 @@ def shape_of(name: str) -> ModelConfig:
 
 @dataclass(frozen=True)
 class PlanOptions(RunConfig):
-    """Whether the whole step fits a TPU slice, before it is launched: memory, a lower bound of seconds, collectives.
+    """Whether the whole step fits a TPU slice, before it is launched: memory, a lower
+    bound of seconds, collectives.
 
     $ jaxppo plan --topology v5e:2x4 --model smollm2 --batch-size 256
     $ jaxppo plan runs/sentiment/config.json --topology v6e:1x1
@@ -230,9 +239,13 @@ class PlanOptions(RunConfig):
     """
 
     config: tyro.conf.Positional[Path | None] = None
-    """config.json of a run, of any script, whose settings to take as they are; --config takes settings that options override"""
+    """config.json of a run, of any script, whose settings to take as they are; --config
+    takes settings that options override
+    """
     topology: str = ""
-    """chip and size of the slice: v4, v5e, v5p or v6e, such as v5e:2x4; without it the devices that are here"""
+    """chip and size of the slice: v4, v5e, v5p or v6e, such as v5e:2x4; without it the
+    devices that are here
+    """
 
 
 def plan(options: PlanOptions) -> None:
@@ -246,7 +259,8 @@ def plan(options: PlanOptions) -> None:
             raise UserError(f"{options.config} is missing; give the config.json of a run")
         stored = from_file(RunConfig, options.config)
         chosen = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"  # the compiler's warnings are read, not shown
+    # the compiler's warnings are read, not shown
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
 
     chip, devices = chips.topology(options.topology) if options.topology else (None, chips.here())
     shape = (
@@ -261,7 +275,9 @@ def plan(options: PlanOptions) -> None:
 
 
 def new_network(path: Path) -> ModelConfig:
-    """The shape of the network that a task's settings make anew. Raises UserError where its size hangs on the data."""
+    """The shape of the network that a task's settings make anew. Raises UserError where
+    its size hangs on the data.
+    """
 
     if from_file(RunConfig, path).model_kind == "classifier":
         raise UserError("a text classifier is no policy: there is nothing to plan")

@@ -37,16 +37,24 @@ class SampleOptions:
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """the run's folder, or that of a task's whole way; its best checkpoint is taken, as by export and eval"""
+    """the run's folder, or that of a task's whole way; its best checkpoint is taken, as
+    by export and eval
+    """
     prompts: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]
     ] = ()
-    """prompts, which are put as the run's own were (a task has a format), of at most its --prompt-length tokens (a longer one
-    loses its beginning); without any, the lines of standard input, as they are typed when that is a terminal"""
+    """prompts, which are put as the run's own were (a task has a format), of at most
+    its --prompt-length tokens (a longer one loses its beginning); without any, the
+    lines of standard input, as they are typed when that is a terminal
+    """
     file: Path | None = None
-    """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line, and what else the run's format names"""
+    """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line, and
+    what else the run's format names
+    """
     chat: bool = False
-    """prompts are turns in the checkpoint's own chat format; at a terminal they are one conversation"""
+    """prompts are turns in the checkpoint's own chat format; at a terminal they are one
+    conversation
+    """
     temperature: float | None = None
     """of sampling, 0 = always the likeliest token; without it the run's own"""
     max_tokens: int | None = None
@@ -89,8 +97,9 @@ def sample(options: SampleOptions) -> None:
 
 
 def prompts_of(options: SampleOptions) -> list[dict[str, str]]:
-    """From the command line, a file or standard input, with what a file of JSON has beside each. Raises UserError when there are
-    none."""
+    """From the command line, a file or standard input, with what a file of JSON has
+    beside each. Raises UserError when there are none.
+    """
     if options.prompts and options.file:
         raise UserError("prompts on the command line and --file; give one of them")
     if options.file and options.file.suffix in (".jsonl", ".gz"):
@@ -117,9 +126,11 @@ def prompts_of(options: SampleOptions) -> list[dict[str, str]]:
 
 
 def narrowed(config: RunConfig, *, temperature: float | None, max_tokens: int | None) -> RunConfig:
-    """A run's settings with another temperature and shorter responses. Temperature 0 leaves it, for a greedy sampler.
+    """A run's settings with another temperature and shorter responses. Temperature 0
+    leaves it, for a greedy sampler.
 
-    Raises UserError for more tokens than the run's own responses have, where nothing was learned, and for a temperature below 0.
+    Raises UserError for more tokens than the run's own responses have, where nothing
+    was learned, and for a temperature below 0.
     """
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or a number above it, but is {temperature}")
@@ -135,8 +146,10 @@ def narrowed(config: RunConfig, *, temperature: float | None, max_tokens: int | 
 
 
 class Stream:
-    """A response token by token, of two compiled programs: one reads a prompt, one chooses a token and reads it in turn. They are
-    compiled at the first prompt and never again. The same seed and number of prompt give what `Sampler` gives."""
+    """A response token by token, of two compiled programs: one reads a prompt, one
+    chooses a token and reads it in turn. They are compiled at the first prompt and
+    never again. The same seed and number of prompt give what `Sampler` gives.
+    """
 
     def __init__(
         self, config: RunConfig, policy: Policy, state: TrainState, *, greedy: bool = False
@@ -161,8 +174,9 @@ class Stream:
     def __call__(
         self, text: str, *, seed: int, index: int = 0, start: int | None = None
     ) -> Iterator[int]:
-        """The ids of a response to the `index`-th prompt as they are chosen, up to and including the end of text. A prompt that
-        is too long loses its beginning."""
+        """The ids of a response to the `index`-th prompt as they are chosen, up to and
+        including the end of text. A prompt that is too long loses its beginning.
+        """
         prompt = encode(
             [text], self.tokenizer, self.config.prompt_length, too_long="last", start=start
         )
@@ -179,8 +193,9 @@ class Stream:
 
 
 def check_chat(tokenizer: Tokenizer, room: int) -> None:
-    """Raises UserError where a turn of one word is longer than a prompt of so many tokens may be, and PretrainedError without a
-    chat template."""
+    """Raises UserError where a turn of one word is longer than a prompt of so many
+    tokens may be, and PretrainedError without a chat template.
+    """
     least = len(tokenizer.encode(tokenizer.apply_chat([{"role": "user", "content": "?"}])))
     if least > room:
         raise UserError(
@@ -190,8 +205,9 @@ def check_chat(tokenizer: Tokenizer, room: int) -> None:
 
 
 def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of tokens as they come: together that of all of them. What may still change is held back, such as the first bytes
-    of a character."""
+    """The text of tokens as they come: together that of all of them. What may still
+    change is held back, such as the first bytes of a character.
+    """
     known, told = [], ""
     for token in ids:
         known.append(token)
@@ -206,15 +222,19 @@ def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
 def converse(
     stream: Stream, lines: Iterable[str], write: Callable[[str], Any], *, seed: int, chat: bool
 ) -> None:
-    """Answer each line by the pieces of a response, and the end of a line. Without `chat` each is a prompt of the run; with it,
-    a turn of a conversation in the checkpoint's own format, of which the oldest turns go when it becomes longer than a prompt.
+    """Answer each line by the pieces of a response, and the end of a line. Without
+    `chat` each is a prompt of the run; with it, a turn of a conversation in the
+    checkpoint's own format, of which the oldest turns go when it becomes longer than a
+    prompt.
 
-    Raises PretrainedError for `chat` without a chat template, UserError where a prompt has no room for a turn.
+    Raises PretrainedError for `chat` without a chat template, UserError where a prompt
+    has no room for a turn.
     """
     messages: list[dict[str, str]] = []
     start = None if chat else start_token(stream.config, stream.tokenizer)
     if chat:
-        check_chat(stream.tokenizer, stream.config.prompt_length)  # before anybody has typed a line
+        # before anybody has typed a line
+        check_chat(stream.tokenizer, stream.config.prompt_length)
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
         room = stream.config.prompt_length
@@ -241,7 +261,9 @@ def converse(
 
 
 def recent(messages: list[dict[str, str]], tokenizer: Tokenizer, room: int) -> str:
-    """The conversation as text, without its oldest turns when it has more than `room` tokens; the last message always stays."""
+    """The conversation as text, without its oldest turns when it has more than `room`
+    tokens; the last message always stays.
+    """
     while len(messages) > 1 and len(tokenizer.encode(tokenizer.apply_chat(messages))) > room:
         del messages[:2]
     return tokenizer.apply_chat(messages)
@@ -260,5 +282,7 @@ def typed() -> Iterator[str]:
 
 
 def show(piece: str) -> None:
-    """A part of a response at once; lines end where it says, other control characters are shown and not obeyed."""
+    """A part of a response at once; lines end where it says, other control characters
+    are shown and not obeyed.
+    """
     print("\n".join(files.printable(line) for line in piece.split("\n")), end="", flush=True)

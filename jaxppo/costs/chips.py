@@ -1,4 +1,6 @@
-"""Chips that need not be here: their published peaks, slices of them for the TPU's compiler, and shapes of known models."""
+"""Chips that need not be here: their published peaks, slices of them for the TPU's
+compiler, and shapes of known models.
+"""
 
 import contextlib
 import importlib.util
@@ -19,11 +21,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Chip:
-    """Published peaks of one chip (https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e); its memory is what the compiler
-    leaves to a program.
+    """Published peaks of one chip (https://docs.cloud.google.com/tpu/docs/v4, /v5e,
+    /v5p, /v6e); its memory is what the compiler leaves to a program.
 
-    `links` is all that a chip can send to others in a second, over every link at once: half of the published bidirectional
-    number. A slice without wrap-around links, or a ring along one side, has less: as part of a lower bound of seconds it is safe.
+    `links` is all that a chip can send to others in a second, over every link at once:
+    half of the published bidirectional number. A slice without wrap-around links, or a
+    ring along one side, has less: as part of a lower bound of seconds it is safe.
     """
 
     name: str
@@ -50,16 +53,11 @@ KINDS = {  # what JAX calls a TPU
     "TPU v6e": "v6e",
 }
 
-GPUS = {  # operations a second in bfloat16 (a T4: float16), dense, from the maker's data sheets
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L4": 121e12,
-    "T4": 65e12,
-}
+# operations a second in bfloat16 (a T4: float16), dense, from the maker's data sheets
+GPUS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12}
 
-# No metadata server is asked, two plans at once do not wait for each other, and no log is written. Warnings come on the terminal,
-# where `quiet` reads them.
+# No metadata server is asked, two plans at once do not wait for each other, and no log
+# is written. Warnings come on the terminal, where `quiet` reads them.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -81,8 +79,10 @@ def peak(kind: str) -> float:
 
 
 def rounds_in_software(flags: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's CPU is known to have no unit for products in bfloat16 (AMX, AVX-512's or Arm's), which makes them
-    slower than those in float32. False where nothing is known."""
+    """Whether this machine's CPU is known to have no unit for products in bfloat16
+    (AMX, AVX-512's or Arm's), which makes them slower than those in float32. False
+    where nothing is known.
+    """
     words = set(flags.read_text(errors="replace").split()) if flags.exists() else set()
     return bool(words & {"flags", "Features"}) and not words & {"amx_bf16", "avx512_bf16", "bf16"}
 
@@ -96,9 +96,11 @@ def here() -> list:
 
 
 def topology(text: str) -> tuple[Chip, list]:
-    """The chip and the devices of a slice such as v5e:2x4, which need not be here; one device a chip.
+    """The chip and the devices of a slice such as v5e:2x4, which need not be here; one
+    device a chip.
 
-    Raises UserError for a text that is no slice, for a size that the chip does not come in, and without the compiler.
+    Raises UserError for a text that is no slice, for a size that the chip does not come
+    in, and without the compiler.
     """
     kind, _, size = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", size):
@@ -113,7 +115,8 @@ def topology(text: str) -> tuple[Chip, list]:
         {"chip_config_name": "megacore"} if kind == "v4" else {}
     )  # both cores of a v4 as one device
     if all(side == 1 for side in sides):
-        options["chips_per_host_bounds"] = [1, 1, 1]  # a host has four chips unless it is told
+        # a host has four chips unless it is told
+        options["chips_per_host_bounds"] = [1, 1, 1]
     try:
         with quiet():
             found = topologies.get_topology_desc(platform="tpu", topology_name=text, **options)
@@ -127,14 +130,17 @@ def topology(text: str) -> tuple[Chip, list]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[list[str]]:
-    """Nothing on the terminal from a library that complains of the missing chip; what it said is in the list afterwards."""
+    """Nothing on the terminal from a library that complains of the missing chip; what
+    it said is in the list afterwards.
+    """
     said: list[str] = []
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 2)
         try:
-            # A cached program cannot be loaded without its chip: JAX says so, and compiles it again.
+            # A cached program cannot be loaded without its chip: JAX says so, and
+            # compiles it again.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*compilation cache")
                 yield said

@@ -38,9 +38,12 @@ class Report:
     matrices: frozenset[tuple[int, ...]] = frozenset()  # dimensions of the parameters
     involuntary: tuple[
         str, ...
-    ] = ()  # operations at which the compiler gathers a whole tensor to cut it another way
+        # operations at which the compiler gathers a whole tensor to cut it another way
+    ] = ()
     inside: tuple[str, ...] = ()  # the phases that are parts of this one program
-    refused: str = ""  # what the compiler said, if it gave up for want of memory; then `temporaries` is all beside the arguments
+    # what the compiler said, if it gave up for want of memory; then `temporaries` is
+    # all beside the arguments
+    refused: str = ""
 
     @property
     def peak(self) -> int:
@@ -70,7 +73,9 @@ def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Any, TrainSta
 
 
 def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Report:
-    """The whole step, compiled for these devices and taken apart. The reward counts a token: a reward model comes on top."""
+    """The whole step, compiled for these devices and taken apart. The reward counts a
+    token: a reward model comes on top.
+    """
     mesh_text = config.mesh or f"data={len(devices)}"
     mesh = sharding.make_mesh(mesh_text, devices)
     validate(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
@@ -152,8 +157,10 @@ def needed(text: str) -> int:
 
 
 def matrices(params: PyTree, mesh: Mesh) -> frozenset[tuple[int, ...]]:
-    """The dimensions in which the matrices among the parameters are computed with: whole, but for the part of the tensor axis; of
-    scanned layers, those of all layers and those of one."""
+    """The dimensions in which the matrices among the parameters are computed with:
+    whole, but for the part of the tensor axis; of scanned layers, those of all layers
+    and those of one.
+    """
     found = set()
     shapes, places = (
         jax.tree_util.tree_leaves_with_path(params),

@@ -1,7 +1,8 @@
-"""The loops of a compiled program's text: what they are called, and how often they go round.
+"""The loops of a compiled program's text: what they are called, and how often they go
+round.
 
-XLA does not always write a loop's trip count down. It follows from the counter: where it starts, how far it steps, and the number
-that the condition compares it with.
+XLA does not always write a loop's trip count down. It follows from the counter: where
+it starts, how far it steps, and the number that the condition compares it with.
 """
 
 import re
@@ -79,11 +80,14 @@ class Instruction(NamedTuple):
 
 Computation = dict[str, Instruction]
 Program = dict[str, Computation]
-Linear = tuple[int | None, int]  # (element of a loop's state or None, number): the sum of both
+# (element of a loop's state or None, number): the sum of both
+Linear = tuple[int | None, int]
 
 
 def parse(text: str) -> Program:
-    """The computations of a program, each with its instructions in order; the root is the last."""
+    """The computations of a program, each with its instructions in order; the root is
+    the last.
+    """
     program: Program = {}
     inside = ""
     for line in text.splitlines():
@@ -125,7 +129,9 @@ def names(scope: str) -> list[str]:
 
 
 def loop_of(program: Program, where: str, x: Instruction, around: set[str]) -> Loop:
-    """The loop that a `while` is; nameless ones inside a loop that has taken the scope's name are called "loop"."""
+    """The loop that a `while` is; nameless ones inside a loop that has taken the
+    scope's name are called "loop".
+    """
     given = names(x.scope)
     name = given[-1] if given and given[-1] not in around else "loop"
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', x.tail):
@@ -135,7 +141,9 @@ def loop_of(program: Program, where: str, x: Instruction, around: set[str]) -> L
 
 
 def trips(program: Program, where: str, x: Instruction) -> tuple[int | None, bool]:
-    """(how often a `while` goes round, whether it is just as often), from its counter; (None, False) if it has none."""
+    """(how often a `while` goes round, whether it is just as often), from its counter;
+    (None, False) if it has none.
+    """
     (condition,), (body,) = x.called("condition"), x.called("body")
     found = bound(program, condition, root(program, condition), ())
     if found is None:
@@ -146,7 +154,8 @@ def trips(program: Program, where: str, x: Instruction) -> tuple[int | None, boo
         return None, False
     start = initial(program, where, x, element)
     step = linear(program, body, part(program, body, root(program, body), element), ())
-    # A counter whose start cannot be seen is taken to start at 0, and to step by 1: so often at most.
+    # A counter whose start cannot be seen is taken to start at 0, and to step by 1: so
+    # often at most.
     known = start is not None and step is not None and step[0] == element and step[1] > 0
     stride = step[1] if known and step is not None else 1
     return max(-(-(limit + carried - offset - (start or 0)) // stride), 0), alone and known
@@ -172,7 +181,9 @@ def initial(program: Program, where: str, x: Instruction, element: int) -> int |
 
 
 def argument(program: Program, where: str, name: str) -> tuple[str, str]:
-    """(computation, instruction) of what is passed for a parameter of a computation that is called: XLA:CPU calls small loops."""
+    """(computation, instruction) of what is passed for a parameter of a computation
+    that is called: XLA:CPU calls small loops.
+    """
     x = program[where].get(name)
     if x is not None and x.opcode == "parameter":
         for place, body in program.items():
@@ -183,7 +194,9 @@ def argument(program: Program, where: str, name: str) -> tuple[str, str]:
 
 
 def linear(program: Program, where: str, name: str, given: tuple) -> Linear | None:
-    """What an integer is: an element of the loop's state plus a number. `given` are the arguments inside a fusion."""
+    """What an integer is: an element of the loop's state plus a number. `given` are the
+    arguments inside a fusion.
+    """
     x = program[where].get(name)
     if x is None:
         return None
@@ -215,7 +228,9 @@ def linear(program: Program, where: str, name: str, given: tuple) -> Linear | No
 def bound(
     program: Program, where: str, name: str, given: tuple
 ) -> tuple[Linear, Linear, bool] | None:
-    """(the counter, what it stays below, whether nothing else ends the loop) of a condition; None if it is none of a counter."""
+    """(the counter, what it stays below, whether nothing else ends the loop) of a
+    condition; None if it is none of a counter.
+    """
     x = program[where][name]
     if x.opcode in SAME and x.operands[0] in program[where]:
         return bound(program, where, x.operands[0], given)

@@ -1,6 +1,8 @@
-"""How much memory a step needs at least, against what a device has, before minutes go into compiling it; and what lowers it.
+"""How much memory a step needs at least, against what a device has, before minutes go
+into compiling it; and what lowers it.
 
-`plan.py` has the compiler's own account; this is the part of it that can be had from the shapes at once.
+`plan.py` has the compiler's own account; this is the part of it that can be had from
+the shapes at once.
 """
 
 import math
@@ -24,7 +26,8 @@ def check(
 ) -> None:
     """Raise UserError, with the numbers and what to lower, when the step cannot fit.
 
-    `state` is as it lies before the step places it (of a run over a mesh, on the mesh); the rest as in `least`.
+    `state` is as it lies before the step places it (of a run over a mesh, on the mesh);
+    the rest as in `least`.
     """
     need, have = least(config, model, state, shares=shares, replicated=replicated), available()
     if need > have:
@@ -37,12 +40,12 @@ def check(
 def least(
     config: Config, model: Model, state: TrainState, *, shares: int, replicated: bool = False
 ) -> int:
-    """Bytes on one device that no schedule can do without: its part of the state, of one gradient, of the cache of keys and
-    values and of the logits of one token.
+    """Bytes on one device that no schedule can do without: its part of the state, of
+    one gradient, of the cache of keys and values and of the logits of one token.
 
     Args:
-        shares: over how many devices the rows are split.
-        replicated: under pmap: the first device keeps the state that was begun with beside its copy.
+        shares: over how many devices the rows are split. replicated: under pmap: the
+        first device keeps the state that was begun with beside its copy.
     """
     mesh = sharding.mesh_of(state.params)
     rows = config.rows // shares
@@ -57,7 +60,9 @@ def least(
 
 
 def total(tree: PyTree) -> int:
-    """Bytes of all arrays, each counted once; of an array on a mesh, of the part that one device has."""
+    """Bytes of all arrays, each counted once; of an array on a mesh, of the part that
+    one device has.
+    """
     leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
     itemsize = lambda x: 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
     part = lambda x: x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) else x.shape
@@ -65,7 +70,9 @@ def total(tree: PyTree) -> int:
 
 
 def available() -> int:
-    """Bytes that one device may use: its own memory, or on a CPU what the machine, its container and `ulimit -v` leave."""
+    """Bytes that one device may use: its own memory, or on a CPU what the machine, its
+    container and `ulimit -v` leave.
+    """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:

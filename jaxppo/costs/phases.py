@@ -21,13 +21,16 @@ def matrix_parameters(shape: ModelConfig) -> tuple[int, int]:
 def phases(
     config: RunConfig, shape: ModelConfig, mesh: Mesh | AbstractMesh
 ) -> dict[str, tuple[float, float]]:
-    """Operations and bytes of each phase on each device, from the shapes: 2 operations a weight and token forward, twice that
-    backward (once with adapters, whose weight gradients are small); attention 4 · width a pair of tokens. Bytes are those of
-    the weights, once a decoded token, and of the keys and values read. A critic of its own is a second body beside the policy's,
-    without a head: it reads each token with it, and learns with it.
+    """Operations and bytes of each phase on each device, from the shapes: 2 operations
+    a weight and token forward, twice that backward (once with adapters, whose weight
+    gradients are small); attention 4 · width a pair of tokens. Bytes are those of the
+    weights, once a decoded token, and of the keys and values read. A critic of its own
+    is a second body beside the policy's, without a head: it reads each token with it,
+    and learns with it.
 
-    Generation is counted at its full length, though decoding stops when every row has ended: a step may do less. It does more
-    with what is not counted: a reward model, recomputation (--remat), a greedy baseline, the KL of the whole vocabulary, the
+    Generation is counted at its full length, though decoding stops when every row has
+    ended: a step may do less. It does more with what is not counted: a reward model,
+    recomputation (--remat), a greedy baseline, the KL of the whole vocabulary, the
     lagged policy of --mask-top-p, the scorer's own pass of --old-logprobs.
     """
     blocks, head = matrix_parameters(shape)
@@ -37,11 +40,13 @@ def phases(
     attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * length * length / 2
     body, chosen = rows * (2 * blocks * length + attention), rows * 2 * head * response
     forward = bodies * body + chosen
-    cached = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size  # bytes a token
+    # bytes a token
+    cached = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size
     cache = bodies * cached * rows * (config.prompt_length + response / 2)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     devices = math.prod(mesh.shape.values())
-    # Each device reads the weights that it computes with: all of them, but for the part of the tensor axis.
+    # Each device reads the weights that it computes with: all of them, but for the part
+    # of the tensor axis.
     weights = (bodies * blocks + head) * size / tensor
     passes = 2 if config.lora else 3
     learned = config.batch_size / config.rows * config.epochs

@@ -1,7 +1,10 @@
-"""A compiled program's text taken apart: its collectives, the loops that they stand in, and how often a step runs them.
+"""A compiled program's text taken apart: its collectives, the loops that they stand in,
+and how often a step runs them.
 
-The text is XLA's, of `compiled.as_text()` (https://openxla.org/xla/operation_semantics). Loops and phases get their names from
-the `jax.named_scope`s of the step: generate, decode, reference, update, epochs, minibatches, microbatches.
+The text is XLA's, of `compiled.as_text()`
+(https://openxla.org/xla/operation_semantics). Loops and phases get their names from the
+`jax.named_scope`s of the step: generate, decode, reference, update, epochs,
+minibatches, microbatches.
 """
 
 import math
@@ -35,7 +38,8 @@ class Collective(NamedTuple):
     """One exchange between devices."""
 
     kind: str
-    arrays: tuple[hlo.Array, ...]  # type and dimensions of what each device has after it
+    # type and dimensions of what each device has after it
+    arrays: tuple[hlo.Array, ...]
     group: int  # devices that take part together
     loops: tuple[Loop, ...]  # around it, the outermost first
     phase: str  # one of PHASES, or "" between them
@@ -47,7 +51,9 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends at least, with any algorithm (Patarasuk and Yuan 2009, doi:10.1016/j.jpdc.2008.09.002)."""
+        """Bytes that a device sends at least, with any algorithm (Patarasuk and Yuan
+        2009, doi:10.1016/j.jpdc.2008.09.002).
+        """
         part = (self.group - 1) / self.group
         if self.kind == "collective-permute":
             return self.size
@@ -57,7 +63,9 @@ class Collective(NamedTuple):
 
     @property
     def times(self) -> int:
-        """How often a step runs it, or may at most; a loop of unknown length counts once."""
+        """How often a step runs it, or may at most; a loop of unknown length counts
+        once.
+        """
         return math.prod(loop.times or 1 for loop in self.loops)
 
     @property
@@ -67,7 +75,8 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str, devices: int) -> dict[Collective, int]:
-    """Every collective of a program for this many devices, and how many such stand there.
+    """Every collective of a program for this many devices, and how many such stand
+    there.
 
     >>> text = "ENTRY %main (y: f32[8]) -> f32[4,8] {\\n  %x = f32[4,8]{1,0} all-gather(%y), replica_groups={{0,1},{2,3}}\\n}"
     >>> [(x.kind, x.size, x.group, n) for x, n in collectives(text, 4).items()]
@@ -89,10 +98,12 @@ def collectives(text: str, devices: int) -> dict[Collective, int]:
             elif (one := collective(x, program[where], devices, around, own)) is not None:
                 channel = re.search(r"channel_id=(\d+)", x.tail)
                 key = channel[1] if channel else len(standing)
-                # What is overlapped with products, or with a whole loop, stands in each: its own place is the outermost.
+                # What is overlapped with products, or with a whole loop, stands in
+                # each: its own place is the outermost.
                 if key not in standing or len(around) < len(standing[key].loops):
                     standing[key] = one
-            elif not x.opcode.endswith(("-done", "-update")):  # of what was visited at its start
+            # of what was visited at its start
+            elif not x.opcode.endswith(("-done", "-update")):
                 for callee in x.called(CALLS):
                     visit(callee, around, own)
 
@@ -122,7 +133,8 @@ def collective(
 
 
 def group_size(text: str, devices: int) -> int:
-    """How many devices exchange with each other, from `replica_groups` in any of its notations; all if there is none.
+    """How many devices exchange with each other, from `replica_groups` in any of its
+    notations; all if there is none.
 
     >>> [
     ...     group_size(f"replica_groups={x}, dimensions", 8)
@@ -163,7 +175,8 @@ def phases_in(text: str) -> tuple[str, ...]:
 
 
 def involuntary(said: str) -> list[str]:
-    """Operations that the compiler complained of: it gathers a whole tensor to cut it another way.
+    """Operations that the compiler complained of: it gathers a whole tensor to cut it
+    another way.
 
     >>> involuntary(
     ...     'W12 x.cc:654] [SPMD] Involuntary full rematerialization. ... metadata={op_name="jit(f)/sin" id=3}'
@@ -182,8 +195,9 @@ def involuntary(said: str) -> list[str]:
 def bounds(
     chip: Chip, phases: dict[str, tuple[float, float]], collectives: dict[Collective, int]
 ) -> dict[str, dict[str, float]]:
-    """For each phase the seconds that each of the chip's means needs at least, at its published peak; that of its operations is
-    the one in bfloat16, whatever --dtype."""
+    """For each phase the seconds that each of the chip's means needs at least, at its
+    published peak; that of its operations is the one in bfloat16, whatever --dtype.
+    """
     sent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     for x, number in collectives.items():
         if x.phase:

@@ -1,4 +1,6 @@
-"""Single members of a zip, tar or Debian archive, read within bounds: what an archive says of itself is not trusted."""
+"""Single members of a zip, tar or Debian archive, read within bounds: what an archive
+says of itself is not trusted.
+"""
 
 import contextlib
 import fnmatch
@@ -14,10 +16,12 @@ from jaxppo.data.fetch import FetchError, debian, last_line
 
 
 def member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
-    """The bytes of the one member of a zip, tar or Debian archive whose name matches a shell pattern.
+    """The bytes of the one member of a zip, tar or Debian archive whose name matches a
+    shell pattern.
 
     Raises:
-        FetchError: when no member or several match, when the name leaves the archive's root, when it is no plain file,
+        FetchError: when no member or several match, when the name leaves the archive's
+        root, when it is no plain file,
             or when it is larger than `limit` bytes.
     """
     with _opened(archive) as (names, stream_of):
@@ -29,7 +33,8 @@ def member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
 
 
 def members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[str, bytes]:
-    """The bytes of every member whose name matches a shell pattern, by name; `limit` bounds them all together.
+    """The bytes of every member whose name matches a shell pattern, by name; `limit`
+    bounds them all together.
 
     Raises:
         FetchError: as for `member`, but for their number.
@@ -43,7 +48,9 @@ def members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[
 
 
 def extract(archive: Path | bytes, pattern: str, folder: Path, *, limit: int = 2**33) -> Path:
-    """Write one member, found as by `member`, into a folder under its last name, whatever path the archive gives."""
+    """Write one member, found as by `member`, into a folder under its last name,
+    whatever path the archive gives.
+    """
     with _opened(archive) as (names, stream_of):
         name = _one(names, pattern, _label(archive))
         target = folder / PurePosixPath(name).name
@@ -104,7 +111,8 @@ def _deb(path: Path) -> Iterator[IO[bytes]]:
 
 def _plain(tar: tarfile.TarFile, name: str, label: str) -> IO[bytes]:
     info = tar.getmember(name)
-    stream = tar.extractfile(info) if info.isfile() else None  # a link could point anywhere
+    # a link could point anywhere
+    stream = tar.extractfile(info) if info.isfile() else None
     if stream is None:
         raise FetchError(f"{name} in {label} is not a plain file; it was not read")
     return stream

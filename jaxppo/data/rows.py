@@ -1,4 +1,6 @@
-"""Texts for the supervised stages: rows of tokens with weights, packed or one text a row, in pairs, by length, with noise."""
+"""Texts for the supervised stages: rows of tokens with weights, packed or one text a
+row, in pairs, by length, with noise.
+"""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,10 +23,12 @@ TOKENWISE = (
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows for `supervised.py`, dealt in an order that hangs on (seed, cursor) alone. The cursor counts rows.
+    """Rows for `supervised.py`, dealt in an order that hangs on (seed, cursor) alone.
+    The cursor counts rows.
 
-    With `buckets` > 1 the rows of that many batches are sorted by length, so that each batch is as short as its own longest row
-    allows (to the next power of two): less padding, and a program for each width.
+    With `buckets` > 1 the rows of that many batches are sorted by length, so that each
+    batch is as short as its own longest row allows (to the next power of two): less
+    padding, and a program for each width.
     """
 
     tokens: Int32[np.ndarray, "N L"]  # padded on the left
@@ -69,7 +73,8 @@ class Rows:
             else self.tokens.shape[1]
         )
         cut = lambda x: x[rows][:, -width:]
-        # By name: another part's second dimension may be as long by chance (the frames of a recording).
+        # By name: another part's second dimension may be as long by chance (the frames
+        # of a recording).
         extra = {name: cut(x) if name in TOKENWISE else x[rows] for name, x in self.extra.items()}
         index: Any = np.arange(len(rows), dtype=np.int32)
         return Prompts(cut(self.tokens), cut(self.mask), index, extra)
@@ -80,14 +85,18 @@ class Rows:
         return Prompts(self.tokens, self.mask, index, dict(self.extra))  # type: ignore[arg-type]
 
     def _width(self, longest: int) -> int:
-        """The narrowest of the widths L, L / 2, L / 4, ... that the longest row fits into."""
+        """The narrowest of the widths L, L / 2, L / 4, ... that the longest row fits
+        into.
+        """
         width = self.tokens.shape[1]
         while width % 2 == 0 and width // 2 >= max(longest, 2):
             width //= 2
         return width
 
     def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The rows of one dispatch: a batch, or steps_per_call batches with a leading dimension."""
+        """The rows of one dispatch: a batch, or steps_per_call batches with a leading
+        dimension.
+        """
         if config.steps_per_call > 1 and self.buckets > 1:
             raise UserError("--steps-per-call above 1 wants rows of one width: --buckets 1")
         return _dispatch(self.batch, config, cursor)
@@ -95,7 +104,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Noisy:
-    """Labelled texts dealt as `Rows` are, whose words are left out and exchanged anew each time (`noisy`)."""
+    """Labelled texts dealt as `Rows` are, whose words are left out and exchanged anew
+    each time (`noisy`).
+    """
 
     texts: Sequence[str]
     labels: Float32[np.ndarray, "N"]
@@ -147,7 +158,9 @@ def padded(
     unit: int = 1,
     **extra: np.ndarray,
 ) -> Rows:
-    """Rows from lists of ids, the last `length` of each; `learned`: how many at the end of each have weight 1 (all)."""
+    """Rows from lists of ids, the last `length` of each; `learned`: how many at the end
+    of each have weight 1 (all).
+    """
     tokens, mask = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), bool)
     weight = np.zeros((len(ids), length), np.float32)
     for row, own in enumerate(ids):
@@ -161,7 +174,9 @@ def padded(
 
 
 def packed(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows:
-    """Plain text for language modelling: all texts one after the other, each ended, cut into full rows (the rest is dropped)."""
+    """Plain text for language modelling: all texts one after the other, each ended, cut
+    into full rows (the rest is dropped).
+    """
     stream = [token for text in texts for token in (*encode(text), eos)]
     number = len(stream) // length
     if not number:
@@ -173,7 +188,9 @@ def packed(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Ro
 def documents(
     texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: int | None = None
 ) -> Rows:
-    """One text a row: the first `length` tokens, ended where there is room; `start` stands before each when it is given."""
+    """One text a row: the first `length` tokens, ended where there is room; `start`
+    stands before each when it is given.
+    """
     head = [] if start is None else [start]
     ids = [[*head, *encode(text), eos][:length] for text in texts]
     return padded(ids, length, learned=[len(own) - len(head) for own in ids])
@@ -188,9 +205,12 @@ def replies(
     longest: int | None = None,
     start: int | None = None,
 ) -> Rows:
-    """Prompts with responses for fine-tuning: the loss is on the response and its end, `longest` tokens at most (one that is cut
-    has no end to learn); `start` stands before each prompt when it is given; a prompt too long loses its beginning: with
-    `longest`, where it has more than the length without that, as a policy's prompts do."""
+    """Prompts with responses for fine-tuning: the loss is on the response and its end,
+    `longest` tokens at most (one that is cut has no end to learn); `start` stands
+    before each prompt when it is given; a prompt too long loses its beginning: with
+    `longest`, where it has more than the length without that, as a policy's prompts
+    do.
+    """
     most = length - 1 if longest is None else longest
     head = [] if start is None else [start]
     kept = 0 if longest is None else longest
@@ -212,8 +232,10 @@ def preferences(
     eos: int,
     longest: int | None = None,
 ) -> Rows:
-    """(prompt, better response, worse response) as pairs of rows, for reward models and DPO. `longest` cuts both alike: where one
-    of a pair is a policy's, its length must not tell."""
+    """(prompt, better response, worse response) as pairs of rows, for reward models and
+    DPO. `longest` cuts both alike: where one of a pair is a policy's, its length must
+    not tell.
+    """
     flat = [(prompt, response) for prompt, better, worse in triples for response in (better, worse)]
     rows = replies(flat, encode, length, eos=eos, longest=longest)
     return Rows(rows.tokens, rows.mask, rows.extra, unit=2)
@@ -228,7 +250,8 @@ def labelled(
 
 
 def deduplicated(texts: Sequence[str]) -> list[int]:
-    """Numbers of the texts without later copies; case and white space make no difference.
+    """Numbers of the texts without later copies; case and white space make no
+    difference.
 
     >>> deduplicated(["A b", "c", "a  B"])
     [0, 1]
@@ -240,8 +263,10 @@ def deduplicated(texts: Sequence[str]) -> list[int]:
 
 
 def held_out(texts: Sequence[str], share: float, *, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Numbers of the texts to train on and of those held out, by a hash of the text: copies fall on one side, and a text stays
-    where it is when others come or go. Raises UserError where one of the two would be empty."""
+    """Numbers of the texts to train on and of those held out, by a hash of the text:
+    copies fall on one side, and a text stays where it is when others come or go. Raises
+    UserError where one of the two would be empty.
+    """
     training, validation = [], []
     for number, text in enumerate(texts):
         digest = hashlib.sha256(f"{seed} {' '.join(text.casefold().split())}".encode()).digest()
@@ -256,8 +281,10 @@ def held_out(texts: Sequence[str], share: float, *, seed: int = 0) -> tuple[list
 
 
 def noisy(text: str, rng: np.random.Generator, *, drop: float = 0.0, swap: float = 0.0) -> str:
-    """The text with each word left out with probability `drop`, and neighbours exchanged with probability `swap` (Wei & Zou
-    2019, https://arxiv.org/abs/1901.11196). The first word always stays."""
+    """The text with each word left out with probability `drop`, and neighbours
+    exchanged with probability `swap` (Wei & Zou 2019,
+    https://arxiv.org/abs/1901.11196). The first word always stays.
+    """
     words = text.split()
     words = [word for i, word in enumerate(words) if i == 0 or rng.random() >= drop]
     i = 0

@@ -1,7 +1,9 @@
-"""10,605 sentences of movie reviews with human ratings, from the source package of vaderSentiment 0.5 (MIT).
+"""10,605 sentences of movie reviews with human ratings, from the source package of
+vaderSentiment 0.5 (MIT).
 
-Each rating is the mean of about twenty people's, from -4 (extremely negative) to 4 (extremely positive):
-Hutto & Gilbert 2014, VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social Media Text,
+Each rating is the mean of about twenty people's, from -4 (extremely negative) to 4
+(extremely positive): Hutto & Gilbert 2014, VADER: A Parsimonious Rule-based Model for
+Sentiment Analysis of Social Media Text,
 https://ojs.aaai.org/index.php/ICWSM/article/view/14550
 """
 
@@ -32,7 +34,8 @@ class Reviews:
 
 
 def load() -> Reviews:
-    """Every distinct sentence once, in the file's order; downloaded on first use (2.4 MB).
+    """Every distinct sentence once, in the file's order; downloaded on first use (2.4
+    MB).
 
     Raises:
         FetchError: when the download fails or the file is not what it should be.
@@ -42,7 +45,8 @@ def load() -> Reviews:
 
 
 def parse(data: bytes) -> Reviews:
-    """Read lines of `number TAB rating TAB sentence` in UTF-8; the first of equal sentences stays.
+    """Read lines of `number TAB rating TAB sentence` in UTF-8; the first of equal
+    sentences stays.
 
     >>> reviews = parse(
     ...     b"1\\t2.5\\tFunny &amp; warm.\\r\\n2\\t-3\\tDull.\\r\\n3\\t1\\tFunny  &amp; warm.\\r\\n"
@@ -69,7 +73,8 @@ def parse(data: bytes) -> Reviews:
 
 
 def clean(text: str) -> str:
-    """One spelling for each sentence: no HTML entities, composed characters, single spaces.
+    """One spelling for each sentence: no HTML entities, composed characters, single
+    spaces.
 
     >>> clean("PB&amp;J  sandwich ")
     'PB&J sandwich'
@@ -84,6 +89,8 @@ def split_by_opening(
     tokens: int = OPENING,
     seed: int = 0,
 ) -> Split:
-    """`split` by the first `tokens` token ids: prompts that are cut from the texts are never seen in two parts. Scripts that
-    train on these sentences before others test on them use the same split."""
+    """`split` by the first `tokens` token ids: prompts that are cut from the texts are
+    never seen in two parts. Scripts that train on these sentences before others test on
+    them use the same split.
+    """
     return split_rows([" ".join(map(str, encode(text)[:tokens])) for text in texts], seed=seed)

@@ -1,7 +1,9 @@
-"""Policy losses that hold back the few tokens which drive the entropy down (https://arxiv.org/abs/2505.22617).
+"""Policy losses that hold back the few tokens which drive the entropy down
+(https://arxiv.org/abs/2505.22617).
 
-cov = (A − mean A)(log π − mean log π), means over the tokens of this call: with devices or microbatches each chooses
-its own tokens, and these two losses alone depend on how the batch is cut. Conventions: `jaxppo.losses`.
+cov = (A − mean A)(log π − mean log π), means over the tokens of this call: with devices
+or microbatches each chooses its own tokens, and these two losses alone depend on how
+the batch is cut. Conventions: `jaxppo.losses`.
 """
 
 import jax
@@ -26,7 +28,8 @@ def kl_cov(
     coef: Scalar = 1.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """−r A without a clip, plus coef · |d| on the `fraction` of tokens (at least one) with the largest covariance.
+    """−r A without a clip, plus coef · |d| on the `fraction` of tokens (at least one)
+    with the largest covariance.
 
     From https://arxiv.org/abs/2505.22617. "covariance_fraction" counts those tokens.
 
@@ -38,7 +41,8 @@ def kl_cov(
     d, m = log_ratio(logprobs, old_logprobs, mask), mask.astype(bool)
     cov = jnp.where(m, _covariance(logprobs, advantages, mask), -jnp.inf)
     chosen = m & (_rank(-cov) < _number(fraction, m, d.dtype))
-    # JAX's slope of |d| at 0 is 1, and in the first minibatch all d are 0: there the penalty must not pull.
+    # JAX's slope of |d| at 0 is 1, and in the first minibatch all d are 0: there the
+    # penalty must not pull.
     penalty = jnp.where(chosen & (d != 0), coef * jnp.abs(d), 0)
     return finish(
         -jnp.exp(d) * masked.keep(advantages, mask) + penalty, d, mask, covariance_fraction=chosen
@@ -58,10 +62,11 @@ def clip_cov(
     upper: Scalar = 5.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """PPO's clip, and 0 on a `fraction` of all tokens (at least one), drawn from those with lower < cov < upper.
+    """PPO's clip, and 0 on a `fraction` of all tokens (at least one), drawn from those
+    with lower < cov < upper.
 
-    From https://arxiv.org/abs/2505.22617. Tokens which PPO clips already are not drawn. "covariance_fraction" counts those
-    that were drawn. Raises ValueError without a key.
+    From https://arxiv.org/abs/2505.22617. Tokens which PPO clips already are not drawn.
+    "covariance_fraction" counts those that were drawn. Raises ValueError without a key.
 
     >>> import jax, jax.numpy as jnp
     >>> lp, a = jnp.array([[-1.0, -2.0, -3.0]]), jnp.array([[2.0, 0.0, -1.0]])

@@ -1,4 +1,6 @@
-"""Losses on pairs of responses, one better than the other. All arguments are sums of log-probs over tokens, [B]."""
+"""Losses on pairs of responses, one better than the other. All arguments are sums of
+log-probs over tokens, [B].
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +18,11 @@ def dpo(
     beta: Scalar = 0.1,
     label_smoothing: Scalar = 0.0,
 ) -> Float[Array, "B"]:
-    """Direct preference optimisation: −log σ(β h), h = (π_w − ref_w) − (π_l − ref_l) (https://arxiv.org/abs/2305.18290).
+    """Direct preference optimisation: −log σ(β h), h = (π_w − ref_w) − (π_l − ref_l)
+    (https://arxiv.org/abs/2305.18290).
 
-    label_smoothing ε > 0: −(1 − ε) log σ(β h) − ε log σ(−β h), for labels that are wrong with probability ε.
+    label_smoothing ε > 0: −(1 − ε) log σ(β h) − ε log σ(−β h), for labels that are
+    wrong with probability ε.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> zero = jnp.zeros(2)
@@ -37,7 +41,8 @@ def ipo(
     *,
     beta: Scalar = 0.1,
 ) -> Float[Array, "B"]:
-    """Identity preference optimisation: (h − 1 / (2 β))², h as in `dpo` (https://arxiv.org/abs/2310.12036).
+    """Identity preference optimisation: (h − 1 / (2 β))², h as in `dpo`
+    (https://arxiv.org/abs/2310.12036).
 
     >>> import jax.numpy as jnp
     >>> zero = jnp.zeros(2)

@@ -1,4 +1,6 @@
-"""Policy losses on whole sequences; the value is repeated on every token of the row. Conventions: `jaxppo.losses`."""
+"""Policy losses on whole sequences; the value is repeated on every token of the row.
+Conventions: `jaxppo.losses`.
+"""
 
 import jax.numpy as jnp
 from jax import lax
@@ -21,7 +23,8 @@ def gspo(
     high: Scalar = 4e-4,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """Group sequence policy optimisation: −min(s A, clip(s, 1 − low, 1 + high) A), s = exp(meanₜ d).
+    """Group sequence policy optimisation: −min(s A, clip(s, 1 − low, 1 + high) A), s =
+    exp(meanₜ d).
 
     From https://arxiv.org/abs/2507.18071.
 
@@ -49,9 +52,11 @@ def gspo_token(
     high: Scalar = 4e-4,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """GSPO with an advantage for each token: sₜ = sg(s) π / sg(π) in place of s (https://arxiv.org/abs/2507.18071).
+    """GSPO with an advantage for each token: sₜ = sg(s) π / sg(π) in place of s
+    (https://arxiv.org/abs/2507.18071).
 
-    With one advantage for the row, value and gradient under `aggregate.sequence_mean` are those of `gspo`.
+    With one advantage for the row, value and gradient under `aggregate.sequence_mean`
+    are those of `gspo`.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, a, m = (
@@ -84,9 +89,11 @@ def gmpo(
     high: Scalar = 0.4,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """The geometric mean of clipped ratios: −A exp(meanₜ d̃) (https://arxiv.org/abs/2507.20673).
+    """The geometric mean of clipped ratios: −A exp(meanₜ d̃)
+    (https://arxiv.org/abs/2507.20673).
 
-    d̃ = min(d, clip(d, −low, high)) where A ≥ 0, max of the two where A < 0. The bounds are on d, not on the ratio.
+    d̃ = min(d, clip(d, −low, high)) where A ≥ 0, max of the two where A < 0. The bounds
+    are on d, not on the ratio.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, a, m = (

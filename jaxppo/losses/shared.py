@@ -1,4 +1,6 @@
-"""What the policy losses have in common: inputs that are safe at padding, ratios that are safe to exponentiate."""
+"""What the policy losses have in common: inputs that are safe at padding, ratios that
+are safe to exponentiate.
+"""
 
 import jax.numpy as jnp
 from jax import lax
@@ -15,7 +17,9 @@ Diagnostics = dict[str, Float[Array, "B T"]]
 def log_ratio(
     logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"], mask: Mask
 ) -> Float[Array, "B T"]:
-    """d = logprobs − old_logprobs, held in [−20, 20]; 0 where the mask is 0, in front of exp and not after it."""
+    """d = logprobs − old_logprobs, held in [−20, 20]; 0 where the mask is 0, in front
+    of exp and not after it.
+    """
     return jnp.clip(masked.keep(logprobs - old_logprobs, mask), -CLAMP, CLAMP)
 
 
@@ -25,7 +29,9 @@ def finish(
     mask: Mask,
     **indicators: Bool[Array, "B T"],
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """The loss without padding, and its diagnostics: every indicator as 0 or 1, and KL(old‖new) as eᵈ − 1 − d."""
+    """The loss without padding, and its diagnostics: every indicator as 0 or 1, and
+    KL(old‖new) as eᵈ − 1 − d.
+    """
     diagnostics = {
         name: masked.keep(x.astype(per_token.dtype), mask) for name, x in indicators.items()
     }
@@ -40,7 +46,8 @@ def truncated_importance(
     *,
     cap: Scalar = 2.0,
 ) -> Float[Array, "B T"]:
-    """A `correction` for a sampler that is not quite the policy: min(π_old / π_sampler, cap), a constant, 0 at padding.
+    """A `correction` for a sampler that is not quite the policy: min(π_old / π_sampler,
+    cap), a constant, 0 at padding.
 
     It multiplies per_token (https://fengyao.notion.site/off-policy-rl).
 

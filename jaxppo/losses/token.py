@@ -18,7 +18,8 @@ def reinforce(
     *,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """The plain policy gradient: −A log π (Williams 1992, https://doi.org/10.1007/BF00992696).
+    """The plain policy gradient: −A log π (Williams 1992,
+    https://doi.org/10.1007/BF00992696).
 
     >>> import jax.numpy as jnp
     >>> lp, a, m = (
@@ -72,7 +73,8 @@ def dual_clip(
     ceiling: Scalar = 3.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """`clip`, and where A < 0 at most −ceiling · A, however large the ratio (https://arxiv.org/abs/1912.09729).
+    """`clip`, and where A < 0 at most −ceiling · A, however large the ratio
+    (https://arxiv.org/abs/1912.09729).
 
     "ceiling_fraction" counts the tokens at the ceiling.
 
@@ -88,7 +90,8 @@ def dual_clip(
     d, advantages = log_ratio(logprobs, old_logprobs, mask), masked.keep(advantages, mask)
     per_token, clipped = clipped_surrogate(jnp.exp(d), advantages, low, high)
     negative = advantages < 0
-    highest = -ceiling * jnp.where(negative, advantages, -1)  # an infinite ceiling times 0 is NaN
+    # an infinite ceiling times 0 is NaN
+    highest = -ceiling * jnp.where(negative, advantages, -1)
     capped = per_token > highest
     per_token = jnp.where(negative, jnp.minimum(per_token, highest), per_token)
     return finish(per_token, d, mask, clip_fraction=clipped, ceiling_fraction=capped)
@@ -103,9 +106,11 @@ def kl_penalty(
     beta: Scalar,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """PPO with a penalty in place of clipping: −r A + β (r − 1 − d) (https://arxiv.org/abs/1707.06347, section 4).
+    """PPO with a penalty in place of clipping: −r A + β (r − 1 − d)
+    (https://arxiv.org/abs/1707.06347, section 4).
 
-    The tokens were drawn from the old policy, so r − 1 − d estimates KL(old‖new) with the right gradient.
+    The tokens were drawn from the old policy, so r − 1 − d estimates KL(old‖new) with
+    the right gradient.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, a, m = (
@@ -130,7 +135,8 @@ def cispo(
     high: Scalar = 0.28,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """Clipped weights that keep every token's gradient: −sg(clip(r, 1 − low, 1 + high)) A log π.
+    """Clipped weights that keep every token's gradient: −sg(clip(r, 1 − low, 1 + high))
+    A log π.
 
     From https://arxiv.org/abs/2506.13585. The default low = 1 is no lower bound.
 
@@ -156,9 +162,11 @@ def sapo(
     tau_negative: Scalar = 1.05,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """A soft gate in place of the clip: −(4 / τ) sigmoid(τ (r − 1)) A (https://arxiv.org/abs/2511.20347).
+    """A soft gate in place of the clip: −(4 / τ) sigmoid(τ (r − 1)) A
+    (https://arxiv.org/abs/2511.20347).
 
-    τ is tau_positive where A > 0, else tau_negative. At r = 1 the slope is that of −r A.
+    τ is tau_positive where A > 0, else tau_negative. At r = 1 the slope is that of −r
+    A.
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, a = jnp.log(jnp.array([[1.0, 2.0, 1.0]])), jnp.array([[1.0, 1.0, -1.0]])
@@ -184,7 +192,8 @@ def dppo_tv(
     cap: Scalar = 20.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """Trust region by probability: −sg(min(r, cap)) A log π, 0 where π has moved too far (https://arxiv.org/abs/2602.04879).
+    """Trust region by probability: −sg(min(r, cap)) A log π, 0 where π has moved too
+    far (https://arxiv.org/abs/2602.04879).
 
     Too far: π − π_old > high where A > 0, π − π_old < −low elsewhere.
 
@@ -213,10 +222,11 @@ def dppo_kl(
     cap: Scalar = 20.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """`dppo_tv` with the distance p log(p / q) + (1 − p) log((1 − p) / (1 − q)), p = π_old, q = π.
+    """`dppo_tv` with the distance p log(p / q) + (1 − p) log((1 − p) / (1 − q)), p =
+    π_old, q = π.
 
-    Too far: the distance exceeds high and π > π_old where A > 0, or exceeds low and π < π_old elsewhere
-    (https://arxiv.org/abs/2602.04879).
+    Too far: the distance exceeds high and π > π_old where A > 0, or exceeds low and π <
+    π_old elsewhere (https://arxiv.org/abs/2602.04879).
 
     >>> import jax.numpy as jnp, numpy as np
     >>> lp, old = jnp.log(jnp.array([[0.5, 0.5]])), jnp.log(jnp.array([[0.4, 0.1]]))
@@ -229,7 +239,8 @@ def dppo_kl(
     """
     new, old = masked.keep(logprobs, mask), masked.keep(old_logprobs, mask)
     p, q = jnp.exp(old), jnp.exp(new)
-    # 1e-8 as in the method's public implementation: a probability that rounds to 1 has no log(1 − p).
+    # 1e-8 as in the method's public implementation: a probability that rounds to 1 has
+    # no log(1 − p).
     distance = p * (old - new) + (1 - p) * jnp.log((1 - p + 1e-8) / (1 - q + 1e-8))
     outside = jnp.where(
         masked.keep(advantages, mask) > 0, (distance > high) & (q > p), (distance > low) & (q < p)
@@ -268,7 +279,8 @@ def dro(
     beta: Scalar,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """The policy gradient with a quadratic pull: −(A log π − β d² / 2) (https://arxiv.org/abs/2405.19107).
+    """The policy gradient with a quadratic pull: −(A log π − β d² / 2)
+    (https://arxiv.org/abs/2405.19107).
 
     >>> import jax.numpy as jnp
     >>> lp, old = jnp.array([[-1.0, -1.0]]), jnp.array([[-1.0, -3.0]])
@@ -292,9 +304,11 @@ def awr(
     weight_max: Scalar = 20.0,
     key: Array | None = None,
 ) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """Advantage-weighted regression: −min(exp(A / temperature), weight_max) log π (https://arxiv.org/abs/1910.00177).
+    """Advantage-weighted regression: −min(exp(A / temperature), weight_max) log π
+    (https://arxiv.org/abs/1910.00177).
 
-    The method's own implementation whitens A first. "clip_fraction" counts the tokens at weight_max.
+    The method's own implementation whitens A first. "clip_fraction" counts the tokens
+    at weight_max.
 
     >>> import jax.numpy as jnp
     >>> lp = jnp.array([[-1.0, -1.0]])

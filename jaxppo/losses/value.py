@@ -1,6 +1,7 @@
 """Terms beside the policy loss: the critic's loss and the entropy. Nothing is reduced.
 
-The value losses need no mask: their weights are 0 at padding. Pass one if values or returns there may be infinite.
+The value losses need no mask: their weights are 0 at padding. Pass one if values or
+returns there may be infinite.
 """
 
 import jax
@@ -15,7 +16,8 @@ from jaxppo.types import Scalar
 def value_mse(
     values: Float[Array, "B T"], returns: Float[Array, "B T"], *, mask: Mask | None = None
 ) -> Float[Array, "B T"]:
-    """Half the squared error: (V − R)² / 2 (https://arxiv.org/abs/1707.06347, section 5).
+    """Half the squared error: (V − R)² / 2 (https://arxiv.org/abs/1707.06347, section
+    5).
 
     >>> import jax.numpy as jnp
     >>> value_mse(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 1.0]]))
@@ -32,7 +34,8 @@ def value_clipped(
     eps: Scalar = 0.2,
     mask: Mask | None = None,
 ) -> Float[Array, "B T"]:
-    """The worse of the errors of V and of V held near its old value: max((V − R)², (clip(V, V_old ± ε) − R)²) / 2.
+    """The worse of the errors of V and of V held near its old value: max((V − R)²,
+    (clip(V, V_old ± ε) − R)²) / 2.
 
     From PPO's first implementation; see https://arxiv.org/abs/2005.12729.
 
@@ -57,7 +60,8 @@ def value_huber(
     delta: Scalar = 1.0,
     mask: Mask | None = None,
 ) -> Float[Array, "B T"]:
-    """Quadratic near, linear far: e² / 2 where |e| ≤ δ, else δ (|e| − δ / 2), e = V − R (https://doi.org/10.1214/aoms/1177703732).
+    """Quadratic near, linear far: e² / 2 where |e| ≤ δ, else δ (|e| − δ / 2), e = V − R
+    (https://doi.org/10.1214/aoms/1177703732).
 
     >>> import jax.numpy as jnp
     >>> value_huber(jnp.array([[1.0, 3.0]]), jnp.array([[0.0, 0.0]]))
@@ -73,7 +77,8 @@ def value_huber(
 
 
 def entropy(logits: Float[Array, "*s V"]) -> Float[Array, "*s"]:
-    """The entropy of softmax(logits), in nats: −Σᵥ π(v) log π(v) (https://arxiv.org/abs/1602.01783).
+    """The entropy of softmax(logits), in nats: −Σᵥ π(v) log π(v)
+    (https://arxiv.org/abs/1602.01783).
 
     A logit of −inf adds nothing.
 

@@ -20,7 +20,8 @@ KINDS = {
 
 
 def make(config: ModelConfig, **options) -> Model:
-    """The network of `config.kind` as pure functions; options: dtype, lora, lora_alpha, remat, scan (`transformer.make`).
+    """The network of `config.kind` as pure functions; options: dtype, lora, lora_alpha,
+    remat, scan (`transformer.make`).
 
     Raises UserError for an unknown kind, and for options that a kind does not have.
     """
@@ -30,7 +31,9 @@ def make(config: ModelConfig, **options) -> Model:
 
 
 def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
-    """(the model of this shape with the settings' adapters, types and critic, whether the critic is a network of its own)."""
+    """(the model of this shape with the settings' adapters, types and critic, whether
+    the critic is a network of its own).
+    """
     model = make(
         shape,
         dtype=config.dtype,

@@ -1,8 +1,11 @@
-"""What a policy hears beside its tokens: an encoder of a recording's features, and attention to it from the decoder's states.
+"""What a policy hears beside its tokens: an encoder of a recording's features, and
+attention to it from the decoder's states.
 
-After Listen, Attend and Spell (Chan et al. 2016, https://arxiv.org/abs/1508.01211): the recording is made four times shorter and
-read in both directions; each of the decoder's states looks at all of it by dot products (Luong et al. 2015,
-https://arxiv.org/abs/1508.04025). Frames that are padding, behind the real ones, change nothing.
+After Listen, Attend and Spell (Chan et al. 2016, https://arxiv.org/abs/1508.01211): the
+recording is made four times shorter and read in both directions; each of the decoder's
+states looks at all of it by dot products (Luong et al. 2015,
+https://arxiv.org/abs/1508.04025). Frames that are padding, behind the real ones, change
+nothing.
 """
 
 from typing import Any, NamedTuple
@@ -28,7 +31,9 @@ class Heard(NamedTuple):
 
 
 def check(config: ModelConfig, context: Any, heard: Any) -> None:
-    """Whether there is what the policy reads, or has read, and nothing else, while tracing. Raises UserError."""
+    """Whether there is what the policy reads, or has read, and nothing else, while
+    tracing. Raises UserError.
+    """
     if not config.context_width:
         if context is not None:
             raise UserError(
@@ -52,8 +57,10 @@ def check(config: ModelConfig, context: Any, heard: Any) -> None:
 def halved(
     x: Float[Array, "B F M"], real: Bool[Array, "B F"]
 ) -> tuple[Float[Array, "B G K"], Bool[Array, "B G"]]:
-    """(every second frame between its neighbours, side by side, G = F / 2 rounded up, which of them are real): the inputs of a
-    convolution of width 3 and stride 2. Padding counts as zeros."""
+    """(every second frame between its neighbours, side by side, G = F / 2 rounded up,
+    which of them are real): the inputs of a convolution of width 3 and stride 2.
+    Padding counts as zeros.
+    """
     odd = x.shape[1] % 2
     x = jnp.pad(jnp.where(real[..., None], x, 0.0), ((0, 0), (1, odd), (0, 0)))
     real = jnp.pad(real, ((0, 0), (0, odd)))
@@ -61,7 +68,9 @@ def halved(
 
 
 class Dense(nn.Module):
-    """y = x W + b, of a size that passes the inputs' on: the standard deviation .02 of language models would hush a recording."""
+    """y = x W + b, of a size that passes the inputs' on: the standard deviation .02 of
+    language models would hush a recording.
+    """
 
     features: int
     dtype: Any
@@ -81,7 +90,9 @@ def by_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B H L K"]:
 
 
 class Encoder(nn.Module):
-    """Features -> two strided convolutions (each a matrix product: `windows.windows`) -> a recurrent layer there and back."""
+    """Features -> two strided convolutions (each a matrix product: `windows.windows`)
+    -> a recurrent layer there and back.
+    """
 
     config: ModelConfig
     dtype: Any
@@ -103,7 +114,8 @@ class Encoder(nn.Module):
             jnp.zeros((x.shape[0], c.width), jnp.float32) for _ in range(cells.CELLS[kind][2])
         )
         there, _ = cells.Layer(kind, self.dtype, name="there")(normed, real, rest)
-        # From the end, where the padding is: it leaves the state as it is, so that each row begins at its own last frame.
+        # From the end, where the padding is: it leaves the state as it is, so that each
+        # row begins at its own last frame.
         back, _ = cells.Layer(kind, self.dtype, name="back")(normed[:, ::-1], real[:, ::-1], rest)
         x = x + Dense(c.width, self.dtype, name="both")(jnp.concatenate([there, back[:, ::-1]], -1))
         x = dropped(Norm(c.norm, c.norm_eps, name="final_norm")(x), c.dropout, dropout_key, 3)
@@ -114,8 +126,10 @@ class Encoder(nn.Module):
 
 
 class Listening(nn.Module):
-    """Attention from each state to the recording, then an MLP, each added to its input. A row without a recording sees the mean
-    of its padding, which is the same for all."""
+    """Attention from each state to the recording, then an MLP, each added to its input.
+    A row without a recording sees the mean of its padding, which is the same for
+    all.
+    """
 
     config: ModelConfig
     dtype: Any

@@ -32,11 +32,14 @@ def lstm(
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
-CELLS = {"gru": (gru, 3, 1), "lstm": (lstm, 4, 2)}  # (the cell, its gates, its arrays of state)
+# (the cell, its gates, its arrays of state)
+CELLS = {"gru": (gru, 3, 1), "lstm": (lstm, 4, 2)}
 
 
 class Layer(nn.Module):
-    """One layer over time; the input's part of the gates is computed for all tokens at once."""
+    """One layer over time; the input's part of the gates is computed for all tokens at
+    once.
+    """
 
     kind: str
     dtype: Any

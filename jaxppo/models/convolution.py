@@ -1,4 +1,6 @@
-"""Policies that see the last few tokens alone: causal convolutions, and an MLP over a window. Their memory is the last inputs."""
+"""Policies that see the last few tokens alone: causal convolutions, and an MLP over a
+window. Their memory is the last inputs.
+"""
 
 from typing import Any
 
@@ -15,9 +17,11 @@ from jaxppo.types import Model
 def windows(
     x: Float[Array, "B L D"], attend: Bool[Array, "B L"], before: Float[Array, "B W D"]
 ) -> tuple[Float[Array, "B L K"], Float[Array, "B W D"]]:
-    """(for each token itself and the W inputs before it, side by side, the last W inputs). Padding counts as zeros.
+    """(for each token itself and the W inputs before it, side by side, the last W
+    inputs). Padding counts as zeros.
 
-    A convolution as one matrix product over them: XLA's own is many times slower on a CPU.
+    A convolution as one matrix product over them: XLA's own is many times slower on a
+    CPU.
     """
     length = x.shape[1]
     seen = jnp.concatenate([before, x * attend[..., None]], 1)
@@ -26,8 +30,9 @@ def windows(
 
 
 class Convolution(nn.Module):
-    """Layers of causal convolution of width `kernel`, gated, each added to its input (Dauphin et al. 2017,
-    https://arxiv.org/abs/1612.08083)."""
+    """Layers of causal convolution of width `kernel`, gated, each added to its input
+    (Dauphin et al. 2017, https://arxiv.org/abs/1612.08083).
+    """
 
     config: ModelConfig
     dtype: Any
@@ -48,8 +53,9 @@ class Convolution(nn.Module):
 
 
 class Window(nn.Module):
-    """The embeddings of the last `kernel` tokens side by side, then an MLP (Bengio et al. 2003,
-    https://jmlr.org/papers/v3/bengio03a.html)."""
+    """The embeddings of the last `kernel` tokens side by side, then an MLP (Bengio et
+    al. 2003, https://jmlr.org/papers/v3/bengio03a.html).
+    """
 
     config: ModelConfig
     dtype: Any
@@ -67,7 +73,9 @@ class Window(nn.Module):
 
 
 def make(config: ModelConfig, *, dtype: str = "float32", **options) -> Model:
-    """The net of `config` (kind convolution or window) as pure functions; options as in `language.wrap`."""
+    """The net of `config` (kind convolution or window) as pure functions; options as in
+    `language.wrap`.
+    """
     bodies: dict[str, Any] = {"convolution": Convolution, "window": Window}
     layers = config.num_layers if config.kind == "convolution" else 1
 

@@ -1,4 +1,6 @@
-"""A critic of its own, behind the interface of one model; and how a value head starts."""
+"""A critic of its own, behind the interface of one model; and how a value head
+starts.
+"""
 
 from typing import Any
 
@@ -11,9 +13,11 @@ from jaxppo.types import Model, Params
 
 
 def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
-    """Actor and critic as one model: the critic's parameters stand under "critic", its hidden states behind the actor's.
+    """Actor and critic as one model: the critic's parameters stand under "critic", its
+    hidden states behind the actor's.
 
-    `width` is that of the actor's hidden states. Without "critic" in the parameters (a reference policy) only the actor runs.
+    `width` is that of the actor's hidden states. Without "critic" in the parameters (a
+    reference policy) only the actor runs.
     """
 
     def init(key):

@@ -1,9 +1,12 @@
-"""What all architectures but the transformer share: embedding, head, value, dropout, and the interface `types.Model` around them.
+"""What all architectures but the transformer share: embedding, head, value, dropout,
+and the interface `types.Model` around them.
 
-With `context_width` the policy also hears a recording (`listening.py`), between body and norm.
+With `context_width` the policy also hears a recording (`listening.py`), between body
+and norm.
 
-A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`: its memory is whatever it needs to go on
-token by token, a tuple of arrays with rows first. Where `attend` is False a state stays as it was, and a window sees zeros.
+A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`:
+its memory is whatever it needs to go on token by token, a tuple of arrays with rows
+first. Where `attend` is False a state stays as it was, and a window sees zeros.
 """
 
 from collections.abc import Callable
@@ -23,7 +26,9 @@ from jaxppo.types import Model
 
 
 class Language(nn.Module):
-    """Embedding -> body -> perhaps attention to a recording -> norm; logits by the embedding's transpose or a head of its own."""
+    """Embedding -> body -> perhaps attention to a recording -> norm; logits by the
+    embedding's transpose or a head of its own.
+    """
 
     config: ModelConfig
     body: nn.Module
@@ -75,10 +80,12 @@ def wrap(
     remat: str = "none",
     scan: bool = False,
 ) -> Model:
-    """A body as a model; `init_memory(batch, dtype)` is its memory before the first token.
+    """A body as a model; `init_memory(batch, dtype)` is its memory before the first
+    token.
 
-    With `config.context_width` the cache is (memory, what was heard): the context is given with the first tokens, and encoded
-    once. Raises UserError for what only the transformer has, adapters and scanned layers, and for a context that does not fit.
+    With `config.context_width` the cache is (memory, what was heard): the context is
+    given with the first tokens, and encoded once. Raises UserError for what only the
+    transformer has, adapters and scanned layers, and for a context that does not fit.
     """
     del lora_alpha
     if lora or scan:

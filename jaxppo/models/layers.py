@@ -1,4 +1,6 @@
-"""Layers that more than one architecture is made of: a linear map with adapters, norms, and the value head."""
+"""Layers that more than one architecture is made of: a linear map with adapters, norms,
+and the value head.
+"""
 
 from typing import Any
 
@@ -68,7 +70,9 @@ class Norm(nn.Module):
 
 
 class Value(nn.Module):
-    """A linear value head, zero at the start: advantages are then returns, not noise."""
+    """A linear value head, zero at the start: advantages are then returns, not
+    noise.
+    """
 
     @nn.compact
     def __call__(self, hidden):
@@ -78,8 +82,9 @@ class Value(nn.Module):
 
 
 def dropped(x: Any, rate: float, key: Array | None, number: int) -> Any:
-    """Dropout of a share `rate` with the key's `number`-th noise; nothing without a key (Srivastava et al. 2014,
-    https://jmlr.org/papers/v15/srivastava14a.html)."""
+    """Dropout of a share `rate` with the key's `number`-th noise; nothing without a key
+    (Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html).
+    """
     if key is None or rate == 0:
         return x
     kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)

@@ -1,7 +1,9 @@
-"""Where arrays lie on a mesh: the one table from logical axes to mesh axes, for parameters and for what flows between them.
+"""Where arrays lie on a mesh: the one table from logical axes to mesh axes, for
+parameters and for what flows between them.
 
-`sharding.py` reads it for parameters. Inside a model `constrain` says it of activations and of the cache of keys and values,
-so that the compiler need not guess; without a mesh (jit on one device, pmap) it does nothing.
+`sharding.py` reads it for parameters. Inside a model `constrain` says it of activations
+and of the cache of keys and values, so that the compiler need not guess; without a mesh
+(jit on one device, pmap) it does nothing.
 """
 
 import math
@@ -13,7 +15,8 @@ from jax.sharding import PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
 
-# Logical axis -> mesh axes. "width" is that of parameters; the residual stream's own stays whole on each device.
+# Logical axis -> mesh axes. "width" is that of parameters; the residual stream's own
+# stays whole on each device.
 LOGICAL: dict[str | None, tuple[str, ...]] = {
     "rows": ROWS,
     "vocab": ("tensor",),
@@ -31,9 +34,11 @@ def shares() -> int:
 
 
 def constrain(x: Any, *names: str | None) -> Any:
-    """`x` with its dimensions on the logical axes `names`; a size that does not divide stays whole.
+    """`x` with its dimensions on the logical axes `names`; a size that does not divide
+    stays whole.
 
-    The mesh is that of `jax.sharding.use_abstract_mesh` around the program (`parallel.MeshStep`).
+    The mesh is that of `jax.sharding.use_abstract_mesh` around the program
+    (`parallel.MeshStep`).
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):

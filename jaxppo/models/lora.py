@@ -1,7 +1,9 @@
-"""Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): which leaves of a parameter tree are trained.
+"""Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): which leaves of
+a parameter tree are trained.
 
-A model's parameters are one nested dict. With adapters, what is trained is a partial tree (the adapters and the value head)
-and the rest is the base; `merge` lays one over the other. The reference policy is the base alone: no second copy.
+A model's parameters are one nested dict. With adapters, what is trained is a partial
+tree (the adapters and the value head) and the rest is the base; `merge` lays one over
+the other. The reference policy is the base alone: no second copy.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,8 @@ def merge(base: Params, trained: Params) -> dict:
 
 
 def split(params: Params, is_trained: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
-    """(trained, base): the tree cut in two by the path of each leaf; empty dicts are dropped.
+    """(trained, base): the tree cut in two by the path of each leaf; empty dicts are
+    dropped.
 
     >>> split({"q": {"kernel": 1, "lora_a": 2}}, lambda path: path[-1] == "lora_a")
     ({'q': {'lora_a': 2}}, {'q': {'kernel': 1}})
@@ -48,7 +51,8 @@ def split(params: Params, is_trained: Callable[[tuple[str, ...]], bool]) -> tupl
 
 
 def fold(params: Params, *, alpha: float) -> dict:
-    """The same network without adapters: each kernel plus (alpha / rank) A B; of scanned layers, layer by layer.
+    """The same network without adapters: each kernel plus (alpha / rank) A B; of
+    scanned layers, layer by layer.
 
     >>> import jax.numpy as jnp
     >>> fold(
@@ -71,7 +75,9 @@ def fold(params: Params, *, alpha: float) -> dict:
 
 
 def is_adapter(path: tuple[str, ...]) -> bool:
-    """Whether a leaf is trained when adapters are used: adapters and the value head are."""
+    """Whether a leaf is trained when adapters are used: adapters and the value head
+    are.
+    """
     return any(name in TRAINED_WITH_LORA for name in path)
 
 

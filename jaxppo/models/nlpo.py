@@ -8,8 +8,10 @@ from jaxppo.types import TrainState
 
 
 def lag(state: TrainState, config: Config) -> dict:
-    """The state's statistics; with NLPO's mask its lagged policy is copied afresh every `mask_every` steps. It lives there and
-    not in `frozen`, so that a resumed run has the one that it had."""
+    """The state's statistics; with NLPO's mask its lagged policy is copied afresh every
+    `mask_every` steps. It lives there and not in `frozen`, so that a resumed run has
+    the one that it had.
+    """
     if config.mask_top_p >= 1:
         return state.statistics
     fresh = state.step % config.mask_every == 0

@@ -1,5 +1,7 @@
-"""Recurrent policies: layers of GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078) or LSTM (Hochreiter & Schmidhuber 1997,
-doi:10.1162/neco.1997.9.8.1735), each added to its input. Padding leaves the state as it was."""
+"""Recurrent policies: layers of GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078)
+or LSTM (Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735), each added to
+its input. Padding leaves the state as it was.
+"""
 
 from typing import Any
 
@@ -29,7 +31,9 @@ class Recurrent(nn.Module):
 
 
 def make(config: ModelConfig, *, dtype: str = "float32", **options) -> Model:
-    """The recurrent net of `config` (kind gru or lstm) as pure functions; options as in `language.wrap`."""
+    """The recurrent net of `config` (kind gru or lstm) as pure functions; options as in
+    `language.wrap`.
+    """
 
     def init_memory(batch, dtype):
         del dtype  # what is added to for long stays float32

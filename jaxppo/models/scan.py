@@ -11,7 +11,9 @@ from jaxppo.types import Params
 
 
 def stack(params: Params) -> dict[str, Any]:
-    """Parameters of unrolled layers (`layers_0`, `layers_1`, ...) as scanned ones: one array [N ...] for all layers."""
+    """Parameters of unrolled layers (`layers_0`, `layers_1`, ...) as scanned ones: one
+    array [N ...] for all layers.
+    """
     own = {name: x for name, x in params.items() if re.fullmatch(r"layers_\d+", name)}
     layers = [own[f"layers_{i}"] for i in range(len(own))]
     rest = {

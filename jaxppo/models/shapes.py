@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network: GPT-2, Llama, SmolLM, Qwen and Mistral are points in the one transformer's space; `network` makes the others."""
+    """A network: GPT-2, Llama, SmolLM, Qwen and Mistral are points in the one
+    transformer's space; `network` makes the others.
+    """
 
     vocab_size: int
     width: int
@@ -20,7 +22,9 @@ class ModelConfig:
     """learned | rope"""
     rope_theta: float = 1e4
     rope_scaling: tuple[float, float, float, float] | None = None
-    """Llama 3's frequency scaling: factor, low_freq_factor, high_freq_factor, original_max_length"""
+    """Llama 3's frequency scaling: factor, low_freq_factor, high_freq_factor,
+    original_max_length
+    """
     norm: str = "rms"
     """rms | layer"""
     norm_eps: float = 1e-5
@@ -33,7 +37,9 @@ class ModelConfig:
     qk_norm: bool = False
     tied: bool = True
     window: int | None = None
-    """sliding-window attention: a token sees itself and the window - 1 tokens before it"""
+    """sliding-window attention: a token sees itself and the window - 1 tokens before
+    it
+    """
     kind: str = "transformer"
     """transformer | gru | lstm | convolution | window"""
     kernel: int = 4
@@ -41,7 +47,9 @@ class ModelConfig:
     dropout: float = 0.0
     """of embeddings and last hidden states, in supervised training"""
     context_width: int = 0
-    """numbers in a frame of the features that the policy reads beside the tokens, such as mel bins; 0 = it reads none"""
+    """numbers in a frame of the features that the policy reads beside the tokens, such
+    as mel bins; 0 = it reads none
+    """
     context_length: int = 0
     """most frames of those features; 0 = any number"""
 
@@ -120,7 +128,9 @@ def llama(
     num_kv_heads: int = 2,
     max_length: int = 256,
 ) -> ModelConfig:
-    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value heads, tied head."""
+    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value heads,
+    tied head.
+    """
     return ModelConfig(
         vocab_size=vocab_size,
         width=width,

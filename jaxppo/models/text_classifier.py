@@ -1,4 +1,6 @@
-"""A net that reads a text and tells its class: layers of one's choice over embeddings, pooling, a dense layer."""
+"""A net that reads a text and tells its class: layers of one's choice over embeddings,
+pooling, a dense layer.
+"""
 
 from functools import partial
 
@@ -14,15 +16,16 @@ LOW = -1e30  # below every number of a layer, and finite
 
 
 class Classifier(nn.Module):
-    """Logits of a text: `layers` one after the other, then their maximum and mean over the text, and a dense layer.
+    """Logits of a text: `layers` one after the other, then their maximum and mean over
+    the text, and a dense layer.
 
     convolution   of several widths side by side (Kim 2014, https://arxiv.org/abs/1408.5882)
     pool          the larger one of every two neighbours: half as many tokens
     gru, lstm     a recurrent layer (with the two above: Zhou et al. 2015, https://arxiv.org/abs/1511.08630)
     dense         of each token alone
 
-    One class is the logit that a text is positive, [B]; several are one logit each, [B C]. Padding, behind a text, changes
-    nothing. Raises UserError for another layer.
+    One class is the logit that a text is positive, [B]; several are one logit each, [B
+    C]. Padding, behind a text, changes nothing. Raises UserError for another layer.
     """
 
     features: int = 64
@@ -36,7 +39,8 @@ class Classifier(nn.Module):
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, dropout_key=None
     ) -> Float[Array, "B"] | Float[Array, "B C"]:
         drop = lambda x, number: dropped(x, self.dropout, dropout_key, number)
-        # Embeddings of a language model have a few very large directions; a fixed scale would let them rule.
+        # Embeddings of a language model have a few very large directions; a fixed scale
+        # would let them rule.
         x = drop(nn.LayerNorm(name="norm")(x), 0)
         for number, kind in enumerate(self.layers):
             if kind not in LAYERS:
@@ -50,7 +54,9 @@ class Classifier(nn.Module):
         return out[:, 0] if self.classes == 1 else out
 
     def pooled(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B K"]:
-        """Maximum and mean over the text, in turn for each `features` numbers; 0 for a text without tokens."""
+        """Maximum and mean over the text, in turn for each `features` numbers; 0 for a
+        text without tokens.
+        """
         parts = x.shape[-1] // self.features if x.shape[-1] % self.features == 0 else 1
         both = jnp.stack([_largest(x, mask), (x * mask[..., None]).sum(1) / _count(mask)], 1)
         return both.reshape(x.shape[0], 2, parts, -1).swapaxes(1, 2).reshape(x.shape[0], -1)
@@ -85,7 +91,8 @@ def _dense(net: Classifier, x, mask, suffix: str):
     return nn.relu(nn.Dense(net.features, name=f"each{suffix}")(x)), mask
 
 
-# layer(net, x [B T D] with 0 at padding, mask [B T], end of its parameters' names) -> (x [B T' D'], mask [B T'])
+# layer(net, x [B T D] with 0 at padding, mask [B T], end of its parameters' names) ->
+# (x [B T' D'], mask [B T'])
 LAYERS = {
     "convolution": _convolution,
     "pool": _pool,

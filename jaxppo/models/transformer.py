@@ -1,8 +1,11 @@
-"""One decoder-only transformer; GPT-2, Llama, SmolLM, Qwen and Mistral are settings of it (`config.ModelConfig`).
+"""One decoder-only transformer; GPT-2, Llama, SmolLM, Qwen and Mistral are settings of
+it (`config.ModelConfig`).
 
-The residual stream, norms and softmax are float32; `dtype` is that of the inputs of matrix products. Positions come from the
-attention mask, so padding on the left changes nothing. Layers are unrolled (XLA:CPU runs them 10 % faster than a scan), or with
-`scan` one compiled layer in a loop: its parameters are then one array for all layers, under "layers" (`stacked.py`).
+The residual stream, norms and softmax are float32; `dtype` is that of the inputs of
+matrix products. Positions come from the attention mask, so padding on the left changes
+nothing. Layers are unrolled (XLA:CPU runs them 10 % faster than a scan), or with `scan`
+one compiled layer in a loop: its parameters are then one array for all layers, under
+"layers" (`stacked.py`).
 """
 
 from collections.abc import Callable
@@ -32,7 +35,9 @@ ACTIVATIONS = {
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far, in slots; every row fills the same slots, padding included."""
+    """Keys and values of the tokens so far, in slots; every row fills the same slots,
+    padding included.
+    """
 
     keys: (
         tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]
@@ -104,7 +109,9 @@ class Block(nn.Module):
 
 
 class ScannedBlock(Block):
-    """A block as the body of a loop: what is carried is x and the keys and values of all layers, or None."""
+    """A block as the body of a loop: what is carried is x and the keys and values of
+    all layers, or None.
+    """
 
     def __call__(self, carry, layer, rotation, visible, slot):
         x, stored = carry
@@ -177,7 +184,8 @@ class Transformer(nn.Module):
             before = cache.attend.sum(1, dtype=jnp.int32)[:, None]
             attend_all = jax.lax.dynamic_update_slice(cache.attend, attend_mask, (0, slot))
         position = jnp.maximum(before + jnp.cumsum(attend_mask, 1, dtype=jnp.int32) - 1, 0)
-        # rounded like any operand, so that the sampler (weights cast once) and the scorer see the same numbers
+        # rounded like any operand, so that the sampler (weights cast once) and the
+        # scorer see the same numbers
         x = self.embed.embedding[tokens].astype(self.dtype).astype(jnp.float32)
         if c.positions == "learned":
             x = x + self.positions.embedding[position].astype(self.dtype).astype(jnp.float32)
@@ -194,7 +202,9 @@ class Transformer(nn.Module):
         return hidden, cache
 
     def through(self, x, cache, rotation, visible, slot) -> tuple[Any, Any]:
-        """x behind all layers, and the keys and values of all, or None without a cache."""
+        """x behind all layers, and the keys and values of all, or None without a
+        cache.
+        """
         if self.scan:
             stored = None if cache is None else (cache.keys, cache.values)
             number = jnp.arange(self.config.num_layers, dtype=jnp.int32)
@@ -232,10 +242,12 @@ def make(
 ) -> Model:
     """The transformer of `config` as pure functions (`types.Model`).
 
-    Parameters are one nested dict of float32 arrays, kernels [in out]; `dtype` is that of the inputs of matrix products;
-    `lora` > 0 adds adapters of that rank to the q and v projections. `remat` (none, block, full) trades time in the backward
-    pass for memory: only the inputs of each block, or nothing at all, is kept from the forward pass. With `scan` the layers'
-    parameters are stacked (`stacked.py`), and the program holds one layer. Raises UserError for a shape, or a call, with context.
+    Parameters are one nested dict of float32 arrays, kernels [in out]; `dtype` is that
+    of the inputs of matrix products; `lora` > 0 adds adapters of that rank to the q and
+    v projections. `remat` (none, block, full) trades time in the backward pass for
+    memory: only the inputs of each block, or nothing at all, is kept from the forward
+    pass. With `scan` the layers' parameters are stacked (`stacked.py`), and the program
+    holds one layer. Raises UserError for a shape, or a call, with context.
     """
     if config.context_width:
         raise UserError(f"a transformer policy reads no context: {OTHERS}")

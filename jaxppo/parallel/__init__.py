@@ -1,12 +1,14 @@
-"""How a train step is compiled: for one device, for several under pmap, or over a mesh. The step itself never knows.
+"""How a train step is compiled: for one device, for several under pmap, or over a mesh.
+The step itself never knows.
 
     jit    one device
     pmap   plain data parallelism: state replicated, rows split, gradients and statistics summed over the axis "devices"
     mesh   jit with shardings: rows over data and fsdp, parameters over fsdp and tensor (`sharding.py` has the rules)
 
-Each is one XLA program a step, gives the same numbers, and has one interface: `place` puts a state where the program wants
-it, `put` a batch of prompts; a call makes a step and destroys the old state; `whole` shows the state to programs outside of it:
-pmap's first copy, a mesh's arrays as they lie.
+Each is one XLA program a step, gives the same numbers, and has one interface: `place`
+puts a state where the program wants it, `put` a batch of prompts; a call makes a step
+and destroys the old state; `whole` shows the state to programs outside of it: pmap's
+first copy, a mesh's arrays as they lie.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +28,12 @@ Make = Callable[[str | None], Callable]  # the train step for an axis name
 
 
 class CompiledStep:
-    """A train step as one XLA program on one device, with its state donated: the old state is gone after a call.
+    """A train step as one XLA program on one device, with its state donated: the old
+    state is gone after a call.
 
-    `frozen` is passed beside the state and not donated, so that it stays where it is. `traces` counts how often the step
-    was traced: 1 after any number of calls with the same shapes.
+    `frozen` is passed beside the state and not donated, so that it stays where it is.
+    `traces` counts how often the step was traced: 1 after any number of calls with the
+    same shapes.
     """
 
     name = "jit on one device"
@@ -40,7 +44,9 @@ class CompiledStep:
         self.begun: Any = None  # the program once all processes have compiled it
 
     def traced(self, live: TrainState, frozen, prompts: Prompts):
-        """What becomes the program: `frozen` beside the state, so that it is not donated with it."""
+        """What becomes the program: `frozen` beside the state, so that it is not
+        donated with it.
+        """
         self.traces += 1
         state, metrics = self.train_step(live.replace(frozen=frozen), prompts)
         return state.replace(frozen=None), metrics
@@ -62,8 +68,9 @@ class CompiledStep:
         return live.replace(frozen=frozen), metrics
 
     def compiled(self, *args):
-        """What to call. Of several processes none calls it before all have compiled it: on CPU, collectives between devices that
-        never met wait 30 s for each other."""
+        """What to call. Of several processes none calls it before all have compiled it:
+        on CPU, collectives between devices that never met wait 30 s for each other.
+        """
         if jax.process_count() == 1:
             return self.program
         program = self.program.lower(*args).compile()
@@ -76,11 +83,14 @@ class CompiledStep:
 
 
 class PmapStep(CompiledStep):
-    """The same under `jax.pmap`: every array of the state has a leading dimension, one copy a device of this process."""
+    """The same under `jax.pmap`: every array of the state has a leading dimension, one
+    copy a device of this process.
+    """
 
     def __init__(self, train_step: Callable, *, devices: Sequence | None = None):
         super().__init__(train_step)
-        self.devices = list(jax.devices() if devices is None else devices)  # of all processes
+        # of all processes
+        self.devices = list(jax.devices() if devices is None else devices)
         self.own = [
             i
             for i, device in enumerate(self.devices)
@@ -93,8 +103,11 @@ class PmapStep(CompiledStep):
         self.frozen: Any = None  # what is never trained, as it was before it was placed
 
     def place(self, state: TrainState) -> TrainState:
-        """A copy on each device, of an array that stands in several places one alone. What is frozen is kept as it was, too, for
-        programs outside of the step; `memory.least` counts that, and what else `train.fit` still has, on the first device."""
+        """A copy on each device, of an array that stands in several places one alone.
+        What is frozen is kept as it was, too, for programs outside of the step;
+        `memory.least` counts that, and what else `train.fit` still has, on the first
+        device.
+        """
         self.frozen, known = state.frozen, {}
 
         def replicate(x):
@@ -108,8 +121,9 @@ class PmapStep(CompiledStep):
         return jax.tree.map(replicate, state)
 
     def put(self, prompts: Prompts) -> Prompts:
-        """The rows in equal parts, in order: those of a group and of a block of minibatches stay together. Each process takes
-        the parts of its own devices."""
+        """The rows in equal parts, in order: those of a group and of a block of
+        minibatches stay together. Each process takes the parts of its own devices.
+        """
         leading = prompts.index.ndim - 1  # 1 with several steps in a dispatch
 
         def cut(x):
@@ -128,7 +142,9 @@ class PmapStep(CompiledStep):
         return live.replace(frozen=self.frozen)
 
     def compiled(self, *args):
-        """The program, when all devices have met in a small one. (What pmap compiles ahead, several processes cannot call.)"""
+        """The program, when all devices have met in a small one. (What pmap compiles
+        ahead, several processes cannot call.)
+        """
         if jax.process_count() > 1:
             processes.wait_for_all("pmap")
             meet = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS, devices=self.devices)
@@ -157,7 +173,9 @@ class MeshStep(CompiledStep):
             return super().traced(live, frozen, prompts)
 
     def abstract(self, state: TrainState) -> TrainState:
-        """The program for states of these shapes; returns the state unchanged. (Nothing is computed: to lower, to plan.)"""
+        """The program for states of these shapes; returns the state unchanged. (Nothing
+        is computed: to lower, to plan.)
+        """
         where, self.begun = sharding.of_state(state, self.mesh), None
         live, frozen = where.replace(frozen=None), where.frozen
         everywhere = NamedSharding(self.mesh, PartitionSpec())
@@ -189,10 +207,12 @@ def prepare(
     devices: Sequence | None = None,
     leading: int = 0,
 ) -> CompiledStep:
-    """The step of `make(axis_name)` compiled in one of the modes; auto is jit on one device, pmap on several, mesh with a mesh.
+    """The step of `make(axis_name)` compiled in one of the modes; auto is jit on one
+    device, pmap on several, mesh with a mesh.
 
-    `mesh` as in `sharding.parse_mesh`; `leading` is 1 where prompts have a leading dimension of steps. Raises UserError for
-    an unknown mode or a mesh that does not fit the devices.
+    `mesh` as in `sharding.parse_mesh`; `leading` is 1 where prompts have a leading
+    dimension of steps. Raises UserError for an unknown mode or a mesh that does not fit
+    the devices.
     """
     found = list(jax.devices() if devices is None else devices)
     if mode not in MODES:
@@ -205,7 +225,9 @@ def prepare(
 
 
 def over_mesh(mode: str, mesh: str) -> bool:
-    """Whether a step is cut over a mesh: asked for, or given to a mode that is free to take it."""
+    """Whether a step is cut over a mesh: asked for, or given to a mode that is free to
+    take it.
+    """
     return mode == "mesh" or (mode == "auto" and mesh != "")
 
 

@@ -1,9 +1,11 @@
 """Several processes, one run: how they find each other, who writes, and how they leave.
 
-Every process runs the same script on its own devices, and calls every program: over a mesh, parameters lie on the devices of all,
-and one process alone could not even read them (`here`). Process 0 alone writes files and prints; what must be there before the
-others go on (a run's folder, a trained reward model) is made inside `first`. JAX's own runtime starts them and ends all when one
-dies, so the cure for a lost process is always the same: start all of them again with --resume.
+Every process runs the same script on its own devices, and calls every program: over a
+mesh, parameters lie on the devices of all, and one process alone could not even read
+them (`here`). Process 0 alone writes files and prints; what must be there before the
+others go on (a run's folder, a trained reward model) is made inside `first`. JAX's own
+runtime starts them and ends all when one dies, so the cure for a lost process is always
+the same: start all of them again with --resume.
 """
 
 import contextlib
@@ -24,8 +26,11 @@ from orbax.checkpoint import multihost
 from jaxppo.errors import RunError, UserError
 
 MODES = ("auto", "on", "off")
-WAIT = 3600  # seconds for the slowest process: it compiles a large model or trains a reward model; a dead one is noticed sooner
-BARRIERS = itertools.count()  # a barrier's name may be used once; all processes count alike
+# seconds for the slowest process: it compiles a large model or trains a reward model; a
+# dead one is noticed sooner
+WAIT = 3600
+# a barrier's name may be used once; all processes count alike
+BARRIERS = itertools.count()
 
 LAUNCHER = (
     "JAXPPO_COORDINATOR",
@@ -37,24 +42,27 @@ LAUNCHER = (
 def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> None:
     """Join the other processes; before anything else of JAX is used.
 
-    auto joins when the environment names a cluster of several processes (our launcher, or Cloud TPU, SLURM, GKE and Open MPI as
-    JAX itself detects them) and does nothing otherwise; on joins or fails; off does nothing.
+    auto joins when the environment names a cluster of several processes (our launcher,
+    or Cloud TPU, SLURM, GKE and Open MPI as JAX itself detects them) and does nothing
+    otherwise; on joins or fails; off does nothing.
 
     Args:
-        timeout: seconds to wait for all processes.
-        heartbeat: seconds without a sign of life after which a process counts as dead, and all end.
+        timeout: seconds to wait for all processes. heartbeat: seconds without a sign of
+        life after which a process counts as dead, and all end.
 
     Raises:
-        UserError: an unknown mode; on without a cluster; processes with different numbers of devices.
-        RunError: the others cannot be reached, with exit code 1: starting again may help.
+        UserError: an unknown mode; on without a cluster; processes with different
+        numbers of devices. RunError: the others cannot be reached, with exit code 1:
+        starting again may help.
     """
     if mode not in MODES:
         raise UserError(f"--distributed {mode!r}: choose one of {', '.join(MODES)}")
     own = launched()
     if mode == "off" or (mode == "auto" and not own and not in_cluster()):
         return
-    # XLA's collectives on CPU block a thread of its pool each, and the pool has only as many as there are cores or devices: two
-    # collectives over different axes of a mesh can then wait for each other for ever. Its size is read from this variable.
+    # XLA's collectives on CPU block a thread of its pool each, and the pool has only as
+    # many as there are cores or devices: two collectives over different axes of a mesh
+    # can then wait for each other for ever. Its size is read from this variable.
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 32))
     try:
         jax.distributed.initialize(
@@ -80,7 +88,9 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
 
 
 def launched() -> dict[str, Any]:
-    """What our launcher says, as arguments of `jax.distributed.initialize`; nothing when it did not start this process."""
+    """What our launcher says, as arguments of `jax.distributed.initialize`; nothing
+    when it did not start this process.
+    """
     found = [os.environ.get(name) for name in LAUNCHER]
     if None in found:
         return {}
@@ -93,7 +103,9 @@ def launched() -> dict[str, Any]:
 
 
 def in_cluster() -> bool:
-    """Whether JAX detects a cluster with more than one process. (JAX has no public question for it.)"""
+    """Whether JAX detects a cluster with more than one process. (JAX has no public
+    question for it.)
+    """
     from jax._src.clusters import ClusterEnv
 
     kinds = (
@@ -111,7 +123,8 @@ def is_main() -> bool:
 
 @contextlib.contextmanager
 def main_first(name: str) -> Iterator[None]:
-    """Process 0 goes through the block before the others enter it; `name` is the same on all.
+    """Process 0 goes through the block before the others enter it; `name` is the same
+    on all.
 
     Where it fails, the others are ended by the heartbeat.
     """
@@ -125,7 +138,8 @@ def main_first(name: str) -> Iterator[None]:
 def wait_for_all(name: str) -> None:
     """Go on when all processes are here; at once when there is only one.
 
-    No collective: XLA's on CPU give up when another process joins one for the first time more than 30 s later.
+    No collective: XLA's on CPU give up when another process joins one for the first
+    time more than 30 s later.
     """
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
@@ -149,8 +163,9 @@ def numbers_from_main(values: Sequence[float]) -> list[float]:
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays that this process can read: those that lie on devices of several are gathered, one at a time, into NumPy arrays. All
-    processes call it together."""
+    """Arrays that this process can read: those that lie on devices of several are
+    gathered, one at a time, into NumPy arrays. All processes call it together.
+    """
 
     def one(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:

@@ -1,8 +1,9 @@
-"""Where arrays lie on a mesh of devices: one small table from names of parameters to logical axes (from those to mesh axes:
-`models/layout.py`).
+"""Where arrays lie on a mesh of devices: one small table from names of parameters to
+logical axes (from those to mesh axes: `models/layout.py`).
 
-A mesh has up to three axes: `data` (rows alone), `fsdp` (rows, and parameters cut up and gathered when needed) and `tensor`
-(the products themselves). What a rule cannot cut, because a size does not divide, is cut along another dimension if it is large.
+A mesh has up to three axes: `data` (rows alone), `fsdp` (rows, and parameters cut up
+and gathered when needed) and `tensor` (the products themselves). What a rule cannot
+cut, because a size does not divide, is cut along another dimension if it is large.
 """
 
 import contextlib
@@ -21,7 +22,8 @@ from jaxppo.types import PyTree
 
 LARGE = 2**20  # bytes above which nothing stays whole when it can be cut
 
-# The end of a parameter's path -> the logical axis of each of its dimensions. Kernels are [in, out].
+# The end of a parameter's path -> the logical axis of each of its dimensions. Kernels
+# are [in, out].
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
     ("positions", "embedding"): (None, "width"),
@@ -37,7 +39,8 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of the mesh's axes from `data=2,fsdp=2,tensor=2`; axes that are not named have size 1.
+    """Sizes of the mesh's axes from `data=2,fsdp=2,tensor=2`; axes that are not named
+    have size 1.
 
     >>> parse_mesh("fsdp=4")
     {'data': 1, 'fsdp': 4, 'tensor': 1}
@@ -54,7 +57,9 @@ def parse_mesh(text: str) -> dict[str, int]:
 
 
 def make_mesh(text: str, devices: list | None = None) -> Mesh:
-    """The mesh of `parse_mesh` over these devices (default: all). Raises UserError when the sizes do not multiply to them."""
+    """The mesh of `parse_mesh` over these devices (default: all). Raises UserError when
+    the sizes do not multiply to them.
+    """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(text)
     if math.prod(sizes.values()) != len(devices):
@@ -73,10 +78,13 @@ def make_mesh(text: str, devices: list | None = None) -> Mesh:
 def spec_of(
     path: tuple[str, ...], shape: tuple[int, ...], itemsize: int, mesh: Mesh
 ) -> PartitionSpec:
-    """How one array of the state is cut. The optimizer's moments end in their parameter's name, and lie as it does."""
+    """How one array of the state is cut. The optimizer's moments end in their
+    parameter's name, and lie as it does.
+    """
     logical = RULES.get(path[-2:], (None,) * len(shape))
     if "layers" in path and len(logical) == len(shape) - 1:
-        logical = (None, *logical)  # scanned: all layers in one array, the first dimension
+        # scanned: all layers in one array, the first dimension
+        logical = (None, *logical)
     known = len(logical) == len(shape)
     axes: list[str | None] = (
         [next(iter(LOGICAL[name]), None) for name in logical] if known else [None] * len(shape)
@@ -111,8 +119,10 @@ def of_state(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree of parameters, or a whole state, where `of_state` has it, array by array: no device ever holds more than its own.
-    What lies there already is not copied. NumPy arrays, or those of one device, of which every process has the same."""
+    """A tree of parameters, or a whole state, where `of_state` has it, array by array:
+    no device ever holds more than its own. What lies there already is not copied. NumPy
+    arrays, or those of one device, of which every process has the same.
+    """
     return jax.tree.map(put, tree, of_state(tree, mesh))
 
 
@@ -121,7 +131,8 @@ def put(x: Any, where: NamedSharding) -> jax.Array:
     if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
         return x
     if isinstance(x, jax.Array) and jax.process_count() == 1:
-        # What stays whole would be, on its own device, the same memory, whatever `may_alias` says; and given away with the other.
+        # What stays whole would be, on its own device, the same memory, whatever
+        # `may_alias` says; and given away with the other.
         return jax.device_put(
             jnp.copy(x) if where.shard_shape(x.shape) == x.shape else x, where, may_alias=False
         )
@@ -131,17 +142,22 @@ def put(x: Any, where: NamedSharding) -> jax.Array:
 
 
 def from_own_shards(x: Any, where: NamedSharding) -> jax.Array:
-    """A global array to which this process gives the shards of its own devices; all processes have the same `x`."""
+    """A global array to which this process gives the shards of its own devices; all
+    processes have the same `x`.
+    """
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = from_own_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     host = np.asarray(x)
-    # Copies: on a CPU an array may be the NumPy one's own memory, and two of them, of which one is given to a step, the same.
+    # Copies: on a CPU an array may be the NumPy one's own memory, and two of them, of
+    # which one is given to a step, the same.
     return jax.make_array_from_callback(host.shape, where, lambda index: np.array(host[index]))
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """The mesh over which arrays of a tree lie; None where they lie on one device each."""
+    """The mesh over which arrays of a tree lie; None where they lie on one device
+    each.
+    """
     meshes = (
         getattr(x.sharding, "mesh", None) for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)
     )
@@ -152,8 +168,10 @@ def mesh_of(tree: PyTree) -> Mesh | None:
 
 @contextlib.contextmanager
 def rows_on_mesh(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
-    """Rows for a program outside of the step, with parameters that lie where they do: on a mesh the rows are cut over it (whole
-    where they do not divide), and the model is told of it. The program is called inside."""
+    """Rows for a program outside of the step, with parameters that lie where they do:
+    on a mesh the rows are cut over it (whole where they do not divide), and the model
+    is told of it. The program is called inside.
+    """
     mesh = mesh_of(params)
     if mesh is None:
         yield rows
@@ -169,5 +187,7 @@ def rows_on_mesh(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
 
 
 def of_rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """The batch's rows over `data` and `fsdp`, after `leading` dimensions that are not cut."""
+    """The batch's rows over `data` and `fsdp`, after `leading` dimensions that are not
+    cut.
+    """
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, ROWS))

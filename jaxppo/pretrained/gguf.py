@@ -1,4 +1,5 @@
-"""Read a GGUF file of a Llama-shaped model: settings, weights under their usual names, and the tokenizer.
+"""Read a GGUF file of a Llama-shaped model: settings, weights under their usual names,
+and the tokenizer.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
@@ -41,7 +42,9 @@ TOP = {
 
 
 class Gguf(NamedTuple):
-    """What one file holds; the tensors carry the names, layout ([out, in]) and head order of a Llama checkpoint."""
+    """What one file holds; the tensors carry the names, layout ([out, in]) and head
+    order of a Llama checkpoint.
+    """
 
     metadata: dict[str, Any]
     tensors: dict[str, Float32[np.ndarray, "..."]]
@@ -52,7 +55,8 @@ def read(path: Path) -> Gguf:
     """Read and dequantise a whole file.
 
     Raises:
-        PretrainedError: when the package `gguf` is missing, the file is damaged, or the model is not Llama-shaped.
+        PretrainedError: when the package `gguf` is missing, the file is damaged, or the
+        model is not Llama-shaped.
     """
     try:
         import gguf
@@ -88,7 +92,8 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except PretrainedError:
         raise
-    except Exception as error:  # what a stranger's file makes the libraries raise is not documented
+    # what a stranger's file makes the libraries raise is not documented
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise PretrainedError(
             f"{path} is not a whole GGUF file ({reason}); download it again"
@@ -114,9 +119,10 @@ def llama_name(name: str) -> str:
 def unpermute(weight: Float[np.ndarray, "out ..."], num_heads: int) -> Float[np.ndarray, "out ..."]:
     """Undo the row order that GGUF gives the q and k projections of Llama.
 
-    GGUF pairs neighbouring rows (2i, 2i+1) of a head for the rotary embedding, while the model here, as in safetensors
-    checkpoints, pairs row i with row i + head_dim/2: w[h, s, i] = stored[h, i, s], s in {0, 1}. Forgetting this gives
-    nonsense, not an error.
+    GGUF pairs neighbouring rows (2i, 2i+1) of a head for the rotary embedding, while
+    the model here, as in safetensors checkpoints, pairs row i with row i + head_dim/2:
+    w[h, s, i] = stored[h, i, s], s in {0, 1}. Forgetting this gives nonsense, not an
+    error.
 
     >>> unpermute(
     ...     np.arange(4.0), 1
@@ -133,7 +139,8 @@ def config(
     """The model's settings.
 
     Raises:
-        PretrainedError: for a setting that is missing, is of another type, or that the one transformer does not have.
+        PretrainedError: for a setting that is missing, is of another type, or that the
+        one transformer does not have.
     """
     try:
         return _config(metadata, tensors)
@@ -157,7 +164,8 @@ def _config(
         raise PretrainedError(
             "the GGUF file rotates only a part of each head; give a safetensors folder"
         )
-    # The file has float32: the shortest decimal that is the same float32 is what its writer meant (1e-05).
+    # The file has float32: the shortest decimal that is the same float32 is what its
+    # writer meant (1e-05).
     eps = float(str(np.float32(metadata["llama.attention.layer_norm_rms_epsilon"])))
     return ModelConfig(
         vocab_size=tensors["embed_tokens.weight"].shape[0],
@@ -238,22 +246,27 @@ BYTES = {
 
 MAX_VALUES = (
     2**23
-)  # in all of a file's arrays; a vocabulary of 256 thousand tokens with its merges has about 1.5 million
+    # in all of a file's arrays; a vocabulary of 256 thousand tokens with its merges has
+    # about 1.5 million
+)
 MAX_TENSORS = 2**16
 MAX_DIMS = 4
 
 
 def check(path: Path, sizes: Mapping[int, tuple[int, int]]) -> None:
-    """Walk the header, before anything is allocated: every count, length and offset lies within the file.
+    """Walk the header, before anything is allocated: every count, length and offset
+    lies within the file.
 
-    The library checks none of them: past the end of the file it reads empty values, as many as a count of 64 bits says.
+    The library checks none of them: past the end of the file it reads empty values, as
+    many as a count of 64 bits says.
 
     Args:
         path: a GGUF file.
         sizes: (elements, bytes) of a block of each tensor type.
 
     Raises:
-        ValueError, struct.error, KeyError: for what is out of bounds, or of an unknown type.
+        ValueError, struct.error, KeyError: for what is out of bounds, or of an unknown
+        type.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
@@ -289,7 +302,8 @@ def _past_value(data: mmap.mmap, at: int, values: int) -> tuple[int, int]:
     if values > MAX_VALUES:
         raise ValueError(f"its arrays have {values} values; at most {MAX_VALUES} are read")
     if kind != STRING:
-        return _within(data, at + count * BYTES[kind]), values  # arrays of arrays are not in use
+        # arrays of arrays are not in use
+        return _within(data, at + count * BYTES[kind]), values
     for _ in range(count):
         at = _past_string(data, at)
     return at, values
@@ -317,7 +331,8 @@ def _check_tensors(
             raise ValueError(f"a tensor has the shape {shape} in blocks of {elements}")
         length = math.prod(shape) // elements * size
         ends, total = max(ends, offset + length), total + length
-    # The sum, too: thousands of tensors that all point at the same bytes would each become an array.
+    # The sum, too: thousands of tensors that all point at the same bytes would each
+    # become an array.
     if max(at + ends, at + total) > len(data):
         raise ValueError(
             f"its tensors need {max(ends, total)} bytes after the header, but {len(data) - at} are there"

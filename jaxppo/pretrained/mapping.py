@@ -1,4 +1,6 @@
-"""Checkpoints of the supported families as our parameter tree, and back: names, layout, shapes."""
+"""Checkpoints of the supported families as our parameter tree, and back: names, layout,
+shapes.
+"""
 
 import re
 from collections.abc import Mapping
@@ -35,11 +37,13 @@ GPT2_NAMES = {
     "mlp.c_proj": "mlp/down",
 }
 
-BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"  # constants that old checkpoints stored
+# constants that old checkpoints stored
+BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"
 
 
 def params(family: str, model: ModelConfig, tensors: Tensors) -> dict[str, Any]:
-    """Our parameter tree from a checkpoint's tensors, names and shapes checked against the settings.
+    """Our parameter tree from a checkpoint's tensors, names and shapes checked against
+    the settings.
 
     Raises:
         PretrainedError: for a missing, unknown or wrongly shaped tensor.
@@ -101,7 +105,8 @@ def _from_llama(tensors: Tensors) -> dict[str, np.ndarray]:
 def tensors(
     family: str, model: ModelConfig, params: Mapping[str, Any]
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """`params` undone: a checkpoint's tensors under their family's names, in its layout.
+    """`params` undone: a checkpoint's tensors under their family's names, in its
+    layout.
 
     Raises:
         PretrainedError: when the parameters are not what the settings ask for.
@@ -155,7 +160,9 @@ def _to_llama(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _stripped(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    """Without the body's prefix, which checkpoints of the bare body lack, and without constants."""
+    """Without the body's prefix, which checkpoints of the bare body lack, and without
+    constants.
+    """
     return {
         name.removeprefix(prefix): t
         for name, t in tensors.items()
@@ -176,7 +183,9 @@ def _unknown(name: str) -> PretrainedError:
 
 
 def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The path and shape of every parameter but the value head's; kernels are [in, out]."""
+    """The path and shape of every parameter but the value head's; kernels are [in,
+    out].
+    """
     if model.kind != "transformer":
         import jax  # reading a checkpoint of the other families needs none
 

@@ -1,4 +1,6 @@
-"""Read the safetensors files of a checkpoint folder, in one piece or in shards. Nothing in them is ever executed."""
+"""Read the safetensors files of a checkpoint folder, in one piece or in shards. Nothing
+in them is ever executed.
+"""
 
 import json
 from collections.abc import Mapping
@@ -16,11 +18,14 @@ MAX_INDEX_BYTES = 2**26
 
 
 def read_folder(folder: Path) -> dict[str, Float32[np.ndarray, "..."]]:
-    """Every tensor of a checkpoint folder in float32, by name; the files are memory-mapped.
+    """Every tensor of a checkpoint folder in float32, by name; the files are
+    memory-mapped.
 
     Raises:
-        PretrainedError: when there is no such file, a shard is missing or named outside the folder, a tensor is not in
-            the shard that should have it, a file is damaged, or a tensor is not in floating point (quantised).
+        PretrainedError: when there is no such file, a shard is missing or named outside
+        the folder, a tensor is not in
+            the shard that should have it, a file is damaged, or a tensor is not in
+            floating point (quantised).
     """
     if (folder / SINGLE).is_file():
         return read_file(folder / SINGLE)
@@ -41,7 +46,9 @@ def read_folder(folder: Path) -> dict[str, Float32[np.ndarray, "..."]]:
 
 
 def _index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name. The file comes from a stranger: it may name only files that lie beside it."""
+    """Tensor name -> file name. The file comes from a stranger: it may name only files
+    that lie beside it.
+    """
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise PretrainedError(
             f"{path} is larger than {MAX_INDEX_BYTES} bytes; it is not an index of shards"
@@ -75,7 +82,8 @@ def read_file(path: Path, names: list[str] | None = None) -> dict[str, Float32[n
 
     tensors = {}
     try:
-        with safe_open(path, framework="numpy") as file:  # the library bounds and checks the header
+        # the library bounds and checks the header
+        with safe_open(path, framework="numpy") as file:
             stored = set(file.keys())
             if names is not None and (missing := sorted(set(names) - stored)):
                 raise PretrainedError(
@@ -108,7 +116,9 @@ def write_file(
     *,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write tensors into one file; transformers wants the metadata {"format": "pt"}, whoever wrote it."""
+    """Write tensors into one file; transformers wants the metadata {"format": "pt"},
+    whoever wrote it.
+    """
     from safetensors.numpy import save_file
 
     save_file(

@@ -6,7 +6,8 @@ from typing import Any
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
 
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # SmolLM is a llama, Qwen2.5 a qwen2
+# SmolLM is a llama, Qwen2.5 a qwen2
+FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -19,10 +20,12 @@ ACTIVATIONS = {
 
 
 def config(settings: Mapping[str, Any]) -> ModelConfig:
-    """Our settings from a checkpoint's, with all its defaults filled in (`transformers.AutoConfig(...).to_dict()`).
+    """Our settings from a checkpoint's, with all its defaults filled in
+    (`transformers.AutoConfig(...).to_dict()`).
 
     Raises:
-        PretrainedError: for a family or a setting that the one transformer does not have.
+        PretrainedError: for a family or a setting that the one transformer does not
+        have.
     """
     family = settings["model_type"]
     if family not in FAMILIES:
@@ -159,7 +162,8 @@ CLASSES = {"gpt2": "GPT2LMHeadModel"} | {
 
 
 def family(model: ModelConfig) -> str:
-    """The family of transformers' that has this shape. Raises PretrainedError when none has.
+    """The family of transformers' that has this shape. Raises PretrainedError when none
+    has.
 
     >>> from dataclasses import replace
     >>> from jaxppo.config import gpt2, llama
@@ -198,7 +202,8 @@ def family(model: ModelConfig) -> str:
 
 
 def as_transformers(model: ModelConfig) -> dict[str, Any]:
-    """`config` undone: what config.json holds of the network. Dropout, of training alone, is left out.
+    """`config` undone: what config.json holds of the network. Dropout, of training
+    alone, is left out.
 
     Raises:
         PretrainedError: when transformers has no class for the shape.
@@ -250,7 +255,8 @@ def _as_llama(model: ModelConfig, name: str) -> dict[str, Any]:
         "rms_norm_eps": model.norm_eps,
         "attention_dropout": 0.0,
         "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(model.activation, model.activation),
-        # transformers 4 reads the base frequency here, and without a word would take its default
+        # transformers 4 reads the base frequency here, and without a word would take
+        # its default
         "rope_parameters": rope,
         "rope_theta": model.rope_theta,
     }

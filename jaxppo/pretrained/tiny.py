@@ -28,7 +28,9 @@ def byte_tokenizer() -> Tokenizer:
 
 
 def tiny(seed: int, kind: str = "transformer"):
-    """(config, parameters without value head, tokenizer) of two layers with random weights: a Llama, or another kind of net."""
+    """(config, parameters without value head, tokenizer) of two layers with random
+    weights: a Llama, or another kind of net.
+    """
     tokenizer = byte_tokenizer()
     config = network(kind, vocab_size=tokenizer.vocab_size)
     params = dict(make(config).init(jax.random.key(seed)))

@@ -23,10 +23,12 @@ class Tokenizer:
         pad_id: int | None = None,
         chat_template: str | None = None,
     ):
-        """Wrap a tokenizer of the package `tokenizers`; without a pad id, the end of text pads.
+        """Wrap a tokenizer of the package `tokenizers`; without a pad id, the end of
+        text pads.
 
         Raises:
-            PretrainedError: when there is no end-of-text token, or an id lies outside the vocabulary.
+            PretrainedError: when there is no end-of-text token, or an id lies outside
+            the vocabulary.
         """
         if eos_id is None:
             raise PretrainedError(
@@ -46,9 +48,11 @@ class Tokenizer:
 
     @property
     def start_id(self) -> int | None:
-        """The token that starts a document in pretraining, to put before a text that has nothing before it.
+        """The token that starts a document in pretraining, to put before a text that
+        has nothing before it.
 
-        Chat models name the start of a chat turn as bos; between documents most of them saw `<|endoftext|>`.
+        Chat models name the start of a chat turn as bos; between documents most of them
+        saw `<|endoftext|>`.
         """
         found = self._backend.token_to_id("<|endoftext|>")
         return self.bos_id if found is None else found
@@ -76,7 +80,9 @@ class Tokenizer:
     def apply_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:
-        """The text of a conversation [{"role": ..., "content": ...}, ...] in the checkpoint's own chat format."""
+        """The text of a conversation [{"role": ..., "content": ...}, ...] in the
+        checkpoint's own chat format.
+        """
         if self.chat_template is None:
             raise PretrainedError("this checkpoint has no chat template; give plain text")
         try:
@@ -129,14 +135,17 @@ def from_file(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def from_transformers(folder: Path) -> Tokenizer:
-    """The tokenizer of a checkpoint folder, through `transformers.AutoTokenizer`; code in the folder is never run."""
+    """The tokenizer of a checkpoint folder, through `transformers.AutoTokenizer`; code
+    in the folder is never run.
+    """
     from transformers import AutoTokenizer
 
     try:
         found = AutoTokenizer.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
-    except Exception as error:  # what a stranger's files make the library raise is not documented
+    # what a stranger's files make the library raise is not documented
+    except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise PretrainedError(
             f"{folder} has no tokenizer that can be read ({reason}); put its tokenizer files there"
@@ -159,7 +168,9 @@ def from_transformers(folder: Path) -> Tokenizer:
 
 
 def as_transformers(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """tokenizer_config.json: what `transformers.AutoTokenizer` needs beside tokenizer.json."""
+    """tokenizer_config.json: what `transformers.AutoTokenizer` needs beside
+    tokenizer.json.
+    """
     ids = {
         "eos_token": tokenizer.eos_id,
         "bos_token": tokenizer.bos_id,
@@ -169,7 +180,8 @@ def as_transformers(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
         name: tokenizer.token(token_id) for name, token_id in ids.items() if token_id is not None
     }
     template = {} if tokenizer.chat_template is None else {"chat_template": tokenizer.chat_template}
-    # Not the family's own class, which would split texts in a way of its own; padding as in training.
+    # Not the family's own class, which would split texts in a way of its own; padding
+    # as in training.
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_length,

@@ -14,8 +14,10 @@ MAX_LINE = 2**16  # characters of a line of word vectors
 
 
 def bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """Byte-level byte-pair encoding of at most `size` tokens (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909; bytes as
-    GPT-2 has them): every text can be written, none is unknown."""
+    """Byte-level byte-pair encoding of at most `size` tokens (Sennrich et al. 2016,
+    https://arxiv.org/abs/1508.07909; bytes as GPT-2 has them): every text can be
+    written, none is unknown.
+    """
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 
@@ -39,7 +41,9 @@ def bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def words(texts: Iterable[str], max_vocab: int = 25000) -> Tokenizer:
-    """Words and signs in lower case, the most frequent of them; all others are one unknown word, and cannot be written back."""
+    """Words and signs in lower case, the most frequent of them; all others are one
+    unknown word, and cannot be written back.
+    """
     from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Backend
 
@@ -65,12 +69,14 @@ def words(texts: Iterable[str], max_vocab: int = 25000) -> Tokenizer:
 def vectors(
     path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0
 ) -> tuple[Float32[np.ndarray, "V D"], int]:
-    """(an embedding, how many tokens were found) from a file in GloVe's text format: a word and `width` numbers a line
-    (Pennington et al. 2014, https://nlp.stanford.edu/projects/glove/). A token has the vector of its word with a space before it
-    or without. Tokens that are not in the file get noise of the same size.
+    """(an embedding, how many tokens were found) from a file in GloVe's text format: a
+    word and `width` numbers a line (Pennington et al. 2014,
+    https://nlp.stanford.edu/projects/glove/). A token has the vector of its word with a
+    space before it or without. Tokens that are not in the file get noise of the same
+    size.
 
-    Raises UserError with the line's number: another width, a number that is none or not finite, a line over 65536 characters; and
-    when not one word was found.
+    Raises UserError with the line's number: another width, a number that is none or not
+    finite, a line over 65536 characters; and when not one word was found.
     """
     known: dict[str, list[int]] = {}
     for i in range(tokenizer.vocab_size):
@@ -81,7 +87,8 @@ def vectors(
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
                 if len(line) > MAX_LINE:
                     raise UserError(f"{path}:{number}: a line of more than {MAX_LINE} characters")
-                word, *numbers = line.rstrip().rsplit(" ", width)  # some words have blanks in them
+                # some words have blanks in them
+                word, *numbers = line.rstrip().rsplit(" ", width)
                 if len(numbers) != width or (_is_number(word.rpartition(" ")[2]) and " " in word):
                     many = len(line.split()) - 1
                     raise UserError(

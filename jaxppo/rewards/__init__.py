@@ -1,4 +1,6 @@
-"""Rewards: in the graph, learned, or a Python function on the host. Each is a `types.RewardFn`."""
+"""Rewards: in the graph, learned, or a Python function on the host. Each is a
+`types.RewardFn`.
+"""
 
 from jaxppo.rewards.host import on_host
 from jaxppo.rewards.in_program import count_token

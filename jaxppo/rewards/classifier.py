@@ -1,7 +1,9 @@
-"""A text classifier whose score is a reward in the graph: embedding -> layers of one's choice -> pooling -> dense -> logits.
+"""A text classifier whose score is a reward in the graph: embedding -> layers of one's
+choice -> pooling -> dense -> logits.
 
-Trained on rated texts in seconds (`fit`), it then reads sampled tokens inside the compiled step. Of several classes, and with an
-embedding of its own, it is trained as every supervised stage (`as_model`, `supervised.classes`).
+Trained on rated texts in seconds (`fit`), it then reads sampled tokens inside the
+compiled step. Of several classes, and with an embedding of its own, it is trained as
+every supervised stage (`as_model`, `supervised.classes`).
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +32,9 @@ _logits = jax.jit(logits, static_argnums=0)
 
 
 def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
-    """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1), of the response alone. UserError for several classes."""
+    """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1), of the response
+    alone. UserError for several classes.
+    """
     if net.classes != 1:
         raise UserError(
             f"a classifier of {net.classes} classes has no one score: give it classes=1"
@@ -75,7 +79,9 @@ class Labelled(NamedTuple):
         return Labelled(*(x[chosen] for x in self))
 
     def with_windows(self, *, least: int, most: int, seed: int) -> "Labelled":
-        """The texts, and one random window of each with its text's rating: a sampled continuation is a fragment too."""
+        """The texts, and one random window of each with its text's rating: a sampled
+        continuation is a fragment too.
+        """
         rng = np.random.default_rng(seed)
         lengths = np.asarray(self.mask).sum(1)
         starts = (rng.random(len(lengths)) * np.maximum(lengths - least, 0)).astype(int)
@@ -105,7 +111,9 @@ def _init(net: Classifier, key: Array, width: int) -> Params:
 
 
 def as_model(net: Classifier, *, vocab_size: int, width: int) -> Model:
-    """The net with an embedding that is trained too, as far as a supervised stage asks a model: it writes no text."""
+    """The net with an embedding that is trained too, as far as a supervised stage asks
+    a model: it writes no text.
+    """
 
     def init(key: Array) -> Params:
         one, other = jax.random.split(key)
@@ -133,10 +141,12 @@ def fit(
     weight_decay: float = 1e-2,
     say: Callable[[str], None] = lambda text: None,
 ) -> Params:
-    """Parameters of the net (of one class) after so many passes over the texts; the embedding stays as it is.
+    """Parameters of the net (of one class) after so many passes over the texts; the
+    embedding stays as it is.
 
-    AdamW with linear decay. The loss is the cross-entropy to the probability sigmoid(rating): a rating near 0 asks for no opinion
-    and a strong one for a strong opinion, so that the score tells degrees and does not saturate.
+    AdamW with linear decay. The loss is the cross-entropy to the probability
+    sigmoid(rating): a rating near 0 asks for no opinion and a strong one for a strong
+    opinion, so that the score tells degrees and does not saturate.
     """
     steps = len(data.tokens) // batch_size
     optimizer = optax.adamw(

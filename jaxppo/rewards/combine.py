@@ -11,9 +11,11 @@ Weighted = Mapping[str, tuple[float, RewardFn]]
 
 
 def weighted(parts: Weighted, *, columns: bool = False) -> RewardFn:
-    """score = Σ weight · score of each part, or with `columns` the terms side by side, [B R]. A row is valid where all are.
+    """score = Σ weight · score of each part, or with `columns` the terms side by side,
+    [B R]. A row is valid where all are.
 
-    `params` holds the parameters of the parts by their names; a part without any may be left out.
+    `params` holds the parameters of the parts by their names; a part without any may be
+    left out.
 
     >>> import jax.numpy as jnp
     >>> number = lambda x: lambda params, rollout: (jnp.array([x]), jnp.array([True]))
@@ -33,11 +35,12 @@ def weighted(parts: Weighted, *, columns: bool = False) -> RewardFn:
 
 
 def by_task(rewards: Sequence[RewardFn]) -> RewardFn:
-    """Each row's score by the reward of its task, `extra["task"]` Int[B]. Another task's reward does not make it invalid; a
-    task without a reward does.
+    """Each row's score by the reward of its task, `extra["task"]` Int[B]. Another
+    task's reward does not make it invalid; a task without a reward does.
 
-    `params` holds the parameters of task 0 under "0", and so on; one without any may be left out. Every reward sees all rows:
-    one on the host is asked about the other tasks' rows too, and its answers for them are not used.
+    `params` holds the parameters of task 0 under "0", and so on; one without any may be
+    left out. Every reward sees all rows: one on the host is asked about the other
+    tasks' rows too, and its answers for them are not used.
     """
 
     def fn(params: Params, rollout: Rollout):

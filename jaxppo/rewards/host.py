@@ -23,14 +23,19 @@ def on_host(
     batched: bool = False,
     references: bool = False,
 ) -> RewardFn:
-    """A reward function from `fn(prompt, response) -> float`, called for every row on the host with decoded text.
+    """A reward function from `fn(prompt, response) -> float`, called for every row on
+    the host with decoded text.
 
-    `decode` turns lists of token ids into strings (`tokenizer.decode_batch`). A row whose call raises, or returns something
-    that is not a finite number, is invalid: it leaves the loss and all statistics, and a warning names the row. A judge with a
-    state of its own (a cache that changes scores, a random one) needs `pure=False`, since JAX may skip or repeat calls of a pure
-    function. `batched`: fn takes the lists of all prompts and responses and returns a number for each, as a `RewardPool` does;
-    when it raises, or returns another number of them, every row is invalid. `references`: fn takes the decoded reference as its
-    third argument, from `extra["reference"]` (ids Int[B T'] from slot 0 on) and `extra["reference_length"]` Int[B].
+    `decode` turns lists of token ids into strings (`tokenizer.decode_batch`). A row
+    whose call raises, or returns something that is not a finite number, is invalid: it
+    leaves the loss and all statistics, and a warning names the row. A judge with a
+    state of its own (a cache that changes scores, a random one) needs `pure=False`,
+    since JAX may skip or repeat calls of a pure function. `batched`: fn takes the lists
+    of all prompts and responses and returns a number for each, as a `RewardPool` does;
+    when it raises, or returns another number of them, every row is invalid.
+    `references`: fn takes the decoded reference as its third argument, from
+    `extra["reference"]` (ids Int[B T'] from slot 0 on) and `extra["reference_length"]`
+    Int[B].
     """
 
     def score_rows(tokens, attend, mask, index, *reference) -> np.ndarray:
@@ -78,8 +83,10 @@ def on_host(
 
 
 def _try(fn: Callable, *args) -> Any:
-    """The answer, or what was raised: a judge may fail in any way, one row must not end the run, and an exception in a callback
-    would destroy the donated state of the step."""
+    """The answer, or what was raised: a judge may fail in any way, one row must not end
+    the run, and an exception in a callback would destroy the donated state of the
+    step.
+    """
     try:
         return fn(*args)
     except Exception as error:
@@ -87,7 +94,9 @@ def _try(fn: Callable, *args) -> Any:
 
 
 def _all(fn: Callable, *texts: Sequence[str]) -> list:
-    """One answer a row from a function of all; an exception or another number of answers is everybody's."""
+    """One answer a row from a function of all; an exception or another number of
+    answers is everybody's.
+    """
     rows, answers = len(texts[0]), _try(fn, *texts)
     if isinstance(answers, Exception):
         return [answers] * rows
@@ -101,7 +110,9 @@ def _all(fn: Callable, *texts: Sequence[str]) -> list:
 
 
 def _number(answer: Any, name: str) -> float:
-    """The score of one row; NaN, with a warning that names the row, for anything but a finite number."""
+    """The score of one row; NaN, with a warning that names the row, for anything but a
+    finite number.
+    """
     if isinstance(answer, str) or answer is None:
         answer = TypeError(f"a reward must be a number, but is {answer!r}")
     score = answer if isinstance(answer, Exception) else _try(float, answer)

@@ -1,4 +1,6 @@
-"""Rewards written in JAX on token ids: part of the program, nothing leaves the device."""
+"""Rewards written in JAX on token ids: part of the program, nothing leaves the
+device.
+"""
 
 import dataclasses
 
@@ -25,7 +27,9 @@ def count_token(token: Int | int) -> RewardFn:
 
 
 def learned(model: Model, *, scale: float = 1.0) -> RewardFn:
-    """score = scale · value at the last token of prompt and response; the whole parameters stand in `frozen["reward"]`."""
+    """score = scale · value at the last token of prompt and response; the whole
+    parameters stand in `frozen["reward"]`.
+    """
 
     def fn(params: Params, rollout: Rollout):
         score = scale * last_value(model, params, rollout.tokens, rollout.attend)
@@ -37,12 +41,15 @@ def learned(model: Model, *, scale: float = 1.0) -> RewardFn:
 def fluency(
     model: Model, config: Config, *, scale: float = 1.0, cap: float = float("inf")
 ) -> RewardFn:
-    """score = −scale · min(log perplexity, cap), with log perplexity = −mean log p(token | prompt and the tokens before it).
+    """score = −scale · min(log perplexity, cap), with log perplexity = −mean log
+    p(token | prompt and the tokens before it).
 
-    The mean is over the sampled tokens, the end of text among them, in nats a token, at temperature 1 and over the whole
-    vocabulary, however the policy samples. `cap` bounds what nonsense costs. The language model's whole parameters stand in
-    `frozen["reward"]`; it must have the policy's vocabulary. `config` says how logits are cut into chunks. A row without a
-    token, or whose perplexity is not finite, is invalid.
+    The mean is over the sampled tokens, the end of text among them, in nats a token, at
+    temperature 1 and over the whole vocabulary, however the policy samples. `cap`
+    bounds what nonsense costs. The language model's whole parameters stand in
+    `frozen["reward"]`; it must have the policy's vocabulary. `config` says how logits
+    are cut into chunks. A row without a token, or whose perplexity is not finite, is
+    invalid.
     """
     plain = dataclasses.replace(config, temperature=1.0, top_k=0, top_p=1.0)
 
@@ -57,7 +64,9 @@ def fluency(
 
 
 def repetition(*, eos: int, n: int = 2, scale: float = 1.0) -> RewardFn:
-    """score = −scale · share of the response's n-grams of tokens that stand in it before; 0 where it has none."""
+    """score = −scale · share of the response's n-grams of tokens that stand in it
+    before; 0 where it has none.
+    """
 
     def fn(params, rollout: Rollout):
         del params
@@ -88,11 +97,15 @@ def repeats(text: Text, n: int) -> Int[Array, "B"]:
 
 
 def repeated(text: Text, n: int) -> Float[Array, "B"]:
-    """Share of a text's n-grams that stand in it before (seq-rep-n of https://arxiv.org/abs/1908.04319); 0 without any."""
+    """Share of a text's n-grams that stand in it before (seq-rep-n of
+    https://arxiv.org/abs/1908.04319); 0 without any.
+    """
     return repeats(text, n) / jnp.maximum(ngrams(text, n), 1).astype(jnp.float32)
 
 
 def distinct(text: Text, n: int) -> Float[Array, "B"]:
-    """Distinct n-grams / n-grams of each text (Li et al. 2016, https://arxiv.org/abs/1510.03055); 0 without any."""
+    """Distinct n-grams / n-grams of each text (Li et al. 2016,
+    https://arxiv.org/abs/1510.03055); 0 without any.
+    """
     count = ngrams(text, n)
     return (count - repeats(text, n)) / jnp.maximum(count, 1).astype(jnp.float32)

@@ -1,8 +1,11 @@
-"""BLEU, ROUGE, word error rate and F1 of tokens, in the program: tasks that are scored by them stay one XLA program.
+"""BLEU, ROUGE, word error rate and F1 of tokens, in the program: tasks that are scored
+by them stay one XLA program.
 
-Each takes a `Text` of responses and one of references, token ids from slot 0 on with their lengths, and gives [B]. On the same
-tokens they are sacrebleu's, rouge-score's, jiwer's and seqeval's numbers (`tests/rewards/test_metrics.py`). `reward` makes a
-`RewardFn` of one; references stand in `extra["reference"]` (ids) and `extra["reference_length"]`.
+Each takes a `Text` of responses and one of references, token ids from slot 0 on with
+their lengths, and gives [B]. On the same tokens they are sacrebleu's, rouge-score's,
+jiwer's and seqeval's numbers (`tests/rewards/test_metrics.py`). `reward` makes a
+`RewardFn` of one; references stand in `extra["reference"]` (ids) and
+`extra["reference_length"]`.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,12 +49,15 @@ def responses(rollout: Rollout, *, eos: int) -> Text:
 
 
 def by_row(fn: Callable) -> Metric:
-    """A metric from a function of one response and one reference, (ids, length, ids, length) -> number."""
+    """A metric from a function of one response and one reference, (ids, length, ids,
+    length) -> number.
+    """
     return lambda found, wanted: jax.vmap(fn)(*found, *wanted)
 
 
 def edit_distance(found: Text, wanted: Text) -> Int[Array, "B"]:
-    """The fewest insertions, deletions and substitutions that make one of the other (Levenshtein).
+    """The fewest insertions, deletions and substitutions that make one of the other
+    (Levenshtein).
 
     >>> import jax.numpy as jnp
     >>> text = lambda *ids: Text(jnp.array([ids]), jnp.array([len(ids)]))
@@ -77,7 +83,9 @@ def edit_distance(found: Text, wanted: Text) -> Int[Array, "B"]:
 
 
 def error_rate(found: Text, wanted: Text) -> Float[Array, "B"]:
-    """Word error rate: edits / length of the reference; the number of edits where the reference is empty, as jiwer has it."""
+    """Word error rate: edits / length of the reference; the number of edits where the
+    reference is empty, as jiwer has it.
+    """
     return edit_distance(found, wanted) / jnp.maximum(wanted.length, 1).astype(jnp.float32)
 
 
@@ -103,7 +111,9 @@ def common_subsequence(found: Text, wanted: Text) -> Int[Array, "B"]:
 
 
 def common_ngrams(found: Text, wanted: Text, n: int) -> Int[Array, "B"]:
-    """n-grams of the response that the reference has too, each at most as often as it stands there (clipped counts)."""
+    """n-grams of the response that the reference has too, each at most as often as it
+    stands there (clipped counts).
+    """
 
     def equal(a, b):
         hits = a[:, None] == b[None]
@@ -127,13 +137,17 @@ def ngrams(text: Text, n: int) -> Int[Array, "B"]:
 
 
 def f_measure(hits: Array, found: Array, wanted: Array) -> Float[Array, "B"]:
-    """2 P R / (P + R) with precision P = hits / found and recall R = hits / wanted; 0 without hits."""
+    """2 P R / (P + R) with precision P = hits / found and recall R = hits / wanted; 0
+    without hits.
+    """
     return 2 * hits / jnp.maximum(found + wanted, 1).astype(jnp.float32)
 
 
 def bleu(found: Text, wanted: Text, *, order: int = 4) -> Float[Array, "B"]:
-    """Sentence BLEU in [0, 1] (Papineni et al. 2002, https://aclanthology.org/P02-1040) with sacrebleu's smoothing "exp" and its
-    effective order: n-grams longer than the response do not count, and the k-th order without a hit counts 1 / 2ᵏ of one."""
+    """Sentence BLEU in [0, 1] (Papineni et al. 2002, https://aclanthology.org/P02-1040)
+    with sacrebleu's smoothing "exp" and its effective order: n-grams longer than the
+    response do not count, and the k-th order without a hit counts 1 / 2ᵏ of one.
+    """
     hits = jnp.stack([common_ngrams(found, wanted, n) for n in range(1, order + 1)]).astype(
         jnp.float32
     )
@@ -158,7 +172,9 @@ def rouge_l(found: Text, wanted: Text) -> Float[Array, "B"]:
 
 
 def token_f1(found: Text, wanted: Text) -> Float[Array, "B"]:
-    """F1 of the bags of tokens, as SQuAD scores answers (https://arxiv.org/abs/1606.05250); two empty answers agree."""
+    """F1 of the bags of tokens, as SQuAD scores answers
+    (https://arxiv.org/abs/1606.05250); two empty answers agree.
+    """
     both_empty = (found.length == 0) & (wanted.length == 0)
     return jnp.where(both_empty, 1.0, rouge(found, wanted))
 
@@ -193,7 +209,8 @@ def tag_table(names: Sequence[str]) -> Tags:
 
 
 def entity_counts(found: Text, wanted: Text, tags: Tags) -> tuple[Array, Array, Array]:
-    """(entities that both have, with type and borders; those found; those wanted), each Int[B], for tag ids of equal length.
+    """(entities that both have, with type and borders; those found; those wanted), each
+    Int[B], for tag ids of equal length.
 
     An I- after O, or after another type, begins an entity, as in conlleval and seqeval.
     """
@@ -211,7 +228,9 @@ def entity_f1(tags: Tags) -> Metric:
 def spans(
     text: Text, tags: Tags
 ) -> tuple[Bool[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]]:
-    """(where entities begin, the last slot of the one that each slot is in, its type)."""
+    """(where entities begin, the last slot of the one that each slot is in, its
+    type).
+    """
     slots = jnp.arange(text.tokens.shape[1], dtype=jnp.int32)[None]
     within = slots < text.length[:, None]
     inside, kind = tags.inside[text.tokens] & within, jnp.where(within, tags.kind[text.tokens], 0)

@@ -1,7 +1,9 @@
-"""Judges that may hang or crash, in processes that can be killed: one bad row costs that row, not the run.
+"""Judges that may hang or crash, in processes that can be killed: one bad row costs
+that row, not the run.
 
-A thread cannot be stopped, and an alarm does not reach a loop in C; a process can always be ended. The workers are spawned, so
-that they share no state, lock or device with the training process; only bytes of a fixed form come back from them.
+A thread cannot be stopped, and an alarm does not reach a loop in C; a process can
+always be ended. The workers are spawned, so that they share no state, lock or device
+with the training process; only bytes of a fixed form come back from them.
 """
 
 import contextlib
@@ -30,17 +32,18 @@ START = 60.0  # seconds for a worker to import the judge
 
 
 class RewardPool:
-    """`pool(prompts, responses) -> [score]`, NaN for every row whose judge fails in any way; for `on_host(..., batched=True)`.
+    """`pool(prompts, responses) -> [score]`, NaN for every row whose judge fails in any
+    way; for `on_host(..., batched=True)`.
 
     Args:
-        fn: `fn(prompt, response) -> float`, a function of a module (it is imported again in the workers).
-        workers: processes.
-        seconds: deadline for each row; then SIGTERM, and SIGKILL `grace` seconds later.
-        memory: bytes that a worker may add to what it has after importing `fn` (on Linux).
-        cpu_seconds: of a worker's whole life.
-        recycle: rows after which a worker is replaced by a fresh one.
+        fn: `fn(prompt, response) -> float`, a function of a module (it is imported
+        again in the workers). workers: processes. seconds: deadline for each row; then
+        SIGTERM, and SIGKILL `grace` seconds later. memory: bytes that a worker may add
+        to what it has after importing `fn` (on Linux). cpu_seconds: of a worker's whole
+        life. recycle: rows after which a worker is replaced by a fresh one.
 
-    Raises UserError when `fn` cannot be imported by a worker. It contains accidents; it is no sandbox against an attacker.
+    Raises UserError when `fn` cannot be imported by a worker. It contains accidents; it
+    is no sandbox against an attacker.
     """
 
     def __init__(
@@ -79,7 +82,9 @@ class RewardPool:
             return scores
 
     def _deal(self, left: list[int], prompts: Sequence[str], responses: Sequence[str]) -> None:
-        """A row to every idle worker; missing workers are started, worn ones replaced."""
+        """A row to every idle worker; missing workers are started, worn ones
+        replaced.
+        """
         for worker in [w for w in self.workers if w.row is None and w.rows >= self.recycle]:
             self._end(worker)
         while len(self.workers) < min(
@@ -93,7 +98,9 @@ class RewardPool:
                 self._end(worker)
 
     def _collect(self, scores: list[float]) -> None:
-        """Wait for the next answer or deadline; a worker past its deadline, or gone, costs the row that it had."""
+        """Wait for the next answer or deadline; a worker past its deadline, or gone,
+        costs the row that it had.
+        """
         busy = [w for w in self.workers if w.row is not None]
         if not busy:
             return
@@ -198,7 +205,9 @@ def _end_all(workers: list[Worker]) -> None:
 
 @contextlib.contextmanager
 def _environment():
-    """A worker inherits this: it never takes the accelerator. Its standard streams are its own affair."""
+    """A worker inherits this: it never takes the accelerator. Its standard streams are
+    its own affair.
+    """
     before = os.environ.get("JAX_PLATFORMS")
     os.environ["JAX_PLATFORMS"] = "cpu"
     try:

@@ -1,8 +1,9 @@
 """From scores of whole responses to rewards of tokens.
 
-Order: reference normalisation, clip, running, batch or task scale, then what a response without an end of text gets instead, and
-what is taken off (no end of text, overlong). Where a
-reward has several columns [B R] each is treated alike, and penalties are shared among them: the sum is that of one column.
+Order: reference normalisation, clip, running, batch or task scale, then what a response
+without an end of text gets instead, and what is taken off (no end of text, overlong).
+Where a reward has several columns [B R] each is treated alike, and penalties are shared
+among them: the sum is that of one column.
 """
 
 from collections.abc import Callable
@@ -26,13 +27,16 @@ def token_rewards(
     kl_coef: Scalar,
     kl: Callable[[Array, Array], Array],
 ) -> Float[Array, "B T"]:
-    """The score on the last acting token, minus the KL penalty on every acting token (Ziegler et al. 2019,
-    https://arxiv.org/abs/1909.08593, eq. 2): r_t = 1[t = last] score − β KL_t.
+    """The score on the last acting token, minus the KL penalty on every acting token
+    (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2): r_t = 1[t = last]
+    score − β KL_t.
 
-    Shapes: scores [B] -> [B T], float32 and 0 where nothing was sampled. Rows without a token get nothing.
+    Shapes: scores [B] -> [B T], float32 and 0 where nothing was sampled. Rows without a
+    token get nothing.
     """
     mask = rollout.mask
-    # The last acting token, not the pad after it; from the mask, since pad may equal the end of text.
+    # The last acting token, not the pad after it; from the mask, since pad may equal
+    # the end of text.
     last = advantages.last_acting(mask)
     penalty = jnp.where(mask > 0, kl(rollout.raw_logprobs, rollout.ref_logprobs), 0.0)
     return jnp.where(last, scores[:, None], 0.0).astype(jnp.float32) - kl_coef * penalty
@@ -47,7 +51,9 @@ def shape(
     config: Config,
     axis_name: str | None = None,
 ) -> tuple[Scores, PyTree]:
-    """The configured shaping of raw scores; returns (scores, statistics). Invalid rows have score 0 and count nowhere."""
+    """The configured shaping of raw scores; returns (scores, statistics). Invalid rows
+    have score 0 and count nowhere.
+    """
     shaped, statistics = shaper(
         scores, rollout, valid=valid, statistics=statistics, config=config, axis_name=axis_name
     )
@@ -63,8 +69,10 @@ def shaper(
     config: Config,
     axis_name: str | None = None,
 ) -> tuple[Callable[[Scores, Rollout, Bool[Array, "B"]], Scores], PyTree]:
-    """The configured shaping as a function of (scores, rollout, valid), on the scale that these scores have; and statistics with
-    them in. Other responses to the same prompts go through the same function, and can be compared (a greedy baseline)."""
+    """The configured shaping as a function of (scores, rollout, valid), on the scale
+    that these scores have; and statistics with them in. Other responses to the same
+    prompts go through the same function, and can be compared (a greedy baseline).
+    """
     every = lambda valid: (
         valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
     )
@@ -86,7 +94,8 @@ def shaper(
 
     rows, known, after = every(valid), unscaled(scores), statistics
     scale = lambda x, rollout: x
-    if config.reward_norm == "running":  # the scale alone: a shift would reward or punish long life
+    # the scale alone: a shift would reward or punish long life
+    if config.reward_norm == "running":
         moments = masked.add_moments(statistics["reward"], known, rows, axis_name=axis_name)
         after = {**statistics, "reward": moments}
         scale = lambda x, rollout: x / moments.std()
@@ -115,7 +124,9 @@ def shaper(
 
 
 def init_statistics() -> dict:
-    """Before the first step: nothing seen, gain 1 and bias 0, no moving baseline (its mean and weight)."""
+    """Before the first step: nothing seen, gain 1 and bias 0, no moving baseline (its
+    mean and weight).
+    """
     number = lambda x: jnp.full((), x, jnp.float32)
     baseline = {"mean": number(0), "weight": number(0)}
     return {
@@ -129,8 +140,10 @@ def init_statistics() -> dict:
 def normalise_to_reference(
     statistics: PyTree, scores: Float[Array, "N"], *, mean: float = 0.0, std: float = 1.0
 ) -> PyTree:
-    """Statistics whose gain and bias give these scores, of the reference policy's samples, this mean and deviation
-    (Ziegler et al. 2019, section 2.1): gain = std / σ, bias = mean − gain μ. Scores that are all alike keep gain 1."""
+    """Statistics whose gain and bias give these scores, of the reference policy's
+    samples, this mean and deviation (Ziegler et al. 2019, section 2.1): gain = std / σ,
+    bias = mean − gain μ. Scores that are all alike keep gain 1.
+    """
     good = jnp.isfinite(scores)
     moments = masked.add_moments(masked.no_moments(), jnp.where(good, scores, 0.0), good)
     gain = std / moments.std(ddof=0)
@@ -142,19 +155,25 @@ def normalise_to_reference(
 
 
 def penalise_missing_eos(scores: Scores, rollout: Rollout, *, penalty: Scalar) -> Scores:
-    """scores − penalty where the response did not end by itself (known from `finished`, never from token ids)."""
+    """scores − penalty where the response did not end by itself (known from `finished`,
+    never from token ids).
+    """
     return scores - _shared(penalty * (~rollout.finished).astype(scores.dtype), scores)
 
 
 def penalise_overlong(scores: Scores, rollout: Rollout, *, buffer: int, penalty: Scalar) -> Scores:
-    """scores − penalty · clip((n − (T − buffer)) / buffer, 0, 1), n tokens of at most T (DAPO, https://arxiv.org/abs/2503.14476)."""
+    """scores − penalty · clip((n − (T − buffer)) / buffer, 0, 1), n tokens of at most T
+    (DAPO, https://arxiv.org/abs/2503.14476).
+    """
     length = rollout.mask.shape[1]
     over = (rollout.mask.sum(1) - (length - buffer)) / buffer
     return scores - _shared(penalty * jnp.clip(over, 0.0, 1.0), scores)
 
 
 def _shared(amount: Array, scores: Array) -> Array:
-    """What the whole response gets, [B] or one number for all: in equal parts on each column."""
+    """What the whole response gets, [B] or one number for all: in equal parts on each
+    column.
+    """
     return (
         amount
         if scores.ndim == 1
@@ -165,7 +184,8 @@ def _shared(amount: Array, scores: Array) -> Array:
 def informative(
     scores: Float[Array, "B"], valid: Bool[Array, "B"], *, group_size: int
 ) -> Bool[Array, "B"]:
-    """True on the valid rows of groups whose valid scores differ: the others have advantage 0 in every group estimator.
+    """True on the valid rows of groups whose valid scores differ: the others have
+    advantage 0 in every group estimator.
 
     >>> import jax.numpy as jnp
     >>> informative(jnp.array([1.0, 1.0, 1.0, 2.0]), jnp.ones(4, bool), group_size=2)
@@ -178,7 +198,8 @@ def informative(
 
 
 def first_groups(useful: Bool[Array, "B"], *, group_size: int, rows: int) -> Int[Array, "K"]:
-    """Row numbers of the first `rows` rows in whole groups, useful groups before the others, each kind in its order.
+    """Row numbers of the first `rows` rows in whole groups, useful groups before the
+    others, each kind in its order.
 
     >>> import jax.numpy as jnp
     >>> first_groups(jnp.array([False, False, True, True]), group_size=2, rows=2)

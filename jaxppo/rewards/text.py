@@ -1,6 +1,7 @@
 """Judges and metrics of decoded text, on the host.
 
-Judges of a response alone, and of a response and its reference; what needs a package is made by a function that imports it.
+Judges of a response alone, and of a response and its reference; what needs a package is
+made by a function that imports it.
 """
 
 import importlib
@@ -18,9 +19,11 @@ PUNCTUATION = frozenset(string.punctuation)  # of ASCII alone, as in SQuAD's scr
 
 
 def vader() -> Callable[[str], float]:
-    """VADER's compound sentiment of a text, in [-1, 1] (Hutto & Gilbert 2014, https://ojs.aaai.org/index.php/ICWSM/article/view/14550).
+    """VADER's compound sentiment of a text, in [-1, 1] (Hutto & Gilbert 2014,
+    https://ojs.aaai.org/index.php/ICWSM/article/view/14550).
 
-    A lexicon with rules: nothing in it is trained. Raises UserError when the package is missing.
+    A lexicon with rules: nothing in it is trained. Raises UserError when the package is
+    missing.
     """
     try:
         from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
@@ -31,10 +34,11 @@ def vader() -> Callable[[str], float]:
 
 
 def distinct(rows: Sequence[Sequence[Hashable]], n: int, *, tokens: int | None = None) -> float:
-    """Distinct n-grams / n-grams over the rows (Li et al. 2016, https://arxiv.org/abs/1510.03055); n-grams do not cross rows.
+    """Distinct n-grams / n-grams over the rows (Li et al. 2016,
+    https://arxiv.org/abs/1510.03055); n-grams do not cross rows.
 
-    `tokens` cuts the rows, taken in order, after that many tokens in all: the measure falls with the amount of text, so
-    compare equal amounts.
+    `tokens` cuts the rows, taken in order, after that many tokens in all: the measure
+    falls with the amount of text, so compare equal amounts.
 
     >>> distinct([[1, 2, 1, 2], [1, 2]], 2)  # 12, 21, 12, 12: two of four
     0.5
@@ -57,37 +61,49 @@ def standard_error(values: Sequence[float]) -> float:
 
 
 def sentence_bleu() -> Callable[[str, str], float]:
-    """BLEU of a response against its reference in [0, 1], by sacrebleu: tokenizer 13a, smoothing "exp", effective order."""
+    """BLEU of a response against its reference in [0, 1], by sacrebleu: tokenizer 13a,
+    smoothing "exp", effective order.
+    """
     bleu = library("sacrebleu").BLEU(effective_order=True)
     return lambda response, reference: bleu.sentence_score(response, [reference]).score / 100
 
 
 def chrf() -> Callable[[str, str], float]:
-    """chrF2 in [0, 1], by sacrebleu: F of character n-grams up to 6 (Popović 2015, https://aclanthology.org/W15-3049)."""
+    """chrF2 in [0, 1], by sacrebleu: F of character n-grams up to 6 (Popović 2015,
+    https://aclanthology.org/W15-3049).
+    """
     metric = library("sacrebleu").CHRF()
     return lambda response, reference: metric.sentence_score(response, [reference]).score / 100
 
 
 def rouge(kind: str) -> Callable[[str, str], float]:
-    """The F-measure of rouge1, rouge2 or rougeL in [0, 1], by rouge-score without stemmer; its words are of a-z and 0-9."""
+    """The F-measure of rouge1, rouge2 or rougeL in [0, 1], by rouge-score without
+    stemmer; its words are of a-z and 0-9.
+    """
     scorer = library("rouge_score.rouge_scorer").RougeScorer([kind])
     return lambda response, reference: float(scorer.score(reference, response)[kind].fmeasure)
 
 
 def word_error_rate() -> Callable[[str, str], float]:
-    """Edits / words of the reference, by jiwer; the number of edits where it is empty. It is a cost: as a reward, negate it."""
+    """Edits / words of the reference, by jiwer; the number of edits where it is empty.
+    It is a cost: as a reward, negate it.
+    """
     wer = library("jiwer").wer
     return lambda response, reference: float(wer(reference, response))
 
 
 def profanity() -> Callable[[str], float]:
-    """Probability that a text is profane, by the linear model of alt-profanity-check, in [0, 1]. It is a cost: negate it."""
+    """Probability that a text is profane, by the linear model of alt-profanity-check,
+    in [0, 1]. It is a cost: negate it.
+    """
     predict = library("profanity_check").predict_prob
     return lambda text: float(predict([text])[0])
 
 
 def library(name: str) -> Any:
-    """A module of the extra `tasks`, imported when it is first asked for. Raises UserError when its package is missing."""
+    """A module of the extra `tasks`, imported when it is first asked for. Raises
+    UserError when its package is missing.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -97,7 +113,8 @@ def library(name: str) -> Any:
 
 
 def normalised(answer: str) -> str:
-    """An answer as SQuAD compares it (https://arxiv.org/abs/1606.05250): lower case, no punctuation, no articles, single blanks.
+    """An answer as SQuAD compares it (https://arxiv.org/abs/1606.05250): lower case, no
+    punctuation, no articles, single blanks.
 
     >>> normalised("The  U.S. Army!")
     'us army'
@@ -112,7 +129,8 @@ def exact_match(response: str, reference: str) -> float:
 
 
 def answer_f1(response: str, reference: str) -> float:
-    """F1 of the words of the normalised answers; two that are empty agree, as in SQuAD 2.
+    """F1 of the words of the normalised answers; two that are empty agree, as in SQuAD
+    2.
 
     >>> answer_f1("in the big city", "the city")  # in big city, city: 2 · 1 / (3 + 1)
     0.5
@@ -124,8 +142,9 @@ def answer_f1(response: str, reference: str) -> float:
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
-    """(type, first place, place after the last) of each entity. An I- after another type, or after none, begins one, as in
-    conlleval; a word that is neither B-... nor I-... is outside.
+    """(type, first place, place after the last) of each entity. An I- after another
+    type, or after none, begins one, as in conlleval; a word that is neither B-... nor
+    I-... is outside.
 
     >>> sorted(entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"]))
     [('LOC', 3, 4), ('LOC', 4, 5), ('PER', 0, 2)]
@@ -142,7 +161,8 @@ def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
 
 
 def repeated(text: str, n: int = 2) -> float:
-    """Share of a text's n-grams of words that stand in it before (seq-rep-n of https://arxiv.org/abs/1908.04319); 0 without any.
+    """Share of a text's n-grams of words that stand in it before (seq-rep-n of
+    https://arxiv.org/abs/1908.04319); 0 without any.
 
     >>> repeated("so so so", 2)  # so so, so so: one of two
     0.5
@@ -152,5 +172,7 @@ def repeated(text: str, n: int = 2) -> float:
 
 
 def against(judge: Callable[[str, str], float]) -> Callable[[str, str, str], float]:
-    """fn(prompt, response, reference) for `on_host(..., references=True)`, of a judge of response and reference."""
+    """fn(prompt, response, reference) for `on_host(..., references=True)`, of a judge
+    of response and reference.
+    """
     return lambda prompt, response, reference: judge(response, reference)

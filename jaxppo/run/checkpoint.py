@@ -1,10 +1,12 @@
-"""Whole train states on disk. Orbax writes in the background, a manifest seals, and only what is sealed and whole is read.
+"""Whole train states on disk. Orbax writes in the background, a manifest seals, and
+only what is sealed and whole is read.
 
     checkpoints/20/state/...        Orbax's files: every array of the state, as one device holds it
     checkpoints/20/manifest.json    written last: sums of the files, names, shapes and dtypes, score, versions
 
-A step without a manifest was never finished, and is removed; one that no longer fits its manifest is set aside as 20.damaged,
-with a line that says why, and the one before it is taken.
+A step without a manifest was never finished, and is removed; one that no longer fits
+its manifest is set aside as 20.damaged, with a line that says why, and the one before
+it is taken.
 """
 
 import contextlib
@@ -33,13 +35,14 @@ HEADROOM = 1.2  # times the state's bytes that must be free
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one run. What never changes (`frozen`) is not in a step; see `save_once`.
+    """The `checkpoints/` folder of one run. What never changes (`frozen`) is not in a
+    step; see `save_once`.
 
     Args:
-        folder: made when it is missing.
-        about: JSON values for every manifest (hash of the configuration, versions).
-        keep_every: steps that are multiples of it are kept for good; 0 = none.
-        write: whether this process is the run's writer; a reader changes nothing in the folder.
+        folder: made when it is missing. about: JSON values for every manifest (hash of
+        the configuration, versions). keep_every: steps that are multiples of it are
+        kept for good; 0 = none. write: whether this process is the run's writer; a
+        reader changes nothing in the folder.
     """
 
     def __init__(
@@ -100,17 +103,21 @@ class Checkpoints:
         return max(scored, key=lambda step: (scored[step], step))
 
     def save(self, state: TrainState, *, score: float | None) -> None:
-        """Write the state in the background; `score` (higher is better) decides which one is the best, None = not this one.
+        """Write the state in the background; `score` (higher is better) decides which
+        one is the best, None = not this one.
 
-        The state is copied to the host before this returns, so that its buffers may be given away. What goes wrong is told by
-        `news`. Of several processes all call it, and one writes.
+        The state is copied to the host before this returns, so that its buffers may be
+        given away. What goes wrong is told by `news`. Of several processes all call it,
+        and one writes.
         """
         live = processes.to_host(state.replace(frozen=None))
         if not self.write:
             return
         self.wait()
         if self.failures >= MOST_FAILURES:
-            return  # the run ends with these, and a fourth's message would take the place of theirs
+            # the run ends with these, and a fourth's message would take the place of
+            # theirs
+            return
         arrays = to_host(live)
         score = None if score is None or not math.isfinite(score) else float(score)
         self.thread = threading.Thread(
@@ -137,13 +144,16 @@ class Checkpoints:
             self.size = sum(file["bytes"] for file in record["files"].values())
             self.scores[step], self.failures, self.newest = score, 0, step
             self._prune()
-        except Exception as error:  # of any kind: told at the next step, in the main thread
+        # of any kind: told at the next step, in the main thread
+        except Exception as error:
             self.failures += 1
             self.failed = f"the checkpoint of step {step} could not be written ({processes.first_line(error)})"
             shutil.rmtree(folder, ignore_errors=True)  # a full disk would stay full
 
     def manifest_of(self, step: int | None) -> dict:
-        """What a step's manifest says, or that of the newest; nothing without one that can be read."""
+        """What a step's manifest says, or that of the newest; nothing without one that
+        can be read.
+        """
         with contextlib.suppress(Damaged, IndexError):
             return manifest.read(self.folder / str(self.steps()[-1] if step is None else step))
         return {}
@@ -154,7 +164,9 @@ class Checkpoints:
         manifest.amend(self.folder / str(step), score=self.scores[step])
 
     def _check_newest(self) -> None:
-        """Raise OSError when the folder was moved away: Orbax would make it anew, and nobody would know."""
+        """Raise OSError when the folder was moved away: Orbax would make it anew, and
+        nobody would know.
+        """
         if (
             self.newest is not None
             and not (self.folder / str(self.newest) / manifest.NAME).exists()
@@ -162,7 +174,9 @@ class Checkpoints:
             raise OSError(f"that of step {self.newest} is gone")
 
     def news(self) -> str:
-        """What went wrong with a save since the last call, or nothing. Raises RunError after three failures in a row."""
+        """What went wrong with a save since the last call, or nothing. Raises RunError
+        after three failures in a row.
+        """
         told, self.failed = self.failed, ""
         if told and self.failures >= MOST_FAILURES:
             newest = f"step {self.steps()[-1]} is safe" if self.steps() else "no step is safe"
@@ -195,12 +209,15 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def restore(self, like: TrainState, *, step: int | None = None) -> TrainState:
-        """The state of the newest step that is whole, with `like`'s `frozen`; or of `step` alone.
+        """The state of the newest step that is whole, with `like`'s `frozen`; or of
+        `step` alone.
 
-        Each one passed over is named on stderr with what is wrong with it. In several processes the first one chooses.
+        Each one passed over is named on stderr with what is wrong with it. In several
+        processes the first one chooses.
 
         Raises:
-            UserError: there is none, or none that is whole and has `like`'s tree, shapes and dtypes.
+            UserError: there is none, or none that is whole and has `like`'s tree,
+            shapes and dtypes.
         """
         self.wait()
         steps = self.steps()
@@ -293,7 +310,9 @@ def host_shapes(tree: PyTree) -> PyTree:
 
 
 def from_host(arrays: PyTree, like: PyTree) -> PyTree:
-    """`to_host` undone, with the key types of `like`; what lies on a mesh there does here."""
+    """`to_host` undone, with the key types of `like`; what lies on a mesh there does
+    here.
+    """
 
     def one(x, like):
         x = (
@@ -318,7 +337,9 @@ def leaves_of(tree: PyTree) -> dict[str, str]:
 
 
 def differs(there: dict[str, str], here: dict[str, str]) -> str:
-    """The first leaf that two trees do not share, in words, or nothing; the parameters before their moments."""
+    """The first leaf that two trees do not share, in words, or nothing; the parameters
+    before their moments.
+    """
     for name in {**here, **there}:
         if there.get(name) != here.get(name):
             return (
@@ -341,7 +362,9 @@ def make_folder(folder: Path) -> None:
 
 
 def save_once(folder: Path, tree: PyTree) -> None:
-    """Write one tree that stays the same through a run (a reward model, say), sealed like a step."""
+    """Write one tree that stays the same through a run (a reward model, say), sealed
+    like a step.
+    """
     temporary = folder.absolute().with_name(folder.name + ".tmp")
     for old in (temporary, folder.absolute()):
         shutil.rmtree(old, ignore_errors=True)
@@ -353,7 +376,9 @@ def save_once(folder: Path, tree: PyTree) -> None:
 
 
 def load_once(folder: Path, like: PyTree) -> PyTree:
-    """The tree that `save_once` wrote, with the shapes and dtypes of `like`. Raises UserError when it is missing or damaged."""
+    """The tree that `save_once` wrote, with the shapes and dtypes of `like`. Raises
+    UserError when it is missing or damaged.
+    """
     if not folder.exists():
         raise UserError(
             f"{folder} is missing; the run did not get as far as its first step, start it under another name"

@@ -1,5 +1,6 @@
-"""What a run leaves on disk and on the screen: `runs/<name>/` with config.json, command.txt, metrics.jsonl, samples.jsonl,
-curves.png."""
+"""What a run leaves on disk and on the screen: `runs/<name>/` with config.json,
+command.txt, metrics.jsonl, samples.jsonl, curves.png.
+"""
 
 import contextlib
 import json
@@ -34,7 +35,9 @@ def check_name(name: str) -> None:
 
 
 def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
-    """The folder of a run: made new, or found again when resuming. Raises UserError when that is not what is there."""
+    """The folder of a run: made new, or found again when resuming. Raises UserError
+    when that is not what is there.
+    """
     check_name(name)
     folder = Path(root) / name
     if not processes.is_main():  # process 0 has looked, or will
@@ -54,12 +57,16 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
 
 
 def has_started(folder: Path) -> bool:
-    """Whether there is a run in a folder; of several processes as the first one sees it, which may write there meanwhile."""
+    """Whether there is a run in a folder; of several processes as the first one sees
+    it, which may write there meanwhile.
+    """
     return bool(processes.from_main(int((folder / "config.json").exists())))
 
 
 def find_run(folder: Path) -> Path:
-    """Where a run's config.json lies: the folder, or `policy` in that of a task's whole way. Raises UserError without one."""
+    """Where a run's config.json lies: the folder, or `policy` in that of a task's whole
+    way. Raises UserError without one.
+    """
     found = next(
         (place for place in (folder, folder / "policy") if (place / "config.json").is_file()), None
     )
@@ -84,7 +91,9 @@ def shown(config: dict) -> dict:
 
 
 def write_command(folder: Path) -> None:
-    """One line more in command.txt: how this process was started. None in a notebook, where nobody typed a command."""
+    """One line more in command.txt: how this process was started. None in a notebook,
+    where nobody typed a command.
+    """
     main = sys.modules["__main__"]
     if getattr(main, "__file__", None) is None:
         return
@@ -95,7 +104,8 @@ def write_command(folder: Path) -> None:
 
 
 def command_line(words: Sequence[str], *, module: str = "") -> str:
-    """A command as it was typed, to be typed again: without secrets, and without the place where a program was found.
+    """A command as it was typed, to be typed again: without secrets, and without the
+    place where a program was found.
 
     >>> command_line(
     ...     ["experiments/sft.py", "--hub-token", "abc", "--data", "my pairs.jsonl"]
@@ -148,8 +158,9 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def keep_record(folder: str, name: str, record: dict[str, Any]) -> Path | None:
-    """Write <folder>/<name>.json, whole or not at all, and say where; nothing where no folder is named. A number that is not
-    finite is null there, as JSON has it."""
+    """Write <folder>/<name>.json, whole or not at all, and say where; nothing where no
+    folder is named. A number that is not finite is null there, as JSON has it.
+    """
     if not folder:
         return None
     place = Path(folder) / f"{name}.json"
@@ -176,8 +187,10 @@ def finite(x: Any) -> Any:
 def keep_result(
     folder: Path, config: RunConfig, result: dict[str, Any], *, results: str, kind: str, **more: Any
 ) -> None:
-    """Write what a run has found: <folder>/result.json; and where `results` names a folder, <results>/<kind>/<name>.json, which
-    has its settings, the minutes of its steps, the versions, and `more` besides. Of several processes the first writes."""
+    """Write what a run has found: <folder>/result.json; and where `results` names a
+    folder, <results>/<kind>/<name>.json, which has its settings, the minutes of its
+    steps, the versions, and `more` besides. Of several processes the first writes.
+    """
     if not processes.is_main():
         return
     keep_record(str(folder), "result", result)
@@ -196,8 +209,9 @@ def minutes(run: Path) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Of this code (its git commit, where it is a checkout; "+changed" where Python files are not as committed) and of what it
-    stands on."""
+    """Of this code (its git commit, where it is a checkout; "+changed" where Python
+    files are not as committed) and of what it stands on.
+    """
     found = {
         name: metadata.version(name)
         for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")

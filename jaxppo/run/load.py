@@ -44,8 +44,10 @@ class Policy:
 
 
 def use_compilation_cache() -> None:
-    """Keep compiled programs in the user's cache, readable by the user alone: who can write there can run code here. A folder
-    that belongs to somebody else, or that others can write to, is not used, and a line says so."""
+    """Keep compiled programs in the user's cache, readable by the user alone: who can
+    write there can run code here. A folder that belongs to somebody else, or that
+    others can write to, is not used, and a line says so.
+    """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return
     folder = cache_folder() / "xla"
@@ -77,7 +79,8 @@ def put_together(
             f"but the model takes {model_config.max_length}; lower one of them"
         )
     largest = max(tokenizer.vocab_size - 1, tokenizer.eos_id, tokenizer.pad_id)
-    if largest >= model_config.vocab_size:  # an embedding beyond its end is NaN, without a word
+    # an embedding beyond its end is NaN, without a word
+    if largest >= model_config.vocab_size:
         raise UserError(
             f"the tokenizer has ids up to {largest}, but the model's vocabulary has {model_config.vocab_size}; use its own"
         )
@@ -91,14 +94,16 @@ def put_together(
         }  # it starts from the same weights; with adapters it shares them
     key = jax.random.key(config.seed)
     known = {path for path, _ in _leaves(weights)}
-    # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the rest is dead code to the compiler.
+    # Only the leaves that the checkpoint lacks (adapters, value head) are computed; the
+    # rest is dead code to the compiler.
     new = jax.jit(lambda key: lora.split(model.init(key), lambda path: path not in known)[0])(key)
     copied = lambda tree: (
         jax.tree.map(jnp.array, tree) if mesh is None else sharding.place(tree, mesh)
     )
     has_critic = config.value_loss != "none"
     if config.lora:
-        # The base is only ever an operand: rounded here once, it takes half the memory and no time in the step.
+        # The base is only ever an operand: rounded here once, it takes half the memory
+        # and no time in the step.
         own = {name: x for name, x in weights.items() if name != "critic"}
         base = policies.cast(
             jax.tree.map(jnp.asarray, own) if mesh is None else copied(own), model.dtype
@@ -106,7 +111,8 @@ def put_together(
         base = {**base, "critic": base} if "critic" in weights else base
         params, frozen = new, {"base": base, "reference": None, "reward": {}}
     else:
-        # `params` is donated to each step, the reference is not, so each has buffers of its own.
+        # `params` is donated to each step, the reference is not, so each has buffers of
+        # its own.
         reference = copied({name: x for name, x in weights.items() if name != "critic"})
         params = lora.merge(copied(weights), new)
         frozen = {"base": {}, "reference": reference, "reward": {}}
@@ -118,7 +124,9 @@ def put_together(
 
 
 def language_model(config: Config, policy: Policy, state: TrainState) -> Params:
-    """The trained network as a checkpoint's parameters (`pretrained.save`): adapters folded in, layers unrolled, no critic."""
+    """The trained network as a checkpoint's parameters (`pretrained.save`): adapters
+    folded in, layers unrolled, no critic.
+    """
     merged = lora.merge(policy.frozen["base"], state.params)
     own = {name: x for name, x in merged.items() if name not in ("value", "critic")}
     return jax.tree.map(
@@ -127,8 +135,9 @@ def language_model(config: Config, policy: Policy, state: TrainState) -> Params:
 
 
 def keep_model(config: Config, policy: Policy, state: TrainState, place: Path) -> Path:
-    """The trained network as a checkpoint in a folder, which is returned, in place of the one that is there; of several processes
-    the first writes."""
+    """The trained network as a checkpoint in a folder, which is returned, in place of
+    the one that is there; of several processes the first writes.
+    """
     whole = jax.device_get(processes.to_host(language_model(config, policy, state)))
     if processes.is_main():
         shutil.rmtree(place, ignore_errors=True)
@@ -146,8 +155,10 @@ def _leaves(tree: Mapping, path: tuple = ()):
 
 
 def best(folder: Path, state: TrainState) -> TrainState:
-    """The state of a run's best checkpoint, by the score of its evaluations; of the newest one where none has a score, since
-    nothing was evaluated. `state` is any of the run's."""
+    """The state of a run's best checkpoint, by the score of its evaluations; of the
+    newest one where none has a score, since nothing was evaluated. `state` is any of
+    the run's.
+    """
     checkpoints = Checkpoints(folder / "checkpoints", write=False)
     return checkpoints.restore(state, step=checkpoints.chosen())
 
@@ -155,7 +166,8 @@ def best(folder: Path, state: TrainState) -> TrainState:
 def restore(
     folder: Path, *, kind: type[C] = RunConfig, newest: bool = False, mesh: Mesh | None = None
 ) -> tuple[C, Policy, TrainState]:
-    """Load a run at its best checkpoint (`best`), or at the newest one, from its folder alone.
+    """Load a run at its best checkpoint (`best`), or at the newest one, from its folder
+    alone.
 
     Args:
       folder: of one run, or of a task's stages. Nothing is changed there.
@@ -179,20 +191,23 @@ def load_policy(
     reward: Params | None = None,
     mesh: Mesh | Literal["configured"] | None = "configured",
 ) -> tuple[C, Policy]:
-    """The policy that the settings name, and the settings with the tokenizer's ids filled in.
+    """The policy that the settings name, and the settings with the tokenizer's ids
+    filled in.
 
-    With adapters the checkpoint is the base, and the base alone is the reference. Without, every
-    weight is trained and the reference is a second copy.
+    With adapters the checkpoint is the base, and the base alone is the reference.
+    Without, every weight is trained and the reference is a second copy.
 
     Args:
-      dropout: replaces the dropout rate of the checkpoint.
-      reward: parameters of a reward model of the policy's shape, for `value_init` reward. By
+      dropout: replaces the dropout rate of the checkpoint. reward: parameters of a
+      reward model of the policy's shape, for `value_init` reward. By
         default those of the run `config.reward_model`.
-      mesh: the mesh over which arrays are placed (`sharding.place`) as they are read, so that no
+      mesh: the mesh over which arrays are placed (`sharding.place`) as they are read,
+      so that no
         device holds more than its share. None places them on one device.
 
     Raises:
-      UserError: if `model_kind` is not the checkpoint's, or the checkpoint is a classifier.
+      UserError: if `model_kind` is not the checkpoint's, or the checkpoint is a
+      classifier.
     """
     if mesh == "configured":
         mesh = mesh_asked_for(config)
@@ -203,8 +218,8 @@ def load_policy(
         and config.reward_model
     ):
         judge, policy, state = _reward_run(config)
-        # A policy with adapters shares the base, and its critic's adapters start as the judge's.
-        # A policy without adapters has whole matrices.
+        # A policy with adapters shares the base, and its critic's adapters start as the
+        # judge's. A policy without adapters has whole matrices.
         own = (
             state.params
             if config.lora
@@ -239,9 +254,11 @@ def mesh_asked_for(config: RunConfig) -> Mesh | None:
 
 
 def load_reward_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Model, Params]:
-    """(network, its whole parameters) of the run of --reward-model at its best checkpoint, for `rewards.learned`.
+    """(network, its whole parameters) of the run of --reward-model at its best
+    checkpoint, for `rewards.learned`.
 
-    Raises UserError for a run that has learned no scores, and for one whose tokenizer is not the policy's.
+    Raises UserError for a run that has learned no scores, and for one whose tokenizer
+    is not the policy's.
     """
     _, policy, state = _reward_run(config)
     text = "The film: déjà vu, 12 times - or 3.5?\n"

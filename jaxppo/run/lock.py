@@ -1,4 +1,6 @@
-"""One run, one writer: two runs in one folder would write over each other's checkpoints, and neither would know."""
+"""One run, one writer: two runs in one folder would write over each other's
+checkpoints, and neither would know.
+"""
 
 import contextlib
 import errno
@@ -18,10 +20,12 @@ STALE = 60.0  # without one for so long, an owner on another machine is taken to
 
 
 class RunLock:
-    """The lock of a run's folder, held until `release` or the end of the process, however that comes.
+    """The lock of a run's folder, held until `release` or the end of the process,
+    however that comes.
 
-    On one machine (and on file systems that know locks) the kernel holds it, so that a killed owner holds nothing. An owner on
-    another machine is believed as long as its file `lock.json` shows signs of life.
+    On one machine (and on file systems that know locks) the kernel holds it, so that a
+    killed owner holds nothing. An owner on another machine is believed as long as its
+    file `lock.json` shows signs of life.
 
     Raises UserError, which names the owner, when the folder has one.
     """
@@ -42,7 +46,8 @@ class RunLock:
             )
         if owner:
             print(f"taking over {folder} from {words(owner)}, which is gone", file=sys.stderr)
-        # Not by the handle that holds the lock: a bucket that is mounted shows what a handle wrote when that is closed.
+        # Not by the handle that holds the lock: a bucket that is mounted shows what a
+        # handle wrote when that is closed.
         self.path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self.released = threading.Event()
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
@@ -54,7 +59,8 @@ class RunLock:
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
                 return True
-            # A file system without such locks: who beats in the file, wherever it runs, is all that is known.
+            # A file system without such locks: who beats in the file, wherever it runs,
+            # is all that is known.
             return bool(owner) and time.time() - self.path.stat().st_mtime < STALE
         elsewhere = owner.get("host") not in (None, socket.gethostname())
         return elsewhere and time.time() - self.path.stat().st_mtime < STALE
@@ -68,10 +74,13 @@ class RunLock:
 
     def release(self) -> None:
         self.released.set()
-        with contextlib.suppress(OSError):  # of a folder that is gone the reason to end has told
+        # of a folder that is gone the reason to end has told
+        with contextlib.suppress(OSError):
             self.path.write_text(
                 ""
-            )  # and not removed: who has just opened it would hold the lock of a file without a name
+                # and not removed: who has just opened it would hold the lock of a file
+                # without a name
+            )
         self.file.close()
 
 

@@ -25,10 +25,14 @@ PANELS = (  # (key in metrics.jsonl, title, unit)
 
 
 class Log:
-    """Takes what a run has to say and keeps none of it: that of all processes but the first."""
+    """Takes what a run has to say and keeps none of it: that of all processes but the
+    first.
+    """
 
     def log(self, rows: Sequence[dict[str, float]]) -> None:
-        """One dict of numbers for each step; every one has its `step`, counted from 1."""
+        """One dict of numbers for each step; every one has its `step`, counted from
+        1.
+        """
 
     def say(self, text: str) -> None:
         """One line of news."""
@@ -44,11 +48,14 @@ class Log:
 
 
 class Tracker(Log):
-    """Writes one line a step, and shows a progress bar, or a plain line a step where there is no terminal."""
+    """Writes one line a step, and shows a progress bar, or a plain line a step where
+    there is no terminal.
+    """
 
     def __init__(self, folder: Path, *, first_step: int, total_steps: int):
         self.folder = folder
-        # Steps after the checkpoint that a run resumes from will be run again: their lines go.
+        # Steps after the checkpoint that a run resumes from will be run again: their
+        # lines go.
         kept = [row for row in read_lines(folder / "metrics.jsonl") if row["step"] <= first_step]
         write_whole(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
         self._open()
@@ -65,7 +72,9 @@ class Tracker(Log):
             self.bar.start()
 
     def log(self, rows: Sequence[dict[str, float]]) -> None:
-        """Write one line for each step, and show it. Every row has its `step`, counted from 1."""
+        """Write one line for each step, and show it. Every row has its `step`, counted
+        from 1.
+        """
         for row in rows:
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
@@ -83,7 +92,9 @@ class Tracker(Log):
         self.file = (self.folder / "metrics.jsonl").open("a")
 
     def settle(self) -> None:
-        """Close the file and go on: in a bucket that is mounted as a folder, what is written is there once its file is closed."""
+        """Close the file and go on: in a bucket that is mounted as a folder, what is
+        written is there once its file is closed.
+        """
         self.file.close()
         self._open()
 
@@ -104,7 +115,8 @@ class Tracker(Log):
             self.bar.stop()
         with contextlib.suppress(
             OSError
-        ):  # of a full disk the write has told already; what it left is written again here
+            # of a full disk the write has told already; what it left is written again here
+        ):
             self.file.close()
 
 
@@ -126,7 +138,9 @@ def _line(metrics: dict[str, float]) -> str:
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; cells are text of a model and are never read as markup. Control characters are shown, not obeyed."""
+    """Print a table; cells are text of a model and are never read as markup. Control
+    characters are shown, not obeyed.
+    """
     console = Console(width=None if sys.stdout.isatty() else 160)
     out = Table(title=title, show_lines=True)
     for name in header:
@@ -137,7 +151,9 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 
 def plot_curves(folder: Path) -> Path:
-    """curves.png from metrics.jsonl: one panel for each of the main metrics, over steps."""
+    """curves.png from metrics.jsonl: one panel for each of the main metrics, over
+    steps.
+    """
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,6 @@
-"""The loop around the compiled step: prompts in, metrics out, evaluations, checkpoints, and every reason to stop."""
+"""The loop around the compiled step: prompts in, metrics out, evaluations, checkpoints,
+and every reason to stop.
+"""
 
 import contextlib
 import time
@@ -32,14 +34,13 @@ def run(
     trace: Trace,
     past: Sequence[dict[str, float]] = (),
 ) -> TrainState:
-    """Train to `config.steps`, and return the state as `step.whole` shows it. `past`: the numbers of the steps before, of which
-    early stopping remembers its evaluations.
+    """Train to `config.steps`, and return the state as `step.whole` shows it. `past`:
+    the numbers of the steps before, of which early stopping remembers its evaluations.
 
     Raises:
-        Interrupted: after a signal, with the state saved.
-        Diverged: after `config.max_bad_steps` steps without an update; the newest checkpoint is good.
-        UserError: too many rewards are invalid.
-        RunError: three saves in a row failed.
+        Interrupted: after a signal, with the state saved. Diverged: after
+        `config.max_bad_steps` steps without an update; the newest checkpoint is good.
+        UserError: too many rewards are invalid. RunError: three saves in a row failed.
         NotFinite: an update was not finite, and `config.debug_nans` wants to know why.
     """
     done, cursor = int(state.step), int(state.cursor)
@@ -67,7 +68,8 @@ def run(
             rows = clock.settle()
             trace.before(done + 1, done + config.steps_per_call)
             state, metrics = step(state, batch)
-            tell(rows, stopping)  # the last step's numbers are written while this one runs
+            # the last step's numbers are written while this one runs
+            tell(rows, stopping)
             clock.watch(done + 1, metrics)
             done += config.steps_per_call
             cursor += config.steps_per_call * config.rows // config.group_size
@@ -86,7 +88,8 @@ def run(
                 )
                 if stop or last or ended or done % config.save_every == 0 or better:
                     log.settle()
-                    # where there is a validation, a batch's own numbers are no score beside its
+                    # where there is a validation, a batch's own numbers are no score
+                    # beside its
                     checkpoints.save(
                         seen, score=None if evaluate and not evaluating else score(rows[-1])
                     )
@@ -104,7 +107,8 @@ def run(
                     f"stopped after step {done}, which is saved; continue with --resume"
                 )
     checkpoints.wait()
-    if text := checkpoints.news():  # the last one: nothing comes after it that could tell
+    # the last one: nothing comes after it that could tell
+    if text := checkpoints.news():
         raise RunError(text)
     processes.wait_for_all("the last step is saved")
     return step.whole(state)
@@ -121,7 +125,9 @@ def validated(evaluate: Evaluate, state: TrainState) -> dict[str, float]:
 
 
 def score(row: dict[str, float]) -> float:
-    """What says which checkpoint is the best: the validation's score, or the batch's reward, or its loss turned round."""
+    """What says which checkpoint is the best: the validation's score, or the batch's
+    reward, or its loss turned round.
+    """
     return (
         row["validation_score"]
         if "validation_score" in row
@@ -144,7 +150,9 @@ def evaluations(
 
 
 class Patience:
-    """Whether `most` evaluations in a row were no better than the best before them (early stopping); 0 = never."""
+    """Whether `most` evaluations in a row were no better than the best before them
+    (early stopping); 0 = never.
+    """
 
     def __init__(self, most: int):
         self.most, self.best, self.worse = most, float("-inf"), 0
@@ -157,7 +165,9 @@ class Patience:
         return self.spent
 
     def remember(self, rows: Sequence[dict[str, float]]) -> None:
-        """Take up where earlier evaluations have left it: process 0's, since others may not have the file."""
+        """Take up where earlier evaluations have left it: process 0's, since others may
+        not have the file.
+        """
         for row in rows:
             self.over(row)
         self.best, worse = processes.numbers_from_main([self.best, self.worse])
@@ -170,12 +180,16 @@ class Patience:
 
     @property
     def improved(self) -> bool:
-        """Whether the last evaluation was the best so far: its state is kept, whenever the next save is due."""
+        """Whether the last evaluation was the best so far: its state is kept, whenever
+        the next save is due.
+        """
         return self.worse == 0
 
 
 class NotFinite(Exception):
-    """The number of a step with an update that was not finite: it is to be looked into."""
+    """The number of a step with an update that was not finite: it is to be looked
+    into.
+    """
 
 
 def judge(config: RunConfig, row: dict[str, float]) -> None:
@@ -196,7 +210,9 @@ def judge(config: RunConfig, row: dict[str, float]) -> None:
 
 
 class Stopwatch:
-    """Waits for the dispatch in flight and turns its metrics into numbers, with its seconds and what they went to."""
+    """Waits for the dispatch in flight and turns its metrics into numbers, with its
+    seconds and what they went to.
+    """
 
     def __init__(self, config: RunConfig, meter: Meter):
         self.config, self.meter, self.flying = config, meter, None
@@ -213,7 +229,9 @@ class Stopwatch:
 
     @contextlib.contextmanager
     def fetching(self) -> Iterator[None]:
-        """Around the making of the next batch: when the dispatch in flight ends before it is there, the devices wait for it."""
+        """Around the making of the next batch: when the dispatch in flight ends before
+        it is there, the devices wait for it.
+        """
         began = time.monotonic()
         yield
         late = self.flying is not None and all(

@@ -1,6 +1,8 @@
-"""A seal on a folder of files: their SHA-256, and what the folder holds. Written last, it marks the folder as complete.
+"""A seal on a folder of files: their SHA-256, and what the folder holds. Written last,
+it marks the folder as complete.
 
-Orbax notices a file that is short or missing, but reads a flipped bit without a word; nothing gets past the sums.
+Orbax notices a file that is short or missing, but reads a flipped bit without a word;
+nothing gets past the sums.
 """
 
 import hashlib
@@ -17,7 +19,8 @@ class Damaged(Exception):
 
 
 def seal(folder: Path, about: dict) -> dict:
-    """Write manifest.json: `about` (JSON values), and the size and sum of every other file under the folder. Returns it.
+    """Write manifest.json: `about` (JSON values), and the size and sum of every other
+    file under the folder. Returns it.
 
     The name appears only when the whole manifest is on the disk.
     """
@@ -27,8 +30,9 @@ def seal(folder: Path, about: dict) -> dict:
 
 
 def amend(folder: Path, **changes) -> dict:
-    """Change some of what a manifest says, and none of its sums: what was damaged stays so. Returns it. Raises Damaged when it is
-    so itself."""
+    """Change some of what a manifest says, and none of its sums: what was damaged stays
+    so. Returns it. Raises Damaged when it is so itself.
+    """
     known = {name: x for name, x in read(folder).items() if name != "sha256"}
     return _write(folder, known | changes)
 
@@ -68,7 +72,9 @@ def read(folder: Path) -> dict:
 
 
 def verify(folder: Path) -> dict:
-    """The manifest, after every file has been read and compared. Raises Damaged, which names the first that differs."""
+    """The manifest, after every file has been read and compared. Raises Damaged, which
+    names the first that differs.
+    """
     record = read(folder)
     there, expected = set(_names(folder)), record["files"]
     for name in sorted(there | set(expected)):
@@ -114,7 +120,9 @@ def _sum(path: Path) -> dict:
 
 
 def _text(record: dict) -> str:
-    """The one way in which a record is written, with its own sum: another byte anywhere is seen."""
+    """The one way in which a record is written, with its own sum: another byte anywhere
+    is seen.
+    """
     body = json.dumps(record, sort_keys=True, indent=1, allow_nan=False)
     return (
         json.dumps(

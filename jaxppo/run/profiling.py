@@ -1,11 +1,14 @@
-"""What a run's time went to: seconds of compilation, productive share of the wall clock, use of the chip, and a trace of steps.
+"""What a run's time went to: seconds of compilation, productive share of the wall
+clock, use of the chip, and a trace of steps.
 
-The numbers stand in metrics.jsonl beside the step's own: `compile_seconds` (tracing and compiling, only where there was any),
-`recompilations` (of the step, beyond its first: 0 unless something is wrong, such as a batch of another shape, or arrays that lie
-on the devices otherwise than before), `goodput` (share of the time since training began in this process that steps took: not
-their compilation, nor evaluations, nor what a save or a late batch made them wait) and, on a chip whose peak is known, `mfu`
-(the operations that a step has by `costs.phases`, over what the chips could have done in its seconds at their peak in 16 bits,
-whatever --dtype; https://arxiv.org/abs/2204.02311, appendix B).
+The numbers stand in metrics.jsonl beside the step's own: `compile_seconds` (tracing and
+compiling, only where there was any), `recompilations` (of the step, beyond its first: 0
+unless something is wrong, such as a batch of another shape, or arrays that lie on the
+devices otherwise than before), `goodput` (share of the time since training began in
+this process that steps took: not their compilation, nor evaluations, nor what a save or
+a late batch made them wait) and, on a chip whose peak is known, `mfu` (the operations
+that a step has by `costs.phases`, over what the chips could have done in its seconds at
+their peak in 16 bits, whatever --dtype; https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import math
@@ -31,7 +34,8 @@ CLOCK = (
     "mfu",
 )  # what differs between two runs of the same numbers
 
-TRACED = "/jax/core/compile/jaxpr_trace_duration"  # JAX's names of events; this one comes for functions within functions, too
+# JAX's names of events; this one comes for functions within functions, too
+TRACED = "/jax/core/compile/jaxpr_trace_duration"
 BACKEND = "/jax/core/compile/backend_compile_duration"
 COMPILED = ("/jax/core/compile/jaxpr_to_mlir_module_duration", BACKEND)
 STEPS = (
@@ -41,9 +45,11 @@ STEPS = (
 
 
 class Trace:
-    """A JAX trace of some steps in <folder>/profile, for TensorBoard's profile tab, XProf or Perfetto.
+    """A JAX trace of some steps in <folder>/profile, for TensorBoard's profile tab,
+    XProf or Perfetto.
 
-    Its regions are those of `ppo.py`: rollout (in it generate and reference), reward, advantages, update.
+    Its regions are those of `ppo.py`: rollout (in it generate and reference), reward,
+    advantages, update.
     """
 
     def __init__(self, config: RunConfig, folder: Path):
@@ -54,7 +60,9 @@ class Trace:
         )
 
     def before(self, begins: int, ends: int) -> None:
-        """To be told of each dispatch by its first and last step, when the one before is done; a dispatch is traced whole."""
+        """To be told of each dispatch by its first and last step, when the one before
+        is done; a dispatch is traced whole.
+        """
         if self.on and begins > self.last:
             self.close()
         if not self.on and begins <= self.last and self.first <= ends:
@@ -82,7 +90,9 @@ class Meter:
         self.step, self.flops, self.peak, self.clock = step, flops, peak, clock
         self.began, self.productive = clock(), 0.0
         self.traces = self.untraced = (
-            0  # at the last dispatch; dispatches that compiled the step again without tracing it
+            # at the last dispatch; dispatches that compiled the step again without
+            # tracing it
+            0
         )
         self.forget()
         jax.monitoring.register_event_duration_secs_listener(self.hear)
@@ -100,7 +110,9 @@ class Meter:
         self.tracing, self.compiling, self.heard = 0.0, 0.0, False
 
     def numbers(self, seconds: float, steps: int, *, idle: float = 0.0) -> dict[str, float]:
-        """Of a dispatch of so many steps that took so many seconds, compilation and the `idle` ones of the devices included."""
+        """Of a dispatch of so many steps that took so many seconds, compilation and the
+        `idle` ones of the devices included.
+        """
         compiled = self.tracing + self.compiling
         run = max(seconds - compiled, 0.0)
         self.productive += max(run - idle, 0.0)
@@ -123,7 +135,9 @@ class Meter:
 
 
 def flops_of(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> float:
-    """Operations of one step, over all devices (`costs.phases`); 0 for networks other than transformers."""
+    """Operations of one step, over all devices (`costs.phases`); 0 for networks other
+    than transformers.
+    """
     if shape.kind != "transformer":
         return 0.0
     config = (
@@ -136,6 +150,8 @@ def flops_of(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> floa
 
 
 def peak_of(devices: Sequence) -> float:
-    """Operations a second of all devices together, by their published peaks in bfloat16; 0 where one is not known."""
+    """Operations a second of all devices together, by their published peaks in
+    bfloat16; 0 where one is not known.
+    """
     peaks = [chips.peak(device.device_kind) for device in devices]
     return math.fsum(peaks) if all(peaks) else 0.0

@@ -1,7 +1,8 @@
-"""A step that was not finite, done again with every operation checked: which of them made the first NaN, and where.
+"""A step that was not finite, done again with every operation checked: which of them
+made the first NaN, and where.
 
-A run is a function of its seed, so the state before any step can be had again from the checkpoint before it; no state has to be
-kept for the case that something goes wrong.
+A run is a function of its seed, so the state before any step can be had again from the
+checkpoint before it; no state has to be kept for the case that something goes wrong.
 """
 
 import traceback
@@ -28,8 +29,8 @@ def diagnose(
     *,
     step: int,
 ) -> str:
-    """What made training step `step` (counted from 1) not finite, in one line. One device does it again, from the newest
-    checkpoint before it.
+    """What made training step `step` (counted from 1) not finite, in one line. One
+    device does it again, from the newest checkpoint before it.
 
     Raises UserError when there is no such checkpoint.
     """
@@ -50,7 +51,9 @@ def diagnose(
 
 
 def words(error: checkify.Error) -> str:
-    """The first NaN's operation, and the line of code that is nearest to it and not of a library."""
+    """The first NaN's operation, and the line of code that is nearest to it and not of
+    a library.
+    """
     found = error.get_exception()
     if found is None:
         return "no operation made a NaN; the numbers became infinite, or the device that trained does not repeat them"

@@ -1,4 +1,6 @@
-"""A run that is gone on with: whether it is still the same one, and what a signal left undone."""
+"""A run that is gone on with: whether it is still the same one, and what a signal left
+undone.
+"""
 
 import json
 from pathlib import Path
@@ -17,7 +19,9 @@ from jaxppo.types import TrainState
 
 
 def not_started(folder: Path, checkpoints: Checkpoints) -> bool:
-    """Whether a run was killed before its first state was saved: it has no step and no checkpoint, whole or damaged."""
+    """Whether a run was killed before its first state was saved: it has no step and no
+    checkpoint, whole or damaged.
+    """
     path = folder / "metrics.jsonl"
     nothing = checkpoints.empty() and not (path.exists() and path.stat().st_size)
     nothing = bool(processes.from_main(int(nothing)))
@@ -29,9 +33,11 @@ def not_started(folder: Path, checkpoints: Checkpoints) -> bool:
 def load_newest(
     config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path
 ) -> TrainState:
-    """The newest checkpoint's state, if the settings are still those of the run. Raises UserError.
+    """The newest checkpoint's state, if the settings are still those of the run. Raises
+    UserError.
 
-    Where it is found, the parameters and moments of `state` are given up, as a first step would: two of each may not fit.
+    Where it is found, the parameters and moments of `state` are given up, as a first
+    step would: two of each may not fit.
     """
     from_file(RunConfig, folder / "config.json")  # it is one
     stored = json.loads((folder / "config.json").read_text())
@@ -61,8 +67,10 @@ def load_newest(
 
 
 def weight_hashes(config: RunConfig) -> dict[str, str]:
-    """What a run stands on and does not keep in its checkpoints: the base (which with adapters is the reference, too) and the
-    reward model, by their `identity`; "" for what a download's own hash or nothing on this machine vouches for."""
+    """What a run stands on and does not keep in its checkpoints: the base (which with
+    adapters is the reference, too) and the reward model, by their `identity`; "" for
+    what a download's own hash or nothing on this machine vouches for.
+    """
     own = "" if config.tiny or config.model in pretrained.BUNDLED else identity(config.model)
     if not config.reward_model:
         return {"model": own, "reward_model": ""}
@@ -74,7 +82,9 @@ def weight_hashes(config: RunConfig) -> dict[str, str]:
 
 
 def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
-    """Raises UserError where they are others by now: adapters on another base are another policy, without a word."""
+    """Raises UserError where they are others by now: adapters on another base are
+    another policy, without a word.
+    """
     now, stored = weight_hashes(config), checkpoints.manifest_of(None).get("weights", {})
     for name in now:
         if stored.get(name) and now[name] and stored[name] != now[name]:
@@ -90,8 +100,9 @@ def finish_evaluation(
     folder: Path,
     evaluate: loop.Evaluate,
 ) -> None:
-    """The evaluation that a signal left out, of the checkpoint that it left: its line and its score are what they would have
-    been."""
+    """The evaluation that a signal left out, of the checkpoint that it left: its line
+    and its score are what they would have been.
+    """
     step = int(state.step)
     due = step > 0 and loop.evaluates(config, step)
     if not processes.from_main(int(due and checkpoints.scores.get(step) is None)):

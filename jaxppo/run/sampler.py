@@ -1,4 +1,6 @@
-"""Prompts by the batch, and responses to them outside of training: many at once, or one token by token."""
+"""Prompts by the batch, and responses to them outside of training: many at once, or one
+token by token.
+"""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -45,7 +47,9 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Responses to any number of prompts by one compiled program over a fixed number of rows."""
+    """Responses to any number of prompts by one compiled program over a fixed number of
+    rows.
+    """
 
     def __init__(self, config: Config, policy: Policy, *, rows: int = 64, greedy: bool = False):
         self.rows, self.tokenizer, self.config = rows, policy.tokenizer, config

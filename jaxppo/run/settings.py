@@ -1,4 +1,6 @@
-"""Settings from a file, for --config: YAML, or the config.json of a run. Nothing in it is run, and nothing is passed over."""
+"""Settings from a file, for --config: YAML, or the config.json of a run. Nothing in it
+is run, and nothing is passed over.
+"""
 
 import dataclasses
 import difflib
@@ -23,11 +25,13 @@ NUMBER = re.compile(
 
 
 def base(kind: type[Config], path: Path | None, algorithm: str | None) -> tuple[Config, list[str]]:
-    """(what stands below the options of the command line, remarks): the defaults, over them the settings of the algorithm, over
-    them those of the file. `algorithm` is the command line's, which goes before the file's.
+    """(what stands below the options of the command line, remarks): the defaults, over
+    them the settings of the algorithm, over them those of the file. `algorithm` is the
+    command line's, which goes before the file's.
 
-    Raises UserError, one line, for whatever is wrong with the file; and where the algorithm would be a mere name, because the
-    file of another one sets everything that it consists of.
+    Raises UserError, one line, for whatever is wrong with the file; and where the
+    algorithm would be a mere name, because the file of another one sets everything that
+    it consists of.
     """
     stored, remarks = ({}, []) if path is None else read(kind, path)
     named = algorithm or stored.get("algorithm")
@@ -46,12 +50,15 @@ def base(kind: type[Config], path: Path | None, algorithm: str | None) -> tuple[
 
 
 def read(kind: type[Config], path: Path) -> tuple[dict[str, Any], list[str]]:
-    """(the settings of a file, each with its own type; remarks on what was left out). Raises UserError, one line."""
+    """(the settings of a file, each with its own type; remarks on what was left out).
+    Raises UserError, one line.
+    """
     text = _text(path)
     stored = _json(path, text) if path.suffix == ".json" else _yaml(path, text)
     stored, hidden = _split(stored, lambda name, x: x != HIDDEN)
     if path.suffix == ".json":
-        stored.pop("resume", None)  # how that run was last started is no setting of another one
+        # how that run was last started is no setting of another one
+        stored.pop("resume", None)
     hints = typing.get_type_hints(kind)
     names = {field.name for field in dataclasses.fields(kind)} - {
         "config"
@@ -72,7 +79,8 @@ def read(kind: type[Config], path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def typed(value: Any, kind: Any) -> Any:
-    """A value of JSON or YAML as one of a setting's type. Raises TypeError where it is none.
+    """A value of JSON or YAML as one of a setting's type. Raises TypeError where it is
+    none.
 
     >>> (
     ...     typed([["tau", 1]], tuple[tuple[str, float], ...]),
@@ -180,7 +188,9 @@ def _json(path: Path, text: str) -> dict[str, Any]:
 
 
 def _yaml(path: Path, text: str) -> dict[str, Any]:
-    """One flat mapping. What YAML can do beyond that (aliases, merges, tags, several documents) is refused."""
+    """One flat mapping. What YAML can do beyond that (aliases, merges, tags, several
+    documents) is refused.
+    """
     import yaml
 
     try:
@@ -205,7 +215,9 @@ def _yaml(path: Path, text: str) -> dict[str, Any]:
 
 
 def _plain(path: Path, yaml: Any, text: str) -> None:
-    """Refuse, before anything is made of it, what a small text can blow up, and names that stand there twice."""
+    """Refuse, before anything is made of it, what a small text can blow up, and names
+    that stand there twice.
+    """
     depth, documents, seen, words = 0, 0, set(), 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         line = f"{path}, line {event.start_mark.line + 1}"
@@ -238,14 +250,18 @@ def to_dict(config) -> dict:
 
 
 def from_dict(kind: type, stored: dict):
-    """The settings of `kind` among the values of `to_dict`; what it does not know is left out."""
+    """The settings of `kind` among the values of `to_dict`; what it does not know is
+    left out.
+    """
     as_tuple = lambda x: tuple(as_tuple(y) for y in x) if isinstance(x, list) else x
     names = {field.name for field in dataclasses.fields(kind)}
     return kind(**{name: as_tuple(x) for name, x in stored.items() if name in names})
 
 
 def from_file(kind: type, path: Path):
-    """`from_dict` of a config.json. Raises UserError when it is no such file, or a value has another type than its setting."""
+    """`from_dict` of a config.json. Raises UserError when it is no such file, or a
+    value has another type than its setting.
+    """
     try:
         stored = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:

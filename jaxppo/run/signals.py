@@ -1,4 +1,6 @@
-"""SIGTERM and Ctrl-C: the step in flight is finished, the state saved, and the process ends with exit code 75."""
+"""SIGTERM and Ctrl-C: the step in flight is finished, the state saved, and the process
+ends with exit code 75.
+"""
 
 import os
 import signal
@@ -13,10 +15,12 @@ GRACE = 30.0  # seconds between the notice and the end of a preempted machine
 
 
 class Stopping:
-    """Listens while it is open (a context manager), and says after each step whether to stop.
+    """Listens while it is open (a context manager), and says after each step whether to
+    stop.
 
-    One process listens itself; a second signal ends it at once. Of several, JAX's preemption notifier carries a SIGTERM that one
-    of them receives to all, so that they stop after the same step. Once JAX is distributed it swallows SIGTERM unless it is
+    One process listens itself; a second signal ends it at once. Of several, JAX's
+    preemption notifier carries a SIGTERM that one of them receives to all, so that they
+    stop after the same step. Once JAX is distributed it swallows SIGTERM unless it is
     asked after every step: always ask.
     """
 
@@ -52,7 +56,9 @@ class Stopping:
         return self.received != 0
 
     def too_slow(self, seconds: float) -> str:
-        """A warning, once, when a dispatch takes so long that a preempted machine may not get to save."""
+        """A warning, once, when a dispatch takes so long that a preempted machine may
+        not get to save.
+        """
         if self.warned or seconds <= GRACE / 2:
             return ""
         self.warned = True
@@ -63,7 +69,9 @@ class Stopping:
 
 
 def stop_before_training() -> None:
-    """SIGTERM ends the process with 75 from now on, until a `Stopping` listens: there is nothing to save yet."""
+    """SIGTERM ends the process with 75 from now on, until a `Stopping` listens: there
+    is nothing to save yet.
+    """
 
     def handler(_number: int, _frame: FrameType | None) -> None:
         raise Interrupted(

@@ -1,8 +1,10 @@
-"""Other places for a run's numbers, beside its metrics.jsonl, which stays the record: TensorBoard and W&B (--track).
+"""Other places for a run's numbers, beside its metrics.jsonl, which stays the record:
+TensorBoard and W&B (--track).
 
-Numbers alone are sent, and settings: no text of prompts or samples, no output of the terminal, no code. A tracker is made from
-the record: where a run goes on it is given the lines before, and has no step twice. One that fails is left out with a warning,
-and the run goes on.
+Numbers alone are sent, and settings: no text of prompts or samples, no output of the
+terminal, no code. A tracker is made from the record: where a run goes on it is given
+the lines before, and has no step twice. One that fails is left out with a warning, and
+the run goes on.
 """
 
 import netrc
@@ -23,7 +25,8 @@ from jaxppo.run.settings import to_dict
 
 Say = Callable[[str], None]
 Rows = Sequence[dict[str, float]]
-PATIENCE = 30.0  # seconds for W&B's server at the start, and for the rest of the data at the end
+# seconds for W&B's server at the start, and for the rest of the data at the end
+PATIENCE = 30.0
 
 
 class Sink(Protocol):
@@ -35,12 +38,15 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in <folder>/tensorboard, written anew from the record each time a run begins or goes on: so no step is there
-    twice, whatever reads them, and none is missing that a killed process had not written yet."""
+    """Event files in <folder>/tensorboard, written anew from the record each time a run
+    begins or goes on: so no step is there twice, whatever reads them, and none is
+    missing that a killed process had not written yet.
+    """
 
     def __init__(self, config: RunConfig, folder: Path, say: Say):
-        # Its SummaryWriter hands the events to a thread: on a full disk that ends, its queue fills up, and the next step waits
-        # for ever. This one writes when it is told to, and says so when it cannot.
+        # Its SummaryWriter hands the events to a thread: on a full disk that ends, its
+        # queue fills up, and the next step waits for ever. This one writes when it is
+        # told to, and says so when it cannot.
         from tensorboardX.event_file_writer import EventsWriter
 
         place = folder / "tensorboard"
@@ -54,7 +60,8 @@ class TensorBoard:
         from tensorboardX.proto import event_pb2
 
         for row in rows:
-            event = event_pb2.Event(step=int(row["step"]), wall_time=time.time())  # pyright: ignore
+            # pyright: ignore
+            event = event_pb2.Event(step=int(row["step"]), wall_time=time.time())
             for name, x in row.items():
                 if name != "step":
                     event.summary.value.extend(summary.scalar(name, x).value)
@@ -66,11 +73,12 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases in <folder>/wandb. WANDB_MODE, WANDB_API_KEY, WANDB_PROJECT and the like say where it goes;
-    without a key, or without an answer of the server, it stays on disk (`wandb sync` sends it).
+    """A run of Weights & Biases in <folder>/wandb. WANDB_MODE, WANDB_API_KEY,
+    WANDB_PROJECT and the like say where it goes; without a key, or without an answer of
+    the server, it stays on disk (`wandb sync` sends it).
 
-    Its server takes no step twice: a run that goes on sends the steps that are new to it. On disk all are written again, and
-    what was there of this run before goes.
+    Its server takes no step twice: a run that goes on sends the steps that are new to
+    it. On disk all are written again, and what was there of this run before goes.
     """
 
     def __init__(self, config: RunConfig, folder: Path, say: Say):
@@ -116,7 +124,9 @@ class WandB:
 
 
 def started(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any:
-    """A run of W&B that takes nothing of its own accord: no terminal, whose tables are samples; no command, code or packages."""
+    """A run of W&B that takes nothing of its own accord: no terminal, whose tables are
+    samples; no command, code or packages.
+    """
     import wandb
 
     settings = wandb.Settings(
@@ -144,7 +154,9 @@ def started(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any
 
 
 def has_key() -> bool:
-    """Whether W&B finds a key where it looks for one: in the environment, or in ~/.netrc, where `wandb login` puts it."""
+    """Whether W&B finds a key where it looks for one: in the environment, or in
+    ~/.netrc, where `wandb login` puts it.
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
@@ -206,5 +218,7 @@ class Beside(Log):
 
 
 def with_trackers(log: Log, config: RunConfig, folder: Path) -> Log:
-    """The log with the trackers of --track beside it; their packages are there, as `config.validate_run` has seen."""
+    """The log with the trackers of --track beside it; their packages are there, as
+    `config.validate_run` has seen.
+    """
     return Beside(log, config, folder) if tracker_names(config) else log

@@ -18,8 +18,10 @@ from jaxppo.types import TrainState
 def validate_objective(
     config: RunConfig, policy: Policy, objective: Objective, rows: Rows
 ) -> Callable[[TrainState], dict[str, float]]:
-    """evaluate(state) for `train.fit`: means over all rows of the loss and what else the objective tells; of a language model
-    also `perplexity`, exp(loss). `score`, higher is better, is the accuracy where there is one, else minus the loss."""
+    """evaluate(state) for `train.fit`: means over all rows of the loss and what else
+    the objective tells; of a language model also `perplexity`, exp(loss). `score`,
+    higher is better, is the accuracy where there is one, else minus the loss.
+    """
     program = jax.jit(supervised.make_evaluation(policy.model, objective))
     most = max(config.batch_size // rows.unit, 1)
 

@@ -1,7 +1,8 @@
 """The language tasks: how a prompt is put, what is rewarded and what is measured.
 
-`sources.py` has where the examples come from, `task_rewards.py` the rewards, `stages.py` trains and measures, and
-`experiments/<task>.py` chooses the sizes. A task of your own is one more `Task`.
+`sources.py` has where the examples come from, `task_rewards.py` the rewards,
+`stages.py` trains and measures, and `experiments/<task>.py` chooses the sizes. A task
+of your own is one more `Task`.
 """
 
 from collections.abc import Sequence
@@ -17,17 +18,24 @@ from jaxppo.pretrained.tiny import byte_tokenizer
 
 @dataclass(frozen=True)
 class TaskConfig(RunConfig):
-    """A task's whole way: a model, its supervised baseline, and policy optimisation from there."""
+    """A task's whole way: a model, its supervised baseline, and policy optimisation
+    from there.
+    """
 
     task: str = ""
     """name of a task (`jaxppo.tasks.TASKS`)"""
     data: str = ""
-    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...} a line (and what else the script's
-    docstring names), or a hub data set id"""
+    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...}
+    a line (and what else the script's docstring names), or a hub data set id
+    """
     model: str = ""
-    """a checkpoint to start from (smollm2, a folder, a hub id); empty = a network made anew, of the sizes below"""
+    """a checkpoint to start from (smollm2, a folder, a hub id); empty = a network made
+    anew, of the sizes below
+    """
     tokens: str = "bpe"
-    """vocabulary of a new network: bpe (pairs of bytes) | words (in lower case) | bytes"""
+    """vocabulary of a new network: bpe (pairs of bytes) | words (in lower case) |
+    bytes
+    """
     max_vocab: int = 4000
     """most tokens of a new vocabulary"""
     width: int = 128
@@ -45,7 +53,9 @@ class TaskConfig(RunConfig):
     sft_eval_every: int = 0
     """steps between validations of the supervised stage; 0 = a tenth of its steps"""
     reward: str = ""
-    """what is rewarded, by name (`jaxppo.task_rewards.REWARDS`); empty = as the task has it"""
+    """what is rewarded, by name (`jaxppo.task_rewards.REWARDS`); empty = as the task
+    has it
+    """
     test_rows: int = 500
     """most held-out examples that are measured: for validation, and before and after"""
     results: str = ""
@@ -53,7 +63,9 @@ class TaskConfig(RunConfig):
 
 
 def new_network(options: TaskConfig, vocab_size: int = 0, **context: int) -> ModelConfig:
-    """The shape of a network made anew, and the context that it reads; without `vocab_size`, with the largest one allowed."""
+    """The shape of a network made anew, and the context that it reads; without
+    `vocab_size`, with the largest one allowed.
+    """
 
     if not vocab_size:
         vocab_size = byte_tokenizer().vocab_size if options.tokens == "bytes" else options.max_vocab
@@ -68,7 +80,8 @@ class Task(NamedTuple):
     source: str  # a name of `sources.SOURCES`
     reward: str  # a name of `task_rewards.REWARDS`
     metrics: tuple[str, ...]  # names of `evaluation.METRICS`
-    prompt: str = "{prompt}"  # format of a prompt; an example's `extra` may be named in it, too
+    # format of a prompt; an example's `extra` may be named in it, too
+    prompt: str = "{prompt}"
     response: str = " {reference}"  # format of what the supervised stage teaches
     greedy: bool = True  # measured on the likeliest responses; else on samples
     seeded: bool = False  # the source makes other examples for another seed
@@ -181,7 +194,9 @@ def task_of(options: TaskConfig) -> Task:
 def as_one_of_many(
     name: str, task: Task, number: int, examples: "Sequence[Example]"
 ) -> "list[Example]":
-    """A task's examples for a policy that has several: the prompt begins with the task's name, `extra["task"]` is its number."""
+    """A task's examples for a policy that has several: the prompt begins with the
+    task's name, `extra["task"]` is its number.
+    """
 
     answer = lambda x: task.response.format(reference=x.reference)
     return [Example(f"{name}: {put(task, x)}", answer(x), {"task": number}) for x in examples]
@@ -193,7 +208,9 @@ def one_of_many(task: Task) -> Task:
 
 
 def put(task: Task, example: Example) -> str:
-    """An example as the task's prompt. Raises UserError for one without what the prompt names beside it."""
+    """An example as the task's prompt. Raises UserError for one without what the prompt
+    names beside it.
+    """
     try:
         return task.prompt.format(prompt=example.prompt, **words(example))
     except KeyError as missing:
@@ -205,7 +222,9 @@ def put(task: Task, example: Example) -> str:
 def mixed(
     groups: "Sequence[list[Example]]", weights: Sequence[float] = (), *, seed: int
 ) -> "list[Example]":
-    """The examples of several tasks, shuffled; with weights each task has its share of as many as there are, repeated or cut."""
+    """The examples of several tasks, shuffled; with weights each task has its share of
+    as many as there are, repeated or cut.
+    """
     import numpy as np
 
     rng = np.random.default_rng(seed)

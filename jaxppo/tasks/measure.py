@@ -35,7 +35,9 @@ class Texts(NamedTuple):
 
 
 def texts(task: Task, examples: Sequence[Example]) -> Texts:
-    """Prompts and responses in the task's formats. Raises UserError for an example that lacks what the task needs of it."""
+    """Prompts and responses in the task's formats. Raises UserError for an example that
+    lacks what the task needs of it.
+    """
     prompts = [tasks.put(task, x) for x in examples]
     if task.source == "speech" and "context" not in examples[0].extra:
         raise UserError(
@@ -57,8 +59,10 @@ def texts(task: Task, examples: Sequence[Example]) -> Texts:
 def prompt_set(
     config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]
 ) -> tuple[PromptSet, list[str]]:
-    """(encoded prompts, with the ids of their references; the references as text). A prompt that is too long loses its
-    beginning, and the ids of a reference their end; a line says how many."""
+    """(encoded prompts, with the ids of their references; the references as text). A
+    prompt that is too long loses its beginning, and the ids of a reference their end; a
+    line says how many.
+    """
     own, most = texts(task, examples), config.response_length
     whole = [policy.tokenizer.encode(text) for text in own.responses]
     ids = [reference[:most] for reference in whole]
@@ -111,16 +115,21 @@ class Measure:
         return Outputs(samples, [sample.response.strip() for sample in samples], references)
 
     def numbers(self, found: Outputs) -> dict[str, float]:
-        """The metrics, and `score` for the choice of a checkpoint: the first of them, the judge's own if it has one."""
+        """The metrics, and `score` for the choice of a checkpoint: the first of them,
+        the judge's own if it has one.
+        """
         values = dict(metrics.evaluate(self.task.metrics, found.responses, found.references))
         values |= {} if self.judge is None else self.judge(found.samples)
-        if not self.task.greedy:  # of the likeliest responses the mean log-ratio is no KL
+        # of the likeliest responses the mean log-ratio is no KL
+        if not self.task.greedy:
             values["kl"] = float(np.mean([sample.kl for sample in found.samples]))
         first = self.task.metrics[0]
         return {"score": -values[first] if first in tasks.LOWER else values[first], **values}
 
     def compare(self, before: Outputs, after: Outputs) -> dict[str, Any]:
-        """Both, the differences with intervals (paired bootstrap over the test examples), and every response."""
+        """Both, the differences with intervals (paired bootstrap over the test
+        examples), and every response.
+        """
         gains = {}
         for name in self.task.metrics:
             metric = metrics.METRICS[name]
@@ -157,13 +166,17 @@ def samples(
 def held_out(
     root: Path, name: str, *, rows: int, samples: int = 0, data: str = ""
 ) -> dict[str, Any]:
-    """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 % intervals by bootstrap over the examples;
-    `outputs` has the responses. With `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1, 2, 4, ...
+    """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 %
+    intervals by bootstrap over the examples; `outputs` has the responses. With
+    `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1,
+    2, 4, ...
 
-    The examples are those of `data`, all of them (of the run's own data the test part), or the run's own where it is one of this
-    task, or else the task's. One task of a run of several is put as that run has put it.
+    The examples are those of `data`, all of them (of the run's own data the test part),
+    or the run's own where it is one of this task, or else the task's. One task of a run
+    of several is put as that run has put it.
 
-    Raises UserError for a folder without a run, an unknown task, or pass@k where no response is simply right.
+    Raises UserError for a folder without a run, an unknown task, or pass@k where no
+    response is simply right.
     """
     config, policy, state = load.restore(root, kind=TaskConfig)
     together = json.loads((files.find_run(root) / "config.json").read_text()).get("tasks", [])

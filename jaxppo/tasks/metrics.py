@@ -1,8 +1,10 @@
 """Metrics of responses against references, and how sure they are.
 
-A `Metric` says of each row some sums, and what is made of them: corpus BLEU is no mean over rows, but a function of sums of
-counts. So one pass over the texts gives the value, and a bootstrap over the rows is exact and only adds numbers. On whole
-corpora and on single rows they are sacrebleu's, rouge-score's, jiwer's and seqeval's numbers (`tests/test_evaluation.py`).
+A `Metric` says of each row some sums, and what is made of them: corpus BLEU is no mean
+over rows, but a function of sums of counts. So one pass over the texts gives the value,
+and a bootstrap over the rows is exact and only adds numbers. On whole corpora and on
+single rows they are sacrebleu's, rouge-score's, jiwer's and seqeval's numbers
+(`tests/test_evaluation.py`).
 
     bleu, chrf                in 0 to 100: BLEU with tokenizer 13a and smoothing "exp", chrF2
     rouge1, rouge2, rougeL    mean F-measure in 0 to 1, without stemmer
@@ -34,7 +36,9 @@ Interval = tuple[float, float, float]  # value, low, high
 
 
 class Metric(NamedTuple):
-    """A function of sums over rows. Where it is none, as a count of kinds, `whole` is asked about more than one row."""
+    """A function of sums over rows. Where it is none, as a count of kinds, `whole` is
+    asked about more than one row.
+    """
 
     rows: Callable[[str, str], np.ndarray]  # (response, reference) -> [K]
     reduce: Callable[[np.ndarray], np.ndarray]  # sums over rows [... K] -> [...]
@@ -44,7 +48,8 @@ class Metric(NamedTuple):
 
 
 def evaluate(names: Iterable[str], responses: Texts, references: Texts) -> dict[str, float]:
-    """The metrics of these names. Raises UserError for an unknown name, and where there is nothing to measure.
+    """The metrics of these names. Raises UserError for an unknown name, and where there
+    is nothing to measure.
 
     >>> evaluate(["exact", "length"], ["4", "two words"], ["4", "5"])
     {'exact': 0.5, 'length': 1.5}
@@ -69,10 +74,12 @@ def interval(
     samples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """(value, low, high): percentile bootstrap over the rows (Efron 1979, https://doi.org/10.1214/aos/1176344552).
+    """(value, low, high): percentile bootstrap over the rows (Efron 1979,
+    https://doi.org/10.1214/aos/1176344552).
 
-    Kinds of n-grams cannot be counted in rows that are drawn twice: there it is value ± z · standard error of the jackknife,
-    which is too wide rather than too narrow (Efron & Stein 1981, https://doi.org/10.1214/aos/1176345462).
+    Kinds of n-grams cannot be counted in rows that are drawn twice: there it is value ±
+    z · standard error of the jackknife, which is too wide rather than too narrow (Efron
+    & Stein 1981, https://doi.org/10.1214/aos/1176345462).
     """
     found = _statistics(metric, responses, references)
     if metric.whole:
@@ -91,8 +98,10 @@ def paired(
     samples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    """(after − before, low, high): as `interval`, where each draw takes the same rows of both, so that what makes a row hard
-    for both falls out (Koehn 2004, https://aclanthology.org/W04-3250)."""
+    """(after − before, low, high): as `interval`, where each draw takes the same rows
+    of both, so that what makes a row hard for both falls out (Koehn 2004,
+    https://aclanthology.org/W04-3250).
+    """
     both = np.concatenate([_statistics(metric, x, references) for x in (before, after)], 1)
     if metric.whole:
         (one, one_without), (other, other_without) = metric.whole(before), metric.whole(after)
@@ -102,8 +111,10 @@ def paired(
 
 
 def pass_at_k(right: Int[np.ndarray, "N"], n: int, k: int) -> Float[np.ndarray, "N"]:
-    """The chance that one of k samples is right, for each problem of whose n samples `right` were: 1 − C(n − c, k) / C(n, k),
-    unbiased (Chen et al. 2021, https://arxiv.org/abs/2107.03374). Raises UserError where k or a count does not fit n.
+    """The chance that one of k samples is right, for each problem of whose n samples
+    `right` were: 1 − C(n − c, k) / C(n, k), unbiased (Chen et al. 2021,
+    https://arxiv.org/abs/2107.03374). Raises UserError where k or a count does not fit
+    n.
 
     >>> pass_at_k(
     ...     np.array([0, 1, 3]), 4, 2
@@ -113,7 +124,8 @@ def pass_at_k(right: Int[np.ndarray, "N"], n: int, k: int) -> Float[np.ndarray, 
     right = np.asarray(right)
     if not 1 <= k <= n or right.min(initial=0) < 0 or right.max(initial=0) > n:
         raise UserError(f"pass@{k} needs 1 to {n} samples to draw of {n}, and counts in 0 to {n}")
-    # of c right ones: the product of 1 − k / i over i = n, n − 1, ..., n − c + 1, which is 0 from i = k on
+    # of c right ones: the product of 1 − k / i over i = n, n − 1, ..., n − c + 1, which
+    # is 0 from i = k on
     missed = np.concatenate([[1.0], np.cumprod(1 - k / np.arange(n, 0, -1))])
     return 1 - missed[right]
 
@@ -163,7 +175,9 @@ def _grams(items: Sequence, n: int) -> Counter:
 
 
 def _ratio(sums: np.ndarray) -> np.ndarray:
-    """First over second; the first where there is nothing to divide by, as jiwer has it."""
+    """First over second; the first where there is nothing to divide by, as jiwer has
+    it.
+    """
     return sums[..., 0] / np.maximum(sums[..., 1], 1)
 
 
@@ -196,7 +210,9 @@ def _bleu_rows(response: str, reference: str) -> np.ndarray:
 
 
 def _bleu(sums: np.ndarray) -> np.ndarray:
-    """Papineni et al. 2002, https://aclanthology.org/P02-1040; the k-th order without a hit counts 1 / 2ᵏ of one."""
+    """Papineni et al. 2002, https://aclanthology.org/P02-1040; the k-th order without a
+    hit counts 1 / 2ᵏ of one.
+    """
     found, wanted, hits, counts = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:]
     smooth = np.where(hits > 0, hits, 0.5 ** np.cumsum(hits == 0, -1))
     mean = np.log(smooth / np.maximum(counts, 1)).mean(-1)
@@ -205,7 +221,9 @@ def _bleu(sums: np.ndarray) -> np.ndarray:
 
 
 def _chrf_rows(response: str, reference: str) -> np.ndarray:
-    """(n-grams, those of the reference, those in common) of the letters without blanks, for n of 1 to 6."""
+    """(n-grams, those of the reference, those in common) of the letters without blanks,
+    for n of 1 to 6.
+    """
     rows = []
     for n in range(1, 7):
         found, wanted = (_grams("".join(x.split()), n) for x in (response, reference))
@@ -214,7 +232,9 @@ def _chrf_rows(response: str, reference: str) -> np.ndarray:
 
 
 def _chrf(sums: np.ndarray) -> np.ndarray:
-    """F with β = 2 of the mean precision and recall over the orders that both sides have (https://aclanthology.org/W15-3049)."""
+    """F with β = 2 of the mean precision and recall over the orders that both sides
+    have (https://aclanthology.org/W15-3049).
+    """
     found, wanted, hits = np.moveaxis(sums.reshape(*sums.shape[:-1], 6, 3), -1, 0)
     both = (found > 0) & (wanted > 0)
     average = lambda counts: (
@@ -233,14 +253,18 @@ def _edits(process: str, response: str, reference: str) -> np.ndarray:
 
 
 def _entity_rows(response: str, reference: str) -> np.ndarray:
-    """(entities in common, 1/2 those of both), for as many tags as the reference has: missing ones are O."""
+    """(entities in common, 1/2 those of both), for as many tags as the reference has:
+    missing ones are O.
+    """
     tags = reference.split()
     found, wanted = text.entities(response.split()[: len(tags)]), text.entities(tags)
     return np.array([2 * len(found & wanted), len(found) + len(wanted)])
 
 
 def _named_rows(response: str, reference: str) -> np.ndarray:
-    """(entities in common, 1/2 those of both), as `_entity_rows` has them; each is a text with its kind, and may stand twice."""
+    """(entities in common, 1/2 those of both), as `_entity_rows` has them; each is a
+    text with its kind, and may stand twice.
+    """
     listed = lambda text: Counter(
         item for part in text.split(";") if (item := " ".join(part.split())) not in ("", "none")
     )
@@ -249,7 +273,9 @@ def _named_rows(response: str, reference: str) -> np.ndarray:
 
 
 def _distinct(n: int) -> Metric:
-    """`text.distinct` of the words: of all responses, without each of them (it alone may have some n-grams), and of one."""
+    """`text.distinct` of the words: of all responses, without each of them (it alone
+    may have some n-grams), and of one.
+    """
 
     def whole(responses: Texts) -> tuple[float, np.ndarray]:
         rows = [_grams(response.split(), n) for response in responses]

@@ -1,4 +1,6 @@
-"""The rewards of the tasks, by name: metrics in the program, judges of decoded text on the host."""
+"""The rewards of the tasks, by name: metrics in the program, judges of decoded text on
+the host.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -41,7 +43,9 @@ def _on_tokens(name: str) -> Callable[[TaskConfig, Policy], Reward]:
 def _on_text(
     judge: Callable[[], Callable[[str, str], float]],
 ) -> Callable[[TaskConfig, Policy], Reward]:
-    """A judge of decoded response and reference, on the host; space around them does not count."""
+    """A judge of decoded response and reference, on the host; space around them does
+    not count.
+    """
 
     def make(options: TaskConfig, policy: Policy) -> Reward:
 
@@ -66,7 +70,9 @@ def _text(name: str, *options: str, sign: float = 1.0) -> Callable[[], Callable[
 def _of_counts(
     name: str, score: Callable[[float, float], float]
 ) -> Callable[[], Callable[[str, str], float]]:
-    """A score of a row's counts by the metric of that name: (2 · common, found + wanted)."""
+    """A score of a row's counts by the metric of that name: (2 · common, found +
+    wanted).
+    """
 
     def make():
 
@@ -82,10 +88,12 @@ def _f1(common: float, both: float) -> float:
 
 
 def _gain(reached: float) -> Callable[[float, float], float]:
-    """A row's part in raising the F1 of all rows above the one reached: 2 · common - reached · (found + wanted).
+    """A row's part in raising the F1 of all rows above the one reached: 2 · common -
+    reached · (found + wanted).
 
-    The row's own F1 says something else: where there is no entity, it rewards silence with all there is. With this one, naming
-    an entity pays when it is right with a probability above reached / 2, which is when it raises the F1 of all rows (Lipton et
+    The row's own F1 says something else: where there is no entity, it rewards silence
+    with all there is. With this one, naming an entity pays when it is right with a
+    probability above reached / 2, which is when it raises the F1 of all rows (Lipton et
     al. 2014, https://arxiv.org/abs/1402.1892).
     """
     return lambda common, both: common - reached * both
@@ -99,7 +107,9 @@ def _trained(options: TaskConfig, policy: Policy) -> Reward:
 
 
 def _fluency(options: TaskConfig, policy: Policy) -> Reward:
-    """Minus the log perplexity of the response for the policy as it was when the run began, in the program; at worst -10."""
+    """Minus the log perplexity of the response for the policy as it was when the run
+    began, in the program; at worst -10.
+    """
 
     return Reward(
         in_program.fluency(policy.model, options, cap=10.0),
@@ -133,12 +143,15 @@ REWARDS: dict[str, Callable[[TaskConfig, Policy], Reward]] = {
     "model": _trained,
     "entity_f1": _on_text(_of_counts("entity_f1", _f1)),
     "named_f1": _on_text(_of_counts("named_f1", _f1)),
-    "named_gain": _on_text(_of_counts("named_f1", _gain(0.2))),  # about what a small model reaches
+    # about what a small model reaches
+    "named_gain": _on_text(_of_counts("named_f1", _gain(0.2))),
 }
 
 
 def name_of(options: TaskConfig) -> str:
-    """The name of the reward in the options, or else of the task's own. Raises UserError for one that is not in the table."""
+    """The name of the reward in the options, or else of the task's own. Raises
+    UserError for one that is not in the table.
+    """
     name = options.reward or task_of(options).reward
     if name not in REWARDS:
         raise UserError(f"--reward {name!r}: choose one of {', '.join(REWARDS)}")
@@ -150,5 +163,7 @@ def name_of(options: TaskConfig) -> str:
 
 
 def make_reward(options: TaskConfig, policy: Policy) -> Reward:
-    """The reward that the options name, or the task's own. Raises UserError for a name that is not in the table."""
+    """The reward that the options name, or the task's own. Raises UserError for a name
+    that is not in the table.
+    """
     return REWARDS[name_of(options)](options, policy)

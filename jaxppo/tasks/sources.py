@@ -1,4 +1,6 @@
-"""Where the examples of each task come from. A source of your own is one more function in SOURCES, or a file (`--data`)."""
+"""Where the examples of each task come from. A source of your own is one more function
+in SOURCES, or a file (`--data`).
+"""
 
 import itertools
 import re
@@ -36,7 +38,9 @@ def _reviews(options: TaskConfig, tokenizer: Tokenizer | None):
 
 
 def _openings(options: TaskConfig, tokenizer: Tokenizer | None):
-    """The first tokens of a review and its rest, in the main job's own split: its test prompts are none that it learned from."""
+    """The first tokens of a review and its rest, in the main job's own split: its test
+    prompts are none that it learned from.
+    """
 
     if tokenizer is None:
         raise UserError(
@@ -59,15 +63,19 @@ def _openings(options: TaskConfig, tokenizer: Tokenizer | None):
 
 
 def _translation(options: TaskConfig, tokenizer: Tokenizer | None):
-    """Sentences of at most eight words on both sides: a small network learns those first."""
+    """Sentences of at most eight words on both sides: a small network learns those
+    first.
+    """
 
     short = lambda x: max(len(x.prompt.split()), len(x.reference.split())) <= 8
     return type(found := translation.load())(*([x for x in part if short(x)] for part in found))
 
 
 def _entities(options: TaskConfig, tokenizer: Tokenizer | None):
-    """The entities of a tweet written out: to a small model a row of tags is first of all a matter of counting words. Three of
-    five tweets have none: to train on there are as many without as with."""
+    """The entities of a tweet written out: to a small model a row of tags is first of
+    all a matter of counting words. Three of five tweets have none: to train on there
+    are as many without as with.
+    """
 
     put = lambda x: examples.Example(x.prompt, entities.named(x.extra["words"], x.extra["tags"]))
     train, *others = ([put(x) for x in part] for part in entities.load())
@@ -78,7 +86,9 @@ def _entities(options: TaskConfig, tokenizer: Tokenizer | None):
 
 
 def _summaries(options: TaskConfig, tokenizer: Tokenizer | None):
-    """At most 80 words of each abstract, in whole sentences: the first ones, or the last where the outcome is asked for."""
+    """At most 80 words of each abstract, in whole sentences: the first ones, or the
+    last where the outcome is asked for.
+    """
 
     cut = lambda x: x._replace(
         prompt=some_sentences(x.prompt, 80, last=x.extra["aspect"] == "outcome")
@@ -87,7 +97,8 @@ def _summaries(options: TaskConfig, tokenizer: Tokenizer | None):
 
 
 def some_sentences(text: str, words: int, *, last: bool = False) -> str:
-    """As many of a text's first (or last) sentences as have so many words together; one at least.
+    """As many of a text's first (or last) sentences as have so many words together; one
+    at least.
 
     >>> (
     ...     some_sentences("One is short. This one has five words. Last one.", 8),
@@ -110,7 +121,9 @@ def _reasoning(options: TaskConfig, tokenizer: Tokenizer | None):
 
 
 def _speech(options: TaskConfig, tokenizer: Tokenizer | None):
-    """Recordings as `context`: features of a fixed number of frames, and how many of them are real."""
+    """Recordings as `context`: features of a fixed number of frames, and how many of
+    them are real.
+    """
 
     def heard(part):
         features, lengths = speech.stacked(part, FRAMES)
@@ -137,8 +150,9 @@ SOURCES: dict[str, Source] = {
 
 
 def load_examples(options: TaskConfig, tokenizer: Tokenizer | None = None) -> Examples:
-    """The examples of a task, or those of `options.data`; some are cut by a policy's tokenizer. Raises UserError for a task or
-    a file that is not there."""
+    """The examples of a task, or those of `options.data`; some are cut by a policy's
+    tokenizer. Raises UserError for a task or a file that is not there.
+    """
 
     source = SOURCES[task_of(options).source.partition(":")[0]]
     found = examples.load(options.data) if options.data else source(options, tokenizer)

@@ -1,4 +1,5 @@
-"""A task's whole way: examples, a model, its supervised baseline, policy optimisation from there, and both on held-out examples.
+"""A task's whole way: examples, a model, its supervised baseline, policy optimisation
+from there, and both on held-out examples.
 
     runs/<name>/start        a new network with its vocabulary, as a checkpoint (unless --model names one)
     runs/<name>/supervised   the run of the first stage; supervised/model is its best checkpoint
@@ -47,15 +48,18 @@ def run(
     make_reward: MakeReward = rewards.make_reward,
     judge: Judge | None = None,
 ) -> dict[str, Any]:
-    """Both stages of a task and their measurement: what result.json holds. A stage that has ended is not run again.
+    """Both stages of a task and their measurement: what result.json holds. A stage that
+    has ended is not run again.
 
-    `task` and `examples` take the place of those that the options name. Raises UserError, for names and numbers in the options
-    before anything is written.
+    `task` and `examples` take the place of those that the options name. Raises
+    UserError, for names and numbers in the options before anything is written.
     """
     validate_run(options)
     algorithms.check(
         options
-    )  # the baseline has settings of its own, and would be trained before a wrong name is met
+        # the baseline has settings of its own, and would be trained before a wrong name is
+        # met
+    )
     if make_reward is rewards.make_reward:
         rewards.name_of(options)
     load.use_compilation_cache()
@@ -70,7 +74,9 @@ def run(
 
 
 def folder(options: TaskConfig) -> Path:
-    """The folder of the whole way; there already only with --resume. Raises UserError."""
+    """The folder of the whole way; there already only with --resume. Raises
+    UserError.
+    """
     files.check_name(options.name)
     root = Path(options.runs) / options.name
     if (
@@ -100,7 +106,9 @@ def smaller(options: TaskConfig) -> TaskConfig:
 
 
 def start(options: TaskConfig, task: Task, examples: Examples, root: Path) -> str:
-    """The checkpoint to start from: the one that is named, or a new network with a vocabulary of the training texts."""
+    """The checkpoint to start from: the one that is named, or a new network with a
+    vocabulary of the training texts.
+    """
     if options.model:
         return options.model
     place = root / "start"
@@ -159,7 +167,9 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
 
 
 def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, Any]:
-    """What every supervised run of a task has in place of the policy gradient's settings; validated `every` so many steps."""
+    """What every supervised run of a task has in place of the policy gradient's
+    settings; validated `every` so many steps.
+    """
     tenth = every or max(steps // 10, 1)
     return {
         "steps": steps,
@@ -183,7 +193,9 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
 
 
 def asked(options: TaskConfig, task: Task) -> dict[str, Any]:
-    """How a task puts its prompts, as settings: whoever samples from the run finds them there."""
+    """How a task puts its prompts, as settings: whoever samples from the run finds them
+    there.
+    """
     return {"prompt_start": options.prompt_start or task.start, "prompt_format": task.prompt}
 
 
@@ -275,8 +287,10 @@ def _last_value(model: Model) -> Callable:
 def reward_model(
     options: TaskConfig, pairs: list[tuple[str, str, str]], *, name: str, seed: int, steps: int
 ) -> RewardModel:
-    """Bradley-Terry on (prompt, better, worse) from the policy's own checkpoint, as the run <runs>/<name>; the best of it on the
-    tenth of the pairs that is held out. Trained once: gone on with, or found again."""
+    """Bradley-Terry on (prompt, better, worse) from the policy's own checkpoint, as the
+    run <runs>/<name>; the best of it on the tenth of the pairs that is held out.
+    Trained once: gone on with, or found again.
+    """
     place = Path(options.runs) / name
     settings = dataclasses.replace(
         options,
@@ -338,7 +352,9 @@ def about(options: TaskConfig, root: Path) -> dict[str, Any]:
 
 
 def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
-    """result.json, and its copy among the records where one is asked for: without samples, whose texts are the data's."""
+    """result.json, and its copy among the records where one is asked for: without
+    samples, whose texts are the data's.
+    """
     files.keep_record(str(root), "result", done)
     own = {k: x for k, x in done.items() if k != "samples"}
     files.keep_record(options.results, f"{options.task}/{options.name}", own)

@@ -265,7 +265,9 @@ def test_a_number_that_nobody_measures_is_asked_for_before_anything_is_trained()
 
 @pytest.mark.slow
 def test_the_judge_reads_the_policy_and_not_the_arms_sampler():
-    """An arm whose sampler says 3 whatever the policy is earns all there is while it trains; the policy is judged by itself."""
+    """An arm whose sampler says 3 whatever the policy is earns all there is while it trains; the
+    policy is judged by itself.
+    """
 
     def threes(model):
         def logits(params, hidden):
@@ -338,7 +340,9 @@ RECORDS = sorted((SCRIPTS.parent / "results" / "ablations").glob("*.json"))
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_a_record_answers_what_its_script_asks(load, path):
-    """The same arms and claims, all of them (of those that the scale has), and the verdicts that its runs' numbers give today."""
+    """The same arms and claims, all of them (of those that the scale has), and the verdicts that
+    its runs' numbers give today.
+    """
     record = json.loads(path.read_text())
     question = load(record["question"]).QUESTION
     own = dataclasses.replace(
@@ -373,7 +377,9 @@ def test_a_record_answers_what_its_script_asks(load, path):
     "path", [path for path in RECORDS if path.stem.endswith("-ladder")], ids=lambda path: path.stem
 )
 def test_no_run_is_above_what_can_be_had(path):
-    """The means of sampled rewards, whose deviation is .5 at most, by no more than four standard errors."""
+    """The means of sampled rewards, whose deviation is .5 at most, by no more than four standard
+    errors.
+    """
     record = json.loads(path.read_text())
     for row in record["runs"]:
         own = record["config"] | record["settings"][row["arm"]]
@@ -387,8 +393,10 @@ def test_no_run_is_above_what_can_be_had(path):
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_there_was_something_to_learn(path):
-    """The best arm ends above the policy that all begin with: 1/8 by chance on the ladder; .449 right with the small model (the
-    arm "untrained" of controller, 95 % +- .026); at the last scale the classifier's score goes from -1 to 1."""
+    """The best arm ends above the policy that all begin with: 1/8 by chance on the ladder; .449
+    right with the small model (the arm "untrained" of controller, 95 % +- .026); at the last scale
+    the classifier's score goes from -1 to 1.
+    """
     record = json.loads(path.read_text())
     least = {"ladder": 0.4, "small": 0.475, "smollm2": 0.2}[record["scale"]]
     assert max(arm["end"]["mean"][0] for arm in record["arms"].values()) > least

@@ -38,7 +38,9 @@ def test_bootstrap_draws_within_tasks():
 
 
 def test_bootstrap_covers_the_mean():
-    """Of 200 samples of 20 about 95 % of the intervals hold the mean, 0; a few less for so few numbers."""
+    """Of 200 samples of 20 about 95 % of the intervals hold the mean, 0; a few less for so few
+    numbers.
+    """
     samples = np.random.default_rng(3).standard_normal((200, 1, 20))
     hits = [
         low <= 0 <= high for _, low, high in (statistics.bootstrap(x, draws=400) for x in samples)
@@ -104,7 +106,9 @@ def test_of_one_seed_nothing_follows():
 
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_eight_seeds_cover_the_difference(tasks):
-    """Of 600 questions without an answer one in twenty is decided, where all tasks of a seed move together, too: s.e. .009."""
+    """Of 600 questions without an answer one in twenty is decided, where all tasks of a seed move
+    together, too: s.e. .009.
+    """
     rng = np.random.default_rng(5)
     seeds = rng.standard_normal((600, 1, 8)) + 0.3 * rng.standard_normal((600, tasks, 8))
     found = [statistics.difference(x, np.zeros_like(x)) for x in seeds]

@@ -68,7 +68,9 @@ RUNS = [
 
 @pytest.fixture(scope="module")
 def six(prompts):
-    """Six runs on one device: another rate, another temperature, a rate that no run survives; two seeds each."""
+    """Six runs on one device: another rate, another temperature, a rate that no run survives; two
+    seeds each.
+    """
     return everything(CONFIG, RUNS, prompts, devices=jax.devices()[:1])
 
 
@@ -142,7 +144,9 @@ def test_several_steps_in_one_dispatch(six, prompts):
 
 
 def test_the_decode_loop_does_not_copy_its_cache():
-    """Under vmap a stop test of one's own makes every write to the cache a select (trap 16): one condition for all."""
+    """Under vmap a stop test of one's own makes every write to the cache a select (trap 16): one
+    condition for all.
+    """
     toy = toys.llama()
 
     def selects(axis):
@@ -203,7 +207,9 @@ def every_setting(prompts):
 
 @pytest.mark.ci
 def test_every_setting_that_can_be_swept_does_something(prompts):
-    """Each comes in as a tracer; those of a loss or an advantage that is not used here change nothing."""
+    """Each comes in as a tracer; those of a loss or an advantage that is not used here change
+    nothing.
+    """
     assert set(OTHER) == set(sweep.SWEPT)
     base, *others = every_setting(prompts)
     alike = [x.run.arm for x in others if sweep.same(x.state.params, base.state.params)]

@@ -1,8 +1,9 @@
-"""The module of toy tasks (at the end), and before that a test of the whole algorithm on tasks of the same kind, each asking for
-one thing more, so that a failure names the broken part.
+"""The module of toy tasks (at the end), and before that a test of the whole algorithm on tasks of
+the same kind, each asking for one thing more, so that a failure names the broken part.
 
-PPO on a Llama of one layer and width 32 over 8 tokens, 128 rollouts of 4 tokens a step, reaches 95 % of the best reward, 1,
-within 100 steps. One program serves all tasks and seeds: the task and the advantages' treatment come in with the prompts.
+PPO on a Llama of one layer and width 32 over 8 tokens, 128 rollouts of 4 tokens a step, reaches 95
+% of the best reward, 1, within 100 steps. One program serves all tasks and seeds: the task and the
+advantages' treatment come in with the prompts.
 """
 
 from dataclasses import replace
@@ -112,7 +113,9 @@ def test_ppo_learns(train, task, seed):
 @pytest.mark.parametrize("treatment", [FLIPPED, SHUFFLED], ids=["flipped", "shuffled"])
 @pytest.mark.parametrize("task", TASKS)
 def test_wrong_advantages_do_not(train, task, treatment):
-    """The same runs as above, and far from their mark: what they check would see a wrong advantage."""
+    """The same runs as above, and far from their mark: what they check would see a wrong
+    advantage.
+    """
     assert reached(train(task, 0, treatment)) < 0.5
 
 

@@ -82,7 +82,9 @@ def test_smaller_activations_do_not_help_where_the_arguments_are_too_much():
 
 
 def test_links_can_bind():
-    """8 GiB sent in an update of 200e9 bytes a second: 4 · 3 · 1.5 · S with S = 4 GiB / 9 = .477e9 bytes."""
+    """8 GiB sent in an update of 200e9 bytes a second: 4 · 3 · 1.5 · S with S = 4 GiB / 9 = .477e9
+    bytes.
+    """
     large = SUM._replace(arrays=(("f32", (2**30 // 9,)),))
     text = text_of(
         dataclasses.replace(REPORT, collectives={large: 3}, phases={"update": (1e9, 1e9)})
@@ -91,7 +93,9 @@ def test_links_can_bind():
 
 
 def test_collectives_are_listed_with_their_loops():
-    """A sum of 4 MiB sends 1.5 times that: 3 · 4 · 6 MiB = .07 GiB. The stop test is too small to be listed."""
+    """A sum of 4 MiB sends 1.5 times that: 3 · 4 · 6 MiB = .07 GiB. The stop test is too small to
+    be listed.
+    """
     lines = plan.exchanges(REPORT)
     assert lines == [
         "collectives: 4 in the program; each device sends 0.07 GiB a step",
@@ -172,7 +176,9 @@ def test_rematerialisations_are_counted():
 
 
 def test_which_dimensions_parameters_have():
-    """Whole over fsdp, cut over tensor; of scanned layers, all of them and one; vectors do not count."""
+    """Whole over fsdp, cut over tensor; of scanned layers, all of them and one; vectors do not
+    count.
+    """
     params = {
         "embed": {"embedding": jax.ShapeDtypeStruct((64, 16), jnp.float32)},
         "layers": {
@@ -195,7 +201,9 @@ def test_which_dimensions_parameters_have():
 
 @pytest.mark.parametrize(("mesh", "scan"), [("data=8", False), ("fsdp=8", True)])
 def test_a_plan_for_the_devices_that_are_here(mesh, scan):
-    """The whole step as one program; each minibatch's gradients are summed up, each token asks whether all rows have ended."""
+    """The whole step as one program; each minibatch's gradients are summed up, each token asks
+    whether all rows have ended.
+    """
     settings = dataclasses.replace(SETTINGS, mesh=mesh, scan_layers=scan)
     found = compiled.compile_plan(settings, TINY, jax.devices())
     assert found.devices == 8 and found.temporaries > 0 and found.refused == ""
@@ -225,7 +233,9 @@ def test_a_plan_for_the_devices_that_are_here(mesh, scan):
 
 
 def test_a_plan_of_a_network_that_hears():
-    """A recording of 6 frames of 5 numbers a row, and its length, are operands of the step beside the words."""
+    """A recording of 6 frames of 5 numbers a row, and its length, are operands of the step beside
+    the words.
+    """
     words = network("gru", vocab_size=64, width=16, num_layers=1)
     hears = network("gru", vocab_size=64, width=16, num_layers=1, context_length=6, context_width=5)
     both = [compiled.compile_plan(SETTINGS, shape, jax.devices()[:1]) for shape in (words, hears)]
@@ -239,7 +249,9 @@ def test_a_plan_of_a_network_that_hears():
 
 
 def test_a_plan_of_a_network_made_anew(tmp_path, monkeypatch):
-    """A task's settings without a checkpoint: planned with the largest vocabulary that they allow."""
+    """A task's settings without a checkpoint: planned with the largest vocabulary that they
+    allow.
+    """
     planned = []
     monkeypatch.setattr(plan, "text_of", lambda *_: "")
     path = tmp_path / "config.json"
@@ -266,7 +278,9 @@ def test_a_plan_of_a_network_made_anew(tmp_path, monkeypatch):
 
 
 def test_a_program_that_is_too_large(monkeypatch):
-    """The compiler gives no account then: the arguments are counted from the shapes, and what it says is shown."""
+    """The compiler gives no account then: the arguments are counted from the shapes, and what it
+    says is shown.
+    """
     said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (24.00G) exceeds available HBM (15.75G).\nmore"
 
     class Lowered:
@@ -297,7 +311,9 @@ def test_a_program_that_is_too_large(monkeypatch):
 
 @needs_compiler
 def test_a_plan_for_chips_that_are_not_here(capfd, monkeypatch):
-    """The whole PPO step for four chips of a v5e, on a machine without one; and nothing of the compiler's own complaints."""
+    """The whole PPO step for four chips of a v5e, on a machine without one; and nothing of the
+    compiler's own complaints.
+    """
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")  # put back afterwards
     monkeypatch.setitem(plan.SHAPES, "toy", TINY)
     options = plan.PlanOptions(
@@ -319,7 +335,9 @@ def test_a_plan_for_chips_that_are_not_here(capfd, monkeypatch):
 
 @needs_compiler
 def test_too_large_for_a_chip_that_is_not_here(capfd, monkeypatch):
-    """4 M rows on one chip: the compiler gives up within seconds, the plan does not, and exits with code 2."""
+    """4 M rows on one chip: the compiler gives up within seconds, the plan does not, and exits with
+    code 2.
+    """
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")  # put back afterwards
     monkeypatch.setitem(plan.SHAPES, "toy", TINY)
     settings = dataclasses.replace(SETTINGS, batch_size=2**22, minibatches=1, scan_layers=True)
@@ -336,7 +354,9 @@ def test_too_large_for_a_chip_that_is_not_here(capfd, monkeypatch):
 
 @needs_compiler
 def test_the_compiler_is_heard(monkeypatch):
-    """It must gather a whole tensor where rows become columns of another mesh axis: said on stderr, and counted."""
+    """It must gather a whole tensor where rows become columns of another mesh axis: said on stderr,
+    and counted.
+    """
     from jax.sharding import NamedSharding, PartitionSpec
 
     mesh = sharding.make_mesh("data=2,fsdp=4", chips.topology("v5e:2x4")[1])

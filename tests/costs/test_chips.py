@@ -72,7 +72,9 @@ def test_without_the_compiler(monkeypatch):
 
 
 def test_quiet(capfd):
-    """What a library writes past Python goes into the list; afterwards the terminal is as before, also after an error."""
+    """What a library writes past Python goes into the list; afterwards the terminal is as before,
+    also after an error.
+    """
     with chips.quiet() as said:
         os.write(2, b"W12 complaint\n")
         warnings.warn("a compilation cache of no use", UserWarning, stacklevel=1)

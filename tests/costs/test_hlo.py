@@ -4,7 +4,8 @@ import pytest
 
 from jaxppo.costs import hlo
 
-# A loop that goes on while `element 1 + OFFSET < LIMIT` (and maybe something else); its counter goes from START in steps of STEP.
+# A loop that goes on while `element 1 + OFFSET < LIMIT` (and maybe something else); its counter
+# goes from START in steps of STEP.
 TEXT = """HloModule toy, is_scheduled=true
 
 %body.1 (p: (f32[4], s32[])) -> (f32[4], s32[]) {
@@ -117,7 +118,9 @@ def test_an_instruction_taken_apart():
 
 @pytest.mark.parametrize("unroll", [1, 2])
 def test_a_real_program(unroll):
-    """Three rounds of an outer loop with at most six of an inner one, as XLA writes them for a CPU."""
+    """Three rounds of an outer loop with at most six of an inner one, as XLA writes them for a
+    CPU.
+    """
 
     def inner(x):
         with jax.named_scope("inner"):

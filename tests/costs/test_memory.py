@@ -25,7 +25,9 @@ def test_bytes_of_a_tree():
 
 
 def test_the_least_that_a_step_needs():
-    """State, gradient, cache (32 rows, 2 layers, keys and values, 2 heads of 4, 12 tokens, 4 bytes; and a mask), logits."""
+    """State, gradient, cache (32 rows, 2 layers, keys and values, 2 heads of 4, 12 tokens, 4 bytes;
+    and a mask), logits.
+    """
     model = models.make(SHAPE)
     params = model.init(jax.random.key(0))
     state = ppo.init_state(

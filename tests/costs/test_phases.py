@@ -19,19 +19,24 @@ SETTINGS = RunConfig(
 
 
 def test_weights_in_products():
-    """Width 16, heads 4 x 4, kv 2 x 4: q and o 16 x 16, k and v 16 x 8, three of 16 x 48; two layers; the head 16 x 64."""
+    """Width 16, heads 4 x 4, kv 2 x 4: q and o 16 x 16, k and v 16 x 8, three of 16 x 48; two
+    layers; the head 16 x 64.
+    """
     assert phases.matrix_parameters(TINY) == (2 * (2 * 256 + 2 * 128 + 3 * 768), 1024)
 
 
 def test_phases_by_hand():
-    """One device, one row: 2 · 6144 weights · 12 tokens + 2 · 1024 · 8 + attention 4 · 2 · 16 · 12² / 2."""
+    """One device, one row: 2 · 6144 weights · 12 tokens + 2 · 1024 · 8 + attention 4 · 2 · 16 · 12²
+    / 2.
+    """
     one = dataclasses.replace(SETTINGS, batch_size=1, minibatches=1)
     mesh = sharding.make_mesh("data=1", jax.devices()[:1])
     found = phases.phases(one, TINY, mesh)
     forward = 2 * 6144 * 12 + 2 * 1024 * 8 + 4 * 2 * 16 * 12 * 12 / 2
     assert found["generate"][0] == found["reference"][0] == forward
     assert found["update"][0] == 3 * forward
-    # 8 tokens read 7168 weights of 4 bytes, and 2 · 2 layers · 2 heads · 4 · 4 bytes of each of 4 + 8 / 2 cached tokens
+    # 8 tokens read 7168 weights of 4 bytes, and 2 · 2 layers · 2 heads · 4 · 4 bytes of each of 4 +
+    # 8 / 2 cached tokens
     assert found["generate"][1] == 8 * 7168 * 4 + 8 * 2 * 2 * 2 * 4 * 4 * 8
     assert found["update"][1] == 3 * 7168 * 4 + 7168 * 28  # and Adam's seven passes
     adapters = phases.phases(dataclasses.replace(one, lora=8), TINY, mesh)

@@ -1,7 +1,8 @@
 """Plans of three real sizes as golden numbers: structure to the letter, bytes within 2 %.
 
-They hold for the TPU compiler that `golden/plans.json` names; with another one only what must hold with any is asked. After a
-change that is meant to change them, this writes them anew: REWRITE_PLANS=1 pytest -m "slow or not slow" tests/test_plan_golden.py
+They hold for the TPU compiler that `golden/plans.json` names; with another one only what must hold
+with any is asked. After a change that is meant to change them, this writes them anew:
+REWRITE_PLANS=1 pytest -m "slow or not slow" tests/test_plan_golden.py
 """
 
 import dataclasses
@@ -39,7 +40,9 @@ BYTES = ("arguments", "outputs", "aliased", "temporaries")
 
 
 def summary(report: compiled.Report) -> dict:
-    """What is kept of a plan: bytes on a device, and of the collectives of each kind in each place their number and bytes."""
+    """What is kept of a plan: bytes on a device, and of the collectives of each kind in each place
+    their number and bytes.
+    """
     kinds: dict = defaultdict(lambda: [0, 0])
     for x, number in report.collectives.items():
         loops = " x ".join(
@@ -91,8 +94,10 @@ def check(name: str) -> compiled.Report:
 
 @pytest.mark.ci
 def test_smollm2_on_four_chips_of_a_v5e():
-    """Data-parallel: each token asks whether all rows have ended, and nothing else; an update sums up all gradients once (the
-    head's perhaps apart from those of the embedding, though they are tied)."""
+    """Data-parallel: each token asks whether all rows have ended, and nothing else; an update sums
+    up all gradients once (the head's perhaps apart from those of the embedding, though they are
+    tied).
+    """
     report = check("smollm2")
     assert [(x.kind, x.size) for x in report.collectives if x.decoding] == [("all-reduce", 4)]
     assert plan.remarks(PLANS["smollm2"][1], report) == []

@@ -76,7 +76,8 @@ def test_every_collective_once_with_its_loops():
         Collective(
             "reduce-scatter", (("f32", (2, 4)),), 4, DECODE, "generate"
         ): 1,  # an all-reduce of which each takes a part
-        # overlapped with the loop, so that it stands inside and outside: one channel, one collective, run once
+        # overlapped with the loop, so that it stands inside and outside: one channel, one
+        # collective, run once
         Collective("all-gather", (("f32", (16,)),), 4, (), ""): 1,
         Collective("collective-permute", (("f32", (4,)),), 4, (), "update"): 2,
     }

@@ -82,7 +82,9 @@ class Rows(list):
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A stand-in for the package `datasets`: what its `load_dataset` was asked, and what it gives or raises."""
+    """A stand-in for the package `datasets`: what its `load_dataset` was asked, and what it gives
+    or raises.
+    """
     fake = types.SimpleNamespace(
         asked=[], rows=Rows([{"prompt": "a", "reference": "b", "n": 1}]), error=None
     )

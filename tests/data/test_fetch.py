@@ -68,7 +68,9 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def pip(tmp_path, monkeypatch) -> Path:
-    """A folder in which `content` and `stderr` say what the fake pip does, and `calls` what it was asked."""
+    """A folder in which `content` and `stderr` say what the fake pip does, and `calls` what it was
+    asked.
+    """
     package = tmp_path / "path" / "pip"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")

@@ -1,4 +1,6 @@
-"""JSON lines: every way to be broken gives one line with its number, and no line is held beyond its limit."""
+"""JSON lines: every way to be broken gives one line with its number, and no line is held beyond its
+limit.
+"""
 
 import gzip
 import io
@@ -139,7 +141,8 @@ def test_a_long_line_is_passed_over_whole(tmp_path):
     path = write(tmp_path, b" " * 10 + b'{"b":1}\n{"c":1}\n')
     with pytest.warns(UserWarning, match="line 1: longer than 9 bytes"):
         assert list(jsonl.read(path, max_line=9, errors="skip")) == [(2, {"c": 1})]
-    # nor is its beginning, with the byte order mark taken away: 3 + 2 + 4 = 9 bytes, of which 8 may be
+    # nor is its beginning, with the byte order mark taken away: 3 + 2 + 4 = 9 bytes, of which 8 may
+    # be
     path = write(tmp_path, b"\xef\xbb\xbf{}    x\n{}\n")
     assert "line 1: longer than 8 bytes" in refused(path, max_line=8)
 

@@ -79,7 +79,9 @@ def test_preferences_are_rows_in_pairs():
 
 
 def test_a_pair_is_cut_alike():
-    """A policy's response of 2 tokens that did not end, and a real one of 4 and its end: neither has an end to be told by."""
+    """A policy's response of 2 tokens that did not end, and a real one of 4 and its end: neither
+    has an end to be told by.
+    """
     made = rows.preferences([("ab", "cdef", "cd")], encode, 6, eos=0, longest=2)
     assert made.tokens.tolist() == [[0, 0, 97, 98, 99, 100]] * 2
     ended = rows.preferences([("abcdefgh", "c", "d")], encode, 6, eos=0, longest=2)
@@ -103,7 +105,9 @@ def test_every_row_once_an_epoch_from_the_cursor_alone():
 
 
 def test_buckets_make_short_batches():
-    """16 rows of length 1 to 16 in a width of 16: in windows of four batches, widths 4, 8, 16 and 16."""
+    """16 rows of length 1 to 16 in a width of 16: in windows of four batches, widths 4, 8, 16 and
+    16.
+    """
     made = replace(rows.padded([[9] * n for n in range(1, 17)], 16), buckets=4)
     batches = [made.batch(CONFIG, cursor) for cursor in (0, 4, 8, 12)]
     assert sorted(batch.tokens.shape[1] for batch in batches) == [4, 8, 16, 16]
@@ -115,7 +119,9 @@ def test_buckets_make_short_batches():
 
 
 def test_a_recording_is_not_cut_with_the_tokens():
-    """Rows of 1 to 4 tokens in a width of 8 are dealt in batches of width 2 and 4; their recordings keep their eight frames."""
+    """Rows of 1 to 4 tokens in a width of 8 are dealt in batches of width 2 and 4; their recordings
+    keep their eight frames.
+    """
     features = np.arange(4 * 8 * 2, dtype=np.float32).reshape(4, 8, 2)
     made = rows.padded(
         [[9] * n for n in range(1, 5)], 8, context=features, context_length=np.full(4, 8)
@@ -164,7 +170,9 @@ def test_noise_on_words():
 
 
 def test_noise_is_drawn_anew_each_time_and_again_after_a_resume():
-    """Each label stays with its text; a batch is the same whenever it is asked for, and other at the next pass."""
+    """Each label stays with its text; a batch is the same whenever it is asked for, and other at
+    the next pass.
+    """
     texts = [f"{i} a b c d e f g" for i in range(10, 18)]  # the first word always stays
     labels = np.arange(10, 18, dtype=np.float32)
     encode = lambda text: [int(word) if word.isdigit() else ord(word) for word in text.split()]

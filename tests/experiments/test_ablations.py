@@ -1,5 +1,6 @@
-"""The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (in CI tests/test_ablation.py asks one
-question twice)."""
+"""The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (in CI
+tests/test_ablation.py asks one question twice).
+"""
 
 import dataclasses
 import importlib

@@ -75,15 +75,13 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
         "config": {"seed": 0, "model": "smollm2", "lora": 8},
     }
     (tmp_path / "sft" / "sft-0.json").write_text(json.dumps(record))
-    assert (
-        tables.tasks().splitlines()[2:]
-        == [
-            "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",  # 3.5 minutes, to even
-            "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
-            "| | | | tokens likeliest | .312 | | | |",
-            "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
-        ]
-    )
+    assert tables.tasks().splitlines()[2:] == [
+        # 3.5 minutes, to even
+        "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",
+        "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
+        "| | | | tokens likeliest | .312 | | | |",
+        "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
+    ]
 
 
 def test_scripts_say_what_their_records_say(tables):

@@ -1,5 +1,6 @@
-"""The scripts of the language tasks at smoke size, as a user calls them: a few on a file of the user's in CI, all on their own
-data when the slow suite runs."""
+"""The scripts of the language tasks at smoke size, as a user calls them: a few on a file of the
+user's in CI, all on their own data when the slow suite runs.
+"""
 
 import json
 

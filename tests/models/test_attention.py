@@ -43,7 +43,9 @@ def test_rotation_depends_on_distances_alone():
 
 
 def test_llama3_scaling():
-    """Original context 16, low 1, high 4, factor 8: with 64 / 2π and .64 / 2π turns the ends are kept and divided."""
+    """Original context 16, low 1, high 4, factor 8: with 64 / 2π and .64 / 2π turns the ends are
+    kept and divided.
+    """
     frequency = jnp.array([4.0, 0.04, 1.0])
     out = attention._llama3_scaling(frequency, 8.0, 1.0, 4.0, 16.0)
     turns = 16 * 1.0 / (2 * np.pi)  # 2.546: between, so blended

@@ -1,4 +1,6 @@
-"""Policies that hear: the encoder, the attention to it, and runs of them on rows with recordings."""
+"""Policies that hear: the encoder, the attention to it, and runs of them on rows with
+recordings.
+"""
 
 import dataclasses
 from functools import cache
@@ -66,7 +68,9 @@ def encoded(toy, features, key=None) -> audio.Heard:
 
 
 def test_every_second_frame_with_its_neighbours():
-    """Five frames 1 to 5, of which four are real: outputs at frames 1, 3 and 5, the last one padding."""
+    """Five frames 1 to 5, of which four are real: outputs at frames 1, 3 and 5, the last one
+    padding.
+    """
     x, real = jnp.arange(1.0, 6.0)[None, :, None], jnp.array([[True, True, True, True, False]])
     out, there = audio.halved(x, real)
     assert out[0].tolist() == [[0, 1, 2], [2, 3, 4], [4, 0, 0]]
@@ -75,7 +79,9 @@ def test_every_second_frame_with_its_neighbours():
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5), (3, 5), (5,)])
 def test_decoding_with_a_cache_is_the_whole_pass(toy, cuts):
-    """The recording is given with the first tokens alone. Row 1's prompt and recording are padded."""
+    """The recording is given with the first tokens alone. Row 1's prompt and recording are
+    padded.
+    """
     prompts, context = toys.ragged([3, 5, 1], 5), (recordings(), LENGTHS)
     want = states(toy, prompts, *context)
     cache, parts, start = toy.model.init_cache(3, 99), [], 0
@@ -120,8 +126,9 @@ def test_every_state_hears_every_real_frame(gru):
 
 
 def test_the_recording_is_read_in_both_directions(gru):
-    """The first place of the encoder knows the last real frame, and the last place the first one. 12, 5 and 1 frames are 3, 2
-    and 1 places."""
+    """The first place of the encoder knows the last real frame, and the last place the first one.
+    12, 5 and 1 frames are 3, 2 and 1 places.
+    """
     features = recordings()
     want = encoded(gru, features)
     assert want.keys.shape == (3, 1, 3, 8)
@@ -230,7 +237,9 @@ COPY = dataclasses.replace(
 
 
 def codes(seed: int, rows: int = COPY.batch_size) -> tuple[np.ndarray, dict]:
-    """(one to three digits a row, −1 behind the last one, the recording that says them). Padding is noise."""
+    """(one to three digits a row, −1 behind the last one, the recording that says them). Padding is
+    noise.
+    """
     rng = np.random.default_rng(seed)
     digits = rng.integers(0, BINS, (rows, SEGMENTS))
     length = rng.integers(1, SEGMENTS + 1, rows)
@@ -273,7 +282,9 @@ def copier() -> tuple[toys.Toy, list[float]]:
 
 @pytest.mark.learning
 def test_a_code_is_copied_from_the_recording(copier):
-    """Without hearing nobody can be below the entropy of the digits; with it new codes are said without a mistake."""
+    """Without hearing nobody can be below the entropy of the digits; with it new codes are said
+    without a mistake.
+    """
     toy, losses = copier
     assert np.mean(losses[-5:]) < 0.1 < 1.0 < losses[0]
     digits, extra = codes(10**6)
@@ -287,8 +298,9 @@ def test_a_code_is_copied_from_the_recording(copier):
 
 
 def test_a_ppo_step(gru):
-    """Sampler and scorer hear the same: the first ratio is 1 within 1e-4, and encoder and attention learn. NLPO's lagged policy
-    hears too, and microbatches take their own rows' recordings."""
+    """Sampler and scorer hear the same: the first ratio is 1 within 1e-4, and encoder and attention
+    learn. NLPO's lagged policy hears too, and microbatches take their own rows' recordings.
+    """
     settings = dataclasses.replace(COPY, mask_top_p=0.9, minibatches=2, microbatches=2)
     start = Prompts(
         jnp.full((16, 1), 2), jnp.ones((16, 1), bool), jnp.arange(16, dtype=jnp.int32), codes(0)[1]

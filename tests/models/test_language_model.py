@@ -70,7 +70,9 @@ def test_nothing_looks_ahead(toy):
 
 
 def test_a_ppo_step(toy):
-    """Sampler and scorer agree to 1e-4, every parameter of policy and critic moves, and the model is a reference too."""
+    """Sampler and scorer agree to 1e-4, every parameter of policy and critic moves, and the model
+    is a reference too.
+    """
     step = parallel.compile_step(ppo.make_train_step(toy.model, toys.parts(), toys.SETTINGS))
     before = jax.device_get(toy.params)
     state, metrics = step(toys.state(toy), toys.prompts())
@@ -94,7 +96,9 @@ def test_as_a_critic_of_another_policy(toy):
 
 
 def test_as_a_classifier(toy):
-    """Whether token 3 or 4 stands before the last: told by the value of the last token, after 60 steps right for all."""
+    """Whether token 3 or 4 stands before the last: told by the value of the last token, after 60
+    steps right for all.
+    """
     settings = config.Config(
         batch_size=16,
         prompt_length=2,
@@ -129,7 +133,9 @@ def test_as_a_classifier(toy):
 
 @pytest.mark.parametrize("kind", ["gru", "transformer"])
 def test_dropout(kind):
-    """Half of the embeddings and of the last hidden states are 0 with a key, and others with another; none without."""
+    """Half of the embeddings and of the last hidden states are 0 with a key, and others with
+    another; none without.
+    """
     shape = shapes.network(kind, vocab_size=toys.VOCAB, width=8, dropout=0.5)
     model = models.make(shape)
     params, prompts = toys.random_params(model), toys.prompts()

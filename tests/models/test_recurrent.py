@@ -19,7 +19,9 @@ def test_a_gru_by_hand():
 
 
 def test_an_lstm_by_hand():
-    """i = σ(1), f = σ(2), g = tanh(3), o = σ(4), with the input's and the state's parts added up."""
+    """i = σ(1), f = σ(2), g = tanh(3), o = σ(4), with the input's and the state's parts added
+    up.
+    """
     gates, recurrent_part = jnp.array([[1.0, 1.0, 1.0, 1.0]]), jnp.array([[0.0, 1.0, 2.0, 3.0]])
     hidden, cell = cells.lstm((jnp.array([[9.0]]), jnp.array([[0.5]])), gates, recurrent_part)
     want = SIGMOID(2) * 0.5 + SIGMOID(1) * np.tanh(3)
@@ -29,7 +31,9 @@ def test_an_lstm_by_hand():
 
 @pytest.mark.parametrize(("kind", "gates"), [("gru", 3), ("lstm", 4)])
 def test_number_of_parameters(kind, gates):
-    """Width 8, two layers: norm 8, input 8 x 8g + 8g, recurrent 8 x 8g; embedding 5 x 8, last norm 8, value 8 + 1."""
+    """Width 8, two layers: norm 8, input 8 x 8g + 8g, recurrent 8 x 8g; embedding 5 x 8, last norm
+    8, value 8 + 1.
+    """
     model = models.make(shapes.network(kind, vocab_size=5, width=8))
     total = sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
     assert total == 2 * (8 + 2 * 64 * gates + 8 * gates) + 40 + 8 + 9

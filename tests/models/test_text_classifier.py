@@ -27,7 +27,9 @@ CHOICES = [
 
 @pytest.mark.parametrize("layers", CHOICES, ids=str)
 def test_padding_changes_nothing_in_any_layer(layers):
-    """Three slots more, one of them the partner of a text's last token in a pair of `pool`; and whatever stands there."""
+    """Three slots more, one of them the partner of a text's last token in a pair of `pool`; and
+    whatever stands there.
+    """
     net = Classifier(features=6, widths=(1, 2), layers=layers, classes=3)
     rng = np.random.default_rng(
         0
@@ -45,8 +47,10 @@ def test_padding_changes_nothing_in_any_layer(layers):
 
 
 def test_every_layer_has_its_parameters():
-    """Embeddings 6 wide, features 4. Convolutions of width 1 and 2: 6 x 4 + 4 and 12 x 4 + 4; gru: 8 x 4 + 4 into it, 4 x 12 + 12
-    and 4 x 12 of its own; maximum and mean 8 wide: 8 x 4 + 4; three classes: 4 x 3 + 3; norm 12."""
+    """Embeddings 6 wide, features 4. Convolutions of width 1 and 2: 6 x 4 + 4 and 12 x 4 + 4; gru:
+    8 x 4 + 4 into it, 4 x 12 + 12 and 4 x 12 of its own; maximum and mean 8 wide: 8 x 4 + 4; three
+    classes: 4 x 3 + 3; norm 12.
+    """
     net = Classifier(features=4, widths=(1, 2), layers=("convolution", "pool", "gru"), classes=3)
     params = params_of(net)
     assert set(params) == {"norm", "conv1", "conv2", "into_gru_2", "gru_2", "dense", "out"}

@@ -88,7 +88,9 @@ def test_a_token_sees_what_is_before_it_alone(toy, whole):
 
 
 def test_every_parameter_counts(toy, whole):
-    """No weight is left unused, and all gradients are finite though some slots attend to nothing."""
+    """No weight is left unused, and all gradients are finite though some slots attend to
+    nothing.
+    """
     prompts, _, _ = whole
 
     def total(params):
@@ -100,7 +102,8 @@ def test_every_parameter_counts(toy, whole):
     for path, g in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(total))(toy.params)):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(g).all(), name
-        # A key's bias shifts all scores of a query alike, and without rotation softmax does not see it.
+        # A key's bias shifts all scores of a query alike, and without rotation softmax does not see
+        # it.
         unseen = name.endswith("['k']['bias']") and toy.config.positions == "learned"
         assert np.abs(g).max() > (-1 if unseen else 1e-7), name
 
@@ -113,7 +116,9 @@ def test_head_is_the_matrix_behind_the_logits(toy):
 
 
 def test_one_head_position_by_hand():
-    """Two tokens, one layer, by NumPy: RMSNorm, rotary attention with a shared key head, SwiGLU, tied head."""
+    """Two tokens, one layer, by NumPy: RMSNorm, rotary attention with a shared key head, SwiGLU,
+    tied head.
+    """
     toy = toys.make(replace(toys.LLAMA, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=4))
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), toy.params)
     tokens = [3, 7]

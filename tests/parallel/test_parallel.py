@@ -84,7 +84,9 @@ def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
 
 
 def test_under_pmap_what_stands_twice_is_placed_once(llama):
-    """A critic's base is the policy's; and outside of the step the frozen arrays are those that were loaded."""
+    """A critic's base is the policy's; and outside of the step the frozen arrays are those that
+    were loaded.
+    """
     step = parallel.PmapStep(trivial, devices=jax.devices()[:2])
     base = {"w": jnp.ones(3)}
     state = toys.state(llama).replace(frozen={"base": base, "critic": base})

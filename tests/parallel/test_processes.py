@@ -1,4 +1,6 @@
-"""Several processes on this machine, as those of a pod: the same numbers as one device, and clear ends when one is missing."""
+"""Several processes on this machine, as those of a pod: the same numbers as one device, and clear
+ends when one is missing.
+"""
 
 import json
 import signal
@@ -63,7 +65,9 @@ def test_two_processes_of_two_devices_equal_one_device(together, name):
 
 
 def test_what_is_done_with_a_policy_that_no_process_has_whole(together, tmp_path):
-    """Loaded over a mesh of both processes' devices, sampled from, saved, restored, kept as a checkpoint."""
+    """Loaded over a mesh of both processes' devices, sampled from, saved, restored, kept as a
+    checkpoint.
+    """
     want = modes_worker.outside(tmp_path)
     with np.load(together / "outside.npz") as got:
         assert set(got) == set(want)
@@ -114,7 +118,9 @@ def test_two_processes_go_on_where_they_were(tmp_path):
 
 @pytest.mark.slow
 def test_the_main_job_over_a_mesh_of_two_processes(tmp_path):
-    """Measured before, in between and at the end, stopped and gone on with: the numbers of one process with as many devices."""
+    """Measured before, in between and at the end, stopped and gone on with: the numbers of one
+    process with as many devices.
+    """
     script = TESTS.parent / "experiments" / "sentiment.py"
     small = [
         "--tiny",
@@ -157,7 +163,9 @@ def test_the_main_job_over_a_mesh_of_two_processes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["pmap", "mesh"])
 def test_a_late_process_is_waited_for(mode):
-    """40 s late, once to a block of the first process and once to the first step; XLA's own collectives give up after 30."""
+    """40 s late, once to a block of the first process and once to the first step; XLA's own
+    collectives give up after 30.
+    """
     done = run_together(2, TESTS / "late_worker.py", mode)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "sum 3.0 steps 2.0 traces 1" in done.stdout

@@ -58,7 +58,9 @@ def test_scanned_layers_lie_as_each_would():
 
 @pytest.mark.parametrize("mesh", ["fsdp=8", "tensor=8", "fsdp=2,tensor=4"])
 def test_nothing_large_stays_whole(mesh):
-    """Sizes that the rules' own axes do not divide: 49152 x 577 of an odd model, a long vector, adapters."""
+    """Sizes that the rules' own axes do not divide: 49152 x 577 of an odd model, a long vector,
+    adapters.
+    """
     built = sharding.make_mesh(mesh)
     tree = {
         "embed": {"embedding": jnp.zeros((4096, 577))},
@@ -113,7 +115,9 @@ def test_arrays_are_put_where_they_are_to_lie_and_stay_there():
 
 
 def test_rows_lie_beside_the_parameters():
-    """Cut over the mesh where they divide, whole where they do not; and the model knows of the mesh. On one device nothing."""
+    """Cut over the mesh where they divide, whole where they do not; and the model knows of the
+    mesh. On one device nothing.
+    """
     params = sharding.place(
         {"q": {"kernel": jnp.zeros((8, 8))}}, sharding.make_mesh("data=2,fsdp=2,tensor=2")
     )

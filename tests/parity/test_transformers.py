@@ -1,7 +1,9 @@
-"""Logits equal those of the PyTorch implementations in `transformers`, for every family that can be loaded.
+"""Logits equal those of the PyTorch implementations in `transformers`, for every family that can be
+loaded.
 
-Small models with random weights are written by `save_pretrained` and read back by `pretrained.load`; prompts have padding on
-the left and holes of other lengths. Norm scales and biases are random too: at their initial 1 and 0 a mix-up would not show.
+Small models with random weights are written by `save_pretrained` and read back by
+`pretrained.load`; prompts have padding on the left and holes of other lengths. Norm scales and
+biases are random too: at their initial 1 and 0 a mix-up would not show.
 """
 
 import numpy as np
@@ -28,7 +30,8 @@ SMALL = {
     "max_position_embeddings": 64,
     "attn_implementation": "eager",
 }
-# original_max_position_embeddings so small that the three bands of the rule (kept, blended, divided) all occur
+# original_max_position_embeddings so small that the three bands of the rule (kept, blended,
+# divided) all occur
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 1e4,

@@ -1,4 +1,6 @@
-"""GGUF: head order, quantisation, settings and tokenizer of a small file and of the real SmolLM2."""
+"""GGUF: head order, quantisation, settings and tokenizer of a small file and of the real
+SmolLM2.
+"""
 
 import numpy as np
 import pytest
@@ -30,7 +32,8 @@ def permute(weight, num_heads):
 
 
 def test_unpermute_tiny():
-    # 2 heads of 4 rows. Stored pairs (0, 1), (2, 3) of each head are the halves' first and second rows: 0 2 | 1 3.
+    # 2 heads of 4 rows. Stored pairs (0, 1), (2, 3) of each head are the halves' first and second
+    # rows: 0 2 | 1 3.
     rows = np.arange(8.0)[:, None] * np.ones((1, 3))
     assert unpermute(rows, 2)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
     assert (unpermute(permute(rows, 2), 2) == rows).all()
@@ -45,7 +48,9 @@ def test_names():
 
 @pytest.fixture
 def tensors():
-    """Llama tensors [out, in]: vocabulary 20, width 64, 1 layer, 4 heads of 16, 2 of them for keys and values."""
+    """Llama tensors [out, in]: vocabulary 20, width 64, 1 layer, 4 heads of 16, 2 of them for keys
+    and values.
+    """
     rng = np.random.default_rng(0)
     shapes = {
         "embed_tokens": (20, 64),
@@ -129,8 +134,8 @@ def test_small_file(tmp_path, tensors):
     )
     expected = mapping.flatten(mapping.params("llama", config, tensors))
     for name, value in mapping.flatten(model.params).items():
-        # Q8_0 keeps 127 steps on each side of zero for every 32 numbers: the error is at most half a step, largest / 254
-        # (and the scale itself is a float16, right to 1 in 2048)
+        # Q8_0 keeps 127 steps on each side of zero for every 32 numbers: the error is at most half
+        # a step, largest / 254 (and the scale itself is a float16, right to 1 in 2048)
         largest = np.abs(expected[name]).max()
         assert np.abs(value - expected[name]).max() <= (
             largest / 254 * (1 + 1 / 8) if "mlp/" in name else 0

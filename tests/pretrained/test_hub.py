@@ -1,4 +1,6 @@
-"""What `jaxppo push` sends, and when it sends nothing; the hub is one that takes everything and writes down what it was asked."""
+"""What `jaxppo push` sends, and when it sends nothing; the hub is one that takes everything and
+writes down what it was asked.
+"""
 
 import sys
 import types

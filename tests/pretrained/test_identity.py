@@ -5,7 +5,9 @@ from jaxppo.pretrained import identity
 
 @pytest.mark.parametrize("size", [10, 10_000_000])
 def test_weights_that_change_are_noticed_and_a_copy_is_the_same(tmp_path, size):
-    """In a file smaller than a piece and in one larger than all pieces (4 MB); the first, the last and a middle piece."""
+    """In a file smaller than a piece and in one larger than all pieces (4 MB); the first, the last
+    and a middle piece.
+    """
     one, other = tmp_path / "one", tmp_path / "other"
     for folder in (one, other):
         folder.mkdir()

@@ -14,7 +14,9 @@ EMBEDDING = jnp.asarray(np.random.default_rng(0).standard_normal((toys.VOCAB, 6)
 
 
 def texts(n, seed=0) -> Labelled:
-    """Texts of 2 to 8 tokens, positive where "4 then 5" occurs: the order counts, which a bag of words does not see."""
+    """Texts of 2 to 8 tokens, positive where "4 then 5" occurs: the order counts, which a bag of
+    words does not see.
+    """
     rng = np.random.default_rng(seed)
     rows, ratings = [], []
     for i in range(n):

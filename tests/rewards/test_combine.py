@@ -10,7 +10,9 @@ A, B = jnp.array([1.0, 2.0, 3.0, jnp.nan]), jnp.array([10.0, 20.0, jnp.nan, 40.0
 
 
 def plain(scores):
-    """The scores times the factor that stands in the parameters, if any; valid where they are numbers."""
+    """The scores times the factor that stands in the parameters, if any; valid where they are
+    numbers.
+    """
     return lambda params, rollout: (
         scores * params.get("factor", 1.0),
         jnp.isfinite(scores.reshape(4, -1)).all(1),
@@ -50,7 +52,9 @@ def test_a_part_with_columns_counts_with_their_sum():
 
 
 def test_each_row_is_judged_by_its_task():
-    """Row 2 is NaN in b and row 3 in a: of their own tasks they are good; turned around both are not."""
+    """Row 2 is NaN in b and row 3 in a: of their own tasks they are good; turned around both are
+    not.
+    """
     reward = combine.by_task([plain(A), plain(B)])
     scores, valid = reward({}, rolled([0, 1, 0, 1]))
     np.testing.assert_array_equal(jax.jit(reward)({}, rolled([0, 1, 0, 1]))[0], scores)

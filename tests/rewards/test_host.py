@@ -137,7 +137,9 @@ def test_a_judge_of_the_whole_batch(rolled):
 
 
 def with_references(rolled):
-    """Row i has the reference c, d, e, ... of i letters; what stands behind its end is no part of it."""
+    """Row i has the reference c, d, e, ... of i letters; what stands behind its end is no part of
+    it.
+    """
     reference = jnp.broadcast_to(jnp.arange(2, 9, dtype=jnp.int32), (8, 7))
     return rolled.replace(
         extra={"reference": reference, "reference_length": jnp.arange(8, dtype=jnp.int32)}

@@ -1,4 +1,6 @@
-"""Literal numbers, and the same as the public packages on a thousand random pairs, real sentences and empty ones."""
+"""Literal numbers, and the same as the public packages on a thousand random pairs, real sentences
+and empty ones.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +24,9 @@ def text(*rows, width=WIDTH) -> Text:
 
 
 def pairs(number=1000, vocab=5, seed=0):
-    """Short texts over few words, so that there is much in common; some are empty, and some equal."""
+    """Short texts over few words, so that there is much in common; some are empty, and some
+    equal.
+    """
     rng = np.random.default_rng(seed)
     draw = lambda: rng.integers(1, vocab + 1, rng.integers(0, WIDTH + 1)).tolist()
     found, wanted = [draw() for _ in range(number)], [draw() for _ in range(number)]
@@ -82,7 +86,9 @@ def test_common_subsequence_by_hand():
 
 
 def test_bleu_by_hand():
-    """1 2 3 against 1 2 4 5: precisions 2/3, 1/2, and no trigram: (1/2) / 1; brevity exp(1 − 4/3)."""
+    """1 2 3 against 1 2 4 5: precisions 2/3, 1/2, and no trigram: (1/2) / 1; brevity exp(1 −
+    4/3).
+    """
     want = (2 / 3 * 1 / 2 * 1 / 2) ** (1 / 3) * np.exp(1 - 4 / 3)
     assert float(metrics.bleu(text([1, 2, 3]), text([1, 2, 4, 5]))[0]) == pytest.approx(
         want, rel=1e-6

@@ -17,7 +17,9 @@ def rows(*ids, width=6) -> Text:
 
 
 def test_by_hand():
-    """1 2 1 2 1: bigrams 12 21 12 21, two of four stood before. 1 1 1: 11 11, one of two. Without bigrams nothing repeats."""
+    """1 2 1 2 1: bigrams 12 21 12 21, two of four stood before. 1 1 1: 11 11, one of two. Without
+    bigrams nothing repeats.
+    """
     some = rows([1, 2, 1, 2, 1], [1, 1, 1], [1, 2, 3], [1], [])
     assert in_program.repeats(some, 2).tolist() == [2, 1, 0, 0, 0]
     assert in_program.repeated(some, 2).tolist() == [0.5, 0.5, 0.0, 0.0, 0.0]
@@ -41,7 +43,9 @@ def test_as_on_the_host(n):
 
 
 def test_as_a_penalty(llama):
-    """The end of text is no part of what is said: 3 3 3 and its end have one repeated bigram of two, not of three."""
+    """The end of text is no part of what is said: 3 3 3 and its end have one repeated bigram of
+    two, not of three.
+    """
     rolled = toys.roll(llama, toys.prompts())
     said = jnp.zeros((8, 5), jnp.int32).at[:, :4].set(jnp.array([3, 3, 3, toys.EOS]))
     rolled = rolled.replace(

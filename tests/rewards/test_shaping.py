@@ -108,7 +108,9 @@ def test_without_settings_scores_stay():
 
 
 def test_clip_then_running_scale():
-    """(4, 2) clipped at 3 are (3, 2): mean 2.5, variance with ddof 1 is .5, so 3 / √.5 and 2 / √.5; no shift."""
+    """(4, 2) clipped at 3 are (3, 2): mean 2.5, variance with ddof 1 is .5, so 3 / √.5 and 2 / √.5;
+    no shift.
+    """
     out, statistics = shaped([4.0, 2.0, 99.0], reward_clip=3.0, reward_norm="running")
     np.testing.assert_allclose(out, [3 / 0.5**0.5, 2 / 0.5**0.5, 0.0], rtol=1e-6)
     # with (1, 0) joined: 3 2 1 0, variance 5 / 3
@@ -154,7 +156,9 @@ def by_task(scores, tasks, valid, **settings):
 
 
 def test_whitening_within_tasks():
-    """Task 0 has 1 and 3 (mean 2, deviation 1), task 1 has 10, 30 and 50 (mean 30, variance 800 / 3), and 99 is invalid."""
+    """Task 0 has 1 and 3 (mean 2, deviation 1), task 1 has 10, 30 and 50 (mean 30, variance 800 /
+    3), and 99 is invalid.
+    """
     tasks, valid = [0, 0, 1, 1, 1, 0], [True, True, True, True, True, False]
     out = by_task([1.0, 3.0, 10.0, 30.0, 50.0, 99.0], tasks, valid)
     far = 20 / (800 / 3) ** 0.5
@@ -167,7 +171,9 @@ def test_whitening_within_tasks():
 
 
 def test_columns_within_tasks():
-    """Over rows and columns of a task, as for the batch: task 0 has 0 2 0 2, task 1 has 5 5 5 9 (mean 6, variance 3)."""
+    """Over rows and columns of a task, as for the batch: task 0 has 0 2 0 2, task 1 has 5 5 5 9
+    (mean 6, variance 3).
+    """
     scores = [[0.0, 2.0], [0.0, 2.0], [5.0, 5.0], [5.0, 9.0], [7.0, 7.0], [7.0, 7.0]]
     out = by_task(scores, [0, 0, 1, 1, 0, 1], [True, True, True, True, False, False])
     low, high = -1 / 3**0.5, 3 / 3**0.5
@@ -188,7 +194,9 @@ def test_columns_share_a_penalty():
 
 
 def test_normalisation_to_the_reference():
-    """Scores 1, 3 of the reference have mean 2 and deviation 1; with mean .5 and deviation 2: gain 2, bias −3.5."""
+    """Scores 1, 3 of the reference have mean 2 and deviation 1; with mean .5 and deviation 2: gain
+    2, bias −3.5.
+    """
     statistics = shaping.normalise_to_reference(
         shaping.init_statistics(), jnp.array([1.0, 3.0, jnp.nan]), mean=0.5, std=2.0
     )
@@ -202,7 +210,9 @@ def test_normalisation_to_the_reference():
 
 
 def test_scores_that_are_all_alike_stay():
-    """A third of a run may be all wrong at its start: −1 over a deviation of rounding would be tens of millions."""
+    """A third of a run may be all wrong at its start: −1 over a deviation of rounding would be tens
+    of millions.
+    """
     for value in (-1.0, 0.1):
         rows = jnp.full(63, value)
         statistics = shaping.normalise_to_reference(shaping.init_statistics(), rows)
@@ -219,8 +229,10 @@ def test_scores_that_are_all_alike_stay():
     ("norm", "want"), [("none", 1.0), ("running", 1.0 / 2**0.5), ("batch", 1.0), ("task", 1.0)]
 )
 def test_other_responses_are_put_on_the_same_scale(norm, want):
-    """Scores 1 and 3: deviation 1 (√2 with ddof 1, of the running moments). Others that are one higher are one unit higher, which
-    a scale of their own would not say; and the statistics are those of the first alone."""
+    """Scores 1 and 3: deviation 1 (√2 with ddof 1, of the running moments). Others that are one
+    higher are one unit higher, which a scale of their own would not say; and the statistics are
+    those of the first alone.
+    """
     config, rows = (
         Config(reward_norm=norm),
         ROLLOUT.replace(extra={"task": jnp.zeros(3, jnp.int32)}),

@@ -82,7 +82,9 @@ def test_bleu_and_chrf_are_sacrebleus():
 
 
 def test_rouge_by_hand():
-    """the cat sat / the cat is here: 2 · 2 / 7, bigrams 2 · 1 / 5; in another order the longest common one is "the cat"."""
+    """the cat sat / the cat is here: 2 · 2 / 7, bigrams 2 · 1 / 5; in another order the longest
+    common one is "the cat".
+    """
     pytest.importorskip("rouge_score")
     assert text.rouge("rouge1")("the cat sat", "The cat is here.") == pytest.approx(4 / 7)
     assert text.rouge("rouge2")("the cat sat", "The cat is here.") == pytest.approx(2 / 5)

@@ -82,7 +82,9 @@ def test_nothing_to_restore(checkpoints):
 
 
 def test_what_was_never_finished_is_removed(tmp_path):
-    """Killed while Orbax wrote, between the data and the manifest, and between the manifest and its name."""
+    """Killed while Orbax wrote, between the data and the manifest, and between the manifest and its
+    name.
+    """
     folder = tmp_path / "checkpoints"
     first = Checkpoints(folder)
     first.save(state(5), score=0.0)
@@ -183,7 +185,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
 
 
 def test_forty_flipped_bits_are_all_seen(sound, tmp_path, capsys):
-    """Over all files of a checkpoint, the manifest among them; Orbax alone reads most of them without a word."""
+    """Over all files of a checkpoint, the manifest among them; Orbax alone reads most of them
+    without a word.
+    """
     rng = random.Random(0)
     whole = files(sound / "3")
     chosen = whole * (40 // len(whole)) + rng.sample(whole, 40 % len(whole))

@@ -225,7 +225,9 @@ def test_what_is_settled_is_in_a_closed_file(tmp_path):
 
 
 def test_a_full_disk_is_told_of_once(tmp_path):
-    """The write says so; closing the file, which would write the rest again, does not say it over the run's own error."""
+    """The write says so; closing the file, which would write the rest again, does not say it over
+    the run's own error.
+    """
     log = Tracker(tmp_path, first_step=0, total_steps=2)
     log.file.close()
     log.file = open("/dev/full", "w")  # noqa: SIM115
@@ -235,7 +237,9 @@ def test_a_full_disk_is_told_of_once(tmp_path):
 
 
 def test_where_a_run_lies(tmp_path):
-    """Its own folder, or the second stage of a task's whole way; a folder that has both is a run."""
+    """Its own folder, or the second stage of a task's whole way; a folder that has both is a
+    run.
+    """
     with pytest.raises(
         UserError,
         match="no run in .*; give the folder that holds its config.json, or that of a task",

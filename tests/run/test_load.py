@@ -48,7 +48,9 @@ def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
 
 
 def test_scanned_layers_are_the_same_weights(loaded):
-    """The base of a scanned policy is that of an unrolled one, stacked; adapters and critic are stacked too."""
+    """The base of a scanned policy is that of an unrolled one, stacked; adapters and critic are
+    stacked too.
+    """
     _, policy = load.load_policy(replace(RUN, scan_layers=True))
     toys.assert_same(scan.unstack(policy.frozen["base"]), loaded[1].frozen["base"])
     number = sum(name.startswith("layers_") for name in loaded[1].frozen["base"])
@@ -110,7 +112,9 @@ def test_a_network_of_another_kind():
 
 
 def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
-    """Another kind is refused, not passed over; the folder is written anew when the weights are others."""
+    """Another kind is refused, not passed over; the folder is written anew when the weights are
+    others.
+    """
     config, policy = load.load_policy(replace(RUN, model_kind="gru", lora=0))
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
     for change in (0.0, 1.0):
@@ -129,7 +133,9 @@ def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
 
 
 def test_the_trained_network_as_a_checkpoint():
-    """Adapters folded in, layers unrolled, no critic: the same logits, and what a plain model takes."""
+    """Adapters folded in, layers unrolled, no critic: the same logits, and what a plain model
+    takes.
+    """
     for changes in ({}, {"scan_layers": True}, {"lora": 0, "critic": "separate"}):
         config, policy = load.load_policy(replace(RUN, **changes))
         params = jax.tree.map(lambda x: x + 0.01, policy.params)

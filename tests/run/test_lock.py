@@ -64,7 +64,9 @@ def test_an_owner_on_another_machine_is_believed_while_it_shows_life(tmp_path, c
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, capsys):
-    """The kernel says that it knows no such call: the file's signs of life are all that is known."""
+    """The kernel says that it knows no such call: the file's signs of life are all that is
+    known.
+    """
 
     def unknown(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -85,7 +87,9 @@ def test_a_folder_that_is_gone_is_released(tmp_path):
 
 
 def test_the_owner_is_written_by_a_file_that_is_closed(tmp_path):
-    """In a bucket that is mounted as a folder, what an open file was given is not there for others: this one is given nothing."""
+    """In a bucket that is mounted as a folder, what an open file was given is not there for others:
+    this one is given nothing.
+    """
     mine = lock.RunLock(tmp_path)
     assert json.loads((tmp_path / "lock.json").read_text())["pid"] == os.getpid()
     assert mine.file.tell() == 0

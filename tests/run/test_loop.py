@@ -1,4 +1,6 @@
-"""The loop with a step that computes nothing: who is told what and when, and every reason to stop."""
+"""The loop with a step that computes nothing: who is told what and when, and every reason to
+stop.
+"""
 
 import contextlib
 import os
@@ -164,7 +166,9 @@ def test_patience_ends_the_run_and_keeps_the_best(world):
 
 
 def test_the_best_is_kept_between_two_saves(world):
-    """Evaluated at steps 3 and 6, saved at 2, 4 and 6: step 3 is the best, with patience or without."""
+    """Evaluated at steps 3 and 6, saved at 2, 4 and 6: step 3 is the best, with patience or
+    without.
+    """
     found = {3: 9.0, 6: 1.0}
     go(
         world,
@@ -176,7 +180,9 @@ def test_the_best_is_kept_between_two_saves(world):
 
 
 def test_patience_remembers_what_was_before(world):
-    """Gone on with after step 3 of 1, 3, 2: one evaluation was worse already, and one more ends it; after step 4 nothing runs."""
+    """Gone on with after step 3 of 1, 3, 2: one evaluation was worse already, and one more ends it;
+    after step 4 nothing runs.
+    """
     config = replace(CONFIG, eval_every=1, patience=2, save_every=100)
     past = [
         {"step": k, "reward": 0.0, "validation_score": x} for k, x in enumerate([1.0, 3.0, 2.0], 1)
@@ -239,7 +245,9 @@ def test_a_signal_whose_state_cannot_be_saved_is_no_75(world, monkeypatch):
 
 @pytest.mark.parametrize("limit", [1, 3])
 def test_steps_without_a_finite_update_end_the_run(world, limit):
-    """Bad from step 2 on: `limit` of them are found out one step later, and nothing more is saved."""
+    """Bad from step 2 on: `limit` of them are found out one step later, and nothing more is
+    saved.
+    """
     bad = lambda step: {"barren_steps": max(0.0, step - 1.0), "kl": float("nan")}
     with pytest.raises(
         Diverged,

@@ -25,7 +25,9 @@ SHAPE = llama(vocab_size=11, width=8, num_layers=2, num_heads=2)
 
 @pytest.fixture
 def meter():
-    """One of a step with 100 operations on chips that do 50 a second, and a clock that the test sets."""
+    """One of a step with 100 operations on chips that do 50 a second, and a clock that the test
+    sets.
+    """
     now = SimpleNamespace(t=10.0)
     found = profiling.Meter(SimpleNamespace(traces=1), flops=100.0, peak=50.0, clock=lambda: now.t)
     yield found, now
@@ -91,7 +93,9 @@ def test_jax_tells_what_it_compiles(meter):
 
 
 def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
-    """Once a dispatch; not the first, not another function's, not outside of a dispatch, and not beside a trace."""
+    """Once a dispatch; not the first, not another function's, not outside of a dispatch, and not
+    beside a trace.
+    """
     meter, _ = meter
     theirs = [(profiling.BACKEND, "jit(traced)"), (profiling.BACKEND, "jit(traced)")]
     other = [
@@ -117,7 +121,9 @@ def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
 
 
 def step_of(mode: str):
-    """A step that adds the number of rows to a weight, with its state and two prompts in their places."""
+    """A step that adds the number of rows to a weight, with its state and two prompts in their
+    places.
+    """
 
     def make(axis_name):
         def train_step(state, prompts):
@@ -182,8 +188,9 @@ def test_flops_are_those_of_the_plan():
 
 
 def test_flops_of_a_critic_of_its_own():
-    """A second body without a head: it reads in the rollout and learns in the update, and no reference has one. RUN has four rows
-    of seven tokens."""
+    """A second body without a head: it reads in the rollout and learns in the update, and no
+    reference has one. RUN has four rows of seven tokens.
+    """
     shared, separate = (
         replace(RUN, lora=0, value_loss="mse", critic=x) for x in ("shared", "separate")
     )

@@ -33,7 +33,9 @@ def test_words_name_the_operation_and_the_line():
 
 @pytest.mark.slow
 def test_a_step_is_found_again_from_the_checkpoint_before_it(tmp_path):
-    """Step 3 from the checkpoint of step 1. The key of step 3 is that of the run: the same rewards, the same NaN."""
+    """Step 3 from the checkpoint of step 1. The key of step 3 is that of the run: the same rewards,
+    the same NaN.
+    """
     config, policy = load.load_policy(replace(RUN, steps=4))
     prompts = encode(TEXTS, policy.tokenizer, 4, too_long="last")
     reward = lambda params, rollout: ((rollout.response > 128).mean(1), rollout.finished | True)

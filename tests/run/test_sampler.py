@@ -223,7 +223,9 @@ def test_a_line_is_a_prompt(loaded):
 
 
 def test_a_prompt_is_put_as_in_training(loaded):
-    """With the token that starts a document where the run's prompts had it, and in the run's format."""
+    """With the token that starts a document where the run's prompts had it, and in the run's
+    format.
+    """
     parrot = Parrot(byte_tokenizer(), "!")
     parrot.config = replace(parrot.config, prompt_start=True, prompt_format="{prompt}\n=")
     sample.converse(parrot, ["one {prompt}"], lambda piece: None, seed=0, chat=False)

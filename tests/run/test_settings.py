@@ -1,4 +1,6 @@
-"""Settings from a file, as a script's command line takes them: what wins, and what is refused in one line with exit code 2."""
+"""Settings from a file, as a script's command line takes them: what wins, and what is refused in
+one line with exit code 2.
+"""
 
 import dataclasses
 import json

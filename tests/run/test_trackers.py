@@ -1,4 +1,6 @@
-"""Trackers beside metrics.jsonl: what they are given, what they are not, and that none of them ends a run."""
+"""Trackers beside metrics.jsonl: what they are given, what they are not, and that none of them ends
+a run.
+"""
 
 import importlib.machinery
 import json
@@ -182,7 +184,9 @@ def test_samples_stay_here(tmp_path, monkeypatch):
 
 
 def scalars(folder: Path) -> dict[tuple[str, int], list[float]]:
-    """Every value in the event files, by name and step. A record is length, its checksum, an Event, its checksum."""
+    """Every value in the event files, by name and step. A record is length, its checksum, an Event,
+    its checksum.
+    """
     from tensorboardX.proto import event_pb2
 
     found: dict[tuple[str, int], list[float]] = {}
@@ -264,7 +268,9 @@ def test_tensorboard_on_a_full_disk(tmp_path, capsys):
 
 
 class Fake:
-    """What `wandb.init` gives, and a server that takes no step twice; `answers` says whether it does."""
+    """What `wandb.init` gives, and a server that takes no step twice; `answers` says whether it
+    does.
+    """
 
     def __init__(self, monkeypatch, folder: Path, *, has: int = 0, answers: bool = True):
         self.folder, self.has, self.answers = folder, has, answers
@@ -355,7 +361,9 @@ def test_numbers_and_settings_and_nothing_else(tmp_path, monkeypatch):
 
 
 def test_a_run_that_goes_on_sends_what_is_new(tmp_path, monkeypatch):
-    """The server has steps 1 to 3 (its next is 4), the record of the checkpoint 1 and 2; then it has lost all but 1."""
+    """The server has steps 1 to 3 (its next is 4), the record of the checkpoint 1 and 2; then it
+    has lost all but 1.
+    """
     fake = Fake(monkeypatch, tmp_path)
     monkeypatch.setenv("WANDB_API_KEY", "k")
     log = opened(tmp_path, "wandb")

@@ -58,13 +58,12 @@ def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, c
     prompts, references = measure.prompt_set(
         config, policy, TASK, [Example("abcdef", "x"), Example("a", "wxyz")]
     )
-    assert (
-        capsys.readouterr().out.splitlines()
-        == [
-            "note: 1 of 2 prompts has more than 4 tokens (--prompt-length of the run) and lost its beginning",  # abcdef=
-            "note: 1 of 2 references has more than 3 tokens (--response-length): rewards see its beginning",  # " wxyz"
-        ]
-    )
+    assert capsys.readouterr().out.splitlines() == [
+        # abcdef=
+        "note: 1 of 2 prompts has more than 4 tokens (--prompt-length of the run) and lost its beginning",
+        # " wxyz"
+        "note: 1 of 2 references has more than 3 tokens (--response-length): rewards see its beginning",
+    ]
     decode = policy.tokenizer.decode
     assert references == ["x", "wxyz"]
     assert decode(prompts.tokens[0]) == "def="  # a prompt that is too long loses its beginning

@@ -1,4 +1,6 @@
-"""The public packages' numbers on a thousand pairs of texts, on the whole and row by row; and intervals that cover."""
+"""The public packages' numbers on a thousand pairs of texts, on the whole and row by row; and
+intervals that cover.
+"""
 
 import math
 
@@ -19,7 +21,9 @@ GAPS = [" "] * 12 + ["  ", " , ", "\u00a0", " - "]
 
 
 def made_up(number=1000, seed=0):
-    """Responses and references: a sentence and the same with some words changed, left out or put in; some sides are empty."""
+    """Responses and references: a sentence and the same with some words changed, left out or put
+    in; some sides are empty.
+    """
     rng = np.random.default_rng(seed)
     some = lambda n: [WORDS[i] for i in rng.zipf(1.3, n) % len(WORDS)]
     join = lambda words: "".join(
@@ -249,7 +253,9 @@ def test_an_interval_of_a_mean_is_the_normal_one():
 
 
 def test_intervals_cover_the_truth():
-    """Of 200 intervals of 95 % some 190 hold it, ± 3 · √(200 · .95 · .05) = 9; the bootstrap of 100 rows is a little narrow."""
+    """Of 200 intervals of 95 % some 190 hold it, ± 3 · √(200 · .95 · .05) = 9; the bootstrap of 100
+    rows is a little narrow.
+    """
     inside = 0
     for seed in range(200):
         _, low, high = metrics.interval(
@@ -260,7 +266,9 @@ def test_intervals_cover_the_truth():
 
 
 def test_what_both_have_in_common_falls_out():
-    """Each response is a word longer than before: the difference is 1 in every draw, though lengths differ much."""
+    """Each response is a word longer than before: the difference is 1 in every draw, though lengths
+    differ much.
+    """
     before = ["x " * (1 + i * i) for i in range(30)]
     after = [x + "y" for x in before]
     metric = METRICS["length"]
@@ -307,7 +315,9 @@ def test_distinct_without_each_row(name):
 
 
 def test_the_jackknife_knows_how_much_distinct_varies():
-    """The deviation over 100 corpora, against what the jackknife says of single ones: not much less, and not twice as much."""
+    """The deviation over 100 corpora, against what the jackknife says of single ones: not much
+    less, and not twice as much.
+    """
     values = [without_each("distinct_1", corpus(seed))[0] for seed in range(100)]
     ends = lambda texts: metrics.interval(METRICS["distinct_1"], texts, texts, seed=0)[1:]
     said = [np.diff(ends(corpus(seed)))[0] / 2 / 1.96 for seed in range(20)]
@@ -315,7 +325,9 @@ def test_the_jackknife_knows_how_much_distinct_varies():
 
 
 def test_pass_at_k_by_counting():
-    """1 − C(n − c, k) / C(n, k), and its mean over binomial counts is 1 − (1 − p)ᵏ: nothing is added by the estimate."""
+    """1 − C(n − c, k) / C(n, k), and its mean over binomial counts is 1 − (1 − p)ᵏ: nothing is
+    added by the estimate.
+    """
     for n in (1, 5, 20):
         for k in range(1, n + 1):
             got = metrics.pass_at_k(np.arange(n + 1), n, k)
@@ -326,7 +338,9 @@ def test_pass_at_k_by_counting():
 
 
 def test_means_over_seeds():
-    """1 2 3: 2 ± 4.3027 · 1 / √3; t of one degree of freedom is 12.706: 1.5 ± 12.706 · .7071 / √2."""
+    """1 2 3: 2 ± 4.3027 · 1 / √3; t of one degree of freedom is 12.706: 1.5 ± 12.706 · .7071 /
+    √2.
+    """
     assert statistics.mean_interval([1.0, 2.0, 3.0]) == pytest.approx(
         (2.0, 2 - 2.48414, 2 + 2.48414), abs=1e-4
     )

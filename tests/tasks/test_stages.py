@@ -107,7 +107,9 @@ def test_names_that_could_lead_elsewhere(tmp_path, name):
 
 @pytest.mark.parametrize("lost", [["policy"], ["policy/model", "policy/checkpoints/2"]])
 def test_killed_between_and_within_the_stages(done, lost):
-    """Without the second stage, and with a second stage of one step, it ends as if nothing had been."""
+    """Without the second stage, and with a second stage of one step, it ends as if nothing had
+    been.
+    """
     folder, found = done
     for part in (*lost, "result.json", "outputs.jsonl"):
         path = folder / "runs" / "a" / part

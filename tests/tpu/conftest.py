@@ -1,4 +1,6 @@
-"""The modules of tpu/, which is no package; and a cloud of which nothing is true but what a test says."""
+"""The modules of tpu/, which is no package; and a cloud of which nothing is true but what a test
+says.
+"""
 
 import json
 import re
@@ -37,7 +39,9 @@ class Cloud:
         born: str = "",
         **errors: list[str],
     ) -> None:
-        """What happens to each slice that is created, one after the other; `there`: the first one is there already."""
+        """What happens to each slice that is created, one after the other; `there`: the first one
+        is there already.
+        """
         world = {
             "lives": lives,
             "life": 0 if there else -1,
@@ -72,7 +76,9 @@ class Cloud:
 
     @property
     def story(self) -> list[str]:
-        """The calls in one word each, without looks: create, delete, scp, and what the hosts were told to do."""
+        """The calls in one word each, without looks: create, delete, scp, and what the hosts were
+        told to do.
+        """
         return [word for word in map(word_of, self.calls) if word]
 
     @property

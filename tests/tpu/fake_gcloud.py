@@ -1,8 +1,10 @@
-"""A gcloud that plays the states of a slice as a script says, and writes down what it was asked. conftest.py puts it on PATH.
+"""A gcloud that plays the states of a slice as a script says, and writes down what it was asked.
+conftest.py puts it on PATH.
 
-world.json: {"lives": [[step, ...], ...], "life": of the slice that is there or -1, "step": in it, "started": whether a run was,
-"ended": how it ended, "hosts": how many, "born": when, "errors": {verb: [what it complains of the next times]}}. Each look at the
-queued resource is a step on; the last one stays. While it is PROVISIONING, SUSPENDING or DELETING a deletion is refused, and is a
+world.json: {"lives": [[step, ...], ...], "life": of the slice that is there or -1, "step": in it,
+"started": whether a run was, "ended": how it ended, "hosts": how many, "born": when, "errors":
+{verb: [what it complains of the next times]}}. Each look at the queued resource is a step on; the
+last one stays. While it is PROVISIONING, SUSPENDING or DELETING a deletion is refused, and is a
 step on, too. A step is a state of the queued resource, or:
 
     half             ACTIVE, but there is no machine
@@ -14,7 +16,8 @@ step on, too. A step is a state of the queued resource, or:
     deaf             READY, and the hosts do not answer
     deleted          somebody else deleted it
 
-Many hosts answer in the wrong order, and what they complain of stands among gcloud's own words (its ssh.py of tpu_vm).
+Many hosts answer in the wrong order, and what they complain of stands among gcloud's own words (its
+ssh.py of tpu_vm).
 """
 
 import json

@@ -1,4 +1,6 @@
-"""`tpu.py babysit` against a gcloud that plays what happens to slices: what it does, in what order; and that nothing is left."""
+"""`tpu.py babysit` against a gcloud that plays what happens to slices: what it does, in what order;
+and that nothing is left.
+"""
 
 import re
 
@@ -97,7 +99,8 @@ def test_75_starts_again_at_once_on_the_same_slice(cloud):
     cloud.play(["active", "active", "exit 75", "active", "exit 0"], hosts=4)
     assert cloud.run("babysit", *POD) == 0
     assert cloud.story == [*MADE, "stop", "start", "delete"]
-    # One look at the slice while the run goes on, a minute; then the pause before the restart, none; and no minute after.
+    # One look at the slice while the run goes on, a minute; then the pause before the restart,
+    # none; and no minute after.
     assert cloud.slept == [60, 0]
 
 
@@ -131,7 +134,9 @@ def test_crashes_are_forgotten_after_an_hour(cloud, monkeypatch):
 
 
 def test_a_host_that_fails_alone_counts_as_a_crash(cloud):
-    """The others are stopped after five minutes; that they then end with 75 does not make it a restart without count."""
+    """The others are stopped after five minutes; that they then end with 75 does not make it a
+    restart without count.
+    """
     alone = ["active", *["exit 134,running,running,running"] * 6, "exit 134,75,75,75"]
     cloud.play(alone, hosts=4)
     assert cloud.run("babysit", "--max-crashes", "0", *POD) == 1
@@ -240,7 +245,8 @@ def test_what_costs_is_not_left_alone_because_it_cannot_be_seen(cloud, capsys, c
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete"]
     said = capsys.readouterr().err
-    # 8 looks; or, of what gcloud itself is asked again for, 6 attempts at one look and 2 at the next
+    # 8 looks; or, of what gcloud itself is asked again for, 6 attempts at one look and 2 at the
+    # next
     assert said.count("; looking again\n") == (1 if complaint == READS else 8)
     lost = complaint in BLIND[1:]
     assert ("; log in again in another terminal: gcloud auth login; looking again" in said) == lost
@@ -408,7 +414,9 @@ def test_without_a_bucket_a_spot_slice_is_warned_about(cloud, capsys):
 
 
 def test_a_machine_that_is_repaired_is_set_up_again(cloud):
-    """Not deleted and not made anew, but perhaps another machine, and without large pages at least."""
+    """Not deleted and not made anew, but perhaps another machine, and without large pages at
+    least.
+    """
     cloud.play(["active", "active", "repairing", "repairing", "exit lost", "active", "exit 0"])
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, *MADE[1:], "delete"]

@@ -1,4 +1,6 @@
-"""Nothing that costs is left, whatever stands in the way of deleting it; and what somebody else deletes is not made again."""
+"""Nothing that costs is left, whatever stands in the way of deleting it; and what somebody else
+deletes is not made again.
+"""
 
 import pytest
 
@@ -162,7 +164,9 @@ def test_what_is_deleted_by_hand_ends_at_a_word_that_nobody_knows(cloud, capsys)
 
 
 def test_a_request_whose_operation_takes_long_was_made(cloud):
-    """gcloud waits half an hour for it; what it was told to make is made, and is watched and deleted."""
+    """gcloud waits half an hour for it; what it was told to make is made, and is watched and
+    deleted.
+    """
     said = "Operation [op-1] has not finished in 1800 seconds. The operations may still be underway remotely"
     cloud.play(["WAITING_FOR_RESOURCES", "active", "exit 0"], create=[said])
     assert cloud.run("babysit", *ONE) == 0
@@ -170,7 +174,9 @@ def test_a_request_whose_operation_takes_long_was_made(cloud):
 
 
 def test_paid_hours_that_end_while_a_run_is_brought_home(cloud, capsys):
-    """72 seconds: after 10 + 20 + 40 there are 2 left. The run was done: that is what its exit code says."""
+    """72 seconds: after 10 + 20 + 40 there are 2 left. The run was done: that is what its exit code
+    says.
+    """
     cloud.play(["active", "exit 0"], scp=["", *["Connection reset by peer"] * 4])
     assert cloud.run("babysit", "--max-hours", "0.02", *OWN_DISK) == 0
     assert cloud.story == [*MADE, *["scp"] * 4, "scp", "delete"]
@@ -186,7 +192,9 @@ def test_what_is_brought_home_at_the_end_of_the_paid_hours_is_tried_again(cloud)
 
 @pytest.fixture
 def hanging(cloud, monkeypatch):
-    """gcloud hangs when a word of these is in its command, as often as the list says; how long it was given."""
+    """gcloud hangs when a word of these is in its command, as often as the list says; how long it
+    was given.
+    """
     import slices
 
     real, words, given = slices.subprocess.run, [], []
@@ -205,7 +213,9 @@ def hanging(cloud, monkeypatch):
 
 
 def test_a_command_that_hangs_ends_with_the_paid_hours(cloud, hanging, capsys):
-    """gcloud hangs as soon as the run is to be started: not for longer than what is paid for, and the slice is deleted."""
+    """gcloud hangs as soon as the run is to be started: not for longer than what is paid for, and
+    the slice is deleted.
+    """
     words, given = hanging
     words.append("job.sh start")
     cloud.play(["active"])
@@ -215,7 +225,9 @@ def test_a_command_that_hangs_ends_with_the_paid_hours(cloud, hanging, capsys):
 
 
 def test_after_the_paid_hours_nothing_takes_longer_than_ten_minutes(cloud, hanging):
-    """The hours end in a command that hangs; then stopping, copying and a first try at deleting hang, too."""
+    """The hours end in a command that hangs; then stopping, copying and a first try at deleting
+    hang, too.
+    """
     words, given = hanging
     words += ["job.sh stop", "job.sh stop", "--recurse", "resources delete"]
     cloud.play(["active"])

@@ -42,7 +42,9 @@ OFFER = "; if my-run is still there it costs: delete it with: python3 tpu/tpu.py
     ("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")]
 )
 def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, what):
-    """The one line names the reason, not that gcloud goes on; before it stands all that was said."""
+    """The one line names the reason, not that gcloud goes on; before it stands all that was
+    said.
+    """
     errors = {name: ["warning: slow\nE: no space left"]}
     cloud.play(["active"], there=True, hosts=4, type="v6e-16", **errors)
     assert cloud.run("setup") == 1

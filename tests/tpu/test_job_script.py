@@ -1,4 +1,6 @@
-"""job.sh on this machine, with a HOME of its own and a stand-in for Python: detached, watched, stopped, begun again."""
+"""job.sh on this machine, with a HOME of its own and a stand-in for Python: detached, watched,
+stopped, begun again.
+"""
 
 import os
 import shutil

@@ -1,4 +1,6 @@
-"""What is right or wrong about a job is known before anything is paid for; and only tracked files leave this machine."""
+"""What is right or wrong about a job is known before anything is paid for; and only tracked files
+leave this machine.
+"""
 
 import doctest
 import os
@@ -26,7 +28,9 @@ def job(*options: str, kind: accelerators.Accelerator = V6E_8) -> jobs.Job:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A repository of a script and of settings in two forms; `left.yaml` and `data.jsonl` are not tracked."""
+    """A repository of a script and of settings in two forms; `left.yaml` and `data.jsonl` are not
+    tracked.
+    """
     for name, text in {
         SCRIPT: "",
         "settings.yaml": "# mine\nname: from-file # its name\nlr: 0.1\nruns: 'gs://from-file/runs'\n",
@@ -161,7 +165,9 @@ def test_the_command_says_what_every_restart_needs():
     ("file", "name"), [("settings.yaml", "from-file"), ("config.json", "stored")]
 )
 def test_name_and_runs_of_a_file_of_settings(files, file, name):
-    """They are said on the command line, where job.sh reads them; the command line's own go before them."""
+    """They are said on the command line, where job.sh reads them; the command line's own go before
+    them.
+    """
     given = job("--config", file, kind=V6E_16)
     assert (given.name, given.runs) == (name, f"gs://{name}/runs")
     assert given.command(V6E_16)[2:8] == [
@@ -254,7 +260,9 @@ KEY = "~/.ssh/google_compute_engine"
 
 @pytest.fixture
 def agent(cloud, tmp_path, monkeypatch):
-    """A HOME, and stand-ins for what asks the SSH agent and for what reads a key: (exit code, text)."""
+    """A HOME, and stand-ins for what asks the SSH agent and for what reads a key: (exit code,
+    text).
+    """
 
     def play(held: tuple[int, str], fingerprint: tuple[int, str], there: bool) -> None:
         for name, (code, text) in {"ssh-add": held, "ssh-keygen": fingerprint}.items():

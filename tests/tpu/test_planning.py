@@ -1,4 +1,6 @@
-"""A job that cannot fit is refused before anything is paid for, unless told otherwise; what is planned is what would run."""
+"""A job that cannot fit is refused before anything is paid for, unless told otherwise; what is
+planned is what would run.
+"""
 
 import json
 import os
@@ -15,7 +17,9 @@ BABYSIT = ["--type", "v6e-16", *JOB]
 
 @pytest.fixture
 def planner(cloud, monkeypatch):
-    """A `jaxppo` first in PATH that answers what it is told to, and job_settings.py beside the point."""
+    """A `jaxppo` first in PATH that answers what it is told to, and job_settings.py beside the
+    point.
+    """
 
     def answer(code: int, out: str = "", err: str = "") -> None:
         (cloud.folder / "jaxppo").write_text(
@@ -138,7 +142,9 @@ def settings_of(tmp_path, script: str, *options: str) -> tuple[subprocess.Comple
 
 
 def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
-    """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options'; its own names are known."""
+    """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options';
+    its own names are known.
+    """
     file = tmp_path / "settings.yaml"
     file.write_text("batch_size: 128\nlr: 1e-4\nreward: vader\nalgorithm: grpo\n")
     options = [

@@ -1,6 +1,7 @@
-"""A pod of two hosts on this machine, through everything but Google's part: the code is packed, unpacked, set up, and runs as two
-processes of one device each with their checkpoints in one bucket. The slice is taken away in the middle; then one host is told
-to stop. The end is that of a run that nobody disturbed.
+"""A pod of two hosts on this machine, through everything but Google's part: the code is packed,
+unpacked, set up, and runs as two processes of one device each with their checkpoints in one bucket.
+The slice is taken away in the middle; then one host is told to stop. The end is that of a run that
+nobody disturbed.
 """
 
 import contextlib
@@ -38,7 +39,9 @@ chmod +x .venv/bin/python
 
 
 class Pod:
-    """Two HOMEs, in each of which what gcloud is asked to do on a host is done; and what happens to them."""
+    """Two HOMEs, in each of which what gcloud is asked to do on a host is done; and what happens to
+    them.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.state, self.story, self.now, self.told = folder, "", [], 0.0, False

@@ -1,4 +1,6 @@
-"""setup_vm.sh in a clean folder, with a HOME of its own; uv, sudo and apt are stand-ins that write down their calls."""
+"""setup_vm.sh in a clean folder, with a HOME of its own; uv, sudo and apt are stand-ins that write
+down their calls.
+"""
 
 import os
 import re
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# uv makes a folder that looks like an environment; sudo runs what it is given, unless there is none.
+# uv makes a folder that looks like an environment; sudo runs what it is given, unless there is
+# none.
 NOTE = '#!/bin/bash\necho "$(basename "$0") $*" >>"$HOME/calls"\n'
 UV = NOTE + 'case $1 in venv) mkdir -p "${@: -1}/bin" ;; pip) exit "${UV_CODE:-0}" ;; esac\n'
 SUDO = NOTE + '[ -z "${NO_SUDO:-}" ] || exit 1\n[ "$1" = -n ] && shift\nexec "$@"\n'

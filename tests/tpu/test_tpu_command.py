@@ -1,4 +1,6 @@
-"""The commands of tpu.py one by one: their exact argument lists, what is refused; a dry run prints what a real one does."""
+"""The commands of tpu.py one by one: their exact argument lists, what is refused; a dry run prints
+what a real one does.
+"""
 
 import shlex
 import subprocess

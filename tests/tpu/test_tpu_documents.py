@@ -1,4 +1,6 @@
-"""What tpu/README.md and elsewhere.md tell people to type: each call of tpu.py is rehearsed, each job's options checked."""
+"""What tpu/README.md and elsewhere.md tell people to type: each call of tpu.py is rehearsed, each
+job's options checked.
+"""
 
 import json
 import re

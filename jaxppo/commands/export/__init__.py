@@ -1,6 +1,8 @@
-"""A run as a folder for others: weights that `transformers` loads, or an adapter for PEFT, with its tokenizer and a model card.
+"""A run as a folder for others: weights that `transformers` loads, or an adapter for
+PEFT, with its tokenizer and a model card.
 
-Nothing leaves the machine unless `jaxppo push` is called. What needs JAX is imported late: `--help` reads the options here.
+Nothing leaves the machine unless `jaxppo push` is called. What needs JAX is imported
+late: `--help` reads the options here.
 """
 
 import dataclasses
@@ -41,13 +43,15 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
 from jaxppo.types import TrainState
 
-# Tokens of well-known services, should one have come into a command or a setting in spite of all care.
+# Tokens of well-known services, should one have come into a command or a setting in
+# spite of all care.
 TOKENS = re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[abp]|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,}")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A trained run as a folder that transformers loads: weights, tokenizer, generation settings, model card.
+    """A trained run as a folder that transformers loads: weights, tokenizer, generation
+    settings, model card.
 
     $ jaxppo export runs/sentiment exported
     $ jaxppo export runs/sentiment exported --dtype bfloat16 --checkpoint newest
@@ -59,16 +63,21 @@ class ExportOptions:
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
     """where to write; it must not be there yet, or be empty"""
     adapter: bool = False
-    """write the low-rank adapters for PEFT and leave the base as it is; without, they are merged into the weights"""
+    """write the low-rank adapters for PEFT and leave the base as it is; without, they
+    are merged into the weights
+    """
     dtype: Literal["float32", "bfloat16"] = "float32"
     """of the weights"""
     checkpoint: Literal["best", "newest"] = "best"
-    """best by the score of its evaluations (the newest where none has a score), or the newest"""
+    """best by the score of its evaluations (the newest where none has a score), or the
+    newest
+    """
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """An exported folder to the model hub, after a question; the only verb that sends anything.
+    """An exported folder to the model hub, after a question; the only verb that sends
+    anything.
 
     $ hf auth login
     $ jaxppo push exported me/my-model
@@ -116,7 +125,9 @@ def export(options: ExportOptions) -> None:
 
 
 def restored(run: Path, checkpoint: str) -> Exported:
-    """A checkpoint of a run. Raises UserError for a folder without a run, and for a run without a checkpoint."""
+    """A checkpoint of a run. Raises UserError for a folder without a run, and for a run
+    without a checkpoint.
+    """
 
     record = records.read(run)
     config, policy, state = load.restore(record.place, newest=True)
@@ -129,8 +140,9 @@ def restored(run: Path, checkpoint: str) -> Exported:
 
 
 def write(folder: Path, found: Exported, options: ExportOptions) -> None:
-    """Every file, into a folder that is there. Raises UserError for a shape that transformers has no class for, and for an
-    adapter of a run without one."""
+    """Every file, into a folder that is there. Raises UserError for a shape that
+    transformers has no class for, and for an adapter of a run without one.
+    """
     import jax
 
     config, policy, dtype = found.config, found.policy, options.dtype
@@ -157,13 +169,17 @@ def write(folder: Path, found: Exported, options: ExportOptions) -> None:
 
 
 def known_base(config: RunConfig) -> str:
-    """The hub's id of what a run began with; nothing when it was a folder, a file or a new network."""
+    """The hub's id of what a run began with; nothing when it was a folder, a file or a
+    new network.
+    """
 
     return "" if Path(config.model).exists() else words.hub_id(config)
 
 
 def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(the value head, the body of a critic of its own without adapters, or None where the head stands on the policy)."""
+    """(the value head, the body of a critic of its own without adapters, or None where
+    the head stands on the policy).
+    """
     import jax
 
     whole = lora.merge(found.policy.frozen["base"], found.state.params)
@@ -174,8 +190,10 @@ def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
 
 def card(found: Exported, options: ExportOptions) -> str:
-    """README.md: what it is, how to load it, how it was made, what it has come to, and what it is not good for. Whatever text
-    comes from the run's files is shown, and none of it works."""
+    """README.md: what it is, how to load it, how it was made, what it has come to, and
+    what it is not good for. Whatever text comes from the run's files is shown, and none
+    of it works.
+    """
 
     config, record, base = found.config, without_secrets(found.record), known_base(found.config)
     group, last = records.groups([record]), record.rows[-1] if record.rows else {}
@@ -213,7 +231,9 @@ def card(found: Exported, options: ExportOptions) -> str:
 
 
 def evaluated(record: Run) -> list[Block]:
-    """The numbers of `jaxppo eval`, where it has been run on the run; a damaged file has none."""
+    """The numbers of `jaxppo eval`, where it has been run on the run; a damaged file
+    has none.
+    """
 
     try:
         found = json.loads((record.path / "eval.json").read_text("utf-8"))
@@ -237,7 +257,9 @@ def evaluated(record: Run) -> list[Block]:
 
 
 def without_secrets(record: Run) -> Run:
-    """The record once more without what looks like a secret: the run's files may have been written to by hand."""
+    """The record once more without what looks like a secret: the run's files may have
+    been written to by hand.
+    """
 
     words = lambda x: scrubbed(x) if isinstance(x, str) else x
     settings = {name: words(x) for name, x in files.shown(record.settings).items()}
@@ -263,6 +285,8 @@ def command(line: str) -> str:
 
 
 def scrubbed(text: str) -> str:
-    """The text without tokens of well-known services, and without the credentials of an address."""
+    """The text without tokens of well-known services, and without the credentials of an
+    address.
+    """
 
     return TOKENS.sub(HIDDEN, files.CREDENTIALS.sub(f"//{HIDDEN}@", text))

@@ -1,4 +1,6 @@
-"""What a model card says of an exported checkpoint, in sentences: how to load it, what is in it, what it is not good for."""
+"""What a model card says of an exported checkpoint, in sentences: how to load it, what
+is in it, what it is not good for.
+"""
 
 import json
 import re
@@ -14,7 +16,8 @@ ABOUT_METRICS = (
 
 
 def hub_id(config: RunConfig) -> str:
-    """Where the model hub may have what a run began with: its id, perhaps with "@revision"; nothing for other names.
+    """Where the model hub may have what a run began with: its id, perhaps with
+    "@revision"; nothing for other names.
 
     >>> (
     ...     hub_id(RunConfig(model="me/model@v1")),
@@ -27,7 +30,9 @@ def hub_id(config: RunConfig) -> str:
 
 
 def front_matter(base: str, *, adapter: bool, licence: str = "") -> str:
-    """What the model hub reads; `base` is a hub id or empty, `licence` that of what the run began with, where it is known."""
+    """What the model hub reads; `base` is a hub id or empty, `licence` that of what the
+    run began with, where it is known.
+    """
     lines = [
         f"library_name: {'peft' if adapter else 'transformers'}",
         "pipeline_tag: text-generation",
@@ -40,7 +45,9 @@ def front_matter(base: str, *, adapter: bool, licence: str = "") -> str:
 
 
 def loading(base: str, *, adapter: bool) -> list[str]:
-    """Lines of Python that load the folder; an adapter's base by its hub id, or from the folder `base`."""
+    """Lines of Python that load the folder; an adapter's base by its hub id, or from
+    the folder `base`.
+    """
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
         *["from peft import PeftModel"] * adapter,
@@ -85,8 +92,10 @@ def method(config: RunConfig, last: dict[str, float]) -> list[str]:
 
 
 def asking(c: RunConfig, start: str) -> list[str]:
-    """How a prompt has to be put, where it was put otherwise than as bare text: the tokenizer alone does neither. `start` is the
-    token that every prompt began with, if one did."""
+    """How a prompt has to be put, where it was put otherwise than as bare text: the
+    tokenizer alone does neither. `start` is the token that every prompt began with, if
+    one did.
+    """
     out = [f"Prompts were put as {c.prompt_format!r}."] if c.prompt_format != "{prompt}" else []
     begin = f"Every prompt began with the token {start!r}, which the tokenizer does not add: put it before your text."
     return out + [begin] * bool(start)

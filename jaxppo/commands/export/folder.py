@@ -1,4 +1,6 @@
-"""A checkpoint in other libraries' files: a folder for `transformers`, an adapter for PEFT, a value head in PyTorch's layout."""
+"""A checkpoint in other libraries' files: a folder for `transformers`, an adapter for
+PEFT, a value head in PyTorch's layout.
+"""
 
 import contextlib
 import json
@@ -46,7 +48,9 @@ PYTORCH = {"format": "pt"}
 
 
 def free_place(folder: Path) -> Path:
-    """The absolute path of a folder to write. Raises PretrainedError when something is there already."""
+    """The absolute path of a folder to write. Raises PretrainedError when something is
+    there already.
+    """
     place = folder.expanduser().absolute()
     try:
         if place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
@@ -64,8 +68,10 @@ def free_place(folder: Path) -> Path:
 
 @contextlib.contextmanager
 def whole_folder(place: Path) -> Iterator[Path]:
-    """A folder to write into, which has its own name only once all is on the disk. Raises PretrainedError where it cannot be
-    written, and when something has come into its place meanwhile."""
+    """A folder to write into, which has its own name only once all is on the disk.
+    Raises PretrainedError where it cannot be written, and when something has come into
+    its place meanwhile.
+    """
     temporary = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -95,8 +101,8 @@ def write_model(
     dtype: str,
     sampling: Mapping[str, Any],
 ) -> None:
-    """config.json, model.safetensors, generation_config.json and the tokenizer's files, as `AutoModelForCausalLM` and
-    `AutoTokenizer` of transformers load them.
+    """config.json, model.safetensors, generation_config.json and the tokenizer's files,
+    as `AutoModelForCausalLM` and `AutoTokenizer` of transformers load them.
 
     Args:
         folder: is there already.
@@ -105,7 +111,8 @@ def write_model(
         sampling: settings for `generate`.
 
     Raises:
-        PretrainedError: for a shape that transformers has no class for, and parameters of another shape.
+        PretrainedError: for a shape that transformers has no class for, and parameters
+        of another shape.
     """
     ids = {
         "bos_token_id": tokenizer.bos_id,
@@ -121,8 +128,9 @@ def write_model(
 
 
 def write_tokenizer(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """tokenizer.json and tokenizer_config.json. What would put a token of its own before or after a text goes: training never
-    encoded with it."""
+    """tokenizer.json and tokenizer_config.json. What would put a token of its own
+    before or after a text goes: training never encoded with it.
+    """
     tokenizer.save(folder)
     stored = json.loads((folder / TOKENIZER[0]).read_text("utf-8"))
     if "TemplateProcessing" in json.dumps(stored.get("post_processor")):
@@ -139,12 +147,13 @@ def write_adapter(
     base: str,
     dtype: str,
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors (https://huggingface.co/docs/peft/developer_guides/checkpoint).
+    """adapter_config.json and adapter_model.safetensors
+    (https://huggingface.co/docs/peft/developer_guides/checkpoint).
 
     Args:
-        adapters: layers_<i>/attention/{q,v}/{lora_a [in r], lora_b [r out]}, layers unrolled.
-        alpha: jaxppo's and PEFT's scale is alpha / r.
-        base: hub id of the base model, perhaps with "@revision"; empty = its place is not written down.
+        adapters: layers_<i>/attention/{q,v}/{lora_a [in r], lora_b [r out]}, layers
+        unrolled. alpha: jaxppo's and PEFT's scale is alpha / r. base: hub id of the
+        base model, perhaps with "@revision"; empty = its place is not written down.
     """
     family = settings.family(model)
     tensors = adapter_tensors(family, model, adapters)
@@ -175,7 +184,9 @@ def write_adapter(
 
 
 def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy's own adapters among trained parameters, layers unrolled. Raises PretrainedError when there are none."""
+    """The policy's own adapters among trained parameters, layers unrolled. Raises
+    PretrainedError when there are none.
+    """
     names = r"(?P<layer>layers(_\d+)?)/(?P<place>.+/lora_[ab])"
     out = {}
     for name, tensor in mapping.flatten(trained).items():
@@ -199,10 +210,12 @@ def adapter_tensors(
 ) -> dict[str, Float32[np.ndarray, "..."]]:
     """PEFT's lora_A [r in] and lora_B [out r] under its names.
 
-    GPT-2 has q, k and v in one matrix: its adapter is A = (A_q; A_v) and B of blocks B_q, 0, B_v, of twice the rank.
+    GPT-2 has q, k and v in one matrix: its adapter is A = (A_q; A_v) and B of blocks
+    B_q, 0, B_v, of twice the rank.
 
     Raises:
-        PretrainedError: when the tree has anything but adapters of q and v in every layer.
+        PretrainedError: when the tree has anything but adapters of q and v in every
+        layer.
     """
     flat, out = mapping.flatten(adapters), {}
     names = [
@@ -241,9 +254,11 @@ def write_value(
     *,
     dtype: str,
 ) -> None:
-    """value_head.safetensors: `value.weight` [1 D] and `value.bias` [1] of a linear layer over the last hidden states.
+    """value_head.safetensors: `value.weight` [1 D] and `value.bias` [1] of a linear
+    layer over the last hidden states.
 
-    `body` is the whole network of a critic of its own, whose tensors stand beside them under the family's names.
+    `body` is the whole network of a critic of its own, whose tensors stand beside them
+    under the family's names.
     """
     kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
     out: dict[str, Any] = {

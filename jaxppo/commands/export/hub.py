@@ -1,4 +1,6 @@
-"""An exported folder to the model hub: what is sent is named first, and nothing is sent without a yes."""
+"""An exported folder to the model hub: what is sent is named first, and nothing is sent
+without a yes.
+"""
 
 import re
 import sys
@@ -12,12 +14,14 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def push(folder: Path, repo_id: str, *, public: bool, yes: bool) -> None:
-    """Make the repository where it is not there, and send the files that `jaxppo export` writes; others stay here.
+    """Make the repository where it is not there, and send the files that `jaxppo
+    export` writes; others stay here.
 
     The login is the hub client's own (`hf auth login`, or its environment variable).
 
     Raises:
-        UserError: for a folder that is no export, a name that is none, without a login, without a yes; and what the hub says.
+        UserError: for a folder that is no export, a name that is none, without a login,
+        without a yes; and what the hub says.
     """
     files = exported(folder)
     if not REPO_ID.fullmatch(repo_id):
@@ -59,7 +63,9 @@ def push(folder: Path, repo_id: str, *, public: bool, yes: bool) -> None:
 
 
 def exported(folder: Path) -> list[str]:
-    """The files of an export. Raises PretrainedError when the folder has not all that one must have."""
+    """The files of an export. Raises PretrainedError when the folder has not all that
+    one must have.
+    """
     files = [
         name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()
     ]

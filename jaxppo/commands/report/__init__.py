@@ -1,8 +1,10 @@
-"""What runs have come to, on one page: report.html, report.md, the final table as report.csv and the curves as report.svg.
+"""What runs have come to, on one page: report.html, report.md, the final table as
+report.csv and the curves as report.svg.
 
-Runs that differ by chance alone are a group, with a band and an interval over its seeds; groups are compared. Nothing is left out
-because it went wrong: a run that diverged is counted, is in the final table, and is drawn as far as it has numbers (from there on
-the line is the mean of the others, as the remark below the picture says).
+Runs that differ by chance alone are a group, with a band and an interval over its
+seeds; groups are compared. Nothing is left out because it went wrong: a run that
+diverged is counted, is in the final table, and is drawn as far as it has numbers (from
+there on the line is the mean of the others, as the remark below the picture says).
 """
 
 import json
@@ -26,13 +28,16 @@ from jaxppo.run import files
 SHOWN = 10  # samples of a group
 LONGEST = 300  # characters of a sample
 FORMS = ("report.html", "report.md", "report.csv", "report.svg")
-FIRST = ("prompt", "reference", "supervised", "before", "policy", "after")  # columns of samples
+# columns of samples
+FIRST = ("prompt", "reference", "supervised", "before", "policy", "after")
 
 
 def write(paths: Sequence[Path], out: Path | None = None) -> list[Path]:
-    """The report on runs, in a folder: `out`, or else a single run's own, or ./report for several. Returns its files.
+    """The report on runs, in a folder: `out`, or else a single run's own, or ./report
+    for several. Returns its files.
 
-    Raises UserError for a folder without a run, for runs of which none has a step, and where it cannot be written.
+    Raises UserError for a folder without a run, for runs of which none has a step, and
+    where it cannot be written.
     """
     if not paths:
         raise UserError("no runs; give at least one folder")
@@ -153,7 +158,9 @@ def remarks(groups: Sequence[Group]) -> list[str]:
 
 
 def settings_table(groups: Sequence[Group]) -> list[pages.Block]:
-    """What the groups differ in, and what they have in common that is no default of the library's."""
+    """What the groups differ in, and what they have in common that is no default of the
+    library's.
+    """
     base = records.defaults(groups[0].runs[0].settings)
     each = [records.compared(group.runs[0]) for group in groups]
     names = [
@@ -197,7 +204,9 @@ def worded(x: Any) -> str:
 
 
 def sample_tables(group: Group) -> list[pages.Block]:
-    """Prompts with their responses before and after, as they come in the file: the first of them, not the best."""
+    """Prompts with their responses before and after, as they come in the file: the
+    first of them, not the best.
+    """
     run = next((run for run in group.runs if run.samples), None)
     if run is None:
         return [Text(f"{group.label}: none were written.")]
@@ -253,7 +262,9 @@ def version_table(runs: Sequence[Run]) -> Table:
 
 
 def again(run: Run) -> list[pages.Block]:
-    """The command that made a run; for one that did not write it down, its settings as options."""
+    """The command that made a run; for one that did not write it down, its settings as
+    options.
+    """
     if run.commands:
         later = " and gone on with" * (len(run.commands) > 1)
         return [
@@ -318,16 +329,21 @@ def options(settings: dict[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What runs have come to, on one page: report.html, report.md, report.csv and report.svg.
+    """What runs have come to, on one page: report.html, report.md, report.csv and
+    report.svg.
 
     $ jaxppo report runs/sentiment
     $ jaxppo report runs/grpo-* runs/rloo-* --out comparison
     """
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """folders of runs, or of tasks' whole ways; those that differ in their seed alone are one group"""
+    """folders of runs, or of tasks' whole ways; those that differ in their seed alone
+    are one group
+    """
     out: Path | None = None
-    """folder for the report; without it the folder of a single run, or ./report for several"""
+    """folder for the report; without it the folder of a single run, or ./report for
+    several
+    """
 
 
 def report(options: ReportOptions) -> None:

@@ -1,6 +1,8 @@
-"""Curves of groups of runs in one picture, for print and every eye: a panel for a number, a line for a group, a band over seeds.
+"""Curves of groups of runs in one picture, for print and every eye: a panel for a
+number, a line for a group, a band over seeds.
 
-Colours are Okabe & Ito's (https://jfly.uni-koeln.de/color/); each group has a line style and a marker of its own, too.
+Colours are Okabe & Ito's (https://jfly.uni-koeln.de/color/); each group has a line
+style and a marker of its own, too.
 """
 
 import io
@@ -53,7 +55,8 @@ UNITS = {
 
 IN_WORDS = (
     "length",
-)  # training counts tokens, a task's metric of that name words: they do not share a panel
+    # training counts tokens, a task's metric of that name words: they do not share a panel
+)
 TITLES = {key: title for key, title, _ in PANELS}
 
 TRAINING = (
@@ -83,7 +86,9 @@ def unit(name: str, *, training: bool) -> str:
 
 
 class Line(NamedTuple):
-    """A group's curve: at each step the mean over the runs that have one, the lowest and the highest."""
+    """A group's curve: at each step the mean over the runs that have one, the lowest
+    and the highest.
+    """
 
     steps: list[int]
     mean: list[float]
@@ -99,7 +104,9 @@ def moving(runs: Sequence[Run]) -> list[str]:
 
 
 def keys(runs: Sequence[Run]) -> list[str]:
-    """The numbers that have a panel, as many as fit on a printed page: what is learned from, what is validated, and the rest."""
+    """The numbers that have a panel, as many as fit on a printed page: what is learned
+    from, what is validated, and the rest.
+    """
     training = moving(runs)
     found = [
         key
@@ -118,7 +125,9 @@ def keys(runs: Sequence[Run]) -> list[str]:
 
 
 def score_is_another(run: Run) -> bool:
-    """Whether the score of its evaluations is one of their other numbers, or that turned round (or there is none)."""
+    """Whether the score of its evaluations is one of their other numbers, or that
+    turned round (or there is none).
+    """
     rows = [row for row in run.rows if "validation_score" in row]
     others = {key for row in rows for key in row if key.startswith("validation_")} - {
         "validation_score"
@@ -130,7 +139,9 @@ def score_is_another(run: Run) -> bool:
 
 
 def line(runs: Sequence[Run], key: str, *, window: int = 1) -> Line:
-    """The curve of one number: each run smoothed over `window` steps first. What is not finite is left out of means."""
+    """The curve of one number: each run smoothed over `window` steps first. What is not
+    finite is left out of means.
+    """
     found: dict[int, list[float]] = {}
     for run in runs:
         points = [(int(row["step"]), row[key]) for row in run.rows if key in row]
@@ -147,7 +158,9 @@ def line(runs: Sequence[Run], key: str, *, window: int = 1) -> Line:
 
 
 def lost(runs: Sequence[Run], key: str) -> list[int]:
-    """The steps at which a number is not finite, or an update was skipped because something in it was not."""
+    """The steps at which a number is not finite, or an update was skipped because
+    something in it was not.
+    """
     sick = lambda row: not math.isfinite(row.get(key, 0.0)) or row.get("skipped", 0.0) > 0
     return sorted({int(row["step"]) for run in runs for row in run.rows if sick(row)})
 
@@ -158,7 +171,9 @@ def smoothing(groups: Sequence[Group]) -> int:
 
 
 def curves(groups: Sequence[Group]) -> str:
-    """The picture as the text of an SVG. Text of a run is drawn, and is nothing else than its shapes there."""
+    """The picture as the text of an SVG. Text of a run is drawn, and is nothing else
+    than its shapes there.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -197,12 +212,15 @@ def curves(groups: Sequence[Group]) -> str:
 
 
 def _style(number: int) -> dict[str, Any]:
-    turn = number + number // len(COLOURS)  # a ninth group has the first's colour with another line
+    # a ninth group has the first's colour with another line
+    turn = number + number // len(COLOURS)
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": STYLES[turn % len(STYLES)]}
 
 
 def _panel(axis: Any, key: str, groups: Sequence[Group]) -> None:
-    """One number of all groups. Of validation a marker is drawn for each evaluation, of training some, to tell lines apart."""
+    """One number of all groups. Of validation a marker is drawn for each evaluation, of
+    training some, to tell lines apart.
+    """
     plain = key.removeprefix("validation_")
     for number, group in enumerate(groups):
         if key == "explained_variance" and key not in moving(

@@ -1,4 +1,6 @@
-"""What runs have come to, in numbers: on test examples, on validation prompts, in the last steps of training, with intervals."""
+"""What runs have come to, in numbers: on test examples, on validation prompts, in the
+last steps of training, with intervals.
+"""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ GAIN, BEFORE, AFTER = "test, gain", "test, supervised", "test, policy"
 
 
 class End(NamedTuple):
-    """A number that a run or a group has come to, and where it lies with 95 %: nan where nothing tells."""
+    """A number that a run or a group has come to, and where it lies with 95 %: nan
+    where nothing tells.
+    """
 
     value: float
     low: float = math.nan
@@ -30,7 +34,9 @@ Key = tuple[str, str]  # (what, when or on what)
 
 
 def run_ends(run: Run) -> dict[Key, End]:
-    """What a run has come to: on test examples, on validation prompts at last, in the last steps of training."""
+    """What a run has come to: on test examples, on validation prompts at last, in the
+    last steps of training.
+    """
     found, twice = held_out(run), figures.score_is_another(run)
     for row in run.rows:  # the last that has it
         for name, x in row.items():
@@ -43,7 +49,9 @@ def run_ends(run: Run) -> dict[Key, End]:
 
 
 def held_out(run: Run) -> dict[Key, End]:
-    """The numbers of result.json: of a task's whole way before and after, or those that a script of its own has written."""
+    """The numbers of result.json: of a task's whole way before and after, or those that
+    a script of its own has written.
+    """
     numbers = lambda x: (
         {k: records.number(v) for k, v in x.items() if isinstance(v, int | float)}
         if isinstance(x, dict)
@@ -80,7 +88,9 @@ def held_out(run: Run) -> dict[Key, End]:
 
 
 def measured(run: Run, name: str, stage: str, value: float) -> End:
-    """A metric with its interval over the test examples, where the responses are there and give the same value again."""
+    """A metric with its interval over the test examples, where the responses are there
+    and give the same value again.
+    """
     pairs = [(row.get(stage), row.get("reference")) for row in run.samples]
     texts = [(x, y) for x, y in pairs if isinstance(x, str) and isinstance(y, str)]
     if name not in metrics.METRICS or not texts or len(texts) < len(pairs):
@@ -95,7 +105,9 @@ def measured(run: Run, name: str, stage: str, value: float) -> End:
 
 
 def group_ends(group: Group) -> dict[Key, End]:
-    """The means of a group over its seeds, with Student's t; a single run's numbers as they are."""
+    """The means of a group over its seeds, with Student's t; a single run's numbers as
+    they are.
+    """
     each = [run_ends(run) for run in group.runs]
     if len(each) == 1:
         return each[0]
@@ -116,8 +128,10 @@ def group_ends(group: Group) -> dict[Key, End]:
 
 
 def differences(groups: Sequence[Group]) -> list[tuple[Group, dict[Key, End]]]:
-    """Each later group less the first one, run against run of the same seed (`statistics.difference`): where at least two seeds
-    are in both, once each. A run that diverged makes a difference that is not finite; it is not dropped."""
+    """Each later group less the first one, run against run of the same seed
+    (`statistics.difference`): where at least two seeds are in both, once each. A run
+    that diverged makes a difference that is not finite; it is not dropped.
+    """
     by_seed = lambda group: {run.settings.get("seed", 0): run_ends(run) for run in group.runs}
     found, first = [], by_seed(groups[0]) if groups else {}
     for group in groups[1:]:
@@ -158,8 +172,9 @@ def in_order(ends: Sequence[dict[Key, End]]) -> list[Key]:
 def table(
     groups: Sequence[Group], ends: Sequence[dict[Key, End]]
 ) -> tuple[list[str], list[list[str]]]:
-    """(header, rows) to be read: a line a number, a column a group or a difference of groups. Of training, what is 0 everywhere
-    is left out."""
+    """(header, rows) to be read: a line a number, a column a group or a difference of
+    groups. Of training, what is 0 everywhere is left out.
+    """
     rows = []
     for name, when in in_order(ends):
         if when == "training" and all(
@@ -204,7 +219,9 @@ def shown(end: End | None) -> str:
 def as_lines(
     groups: Sequence[Group], ends: Sequence[dict[Key, End]]
 ) -> tuple[list[str], list[list[str | float | None]]]:
-    """(header, rows) of report.csv: a line for each number of each group, of each run of it, and of each difference."""
+    """(header, rows) of report.csv: a line for each number of each group, of each run
+    of it, and of each difference.
+    """
     each: list[tuple[str, str, dict[Key, End]]] = []
     for group, found in zip(groups, ends, strict=True):
         each += [(group.label, "", found)] * (len(group.runs) > 1)

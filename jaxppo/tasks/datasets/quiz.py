@@ -1,9 +1,11 @@
-"""857 questions with a short answer, from the game quiz of Debian's bsdgames 2.17-29 (BSD licence, 1 MB).
+"""857 questions with a short answer, from the game quiz of Debian's bsdgames 2.17-29
+(BSD licence, 1 MB).
 
-Capitals, states, chemical elements, presidents, opposites, animals' young. A file of the game has a row a line, its columns
-between colons; a column is a pattern of what the game accepts as an answer: `{John }Adams|Adams`, `[St.|Saint] John's`. Here each
-question names one column and asks for another. Debian's own client downloads it: apt-get, on Debian 12 for amd64 (elsewhere: a
-file of one's own).
+Capitals, states, chemical elements, presidents, opposites, animals' young. A file of
+the game has a row a line, its columns between colons; a column is a pattern of what the
+game accepts as an answer: `{John }Adams|Adams`, `[St.|Saint] John's`. Here each
+question names one column and asks for another. Debian's own client downloads it:
+apt-get, on Debian 12 for amd64 (elsewhere: a file of one's own).
 """
 
 import re
@@ -37,7 +39,8 @@ GROUP = re.compile(r"[{\[]([^{}\[\]|]*)(?:\|[^{}\[\]]*)?[}\]]")
 
 
 def load(*, seed: int = 0) -> Examples:
-    """Questions and answers: 60 % to train, 15 % to choose by, 25 % to test; those of one row of a file stay together.
+    """Questions and answers: 60 % to train, 15 % to choose by, 25 % to test; those of
+    one row of a file stay together.
 
     Raises:
         FetchError: when the download fails or a file is not what it should be.
@@ -55,8 +58,8 @@ def parse(data: bytes, name: str) -> list[Example]:
     r"""The questions of one file, each once; the first answer of equal questions stays.
 
     Args:
-        data: rows of the file, in ASCII; a backslash before the line's end continues it.
-        name: one of QUESTIONS.
+        data: rows of the file, in ASCII; a backslash before the line's end continues
+        it. name: one of QUESTIONS.
 
     >>> [
     ...     (row.prompt, row.reference)

@@ -1,8 +1,11 @@
-"""Short puzzles without end, each with a checker, from the package reasoning-gym 0.1.25 (Apache-2.0; the extra `reasoning`).
+"""Short puzzles without end, each with a checker, from the package reasoning-gym 0.1.25
+(Apache-2.0; the extra `reasoning`).
 
-Stojanovski et al. 2025, Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verifiable Rewards,
-https://arxiv.org/abs/2505.24760. The package makes a puzzle from a number; nothing is downloaded. Of its hundred kinds three are
-here that a small model can learn, with settings for short prompts and answers, and its long questions are put in a few words.
+Stojanovski et al. 2025, Reasoning Gym: Reasoning Environments for Reinforcement
+Learning with Verifiable Rewards, https://arxiv.org/abs/2505.24760. The package makes a
+puzzle from a number; nothing is downloaded. Of its hundred kinds three are here that a
+small model can learn, with settings for short prompts and answers, and its long
+questions are put in a few words.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +19,8 @@ class Task(NamedTuple):
     """One kind of puzzle."""
 
     settings: Mapping[str, int]  # of the package's generator
-    prompt: Callable[[Mapping[str, Any]], str]  # from what the package tells of a puzzle
+    # from what the package tells of a puzzle
+    prompt: Callable[[Mapping[str, Any]], str]
 
 
 TASKS: dict[str, Task] = {
@@ -38,19 +42,21 @@ TASKS: dict[str, Task] = {
 
 
 def load(task: str, size: int, seed: int = 0) -> Examples:
-    """Distinct puzzles of one kind, split by prompt: those of the training part are not in the others.
+    """Distinct puzzles of one kind, split by prompt: those of the training part are not
+    in the others.
 
     Args:
-        task: a name in TASKS.
-        size: puzzles in all three parts together; fewer come back where the kind has fewer.
-        seed: another seed gives other puzzles and another split.
+        task: a name in TASKS. size: puzzles in all three parts together; fewer come
+        back where the kind has fewer. seed: another seed gives other puzzles and
+        another split.
 
     Raises:
         UserError: for an unknown task, a size below 1, or when the package is missing.
     """
     if size < 1:
         raise UserError(f"{size} puzzles make no data; use at least 1")
-    # The package makes puzzle i from the number seed + i: neighbouring seeds would share all but one of their puzzles.
+    # The package makes puzzle i from the number seed + i: neighbouring seeds would
+    # share all but one of their puzzles.
     made = _dataset(task, size=8 * size + 1000, seed=seed * 2**32)
     found: dict[str, Example] = {}
     for puzzle in made:
@@ -65,9 +71,11 @@ def load(task: str, size: int, seed: int = 0) -> Examples:
 
 
 def score(task: str) -> Callable[[str, Example], float]:
-    """The package's own checker: 1 for the right answer, less for one that is right in part, 0 at worst.
+    """The package's own checker: 1 for the right answer, less for one that is right in
+    part, 0 at worst.
 
-    It takes the decoded response and its example. Letters in place count for `spell_backward`; 5.0 is 5 for `chain_sum`.
+    It takes the decoded response and its example. Letters in place count for
+    `spell_backward`; 5.0 is 5 for `chain_sum`.
 
     Raises:
         UserError: for an unknown task, or when the package is missing.

@@ -1,9 +1,12 @@
-"""504 spoken phrases of at most 5 s with their words, by one speaker, from the telephone exchange Asterisk (CC-BY-SA-3.0, 18 MB).
+"""504 spoken phrases of at most 5 s with their words, by one speaker, from the
+telephone exchange Asterisk (CC-BY-SA-3.0, 18 MB).
 
-Debian's packages asterisk-core-sounds-en-wav and asterisk-core-sounds-en 1.6.1-1 hold the voice prompts (8 kHz, 16 bits) and
-their transcripts. Debian's own client downloads them: apt-get, on Debian 12. Features are the logarithms of mel filters:
-Davis & Mermelstein 1980, Comparison of Parametric Representations for Monosyllabic Word Recognition,
-https://doi.org/10.1109/TASSP.1980.1163420, on the mel scale of the HTK book.
+Debian's packages asterisk-core-sounds-en-wav and asterisk-core-sounds-en 1.6.1-1 hold
+the voice prompts (8 kHz, 16 bits) and their transcripts. Debian's own client downloads
+them: apt-get, on Debian 12. Features are the logarithms of mel filters: Davis &
+Mermelstein 1980, Comparison of Parametric Representations for Monosyllabic Word
+Recognition, https://doi.org/10.1109/TASSP.1980.1163420, on the mel scale of the HTK
+book.
 """
 
 import gzip
@@ -43,7 +46,8 @@ class Stacked(NamedTuple):
 
 
 def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
-    """References of words and empty prompts, `extra["features"]` Float32 [F M] at 100 frames a second; split by the words.
+    """References of words and empty prompts, `extra["features"]` Float32 [F M] at 100
+    frames a second; split by the words.
 
     Args:
         seconds: longer clips are left out; `clips` tells how many.
@@ -64,7 +68,9 @@ def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
 def clips(
     sounds: Mapping[str, bytes], transcripts: Mapping[str, str], *, seconds: float = 5.0
 ) -> Clips:
-    """The examples of WAV files and transcripts by name, in the order of names; a sound without a transcript is an error."""
+    """The examples of WAV files and transcripts by name, in the order of names; a sound
+    without a transcript is an error.
+    """
     found: list[Example] = []
     too_long = wordless = 0
     for name in sorted(sounds):
@@ -85,7 +91,8 @@ def clips(
 
 
 def parse(data: bytes) -> dict[str, str]:
-    """Read lines of `name: words` in UTF-8, with comments after a semicolon; the words are `normalised`.
+    """Read lines of `name: words` in UTF-8, with comments after a semicolon; the words
+    are `normalised`.
 
     >>> parse(
     ...     b"; Sounds\\n\\nvm-next: Press 6, then #.\\nletters/at: at [@]\\nbeep: [a tone]\\n"
@@ -104,7 +111,8 @@ def parse(data: bytes) -> dict[str, str]:
 
 
 def normalised(text: str) -> str:
-    """Words in the letters a-z and digits, one space between; without notes in brackets, and single digits and keys as spoken.
+    """Words in the letters a-z and digits, one space between; without notes in
+    brackets, and single digits and keys as spoken.
 
     >>> normalised("Inter-Asterisk (IAX):  you're  3D at 600!")
     'inter asterisk youre three d at 600'
@@ -115,7 +123,9 @@ def normalised(text: str) -> str:
 
 
 def read_wav(data: bytes, name: str = "the sound") -> tuple[Float32[np.ndarray, "S"], int]:
-    """The samples, -1 to 1, and their rate in Hz, of a WAV file with one channel of 16 bits."""
+    """The samples, -1 to 1, and their rate in Hz, of a WAV file with one channel of 16
+    bits.
+    """
     try:
         with wave.open(io.BytesIO(data)) as file:
             form = (file.getnchannels(), file.getsampwidth())
@@ -135,25 +145,28 @@ def log_mel(
     hop: float = 0.010,
     bins: int = 40,
 ) -> Float32[np.ndarray, "F M"]:
-    """Logarithms of mel powers, less their mean over the clip and divided by their standard deviation, bin by bin.
+    """Logarithms of mel powers, less their mean over the clip and divided by their
+    standard deviation, bin by bin.
 
     Args:
-        samples: -1 to 1.
-        rate: samples in a second, Hz.
-        window, hop: of a frame, seconds; F = 1 + (S - window) // hop, and one frame of a clip that is shorter.
+        samples: -1 to 1. rate: samples in a second, Hz. window, hop: of a frame,
+        seconds; F = 1 + (S - window) // hop, and one frame of a clip that is shorter.
         bins: M.
     """
     logs = np.log(
         np.maximum(mel_power(samples, rate, window=window, hop=hop, bins=bins), FLOOR)
     ).astype(np.float64)
-    spread = np.maximum(logs.std(0, keepdims=True), 1e-3)  # of silence, or of one frame, it is 0
+    # of silence, or of one frame, it is 0
+    spread = np.maximum(logs.std(0, keepdims=True), 1e-3)
     return ((logs - logs.mean(0, keepdims=True)) / spread).astype(np.float32)
 
 
 def mel_power(
     samples: Float[np.ndarray, "S"], rate: int, *, window: float, hop: float, bins: int
 ) -> Float32[np.ndarray, "F M"]:
-    """The power |FFT(w x)|² of each frame under a Hann window w, in triangular filters."""
+    """The power |FFT(w x)|² of each frame under a Hann window w, in triangular
+    filters.
+    """
     width, step = round(window * rate), round(hop * rate)
     size = (
         1 << (2 * width - 1).bit_length()
@@ -166,7 +179,9 @@ def mel_power(
 
 
 def mel_filters(rate: int, size: int, bins: int) -> Float32[np.ndarray, "M K"]:
-    """Triangles of height 1 over the K = size / 2 + 1 frequencies, evenly spaced in mel = 2595 log10(1 + Hz / 700)."""
+    """Triangles of height 1 over the K = size / 2 + 1 frequencies, evenly spaced in mel
+    = 2595 log10(1 + Hz / 700).
+    """
     top = 2595 * np.log10(1 + rate / 2 / 700)
     edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
     low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
@@ -177,7 +192,8 @@ def mel_filters(rate: int, size: int, bins: int) -> Float32[np.ndarray, "M K"]:
 
 
 def stacked(examples: Sequence[Example], frames: int, stride: int = 1) -> Stacked:
-    """The features of all examples in one array: the means of `stride` frames each, padded to `frames` = F of these.
+    """The features of all examples in one array: the means of `stride` frames each,
+    padded to `frames` = F of these.
 
     Raises:
         UserError: for a clip that does not fit; nothing is cut off.

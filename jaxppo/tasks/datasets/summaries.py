@@ -1,9 +1,12 @@
-"""250 scientific papers, each summed up in one sentence for each of three aspects, from the package aclsum 0.1.2 (MIT, 5.2 MB).
+"""250 scientific papers, each summed up in one sentence for each of three aspects, from
+the package aclsum 0.1.2 (MIT, 5.2 MB).
 
-Takeshita et al. 2024, ACLSum: A New Dataset for Aspect-based Summarization of Scientific Publications,
-https://arxiv.org/abs/2403.05303. The package holds each paper's abstract, introduction and conclusion as tokenized sentences.
-The prompt here is the abstract (130 words in the mean); the introduction would be five times as long. The package is read as an
-archive, never installed; its own split of 100, 50 and 100 papers is kept.
+Takeshita et al. 2024, ACLSum: A New Dataset for Aspect-based Summarization of
+Scientific Publications, https://arxiv.org/abs/2403.05303. The package holds each
+paper's abstract, introduction and conclusion as tokenized sentences. The prompt here is
+the abstract (130 words in the mean); the introduction would be five times as long. The
+package is read as an archive, never installed; its own split of 100, 50 and 100 papers
+is kept.
 """
 
 import json
@@ -20,7 +23,8 @@ BEFORE, AFTER = re.compile(r" +(?=[.,;:!?)\]%]|'s\b|n't\b)"), re.compile(r"(?<=[
 
 
 def load() -> Examples:
-    """Prompts of an abstract and references of one sentence; `extra["aspect"]` says of which of three, one after the other.
+    """Prompts of an abstract and references of one sentence; `extra["aspect"]` says of
+    which of three, one after the other.
 
     Raises:
         FetchError: when the download fails or the files are not what they should be.
@@ -35,7 +39,8 @@ def load() -> Examples:
 
 
 def parse(data: bytes) -> list[Example]:
-    """Read JSON lines of {"id", "summary": {aspect: text}, "sentences": {"abstract": [text, ...]}}.
+    """Read JSON lines of {"id", "summary": {aspect: text}, "sentences": {"abstract":
+    [text, ...]}}.
 
     >>> summary = '{"challenge": "Slow.", "approach": "They try.", "outcome": "Fast."}'
     >>> rows = parse(

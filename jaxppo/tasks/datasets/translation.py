@@ -1,8 +1,11 @@
-"""17,903 sentences in German and English, from the dictionary Ding (Debian's trans-de-en 1.9-6, GPL-2.0-or-later, 6.3 MB).
+"""17,903 sentences in German and English, from the dictionary Ding (Debian's
+trans-de-en 1.9-6, GPL-2.0-or-later, 6.3 MB).
 
-The dictionary is by Frank Richter, TU Chemnitz (https://dict.tu-chemnitz.de/). An entry holds a word, its forms and examples of
-its use, `Gras | Das Gras ist grün. :: grass | The grass is green.`; only the examples that are whole sentences on both sides are
-taken. Debian's own client downloads it: apt-get, on Debian 12 (elsewhere: a file of one's own).
+The dictionary is by Frank Richter, TU Chemnitz (https://dict.tu-chemnitz.de/). An entry
+holds a word, its forms and examples of its use, `Gras | Das Gras ist grün. :: grass |
+The grass is green.`; only the examples that are whole sentences on both sides are
+taken. Debian's own client downloads it: apt-get, on Debian 12 (elsewhere: a file of
+one's own).
 """
 
 import re
@@ -17,7 +20,8 @@ NOTE = re.compile(
 )  # {n}, [ugs.], (Sprichwort), <purer>: about the words, not of them
 END = re.compile(r"[.!?…]")
 SENTENCE = re.compile(r'["„]?[A-ZÄÖÜ0-9].*[.!?…]["“]?', re.DOTALL)
-# What marks alternatives and patterns: `sheer/pure`, `jdm. etw. sagen`, `Stop it!: Stop that!`
+# What marks alternatives and patterns: `sheer/pure`, `jdm. etw. sagen`, `Stop it!: Stop
+# that!`
 PATTERN = re.compile(r"[;/|{}\[\]()<>~]|[.!?]: |\b(?:etw|jd|jdm|jdn|jds|sth|sb|sb's|sth's)\.")
 PLAIN = str.maketrans({"’": "'", "‘": "'", "”": '"', "–": "-"})
 
@@ -35,8 +39,8 @@ def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]
     """The pairs of whole sentences; the first translation of equal sentences stays.
 
     Args:
-        data: lines of `German :: English` in UTF-8, each side in parts between ` | `; comments start with #.
-        shortest, longest: words of a sentence.
+        data: lines of `German :: English` in UTF-8, each side in parts between ` | `;
+        comments start with #. shortest, longest: words of a sentence.
 
     >>> text = "Gras {n} | Das Gras ist grün. [bot.]; Grün ist es. :: grass | The grass is green."
     >>> parse(text.encode())
@@ -62,7 +66,9 @@ def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
-    """The parts of one entry that stand across from each other, where both could be sentences."""
+    """The parts of one entry that stand across from each other, where both could be
+    sentences.
+    """
     sides = [side.split(" | ") for side in line.split(" :: ")]
     if not line.startswith("#") and len(sides) == 2 and len(sides[0]) == len(sides[1]):
         for german, english in zip(*sides, strict=True):
@@ -73,7 +79,9 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
 
 
 def _first(part: str) -> str:
-    """The first of several ways to say it, without notes: `That's it!; That will do! [coll.]`."""
+    """The first of several ways to say it, without notes: `That's it!; That will do!
+    [coll.]`.
+    """
     plain = NOTE.sub("", part).translate(PLAIN)
     return " ".join(re.split(r"(?<=[.!?…])\s*;", plain)[0].split())
 

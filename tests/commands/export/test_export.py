@@ -1,6 +1,8 @@
-"""What is exported is read by PyTorch, by PEFT's own rules and by jaxppo again, and gives the same numbers.
+"""What is exported is read by PyTorch, by PEFT's own rules and by jaxppo again, and gives the same
+numbers.
 
-Runs are put together from a checkpoint with random weights and a state whose adapters are not zero; nothing is trained.
+Runs are put together from a checkpoint with random weights and a state whose adapters are not zero;
+nothing is trained.
 """
 
 import dataclasses
@@ -92,7 +94,9 @@ def moved(tree):
 def make_run(
     root: Path, shape=LLAMA, *, tokenizer: Tokenizer | None = None, scores=(None,), **changes
 ) -> Path:
-    """A run's folder with a checkpoint for each score, and its numbers; each state is moved once more."""
+    """A run's folder with a checkpoint for each score, and its numbers; each state is moved once
+    more.
+    """
     root.mkdir(exist_ok=True)
     if not (root / "start").exists():
         pretrained.save(root / "start", shape, weights(shape), tokenizer or byte_tokenizer())
@@ -207,7 +211,9 @@ def in_torch(folder: Path, **options):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_and_values_equal_in_pytorch(name, run_of, tmp_path):
-    """Ours with adapters beside the kernels, theirs with the adapters merged, and the value head from its own file."""
+    """Ours with adapters beside the kernels, theirs with the adapters merged, and the value head
+    from its own file.
+    """
     torch = pytest.importorskip("torch", reason="PyTorch comes with the extra `parity`")
     safetensors_torch = pytest.importorskip("safetensors.torch")
     run = run_of(name)
@@ -231,7 +237,9 @@ def test_logits_and_values_equal_in_pytorch(name, run_of, tmp_path):
 
 @pytest.mark.parametrize("name", [*SHAPES, *MORE])
 def test_every_shape_in_pytorch_and_back(name, tmp_path):
-    """The whole space of shapes: PyTorch's logits are ours; what is read back is the same, bit by bit."""
+    """The whole space of shapes: PyTorch's logits are ours; what is read back is the same, bit by
+    bit.
+    """
     shape = (SHAPES | MORE)[name]
     folder.write_model(
         tmp_path, shape, weights(shape), byte_tokenizer(), dtype="float32", sampling=SAMPLING
@@ -285,8 +293,10 @@ def test_bfloat16(name, run_of, tmp_path):
 
 
 def merged_by_hand(folder: Path) -> dict[str, np.ndarray]:
-    """PEFT's rule (https://huggingface.co/docs/peft/developer_guides/checkpoint): `base_model.model.` before the name, and
-    W + lora_alpha / r * B A for a weight [out in], its transpose where fan_in_fan_out says so."""
+    """PEFT's rule (https://huggingface.co/docs/peft/developer_guides/checkpoint):
+    `base_model.model.` before the name, and W + lora_alpha / r * B A for a weight [out in], its
+    transpose where fan_in_fan_out says so.
+    """
     about = json.loads((folder / "adapter_config.json").read_text())
     own = pretrained.safetensors.read_folder(folder / "base")
     deltas = pretrained.safetensors.read_file(folder / "adapter_model.safetensors")
@@ -357,7 +367,9 @@ def test_an_adapter_names_its_base_where_a_hub_has_it(tmp_path, monkeypatch):
 
 
 def test_scanned_layers_and_a_critic_of_its_own(tmp_path):
-    """One array for all layers becomes one tensor a layer; the critic's body stands beside its head, its adapters merged."""
+    """One array for all layers becomes one tensor a layer; the critic's body stands beside its
+    head, its adapters merged.
+    """
     run = make_run(tmp_path / "x", scan_layers=True, critic="separate")
     folder = written(run, tmp_path / "out")
     assert_same(language_model(run), flat(pretrained.load(folder).params))
@@ -403,7 +415,9 @@ def test_a_tokenizer_adds_no_start_that_training_never_saw(tmp_path):
 
 
 def test_the_tokenizer_and_greedy_text_of_transformers(tmp_path):
-    """Unicode there and back with the same ids; special tokens and chat format; `generate` goes on as our sampler does."""
+    """Unicode there and back with the same ids; special tokens and chat format; `generate` goes on
+    as our sampler does.
+    """
     transformers = pytest.importorskip("transformers")
     torch = pytest.importorskip("torch", reason="PyTorch comes with the extra `parity`")
     own = byte_tokenizer()

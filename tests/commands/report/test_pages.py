@@ -1,5 +1,6 @@
-"""Whatever a text holds, it is shown in HTML, Markdown and CSV, and does nothing there. The Markdown is read by a real reader of
-it, with HTML allowed, as the most trusting page would."""
+"""Whatever a text holds, it is shown in HTML, Markdown and CSV, and does nothing there. The
+Markdown is read by a real reader of it, with HTML allowed, as the most trusting page would.
+"""
 
 import base64
 import csv

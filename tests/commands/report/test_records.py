@@ -150,7 +150,9 @@ def test_numbers_of_any_length(tmp_path):
 
 
 def test_what_no_update_counted_is_no_zero(tmp_path):
-    """Of a step whose every minibatch was skipped the means are over nothing; the reward is of its rollouts."""
+    """Of a step whose every minibatch was skipped the means are over nothing; the reward is of its
+    rollouts.
+    """
     sick = {
         "step": 2,
         "reward": 0.5,

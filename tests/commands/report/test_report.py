@@ -1,4 +1,6 @@
-"""The report from folders to files: its numbers, its picture, and what a stranger's run can do to it."""
+"""The report from folders to files: its numbers, its picture, and what a stranger's run can do to
+it.
+"""
 
 import csv
 import json
@@ -139,7 +141,9 @@ def test_strange_results_are_passed_over(tmp_path, result):
 
 
 def test_a_group_has_students_t_over_its_seeds(tmp_path):
-    """Ends 1, 2, 3: 2 ± 4.303 / √3. One that is not finite is not left out: then there is no mean."""
+    """Ends 1, 2, 3: 2 ± 4.303 / √3. One that is not finite is not left out: then there is no
+    mean.
+    """
     runs = [records.read(path) for path in seeds(tmp_path, "a", [1.0], [2.0], [3.0])]
     (group,) = records.groups(runs)
     end = outcomes.group_ends(group)["reward", "training"]
@@ -153,7 +157,9 @@ def test_a_group_has_students_t_over_its_seeds(tmp_path):
 
 
 def test_groups_are_compared_seed_by_seed(tmp_path):
-    """Rewards 1, 2, 6 less 0, 0, 3 are 1, 2, 3: mean 2, deviation 1, t 4.303 of two degrees, so 2 -+ 4.303 / sqrt 3 = 2.484."""
+    """Rewards 1, 2, 6 less 0, 0, 3 are 1, 2, 3: mean 2, deviation 1, t 4.303 of two degrees, so 2
+    -+ 4.303 / sqrt 3 = 2.484.
+    """
     a = seeds(tmp_path, "a", [0.0], [0.0], [3.0], lr=1e-3)
     b = seeds(tmp_path, "b", [1.0], [2.0], [6.0], [9.0], lr=1e-4)  # the fourth seed has no other
     ((pairs, found),) = outcomes.differences(records.groups([records.read(path) for path in a + b]))
@@ -213,7 +219,8 @@ def test_a_line_is_the_mean_of_the_seeds_and_the_band_their_range(tmp_path):
         [0.0, 1.0, 2.0],
         [2.0, 3.0, 2.0],
     )
-    # over two steps: seed 0 has 0, .5, 1.5; seed 1 has 2, 2.5, and 3 for the last, whose own is none
+    # over two steps: seed 0 has 0, .5, 1.5; seed 1 has 2, 2.5, and 3 for the last, whose own is
+    # none
     assert figures.line(runs, "reward", window=2) == (
         [1, 2, 3],
         [1.0, 1.5, 2.25],
@@ -233,7 +240,9 @@ def test_long_lines_are_thinned(tmp_path):
 
 
 def test_panels(tmp_path):
-    """What is 0 throughout has none; what is validated beside its training number shares its panel."""
+    """What is 0 throughout has none; what is validated beside its training number shares its
+    panel.
+    """
     row = {
         "step": 1,
         "reward": 1.0,

@@ -70,7 +70,8 @@ def test_parse():
             Turn("BEN", "What now?"),
         ],
         [Turn("Mes", "Here.")],
-        # "Ghost." comes once and is not in capitals: no name for certain, so the scene is cut, and ANNE replies to nobody
+        # "Ghost." comes once and is not in capitals: no name for certain, so the scene is cut, and
+        # ANNE replies to nobody
         [Turn("ANNE", "Who?"), Turn("BEN", "The king, I think, [to ANNE or his brother.")],
     ]
 

@@ -110,8 +110,8 @@ def test_powers_are_those_of_transformers():
 
 
 def test_a_tone_is_in_its_bin():
-    # 1000 Hz is 2595 log10(1 + 1000/700) = 1000 mel; the top, 4000 Hz, is 2146 mel, and 41 steps to there are 52.3 each:
-    # 1000 / 52.3 = 19.1, so the peak is in filter 19, number 18 from 0
+    # 1000 Hz is 2595 log10(1 + 1000/700) = 1000 mel; the top, 4000 Hz, is 2146 mel, and 41 steps to
+    # there are 52.3 each: 1000 / 52.3 = 19.1, so the peak is in filter 19, number 18 from 0
     tone = np.sin(2 * np.pi * 1000 * np.arange(RATE) / RATE).astype(np.float32)
     power = speech.mel_power(tone, RATE, window=0.025, hop=0.010, bins=40)
     assert set(power.argmax(1)) == {18}

@@ -39,7 +39,8 @@ def test_only_whole_sentences():
 
 
 def test_lengths():
-    # two words pass now; of "Das Gras ist grün." (4 words) "The grass is green." is no longer short enough
+    # two words pass now; of "Das Gras ist grün." (4 words) "The grass is green." is no longer short
+    # enough
     assert pairs(ENTRIES, shortest=2, longest=3) == [
         ("Er sagt's mir.", "He'll tell me."),
         ("Ja doch.", "Oh yes."),
