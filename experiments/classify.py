@@ -1,23 +1,29 @@
-"""Tell texts apart with a small net that has read nothing else.
+"""Classify texts with a small network trained from scratch.
 
 Question   How often is it right about a sentence that it has not seen?
-Method     Word embeddings, convolutions, pooling and a recurrent layer, trained together, on words that are dropped and exchanged
-           anew in each pass (https://arxiv.org/abs/1408.5882, https://arxiv.org/abs/1511.08630,
-           https://arxiv.org/abs/1901.11196).
-Command    python experiments/classify.py                      # --data texts.jsonl ({"text": "...", "label": "..."} a line)
-           --layers lstm; --vectors glove.6B.100d.txt; --weight-decay .1; --drop 0 --swap 0
-Minutes    5 to 10 on one CPU core that other work shared (JAX 0.10.2), download excluded.
-Data       Without --data: review sentences with the mean of people's ratings; who is right is counted where that is beyond +-.5.
-           Copies are left out; a tenth of the texts is for the test and a tenth of the rest for
-           validation, by a hash of each.
-Expected   Test accuracy, three training seeds, mean +- standard error: .807 +- .003 (.805 .802 .813). Other layers, seed 0, with
-           an earlier loop (which had .798 +- .004): convolution .821, lstm .795 (the test is one
-           set of 1,026 sentences: +- .012 each). The dropout was chosen by validation accuracy;
-           with .5 convolutions alone did not learn in 15 passes (test .670).
+Method     Word embeddings, convolutions, pooling and a recurrent layer, trained together; in each
+           epoch words are dropped and swapped at random (https://arxiv.org/abs/1408.5882,
+           https://arxiv.org/abs/1511.08630, https://arxiv.org/abs/1901.11196).
+Command    python experiments/classify.py
+           # --data texts.jsonl, a line each: {"text": "...", "label": "..."}
+           # --layers lstm; --vectors glove.6B.100d.txt; --weight-decay .1; --drop 0 --swap 0
+Minutes    5 to 10 on one CPU core that other work shared (JAX 0.10.2), without download.
+Data       Without --data: review sentences with the mean of people's ratings; accuracy counts those
+           beyond +-.5. Duplicates are removed; a tenth of the texts is the test and a tenth of the
+           rest the validation set, by a hash of each.
+Expected   Test accuracy, three training seeds, mean +- standard error: .807 +- .003 (.805 .802
+           .813). Other layers, seed 0, with an earlier loop (which had .798 +- .004): convolution
+           .821, lstm .795 (the test is one set of 1,026 sentences: +- .012 each). The dropout was
+           chosen by validation accuracy; with .5 convolutions alone did not learn in 15 epochs
+           (test .670).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
@@ -27,9 +33,8 @@ from jaxppo.models import shapes, text_classifier
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.rewards import classifier
-from jaxppo.run import checkpoint, files, validation
-from jaxppo.run.load import Policy, use_compilation_cache
-from jaxppo.run.load import best as best_state
+from jaxppo.run import checkpoint, files, load, validation
+from jaxppo.run.load import Policy
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Classify(RunConfig):
     layers: tuple[str, ...] = ("convolution", "pool", "gru")
     """any of convolution, pool, gru, lstm, dense, one after the other"""
     features: int = 64
-    """width of each layer (of a convolution: of each of its widths 1, 2 and 3)"""
+    """features of each layer (of a convolution: for each of its windows 1, 2 and 3)"""
     width: int = 100
     """of the embedding"""
     vectors: Path | None = None
@@ -65,20 +70,19 @@ class Classify(RunConfig):
     dropout: float = 0.3
     """between the layers"""
     drop: float = 0.1
-    """probability with which a word of a training text is left out, anew each time"""
+    """probability that a word of a training text is dropped, drawn in each epoch"""
     swap: float = 0.05
-    """probability with which two neighbours are exchanged"""
+    """probability that two neighbouring words are swapped"""
     results: str = ""
-    """folder that keeps a copy of the numbers, as classify/<name>.json; empty = none is made"""
+    """folder that gets a copy of the result, as classify/<name>.json; empty = none"""
 
 
-def load(options: Classify) -> tuple[list[str], list, list[str]]:
-    """(texts without copies, their ratings or the numbers of their classes, the classes' names:
-    none for ratings).
+def read_data(options: Classify) -> tuple[list[str], list, list[str]]:
+    """(texts without duplicates, their ratings or class numbers, the names of the classes, which
+    are empty for ratings).
     """
-
     if options.data is None:
-        reviews = sentiment.load()
+        reviews = sentiment.load_reviews()
         texts, labels, names = reviews.texts, reviews.ratings.tolist(), []
     else:
         found = list(jsonl.read(options.data, strings=("text",)))
@@ -89,31 +93,22 @@ def load(options: Classify) -> tuple[list[str], list, list[str]]:
                 )
         names = sorted({str(row["label"]) for _, row in found})
         if len(names) < 2:
-            raise UserError(
-                f"{options.data} has one label alone, {names[0]!r}: there is nothing to tell apart"
-            )
-        texts, labels = (
-            [row["text"] for _, row in found],
-            [names.index(str(row["label"])) for _, row in found],
-        )
-    kept = rows.deduplicated(texts)
+            raise UserError(f"{options.data} has only one label, {names[0]!r}; give at least two")
+        texts = [row["text"] for _, row in found]
+        labels = [names.index(str(row["label"])) for _, row in found]
+    kept = rows.deduplicate(texts)
     return [texts[i] for i in kept], [labels[i] for i in kept], names
 
 
 def network(options: Classify, tokenizer, classes: int):
-    """The net and the policy that it is to a supervised stage: all of it is trained, nothing is
-    generated.
-    """
-    import jax
-    import jax.numpy as jnp
-
+    """The network, and a policy around it for supervised training."""
     net = text_classifier.Classifier(
         options.features, dropout=options.dropout, layers=options.layers, classes=classes
     )
     model = classifier.as_model(net, vocab_size=tokenizer.vocab_size, width=options.width)
     params = dict(model.init(jax.random.key(options.seed)))
     if options.vectors is not None:
-        embedding, found = vocabulary.vectors(
+        embedding, found = vocabulary.load_word_vectors(
             options.vectors, tokenizer, options.width, seed=options.seed
         )
         print(f"word vectors: {found} of {tokenizer.vocab_size} words")
@@ -128,72 +123,56 @@ def network(options: Classify, tokenizer, classes: int):
 
 
 def main(options: Classify) -> None:
-    import dataclasses
-
-    import jax
-    import numpy as np
-
     config.validate_run(options)
-    use_compilation_cache()
-    options = (
-        dataclasses.replace(options, features=8, width=8, batch_size=8) if options.tiny else options
-    )
-    texts, labels, names = load(options)
-    rest, test = rows.held_out(texts, 0.1)
-    training, held_out = (
-        [rest[i] for i in part] for part in rows.held_out([texts[i] for i in rest], 0.1, seed=1)
-    )
+    load.use_compilation_cache()
+    options = replace(options, features=8, width=8, batch_size=8) if options.tiny else options
+    texts, labels, names = read_data(options)
+    rest, test = rows.train_validation_split(texts, 0.1)
+    parts = rows.train_validation_split([texts[i] for i in rest], 0.1, seed=1)
+    training, held_out = ([rest[i] for i in part] for part in parts)
     if len(training) < options.batch_size:
         raise UserError(
-            f"{len(training)} texts to learn from are too few for --batch-size {options.batch_size}"
+            f"{len(training)} training texts are too few for --batch-size {options.batch_size}"
         )
-    # Of ratings, the net learns the probability sigmoid(rating), and is asked where people were
-    # clear.
-    targets = (
-        np.asarray(labels, np.float32)
-        if names
-        else 1 / (1 + np.exp(-np.asarray(labels, np.float32)))
-    )
-    held_out, test = (
-        [i for i in part if names or abs(labels[i]) > 0.5] for part in (held_out, test)
-    )
-    tokenizer = vocabulary.words([texts[i] for i in training], options.max_vocab)
+    # Of a rating the network learns the probability sigmoid(rating). Accuracy counts clear ratings.
+    targets = np.asarray(labels, np.float32)
+    targets = targets if names else 1 / (1 + np.exp(-targets))
+    clear = lambda part: [i for i in part if names or abs(labels[i]) > 0.5]
+    held_out, test = clear(held_out), clear(test)
+    tokenizer = vocabulary.train_words([texts[i] for i in training], options.max_vocab)
     net, policy = network(options, tokenizer, len(names) or 1)
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
-    objective = supervised.classes(net)
-    chosen = lambda part: (
-        [texts[i] for i in part],
-        targets[part],
-        tokenizer.encode,
-        options.length,
-    )
-    noisy = rows.Noisy(
+    objective = supervised.cross_entropy(net)
+    encode, length = tokenizer.encode, options.length
+    chosen = lambda part: ([texts[i] for i in part], targets[part], encode, length)
+    noisy = rows.NoisyRows(
         *chosen(training), eos=tokenizer.eos_id, drop=options.drop, swap=options.swap
     )
     read = lambda part: rows.labelled(*chosen(part), eos=tokenizer.eos_id)
-    judge = lambda part: validation.validate_objective(options, policy, objective, read(part))
+    judge = lambda part: validation.make_validation(options, policy, objective, read(part))
     print(
-        f"{len(training)} texts to learn from, {len(held_out)} for validation, {len(test)} for the test"
+        f"{len(training)} texts for training, {len(held_out)} for validation, "
+        f"{len(test)} for the test"
     )
     evaluate = judge(held_out)
-    best = best_state(
-        folder, train.fit(options, policy, objective, noisy, folder=folder, evaluate=evaluate)
-    )
+    state = train.fit(options, policy, objective, noisy, folder=folder, evaluate=evaluate)
+    best = load.restore_best(folder, state)
     right, validated = judge(test)(best)["accuracy"], evaluate(best)["accuracy"]
     result = {
         "test_accuracy": right,
         "validation_accuracy": validated,
         "step": int(best.step),
         "labels": names,
+        "test_texts": len(test),
     }
-    result["test_texts"] = len(test)
     params = processes.to_host(best.params)
     if processes.is_main():
-        checkpoint.save_once(folder / "best", jax.device_get(params))
+        checkpoint.save_tree(folder / "best", jax.device_get(params))
         tokenizer.save(folder)
-    files.keep_result(folder, options, result, results=options.results, kind="classify")
+    files.write_result(folder, options, result, results=options.results, kind="classify")
     print(
-        f"test accuracy {right:.3f} with the weights of step {int(best.step)} (validation {validated:.3f}); written to {folder}"
+        f"test accuracy {right:.3f} with the weights of step {int(best.step)} "
+        f"(validation {validated:.3f}); written to {folder}"
     )
 
 

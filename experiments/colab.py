@@ -16,9 +16,10 @@
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxppo/jaxppo/blob/main/experiments/colab.ipynb)
 #
-# SmolLM2-135M learns to continue film reviews positively, with a classifier trained on rated sentences as its reward, and
-# is held to its English by a KL penalty. The same notebook is for a TPU v5e-1, a T4 and a CPU, with sizes to match; so far it
-# has run on CPUs, where it takes a quarter of an hour or more. Nothing is downloaded that needs an account.
+# SmolLM2-135M learns to continue film reviews positively. The reward is a classifier trained on
+# rated sentences, and a KL penalty keeps the model's English. The notebook chooses its sizes for a
+# TPU v5e-1, a T4 or a CPU. So far it has run on CPUs only, where it takes a quarter of an hour or
+# more. No account is needed for the downloads.
 #
 # **Runtime → Change runtime type → v5e-1 TPU** (or T4 GPU), then **Runtime → Run all**.
 
@@ -32,8 +33,9 @@ SAVE_TO_DRIVE = False  # @param {type:"boolean"}
 # %% [markdown]
 # ## Set up
 #
-# On Colab this fetches jaxppo. JAX stays as Colab brings it, for it belongs to the runtime's own drivers: pip is only asked
-# for what is missing. Elsewhere jaxppo is expected to be installed (`pip install -e ".[demo]"` in the repository).
+# On Colab this cell installs jaxppo. It keeps Colab's JAX, which matches the runtime's drivers, and
+# installs only what is missing. Elsewhere install jaxppo first: `pip install -e ".[demo]"` in the
+# repository.
 
 # %%
 import os
@@ -55,7 +57,8 @@ if ON_COLAB:
 
     if tuple(int(part) for part in version("jax").split(".")[:2]) < (0, 10):
         raise SystemExit(
-            f"JAX is {version('jax')} here, and jaxppo needs 0.10: Runtime, Change runtime type, the newest version"
+            f"JAX is {version('jax')} here, and jaxppo needs 0.10: "
+            "Runtime, Change runtime type, the newest version"
         )
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
     Path("kept.txt").write_text("\n".join(kept))
@@ -85,18 +88,19 @@ machine = chips.KINDS.get(kind) or next(
 print(f"JAX {jax.__version__} on {len(jax.devices())} x {kind} ({machine})")
 if backend == "cpu" and ON_COLAB:
     print(
-        "There is no accelerator. It works, slowly. For a faster one: Runtime -> Change runtime type -> v5e-1 TPU or T4 GPU -> "
-        "Save, and then Runtime -> Run all. If a TPU was chosen and is not found: Runtime -> Disconnect and delete runtime, and "
-        "connect again."
+        "There is no accelerator, so this will be slow. To get one: Runtime -> Change runtime type "
+        "-> v5e-1 TPU or T4 GPU -> Save, then Runtime -> Run all. If you chose a TPU and it is not "
+        "found: Runtime -> Disconnect and delete runtime, then connect again."
     )
 
 # %% [markdown]
 # ## Train
 #
-# Sizes go with the machine: an accelerator has room for more rollouts a step. A T4 has no bfloat16. Stopped here, or cut off
-# with SAVE_TO_DRIVE: run everything again on the same kind of machine, and training goes on from its last checkpoint. (Without
-# Drive the files go with the runtime.) STEPS may be raised then, also of a run that has come to its end. A run's name holds its
-# REWARD, its SEED and its machine: with others begins a run of its own, beside the first.
+# The batch size depends on the machine: an accelerator has room for more rollouts a step. A T4 has
+# no bfloat16. To resume, run all cells again on the same kind of machine: training continues from
+# the last checkpoint. If Colab ends the runtime, this works only with SAVE_TO_DRIVE, because the
+# files are deleted with the runtime. You can raise STEPS to continue a finished run. Another
+# REWARD, SEED or machine starts another run with its own name.
 
 # %%
 import sentiment
@@ -129,11 +133,11 @@ options = sentiment.Sentiment(
 )
 try:
     sentiment.main(options)
-except RunError as error:  # one line that says what to do; what follows would show another run
+except RunError as error:  # the next cells would show another run
     raise SystemExit(f"error: {error}") from None
 
 # %% [markdown]
-# ## What came of it
+# ## Results
 
 # %%
 from IPython.display import Image, display
@@ -149,14 +153,15 @@ for line in (runs / name / "samples.jsonl").read_text().splitlines()[:8]:
     print(f"  after  {row['sentiment_after']:+.2f} {row['after']!r}\n")
 result = json.loads((runs / name / "result.json").read_text())
 print(
-    f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} at {result['kl']:.2f} nats a continuation"
+    f"judge {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} "
+    f"at {result['kl']:.2f} nats a continuation"
 )
 
 # %% [markdown]
 # ## The model
 #
-# The run's best checkpoint as others load it, with tokenizer and model card: what `jaxppo export` writes, in bfloat16 (0.3 GB).
-# Then two prompts of your own, as `jaxppo sample` continues them.
+# Export the run's best checkpoint with its tokenizer and model card, in bfloat16 (0.3 GB), as
+# `jaxppo export` does. Then continue two prompts of your own, as `jaxppo sample` does.
 
 # %%
 import shutil
@@ -164,7 +169,7 @@ import shutil
 from jaxppo.commands import export
 
 model = runs / name / "model"
-shutil.rmtree(model, ignore_errors=True)  # of fewer steps
+shutil.rmtree(model, ignore_errors=True)  # an export of fewer steps
 export.export(export.ExportOptions(runs / name, model, dtype="bfloat16"))
 
 # %%
@@ -175,8 +180,8 @@ sample.sample(sample.SampleOptions(runs / name, ("The film is", "I went to see i
 # %% [markdown]
 # ## Keep it
 #
-# The run's folder holds everything: settings, metrics, samples, checkpoints, the model. On Drive it stays; without Drive it ends
-# with the runtime, and this packs what is worth keeping.
+# The run's folder holds the settings, metrics, samples, checkpoints and model. On Drive it stays.
+# Without Drive it is deleted with the runtime, so this cell downloads the important files.
 
 # %%
 import zipfile

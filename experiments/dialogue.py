@@ -1,22 +1,23 @@
-"""Answer a turn of a play with the next one: a learned reward, and what keeps the policy from
-repeating itself.
+"""Answer a turn of a play with the next one: a learned reward, a penalty on repetition, and a judge
+that is not trained against.
 
-Question   Does a reward model's score rise on dialogues that it has not seen, for a second reward model too, and what does
-           diversity pay for it?
-Method     Supervised on (turn, next turn); a Bradley-Terry reward model (https://arxiv.org/abs/2203.02155) of real next turns
-           against the baseline's own samples, both cut to the same length; PPO
-           (https://arxiv.org/abs/1707.06347) on its score less a penalty on repeated bigrams. A
-           second reward model, of another seed and other half of the pairs, is the judge that was
-           not trained against.
-Command    python experiments/dialogue.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
+Question   Does a reward model's score rise on new dialogues, also for a second reward model, and
+           how much diversity does it cost?
+Method     Supervised on (turn, next turn); a Bradley-Terry reward model
+           (https://arxiv.org/abs/2203.02155) of real next turns against the baseline's samples,
+           both cut to the same length; PPO (https://arxiv.org/abs/1707.06347) on its score, minus a
+           penalty on repeated bigrams. The judge is a second reward model with another seed and the
+           other half of the pairs.
+Command    python experiments/dialogue.py
+           # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       Speaker turns of Shakespeare's works (public domain).
-Found      Three seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to -.18 at 2.7 nats and then
-           falls to -.22; responses shrink from ten words to one or two; without a KL penalty the
-           judge ends at -.36 (docs/overoptimisation.png). Seed 1: both rise (-.73 to +.70, -.70 to
-           +.54 at 6.9 nats), responses keep their length. Seed 2: both rise (-.51 to +.47, -.60 to
-           +.05 at 7.7 nats), and responses shrink from nine words to one. All three were made when
-           real turns were not cut as samples are: that a response was short and had an end told it
-           from a sample, so both reward models had learned to like that. They are to be made again.
+Found      Three seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to
+           -.18 at 2.7 nats and then falls to -.22; responses shrink from ten words to one or two;
+           without a KL penalty the judge ends at -.36 (docs/overoptimisation.png). Seed 1: both
+           rise (-.73 to +.70, -.70 to +.54 at 6.9 nats), and responses keep their length. Seed 2:
+           both rise (-.51 to +.47, -.60 to +.05 at 7.7 nats), and responses shrink from nine words
+           to one. All three are to be repeated: real turns were not yet cut to the length of
+           samples, so both reward models had learned to prefer short responses with an end.
 Minutes    18 to 35 on a core that other work shared.
 """
 
@@ -58,7 +59,6 @@ class Dialogue(TaskConfig):
 
 
 def main(options: Dialogue) -> None:
-
     if options.reward:
         raise UserError("this script makes its own reward: leave --reward out")
     judges: dict[str, stages.RewardModel] = {}
@@ -68,23 +68,23 @@ def main(options: Dialogue) -> None:
         half = len(pairs) // 2
         for number, (name, part) in enumerate((("reward", pairs[:half]), ("judge", pairs[half:]))):
             seed = 2 * options.seed + number
-            judges[name] = stages.reward_model(
+            judges[name] = stages.train_reward_model(
                 settings, part, name=name, seed=seed, steps=options.reward_steps
             )
             print(f"{name} model: {judges[name].accuracy:.3f} of the held-out pairs right")
-        score = in_program.learned(judges["reward"].model)
+        score = in_program.reward_model(judges["reward"].model)
         parts = {
             "learned": (1.0, score),
             "repetition": (options.repetition, in_program.repetition(eos=policy.tokenizer.eos_id)),
         }
-        return rewards.Reward(combine.weighted(parts), {"learned": judges["reward"].params})
+        return rewards.Reward(combine.weighted_sum(parts), {"learned": judges["reward"].params})
 
     def preferences(settings: Dialogue, policy) -> list[tuple[str, str, str]]:
         """(turn, its real answer, a sample of the baseline)."""
-        task = tasks.task_of(settings)
+        task = tasks.get_task(settings)
         examples = sources.load_examples(settings).train[: settings.reward_pairs]
-        sampled = measure.samples(settings, policy, task, examples, seed=settings.seed)
-        own = measure.texts(task, examples)
+        sampled = measure.sample_untrained(settings, policy, task, examples, seed=settings.seed)
+        own = measure.format_examples(task, examples)
         return [
             (p, r, s.response) for p, r, s in zip(own.prompts, own.responses, sampled, strict=True)
         ]

@@ -1,18 +1,22 @@
-"""Named entities of a tweet, written out with their kinds, by a small chat model with adapters.
+"""Write out the named entities of a tweet with their kinds, with a small chat model and adapters.
 
-Question   Does policy optimisation of the entities' F1 add to supervised fine-tuning, whose loss counts every token alike?
-Method     Supervised on (tweet, "Jack = person; New York = geo-loc" or "none"), then the leave-one-out policy gradient
-           (https://arxiv.org/abs/2402.14740) with clipped ratios; the reward is the row's part in
-           raising the F1 of all rows (`task_rewards._gain`, after https://arxiv.org/abs/1402.1892).
-           LoRA.
-Command    python experiments/entities.py                      # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
-Data       2,295 tweets with ten kinds of entities; in three of five there is none.
-Found      Three seeds, 229 test tweets, paired 95 % interval: F1 .251 -> .224 (-.064 to .000), .239 -> .232 (-.027 to +.004),
-           .238 -> .227 (-.040 to +.013): nothing gained; it names fewer (84 -> 77, 79 -> 78, 122 ->
-           101 where 155 are right). With the row's own F1 as the reward, one seed of a weaker
-           baseline: .071 -> .000 (-.136 to -.021). It is not the metric: a policy that always says
-           "none" earns .6 of it, and that is what that one learned.
-Changed    Reward, temperature and learning rate were changed after that result, and when others of seed 0 had been seen.
+Question   Does policy optimisation of the entities' F1 add to supervised fine-tuning, whose loss
+           weights every token equally?
+Method     Supervised on (tweet, "Jack = person; New York = geo-loc" or "none"), then the
+           leave-one-out policy gradient (https://arxiv.org/abs/2402.14740) with clipped ratios. The
+           reward is the row's contribution to the F1 of all rows (`named_gain` in
+           `jaxppo.tasks.rewards`, after https://arxiv.org/abs/1402.1892). LoRA.
+Command    python experiments/entities.py
+           # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
+Data       2,295 tweets with ten kinds of entities; three of five tweets have none.
+Found      Three seeds, 229 test tweets, paired 95 % interval: F1 .251 -> .224 (-.064 to .000), .239
+           -> .232 (-.027 to +.004), .238 -> .227 (-.040 to +.013): no gain; the policy names fewer
+           entities (84 -> 77, 79 -> 78, 122 -> 101; 155 are right). With the row's own F1 as the
+           reward, one seed of a weaker baseline: .071 -> .000 (-.136 to -.021). The row's F1 is not
+           the metric: a policy that always writes "none" gets .6 of it, and that policy was
+           learned.
+Changed    Reward, temperature and learning rate were changed after that result, and after other
+           results of seed 0.
 Minutes    15 to 19 on one core that other work shared.
 """
 
@@ -49,7 +53,6 @@ class Entities(TaskConfig):
 
 
 def main(options: Entities) -> None:
-
     stages.run(options)
 
 

@@ -1,9 +1,11 @@
-"""The frontier of the main job: the judge's sentiment against KL to the reference, over steps and
-KL coefficients.
+"""Plot the frontier of the main job: the judge's sentiment against the KL to the reference.
 
-Command    python experiments/frontier.py experiments/results/sentiment/[ckv]*.json --out docs/frontier.png
-           # not those that began with a warm-up: their reference is another policy
-Reads      folders of finished runs, or the committed records of runs: validation prompts while training, test prompts at the end.
+Question   How much sentiment does each nat of KL buy, over training steps and KL coefficients?
+Command    python experiments/frontier.py experiments/results/sentiment/[ckv]*.json
+               --out docs/frontier.png
+           Leave out runs that began with a warm-up: their reference is another policy.
+Reads      Folders of finished runs, or records of runs: validation prompts during training, test
+           prompts at the end.
 """
 
 import json
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
 
 from jaxppo import cli
 from jaxppo.errors import UserError
@@ -46,32 +49,24 @@ def read(run: Path) -> tuple[dict, dict, list[tuple[float, float]]]:
 
 
 def main(options: Frontier) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     if not options.runs:
         raise UserError("no runs; give at least one folder")
-    figure, axis = plt.subplots(figsize=(8, 5), constrained_layout=True)
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axis = figure.subplots()
     reference = []
     for number, run in enumerate(options.runs):
         config, result, points = read(run)
         colour = f"C{number % 10}"
         marker = {"classifier": "o", "vader": "s", "model": "^"}[config["reward"]]
-        label = f"{config['reward']}, seed {config['seed']}, KL target {config['kl_target']:g}, floor {config['kl_coef_min']:g}"
-        axis.plot(
-            *zip(*points, strict=True),
-            "-",
-            marker=marker,
-            color=colour,
-            alpha=0.4,
-            markersize=4,
-            linewidth=1,
+        label = (
+            f"{config['reward']}, seed {config['seed']}, KL target {config['kl_target']:g}, "
+            f"floor {config['kl_coef_min']:g}"
         )
-        axis.plot(
-            result["kl"], result["sentiment_after"], marker, color=colour, markersize=9, label=label
-        )
+        kl, sentiment = zip(*points, strict=True)
+        small = {"alpha": 0.4, "markersize": 4, "linewidth": 1}
+        axis.plot(kl, sentiment, "-", marker=marker, color=colour, **small)
+        large = {"color": colour, "markersize": 9, "label": label}
+        axis.plot(result["kl"], result["sentiment_after"], marker, **large)
         reference.append(result["sentiment_before"])
     axis.plot(0, sum(reference) / len(reference), "k*", markersize=12, label="reference model")
     axis.set(

@@ -1,11 +1,11 @@
-"""A reward and a judge that nobody optimises, as the policy leaves its reference: does the one rise
-while the other falls?
+"""Plot a reward and a judge that is not optimised, as the policy leaves its reference.
 
+Question   Does the reward rise while the judge falls (Gao et al. 2023,
+           https://arxiv.org/abs/2210.10760)?
 Command    python experiments/dialogue.py --name free --kl-coef 0 --no-kl-adaptive
-           python experiments/overoptimisation.py runs/free runs/dialogue --out
-           docs/overoptimisation.png
-Reads      metrics.jsonl of runs whose validation has `kl` and two numbers to compare (Gao et al. 2023,
-           https://arxiv.org/abs/2210.10760).
+           python experiments/overoptimisation.py runs/free runs/dialogue
+               --out docs/overoptimisation.png
+Reads      metrics.jsonl of runs whose validation has `kl` and two metrics to compare.
 """
 
 import json
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
 
 from jaxppo import cli
 from jaxppo.errors import UserError
@@ -21,11 +22,11 @@ from jaxppo.errors import UserError
 @dataclass(frozen=True)
 class Overoptimisation:
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """folders of runs, or of tasks' whole ways"""
+    """folders of runs"""
     proxy: str = "reward"
-    """what was optimised, as the validation names it"""
+    """the optimised metric, as the validation names it"""
     judge: str = "judge"
-    """what was not"""
+    """the metric that is not optimised"""
     out: Path = Path("overoptimisation.png")
     traceback: bool = False
 
@@ -50,22 +51,12 @@ def points(run: Path, names: tuple[str, ...]) -> list[list[float]]:
 
 
 def main(options: Overoptimisation) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     if not options.runs:
         raise UserError("no runs; give at least one folder")
-    figure, axes = plt.subplots(
-        1,
-        len(options.runs),
-        figsize=(5 * len(options.runs), 4),
-        constrained_layout=True,
-        squeeze=False,
-        sharey=True,
-    )
-    for axis, run in zip(axes[0], options.runs, strict=True):
+    count = len(options.runs)
+    figure = Figure(figsize=(5 * count, 4), layout="constrained")
+    axes = figure.subplots(1, count, squeeze=False, sharey=True)[0]
+    for axis, run in zip(axes, options.runs, strict=True):
         kl, proxy, judge = zip(*points(run, ("kl", options.proxy, options.judge)), strict=True)
         axis.plot(kl, proxy, "o-", color="#0072B2", label=f"{options.proxy} (optimised)")
         axis.plot(kl, judge, "s--", color="#D55E00", label=f"{options.judge} (unseen)")

@@ -1,18 +1,23 @@
-"""Train a small language model from nothing: a vocabulary, next-token prediction, a checkpoint for
-the other scripts.
+"""Train a small language model from scratch: a vocabulary, next-token prediction, and a checkpoint
+for the other scripts.
 
-Command    python experiments/pretrain.py                      # --data texts.jsonl ({"text": "..."} a line); --model-kind gru
+Command    python experiments/pretrain.py
+           # --data texts.jsonl, a line each: {"text": "..."}; --model-kind gru
            then: python experiments/sentiment.py --model runs/pretrain/model --lora 0
-Minutes    6 to 7 on one core of an AMD EPYC that other work shared (JAX 0.10.2), download excluded.
-Data       The review sentences of `jaxppo.data.sentiment`, unless --data is given; a tenth is held out. The main job's test
-           sentences are among those that are learned (nine in ten): what it then says of them is no
-           measure of new text.
-Expected   Held-out perplexity of three seeds: 166.8, 173.6 and 167.7 a token (of a vocabulary of 4,000).
+Minutes    6 to 7 on one core of an AMD EPYC that other work shared (JAX 0.10.2), without download.
+Data       Without --data: the review sentences of `jaxppo.data.sentiment`; a tenth is held out.
+           Nine in ten of the main job's test sentences are in the training set, so its result then
+           does not measure new text.
+Expected   Held-out perplexity of three seeds: 166.8, 173.6 and 167.7 a token (4,000 tokens in the
+           vocabulary).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
+
+import jax
+import numpy as np
 
 from jaxppo import cli, config, models, pretrained, supervised, train
 from jaxppo.config import RunConfig
@@ -42,7 +47,7 @@ class Pretrain(RunConfig):
     data: Path | None = None
     """texts, one JSON object with "text" a line; default: review sentences"""
     tokens: Literal["bpe", "words"] = "bpe"
-    """bpe: pairs of bytes; words: whole words in lower case"""
+    """bpe: byte pairs; words: whole words in lower case"""
     max_vocab: int = 4000
     """most tokens of the vocabulary"""
     width: int = 128
@@ -54,29 +59,26 @@ class Pretrain(RunConfig):
     vectors: Path | None = None
     """pretrained word vectors in GloVe's text format, of this width"""
     repeat: int = 1
-    """noisy copies of each text beside it: words left out and exchanged with probability .1"""
+    """copies of each text; all but one have words dropped and swapped with probability .1"""
     results: str = ""
-    """folder that keeps a copy of the numbers, as pretrain/<name>.json; empty = none is made"""
+    """folder that gets a copy of the result, as pretrain/<name>.json; empty = none"""
 
 
 def main(options: Pretrain) -> None:
-    import dataclasses
-
-    import jax
-    import numpy as np
-
     config.validate_run(options)
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     if options.data is None:
-        texts = sentiment.load().texts
+        texts = sentiment.load_reviews().texts
     else:
         texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
-    texts = [texts[i] for i in rows.deduplicated(texts)]
-    training, held_out = ([texts[i] for i in part] for part in rows.held_out(texts, 0.1))
+    texts = [texts[i] for i in rows.deduplicate(texts)]
+    training, held_out = (
+        [texts[i] for i in part] for part in rows.train_validation_split(texts, 0.1)
+    )
     rng = np.random.default_rng(options.seed)
     training += [
-        rows.noisy(text, rng, drop=0.1, swap=0.1)
+        rows.add_word_noise(text, rng, drop=0.1, swap=0.1)
         for text in training
         for _ in range(options.repeat - 1)
     ]
@@ -85,7 +87,7 @@ def main(options: Pretrain) -> None:
         folder / "start"
     )  # the random network and its vocabulary, as a checkpoint like any other
     if not start.exists() and processes.is_main():
-        make = {"bpe": vocabulary.bpe, "words": vocabulary.words}[options.tokens]
+        make = {"bpe": vocabulary.train_bpe, "words": vocabulary.train_words}[options.tokens]
         tokenizer = make(training, options.max_vocab)
         sizes = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
         shape = shapes.network(options.model_kind, vocab_size=tokenizer.vocab_size, **sizes)
@@ -95,33 +97,35 @@ def main(options: Pretrain) -> None:
             if name != "value"
         }
         if options.vectors is not None:
-            embedding, found = vocabulary.vectors(
+            embedding, found = vocabulary.load_word_vectors(
                 options.vectors, tokenizer, options.width, seed=options.seed
             )
             print(f"word vectors: {found} of {tokenizer.vocab_size} tokens")
             params["embed"] = {"embedding": embedding}
         pretrained.save(start, shape, jax.device_get(params), tokenizer)
     processes.wait_for_all("start")
-    options = dataclasses.replace(options, model=str(start), tiny=False)
+    options = replace(options, model=str(start), tiny=False)
     options, policy = load.load_policy(options)
-    pack = lambda some: rows.packed(
+    pack = lambda some: rows.pack(
         some, policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id
     )
     objective = supervised.language_model(policy.model, options)
-    evaluate = validation.validate_objective(options, policy, objective, pack(held_out))
+    evaluate = validation.make_validation(options, policy, objective, pack(held_out))
     state = train.fit(options, policy, objective, pack(training), folder=folder, evaluate=evaluate)
 
-    best = load.best(folder, state)
+    best = load.restore_best(folder, state)
     found = evaluate(best) | {
         "step": int(best.step),
         "held_out_texts": len(held_out),
         "vocabulary": policy.tokenizer.vocab_size,
     }
-    load.keep_model(options, policy, best, folder / "model")
-    asked = dataclasses.replace(options, model="")  # a new one
-    files.keep_result(folder, asked, found, results=options.results, kind="pretrain")
-    words = f"held-out perplexity {found['perplexity']:.1f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
-    print(f"{words}, at step {found['step']}; written to {folder / 'model'}")
+    load.save_model(options, policy, best, folder / "model")
+    asked = replace(options, model="")  # not the random start
+    files.write_result(folder, asked, found, results=options.results, kind="pretrain")
+    print(
+        f"held-out perplexity {found['perplexity']:.1f} a token, accuracy of tokens "
+        f"{found['token_accuracy']:.3f}, at step {found['step']}; written to {folder / 'model'}"
+    )
 
 
 if __name__ == "__main__":

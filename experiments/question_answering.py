@@ -1,18 +1,21 @@
-"""A quiz's questions (capitals, elements, opposites, presidents), answered in a word by a small
-chat model with adapters.
+"""Answer a quiz's questions (capitals, elements, opposites, presidents) in a word, with a small
+chat model and adapters.
 
-Question   Does policy optimisation on the F1 of the answer's words add to supervised fine-tuning, on facts the model may know?
-Method     Supervised on (question, answer), then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740) with
-           clipped ratios; reward: F1 of the answer's tokens (https://arxiv.org/abs/1606.05250), in
-           the program. LoRA.
-Command    python experiments/question_answering.py            # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
-           python experiments/question_answering.py --task choices --prompt-length 80        # QuaRTz, two answers to choose from
+Question   Does policy optimisation on the F1 of the answer's words add to supervised fine-tuning,
+           on facts that the model may know?
+Method     Supervised on (question, answer), then the leave-one-out policy gradient
+           (https://arxiv.org/abs/2402.14740) with clipped ratios. The reward is the F1 of the
+           answer's tokens (https://arxiv.org/abs/1606.05250), in the program. LoRA.
+Command    python experiments/question_answering.py
+           # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
+           # --task choices --prompt-length 80: QuaRTz, two answers to choose from
 Data       The game quiz of Debian's bsdgames; QuaRTz (https://arxiv.org/abs/1909.03553).
-Found      Three seeds, of 214 test questions, paired 95 % interval: .463 -> .467 (.000 to +.014), .407 -> .425 (+.005 to +.037),
-           .411 -> .421 (-.014 to +.033): a little. Samples are drawn at temperature .5, nearer to
-           the likeliest answer, which is what is measured: at 1 seeds 0 and 1 gained nothing
-           (-.005, .000), and .5 was chosen when seed 1 had been seen. QuaRTz, one seed at
-           temperature 1: .469 -> .461 of 128, which is chance.
+Found      Three seeds, share of 214 test questions right, paired 95 % interval: .463 -> .467 (.000
+           to +.014), .407 -> .425 (+.005 to +.037), .411 -> .421 (-.014 to +.033): a small gain.
+           Samples are drawn at temperature .5, closer to the most likely answer, which is what is
+           measured. At temperature 1 seeds 0 and 1 gained nothing (-.005, .000); .5 was chosen
+           after the result of seed 1. QuaRTz, one seed at temperature 1: .469 -> .461 of 128, which
+           is chance.
 Minutes    8 to 9 on one core (19 for seed 0, whose first stage other work shared).
 """
 
@@ -49,7 +52,6 @@ class QuestionAnswering(TaskConfig):
 
 
 def main(options: QuestionAnswering) -> None:
-
     stages.run(options)
 
 

@@ -1,24 +1,28 @@
-"""Train a reward model on pairs of texts, one better than the other, or on labelled texts; or a
-policy on pairs, by DPO.
+"""Train a reward model on pairs of texts or on labelled texts; or a policy on pairs, by DPO.
 
-Question   How often does a language model with a value head tell the better of two texts that it has not seen?
-Method     Bradley-Terry (https://arxiv.org/abs/2203.02155); --dpo trains a policy on the pairs instead (https://arxiv.org/abs/2305.18290).
-Command    python experiments/reward_model.py --data pairs.jsonl   # {"prompt": "...", "better": "...", "worse": "..."} a line
-           --labels --data texts.jsonl                        # {"text": "...", "label": 0.9} a line: how likely it is good
-           then: python experiments/sentiment.py --reward model --reward-model runs/reward_model (and so the tasks, and
-           custom_reward.py); after --dpo: --model runs/reward_model/model
-Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels: all of them, and the
-           probability sigmoid(rating) as label). A tenth chooses the best checkpoint, and another
-           tenth is the test: of the prompts, where there are any. A third of the main job's test
-           sentences are learned here.
-Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each by their number; --dtype float32; 9 to 11
-           minutes on a core that other work shared).
+Question   How often does a language model with a value head prefer the better of two new texts?
+Method     Bradley-Terry (https://arxiv.org/abs/2203.02155); --dpo trains a policy on the pairs
+           instead (https://arxiv.org/abs/2305.18290).
+Command    python experiments/reward_model.py
+           # --data pairs.jsonl, a line each: {"prompt": "...", "better": "...", "worse": "..."}
+           # --labels --data texts.jsonl, a line each: {"text": "...", "label": 0.9}, the
+           # probability that the text is good
+           then: python experiments/sentiment.py --reward model --reward-model runs/reward_model
+           (also for the tasks and custom_reward.py); after --dpo: --model runs/reward_model/model
+Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels:
+           all of them, with the probability sigmoid(rating)). A tenth chooses the best checkpoint,
+           and another tenth is the test. The split is by prompt, if there are prompts. A third of
+           the main job's test sentences are in the training set.
+Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each, from their number;
+           --dtype float32; 9 to 11 minutes on a core that other work shared).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxppo import cli, config, errors, supervised, train
+import numpy as np
+
+from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
 from jaxppo.errors import UserError
@@ -44,28 +48,26 @@ class RewardModel(RunConfig):
     sentences
     """
     margin: float = 0.0
-    """by which the better text's score must be higher"""
+    """the better text's score must be higher by this much"""
     centring: float = 0.01
-    """weight of the squared sum of a pair's scores, which holds their mean at 0"""
+    """weight of the squared sum of a pair's scores, which keeps their mean near 0"""
     labels: bool = False
     """learn from texts with the probability that each is good, not from pairs"""
     dpo: bool = False
     """train the language model itself on the pairs, by direct preference optimisation"""
     dpo_beta: float = 0.1
-    """how strongly DPO holds to the reference"""
+    """DPO's beta: how strongly the policy is held to the reference"""
     results: str = ""
-    """folder that keeps a copy of the numbers, as reward_model/<name>.json or dpo/<name>.json;
-    empty = none is made
+    """folder that gets a copy of the result, as reward_model/<name>.json or dpo/<name>.json;
+    empty = none
     """
 
 
 def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
-    """Each sentence once: the best rated against the worst, neighbours in a shuffled order whose
-    ratings differ enough.
+    """("", better, worse): neighbours in a shuffled order whose ratings differ by 2 or more; each
+    sentence is used once.
     """
-    import numpy as np
-
-    reviews = sentiment.load()
+    reviews = sentiment.load_reviews()
     order = np.random.default_rng(seed).permutation(len(reviews))
     out = []
     for one, other in zip(order[0::2], order[1::2]):
@@ -77,28 +79,27 @@ def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
     return out
 
 
-def in_three(texts: list[str]) -> list[list[int]]:
-    """Numbers of the texts to train on, for validation and for the test."""
-
-    rest, test = rows.held_out(texts, 0.1)
-    training, validation = rows.held_out([texts[i] for i in rest], 0.1, seed=1)
+def split_in_three(texts: list[str]) -> list[list[int]]:
+    """The rows for training, validation and test."""
+    rest, test = rows.train_validation_split(texts, 0.1)
+    training, validation = rows.train_validation_split([texts[i] for i in rest], 0.1, seed=1)
     return [[rest[i] for i in training], [rest[i] for i in validation], test]
 
 
 def pairs(options: RewardModel, policy) -> list:
-    """Rows of pairs: to train on, for validation, for the test."""
-
+    """Rows of pairs for training, validation and test."""
     if options.data is not None:
         found = list(jsonl.read(options.data, strings=("better", "worse")))
         for line, row in found:
             if not isinstance(row.get("prompt", ""), str):
                 raise UserError(
-                    f"{options.data}, line {line}: prompt is {row['prompt']!r}, but must be a text, or left out"
+                    f"{options.data}, line {line}: prompt is {row['prompt']!r}, "
+                    "but must be a text, or left out"
                 )
         triples = [(row.get("prompt", ""), row["better"], row["worse"]) for _, row in found]
     else:
         triples = pairs_of_reviews(seed=0)
-    parts = in_three(
+    parts = split_in_three(
         [prompt or " ".join((better, worse)) for prompt, better, worse in triples]
     )  # a prompt's pairs stay together
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
@@ -109,26 +110,25 @@ def pairs(options: RewardModel, policy) -> list:
 
 
 def labelled(options: RewardModel, policy) -> list:
-    """Rows of labelled texts: to train on, for validation, for the test."""
-    import numpy as np
-
+    """Rows of labelled texts for training, validation and test."""
     if options.data is not None:
         found = list(jsonl.read(options.data, strings=("text",)))
         for line, row in found:
             label = row.get("label")
             if isinstance(label, bool) or not isinstance(label, int | float) or not 0 <= label <= 1:
                 raise UserError(
-                    f"{options.data}, line {line}: label is {label!r}, but must be a probability between 0 and 1"
+                    f"{options.data}, line {line}: label is {label!r}, "
+                    "but must be a probability between 0 and 1"
                 )
         texts, labels = (
             [row["text"] for _, row in found],
             np.asarray([row["label"] for _, row in found], np.float32),
         )
     else:
-        reviews = sentiment.load()
+        reviews = sentiment.load_reviews()
         texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    parts = in_three(texts)
+    parts = split_in_three(texts)
     return [
         rows.labelled([texts[i] for i in part], labels[part], encode, options.length, eos=eos)
         for part in parts
@@ -136,10 +136,9 @@ def labelled(options: RewardModel, policy) -> list:
 
 
 def main(options: RewardModel) -> None:
-
     config.validate_run(options)
     if options.labels and options.dpo:
-        raise errors.UserError("--dpo learns from pairs: leave --labels out")
+        raise UserError("--dpo learns from pairs: leave --labels out")
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     options, policy = load.load_policy(options, dropout=options.dropout)
@@ -149,17 +148,17 @@ def main(options: RewardModel) -> None:
     if options.dpo:
         objective = supervised.dpo(policy.model, options, beta=options.dpo_beta)
     elif options.labels:
-        objective = supervised.labels(policy.model)
+        objective = supervised.binary_cross_entropy(policy.model)
     else:
         objective = supervised.bradley_terry(
             policy.model, margin=options.margin, centring=options.centring
         )
-    judge = lambda part: validation.validate_objective(options, policy, objective, part)
+    judge = lambda part: validation.make_validation(options, policy, objective, part)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=judge(held_out))
-    best = load.best(folder, state)
+    best = load.restore_best(folder, state)
     found = judge(test)(best)
     if options.dpo:
-        load.keep_model(options, policy, best, folder / "model")
+        load.save_model(options, policy, best, folder / "model")
     what = "texts" if options.labels else "pairs"
     result = {
         "test_accuracy": found["accuracy"],
@@ -168,9 +167,10 @@ def main(options: RewardModel) -> None:
         "step": int(best.step),
     }
     kind = "dpo" if options.dpo else "reward_model"
-    files.keep_result(folder, options, result, results=options.results, kind=kind)
+    files.write_result(folder, options, result, results=options.results, kind=kind)
     print(
-        f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; written to {folder}"
+        f"{len(test)} test {what}: accuracy {found['accuracy']:.3f} at step {int(best.step)}; "
+        f"written to {folder}"
     )
 
 

@@ -1,36 +1,49 @@
-"""Train a language model to continue movie reviews positively, without losing its English. (The
-main job.)
+"""Train a language model to continue movie reviews positively while it keeps its English. This is
+the main job.
 
 Question   How far does held-out sentiment rise for a given distance from the reference model?
-Method     PPO (https://arxiv.org/abs/1707.06347) with the adaptive KL penalty of https://arxiv.org/abs/1909.08593; LoRA.
-Command    python experiments/sentiment.py                     # --reward vader; --seed 1; --lora 0
-           With a supervised warm-up on positive reviews first: python experiments/sft.py --name
-           warmup, and then python experiments/sentiment.py --name warm --model runs/warmup/model
-Minutes    11.5 on two CPU cores that did other work too (JAX 0.10.2), downloads excluded.
-Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 1, two sampling seeds. The judge, VADER, reads
-           the continuation alone. KL is the mean over continuations of the summed k1. Distinct-2 at
-           equal numbers of tokens. Settings were chosen on validation prompts.
-Expected   Three training seeds, mean +- standard error over seeds, judge before +.140:
-             classifier   gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats, distinct-2 .922 +- .005 of the reference's
-             after a warm-up  gain +.482 +- .004 (.488 .485 .473) at 5.31 +- .17 nats; paired with the first: +.027, 95 % interval
-                          -.054 to +.108, not decided (61 to 81 minutes each on one core without a
-                          unit for bfloat16)
-             vader        gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats, distinct-2 .929 +- .007 (judge = reward)
+Paper      PPO, https://arxiv.org/abs/1707.06347, with the adaptive KL penalty of
+           https://arxiv.org/abs/1909.08593 and LoRA.
+Command    python experiments/sentiment.py       # --reward vader; --seed 1; --lora 0
+           With a supervised warm-up on positive reviews: python experiments/sft.py --name warmup,
+           then python experiments/sentiment.py --name warm --model runs/warmup/model
+Minutes    11.5 on two CPU cores that did other work too (JAX 0.10.2), without downloads.
+Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 1, two sampling
+           seeds. The judge, VADER, reads the continuation alone. KL is the mean over continuations
+           of the summed k1. Distinct-2 is computed at equal numbers of tokens. The settings were
+           chosen on validation prompts.
+Expected   Mean +- standard error over three training seeds, judge before +.140:
+             classifier        gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats,
+                               distinct-2 .922 +- .005 of the reference's
+             after a warm-up   gain +.482 +- .004 (.488 .485 .473) at 5.31 +- .17 nats; paired with
+                               the first: +.027, 95 % interval -.054 to +.108, not decided (61 to 81
+                               minutes each on one core without a unit for bfloat16)
+             vader             gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats,
+                               distinct-2 .929 +- .007 (the judge is the reward)
 """
 
-from dataclasses import dataclass
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from jaxppo import algorithms, cli, config, ppo, train
+from jaxppo import algorithms, cli, config
 from jaxppo.config import RunConfig
 from jaxppo.data import prompts, sentiment
+from jaxppo.data.examples import Split
 from jaxppo.models import text_classifier
 from jaxppo.parallel import processes
 from jaxppo.rewards import classifier, in_program, text
 from jaxppo.rewards.host import on_host
-from jaxppo.run import checkpoint, files, load, log, sampler
+from jaxppo.run import checkpoint, files, load, log
+from jaxppo.run.load import Policy
+from jaxppo.run.sampler import Sample, Sampler
+from jaxppo.tasks.optimisation import train_and_measure
+from jaxppo.tasks.rewards import Reward
 
 JUDGE_SEEDS = (1001, 1002)
+Judged = list[tuple[Sample, float]]  # continuations, each with the judge's sentiment
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,8 @@ class Sentiment(RunConfig):
     kl_coef_min: float = 0.03
     eval_every: int = 10
     save_every: int = 10
-    logits_bytes: int = (
-        80 * 2**20
-    )  # one minibatch's logits, 16 x 24 x 49152 in float32, are not computed twice
+    # One minibatch's logits, 16 x 24 x 49152 in float32, fit: they are not computed twice.
+    logits_bytes: int = 80 * 2**20
     reward: Literal["classifier", "vader", "model"] = "classifier"
     """classifier: trained here on the labelled sentences, in the compiled step; vader: VADER on
     decoded text, on the host; model: the score of --reward-model, in the compiled step
@@ -60,184 +72,149 @@ class Sentiment(RunConfig):
     test_prompts: int = 256
     """held-out prompts that the judge reads before and after"""
     results: str = ""
-    """folder that keeps a copy of the numbers, as sentiment/<name>.json; empty = none is made"""
+    """folder that gets a copy of the result, as sentiment/<name>.json; empty = none"""
 
 
 def main(options: Sentiment) -> None:
-    import dataclasses
-
-    import jax
-
     config.validate_run(options)
-    algorithms.check(options)  # a wrong name is found before anything is loaded
+    algorithms.check(options)  # refuse a wrong name before anything is loaded
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     if options.tiny:
-        options = dataclasses.replace(options, test_prompts=8, batch_size=8, response_length=8)
+        options = replace(options, test_prompts=8, batch_size=8, response_length=8)
     options, policy = load.load_policy(options)
-
-    reviews, parts, encode = load_prompts(options, policy)
-    training, validation, test = (
-        encode(parts.train),
-        encode(parts.validation[:128]),
-        encode(parts.test[: options.test_prompts]),
-    )
-
-    reward, policy.frozen["reward"], accuracy = make_reward(options, policy, reviews, parts, folder)
-    judge = Judge(options, policy)
-
-    untrained = ppo.init_state(options, policy.params, policy.frozen, jax.random.key(options.seed))
-    before = [judge.read(untrained, test, seed) for seed in JUDGE_SEEDS]
-    del untrained  # its moments
-    state = train.fit(
+    reviews, split, encode = load_prompts(options, policy)
+    reward, accuracy = make_reward(options, policy, reviews, split, folder)
+    judge = make_judge(options, policy)
+    validation, test = encode(split.validation[:128]), encode(split.test[: options.test_prompts])
+    before, after, best = train_and_measure(
         options,
         policy,
-        algorithms.make_parts(options, reward),
-        training,
+        reward,
+        encode(split.train),
         folder=folder,
-        evaluate=lambda state: judge.numbers(judge.read(state, validation, JUDGE_SEEDS[0])),
+        measure=lambda state: [judge(state, test, seed) for seed in JUDGE_SEEDS],
+        evaluate=lambda state: summarise(judge(state, validation, JUDGE_SEEDS[0])),
     )
-    best = load.best(folder, state)  # what jaxppo sample, eval and export take
-    after = [judge.read(best, test, seed) for seed in JUDGE_SEEDS]
     if processes.is_main():
-        report(options, folder, int(best.step), before, after, accuracy)
+        report(options, folder, before, after, accuracy, int(best.step))
 
 
-def load_prompts(options: Sentiment, policy):
-    """(reviews, their split, what makes prompts of some): the first tokens of each sentence, after
-    the one that starts a document. Sentences that begin alike fall into the same part of the split,
-    which is the same for every seed.
+def load_prompts(options: Sentiment, policy: Policy):
+    """(reviews, their split, encode): `encode(rows)` makes prompts of the first tokens of these
+    reviews. The split is the same for every seed; reviews that begin alike are in the same part.
     """
-
-    reviews = sentiment.load()
+    reviews = sentiment.load_reviews()
     if options.tiny:
         reviews = sentiment.Reviews(reviews.texts[::40], reviews.ratings[::40])
-    parts = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode)
-    start = prompts.start_token(options, policy.tokenizer)
+    split = sentiment.split_by_opening(reviews.texts, policy.tokenizer.encode)
     encode = lambda rows: prompts.encode(
         [reviews.texts[i] for i in rows],
         policy.tokenizer,
         options.prompt_length,
         too_long="first",
-        start=start,
+        start=prompts.start_token(options, policy.tokenizer),
     )
-    return reviews, parts, encode
+    return reviews, split, encode
 
 
-def make_reward(options: Sentiment, policy, reviews, parts, folder):
-    """(reward function, its parameters, share of test sentences that it reads rightly). The
-    classifier is trained once a run, of several processes by the first, and kept in the run's
-    folder.
-    """
-
+def make_reward(
+    options: Sentiment, policy: Policy, reviews: sentiment.Reviews, split: Split, folder: Path
+) -> tuple[Reward, float | None]:
+    """The reward, and the classifier's accuracy on test sentences if it is the reward."""
+    scale = options.reward_scale
     if options.reward == "vader":
-        judge = text.vader()
-        return (
-            on_host(
-                lambda prompt, response: options.reward_scale * judge(response),
-                policy.tokenizer.decode_batch,
-            ),
-            {},
-            None,
-        )
+        vader = text.vader()
+        score = lambda prompt, response: scale * vader(response)
+        return Reward(on_host(score, policy.tokenizer.decode_batch)), None
     if options.reward == "model":
         model, params = load.load_reward_model(options, policy.tokenizer)
-        return in_program.learned(model, scale=options.reward_scale), params, None
+        return Reward(in_program.reward_model(model, scale=scale), params), None
     net = text_classifier.Classifier()
-    embedding = processes.to_host(
-        (policy.frozen["base"] or policy.frozen["reference"])["embed"]["embedding"]
+    base = policy.frozen["base"] or policy.frozen["reference"]
+    embedding = processes.to_host(base["embed"]["embedding"])
+    labelled = classifier.LabelledTexts.encode(
+        reviews.texts, reviews.ratings, policy.tokenizer.encode
     )
-    labelled = classifier.Labelled.encode(reviews.texts, reviews.ratings, policy.tokenizer.encode)
     path = folder / "reward"
-    with processes.main_first("reward"):
+    with processes.main_first("reward"):  # one process trains it, once a run
         if path.exists():
-            params = checkpoint.load_once(path, classifier.init(net, embedding, seed=options.seed))
+            params = checkpoint.load_tree(path, classifier.init(net, embedding, seed=options.seed))
         else:
-            texts = labelled.rows(parts.train).with_windows(
+            texts = labelled.rows(split.train).with_windows(
                 least=12, most=options.response_length, seed=options.seed
             )
-            params = classifier.fit(net, embedding, texts, seed=options.seed, say=print)
-            checkpoint.save_once(path, params)
+            params = classifier.fit(net, embedding, texts, seed=options.seed, report=print)
+            checkpoint.save_tree(path, params)
     params = {"embedding": embedding, "net": params}
-    share = classifier.accuracy(net, params, labelled.rows(parts.test), beyond=0.5)
-    print(f"reward model: {share:.3f} of test sentences right (human rating beyond +-0.5)")
-    return classifier.reward(net, scale=options.reward_scale), params, share
+    accuracy = classifier.accuracy(net, params, labelled.rows(split.test), beyond=0.5)
+    print(f"reward model: {accuracy:.3f} of test sentences right (human rating beyond +-0.5)")
+    return Reward(classifier.reward(net, scale=scale), params), accuracy
 
 
-class Judge:
-    """VADER on continuations alone; nothing was trained on it (unless it is the reward)."""
+def make_judge(options: Sentiment, policy: Policy) -> Callable[..., Judged]:
+    """judge(state, prompts, seed): samples continuations and reads each with VADER. Nothing was
+    trained on VADER, unless it is the reward.
+    """
+    vader, sample = text.vader(), Sampler(options, policy, rows=min(64, options.test_prompts))
+    return lambda state, prompts, seed: [
+        (found, vader(found.response)) for found in sample(state, prompts, seed=seed)
+    ]
 
-    def __init__(self, options: Sentiment, policy):
 
-        self.sentiment = text.vader()
-        self.sampler = sampler.Sampler(options, policy, rows=min(64, options.test_prompts))
+def summarise(judged: Judged) -> dict[str, float]:
+    """Means over continuations, and the `score` that chooses a checkpoint: sentiment, with a
+    penalty beyond a KL of 8 nats.
+    """
+    kl, sentiment = mean([sample.kl for sample, _ in judged]), mean([x for _, x in judged])
+    distinct = text.distinct([sample.tokens for sample, _ in judged], 2)
+    score = sentiment - max(0.0, kl - 8.0)
+    return {"sentiment": sentiment, "kl": kl, "distinct_2": distinct, "score": score}
 
-    def read(self, state, prompts, seed: int) -> list:
-        """Samples with the judge's opinion: [(sample, sentiment)]."""
-        return [
-            (sample, self.sentiment(sample.response))
-            for sample in self.sampler(state, prompts, seed=seed)
-        ]
 
-    def numbers(self, read: list) -> dict[str, float]:
-        """Means over the samples, and `score`: what the run is to raise, held at a KL of 8 nats."""
-
-        kl = sum(sample.kl for sample, _ in read) / len(read)
-        mean = sum(opinion for _, opinion in read) / len(read)
-        distinct = text.distinct([sample.tokens for sample, _ in read], 2)
-        return {
-            "sentiment": mean,
-            "kl": kl,
-            "distinct_2": distinct,
-            "score": mean - max(0.0, kl - 8.0),
-        }
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def report(
-    options: Sentiment, folder, step: int, before: list, after: list, accuracy: float | None
+    options: Sentiment,
+    folder: Path,
+    before: list[Judged],
+    after: list[Judged],
+    accuracy: float | None,
+    step: int,
 ) -> None:
-    """The table of samples, the numbers with standard errors, and what was written where."""
-    import json
-
+    """Write samples.jsonl and result.json, and print them."""
     rows = [
         {
-            "prompt": b.prompt,
-            "before": b.response,
-            "sentiment_before": sb,
-            "after": a.response,
-            "sentiment_after": sa,
-            "kl": a.kl,
+            "prompt": one.prompt,
+            "before": one.response,
+            "sentiment_before": x,
+            "after": other.response,
+            "sentiment_after": y,
+            "kl": other.kl,
         }
-        for (b, sb), (a, sa) in zip(before[0], after[0], strict=True)
+        for (one, x), (other, y) in zip(before[0], after[0], strict=True)
     ]
-    with (folder / "samples.jsonl").open("w") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    cells = [
-        [
-            r["prompt"],
-            r["before"],
-            f"{r['sentiment_before']:+.2f}",
-            r["after"],
-            f"{r['sentiment_after']:+.2f}",
-        ]
-        for r in rows[:8]
-    ]
-    log.table("held-out prompts, continued", ["prompt", "before", "judge", "after", "judge"], cells)
-
-    flat_before, flat_after = before[0] + before[1], after[0] + after[1]
-    gains = [sa - sb for (_, sb), (_, sa) in zip(flat_before, flat_after, strict=True)]
-    kls = [a.kl for a, _ in flat_after]
-    tokens = min(
-        sum(len(s.tokens) for s, _ in read) for read in before + after
-    )  # the measure falls with the amount of text
-    distinct = lambda reads: (
-        sum(text.distinct([s.tokens for s, _ in read], 2, tokens=tokens) for read in reads)
-        / len(reads)
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    files.write_atomically(folder / "samples.jsonl", lines)
+    show = lambda x: x if isinstance(x, str) else f"{x:+.2f}"
+    cells = [[show(x) for x in row.values()][:5] for row in rows[:8]]
+    log.print_table(
+        "held-out prompts, continued", ["prompt", "before", "judge", "after", "judge"], cells
     )
-    mean = lambda values: sum(values) / len(values)
+
+    sentiments = lambda reads: [x for read in reads for _, x in read]
+    gains = [y - x for x, y in zip(sentiments(before), sentiments(after), strict=True)]
+    kls = [sample.kl for read in after for sample, _ in read]
+    # Distinct-2 falls with the amount of text, so all are cut to the shortest.
+    tokens = min(sum(len(sample.tokens) for sample, _ in read) for read in before + after)
+    distinct = lambda reads: mean(
+        [text.distinct([sample.tokens for sample, _ in read], 2, tokens=tokens) for read in reads]
+    )
     result = {
-        "sentiment_before": mean([s for _, s in flat_before]),
-        "sentiment_after": mean([s for _, s in flat_after]),
+        "sentiment_before": mean(sentiments(before)),
+        "sentiment_after": mean(sentiments(after)),
         "gain": mean(gains),
         "gain_se": text.standard_error(gains),
         "kl": mean(kls),
@@ -248,27 +225,19 @@ def report(
         "reward_model_accuracy": accuracy,
         "step": step,
     }
-    seen = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
-    validation = [
-        {key: row[key] for key in seen}
-        for row in files.read_lines(folder / "metrics.jsonl")
-        if seen[1] in row
-    ]
-    files.keep_result(
+    kept = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
+    metrics = files.read_jsonl(folder / "metrics.jsonl")
+    validation = [{key: row[key] for key in kept} for row in metrics if kept[1] in row]
+    files.write_result(
         folder, options, result, results=options.results, kind="sentiment", validation=validation
     )
     print(
-        f"held-out sentiment {result['sentiment_before']:+.3f} -> {result['sentiment_after']:+.3f} "
-        f"(gain {result['gain']:+.3f} +- {result['gain_se']:.3f}), KL {result['kl']:.2f} +- {result['kl_se']:.2f} nats a "
-        f"continuation, distinct-2 {result['distinct_2_ratio']:.3f} of the reference's"
+        "held-out sentiment {sentiment_before:+.3f} -> {sentiment_after:+.3f} "
+        "(gain {gain:+.3f} +- {gain_se:.3f}), KL {kl:.2f} +- {kl_se:.2f} nats a continuation, "
+        "distinct-2 {distinct_2_ratio:.3f} of the reference's".format(**result)
     )
-    print(
-        "written: "
-        + ", ".join(
-            str(folder / name)
-            for name in ("result.json", "samples.jsonl", "metrics.jsonl", "curves.png")
-        )
-    )
+    names = ("result.json", "samples.jsonl", "metrics.jsonl", "curves.png")
+    print("written: " + ", ".join(str(folder / name) for name in names))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
-"""Sentiment analysis by a policy that writes the label: a reward of 1 for the right one.
+"""Sentiment analysis by a policy that writes the label; the reward is 1 for the right one.
 
-Question   Does a policy that writes the label gain from policy optimisation of its accuracy, and does it beat a classifier?
-Method     Supervised on (sentence, label), then PPO (https://arxiv.org/abs/1707.06347) on the reward "the label is right".
-           `experiments/classify.py` is the supervised classifier beside it.
-Command    python experiments/sentiment_label.py               # --data examples.jsonl ({"prompt": ..., "reference": ...} a line)
-Data       Review sentences that people rated beyond +-.5 (`jaxppo.data.sentiment`): 80 % for training, 10 % for the choice of the
-           checkpoint, 10 % for the numbers.
-Found      Three seeds, share of right labels on 1,000 test sentences, paired 95 % interval: .760 -> .789 (+.008 to +.048),
-           .769 -> .783 (-.003 to +.031), .736 -> .754 (+.004 to +.032): a little.
-           The classifier has .807 +- .003 on its own test sentences.
+Question   Does such a policy gain from policy optimisation of its accuracy, and does it beat a
+           classifier?
+Method     Supervised on (sentence, label), then PPO (https://arxiv.org/abs/1707.06347) on the
+           reward "the label is right". `experiments/classify.py` is the classifier to compare with.
+Command    python experiments/sentiment_label.py
+           # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
+Data       Review sentences that people rated beyond +-.5 (`jaxppo.data.sentiment`): 80 % for
+           training, 10 % to choose the checkpoint, 10 % for the test.
+Found      Three seeds, share of right labels on 1,000 test sentences, paired 95 % interval: .760 ->
+           .789 (+.008 to +.048), .769 -> .783 (-.003 to +.031), .736 -> .754 (+.004 to +.032): a
+           small gain. The classifier has .807 +- .003 on its own test sentences.
 Minutes    8 to 12 on one core that other work shared.
 """
 
@@ -43,7 +45,6 @@ class SentimentLabel(TaskConfig):
 
 
 def main(options: SentimentLabel) -> None:
-
     stages.run(options)
 
 

@@ -1,15 +1,16 @@
 """Fine-tune a language model on prompts with responses: the loss is on the response.
 
-Command    python experiments/sft.py --data pairs.jsonl        # {"prompt": "...", "response": "..."} a line
+Command    python experiments/sft.py
+           # --data pairs.jsonl, a line each: {"prompt": "...", "response": "..."}
            then: python experiments/sentiment.py --model runs/sft/model
-Data       Without --data: the openings (8 words) of the review sentences that people rated above +1, with their ends as
-           responses: the warm-up of sentiment-controlled generation, on the sentences of its
-           training part alone. Of --data a tenth is held out.
-Expected   Perplexity of held-out ends after 100 steps, three seeds: 48.2, 48.2 and 47.9 a token (20 to 27 minutes on one core of
-           a CPU without a unit for bfloat16).
+Data       Without --data: the first 8 words of the review sentences that people rated above +1 as
+           prompts, and the rest as responses: a warm-up of the main job. Only sentences of its
+           training set are used. A tenth of --data is held out.
+Expected   Perplexity of held-out responses after 100 steps, three seeds: 48.2, 48.2 and 47.9 a
+           token (20 to 27 minutes on one core of a CPU without a unit for bfloat16).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jaxppo import cli, config, supervised, train
@@ -34,19 +35,19 @@ class Sft(RunConfig):
     dropout: float = 0.0
     """of embeddings and last hidden states"""
     data: Path | None = None
-    """pairs, one JSON object with "prompt" and "response" a line; default: openings and ends of
-    positive reviews
+    """pairs, one JSON object with "prompt" and "response" a line; default: positive reviews, cut
+    after 8 words
     """
     buckets: int = 1
-    """batches whose rows are sorted by length together: less padding, and a program for each
+    """batches whose rows are sorted by length together: less padding, but one program for each
     width
     """
     results: str = ""
-    """folder that keeps a copy of the numbers, as sft/<name>.json; empty = none is made"""
+    """folder that gets a copy of the result, as sft/<name>.json; empty = none"""
 
 
 def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
-    """(the first words of a text, the rest) of those that are long enough."""
+    """(the first words, the rest) of each text that is long enough."""
     split = [text.split() for text in texts]
     return [
         (" ".join(some[:words]), " " + " ".join(some[words:]))
@@ -56,8 +57,6 @@ def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
 
 
 def main(options: Sft) -> None:
-    import dataclasses
-
     config.validate_run(options)
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
@@ -66,12 +65,13 @@ def main(options: Sft) -> None:
     if options.data is not None:
         found = jsonl.read(options.data, strings=("prompt", "response"))
         pairs = [(row["prompt"], row["response"]) for _, row in found]
-        pairs = [pairs[i] for i in rows.deduplicated([" ".join(pair) for pair in pairs])]
+        pairs = [pairs[i] for i in rows.deduplicate([" ".join(pair) for pair in pairs])]
         parts = [
-            [pairs[i] for i in part] for part in rows.held_out([prompt for prompt, _ in pairs], 0.1)
+            [pairs[i] for i in part]
+            for part in rows.train_validation_split([prompt for prompt, _ in pairs], 0.1)
         ]
     else:
-        reviews = sentiment.load()
+        reviews = sentiment.load_reviews()
         split = sentiment.split_by_opening(
             reviews.texts, encode
         )  # the main job's: its test sentences are not learned
@@ -81,21 +81,23 @@ def main(options: Sft) -> None:
         ]
     last = options.response_length
     start = prompts.start_token(options, policy.tokenizer)
-    replies = lambda part: rows.replies(
+    replies = lambda part: rows.responses(
         part, encode, options.length, eos=policy.tokenizer.eos_id, longest=last, start=start
     )
     training, held_out = (replies(part) for part in parts)
-    training = dataclasses.replace(training, buckets=options.buckets)
+    training = replace(training, buckets=options.buckets)
     objective = supervised.language_model(policy.model, options, last=last)
-    evaluate = validation.validate_objective(options, policy, objective, held_out)
+    evaluate = validation.make_validation(options, policy, objective, held_out)
     state = train.fit(options, policy, objective, training, folder=folder, evaluate=evaluate)
 
-    best = load.best(folder, state)
-    load.keep_model(options, policy, best, folder / "model")
+    best = load.restore_best(folder, state)
+    load.save_model(options, policy, best, folder / "model")
     found = evaluate(best) | {"step": int(best.step), "held_out_pairs": len(held_out)}
-    files.keep_result(folder, options, found, results=options.results, kind="sft")
-    words = f"held-out perplexity {found['perplexity']:.2f} a token, {found['token_accuracy']:.3f} of the tokens likeliest"
-    print(f"{words}, at step {found['step']}; written to {folder / 'model'}")
+    files.write_result(folder, options, found, results=options.results, kind="sft")
+    print(
+        f"held-out perplexity {found['perplexity']:.2f} a token, accuracy of tokens "
+        f"{found['token_accuracy']:.3f}, at step {found['step']}; written to {folder / 'model'}"
+    )
 
 
 if __name__ == "__main__":

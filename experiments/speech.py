@@ -1,17 +1,19 @@
-"""Speech recognition: log-mel features -> convolutions and a recurrent encoder -> letters, trained
-to few errors.
+"""Speech recognition: log-mel features -> convolutions and a recurrent encoder -> letters.
 
-Question   Does minimum-error-rate training by policy gradient lower the word error rate of a small supervised recogniser?
-Method     Supervised on the transcripts, then the leave-one-out policy gradient on minus the error rate of letters (minimum word
-           error rate training, https://arxiv.org/abs/1712.01818). The features reach the policy
-           through `context`.
-Command    python experiments/speech.py                        # --data examples.jsonl: a line has "prompt": "", "reference": the
-           words, "context": frames of log-mel features (`jaxppo.data.speech.log_mel`), all lines as
-           many (padded with 0), and "context_length": how many of them are real
-Data       Prompts of a telephone exchange, one voice (CC-BY-SA-3.0), from Debian's package asterisk-core-sounds-en-wav.
-Found      Three seeds, 50 test recordings, paired 95 % interval: word error rate 1.18 -> .94 (-.46 to -.11), 1.14 -> .90
-           (-.43 to -.10), .99 -> .93 (-.15 to +.02). The policy says less and so errs less;
-           14 minutes of speech are too few to recognise anything.
+Question   Does minimum-error-rate training by policy gradient lower the word error rate of a small
+           supervised recogniser?
+Method     Supervised on the transcripts, then the leave-one-out policy gradient on minus the error
+           rate of letters (minimum word error rate training, https://arxiv.org/abs/1712.01818). The
+           policy reads the features through `context`.
+Command    python experiments/speech.py
+           # --data examples.jsonl, a line each: "prompt": "", "reference": the words, "context":
+           # frames of log-mel features (`jaxppo.tasks.datasets.speech.log_mel`), all padded with 0
+           # to one length, and "context_length": how many frames are real
+Data       Prompts of a telephone exchange, one voice (CC-BY-SA-3.0), from Debian's package
+           asterisk-core-sounds-en-wav.
+Found      Three seeds, 50 test recordings, paired 95 % interval: word error rate 1.18 -> .94 (-.46
+           to -.11), 1.14 -> .90 (-.43 to -.10), .99 -> .93 (-.15 to +.02). The policy writes fewer
+           words and so makes fewer errors; 14 minutes of speech are too few to recognise anything.
 Minutes    5 to 18 on one core that other work shared.
 """
 
@@ -50,7 +52,6 @@ class Speech(TaskConfig):
 
 
 def main(options: Speech) -> None:
-
     stages.run(options)
 
 

@@ -1,15 +1,18 @@
-"""What a paper is about, in a sentence, by a small chat model with adapters.
+"""Summarise what a paper is about in a sentence, with a small chat model and adapters.
 
-Question   How much ROUGE-L does policy optimisation add to supervised fine-tuning on a hundred papers?
-Method     Supervised on (abstract and aspect, summary), then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740)
-           with clipped ratios; reward: ROUGE-L of token ids, in the program; rouge-score measures
-           decoded text. LoRA.
-Command    python experiments/summarisation.py                 # --data examples.jsonl ({"prompt": ..., "aspect": "outcome",
-           "reference": ...} a line; the aspect is any word for what the sentence is to say)
-Data       ACLSum (https://arxiv.org/abs/2403.05303): 100 papers to train on, 50 to choose by, 100 to test on, three aspects each.
-Found      Three seeds, ROUGE-L of 96 test summaries, paired 95 % interval: .264 -> .268 (-.005 to +.015), .267 -> .261 (-.013 to
-           +.003), .256 -> .264 (-.003 to +.023): not decided. Ten steps of 16 samples are few; more
-           would not fit half an hour.
+Question   How much ROUGE-L does policy optimisation add to supervised fine-tuning on a hundred
+           papers?
+Method     Supervised on (abstract and aspect, summary), then the leave-one-out policy gradient
+           (https://arxiv.org/abs/2402.14740) with clipped ratios. The reward is ROUGE-L of token
+           ids, in the program; rouge-score measures decoded text. LoRA.
+Command    python experiments/summarisation.py
+           # --data examples.jsonl, a line each: {"prompt": ..., "aspect": "outcome", "reference":
+           # ...}; the aspect is any word for what the sentence should say
+Data       ACLSum (https://arxiv.org/abs/2403.05303): 100 papers for training, 50 for validation,
+           100 for the test, three aspects each.
+Found      Three seeds, ROUGE-L of 96 test summaries, paired 95 % interval: .264 -> .268 (-.005 to
+           +.015), .267 -> .261 (-.013 to +.003), .256 -> .264 (-.003 to +.023): not decided. Ten
+           steps of 16 samples are few; more would not fit half an hour.
 Minutes    16 to 21 of training on one core, 27 to 35 with all measurements (other work shared it).
 """
 
@@ -45,7 +48,6 @@ class Summarisation(TaskConfig):
 
 
 def main(options: Summarisation) -> None:
-
     stages.run(options)
 
 

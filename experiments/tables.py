@@ -1,12 +1,14 @@
-"""The README's tables of results, and what the ablations' docstrings say was found, from the
+"""Write the README's tables of results, and the findings in the ablations' docstrings, from the
 records in experiments/results/.
 
-Command    python experiments/tables.py                        # rewrites README.md between <!-- NAME --> and <!-- /NAME -->
-           A test says so when the README differs from the records.
+Command    python experiments/tables.py
+           It rewrites README.md between <!-- NAME --> and <!-- /NAME -->. A test fails if the
+           README differs from the records.
 """
 
 import json
 import re
+import statistics
 import textwrap
 from collections import defaultdict
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ RESULTS = ROOT / "experiments" / "results"
 @dataclass(frozen=True)
 class Tables:
     readme: Path = ROOT / "README.md"
-    """the file whose tables are made anew"""
+    """the file whose tables are rewritten"""
     traceback: bool = False
 
 
@@ -31,12 +33,11 @@ def records(folder: Path) -> list[dict]:
 
 
 def mean_and_error(values: list[float], digits: int, *, sign: bool = False) -> str:
-    """Mean ± standard error over seeds; the number alone if there is one seed."""
+    """Mean ± standard error over seeds; the mean alone for one seed."""
     mean = sum(values) / len(values)
     text = f"{mean:+.{digits}f}" if sign else f"{mean:.{digits}f}"
     if len(values) > 1:
-        variance = sum((x - mean) ** 2 for x in values) / (len(values) - 1)
-        text += f" ± {(variance / len(values)) ** 0.5:.{digits}f}"
+        text += f" ± {statistics.stdev(values) / len(values) ** 0.5:.{digits}f}"
     return short(text)
 
 
@@ -46,7 +47,7 @@ def short(text: str) -> str:
 
 
 def sentiment() -> str:
-    """The main job: a row a run, and the mean over the seeds of each reward and start."""
+    """The main job: a row for each run, and the mean over seeds for each reward and start."""
     names = [
         "reward",
         "seed",
@@ -103,8 +104,8 @@ def line(cells: list) -> str:
 
 
 def tasks() -> str:
-    """A row for each metric of each task: both stages on the test examples, mean ± standard error
-    over seeds.
+    """A row for each metric of each task, on the test examples after both stages: mean ± standard
+    error over seeds.
     """
     rows = header(
         ["task", "model", "seeds", "metric", "supervised", "policy", "gain", "minutes a seed"]
@@ -117,24 +118,22 @@ def tasks() -> str:
     for (task, name), found in groups.items():
         seeds = ", ".join(str(x["seed"]) for x in found)
         minutes = mean_and_error([sum(x["minutes"].values()) for x in found], 0).split(" ")[0]
-        beside = [
-            name for name in found[0]["policy"] if name not in ("score", *found[0]["gain"])
-        ]  # of a judge
-        beside = [name for name in beside if all(name in x["supervised"] for x in found)]
-        for number, metric in enumerate([*found[0]["gain"], *beside]):
+        metrics = list(found[0]["gain"])
+        judged = [name for name in found[0]["policy"] if name not in ("score", *metrics)]
+        metrics += [name for name in judged if all(name in x["supervised"] for x in found)]
+        for number, metric in enumerate(metrics):
             values = [[x[stage][metric] for x in found] for stage in ("supervised", "policy")]
             digits = 3 if max(abs(x) for x in values[0] + values[1]) < 2 else 1
             gains = [after - before for before, after in zip(*values)]
-            numbers = [mean_and_error(x, digits) for x in values] + [
-                mean_and_error(gains, digits, sign=True)
-            ]
+            numbers = [mean_and_error(x, digits) for x in values]
+            numbers.append(mean_and_error(gains, digits, sign=True))
             head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
             rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
-    return "\n".join([*rows, *supervised_alone()])
+    return "\n".join([*rows, *single_stage()])
 
 
-# Scripts with one stage, and the numbers of their results that the table shows.
-ALONE = {
+# Scripts with one stage, and the metrics that the table shows.
+SINGLE_STAGE = {
     "pretrain": {"perplexity": "held-out perplexity", "token_accuracy": "tokens likeliest"},
     "sft": {"perplexity": "held-out perplexity", "token_accuracy": "tokens likeliest"},
     "reward_model": {"test_accuracy": "accuracy on pairs"},
@@ -142,10 +141,10 @@ ALONE = {
 }
 
 
-def supervised_alone() -> list[str]:
-    """Rows of the same table for what has one stage alone."""
+def single_stage() -> list[str]:
+    """Rows of the same table for scripts with one stage."""
     rows = []
-    for name, shown in ALONE.items():
+    for name, shown in SINGLE_STAGE.items():
         groups: dict[str, list[dict]] = defaultdict(list)
         for record in records(RESULTS / name):
             groups[variant(record)].append(record)
@@ -161,9 +160,9 @@ def supervised_alone() -> list[str]:
 
 
 def variant(record: dict) -> str:
-    """What was trained, in a few words."""
+    """Describe what was trained in a few words."""
     config = record["config"]
-    if isinstance(config.get("layers"), list):  # the layers' own names: a classifier of texts
+    if isinstance(config.get("layers"), list):  # names of layers: classify.py
         return f"{', '.join(config['layers'])}, new"
     if config["model"]:
         return f"{config['model']}, LoRA {config['lora']}" if config["lora"] else config["model"]
@@ -183,10 +182,10 @@ MEASURES = {
 }
 
 
-def measured(metric: str) -> str:
-    """In words; what is better when it is less, is counted so.
+def in_words(metric: str) -> str:
+    """Describe a metric; a leading minus means that less is better.
 
-    >>> measured("-kl"), measured("-length")
+    >>> in_words("-kl"), in_words("-length")
     ('fewer nats to the reference', 'less length')
     """
     name = metric.lstrip("-")
@@ -197,8 +196,8 @@ SCALES = {"ladder": "ladder", "small": "small", "smollm2": "SmolLM2"}
 
 
 def ablations() -> str:
-    """A row for each claim of each question: at each scale the paired difference that it says is
-    above 0, and the verdict.
+    """A row for each claim of each question: the paired difference that it says is above 0 and the
+    verdict, at each scale.
     """
     rows = header(
         [
@@ -219,12 +218,12 @@ def ablations() -> str:
             cells = [
                 outcome(found[scale]["claims"], says) if scale in found else "" for scale in SCALES
             ]
-            rows.append(line([name, f"{says} ({whose})", measured(claim["metric"]), *cells]))
+            rows.append(line([name, f"{says} ({whose})", in_words(claim["metric"]), *cells]))
     return "\n".join(rows)
 
 
 def outcome(claims: list[dict], says: str) -> str:
-    """What came of a claim; nothing where it was not asked."""
+    """The verdict on a claim and its difference; empty if it was not tested."""
     for claim in claims:
         if claim["says"] == says:
             value, low, high = claim["difference"]
@@ -232,41 +231,42 @@ def outcome(claims: list[dict], says: str) -> str:
     return ""
 
 
-def documented(text: str, found: list[dict]) -> str:
-    """A script's text whose docstring ends with what its records say: minutes, and each claim with
-    its verdict.
+def write_findings(text: str, found: list[dict]) -> str:
+    """Replace the end of a script's docstring by what its records say: the minutes, and each claim
+    with its verdict.
     """
-    lines = []
+    sentences = []
     for record in found:
-        lines += textwrap.wrap(
-            f"{record['about']['minutes']:.0f} minutes at --scale {record['scale']} on a core that other work shared.",
-            118,
+        minutes, scale = record["about"]["minutes"], record["scale"]
+        sentences.append(
+            f"{minutes:.0f} minutes at --scale {scale} on a core that other work shared."
         )
         for claim in record["claims"]:
             value, low, high = claim["difference"]
-            measure = measured(claim["metric"])
-            said = f"{claim['says']}: {claim['verdict']} ({measure} {value:+.3f}, 95 % interval {low:+.3f} to {high:+.3f})."
-            lines += textwrap.wrap(said, 118, break_on_hyphens=False)
+            sentences.append(
+                f"{claim['says']}: {claim['verdict']} ({in_words(claim['metric'])} {value:+.3f}, "
+                f"95 % interval {low:+.3f} to {high:+.3f})."
+            )
+    lines = [
+        line for x in sentences for line in textwrap.wrap(short(x), 89, break_on_hyphens=False)
+    ]
+    block = textwrap.indent("\n".join(lines), " " * 11).replace(" " * 11, "Found      ", 1)
     head, rest = re.match(r'(""".*?)(?:Found .*?)?(""".*)', text, re.S).groups()
-    block = "\n".join(
-        ("Found      " if number == 0 else " " * 11) + short(line)
-        for number, line in enumerate(lines)
-    )
     return head + (block + "\n" if block else "") + rest
 
 
-def write_found() -> None:
-    """Every ablation's docstring as its records have it."""
+def update_scripts() -> None:
+    """Write the records' findings into the docstring of every ablation."""
     for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):
         if found := [x for x in records(RESULTS / "ablations") if x["question"] == path.stem]:
-            path.write_text(documented(path.read_text(), found))
+            path.write_text(write_findings(path.read_text(), found))
 
 
 TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations}
 
 
 def render(text: str) -> str:
-    """A README with its tables made anew."""
+    """Replace the tables of a README."""
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
         text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
@@ -278,8 +278,8 @@ def main(options: Tables) -> None:
     new = render(text)
     if new != text:
         options.readme.write_text(new)
-    write_found()
-    print(f"{options.readme}: {'written' if new != text else 'as the records have it'}")
+    update_scripts()
+    print(f"{options.readme}: {'written' if new != text else 'already up to date'}")
 
 
 if __name__ == "__main__":

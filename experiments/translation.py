@@ -1,15 +1,18 @@
-"""Translate short German sentences into English, by a network trained here from nothing.
+"""Translate short German sentences into English, with a network trained from scratch.
 
-Question   How much BLEU does policy optimisation add to a supervised baseline, when BLEU itself is the reward?
-Method     Supervised on the pairs, then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740) with clipped ratios;
-           the reward is sentence BLEU on token ids, in the program; sacrebleu measures decoded
-           text.
-Command    python experiments/translation.py                   # --data pairs.jsonl ({"prompt": ..., "reference": ...} a line)
-Data       Sentence pairs of the Ding dictionary, from Debian's package trans-de-en; elsewhere give --data.
-Found      Three seeds: BLEU 2.10 -> 2.43 (95 % interval of the gain -.16 to +1.00), 1.35 -> 1.43 (-.08 to +.25), 1.26 -> 1.13
-           (-.26 to .00): not decided; 300 steps in place of 80, or temperature .5, change nothing
-           (seed 0: +.03, +.24). The baseline, of 10,000 sentences and nothing else, is weak: most
-           of its samples share no words with the reference, and their reward is nearly 0.
+Question   How much BLEU does policy optimisation add to a supervised baseline, if BLEU is the
+           reward?
+Method     Supervised on the pairs, then the leave-one-out policy gradient
+           (https://arxiv.org/abs/2402.14740) with clipped ratios. The reward is sentence BLEU on
+           token ids, in the program; sacrebleu measures decoded text.
+Command    python experiments/translation.py
+           # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
+Data       Sentence pairs of the Ding dictionary, from Debian's package trans-de-en.
+Found      Three seeds: BLEU 2.10 -> 2.43 (95 % interval of the gain -.16 to +1.00), 1.35 -> 1.43
+           (-.08 to +.25), 1.26 -> 1.13 (-.26 to .00): not decided; 300 steps instead of 80, or
+           temperature .5, change nothing (seed 0: +.03, +.24). The baseline is weak, because it has
+           seen only 10,000 sentences: most of its samples share no words with the reference, so
+           their reward is almost 0.
 """
 
 from dataclasses import dataclass
@@ -43,7 +46,6 @@ class Translation(TaskConfig):
 
 
 def main(options: Translation) -> None:
-
     stages.run(options)
 
 

@@ -1,25 +1,29 @@
-"""Settings by successive halving: many draws for a few steps, the best of them for more, and a file
-of the winner's.
+"""Find settings by successive halving, and write the winner's to a file.
 
 Question   Which settings learn most from a given number of samples?
-Method     Random draws within ranges; each round trains every candidate from the start, on the same seeds, as one compiled
-           program; one in `--keep` goes on, to a round of as many times the steps, so that each
-           round costs the same samples (https://arxiv.org/abs/1502.07943). The configured settings
-           take part; at the end both run on new seeds.
-Command    python experiments/tune.py                          # --ranges lr=1e-4:1e-1:log lam=.5:1; ends with tuned.yaml
-           python experiments/sweep.py --config tuned.yaml     # these settings on other seeds: --seed 100
+Method     Random draws within ranges. Each round trains every candidate from the start, on the same
+           seeds, as one compiled program. One in `--keep` candidates reaches the next round, which
+           has `--keep` times the steps, so each round costs the same number of samples
+           (https://arxiv.org/abs/1502.07943). The configured settings take part; at the end they
+           and the winner run on new seeds.
+Command    python experiments/tune.py                 # --ranges lr=1e-4:1e-1:log lam=.5:1
+           python experiments/sweep.py --config tuned.yaml --seed 100   # the result on other seeds
 Minutes    3 to 4 on one core that other work shared.
-Found      On the ladder, 40 steps: lr .0128, clip_high .599, lam .919, entropy_coef .0005 end .113 higher than the configured
-           settings on eight new seeds (95 % interval +.077 to +.150).
+Found      At --scale ladder, 40 steps: lr .0128, clip_high .599, lam .919, entropy_coef .0005 end
+           .113 higher than the configured settings on eight new seeds (95 % interval +.077 to
+           +.150).
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.scales import SCALES, AblationConfig, Arm, Claim, Question, ask
+import numpy as np
+from ablations.scales import SCALES
 
 from jaxppo import cli
 from jaxppo.ablation import sweep
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
+from jaxppo.ablation.training import run_ablation
 from jaxppo.errors import UserError
 from jaxppo.run import load
 
@@ -32,80 +36,71 @@ class Tune:
         "lam=.8:1",
         "entropy_coef=1e-4:1e-1:log",
     )
-    """settings that can be swept, each with the ends of its range; :log draws from its logarithm"""
+    """settings that can be swept, each with its range; :log draws uniformly in the logarithm"""
     candidates: int = 16
-    """draws, the configured settings among them"""
+    """random draws, with the configured settings as one of them"""
     keep: int = 4
-    """one in so many goes on to the next round"""
+    """one in so many candidates reaches the next round"""
     steps: int = 10
     """training steps of the first round"""
     seeds: int = 2
     """runs of each candidate and task"""
     check: int = 8
-    """new seeds on which the winner meets the configured settings"""
+    """new seeds that compare the winner with the configured settings"""
     scale: str = "ladder"
     """ladder | small (experiments/ablations/scales.py)"""
     seed: int = 0
     """of the draws"""
     out: Path = Path("tuned.yaml")
-    """the file of settings"""
+    """file of the winner's settings"""
     tiny: bool = False
     traceback: bool = False
 
 
-def draws(options: Tune, config) -> dict[str, Arm]:
-    """The candidates by name; number 0 is as configured."""
-    import numpy as np
-
+def draw_candidates(options: Tune, config) -> dict[str, Arm]:
+    """The candidates by number; number 0 has the configured settings."""
     rng, drawn = np.random.default_rng(options.seed), {}
     for text in options.ranges:
-        low, _, rest = text.partition("=")[2].partition(":")
+        setting, _, range_ = text.partition("=")
+        low, _, rest = range_.partition(":")
         high, _, kind = rest.partition(":")
-        (name, (a, b)) = next(iter(sweep.parse([f"{text.partition('=')[0]}={low},{high}"]).items()))
+        ((name, (a, b)),) = sweep.parse_values([f"{setting}={low},{high}"]).items()
         if kind not in ("", "log") or (kind == "log" and min(a, b) <= 0):
             raise UserError(
                 f"--ranges {text}: write it as {name}=.1:.5, or {name}=1e-4:1e-2:log above 0"
             )
         u = rng.uniform(size=options.candidates)
         drawn[name] = np.exp(np.log(a) + u * np.log(b / a)) if kind else a + u * (b - a)
-    # as a person would write them: three digits
+    # three digits, as a person would write them
     arms = {
         str(i): Arm({name: float(f"{x[i]:.3g}") for name, x in drawn.items()})
         for i in range(1, options.candidates)
     }
-    return {
-        "0": Arm({name: x for name in drawn if (x := getattr(config, name)) is not None})
-    } | arms
+    configured = {name: getattr(config, name) for name in drawn}
+    return {"0": Arm({name: x for name, x in configured.items() if x is not None})} | arms
 
 
 def main(options: Tune) -> None:
-
-    if options.scale not in (
-        known := [name for name in SCALES if name != "smollm2"]
-    ):  # whose runs do not share a program
+    known = [name for name in SCALES if name != "smollm2"]  # its runs do not share a program
+    if options.scale not in known:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(known)}")
     if options.keep < 2:
-        raise UserError(f"--keep {options.keep}: of so many candidates one goes on, so at least 2")
+        raise UserError(f"--keep {options.keep}: one in so many candidates is kept; use at least 2")
     load.use_compilation_cache()
     scale = SCALES[options.scale](options.tiny)
-    first = arms = draws(options, scale.config)
+    first = arms = draw_candidates(options, scale.config)
     tried = steps = options.steps
     while len(arms) > 1:
-        found = ask(
-            Question("tune", arms, (), ("end",)),
-            scale,
-            AblationConfig(seeds=options.seeds, steps=steps, tiny=options.tiny),
-        )
-        # the mean: an interquartile mean would not see a task on which all seeds fail
+        asked = AblationConfig(seeds=options.seeds, steps=steps, tiny=options.tiny)
+        found = run_ablation(Question("tune", arms, (), ("end",)), scale, asked)
+        # by the mean: an interquartile mean could hide a task on which all seeds fail
         best = sorted(arms, key=lambda name: -found["arms"][name]["end"]["mean"][0])
         arms = {name: arms[name] for name in best[: max(len(best) // options.keep, 1)]}
         tried, steps = steps, steps * options.keep
     winner, default = next(iter(arms.values())), first["0"]
     if winner != default:
-        both = {
-            "tuned": winner._replace(first_seed=1000),
-            "as configured": default._replace(first_seed=1000),
-        }
+        both = {"tuned": winner, "as configured": default}
+        both = {name: arm._replace(first_seed=1000) for name, arm in both.items()}
         claim = Claim(
             "the winner beats the configured settings",
             "https://arxiv.org/abs/1502.07943",
@@ -113,9 +108,10 @@ def main(options: Tune) -> None:
             "as configured",
         )
         check = AblationConfig(seeds=options.check, steps=tried, tiny=options.tiny)
-        (answer,) = ask(Question("check", both, (claim,), ("end", "area")), scale, check)["claims"]
+        question = Question("check", both, (claim,), ("end", "area"))
+        (answer,) = run_ablation(question, scale, check)["claims"]
         winner = default if answer["verdict"] == "disagrees" else winner
-    settings = {**winner.settings, "steps": tried}  # a schedule of so many is what was tried
+    settings = {**winner.settings, "steps": tried}  # the schedule was tried at this length
     options.out.write_text("".join(f"{name}: {x}\n" for name, x in settings.items()))
     print(f"written: {options.out}: " + ", ".join(f"{name} {x:g}" for name, x in settings.items()))
 

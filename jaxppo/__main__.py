@@ -17,7 +17,7 @@ def main() -> None:
         finally:
             sys.stdout.flush()  # here, and not when the interpreter ends
     except BrokenPipeError:
-        if not unread():  # another pipe
+        if not reader_gone():  # another pipe
             raise
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
@@ -25,7 +25,7 @@ def main() -> None:
         raise SystemExit(141) from None  # as of a program that the signal ends
 
 
-def unread() -> bool:
+def reader_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more."""
     poll = select.poll()
     poll.register(sys.stdout, 0)  # errors are told unasked

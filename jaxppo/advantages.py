@@ -1,42 +1,37 @@
-"""Advantage estimators: rewards and values of tokens, or scores of whole sequences, to
-advantages.
+"""Advantage estimators, from the rewards of tokens or the scores of sequences.
 
-Rows of a group (samples of one prompt) are adjacent. `valid` False takes a row out of
-its group's baseline and deviation, and gives it 0. A group with one valid row, or whose
-scores are all equal, gives 0. Nothing is whitened unless the function says so, and what
-the mask leaves out (or `valid`) is 0 in the result whatever stood there.
+Rows of a group (samples of one prompt) are adjacent. A row with `valid` False is
+excluded from its group's statistics and gets 0. A group with one valid row, or with
+equal scores, gives 0. Nothing is whitened unless the function says so. Results are 0
+where the mask is 0, whatever the inputs are there.
 """
 
+import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Real
 
 from jaxppo import masked
 from jaxppo.masked import AxisName, Mask
-from jaxppo.types import Scalar
+from jaxppo.types import BT, B, Scalar
+
+Valid = Bool[Array, "B"] | None
 
 
 def gae(
-    rewards: Float[Array, "B T"],
-    values: Float[Array, "B T"],
-    mask: Mask,
-    *,
-    gamma: Scalar,
-    lam: Scalar | Float[Array, "B 1"],
-) -> tuple[Float[Array, "B T"], Float[Array, "B T"]]:
+    rewards: BT, values: BT, mask: Mask, *, gamma: Scalar, lam: Scalar | Float[Array, "B 1"]
+) -> tuple[BT, BT]:
     """Generalised advantage estimation (https://arxiv.org/abs/1506.02438); returns
     (advantages, returns).
 
     δₜ = rₜ + γ V₊ − Vₜ,  Aₜ = δₜ + γ λ A₊,  Rₜ = Aₜ + Vₜ
 
-    V₊ and A₊ belong to the next acting token, and are 0 after the last one:
-    observations between a model's turns (mask 0) are stepped over without discount, and
-    their rewards and values are never read.
+    V₊ and A₊ belong to the next acting token, and are 0 after the last one.
+    Observations between turns (mask 0) are skipped without discount; their rewards and
+    values are not read.
 
     Shapes: rewards, values, mask [B T]; lam a scalar, or [B 1] for a λ that depends on
     the length.
 
-    >>> import jax.numpy as jnp
     >>> x = jnp.array([[0.0, 0.0, 1.0]])
     >>> gae(x, jnp.full((1, 3), 0.5), jnp.ones((1, 3)), gamma=1.0, lam=0.5)[0]
     Array([[0.125, 0.25 , 0.5  ]], dtype=float32)
@@ -54,7 +49,7 @@ def gae(
         return after, advantage
 
     zero = jnp.zeros_like(rewards[:, 0])
-    _, advantages = lax.scan(step, (zero, zero), (m.T, rewards.T, values.T), reverse=True)
+    _, advantages = jax.lax.scan(step, (zero, zero), (m.T, rewards.T, values.T), reverse=True)
     return masked.keep(advantages.T, m), masked.keep(advantages.T + values, m)
 
 
@@ -62,13 +57,11 @@ def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
     """A λ that grows with the length n of the response: λ = 1 − 1 / (α n), and 0 where
     α n < 1 (https://arxiv.org/abs/2504.05118).
 
-    So λ / (1 − λ), the reach of GAE, is proportional to the length. Rescale α for short
-    responses: with the paper's .05 every response of up to 20 tokens has λ = 0.
+    The horizon of GAE, λ / (1 − λ), is then proportional to the length. Rescale α for
+    short responses: with the paper's .05 every response of up to 20 tokens has λ = 0.
 
-    >>> import jax.numpy as jnp
-    >>> length_adaptive_lam(
-    ...     jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]]), alpha=0.5
-    ... )
+    >>> mask = jnp.array([[1.0, 1.0, 1.0, 1.0], [1.0, 0.0, 0.0, 0.0]])
+    >>> length_adaptive_lam(mask, alpha=0.5)
     Array([[0.5],
            [0. ]], dtype=float32)
     """
@@ -76,14 +69,11 @@ def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
     return 1 - 1 / jnp.maximum(alpha * length, 1)
 
 
-def returns_to_go(
-    rewards: Float[Array, "B T"], mask: Mask, *, gamma: Scalar
-) -> Float[Array, "B T"]:
-    """The discounted rewards that follow: Gₜ = rₜ + γ G₊, over acting tokens.
+def returns_to_go(rewards: BT, mask: Mask, *, gamma: Scalar) -> BT:
+    """The discounted sum of this and later rewards: Gₜ = rₜ + γ G₊, over acting tokens.
 
-    It is `gae` without values at λ = 1 (https://arxiv.org/abs/1506.02438, section 3).
+    `gae` without values at λ = 1 (https://arxiv.org/abs/1506.02438, section 3).
 
-    >>> import jax.numpy as jnp
     >>> returns_to_go(jnp.array([[1.0, 0.0, 4.0]]), jnp.ones((1, 3)), gamma=0.5)
     Array([[2., 2., 4.]], dtype=float32)
     """
@@ -91,32 +81,23 @@ def returns_to_go(
 
 
 def reinforce_plus_plus(
-    rewards: Float[Array, "B T"],
-    mask: Mask,
-    *,
-    gamma: Scalar,
-    ddof: int = 1,
-    axis_name: AxisName = None,
-) -> Float[Array, "B T"]:
+    rewards: BT, mask: Mask, *, gamma: Scalar, ddof: int = 1, axis_name: AxisName = None
+) -> BT:
     """Returns-to-go, whitened over all tokens of the batch: (Gₜ − mean G) / std G
     (https://arxiv.org/abs/2501.03262).
 
-    >>> import jax.numpy as jnp
-    >>> reinforce_plus_plus(jnp.array([[1.0, 1.0]]), jnp.ones((1, 2)), gamma=1.0, ddof=0)
+    >>> rewards, mask = jnp.array([[1.0, 1.0]]), jnp.ones((1, 2))
+    >>> reinforce_plus_plus(rewards, mask, gamma=1.0, ddof=0)
     Array([[ 1., -1.]], dtype=float32)
     """
-    return masked.whiten(
-        returns_to_go(rewards, mask, gamma=gamma), mask, ddof=ddof, axis_name=axis_name
-    )
+    returns = returns_to_go(rewards, mask, gamma=gamma)
+    return masked.whiten(returns, mask, ddof=ddof, axis_name=axis_name)
 
 
-def remax(
-    rewards: Float[Array, "B T"], greedy_scores: Float[Array, "B"], mask: Mask
-) -> Float[Array, "B T"]:
-    """Returns-to-go less the score of the greedy response: Gₜ − R_greedy
+def remax(rewards: BT, greedy_scores: B, mask: Mask) -> BT:
+    """Returns-to-go minus the score of the greedy response: Gₜ − R_greedy
     (https://arxiv.org/abs/2310.10505).
 
-    >>> import jax.numpy as jnp
     >>> remax(jnp.array([[0.0, 3.0]]), jnp.array([1.0]), jnp.ones((1, 2)))
     Array([[2., 2.]], dtype=float32)
     """
@@ -124,21 +105,19 @@ def remax(
 
 
 def group(
-    scores: Float[Array, "B"],
+    scores: B,
     *,
     group_size: int,
     normalise_std: bool = True,
     eps: float = 1e-6,
-    valid: Bool[Array, "B"] | None = None,
-) -> Float[Array, "B"]:
+    valid: Valid = None,
+) -> B:
     """Group-relative advantages: (Rᵢ − mean) / (std + eps), std with ddof = 1 (GRPO,
     https://arxiv.org/abs/2402.03300).
 
-    Without `normalise_std` the plain difference: Dr. GRPO,
-    https://arxiv.org/abs/2503.20783. Raises ValueError if the rows are not a whole
-    number of groups.
+    With `normalise_std` False: Rᵢ − mean (Dr. GRPO, https://arxiv.org/abs/2503.20783).
+    Raises ValueError if the rows are not a multiple of group_size.
 
-    >>> import jax.numpy as jnp
     >>> group(jnp.array([1.0, 3.0, 5.0]), group_size=3)
     Array([-0.9999995,  0.       ,  0.9999995], dtype=float32)
     """
@@ -149,15 +128,12 @@ def group(
     return masked.keep(difference, m).reshape(-1)
 
 
-def rloo(
-    scores: Float[Array, "B"], *, group_size: int, valid: Bool[Array, "B"] | None = None
-) -> Float[Array, "B"]:
-    """The score less the mean of the group's others: Rᵢ − mean_{j≠i} Rⱼ
+def rloo(scores: B, *, group_size: int, valid: Valid = None) -> B:
+    """The score minus the mean of the others in the group: Rᵢ − mean_{j≠i} Rⱼ
     (https://arxiv.org/abs/2402.14740).
 
-    Raises ValueError if the rows are not a whole number of groups.
+    Raises ValueError if the rows are not a multiple of group_size.
 
-    >>> import jax.numpy as jnp
     >>> rloo(jnp.array([1.0, 3.0, 5.0]), group_size=3)
     Array([-3.,  0.,  3.], dtype=float32)
     """
@@ -166,20 +142,13 @@ def rloo(
     return masked.keep(_centre(scores, m) * count / jnp.maximum(count - 1, 1), m).reshape(-1)
 
 
-def opo(
-    scores: Float[Array, "B"],
-    lengths: Real[Array, "B"],
-    *,
-    group_size: int,
-    valid: Bool[Array, "B"] | None = None,
-) -> Float[Array, "B"]:
-    """The score less the group's mean weighted by length: Rᵢ − Σ nⱼ Rⱼ / Σ nⱼ
+def opo(scores: B, lengths: Real[Array, "B"], *, group_size: int, valid: Valid = None) -> B:
+    """The score minus the group's mean weighted by length: Rᵢ − Σ nⱼ Rⱼ / Σ nⱼ
     (https://arxiv.org/abs/2505.23585).
 
-    A group without any tokens gives 0. Raises ValueError if the rows are not a whole
-    number of groups.
+    A group without tokens gives 0. Raises ValueError if the rows are not a multiple of
+    group_size.
 
-    >>> import jax.numpy as jnp
     >>> opo(jnp.array([1.0, 5.0]), jnp.array([3, 1]), group_size=2)
     Array([-1.,  3.], dtype=float32)
     """
@@ -189,20 +158,13 @@ def opo(
     return masked.keep(_centre(scores, m, weights), used).reshape(-1)
 
 
-def gpg(
-    scores: Float[Array, "B"],
-    *,
-    group_size: int,
-    valid: Bool[Array, "B"] | None = None,
-    axis_name: AxisName = None,
-) -> Float[Array, "B"]:
+def gpg(scores: B, *, group_size: int, valid: Valid = None, axis_name: AxisName = None) -> B:
     """Group policy gradient: α (Rᵢ − mean), α = rows / rows of groups whose scores
     differ (https://arxiv.org/abs/2504.02546).
 
-    α makes up for the groups that teach nothing. Raises ValueError if the rows are not
-    a whole number of groups.
+    α compensates for groups without a gradient. Raises ValueError if the rows are not a
+    multiple of group_size.
 
-    >>> import jax.numpy as jnp
     >>> gpg(jnp.array([1.0, 3.0, 2.0, 2.0]), group_size=2)
     Array([-2.,  2.,  0.,  0.], dtype=float32)
     """
@@ -220,49 +182,45 @@ def gdpo(
     group_size: int,
     weights: Float[Array, "R"] | None = None,
     eps: float = 1e-6,
-    valid: Bool[Array, "B"] | None = None,
+    valid: Valid = None,
     axis_name: AxisName = None,
-) -> Float[Array, "B"]:
+) -> B:
     """Several rewards, each normalised in its group, summed, then normalised over the
     batch (https://arxiv.org/abs/2601.05242).
 
-    sᵢ = Σᵣ wᵣ (Rᵢᵣ − meanᵣ) / (stdᵣ + eps),  Aᵢ = (sᵢ − mean s) / (std s + eps), both deviations with ddof = 1
+    sᵢ = Σᵣ wᵣ (Rᵢᵣ − meanᵣ) / (stdᵣ + eps),  Aᵢ = (sᵢ − mean s) / (std s + eps)
 
-    A sum of raw rewards would let combinations with equal sums collapse into one.
-    Raises ValueError as `group` does.
+    Both std have ddof = 1. The sum of raw rewards would not tell apart combinations
+    with equal sums. Raises ValueError if the rows are not a multiple of group_size.
 
-    >>> import jax.numpy as jnp, numpy as np
-    >>> print(np.asarray(gdpo(jnp.array([[0.0, 1.0], [1.0, 9.0]]), group_size=2)).round(3))
+    >>> x = gdpo(jnp.array([[0.0, 1.0], [1.0, 9.0]]), group_size=2)
+    >>> print(jax.device_get(x).round(3))
     [-0.707  0.707]
     """
-    columns = jnp.stack(
-        [group(x, group_size=group_size, eps=eps, valid=valid) for x in scores.T], axis=1
-    )
+    normalise = lambda x: group(x, group_size=group_size, eps=eps, valid=valid)
+    columns = jnp.stack([normalise(x) for x in scores.T], axis=1)
     summed = jnp.sum(columns if weights is None else columns * weights[None, :], axis=1)
     m = jnp.ones_like(summed, bool) if valid is None else valid
     variance = masked.var(summed, m, ddof=1, axis_name=axis_name)
-    std = jnp.where(
-        variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0
-    )  # the root's slope at 0 is infinite
+    # the slope of the square root at 0 is infinite
+    std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
     return masked.keep((summed - masked.mean(summed, m, axis_name=axis_name)) / (std + eps), m)
 
 
 def last_acting(mask: Mask) -> Bool[Array, "B T"]:
-    """True on the last acting token of each row, mₜ = 1 and Σ_{k>t} mₖ = 0. No token of
-    an empty row.
+    """True on the last acting token of each row, mₜ = 1 and Σ_{k>t} mₖ = 0. Empty rows
+    have none.
 
-    There a sequence's score belongs, not on the padding after it
+    The score of a sequence belongs there, not on the padding after it
     (https://arxiv.org/abs/2403.17031).
 
-    >>> import jax.numpy as jnp
     >>> last_acting(jnp.array([[1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
     Array([[False, False,  True, False],
            [False, False, False, False]], dtype=bool)
     """
     m = mask.astype(bool)
-    # acting tokens from here on
-    following = lax.cumsum(m.astype(jnp.int32), axis=1, reverse=True)
-    return m & (following == 1)
+    acting_from_here = jax.lax.cumsum(m.astype(jnp.int32), axis=1, reverse=True)
+    return m & (acting_from_here == 1)
 
 
 def _groups(scores: Array, valid: Array | None, group_size: int) -> tuple[Array, Array]:
@@ -278,16 +236,15 @@ def _count(m: Array, dtype) -> Array:
 
 
 def _centre(scores: Array, m: Array, weights: Array | None = None) -> Array:
-    """Scores less their group's (weighted) mean."""
+    """Scores minus their group's (weighted) mean."""
     weights = m.astype(scores.dtype) if weights is None else weights
-    # From the group's best, so that equal scores give exactly 0: a mean's rounding
-    # error over a tiny std is not small.
+    # Measured from the group's best, equal scores give exactly 0. The rounding error of
+    # a mean, divided by a tiny std, is large.
     best = jnp.max(jnp.where(m, scores, -jnp.inf), axis=-1, keepdims=True)
     scores = jnp.where(m, scores - best, 0)
     weight = jnp.sum(weights, axis=-1, keepdims=True)
-    return scores - jnp.sum(weights * scores, axis=-1, keepdims=True) / jnp.where(
-        weight > 0, weight, 1
-    )
+    weighted = jnp.sum(weights * scores, axis=-1, keepdims=True)
+    return scores - weighted / jnp.where(weight > 0, weight, 1)
 
 
 def _std(difference: Array, m: Array) -> Array:

@@ -1,59 +1,73 @@
 """The tables name -> function: the only place where a name on the command line becomes
 a function. One line each.
 
-Presets, which choose a name from each table, stand in `presets.ALGORITHMS`.
+Presets, which choose a name from each table, are in `presets.ALGORITHMS`.
 """
 
 import inspect
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
-from jaxppo import aggregate, estimators, kl, second_order, update
+from jaxppo import advantages, aggregate, estimators, kl, optimizers, second_order, update
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import covariance, sequence, shared, token, value
 from jaxppo.rewards.shaping import token_rewards
-from jaxppo.types import AdvantageFn, Parts, PolicyLossFn, RewardFn
+from jaxppo.types import Parts, PolicyLossFn, RewardFn
 
 
-def with_clip(loss: Callable) -> Callable[[Config], Callable]:
-    """A loss with bounds; what the settings leave open keeps the loss's own default."""
+class Choice(NamedTuple):
+    """A row of a table: how the part is made from the settings, and what it needs."""
+
+    make: Callable[[Config], Callable]
+    grouped: bool = False  # compares the responses to a prompt
+    greedy: bool = False  # `Parts.greedy`
+    penalty: bool = False  # `Parts.penalty`
+
+
+def with_clip(loss: Callable) -> Choice:
+    """A loss with bounds; a bound that is not set keeps the loss's own default."""
     given = lambda c: {"low": c.clip_low, "high": c.clip_high}
-    return lambda c: partial(loss, **{name: x for name, x in given(c).items() if x is not None})
+    bounds = lambda c: {name: x for name, x in given(c).items() if x is not None}
+    return Choice(lambda c: partial(loss, **bounds(c)))
 
 
-POLICY_LOSSES: dict[str, Callable[[Config], Callable]] = {
-    "reinforce": lambda c: token.reinforce,
+POLICY_LOSSES = {
+    "reinforce": Choice(lambda c: token.reinforce),
     "clip": with_clip(token.clip),
     "dual_clip": with_clip(token.dual_clip),
-    "kl_penalty": lambda c: token.kl_penalty,  # beta comes from the controller
+    "kl_penalty": Choice(lambda c: token.kl_penalty, penalty=True),
     "gspo": with_clip(sequence.gspo),
     "gspo_token": with_clip(sequence.gspo_token),
     "cispo": with_clip(token.cispo),
-    "sapo": lambda c: token.sapo,
+    "sapo": Choice(lambda c: token.sapo),
     "gmpo": with_clip(sequence.gmpo),
     "clip_cov": with_clip(covariance.clip_cov),
-    "kl_cov": lambda c: covariance.kl_cov,
+    "kl_cov": Choice(lambda c: covariance.kl_cov),
     "dppo_tv": with_clip(token.dppo_tv),
     "dppo_kl": with_clip(token.dppo_kl),
-    "awr": lambda c: token.awr,
-    "dro": lambda c: partial(token.dro, beta=c.beta),
+    "awr": Choice(lambda c: token.awr),
+    "dro": Choice(lambda c: partial(token.dro, beta=c.beta)),
 }
 
-ADVANTAGES: dict[str, Callable[[Config], AdvantageFn]] = {
-    "gae": estimators.gae,
-    "returns": estimators.monte_carlo,
-    "moving_average": estimators.moving_average,
-    "batch_mean": estimators.on_rows(estimators.batch_mean),
-    "group": estimators.on_rows(estimators.group),
-    "group_mean": estimators.on_rows(estimators.group_mean),
-    "rloo": estimators.on_rows(estimators.rloo),
-    "opo": estimators.on_rows(estimators.opo),
-    "gpg": estimators.on_rows(estimators.gpg),
-    "gdpo": estimators.gdpo,
-    "remax": estimators.remax,
-    "reinforce_plus_plus": estimators.reinforce_plus_plus,
-    "reinforce_plus_plus_baseline": estimators.on_rows(estimators.group_mean, whiten=True),
+group_mean = partial(advantages.group, normalise_std=False)
+ADVANTAGES = {
+    "gae": Choice(estimators.gae),
+    "returns": Choice(estimators.monte_carlo),
+    "moving_average": Choice(estimators.moving_average),
+    "batch_mean": Choice(estimators.on_rows(estimators.batch_mean)),
+    "group": Choice(estimators.on_rows(advantages.group), grouped=True),
+    "group_mean": Choice(estimators.on_rows(group_mean), grouped=True),
+    "rloo": Choice(estimators.on_rows(advantages.rloo), grouped=True),
+    "opo": Choice(estimators.on_rows(advantages.opo), grouped=True),
+    "gpg": Choice(estimators.on_rows(advantages.gpg), grouped=True),
+    "gdpo": Choice(estimators.gdpo, grouped=True),
+    "remax": Choice(estimators.remax, greedy=True),
+    "reinforce_plus_plus": Choice(estimators.reinforce_plus_plus),
+    "reinforce_plus_plus_baseline": Choice(
+        estimators.on_rows(group_mean, whiten=True), grouped=True
+    ),
 }
 
 AGGREGATES: dict[str, Callable] = {
@@ -72,8 +86,8 @@ KLS: dict[str, Callable] = {
     "k1+": lambda x, ref: kl.straight_through(kl.k1(x, ref), kl.k2(x, ref)),
     "k3+": lambda x, ref: kl.straight_through(kl.k3(x, ref), kl.k2(x, ref)),
     "absolute+": lambda x, ref: kl.straight_through(kl.absolute(x, ref), kl.k2(x, ref)),
-    "full": kl.full,  # the one estimator on logits: the step computes them
 }
+FULL_KLS: dict[str, Callable] = {"full": kl.full}  # `Parts.full_kl`
 
 VALUE_LOSSES: dict[str, Callable] = {
     "mse": lambda c: lambda values, old_values, returns: value.value_mse(values, returns),
@@ -92,50 +106,58 @@ UPDATES: dict[str, Callable] = {
 
 
 def look_up(table: dict, kind: str, name: str):
-    """table[name], or a UserError that names the choices."""
+    """table[name], or a UserError that lists the choices."""
     if name not in table:
         raise UserError(f"unknown {kind} {name!r}: choose one of {', '.join(table)}")
     return table[name]
 
 
 def check(config: Config) -> None:
-    """Raise UserError for a name that is in no table."""
+    """Raise UserError for names in no table, and for parts that the settings cannot
+    have.
+    """
     make_parts(config, lambda params, rollout: (rollout.mask.sum(1), rollout.finished))
+    optimizers.make_optimizer(config)
 
 
 def make_parts(config: Config, reward: RewardFn) -> Parts:
-    """The parts that the configuration names, with this reward."""
+    """The parts that the settings name, with this reward."""
     make_update = look_up(UPDATES, "update", config.update)
+    advantage = look_up(ADVANTAGES, "advantage", config.advantage)
+    if advantage.grouped and config.group_size == 1:  # it would be 0 everywhere
+        raise UserError(
+            f"--advantage {config.advantage} compares the responses to a prompt: "
+            "give --group-size 2 or more"
+        )
     return Parts(
         reward=reward,
         token_rewards=token_rewards,
-        advantage=look_up(ADVANTAGES, "advantage", config.advantage)(config),
+        advantage=advantage.make(config),
         policy_loss=policy_loss(config),
         aggregate=look_up(AGGREGATES, "aggregate", config.aggregate)(config),
-        kl=look_up(KLS, "kl", config.kl),
+        kl=look_up(KLS | FULL_KLS, "kl", config.kl),
         value_loss=look_up(VALUE_LOSSES, "value-loss", config.value_loss)(config),
         correction=look_up(CORRECTIONS, "correction", config.correction),
-        update=make_update if config.old_logprobs == "sampler" else update.rescored(make_update),
-        greedy=config.advantage == "remax",
-        penalty=config.loss == "kl_penalty",
+        update=make_update
+        if config.old_logprobs == "sampler"
+        else update.with_rescoring(make_update),
+        greedy=advantage.greedy,
+        penalty=POLICY_LOSSES[config.loss].penalty,
+        full_kl=config.kl in FULL_KLS,
     )
 
 
 def policy_loss(config: Config) -> PolicyLossFn:
-    """The named policy loss with the settings that were given for it. Raises UserError
-    for a setting that it does not have.
+    """The policy loss that the settings name, with its `loss_settings`. Raises
+    UserError for a setting that it does not have.
     """
-    loss = look_up(POLICY_LOSSES, "loss", config.loss)(config)
-    if not config.loss_settings:
-        return loss
-    known = [
-        name
-        for name, x in inspect.signature(loss).parameters.items()
-        if x.kind is x.KEYWORD_ONLY and name != "key"
-    ]
+    loss = look_up(POLICY_LOSSES, "loss", config.loss).make(config)
+    parameters = inspect.signature(loss).parameters.items()
+    known = [n for n, x in parameters if x.kind is x.KEYWORD_ONLY and n != "key"]
     for name, _ in config.loss_settings:
         if name not in known:
             raise UserError(
-                f"--loss {config.loss} has no setting {name!r}: choose from {', '.join(known) or 'none'}"
+                f"--loss {config.loss} has no setting {name!r}: "
+                f"choose from {', '.join(known) or 'none'}"
             )
-    return partial(loss, **dict(config.loss_settings))
+    return partial(loss, **dict(config.loss_settings)) if config.loss_settings else loss

@@ -54,13 +54,13 @@ def script(
             processes.connect(
                 options.distributed, timeout=options.connect_timeout, heartbeat=options.heartbeat
             )
-            signals.stop_before_training()
+            signals.exit_on_sigterm()
         main(options)
     except RunError as error:
         if getattr(options, "traceback", False):
             raise
         print(f"error: {error}", file=sys.stderr)
-        leave(error.code)
+        exit_process(error.code)
     except KeyboardInterrupt:
         print(
             "stopped; continue with --resume"
@@ -68,12 +68,12 @@ def script(
             else "stopped",
             file=sys.stderr,
         )
-        leave(130)
+        exit_process(130)
     except Exception:
         if not several_processes():
             raise
         traceback.print_exc()
-        leave(1)
+        exit_process(1)
 
 
 def several_processes() -> bool:
@@ -85,7 +85,7 @@ def several_processes() -> bool:
     return jax.distributed.is_initialized()
 
 
-def leave(code: int) -> NoReturn:
+def exit_process(code: int) -> NoReturn:
     """Exit. One process of several does not wait for the others, which may be waiting
     for it: they see its end, and end.
     """
@@ -113,19 +113,21 @@ def parse(
     try:
         file, default = None, {}
         if issubclass(config, Config):
-            file, given = config_file(given)
+            file, given = split_config_option(given)
             description = f"{description.rstrip()}\n\n{ABOUT_FILES}"
             # What stands in a file and the algorithm's settings come first, as
             # defaults: any option overrides one of them.
             if file is not None or chosen_algorithm(given) is not None:
-                default["default"], remarks = settings.base(config, file, chosen_algorithm(given))
+                default["default"], remarks = settings.base_settings(
+                    config, file, chosen_algorithm(given)
+                )
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
         with contextlib.redirect_stderr(complaint):
             options = tyro.cli(
                 config,
                 args=given,
-                description=as_written(description),
+                description=keep_line_breaks(description),
                 prog=prog or None,
                 **default,
             )
@@ -147,7 +149,7 @@ def parse(
         raise
 
 
-def as_written(description: str) -> str:
+def keep_line_breaks(description: str) -> str:
     """Paragraphs of labelled lines, set in by a space: the help joins lines that begin
     with a letter.
 
@@ -162,7 +164,7 @@ def as_written(description: str) -> str:
     )
 
 
-def config_file(args: list[str]) -> tuple[Path | None, list[str]]:
+def split_config_option(args: list[str]) -> tuple[Path | None, list[str]]:
     """The value of --config among the arguments, and the others. Raises UserError when
     it has none, or several.
 

@@ -2,30 +2,33 @@
 
 
 class RunError(Exception):
-    """Why a run cannot go on: one line that says what is wrong and what to do. The
-    command line exits with `code`.
-    """
+    """A run cannot continue. The message is one line: what is wrong, and what to do."""
 
     code = 1  # a crash: starting again may help
 
 
 class UserError(RunError):
-    """Something the user can mend; starting again does not help."""
+    """The user has to change something; starting again does not help."""
 
     code = 2
 
 
 class Interrupted(RunError):
-    """Stopped by a signal, with everything saved: start again with --resume."""
+    """Stopped by a signal after everything was saved: continue with --resume."""
 
     code = 75  # EX_TEMPFAIL of sysexits.h
 
 
 class Diverged(RunError):
-    """The numbers are not finite any more; starting again does not help."""
+    """Updates are not finite any more; starting again does not help."""
 
     code = 76
 
 
 class PretrainedError(UserError):
-    """A checkpoint or its tokenizer cannot be used as it is."""
+    """A checkpoint or its tokenizer cannot be used."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

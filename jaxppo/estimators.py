@@ -1,56 +1,50 @@
-"""Advantage estimators as parts of the step: the formulas of `advantages`, fed from a
+"""Advantage estimators as parts of the step: the formulas of `advantages`, applied to a
 rollout.
 
-Each maker takes the settings and gives an `AdvantageFn`: (rewards [B T], scores [B] or
-[B R], rollout, *, valid, statistics, axis_name) -> (advantages, returns, statistics).
-`rewards` already hold the score, on the last token, and the KL penalty if it is in the
-reward; estimators on whole responses use their sum, so that the penalty reaches them.
-Returns are the critic's targets.
+Each function takes the settings and returns an `AdvantageFn`: (rewards [B T], scores
+[B] or [B R], rollout, *, valid, statistics, axis_name) -> (advantages, returns,
+statistics). `rewards` include the score, on the last token, and the KL penalty if it is
+in the reward; estimators on whole responses use their sum, so that the penalty reaches
+them. Returns are the critic's targets.
 """
 
+import inspect
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxppo import advantages, masked
 from jaxppo.config import Config
 from jaxppo.types import AdvantageFn
 
-Estimate = tuple[Float[Array, "B T"], Float[Array, "B T"], dict]
-
 
 def gae(config: Config) -> AdvantageFn:
     """GAE on the critic's values (https://arxiv.org/abs/1506.02438), whitened over the
-    global batch unless the settings say no.
+    global batch by default.
 
-    critic_lam gives the critic's targets a λ of their own, lam_alpha makes the policy's
-    depend on the length (VC-PPO and VAPO, https://arxiv.org/abs/2503.01491,
+    `critic_lam` gives the critic's targets another λ, `lam_alpha` makes the policy's λ
+    depend on the length (VC-PPO, https://arxiv.org/abs/2503.01491, and VAPO,
     https://arxiv.org/abs/2504.05118).
     """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
-        mask = _mask(rollout, valid)
-        lam = (
-            advantages.length_adaptive_lam(mask, alpha=config.lam_alpha)
-            if config.lam_alpha
-            else config.lam
-        )
-        adv, returns = advantages.gae(rewards, rollout.values, mask, gamma=config.gamma, lam=lam)
+        mask, values, lam = _mask(rollout, valid), rollout.values, config.lam
+        if config.lam_alpha:
+            lam = advantages.length_adaptive_lam(mask, alpha=config.lam_alpha)
+        adv, returns = advantages.gae(rewards, values, mask, gamma=config.gamma, lam=lam)
         if config.critic_lam is not None:
-            returns = advantages.gae(
-                rewards, rollout.values, mask, gamma=config.gamma, lam=config.critic_lam
-            )[1]
+            _, returns = advantages.gae(
+                rewards, values, mask, gamma=config.gamma, lam=config.critic_lam
+            )
         return _whitened(adv, mask, config, axis_name, default=True), returns, statistics
 
     return advantage
 
 
 def monte_carlo(config: Config) -> AdvantageFn:
-    """The discounted rewards that follow a token, without a baseline (Williams
-    1992).
-    """
+    """Discounted returns, without a baseline (Williams 1992)."""
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
@@ -68,17 +62,14 @@ def reinforce_plus_plus(config: Config) -> AdvantageFn:
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
         returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
-        return (
-            advantages.reinforce_plus_plus(rewards, mask, gamma=config.gamma, axis_name=axis_name),
-            returns,
-            statistics,
-        )
+        adv = advantages.reinforce_plus_plus(rewards, mask, gamma=config.gamma, axis_name=axis_name)
+        return adv, returns, statistics
 
     return advantage
 
 
 def remax(config: Config) -> AdvantageFn:
-    """Returns-to-go less the score of the greedy response
+    """Returns-to-go minus the score of the greedy response
     (https://arxiv.org/abs/2310.10505). Needs `Parts.greedy`.
     """
 
@@ -92,24 +83,28 @@ def remax(config: Config) -> AdvantageFn:
 
 
 def on_rows(
-    estimate: Callable[..., Float[Array, "B"]], *, whiten: bool = False
+    formula: Callable[..., Float[Array, "B"]], *, whiten: bool = False
 ) -> Callable[[Config], AdvantageFn]:
-    """An estimator on whole responses: estimate(total [B], mask, valid=, config=,
-    axis_name=) -> [B], put on every token.
+    """An estimator on whole responses: formula(total [B], ...) -> [B], the same on
+    every token of a row. `total` is the sum of a row's rewards.
+
+    The formula is called with those of the keywords `group_size`, `valid` Bool[B],
+    `lengths` [B] and `axis_name` that its signature names.
     """
+    named = inspect.signature(formula).parameters
 
     def make(config: Config) -> AdvantageFn:
         def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
             mask = _mask(rollout, valid)
-            row = estimate(
-                masked.total(rewards, mask, axis=1),
-                mask,
-                valid=valid,
-                config=config,
-                axis_name=axis_name,
-            )
-            adv = masked.keep(jnp.broadcast_to(row[:, None], mask.shape), mask)
-            adv = _whitened(adv, mask, config, axis_name, default=whiten)
+            inputs = {
+                "group_size": config.group_size,
+                "valid": valid,
+                "lengths": mask.sum(1),
+                "axis_name": axis_name,
+            }
+            chosen = {name: x for name, x in inputs.items() if name in named}
+            row = formula(masked.total(rewards, mask, axis=1), **chosen)
+            adv = _whitened(_on_tokens(row, mask), mask, config, axis_name, default=whiten)
             return adv, advantages.returns_to_go(rewards, mask, gamma=config.gamma), statistics
 
         return advantage
@@ -117,10 +112,17 @@ def on_rows(
     return make
 
 
+def batch_mean(
+    total: Float[Array, "B"], *, valid: Bool[Array, "B"], axis_name: str | None = None
+) -> Float[Array, "B"]:
+    """A row's total minus the mean of the batch: Rᵢ − mean R."""
+    return total - masked.mean(total, valid, axis_name=axis_name)
+
+
 def gdpo(config: Config) -> AdvantageFn:
     """Several rewards, each normalised in its group, then summed
-    (https://arxiv.org/abs/2601.05242). A KL penalty in the reward does not reach it:
-    use kl_place loss.
+    (https://arxiv.org/abs/2601.05242). It reads the scores, so a KL penalty in the
+    reward does not reach it: use kl_place loss.
     """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
@@ -129,16 +131,16 @@ def gdpo(config: Config) -> AdvantageFn:
         row = advantages.gdpo(
             columns, group_size=config.group_size, valid=valid, axis_name=axis_name
         )
-        adv = masked.keep(jnp.broadcast_to(row[:, None], mask.shape), mask)
-        return adv, advantages.returns_to_go(rewards, mask, gamma=config.gamma), statistics
+        returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
+        return _on_tokens(row, mask), returns, statistics
 
     return advantage
 
 
 def moving_average(config: Config) -> AdvantageFn:
-    """The response's return less an exponential average of those of earlier steps
-    (Williams 1992): b ← d b + (1 − d) mean R, over its weight, so that it starts
-    unbiased. The batch itself is not in it.
+    """The response's return minus an exponential average of the returns of earlier
+    steps (Williams 1992): b ← d b + (1 − d) mean R, divided by its weight, so that it
+    is unbiased from the start. The batch itself is not in its own baseline.
     """
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
@@ -153,40 +155,20 @@ def moving_average(config: Config) -> AdvantageFn:
         some = masked.total(rows, rows, axis_name=axis_name) > 0
         new = {"mean": d * old["mean"] + (1 - d) * seen, "weight": d * old["weight"] + (1 - d)}
         new = jax.tree.map(lambda a, b: jnp.where(some, a, b), new, old)
-        adv = masked.keep(jnp.broadcast_to((total - level)[:, None], mask.shape), mask)
+        adv = _whitened(_on_tokens(total - level, mask), mask, config, axis_name)
         returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
-        return _whitened(adv, mask, config, axis_name), returns, {**statistics, "baseline": new}
+        return adv, returns, {**statistics, "baseline": new}
 
     return advantage
 
 
-def group(total, mask, *, valid, config, axis_name):
-    return advantages.group(total, group_size=config.group_size, valid=valid)
-
-
-def group_mean(total, mask, *, valid, config, axis_name):
-    return advantages.group(total, group_size=config.group_size, normalise_std=False, valid=valid)
-
-
-def rloo(total, mask, *, valid, config, axis_name):
-    return advantages.rloo(total, group_size=config.group_size, valid=valid)
-
-
-def opo(total, mask, *, valid, config, axis_name):
-    return advantages.opo(total, mask.sum(1), group_size=config.group_size, valid=valid)
-
-
-def gpg(total, mask, *, valid, config, axis_name):
-    return advantages.gpg(total, group_size=config.group_size, valid=valid, axis_name=axis_name)
-
-
-def batch_mean(total, mask, *, valid, config, axis_name):
-    """Less the mean over the batch."""
-    return total - masked.mean(total, valid, axis_name=axis_name)
-
-
 def _mask(rollout, valid):
     return rollout.mask * valid[:, None].astype(rollout.mask.dtype)
+
+
+def _on_tokens(row, mask):
+    """A number a row [B] on every token of its row [B T], 0 at padding."""
+    return masked.keep(jnp.broadcast_to(row[:, None], mask.shape), mask)
 
 
 def _whitened(adv, mask, config: Config, axis_name, *, default: bool = False):

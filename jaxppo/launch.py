@@ -79,11 +79,11 @@ def start(
         "errors": "replace",
     }
     process = subprocess.Popen(command, env=env, start_new_session=True, **pipes)
-    threading.Thread(target=relay, args=(process, number), daemon=True).start()
+    threading.Thread(target=relay_stderr, args=(process, number), daemon=True).start()
     return process
 
 
-def relay(process: subprocess.Popen, number: int) -> None:
+def relay_stderr(process: subprocess.Popen, number: int) -> None:
     """Another process's complaints, line by line, with its number."""
     assert process.stderr is not None
     for line in process.stderr:

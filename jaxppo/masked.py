@@ -1,11 +1,10 @@
-"""Sum, mean, variance and whitening under a mask: the only statistics in this
-repository.
+"""Sum, mean, variance and whitening under a mask. All statistics use these functions.
 
-What the mask leaves out may be anything, NaN and infinity included: it is replaced by 0
-before any arithmetic, so that values and gradients stay finite
+Values outside the mask may be NaN or infinite: they are replaced by 0 before any
+arithmetic, so that values and gradients stay finite
 (https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where). With
-an `axis_name` numerator and denominator are both summed over the devices first: a mean
-of means depends on how the rows are dealt out.
+`axis_name`, numerator and denominator are both summed over the devices first: a mean of
+means depends on how the rows are distributed.
 """
 
 from typing import NamedTuple
@@ -14,76 +13,64 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-Mask = Bool[Array, "B T"] | Float[Array, "B T"]  # not zero on the tokens that take part
+from jaxppo.types import BT
+
+Mask = Bool[Array, "B T"] | BT  # not zero on the tokens that take part
 AxisName = str | tuple[str, ...] | None
+S = Shaped[Array, "*s"]
 
 
 def total(
-    x: Shaped[Array, "*s"],
-    mask: Shaped[Array, "*s"],
-    axis: int | None = None,
-    axis_name: AxisName = None,
+    x: S, mask: S, axis: int | None = None, axis_name: AxisName = None
 ) -> Float[Array, "..."]:
     """The sum under the mask: Σ mₜ xₜ.
 
     Shapes: x and mask alike -> [], or without dimension `axis`.
 
-    >>> import jax.numpy as jnp
     >>> total(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False]))
     Array(3., dtype=float32)
     """
     return _psum(jnp.sum(keep(x, mask), axis=axis), axis_name)
 
 
-def mean(
-    x: Shaped[Array, "*s"],
-    mask: Shaped[Array, "*s"],
-    axis: int | None = None,
-    axis_name: AxisName = None,
-) -> Float[Array, "..."]:
-    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where nothing takes part. The mean
-    of equal numbers is exactly that number, so that they have no spread at all: a last
-    digit of it, divided by itself, would make rewards of millions.
+def mean(x: S, mask: S, axis: int | None = None, axis_name: AxisName = None) -> Float[Array, "..."]:
+    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where the mask is empty. The mean
+    of equal numbers is exactly that number: rounding would leave a tiny variance, and
+    dividing by it would give huge advantages.
 
     Shapes: x and mask alike -> [], or without dimension `axis`.
 
-    >>> import jax.numpy as jnp
     >>> mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False]))
     Array(1.5, dtype=float32)
     """
     kept, taken = keep(x, mask), mask.astype(bool)
     count = _psum(jnp.sum(taken, axis=axis, dtype=kept.dtype), axis_name)
     fixed = lax.stop_gradient(kept)
-    pivot = jnp.max(
-        fixed, axis=axis, keepdims=True, initial=-jnp.inf, where=taken
-    )  # one of the numbers, whichever
+    # any of the numbers would do as the pivot
+    pivot = jnp.max(fixed, axis=axis, keepdims=True, initial=-jnp.inf, where=taken)
     pivot = pivot if axis_name is None else lax.pmax(pivot, axis_name)
     pivot = jnp.where(jnp.isfinite(pivot), pivot, 0)
-    apart = _psum(jnp.sum(keep(kept - pivot, mask), axis=axis), axis_name) / jnp.maximum(count, 1)
-    return jnp.where(count > 0, pivot.reshape(apart.shape) + apart, 0)
+    rest = _psum(jnp.sum(keep(kept - pivot, mask), axis=axis), axis_name) / jnp.maximum(count, 1)
+    return jnp.where(count > 0, pivot.reshape(rest.shape) + rest, 0)
 
 
-def var(
-    x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"], *, ddof: int = 0, axis_name: AxisName = None
-) -> Float[Array, ""]:
-    """The variance under the mask: Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 where ddof
-    leaves nothing to divide by.
+def var(x: S, mask: S, *, ddof: int = 0, axis_name: AxisName = None) -> Float[Array, ""]:
+    """The variance under the mask: Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 where the
+    denominator is not positive.
 
-    >>> import jax.numpy as jnp
     >>> var(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]), ddof=1)
     Array(2., dtype=float32)
     """
     kept = keep(x, mask)
-    squares = total(
-        jnp.square(kept - mean(x, mask, axis_name=axis_name)), mask, axis_name=axis_name
-    )
+    distance = kept - mean(x, mask, axis_name=axis_name)
+    squares = total(jnp.square(distance), mask, axis_name=axis_name)
     count = _psum(jnp.sum(mask.astype(bool), dtype=kept.dtype), axis_name)
     return jnp.where(count > ddof, squares / jnp.maximum(count - ddof, 1), 0)
 
 
 def whiten(
     x: Float[Array, "*s"],
-    mask: Shaped[Array, "*s"],
+    mask: S,
     *,
     shift_mean: bool = True,
     ddof: int = 0,
@@ -93,39 +80,33 @@ def whiten(
     """Mean 0 and variance 1 under the mask: (xₜ − mean) / √(var + eps), 0 where the
     mask is 0.
 
-    Without `shift_mean` the mean is added back, so that only the scale changes
-    (https://arxiv.org/abs/1909.08593).
+    Without `shift_mean` the mean is added back (https://arxiv.org/abs/1909.08593).
 
-    >>> import jax.numpy as jnp
     >>> whiten(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
     Array([-1.,  1.,  0.], dtype=float32)
     """
-    kept = keep(x, mask)
-    return keep(
-        whiten_as(kept, x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name),
-        mask,
+    white = whiten_as(
+        keep(x, mask), x, mask, shift_mean=shift_mean, ddof=ddof, eps=eps, axis_name=axis_name
     )
+    return keep(white, mask)
 
 
 def whiten_as(
     y: Float[Array, "*t"],
     x: Float[Array, "*s"],
-    mask: Shaped[Array, "*s"],
+    mask: S,
     *,
     shift_mean: bool = True,
     ddof: int = 0,
     eps: float = 1e-8,
     axis_name: AxisName = None,
 ) -> Float[Array, "*t"]:
-    """What `whiten` does to x, done to other numbers y: (y − mean(x)) / √(var(x) +
-    eps).
+    """Whiten y with the statistics of x: (y − mean(x)) / √(var(x) + eps).
 
     Shapes: x and mask alike, y of any -> that of y.
 
-    >>> import jax.numpy as jnp
-    >>> whiten_as(
-    ...     jnp.array([6.0]), jnp.array([1.0, 3.0]), jnp.ones(2)
-    ... )  # mean 2, deviation 1
+    >>> x = jnp.array([1.0, 3.0])  # mean 2, deviation 1
+    >>> whiten_as(jnp.array([6.0]), x, jnp.ones(2))
     Array([4.], dtype=float32)
     """
     centre = mean(x, mask, axis_name=axis_name)
@@ -134,17 +115,15 @@ def whiten_as(
 
 
 class Moments(NamedTuple):
-    """Count, mean and sum of squared distances from the mean of all numbers seen so
-    far; each Float[].
-    """
+    """Running count, mean and sum of squared distances from the mean."""
 
     count: Float[Array, ""]
     mean: Float[Array, ""]
     squares: Float[Array, ""]
 
     def std(self, *, ddof: int = 1) -> Float[Array, ""]:
-        """√(squares / (count − ddof)), and 1 while there is nothing to divide by or no
-        spread: none but that of float32's last digits, a millionth of the mean.
+        """√(squares / (count − ddof)), and 1 where the count is too small or the
+        deviation is below a millionth of the mean (float32 rounding).
         """
         variance = self.squares / jnp.maximum(self.count - ddof, 1)
         spread = (self.count > ddof) & (variance > jnp.square(1e-6 * self.mean))
@@ -152,7 +131,7 @@ class Moments(NamedTuple):
 
 
 def no_moments() -> Moments:
-    """The moments of nothing: n = m = S = 0.
+    """The moments of an empty set: n = m = S = 0.
 
     >>> float(no_moments().std())
     1.0
@@ -160,46 +139,32 @@ def no_moments() -> Moments:
     return Moments(*(jnp.zeros((), jnp.float32) for _ in range(3)))
 
 
-def add_moments(
-    moments: Moments,
-    x: Shaped[Array, "*s"],
-    mask: Shaped[Array, "*s"],
-    *,
-    axis_name: AxisName = None,
-) -> Moments:
-    """The moments with the batch x joined to them: n = n₁ + n₂, m = m₁ + δ n₂ / n, S =
-    S₁ + S₂ + δ² n₁ n₂ / n, δ = m₂ − m₁.
+def add_moments(moments: Moments, x: S, mask: S, *, axis_name: AxisName = None) -> Moments:
+    """The moments with the batch x added: n = n₁ + n₂, m = m₁ + δ n₂ / n, S = S₁ + S₂ +
+    δ² n₁ n₂ / n, δ = m₂ − m₁.
 
     From Chan et al. 1979,
     http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
 
-    >>> import jax.numpy as jnp
     >>> ones = jnp.ones(2, bool)
-    >>> both = add_moments(
-    ...     add_moments(no_moments(), jnp.array([1.0, 3.0]), ones),
-    ...     jnp.array([5.0, 7.0]),
-    ...     ones,
-    ... )
+    >>> one = add_moments(no_moments(), jnp.array([1.0, 3.0]), ones)
+    >>> both = add_moments(one, jnp.array([5.0, 7.0]), ones)
     >>> float(both.mean), round(float(both.std()) ** 2, 4)  # (9 + 1 + 1 + 9) / 3
     (4.0, 6.6667)
     """
     count = _psum(jnp.sum(mask.astype(bool), dtype=jnp.float32), axis_name)
     centre = mean(x, mask, axis_name=axis_name)
     squares = var(x, mask, axis_name=axis_name) * count
-    whole = moments.count + count
-    delta, share = centre - moments.mean, count / jnp.maximum(whole, 1)
-    return Moments(
-        whole,
-        moments.mean + delta * share,
-        moments.squares + squares + jnp.square(delta) * moments.count * share,
-    )
+    n = moments.count + count
+    delta, share = centre - moments.mean, count / jnp.maximum(n, 1)
+    squares = moments.squares + squares + jnp.square(delta) * moments.count * share
+    return Moments(n, moments.mean + delta * share, squares)
 
 
-def keep(x: Shaped[Array, "*s"], mask: Shaped[Array, "*s"]) -> Float[Array, "*s"]:
-    """yₜ = xₜ where mₜ is not 0, else 0: for the front of any nonlinearity, where 0 ·
-    inf would make a NaN gradient.
+def keep(x: S, mask: S) -> Float[Array, "*s"]:
+    """yₜ = xₜ where mₜ is not 0, else 0. Apply it before any nonlinearity: 0 · inf
+    makes a NaN gradient.
 
-    >>> import jax.numpy as jnp
     >>> keep(jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0]))
     Array([1., 0.], dtype=float32)
     """

@@ -1,16 +1,20 @@
 """The whole algorithm, top to bottom.
 
-    1. rollout      sample a response to every prompt with the current policy; score it with the reference
-    2. reward       one score a response (or several), shaped, and which rows are valid and worth learning from
-    3. KL control   the penalty on leaving the reference joins the reward, token by token (or stands in the loss)
-    4. advantages   from rewards, and from values, a group, or a greedy response
-    5. update       epochs x minibatches of the policy and value loss, clipped gradients, Adam (or one natural-gradient step)
-    6. control      the KL coefficient moves towards its target
+    1. rollout      sample a response to every prompt with the current policy; compute
+                    the reference's log-probs of it
+    2. reward       score each response (one or several scores), shape the scores, decide
+                    which rows are valid and worth learning from
+    3. KL penalty   subtract the KL to the reference from the reward of each token (or
+                    leave it to the loss)
+    4. advantages   from rewards and values, a group, or a greedy response
+    5. update       epochs x minibatches of policy and value loss, clipped gradients,
+                    Adam (or one natural-gradient step)
+    6. control      adapt the KL coefficient towards its target
 
-`make_train_step` closes over the parts; what it returns is a pure function
-`train_step(state, prompts) -> (state, metrics)` and compiles into ONE XLA program
-(`parallel.compile_step`). Reward, KL, advantages, losses, aggregation and update are
-arguments (`types.Parts`): swap one and nothing else changes.
+`make_train_step` closes over the parts and returns a pure function `train_step(state,
+prompts) -> (state, metrics)` that compiles into ONE XLA program (`jaxppo.parallel`).
+Reward, KL, advantages, losses, aggregation and update are arguments (`types.Parts`):
+swap one, and nothing else changes.
 """
 
 from collections.abc import Callable
@@ -24,11 +28,10 @@ from jaxtyping import Array
 from jaxppo import kl as kls
 from jaxppo import masked, policy, sampling, types
 from jaxppo.config import Config
-from jaxppo.models import lora
-from jaxppo.models.nlpo import lag
+from jaxppo.models import lora, nlpo
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import shaping
-from jaxppo.rollout import only_finite, reference_params, rollout
+from jaxppo.rollout import reference_params, replace_nonfinite, rollout
 from jaxppo.types import Batch, Model, Params, Parts, Prompts, Rollout, TrainState
 from jaxppo.update import make_update
 
@@ -43,30 +46,30 @@ def make_train_step(
     axis_name: str | None = None,
     stop_axis: str | None = None,
 ) -> TrainStep:
-    """The train step of `parts` for `model`: `train_step(state, prompts) -> (state,
-    metrics)`, pure, one XLA program.
+    """Make the train step: `train_step(state, prompts) -> (state, metrics)`, pure, one
+    XLA program.
 
-    prompts: one `types.Prompts` of `config.rows` rows (of this device's share, under
-    pmap with `axis_name`). stop_axis: under vmap, the axis of the runs that decode
-    together (`sweep.py`): the loop goes on until all have ended. metrics: float32
-    scalars, global over `axis_name`; `kl` is in nats a response, `entropy` in nats a
-    token.
+    Its `prompts` are `config.rows` rows (under pmap, this device's share of them). Its
+    metrics are float32 scalars, global over `axis_name`; `kl` is in nats a response,
+    `entropy` in nats a token.
+
+    stop_axis: under vmap over runs, the axis whose runs decode until all have ended.
     """
+    model = nlpo.with_mask(model, config)
     update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
-    has_critic, full_kl = parts.value_loss is not None, parts.kl is kls.full
-    in_reward = config.kl_place == "reward"
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         types.check(prompts, prompt_length=config.prompt_length)
-        # The run's key and the step's number make every key below: no two steps share
-        # noise, and a resumed run replays it.
+        # All keys come from the run's key and the step's number: no two steps share
+        # noise, and a resumed run repeats it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        frozen = {**state.frozen, "base": policy.cast(state.frozen["base"], model.dtype)}
-        statistics = lag(state, config)
+        statistics = nlpo.update_lagged(state, config)
+        base = nlpo.with_lagged(policy.cast(state.frozen["base"], model.dtype), statistics)
+        frozen = {**state.frozen, "base": base}
 
         # 1. rollout
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
-        roll = partial(
+        generate = partial(
             rollout,
             model,
             state.params,
@@ -75,44 +78,39 @@ def make_train_step(
             noise,
             length=config.response_length,
             sample=config,
-            eos=config.eos,
-            pad=config.pad,
             stop_axis=stop_axis,
         )
-        with jax.named_scope("rollout"):  # names that a profile shows
-            rolled = roll(
-                with_values=has_critic,
-                lagged=statistics["lagged"] if config.mask_top_p < 1 else None,
-            )
+        with jax.named_scope("rollout"):  # the names appear in profiles
+            rolled = generate(with_values=parts.value_loss is not None)
 
         # 2. reward
         with jax.named_scope("reward"):
-            earned, statistics = score_rollout(
-                parts, config, frozen["reward"], rolled, roll, statistics, axis_name
+            scored, statistics = score_rollout(
+                parts, config, frozen["reward"], rolled, generate, statistics, axis_name
             )
-        rolled, shaped, valid, learn = earned.rollout, earned.scores, earned.valid, earned.learn
+        rolled, valid, learn = scored.rollout, scored.valid, scored.learn
 
-        # 3. KL control
+        # 3. KL penalty
         kl_coef = state.controller["kl_coef"]
-        kl = parts.kl
-        if full_kl and in_reward:
-            reference = reference_params(state.params, frozen)
-            exact = policy.full_kl(
-                model, lora.merge(frozen["base"], state.params), reference, rolled, config=config
-            )
-            kl = lambda *_: exact
-        if not in_reward:
-            kl = lambda logprobs, _: jnp.zeros_like(logprobs)
-        rewards = parts.token_rewards(row_scores(shaped), rolled, kl_coef=kl_coef, kl=kl)
+        rewards = parts.token_rewards(
+            row_scores(scored.scores),
+            rolled,
+            kl_coef=kl_coef,
+            kl=reward_kl(model, parts, config, state.params, frozen, rolled),
+        )
         if config.whiten_rewards:
-            rewards = masked.whiten(
-                rewards, rolled.mask * valid[:, None], shift_mean=False, axis_name=axis_name
-            )
+            mask = rolled.mask * valid[:, None]
+            rewards = masked.whiten(rewards, mask, shift_mean=False, axis_name=axis_name)
 
         # 4. advantages
         with jax.named_scope("advantages"):
             advantages, returns, statistics = parts.advantage(
-                rewards, shaped, rolled, valid=learn, statistics=statistics, axis_name=axis_name
+                rewards,
+                scored.scores,
+                rolled,
+                valid=learn,
+                statistics=statistics,
+                axis_name=axis_name,
             )
         mask = rolled.mask * learn[:, None].astype(rolled.mask.dtype)
         batch = Batch(rolled, mask, rolled.logprobs, advantages, returns)
@@ -126,7 +124,7 @@ def make_train_step(
         # 6. control
         updates = metrics.pop("updates", 1.0)
         kl, rows, controller = control(state, rolled, valid, metrics, parts, config, axis_name)
-        metrics |= earned.metrics | {
+        metrics |= scored.metrics | {
             "kl": kl,
             "kl_coef": kl_coef,
             "advantage_std": jnp.sqrt(masked.var(advantages, mask, axis_name=axis_name)),
@@ -134,45 +132,30 @@ def make_train_step(
                 returns, rolled.values, mask, axis_name=axis_name
             ),
         }
-        counters = {
-            "skipped_updates": state.counters["skipped_updates"]
-            + metrics["skipped"].astype(jnp.int32),
-            "invalid_rows": state.counters["invalid_rows"]
-            + metrics["invalid_rows"].astype(jnp.int32),
-            "barren_steps": jnp.where(
-                no_finite_update(metrics, updates), state.counters["barren_steps"] + 1, 0
-            ),
-        }
+        counters = count_failures(state, metrics, updates)
         metrics["barren_steps"] = counters["barren_steps"].astype(jnp.float32)
-        return new.replace(
+        prompts_used = rows.astype(jnp.int32) * config.oversample // config.group_size
+        new = new.replace(
             step=state.step + 1,
             frozen=state.frozen,
             controller=controller,
             statistics=statistics,
-            cursor=state.cursor + rows.astype(jnp.int32) * config.oversample // config.group_size,
+            cursor=state.cursor + prompts_used,
             counters=counters,
-        ), metrics
+        )
+        return new, metrics
 
     return train_step
 
 
-def no_finite_update(metrics: dict, updates: Array | float) -> Array:
-    """Whether none of a step's `updates` was finite (those left out on purpose
-    aside).
-    """
-    return (metrics["skipped"] > 0) & (
-        metrics["skipped"] + metrics["stopped"] + metrics["empty"] >= updates
-    )
-
-
 class Scored(NamedTuple):
-    """Rollouts with what they earned; only those that are kept."""
+    """Rollouts with their scores; only those that are kept."""
 
     rollout: Rollout
     scores: Array  # [B] or [B R], shaped; 0 where invalid
-    valid: Array  # [B]: the reward could be had
-    learn: Array  # [B]: and the row is worth learning from
-    metrics: dict  # of all rollouts, before any are left out
+    valid: Array  # Bool[B]: the reward could be computed
+    learn: Array  # Bool[B]: valid, and worth learning from
+    metrics: dict  # of all rollouts, before any are dropped
 
 
 def score_rollout(
@@ -180,17 +163,47 @@ def score_rollout(
     config: Config,
     reward_params: Params,
     rolled: Rollout,
-    roll: Callable,
+    generate: Callable,
     statistics: dict,
     axis_name: str | None,
 ) -> tuple[Scored, dict]:
-    """Scores, shaped; a greedy baseline if the parts ask for one (`roll` makes it); and
-    which groups to keep.
+    """Score and shape the rollout, score a greedy baseline if the parts need one
+    (`generate` makes it), and choose the groups to keep: (scored, statistics).
     """
-    rolled, finite = only_finite(rolled)
+    rolled, finite = replace_nonfinite(rolled)
     scores, valid = parts.reward(reward_params, rolled)
     valid = valid & finite & jnp.isfinite(row_scores(scores))
     scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
+    metrics = score_metrics(scores, rolled, valid, config, axis_name)
+    shape, statistics = shaping.make_shaper(
+        scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
+    )
+    shaped = shape(scores, rolled, valid)
+    if parts.greedy:  # on the scale of the sampled scores, but not in their statistics
+        greedy = generate(with_values=False, greedy=True)
+        baseline, good = parts.reward(reward_params, greedy)
+        valid = valid & good & jnp.isfinite(row_scores(baseline))
+        baseline = row_scores(shape(baseline, greedy, valid))
+        rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": baseline})
+    metrics["invalid_rows"] = masked.total(~valid, jnp.ones_like(valid), axis_name=axis_name)
+    if not config.filter_groups:
+        return Scored(rolled, shaped, valid, valid, metrics), statistics
+    useful = shaping.informative(row_scores(scores), valid, group_size=config.group_size)
+    metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
+    if config.oversample == 1:  # keep the order: the same minibatches on any devices
+        return Scored(rolled, shaped, valid, useful, metrics), statistics
+    kept = useful.shape[0] // config.oversample
+    keep = shaping.first_groups(useful, group_size=config.group_size, rows=kept)
+    rolled, shaped, valid, useful = shaping.take_rows((rolled, shaped, valid, useful), keep)
+    return Scored(rolled, shaped, valid, useful, metrics), statistics
+
+
+def score_metrics(
+    scores: Array, rolled: Rollout, valid: Array, config: Config, axis_name: str | None
+) -> dict:
+    """Means over valid rows: reward (of each task, too), length, share of finished
+    rows.
+    """
     measured = valid & (rolled.mask.sum(1) > 0)
     mean = lambda x, rows=measured: masked.mean(x, rows, axis_name=axis_name)
     metrics = {
@@ -199,36 +212,24 @@ def score_rollout(
         "finished": mean(rolled.finished.astype(jnp.float32)),
     }
     for task in range(config.num_tasks) if config.num_tasks > 1 else ():
-        metrics[f"reward_{task}"] = mean(
-            row_scores(scores), measured & (rolled.extra["task"] == task)
-        )
-    shape, statistics = shaping.shaper(
-        scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
-    )
-    shaped = shape(scores, rolled, valid)
-    # on the scale of the sampled scores, and no part of their statistics
-    if parts.greedy:
-        greedy = roll(with_values=False, greedy=True)
-        baseline, good = parts.reward(reward_params, greedy)
-        valid = valid & good & jnp.isfinite(row_scores(baseline))
-        rolled = rolled.replace(
-            extra={**rolled.extra, "greedy_scores": row_scores(shape(baseline, greedy, valid))}
-        )
-    metrics["invalid_rows"] = masked.total(~valid, jnp.ones_like(valid), axis_name=axis_name)
-    if not config.filter_groups:
-        return Scored(rolled, shaped, valid, valid, metrics), statistics
-    useful = shaping.informative(row_scores(scores), valid, group_size=config.group_size)
-    metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
-    if (
-        config.oversample == 1
-        # in their order, so that minibatches hold the same rows on any number of devices
-    ):
-        return Scored(rolled, shaped, valid, useful, metrics), statistics
-    keep = shaping.first_groups(
-        useful, group_size=config.group_size, rows=useful.shape[0] // config.oversample
-    )
-    rolled, shaped, valid, useful = shaping.take_rows((rolled, shaped, valid, useful), keep)
-    return Scored(rolled, shaped, valid, useful, metrics), statistics
+        rows = measured & (rolled.extra["task"] == task)
+        metrics[f"reward_{task}"] = mean(row_scores(scores), rows)
+    return metrics
+
+
+def reward_kl(
+    model: Model, parts: Parts, config: Config, params: Params, frozen: Params, rolled: Rollout
+) -> Callable[[Array, Array], Array]:
+    """The KL estimator kl(logprobs, ref_logprobs) of the reward; 0 if it is in the
+    loss.
+    """
+    if config.kl_place != "reward":
+        return lambda logprobs, _: jnp.zeros_like(logprobs)
+    if not parts.full_kl:
+        return parts.kl
+    whole, reference = lora.merge(frozen["base"], params), reference_params(params, frozen)
+    exact = policy.full_kl(model, whole, reference, rolled, config=config, divergence=parts.kl)
+    return lambda *_: exact
 
 
 def control(
@@ -240,7 +241,7 @@ def control(
     config: Config,
     axis_name: str | None,
 ) -> tuple[Array, Array, dict]:
-    """(nats a response to the reference, number of rows, the coefficients for the next
+    """(nats a response to the reference, number of rows, coefficients of the next
     step), over all devices.
     """
     measurable = valid & (rolled.mask.sum(1) > 0)
@@ -249,24 +250,39 @@ def control(
     rows = masked.total(jnp.ones_like(row_kl), jnp.ones_like(valid), axis_name=axis_name)
     measured = masked.total(measurable, measurable, axis_name=axis_name) > 0
     coef = state.controller["kl_coef"]
-    return (
-        kl,
-        rows,
-        {
-            "kl_coef": jnp.where(measured, _adapt_kl_coef(coef, kl, rows, config), coef),
-            "beta": _adapt_beta(state.controller["beta"], metrics["last_approx_kl"], parts, config),
-        },
-    )
+    controller = {
+        "kl_coef": jnp.where(measured, _adapt_kl_coef(coef, kl, rows, config), coef),
+        "beta": _adapt_beta(state.controller["beta"], metrics["last_approx_kl"], parts, config),
+    }
+    return kl, rows, controller
+
+
+def count_failures(state: TrainState, metrics: dict, updates: Array | float) -> dict:
+    """The counters after this step; `barren_steps` counts steps in a row without a
+    finite update.
+    """
+    old = state.counters
+    failed = no_finite_update(metrics, updates)
+    return {
+        "skipped_updates": old["skipped_updates"] + metrics["skipped"].astype(jnp.int32),
+        "invalid_rows": old["invalid_rows"] + metrics["invalid_rows"].astype(jnp.int32),
+        "barren_steps": jnp.where(failed, old["barren_steps"] + 1, 0),
+    }
+
+
+def no_finite_update(metrics: dict, updates: Array | float) -> Array:
+    """Whether none of a step's `updates` was finite, those stopped or empty aside."""
+    left = metrics["skipped"] + metrics["stopped"] + metrics["empty"]
+    return (metrics["skipped"] > 0) & (left >= updates)
 
 
 def repeat(train_step: TrainStep) -> TrainStep:
-    """K steps in one dispatch: prompts and metrics get a leading dimension K. Same
-    result as K calls.
+    """Make K steps one dispatch: prompts and metrics get a leading dimension K. The
+    result is that of K calls.
     """
 
     def steps(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
-        # closed over, not carried: a loop may copy what it carries
-        frozen = state.frozen
+        frozen = state.frozen  # closed over: a loop may copy what it carries
 
         def one(live, prompts):
             new, metrics = train_step(live.replace(frozen=frozen), prompts)
@@ -279,25 +295,19 @@ def repeat(train_step: TrainStep) -> TrainStep:
 
 
 def init_state(config: Config, params: Params, frozen: Params, key: Array) -> TrainState:
-    """The state before the first step. `params` is what is trained; `frozen` has base,
-    reference (or None), reward.
+    """The state before the first step. `params` are trained; `frozen` holds base,
+    reference (or None) and reward.
     """
-    # one array each: a buffer may be donated only once
-    zero = lambda: jnp.zeros((), jnp.int32)
-    statistics = shaping.init_statistics()
-    if config.mask_top_p < 1:
-        statistics["lagged"] = jax.tree.map(jnp.copy, dict(params))
+    zero = lambda: jnp.zeros((), jnp.int32)  # one array each: a buffer is donated once
+    coefficient = lambda x: jnp.asarray(x, jnp.float32)
     return TrainState(
         step=zero(),
         key=key,
         params=params,
         frozen=frozen,
         opt_state=make_optimizer(config).init(params),
-        controller={
-            "kl_coef": jnp.asarray(config.kl_coef, jnp.float32),
-            "beta": jnp.asarray(config.beta, jnp.float32),
-        },
-        statistics=statistics,
+        controller={"kl_coef": coefficient(config.kl_coef), "beta": coefficient(config.beta)},
+        statistics=shaping.init_statistics() | nlpo.init_lagged(params, config),
         cursor=zero(),
         counters={"skipped_updates": zero(), "invalid_rows": zero(), "barren_steps": zero()},
     )
@@ -307,7 +317,7 @@ def explained_variance(
     returns: Array, values: Array, mask: Array, *, axis_name: str | None = None
 ) -> Array:
     """1 − Var(returns − values) / Var(returns): 1 for a perfect critic, 0 for a
-    constant one.
+    constant.
     """
     spread = masked.var(returns, mask, axis_name=axis_name)
     left = masked.var(returns - values, mask, axis_name=axis_name)
@@ -315,7 +325,7 @@ def explained_variance(
 
 
 def row_scores(scores: Array) -> Array:
-    """One number for each response: the sum of its rewards."""
+    """One score a response [B]: the sum of its rewards."""
     return scores if scores.ndim == 1 else scores.sum(-1)
 
 
@@ -327,15 +337,14 @@ def _adapt_kl_coef(coef, kl, rows, config: Config):
     else:
         new = kls.adapt(coef, kl, target=config.kl_target, horizon=config.kl_horizon, num_rows=rows)
     new = jnp.maximum(new, config.kl_coef_min).astype(jnp.float32)
-    # one NaN would stay in the coefficient for good
-    return jnp.where(jnp.isfinite(kl), new, coef)
+    return jnp.where(jnp.isfinite(kl), new, coef)  # a NaN would stay for good
 
 
 def _adapt_beta(beta, kl, parts: Parts, config: Config):
-    """PPO's rule for the pull to the old policy, of which `kl` tells how far the step
-    has gone.
+    """PPO's rule for the weight of the pull to the old policy; `kl` is in nats a
+    token.
     """
     if not (parts.penalty and config.beta_target > 0):
         return beta
-    measured = jnp.isfinite(kl) & (kl > 0)  # a policy that has moved is never at 0
+    measured = jnp.isfinite(kl) & (kl > 0)  # a policy that was updated is never at 0
     return jnp.where(measured, kls.adapt_ppo(beta, kl, target=config.beta_target), beta)

@@ -1,10 +1,9 @@
-"""Algorithms as sets of settings: what `--algorithm NAME` chooses. Any other option
-overrides one of them.
+"""Algorithms as sets of settings, chosen by `--algorithm NAME`. Other options override
+them.
 
-A preset names its parts (the functions behind the names stand in `algorithms.py`) and
-the settings without which it would be another algorithm. Published recipes at the end
-add learning rates, sizes and coefficients of one publication; they were made for large
-models and batches.
+A preset names its parts (`algorithms.py` maps names to functions) and the settings that
+define the algorithm. The published recipes at the end add learning rates, sizes and
+coefficients of one publication; they were made for large models and batches.
 """
 
 import dataclasses
@@ -30,52 +29,34 @@ K3_IN_LOSS = {"kl": "k3", "kl_place": "loss", "kl_coef": 0.04, "kl_adaptive": Fa
 NO_KL = {"kl_coef": 0.0, "kl_adaptive": False}
 
 DAPO = {
-    "loss": "clip",
-    "clip_low": 0.2,
-    "clip_high": 0.28,
-    "advantage": "group",
-    "aggregate": "token_mean",
-    "filter_groups": True,
-    **GROUPS,
-    **NO_KL,
-}
+    "loss": "clip", "clip_low": 0.2, "clip_high": 0.28, "advantage": "group",
+    "aggregate": "token_mean", "filter_groups": True, **GROUPS, **NO_KL,
+}  # fmt: skip
 
 ALGORITHMS: dict[str, Preset] = {
     "reinforce": Preset(
         "return-to-go times the gradient of the log-probability, one update a batch",
         "https://doi.org/10.1007/BF00992696",
         {
-            "loss": "reinforce",
-            "advantage": "returns",
-            "aggregate": "sequence_sum",
-            **CRITIC_FREE,
-            **ONE_PASS,
+            "loss": "reinforce", "advantage": "returns", "aggregate": "sequence_sum",
+            **CRITIC_FREE, **ONE_PASS,
         },
     ),
     "reinforce_baseline": Preset(
-        "REINFORCE less a moving average of earlier returns",
+        "REINFORCE with a moving average of earlier returns as baseline",
         "https://doi.org/10.1007/BF00992696",
         {
-            "loss": "reinforce",
-            "advantage": "moving_average",
-            "aggregate": "sequence_sum",
-            **CRITIC_FREE,
-            **ONE_PASS,
+            "loss": "reinforce", "advantage": "moving_average", "aggregate": "sequence_sum",
+            **CRITIC_FREE, **ONE_PASS,
         },
     ),
     "a2c": Preset(
-        "returns less the critic's values, one update a batch",
+        "returns minus the critic's values, one update a batch",
         "https://arxiv.org/abs/1602.01783",
         {
-            "loss": "reinforce",
-            "advantage": "gae",
-            "lam": 1.0,
-            "whiten_advantages": False,
-            "value_loss": "mse",
-            "value_coef": 1.0,
-            "entropy_coef": 0.01,
-            "aggregate": "token_mean",
-            **ONE_PASS,  # .5 of a loss without the half
+            "loss": "reinforce", "advantage": "gae", "lam": 1.0, "whiten_advantages": False,
+            "value_loss": "mse", "value_coef": 1.0, "entropy_coef": 0.01,
+            "aggregate": "token_mean", **ONE_PASS,  # their .5 is of a loss without the 1/2
         },
     ),
     "ppo": Preset(
@@ -84,26 +65,18 @@ ALGORITHMS: dict[str, Preset] = {
         {"loss": "clip", "advantage": "gae", "aggregate": "token_mean", "value_loss": "clipped"},
     ),
     "ppo_kl": Preset(
-        "PPO with a penalty on leaving the old policy in place of the clip, its weight steered by PPO's rule",
+        "PPO with a KL penalty to the old policy instead of the clip, its weight adapted",
         "https://arxiv.org/abs/1707.06347",
         {
-            "loss": "kl_penalty",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "mse",
-            "beta": 1.0,
-            "beta_target": 0.01,
-            "epochs": 4,
+            "loss": "kl_penalty", "advantage": "gae", "aggregate": "token_mean",
+            "value_loss": "mse", "beta": 1.0, "beta_target": 0.01, "epochs": 4,
         },
     ),
     "trpo": Preset(
         "natural gradient within a KL bound, halved until it holds",
         "https://arxiv.org/abs/1502.05477",
         {
-            "update": "trpo",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "mse",
+            "update": "trpo", "advantage": "gae", "aggregate": "token_mean", "value_loss": "mse",
             "epochs": 4,
         },
     ),
@@ -111,33 +84,23 @@ ALGORITHMS: dict[str, Preset] = {
         "natural gradient without the line search",
         "https://papers.nips.cc/paper/2073-a-natural-policy-gradient",
         {
-            "update": "npg",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "mse",
+            "update": "npg", "advantage": "gae", "aggregate": "token_mean", "value_loss": "mse",
             "epochs": 4,
         },
     ),
     "rloo": Preset(
-        "REINFORCE less the mean of the group's others",
+        "REINFORCE with the mean of the group's other scores as baseline",
         "https://arxiv.org/abs/2402.14740",
         {
-            "loss": "reinforce",
-            "advantage": "rloo",
-            "aggregate": "sequence_sum",
-            **CRITIC_FREE,
-            "group_size": 4,
-            **ONE_PASS,
+            "loss": "reinforce", "advantage": "rloo", "aggregate": "sequence_sum", **CRITIC_FREE,
+            "group_size": 4, **ONE_PASS,
         },
     ),
     "remax": Preset(
-        "REINFORCE less the greedy response's score",
+        "REINFORCE with the score of the greedy response as baseline",
         "https://arxiv.org/abs/2310.10505",
         {
-            "loss": "reinforce",
-            "advantage": "remax",
-            "aggregate": "token_mean",
-            **CRITIC_FREE,
+            "loss": "reinforce", "advantage": "remax", "aggregate": "token_mean", **CRITIC_FREE,
             **ONE_PASS,
         },
     ),
@@ -145,22 +108,16 @@ ALGORITHMS: dict[str, Preset] = {
         "returns-to-go whitened over the batch, PPO's clip",
         "https://arxiv.org/abs/2501.03262",
         {
-            "loss": "clip",
-            "advantage": "reinforce_plus_plus",
-            "aggregate": "token_mean",
+            "loss": "clip", "advantage": "reinforce_plus_plus", "aggregate": "token_mean",
             **CRITIC_FREE,
         },
     ),
     "reinforce_plus_plus_baseline": Preset(
-        "REINFORCE++ on scores less their group's mean, KL as k2 in the loss",
+        "REINFORCE++ with the group's mean as baseline, KL as k2 in the loss",
         "https://arxiv.org/abs/2501.03262",
         {
-            "loss": "clip",
-            "advantage": "reinforce_plus_plus_baseline",
-            "aggregate": "token_mean",
-            **GROUPS,
-            "kl": "k2",
-            "kl_place": "loss",
+            "loss": "clip", "advantage": "reinforce_plus_plus_baseline",
+            "aggregate": "token_mean", **GROUPS, "kl": "k2", "kl_place": "loss",
             "kl_adaptive": False,
         },
     ),
@@ -168,20 +125,17 @@ ALGORITHMS: dict[str, Preset] = {
         "scores normalised in their group, PPO's clip, k3 in the loss",
         "https://arxiv.org/abs/2402.03300",
         {
-            "loss": "clip",
-            "advantage": "group",
-            "aggregate": "sequence_mean",
-            **GROUPS,
+            "loss": "clip", "advantage": "group", "aggregate": "sequence_mean", **GROUPS,
             **K3_IN_LOSS,
         },
     ),
     "dr_grpo": Preset(
-        "GRPO without deviation and lengths in its denominators",
+        "GRPO without the standard deviation and the lengths as denominators",
         "https://arxiv.org/abs/2503.20783",
         {"loss": "clip", "advantage": "group_mean", "aggregate": "constant", **GROUPS, **NO_KL},
     ),
     "dapo": Preset(
-        "GRPO with a higher upper clip, token mean, no KL, and groups that teach nothing left out",
+        "GRPO with a higher upper clip, token mean, no KL, uninformative groups dropped",
         "https://arxiv.org/abs/2503.14476",
         DAPO,
     ),
@@ -201,104 +155,70 @@ ALGORITHMS: dict[str, Preset] = {
         {"loss": "gmpo", "advantage": "group", "aggregate": "sequence_mean", **GROUPS, **NO_KL},
     ),
     "sapo": Preset(
-        "GRPO with a soft gate in place of the clip",
+        "GRPO with a soft gate instead of the clip",
         "https://arxiv.org/abs/2511.20347",
         {"loss": "sapo", "advantage": "group", "aggregate": "sequence_mean", **GROUPS, **NO_KL},
     ),
     "vapo": Preset(
-        "PPO with lambda 1 for the critic, one that grows with the length, a higher upper clip (without its likelihood term)",
+        "PPO with lambda 1 for the critic, a length-adaptive lambda, a higher upper clip "
+        "(without the likelihood term)",
         "https://arxiv.org/abs/2504.05118",
         {
-            "loss": "clip",
-            "clip_low": 0.2,
-            "clip_high": 0.28,
-            "advantage": "gae",
-            "critic_lam": 1.0,
-            "lam_alpha": 0.05,
-            "aggregate": "token_mean",
-            "value_loss": "clipped",
-            "critic": "separate",
-            "critic_warmup": 5,
-            **NO_KL,
+            "loss": "clip", "clip_low": 0.2, "clip_high": 0.28, "advantage": "gae",
+            "critic_lam": 1.0, "lam_alpha": 0.05, "aggregate": "token_mean",
+            "value_loss": "clipped", "critic": "separate", "critic_warmup": 5, **NO_KL,
         },
     ),
     "opo": Preset(
-        "on policy, with the group's length-weighted mean as baseline",
+        "on-policy, with the group's length-weighted mean as baseline",
         "https://arxiv.org/abs/2505.23585",
         {
-            "loss": "reinforce",
-            "advantage": "opo",
-            "aggregate": "token_mean",
-            **GROUPS,
-            **NO_KL,
-            **ONE_PASS,
+            "loss": "reinforce", "advantage": "opo", "aggregate": "token_mean", **GROUPS,
+            **NO_KL, **ONE_PASS,
         },
     ),
     "gpg": Preset(
-        "plain policy gradient on group differences, scaled up for groups that teach nothing",
+        "plain policy gradient on group differences, scaled up for uninformative groups",
         "https://arxiv.org/abs/2504.02546",
         {
-            "loss": "reinforce",
-            "advantage": "gpg",
-            "aggregate": "token_mean",
-            **GROUPS,
-            **NO_KL,
-            **ONE_PASS,
+            "loss": "reinforce", "advantage": "gpg", "aggregate": "token_mean", **GROUPS,
+            **NO_KL, **ONE_PASS,
         },
     ),
     "gdpo": Preset(
         "several rewards, each normalised in its group before they are summed",
         "https://arxiv.org/abs/2601.05242",
-        {"loss": "clip", "advantage": "gdpo", "aggregate": "sequence_mean", **GROUPS, **K3_IN_LOSS},
+        {
+            "loss": "clip", "advantage": "gdpo", "aggregate": "sequence_mean", **GROUPS,
+            **K3_IN_LOSS,
+        },
     ),
     "awr": Preset(
         "imitation of the responses, weighted by the exponential of their whitened advantage",
         "https://arxiv.org/abs/1910.00177",
         {
-            "loss": "awr",
-            "advantage": "gae",
-            "whiten_advantages": True,
-            "aggregate": "token_mean",
-            "value_loss": "mse",
+            "loss": "awr", "advantage": "gae", "whiten_advantages": True,
+            "aggregate": "token_mean", "value_loss": "mse",
         },
     ),
     "nlpo": Preset(
-        "PPO that samples from the top-p tokens of an older copy of itself",
+        "PPO that samples from the top-p tokens of a lagged copy of the policy",
         "https://arxiv.org/abs/2210.01241",
         {
-            "loss": "clip",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "mse",
-            "mask_top_p": 0.9,
-            "mask_every": 20,
+            "loss": "clip", "advantage": "gae", "aggregate": "token_mean", "value_loss": "mse",
+            "mask_top_p": 0.9, "mask_every": 20,
         },
     ),
-    # Published recipes: for full training, as published (their rates are far too low
-    # for adapters)
+    # Published recipes, for full training: learning rates far too low for adapters
     "n_plus_tldr": Preset(
         "PPO as in the TL;DR summarisation reproduction",
         "https://arxiv.org/abs/2403.17031",
         {
-            "loss": "clip",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "clipped",
-            "value_coef": 0.1,
-            "lr": 3e-6,
-            "lr_schedule": "linear",
-            "adam_eps": 1e-5,
-            "kl_coef": 0.05,
-            "kl_adaptive": False,
-            "epochs": 4,
-            "minibatches": 1,
-            "batch_size": 512,
-            "temperature": 0.7,
-            "response_length": 53,
-            "lam": 0.95,
-            "missing_eos_score": -1.0,
-            "critic": "separate",
-            "value_init": "reward",
+            "loss": "clip", "advantage": "gae", "aggregate": "token_mean",
+            "value_loss": "clipped", "value_coef": 0.1, "lr": 3e-6, "lr_schedule": "linear",
+            "adam_eps": 1e-5, "kl_coef": 0.05, "kl_adaptive": False, "epochs": 4,
+            "minibatches": 1, "batch_size": 512, "temperature": 0.7, "response_length": 53,
+            "lam": 0.95, "missing_eos_score": -1.0, "critic": "separate", "value_init": "reward",
             "lora": 0,
         },
     ),
@@ -306,25 +226,11 @@ ALGORITHMS: dict[str, Preset] = {
         "PPO as in Ziegler et al. 2019",
         "https://arxiv.org/abs/1909.08593",
         {
-            "loss": "clip",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "clipped",
-            "value_coef": 0.1,
-            "lr": 1e-5,
-            "adam_eps": 1e-5,
-            "kl_coef": 0.15,
-            "kl_adaptive": True,
-            "kl_target": 6.0,
-            "kl_horizon": 10_000.0,
-            "epochs": 4,
-            "minibatches": 1,
-            "batch_size": 512,
-            "temperature": 0.7,
-            "response_length": 24,
-            "lam": 0.95,
-            "whiten_rewards": True,
-            "reward_reference": 512,
+            "loss": "clip", "advantage": "gae", "aggregate": "token_mean",
+            "value_loss": "clipped", "value_coef": 0.1, "lr": 1e-5, "adam_eps": 1e-5,
+            "kl_coef": 0.15, "kl_adaptive": True, "kl_target": 6.0, "kl_horizon": 10_000.0,
+            "epochs": 4, "minibatches": 1, "batch_size": 512, "temperature": 0.7,
+            "response_length": 24, "lam": 0.95, "whiten_rewards": True, "reward_reference": 512,
             "lora": 0,
         },
     ),
@@ -332,65 +238,38 @@ ALGORITHMS: dict[str, Preset] = {
         "PPO with verl's defaults: dual clip, lambda 1, a separate critic",
         "https://arxiv.org/abs/2409.19256",
         {
-            "loss": "dual_clip",
-            "advantage": "gae",
-            "lam": 1.0,
-            "aggregate": "token_mean",
-            "value_loss": "clipped",
-            "value_clip": 0.5,
-            "optimizer": "adamw",
-            "adam_eps": 1e-8,
-            "lr": 1e-6,
-            "critic": "separate",
-            "critic_lr": 1e-5,
-            "lr_schedule": "constant",
-            **NO_KL,
-            "whiten_ddof": 1,
-            "lora": 0,
+            "loss": "dual_clip", "advantage": "gae", "lam": 1.0, "aggregate": "token_mean",
+            "value_loss": "clipped", "value_clip": 0.5, "optimizer": "adamw", "adam_eps": 1e-8,
+            "lr": 1e-6, "critic": "separate", "critic_lr": 1e-5, "lr_schedule": "constant",
+            **NO_KL, "whiten_ddof": 1, "lora": 0,
         },
     ),
     "rl4lms_ppo": Preset(
         "PPO as in RL4LMs on IMDB",
         "https://arxiv.org/abs/2210.01241",
         {
-            "loss": "clip",
-            "advantage": "gae",
-            "aggregate": "token_mean",
-            "value_loss": "mse",
-            "value_coef": 1.0,
-            "gamma": 0.99,
-            "lam": 0.95,
-            "lr": 1e-6,
-            "lr_schedule": "constant",
-            "adam_eps": 1e-8,
-            "max_grad_norm": 0.5,
-            "epochs": 5,
-            "minibatches": 20,
-            "batch_size": 1280,
-            "kl_coef": 0.1,
-            "kl_target": 4.8,
-            "prompt_length": 64,
-            "response_length": 48,
-            "lora": 0,
+            "loss": "clip", "advantage": "gae", "aggregate": "token_mean", "value_loss": "mse",
+            "value_coef": 1.0, "gamma": 0.99, "lam": 0.95, "lr": 1e-6, "lr_schedule": "constant",
+            "adam_eps": 1e-8, "max_grad_norm": 0.5, "epochs": 5, "minibatches": 20,
+            "batch_size": 1280, "kl_coef": 0.1, "kl_target": 4.8, "prompt_length": 64,
+            "response_length": 48, "lora": 0,
         },
     ),
-}
+}  # fmt: skip
 
 ALGORITHMS["rl4lms_nlpo"] = Preset(
-    "NLPO as in RL4LMs: the mask's log-probs are not renormalised, the older copy is 20 steps old at most",
+    "NLPO as in RL4LMs: log-probs are not renormalised over the mask, which is refreshed "
+    "every 20 steps",
     "https://arxiv.org/abs/2210.01241",
     {
-        **ALGORITHMS["rl4lms_ppo"].settings,
-        "mask_top_p": 0.9,
-        "mask_every": 20,
+        **ALGORITHMS["rl4lms_ppo"].settings, "mask_top_p": 0.9, "mask_every": 20,
         "mask_renormalise": False,
     },
-)
+)  # fmt: skip
 
 
 def preset(config: C, name: str) -> C:
-    """The settings with those of one algorithm laid over them. Raises UserError for an
-    unknown name.
+    """Set the settings of one algorithm. Raises UserError for an unknown name.
 
     >>> from jaxppo.config import Config
     >>> chosen = preset(Config(steps=3), "rloo")
@@ -399,5 +278,5 @@ def preset(config: C, name: str) -> C:
     """
     if name not in ALGORITHMS:
         raise UserError(f"unknown --algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
-    # pyright: ignore[reportArgumentType]
-    return dataclasses.replace(config, algorithm=name, **ALGORITHMS[name].settings)
+    settings = ALGORITHMS[name].settings
+    return dataclasses.replace(config, algorithm=name, **settings)  # pyright: ignore[reportArgumentType]

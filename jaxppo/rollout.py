@@ -1,4 +1,4 @@
-"""Text from the policy: prefill the prompts, then decode token by token into a
+"""Generate responses: prefill the prompts, then decode token by token into a
 preallocated cache, all inside the program.
 """
 
@@ -14,13 +14,12 @@ from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
 
 
 class Decoding(struct.PyTreeNode):
-    """State of the decode loop before token `t` is fed back: everything up to and
-    including token t − 1 is chosen.
+    """State of the decode loop: tokens before `t` are chosen, token t − 1 is not yet in
+    the cache.
     """
 
     t: Int[Array, ""]
     cache: PyTree
-    guide_cache: PyTree  # of NLPO's lagged policy, or None
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     logprobs: Float[Array, "B T"]
@@ -30,11 +29,9 @@ class Decoding(struct.PyTreeNode):
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
-    """The reference policy: its own copy, or the base below the adapters; never a
-    critic.
-    """
+    """The whole reference policy: its own copy, or the base below the adapters."""
     whole = frozen["base"] if frozen["reference"] is None else frozen["reference"]
-    return {name: x for name, x in whole.items() if name != "critic"}
+    return {name: x for name, x in whole.items() if name not in ("critic", "lagged")}
 
 
 def rollout(
@@ -50,35 +47,24 @@ def rollout(
     pad: int | None = None,
     with_values: bool = True,
     greedy: bool = False,
-    lagged: Params | None = None,
     stop_axis: str | None = None,
 ) -> Rollout:
-    """Sample a response to each prompt, and score it with the reference policy.
+    """Sample a response to each prompt, and compute the reference's log-probs of it.
 
-    `keys` is the noise of `sampling.row_uniforms`; `length` the most tokens; `sample`
-    holds temperature, top_k, top_p, and the ids `eos` and `pad` unless they are given.
-    The loop stops when every row has ended (of all programs of `stop_axis`, under
-    vmap). The log-probs and values are those the decoder saw, so nothing is scored
-    twice. `lagged` holds the trained parameters of NLPO's older policy, whose nucleus
-    masks this one's choices.
+    The log-probs and values are those of the decode loop, so nothing is computed twice.
+
+    Args:
+      keys: the noise, from `sampling.row_uniforms`.
+      length: most tokens of a response; decoding stops when every row has ended.
+      sample: temperature, top_k, top_p, and the ids `eos` and `pad` unless given.
+      greedy: take the likeliest token; reference log-probs are 0.
+      stop_axis: a vmapped axis whose programs decode until all of them have ended.
     """
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
-    guide = None if lagged is None else policy.cast(lora.merge(frozen["base"], lagged), model.dtype)
-    with jax.named_scope("generate"):  # names that a plan and a profile show
+    with jax.named_scope("generate"):  # the names appear in plans and profiles
         done = _decode(
-            model,
-            whole,
-            guide,
-            prompts,
-            keys,
-            length,
-            sample,
-            eos,
-            pad,
-            with_values,
-            greedy,
-            stop_axis,
+            model, whole, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis
         )
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
@@ -93,39 +79,33 @@ def rollout(
         extra=prompts.extra,
     )
     if greedy:
-        return out  # a baseline: only its reward is asked for
+        return out  # a baseline: only its reward is used
     with jax.named_scope("reference"):
-        reference = policy.token_logprobs(
+        reference = policy.response_logprobs(
             model, reference_params(params, frozen), out, config=sample, with_values=False
         )
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
 
-def only_finite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
-    """(the rollout with 0 in place of numbers that are not finite, which rows had none
-    of those).
+def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
+    """(the rollout with 0 for NaN and infinity, which rows had neither).
 
-    A row whose logits are NaN is sampled without an error (as some token, always the
-    same): it must not count.
+    A row whose logits are NaN is sampled without an error, always as the same token: it
+    must not count.
     """
     parts = {name: getattr(rolled, name) for name in ("logprobs", "raw_logprobs", "values")}
     good = jnp.all(jnp.stack([jnp.isfinite(x).all(1) for x in parts.values()]), 0)
-    return rolled.replace(
-        **{name: jnp.where(good[:, None], x, 0.0) for name, x in parts.items()}
-    ), good
+    return rolled.replace(**{n: jnp.where(good[:, None], x, 0.0) for n, x in parts.items()}), good
 
 
 def _decode(
-    model, params, guide, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis
+    model, params, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis
 ) -> Decoding:
     rows, prompt_length = prompts.tokens.shape
     zeros = jnp.zeros((rows, length), jnp.float32)
     state = Decoding(
         t=jnp.zeros((), jnp.int32),
         cache=model.init_cache(rows, prompt_length + length, model.dtype),
-        guide_cache=None
-        if guide is None
-        else model.init_cache(rows, prompt_length + length, model.dtype),
         tokens=jnp.full((rows, length), pad, jnp.int32),
         mask=jnp.zeros((rows, length), bool),
         logprobs=zeros,
@@ -134,46 +114,31 @@ def _decode(
         finished=jnp.zeros((rows,), bool),
     )
 
-    def read(state: Decoding, tokens, attend, context=None) -> tuple[Decoding, Array, Array | None]:
-        """Feed tokens to the policy (and to the lagged one): the new caches, and the
-        last hidden states [B D]. A context goes in with the prompt; from then on the
-        caches have it.
-        """
+    def read(state: Decoding, tokens, attend, context=None) -> tuple[Decoding, Array]:
+        """Feed tokens to the model: its new cache, and the last hidden states [B D]."""
         hidden, cache = model.apply(params, tokens, attend, cache=state.cache, context=context)
-        if guide is None:
-            return state.replace(cache=cache), hidden[:, -1], None
-        older, guide_cache = model.apply(
-            guide, tokens, attend, cache=state.guide_cache, context=context
-        )
-        return state.replace(cache=cache, guide_cache=guide_cache), hidden[:, -1], older[:, -1]
+        return state.replace(cache=cache), hidden[:, -1]
 
-    def choose(
-        state: Decoding, hidden: Float[Array, "B D"], older: Float[Array, "B D"] | None
-    ) -> Decoding:
-        """Choose token t from the hidden state before it, and write down what was
-        chosen.
-        """
-        logits = model.logits(params, hidden)
-        guiding = None if guide is None else model.logits(guide, older)
-        kept = sampling.process(
-            sampling.temper(logits, temperature=sample.temperature), sample=sample, guide=guiding
-        )
+    def choose(state: Decoding, hidden: Float[Array, "B D"]) -> Decoding:
+        """Choose token t from the hidden state before it, and record it."""
+        logits, allowed = model.logits(params, hidden), model.allowed(params, hidden)
+        tempered = sampling.temper(logits, temperature=sample.temperature)
+        # the likeliest token is in every keep-set
+        kept = tempered if greedy else sampling.process(tempered, sample=sample, allowed=allowed)
         uniform = jax.lax.dynamic_index_in_dim(noise, state.t, 1, keepdims=False)
         token = sampling.draw(kept, uniform, greedy=greedy)
-        logprob, raw, _ = policy.choices(logits, token, config=sample, guide=guiding)
+        logprob, raw, _ = policy.choices(logits, token, config=sample, allowed=allowed)
         value = model.value(params, hidden) if with_values else jnp.zeros((rows,), jnp.float32)
         acting = ~state.finished
-        put = lambda x, new: jax.lax.dynamic_update_slice(
-            x, jnp.where(acting, new, 0.0)[:, None], (0, state.t)
-        )
-        token = jnp.where(acting, token, pad)
+        write = lambda x, new: jax.lax.dynamic_update_slice(x, new[:, None], (0, state.t))
+        write_float = lambda x, new: write(x, jnp.where(acting, new, 0.0))
         return state.replace(
             t=state.t + 1,
-            tokens=jax.lax.dynamic_update_slice(state.tokens, token[:, None], (0, state.t)),
-            mask=jax.lax.dynamic_update_slice(state.mask, acting[:, None], (0, state.t)),
-            logprobs=put(state.logprobs, logprob),
-            raw_logprobs=put(state.raw_logprobs, raw),
-            values=put(state.values, value),
+            tokens=write(state.tokens, jnp.where(acting, token, pad)),
+            mask=write(state.mask, acting),
+            logprobs=write_float(state.logprobs, logprob),
+            raw_logprobs=write_float(state.raw_logprobs, raw),
+            values=write_float(state.values, value),
             finished=state.finished | (acting & (token == eos)),
         )
 
@@ -182,15 +147,13 @@ def _decode(
         acted = jax.lax.dynamic_slice(state.mask, (0, state.t - 1), (rows, 1))
         return choose(*read(state, last, acted))
 
-    def going_on(state: Decoding) -> Bool[Array, ""]:
+    def not_done(state: Decoding) -> Bool[Array, ""]:
         running = (~state.finished).any()
-        if (
-            stop_axis is not None
-            # one condition for all: a batched one would copy the whole cache at every token
-        ):
+        # a batched condition would copy the cache at every token
+        if stop_axis is not None:
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running
 
     first = choose(*read(state, prompts.tokens, prompts.mask, policy.context(prompts.extra)))
     with jax.named_scope("decode"):
-        return jax.lax.while_loop(going_on, step, first)
+        return jax.lax.while_loop(not_done, step, first)

@@ -1,22 +1,24 @@
-"""The stages before: language modelling, fine-tuning, reward models and preferences, as
-train steps.
+"""Supervised training: language modelling, fine-tuning, reward models and preferences.
 
-An `Objective` says what a row costs; `make_train_step` makes of it `train_step(state,
-prompts) -> (state, metrics)` with the state of `ppo.init_state`: jit, pmap, mesh,
-checkpoints, resume and the loop are those of every other run. One step, one update.
+An `Objective` defines the loss of a row. `make_train_step` turns it into
+`train_step(state, prompts) -> (state, metrics)`, one update a step, with the state of
+`ppo.init_state`: parallel modes, checkpoints, resume and the loop are those of every
+other run.
 
-Rows are `Prompts` of `config.length` tokens; what an objective asks beside them stands
+Rows are `Prompts` of `config.length` tokens. What an objective needs besides tokens is
 in `extra`:
 
-    language_model   weight Float[B L]: of each token as a prediction from those before it; 0 on padding (and on a prompt). The
-                     first token of a row has nothing before it and no weight, whatever
-                     stands there
-    bradley_terry    nothing: rows 2i and 2i + 1 are the better and the worse text of a pair
-    labels           label Float[B]: the probability that the text is positive
-    classes          the same, or the number of the text's class
-    dpo              weight Float[B L], and pairs as above; the reference is that of the state
+    language_model        weight Float[B L]: of each token as a prediction from those
+                          before it; 0 on padding (and on a prompt). The first token of
+                          a row never counts
+    bradley_terry         nothing: rows 2i and 2i + 1 are the better and the worse text
+                          of a pair
+    binary_cross_entropy  label Float[B]: the probability that the text is positive
+    cross_entropy         the same, or the number of the text's class
+    dpo                   weight Float[B L], and pairs as above. The reference is that
+                          of the state
 
-A policy that hears recordings has them in `extra` too: context Float[B F M],
+A policy with audio has the recordings in `extra` too: context Float[B F M] and
 context_length Int[B] (`policy.context`).
 """
 
@@ -33,62 +35,59 @@ from jaxppo import masked, optimizers, policy
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import preference
-from jaxppo.models import lora
+from jaxppo.models import lora, text_classifier
 from jaxppo.models.text_classifier import Classifier
 from jaxppo.policy import last_value
-from jaxppo.rewards import classifier
 from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Prompts, Rollout, TrainState
 
-Costs = tuple[Array, dict[str, Array]]  # the loss of each item, and other numbers of it
+Costs = tuple[Array, dict[str, Array]]  # the loss of each item, and its metrics
 
 
 class Objective(NamedTuple):
-    """What a batch costs: Σ w cost / Σ w over all devices. Items are rows [B], pairs [B
-    / 2], or tokens [B L − 1].
+    """The loss of a batch: Σ w cost / Σ w over all devices. Items are rows [B], pairs
+    [B / 2], or tokens [B L − 1].
     """
 
     weights: Callable[[Prompts], Array]
-    costs: Callable[
-        [Params, Params | None, Prompts, Any], Costs
-    ]  # (parameters, reference, rows, dropout key)
-    unit: int = 1  # rows that belong together
+    # costs(parameters, reference, rows, dropout key)
+    costs: Callable[[Params, Params | None, Prompts, Any], Costs]
+    unit: int = 1  # rows of an item: 2 for pairs
 
 
 def make_train_step(
     model: Model, objective: Objective, config: Config, *, axis_name: str | None = None
 ) -> Callable:
-    """The train step of an objective. Metrics are means over the items, `length` the
-    real tokens of a row.
+    """The train step of an objective. Metrics are means over the items; `length` is the
+    mean number of tokens of a row.
 
-    Raises UserError where the settings ask for several updates a step, and, when it is
-    traced, for pairs that are cut between devices.
+    Raises UserError if the settings ask for several updates a step, and, while tracing,
+    if a pair would be split between devices.
     """
     if config.epochs * config.minibatches != 1:
-        raise UserError("a supervised step is one update: --epochs 1 --minibatches 1")
+        raise UserError("a supervised step is one update: use --epochs 1 --minibatches 1")
     optimizer = optimizers.make_optimizer(config)
     grad_fn = jax.value_and_grad(_make_loss(objective), has_aux=True)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
-        if prompts.index.shape[0] % objective.unit:
-            own, unit = prompts.index.shape[0], objective.unit
+        own, unit = prompts.index.shape[0], objective.unit
+        if own % unit:
             raise UserError(
-                f"each device has {own} rows, but they come in pairs: make --batch-size a multiple of {unit} a device"
+                f"each device has {own} rows, but they come in pairs: make --batch-size a multiple"
+                f" of {unit} a device"
             )
-        base = policy.cast(state.frozen["base"], model.dtype)
-        frozen = {**state.frozen, "base": base}
-        weights = normalised(objective, prompts, axis_name)
-        key = jax.random.fold_in(
-            jax.random.fold_in(state.key, state.step), prompts.index[0]
-        )  # other noise on each device
-        (loss, metrics), grads = _in_parts(
+        frozen = {**state.frozen, "base": policy.cast(state.frozen["base"], model.dtype)}
+        weights = normalised_weights(objective, prompts, axis_name)
+        key = jax.random.fold_in(state.key, state.step)
+        key = jax.random.fold_in(key, prompts.index[0])  # other noise on each device
+        (loss, metrics), grads = _by_microbatches(
             grad_fn, config.microbatches, objective, state.params, frozen, weights, prompts, key
         )
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.tree.norm(grads)
-        # A batch without weight has no gradient, but Adam's moments would move the
-        # parameters yet.
+        # A batch without weight has no gradient, but Adam's moments would still move
+        # the parameters.
         some = masked.total(weights, jnp.ones_like(weights), axis_name=axis_name) > 0
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & some
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -96,9 +95,7 @@ def make_train_step(
         params, opt_state = jax.tree.map(
             lambda n, o: jnp.where(good, n, o), new, (state.params, state.opt_state)
         )
-        rows = masked.total(
-            jnp.ones_like(prompts.index), jnp.ones_like(prompts.index), axis_name=axis_name
-        )
+        ones = jnp.ones_like(prompts.index)
         skipped = 1.0 - good.astype(jnp.float32)
         counters = {
             **state.counters,
@@ -110,41 +107,39 @@ def make_train_step(
             "grad_norm": norm,
             "skipped": skipped,
             "barren_steps": counters["barren_steps"].astype(jnp.float32),
-            "length": masked.mean(
-                prompts.mask.sum(1), jnp.ones_like(prompts.index), axis_name=axis_name
-            ),
+            "length": masked.mean(prompts.mask.sum(1), ones, axis_name=axis_name),
         }
+        rows = masked.total(ones, ones, axis_name=axis_name).astype(jnp.int32)
         return state.replace(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
             counters=counters,
-            cursor=state.cursor + rows.astype(jnp.int32),
+            cursor=state.cursor + rows,
         ), metrics
 
     return train_step
 
 
 def make_evaluation(model: Model, objective: Objective) -> Callable:
-    """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), without dropout;
-    add those of all batches, then divide.
+    """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), without dropout.
+    Add both over all batches, then divide.
     """
+    loss_fn = _make_loss(objective)
 
     def evaluate(
         params: Params, frozen: Params, prompts: Prompts
     ) -> tuple[dict[str, Array], Array]:
-        whole = lora.merge(policy.cast(frozen["base"], model.dtype), params)
+        frozen = {**frozen, "base": policy.cast(frozen["base"], model.dtype)}
         weights = objective.weights(prompts)
-        costs, others = objective.costs(whole, reference_params(params, frozen), prompts, None)
-        return {
-            name: (weights * x).sum() for name, x in ({"loss": costs} | others).items()
-        }, weights.sum()
+        loss, metrics = loss_fn(params, frozen, weights, prompts, None)
+        return {"loss": loss} | metrics, weights.sum()
 
     return evaluate
 
 
-def normalised(objective: Objective, prompts: Prompts, axis_name: str | None) -> Array:
-    """The weights of the items, which add up to 1 over all devices."""
+def normalised_weights(objective: Objective, prompts: Prompts, axis_name: str | None) -> Array:
+    """The weights of the items, with sum 1 over all devices."""
     weights = objective.weights(prompts)
     total = masked.total(weights, jnp.ones_like(weights), axis_name=axis_name)
     return weights / jnp.maximum(total, 1e-8)
@@ -155,19 +150,16 @@ def _make_loss(objective: Objective) -> Callable:
         params: Params, frozen: Params, weights: Array, prompts: Prompts, key
     ) -> tuple[Array, dict]:
         whole = lora.merge(frozen["base"], params)
-        costs, others = objective.costs(whole, reference_params(params, frozen), prompts, key)
-        return (weights * costs).sum(), {
-            name: (weights * x).sum() for name, x in jax.lax.stop_gradient(others).items()
-        }
+        costs, metrics = objective.costs(whole, reference_params(params, frozen), prompts, key)
+        metrics = jax.lax.stop_gradient(metrics)
+        return (weights * costs).sum(), {n: (weights * x).sum() for n, x in metrics.items()}
 
     return loss_fn
 
 
-def _in_parts(
-    grad_fn, parts: int, objective: Objective, params, frozen, weights, prompts: Prompts, key
-):
-    """Loss, metrics and gradients of a batch in `parts` microbatches of whole units,
-    summed.
+def _by_microbatches(grad_fn, parts: int, objective, params, frozen, weights, prompts, key):
+    """((loss, metrics), gradients) of a batch, summed over `parts` microbatches of
+    whole units.
     """
     if parts == 1:
         return grad_fn(params, frozen, weights, prompts, key)
@@ -188,72 +180,66 @@ def as_response(
     prompts: Prompts, config: Config, *, last: int | None = None
 ) -> tuple[Rollout, Config]:
     """The rows as responses to their first token (or their `last` tokens as responses
-    to the others), and the settings under which a token's log-prob is the model's
-    own.
+    to the others), and settings without temperature and nucleus.
     """
     length = prompts.mask.shape[1] - 1
     weight = prompts.mask.astype(jnp.float32)[:, -min(last or length, length) :]
-    row = jnp.zeros_like(weight)
-    rolled = Rollout(
-        prompts.tokens,
-        prompts.mask,
-        weight,
-        weight[:, 0] > 0,
-        row,
-        row,
-        row,
-        row,
-        prompts.extra,
-        prompts.index,
+    zeros = jnp.zeros_like(weight)
+    rollout = Rollout(
+        tokens=prompts.tokens,
+        attend=prompts.mask,
+        mask=weight,
+        finished=weight[:, 0] > 0,
+        logprobs=zeros,
+        raw_logprobs=zeros,
+        ref_logprobs=zeros,
+        values=zeros,
+        extra=prompts.extra,
+        index=prompts.index,
     )
-    return rolled, _plain(config)
+    return rollout, dataclasses.replace(config, temperature=1.0, top_k=0, top_p=1.0)
 
 
-def _predicted(prompts: Prompts) -> Array:
-    """[B L - 1] the weight of each token but the first slot's: 0 where nothing stands
-    before it, since the slot before would be padding, which sees all of the row.
+def _token_weights(prompts: Prompts) -> Array:
+    """[B L − 1] the weight of each token but the first. A token after padding gets 0:
+    the state before it has no context.
     """
     known = prompts.mask[:, 1:] & prompts.mask[:, :-1]
     return prompts.extra["weight"][:, 1:] * known
 
 
-def _plain(config: Config) -> Config:
-    return dataclasses.replace(config, temperature=1.0, top_k=0, top_p=1.0)
-
-
 def language_model(model: Model, config: Config, *, last: int | None = None) -> Objective:
-    """−log p(token | those before it), a mean over tokens with `extra["weight"]`:
-    fine-tuning gives the prompt's tokens 0. Beside it `token_accuracy`: the share of
-    them that are the likeliest.
+    """−log p(token | previous tokens), weighted by `extra["weight"]`. Metrics: entropy,
+    and `token_accuracy`, the share of tokens that are the likeliest.
 
-    `last`: only the last so many tokens of a row can have weight (a response's): the
-    others get no logits, which are most of the work of a small network with a large
-    vocabulary.
+    last: only the last so many tokens of a row can have weight (those of a response).
+        The others get no logits, which saves most of the work of a small network with a
+        large vocabulary.
     """
 
     def costs(params, reference, prompts, key) -> Costs:
-        rolled, plain = as_response(prompts, config, last=last)
-        scores = policy.token_logprobs(
+        rollout, plain = as_response(prompts, config, last=last)
+        found = policy.response_logprobs(
             model,
             params,
-            rolled,
+            rollout,
             config=plain,
             with_values=False,
             with_likeliest=True,
             dropout_key=key,
         )
-        return -scores.raw_logprobs, {"entropy": scores.entropy, "token_accuracy": scores.likeliest}
+        return -found.raw_logprobs, {"entropy": found.entropy, "token_accuracy": found.likeliest}
 
     def weights(prompts: Prompts) -> Array:
-        return _predicted(prompts)[:, -(last or prompts.mask.shape[1]) :]
+        return _token_weights(prompts)[:, -(last or prompts.mask.shape[1]) :]
 
     return Objective(weights, costs)
 
 
 def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -> Objective:
-    """−log σ(s_w − s_l − margin) + centring · (s_w + s_l)² of a pair's scores (Ouyang
-    et al. 2022, https://arxiv.org/abs/2203.02155; margin:
-    https://arxiv.org/abs/2307.09288; centring: https://arxiv.org/abs/2312.09244).
+    """−log σ(s_w − s_l − margin) + centring · (s_w + s_l)² for the scores of a pair
+    (https://arxiv.org/abs/2203.02155; margin: https://arxiv.org/abs/2307.09288;
+    centring: https://arxiv.org/abs/2312.09244).
     """
 
     def costs(params, reference, prompts, key) -> Costs:
@@ -262,75 +248,76 @@ def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -
         loss = -jax.nn.log_sigmoid(better - worse - margin) + centring * jnp.square(better + worse)
         return loss, {"accuracy": (better > worse).astype(jnp.float32), "gap": better - worse}
 
-    return Objective(lambda prompts: jnp.ones(prompts.index.shape[0] // 2), costs, unit=2)
+    return Objective(_ones(2), costs, unit=2)
 
 
-def labels(model: Model) -> Objective:
-    """Binary cross-entropy of the last token's value with `extra["label"]`, a
-    probability; accuracy of its side of 1/2.
+def binary_cross_entropy(model: Model) -> Objective:
+    """Binary cross-entropy of the value at the last token with `extra["label"]`, a
+    probability. Metric: accuracy, with a threshold of 1/2.
     """
 
     def costs(params, reference, prompts, key) -> Costs:
-        return _told(
-            last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key),
-            prompts.extra["label"],
-        )
+        logits = last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key)
+        return _classification(logits, prompts.extra["label"])
 
-    return Objective(lambda prompts: jnp.ones(prompts.index.shape[0]), costs)
+    return Objective(_ones(1), costs)
 
 
-def classes(net: Classifier) -> Objective:
-    """Cross-entropy of a net that reads a text (`models.reading`) with
-    `extra["label"]`: the number of one of its classes, or, of a net with one, a
-    probability as in `labels`; accuracy. Parameters as in `rewards.classifier`.
+def cross_entropy(net: Classifier) -> Objective:
+    """Cross-entropy of a text classifier with `extra["label"]`: the number of a class,
+    or, with one class, a probability as in `binary_cross_entropy`. Metric: accuracy.
+    Parameters: `text_classifier.logits`.
     """
 
     def costs(params, reference, prompts, key) -> Costs:
-        # the net's padding stands behind a text
-        first = jnp.argsort(~prompts.mask, axis=1)
-        tokens, mask = (jnp.take_along_axis(x, first, 1) for x in (prompts.tokens, prompts.mask))
-        return _told(
-            classifier.logits(net, params, tokens, mask, dropout_key=key), prompts.extra["label"]
+        tokens_first = jnp.argsort(~prompts.mask, axis=1)  # its padding is on the right
+        tokens, mask = (
+            jnp.take_along_axis(x, tokens_first, 1) for x in (prompts.tokens, prompts.mask)
         )
+        logits = text_classifier.logits(net, params, tokens, mask, dropout_key=key)
+        return _classification(logits, prompts.extra["label"])
 
-    return Objective(lambda prompts: jnp.ones(prompts.index.shape[0]), costs)
-
-
-def _told(logits: Array, label: Array) -> Costs:
-    """Cross-entropy and accuracy of logits [B] with probabilities, or of [B C] with the
-    numbers of classes.
-    """
-    if logits.ndim == 1:
-        loss, right = (
-            optax.sigmoid_binary_cross_entropy(logits, label),
-            (logits > 0) == (label > 0.5),
-        )
-    else:
-        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label.astype(jnp.int32))
-        right = logits.argmax(1) == label
-    return loss, {"accuracy": right.astype(jnp.float32)}
+    return Objective(_ones(1), costs)
 
 
 def dpo(
     model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Objective:
-    """`losses.dpo` on the summed log-probs of each text's weighted tokens, against the
+    """`losses.dpo` on the summed log-probs of each text's weighted tokens, with the
     state's reference.
     """
 
     def costs(params, reference, prompts, key) -> Costs:
-        rolled, plain = as_response(prompts, config)
-        weight = _predicted(prompts)
-        one = lambda p, k: (
-            policy.token_logprobs(
-                model, p, rolled, config=plain, with_values=False, dropout_key=k
-            ).raw_logprobs
-            * weight
-        ).sum(1)
-        own, theirs = one(params, key), jax.lax.stop_gradient(one(reference, None))
-        pairs = (own[0::2], own[1::2], theirs[0::2], theirs[1::2])
-        gap = (own - theirs)[0::2] - (own - theirs)[1::2]
+        rollout, plain = as_response(prompts, config)
+
+        def total(params, key):
+            found = policy.response_logprobs(
+                model, params, rollout, config=plain, with_values=False, dropout_key=key
+            )
+            return (found.raw_logprobs * _token_weights(prompts)).sum(1)
+
+        own, ref = total(params, key), jax.lax.stop_gradient(total(reference, None))
+        gap = (own - ref)[0::2] - (own - ref)[1::2]
+        pairs = (own[0::2], own[1::2], ref[0::2], ref[1::2])
         loss = preference.dpo(*pairs, beta=beta, label_smoothing=label_smoothing)
         return loss, {"accuracy": (gap > 0).astype(jnp.float32), "gap": beta * gap}
 
-    return Objective(lambda prompts: jnp.ones(prompts.index.shape[0] // 2), costs, unit=2)
+    return Objective(_ones(2), costs, unit=2)
+
+
+def _ones(unit: int) -> Callable[[Prompts], Array]:
+    """Weight 1 for each item of `unit` rows."""
+    return lambda prompts: jnp.ones(prompts.index.shape[0] // unit)
+
+
+def _classification(logits: Array, label: Array) -> Costs:
+    """Cross-entropy and accuracy of logits [B] against probabilities, or of logits [B
+    C] against class numbers.
+    """
+    if logits.ndim == 1:
+        loss = optax.sigmoid_binary_cross_entropy(logits, label)
+        right = (logits > 0) == (label > 0.5)
+    else:
+        loss = optax.softmax_cross_entropy_with_integer_labels(logits, label.astype(jnp.int32))
+        right = logits.argmax(1) == label
+    return loss, {"accuracy": right.astype(jnp.float32)}

@@ -1,8 +1,8 @@
-"""The data types that flow through the program, and the functions that pass them on.
+"""Data types of the program, and signatures of its parts.
 
 Dimension letters, the same everywhere: B rows in this program's view, P prompt length,
-T response length, L = P + T, G samples per prompt, V vocabulary, D width, N layers, H
-heads, R rewards.
+T response length, L = P + T, G samples per prompt, V vocabulary, D width, N layers,
+H heads, R rewards.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,43 +15,33 @@ from jaxtyping import Array, Bool, Float, Int
 PyTree = Any
 Params = Mapping[str, Any]
 Scalar = float | int | Float[Array, ""]
+B = Float[Array, "B"]
+BT = Float[Array, "B T"]
 
 
 class Prompts(struct.PyTreeNode):
-    """One batch of prompts. The G copies of a prompt are adjacent and never straddle
-    devices.
-    """
+    """A batch of prompts. The G copies of a prompt are adjacent, on one device."""
 
     tokens: Int[Array, "B P"]  # padded on the left
     mask: Bool[Array, "B P"]  # True on the prompt's own tokens
-    # number of the row in the global batch: the sampler's noise hangs on it
-    index: Int[Array, "B"]
-    extra: PyTree = struct.field(
-        default_factory=dict
-    )  # [B ...]: references, labels, task ids, features
+    index: Int[Array, "B"]  # row in the global batch; the sampler's noise depends on it
+    # arrays [B ...]: references, labels, task ids, features
+    extra: PyTree = struct.field(default_factory=dict)
 
 
 class Rollout(struct.PyTreeNode):
-    """Prompts with their responses, and what the sampler, the reference and the value
-    head said of them.
-    """
+    """Prompts, their responses, and log-probs and values of the response tokens."""
 
     tokens: Int[Array, "B L"]
     attend: Bool[Array, "B L"]  # True on prompt and response tokens, False on padding
-    # 1 on sampled tokens, up to and including the end of text
-    mask: Float[Array, "B T"]
-    finished: Bool[Array, "B"]  # the response ended by itself
-    logprobs: Float[Array, "B T"]  # of the sampler, with all its logits processors
-    raw_logprobs: Float[Array, "B T"]  # with the temperature only
-    # of the reference policy, with the temperature only
-    ref_logprobs: Float[Array, "B T"]
+    mask: Float[Array, "B T"]  # 1 on sampled tokens, the end-of-text token included
+    finished: Bool[Array, "B"]  # the response ended with the end-of-text token
+    logprobs: Float[Array, "B T"]  # of the sampler, after all logits processors
+    raw_logprobs: Float[Array, "B T"]  # of the sampler, after the temperature only
+    ref_logprobs: Float[Array, "B T"]  # of the reference, after the temperature only
     values: Float[Array, "B T"]  # 0 without a critic
     extra: PyTree = struct.field(default_factory=dict)
-    index: PyTree = (
-        # Int[B]: number of the row in the global batch, where it came from a batch of
-        # prompts
-        None
-    )
+    index: PyTree = None  # Int[B] of `Prompts`, or None
 
     @property
     def response(self) -> Int[Array, "B T"]:
@@ -59,49 +49,46 @@ class Rollout(struct.PyTreeNode):
 
 
 class Batch(struct.PyTreeNode):
-    """What the update needs, all of it constant while the epochs run."""
+    """Input of the update, constant during its epochs."""
 
     rollout: Rollout
-    # loss mask: the rollout's mask without invalid and filtered rows
-    mask: Float[Array, "B T"]
+    mask: Float[Array, "B T"]  # the rollout's mask without invalid and filtered rows
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     returns: Float[Array, "B T"]
 
 
 class TrainState(struct.PyTreeNode):
-    """Everything a run needs to go on, in one pytree. `frozen` never changes and is not
-    donated.
-    """
+    """The whole state of a run. `frozen` never changes and is not donated."""
 
     step: Int[Array, ""]
     key: jax.Array  # typed PRNG key of the run; every step folds its number in
     params: Params  # only what is trained
-    # {"base": untrained weights, "reference": or None = base alone, "reward": ...}
+    # {"base": untrained weights, "reference": None = base, "reward": ...}
     frozen: Params
     opt_state: PyTree
     controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
-    # {"reward": Moments, "gain", "bias", "baseline"} and, for NLPO, "lagged": an older
-    # copy of params
+    # {"reward": Moments, "gain", "bias", "baseline"}, for NLPO also "lagged"
     statistics: PyTree
     cursor: Int[Array, ""]  # prompts consumed
-    counters: PyTree  # Int[] each: what went wrong so far
+    counters: PyTree  # Int[] each: skipped updates, invalid rows, ...
 
 
 class Model(NamedTuple):
-    """One architecture as pure functions. The cache is whatever that architecture needs
-    to go on token by token.
-    """
+    """An architecture as pure functions. `cache` is whatever it needs for decoding."""
 
     init: Callable[..., Params]  # init(key) -> params
     init_cache: Callable[..., PyTree]  # init_cache(batch, length, dtype) -> cache
-    apply: Callable[
-        ..., tuple[Array, PyTree]
-    ]  # apply(params, tokens [B L], attend [B L], *, cache, context, dropout_key)
+    # apply(params, tokens [B L], attend [B L], *, cache, context, dropout_key)
+    # -> (hidden [B L D], cache)
+    apply: Callable[..., tuple[Array, PyTree]]
     logits: Callable[..., Array]  # logits(params, hidden [... D]) -> Float32[... V]
     value: Callable[..., Array]  # value(params, hidden [... D]) -> Float32[...]
     head: Callable[..., Array]  # head(params) -> [V D], the matrix behind `logits`
     dtype: Any  # of the inputs of matrix products
+    # allowed(params, hidden [... D]) -> Bool[... V], the tokens that may be sampled, or
+    # None for all of them; sampler and scorer both apply it (models/nlpo.py)
+    allowed: Callable[..., Array | None] = lambda params, hidden: None
 
 
 class RewardFn(Protocol):
@@ -146,8 +133,8 @@ class AggregateFn(Protocol):
 
 
 class Parts(NamedTuple):
-    """The swappable parts of a train step: one function each, with the signatures
-    above.
+    """The parts of a train step that can be swapped: one function each, and what the
+    step has to provide for it.
     """
 
     reward: RewardFn
@@ -158,20 +145,18 @@ class Parts(NamedTuple):
     kl: Callable[[Array, Array], Array]
     value_loss: Callable[..., Array] | None  # None = no critic
     correction: Callable[[Array, Array, Array], Array] | None = None
-    update: Callable[..., Callable] | None = (
-        # make_update(model, parts, config, axis_name=); None = `update.make_update`
-        None
-    )
-    greedy: bool = (
-        # roll out once more with argmax and put its scores into
-        # `extra["greedy_scores"]`
-        False
-    )
-    penalty: bool = False  # the policy loss takes beta= from the controller
+    # make_update(model, parts, config, axis_name=); None = `update.make_update`
+    update: Callable[..., Callable] | None = None
+    # `advantage` reads extra["greedy_scores"]: scores of a second, greedy rollout
+    greedy: bool = False
+    # `policy_loss` takes beta=, a coefficient that the controller adapts
+    penalty: bool = False
+    # `kl` takes the logits [N V] of policy and reference instead of log-probs
+    full_kl: bool = False
 
 
 def check(prompts: Prompts, *, prompt_length: int) -> None:
-    """Shapes and dtypes of a batch of prompts, once, while tracing. Raises
+    """Check shapes and dtypes of a batch of prompts while tracing. Raises
     ValueError.
     """
     rows = prompts.tokens.shape[0]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from jaxppo import algorithms, cli, train
 from jaxppo.config import RunConfig
-from jaxppo.data.prompts import PromptSet, indices
+from jaxppo.data.prompts import PromptSet, batch_indices
 from jaxppo.parallel import processes
 from jaxppo.rewards.host import on_host
 from jaxppo.run import checkpoint, files, load, manifest
@@ -54,7 +54,7 @@ def main(options: Faulty) -> None:
     tokens = np.random.default_rng(0).integers(1, 200, (PROMPTS, 4)).astype(np.int32)
     for step in options.at:
         tokens[
-            indices(PROMPTS, cursor=(step - 1) * ROWS, batch_size=ROWS, seed=options.seed), 0
+            batch_indices(PROMPTS, cursor=(step - 1) * ROWS, batch_size=ROWS, seed=options.seed), 0
         ] = POISON
     prompts = PromptSet(tokens, np.ones_like(tokens, bool))
 

@@ -85,7 +85,7 @@ def outside(folder: Path, mesh: str = "") -> dict[str, np.ndarray]:
         )
         kernel = again.params["layers_0"]["attention"]["q"]["kernel"]
         assert not kernel.is_fully_addressable and not kernel.is_fully_replicated
-    place = load.keep_model(config, policy, again, folder / "run" / "model")
+    place = load.save_model(config, policy, again, folder / "run" / "model")
     flat = lambda name, tree: {
         f"{name}{jax.tree_util.keystr(k)}": x for k, x in jax.tree_util.tree_leaves_with_path(tree)
     }

@@ -24,7 +24,7 @@ def test_gae_by_hand():
     np.testing.assert_allclose(returns, [[2.25, 1.0, 2.0]])  # A + V
 
 
-def test_gae_steps_over_what_the_model_did_not_say():
+def test_gae_skips_tokens_outside_the_mask():
     # With the second of three tokens an observation, the others are a sequence of two.
     junk = jnp.array([[1.0, NAN, 2.0]])
     adv, returns = advantages.gae(junk, junk, jnp.array([[1.0, 0.0, 1.0]]), gamma=0.9, lam=0.8)
@@ -33,7 +33,7 @@ def test_gae_steps_over_what_the_model_did_not_say():
     np.testing.assert_array_equal(returns, [[two_returns[0, 0], 0.0, two_returns[0, 1]]])
 
 
-def test_lambda_one_is_returns_less_values():
+def test_lambda_1_gives_returns_minus_values():
     rng = np.random.default_rng(0)
     rewards, values = rng.normal(size=(2, 4, 6)).astype(np.float32)
     mask = rng.random((4, 6)) < 0.7
@@ -44,7 +44,7 @@ def test_lambda_one_is_returns_less_values():
     np.testing.assert_allclose(adv, masked.keep(to_go - values, mask), rtol=1e-5, atol=1e-6)
 
 
-def test_lambda_of_rows():
+def test_gae_with_one_lambda_per_row():
     rewards, values, mask = jnp.arange(6.0).reshape(2, 3), jnp.ones((2, 3)), jnp.ones((2, 3))
     both, _ = advantages.gae(rewards, values, mask, gamma=1.0, lam=jnp.array([[0.5], [0.9]]))
     for row, lam in enumerate((0.5, 0.9)):
@@ -132,7 +132,7 @@ def test_gdpo():
     np.testing.assert_allclose(first, np.array([-1.0, 1.0, -1.0, 1.0]) / np.sqrt(4 / 3), atol=1e-5)
 
 
-def lengths_too(f):
+def with_lengths(f):
     return lambda s, **kw: f(s, jnp.full(s.shape, 2.0, s.dtype), **kw)
 
 
@@ -140,7 +140,7 @@ ESTIMATORS = {
     "group": advantages.group,
     "plain": partial(advantages.group, normalise_std=False),
     "rloo": advantages.rloo,
-    "opo": lengths_too(advantages.opo),
+    "opo": with_lengths(advantages.opo),
     "gpg": advantages.gpg,
     "gdpo": lambda s, **kw: advantages.gdpo(s[:, None], **kw),
 }
@@ -164,7 +164,7 @@ def test_invalid_rows_do_not_count(name):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_no_spread_no_advantage(name):
+def test_equal_scores_give_no_advantage(name):
     # In float32 the mean of three times 0.9 is not 0.9, and a tiny difference over a tiny deviation
     # is not small.
     np.testing.assert_array_equal(ESTIMATORS[name](jnp.full(6, 0.9), group_size=3), 0.0)
@@ -215,7 +215,7 @@ def on_tokens(rewards, values, mask):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), junk=st.sampled_from([np.nan, np.inf, 1e30]))
-def test_padding_order_and_more_padding(seed, junk):
+def test_padding_and_row_order_have_no_effect(seed, junk):
     rng = np.random.default_rng(seed)
     rewards, values = rng.normal(size=(2, 3, 4)).astype(np.float32)
     mask = rng.random((3, 4)) < 0.6
@@ -240,7 +240,7 @@ def on_groups(scores):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-100, 100, width=32))
-def test_groups_do_not_see_shifts_and_sum_to_zero(seed, shift):
+def test_group_advantages_ignore_shifts_and_sum_to_zero(seed, shift):
     scores = np.random.default_rng(seed).integers(0, 4, size=6).astype(np.float32)
     for a, b in zip(on_groups(scores), on_groups(scores + np.float32(shift)), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-3)

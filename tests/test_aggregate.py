@@ -36,19 +36,19 @@ def test_values(name, expected):
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_nothing_weighs_nothing(name):
+def test_an_empty_batch_has_weights_of_0(name):
     np.testing.assert_array_equal(ALL[name](jnp.zeros((2, 3))), 0.0)
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_devices_do_not_matter(name):
+def test_devices_do_not_change_the_weights(name):
     # One row on each of three devices, the last one empty: the sums of the devices add up to the
     # whole.
     split = jax.vmap(partial(ALL[name], axis_name="d"), axis_name="d")(MASK[:, None])
     np.testing.assert_allclose(split[:, 0], ALL[name](MASK), rtol=1e-6)
 
 
-def test_equal_lengths_make_them_equal():
+def test_equal_lengths_make_the_modes_equal():
     # 3 rows of n = 2 tokens in T = 4: up to their factors all are the token mean.
     mask = jnp.tile(jnp.array([1.0, 1.0, 0.0, 0.0]), (3, 1))
     mean = aggregate.token_mean(mask)
@@ -58,7 +58,7 @@ def test_equal_lengths_make_them_equal():
     np.testing.assert_allclose(aggregate.constant(mask, length=8), 2 / 8 * mean, rtol=1e-6)
 
 
-def test_microbatches_need_the_weights_of_the_whole():
+def test_microbatches_need_the_weights_of_the_whole_batch():
     # Rows of 4 and 2 tokens, one to a microbatch: the mean of their token means, (2.5 + 6) / 2 =
     # 4.25, is not 22 / 6.
     weights = aggregate.token_mean(MASK)

@@ -37,7 +37,7 @@ def test_defaults_are_ppo():
         ("loss", algorithms.POLICY_LOSSES),
         ("advantage", algorithms.ADVANTAGES),
         ("aggregate", algorithms.AGGREGATES),
-        ("kl", algorithms.KLS),
+        ("kl", algorithms.KLS | algorithms.FULL_KLS),
         ("correction", algorithms.CORRECTIONS),
         ("update", algorithms.UPDATES),
         ("value_loss", algorithms.VALUE_LOSSES),
@@ -45,12 +45,20 @@ def test_defaults_are_ppo():
 )
 def test_every_name_works_and_a_wrong_one_names_them_all(field, table):
     for name in table:
-        algorithms.make_parts(replace(Config(), **{field: name}), REWARD)
+        algorithms.make_parts(replace(Config(group_size=2), **{field: name}), REWARD)
     with pytest.raises(UserError) as caught:
         algorithms.make_parts(replace(Config(), **{field: "nonsense"}), REWARD)
     assert "'nonsense'" in str(caught.value)
     for name in table:
         assert name in str(caught.value)
+
+
+def test_group_estimators_need_groups():
+    """In groups of one their advantages are 0 everywhere."""
+    for name, choice in algorithms.ADVANTAGES.items():
+        if choice.grouped:
+            with pytest.raises(UserError, match=f"--advantage {name} .*--group-size 2"):
+                algorithms.make_parts(Config(advantage=name), REWARD)
 
 
 ONES = jnp.ones((2, 3))

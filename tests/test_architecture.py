@@ -1,4 +1,6 @@
-"""The shape of the house: which module may import which, and that every module has its tests."""
+"""The layout of the package: which module may import which, one home for each name, and a test
+file for each module.
+"""
 
 import ast
 import re
@@ -11,176 +13,170 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxppo"
 
-# A module imports only from floors below, or from a module left of it on its own floor.
-FLOORS = [
-    ["config", "presets", "settings", "types", "masked"],
-    ["advantages", "losses", "kl", "aggregate", "kernels"],
-    ["models", "sampling", "policy"],
-    ["rollout", "rewards", "estimators", "optimizers", "update", "second_order"],
-    ["processes", "sharding", "ppo", "supervised", "parallel"],
-    [
-        "algorithms",
-        "fetch",
-        "archives",
-        "data",
-        "manifest",
-        "pretrained",
-        "memory",
-        "checkpoint",
-        "lock",
-        "signals",
-        "tracking",
-        "trackers",
-    ],
-    [
-        "chips",
-        "hlo",
-        "program",
-        "costs",
-        "profiling",
-        "assemble",
-        "ladder",
-        "sampler",
-        "validation",
-        "loop",
-        "replay",
-        "resume",
-        "train",
-        "sweep",
-        "evaluation",
-        "statistics",
-        "ablation",
-        "tasks",
-        "sources",
-        "task_rewards",
-        "measure",
-        "stages",
-        "plan",
-        "records",
-        "figures",
-        "outcomes",
-        "pages",
-        "report",
-        "export",
-        "doctor",
-    ],
-    ["options", "cli", "__main__", "launch"],
-]
-PLACES = {
-    name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)
-}
+# Files and folders at the top of jaxppo/. Each imports only from places before it.
+ORDER = [
+    "errors", "config", "presets", "types", "masked",
+    "advantages", "losses", "kl", "aggregate", "kernels",
+    "sampling", "models", "policy",
+    "rollout", "rewards", "estimators", "optimizers", "update", "second_order",
+    "parallel", "ppo", "supervised", "algorithms",
+    "data", "pretrained", "costs", "run", "train",
+    "ablation", "tasks",
+    "cli", "commands", "__main__", "launch",
+]  # fmt: skip
 
-# Tested elsewhere than the name says.
+# Modules whose tests are in a file of another name.
 TESTED_IN = {
-    "models/__init__": "models/test_language",
+    "models/__init__": "models/test_language_model",
     "pretrained/__init__": "pretrained/test_load",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
-    "pretrained/errors": "pretrained/test_load",
-    "pretrained/outgoing": "test_export",
-    "pretrained/card": "test_export",
-    "options": "test_cli",
-    "settings": "test_config_files",  # pretrained/test_settings has the name
-    "figures": "test_report",
-    "outcomes": "test_report",
 }
 
 
-def modules() -> list[Path]:
-    return sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
+def name_of(path: Path) -> str:
+    """`jaxppo.run.load` of `run/load.py`, `jaxppo.run` of `run/__init__.py`."""
+    parts = ("jaxppo", *path.relative_to(PACKAGE).with_suffix("").parts)
+    return ".".join(parts).removesuffix(".__init__")
 
 
-def imported(source: str) -> set[str]:
-    """Top-level modules of jaxppo that a source imports, lazily or not: `jaxppo.data.prompts` is
-    `data`.
+SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imported(source: str) -> list[tuple[str, str]]:
+    """(module of jaxppo, name in it, or "" for the module itself) of every import, lazy ones
+    too.
     """
-    found = set()
+    found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {
-                name.name.split(".")[1] for name in node.names if name.name.startswith("jaxppo.")
-            }
+            found += [(x.name, "") for x in node.names if x.name.split(".")[0] == "jaxppo"]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "import by the whole name"
-            if node.module == "jaxppo":
-                found |= {name.name for name in node.names} - {"__version__"}
-            elif (node.module or "").startswith("jaxppo."):
-                found.add(str(node.module).split(".")[1])
+            if (node.module or "").split(".")[0] == "jaxppo":
+                for x in node.names:
+                    whole = f"{node.module}.{x.name}"
+                    found.append((whole, "") if whole in SOURCES else (str(node.module), x.name))
     return found
 
 
 def forbidden(own: str, source: str) -> list[str]:
-    """The imports of a module, or of a part of the package `own`, that go up or to the right."""
-    floor, place = PLACES[own]
-    wrong = []
-    for other in sorted(imported(source) - {own}):
-        their_floor, their_place = PLACES[other]
-        if not (their_floor < floor or (their_floor == floor and their_place < place)):
-            wrong.append(other)
-    return wrong
+    """The places that a file of the place `own` imports and that do not come before it."""
+    places = {module.split(".")[1] for module, _ in imported(source) if "." in module} - {own}
+    return sorted(place for place in places if ORDER.index(place) > ORDER.index(own))
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_imports_go_down_or_left(path):
-    own = path.parts[0].removesuffix(".py")
-    if own == "__init__":
-        assert imported((PACKAGE / path).read_text()) == set()
-        return
-    assert own in PLACES, f"{own} has no place on any floor"
-    assert forbidden(own, (PACKAGE / path).read_text()) == []
+def defined(tree: ast.Module) -> set[str]:
+    """Names that a module defines, not those that it imports."""
+    names = {x.name for x in ast.walk(tree) if isinstance(x, ast.FunctionDef | ast.ClassDef)}
+    stored = (x for x in ast.walk(tree) if isinstance(x, ast.Name) and isinstance(x.ctx, ast.Store))
+    return names | {x.id for x in stored}
+
+
+def attributes(source: str) -> set[tuple[str, str]]:
+    """(module of jaxppo, name) of every `module.name` in a source that imports the module."""
+    tree, aliases = ast.parse(source), {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            for x in node.names:
+                if f"{node.module}.{x.name}" in SOURCES:
+                    aliases[x.asname or x.name] = f"{node.module}.{x.name}"
+    return {
+        (aliases[node.value.id], node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in aliases
+        and isinstance(node.ctx, ast.Load)
+    }
+
+
+def test_every_place_has_its_order():
+    assert {name.split(".")[1] for name in SOURCES if "." in name} == set(ORDER)
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"jaxppo"}))
+def test_imports_go_downwards(name):
+    assert forbidden(name.split(".")[1], SOURCES[name].read_text()) == []
+
+
+def test_the_package_itself_imports_nothing():
+    assert imported(SOURCES["jaxppo"].read_text()) == []
 
 
 @pytest.mark.parametrize(
     ("own", "source", "expected"),
     [
         ("masked", "from jaxppo import config, types", []),
-        ("config", "from jaxppo.masked import mean", ["masked"]),  # to the right
-        ("losses", "def f():\n    from jaxppo.ppo import repeat", ["ppo"]),  # up, though lazily
-        ("data", "import jaxppo.fetch, jaxppo.train, os", ["train"]),
-        ("models", "from jaxppo.models import lora", []),  # its own parts
+        ("config", "from jaxppo.masked import mean", ["masked"]),
+        ("losses", "def f():\n    from jaxppo.ppo import repeat", ["ppo"]),  # though lazily
+        ("data", "import jaxppo.kl, jaxppo.train, os", ["train"]),
+        ("models", "from jaxppo.models import lora", []),  # its own files
     ],
 )
 def test_the_rule_itself(own, source, expected):
     assert forbidden(own, source) == expected
 
 
-def test_the_rows_of_the_readme_are_in_that_order():
-    """Every module is in its table, and imports from rows above or its own."""
-    table = (
-        (ROOT / "README.md")
-        .read_text(encoding="utf-8")
-        .split("| modules | what is in them |")[1]
-        .split("\n\n")[0]
-    )
-    rows = [re.findall(r"`(\w+)(?:\.py|/)`", line.split(" | ")[0]) for line in table.splitlines()]
-    row_of = {name: number for number, names in enumerate(rows) for name in names}
-    own = {path: path.parts[0].removesuffix(".py") for path in modules()}
-    assert set(row_of) == set(own.values()) - {"__init__", "__main__"}
-    wrong = [
-        f"{path} imports {other}"
-        for path, name in own.items()
-        if not name.startswith("__")
-        for other in imported((PACKAGE / path).read_text()) - {name}
-        if row_of[other] > row_of[name]
-    ]
+def test_no_module_imports_itself_by_way_of_others():
+    below = {
+        name: {module for module, _ in imported(path.read_text())} - {name, "jaxppo"}
+        for name, path in SOURCES.items()
+    }
+    while free := [name for name, needed in below.items() if not needed & set(below)]:
+        for name in free:
+            del below[name]
+    assert below == {}, "modules in a circle, or above one"
+
+
+@pytest.mark.parametrize("folder", ["jaxppo", "experiments", "tests", "tpu"])
+def test_a_name_is_imported_from_its_home(folder):
+    """Only a package's `__init__` may pass on what it imports."""
+    homes = {m: defined(ast.parse(p.read_text())) for m, p in SOURCES.items()}
+    plain = {m for m, path in SOURCES.items() if path.name != "__init__.py"}
+    wrong = []
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        source = path.read_text()
+        uses = {x for x in imported(source) if x[1]}
+        if folder != "tests":  # a test may replace what a module imports
+            uses |= attributes(source)
+        wrong += [
+            f"{path.relative_to(ROOT)}: {module}.{name}"
+            for module, name in sorted(uses)
+            if module in plain and name not in homes[module] and not name.startswith("__")
+        ]
     assert wrong == []
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_every_module_has_its_tests(path):
-    """`losses/token.py` is tested in `tests/losses/test_token.py`, or with its package in
-    `tests/test_losses.py`.
+def test_the_map_in_the_readme_is_complete():
+    """Every file and folder at the top of jaxppo/ is in its table."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("| place | what it holds |")[1].split("\n\n")[0]
+    cells = " ".join(line.split(" | ")[0] for line in table.splitlines())
+    places = {
+        name.removesuffix(".py").removesuffix("/") for name in re.findall(r"`([^`]+)`", cells)
+    }
+    assert set(ORDER) - {"__main__"} <= places
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_every_module_has_its_tests(name):
+    """`losses/token.py` is tested in `tests/losses/test_token.py`, a package in `test_<package>.py`
+    in its folder or above it, or in the tests of the whole place.
     """
-    name = path.as_posix().removesuffix(".py")
-    if not any(
-        isinstance(node, ast.FunctionDef | ast.ClassDef)
-        for node in ast.parse((PACKAGE / path).read_text()).body
-    ):
+    path = SOURCES[name]
+    tree = ast.parse(path.read_text())
+    if not any(isinstance(node, ast.FunctionDef | ast.ClassDef) for node in tree.body):
         return  # nothing but names
-    mirror = TESTED_IN.get(name, f"{path.parent.as_posix()}/test_{path.stem}")
-    candidates = [ROOT / "tests" / f"{mirror}.py", ROOT / "tests" / f"test_{path.parts[0]}.py"]
-    assert any(candidate.exists() for candidate in candidates), (
-        f"none of {[str(c) for c in candidates]}"
+    place = path.relative_to(PACKAGE)
+    stem = place.parent.name if place.stem == "__init__" else place.stem
+    mirror = TESTED_IN.get(
+        place.with_suffix("").as_posix(), f"{place.parent.as_posix()}/test_{stem}"
     )
+    candidates = [
+        ROOT / "tests" / f"{mirror}.py", ROOT / "tests" / f"test_{place.parts[0]}.py",
+        ROOT / "tests" / place.parent.parent / f"test_{stem}.py",
+    ]  # fmt: skip
+    assert any(x.exists() for x in candidates), f"none of {[str(x) for x in candidates]}"
 
 
 def test_the_exceptions_are_needed():
@@ -190,10 +186,9 @@ def test_the_exceptions_are_needed():
 
 
 def test_the_package_imports_nothing_heavy():
-    """In a process of its own: `import jaxppo` and the settings alone load no library of
-    numbers.
-    """
-    code = "import sys, jaxppo, jaxppo.config; print({'jax', 'numpy', 'flax', 'optax'} & set(sys.modules) or 'light')"
+    """In a process of its own: `import jaxppo` and the settings load no library of numbers."""
+    heavy = "{'jax', 'numpy', 'flax', 'optax'}"
+    code = f"import sys, jaxppo, jaxppo.config; print({heavy} & set(sys.modules) or 'light')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )

@@ -54,7 +54,6 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"microbatches": 3}, 1, ["--microbatches 3", "16 rows", "divisor of 16"]),
         ({"oversample": 2}, 1, ["--oversample 2", "--filter-groups"]),
         ({"filter_groups": True}, 1, ["--filter-groups", "--group-size 1"]),
-        ({"advantage": "rloo"}, 1, ["--advantage rloo", "--group-size 2"]),
         ({"update": "trpo", "kl_place": "loss"}, 1, ["--kl-place loss", "--update trpo"]),
         ({"update": "npg", "entropy_coef": 0.1}, 1, ["--entropy-coef", "--update npg"]),
         ({"update": "trpo", "kl_stop": 0.1}, 1, ["--kl-stop", "--update trpo"]),

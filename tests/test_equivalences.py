@@ -53,7 +53,7 @@ UNCLIPPED = (-MASK * jnp.exp(LP - OLD) * ADV,) * 2  # −r A is its own slope in
     ],
     ids=["kl_penalty", "kl_cov", "clip", "gspo_token"],
 )
-def test_without_its_restraint_a_loss_is_the_unclipped_surrogate(loss, settings):
+def test_a_loss_without_bounds_is_the_unclipped_surrogate(loss, settings):
     if settings is None:  # each token a row of its own
         column = lambda a: a.reshape(-1, 1)
         found = run(loss, *(column(a) for a in (LP, OLD, ADV, MASK)), low=INF, high=INF)
@@ -91,7 +91,7 @@ def test_wide_bounds_weigh_the_policy_gradient_by_the_ratio(loss, settings):
     [(token.cispo, {"low": 0.0, "high": 0.0}), (token.dro, {"beta": 0.0})],
     ids=["cispo", "dro"],
 )
-def test_without_a_look_at_the_ratio_a_loss_is_reinforce(loss, settings):
+def test_a_loss_without_the_ratio_is_reinforce(loss, settings):
     equal(run(loss, **settings), run(token.reinforce))
 
 
@@ -114,7 +114,7 @@ def test_gmpo_on_one_token_is_clip_with_bounds_on_the_logarithm():
     )
 
 
-def test_gspo_repeats_the_loss_of_a_row_that_moved_alike():
+def test_gspo_equals_clip_where_all_tokens_of_a_row_moved_equally():
     # d and A the same for all tokens of a row: each token's ratio is the row's.
     old, adv = LP - LP[:, :1] / 4, jnp.broadcast_to(ADV[:, :1], ADV.shape)
     for loss in (sequence.gspo, sequence.gspo_token):
@@ -122,7 +122,7 @@ def test_gspo_repeats_the_loss_of_a_row_that_moved_alike():
         np.testing.assert_allclose(found, run(token.clip, LP, old, adv)[0], rtol=1e-5)
 
 
-def test_no_correction_for_a_sampler_that_is_the_policy():
+def test_no_correction_if_the_sampler_is_the_policy():
     np.testing.assert_array_equal(shared.truncated_importance(LP, LP, MASK), MASK)
 
 
@@ -138,7 +138,7 @@ def test_no_correction_for_a_sampler_that_is_the_policy():
     ],
     ids=["clipped, wide", "clipped, at once", "huber"],
 )
-def test_value_losses_that_do_not_hold_back_are_the_squared_error(loss):
+def test_value_losses_without_bounds_are_the_squared_error(loss):
     f = lambda loss: (loss(LP, returns=ADV), jax.grad(lambda v: loss(v, returns=ADV).sum())(LP))
     assert jnp.abs(LP - ADV).max() < 8
     equal(
@@ -152,7 +152,7 @@ def test_a_narrow_huber_is_the_absolute_error():
     )
 
 
-def test_dpo_where_nothing_is_known():
+def test_dpo_with_equal_log_ratios():
     # h = 0: −log σ(0) = log 2, slope −β / 2 in the better one and β / 2 in the worse, whatever the
     # references
     chosen, rejected, shift = LP[:, 0], LP[:, 1], ADV[:, 0]
@@ -179,7 +179,7 @@ def test_smoothed_dpo_mixes_both_labels(smoothing):
     assert np.allclose(found, back, rtol=1e-6) == (smoothing == 0.5)
 
 
-def test_entropy_is_the_distance_from_knowing_nothing():
+def test_entropy_is_log_v_minus_the_kl_to_uniform():
     # KL(π‖uniform) = log V − H, and the kernel counts the same entropy
     found = value.entropy(ADV)
     np.testing.assert_allclose(found, np.log(LENGTH) - kl.full(ADV, jnp.zeros_like(ADV)), rtol=1e-5)
@@ -192,7 +192,7 @@ def test_entropy_is_the_distance_from_knowing_nothing():
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
-def test_gae_with_lambda_0_is_one_step_ahead(gamma):
+def test_gae_with_lambda_0_is_the_one_step_error(gamma):
     # r + γ V(next) − V, and there is no next after the last token
     values = MASK * LP
     following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
@@ -246,7 +246,7 @@ def test_rloo_is_each_against_the_mean_of_the_others(group_size):
 
 
 @pytest.mark.parametrize("start", [0.0, 1.0])
-def test_full_rank_adapters_reach_what_full_training_reaches(start, x64):
+def test_full_rank_adapters_equal_full_training(start, x64):
     """y = x (W + (α / r) A B) with A orthonormal and r the width: dL/dB · r / α = Aᵀ dL/dW, so A of
     that is dL/dW itself.
     """

@@ -22,7 +22,7 @@ from runs import environment
 
 from jaxppo.launch import free_port
 from jaxppo.run import checkpoint, manifest
-from jaxppo.run.profiling import CLOCK
+from jaxppo.run.profiling import TIMING_KEYS
 
 pytestmark = pytest.mark.ci
 
@@ -69,7 +69,7 @@ def wait_for(folder: Path, step: int, process: subprocess.Popen) -> None:
 def rows(folder: Path) -> list[dict]:
     """The metrics, every line whole."""
     lines = (folder / "a" / "metrics.jsonl").read_text().splitlines()
-    return [{k: x for k, x in json.loads(line).items() if k not in CLOCK} for line in lines]
+    return [{k: x for k, x in json.loads(line).items() if k not in TIMING_KEYS} for line in lines]
 
 
 def last_state(folder: Path, step: int = STEPS):

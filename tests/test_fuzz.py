@@ -71,7 +71,10 @@ def mutated(draw, whole: bytes, head: int):
 
 # JSON lines
 
-LINES = b'{"a": "x", "n": [1, 2.5e3, null, true]}\r\n\n{"a": "\\ud83d\\ude42 \\u00fc", "b": {"c": {}}}\n{"a": ""}\n'
+LINES = (
+    b'{"a": "x", "n": [1, 2.5e3, null, true]}\r\n\n'
+    b'{"a": "\\ud83d\\ude42 \\u00fc", "b": {"c": {}}}\n{"a": ""}\n'
+)
 
 
 def lines_of(path: Path, mode: str) -> list:
@@ -259,8 +262,8 @@ def sound(tmp_path_factory, whole) -> reader.Gguf:
 
 def load(path: Path):
     metadata, tensors, tokenizer = reader.read(path)
-    config = reader.config(metadata, tensors)
-    return mapping.params("llama", config, tensors), tokenizer.encode("abab")
+    config = reader.model_config(metadata, tensors)
+    return mapping.from_checkpoint("llama", config, tensors), tokenizer.encode("abab")
 
 
 def test_the_gguf_file_is_sound(tmp_path, whole):
@@ -317,8 +320,10 @@ def test_gguf_settings_of_any_value(sound, data):
         ]
     )
     metadata |= data.draw(st.dictionaries(names, JSON, max_size=2))
-    config = guarded(lambda: reader.config(metadata, sound.tensors), PretrainedError)
-    guarded(lambda: config and mapping.params("llama", config, sound.tensors), PretrainedError)
+    config = guarded(lambda: reader.model_config(metadata, sound.tensors), PretrainedError)
+    guarded(
+        lambda: config and mapping.from_checkpoint("llama", config, sound.tensors), PretrainedError
+    )
 
 
 def test_gguf_array_of_any_count(tmp_path, whole):
@@ -336,7 +341,9 @@ def test_gpt2_attention_of_another_shape(shape):
     with pytest.raises(
         PretrainedError, match="not q, k and v side by side"
     ):  # 4 columns do not make three parts
-        mapping.params("gpt2", gpt2(), {"h.0.attn.c_attn.weight": np.ones(shape, np.float32)})
+        mapping.from_checkpoint(
+            "gpt2", gpt2(), {"h.0.attn.c_attn.weight": np.ones(shape, np.float32)}
+        )
 
 
 def test_a_config_of_any_length(tmp_path):
@@ -350,4 +357,4 @@ def test_layers_beyond_the_tensors():
     # the names of 2^40 layers are not listed
     config = llama(vocab_size=4, num_layers=2**40)
     with pytest.raises(PretrainedError, match="1099511627776 layers"):
-        mapping.checked(config, {"embed/embedding": np.ones((4, 32), np.float32)})
+        mapping.check_params(config, {"embed/embedding": np.ones((4, 32), np.float32)})

@@ -21,6 +21,7 @@ from jaxppo.config import Config
 from jaxppo.losses import covariance, sequence, shared, token
 from jaxppo.losses.preference import dpo, ipo
 from jaxppo.losses.value import value_clipped, value_mse
+from jaxppo.models import nlpo
 from jaxppo.rewards import shaping
 from jaxppo.types import Rollout
 
@@ -516,9 +517,12 @@ def nlpo_mask(g):
     log of a tiny number there.
     """
     config = Config(mask_top_p=g.hyper["top_mask"], mask_renormalise=False)
-    logits, guide, actions = g["policy_logits"], g["mask_model_logits"], g["actions"]
-    kept = sampling.process(logits, sample=config, guide=guide) > -jnp.inf
-    logprob, _, _ = policies.choices(logits, actions.astype(jnp.int32), config=config, guide=guide)
+    logits, lagged, actions = g["policy_logits"], g["mask_model_logits"], g["actions"]
+    allowed = nlpo.nucleus(lagged, config=config)
+    kept = sampling.process(logits, sample=config, allowed=allowed) > -jnp.inf
+    logprob, _, _ = policies.choices(
+        logits, actions.astype(jnp.int32), config=config, allowed=allowed
+    )
     inside = jnp.take_along_axis(kept, actions[:, None], 1)[:, 0]
     probs = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf))
     return {"mask": kept, "log_prob": (logprob, inside), "probs": probs}

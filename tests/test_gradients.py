@@ -60,8 +60,8 @@ def second_order(f, *args, modes=("fwd", "rev")):
 
 @pytest.mark.parametrize("name", [*SMOOTH, *STOPPED])
 def test_the_inputs_are_away_from_kinks(name, x64):
-    """A finite difference moves a number by some 1e-4. Within 0.01 no branch changes; and both
-    sides of each are taken.
+    """A finite difference moves a number by about 1e-4. Within 0.01 no branch changes, and both
+    sides of each branch occur.
     """
     f = jax.jit(lambda move: on_rollout((SMOOTH | STOPPED)[name])(LP + 0.01 * move)[1])
     here = f(jnp.zeros(LP.shape))

@@ -12,6 +12,18 @@ from jaxppo import kernels
 DTYPES = [("float32", 1e-5), ("bfloat16", 2e-2)]
 
 
+def plain_categorical(logits, uniform):
+    """The first token whose cumulative probability exceeds u."""
+    cumulative = jnp.cumsum(jax.nn.softmax(logits), -1)
+    return jnp.argmax(cumulative > uniform[:, None] * cumulative[:, -1:], -1)
+
+
+def plain_token_logprobs(logits, tokens):
+    logprobs = jax.nn.log_softmax(logits)
+    entropy = -(jnp.exp(logprobs) * jnp.where(jnp.isneginf(logprobs), 0.0, logprobs)).sum(-1)
+    return jnp.take_along_axis(logprobs, tokens[:, None], 1)[:, 0], entropy
+
+
 def normal(*shape, seed=0):
     return jnp.asarray(np.random.default_rng([seed, *shape]).standard_normal(shape), jnp.float32)
 
@@ -56,23 +68,26 @@ def test_matmul_keeps_float64(x64):
 
 
 @pytest.mark.parametrize("vocab", [1, 3, 256, 300, 1000])
-def test_pick_equals_its_plain_form(vocab, strict):
+def test_categorical_equals_its_plain_form(vocab, strict):
     logits, uniform = (
         3 * normal(64, vocab),
         jnp.asarray(np.random.default_rng(1).random(64), jnp.float32),
     )
-    tuned, plain = jax.jit(kernels.pick)(logits, uniform), kernels.pick_plain(logits, uniform)
+    tuned, plain = (
+        jax.jit(kernels.categorical)(logits, uniform),
+        plain_categorical(logits, uniform),
+    )
     assert tuned.dtype == jnp.int32
     # A number within rounding of a border may fall on either side of it; these do not.
     np.testing.assert_array_equal(tuned, plain)
 
 
 @pytest.mark.parametrize("vocab", [7, 300])
-def test_pick_has_the_right_distribution(vocab):
+def test_categorical_has_the_right_distribution(vocab):
     n = 200_000
     logits = normal(1, vocab)
     uniform = jax.random.uniform(jax.random.key(0), (n,))
-    tokens = jax.jit(kernels.pick)(jnp.broadcast_to(logits, (n, vocab)), uniform)
+    tokens = jax.jit(kernels.categorical)(jnp.broadcast_to(logits, (n, vocab)), uniform)
     expected = n * np.asarray(jax.nn.softmax(logits[0]), np.float64)
     counts = np.bincount(np.asarray(tokens), minlength=vocab)
     chi2 = ((counts - expected) ** 2 / expected).sum()
@@ -85,11 +100,11 @@ LAST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 @pytest.mark.parametrize("uniform", [0.0, 1e-30, 0.5, LAST])
 @pytest.mark.parametrize("allowed", [[0], [299], [255, 256], [0, 299], [100, 280]])
-def test_pick_never_takes_a_token_without_probability(uniform, allowed):
+def test_categorical_never_samples_a_token_of_probability_0(uniform, allowed):
     logits = (
         jnp.full((1, 300), -jnp.inf).at[0, jnp.array(allowed)].set(jnp.linspace(0, 1, len(allowed)))
     )
-    token = int(kernels.pick(logits, jnp.array([uniform], jnp.float32))[0])
+    token = int(kernels.categorical(logits, jnp.array([uniform], jnp.float32))[0])
     assert token in allowed
     if uniform == 0.0:
         assert token == allowed[0]
@@ -97,12 +112,12 @@ def test_pick_never_takes_a_token_without_probability(uniform, allowed):
         assert token == allowed[-1]
 
 
-jitted_pick = jax.jit(kernels.pick)
+jitted_categorical = jax.jit(kernels.categorical)
 
 
 @given(st.integers(0, 2**32 - 1))
-def test_pick_on_the_borders(seed):
-    """Numbers right at the border between two tokens, with many tokens that are not allowed."""
+def test_categorical_on_the_borders(seed):
+    """Uniform numbers at the border between two tokens, with many forbidden tokens."""
     rng = np.random.default_rng(seed)
     logits = np.where(
         rng.random((32, 600)) < 0.05, 4 * rng.standard_normal((32, 600)), -np.inf
@@ -111,21 +126,21 @@ def test_pick_on_the_borders(seed):
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     borders = np.cumsum(weights, -1) / weights.sum(-1, keepdims=True)
     uniform = borders[np.arange(32), rng.integers(0, 600, 32)] + rng.integers(-2, 3, 32) * 2.0**-24
-    tokens = jitted_pick(jnp.asarray(logits), jnp.asarray(np.clip(uniform, 0, LAST), jnp.float32))
+    tokens = jitted_categorical(
+        jnp.asarray(logits), jnp.asarray(np.clip(uniform, 0, LAST), jnp.float32)
+    )
     assert np.isfinite(logits[np.arange(32), np.asarray(tokens)]).all()
 
 
-def test_pick_of_large_logits():
+def test_categorical_of_large_logits():
     logits = jnp.array([[1e30, 0.0, -1e30], [-1e30, -1e30, -1e30]])
-    assert kernels.pick(logits, jnp.array([0.999, 0.999])).tolist() == [0, 2]
+    assert kernels.categorical(logits, jnp.array([0.999, 0.999])).tolist() == [0, 2]
 
 
 def test_token_logprobs_equals_its_plain_form(strict):
     logits, tokens = 2 * normal(6, 9), jnp.arange(6)
     for got, want in zip(
-        kernels.token_logprobs(logits, tokens),
-        kernels.token_logprobs_plain(logits, tokens),
-        strict=True,
+        kernels.token_logprobs(logits, tokens), plain_token_logprobs(logits, tokens), strict=True
     ):
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
@@ -144,7 +159,7 @@ def test_gradients_of_token_logprobs(which):
     allowed = jnp.isfinite(logits)
     # The plain form's gradient is NaN where a logit is −inf: there 0 is right. A large negative
     # number stands in for it.
-    plain = jax.grad(partial(total, kernels.token_logprobs_plain))(jnp.where(allowed, logits, -1e4))
+    plain = jax.grad(partial(total, plain_token_logprobs))(jnp.where(allowed, logits, -1e4))
     np.testing.assert_allclose(tuned, plain, rtol=1e-4, atol=1e-6)
     assert tuned[2, 4] == 0
 

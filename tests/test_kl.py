@@ -27,7 +27,7 @@ def test_values_and_slopes(name, value, slope):
 
 
 @pytest.mark.parametrize("name", ["k2", "k3", "absolute"])
-def test_nothing_pulls_where_the_policies_agree(name):
+def test_no_gradient_where_the_policies_agree(name):
     found = jax.value_and_grad(lambda lp: ESTIMATORS[name](lp, jnp.float32(-1)))(jnp.float32(-1))
     np.testing.assert_array_equal(found, (0.0, 0.0))
 
@@ -60,7 +60,7 @@ def test_full():
     assert kl.full(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 5))).shape == (2, 3)
 
 
-def test_full_leaves_out_impossible_tokens():
+def test_full_ignores_impossible_tokens():
     p, q = jnp.array([0.0, 0.0, -jnp.inf]), jnp.array([0.0, 0.0, 0.0])
     value, gradient = jax.value_and_grad(kl.full)(p, q)
     np.testing.assert_allclose(value, np.log(1.5), rtol=1e-6)  # 2 · 0.5 ln(0.5 / (1 / 3))

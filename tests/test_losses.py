@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from jaxppo import aggregate
 from jaxppo.losses import covariance, preference, sequence, shared, token, value
@@ -29,8 +28,6 @@ POLICY = {
     "dppo_kl": token.dppo_kl,
     "awr": token.awr,
 }
-# These hold a part of themselves constant: their gradient is not the slope of their value.
-CONSTANT_PARTS = {"gspo_token", "cispo", "dppo_tv", "dppo_kl"}
 KEY = jax.random.key(0)
 
 
@@ -363,7 +360,7 @@ def test_infinite_ceiling_is_clip():
 
 
 @pytest.mark.parametrize("sequence", [sequence.gspo, sequence.gspo_token])
-def test_a_sequence_of_one_token_is_a_token(sequence):
+def test_on_one_token_a_sequence_loss_is_clip(sequence):
     lp, old, adv, _ = arrays(1, length=1)
     mask = jnp.ones_like(lp)
     f = lambda loss: jax.value_and_grad(
@@ -399,7 +396,7 @@ def test_on_policy_all_have_the_policy_gradient(name):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000), junk=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
-def test_padding_does_not_matter(seed, junk):
+def test_padding_has_no_effect(seed, junk):
     lp, old, adv, mask = rollout(seed)
     clean = everything(lp, old, adv, mask)
     noisy = everything(*(np.where(mask > 0, x, np.float32(junk)) for x in (lp, old, adv)), mask)
@@ -425,7 +422,7 @@ def test_extreme_ratios_stay_finite(seed, lp, old):
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_rows_do_not_see_their_order(seed):
+def test_row_order_has_no_effect(seed):
     arrays = rollout(seed)
     order = np.random.default_rng(seed).permutation(4)
     here, there = everything(*arrays), everything(*(x[order] for x in arrays))
@@ -454,31 +451,6 @@ def test_diagnostics_have_no_gradient_and_the_shape_of_tokens(name):
         lambda x: sum(jnp.sum(v) for v in call(name, x, old, adv, mask)[1].values())
     )(lp)
     np.testing.assert_array_equal(gradient, 0.0)
-
-
-def test_second_derivatives():
-    with jax.enable_x64(True):
-        lp, old, adv, mask = (jnp.asarray(x, jnp.float64) for x in rollout(6, rows=3, length=3))
-        smooth = [name for name in POLICY if name not in CONSTANT_PARTS]
-        check_grads(
-            jax.jit(lambda x: [call(name, x, old, adv, mask)[0] for name in smooth]),
-            (lp,),
-            order=2,
-            modes=["rev"],
-            eps=1e-6,
-        )
-        values = [value.value_mse, value.value_huber, partial(value.value_clipped, old_values=old)]
-        check_grads(
-            jax.jit(lambda x: [f(x, returns=adv) for f in values]), (lp,), order=2, modes=["rev"]
-        )
-        check_grads(jax.jit(value.entropy), (adv,), order=2, modes=["rev"])
-        pairs = (lp[:, 0], old[:, 0], adv[:, 0], adv[:, 1])
-        check_grads(
-            jax.jit(lambda *x: [preference.dpo(*x), preference.ipo(*x)]),
-            pairs,
-            order=2,
-            modes=["rev"],
-        )
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

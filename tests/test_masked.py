@@ -37,7 +37,7 @@ def test_whiten(ddof):
     np.testing.assert_allclose(masked.keep(unshifted - 3.5, MASK), white, atol=1e-6)
 
 
-def test_nothing_and_one_thing():
+def test_empty_masks_and_single_values():
     nothing, one = jnp.zeros((2, 3)), jnp.zeros((2, 3)).at[0, 1].set(1.0)
     assert masked.mean(X, nothing) == 0.0 and masked.var(X, nothing) == 0.0
     np.testing.assert_array_equal(masked.whiten(X, nothing, ddof=1), 0.0)
@@ -47,7 +47,7 @@ def test_nothing_and_one_thing():
     np.testing.assert_array_equal(masked.mean(X, nothing, axis=1), [0.0, 0.0])
 
 
-def test_gradients_stay_finite_beside_junk():
+def test_gradients_stay_finite_next_to_nan():
     for f in (
         masked.total,
         masked.mean,
@@ -66,7 +66,7 @@ def test_second_derivatives():
 
 
 @pytest.mark.parametrize("f", [masked.total, masked.mean, masked.var, masked.whiten])
-def test_devices_do_not_matter(f):
+def test_devices_do_not_change_statistics(f):
     # The first device has three tokens and the second one: a mean of means would be (3 + 5) / 2.
     split = jax.vmap(lambda x, m: f(x, m, axis_name="d"), axis_name="d")(X, MASK)
     whole = f(X, MASK)
@@ -82,7 +82,7 @@ def test_dtype_is_kept(dtype, mask_dtype):
             assert jax.eval_shape(f, x, mask).dtype == dtype
 
 
-def test_whole_numbers_are_counted_in_float():
+def test_integers_are_summed_as_floats():
     assert masked.mean(jnp.array([1, 2]), jnp.array([True, True])) == 1.5
     assert masked.mean(jnp.array([True, False]), jnp.array([True, True])) == 0.5
 
@@ -97,7 +97,7 @@ def both(x, mask, junk):
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), junk=st.sampled_from([np.nan, np.inf, -np.inf, 1e38]))
-def test_what_is_masked_does_not_matter(seed, junk):
+def test_masked_values_have_no_effect(seed, junk):
     rng = np.random.default_rng(seed)
     x, mask = rng.normal(size=(3, 4)).astype(np.float32), rng.random((3, 4)) < 0.5
     for clean, noisy in both(x, mask, np.float32(junk)):
@@ -106,9 +106,9 @@ def test_what_is_masked_does_not_matter(seed, junk):
 
 @pytest.mark.parametrize("value", [0.1, -1.0, 1.1, 100.1, 3e-7])
 @pytest.mark.parametrize("rows", [3, 48, 63, 64 * 53])
-def test_equal_numbers_have_no_spread(value, rows):
-    """Their mean is the number itself, to the last digit: else the running deviation is that digit,
-    and a reward of millions.
+def test_equal_numbers_have_no_variance(value, rows):
+    """Their mean is exactly that number. With rounding, the running deviation would be the last
+    digit, and a reward divided by it millions.
     """
     mask = jnp.arange(rows) != 1
     x = jnp.where(mask, jnp.float32(value), jnp.nan)
@@ -128,8 +128,8 @@ def test_equal_numbers_have_no_spread(value, rows):
     assert not white.any()
 
 
-def test_a_spread_of_the_last_digits_is_none():
-    """1 and 1 + 2⁻²³ are one number that was computed in two ways; 1 and 1.001 are two."""
+def test_rounding_is_not_counted_as_variance():
+    """1 and 1 + 2⁻²³ differ by rounding only; 1 and 1.001 differ."""
     two = lambda x: masked.add_moments(
         masked.no_moments(), jnp.array([1.0, x]), jnp.ones(2, bool)
     ).std()
@@ -137,7 +137,7 @@ def test_a_spread_of_the_last_digits_is_none():
     assert two(1.001) == pytest.approx(0.001 / 2**0.5, rel=1e-3)
 
 
-def test_others_are_whitened_alike():
+def test_whiten_as_uses_the_other_statistics():
     """1 and 3 have mean 2 and deviation 1."""
     x, mask = jnp.array([1.0, 3.0, 99.0]), jnp.array([1.0, 1.0, 0.0])
     np.testing.assert_allclose(

@@ -15,7 +15,7 @@ import toys
 from jaxppo import algorithms, models, parallel, ppo, sampling
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
-from jaxppo.models.scan import stack, unstack
+from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.rewards.host import on_host
 from jaxppo.rewards.in_program import count_token
 from jaxppo.rollout import rollout
@@ -114,7 +114,7 @@ def run(
     parts = algorithms.make_parts(settings, reward or count_token(3))
     make = lambda axis_name: ppo.make_train_step(model, parts, settings, axis_name=axis_name)
     step = parallel.prepare(make, mode=mode, mesh=mesh)
-    laid = stack if scan else toys.copied
+    laid = stack_layers if scan else toys.copied
     params, reference = (laid(toys.random_params(models.make(SHAPE), seed=seed)) for seed in (1, 2))
     frozen = {"base": {}, "reference": reference, "reward": {}}
     state = step.place(ppo.init_state(settings, params, frozen, jax.random.key(0)))
@@ -124,7 +124,7 @@ def run(
         rows.append(jax.device_get(metrics))
     assert step.traces == 1
     whole = step.whole(state)
-    return whole.replace(params=unstack(whole.params)), rows
+    return whole.replace(params=unstack_layers(whole.params)), rows
 
 
 def run_case(case: Case):
@@ -139,7 +139,7 @@ def largest_differences(got, want) -> tuple[float, float]:
     tokens.
     """
     between = lambda a, b: max(
-        float(np.abs(x - y).max()) for x, y in zip(toys.numbers(a), toys.numbers(b), strict=True)
+        float(np.abs(x - y).max()) for x, y in zip(*(jax.tree.leaves(toys.numbers(x)) for x in (a, b)), strict=True)
     )
     return between(got[0].params, want[0].params), max(
         between(a, b) for a, b in zip(got[1], want[1], strict=True)

@@ -11,7 +11,7 @@ from jaxppo.errors import UserError
 
 
 def steps(config, grads, n):
-    """What n updates with the same gradients add, one after the other."""
+    """The changes of n updates with the same gradients."""
     optimizer = optimizers.make_optimizer(config)
     state, out = optimizer.init(grads), []
     for _ in range(n):
@@ -79,7 +79,7 @@ def test_adamw_decays_by_rate_times_decay_times_weight():
 
 
 def rates(config, n):
-    """What a constant gradient of 1 shows of the schedule, under sgd."""
+    """The learning rates of n updates."""
     return [
         -x["a"]
         for x in steps(
@@ -98,13 +98,13 @@ def test_cosine_goes_through_half_to_0():
     ("kind", "after"),
     [("constant", [0.1, 0.1]), ("linear", [0.1, 0.075]), ("cosine", [0.1, 0.0853553])],
 )
-def test_warm_up_rises_and_hands_over(kind, after):
-    """One step of warm-up is 2 updates: .05, .1; then the schedule over the 4 that are left."""
+def test_warm_up_rises_then_the_schedule_starts(kind, after):
+    """One step of warm-up is 2 updates: .05, .1; then the schedule over the other 4."""
     config = Config(lr=0.1, lr_schedule=kind, steps=3, epochs=1, minibatches=2, lr_warmup=1)
     assert rates(config, 4) == pytest.approx([0.05, 0.1, *after], abs=1e-6)
 
 
-def test_the_critic_may_have_a_rate_of_its_own():
+def test_the_critic_may_have_its_own_learning_rate():
     config = Config(
         lr=0.1, critic_lr=0.01, optimizer="sgd", max_grad_norm=1e9, lr_schedule="constant"
     )
@@ -115,7 +115,7 @@ def test_the_critic_may_have_a_rate_of_its_own():
     assert change["value"]["kernel"] == change["critic"]["embed"]["kernel"] == pytest.approx(-0.01)
 
 
-def test_a_separate_critic_is_clipped_by_itself():
+def test_a_separate_critic_is_clipped_separately():
     """Policy (3, 4) has norm 5, its critic 100: (.6, .8) and 1; with one norm for both the policy
     would get .03 and .04.
     """
@@ -125,10 +125,8 @@ def test_a_separate_critic_is_clipped_by_itself():
     assert steps(replace(config, critic_lr=0.5), grads, 1)[0] == pytest.approx(
         {"a": -0.06, "b": -0.08, "critic": -0.5}
     )
-    shared = {
-        "a": jnp.float32(3.0),
-        "value": jnp.float32(4.0),
-    }  # a head on the policy's trunk is of one piece with it
+    # a value head on the policy's trunk is clipped together with it
+    shared = {"a": jnp.float32(3.0), "value": jnp.float32(4.0)}
     assert steps(replace(config, critic="shared"), shared, 1)[0] == pytest.approx(
         {"a": -0.06, "value": -0.08}
     )
@@ -161,8 +159,8 @@ def test_an_unknown_rule_is_refused():
         optimizers.make_optimizer(Config(optimizer="lion"))
 
 
-def test_only_critic_zeroes_the_rest():
+def test_zero_policy_keeps_the_critic():
     tree = {"embed": jnp.ones(2), "value": {"kernel": jnp.ones(2)}}
-    on, off = (optimizers.only_critic(tree, jnp.asarray(x)) for x in (True, False))
+    on, off = (optimizers.zero_policy(tree, jnp.asarray(x)) for x in (True, False))
     assert not on["embed"].any() and on["value"]["kernel"].all()
     assert off["embed"].all()

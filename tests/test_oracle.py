@@ -164,8 +164,8 @@ def test_the_world():
 
 @both
 def test_the_truth(tiny, x64):
-    """The sum over sequences, which is differentiated, is the backward induction's value less the
-    divergence met on the way.
+    """The sum over sequences, which is differentiated, equals the value by backward induction minus
+    the expected divergence.
     """
     table, params, (new, old, ref) = tiny()
     objective = lambda new: oracle.true(oracle.exact(new, old, ref), BETA)
@@ -197,8 +197,8 @@ def test_the_truth_by_central_differences(x64):
     np.testing.assert_allclose(gradient.reshape(-1), (up - down) / 2e-5, rtol=0, atol=TOLERANCE)
 
 
-def test_the_scorer_agrees(x64):
-    """`policy.score` says of all sequences what the transformer's table says."""
+def test_the_scorer_has_the_same_log_probs(x64):
+    """`policy.response_logprobs` of all sequences equals the transformer's table."""
     tiny, w = transformer(), oracle.world()
     mask = jnp.asarray(w.mask, jnp.float64)
     prompt = jnp.full((len(w.tokens), 1), END, jnp.int32)
@@ -207,7 +207,7 @@ def test_the_scorer_agrees(x64):
     rollout = Rollout(tokens, attend, mask, jnp.ones(len(tokens), bool), mask, mask, mask, mask)
     with jax.numpy_dtype_promotion("standard"):
         scores = jax.jit(
-            partial(policy.token_logprobs, model(), config=config.Config(), with_values=False)
+            partial(policy.response_logprobs, model(), config=config.Config(), with_values=False)
         )(tiny.params, rollout)
     expected = tiny.tables[0][w.states, w.tokens]
     np.testing.assert_allclose(scores.logprobs * mask, expected * mask, rtol=1e-12)
@@ -216,9 +216,7 @@ def test_the_scorer_agrees(x64):
 @pytest.mark.parametrize("loss", [token.reinforce, token.clip])
 @pytest.mark.parametrize("baseline", [False, True])
 def test_two_states_two_actions_by_hand(loss, baseline, x64):
-    """A textbook's example: ∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s)), whether V is taken off or
-    not.
-    """
+    """∂J/∂z(s, a) = d(s) π(a|s) (Q(s, a) − V(s)), with V as baseline or without."""
     p, q = jnp.array([[0.6, 0.4], [0.5, 0.5]]), jnp.array([[0.8, 0.3], [0.4, 0.4]])
     # V = .6 · .8 + .4 · .3 = .6 and .5 · .4 + .5 · .4 = .4; d = .5 for both
     #   .5 · .6 · (.8 − .6) = .06    .5 · .4 · (.3 − .6) = −.06    .5 · .5 · (.4 − .4) = 0, twice

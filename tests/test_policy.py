@@ -36,7 +36,7 @@ def test_score_is_the_shifted_log_softmax(family, rolled, strict):
 
 def test_without_a_critic_values_are_zero(llama):
     rolled = toys.roll(llama, toys.prompts())
-    got = policy.token_logprobs(
+    got = policy.response_logprobs(
         llama.model, llama.params, rolled, config=SETTINGS, with_values=False
     )
     assert not got.values.any()
@@ -48,7 +48,7 @@ def test_chunks_change_nothing(llama):
     assert policy.number_of_chunks(40, 11, 450) == 4
 
     def loss(params, budget):
-        got = policy.token_logprobs(
+        got = policy.response_logprobs(
             llama.model, params, rolled, config=replace(SETTINGS, logits_bytes=budget)
         )
         return (jnp.sin(got.logprobs) + got.entropy + got.values).sum(), got

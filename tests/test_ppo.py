@@ -329,7 +329,7 @@ def test_several_steps_in_one_dispatch(llama, toy_step):
 def test_with_adapters_the_base_stays(llama):
     """The program is traced, not compiled: shapes tell what is trained and what comes back."""
     toy = toys.make(toys.LLAMA, lora=2)
-    trained, base = lora.split(toy.params, lora.is_adapter)
+    trained, base = lora.split(toy.params, lora.is_trained)
     frozen = {"base": base, "reference": None, "reward": {}}
     settings = replace(SETTINGS, lora=2)
     state = ppo.init_state(settings, trained, frozen, jax.random.key(0))

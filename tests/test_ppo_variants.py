@@ -208,7 +208,7 @@ def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
     state = toys.state(llama, NLPO).replace(step=jnp.int32(1))  # not a step that copies
     state = state.replace(statistics={**state.statistics, "lagged": toys.copied(lagged)})
     (_, _, rolled, _, _), new, metrics = watched(llama, NLPO)(state)
-    hidden = policy.before_tokens(llama.model, lagged, rolled)
+    hidden = policy.states_before_tokens(llama.model, lagged, rolled)
     logits = llama.model.logits(lagged, hidden).reshape(40, -1)
     allowed = np.isfinite(sampling.keep_set(logits, top_p=0.5)).reshape(8, 5, -1)
     chosen = np.take_along_axis(allowed, rolled.response[..., None], 2)[..., 0]
@@ -218,7 +218,9 @@ def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
     toys.assert_same(new.statistics["lagged"], lagged)
     # the ratio's log-probs are renormalised over the allowed tokens, the KL's are not
     plain = jax.nn.log_softmax(
-        llama.model.logits(llama.params, policy.before_tokens(llama.model, llama.params, rolled))
+        llama.model.logits(
+            llama.params, policy.states_before_tokens(llama.model, llama.params, rolled)
+        )
     )
     inside = jax.nn.logsumexp(jnp.where(allowed, plain, -jnp.inf), -1)
     raw = jnp.take_along_axis(plain, rolled.response[..., None], 2)[..., 0]
@@ -264,7 +266,7 @@ def test_full_kl_in_the_reward(llama):
         toys.state(llama, settings).replace(frozen=frozen)
     )
     logits = lambda params: llama.model.logits(
-        params, policy.before_tokens(llama.model, params, rolled)
+        params, policy.states_before_tokens(llama.model, params, rolled)
     )
     exact = kl.full(logits(llama.params), logits(frozen["reference"])) * rolled.mask
     np.testing.assert_allclose(rewards.sum(1), scores - 0.5 * exact.sum(1), atol=1e-4)

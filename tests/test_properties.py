@@ -1,4 +1,4 @@
-"""What holds for all numbers: padding is never read, rows and groups do not see each other, nothing
+"""Properties for all inputs: padding is never read, rows and groups are independent, and nothing
 becomes NaN.
 """
 
@@ -110,8 +110,8 @@ EMPTY_ROWS = np.eye(ROWS, LENGTH, dtype=np.float32) * np.array([[1], [0], [1], [
 
 
 def same(found, expected, view=lambda a: a, leave_out=()):
-    """Where nothing varies, the gradient of whitening is z / sqrt(eps) = 10,000 z less as much:
-    what is left is rounding.
+    """Equal within rounding. If all x are equal, the gradient of whitening is a difference of terms
+    of 10,000 z (1 / sqrt(eps)): only rounding is left.
     """
     large = 5e-3 if expected["var"][0] == 0 else 2e-6  # 4 x 1e4 x 2^-23
     atol = dict.fromkeys(found, 2e-6) | {"whiten": large, "reinforce_plus_plus": large}
@@ -129,7 +129,7 @@ def same(found, expected, view=lambda a: a, leave_out=()):
 @example(0, EMPTY_ROWS, (np.nan, np.inf, np.inf))
 @example(0, np.zeros((ROWS, LENGTH), np.float32), (np.nan, np.nan, np.nan))
 def test_padding_is_never_read(seed, mask, junk):
-    """Not in a value and not in a gradient; and what stands there afterwards is 0."""
+    """Neither in values nor in gradients; results are 0 there."""
     clean = numpy(everything(*numbers(seed), mask))
     noisy = numpy(
         everything(
@@ -145,9 +145,9 @@ def test_padding_is_never_read(seed, mask, junk):
 
 @given(SEEDS, MASKS, st.integers(0, 2), st.integers(0, 3), JUNK)
 @example(0, EMPTY_ROWS, 1, 2, np.nan)
-def test_a_batch_within_a_larger_one(seed, mask, row, column, junk):
-    """Padding before and after, and rows without a token, change nothing: no length, no number of
-    rows is counted.
+def test_more_padding_has_no_effect(seed, mask, row, column, junk):
+    """Padding before and after, and rows without tokens: neither the length nor the number of rows
+    counts.
     """
     inside = np.s_[row : row + ROWS, column : column + LENGTH]
 
@@ -162,9 +162,9 @@ def test_a_batch_within_a_larger_one(seed, mask, row, column, junk):
 
 @given(SEEDS, MASKS)
 @example(0, EMPTY_ROWS)
-def test_gaps_do_not_count(seed, mask):
-    """A row's tokens moved together are the same row: what lies between the turns of a model is no
-    part of it.
+def test_gaps_have_no_effect(seed, mask):
+    """Moving the tokens of a row together changes nothing: positions between turns are not part of
+    the response.
     """
     order = np.argsort(mask == 0, axis=1, kind="stable")
     move = lambda a: np.take_along_axis(a, order, 1)
@@ -238,7 +238,7 @@ BY_RATIO = (
 
 
 @given(SEEDS, hnp.arrays(np.float32, (ROWS, 1), elements=st.sampled_from([-1.0, 1.0])))
-def test_log_ratios_are_held_at_20(seed, sign):
+def test_log_ratios_are_clamped_at_20(seed, sign):
     z, old = (
         numbers(seed)[2],
         np.full((ROWS, LENGTH), -200.0, np.float32),
@@ -327,7 +327,7 @@ def test_groups_and_their_members_have_no_order(scores, valid, swap, first, seco
     np.float32(0.9), np.full(6, 0.9, np.float32)
 )  # in float32 the mean of three times 0.9 may not be 0.9
 @example(np.float32(1e30), np.zeros(6, np.float32))
-def test_a_group_without_spread_gives_nothing_and_takes_nothing(level, scores):
+def test_a_group_with_equal_scores_has_no_effect(level, scores):
     beside = lambda group: on_groups(np.array([*group, *scores[3:]], np.float32), ALL)
     spread = beside([1, 2, 4])
     for name, (adv, slope) in beside([level] * 3).items():

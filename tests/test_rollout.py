@@ -93,7 +93,7 @@ def decode(llama):
     def run(prompts, eos):
         noise = sampling.row_uniforms(jax.random.key(7), prompts.index, 12)
         return rollout._decode(
-            llama.model, llama.params, None, prompts, noise, 12, LONG, eos, 0, True, False, None
+            llama.model, llama.params, prompts, noise, 12, LONG, eos, 0, True, False, None
         )
 
     return run
@@ -217,7 +217,7 @@ def test_reference_is_scored_with_the_temperature_only(llama):
 
 def test_the_reference_of_adapters_is_the_base():
     toy = toys.make(toys.LLAMA, lora=2)
-    trained, base = lora.split(toy.params, lora.is_adapter)
+    trained, base = lora.split(toy.params, lora.is_trained)
     noise = sampling.row_uniforms(jax.random.key(0), jnp.arange(8), 5)
     run = jax.jit(partial(rollout.rollout, toy.model, length=5, sample=SETTINGS, eos=EOS, pad=0))
     done = run(trained, {"base": base, "reference": None}, toys.prompts(), noise)

@@ -100,17 +100,3 @@ def test_has_keep_set():
     assert not sampling.has_keep_set(Config())
     assert sampling.has_keep_set(Config(top_k=1))
     assert sampling.has_keep_set(Config(top_p=0.9))
-
-
-def test_a_guide_allows_its_own_nucleus_only(strict):
-    """The guide's likeliest tokens are 3 and 2 (.5, .3); of them the policy's own top-k 1 is token
-    2.
-    """
-    logits = jnp.log(jnp.array([[0.4, 0.2, 0.3, 0.1]]))
-    guide = jnp.log(jnp.array([[0.1, 0.1, 0.3, 0.5]]))
-    finite = lambda **options: np.isfinite(
-        sampling.process(logits, sample=Config(**options), guide=guide)[0]
-    ).tolist()
-    assert finite(mask_top_p=0.7) == [False, False, True, True]
-    assert finite(mask_top_p=0.7, top_k=1) == [False, False, True, False]
-    assert finite(mask_top_p=0.4) == [False, False, False, True]

@@ -37,7 +37,7 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_dimensions():
 
 
 def test_conjugate_gradient_works_on_trees_and_stops():
-    """A diagonal of 2: one step is exact, and more change nothing, not even to NaN."""
+    """2 I: one step is exact, and further steps change nothing (no NaN)."""
     b = {"a": jnp.array([2.0, 4.0]), "b": jnp.array(6.0)}
     x = second_order.conjugate_gradient(
         lambda v: jax.tree.map(lambda a: 2 * a, v), b, iterations=20
@@ -93,7 +93,7 @@ def test_trpo_improves_within_its_bound(llama, subject):
     new, metrics = updated(llama, subject, TRPO)
     assert float(metrics["accepted"]) == 1
     assert float(metrics["improvement"]) > 0
-    # the critic learns after the policy's step and leaves the policy where it is
+    # the critic learns after the policy's step and does not change the policy
     kl = kl_from(llama, subject, new.params)
     assert kl == pytest.approx(float(metrics["trust_kl"]), rel=1e-3)
     assert 0.001 < kl <= 1.5 * 0.01
@@ -102,7 +102,7 @@ def test_trpo_improves_within_its_bound(llama, subject):
 
 
 @pytest.mark.slow
-def test_a_small_step_has_nearly_the_kl_that_the_fisher_matrix_foretells(llama, subject):
+def test_a_small_step_has_about_the_kl_predicted_by_the_fisher_matrix(llama, subject):
     """Without damping, ½ xᵀ F x = δ is the KL itself up to the third order."""
     settings = replace(
         TRPO, update="npg", trust_kl=1e-4, cg_damping=1e-6, cg_iterations=20, value_loss="none"

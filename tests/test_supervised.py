@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import toys
 from jaxppo import models, parallel, policy, ppo, supervised
 from jaxppo.config import Config
 from jaxppo.errors import UserError
-from jaxppo.models import lora
+from jaxppo.models import lora, text_classifier
 from jaxppo.models.text_classifier import Classifier
 from jaxppo.rewards import classifier
 from jaxppo.types import Model, Prompts
@@ -45,9 +46,7 @@ def rows(**extra) -> Prompts:
 
 
 def table() -> Model:
-    """A model whose hidden state is a number of the token itself, and whose value is that
-    number.
-    """
+    """A model whose hidden state and value are one number for each token."""
     init = lambda key: {"table": jnp.zeros(12)}
     apply = lambda params, tokens, attend, **_: (params["table"][tokens][..., None], None)
     value = lambda params, hidden: hidden[..., 0]
@@ -60,37 +59,42 @@ def fresh(params, reference=None, settings=SETTINGS, base=None):
     return ppo.init_state(settings, toys.copied(params), frozen, jax.random.key(0))
 
 
+@cache
+def language(model):
+    return supervised.language_model(model, SETTINGS)
+
+
+@cache
+def compiled(model, objective, settings=SETTINGS):
+    return parallel.compile_step(supervised.make_train_step(model, objective, settings))
+
+
 def once(model, objective, params, prompts, settings=SETTINGS, **frozen):
-    step = parallel.compile_step(supervised.make_train_step(model, objective, settings))
+    step = compiled(model, objective, settings)
     return step(fresh(params, settings=settings, **frozen), prompts)
 
 
 @pytest.mark.parametrize("last", [1, 3, 9])
 def test_only_the_last_tokens_have_logits(llama, last):
-    """With weight on the last tokens alone it is the same loss and the same step, whether the
-    others have logits or not.
-    """
+    """If only the last tokens have weight, loss and step do not depend on logits for the others."""
     weight = (ROWS > 0) & (np.arange(6) >= 6 - last)
     prompts = rows(weight=jnp.asarray(weight, jnp.float32))
-    whole, cut = (supervised.language_model(llama.model, SETTINGS, last=n) for n in (None, last))
+    whole = language(llama.model)
+    cut = supervised.language_model(llama.model, SETTINGS, last=last)
     assert (
         cut.weights(prompts).shape == (8, min(last, 5))
         and cut.weights(prompts).sum() == whole.weights(prompts).sum()
     )
-    (one, said), (other, found) = (
+    (one, want), (other, found) = (
         once(llama.model, objective, llama.params, prompts) for objective in (whole, cut)
     )
     toys.assert_close(one.params, other.params, atol=1e-6)
-    assert float(said["loss"]) == pytest.approx(float(found["loss"]), abs=1e-6)
+    assert float(want["loss"]) == pytest.approx(float(found["loss"]), abs=1e-6)
 
 
 def test_the_loss_of_a_language_model_by_hand(llama):
-    """Mean of −log softmax(logits before)[token] over tokens with weight 1 that have a token before
-    them.
-    """
-    _, metrics = once(
-        llama.model, supervised.language_model(llama.model, SETTINGS), llama.params, rows()
-    )
+    """Mean of −log softmax(previous logits)[token] over tokens with weight 1 and a predecessor."""
+    _, metrics = once(llama.model, language(llama.model), llama.params, rows())
     hidden, _ = llama.model.apply(llama.params, jnp.asarray(ROWS), jnp.asarray(ROWS > 0))
     logp = np.asarray(jax.nn.log_softmax(llama.model.logits(llama.params, hidden)))
     total, count, right = 0.0, 0, 0
@@ -108,14 +112,9 @@ def test_the_loss_of_a_language_model_by_hand(llama):
     assert float(metrics["length"]) == (5 + 6 + 3 + 6) / 4
 
 
-def test_a_first_token_has_nothing_before_it(llama):
-    """The slot before it is padding, which would see the whole row: another last token changes no
-    weight and no other loss.
-    """
-    for objective in (
-        supervised.language_model(llama.model, SETTINGS),
-        supervised.dpo(llama.model, SETTINGS),
-    ):
+def test_the_first_token_has_no_weight(llama):
+    """The slot before it is padding, which attends to the whole row."""
+    for objective in (language(llama.model), supervised.dpo(llama.model, SETTINGS)):
         alone = rows(
             weight=jnp.zeros((8, 6)).at[0, 1].set(1.0).at[2, 3].set(1.0)
         )  # the first tokens of rows 0 and 2
@@ -128,8 +127,8 @@ def test_a_first_token_has_nothing_before_it(llama):
 
 
 def test_tokens_without_weight_have_no_gradient(llama):
-    """Another prompt token in the loss would change the loss; another weight elsewhere too."""
-    objective = supervised.language_model(llama.model, SETTINGS)
+    """The token without weight may change; removing a row's weight changes the loss."""
+    objective = language(llama.model)
     whole = rows()
     loss = lambda prompts: float(once(llama.model, objective, llama.params, prompts)[1]["loss"])
     silent = whole.replace(extra={"weight": whole.extra["weight"].at[0].set(0.0)})
@@ -140,8 +139,8 @@ def test_tokens_without_weight_have_no_gradient(llama):
 
 
 @pytest.mark.parametrize("kind", ["pmap", "microbatches", "adapters"])
-def test_the_same_update_in_parts(llama, kind):
-    objective = supervised.language_model(llama.model, SETTINGS)
+def test_microbatches_give_the_same_update(llama, kind):
+    objective = language(llama.model)
     want, metrics = once(llama.model, objective, llama.params, rows())
     if kind == "pmap":
         make = lambda axis_name: supervised.make_train_step(
@@ -156,7 +155,7 @@ def test_the_same_update_in_parts(llama, kind):
         )
     else:
         model = models.make(toys.LLAMA, lora=2)
-        trained, base = lora.split(toys.random_params(model), lora.is_adapter)
+        trained, base = lora.split(toys.random_params(model), lora.is_trained)
         objective = supervised.language_model(model, SETTINGS)
         state, got = once(model, objective, trained, rows(), base=base)
         assert set(state.params["layers_0"]["attention"]) == {"q", "v"}  # the adapters alone
@@ -171,11 +170,7 @@ def test_the_same_update_in_parts(llama, kind):
 
 
 def test_a_language_model_learns_its_text(llama):
-    step = parallel.compile_step(
-        supervised.make_train_step(
-            llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS
-        )
-    )
+    step = compiled(llama.model, language(llama.model))
     state, losses = fresh(llama.params), []
     for _ in range(50):
         state, metrics = step(state, rows())
@@ -186,10 +181,8 @@ def test_a_language_model_learns_its_text(llama):
     assert step.traces == 1 and int(state.step) == 50 and int(state.cursor) == 400
 
 
-def test_pairs_by_hand():
-    """Scores are the last real token's numbers: rows 0 and 1 end in 6 and 8, rows 2 and 3 in 3 and
-    4.
-    """
+def test_bradley_terry_by_hand():
+    """Scores are the numbers of the last tokens, in rows 0 to 3: 6, 8, 3 and 4."""
     params = {
         "table": jnp.zeros(12).at[jnp.array([6, 8, 3, 4])].set(jnp.array([1.0, 0.5, -1.0, 2.0]))
     }
@@ -202,10 +195,10 @@ def test_pairs_by_hand():
     assert float(metrics["accuracy"]) == 0.5 and float(metrics["gap"]) == pytest.approx(-1.25)
 
 
-def test_labels_by_hand():
+def test_binary_cross_entropy_by_hand():
     params = {"table": jnp.zeros(12).at[6].set(2.0).at[8].set(-1.0)}
     prompts = rows(label=jnp.array([1.0, 1.0, 0.5, 0.5] * 2))
-    _, metrics = once(table(), supervised.labels(table()), params, prompts)
+    _, metrics = once(table(), supervised.binary_cross_entropy(table()), params, prompts)
     # log(1 + e⁻²) = .1269, log(1 + e¹) = 1.3133, and log 2 for a score of 0
     assert float(metrics["loss"]) == pytest.approx((0.12693 + 1.31326 + 2 * 0.69315) / 4, abs=1e-4)
     assert float(metrics["accuracy"]) == 0.75  # 0 > 0 is false, and so is .5 > .5
@@ -214,21 +207,19 @@ def test_labels_by_hand():
 @pytest.mark.parametrize(
     ("classes", "label"), [(1, [0.8, 0.5, 0.2, 1.0] * 2), (3, [0, 1, 2, 1] * 2)]
 )
-def test_classes_of_texts_are_those_of_the_net(classes, label):
-    """The net reads a text from its first token on, wherever the padding stood; the rest is Optax's
-    cross-entropy.
-    """
+def test_cross_entropy_uses_the_classifier(classes, label):
+    """Texts are moved to the left, with padding on the right; the loss is Optax's cross-entropy."""
     net = Classifier(
         features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=classes
     )
     params = classifier.as_model(net, vocab_size=12, width=4).init(jax.random.key(0))
     prompts = rows(label=jnp.asarray(label, jnp.float32))
-    costs, others = supervised.classes(net).costs(params, None, prompts, None)
+    costs, others = supervised.cross_entropy(net).costs(params, None, prompts, None)
     lengths = (ROWS > 0).sum(1)
     ahead = np.stack(
         [np.roll(row, length) for row, length in zip(ROWS, lengths)]
     )  # the padding behind the text
-    logits = classifier.logits(
+    logits = text_classifier.logits(
         net, params, jnp.asarray(ahead), jnp.arange(6)[None] < lengths[:, None]
     )
     if classes == 1:
@@ -244,10 +235,8 @@ def test_classes_of_texts_are_those_of_the_net(classes, label):
 
 
 @pytest.mark.learning
-def test_three_classes_with_an_embedding_that_learns():
-    """The class is which of three orders of two tokens the text begins with; the embedding is
-    trained with the net.
-    """
+def test_three_classes_with_a_trained_embedding():
+    """The class is the order of the first two tokens; the embedding is trained, too."""
     rng = np.random.default_rng(0)
     kinds = rng.integers(0, 3, 512)
     texts = np.concatenate(
@@ -255,7 +244,7 @@ def test_three_classes_with_an_embedding_that_learns():
     ).astype(np.int32)
     net = Classifier(features=8, layers=("convolution", "pool", "gru"), dropout=0.0, classes=3)
     model = classifier.as_model(net, vocab_size=12, width=4)
-    objective = supervised.classes(net)
+    objective = supervised.cross_entropy(net)
     step = parallel.compile_step(supervised.make_train_step(model, objective, SETTINGS))
     part = lambda at, n: Prompts(
         jnp.asarray(texts[at : at + n]),
@@ -277,9 +266,9 @@ def test_three_classes_with_an_embedding_that_learns():
     assert (state.params["embedding"] != before).any(1)[4:8].all()
 
 
-def test_preferences_start_at_the_reference(llama):
-    """Policy and reference alike: −log σ(0) = .6931 for each pair, and nothing is preferred but by
-    rounding (their two passes are not compiled alike by every JAX); then the better rows rise.
+def test_dpo_starts_at_the_reference(llama):
+    """Policy and reference are equal: −log σ(0) = .6931 for each pair, within rounding (XLA may
+    compile the two passes differently). Then the better rows gain.
     """
     objective = supervised.dpo(llama.model, SETTINGS, beta=1.0)
     step = parallel.compile_step(supervised.make_train_step(llama.model, objective, SETTINGS))
@@ -320,7 +309,7 @@ def test_bradley_terry_finds_known_scores():
 
 
 def test_evaluation_adds_up_over_batches(llama):
-    objective = supervised.language_model(llama.model, SETTINGS)
+    objective = language(llama.model)
     evaluate = supervised.make_evaluation(llama.model, objective)
     frozen = {"base": {}, "reference": None}
     sums, weight = evaluate(llama.params, frozen, rows())
@@ -337,7 +326,7 @@ def test_evaluation_adds_up_over_batches(llama):
     )
 
 
-def test_a_batch_that_is_not_finite_changes_nothing():
+def test_a_non_finite_batch_changes_nothing():
     params = {"table": jnp.zeros(12).at[6].set(jnp.nan)}
     state, metrics = once(table(), supervised.bradley_terry(table()), params, rows())
     np.testing.assert_array_equal(state.params["table"], params["table"])
@@ -349,11 +338,7 @@ def test_a_batch_that_is_not_finite_changes_nothing():
 
 
 def test_a_batch_without_weight_changes_nothing(llama):
-    step = parallel.compile_step(
-        supervised.make_train_step(
-            llama.model, supervised.language_model(llama.model, SETTINGS), SETTINGS
-        )
-    )
+    step = compiled(llama.model, language(llama.model))
     state, _ = step(fresh(llama.params), rows())
     before = jax.device_get(state.params)
     state, metrics = step(state, rows().replace(extra={"weight": jnp.zeros((8, 6))}))
@@ -361,10 +346,10 @@ def test_a_batch_without_weight_changes_nothing(llama):
     assert float(metrics["skipped"]) == 1
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_settings_are_refused():
     with pytest.raises(UserError, match="--epochs 1 --minibatches 1"):
         supervised.make_train_step(
-            table(), supervised.labels(table()), replace(SETTINGS, minibatches=2)
+            table(), supervised.binary_cross_entropy(table()), replace(SETTINGS, minibatches=2)
         )
     with pytest.raises(UserError, match="--microbatches 3 does not divide the 4 rows or pairs"):
         once(
@@ -376,8 +361,8 @@ def test_what_does_not_fit_is_refused():
         )
 
 
-def test_log_probs_are_the_models_own(llama):
-    """Whatever temperature and nucleus the settings sample with."""
+def test_log_probs_ignore_the_sampling_settings(llama):
+    """Temperature and nucleus have no effect."""
     other = replace(SETTINGS, temperature=0.5, top_k=2)
     one, two = (
         supervised.language_model(llama.model, s).costs(llama.params, None, rows(), None)[0]
@@ -386,7 +371,7 @@ def test_log_probs_are_the_models_own(llama):
     np.testing.assert_array_equal(one, two)
     rolled, plain = supervised.as_response(rows(), other)
     np.testing.assert_array_equal(
-        one, -policy.token_logprobs(llama.model, llama.params, rolled, config=plain).raw_logprobs
+        one, -policy.response_logprobs(llama.model, llama.params, rolled, config=plain).raw_logprobs
     )
 
 
@@ -394,9 +379,7 @@ def test_log_probs_are_the_models_own(llama):
     "objective", [supervised.bradley_terry, lambda model: supervised.dpo(model, SETTINGS)]
 )
 def test_a_pair_is_not_cut_between_devices(llama, objective):
-    """Eight rows on eight devices, one each: no device has a pair. On four they are those of one
-    device.
-    """
+    """Eight devices with one row each have no pairs. Four devices give the update of one."""
     made = objective(llama.model)
     make = lambda axis_name: supervised.make_train_step(
         llama.model, made, SETTINGS, axis_name=axis_name

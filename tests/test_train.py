@@ -19,7 +19,7 @@ from jaxppo.errors import RunError, UserError
 from jaxppo.run import files, load, manifest, sampler
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.lock import RunLock
-from jaxppo.run.profiling import CLOCK
+from jaxppo.run.profiling import TIMING_KEYS
 
 
 def reward(params, rollout):
@@ -65,8 +65,8 @@ def straight(tmp_path_factory, prompts):
 
 def lines(folder):
     return [
-        {k: x for k, x in row.items() if k not in CLOCK}
-        for row in files.read_lines(folder / "metrics.jsonl")
+        {k: x for k, x in row.items() if k not in TIMING_KEYS}
+        for row in files.read_jsonl(folder / "metrics.jsonl")
     ]
 
 
@@ -89,7 +89,7 @@ def test_a_run_leaves_its_files(straight):
     ]
     stored = json.loads((folder / "config.json").read_text())
     assert (stored["steps"], stored["lora"], stored["eos"]) == (4, 2, 256)
-    rows = files.read_lines(folder / "metrics.jsonl")
+    rows = files.read_jsonl(folder / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     for row in rows:
         assert row["seconds"] > 0
@@ -139,7 +139,7 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     and its best weights.
     """
     config, policy = loaded
-    texts = rows.packed(
+    texts = rows.pack(
         TEXTS * 4, policy.tokenizer.encode, config.length, eos=policy.tokenizer.eos_id
     )
     config = replace(RUN, minibatches=1, lr=1e-3, lr_schedule="constant")
@@ -164,14 +164,18 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     assert found[-1]["loss"] < found[0]["loss"] and found[0]["length"] == 7
     go("broken", steps=2, eval_every=0)
     toys.assert_same(go("broken", resume=True).params, straight.params)
-    assert int(load.best(tmp_path / "straight", straight).step) == 3  # kept, though no save was due
+    assert (
+        int(load.restore_best(tmp_path / "straight", straight).step) == 3
+    )  # kept, though no save was due
     assert int(go("patient", patience=1).step) == 4
-    assert int(load.best(tmp_path / "patient", straight).step) == 3
+    assert int(load.restore_best(tmp_path / "patient", straight).step) == 3
     assert (
         int(go("patient", patience=1, resume=True, steps=9).step) == 4
     )  # it had ended, and remembers
     never = go("never", eval_every=0)
-    assert int(load.best(tmp_path / "never", never).step) == 4  # no score at all: the newest
+    assert (
+        int(load.restore_best(tmp_path / "never", never).step) == 4
+    )  # no score at all: the newest
 
 
 def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, prompts):
@@ -246,7 +250,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, pro
         name: x for name, x in manifest.read(place).items() if name not in ("files", "sha256")
     }
     manifest.seal(place, record | {"score": None})
-    rows = files.read_lines(folder / "metrics.jsonl")
+    rows = files.read_jsonl(folder / "metrics.jsonl")
     rows[-1] = {name: x for name, x in rows[-1].items() if not name.startswith("validation_")}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fit(folder, prompts, replace(RUN, resume=True), evaluate)
@@ -285,7 +289,7 @@ def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
         ),
         (
             MemoryError(),
-            "out of memory .*lower it with --remat block .*; step 4 is safe, go on with --resume",
+            "out of memory .*lower it with --remat block .*; step 4 is safe, continue with --resume",
         ),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB"),
@@ -324,7 +328,7 @@ def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, pro
     config = replace(RUN, steps=2, reward_reference=12)
     _, policy = load.load_policy(config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    scores = train.first_scores(
+    scores = train.reference_scores(
         config, policy, algorithms.make_parts(config, reward), prompts, state
     )
     assert scores.shape == (12,)
@@ -355,8 +359,8 @@ def test_a_run_on_eight_devices_is_that_of_one(tmp_path, prompts):
         eight = fit(tmp_path / name, prompts, replace(config, expect_devices=8, **mode))
         toys.assert_close(eight.params, one.params, atol=2e-5)
         for a, b in zip(rows(name), rows("one"), strict=True):
-            assert {k: x for k, x in a.items() if k not in CLOCK} == pytest.approx(
-                {k: x for k, x in b.items() if k not in CLOCK}, rel=2e-3, abs=2e-5
+            assert {k: x for k, x in a.items() if k not in TIMING_KEYS} == pytest.approx(
+                {k: x for k, x in b.items() if k not in TIMING_KEYS}, rel=2e-3, abs=2e-5
             )
 
 
@@ -378,7 +382,10 @@ def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
     config, policy = load.load_policy(
         replace(RUN, batch_size=32, lora=0, parallel="mesh", mesh="fsdp=8")
     )
-    whole, own = sum(x.nbytes for x in jax.tree.leaves(policy.params)), memory.total(policy.params)
+    whole, own = (
+        sum(x.nbytes for x in jax.tree.leaves(policy.params)),
+        memory.tree_bytes(policy.params),
+    )
     draw, more = sampler.Sampler(config, policy, rows=8), [held(0) - held(7) - before]
 
     def evaluate(state):
@@ -397,7 +404,7 @@ def test_over_a_mesh_no_device_holds_more_than_its_part(tmp_path, prompts):
         folder=folder,
         evaluate=evaluate,
     )
-    best = load.best(folder, done)
+    best = load.restore_best(folder, done)
     more.append(held(0) - held(7) - before)
     assert len(more) == 4 and max(more) < 0.05 * whole, (more, whole)
     assert best.key == done.key and best.key.sharding == done.key.sharding

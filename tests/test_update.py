@@ -79,7 +79,7 @@ def one_loss(llama, settings, **changes):
     def run(params, batch, fixed=None):
         fixed = fixed or update.LossConstants({})
         total, metrics = loss(params, fixed, parts.aggregate(batch.mask), batch, KEY)
-        return total, update.means(metrics)
+        return total, update.token_means(metrics)
 
     return run
 
@@ -221,7 +221,7 @@ def test_one_non_finite_minibatch_is_skipped(run, state, batch):
     new, metrics = run(state, bad, KEY)
     assert float(metrics["skipped"]) == 2
     assert int(adam(new).count) == 2
-    assert all(np.isfinite(x).all() for x in toys.numbers((new, metrics)))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(toys.numbers((new, metrics))))
     assert (
         new.params["value"]["kernel"] != state.params["value"]["kernel"]
     ).any()  # the good ones counted
@@ -411,7 +411,7 @@ def test_rescored_takes_the_scorers_log_probs(llama, state, batch):
     settings = replace(SETTINGS, epochs=1, minibatches=1)
     own = toys.score(llama, batch.rollout).logprobs
     rescored = jax.jit(
-        update.rescored(update.make_update)(llama.model, toys.parts(settings), settings)
+        update.with_rescoring(update.make_update)(llama.model, toys.parts(settings), settings)
     )
     plain = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))
     lower = batch.replace(old_logprobs=own - 0.1)
@@ -421,7 +421,7 @@ def test_rescored_takes_the_scorers_log_probs(llama, state, batch):
     assert float(metrics["first_ratio_off"]) == pytest.approx(np.expm1(0.1), rel=1e-3)
     config = replace(settings, old_logprobs="scorer")
     made = algorithms.make_parts(config, toys.count_token(3))
-    assert made.update is not None and made.update.__qualname__.startswith("rescored")
+    assert made.update is not None and made.update.__qualname__.startswith("with_rescoring")
 
 
 def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):

@@ -4,6 +4,7 @@ import dataclasses
 from functools import cache
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +124,7 @@ def _roll_program(model: Model, settings: Config, items: tuple):
 
 def score(
     toy: Toy, rolled: Rollout, settings: Config = SETTINGS, params: dict | None = None
-) -> policy.TokenLogprobs:
+) -> policy.ResponseLogprobs:
     """What the toy's policy, or these parameters, say of a rollout."""
     return _score_program(toy.model, settings)(toy.params if params is None else params, rolled)
 
@@ -131,7 +132,7 @@ def score(
 @cache
 def _score_program(model: Model, settings: Config):
     return jax.jit(
-        lambda params, rolled: policy.token_logprobs(model, params, rolled, config=settings)
+        lambda params, rolled: policy.response_logprobs(model, params, rolled, config=settings)
     )
 
 
@@ -173,21 +174,17 @@ class Step:
         return self.compiled(state, prompts)
 
 
-def numbers(tree) -> list[np.ndarray]:
-    """Every leaf as NumPy, keys as their words."""
+def numbers(tree):
+    """The tree with NumPy arrays as leaves; PRNG keys as their words."""
     plain = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-    return [np.asarray(plain(x)) for x in jax.tree.leaves(tree)]
+    return jax.tree.map(lambda x: np.asarray(plain(x)), tree)
 
 
 def assert_same(one, other) -> None:
     """Two trees are equal, bit for bit."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(numbers(one), numbers(other), strict=True):
-        np.testing.assert_array_equal(a, b)
+    chex.assert_trees_all_equal(numbers(one), numbers(other))
 
 
-def assert_close(one, other, **tolerance) -> None:
+def assert_close(one, other, *, rtol: float = 1e-7, atol: float = 0.0) -> None:
     """Two trees are equal within a tolerance."""
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for a, b in zip(numbers(one), numbers(other), strict=True):
-        np.testing.assert_allclose(a, b, **tolerance)
+    chex.assert_trees_all_close(numbers(one), numbers(other), rtol=rtol, atol=atol)

@@ -1,8 +1,8 @@
-"""The Cloud TPU slices that `tpu.py` can ask for, and what each of them is.
+"""The types of Cloud TPU slices that `tpu.py` can create.
 
-The number in a type's name counts TensorCores for v4 and v5p (two a chip) and chips for v5e and
+The number in a type's name counts TensorCores for v4 and v5p (two per chip) and chips for v5e and
 v6e: a v4-8 has 4 chips. Sizes and hosts: https://docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p and
-/v6e; images: /runtimes. Newer chips (TPU7x) are not given out by this interface; see elsewhere.md.
+/v6e; images: /runtimes. Queued resources do not offer newer chips (TPU7x); see elsewhere.md.
 """
 
 import math
@@ -17,7 +17,7 @@ class Accelerator:
     topology: str  # for `jaxppo plan`
     chips: int  # and devices, as JAX counts them
     hosts: int
-    image: str  # --runtime-version
+    image: str  # the option --runtime-version
 
     @property
     def chips_per_host(self) -> int:
@@ -26,13 +26,11 @@ class Accelerator:
 
 @dataclass(frozen=True)
 class Chip:
-    """What all slices of one chip share."""
+    """The properties shared by all slices of one chip."""
 
     prefix: str  # of the type's name
-    cores: int  # that the name counts for each chip
-    alone: (
-        int  # most chips of one host that is a slice by itself; in larger slices every host has 4
-    )
+    cores: int  # per chip, as the type's name counts them
+    max_single_host: int  # most chips of a slice with one host; hosts of larger slices have 4
     image: str
     sizes: str  # the topologies
 
@@ -48,13 +46,13 @@ CHIPS = {
 
 
 def accelerator(name: str, chip: Chip, size: str) -> Accelerator:
-    """The slice of a topology.
+    """Return the slice with a topology.
 
     >>> accelerator("v4", CHIPS["v4"], "2x2x1")
     Accelerator(type='v4-8', topology='v4:2x2x1', chips=4, hosts=1, image='tpu-ubuntu2204-base')
     """
     chips = math.prod(int(side) for side in size.split("x"))
-    hosts = 1 if chips <= chip.alone else chips // 4
+    hosts = 1 if chips <= chip.max_single_host else chips // 4
     return Accelerator(
         f"{chip.prefix}-{chips * chip.cores}", f"{name}:{size}", chips, hosts, chip.image
     )

@@ -1,4 +1,4 @@
-"""Errors, pauses, and what of the repository goes to a slice."""
+"""Errors, pauses, secrets on command lines, and the repository's files."""
 
 import fcntl
 import os
@@ -9,21 +9,20 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from complaints import last_line
+from gcloud_errors import last_line
 
 ROOT = Path(__file__).resolve().parents[1]
-SHORTEST, LONGEST = 10.0, 120.0  # seconds between two attempts, or two looks
+SHORTEST, LONGEST = 10.0, 120.0  # seconds between two attempts or polls
 SECRET = re.compile(
     r"(^|[-_])(token|secret|password|passwd|(api)?key|credentials?)$", re.IGNORECASE
 )
-KEY = re.compile(
-    r"\b(hf_|sk-|ghp_|AIza|ya29\.)[A-Za-z0-9_-]{16,}"
-)  # what keys of known services look like
-LINK = re.compile(r"(\w+://[^/\s:@]*):[^/\s@]+@")  # with somebody's password
+# Keys of known services.
+KEY = re.compile(r"\b(hf_|sk-|ghp_|AIza|ya29\.)[A-Za-z0-9_-]{16,}")
+LINK = re.compile(r"(\w+://[^/\s:@]*):[^/\s@]+@")  # with a password
 
 
 class Stop(Exception):
-    """One line that says what is wrong and what to do, and the exit code."""
+    """An error for the user: one line with what is wrong and what to do, and the exit code."""
 
     def __init__(self, text: str, code: int = 2):
         super().__init__(text)
@@ -31,11 +30,11 @@ class Stop(Exception):
 
 
 class TimeUp(Exception):
-    """The slice has been paid for as long as --max-hours allows."""
+    """The paid hours of --max-hours are over."""
 
 
 def backoff(number: int) -> float:
-    """Seconds to wait after attempt `number` (from 0): doubled each time, capped.
+    """Return the seconds to wait after attempt `number` (from 0): doubled each time, capped.
 
     >>> [backoff(i) for i in range(6)]
     [10.0, 20.0, 40.0, 80.0, 120.0, 120.0]
@@ -43,11 +42,12 @@ def backoff(number: int) -> float:
     return min(SHORTEST * 2 ** min(number, 20), LONGEST)
 
 
-def secrets(words: Iterable[str]) -> list[str]:
-    """The options that seem to carry a secret, without it: everybody on a machine can read a
-    command line.
+def find_secrets(words: Iterable[str]) -> list[str]:
+    """Return the options that seem to contain a secret, without the secret.
 
-    >>> secrets(
+    All users of a machine can read its command lines.
+
+    >>> find_secrets(
     ...     [
     ...         "--hf-token=x",
     ...         "--metadata=HF_TOKEN=x,a=b",
@@ -58,7 +58,7 @@ def secrets(words: Iterable[str]) -> list[str]:
     ...     ]
     ... )
     ['--hf-token', '--metadata=HF_TOKEN', '--wandb-api-key', 'sk-...']
-    >>> secrets(
+    >>> find_secrets(
     ...     [
     ...         "--wandb-key",
     ...         "--key=x",
@@ -85,10 +85,8 @@ def secrets(words: Iterable[str]) -> list[str]:
     return found
 
 
-def private(name: str) -> Path:
-    """A folder of ours for what is made on the way to a slice: always the same one, and nobody
-    else's. Raises Stop.
-    """
+def private_folder(name: str) -> Path:
+    """Make and return the cache folder of a slice, readable by this user only. Raises Stop."""
     folder = (
         Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxppo" / "tpu" / name
     )
@@ -96,52 +94,56 @@ def private(name: str) -> Path:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Stop(
-            f"cannot write to {folder} ({error.strerror}); set XDG_CACHE_HOME to a folder of yours"
+            f"cannot write to {folder} ({error.strerror}); "
+            "set XDG_CACHE_HOME to a folder that you can write to"
         ) from None
     return folder
 
 
 @contextmanager
-def alone(name: str) -> Iterator[None]:
-    """While one process of this machine looks after a slice no other one does: they would undo each
-    other's work. Raises Stop.
+def lock_slice(name: str) -> Iterator[None]:
+    """Allow only one process of this machine to look after a slice. Raises Stop.
+
+    Two processes would undo each other's work.
     """
-    lock = private(name) / "lock"
+    lock = private_folder(name) / "lock"
     with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Stop(
-                f"another babysit of {name} is running on this machine; end that one first (Ctrl-C)"
+                f"another babysit of {name} is running on this machine; stop it first (Ctrl-C)"
             ) from None
         except OSError as error:
             raise Stop(
-                f"{lock} cannot be locked ({error.strerror}); set XDG_CACHE_HOME to a folder on another disk"
+                f"cannot lock {lock} ({error.strerror}); "
+                "set XDG_CACHE_HOME to a folder on another disk"
             ) from None
         yield
 
 
-def pack(archive: Path) -> None:
-    """Tracked files only: nothing that lies about by chance, such as a key, leaves this machine.
-    Raises Stop.
+def pack_repository(archive: Path) -> None:
+    """Write the tracked files to an archive. Raises Stop.
+
+    Other files, such as keys, must not leave this machine.
     """
-    names = tracked()
+    names = tracked_files()
     with tarfile.open(archive, "w:gz") as out:
         for name in names:
             if os.path.lexists(ROOT / name):
                 out.add(ROOT / name, arcname=name, recursive=False)
 
 
-def tracked() -> list[str]:
-    """The repository's tracked files. Raises Stop."""
+def tracked_files() -> list[str]:
+    """Return the names of the repository's tracked files. Raises Stop."""
     try:
         done = subprocess.run(
             ["git", "-C", str(ROOT), "ls-files", "-z"], capture_output=True, text=True
         )
     except FileNotFoundError:
         raise Stop(
-            "git is missing, which says what of the repository goes to the slice; install it"
+            "git is missing, which lists the files to copy to the slice; install it"
         ) from None
     if done.returncode:
-        raise Stop(f"{ROOT} is no git checkout: {last_line(done.stderr)}")
+        raise Stop(f"{ROOT} is not a git checkout: {last_line(done.stderr)}")
     return [name for name in done.stdout.split("\0") if name]

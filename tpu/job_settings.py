@@ -1,10 +1,10 @@
-"""A job's settings as a config.json, for `jaxppo plan`:  python job_settings.py OUT SCRIPT [OPTION...]
+"""Write a job's settings as a config.json for `jaxppo plan`.
 
-The script's own parser reads its options, files of settings and presets, so that what is planned is
-what will run. The script is imported and not run. This is the one file here that needs jaxppo;
-tpu.py calls it with jaxppo's Python.
+    python job_settings.py OUT SCRIPT [OPTION...]
 
-Exit code 2: the options are wrong; 3: the script takes no settings of a run.
+The script's own parser reads options, settings files and presets, so the plan is for what will run.
+The script is imported, but its `main` does not run. Only this file needs jaxppo; tpu.py calls it
+with jaxppo's Python. Exit code 2: the options are wrong; 3: the script has no run settings.
 """
 
 import ast
@@ -18,15 +18,12 @@ from jaxppo.config import RunConfig
 from jaxppo.run.settings import to_dict
 
 
-def kind_of(script: Path) -> type | None:
-    """The dataclass of the script's options: the RunConfig that it defines, and of several the one
-    that builds on the others.
-    """
-
+def config_class(script: Path) -> type | None:
+    """Return the dataclass of the script's options: the most derived RunConfig that it defines."""
     spec = importlib.util.spec_from_file_location("job", script)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["job"] = module  # where dataclasses look for the names in their annotations
+    sys.modules["job"] = module  # dataclasses look here for the names in annotations
     sys.path.insert(0, str(script.resolve().parent))
     spec.loader.exec_module(module)
     own = [
@@ -39,8 +36,8 @@ def kind_of(script: Path) -> type | None:
 
 
 def main(out: str, script: str, *options: str) -> int:
-
-    kind = kind_of(Path(script))
+    """Write the settings to `out` and return the exit code."""
+    kind = config_class(Path(script))
     if kind is None:
         print(
             f"error: {script} defines no dataclass of settings that extends RunConfig",
@@ -48,15 +45,16 @@ def main(out: str, script: str, *options: str) -> int:
         )
         return 3
     Path(out).write_text(json.dumps(to_dict(parse(kind, args=list(options))), indent=1) + "\n")
-    if supervised(Path(script).read_text(encoding="utf-8")):
+    if is_supervised(Path(script).read_text(encoding="utf-8")):
         print(
-            "note: its step generates nothing: the plan is that of a policy gradient with these settings, which needs more"
+            "note: its step generates nothing: the plan is for a policy gradient "
+            "with these settings, which needs more"
         )
     return 0
 
 
-def supervised(source: str) -> bool:
-    """Whether a script trains an objective of `jaxppo.supervised`, and no policy gradient."""
+def is_supervised(source: str) -> bool:
+    """Return whether a script trains an objective of `jaxppo.supervised` only."""
     names = {
         alias.name
         for node in ast.walk(ast.parse(source))

@@ -1,6 +1,4 @@
-"""What is to run: a script of the repository with its options; and what must be right before
-anything is paid for.
-"""
+"""The job: a script of the repository with its options, and the checks before anything costs."""
 
 import json
 import re
@@ -10,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accelerators import Accelerator
-from basics import ROOT, Stop, secrets, tracked
-from complaints import last_line
+from basics import ROOT, Stop, find_secrets, tracked_files
+from gcloud_errors import last_line
 from slices import Slice
 
-NAME = r"(?=.*[^.])[A-Za-z0-9._-]{1,64}"  # of a run: it is a folder's, too
-AGENT_KEY = "~/.ssh/google_compute_engine"  # gcloud's
+NAME = r"(?=.*[^.])[A-Za-z0-9._-]{1,64}"  # of a run, and of its folder
+AGENT_KEY = "~/.ssh/google_compute_engine"  # gcloud's key
 BUCKET = r"gs://[a-z0-9][a-z0-9._-]+(/[A-Za-z0-9._-]+)*/?"
 
 
@@ -25,30 +23,30 @@ class Job:
 
     script: str
     options: tuple[str, ...]
-    name: str  # of the run: the same after every restart
-    runs: str  # its folder
+    name: str  # of the run, the same after every restart
+    runs: str  # the folder of runs
 
     @property
     def bucket(self) -> str:
         return self.runs.split("/")[2] if self.runs.startswith("gs://") else ""
 
     def command(self, kind: Accelerator) -> list[str]:
-        """What every host runs; job.sh adds --resume when there is something to go on with."""
+        """Return the command of every host. job.sh adds --resume if the run has started before."""
         words = ["python", self.script, *self.options]
         own = {"--name": self.name, "--runs": self.runs, "--expect-devices": str(kind.chips)}
-        # the hosts of a large slice may be ready half an hour apart
+        # The hosts of a large slice may be ready half an hour apart.
         own |= {"--distributed": "on", "--connect-timeout": "1800"} if kind.hosts > 1 else {}
         for option, value in own.items():
-            words += [] if value_of(option, self.options) else [option, value]
+            words += [] if option_value(option, self.options) else [option, value]
         return words
 
 
-def value_of(option: str, words: Sequence[str]) -> str:
-    """The last value given to an option, or nothing.
+def option_value(option: str, words: Sequence[str]) -> str:
+    """Return the last value given to an option, or an empty text.
 
     >>> (
-    ...     value_of("--runs", ["--steps", "3", "--runs=a", "--runs", "b"]),
-    ...     value_of("--name", ["--names", "x"]),
+    ...     option_value("--runs", ["--steps", "3", "--runs=a", "--runs", "b"]),
+    ...     option_value("--name", ["--names", "x"]),
     ... )
     ('b', '')
     """
@@ -61,19 +59,20 @@ def value_of(option: str, words: Sequence[str]) -> str:
     return found
 
 
-def job_of(words: list[str], slice_name: str, kind: Accelerator) -> Job:
-    """The job after --. Raises Stop."""
+def parse_job(words: list[str], slice_name: str, kind: Accelerator) -> Job:
+    """Return the job after --. Raises Stop."""
     if not words:
-        raise Stop("no job; give it after --, such as: -- experiments/sentiment.py --steps 100")
-    script, options, files = words[0], tuple(words[1:]), tracked()
+        raise Stop("no job; give it after --, for example: -- experiments/sentiment.py --steps 100")
+    script, options, files = words[0], tuple(words[1:]), tracked_files()
     if script not in files:
         raise Stop(
-            f"{script} is no tracked file of {ROOT}, and only those are copied: write its path from there, git add it"
+            f"{script} is not a tracked file of {ROOT}, and only those are copied: "
+            "write its path from there, git add it"
         )
-    check_words(options, files)
-    stored = stored_in(value_of("--config", options), files)
-    name = value_of("--name", options) or stored.get("name", "") or slice_name
-    runs = value_of("--runs", options) or stored.get("runs", "") or "runs"
+    check_options(options, files)
+    stored = stored_names(option_value("--config", options), files)
+    name = option_value("--name", options) or stored.get("name", "") or slice_name
+    runs = option_value("--runs", options) or stored.get("runs", "") or "runs"
     if not re.fullmatch(NAME, name):
         raise Stop(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
     if runs.startswith("gs:") and not re.fullmatch(BUCKET, runs):
@@ -81,16 +80,18 @@ def job_of(words: list[str], slice_name: str, kind: Accelerator) -> Job:
     job = Job(script, options, name, runs)
     if kind.hosts > 1 and not job.bucket:
         raise Stop(
-            f"{kind.type} has {kind.hosts} hosts, each with its own disk: give the job --runs gs://BUCKET/FOLDER, not {runs}"
+            f"{kind.type} has {kind.hosts} hosts, each with its own disk: "
+            f"give the job --runs gs://BUCKET/FOLDER, not {runs}"
         )
     return job
 
 
-def check_words(options: Sequence[str], files: Sequence[str]) -> None:
-    """No secret among them, and no file that stays behind. Raises Stop."""
-    if found := secrets(options):
+def check_options(options: Sequence[str], files: Sequence[str]) -> None:
+    """Raise Stop for options with a secret, or with a file that is not copied to the slice."""
+    if found := find_secrets(options):
         raise Stop(
-            f"{found[0]}: everybody on a machine can read its command lines; put it into a file, and pass --env-file"
+            f"{found[0]}: all users of a machine can read its command lines; "
+            "put it into a file, and pass --env-file"
         )
     before = ""
     for word in options:
@@ -107,19 +108,22 @@ def check_words(options: Sequence[str], files: Sequence[str]) -> None:
         inside = place.relative_to(ROOT).as_posix() if place.is_relative_to(ROOT) else ""
         if not inside or not any(file == inside or file.startswith(f"{inside}/") for file in files):
             raise Stop(
-                f"{option} {value}: it is here, but would not be on the slice, which gets tracked files only: git add it"
+                f"{option} {value}: it exists here, but would not on the slice, "
+                "which gets tracked files only: git add it"
             )
 
 
-def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
-    """`name` and `runs` in a file of settings, if they stand there; jaxppo itself reads and checks
-    the rest. Raises Stop.
+def stored_names(file: str, files: Sequence[str]) -> dict[str, str]:
+    """Return `name` and `runs` from a settings file, if it has them. Raises Stop.
+
+    jaxppo reads and checks the rest.
     """
     if not file:
         return {}
     if file not in files:
         raise Stop(
-            f"--config {file} is no tracked file of {ROOT}, and only those are copied: write its path from there, git add it"
+            f"--config {file} is not a tracked file of {ROOT}, and only those are copied: "
+            "write its path from there, git add it"
         )
     text = (ROOT / file).read_text()
     found: dict = {}
@@ -127,7 +131,7 @@ def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
         try:
             found = dict(json.loads(text))
         except (ValueError, TypeError):
-            raise Stop(f"--config {file} is no JSON object of settings") from None
+            raise Stop(f"--config {file} is not a JSON object of settings") from None
     else:
         lines = re.finditer(
             r"""^["']?(name|runs)["']?[ \t]*:[ \t]+(.*?)[ \t]*(?:[ \t]#.*)?$""", text, re.MULTILINE
@@ -137,37 +141,37 @@ def stored_in(file: str, files: Sequence[str]) -> dict[str, str]:
 
 
 def check_bucket(slice_: Slice, job: Job) -> None:
-    """The bucket is there, before anything is paid for. Raises Stop."""
+    """Raise Stop if the bucket does not exist."""
     if job.bucket:
         done = slice_.gcloud(
             "storage", "buckets", "describe", f"gs://{job.bucket}", "--format=value(name)"
         )
         if done.returncode:
-            cure = (
-                f"if it is missing, make it with: gcloud storage buckets create gs://{job.bucket}"
-            )
+            cure = f"if it does not exist: gcloud storage buckets create gs://{job.bucket}"
             raise Stop(f"--runs {job.runs}: {last_line(done.stderr)}; {cure}")
 
 
 def check_agent(kind: Accelerator) -> None:
-    """gcloud connects to several hosts only when the SSH agent holds its key, or nothing at all.
-    Raises Stop.
+    """Raise Stop if the SSH agent has keys, but not gcloud's.
+
+    gcloud connects to several hosts only if the agent holds its key, or none at all.
     """
     if kind.hosts == 1:
         return
     key = Path(AGENT_KEY).expanduser()
-    held = said_by("ssh-add", "-l")
-    mine = said_by("ssh-keygen", "-lf", str(key)).split()[1:2]  # its fingerprint
+    held = output_of("ssh-add", "-l")
+    mine = output_of("ssh-keygen", "-lf", str(key)).split()[1:2]  # its fingerprint
     if not held or (key.exists() and not mine) or (mine and mine[0] in held):
         return
     make = "" if key.exists() else f"ssh-keygen -t rsa -f {AGENT_KEY} && "
     raise Stop(
-        f"{kind.type} has {kind.hosts} hosts, and your SSH agent lacks gcloud's key; type: {make}ssh-add {AGENT_KEY}"
+        f"{kind.type} has {kind.hosts} hosts, and your SSH agent lacks gcloud's key; "
+        f"type: {make}ssh-add {AGENT_KEY}"
     )
 
 
-def said_by(*argv: str) -> str:
-    """What a command prints; nothing when it fails, or is missing."""
+def output_of(*argv: str) -> str:
+    """Return the output of a command, or an empty text if it fails or is missing."""
     try:
         done = subprocess.run(
             argv,
@@ -183,13 +187,14 @@ def said_by(*argv: str) -> str:
 
 
 def check_environment(file: Path) -> None:
-    """Raises Stop."""
+    """Raise Stop if a file of secrets is missing, readable by others, or not NAME=VALUE lines."""
     if not file.is_file():
-        raise Stop(f"--env-file {file}: there is no such file")
+        raise Stop(f"--env-file {file}: no such file")
     if file.stat().st_mode & 0o077:
         raise Stop(f"--env-file {file} can be read by others: chmod 600 {file}")
     for number, line in enumerate(file.read_text().splitlines(), 1):
         if line and not line.startswith("#") and not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", line):
             raise Stop(
-                f"--env-file {file}, line {number}: write NAME=VALUE, without export or spaces around ="
+                f"--env-file {file}, line {number}: write NAME=VALUE, "
+                "without export or spaces around ="
             )

@@ -1,6 +1,4 @@
-"""What --dry-run hears in place of a slice: everything goes well at once. The commands are those of
-a real call, one by one.
-"""
+"""A simulated gcloud for --dry-run: every command succeeds at once."""
 
 import json
 import subprocess
@@ -10,7 +8,7 @@ from accelerators import ACCELERATORS
 
 
 class Rehearsal:
-    """Answers as gcloud's. `there`: whether the slice exists at the start."""
+    """Answers like gcloud. `there`: whether the slice exists at the start."""
 
     def __init__(self, there: bool):
         self.there = there
@@ -18,7 +16,7 @@ class Rehearsal:
         self.started = False
 
     def answer(self, argv: Sequence[str]) -> subprocess.CompletedProcess:
-        """What gcloud would say to this command."""
+        """Return what gcloud would answer to a command."""
         group, verb = (argv[3], argv[4]) if argv[1] == "compute" else ("", "")
         if verb == "create":
             self.there = True
@@ -38,11 +36,11 @@ class Rehearsal:
             )
             return subprocess.CompletedProcess(argv, 0, json.dumps(found), "")
         elif verb == "ssh":
-            return subprocess.CompletedProcess(argv, 0, self.say(argv), "")
+            return subprocess.CompletedProcess(argv, 0, self.job_output(argv), "")
         return subprocess.CompletedProcess(argv, 0, "", "")
 
-    def say(self, argv: Sequence[str]) -> str:
-        """The hosts' words: a run is not there, and when it was started it is done."""
+    def job_output(self, argv: Sequence[str]) -> str:
+        """Return the hosts' answer to `job.sh status`: none, or finished if the run was started."""
         command = next((word for word in argv if word.startswith("--command=")), "")
         self.started |= " start " in command
         return (

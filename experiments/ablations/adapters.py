@@ -1,29 +1,37 @@
 """Low-rank adapters against full training.
 
-Question   How much rank does policy optimisation need, and how far from the reference does each go? On the ladder the network
-           under the adapters is random, so that there the question is one of capacity alone;
-           --scale small has a taught one. Arms share a learning rate, but for one that has ten
-           times as much, as is said to serve adapters (https://thinkingmachines.ai/blog/lora/).
+Question   How much rank does policy optimisation need, and how far from the reference does each
+           rank go? At --scale ladder the network under the adapters is random, so the question is
+           one of capacity; --scale small starts from a trained network. All arms share a learning
+           rate, except one with ten times as much, which is said to suit adapters
+           (https://thinkingmachines.ai/blog/lora/).
 Paper      LoRA, https://arxiv.org/abs/2106.09685; LoRA learns less and forgets less,
            https://arxiv.org/abs/2405.09673.
 Command    python experiments/ablations/adapters.py
 Found      1 minutes at --scale ladder on a core that other work shared.
            full training learns more than rank 4: agrees (reward of all steps +.533, 95 % interval
-           +.506 to +.560). and more than rank 4 at ten times its rate: agrees (reward of all steps
-           +.527, 95 % interval +.500 to +.554). rank 16 learns more than rank 1: agrees (reward of
-           all steps +.019, 95 % interval +.016 to +.023). rank 4 stays nearer to the reference than
-           full training: agrees (fewer nats to the reference +8.631, 95 % interval +8.442 to
-           +8.820). 8 minutes at --scale small on a core that other work shared. full training
-           learns more than rank 4: agrees (reward of all steps +.018, 95 % interval +.014 to
-           +.023). and more than rank 4 at ten times its rate: agrees (reward of all steps +.013, 95
-           % interval +.009 to +.018). rank 16 learns more than rank 1: agrees (reward of all steps
-           +.004, 95 % interval +.001 to +.007). rank 4 stays nearer to the reference than full
-           training: agrees (fewer nats to the reference +.103, 95 % interval +.067 to +.140).
+           +.506 to +.560).
+           and more than rank 4 at ten times its rate: agrees (reward of all steps +.527, 95 %
+           interval +.500 to +.554).
+           rank 16 learns more than rank 1: agrees (reward of all steps +.019, 95 % interval +.016
+           to +.023).
+           rank 4 stays nearer to the reference than full training: agrees (fewer nats to the
+           reference +8.631, 95 % interval +8.442 to +8.820).
+           8 minutes at --scale small on a core that other work shared.
+           full training learns more than rank 4: agrees (reward of all steps +.018, 95 % interval
+           +.014 to +.023).
+           and more than rank 4 at ten times its rate: agrees (reward of all steps +.013, 95 %
+           interval +.009 to +.018).
+           rank 16 learns more than rank 1: agrees (reward of all steps +.004, 95 % interval +.001
+           to +.007).
+           rank 4 stays nearer to the reference than full training: agrees (fewer nats to the
+           reference +.103, 95 % interval +.067 to +.140).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 PAPER = "https://arxiv.org/abs/2405.09673"
 

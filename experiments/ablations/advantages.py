@@ -1,29 +1,35 @@
 """Advantage estimators: GAE's lambda, groups, leave-one-out, the batch's mean.
 
-Question   Is a critic needed, and which baseline serves without one?
-Paper      RLOO: https://arxiv.org/abs/2402.14740. GRPO: https://arxiv.org/abs/2402.03300. VC-PPO, on two lambdas:
-           https://arxiv.org/abs/2503.01491.
-Changed    In the first record the critic's advantages were whitened and the others were not, and the group's were divided by its
-           deviation: two claims, which agreed, mixed a baseline with a scale. That record is
-           withdrawn.
+Question   Is a critic needed, and which baseline works without one?
+Paper      RLOO: https://arxiv.org/abs/2402.14740. GRPO: https://arxiv.org/abs/2402.03300. VC-PPO,
+           on two lambdas: https://arxiv.org/abs/2503.01491.
+Changed    In the first record the critic's advantages were whitened and the others were not, and
+           the group's were divided by its deviation: two claims, which agreed, mixed a baseline
+           with a scale. That record is withdrawn.
 Command    python experiments/ablations/advantages.py
 Found      5 minutes at --scale ladder on a core that other work shared.
            leave-one-out beats PPO with a critic: agrees (reward of all steps +.027, 95 % interval
-           +.014 to +.039). a group's mean as baseline beats none: agrees (reward of all steps
-           +.071, 95 % interval +.044 to +.097). a critic that learns with lambda 1 helps a policy
-           that has .95: not decided (reward of all steps -.010, 95 % interval -.021 to +.001). 11
-           minutes at --scale small on a core that other work shared. leave-one-out beats PPO with a
-           critic: disagrees (reward of all steps -.023, 95 % interval -.027 to -.019). a group's
-           mean as baseline beats none: disagrees (reward of all steps -.027, 95 % interval -.033 to
-           -.021). a critic that learns with lambda 1 helps a policy that has .95: not decided
-           (reward of all steps -.000, 95 % interval -.001 to +.000). 60 minutes at --scale smollm2
-           on a core that other work shared. leave-one-out beats PPO with a critic: agrees (reward
-           of all steps +.079, 95 % interval +.032 to +.127).
+           +.014 to +.039).
+           a group's mean as baseline beats none: agrees (reward of all steps +.071, 95 % interval
+           +.044 to +.097).
+           a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of
+           all steps -.010, 95 % interval -.021 to +.001).
+           11 minutes at --scale small on a core that other work shared.
+           leave-one-out beats PPO with a critic: disagrees (reward of all steps -.023, 95 %
+           interval -.027 to -.019).
+           a group's mean as baseline beats none: disagrees (reward of all steps -.027, 95 %
+           interval -.033 to -.021).
+           a critic that learns with lambda 1 helps a policy that has .95: not decided (reward of
+           all steps -.000, 95 % interval -.001 to +.000).
+           60 minutes at --scale smollm2 on a core that other work shared.
+           leave-one-out beats PPO with a critic: agrees (reward of all steps +.079, 95 % interval
+           +.032 to +.127).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 # The same prompts for all, whether an estimator has a use for copies or not; and a baseline alone,
 # no change of scale.

@@ -1,23 +1,25 @@
-"""How token losses become one number, and what that does to the length of wrong answers.
+"""How token losses are aggregated, and what that does to the length of wrong answers.
 
-Question   Does dividing each response's loss by its length make wrong answers longer than right ones, more than
-           dividing by a constant does? (Dr. GRPO's claim: a long wrong answer is punished less for
-           each token.) That all responses grow would be something else: what is compared is how
-           much longer the wrong ones are.
+Question   Does dividing each response's loss by its length make wrong answers longer than right
+           ones, more than dividing by a constant does? This is Dr. GRPO's claim: each token of a
+           long wrong answer is punished less. The metric is how much longer the wrong answers are,
+           because all responses may grow.
 Paper      https://arxiv.org/abs/2503.20783
-Changed    First asked was the length of wrong answers alone: they grew, and so did the right ones. That record is withdrawn.
+Changed    The first question was about the length of wrong answers alone: they grew, and so did the
+           right ones. That record is withdrawn.
 Command    python experiments/ablations/aggregation.py
 Found      4 minutes at --scale ladder on a core that other work shared.
            dividing by each response's length makes wrong answers the longer ones: not decided
-           (tokens of wrong answers above right ones' +1.011, 95 % interval +.003 to +2.019). 5
-           minutes at --scale small on a core that other work shared. dividing by each response's
-           length makes wrong answers the longer ones: agrees (tokens of wrong answers above right
-           ones' +.118, 95 % interval +.046 to +.190).
+           (tokens of wrong answers above right ones' +1.011, 95 % interval +.003 to +2.019).
+           5 minutes at --scale small on a core that other work shared.
+           dividing by each response's length makes wrong answers the longer ones: agrees (tokens of
+           wrong answers above right ones' +.118, 95 % interval +.046 to +.190).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 GROUPS = {"advantage": "group_mean", "value_loss": "none", "group_size": 8}
 QUESTION = Question(

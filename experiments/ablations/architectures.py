@@ -1,24 +1,30 @@
-"""Policies of four architectures with equally many parameters.
+"""Policies of five architectures with the same number of parameters.
 
-Question   Which architecture learns fastest from a reward, at 12,700 parameters (--scale small: 964,000)?
+Question   Which architecture learns fastest from a reward, at 12,700 parameters (--scale small:
+           964,000)?
 Paper      GTrXL, which says that plain transformers learn worse from rewards than an LSTM:
            https://arxiv.org/abs/1910.06764.
-Changed    In the first record of --scale small all were taught by examples for 120 steps, after which the recurrent nets were
-           right in .01 of the cases and had nothing to be rewarded for (both claims: disagrees, by
-           .46). That record is withdrawn; each is taught until it is right about as often now.
+Changed    In the first record of --scale small every network had 120 supervised steps. The
+           recurrent networks were then right in .01 of the cases and got no rewards (both claims:
+           disagrees, by .46). That record is withdrawn; now each is trained until it is right about
+           equally often.
 Command    python experiments/ablations/architectures.py
 Found      3 minutes at --scale ladder on a core that other work shared.
            an LSTM learns faster than a plain transformer: agrees (reward of all steps +.070, 95 %
-           interval +.048 to +.092). a GRU learns faster than a plain transformer: agrees (reward of
-           all steps +.108, 95 % interval +.088 to +.129). 6 minutes at --scale small on a core that
-           other work shared. an LSTM learns faster than a plain transformer: disagrees (reward of
-           all steps -.013, 95 % interval -.022 to -.004). a GRU learns faster than a plain
-           transformer: disagrees (reward of all steps -.026, 95 % interval -.037 to -.016).
+           interval +.048 to +.092).
+           a GRU learns faster than a plain transformer: agrees (reward of all steps +.108, 95 %
+           interval +.088 to +.129).
+           6 minutes at --scale small on a core that other work shared.
+           an LSTM learns faster than a plain transformer: disagrees (reward of all steps -.013, 95
+           % interval -.022 to -.004).
+           a GRU learns faster than a plain transformer: disagrees (reward of all steps -.026, 95 %
+           interval -.037 to -.016).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 PAPER = "https://arxiv.org/abs/1910.06764"
 WIDTHS = {

@@ -1,24 +1,31 @@
-"""Clip-higher: a wider bound for tokens that become likelier.
+"""Clip-higher: a wider clip bound for tokens that become more likely.
 
-Question   Does a higher upper bound of the ratio keep entropy up (DAPO's claim), and does it cost reward? Entropy at the end,
-           where all arms have nearly none, was asked first; that of all steps was added when this
-           had been seen.
+Question   Does a higher upper bound of the ratio keep the entropy up (DAPO's claim), and does it
+           cost reward?
 Paper      https://arxiv.org/abs/2503.14476
+Changed    Entropy at the end, where all arms have almost none, was asked first; the entropy of all
+           steps was added after that result.
 Command    python experiments/ablations/clip_higher.py
 Found      3 minutes at --scale ladder on a core that other work shared.
            clip-higher keeps more entropy: not decided (entropy of all steps -.020, 95 % interval
-           -.041 to +.000). clip-higher ends with more entropy: not decided (entropy at the end
-           -.001, 95 % interval -.026 to +.024). clip-higher learns more: not decided (reward of all
-           steps -.001, 95 % interval -.022 to +.020). 10 minutes at --scale small on a core that
-           other work shared. clip-higher keeps more entropy: not decided (entropy of all steps
-           +.001, 95 % interval -.004 to +.006). clip-higher ends with more entropy: disagrees
-           (entropy at the end -.006, 95 % interval -.012 to -.001). clip-higher learns more: not
-           decided (reward of all steps +.003, 95 % interval -.006 to +.013).
+           -.041 to +.000).
+           clip-higher ends with more entropy: not decided (entropy at the end -.001, 95 % interval
+           -.026 to +.024).
+           clip-higher learns more: not decided (reward of all steps -.001, 95 % interval -.022 to
+           +.020).
+           10 minutes at --scale small on a core that other work shared.
+           clip-higher keeps more entropy: not decided (entropy of all steps +.001, 95 % interval
+           -.004 to +.006).
+           clip-higher ends with more entropy: disagrees (entropy at the end -.006, 95 % interval
+           -.012 to -.001).
+           clip-higher learns more: not decided (reward of all steps +.003, 95 % interval -.006 to
+           +.013).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 PAPER = "https://arxiv.org/abs/2503.14476"
 QUESTION = Question(

@@ -1,29 +1,32 @@
-"""Dropout in the policy while it is optimised.
+"""Dropout in the policy during policy optimisation.
 
-Question   Does dropout above 0 make policy optimisation unstable (RL4LMs' claim)? Sampler and scorer then draw other
-           masks, so the ratio is noise before anything has changed. Policies are judged without
-           dropout: what it costs while it samples is no loss of learning.
+Question   Does dropout make policy optimisation unstable (RL4LMs' claim)? Sampler and scorer draw
+           different masks, so the ratio is noisy from the start. The judge samples without
+           dropout: what dropout costs during sampling is no loss of learning.
 Paper      RL4LMs, https://arxiv.org/abs/2210.01241
 Command    python experiments/ablations/dropout.py
 Found      2 minutes at --scale ladder on a core that other work shared.
            without dropout a better policy is learned than with .1: not decided (reward of the
-           trained policy +.020, 95 % interval -.023 to +.064). without dropout a better policy is
-           learned than with .3: agrees (reward of the trained policy +.104, 95 % interval +.074 to
-           +.135). 7 minutes at --scale small on a core that other work shared. without dropout a
-           better policy is learned than with .1: agrees (reward of the trained policy +.020, 95 %
-           interval +.008 to +.031). without dropout a better policy is learned than with .3: agrees
-           (reward of the trained policy +.028, 95 % interval +.015 to +.041).
+           trained policy +.020, 95 % interval -.023 to +.064).
+           without dropout a better policy is learned than with .3: agrees (reward of the trained
+           policy +.104, 95 % interval +.074 to +.135).
+           7 minutes at --scale small on a core that other work shared.
+           without dropout a better policy is learned than with .1: agrees (reward of the trained
+           policy +.020, 95 % interval +.008 to +.031).
+           without dropout a better policy is learned than with .3: agrees (reward of the trained
+           policy +.028, 95 % interval +.015 to +.041).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+import jax
+import jax.numpy as jnp
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 
 def dropping(rate: float):
     """A change of the model: dropout of the last hidden states, with another mask at every call."""
-    import jax
-    import jax.numpy as jnp
 
     def noisy(model):
         def apply(params, tokens, attend, **rest):

@@ -1,33 +1,39 @@
-"""Policy losses against each other, at equal samples.
+"""Policy losses against each other, on the same number of samples.
 
-Question   Which policy loss learns most from the same rollouts, in four epochs each, when nothing else differs? All arms but
-           the last have GRPO's advantages and no critic, as the papers have: a loss of whole
-           sequences would throw away what a critic says of tokens. Losses of tokens are means over
-           tokens, those of sequences means over sequences. GSPO's own bounds are for responses of a
-           thousand tokens: there is an arm with wider ones. Left out are clip_cov, kl_cov and
-           dppo_kl, and awr and dro, which are no losses of one policy's fresh rollouts.
+Question   Which policy loss learns most from the same rollouts, in four epochs each, if nothing
+           else differs? All arms but the last have GRPO's advantages and no critic, as in the
+           papers: a sequence-level loss would ignore what a critic says about tokens. Token-level
+           losses are means over tokens, sequence-level losses are means over sequences. GSPO's own
+           bounds are for responses of a thousand tokens, so one arm has wider ones. Not tested:
+           clip_cov, kl_cov and dppo_kl, and the off-policy losses awr and dro.
 Paper      PPO: https://arxiv.org/abs/1707.06347. GSPO: https://arxiv.org/abs/2507.18071. CISPO:
            https://arxiv.org/abs/2506.13585.
-Changed    The arm with wider bounds was added when the others had been seen.
+Changed    The arm with wider bounds was added after the results of the others.
 Command    python experiments/ablations/losses.py
 Found      11 minutes at --scale ladder on a core that other work shared.
            clipping beats the plain gradient over four epochs: agrees (reward of all steps +.242, 95
-           % interval +.187 to +.296). GSPO learns faster than token-wise clipping (GRPO): disagrees
-           (reward of all steps -.056, 95 % interval -.064 to -.048). GSPO with bounds of .08 learns
-           faster than that: not decided (reward of all steps -.007, 95 % interval -.031 to +.016).
+           % interval +.187 to +.296).
+           GSPO learns faster than token-wise clipping (GRPO): disagrees (reward of all steps -.056,
+           95 % interval -.064 to -.048).
+           GSPO with bounds of .08 learns faster than that: not decided (reward of all steps -.007,
+           95 % interval -.031 to +.016).
            CISPO learns faster than clipping: disagrees (reward of all steps -.088, 95 % interval
-           -.130 to -.046). 21 minutes at --scale small on a core that other work shared. clipping
-           beats the plain gradient over four epochs: agrees (reward of all steps +.101, 95 %
-           interval +.082 to +.120). GSPO learns faster than token-wise clipping (GRPO): not decided
-           (reward of all steps -.002, 95 % interval -.015 to +.010). GSPO with bounds of .08 learns
-           faster than that: agrees (reward of all steps +.028, 95 % interval +.015 to +.041). CISPO
-           learns faster than clipping: disagrees (reward of all steps -.038, 95 % interval -.058 to
-           -.019).
+           -.130 to -.046).
+           21 minutes at --scale small on a core that other work shared.
+           clipping beats the plain gradient over four epochs: agrees (reward of all steps +.101, 95
+           % interval +.082 to +.120).
+           GSPO learns faster than token-wise clipping (GRPO): not decided (reward of all steps
+           -.002, 95 % interval -.015 to +.010).
+           GSPO with bounds of .08 learns faster than that: agrees (reward of all steps +.028, 95 %
+           interval +.015 to +.041).
+           CISPO learns faster than clipping: disagrees (reward of all steps -.038, 95 % interval
+           -.058 to -.019).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 GROUPS = {"value_loss": "none", "group_size": 8, "advantage": "group", "epochs": 4}
 TOKENS = ("clip", "reinforce", "dual_clip", "cispo", "kl_penalty", "dppo_tv")

@@ -1,33 +1,39 @@
-"""A sampler that is not quite the policy, and what importance correction repairs.
+"""A sampler that differs from the policy, and what importance correction repairs.
 
-Question   The sampler is made hotter, or its weights and last hidden states are rounded to bfloat16, behind the scorer's
-           back. How much is lost, and how much does a truncated importance weight bring back? The
-           policies are judged by samples of their own, not by the changed sampler's.
-           `first_ratio_off` is the largest |scorer / sampler - 1| here.
-Paper      https://fengyao.notion.site/off-policy-rl; on precision: https://arxiv.org/abs/2510.26788.
+Question   The sampler is made hotter, or its weights and last hidden states are rounded to
+           bfloat16, and the scorer does not know. How much is lost, and how much does a truncated
+           importance weight bring back? The judge samples from the policy, not from the changed
+           sampler. `first_ratio_off` is the largest |scorer / sampler - 1| here.
+Paper      https://fengyao.notion.site/off-policy-rl; on precision:
+           https://arxiv.org/abs/2510.26788.
 Command    python experiments/ablations/mismatch.py
 Found      4 minutes at --scale ladder on a core that other work shared.
            a hot sampler costs the policy reward: not decided (reward of the trained policy -.000,
-           95 % interval -.031 to +.030). correction repairs a hot sampler: not decided (reward of
-           the trained policy +.024, 95 % interval -.003 to +.050). a sampler in bfloat16 costs the
-           policy reward: disagrees (reward of the trained policy -.023, 95 % interval -.039 to
-           -.008). 10 minutes at --scale small on a core that other work shared. a hot sampler costs
-           the policy reward: agrees (reward of the trained policy +.056, 95 % interval +.030 to
-           +.081). correction repairs a hot sampler: not decided (reward of the trained policy
-           -.010, 95 % interval -.034 to +.013). a sampler in bfloat16 costs the policy reward: not
-           decided (reward of the trained policy -.000, 95 % interval -.017 to +.016).
+           95 % interval -.031 to +.030).
+           correction repairs a hot sampler: not decided (reward of the trained policy +.024, 95 %
+           interval -.003 to +.050).
+           a sampler in bfloat16 costs the policy reward: disagrees (reward of the trained policy
+           -.023, 95 % interval -.039 to -.008).
+           10 minutes at --scale small on a core that other work shared.
+           a hot sampler costs the policy reward: agrees (reward of the trained policy +.056, 95 %
+           interval +.030 to +.081).
+           correction repairs a hot sampler: not decided (reward of the trained policy -.010, 95 %
+           interval -.034 to +.013).
+           a sampler in bfloat16 costs the policy reward: not decided (reward of the trained policy
+           -.000, 95 % interval -.017 to +.016).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+import jax
+from scales import run
 
 from jaxppo import cli, update
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 
 def sampler(*, states, weights=None):
     """A change of the model's last hidden states, and of its weights, while it decodes: what the
     scorer computes stays.
     """
-    import jax
 
     def other(model):
         def apply(params, tokens, attend, *, cache=None, **rest):
@@ -46,9 +52,8 @@ def rescored(parts):
     """The old log-probs are the scorer's own, as where sampler and trainer are two programs; how
     far the sampler's were from them is in the place of what the scorer is from itself.
     """
-
     return parts._replace(
-        update=update.rescored(update.make_update)
+        update=update.with_rescoring(update.make_update)
     )  # what --old-logprobs scorer does
 
 

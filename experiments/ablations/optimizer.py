@@ -1,21 +1,26 @@
 """Adam's eps, and other optimizers.
 
-Question   Does it matter that PPO's implementations set Adam's eps to 1e-5 instead of 1e-8 (the paper lists it and
-           claims nothing), and what do other rules do? SGD has a learning rate of its own; the
-           others share one.
-Paper      Huang et al. 2022, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/
+Question   Does it matter that PPO implementations set Adam's eps to 1e-5 instead of 1e-8 (the paper
+           lists it and claims nothing), and how do other optimizers compare? SGD has its own
+           learning rate; the others share one.
+Paper      Huang et al. 2022,
+           https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/
 Command    python experiments/ablations/optimizer.py
 Found      2 minutes at --scale ladder on a core that other work shared.
            eps 1e-5 beats 1e-8: not decided (reward of all steps -.006, 95 % interval -.025 to
-           +.012). Adam beats RMSProp: agrees (reward of all steps +.049, 95 % interval +.022 to
-           +.076). 6 minutes at --scale small on a core that other work shared. eps 1e-5 beats 1e-8:
-           not decided (reward of all steps -.003, 95 % interval -.006 to +.001). Adam beats
-           RMSProp: not decided (reward of all steps -.004, 95 % interval -.009 to +.000).
+           +.012).
+           Adam beats RMSProp: agrees (reward of all steps +.049, 95 % interval +.022 to +.076).
+           6 minutes at --scale small on a core that other work shared.
+           eps 1e-5 beats 1e-8: not decided (reward of all steps -.003, 95 % interval -.006 to
+           +.001).
+           Adam beats RMSProp: not decided (reward of all steps -.004, 95 % interval -.009 to
+           +.000).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 QUESTION = Question(
     "optimizer",

@@ -1,12 +1,13 @@
-"""Where the ablations are asked: `--scale` of each script.
+"""The scales of the ablations: `--scale` of each script.
 
-ladder    toy tasks that can be learned whole, a network of 13,000 parameters made anew for every seed; minutes on a core
-small     words spelt backwards, a transformer of .95 million parameters that was taught until .45 were right (once, in a
-          minute); the arms that claims are about, two minutes of a core for each, and five with
-          four epochs
-smollm2   reviews continued positively by SmolLM2-135M with adapters; the reward is a classifier (trained once), VADER the judge
-          that was not trained against. Three arms, three seeds, run by run: what is in
-          runs/ablations-smollm2 is not done again
+ladder    Learnable toy tasks and a network of 13,000 parameters, new for every seed. Minutes on a
+          core.
+small     Words spelt backwards, by a transformer of .95 million parameters that is first trained
+          until .45 are right (once, in a minute). Only the arms of claims: two minutes of a core
+          for each run, five with four epochs.
+smollm2   Reviews continued positively by SmolLM2-135M with adapters. The reward is a classifier
+          (trained once), and VADER is the judge that is not trained against. Three arms, three
+          seeds, one run after the other. Finished runs in runs/ablations-smollm2 are reused.
 """
 
 import hashlib
@@ -18,19 +19,15 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxppo import algorithms, ppo, tasks, train
-from jaxppo.ablation import (
-    AblationConfig,
-    Arm,
-    Question,
-    Scale,
-    ask,
-    measures,
-    settings_of,
-    toy_tasks,
-)
+from jaxppo.ablation import toy_tasks
+from jaxppo.ablation.question import AblationConfig, Arm, Question, Scale, arm_settings
+from jaxppo.ablation.sweep import Run
+from jaxppo.ablation.training import run_ablation, summarise
 from jaxppo.config import FREE
 from jaxppo.data.examples import Examples
 from jaxppo.errors import Diverged, UserError
@@ -39,40 +36,35 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
 from jaxppo.tasks import measure, rewards, sources, stages
 
-EXPERIMENTS = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import sentiment  # experiments/sentiment.py
 
 
 def ladder(tiny: bool, **settings) -> Scale:
-    """The rungs that can be learned, or `tasks` of them, and other settings than theirs."""
-
-    tasks = settings.pop("tasks", toy_tasks.CLIMB)
-    config = replace(toy_tasks.LadderConfig(), **settings)
-    deal = lambda run: toy_tasks.Deal(run.task)
+    """The learnable toy tasks, or `tasks`, with these settings."""
+    tasks = settings.pop("tasks", toy_tasks.LEARNABLE)
     return Scale(
         "ladder",
-        config,
+        replace(toy_tasks.ToyConfig(), **settings),
         tasks,
         toy_tasks.load,
         toy_tasks.reward,
-        deal,
+        lambda run: toy_tasks.RandomPrompts(run.task),
         algorithms.make_parts,
         toy_tasks.judge,
-        toy_tasks.JUDGED,
+        toy_tasks.JUDGE_METRICS,
     )
 
 
 def small(
     tiny: bool, proxy: bool = False, longer: Mapping[str, int] = MappingProxyType({}), **settings
 ) -> Scale:
-    """One of the language tasks, from a supervised baseline that is made once and kept in
-    runs/ablations-<kind>-<width>; the judge has held-out examples.
+    """The task "spelling", from a supervised baseline that is trained once and kept in
+    runs/ablations-<kind>-<width>. The judge has the test prompts.
 
-    The reward is the right answer; or a `proxy` that pays for every letter e besides, and most for
-    nothing else. `longer`: kinds of networks that are taught for so many steps, where they learn
-    more slowly.
+    The reward is 1 for the right answer. `proxy` adds a reward for every letter e, which pays most
+    if nothing else is written. `longer`: supervised steps of kinds of networks that learn slowly.
     """
-    import jax.numpy as jnp
-
     options = tasks.TaskConfig(
         task="spelling",
         tokens="bytes",
@@ -90,38 +82,33 @@ def small(
         eval_every=0,
         tiny=tiny,
     )
-    options = (
-        replace(stages.smaller(options), batch_size=options.batch_size) if tiny else options
-    )  # arms cut it in minibatches
+    if tiny:  # the arms divide the batch into minibatches, so its size stays
+        options = replace(stages.tiny_options(options), batch_size=options.batch_size)
     options = replace(options, **settings)
-    task, found = tasks.task_of(options), sources.load_examples(options)
-    bare = lambda part: [
-        x._replace(prompt=x.prompt.removeprefix("Spell backward: ")) for x in part
-    ]  # all that it takes, whole
-    examples = Examples(*map(bare, found))
+    task, longer = tasks.get_task(options), {} if tiny else longer
+    # The bare word is prompt enough, and fits.
+    bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
+    examples = Examples(*([bare(x) for x in part] for part in sources.load_examples(options)))
 
     def load(config):
-        steps = longer.get(config.model_kind, options.sft_steps) if not tiny else options.sft_steps
+        steps = longer.get(config.model_kind, options.sft_steps)
         number = f"-{steps}" * (steps != options.sft_steps)
-        root = (
-            Path(config.runs)
-            / f"ablations-{config.model_kind}-{config.width}{number}{'-tiny' * tiny}"
-        )
-        # the same baseline for every seed and arm, whatever they change
-        taught = replace(
+        name = f"ablations-{config.model_kind}-{config.width}{number}{'-tiny' * tiny}"
+        # one baseline for all seeds and arms, whatever else they change
+        supervised = replace(
             options,
             model_kind=config.model_kind,
             width=config.width,
             runs=config.runs,
             sft_steps=steps,
         )
-        tuned = stages.baseline(taught, task, examples, root)
-        return load_policy(replace(config, model=str(tuned), tiny=False))[1]
+        model = stages.train_baseline(supervised, task, examples, Path(config.runs) / name)
+        return load_policy(replace(config, model=str(model), tiny=False))[1]
 
     policy = load(options)
     options = replace(options, eos=policy.tokenizer.eos_id, pad=policy.tokenizer.pad_id)
-    prompts, unseen = (
-        measure.prompt_set(options, policy, task, part)[0]
+    training, test = (
+        measure.encode_examples(options, policy, task, part)[0]
         for part in (examples.train, examples.test)
     )
     right = rewards.make_reward(options, policy)
@@ -129,40 +116,32 @@ def small(
 
     def reward(params, rollout):
         score, valid = right.fn(params, rollout)
-        share = ((rollout.response == letter) * rollout.mask).sum(1) / jnp.maximum(
-            rollout.mask.sum(1), 1
-        )
+        hits = ((rollout.response == letter) * rollout.mask).sum(1)
+        share = hits / jnp.maximum(rollout.mask.sum(1), 1)
         return score + 2 * share * proxy, valid
 
     def judge(rollout):
-        gold, (score, _) = right.fn(right.params, rollout)[0], reward(right.params, rollout)
-        return {
-            "score": score.mean(),
-            "gold": gold.mean(),
-            **toy_tasks.by_outcome(rollout.mask.sum(1), gold > 0),
-        }
+        gold, score = right.fn(right.params, rollout)[0], reward(right.params, rollout)[0]
+        lengths = toy_tasks.length_by_outcome(rollout.mask.sum(1), gold > 0)
+        return {"score": score.mean(), "gold": gold.mean(), **lengths}
 
-    parts, deal = algorithms.make_parts, lambda run: prompts
     return Scale(
         "small",
         options,
         (options.task,),
         load,
         reward,
-        deal,
-        parts,
+        lambda run: training,
+        algorithms.make_parts,
         judge,
-        toy_tasks.JUDGED,
+        toy_tasks.JUDGE_METRICS,
         at_once=8,
-        unseen=lambda run: unseen,
+        unseen=lambda run: test,
     )
 
 
 def smollm2(tiny: bool, **settings) -> Scale:
-    """The main job, smaller: 30 steps of 32 continuations of 16 tokens."""
-    sys.path.insert(0, str(EXPERIMENTS))
-    import sentiment
-
+    """A smaller main job: 30 steps of 32 continuations of 16 tokens."""
     config = sentiment.Sentiment(
         dtype="float32",
         steps=30,
@@ -176,107 +155,102 @@ def smollm2(tiny: bool, **settings) -> Scale:
         tiny=tiny,
     )
     config = replace(config, response_length=6, test_prompts=8) if tiny else config
-    nothing = lambda *_: None  # what only many runs in one program need
+    unused = lambda *_: None  # only runs that share a program need these
     return Scale(
         "smollm2",
         replace(config, **settings),
         ("sentiment",),
-        nothing,
-        nothing,
-        nothing,
+        unused,
+        unused,
+        unused,
         algorithms.make_parts,
         seeds=3,
         judged=("gold", "nats", "distinct_2"),
-        alone=lambda config, arm, run: one_review_run(replace(config, tiny=tiny), arm, run),
+        alone=lambda config, arm, run: train_on_reviews(replace(config, tiny=tiny), arm, run),
     )
 
 
-def one_review_run(config, arm: Arm, run) -> dict:
-    """The numbers of one run on SmolLM2, and with which versions they were made; from its folder if
-    they are there, and what was begun is gone on with. A folder is one of these settings: others
-    have another. A run that diverged counts, as what it left.
+def train_on_reviews(config: sentiment.Sentiment, arm: Arm, run: Run) -> dict:
+    """Train one run on SmolLM2 and return its metrics and versions; resume it, or read the metrics
+    from its folder if it is finished. The folder's name depends on the settings. A run that
+    diverged counts with its last checkpoint.
     """
-    import jax
-    import sentiment
-
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
-    own = replace(config, runs=str(root), seed=run.seed)
-    own = replace(own, **settings_of(own, arm))
-    # what differs from the defaults and changes the numbers: a setting that later versions add
-    # changes no folder
-    plain, given = files.settings_of(type(own)()), files.settings_of(own)
-    given = {
-        name: x for name, x in given.items() if x != plain[name] and name not in FREE - {"steps"}
-    }
-    settings = json.dumps(given, sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
-    words = (
-        f"{config.name} {run.arm} {run.seed} {hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-    )
-    own = replace(own, name=re.sub(r"[^a-z0-9]+", "-", words.lower()))
-    place = root / own.name
-    if (place / "numbers.json").exists():
-        return json.loads((place / "numbers.json").read_text()) | {"minutes": files.minutes(place)}
-    own, policy = load.load_policy(replace(own, resume=files.has_started(place)))
-    reviews, parts, opening = sentiment.load_prompts(own, policy)
+    config = replace(config, runs=str(root), seed=run.seed)
+    config = replace(config, **arm_settings(config, arm))
+    config = replace(config, name=folder_name(config, arm, run))
+    folder = root / config.name
+    if (folder / "numbers.json").exists():
+        found = json.loads((folder / "numbers.json").read_text())
+        return found | {"minutes": files.training_minutes(folder)}
+    config, policy = load_policy(replace(config, resume=files.has_started(folder)))
+    reviews, split, encode = sentiment.load_prompts(config, policy)
     # one reward for all arms and seeds
-    reward, policy.frozen["reward"], _ = sentiment.make_reward(
-        replace(own, seed=0), policy, reviews, parts, root
-    )
-    made = algorithms.make_parts(own, reward)
-    files.run_folder(own.runs, own.name, resume=own.resume)
+    reward, _ = sentiment.make_reward(replace(config, seed=0), policy, reviews, split, root)
+    policy.frozen["reward"] = reward.params or {}
+    parts = algorithms.make_parts(config, reward.fn)
+    parts = arm.parts(parts) if arm.parts else parts
+    files.run_folder(config.runs, config.name, resume=config.resume)
     try:
-        state = train.fit(
-            own, policy, arm.parts(made) if arm.parts else made, opening(parts.train), folder=place
-        )
+        state = train.fit(config, policy, parts, encode(split.train), folder=folder)
     except Diverged as error:
         print(error, flush=True)
-        own, policy = load.load_policy(own)
-        state = ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
-        saved = Checkpoints(place / "checkpoints", write=False)
+        config, policy = load_policy(config)
+        key = jax.random.key(config.seed)
+        state = ppo.init_state(config, policy.params, policy.frozen, key)
+        saved = Checkpoints(folder / "checkpoints", write=False)
         state = saved.restore(state) if saved.steps() else state
-    judge = sentiment.Judge(own, policy)
-    judged = judge.numbers(
-        judge.read(state, opening(parts.test[: own.test_prompts]), sentiment.JUDGE_SEEDS[0])
-    )
-    rows = files.read_lines(place / "metrics.jsonl")
-    kept = ("reward", "kl", "entropy", "length", "skipped", "barren_steps", "first_ratio_off")
-    numbers = measures({key: np.array([row[key] for row in rows]) for key in kept})
-    numbers |= {
-        "gold": judged["sentiment"],
-        "nats": judged["kl"],
-        "distinct_2": judged["distinct_2"],
+    judge = sentiment.make_judge(config, policy)
+    test = encode(split.test[: config.test_prompts])
+    judged = sentiment.summarise(judge(state, test, sentiment.JUDGE_SEEDS[0]))
+    rows = files.read_jsonl(folder / "metrics.jsonl")
+    names = ("reward", "kl", "entropy", "length", "skipped", "barren_steps", "first_ratio_off")
+    found = summarise({name: np.array([row[name] for row in rows]) for name in names})
+    found |= {"gold": judged["sentiment"], "nats": judged["kl"]}
+    found |= {"distinct_2": judged["distinct_2"], "versions": files.versions()}
+    files.write_atomically(folder / "numbers.json", json.dumps(found) + "\n")
+    return found | {"minutes": files.training_minutes(folder)}
+
+
+def folder_name(config: sentiment.Sentiment, arm: Arm, run: Run) -> str:
+    """A name with a hash of the settings that change the result and differ from the defaults: a
+    setting that a later version adds changes no name.
+    """
+    default, settings = files.portable_settings(type(config)()), files.portable_settings(config)
+    settings = {
+        name: x
+        for name, x in settings.items()
+        if x != default[name] and name not in FREE - {"steps"}
     }
-    numbers["versions"] = files.versions()
-    files.write_whole(place / "numbers.json", json.dumps(numbers) + "\n")
-    return numbers | {"minutes": files.minutes(place)}
+    text = json.dumps(settings, sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    words = f"{config.name} {run.arm} {run.seed} {digest}"
+    return re.sub(r"[^a-z0-9]+", "-", words.lower())
 
 
 SCALES = {"ladder": ladder, "small": small, "smollm2": smollm2}
 
 
 def run(question: Question, options: AblationConfig, **settings) -> dict:
-    """Ask it at the scale that the options name; `settings` are the question's own, for the scale
-    of that name. Among them `arms` names those that are asked there; claims about others are left
-    out.
+    """Run an ablation at the scale of the options. `settings` has the question's own settings for
+    some scales: a dict by the scale's name. Its `arms` names the arms to train; claims about others
+    are left out.
     """
-
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(SCALES)}")
     chosen = dict(settings.get(options.scale, {}))
     if options.scale == "small":
-        named = {name for claim in question.claims for name in (claim.better, claim.worse)}
-        chosen["arms"] = [name for name in question.arms if name in named]
-    if arms := chosen.pop("arms", None):
-        claims = tuple(
-            claim for claim in question.claims if {claim.better, claim.worse} <= set(arms)
-        )
-        question = question._replace(
-            arms={name: question.arms[name] for name in arms}, claims=claims
-        )
+        claimed = {name for claim in question.claims for name in (claim.better, claim.worse)}
+        chosen["arms"] = [name for name in question.arms if name in claimed]
+    if names := chosen.pop("arms", None):
+        arms = {name: question.arms[name] for name in names}
+        claims = tuple(x for x in question.claims if {x.better, x.worse} <= set(arms))
+        question = question._replace(arms=arms, claims=claims)
     elif options.scale == "smollm2":
         raise UserError(
-            f"--scale smollm2: {question.name} has no arms for it; see the script's last lines"
+            f"--scale smollm2: {question.name} has no arms for it; name some in the script's `main`"
         )
     load.use_compilation_cache()
     scale = SCALES[options.scale](options.tiny, **chosen)
-    return ask(question, scale._replace(config=replace(scale.config, name=question.name)), options)
+    config = replace(scale.config, name=question.name)
+    return run_ablation(question, scale._replace(config=config), options)

@@ -1,25 +1,29 @@
 """Updates on samples of an older policy.
 
-Question   Every row is learned from once, in minibatches of 16. How much is lost when more minibatches are sampled
-           before the first of them is learned from? With 16 updates a batch a row is up to 15
-           updates old, half of that in the mean. Judged is the policy after all updates, of which
-           each arm has as many (on the ladder 320).
+Question   Every row is trained on once, in minibatches of 16. How much is lost if more minibatches
+           are sampled before the first update? With 16 updates a batch a row is up to 15 updates
+           old, and half of that on average. The metric is the reward of the final policy; all arms
+           make the same number of updates (320 at --scale ladder).
 Paper      Asynchronous RLHF, https://arxiv.org/abs/2410.18252
-Changed    First asked was the reward of all steps, of which an arm had five. That record is withdrawn.
+Changed    The first metric was the reward of all steps, of which one arm had only five. That record
+           is withdrawn.
 Command    python experiments/ablations/staleness.py
 Found      1 minutes at --scale ladder on a core that other work shared.
            rows up to 15 updates old cost the policy reward: disagrees (reward of the trained policy
-           -.072, 95 % interval -.091 to -.054). rows up to 63 updates old cost the policy reward:
-           agrees (reward of the trained policy +.420, 95 % interval +.391 to +.449). 9 minutes at
-           --scale small on a core that other work shared. rows up to 15 updates old cost the policy
-           reward: not decided (reward of the trained policy -.026, 95 % interval -.058 to +.005).
+           -.072, 95 % interval -.091 to -.054).
+           rows up to 63 updates old cost the policy reward: agrees (reward of the trained policy
+           +.420, 95 % interval +.391 to +.449).
+           9 minutes at --scale small on a core that other work shared.
+           rows up to 15 updates old cost the policy reward: not decided (reward of the trained
+           policy -.026, 95 % interval -.058 to +.005).
            rows up to 63 updates old cost the policy reward: not decided (reward of the trained
            policy -.018, 95 % interval -.048 to +.012).
 """
 
-from scales import AblationConfig, Arm, Claim, Question, run
+from scales import run
 
 from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 PAPER = "https://arxiv.org/abs/2410.18252"
 LATER = {

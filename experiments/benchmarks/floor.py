@@ -1,18 +1,18 @@
-"""The arithmetic floor of one PPO step: how long its products and its memory traffic take at the
+"""The arithmetic floor of one PPO step: how long its matrix products and memory traffic take at the
 machine's own rates.
 
-    floor = Σ FLOPs / GEMM rate + Σ_t max(FLOPs_t / GEMM rate, bytes_t / bandwidth) + 28 bytes ·
-    parameters · updates / bandwidth
-            prompts, reference, update      decoding, token by token                      Adam
+    floor = Σ FLOPs / GEMM rate                                  (prompts, reference, update)
+          + Σ_t max(FLOPs_t / GEMM rate, bytes_t / bandwidth)    (decoding, token by token)
+          + 28 bytes · parameters · updates / bandwidth          (Adam)
 
-Counted: 2 FLOPs a weight and token forward, 3 times that in training, for every token of a row;
-attention over the causal half alone; the head on response positions alone, with log-probs and
-values kept from decoding, so that nothing is scored twice; decoding reads each weight and the
-cached keys and values once a token, in the compute type; Adam reads parameter, gradient and two
-moments and writes three of them. Not counted: norms, softmax, activations, sampling, the sum over
-the gradients: so nothing can reach 1.0, and 1.2 to 1.3 times the floor would be a perfect score.
+Counted: 2 FLOPs for each weight and token in a forward pass and 3 times that in training, for every
+token of a row; the causal half of attention; the output head at response positions, with log-probs
+and values kept from decoding, so nothing is scored twice. Decoding reads each weight and the cached
+keys and values once for each token, in the compute type. Adam reads parameter, gradient and two
+moments, and writes three of them. Not counted: norms, softmax, activations, sampling, the sum over
+the gradients. So no step can reach 1.0, and 1.2 to 1.3 times the floor would be a perfect score.
 
-Standard library only: the rates come in as numbers (`own_step.py` measures them).
+It does not run JAX: the rates come in as numbers (`own_step.py` measures them).
 """
 
 from collections.abc import Iterator

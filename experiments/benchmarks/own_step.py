@@ -1,5 +1,4 @@
-"""One measurement of jaxppo's step in a process of its own; `step.py` starts it. Prints one JSON
-object.
+"""Measure jaxppo's step in its own process; `step.py` starts it. Prints one JSON object.
 
 python experiments/benchmarks/own_step.py '{"size": "S/32", "dtype": "float32", "steps": 5, "parts":
 true, "compile_only": false}'
@@ -94,7 +93,7 @@ class Subject:
             )
             self.state = live.replace(frozen=self.state.frozen)
         if float(metrics["skipped"]) or not float(metrics["length"]) == self.config.response_length:
-            raise SystemExit(f"not the work that was asked for: {metrics}")
+            raise SystemExit(f"wrong work: {metrics}")
         return {"steps_s": clock.wall[1:], "cpu_s": statistics.median(clock.cpu[1:])}
 
     def phases(self, steps: int) -> dict:

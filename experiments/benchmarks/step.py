@@ -1,26 +1,25 @@
-"""How long does one PPO step take, how far is that from what the machine allows, and how does it
-compare with TRL?
+"""Time one PPO step, and compare it with what the machine allows and with TRL.
 
-Question   Seconds, tokens/s, compile time and peak memory of one step; times the arithmetic floor (`floor.py`); times TRL's PPO.
+Question   Seconds, tokens/s, compile time and peak memory of one step; its ratio to the arithmetic
+           floor (`floor.py`) and to TRL's PPO.
+Work       A random GPT-2 shape, prompt 16, responses of fixed length, 4 epochs x 4 minibatches (16
+           Adam updates of all weights), value head, frozen reference, reward = count of one token.
+             S   4 layers, width 256, 4 heads, vocabulary 8,192 (5 M), 64 rollouts of 32 or 128
+                 tokens
+             M  12 layers, width 768, 12 heads, vocabulary 50,257 (124 M), 16 rollouts of 32 tokens
+Command    python experiments/benchmarks/step.py              # all sizes, types and thread counts
+           python experiments/benchmarks/step.py --compile    # also compile times from a warm cache
+           python experiments/benchmarks/step.py --peer trl --threads all
+           # alternates with TRL 1.12's PPO trainer
+Minutes    About 10; with --compile 15; --peer trl 25 (2 CPU cores). The machine must be quiet: the
+           load is printed and recorded.
+Columns    step: median seconds of the whole step, which is one XLA program. rollout, update: the
+           same work compiled as two programs; they need not add up to the step. x floor: step over
+           the floor at the highest rate of any product measured in the same process. x own shapes:
+           step over the floor at the rates measured for the step's own products.
 
-Work       A random GPT-2 shape, prompt 16, responses of fixed length, 4 epochs x 4 minibatches (16 Adam updates of all
-           weights), value head, frozen reference, reward = count of one token.
-             S   4 layers, width  256,  4 heads, vocabulary  8,192 (5 M),   64 rollouts of 32 or 128 tokens
-             M  12 layers, width  768, 12 heads, vocabulary 50,257 (124 M), 16 rollouts of 32 tokens
-
-Commands   python experiments/benchmarks/step.py                               # all sizes, both types, one thread and all
-           python experiments/benchmarks/step.py --compile                     # and compile seconds from a warm cache
-           python experiments/benchmarks/step.py --peer trl --threads all      # in turns with TRL 1.12's PPO trainer
-
-Minutes    About 10; with --compile 15; --peer trl 25 (2 CPU cores). The machine must be quiet: the load is printed and kept.
-
-Reads as   step: median seconds of the whole step, which is one XLA program. rollout, update: the same work compiled as two
-           programs, for orientation; they need not add up to the step. x floor: step over the floor
-           at the best rate of any product measured in the same process. x own shapes: over the
-           floor at the rates measured for the step's own products.
-
-Each measurement runs in a process of its own, one at a time, the peer's under the same conditions.
-Environment variables (say, the allocator's) reach both. The peer's virtual environment, once:
+Each measurement runs in its own process, one at a time, and TRL's under the same conditions.
+Environment variables, such as the allocator's, reach both. To make TRL's virtual environment:
 
     python3 -m venv ~/.cache/jaxppo/trl-venv
     ~/.cache/jaxppo/trl-venv/bin/pip install torch==2.13.0
@@ -70,13 +69,13 @@ class Options:
     """which shapes; tiny is a smoke test"""
     dtype: Literal["float32", "bfloat16", "both"] = "both"
     threads: Literal["1", "all", "both"] = "both"
-    """1: each process is held on one core"""
+    """1: each process runs on one core"""
     steps: int = 5
     """steps timed in each process, after one of warm-up"""
     compile: bool = False
-    """measure compiling from a warm persistent cache too, in a second process"""
+    """also measure compiling from a warm persistent cache, in a second process"""
     peer: Literal["none", "trl"] = "none"
-    """run TRL's PPO trainer on the same work beside it"""
+    """also run TRL's PPO trainer on the same work"""
     turns: int = 2
     """with a peer: how often each of the two runs"""
     peer_python: Path = Path("~/.cache/jaxppo/trl-venv/bin/python")
@@ -90,7 +89,8 @@ def main(options: Options) -> None:
         raise UserError(f"--steps {options.steps} and --turns {options.turns} must be above 0")
     if options.threads != "all" and not LINUX:
         raise UserError(
-            f"--threads {options.threads} needs Linux, which can hold a process on one core; use --threads all"
+            f"--threads {options.threads} needs Linux, which can hold a process on one core; "
+            "use --threads all"
         )
     if options.peer == "trl" and not options.peer_python.expanduser().exists():
         recipe = "; ".join(text.strip() for text in (__doc__ or "").splitlines()[-3:])
@@ -98,10 +98,8 @@ def main(options: Options) -> None:
             f"no TRL at {options.peer_python}; give --peer-python, or make it: {recipe}"
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    print(
-        f"{cpu_name()}, {cores()} cores, load {os.getloadavg()[0]:.1f} (below 0.5 is quiet)\n{HEADER}",
-        flush=True,
-    )
+    load = f"load {os.getloadavg()[0]:.1f} (below 0.5 is quiet)"
+    print(f"{cpu_name()}, {cores()} cores, {load}\n{HEADER}", flush=True)
     for threads in ("1", "all") if options.threads == "both" else (options.threads,):
         for size in options.size:
             for dtype in BOTH if options.dtype == "both" else (options.dtype,):
@@ -109,7 +107,7 @@ def main(options: Options) -> None:
 
 
 def measure(options: Options, row: dict) -> None:
-    """One row: our process (and the peer's, in turns), its line on the screen, its lines in the
+    """Measure one row in our process (alternating with the peer's), print it and append it to the
     file.
     """
     row |= {
@@ -119,17 +117,17 @@ def measure(options: Options, row: dict) -> None:
         "time": int(time.time()),
         "environment": settings(),
     }
-    ours = own(options, row, parts=True)
+    ours = measure_ours(options, row, parts=True)
     ours |= summary(row, ours)
-    keep(options.out, row | {"system": "jaxppo"} | ours)
+    append(options.out, row | {"system": "jaxppo"} | ours)
     print(f"{line(row, ours)}\n{explain(row, ours)}", flush=True)
     if options.peer == "none":
         return
     our_steps, peer_steps = list(ours["steps_s"]), []
     for turn in range(options.turns):
         if turn:
-            our_steps += own(options, row, parts=False)["steps_s"]
-        peer = trl(options, row)
+            our_steps += measure_ours(options, row, parts=False)["steps_s"]
+        peer = measure_trl(options, row)
         peer_steps += peer["steps_s"]
     peer |= {
         "steps_s": peer_steps,
@@ -137,19 +135,19 @@ def measure(options: Options, row: dict) -> None:
         "our_step_s": statistics.median(our_steps),
     }
     peer["ratio"] = peer["step_s"] / peer["our_step_s"]
-    keep(options.out, row | {"system": "trl"} | peer)
+    append(options.out, row | {"system": "trl"} | peer)
     print(versus(row, peer), flush=True)
 
 
-def own(options: Options, row: dict, *, parts: bool) -> dict:
-    """Our step in a new process; with `--compile`, compiled in two more: one leaves a compile
-    cache, the other finds it.
+def measure_ours(options: Options, row: dict, *, parts: bool) -> dict:
+    """Measure our step in a new process. With `--compile` two more processes compile it: the first
+    fills a compile cache, the second uses it.
     """
     spec = {**row, "steps": options.steps, "parts": parts, "compile_only": False}
     paths = {
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
     }
-    out = child(sys.executable, "own_step.py", spec, row, paths)
+    out = run_child(sys.executable, "own_step.py", spec, row, paths)
     if not parts or not options.compile:
         return out
     with tempfile.TemporaryDirectory() as cache:
@@ -158,13 +156,13 @@ def own(options: Options, row: dict, *, parts: bool) -> dict:
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         }
         for _ in range(2):
-            again = child(
+            again = run_child(
                 sys.executable, "own_step.py", spec | {"compile_only": True}, row, paths | extra
             )
     return out | {"warm_trace_s": again["trace_s"], "warm_compile_s": again["compile_s"]}
 
 
-def trl(options: Options, row: dict) -> dict:
+def measure_trl(options: Options, row: dict) -> dict:
     spec = {"work": dataclasses.asdict(floor.WORKS[row["size"]]), "steps": options.steps}
     precision = "bf16" if row["dtype"] == "bfloat16" else "no"
     extra = {
@@ -172,21 +170,17 @@ def trl(options: Options, row: dict) -> dict:
         "TRL_EXPERIMENTAL_SILENCE": "1",
         "HF_HUB_OFFLINE": "1",
     }
-    return child(str(options.peer_python.expanduser()), "trl_step.py", spec, row, extra)
+    return run_child(str(options.peer_python.expanduser()), "trl_step.py", spec, row, extra)
 
 
-def child(python: str, script: str, spec: dict, row: dict, extra: dict[str, str]) -> dict:
+def run_child(python: str, script: str, spec: dict, row: dict, extra: dict[str, str]) -> dict:
     """The JSON that `script` prints as its last line."""
-    # A cache that a user has switched on would hide what compiling costs.
-    env = {name: x for name, x in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"} | {
-        "TF_CPP_MIN_LOG_LEVEL": "2"
-    }
+    # The user's compile cache would hide the cost of compiling.
+    env = {name: x for name, x in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    env["TF_CPP_MIN_LOG_LEVEL"] = "2"
     # Set in the child before its first thread starts, so that every thread pool sees one core.
-    hold = (
-        (lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))}))
-        if row["threads"] == "1"
-        else None
-    )
+    one_core = lambda: os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    hold = one_core if row["threads"] == "1" else None
     command = [python, str(HERE / script), json.dumps(spec)]
     done = subprocess.run(
         command, env=env | extra, preexec_fn=hold, capture_output=True, text=True, check=False
@@ -194,13 +188,14 @@ def child(python: str, script: str, spec: dict, row: dict, extra: dict[str, str]
     if done.returncode:
         print(done.stderr[-3000:], file=sys.stderr)
         raise UserError(
-            f"{script} failed with exit code {done.returncode} on {row['size']} {row['dtype']}; its messages are above"
+            f"{script} failed with exit code {done.returncode} on {row['size']} {row['dtype']}; "
+            "its messages are above"
         )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def summary(row: dict, ours: dict) -> dict:
-    """What follows from the measured numbers."""
+    """Numbers derived from the measured ones."""
     step, work = statistics.median(ours["steps_s"]), floor.WORKS[row["size"]]
     low, own = sum(ours["floor_parts_s"].values()), sum(ours["own_floor_parts_s"].values())
     return {
@@ -224,14 +219,15 @@ def line(row: dict, x: dict) -> str:
 
 
 def explain(row: dict, x: dict) -> str:
-    """The floor, derived."""
+    """How the floor is computed, as text."""
     parts, work = x["floor_parts_s"], floor.WORKS[row["size"]]
     counted = ", ".join(f"{name} {value:.4g}" for name, value in x["gflop"].items())
     spent = " + ".join(f"{name} {value:.3g}" for name, value in parts.items())
     adam = floor.ADAM_BYTES * x["parameters"] * work.updates / 1e9
     return (
-        f"          GFLOP: {counted}; Adam {adam:.3g} GB; best product {x['gemm_gflops']:.0f} GFLOP/s, memory "
-        f"{x['memory_gb_s']:.0f} GB/s\n          floor: {spent} = {x['floor_s']:.3g} s; at the rates of its own shapes "
+        f"          GFLOP: {counted}; Adam {adam:.3g} GB; best product {x['gemm_gflops']:.0f} "
+        f"GFLOP/s, memory {x['memory_gb_s']:.0f} GB/s\n"
+        f"          floor: {spent} = {x['floor_s']:.3g} s; at the rates of its own shapes "
         f"{x['own_floor_s']:.3g} s; {x['cpu_s']:.3g} processor seconds a step"
     )
 
@@ -240,14 +236,16 @@ def versus(row: dict, peer: dict) -> str:
     work = floor.WORKS[row["size"]]
     least = sum(floor.gflop(work).values())
     return (
-        f"          trl {peer['trl']} (torch {peer['torch']}, mixed precision {peer['precision']}): {peer['step_s']:.3g} s, "
-        f"{peer['peak_gb']:.2f} GB; ours in turns {peer['our_step_s']:.3g} s: {peer['ratio']:.2f} x\n"
-        f"          of which doing less: TRL's separate value model and full logits are {floor.peer_gflop(work):.4g} GFLOP "
-        f"to our {least:.4g}: {floor.peer_gflop(work) / least:.2f} x"
+        f"          trl {peer['trl']} (torch {peer['torch']}, mixed precision "
+        f"{peer['precision']}): {peer['step_s']:.3g} s, {peer['peak_gb']:.2f} GB; ours, "
+        f"alternating with it, {peer['our_step_s']:.3g} s: {peer['ratio']:.2f} x\n"
+        "          of which less work: with its separate value model and full logits TRL has "
+        f"{floor.peer_gflop(work):.4g} GFLOP to our {least:.4g}: "
+        f"{floor.peer_gflop(work) / least:.2f} x"
     )
 
 
-def keep(path: Path, row: dict) -> None:
+def append(path: Path, row: dict) -> None:
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
 

@@ -1,10 +1,11 @@
-"""Eight seeds as one program against eight processes: wall and CPU seconds, and peak memory.
+"""Compare eight seeds as one program with eight processes: wall and CPU seconds, and peak memory.
 
 Question   What does `vmap` over seeds save, compilation included?
-Method     The same eight runs of a toy task (`jaxppo.ladder`, PPO), in one process as one program, and in eight processes one
-           after the other; with nothing compiled before, and again with a cache that holds the
-           compiled program.
-Command    python experiments/benchmarks/sweep.py              # --width 128 --layers 3 --batch-size 64 for a larger network
+Method     The same eight PPO runs of a toy task (`jaxppo.ablation.toy_tasks`), in one process as
+           one program, and in eight processes one after the other; first without any compiled
+           program, then with a cache that holds it.
+Command    python experiments/benchmarks/sweep.py
+           # --width 128 --layers 3 --batch-size 64 for a larger network
 """
 
 import json
@@ -28,14 +29,13 @@ class Bench:
     layers: int = 1
     batch_size: int = 64
     of: tuple[int, ...] = ()
-    """seeds of the runs that this process makes; empty = start the processes and compare them"""
+    """seeds to run in this process; empty = start the processes and compare them"""
     traceback: bool = False
 
 
-def child(options: Bench) -> None:
-    """The runs of some seeds in this process; what they cost, as a line of JSON."""
-
-    config = toy_tasks.LadderConfig(
+def run_seeds(options: Bench) -> None:
+    """Run some seeds in this process, and print their cost as a line of JSON."""
+    config = toy_tasks.ToyConfig(
         steps=options.steps,
         width=options.width,
         layers=options.layers,
@@ -44,7 +44,9 @@ def child(options: Bench) -> None:
     )
     runs = [sweep.Run("", seed, {}, "prompt") for seed in options.of]
     parts = lambda settings: algorithms.make_parts(settings, toy_tasks.reward)
-    results = sweep.run(config, runs, toy_tasks.load, parts, lambda run: toy_tasks.Deal(run.task))
+    results = sweep.run(
+        config, runs, toy_tasks.load, parts, lambda run: toy_tasks.RandomPrompts(run.task)
+    )
     usage = resource.getrusage(resource.RUSAGE_SELF)
     ends = [float(x.metrics["reward"][-8:].mean()) for x in results]
     print(
@@ -54,9 +56,9 @@ def child(options: Bench) -> None:
     )
 
 
-def measured(options: Bench, groups: list[list[int]], cache: str) -> dict:
-    """Processes one after the other, one for each group of seeds, with this cache; "" gives each an
-    empty one of its own.
+def measure(options: Bench, groups: list[list[int]], cache: str) -> dict:
+    """Run one process after the other, one for each group of seeds, with this cache; "" gives each
+    an empty cache.
     """
     started, found = time.monotonic(), []
     names = ("steps", "width", "layers", "batch_size")
@@ -87,21 +89,21 @@ def measured(options: Bench, groups: list[list[int]], cache: str) -> dict:
 
 def main(options: Bench) -> None:
     if options.of:
-        return child(options)
+        return run_seeds(options)
     seeds = list(range(options.seeds))
     print(
         "| | wall, s | CPU, s | peak memory of a process, MB |\n| --- | --- | --- | --- |",
         flush=True,
     )
     with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as many:
-        measured(options, [seeds], one)  # fills the caches
-        measured(options, [seeds[:1]], many)
+        measure(options, [seeds], one)  # fills the caches
+        measure(options, [seeds[:1]], many)
         for kind, caches in (
             ("nothing compiled before", ("", "")),
             ("from a cache of programs", (one, many)),
         ):
-            together = measured(options, [seeds], caches[0])
-            apart = measured(options, [[seed] for seed in seeds], caches[1])
+            together = measure(options, [seeds], caches[0])
+            apart = measure(options, [[seed] for seed in seeds], caches[1])
             for name, x in (("one program", together), (f"{options.seeds} processes", apart)):
                 print(
                     f"| {name}, {kind} | {x['wall']:.0f} | {x['cpu']:.0f} | {x['memory']:.0f} |",
@@ -109,7 +111,8 @@ def main(options: Bench) -> None:
                 )
             worst = max(abs(a - b) for a, b in zip(together["ends"], apart["ends"], strict=True))
             print(
-                f"| ratio | {apart['wall'] / together['wall']:.1f} | {apart['cpu'] / together['cpu']:.1f} | |"
+                f"| ratio | {apart['wall'] / together['wall']:.1f} "
+                f"| {apart['cpu'] / together['cpu']:.1f} | |"
             )
     print(f"the last rewards of the same seeds differ by at most {worst:.4f}")
 

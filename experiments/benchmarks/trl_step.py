@@ -1,13 +1,13 @@
-"""One measurement of TRL's last PPO trainer (trl 1.12) in its own virtual environment; `step.py`
-starts it. Prints JSON.
+"""Measure TRL's last PPO trainer (trl 1.12) in its own virtual environment; `step.py` starts it.
+Prints one JSON object.
 
-The same work as jaxppo's step: a random GPT-2 of the same shape, the same number of rollouts,
-prompts and responses of fixed length (no end-of-text token exists), 4 epochs x 4 minibatches, an
-optimizer update each, a frozen reference, reward = count of one token. TRL trains a separate value
-model and computes logits of all positions; that is its design.
+It does the same work as jaxppo's step: a random GPT-2 of the same shape, the same number of
+rollouts, prompts and responses of fixed length (there is no end-of-text token), 4 epochs x 4
+minibatches with an optimizer update each, a frozen reference, reward = count of one token. TRL's
+design has a separate value model and computes logits at all positions.
 
-Half precision is asked for with ACCELERATE_MIXED_PRECISION=bf16 in the environment: the trainer's
-own `bf16=True` has no effect.
+Half precision needs ACCELERATE_MIXED_PRECISION=bf16 in the environment: the trainer's own
+`bf16=True` has no effect.
 """
 
 import json
@@ -127,11 +127,10 @@ def main(spec: dict) -> dict:
     expected = work["epochs"] * work["minibatches"] * (spec["steps"] + 1)
     if len(updates) != expected or trained.state.log_history[-1]["val/num_eos_tokens"]:
         raise SystemExit(
-            f"not the work that was asked for: {len(updates)} updates, not {expected}, or a response that ended"
+            f"wrong work: {len(updates)} updates, not {expected}, or a response that ended"
         )
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.ends, clock.ends[1:])][
-        1:
-    ]  # the first one warms up
+    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.ends, clock.ends[1:])]
+    spans = spans[1:]  # without the warm-up
     return {
         "trl": trl.__version__,
         "torch": torch.__version__,

@@ -1,55 +1,45 @@
-"""What several seeds say: means that one lucky seed does not move, intervals, and
-differences between two ways to train.
+"""Statistics over seeds: robust means, intervals, and paired differences.
 
 Scores are arrays [tasks, seeds]; a single task is one row. Means and intervals follow
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical
 precipice" (https://arxiv.org/abs/2108.13264): the interquartile mean, and a bootstrap
-that draws seeds anew within each task. Runs that diverged are in the scores like any
-other.
+that draws seeds within each task. Runs that diverged count like any other.
 """
 
 from collections.abc import Callable, Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import stdtrit
-from scipy.stats import trim_mean
+from scipy import stats
 
 from jaxppo.rewards import text
 
-EXACT = 12  # with so many pairs or fewer all 2ⁿ sign flips are tried
-FEW = 6  # seeds, below which no permutation can fall below .05
+MIN_SEEDS_FOR_P = 6  # with fewer, no permutation test can fall below .05
 Interval = tuple[float, float, float]  # value, low, high
 Scores = Float[np.ndarray, "tasks seeds"]
 
 
 def iqm(scores: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
-    """The interquartile mean over the last axis: without the lowest and the highest
-    quarter.
+    """The interquartile mean over the last axis: the mean without the lowest and the
+    highest quarter.
 
     >>> float(iqm(np.array([0.0, 1.0, 2.0, 99.0])))
     1.5
     """
-    return np.asarray(trim_mean(scores, 0.25, axis=-1))
-
-
-def mean(scores: Float[np.ndarray, "... N"]) -> Float[np.ndarray, "..."]:
-    """The mean over the last axis."""
-    return np.mean(scores, -1)
+    return np.asarray(stats.trim_mean(scores, 0.25, axis=-1))
 
 
 def bootstrap(
     scores: Scores,
-    statistic: Callable[[np.ndarray], np.ndarray] = mean,
+    statistic: Callable[[np.ndarray], np.ndarray] = lambda x: np.mean(x, -1),
     *,
     seed: int = 0,
     draws: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """(value, low, high) of a statistic of all scores together: percentile bootstrap
-    that draws as many seeds with replacement, within each task (stratified).
+    """(value, low, high) of a statistic of all scores: percentile bootstrap, stratified
+    by task.
     """
     scores, rng = np.atleast_2d(np.asarray(scores, np.float64)), np.random.default_rng(seed)
     chosen = rng.integers(0, scores.shape[1], (draws, *scores.shape))
@@ -58,13 +48,9 @@ def bootstrap(
     return float(statistic(np.ravel(scores))), float(low), float(high)
 
 
-def permutation_p(
-    differences: Sequence[float] | np.ndarray, *, seed: int = 0, draws: int = 2**EXACT
-) -> float:
-    """Two-sided p of a mean difference of pairs: how often a mean with signs thrown at
-    random is at least as far from 0. Exact for up to 12 pairs, so never below 2 / 2ⁿ;
-    for more, over draws and the one that was seen. NaN where a difference is no finite
-    number.
+def permutation_p(differences: Sequence[float] | np.ndarray, *, seed: int = 0) -> float:
+    """Two-sided p-value of a mean of paired differences, from random sign flips. Exact
+    for up to 12 pairs, so at least 2 / 2ⁿ. NaN if a difference is not finite.
 
     >>> permutation_p([1.0, 2.0, 3.0])  # + + + and - - - of eight
     0.25
@@ -72,17 +58,20 @@ def permutation_p(
     found = np.ravel(np.asarray(differences, np.float64))
     if not np.isfinite(found).all():
         return float("nan")
-    if len(found) <= EXACT:
-        signs = np.array(list(product([1, -1], repeat=len(found))))
-    else:
-        drawn = np.random.default_rng(seed).integers(0, 2, (draws - 1, len(found))) * 2 - 1
-        signs = np.concatenate([np.ones((1, len(found))), drawn])
-    means = np.abs(signs @ found)
-    return float(np.mean(means >= abs(found.sum()) * (1 - 1e-12)))
+    size = lambda x, axis: np.abs(np.mean(x, axis))
+    test = stats.permutation_test(
+        (found,),
+        size,
+        permutation_type="samples",
+        alternative="greater",
+        n_resamples=2**12,
+        rng=seed,
+    )
+    return float(test.pvalue)
 
 
 class Difference(NamedTuple):
-    """One way to train less another, over the same tasks and seeds."""
+    """The difference between two arms, over the same tasks and seeds."""
 
     mean: float
     low: float
@@ -91,39 +80,34 @@ class Difference(NamedTuple):
 
     @property
     def decided(self) -> int:
-        """+1, -1, or 0 where the interval holds 0 or, with enough runs for one, a
-        permutation test would not rule it out.
+        """The sign of the difference, or 0 if it is not significant: if the interval
+        holds 0, or p is above .05.
         """
         sure = self.low > 0 or self.high < 0
         return int(np.sign(self.mean)) if sure and (np.isnan(self.p) or self.p <= 0.05) else 0
 
 
-def over_seeds(scores: Scores) -> Interval:
-    """The mean with a 95 % interval: Student's t over the seeds, each of which counts
-    once, whatever the number of tasks.
+def mean_over_seeds(scores: Scores) -> Interval:
+    """The mean with a 95 % interval: Student's t over the seeds' means over tasks.
 
-    A seed gives all tasks the same network and noise, so that its scores are no
-    independent runs; and a percentile bootstrap of eight numbers is too narrow.
+    A seed has the same network and noise on all tasks, so its scores are not
+    independent; and a percentile bootstrap of eight values is too narrow.
     """
     return mean_interval(np.atleast_2d(np.asarray(scores, np.float64)).mean(0).tolist())
 
 
-def difference(one: Scores, other: Scores) -> Difference:
-    """one − other with a 95 % interval, each seed against the same seed (`over_seeds`).
-    p is of sign flips of whole seeds; with fewer than 6 there is none, since a
-    permutation of so few could not fall below .05.
+def paired_difference(one: Scores, other: Scores) -> Difference:
+    """one − other, seed by seed, with a 95 % interval (`mean_over_seeds`). p is from
+    sign flips of whole seeds; NaN with fewer than 6 seeds.
     """
-    pairs = np.atleast_2d(np.asarray(one, np.float64)) - np.atleast_2d(
-        np.asarray(other, np.float64)
-    )
-    p = permutation_p(pairs.mean(0)) if pairs.shape[1] >= FEW else float("nan")
-    return Difference(*over_seeds(pairs), p=p)
+    pairs = np.atleast_2d(one).astype(np.float64) - np.atleast_2d(other).astype(np.float64)
+    p = permutation_p(pairs.mean(0)) if pairs.shape[1] >= MIN_SEEDS_FOR_P else float("nan")
+    return Difference(*mean_over_seeds(pairs), p=p)
 
 
 def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
-    """(mean, low, high) over seeds: mean ± t · s / √n with Student's t of n − 1 degrees
-    of freedom, s with ddof 1; without end for a single seed. (A bootstrap of three or
-    five numbers is far too narrow.)
+    """(mean, low, high): mean ± t · s / √n, with Student's t of n − 1 degrees of
+    freedom and s with ddof 1. Infinite for a single value.
 
     >>> mean_interval([1.0, 2.0, 3.0])  # 2 ± 4.303 / √3
     (2.0, -0.48..., 4.48...)
@@ -131,5 +115,5 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return mean, -np.inf, np.inf
-    half = float(stdtrit(count - 1, (1 + level) / 2)) * text.standard_error(values)
+    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * text.standard_error(values)
     return mean, mean - half, mean + half

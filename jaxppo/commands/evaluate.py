@@ -38,15 +38,15 @@ def evaluate(options: EvalOptions) -> None:
     import json
 
     load.use_compilation_cache()
-    done = measure.held_out(
+    done = measure.evaluate_run(
         options.run, options.task, rows=options.rows, samples=options.samples, data=options.data
     )
     outputs = done.pop("outputs")
-    files.write_whole(
+    files.write_atomically(
         options.run / "eval.jsonl",
         "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in outputs),
     )
-    files.write_whole(options.run / "eval.json", json.dumps(done, indent=1) + "\n")
+    files.write_atomically(options.run / "eval.json", json.dumps(done, indent=1) + "\n")
     for name, x in done.items():
         if isinstance(x, list):
             print(

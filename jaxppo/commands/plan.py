@@ -20,15 +20,15 @@ from jaxppo import pretrained, tasks
 from jaxppo.config import RunConfig
 from jaxppo.costs import chips, compiled, memory, phases, program
 from jaxppo.costs.chips import GIB, Chip
-from jaxppo.costs.compiled import Report
+from jaxppo.costs.compiled import Plan
 from jaxppo.costs.program import Collective
 from jaxppo.errors import UserError
 from jaxppo.models.shapes import ModelConfig, gpt2, llama
 from jaxppo.parallel import sharding
-from jaxppo.run.settings import from_file
+from jaxppo.run.settings import read_config
 
 
-def text_of(config: RunConfig, shape: ModelConfig, chip: Chip | None, report: Report) -> str:
+def report_text(config: RunConfig, shape: ModelConfig, chip: Chip | None, report: Plan) -> str:
     """The report as it is printed."""
     blocks, head = phases.matrix_parameters(shape)
     lines = [
@@ -46,8 +46,10 @@ def text_of(config: RunConfig, shape: ModelConfig, chip: Chip | None, report: Re
             f"place), temporaries {gib(report.temporaries)}, program {gib(report.code)}"
         )
     if chip:
-        lines += verdict(config, chip, report)
-    lines += times(config, chip, report) + exchanges(report) + remarks(config, report)
+        lines += fit_lines(config, chip, report)
+    lines += (
+        time_lines(config, chip, report) + collective_lines(report) + warning_lines(config, report)
+    )
     lines.append(
         "not known: how long responses really are (counted at full length), the reward's own cost, how far exchange hides behind "
         "computation, routes and latency of the links, fragmentation, other programs on the chip, the host"
@@ -59,11 +61,11 @@ def gib(size: float) -> str:
     return f"{size / GIB:.2f} GiB"
 
 
-def fits(chip: Chip, report: Report) -> bool:
+def fits(chip: Chip, report: Plan) -> bool:
     return not report.refused and report.peak <= chip.memory
 
 
-def verdict(config: RunConfig, chip: Chip, report: Report) -> list[str]:
+def fit_lines(config: RunConfig, chip: Chip, report: Plan) -> list[str]:
     """Whether it fits, by how much, and what would lower it when that is tight."""
     good, share = fits(chip, report), report.peak / chip.memory
     lines = [
@@ -76,15 +78,15 @@ def verdict(config: RunConfig, chip: Chip, report: Report) -> list[str]:
         ]
     if good and share <= 0.9:
         return lines
-    found = memory.cures(config, devices=report.devices, most=9)
+    found = memory.suggestions(config, devices=report.devices, most=9)
     if report.arguments > chip.memory:  # smaller activations would not help
         found.sort(key=lambda cure: not cure.startswith(("--lora", "--mesh")))
     return [*lines, "what would lower it, in this order:", *(f"  {cure}" for cure in found[:3])]
 
 
-def times(config: RunConfig, chip: Chip | None, report: Report) -> list[str]:
+def time_lines(config: RunConfig, chip: Chip | None, report: Plan) -> list[str]:
     """Operations and bytes of the phases, and how long they take at least."""
-    found = program.bounds(chip, report.phases, report.collectives) if chip else {}
+    found = program.time_bounds(chip, report.phases, report.collectives) if chip else {}
     lines, total = [], 0.0
     for name, (flops, moved) in report.phases.items():
         line = f"{name:10} {flops / 1e12:8.2f} TFLOP {moved / 1e9:8.2f} GB a device"
@@ -101,7 +103,7 @@ def times(config: RunConfig, chip: Chip | None, report: Report) -> list[str]:
     return lines
 
 
-def exchanges(report: Report, most: int = 8) -> list[str]:
+def collective_lines(report: Plan, most: int = 8) -> list[str]:
     """The collectives that move most, with the loops that they stand in; and what each
     token costs.
     """
@@ -134,7 +136,7 @@ def described(x: Collective, number: int) -> str:
     return f"{often}{x.times * number} x {x.kind} of {x.size / 2**20:.2f} MiB over {x.group} devices{place}"
 
 
-def moves_parameters(x: Collective, report: Report) -> bool:
+def moves_parameters(x: Collective, report: Plan) -> bool:
     """Whether a collective moves a large parameter as it is: an array of as many
     numbers with the same largest dimension (the compiler splits and turns the others).
     What an update sums up are gradients, of the same shapes.
@@ -147,7 +149,7 @@ def moves_parameters(x: Collective, report: Report) -> bool:
     return any(dims and same(dims, matrix) for _, dims in x.arrays for matrix in report.matrices)
 
 
-def remarks(config: RunConfig, report: Report) -> list[str]:
+def warning_lines(config: RunConfig, report: Plan) -> list[str]:
     """What moves although it need not; and what moves because the mesh cuts parameters
     up.
     """
@@ -225,7 +227,7 @@ def shape_of(name: str) -> ModelConfig:
         raise UserError(
             f"--model {name!r}: to plan, choose one of {', '.join(SHAPES)}, or a folder with a config.json"
         )
-    return pretrained.shape_of(Path(name))
+    return pretrained.read_shape(Path(name))
 
 
 @dataclass(frozen=True)
@@ -257,19 +259,21 @@ def plan(options: PlanOptions) -> None:
     if options.config:
         if not options.config.exists():
             raise UserError(f"{options.config} is missing; give the config.json of a run")
-        stored = from_file(RunConfig, options.config)
+        stored = read_config(RunConfig, options.config)
         chosen = dataclasses.replace(stored, mesh=options.mesh or stored.mesh)
     # the compiler's warnings are read, not shown
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "1"
 
-    chip, devices = chips.topology(options.topology) if options.topology else (None, chips.here())
+    chip, devices = (
+        chips.topology(options.topology) if options.topology else (None, chips.local_devices())
+    )
     shape = (
         shape_of(chosen.model)
         if chosen.model or not options.config
         else new_network(options.config)
     )
     report = compiled.compile_plan(chosen, shape, devices)
-    print(text_of(chosen, shape, chip, report))
+    print(report_text(chosen, shape, chip, report))
     if report.refused or (chip and not fits(chip, report)):
         raise SystemExit(2)
 
@@ -279,9 +283,9 @@ def new_network(path: Path) -> ModelConfig:
     its size hangs on the data.
     """
 
-    if from_file(RunConfig, path).model_kind == "classifier":
+    if read_config(RunConfig, path).model_kind == "classifier":
         raise UserError("a text classifier is no policy: there is nothing to plan")
-    settings = from_file(tasks.TaskConfig, path)
+    settings = read_config(tasks.TaskConfig, path)
     if settings.task == "speech":
         raise UserError(
             "a network that hears is as large as its recordings: plan the config.json of the run's policy folder"

@@ -91,7 +91,7 @@ def sample(options: SampleOptions) -> None:
     prompts = encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
     before, gap = iter([x["prompt"] for x in texts] if options.chat else asked), "\t" * options.chat
     draw = sampler.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
-    for part in draw.parts(state, prompts, seed=options.seed):
+    for part in draw.batches(state, prompts, seed=options.seed):
         for done in part:
             print(files.printable(next(before)) + gap + files.printable(done.response), flush=True)
 

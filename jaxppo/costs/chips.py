@@ -1,6 +1,4 @@
-"""Chips that need not be here: their published peaks, slices of them for the TPU's
-compiler, and shapes of known models.
-"""
+"""Published peaks of chips, and TPU slices to compile for without the hardware."""
 
 import contextlib
 import importlib.util
@@ -14,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+from jax.experimental import topologies
+
 from jaxppo.errors import UserError
 
 GIB = 2**30
@@ -22,11 +23,10 @@ GIB = 2**30
 @dataclass(frozen=True)
 class Chip:
     """Published peaks of one chip (https://docs.cloud.google.com/tpu/docs/v4, /v5e,
-    /v5p, /v6e); its memory is what the compiler leaves to a program.
+    /v5p, /v6e). The memory is what the compiler leaves to a program.
 
-    `links` is all that a chip can send to others in a second, over every link at once:
-    half of the published bidirectional number. A slice without wrap-around links, or a
-    ring along one side, has less: as part of a lower bound of seconds it is safe.
+    `links` sums up all links of a chip: half of the published bidirectional number.
+    Slices without wrap-around links have less, so bounds from it are lower bounds.
     """
 
     name: str
@@ -43,7 +43,7 @@ CHIPS = {
     "v6e": Chip("TPU v6e", 31.25 * GIB, 918e12, 1640e9, 400e9),
 }
 
-KINDS = {  # what JAX calls a TPU
+KINDS = {  # from JAX's name of a TPU
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
     "TPU v5e": "v5e",
@@ -53,11 +53,11 @@ KINDS = {  # what JAX calls a TPU
     "TPU v6e": "v6e",
 }
 
-# operations a second in bfloat16 (a T4: float16), dense, from the maker's data sheets
+# Dense operations a second in bfloat16 (T4: float16), from NVIDIA's data sheets.
 GPUS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L4": 121e12, "T4": 65e12}
 
-# No metadata server is asked, two plans at once do not wait for each other, and no log
-# is written. Warnings come on the terminal, where `quiet` reads them.
+# Ask no metadata server, let two plans run at once, write no log. Warnings go to
+# stderr, where `capture_stderr` reads them.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -66,11 +66,13 @@ ENVIRONMENT = {
 }
 
 
-def peak(kind: str) -> float:
-    """The published peak of a chip that JAX calls so, or 0.
+def peak_flops(kind: str) -> float:
+    """The published peak of a chip by JAX's name for it, or 0.
 
-    >>> peak("NVIDIA H100 80GB HBM3"), peak("TPU v5 lite"), peak("cpu")
-    (989000000000000.0, 197000000000000.0, 0.0)
+    >>> peak_flops("NVIDIA H100 80GB HBM3"), peak_flops("TPU v5 lite")
+    (989000000000000.0, 197000000000000.0)
+    >>> peak_flops("cpu")
+    0.0
     """
     if kind in KINDS:
         return CHIPS[KINDS[kind]].flops
@@ -78,47 +80,40 @@ def peak(kind: str) -> float:
     return next((GPUS[word] for word in words if word in GPUS), 0.0)
 
 
-def rounds_in_software(flags: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's CPU is known to have no unit for products in bfloat16
-    (AMX, AVX-512's or Arm's), which makes them slower than those in float32. False
-    where nothing is known.
+def lacks_bfloat16(flags: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this CPU lacks instructions for bfloat16 products (of AMX, AVX-512 or
+    Arm), which makes them slower than float32. False if that is unknown.
     """
     words = set(flags.read_text(errors="replace").split()) if flags.exists() else set()
     return bool(words & {"flags", "Features"}) and not words & {"amx_bf16", "avx512_bf16", "bf16"}
 
 
-def here() -> list:
-    """The devices of this machine."""
-    import jax
-
-    with quiet():
+def local_devices() -> list:
+    """The devices of this machine, without their warnings."""
+    with capture_stderr():
         return jax.devices()
 
 
 def topology(text: str) -> tuple[Chip, list]:
-    """The chip and the devices of a slice such as v5e:2x4, which need not be here; one
-    device a chip.
+    """The chip and the devices of a slice such as v5e:2x4, one device for each chip. No
+    hardware is needed.
 
-    Raises UserError for a text that is no slice, for a size that the chip does not come
-    in, and without the compiler.
+    Raises UserError for an unknown chip or size, and without the TPU compiler.
     """
     kind, _, size = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", size):
         raise UserError(
-            f"--topology {text!r}: give CHIP:SIZE with one of {', '.join(CHIPS)}, such as v5e:2x4 or v5p:2x2x2"
+            f"--topology {text!r}: give CHIP:SIZE with one of {', '.join(CHIPS)}, such as v5e:2x4 "
+            "or v5p:2x2x2"
         )
     os.environ.update(ENVIRONMENT)
-    from jax.experimental import topologies
-
     sides = [int(side) for side in size.split("x")]
-    options: dict[str, Any] = (
-        {"chip_config_name": "megacore"} if kind == "v4" else {}
-    )  # both cores of a v4 as one device
-    if all(side == 1 for side in sides):
-        # a host has four chips unless it is told
+    # Both cores of a v4 form one device.
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if kind == "v4" else {}
+    if all(side == 1 for side in sides):  # by default a host has four chips
         options["chips_per_host_bounds"] = [1, 1, 1]
     try:
-        with quiet():
+        with capture_stderr():
             found = topologies.get_topology_desc(platform="tpu", topology_name=text, **options)
     except Exception as error:
         reason = str(error).splitlines()[0][:160]
@@ -129,18 +124,15 @@ def topology(text: str) -> tuple[Chip, list]:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[list[str]]:
-    """Nothing on the terminal from a library that complains of the missing chip; what
-    it said is in the list afterwards.
-    """
+def capture_stderr() -> Iterator[list[str]]:
+    """Keep stderr off the terminal. The list has what was written, afterwards."""
     said: list[str] = []
     sys.stderr.flush()
     saved = os.dup(2)
     with tempfile.TemporaryFile() as sink:
         os.dup2(sink.fileno(), 2)
         try:
-            # A cached program cannot be loaded without its chip: JAX says so, and
-            # compiles it again.
+            # Without the chip JAX cannot load a cached program: it warns and compiles.
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*compilation cache")
                 yield said

@@ -1,5 +1,6 @@
-"""Compile a step ahead of time and read what it needs."""
+"""Compile a step ahead of time, and read its memory and its collectives."""
 
+import dataclasses
 import math
 import re
 import time
@@ -18,31 +19,28 @@ from jaxppo.models import lora
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.parallel import sharding
 from jaxppo.rewards import in_program
-from jaxppo.types import Prompts, PyTree, TrainState
+from jaxppo.types import Model, Prompts, PyTree, TrainState
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a compiled step needs, on each device; bytes."""
+class Plan:
+    """What a compiled step needs on each device; sizes in bytes."""
 
     devices: int
     mesh: str
     seconds: float  # to compile
     arguments: int
     outputs: int
-    aliased: int  # outputs written over arguments
+    aliased: int  # outputs that overwrite arguments
     temporaries: int
     code: int  # the program itself
-    collectives: dict[Collective, int]  # and how many such stand in the program
-    phases: dict[str, tuple[float, float]]  # (operations, bytes), on each device
-    matrices: frozenset[tuple[int, ...]] = frozenset()  # dimensions of the parameters
-    involuntary: tuple[
-        str, ...
-        # operations at which the compiler gathers a whole tensor to cut it another way
-    ] = ()
-    inside: tuple[str, ...] = ()  # the phases that are parts of this one program
-    # what the compiler said, if it gave up for want of memory; then `temporaries` is
-    # all beside the arguments
+    collectives: dict[Collective, int]  # how often each is in the program
+    phases: dict[str, tuple[float, float]]  # (operations, bytes moved)
+    matrix_shapes: frozenset[tuple[int, ...]] = frozenset()  # of the parameters
+    involuntary: tuple[str, ...] = ()  # `program.rematerialisations`
+    inside: tuple[str, ...] = ()  # the phases that this program has
+    # The compiler's message when memory did not suffice; `temporaries` is then all that
+    # comes on top of the arguments.
     refused: str = ""
 
     @property
@@ -50,31 +48,37 @@ class Report:
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Any, TrainState]:
-    """(model, the state's shapes): no array is made."""
+def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Model, TrainState]:
+    """The model and the shapes of a run's first state; nothing is computed."""
     model, _ = models.make_model(config, shape)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    if config.lora:
-        trained, base = lora.split(params, lora.is_adapter)
-        frozen = {
-            "base": jax.eval_shape(lambda p: policy.cast(p, model.dtype), base),
-            "reference": None,
-            "reward": {},
-        }
-    else:
-        trained = params
-        frozen = {
-            "base": {},
-            "reference": {name: x for name, x in params.items() if name != "critic"},
-            "reward": {},
-        }
-    make = lambda trained, frozen, key: ppo.init_state(config, trained, frozen, key)
-    return model, jax.eval_shape(make, trained, frozen, jax.random.key(0))
+
+    def make(key):
+        trained, base = model.init(key), {}
+        reference = {name: x for name, x in trained.items() if name != "critic"}
+        if config.lora:
+            trained, base = lora.split(trained, lora.is_trained)
+            base, reference = policy.cast(base, model.dtype), None
+        frozen = {"base": base, "reference": reference, "reward": {}}
+        return ppo.init_state(config, trained, frozen, key)
+
+    return model, jax.eval_shape(make, jax.random.key(0))
 
 
-def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Report:
-    """The whole step, compiled for these devices and taken apart. The reward counts a
-    token: a reward model comes on top.
+def abstract_prompts(config: RunConfig, shape: ModelConfig) -> Prompts:
+    """The shapes of a step's prompts."""
+    array: Any = jax.ShapeDtypeStruct
+    index = array((config.rows,), jnp.int32)
+    extra: dict[str, Any] = {"task": index} if config.num_tasks > 1 else {}
+    if shape.context_width:
+        size = (config.rows, shape.context_length, shape.context_width)
+        extra |= {"context": array(size, jnp.float32), "context_length": index}
+    size = (config.rows, config.prompt_length)
+    return Prompts(array(size, jnp.int32), array(size, bool), index, extra)
+
+
+def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Plan:
+    """Compile the whole step for these devices. Its reward only counts a token: a
+    reward model comes on top.
     """
     mesh_text = config.mesh or f"data={len(devices)}"
     mesh = sharding.make_mesh(mesh_text, devices)
@@ -82,89 +86,87 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Report
     model, state = abstract_state(config, shape)
     parts = algorithms.make_parts(config, in_program.count_token(1))
     step = parallel.MeshStep(ppo.make_train_step(model, parts, config), mesh)
-    integer: Any = jax.ShapeDtypeStruct((config.rows, config.prompt_length), jnp.int32)
-    mask: Any = jax.ShapeDtypeStruct(integer.shape, bool)
-    index: Any = jax.ShapeDtypeStruct((config.rows,), jnp.int32)
-    extra: dict[str, Any] = {"task": index} if config.num_tasks > 1 else {}
-    if shape.context_width:
-        extra["context"] = jax.ShapeDtypeStruct(
-            (config.rows, shape.context_length, shape.context_width), jnp.float32
-        )
-        extra["context_length"] = index
     started = time.monotonic()
-    known: dict[str, Any] = {
-        "phases": phases.phases(config, shape, mesh),
-        "matrices": matrices((state.params, state.frozen["base"]), mesh),
-    }
-    with chips.quiet() as said:
-        lowered = step.lower(step.abstract(state), Prompts(integer, mask, index, extra))
+    plan = Plan(
+        devices=len(devices),
+        mesh=mesh_text,
+        seconds=0.0,
+        arguments=state_bytes(state, mesh),
+        outputs=0,
+        aliased=0,
+        temporaries=0,
+        code=0,
+        collectives={},
+        phases=phases.phase_costs(config, shape, mesh),
+        matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
+    )
+    with chips.capture_stderr() as said:
+        lowered = step.lower(step.abstract(state), abstract_prompts(config, shape))
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            held = bytes_held(state, mesh)
-            return Report(
-                len(devices),
-                mesh_text,
-                time.monotonic() - started,
-                held,
-                0,
-                0,
-                max(needed(str(error)) - held, 0),
-                0,
-                {},
+            return dataclasses.replace(
+                plan,
+                seconds=time.monotonic() - started,
+                temporaries=max(bytes_requested(str(error)) - plan.arguments, 0),
                 refused=str(error).splitlines()[0],
-                **known,
             )
         account, text = compiled.memory_analysis(), compiled.as_text()
-    return Report(
-        len(devices),
-        mesh_text,
-        time.monotonic() - started,
-        account.argument_size_in_bytes,
-        account.output_size_in_bytes,
-        account.alias_size_in_bytes,
-        account.temp_size_in_bytes,
-        account.generated_code_size_in_bytes,
-        program.collectives(text, len(devices)),
-        involuntary=tuple(program.involuntary("".join(said))),
+    return dataclasses.replace(
+        plan,
+        seconds=time.monotonic() - started,
+        arguments=account.argument_size_in_bytes,
+        outputs=account.output_size_in_bytes,
+        aliased=account.alias_size_in_bytes,
+        temporaries=account.temp_size_in_bytes,
+        code=account.generated_code_size_in_bytes,
+        collectives=program.collectives(text, len(devices), loop_trips(config, shape)),
+        involuntary=tuple(program.rematerialisations("".join(said))),
         inside=program.phases_in(text),
-        **known,
     )
 
 
-def bytes_held(state: PyTree, mesh: Mesh) -> int:
+def loop_trips(config: RunConfig, shape: ModelConfig) -> dict[str, int]:
+    """How often the step's loops run at most, by their `jax.named_scope`s."""
+    return {
+        "decode": config.response_length - 1,  # the prompt gives the first token
+        "epochs": config.epochs,
+        "minibatches": config.minibatches,
+        "microbatches": config.microbatches,
+        "layers": shape.num_layers,
+    }
+
+
+def state_bytes(state: PyTree, mesh: Mesh) -> int:
     """Bytes of a state on one device of the mesh."""
     sizes = jax.tree.map(
         lambda x, at: math.prod(at.shard_shape(x.shape)) * x.dtype.itemsize,
         state,
-        sharding.of_state(state, mesh),
+        sharding.state_shardings(state, mesh),
     )
     return sum(jax.tree.leaves(sizes))
 
 
-def needed(text: str) -> int:
-    """The bytes that the compiler asked for in vain, as far as it says.
+def bytes_requested(text: str) -> int:
+    """The bytes in the compiler's message about too little memory, or 0.
 
-    >>> needed(
-    ...     "Ran out of memory on HBM, the total memory required for HLO temporaries (1.50G) exceeds available HBM (1.00G)."
-    ... )
+    >>> needed("the total memory required (1.50G) exceeds available HBM (1.00G).")
     1610612736
     """
     found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", text)
     return int(float(found[1]) * 1024 ** (1 + "KMGT".index(found[2]))) if found else 0
 
 
-def matrices(params: PyTree, mesh: Mesh) -> frozenset[tuple[int, ...]]:
-    """The dimensions in which the matrices among the parameters are computed with:
-    whole, but for the part of the tensor axis; of scanned layers, those of all layers
-    and those of one.
+def matrix_shapes(params: PyTree, mesh: Mesh) -> frozenset[tuple[int, ...]]:
+    """The shapes of weight matrices in computations: whole over data and fsdp, cut over
+    the tensor axis; of scanned layers, of all together and of one.
     """
     found = set()
     shapes, places = (
         jax.tree_util.tree_leaves_with_path(params),
-        jax.tree.leaves(sharding.of_state(params, mesh)),
+        jax.tree.leaves(sharding.state_shardings(params, mesh)),
     )
     for (path, x), at in zip(shapes, places, strict=True):
         cut = [

@@ -1,74 +1,48 @@
-"""The loops of a compiled program's text: what they are called, and how often they go
-round.
+"""Read the text of a compiled program: computations, instructions, loops.
 
-XLA does not always write a loop's trip count down. It follows from the counter: where
-it starts, how far it steps, and the number that the condition compares it with.
+The text is XLA's, of `compiled.as_text()`
+(https://openxla.org/xla/operation_semantics).
 """
 
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([\w\-]+)\((.*)$")
 HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 
-SAME = (
-    "bitcast",
-    "convert",
-    "copy",
-    "copy-done",
-    "copy-start",
-    "reshape",
-)  # a number is the same behind them
-
-SILENT = {
-    "body",
-    "checkpoint",
-    "closed_call",
-    "cond",
-    "rematted_computation",
-    "while",
-}  # names that JAX puts in by itself
+# Scopes that JAX adds by itself.
+SILENT = {"body", "checkpoint", "closed_call", "cond", "rematted_computation", "while"}
 
 Array = tuple[str, tuple[int, ...]]  # type and dimensions
 
 
 class Loop(NamedTuple):
-    """One loop of a program."""
+    """A loop of a program."""
 
     name: str  # of the innermost `jax.named_scope` around it
-    times: int | None  # how often its body runs; None where the text does not tell
-    exact: bool  # False: so often at most
+    times: int | None  # how often its body runs; None if unknown
+    exact: bool  # False: at most so often
 
 
 class Instruction(NamedTuple):
-    """One line of the text."""
+    """A line of the text."""
 
     name: str
-    place: str  # name of its computation
+    computation: str  # its name
     shape: str
     opcode: str
     tail: str  # operands and attributes
 
     @property
     def operands(self) -> list[str]:
-        """Names of the operands; of a constant or a parameter, its number."""
-        depth, end = 1, 0
-        while depth and end < len(self.tail):
-            depth += {"(": 1, ")": -1}.get(self.tail[end], 0)
-            end += 1
-        inside = self.tail[: end - 1]
+        """Names of the operands; the value of a constant."""
+        inside = re.split(r"\)(?:,|$)", self.tail)[0]  # shapes have parentheses, too
         return re.findall(r"%([\w.\-]+)", inside) or [inside]
 
     @property
-    def index(self) -> int:
-        """Which element of its tuple a get-tuple-element takes."""
-        found = re.search(r"index=(\d+)", self.tail)
-        assert found
-        return int(found[1])
-
-    @property
     def scope(self) -> str:
-        """The names that JAX gave: of the scopes around it, and of the operation."""
+        """The names that JAX gave: of the scopes, then of the operation."""
         found = re.search(r'op_name="([^"]*)"', self.tail)
         return found[1] if found else ""
 
@@ -80,14 +54,10 @@ class Instruction(NamedTuple):
 
 Computation = dict[str, Instruction]
 Program = dict[str, Computation]
-# (element of a loop's state or None, number): the sum of both
-Linear = tuple[int | None, int]
 
 
 def parse(text: str) -> Program:
-    """The computations of a program, each with its instructions in order; the root is
-    the last.
-    """
+    """The computations of a program; the last instruction of each is its root."""
     program: Program = {}
     inside = ""
     for line in text.splitlines():
@@ -112,13 +82,13 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 def entry(text: str) -> str:
-    """Name of the computation that a program starts with."""
+    """The name of the computation with which a program starts."""
     found = re.search(r"^ENTRY %?([\w.\-]+) \(", text, re.MULTILINE)
     return found[1] if found else ""
 
 
 def names(scope: str) -> list[str]:
-    """The names of a scope that somebody gave, without transformations.
+    """The scopes in an operation's name, without those of JAX itself.
 
     >>> names("jit(f)/update/epochs/while/body/transpose(jvp(minibatches))/while")
     ['update', 'epochs', 'minibatches']
@@ -128,132 +98,50 @@ def names(scope: str) -> list[str]:
     return [name for name in bare if name and name not in SILENT]
 
 
-def loop_of(program: Program, where: str, x: Instruction, around: set[str]) -> Loop:
-    """The loop that a `while` is; nameless ones inside a loop that has taken the
-    scope's name are called "loop".
+def loop_of(program: Program, x: Instruction, around: set[str], trips: Mapping[str, int]) -> Loop:
+    """The loop of a `while` instruction.
+
+    Args:
+      around: names of the loops and phases around it. A loop without a name of its own
+        has that of a scope around it, and is called "loop".
+      trips: from a name to how often such a loop runs at most. It is used if neither
+        XLA nor the loop's counter says how often it runs.
     """
-    given = names(x.scope)
-    name = given[-1] if given and given[-1] not in around else "loop"
-    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', x.tail):
-        return Loop(name, int(known[1]), True)
-    times, exact = trips(program, where, x)
-    return Loop(name, times, exact)
+    scopes = names(x.scope)
+    name = scopes[-1] if scopes and scopes[-1] not in around else "loop"
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', x.tail)
+    times = int(known[1]) if known else count_trips(program, x)
+    return Loop(name, trips.get(name), False) if times is None else Loop(name, times, True)
 
 
-def trips(program: Program, where: str, x: Instruction) -> tuple[int | None, bool]:
-    """(how often a `while` goes round, whether it is just as often), from its counter;
-    (None, False) if it has none.
+def count_trips(program: Program, x: Instruction) -> int | None:
+    """How often a loop `for (i = start; i < limit; i += step)` of constants runs. Scans
+    and XLA's own loops are such; None for any other loop.
     """
-    (condition,), (body,) = x.called("condition"), x.called("body")
-    found = bound(program, condition, root(program, condition), ())
-    if found is None:
-        return None, False
-    (element, offset), (limit_element, limit), alone = found
-    carried = 0 if limit_element is None else initial(program, where, x, limit_element)
-    if element is None or carried is None:
-        return None, False
-    start = initial(program, where, x, element)
-    step = linear(program, body, part(program, body, root(program, body), element), ())
-    # A counter whose start cannot be seen is taken to start at 0, and to step by 1: so
-    # often at most.
-    known = start is not None and step is not None and step[0] == element and step[1] > 0
-    stride = step[1] if known and step is not None else 1
-    return max(-(-(limit + carried - offset - (start or 0)) // stride), 0), alone and known
-
-
-def root(program: Program, where: str) -> str:
-    return next(reversed(program[where]))
-
-
-def part(program: Program, where: str, name: str, index: int) -> str:
-    """Which instruction is this element of a tuple; "" if that cannot be seen."""
-    x = program[where].get(name)
-    if x is None or x.opcode != "tuple" or index >= len(x.operands):
-        return ""
-    return x.operands[index]
-
-
-def initial(program: Program, where: str, x: Instruction, element: int) -> int | None:
-    """The number that an element of a loop's state starts with, if that can be seen."""
-    where, name = argument(program, where, x.operands[0])
-    found = linear(program, where, part(program, where, name, element), ())
-    return found[1] if found is not None and found[0] is None else None
-
-
-def argument(program: Program, where: str, name: str) -> tuple[str, str]:
-    """(computation, instruction) of what is passed for a parameter of a computation
-    that is called: XLA:CPU calls small loops.
-    """
-    x = program[where].get(name)
-    if x is not None and x.opcode == "parameter":
-        for place, body in program.items():
-            for call in body.values():
-                if call.opcode == "call" and call.called("to_apply") == [where]:
-                    return place, call.operands[int(x.operands[0])]
-    return where, name
-
-
-def linear(program: Program, where: str, name: str, given: tuple) -> Linear | None:
-    """What an integer is: an element of the loop's state plus a number. `given` are the
-    arguments inside a fusion.
-    """
-    x = program[where].get(name)
-    if x is None:
+    condition, body = (program[x.called(part)[0]] for part in ("condition", "body"))
+    compare, following = next(reversed(condition.values())), next(reversed(body.values()))
+    begin = program[x.computation].get(x.operands[0])
+    if compare.opcode != "compare" or "direction=LT" not in compare.tail:
         return None
-    if x.opcode == "constant":
-        return (None, int(x.operands[0])) if re.fullmatch(r"-?\d+", x.operands[0]) else None
-    if x.opcode == "parameter":
-        number = int(x.operands[0])
-        return given[number] if number < len(given) else None
-    if x.opcode == "get-tuple-element":
-        source = program[where].get(x.operands[0])
-        return (
-            (x.index, 0)
-            if source is not None and source.opcode == "parameter" and not given
-            else None
-        )
-    if x.opcode in SAME:
-        return linear(program, where, x.operands[0], given)
-    inside = [linear(program, where, operand, given) for operand in x.operands]
-    if x.opcode == "fusion":
-        (callee,) = x.called("calls")
-        return linear(program, callee, root(program, callee), tuple(inside))
-    if x.opcode == "add":
-        one, other = inside
-        if one is not None and other is not None and None in (one[0], other[0]):
-            return one[0] if other[0] is None else other[0], one[1] + other[1]
-    return None
+    counter, limit = compare.operands
+    place = re.search(r"index=(\d+)", condition[counter].tail)
+    if place is None or begin is None or not begin.opcode == following.opcode == "tuple":
+        return None
+    first, next_ = (one.operands[int(place[1])] for one in (begin, following))
+    if next_ not in body or body[next_].opcode != "add":
+        return None
+    start, end = constant(program[x.computation], first), constant(condition, limit)
+    steps = [constant(body, name) for name in body[next_].operands]
+    step = steps[0] or steps[1]
+    if start is None or end is None or not step:
+        return None
+    return max(-(-(end - start) // step), 0)
 
 
-def bound(
-    program: Program, where: str, name: str, given: tuple
-) -> tuple[Linear, Linear, bool] | None:
-    """(the counter, what it stays below, whether nothing else ends the loop) of a
-    condition; None if it is none of a counter.
-    """
-    x = program[where][name]
-    if x.opcode in SAME and x.operands[0] in program[where]:
-        return bound(program, where, x.operands[0], given)
-    inside = tuple(linear(program, where, operand, given) for operand in x.operands)
-    if x.opcode == "compare":
-        way = re.search(r"direction=(\w+)", x.tail)
-        counter, limit = (
-            inside
-            if way and way[1] == "LT"
-            else inside[::-1]
-            if way and way[1] == "GT"
-            else (None, None)
-        )
-        return None if counter is None or limit is None else (counter, limit, True)
-    if x.opcode == "fusion":
-        (callee,) = x.called("calls")
-        return bound(program, callee, root(program, callee), inside)
-    if x.opcode == "and":
-        found = [
-            bound(program, where, operand, given)
-            for operand in x.operands
-            if operand in program[where]
-        ]
-        first = next((one for one in found if one is not None), None)
-        return None if first is None else (first[0], first[1], False)
-    return None
+def constant(computation: Computation, name: str) -> int | None:
+    """The value of an integer constant, perhaps copied; None for anything else."""
+    x = computation.get(name)
+    while x is not None and x.opcode in ("bitcast", "convert", "copy", "reshape"):
+        x = computation.get(x.operands[0])
+    known = x is not None and x.opcode == "constant" and re.fullmatch(r"-?\d+", x.operands[0])
+    return int(x.operands[0]) if x is not None and known else None

@@ -1,8 +1,5 @@
-"""How much memory a step needs at least, against what a device has, before minutes go
-into compiling it; and what lowers it.
-
-`plan.py` has the compiler's own account; this is the part of it that can be had from
-the shapes at once.
+"""A lower bound of a step's memory from the shapes alone, before anything is compiled,
+and settings that need less. `compiled.py` has the compiler's own numbers.
 """
 
 import math
@@ -21,31 +18,33 @@ from jaxppo.types import Model, PyTree, TrainState
 GIB = 2**30
 
 
-def check(
+def check_fits(
     config: RunConfig, model: Model, state: TrainState, *, shares: int, replicated: bool = False
 ) -> None:
-    """Raise UserError, with the numbers and what to lower, when the step cannot fit.
-
-    `state` is as it lies before the step places it (of a run over a mesh, on the mesh);
-    the rest as in `least`.
+    """Raise UserError if the step cannot fit. The arguments are those of
+    `minimum_bytes`.
     """
-    need, have = least(config, model, state, shares=shares, replicated=replicated), available()
+    need, have = (
+        minimum_bytes(config, model, state, shares=shares, replicated=replicated),
+        device_memory(),
+    )
     if need > have:
         raise UserError(
-            f"the step needs at least {need / GIB:.1f} GiB on each device, which has {have / GIB:.1f} GiB; "
-            f"lower it with {'; '.join(cures(config))}"
+            f"the step needs at least {need / GIB:.1f} GiB on each device, which has "
+            f"{have / GIB:.1f} GiB; lower it with {'; '.join(suggestions(config))}"
         )
 
 
-def least(
+def minimum_bytes(
     config: Config, model: Model, state: TrainState, *, shares: int, replicated: bool = False
 ) -> int:
-    """Bytes on one device that no schedule can do without: its part of the state, of
-    one gradient, of the cache of keys and values and of the logits of one token.
+    """The bytes that one device needs at least: its share of the state, one gradient,
+    the KV cache and the logits of one token.
 
     Args:
-        shares: over how many devices the rows are split. replicated: under pmap: the
-        first device keeps the state that was begun with beside its copy.
+      state: before the step places it; over a mesh, on the mesh.
+      shares: the number of devices that share the rows.
+      replicated: under pmap, where the first device also keeps the first state.
     """
     mesh = sharding.mesh_of(state.params)
     rows = config.rows // shares
@@ -53,25 +52,23 @@ def least(
     vocabulary = jax.eval_shape(model.head, jax.eval_shape(model.init, jax.random.key(0))).shape[0]
     cut = 1 if mesh is None else mesh.shape["tensor"]  # heads and vocabulary
     return (
-        (1 + replicated) * total(state)
-        + total(state.params)
-        + (total(cache) + 4 * rows * vocabulary) // cut
+        (1 + replicated) * tree_bytes(state)
+        + tree_bytes(state.params)
+        + (tree_bytes(cache) + 4 * rows * vocabulary) // cut
     )
 
 
-def total(tree: PyTree) -> int:
-    """Bytes of all arrays, each counted once; of an array on a mesh, of the part that
-    one device has.
-    """
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays on one device; each array counts once."""
     leaves = {id(x): x for x in jax.tree.leaves(tree)}.values()
     itemsize = lambda x: 8 if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.dtype.itemsize
     part = lambda x: x.sharding.shard_shape(x.shape) if isinstance(x, jax.Array) else x.shape
     return sum(math.prod(part(x)) * itemsize(x) for x in leaves)
 
 
-def available() -> int:
-    """Bytes that one device may use: its own memory, or on a CPU what the machine, its
-    container and `ulimit -v` leave.
+def device_memory() -> int:
+    """Bytes that one device may use. On a CPU: the least of the machine's memory, its
+    container's limit and `ulimit -v`.
     """
     device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
@@ -86,8 +83,8 @@ def available() -> int:
     return min(limits)
 
 
-def cures(config: RunConfig, *, devices: int | None = None, most: int = 3) -> list[str]:
-    """Settings that lower the memory of this configuration, the cheapest first."""
+def suggestions(config: RunConfig, *, devices: int | None = None, most: int = 3) -> list[str]:
+    """Options that lower the memory, the cheapest first."""
     devices = jax.device_count() if devices is None else devices
     rows = config.batch_size // config.minibatches
     out = []

@@ -1,33 +1,22 @@
-"""A compiled program's text taken apart: its collectives, the loops that they stand in,
-and how often a step runs them.
+"""The collectives of a compiled program: their bytes, and how often a step runs them.
 
-The text is XLA's, of `compiled.as_text()`
-(https://openxla.org/xla/operation_semantics). Loops and phases get their names from the
-`jax.named_scope`s of the step: generate, decode, reference, update, epochs,
-minibatches, microbatches.
+Phases and loops have the names of the step's `jax.named_scope`s: generate, decode,
+reference, update, epochs, minibatches, microbatches, layers, chunks.
 """
 
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from jaxppo.costs import hlo
 from jaxppo.costs.chips import Chip
 from jaxppo.costs.hlo import Computation, Instruction, Loop
 
-BYTES = {
-    "pred": 1,
-    "s8": 1,
-    "u8": 1,
-    "bf16": 2,
-    "f16": 2,
-    "s16": 2,
-    "u16": 2,
-    "f64": 8,
-    "s64": 8,
-    "u64": 8,
-}  # others: 4
+# Bytes of a number; of types that are not here, 4.
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "f64": 8, "s64": 8, "u64": 8}
+BYTES |= dict.fromkeys(("bf16", "f16", "s16", "u16"), 2)
 
 PHASES = ("generate", "reference", "update")
 CALLS = "calls|to_apply|true_computation|false_computation|branch_computations|called_computations"
@@ -35,14 +24,13 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 
 class Collective(NamedTuple):
-    """One exchange between devices."""
+    """An exchange between devices."""
 
     kind: str
-    # type and dimensions of what each device has after it
-    arrays: tuple[hlo.Array, ...]
-    group: int  # devices that take part together
+    arrays: tuple[hlo.Array, ...]  # the result on each device
+    group: int  # devices that exchange with each other
     loops: tuple[Loop, ...]  # around it, the outermost first
-    phase: str  # one of PHASES, or "" between them
+    phase: str  # one of PHASES, or ""
 
     @property
     def size(self) -> int:
@@ -51,90 +39,86 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends at least, with any algorithm (Patarasuk and Yuan
-        2009, doi:10.1016/j.jpdc.2008.09.002).
+        """A lower bound of the bytes that a device sends (Patarasuk and Yuan 2009,
+        doi:10.1016/j.jpdc.2008.09.002).
         """
-        part = (self.group - 1) / self.group
         if self.kind == "collective-permute":
             return self.size
-        if self.kind == "reduce-scatter":  # the result is one part of what was summed
+        if self.kind == "reduce-scatter":  # the result is one part of the sum
             return self.size * (self.group - 1)
-        return self.size * part * (2 if self.kind == "all-reduce" else 1)
+        passes = 2 if self.kind == "all-reduce" else 1
+        return passes * self.size * (self.group - 1) / self.group
 
     @property
     def times(self) -> int:
-        """How often a step runs it, or may at most; a loop of unknown length counts
-        once.
-        """
+        """How often a step runs it at most; a loop of unknown length counts once."""
         return math.prod(loop.times or 1 for loop in self.loops)
 
     @property
     def decoding(self) -> bool:
-        """Whether it is run for every token that is generated."""
+        """Whether it runs once for each generated token."""
         return any(loop.name == "decode" for loop in self.loops)
 
 
-def collectives(text: str, devices: int) -> dict[Collective, int]:
-    """Every collective of a program for this many devices, and how many such stand
-    there.
+def collectives(
+    text: str, devices: int, trips: Mapping[str, int] | None = None
+) -> dict[Collective, int]:
+    """The collectives of a program for this many devices, and how many of each there
+    are. `trips` is how often loops of these names run at most (`hlo.loop_of`).
 
-    >>> text = "ENTRY %main (y: f32[8]) -> f32[4,8] {\\n  %x = f32[4,8]{1,0} all-gather(%y), replica_groups={{0,1},{2,3}}\\n}"
+    >>> line = "  %x = f32[4,8]{1,0} all-gather(%y), replica_groups={{0,1},{2,3}}"
+    >>> text = f"ENTRY %main (y: f32[8]) -> f32[4,8] {{\\n{line}\\n}}"
     >>> [(x.kind, x.size, x.group, n) for x, n in collectives(text, 4).items()]
     [('all-gather', 128, 2, 1)]
     """
     program = hlo.parse(text)
-    standing: dict[str | int, Collective] = {}
+    found: dict[str | int, Collective] = {}
 
     def visit(where: str, around: tuple[Loop, ...], phase: str) -> None:
         for x in program.get(where, {}).values():
             own = phase_of(x.scope) or phase
             if x.opcode == "while":
-                inside = (
-                    *around,
-                    hlo.loop_of(program, where, x, {own, *(loop.name for loop in around)}),
-                )
+                taken = {own, *(loop.name for loop in around)}
+                inside = (*around, hlo.loop_of(program, x, taken, trips or {}))
                 for callee in x.called("condition|body"):
                     visit(callee, inside, own)
             elif (one := collective(x, program[where], devices, around, own)) is not None:
                 channel = re.search(r"channel_id=(\d+)", x.tail)
-                key = channel[1] if channel else len(standing)
-                # What is overlapped with products, or with a whole loop, stands in
-                # each: its own place is the outermost.
-                if key not in standing or len(around) < len(standing[key].loops):
-                    standing[key] = one
-            # of what was visited at its start
-            elif not x.opcode.endswith(("-done", "-update")):
+                key = channel[1] if channel else len(found)
+                # A collective that overlaps with products, or with a whole loop,
+                # is written there as well: the outermost place counts.
+                if key not in found or len(around) < len(found[key].loops):
+                    found[key] = one
+            elif not x.opcode.endswith(("-done", "-update")):  # their start is visited
                 for callee in x.called(CALLS):
                     visit(callee, around, own)
 
     visit(hlo.entry(text), (), "")
-    return dict(Counter(standing.values()))
+    return dict(Counter(found.values()))
 
 
 def collective(
     x: Instruction, computation: Computation, devices: int, around: tuple[Loop, ...], phase: str
 ) -> Collective | None:
-    """The collective that an instruction is, or starts; None if it is none."""
+    """The collective that an instruction runs or starts; None for all others."""
     kind = x.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
     arrays = hlo.arrays(x.shape)
-    if (
-        x.opcode.endswith("-start") and kind != "all-reduce"
-    ):  # (operands, results, and what the hardware counts with)
+    if x.opcode.endswith("-start") and kind != "all-reduce":
+        # (operands, results, the hardware's counters)
         arrays = tuple(one for one in arrays if one != ("u32", ()))
         arrays = arrays[len(arrays) // 2 :]
-    if (
-        kind == "all-reduce" and "all-reduce-scatter" in x.place
-    ):  # fused with the choice of each device's part
+    if kind == "all-reduce" and "all-reduce-scatter" in x.computation:
+        # fused with the slice that each device keeps
         kind = "reduce-scatter"
         arrays = hlo.arrays(next(reversed(computation.values())).shape)
     return Collective(kind, arrays, group_size(x.tail, devices), around, phase)
 
 
 def group_size(text: str, devices: int) -> int:
-    """How many devices exchange with each other, from `replica_groups` in any of its
-    notations; all if there is none.
+    """How many devices exchange with each other: from `replica_groups` in any notation,
+    or all.
 
     >>> [
     ...     group_size(f"replica_groups={x}, dimensions", 8)
@@ -160,43 +144,38 @@ def group_size(text: str, devices: int) -> int:
 
 
 def phase_of(scope: str) -> str:
-    """The phase that an operation's name tells, or "".
+    """The phase in an operation's name, or "".
 
-    >>> phase_of("jit(traced)/generate/decode/while"), phase_of("jit(traced)/reduce_sum")
+    >>> phase_of("jit(f)/generate/decode/while"), phase_of("jit(f)/reduce_sum")
     ('generate', '')
     """
     return next((name for name in hlo.names(scope) if name in PHASES), "")
 
 
 def phases_in(text: str) -> tuple[str, ...]:
-    """The phases of which a program has operations."""
+    """The phases that a program has."""
     scopes = set(re.findall(r'op_name="([^"]*)"', text))
     return tuple(name for name in PHASES if any(phase_of(scope) == name for scope in scopes))
 
 
-def involuntary(said: str) -> list[str]:
-    """Operations that the compiler complained of: it gathers a whole tensor to cut it
-    another way.
+def rematerialisations(messages: str) -> list[str]:
+    """The operations for which the compiler gathers a whole tensor to shard it in
+    another way, from its warnings.
 
-    >>> involuntary(
-    ...     'W12 x.cc:654] [SPMD] Involuntary full rematerialization. ... metadata={op_name="jit(f)/sin" id=3}'
-    ... )
+    >>> warning = "W12 x.cc:654] [SPMD] Involuntary full rematerialization. "
+    >>> rematerialisations(warning + 'metadata={op_name="jit(f)/sin" id=3}')
     ['jit(f)/sin']
     """
-    lines = [line for line in said.splitlines() if "nvoluntary full rematerialization" in line]
-    return [
-        named[1]
-        if (named := re.search(r'op_name="([^"]*)"', line))
-        else "an operation without a name"
-        for line in lines
-    ]
+    lines = [x for x in messages.splitlines() if "nvoluntary full rematerialization" in x]
+    named = [re.search(r'op_name="([^"]*)"', line) for line in lines]
+    return [found[1] if found else "an operation without a name" for found in named]
 
 
-def bounds(
+def time_bounds(
     chip: Chip, phases: dict[str, tuple[float, float]], collectives: dict[Collective, int]
 ) -> dict[str, dict[str, float]]:
-    """For each phase the seconds that each of the chip's means needs at least, at its
-    published peak; that of its operations is the one in bfloat16, whatever --dtype.
+    """For each phase, lower bounds of the seconds of computation, memory and links, at
+    the chip's published peaks (of computation in bfloat16, for any --dtype).
     """
     sent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     for x, number in collectives.items():

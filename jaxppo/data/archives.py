@@ -1,5 +1,5 @@
-"""Single members of a zip, tar or Debian archive, read within bounds: what an archive
-says of itself is not trusted.
+"""Read single members of a zip, tar or Debian archive. Nothing that an archive says
+about itself is trusted.
 """
 
 import contextlib
@@ -12,62 +12,45 @@ from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from jaxppo.data.fetch import FetchError, debian, last_line
+from jaxppo.data.fetch import FetchError, last_error_line, run_debian_tool
 
 
-def member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
-    """The bytes of the one member of a zip, tar or Debian archive whose name matches a
-    shell pattern.
+def read_member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
+    """Return the bytes of the one member whose name matches a shell pattern.
 
     Raises:
-        FetchError: when no member or several match, when the name leaves the archive's
-        root, when it is no plain file,
-            or when it is larger than `limit` bytes.
+        FetchError: when not exactly one member matches, its name leaves the archive's
+            root, it is not a plain file, or it is larger than `limit` bytes.
     """
-    with _opened(archive) as (names, stream_of):
-        return _bounded(
-            stream_of(_one(names, pattern, _label(archive))),
-            limit,
-            f"{pattern} in {_label(archive)}",
-        )
+    found = read_members(archive, pattern, limit=limit)
+    if len(found) != 1:
+        raise FetchError(f"{_label(archive)} has {len(found)} members named {pattern}, expected 1")
+    return next(iter(found.values()))
 
 
-def members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[str, bytes]:
-    """The bytes of every member whose name matches a shell pattern, by name; `limit`
-    bounds them all together.
-
-    Raises:
-        FetchError: as for `member`, but for their number.
+def read_members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[str, bytes]:
+    """Return the bytes of every member whose name matches a shell pattern, by name;
+    `limit` bounds their sum. Raises FetchError as `read_member` does.
     """
     found: dict[str, bytes] = {}
-    with _opened(archive) as (names, stream_of):
-        for name in _matching(names, pattern, _label(archive)):
-            found[name] = _bounded(stream_of(name), limit, f"{pattern} in {_label(archive)}")
+    with _opened(archive) as (names, open_member):
+        names = fnmatch.filter(names, pattern)
+        for name in names:
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
+                raise FetchError(f"{_label(archive)} has a member outside its root ({name!r})")
+        for name in names:
+            with open_member(name) as stream:
+                found[name] = stream.read(limit + 1)
             limit -= len(found[name])
+            if limit < 0:
+                raise FetchError(f"{pattern} in {_label(archive)} is larger than expected")
     return found
-
-
-def extract(archive: Path | bytes, pattern: str, folder: Path, *, limit: int = 2**33) -> Path:
-    """Write one member, found as by `member`, into a folder under its last name,
-    whatever path the archive gives.
-    """
-    with _opened(archive) as (names, stream_of):
-        name = _one(names, pattern, _label(archive))
-        target = folder / PurePosixPath(name).name
-        with stream_of(name) as stream, target.open("wb") as file:
-            while piece := stream.read(2**20):
-                limit -= len(piece)
-                if limit < 0:
-                    raise FetchError(
-                        f"{name} in {_label(archive)} is larger than it should be; it was not read on"
-                    )
-                file.write(piece)
-    return target
 
 
 @contextlib.contextmanager
 def _opened(archive: Path | bytes) -> Iterator[tuple[list[str], Callable[[str], IO[bytes]]]]:
-    """The names of the members but for folders, and what opens one of them."""
+    """Yield the names of the members without folders, and a function that opens one."""
     label = _label(archive)
     try:
         with contextlib.ExitStack() as stack:
@@ -76,20 +59,23 @@ def _opened(archive: Path | bytes) -> Iterator[tuple[list[str], Callable[[str], 
             )
             if zipfile.is_zipfile(file):
                 opened = stack.enter_context(zipfile.ZipFile(file))
-                yield (
-                    [info.filename for info in opened.infolist() if not info.is_dir()],
-                    opened.open,
-                )
+                yield [x.filename for x in opened.infolist() if not x.is_dir()], opened.open
                 return
             file.seek(0)
             if isinstance(archive, Path) and file.read(8) == b"!<arch>\n":
                 file = stack.enter_context(_deb(archive))
             file.seek(0)
             tar = stack.enter_context(tarfile.open(fileobj=file, mode="r:*"))
-            yield (
-                [info.name for info in tar.getmembers() if not info.isdir()],
-                lambda name: _plain(tar, name, label),
-            )
+
+            def open_member(name: str) -> IO[bytes]:
+                info = tar.getmember(name)
+                # a link could point anywhere
+                stream = tar.extractfile(info) if info.isfile() else None
+                if stream is None:
+                    raise FetchError(f"{name} in {label} is not a plain file")
+                return stream
+
+            yield [x.name for x in tar.getmembers() if not x.isdir()], open_member
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, OSError) as error:
         raise FetchError(
             f"{label} cannot be read as an archive ({error}); delete it and try again"
@@ -98,51 +84,13 @@ def _opened(archive: Path | bytes) -> Iterator[tuple[list[str], Callable[[str], 
 
 @contextlib.contextmanager
 def _deb(path: Path) -> Iterator[IO[bytes]]:
-    """The files of a Debian package as a tar archive, in a temporary file."""
+    """Yield the files of a Debian package as a tar archive, in a temporary file."""
     with tempfile.TemporaryFile() as tar:
-        result = debian(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=tar)
+        result = run_debian_tool(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=tar)
         if result.returncode:
-            reason = last_line(result.stderr.decode(errors="replace"), "dpkg-deb: error:")
-            raise FetchError(
-                f"{path.name} cannot be read as an archive ({reason}); delete it and try again"
-            )
+            reason = last_error_line(result.stderr.decode(errors="replace"), "dpkg-deb: error:")
+            raise tarfile.TarError(reason)
         yield tar
-
-
-def _plain(tar: tarfile.TarFile, name: str, label: str) -> IO[bytes]:
-    info = tar.getmember(name)
-    # a link could point anywhere
-    stream = tar.extractfile(info) if info.isfile() else None
-    if stream is None:
-        raise FetchError(f"{name} in {label} is not a plain file; it was not read")
-    return stream
-
-
-def _bounded(stream: IO[bytes], limit: int, what: str) -> bytes:
-    with stream:
-        data = stream.read(limit + 1)
-    if len(data) > limit:
-        raise FetchError(f"{what} is larger than {limit} bytes; it was not read")
-    return data
-
-
-def _one(names: list[str], pattern: str, label: str) -> str:
-    matches = _matching(names, pattern, label)
-    if len(matches) != 1:
-        raise FetchError(
-            f"{label} has {len(matches)} members named {pattern}, expected 1; it was not read"
-        )
-    return matches[0]
-
-
-def _matching(names: list[str], pattern: str, label: str) -> list[str]:
-    """The names that match, none of which may lead out of the archive."""
-    matches = [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-    for name in matches:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
-            raise FetchError(f"{label} names a member outside itself ({name!r}); it was not read")
-    return matches
 
 
 def _label(archive: Path | bytes) -> str:

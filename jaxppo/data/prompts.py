@@ -1,55 +1,28 @@
-"""Prompts: read from JSON lines, encoded with padding on the left, and dealt in a
-reproducible order.
-"""
+"""Encode prompts and draw batches of them in a reproducible order."""
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Int, Int32, Int64
+from jaxtyping import Bool, Int, Int64
 
 from jaxppo.config import Config, RunConfig
-from jaxppo.data import jsonl
 from jaxppo.errors import UserError
 from jaxppo.parallel import processes
-from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.types import Prompts
 
 
-class Record(NamedTuple):
-    """One line of a prompt file."""
-
-    prompt: str
-    reference: str | None
-
-
-class Encoded(NamedTuple):
-    """Prompts as token ids."""
-
-    tokens: Int32[np.ndarray, "N P"]  # padded on the left
-    mask: Bool[np.ndarray, "N P"]  # True on the prompt's own tokens
-    rows: Int64[np.ndarray, "N"]  # the number of each prompt among the texts
-    dropped: int  # texts left out because they were too long
-
-
-class Batch(NamedTuple):
-    """The prompts of one step."""
-
-    tokens: Int32[np.ndarray, "B P"]
-    mask: Bool[np.ndarray, "B P"]
-    rows: Int64[np.ndarray, "B"]  # their rows in the whole set
-
-
-@runtime_checkable
 class TokenizerLike(Protocol):
-    """What encoding needs of a tokenizer."""
+    """The part of a tokenizer that this module uses."""
 
     @property
     def pad_id(self) -> int: ...
+
+    @property
+    def start_id(self) -> int | None: ...
 
     @property
     def vocab_size(self) -> int: ...
@@ -57,133 +30,154 @@ class TokenizerLike(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
 
-def read_jsonl(
-    path: str | Path,
-    field: str = "prompt",
-    reference: str | None = None,
-    *,
-    errors: Literal["strict", "skip"] = "strict",
-    max_bad: int = 10,
-) -> list[Record]:
-    """Read one JSON object a line: `field` holds the prompt; `reference` names what its
-    response is compared with.
+class BatchSource(Protocol):
+    """Gives the batches of a run: `PromptSet`, `rows.Rows`, or your own."""
 
-    Args:
-        path: a file of JSON lines, or the same with gzip under the suffix .gz; blank
-        lines are passed over. field: key of the prompt. reference: key of the
-        reference. errors: "strict" stops at the first bad line; "skip" passes over bad
-        lines and tells their count in a warning. max_bad: most bad lines that "skip"
-        passes over.
+    def batches(self, config: RunConfig, cursor: int) -> Prompts: ...
 
-    Raises:
-        UserError: with the line's number, for bad UTF-8 or JSON, a missing or empty
-        field, or one that is not a string;
-            also for a file that cannot be read or has no prompts. See `jsonl.read`.
+
+class PromptSet(NamedTuple):
+    """All prompts of a data set, encoded."""
+
+    tokens: Int[np.ndarray, "N P"]  # padded on the left
+    mask: Bool[np.ndarray, "N P"]  # True on the prompt's own tokens
+    # [N ...] each: references, labels, task ids, features
+    extra: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    def batch(self, config: Config, cursor: int) -> Prompts:
+        """Return the batch at a cursor, a function of (seed, cursor) alone. The copies
+        of a prompt are adjacent.
+        """
+        prompts = config.rows // config.group_size
+        chosen = batch_indices(
+            len(self.tokens), cursor=cursor, batch_size=prompts, seed=config.seed
+        ).repeat(config.group_size)
+        extra = {name: x[chosen] for name, x in self.extra.items()}
+        return numpy_prompts(self.tokens[chosen], self.mask[chosen], extra)
+
+    def batches(self, config: RunConfig, cursor: int) -> Prompts:
+        """Return the prompts of one dispatch; see `stack_batches`."""
+        return stack_batches(self.batch, config, cursor, config.rows // config.group_size)
+
+
+def numpy_prompts(
+    tokens: Any, mask: Any, extra: Mapping[str, Any], *, index: Any = None
+) -> Prompts:
+    """Return Prompts of NumPy arrays. `index` is 0, 1, 2, ... where it is None."""
+    index = np.arange(len(tokens), dtype=np.int32) if index is None else index
+    return Prompts(tokens, mask, index, extra)
+
+
+def stack_batches(
+    batch: Callable[[Config, int], Prompts], config: RunConfig, cursor: int, batch_size: int
+) -> Prompts:
+    """Return the batch at a cursor, or `steps_per_call` batches with a leading
+    dimension. The cursor moves on by `batch_size` from one to the next.
     """
-    keys = (field,) if reference is None else (field, reference)
-    rows = jsonl.read(path, errors=errors, max_bad=max_bad, strings=keys)
-    return [Record(row[field], None if reference is None else row[reference]) for _, row in rows]
+    if config.steps_per_call == 1:
+        return batch(config, cursor)
+    found = [batch(config, cursor + k * batch_size) for k in range(config.steps_per_call)]
+    return jax.tree.map(lambda *x: np.stack(x), *found)
 
 
-def encode_rows(
+def encode(
     texts: Sequence[str],
     tokenizer: TokenizerLike,
     length: int,
     *,
+    extra: Mapping[str, np.ndarray] | None = None,
     too_long: Literal["drop", "first", "last", "error"] = "drop",
     start: int | None = None,
-    vocab_size: int | None = None,
-) -> Encoded:
-    """Token ids of texts, padded on the left to one length.
+) -> PromptSet:
+    """Encode prompts and pad them on the left to one length.
 
     Args:
-        texts: [N] prompts. tokenizer: gives token ids. length: P. too_long: a text with
-        more than P tokens is left out and counted, cut to its first or last tokens, or
-        an error. start: a token id put before each text (and never cut off), such as
-        the one that starts a document. vocab_size: V of the model, where it differs
-        from the tokenizer's.
+        texts: [N] prompts.
+        tokenizer: gives the token ids.
+        length: P.
+        extra: [N ...] arrays; each entry stays with its prompt.
+        too_long: "drop" leaves out prompts of more than P tokens and prints how many,
+            "first" and "last" keep that end of them, "error" raises.
+        start: a token id to put before each prompt; it is never cut off.
 
     Raises:
-        UserError: for a tokenizer with more ids than the model, an id outside the
-        vocabulary (the padding's, too), a text
-            without tokens, one that is too long where that is an error, or when every
-            text is too long.
+        UserError: for a prompt without tokens, a token or padding id outside the
+            vocabulary, a prompt that is too long ("error"), or when all are too long.
     """
-    vocab_size = tokenizer.vocab_size if vocab_size is None else vocab_size
-    _check_tokenizer(tokenizer, vocab_size)
     head = [] if start is None else [start]
     room = length - len(head)
     if room < 1:
         raise UserError(
             f"a prompt length of {length} leaves no room for a prompt; use at least {1 + len(head)}"
         )
-    rows, kept, longest = [], [], 0
-    for number, text in enumerate(texts):
-        ids = tokenizer.encode(text)
-        if not ids:
-            raise UserError(f"prompt {number} has no tokens ({text!r}); remove it")
-        longest = max(longest, len(ids))
-        if len(ids) > room and too_long == "error":
+    ids = [tokenizer.encode(text) for text in texts]
+    for number, own in enumerate(ids):
+        if not own:
+            raise UserError(f"prompt {number} has no tokens ({texts[number]!r}); remove it")
+        if len(own) > room and too_long == "error":
             raise UserError(
-                f"prompt {number} has {len(ids)} tokens, but {room} fit; raise the prompt length or shorten it"
+                f"prompt {number} has {len(own)} tokens, but {room} fit; "
+                "raise the prompt length or shorten it"
             )
-        if len(ids) > room and too_long == "drop":
-            continue
-        rows.append(head + (ids[-room:] if too_long == "last" else ids[:room]))
-        kept.append(number)
-    if not rows:
-        most = f"; the longest has {longest} tokens" if longest else ""
+    kept = [n for n, own in enumerate(ids) if too_long != "drop" or len(own) <= room]
+    if not kept:
+        most = f"; the longest has {max(map(len, ids))} tokens" if ids else ""
         raise UserError(
             f"none of {len(texts)} prompts fits in {room} tokens{most}; raise the prompt length"
         )
-    tokens, mask = _pad_left(rows, length, tokenizer.pad_id)
-    _check_ids(tokens, mask, vocab_size)
-    return Encoded(
-        tokens.astype(np.int32), mask, np.asarray(kept, np.int64), len(texts) - len(rows)
-    )
+    if len(kept) < len(texts) and processes.is_main():
+        dropped = len(texts) - len(kept)
+        print(
+            f"{dropped} of {len(texts)} prompts are longer than {length} tokens and were left out"
+        )
+    cut = slice(-room, None) if too_long == "last" else slice(room)
+    tokens, mask = pad_left([head + ids[n][cut] for n in kept], length, tokenizer.pad_id)
+    _check_ids(tokens, kept, tokenizer)
+    extra = {name: np.asarray(x)[kept] for name, x in (extra or {}).items()}
+    return PromptSet(tokens.astype(np.int32), mask, extra)
 
 
-def _pad_left(
-    rows: list[list[int]], length: int, pad: int
+def pad_left(
+    ids: Sequence[Sequence[int]], length: int, pad: int
 ) -> tuple[Int64[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:
-    tokens = np.full((len(rows), length), pad, np.int64)
-    mask = np.zeros((len(rows), length), bool)
-    for row, ids in enumerate(rows):
-        tokens[row, length - len(ids) :] = ids
-        mask[row, length - len(ids) :] = True
+    """Return lists of token ids as (tokens, mask), padded on the left.
+
+    >>> tokens, mask = pad_left([[1, 2], [3]], 3, 0)
+    >>> tokens.tolist(), mask.sum(1).tolist()
+    ([[0, 1, 2], [0, 0, 3]], [2, 1])
+    """
+    tokens = np.full((len(ids), length), pad, np.int64)
+    mask = np.zeros((len(ids), length), bool)
+    for row, own in enumerate(ids):
+        tokens[row, length - len(own) :] = own
+        mask[row, length - len(own) :] = True
     return tokens, mask
 
 
-# An embedding of id -1 wraps to the last row and one of V or more is NaN, both without
-# a word: they are caught here.
-def _check_tokenizer(tokenizer: TokenizerLike, vocab_size: int) -> None:
-    if tokenizer.vocab_size > vocab_size:
+def _check_ids(tokens: np.ndarray, kept: list[int], tokenizer: TokenizerLike) -> None:
+    """Raise UserError for an id outside the vocabulary. An embedding would read another
+    row for -1 and give NaN for V or more, without an error.
+    """
+    size = tokenizer.vocab_size
+    # Padding is embedded too, and fills responses even where no prompt needs it.
+    if not 0 <= tokenizer.pad_id < size:
         raise UserError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, more than the model's vocabulary of {vocab_size}; "
-            f"use the model's own tokenizer"
+            f"the padding id {tokenizer.pad_id} is outside the vocabulary of {size}; set another"
         )
-    # The padding is embedded, too (and then masked), and it fills up responses even
-    # where no prompt needs it.
-    if not 0 <= tokenizer.pad_id < vocab_size:
-        raise UserError(
-            f"the padding id {tokenizer.pad_id} is outside the model's vocabulary of {vocab_size}; set another"
-        )
-
-
-def _check_ids(tokens: np.ndarray, mask: np.ndarray, vocab_size: int) -> None:
-    bad = mask & ((tokens < 0) | (tokens >= vocab_size))
+    bad = (tokens < 0) | (tokens >= size)
     if bad.any():
         row = int(np.argmax(bad.any(axis=1)))
         raise UserError(
-            f"prompt {row} has the token id {int(tokens[row][bad[row]][0])}, outside the model's vocabulary of {vocab_size}; "
-            f"use the model's own tokenizer"
+            f"prompt {kept[row]} has the token id {int(tokens[row][bad[row]][0])}, outside the "
+            f"vocabulary of {size}; use the model's own tokenizer"
         )
 
 
-def order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
-    """The order of n prompts in one epoch: a permutation that depends on nothing else.
+def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
+    """Return the order of n prompts in one epoch: a permutation that depends on the
+    arguments alone.
 
-    >>> order(0, 0, 5).tolist(), order(0, 1, 5).tolist()
+    >>> epoch_order(0, 0, 5).tolist(), epoch_order(0, 1, 5).tolist()
     ([3, 2, 1, 0, 4], [4, 1, 2, 0, 3])
     """
     # NumPy promises the same raw stream of a bit generator in all versions, but not the
@@ -192,16 +186,16 @@ def order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
     return np.argsort(np.asarray(raw, np.uint64), kind="stable").astype(np.int64)
 
 
-def indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[np.ndarray, "B"]:
-    """The rows of the batch that starts at a cursor: a pure function, so that a resumed
-    run sees the same prompts.
+def batch_indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[np.ndarray, "B"]:
+    """Return the rows of the batch at a cursor. A pure function, so that a resumed run
+    sees the same prompts.
 
-    Prompt number c of the run is order(seed, c // n, n)[c % n]: every prompt comes once
-    an epoch, and a batch may run over the end of an epoch into the next.
+    Prompt number c of the run is epoch_order(seed, c // n, n)[c % n]: every prompt
+    comes once an epoch, and a batch may span two epochs.
 
     Args:
         n: prompts in the set.
-        cursor: prompts already used in this run.
+        cursor: prompts that the run has already used.
         batch_size: B.
         seed: of the order.
     """
@@ -210,139 +204,43 @@ def indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[np.ndar
             f"cannot take a batch from {n} prompts at position {cursor}; give at least one prompt"
         )
     position = np.arange(cursor, cursor + batch_size, dtype=np.int64)
-    epochs = {int(epoch): order(seed, int(epoch), n) for epoch in np.unique(position // n)}
+    epochs = {int(epoch): epoch_order(seed, int(epoch), n) for epoch in np.unique(position // n)}
     return np.asarray([epochs[int(c) // n][int(c) % n] for c in position], np.int64)
 
 
-def batch(
-    tokens: Int32[np.ndarray, "N P"],
-    mask: Bool[np.ndarray, "N P"],
-    *,
-    cursor: int,
-    batch_size: int,
-    seed: int,
-) -> Batch:
-    """The prompts of the batch that starts at a cursor; see `indices`."""
-    rows = indices(len(tokens), cursor=cursor, batch_size=batch_size, seed=seed)
-    return Batch(tokens[rows], mask[rows], rows)
+def format_prompt(config: RunConfig, fields: Mapping[str, str]) -> str:
+    """Fill in the run's `prompt_format`, so that a prompt looks as in training. Raises
+    UserError for a missing field.
 
-
-class Batches(Protocol):
-    """What deals the batches: `sampler.PromptSet`, `data.rows.Rows`, or a script's
-    own.
+    >>> format_prompt(RunConfig(prompt_format="{prompt} ="), {"prompt": "1 {x} 2"})
+    '1 {x} 2 ='
     """
 
-    def call(self, config: RunConfig, cursor: int) -> Prompts: ...
-
-
-class PromptSet(NamedTuple):
-    """Encoded prompts, all of them."""
-
-    tokens: Int[np.ndarray, "N P"]
-    mask: Bool[np.ndarray, "N P"]  # padding on the left
-    extra: Mapping[str, np.ndarray] = MappingProxyType(
-        {}
-    )  # [N ...] each: references, labels, task ids, features
-
-    def batch(self, config: Config, cursor: int) -> Prompts:
-        """The batch that starts at a cursor, the copies of a prompt beside each other;
-        a function of (seed, cursor) alone.
-        """
-        chosen = indices(
-            len(self.tokens),
-            cursor=cursor,
-            batch_size=config.rows // config.group_size,
-            seed=config.seed,
-        ).repeat(config.group_size)
-        rows = np.arange(config.rows, dtype=np.int32)
-        return _host_prompts(
-            self.tokens[chosen],
-            self.mask[chosen],
-            rows,
-            {name: x[chosen] for name, x in self.extra.items()},
-        )
-
-    def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The prompts of one dispatch: a batch, or steps_per_call batches with a
-        leading dimension; NumPy arrays.
-        """
-        prompts = config.rows // config.group_size
-        batches = [self.batch(config, cursor + k * prompts) for k in range(config.steps_per_call)]
-        return (
-            batches[0]
-            if config.steps_per_call == 1
-            else jax.tree.map(lambda *x: np.stack(x), *batches)
-        )
-
-
-def encode(
-    texts: Sequence[str],
-    tokenizer: Tokenizer,
-    length: int,
-    *,
-    extra: Mapping[str, np.ndarray] | None = None,
-    **options,
-) -> PromptSet:
-    """`data.prompts.encode` as a PromptSet; `extra` has one entry for each text, and
-    goes with it. Counts what it leaves out.
-    """
-    encoded = encode_rows(texts, tokenizer, length, **options)
-    if encoded.dropped and processes.is_main():
-        print(
-            f"{encoded.dropped} of {len(texts)} prompts are longer than {length} tokens and were left out"
-        )
-    return PromptSet(
-        encoded.tokens,
-        encoded.mask,
-        {name: np.asarray(x)[encoded.rows] for name, x in (extra or {}).items()},
-    )
-
-
-def _host_prompts(tokens: Any, mask: Any, index: Any, extra: Any) -> Prompts:
-    """Prompts that are still NumPy arrays."""
-    return Prompts(tokens, mask, index, extra)
-
-
-def format_prompt(config: RunConfig, words: Mapping[str, str]) -> str:
-    """A prompt as the run was trained on it: its `prompt_format` with these words in
-    the places that it names (and nothing else of `str.format`: the settings may be a
-    stranger's). Raises UserError for a place without a word.
-
-    >>> put(RunConfig(prompt_format="{prompt}\\n="), {"prompt": "Guten {Tag}"})
-    'Guten {Tag}\\n='
-    """
-
-    def word(found: re.Match) -> str:
-        if found[1] not in words:
+    def value(found: re.Match) -> str:
+        if found[1] not in fields:
             raise UserError(
-                f"the run's prompts are {config.prompt_format!r}: give {found[1]!r}, too, with --file PROMPTS.jsonl"
+                f"the run's prompt format {config.prompt_format!r} needs {found[1]!r}; "
+                "give it with --file PROMPTS.jsonl"
             )
-        return words[found[1]]
+        return fields[found[1]]
 
-    return re.sub(r"\{(\w+)\}", word, config.prompt_format)
+    # not str.format, which could read attributes: the settings may be a stranger's
+    return re.sub(r"\{(\w+)\}", value, config.prompt_format)
 
 
-def start_token(config: RunConfig, tokenizer: Tokenizer) -> int | None:
-    """The id that every prompt of the run begins with, if one does."""
+def start_token(config: RunConfig, tokenizer: TokenizerLike) -> int | None:
+    """Return the id that every prompt of the run begins with, or None."""
     return tokenizer.start_id if config.prompt_start else None
 
 
-def truncation_note(texts: Sequence[str], tokenizer: Tokenizer, room: int) -> str:
-    """A remark on the texts that lose their beginning, since they have more tokens than
-    there is room for; empty for none.
+def truncation_note(texts: Sequence[str], tokenizer: TokenizerLike, room: int) -> str:
+    """Say how many texts have more tokens than there is room for; empty for none.
 
     >>> from jaxppo.pretrained.tiny import byte_tokenizer
-    >>> (
-    ...     cut(["short", "much longer"], byte_tokenizer(), 8),
-    ...     cut(["short"], byte_tokenizer(), 8),
-    ... )
-    ('1 of 2 prompts has more than 8 tokens (--prompt-length of the run) and lost its beginning', '')
+    >>> truncation_note(["short", "much longer"], byte_tokenizer(), 8)
+    '1 of 2 prompts has more than 8 tokens (--prompt-length of the run) and lost...'
     """
     long = sum(len(tokenizer.encode(text)) > room for text in texts)
-    words = ("has", "its") if long == 1 else ("have", "their")
+    have, their = ("has", "its") if long == 1 else ("have", "their")
     limit = f"more than {room} tokens (--prompt-length of the run)"
-    return (
-        f"{long} of {len(texts)} prompts {words[0]} {limit} and lost {words[1]} beginning"
-        if long
-        else ""
-    )
+    return f"{long} of {len(texts)} prompts {have} {limit} and lost {their} beginning" * (long > 0)

@@ -1,111 +1,93 @@
-"""Texts for the supervised stages: rows of tokens with weights, packed or one text a
-row, in pairs, by length, with noise.
+"""Rows of tokens for the supervised stages: packed text, documents, responses, pairs,
+labelled texts.
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from jaxppo.config import Config, RunConfig
-from jaxppo.data.prompts import indices
+from jaxppo.data.prompts import batch_indices, numpy_prompts, pad_left, stack_batches
 from jaxppo.errors import UserError
 from jaxppo.types import Prompts
 
 Encode = Callable[[str], list[int]]
-TOKENWISE = (
-    "weight",
-)  # parts of `extra` with a number for each token, which are as wide as the tokens
+# entries of `extra` with a number for each token: they are cut with the tokens
+TOKENWISE = ("weight",)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows for `supervised.py`, dealt in an order that hangs on (seed, cursor) alone.
+    """Rows for `supervised.py`, drawn in an order that depends on (seed, cursor) alone.
     The cursor counts rows.
 
-    With `buckets` > 1 the rows of that many batches are sorted by length, so that each
-    batch is as short as its own longest row allows (to the next power of two): less
+    With `buckets` > 1 the rows of that many batches are sorted by length, and each
+    batch is cut to the power-of-two fraction of L that its longest row fits into: less
     padding, and a program for each width.
     """
 
     tokens: Int32[np.ndarray, "N L"]  # padded on the left
     mask: Bool[np.ndarray, "N L"]
     extra: dict[str, Any] = field(default_factory=dict)  # [N ...]
-    unit: int = 1  # rows that belong together: 2 of a pair
+    unit: int = 1  # adjacent rows that stay together: 2 for pairs
     buckets: int = 1
 
     def __len__(self) -> int:
         return len(self.tokens) // self.unit
 
     def take(self, units: Int64[np.ndarray, "n"]) -> "Rows":
-        """Some of the units, in this order."""
+        """Return some of the units, in this order."""
         rows = self._rows(np.asarray(units))
-        return Rows(
-            self.tokens[rows],
-            self.mask[rows],
-            {k: x[rows] for k, x in self.extra.items()},
-            self.unit,
-            self.buckets,
-        )
+        extra = {k: x[rows] for k, x in self.extra.items()}
+        return replace(self, tokens=self.tokens[rows], mask=self.mask[rows], extra=extra)
 
     def _rows(self, units: np.ndarray) -> np.ndarray:
         return (units[:, None] * self.unit + np.arange(self.unit)[None]).reshape(-1)
 
     def batch(self, config: Config, cursor: int) -> Prompts:
-        """The batch that starts at a cursor; NumPy arrays."""
-        most = config.batch_size // self.unit
+        """Return the batch at a cursor."""
         if config.batch_size % self.unit:
             raise UserError(f"--batch-size {config.batch_size} must be even: rows come in pairs")
+        units_per_batch = config.batch_size // self.unit
+        size = self.buckets * units_per_batch
         window, place = divmod(cursor // config.batch_size, self.buckets)
-        start = window * self.buckets * most
-        units = indices(len(self), cursor=start, batch_size=self.buckets * most, seed=config.seed)
+        units = batch_indices(len(self), cursor=window * size, batch_size=size, seed=config.seed)
+        width = self.tokens.shape[1]
         if self.buckets > 1:
             lengths = self.mask.sum(1).reshape(-1, self.unit).max(1)
             units = units[np.argsort(lengths[units], kind="stable")]
             place = np.random.default_rng([config.seed, window]).permutation(self.buckets)[place]
-        rows = self._rows(units[place * most : (place + 1) * most])
-        width = (
-            self._width(int(self.mask[rows].sum(1).max()))
-            if self.buckets > 1
-            else self.tokens.shape[1]
-        )
-        cut = lambda x: x[rows][:, -width:]
-        # By name: another part's second dimension may be as long by chance (the frames
-        # of a recording).
-        extra = {name: cut(x) if name in TOKENWISE else x[rows] for name, x in self.extra.items()}
-        index: Any = np.arange(len(rows), dtype=np.int32)
-        return Prompts(cut(self.tokens), cut(self.mask), index, extra)
+        rows = self._rows(units[place * units_per_batch : (place + 1) * units_per_batch])
+        if self.buckets > 1:
+            longest = max(int(self.mask[rows].sum(1).max()), 2)
+            while width % 2 == 0 and width // 2 >= longest:
+                width //= 2
+        # By name: the frames of a recording may be as many as the tokens by chance.
+        extra = {
+            name: x[rows][:, -width:] if name in TOKENWISE else x[rows]
+            for name, x in self.extra.items()
+        }
+        return numpy_prompts(self.tokens[rows][:, -width:], self.mask[rows][:, -width:], extra)
 
     def all(self) -> Prompts:
-        """Every row, as one batch."""
-        index: Any = np.arange(len(self.tokens), dtype=np.int32)
-        return Prompts(self.tokens, self.mask, index, dict(self.extra))  # type: ignore[arg-type]
+        """Return every row, as one batch."""
+        return numpy_prompts(self.tokens, self.mask, dict(self.extra))
 
-    def _width(self, longest: int) -> int:
-        """The narrowest of the widths L, L / 2, L / 4, ... that the longest row fits
-        into.
-        """
-        width = self.tokens.shape[1]
-        while width % 2 == 0 and width // 2 >= max(longest, 2):
-            width //= 2
-        return width
-
-    def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The rows of one dispatch: a batch, or steps_per_call batches with a leading
-        dimension.
-        """
+    def batches(self, config: RunConfig, cursor: int) -> Prompts:
+        """Return the rows of one dispatch; see `prompts.stack_batches`."""
         if config.steps_per_call > 1 and self.buckets > 1:
-            raise UserError("--steps-per-call above 1 wants rows of one width: --buckets 1")
-        return _dispatch(self.batch, config, cursor)
+            raise UserError("--steps-per-call above 1 needs rows of one width: --buckets 1")
+        return stack_batches(self.batch, config, cursor, config.batch_size)
 
 
 @dataclass(frozen=True)
-class Noisy:
-    """Labelled texts dealt as `Rows` are, whose words are left out and exchanged anew
-    each time (`noisy`).
+class NoisyRows:
+    """Labelled texts with new word noise each time they are drawn; see
+    `add_word_noise`.
     """
 
     texts: Sequence[str]
@@ -117,40 +99,22 @@ class Noisy:
     swap: float = 0.0
 
     def batch(self, config: Config, cursor: int) -> Prompts:
-        """The batch that starts at a cursor; the same each time it is asked for."""
-        units = indices(
+        """Return the batch at a cursor, a function of (seed, cursor) alone."""
+        units = batch_indices(
             len(self.texts), cursor=cursor, batch_size=config.batch_size, seed=config.seed
         )
         rng = np.random.default_rng([config.seed, cursor])
-        texts = [noisy(self.texts[int(i)], rng, drop=self.drop, swap=self.swap) for i in units]
+        texts = [
+            add_word_noise(self.texts[int(i)], rng, drop=self.drop, swap=self.swap) for i in units
+        ]
         return labelled(texts, self.labels[units], self.encode, self.length, eos=self.eos).all()
 
-    def call(self, config: RunConfig, cursor: int) -> Prompts:
-        """The rows of one dispatch, as those of `Rows`."""
-        return _dispatch(self.batch, config, cursor)
+    def batches(self, config: RunConfig, cursor: int) -> Prompts:
+        """Return the rows of one dispatch; see `prompts.stack_batches`."""
+        return stack_batches(self.batch, config, cursor, config.batch_size)
 
 
-def _dispatch(batch: Callable[[Config, int], Prompts], config: RunConfig, cursor: int) -> Prompts:
-    if config.steps_per_call == 1:
-        return batch(config, cursor)
-    batches = [batch(config, cursor + k * config.batch_size) for k in range(config.steps_per_call)]
-    return Prompts(
-        *(
-            _stacked([getattr(b, name) for b in batches])
-            for name in ("tokens", "mask", "index", "extra")
-        )
-    )
-
-
-def _stacked(parts: list) -> Any:
-    return (
-        {k: np.stack([p[k] for p in parts]) for k in parts[0]}
-        if isinstance(parts[0], dict)
-        else np.stack(parts)
-    )
-
-
-def padded(
+def from_ids(
     ids: Sequence[Sequence[int]],
     length: int,
     *,
@@ -158,24 +122,23 @@ def padded(
     unit: int = 1,
     **extra: np.ndarray,
 ) -> Rows:
-    """Rows from lists of ids, the last `length` of each; `learned`: how many at the end
-    of each have weight 1 (all).
+    """Return rows from lists of ids, the last `length` of each. The last `learned` ids
+    of each have weight 1 (all by default), the others 0.
     """
-    tokens, mask = np.zeros((len(ids), length), np.int32), np.zeros((len(ids), length), bool)
-    weight = np.zeros((len(ids), length), np.float32)
-    for row, own in enumerate(ids):
-        kept = list(own)[-length:]
-        if not kept:
-            raise UserError(f"text {row + 1} has no tokens")
-        tokens[row, length - len(kept) :] = kept
-        mask[row, length - len(kept) :] = True
-        weight[row, length - min(len(kept), len(own) if learned is None else learned[row]) :] = 1
-    return Rows(tokens, mask, {"weight": weight, **extra}, unit)
+    kept = [list(own)[-length:] for own in ids]
+    if [] in kept:
+        raise UserError(f"text {kept.index([]) + 1} has no tokens")
+    tokens, mask = pad_left(kept, length, 0)
+    weight = mask.copy()
+    if learned is not None:
+        weight &= np.arange(length)[None] >= length - np.asarray(learned)[:, None]
+    extra = {"weight": weight.astype(np.float32), **extra}
+    return Rows(tokens.astype(np.int32), mask, extra, unit)
 
 
-def packed(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows:
-    """Plain text for language modelling: all texts one after the other, each ended, cut
-    into full rows (the rest is dropped).
+def pack(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows:
+    """Return plain text for language modelling: the texts, each with its end of text,
+    in one stream that is cut into full rows. The rest is dropped.
     """
     stream = [token for text in texts for token in (*encode(text), eos)]
     number = len(stream) // length
@@ -188,15 +151,15 @@ def packed(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Ro
 def documents(
     texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: int | None = None
 ) -> Rows:
-    """One text a row: the first `length` tokens, ended where there is room; `start`
-    stands before each when it is given.
+    """Return one text a row: `start`, if given, then the first tokens of the text, and
+    the end of text where there is room.
     """
     head = [] if start is None else [start]
     ids = [[*head, *encode(text), eos][:length] for text in texts]
-    return padded(ids, length, learned=[len(own) - len(head) for own in ids])
+    return from_ids(ids, length, learned=[len(own) - len(head) for own in ids])
 
 
-def replies(
+def responses(
     pairs: Sequence[tuple[str, str]],
     encode: Encode,
     length: int,
@@ -205,23 +168,28 @@ def replies(
     longest: int | None = None,
     start: int | None = None,
 ) -> Rows:
-    """Prompts with responses for fine-tuning: the loss is on the response and its end,
-    `longest` tokens at most (one that is cut has no end to learn); `start` stands
-    before each prompt when it is given; a prompt too long loses its beginning: with
-    `longest`, where it has more than the length without that, as a policy's prompts
-    do.
+    """Return (prompt, response) pairs for fine-tuning: only the response and its end
+    have weight.
+
+    Args:
+        pairs: prompts and responses. A prompt that is too long loses its beginning.
+        length: L.
+        longest: most tokens of a response with its end (L - 1 by default); a longer one
+            is cut and has no end. Prompts are then cut to L - longest tokens, as those
+            of a policy are.
+        start: a token id to put before each prompt.
     """
     most = length - 1 if longest is None else longest
     head = [] if start is None else [start]
-    kept = 0 if longest is None else longest
+    reserved = 0 if longest is None else longest
     ids, learned = [], []
     for prompt, response in pairs:
         own = [*encode(response), eos][:most]
-        room = max(length - max(len(own), kept) - len(head), 0)
+        room = max(length - max(len(own), reserved) - len(head), 0)
         asked = encode(prompt)
-        ids.append([*head, *asked[len(asked) - min(room, len(asked)) :], *own])
+        ids.append([*head, *asked[max(len(asked) - room, 0) :], *own])
         learned.append(len(own))
-    return padded(ids, length, learned=learned)
+    return from_ids(ids, length, learned=learned)
 
 
 def preferences(
@@ -232,58 +200,65 @@ def preferences(
     eos: int,
     longest: int | None = None,
 ) -> Rows:
-    """(prompt, better response, worse response) as pairs of rows, for reward models and
-    DPO. `longest` cuts both alike: where one of a pair is a policy's, its length must
-    not tell.
+    """Return (prompt, better response, worse response) as pairs of rows, for reward
+    models and DPO. `longest` cuts both responses: where one is a policy's, its length
+    must not give it away.
     """
     flat = [(prompt, response) for prompt, better, worse in triples for response in (better, worse)]
-    rows = replies(flat, encode, length, eos=eos, longest=longest)
-    return Rows(rows.tokens, rows.mask, rows.extra, unit=2)
+    return replace(responses(flat, encode, length, eos=eos, longest=longest), unit=2)
 
 
 def labelled(
     texts: Sequence[str], labels: Float32[np.ndarray, "N"], encode: Encode, length: int, *, eos: int
 ) -> Rows:
-    """Texts with the probability that each is positive."""
+    """Return texts with the probability that each is positive."""
     ids = [[*encode(text)[: length - 1], eos] for text in texts]
-    return padded(ids, length, label=np.asarray(labels, np.float32))
+    return from_ids(ids, length, label=np.asarray(labels, np.float32))
 
 
-def deduplicated(texts: Sequence[str]) -> list[int]:
-    """Numbers of the texts without later copies; case and white space make no
-    difference.
+def deduplicate(texts: Sequence[str]) -> list[int]:
+    """Return the numbers of the texts without later copies. Case and white space do not
+    matter.
 
-    >>> deduplicated(["A b", "c", "a  B"])
+    >>> deduplicate(["A b", "c", "a  B"])
     [0, 1]
     """
     seen: dict[str, int] = {}
     for number, text in enumerate(texts):
-        seen.setdefault(" ".join(text.casefold().split()), number)
+        seen.setdefault(_normalise(text), number)
     return list(seen.values())
 
 
-def held_out(texts: Sequence[str], share: float, *, seed: int = 0) -> tuple[list[int], list[int]]:
-    """Numbers of the texts to train on and of those held out, by a hash of the text:
-    copies fall on one side, and a text stays where it is when others come or go. Raises
-    UserError where one of the two would be empty.
+def train_validation_split(
+    texts: Sequence[str], share: float, *, seed: int = 0
+) -> tuple[list[int], list[int]]:
+    """Return the numbers of the training and of the validation texts (`share` of them),
+    chosen by a hash of the text: copies go to the same side, and a text stays on its
+    side when others are added. Raises UserError when a side is empty.
     """
     training, validation = [], []
     for number, text in enumerate(texts):
-        digest = hashlib.sha256(f"{seed} {' '.join(text.casefold().split())}".encode()).digest()
-        (validation if int.from_bytes(digest[:8], "big") < share * 2**64 else training).append(
-            number
-        )
+        digest = hashlib.sha256(f"{seed} {_normalise(text)}".encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") < share * 2**64
+        (validation if held_out else training).append(number)
     if not training or not validation:
         raise UserError(
-            f"{len(texts)} texts are too few to hold {share:.0%} of them out; give {round(5 / share)} or more"
+            f"{len(texts)} texts are too few to hold {share:.0%} of them out; "
+            f"give {round(5 / share)} or more"
         )
     return training, validation
 
 
-def noisy(text: str, rng: np.random.Generator, *, drop: float = 0.0, swap: float = 0.0) -> str:
-    """The text with each word left out with probability `drop`, and neighbours
-    exchanged with probability `swap` (Wei & Zou 2019,
-    https://arxiv.org/abs/1901.11196). The first word always stays.
+def _normalise(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def add_word_noise(
+    text: str, rng: np.random.Generator, *, drop: float = 0.0, swap: float = 0.0
+) -> str:
+    """Leave out each word with probability `drop` and swap neighbours with probability
+    `swap` (Wei & Zou 2019, https://arxiv.org/abs/1901.11196). The first word is never
+    left out.
     """
     words = text.split()
     words = [word for i, word in enumerate(words) if i == 0 or rng.random() >= drop]

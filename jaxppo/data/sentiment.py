@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32
 
-from jaxppo.data.archives import member
+from jaxppo.data.archives import read_member
 from jaxppo.data.examples import Split, split_rows
 from jaxppo.data.fetch import FetchError, fetch
 
-OPENING = 8  # tokens of a sentence that are the main job's prompt
+OPENING_TOKENS = 8  # of a sentence: the main job's prompt
 
 
 @dataclass(frozen=True)
 class Reviews:
-    """Sentences and their mean human ratings, row by row."""
+    """Sentences and their mean human ratings."""
 
     texts: list[str]
     ratings: Float32[np.ndarray, "N"]  # -4 .. 4
@@ -33,32 +33,31 @@ class Reviews:
         return len(self.texts)
 
 
-def load() -> Reviews:
-    """Every distinct sentence once, in the file's order; downloaded on first use (2.4
+def load_reviews() -> Reviews:
+    """Load every distinct sentence, in the file's order; downloaded on first use (2.4
     MB).
 
     Raises:
-        FetchError: when the download fails or the file is not what it should be.
+        FetchError: when the download fails or the file is damaged.
     """
-    inner = member(fetch("vader-sentences"), "*/hutto_ICWSM_2014.tar.gz")
-    return parse(member(inner, "*/movieReviewSnippets_GroundTruth.txt"))
+    inner = read_member(fetch("vader-sentences"), "*/hutto_ICWSM_2014.tar.gz")
+    return parse_reviews(read_member(inner, "*/movieReviewSnippets_GroundTruth.txt"))
 
 
-def parse(data: bytes) -> Reviews:
-    """Read lines of `number TAB rating TAB sentence` in UTF-8; the first of equal
-    sentences stays.
+def parse_reviews(data: bytes) -> Reviews:
+    """Parse lines of `number TAB rating TAB sentence` in UTF-8. Of equal sentences the
+    first is kept.
 
-    >>> reviews = parse(
-    ...     b"1\\t2.5\\tFunny &amp; warm.\\r\\n2\\t-3\\tDull.\\r\\n3\\t1\\tFunny  &amp; warm.\\r\\n"
+    >>> reviews = parse_reviews(
+    ...     b"1\\t2.5\\tA &amp; B\\r\\n2\\t-3\\tC\\r\\n3\\t1\\tA  &amp; B"
     ... )
     >>> reviews.texts, reviews.ratings.tolist()
-    (['Funny & warm.', 'Dull.'], [2.5, -3.0])
+    (['A & B', 'C'], [2.5, -3.0])
     """
     rows: dict[str, float] = {}
     for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
-        fields = line.split("\t")
         try:
-            _, rating, text = fields
+            _, rating, text = line.split("\t")
             value = float(rating)
         except ValueError:
             raise FetchError(
@@ -68,15 +67,15 @@ def parse(data: bytes) -> Reviews:
             raise FetchError(
                 f"line {number} of the review sentences has the rating {value}, outside -4..4"
             )
-        rows.setdefault(clean(text), value)
+        rows.setdefault(normalise_text(text), value)
     return Reviews(texts=list(rows), ratings=np.asarray(list(rows.values()), np.float32))
 
 
-def clean(text: str) -> str:
-    """One spelling for each sentence: no HTML entities, composed characters, single
+def normalise_text(text: str) -> str:
+    """Return the text without HTML entities, with composed characters and single
     spaces.
 
-    >>> clean("PB&amp;J  sandwich ")
+    >>> normalise_text("PB&amp;J  sandwich ")
     'PB&J sandwich'
     """
     return " ".join(unicodedata.normalize("NFC", html.unescape(text)).split())
@@ -86,11 +85,10 @@ def split_by_opening(
     texts: Sequence[str],
     encode: Callable[[str], list[int]],
     *,
-    tokens: int = OPENING,
+    tokens: int = OPENING_TOKENS,
     seed: int = 0,
 ) -> Split:
-    """`split` by the first `tokens` token ids: prompts that are cut from the texts are
-    never seen in two parts. Scripts that train on these sentences before others test on
-    them use the same split.
+    """Split texts by their first `tokens` token ids, so that a prompt is never in two
+    parts. All scripts that train on these sentences use this split.
     """
     return split_rows([" ".join(map(str, encode(text)[:tokens])) for text in texts], seed=seed)

@@ -1,26 +1,30 @@
-"""Losses: what each token contributes, before any reduction.
+"""Loss functions: one value for each token, before any reduction.
 
 A policy loss is (logprobs, old_logprobs, advantages, mask, *, settings, key=None) ->
 (per_token, diagnostics):
 
-- logprobs are differentiated; old_logprobs (of the policy that sampled) and advantages
-  are constants; all are [B T].
-- per_token [B T] is to be minimised, is 0 where the mask is 0, and is reduced by the
-  weights of `aggregate`.
-- diagnostics are [B T] too, 0 where the mask is 0 and without gradient: 1 or 0 for a
-  yes or no, or a value for each
-  token. The caller takes one masked mean over the global batch. All have "approx_kl",
-  KL(old‖new) by the k3 estimator; those that clip have "clip_fraction", the tokens
-  where the clipped branch was taken.
-- what stands at padding may be anything, NaN and infinity included. Log-ratios are held
-  in [−20, 20] before exp.
-- a loss on whole sequences repeats its value on every token of the row, so that
-  `aggregate.sequence_mean` gives the
-  paper's objective; the row's advantage is the masked mean of its tokens'.
-- key is used by `clip_cov` alone; the others take it and leave it, so that all can be
-  called alike.
+- logprobs are differentiated. old_logprobs (of the policy that sampled) and advantages
+  are constants. All are [B T].
+- per_token [B T] is minimised. It is 0 where the mask is 0. The caller reduces it with
+  the weights of `aggregate`.
+- diagnostics are [B T] without gradient, and 0 where the mask is 0. The caller takes
+  their masked mean over the global batch. All losses have "approx_kl", KL(old‖new) by
+  the k3 estimator. Losses that clip have "clip_fraction", 1 where a token is clipped.
+- Values at padding may be NaN or infinite. Log-ratios are clamped to [−20, 20] before
+  exp.
+- A loss on whole sequences repeats its value on every token of the row, so that
+  `aggregate.sequence_mean` gives the paper's objective.
+- Only `clip_cov` uses key. The others accept it so that all have one signature.
 
-d stands for logprobs − old_logprobs, r for exp(d), A for the advantage.
+In the formulas d = logprobs − old_logprobs, r = exp(d), and A is the advantage.
+
+One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo, sapo,
+                         dppo_tv, dppo_kl, and for data of another policy dro, awr
+Whole sequences          `sequence`: gspo, gspo_token, gmpo
+Few tokens, chosen       `covariance`: kl_cov, clip_cov
+Critic and entropy       `value`: value_mse, value_clipped, value_huber, entropy
+Pairs of responses       `preference`: dpo, ipo
+Off-policy correction    `shared`: truncated_importance
 """
 
 from jaxppo.losses.covariance import clip_cov, kl_cov

@@ -1,35 +1,29 @@
-"""What the policy losses have in common: inputs that are safe at padding, ratios that
-are safe to exponentiate.
+"""What the policy losses share: types, log-ratios and diagnostics.
+
+Signatures of two lines are laid out by hand (`fmt: skip`): the equation is what counts.
 """
 
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool
 
 from jaxppo import masked
 from jaxppo.masked import Mask
-from jaxppo.types import Scalar
+from jaxppo.types import BT, Scalar
 
 CLAMP = 20.0  # e²⁰ is about 5e8: no overflow in float32, even squared
-Diagnostics = dict[str, Float[Array, "B T"]]
+Key = Array | None
+Diagnostics = dict[str, BT]
+Loss = tuple[BT, Diagnostics]  # (per_token, diagnostics)
 
 
-def log_ratio(
-    logprobs: Float[Array, "B T"], old_logprobs: Float[Array, "B T"], mask: Mask
-) -> Float[Array, "B T"]:
-    """d = logprobs − old_logprobs, held in [−20, 20]; 0 where the mask is 0, in front
-    of exp and not after it.
-    """
+def log_ratio(logprobs: BT, old_logprobs: BT, mask: Mask) -> BT:
+    """d = logprobs − old_logprobs, clamped to [−20, 20] and 0 where the mask is 0."""
     return jnp.clip(masked.keep(logprobs - old_logprobs, mask), -CLAMP, CLAMP)
 
 
-def finish(
-    per_token: Float[Array, "B T"],
-    d: Float[Array, "B T"],
-    mask: Mask,
-    **indicators: Bool[Array, "B T"],
-) -> tuple[Float[Array, "B T"], Diagnostics]:
-    """The loss without padding, and its diagnostics: every indicator as 0 or 1, and
+def finish(per_token: BT, d: BT, mask: Mask, **indicators: Bool[Array, "B T"]) -> Loss:
+    """The loss with 0 at padding, and its diagnostics: each indicator as 0 or 1, and
     KL(old‖new) as eᵈ − 1 − d.
     """
     diagnostics = {
@@ -40,23 +34,16 @@ def finish(
 
 
 def truncated_importance(
-    old_logprobs: Float[Array, "B T"],
-    sampler_logprobs: Float[Array, "B T"],
-    mask: Mask,
-    *,
-    cap: Scalar = 2.0,
-) -> Float[Array, "B T"]:
-    """A `correction` for a sampler that is not quite the policy: min(π_old / π_sampler,
-    cap), a constant, 0 at padding.
+    old_logprobs: BT, sampler_logprobs: BT, mask: Mask, *, cap: Scalar = 2.0
+) -> BT:
+    """Importance weights min(π_old / π_sampler, cap) for a sampler that differs from
+    the policy: constants, 0 at padding.
 
-    It multiplies per_token (https://fengyao.notion.site/off-policy-rl).
+    A `correction`: it multiplies per_token (https://fengyao.notion.site/off-policy-rl).
 
-    >>> import jax.numpy as jnp
-    >>> old, sampler = (
-    ...     jnp.log(jnp.array([[0.5, 0.9, 0.5]])),
-    ...     jnp.log(jnp.array([[1.0, 0.1, 1.0]])),
-    ... )
-    >>> truncated_importance(old, sampler, jnp.array([[1.0, 1.0, 0.0]]))
+    >>> old, sampler = jnp.array([[0.5, 0.9, 0.5]]), jnp.array([[1.0, 0.1, 1.0]])
+    >>> mask = jnp.array([[1.0, 1.0, 0.0]])
+    >>> truncated_importance(jnp.log(old), jnp.log(sampler), mask)
     Array([[0.5, 2. , 0. ]], dtype=float32)
     """
     ratio = jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs, mask)), cap)

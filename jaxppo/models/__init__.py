@@ -4,11 +4,10 @@ from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.models import convolution, recurrent, transformer
 from jaxppo.models.critic import init_value, with_critic
-from jaxppo.models.scan import stack, unstack
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
-__all__ = ["KINDS", "init_value", "make", "make_model", "stack", "unstack", "with_critic"]
+__all__ = ["KINDS", "init_value", "make", "make_model", "with_critic"]
 
 KINDS = {
     "transformer": transformer.make,
@@ -20,10 +19,9 @@ KINDS = {
 
 
 def make(config: ModelConfig, **options) -> Model:
-    """The network of `config.kind` as pure functions; options: dtype, lora, lora_alpha,
-    remat, scan (`transformer.make`).
+    """The network of `config.kind` as pure functions. Options: `transformer.make`.
 
-    Raises UserError for an unknown kind, and for options that a kind does not have.
+    Raises UserError for an unknown kind, and for options that the kind does not have.
     """
     if config.kind not in KINDS:
         raise UserError(f"--model-kind {config.kind!r}: choose one of {', '.join(KINDS)}")
@@ -31,8 +29,8 @@ def make(config: ModelConfig, **options) -> Model:
 
 
 def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
-    """(the model of this shape with the settings' adapters, types and critic, whether
-    the critic is a network of its own).
+    """(the model of this shape with the configured types, adapters and critic; whether
+    the critic is separate).
     """
     model = make(
         shape,

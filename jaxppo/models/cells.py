@@ -1,4 +1,4 @@
-"""Recurrent cells: GRU and LSTM."""
+"""Recurrent cells, GRU and LSTM, and a layer of them."""
 
 from typing import Any
 
@@ -10,11 +10,14 @@ from jaxtyping import Array, Float
 from jaxppo import kernels
 from jaxppo.models.layers import Linear
 
+State = tuple[Array, ...]
 
-def gru(
-    state: tuple[Array, ...], gates: Float[Array, "B K"], recurrent: Float[Array, "B K"]
-) -> tuple[Array, ...]:
-    """r, z = σ(x + h);  n = tanh(xₙ + r hₙ);  h' = (1 − z) n + z h.  `gates` are the input's parts, `recurrent` the state's."""
+
+def gru(state: State, gates: Float[Array, "B K"], recurrent: Float[Array, "B K"]) -> State:
+    """r, z = σ(x + h);  n = tanh(xₙ + r hₙ);  h' = (1 − z) n + z h.
+
+    `gates` are the terms of the input, `recurrent` those of the state.
+    """
     (hidden,) = state
     reset, update, new = jnp.split(gates, 3, -1)
     reset_h, update_h, new_h = jnp.split(recurrent, 3, -1)
@@ -22,9 +25,7 @@ def gru(
     return ((1 - z) * jnp.tanh(new + r * new_h) + z * hidden,)
 
 
-def lstm(
-    state: tuple[Array, ...], gates: Float[Array, "B K"], recurrent: Float[Array, "B K"]
-) -> tuple[Array, ...]:
+def lstm(state: State, gates: Float[Array, "B K"], recurrent: Float[Array, "B K"]) -> State:
     """i, f, o = σ(x + h);  c' = f c + i tanh(xᵍ + hᵍ);  h' = o tanh(c')."""
     _, cell = state
     i, f, g, o = jnp.split(gates + recurrent, 4, -1)
@@ -32,13 +33,18 @@ def lstm(
     return jax.nn.sigmoid(o) * jnp.tanh(cell), cell
 
 
-# (the cell, its gates, its arrays of state)
+# kind -> (cell, number of gates, number of state arrays)
 CELLS = {"gru": (gru, 3, 1), "lstm": (lstm, 4, 2)}
 
 
+def init_state(kind: str, rows: int, width: int) -> State:
+    """The state before the first token: zeros in float32, whatever the compute type."""
+    return tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(CELLS[kind][2]))
+
+
 class Layer(nn.Module):
-    """One layer over time; the input's part of the gates is computed for all tokens at
-    once.
+    """One recurrent layer over time. The gates' input terms are computed for all tokens
+    at once.
     """
 
     kind: str
@@ -53,9 +59,9 @@ class Layer(nn.Module):
         kernel = self.param("recurrent", init, (width, number * width), jnp.float32)
 
         def token(state, inputs):
-            gates, here = inputs
+            gates, attends = inputs
             new = cell(state, gates, kernels.matmul(state[0], kernel, self.dtype))
-            state = jax.tree.map(lambda n, o: jnp.where(here[:, None], n, o), new, state)
+            state = jax.tree.map(lambda n, o: jnp.where(attends[:, None], n, o), new, state)
             return state, state[0]
 
         state, out = jax.lax.scan(token, state, (gates.swapaxes(0, 1), attend.swapaxes(0, 1)))

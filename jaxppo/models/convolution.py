@@ -1,4 +1,4 @@
-"""Policies that see the last few tokens alone: causal convolutions, and an MLP over a
+"""Policies that see only the last few tokens: causal convolutions, and an MLP over a
 window. Their memory is the last inputs.
 """
 
@@ -14,13 +14,13 @@ from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
 
-def windows(
+def causal_windows(
     x: Float[Array, "B L D"], attend: Bool[Array, "B L"], before: Float[Array, "B W D"]
 ) -> tuple[Float[Array, "B L K"], Float[Array, "B W D"]]:
-    """(for each token itself and the W inputs before it, side by side, the last W
-    inputs). Padding counts as zeros.
+    """(each token's input and the W before it, concatenated; the last W inputs).
+    Padding counts as zeros.
 
-    A convolution as one matrix product over them: XLA's own is many times slower on a
+    A convolution is one matrix product over them: XLA's own is many times slower on a
     CPU.
     """
     length = x.shape[1]
@@ -30,8 +30,8 @@ def windows(
 
 
 class Convolution(nn.Module):
-    """Layers of causal convolution of width `kernel`, gated, each added to its input
-    (Dauphin et al. 2017, https://arxiv.org/abs/1612.08083).
+    """Layers of gated causal convolution of width `kernel` with residual connections
+    (https://arxiv.org/abs/1612.08083).
     """
 
     config: ModelConfig
@@ -41,20 +41,20 @@ class Convolution(nn.Module):
     def __call__(self, x, attend, memory):
         c, new = self.config, []
         for number, before in enumerate(memory):
+            linear = lambda name, x, i=number: Linear(
+                c.width, True, self.dtype, name=f"{name}_{i}"
+            )(x)
             normed = Norm(c.norm, c.norm_eps, name=f"norm_{number}")(x)
-            beside, before = windows(normed, attend, before)
-            value = Linear(c.width, True, self.dtype, name=f"value_{number}")(beside)
-            gate = Linear(c.width, True, self.dtype, name=f"gate_{number}")(beside)
-            x = x + Linear(c.width, True, self.dtype, name=f"out_{number}")(
-                value * nn.sigmoid(gate)
-            )
+            windows, before = causal_windows(normed, attend, before)
+            gated = linear("value", windows) * nn.sigmoid(linear("gate", windows))
+            x = x + linear("out", gated)
             new.append(before)
         return x, tuple(new)
 
 
 class Window(nn.Module):
-    """The embeddings of the last `kernel` tokens side by side, then an MLP (Bengio et
-    al. 2003, https://jmlr.org/papers/v3/bengio03a.html).
+    """The concatenated embeddings of the last `kernel` tokens, then an MLP
+    (https://jmlr.org/papers/v3/bengio03a.html).
     """
 
     config: ModelConfig
@@ -63,8 +63,8 @@ class Window(nn.Module):
     @nn.compact
     def __call__(self, x, attend, memory):
         c = self.config
-        beside, before = windows(x, attend, memory[0])
-        x = x + Linear(c.width, True, self.dtype, name="input")(beside)
+        windows, before = causal_windows(x, attend, memory[0])
+        x = x + Linear(c.width, True, self.dtype, name="input")(windows)
         for number in range(c.num_layers):
             normed = Norm(c.norm, c.norm_eps, name=f"norm_{number}")(x)
             wide = nn.silu(Linear(c.mlp_width, True, self.dtype, name=f"up_{number}")(normed))
@@ -73,18 +73,15 @@ class Window(nn.Module):
 
 
 def make(config: ModelConfig, *, dtype: str = "float32", **options) -> Model:
-    """The net of `config` (kind convolution or window) as pure functions; options as in
-    `language.wrap`.
+    """The network of `config` (kind convolution or window) as a model. Options:
+    `language_model.from_body`.
     """
-    bodies: dict[str, Any] = {"convolution": Convolution, "window": Window}
+    body: Any = {"convolution": Convolution, "window": Window}[config.kind]
     layers = config.num_layers if config.kind == "convolution" else 1
 
-    def init_memory(batch, dtype):
-        del dtype
-        return tuple(
-            jnp.zeros((batch, config.kernel - 1, config.width), jnp.float32) for _ in range(layers)
-        )
+    def init_memory(batch):
+        shape = (batch, config.kernel - 1, config.width)
+        return tuple(jnp.zeros(shape, jnp.float32) for _ in range(layers))
 
-    return language_model.wrap(
-        config, bodies[config.kind](config, jnp.dtype(dtype)), init_memory, dtype=dtype, **options
-    )
+    body = body(config, jnp.dtype(dtype))
+    return language_model.from_body(config, body, init_memory, dtype=dtype, **options)

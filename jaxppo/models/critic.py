@@ -1,5 +1,5 @@
-"""A critic of its own, behind the interface of one model; and how a value head
-starts.
+"""A separate critic behind the interface of one model, and the initialisation of value
+heads.
 """
 
 from typing import Any
@@ -13,19 +13,17 @@ from jaxppo.types import Model, Params
 
 
 def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
-    """Actor and critic as one model: the critic's parameters stand under "critic", its
-    hidden states behind the actor's.
+    """Actor and critic as one model. The critic's parameters are under "critic"; its
+    hidden states are concatenated to the actor's, which have this `width`.
 
-    `width` is that of the actor's hidden states. Without "critic" in the parameters (a
-    reference policy) only the actor runs.
+    Without "critic" in the parameters (a reference policy) only the actor runs.
     """
+    without = lambda params, key: {name: x for name, x in params.items() if name != key}
 
     def init(key):
-        one, other = jax.random.split(key)
-        own = {
-            name: x for name, x in actor.init(one).items() if name != "value"
-        }  # nobody asks the actor for values
-        return {**own, "critic": critic.init(other)}
+        actor_key, critic_key = jax.random.split(key)
+        # the actor's value head is not used
+        return {**without(actor.init(actor_key), "value"), "critic": critic.init(critic_key)}
 
     def init_cache(batch, length, dtype=actor.dtype):
         return actor.init_cache(batch, length, dtype), critic.init_cache(batch, length, dtype)
@@ -34,18 +32,15 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
         params, tokens, attend, *, cache=None, context=None, dropout_key=None
     ) -> tuple[Array, Any]:
         options: dict[str, Any] = {"context": context, "dropout_key": dropout_key}
-        one, other = (None, None) if cache is None else cache
-        own = {name: x for name, x in params.items() if name != "critic"}
-        hidden, one = actor.apply(own, tokens, attend, cache=one, **options)
+        own, other = (None, None) if cache is None else cache
+        hidden, own = actor.apply(without(params, "critic"), tokens, attend, cache=own, **options)
         if "critic" in params:
             seen, other = critic.apply(params["critic"], tokens, attend, cache=other, **options)
             hidden = jnp.concatenate([hidden, seen], -1)
-        return hidden, None if cache is None else (one, other)
+        return hidden, None if cache is None else (own, other)
 
     def logits(params, hidden):
-        return actor.logits(
-            {name: x for name, x in params.items() if name != "critic"}, hidden[..., :width]
-        )
+        return actor.logits(without(params, "critic"), hidden[..., :width])
 
     def value(params, hidden):
         return critic.value(params["critic"], hidden[..., width:])
@@ -54,37 +49,37 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
 
 
 def init_value(params: Params, key: Array, kind: str, reward: Params | None = None) -> dict:
-    """The parameters with their value head at its start.
+    """The parameters with an initialised value head.
 
-    zero     the first advantages are the returns themselves (Huang et al. 2022, "The 37 implementation details of PPO")
-    normal   standard deviation 1 / √(D + 1), as reward models are started (Stiennon et al. 2020, https://arxiv.org/abs/2009.01325)
-    reward   the head of `reward`, parameters of a reward model of the same shape; for a separate critic its trunk too
+    zero     the first advantages are the returns (Huang et al. 2022, "The 37
+             implementation details of PPO")
+    normal   standard deviation 1 / √(D + 1), as in reward models
+             (https://arxiv.org/abs/2009.01325)
+    reward   the head of `reward`, the parameters of a reward model of the same shape,
+             and for a separate critic all its parameters
 
     Raises UserError if the reward model has another shape.
     """
-    where = "critic" if "critic" in params else None
-    owner = dict(params["critic"] if where else params)
-    kernel = owner["value"]["kernel"]
+    separate = "critic" in params
+    critic = dict(params["critic"] if separate else params)
+    kernel = critic["value"]["kernel"]
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
     if kind == "normal":
-        owner["value"] = {
-            **owner["value"],
-            "kernel": jax.random.normal(key, kernel.shape) * (kernel.shape[0] + 1) ** -0.5,
-        }
+        start = jax.random.normal(key, kernel.shape) * (kernel.shape[0] + 1) ** -0.5
+        critic["value"] = {**critic["value"], "kernel": start}
     elif kind == "reward":
-        if (
-            reward is None
-            or "value" not in reward
-            or reward["value"]["kernel"].shape != kernel.shape
-        ):
+        head = None if reward is None else reward.get("value")
+        if reward is None or head is None or head["kernel"].shape != kernel.shape:
             raise UserError(
-                "--value-init reward needs a --reward-model RUN with the critic's shape; or use zero or normal"
+                "--value-init reward needs a --reward-model RUN with the critic's shape; or use"
+                " zero or normal"
             )
-        for name in owner if where else ("value",):
-            if jax.tree.map(jnp.shape, owner[name]) != jax.tree.map(jnp.shape, reward[name]):
+        for name in critic if separate else ("value",):
+            if shapes(critic[name]) != shapes(reward[name]):
                 raise UserError(
-                    f"--value-init reward: {name!r} of the reward model has another shape than the critic's"
+                    f"--value-init reward: {name!r} of the reward model has another shape than the"
+                    " critic's"
                 )
-            owner[name] = jax.tree.map(
-                jnp.array, reward[name]
-            )  # a copy: the critic's are donated to each step
-    return {**params, where: owner} if where else owner
+            # a copy: each step donates the critic's parameters
+            critic[name] = jax.tree.map(jnp.array, reward[name])
+    return {**params, "critic": critic} if separate else critic

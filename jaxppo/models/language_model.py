@@ -1,12 +1,11 @@
-"""What all architectures but the transformer share: embedding, head, value, dropout,
-and the interface `types.Model` around them.
+"""What all architectures share: embedding, final norm, head and value head behind the
+interface `types.Model`; and models around a body.
 
-With `context_width` the policy also hears a recording (`listening.py`), between body
-and norm.
-
-A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`:
-its memory is whatever it needs to go on token by token, a tuple of arrays with rows
-first. Where `attend` is False a state stays as it was, and a window sees zeros.
+A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`.
+Its memory, a tuple of arrays with rows first, is what it needs to continue token by
+token. Where `attend` is False, a state does not change and a window sees zeros. With
+`context_width` the policy also attends to a recording (`audio.py`), between body and
+norm.
 """
 
 from collections.abc import Callable
@@ -19,20 +18,19 @@ from jaxtyping import Array
 
 from jaxppo import kernels
 from jaxppo.errors import UserError
-from jaxppo.models.audio import Encoder, Listening, check
-from jaxppo.models.layers import Linear, Norm, Value, dropped
+from jaxppo.models.audio import AudioAttention, Encoder, check_context
+from jaxppo.models.layers import Linear, Norm, Value, dropout
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
 
-class Language(nn.Module):
-    """Embedding -> body -> perhaps attention to a recording -> norm; logits by the
-    embedding's transpose or a head of its own.
+class LanguageModel(nn.Module):
+    """The shared layers. Logits come from the embedding's transpose or a separate
+    head.
     """
 
     config: ModelConfig
-    body: nn.Module
-    dtype: Any = jnp.float32
+    dtype: Any
 
     def setup(self):
         c = self.config
@@ -41,24 +39,19 @@ class Language(nn.Module):
         if not c.tied:
             self.head = Linear(c.vocab_size, False, self.dtype)
         self.value = Value()
-        if c.context_width:
-            self.encoder = Encoder(c, self.dtype)
-            self.listening = Listening(c, self.dtype)
 
-    def __call__(self, tokens, attend, memory, heard=None, context=None, dropout_key=None):
-        body: Any = self.body
-        if context is not None:
-            features, lengths = context
-            heard = self.encoder(features, lengths, dropout_key)
-        x = self.embed.embedding[tokens].astype(self.dtype).astype(jnp.float32)
-        x = dropped(x, self.config.dropout, dropout_key, 0)
-        x, memory = body(x, attend, memory)
-        if heard is not None:
-            x = self.listening(x, heard)
-        hidden = dropped(self.final_norm(x), self.config.dropout, dropout_key, 1)
+    def rounded(self, embedding):
+        """Embeddings are rounded like any operand: then the sampler, whose weights are
+        cast once, and the scorer see the same numbers.
+        """
+        return embedding.astype(self.dtype).astype(jnp.float32)
+
+    def hidden(self, x, dropout_key):
+        """The last hidden states, from the output of the last layer."""
+        hidden = dropout(self.final_norm(x), self.config.dropout, dropout_key, 1)
         if self.is_initializing():
             _ = self.logits(hidden), self.value(hidden)
-        return hidden, memory, heard
+        return hidden
 
     def logits(self, hidden):
         if not self.config.tied:
@@ -69,7 +62,46 @@ class Language(nn.Module):
         return self.value(hidden)
 
 
-def wrap(
+def as_model(module: LanguageModel, init: Callable, init_cache: Callable, apply: Callable) -> Model:
+    """The interface of a language model; only `init`, `init_cache` and `apply` depend
+    on its architecture.
+    """
+
+    def call(method: str) -> Callable[..., Array]:
+        return lambda params, hidden: cast(
+            Array, module.apply({"params": params}, hidden, method=method)
+        )
+
+    def head(params):
+        return params["embed"]["embedding"] if module.config.tied else params["head"]["kernel"].T
+
+    return Model(init, init_cache, apply, call("logits"), call("values"), head, module.dtype)
+
+
+class BodyModel(LanguageModel):
+    """Embedding -> body -> attention to a recording, if there is one -> norm."""
+
+    body: nn.Module
+
+    def setup(self):
+        super().setup()
+        if self.config.context_width:
+            self.encoder = Encoder(self.config, self.dtype)
+            self.listening = AudioAttention(self.config, self.dtype)
+
+    def __call__(self, tokens, attend, memory, audio=None, context=None, dropout_key=None):
+        body: Any = self.body
+        if context is not None:
+            features, lengths = context
+            audio = self.encoder(features, lengths, dropout_key)
+        x = self.rounded(self.embed.embedding[tokens])
+        x, memory = body(dropout(x, self.config.dropout, dropout_key, 0), attend, memory)
+        if audio is not None:
+            x = self.listening(x, audio)
+        return self.hidden(x, dropout_key), memory, audio
+
+
+def from_body(
     config: ModelConfig,
     body: nn.Module,
     init_memory: Callable,
@@ -80,53 +112,40 @@ def wrap(
     remat: str = "none",
     scan: bool = False,
 ) -> Model:
-    """A body as a model; `init_memory(batch, dtype)` is its memory before the first
-    token.
+    """A body as a model. `init_memory(batch)` is its memory before the first token.
 
-    With `config.context_width` the cache is (memory, what was heard): the context is
-    given with the first tokens, and encoded once. Raises UserError for what only the
-    transformer has, adapters and scanned layers, and for a context that does not fit.
+    With `config.context_width` the cache is (memory, encoded recording). The context is
+    given with the first tokens and encoded once. Raises UserError for adapters and
+    scanned layers, which only the transformer has, and for a context that does not fit.
     """
     del lora_alpha
     if lora or scan:
-        what = "--lora 0" if lora else "without --scan-layers"
-        raise UserError(f"a {config.kind} policy is trained whole: {what}")
+        what = "adapters: use --lora 0" if lora else "scanned layers: run without --scan-layers"
+        raise UserError(f"a {config.kind} policy has no {what}")
     compute = jnp.dtype(dtype)
-    module = Language(config, body, compute)
-    hears = config.context_width > 0
+    module = BodyModel(config, compute, body)
+    has_context = config.context_width > 0
 
     def init(key):
-        ones = jnp.ones((1, 2), jnp.int32)
-        context = (
-            (jnp.zeros((1, 4, config.context_width)), jnp.full((1,), 4, jnp.int32))
-            if hears
-            else None
-        )
-        return module.init(key, ones, ones == 1, init_memory(1, compute), None, context)["params"]
+        ones, frames = jnp.ones((1, 2), jnp.int32), jnp.zeros((1, 4, config.context_width))
+        context = (frames, jnp.full((1,), 4, jnp.int32)) if has_context else None
+        return module.init(key, ones, ones == 1, init_memory(1), None, context)["params"]
 
     def init_cache(batch, length, dtype=compute):
-        del length  # the memory does not grow
-        return (init_memory(batch, dtype), None) if hears else init_memory(batch, dtype)
+        del length, dtype  # the memory does not grow, and stays float32
+        return (init_memory(batch), None) if has_context else init_memory(batch)
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
-        memory, heard = cache if cache is not None and hears else (cache, None)
-        check(config, context, heard)
-        memory = init_memory(tokens.shape[0], compute) if memory is None else memory
+        memory, audio = cache if cache is not None and has_context else (cache, None)
+        check_context(config, context, audio)
+        memory = init_memory(tokens.shape[0]) if memory is None else memory
         run = lambda params: module.apply(
-            {"params": params}, tokens, attend, memory, heard, context, dropout_key
+            {"params": params}, tokens, attend, memory, audio, context, dropout_key
         )
         out: Any = (jax.checkpoint(run) if remat != "none" and cache is None else run)(params)
-        hidden, memory, heard = out
-        return cast(Array, hidden), None if cache is None else (memory, heard) if hears else memory
+        hidden, memory, audio = out
+        if cache is None:
+            return hidden, None
+        return hidden, (memory, audio) if has_context else memory
 
-    def call(method) -> Callable[..., Array]:
-        return lambda params, hidden: cast(
-            Array, module.apply({"params": params}, hidden, method=method)
-        )
-
-    head = lambda params: (
-        params["embed"]["embedding"] if config.tied else params["head"]["kernel"].T
-    )
-    return Model(
-        init, init_cache, apply, call(Language.logits), call(Language.values), head, compute
-    )
+    return as_model(module, init, init_cache, apply)

@@ -1,4 +1,4 @@
-"""Layers that more than one architecture is made of: a linear map with adapters, norms,
+"""Layers that several architectures share: linear maps with adapters, norms, dropout,
 and the value head.
 """
 
@@ -13,35 +13,29 @@ from jaxppo import kernels
 
 
 class Linear(nn.Module):
-    """y = x W + b, plus (alpha / rank) (x A) B when the parameters hold adapters."""
+    """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters."""
 
     features: int
     use_bias: bool = False
     dtype: Any = jnp.float32
     rank: int = 0
     alpha: float = 16.0
+    kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param(
-            "kernel", nn.initializers.normal(0.02), (x.shape[-1], self.features), jnp.float32
-        )
+        width, zeros = x.shape[-1], nn.initializers.zeros
+        kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
         y = kernels.matmul(x, kernel, self.dtype)
         # The reference policy is the same module without adapters in its parameters.
         if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
-            a = self.param(
-                "lora_a",
-                nn.initializers.normal(x.shape[-1] ** -0.5),
-                (x.shape[-1], self.rank),
-                jnp.float32,
-            )
-            b = self.param("lora_b", nn.initializers.zeros, (self.rank, self.features), jnp.float32)
-            y = y + kernels.matmul(kernels.matmul(x, a, self.dtype), b, self.dtype) * (
-                self.alpha / self.rank
-            )
+            normal = nn.initializers.normal(width**-0.5)
+            a = self.param("lora_a", normal, (width, self.rank), jnp.float32)
+            b = self.param("lora_b", zeros, (self.rank, self.features), jnp.float32)
+            low_rank = kernels.matmul(kernels.matmul(x, a, self.dtype), b, self.dtype)
+            y = y + low_rank * (self.alpha / self.rank)
         if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-            y = y + jnp.reshape(bias, (1,) * (y.ndim - 1) + (-1,))
+            y = y + _last_axis(self.param("bias", zeros, (self.features,), jnp.float32), y)
         return y
 
 
@@ -53,26 +47,18 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        shape = (1,) * (x.ndim - 1) + (x.shape[-1],)
-        scale = jnp.reshape(
-            self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32), shape
-        )
+        vector = lambda name, init: self.param(name, init, (x.shape[-1],), jnp.float32)
+        scale = _last_axis(vector("scale", nn.initializers.ones), x)
         if self.kind == "rms":
             return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * scale
-        bias = jnp.reshape(
-            self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32), shape
-        )
+        bias = _last_axis(vector("bias", nn.initializers.zeros), x)
         centred = x - x.mean(-1, keepdims=True)
-        return (
-            centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + self.eps) * scale
-            + bias
-        )
+        variance = (centred * centred).mean(-1, keepdims=True)
+        return centred * jax.lax.rsqrt(variance + self.eps) * scale + bias
 
 
 class Value(nn.Module):
-    """A linear value head, zero at the start: advantages are then returns, not
-    noise.
-    """
+    """A linear value head, zero at the start: the first advantages are the returns."""
 
     @nn.compact
     def __call__(self, hidden):
@@ -81,11 +67,17 @@ class Value(nn.Module):
         return (hidden @ kernel)[..., 0] + bias
 
 
-def dropped(x: Any, rate: float, key: Array | None, number: int) -> Any:
-    """Dropout of a share `rate` with the key's `number`-th noise; nothing without a key
-    (Srivastava et al. 2014, https://jmlr.org/papers/v15/srivastava14a.html).
+def dropout(x: Any, rate: float, key: Array | None, number: int) -> Any:
+    """x with a share `rate` of its values set to 0; x itself without a key
+    (https://jmlr.org/papers/v15/srivastava14a.html). `number` tells apart the calls
+    that share a key.
     """
     if key is None or rate == 0:
         return x
     kept = jax.random.bernoulli(jax.random.fold_in(key, number), 1 - rate, x.shape)
     return jnp.where(kept, x / (1 - rate), 0.0)
+
+
+def _last_axis(vector: Array, x: Array) -> Array:
+    """[D] as [1 ... 1 D], with the dimensions of x."""
+    return jnp.reshape(vector, (1,) * (x.ndim - 1) + (-1,))

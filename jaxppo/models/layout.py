@@ -1,8 +1,7 @@
-"""Where arrays lie on a mesh: the one table from logical axes to mesh axes, for
-parameters and for what flows between them.
+"""The table from logical axes to mesh axes, for parameters and for activations.
 
-`sharding.py` reads it for parameters. Inside a model `constrain` says it of activations
-and of the cache of keys and values, so that the compiler need not guess; without a mesh
+`parallel/sharding.py` reads it for parameters. Inside a model, `constrain` applies it
+to activations and to the cache, so that the compiler need not guess. Without a mesh
 (jit on one device, pmap) it does nothing.
 """
 
@@ -15,8 +14,8 @@ from jax.sharding import PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes over which the batch is split
 
-# Logical axis -> mesh axes. "width" is that of parameters; the residual stream's own
-# stays whole on each device.
+# Logical axis -> mesh axes. "width" is that of parameters; the width of the residual
+# stream is never split.
 LOGICAL: dict[str | None, tuple[str, ...]] = {
     "rows": ROWS,
     "vocab": ("tensor",),
@@ -27,15 +26,15 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def shares() -> int:
-    """Over how many devices the rows are split; 1 without a mesh."""
+def row_shards() -> int:
+    """The number of devices over which the rows are split; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in ROWS) if set(AXES) <= set(mesh.axis_names) else 1
 
 
 def constrain(x: Any, *names: str | None) -> Any:
-    """`x` with its dimensions on the logical axes `names`; a size that does not divide
-    stays whole.
+    """`x` with its dimensions sharded over the logical axes `names`. A dimension that
+    is not divisible stays whole.
 
     The mesh is that of `jax.sharding.use_abstract_mesh` around the program
     (`parallel.MeshStep`).

@@ -1,9 +1,9 @@
-"""Low-rank adapters (Hu et al. 2021, https://arxiv.org/abs/2106.09685): which leaves of
-a parameter tree are trained.
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685), and the split of parameters
+into trained and base.
 
-A model's parameters are one nested dict. With adapters, what is trained is a partial
-tree (the adapters and the value head) and the rest is the base; `merge` lays one over
-the other. The reference policy is the base alone: no second copy.
+A model's parameters are one nested dict. With adapters, only a partial tree is trained
+(the adapters and the value head); the rest is the base, and `merge` combines the two.
+The reference policy is the base alone: there is no second copy.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ TRAINED_WITH_LORA = ("lora_a", "lora_b", "value")
 
 
 def merge(base: Params, trained: Params) -> dict:
-    """The whole tree: `trained` laid over `base`, dict by dict. No array is copied.
+    """The union of two trees; leaves of `trained` win. No array is copied.
 
     >>> merge({"q": {"kernel": 1}}, {"q": {"lora_a": 2}, "value": 3})
     {'q': {'kernel': 1, 'lora_a': 2}, 'value': 3}
@@ -29,8 +29,8 @@ def merge(base: Params, trained: Params) -> dict:
 
 
 def split(params: Params, is_trained: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
-    """(trained, base): the tree cut in two by the path of each leaf; empty dicts are
-    dropped.
+    """(trained, base): the inverse of `merge`, by the path of each leaf. Empty dicts
+    are removed.
 
     >>> split({"q": {"kernel": 1, "lora_a": 2}}, lambda path: path[-1] == "lora_a")
     ({'q': {'lora_a': 2}}, {'q': {'kernel': 1}})
@@ -51,18 +51,13 @@ def split(params: Params, is_trained: Callable[[tuple[str, ...]], bool]) -> tupl
 
 
 def fold(params: Params, *, alpha: float) -> dict:
-    """The same network without adapters: each kernel plus (alpha / rank) A B; of
-    scanned layers, layer by layer.
+    """The same network without adapters: each kernel plus (alpha / rank) A B. Scanned
+    layers are folded layer by layer.
 
     >>> import jax.numpy as jnp
-    >>> fold(
-    ...     {
-    ...         "kernel": jnp.eye(2),
-    ...         "lora_a": jnp.ones((2, 1)),
-    ...         "lora_b": jnp.array([[0.5, 0.0]]),
-    ...     },
-    ...     alpha=2.0,
-    ... )["kernel"].tolist()
+    >>> a, b = jnp.ones((2, 1)), jnp.array([[0.5, 0.0]])
+    >>> params = {"kernel": jnp.eye(2), "lora_a": a, "lora_b": b}
+    >>> fold(params, alpha=2.0)["kernel"].tolist()
     [[2.0, 0.0], [1.0, 1.0]]
     """
     out: dict[str, Any] = {
@@ -74,13 +69,13 @@ def fold(params: Params, *, alpha: float) -> dict:
     return out
 
 
-def is_adapter(path: tuple[str, ...]) -> bool:
-    """Whether a leaf is trained when adapters are used: adapters and the value head
-    are.
+def is_trained(path: tuple[str, ...]) -> bool:
+    """Whether a leaf is trained when there are adapters: it is one, or of the value
+    head.
     """
     return any(name in TRAINED_WITH_LORA for name in path)
 
 
 def count(params: Params) -> int:
-    """Number of scalars in a tree."""
+    """The number of scalars in a tree."""
     return sum(x.size for x in jax.tree.leaves(params))

@@ -1,21 +1,95 @@
-"""NLPO: sampling within the nucleus of a lagged copy of the policy."""
+"""NLPO's action mask: a token may be sampled only inside the nucleus of a lagged copy
+of the policy (https://arxiv.org/abs/2210.01241).
+
+The masked policy is a `Model`: with the lagged parameters under "lagged" it reads every
+token with both networks. The lagged copy is part of `TrainState.statistics`, not of
+`frozen`, so that checkpoints hold it and a resumed run continues with it.
+"""
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
 
+from jaxppo import sampling
 from jaxppo.config import Config
-from jaxppo.types import TrainState
+from jaxppo.models import lora
+from jaxppo.types import Model, Params, PyTree, TrainState
 
 
-def lag(state: TrainState, config: Config) -> dict:
-    """The state's statistics; with NLPO's mask its lagged policy is copied afresh every
-    `mask_every` steps. It lives there and not in `frozen`, so that a resumed run has
-    the one that it had.
+def with_mask(model: Model, config: Config) -> Model:
+    """The model with NLPO's mask as its `allowed`; the model itself if `mask_top_p` is
+    1.
+
+    The lagged network's hidden states [... D] stand behind the policy's. Without
+    "lagged" in the parameters (a reference policy, an exported one) only the policy
+    runs.
     """
     if config.mask_top_p >= 1:
+        return model
+    own = lambda params: {name: x for name, x in params.items() if name != "lagged"}
+    width = lambda params: model.head(own(params)).shape[1]
+    policy = lambda params, hidden: hidden[..., : -width(params)] if "lagged" in params else hidden
+
+    def init_cache(*args):
+        return model.init_cache(*args), model.init_cache(*args)
+
+    def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
+        one, other = (None, None) if cache is None else cache
+        hidden, one = model.apply(
+            own(params), tokens, attend, cache=one, context=context, dropout_key=dropout_key
+        )
+        if "lagged" in params:
+            lagged, other = model.apply(
+                params["lagged"], tokens, attend, cache=other, context=context
+            )
+            hidden = jnp.concatenate([hidden, lagged], -1)
+        return hidden, None if cache is None else (one, other)
+
+    def allowed(params, hidden):
+        if "lagged" not in params:
+            return None
+        return nucleus(model.logits(params["lagged"], hidden[..., -width(params) :]), config=config)
+
+    return model._replace(
+        init_cache=init_cache,
+        apply=apply,
+        logits=lambda params, hidden: model.logits(own(params), policy(params, hidden)),
+        value=lambda params, hidden: model.value(own(params), policy(params, hidden)),
+        allowed=allowed,
+    )
+
+
+def nucleus(logits: Float[Array, "... V"], *, config: Config) -> Bool[Array, "... V"]:
+    """The likeliest tokens with Σ p ≥ mask_top_p, with p = softmax(z / temperature).
+
+    >>> import jax.numpy as jnp
+    >>> nucleus(jnp.log(jnp.array([[0.5, 0.3, 0.2]])), config=Config(mask_top_p=0.6))
+    Array([[ True,  True, False]], dtype=bool)
+    """
+    tempered = sampling.temper(logits, temperature=config.temperature)
+    return sampling.keep_set(tempered, top_p=config.mask_top_p) > -jnp.inf
+
+
+def init_lagged(params: Params, config: Config) -> PyTree:
+    """The initial lagged policy as an entry of the statistics; nothing without the
+    mask.
+    """
+    return {"lagged": jax.tree.map(jnp.copy, dict(params))} if config.mask_top_p < 1 else {}
+
+
+def update_lagged(state: TrainState, config: Config) -> PyTree:
+    """The statistics of `state`, with the policy copied every `mask_every` steps."""
+    if "lagged" not in state.statistics:
         return state.statistics
     fresh = state.step % config.mask_every == 0
-    lagged = jax.tree.map(
-        lambda new, old: jnp.where(fresh, new, old), dict(state.params), state.statistics["lagged"]
-    )
+    select = lambda new, old: jnp.where(fresh, new, old)
+    lagged = jax.tree.map(select, dict(state.params), state.statistics["lagged"])
     return {**state.statistics, "lagged": lagged}
+
+
+def with_lagged(base: Params, statistics: PyTree) -> Params:
+    """The untrained weights and, under "lagged", the whole lagged policy."""
+    if "lagged" not in statistics:
+        return base
+    whole = lora.merge(base, statistics["lagged"])
+    return {**base, "lagged": {name: x for name, x in whole.items() if name != "critic"}}

@@ -1,6 +1,6 @@
-"""Recurrent policies: layers of GRU (Cho et al. 2014, https://arxiv.org/abs/1406.1078)
-or LSTM (Hochreiter & Schmidhuber 1997, doi:10.1162/neco.1997.9.8.1735), each added to
-its input. Padding leaves the state as it was.
+"""Recurrent policies: layers of GRU (https://arxiv.org/abs/1406.1078) or LSTM
+(https://doi.org/10.1162/neco.1997.9.8.1735) with residual connections. Padding does not
+change the state.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxppo.models import language_model
-from jaxppo.models.cells import CELLS, Layer
+from jaxppo.models.cells import Layer, init_state
 from jaxppo.models.layers import Norm
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
@@ -31,16 +31,12 @@ class Recurrent(nn.Module):
 
 
 def make(config: ModelConfig, *, dtype: str = "float32", **options) -> Model:
-    """The recurrent net of `config` (kind gru or lstm) as pure functions; options as in
-    `language.wrap`.
+    """The recurrent network of `config` (kind gru or lstm) as a model. Options:
+    `language_model.from_body`.
     """
 
-    def init_memory(batch, dtype):
-        del dtype  # what is added to for long stays float32
-        _, _, arrays = CELLS[config.kind]
-        zeros = lambda: jnp.zeros((batch, config.width), jnp.float32)
-        return tuple(tuple(zeros() for _ in range(arrays)) for _ in range(config.num_layers))
+    def init_memory(batch):
+        return tuple(init_state(config.kind, batch, config.width) for _ in range(config.num_layers))
 
-    return language_model.wrap(
-        config, Recurrent(config, jnp.dtype(dtype)), init_memory, dtype=dtype, **options
-    )
+    body = Recurrent(config, jnp.dtype(dtype))
+    return language_model.from_body(config, body, init_memory, dtype=dtype, **options)

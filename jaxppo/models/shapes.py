@@ -1,4 +1,4 @@
-"""Shapes of networks."""
+"""The shapes of networks: `ModelConfig`, and functions that make one."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A network: GPT-2, Llama, SmolLM, Qwen and Mistral are points in the one
-    transformer's space; `network` makes the others.
+    """The shape of a network. GPT-2, Llama, SmolLM, Qwen and Mistral are settings of
+    one transformer; `network` also makes the other kinds.
     """
 
     vocab_size: int
@@ -37,21 +37,17 @@ class ModelConfig:
     qk_norm: bool = False
     tied: bool = True
     window: int | None = None
-    """sliding-window attention: a token sees itself and the window - 1 tokens before
-    it
-    """
+    """sliding-window attention: a token sees itself and the previous window - 1"""
     kind: str = "transformer"
     """transformer | gru | lstm | convolution | window"""
     kernel: int = 4
-    """tokens that a convolution or window sees, with its own"""
+    """tokens that a convolution or window sees, including the current one"""
     dropout: float = 0.0
-    """of embeddings and last hidden states, in supervised training"""
+    """dropout of embeddings and last hidden states, in supervised training"""
     context_width: int = 0
-    """numbers in a frame of the features that the policy reads beside the tokens, such
-    as mel bins; 0 = it reads none
-    """
+    """features per frame of the context, such as mel bins; 0 = no context"""
     context_length: int = 0
-    """most frames of those features; 0 = any number"""
+    """maximum number of frames of the context; 0 = no limit"""
 
 
 def network(
@@ -66,7 +62,7 @@ def network(
     context_width: int = 0,
     context_length: int = 0,
 ) -> ModelConfig:
-    """A small net of any kind; those without attention have no use for heads."""
+    """A small network of any kind."""
     if kind == "transformer":
         shape = llama(
             vocab_size=vocab_size, width=width, num_layers=num_layers, max_length=max_length
@@ -128,8 +124,8 @@ def llama(
     num_kv_heads: int = 2,
     max_length: int = 256,
 ) -> ModelConfig:
-    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value heads,
-    tied head.
+    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value
+    heads.
     """
     return ModelConfig(
         vocab_size=vocab_size,

@@ -1,31 +1,32 @@
-"""A net that reads a text and tells its class: layers of one's choice over embeddings,
-pooling, a dense layer.
-"""
+"""A text classifier: layers over embeddings, pooling, and a dense layer."""
 
 from functools import partial
+from typing import cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo.errors import UserError
 from jaxppo.models import cells
-from jaxppo.models.layers import dropped
+from jaxppo.models.layers import dropout
+from jaxppo.types import Params
 
-LOW = -1e30  # below every number of a layer, and finite
+LOW = -1e30  # finite, and below every output of a layer
 
 
 class Classifier(nn.Module):
-    """Logits of a text: `layers` one after the other, then their maximum and mean over
-    the text, and a dense layer.
+    """Logits of a text: `layers` in order, maximum and mean over the text, a dense
+    layer.
 
-    convolution   of several widths side by side (Kim 2014, https://arxiv.org/abs/1408.5882)
-    pool          the larger one of every two neighbours: half as many tokens
-    gru, lstm     a recurrent layer (with the two above: Zhou et al. 2015, https://arxiv.org/abs/1511.08630)
-    dense         of each token alone
+    convolution   several widths in parallel (https://arxiv.org/abs/1408.5882)
+    pool          the maximum of every two neighbours: half as many tokens
+    gru, lstm     a recurrent layer (after the two above: https://arxiv.org/abs/1511.08630)
+    dense         a dense layer on each token
 
-    One class is the logit that a text is positive, [B]; several are one logit each, [B
-    C]. Padding, behind a text, changes nothing. Raises UserError for another layer.
+    With one class the result is the logit of a positive text, [B]; with several, one
+    logit for each, [B C]. Padding, on the right, has no effect. Raises UserError for an
+    unknown layer.
     """
 
     features: int = 64
@@ -38,9 +39,9 @@ class Classifier(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, dropout_key=None
     ) -> Float[Array, "B"] | Float[Array, "B C"]:
-        drop = lambda x, number: dropped(x, self.dropout, dropout_key, number)
-        # Embeddings of a language model have a few very large directions; a fixed scale
-        # would let them rule.
+        drop = lambda x, number: dropout(x, self.dropout, dropout_key, number)
+        # A few directions of a language model's embeddings are very large: with a fixed
+        # scale they would dominate.
         x = drop(nn.LayerNorm(name="norm")(x), 0)
         for number, kind in enumerate(self.layers):
             if kind not in LAYERS:
@@ -54,45 +55,52 @@ class Classifier(nn.Module):
         return out[:, 0] if self.classes == 1 else out
 
     def pooled(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B K"]:
-        """Maximum and mean over the text, in turn for each `features` numbers; 0 for a
+        """Maximum and mean over the text, alternating in blocks of `features`; 0 for a
         text without tokens.
         """
         parts = x.shape[-1] // self.features if x.shape[-1] % self.features == 0 else 1
-        both = jnp.stack([_largest(x, mask), (x * mask[..., None]).sum(1) / _count(mask)], 1)
+        count = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(jnp.float32)
+        both = jnp.stack([_maximum(x, mask), (x * mask[..., None]).sum(1) / count], 1)
         return both.reshape(x.shape[0], 2, parts, -1).swapaxes(1, 2).reshape(x.shape[0], -1)
 
 
+def logits(
+    net: Classifier, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], **options
+) -> Float[Array, "B"] | Float[Array, "B C"]:
+    """Logits of texts. params: {"embedding": [V D], "net": the rest}."""
+    x = params["embedding"][tokens].astype(jnp.float32)
+    return cast(Array, net.apply({"params": params["net"]}, x, mask, **options))
+
+
 def _convolution(net: Classifier, x, mask, suffix: str):
-    # as one matrix product over shifted copies: XLA's own is many times slower on a CPU
+    # One matrix product over shifted copies: XLA's convolution is many times slower on
+    # a CPU.
     shifted = [jnp.pad(x, ((0, 0), (0, i), (0, 0)))[:, i:] for i in range(max(net.widths))]
-    dense = lambda width: nn.Dense(net.features, name=f"conv{width}{suffix}")
-    return jnp.concatenate(
-        [nn.relu(dense(n)(jnp.concatenate(shifted[:n], -1))) for n in net.widths], -1
-    ), mask
+    dense = lambda n: nn.Dense(net.features, name=f"conv{n}{suffix}")
+    each = [nn.relu(dense(n)(jnp.concatenate(shifted[:n], -1))) for n in net.widths]
+    return jnp.concatenate(each, -1), mask
 
 
 def _pool(net: Classifier, x, mask, suffix: str):
     rows, odd = x.shape[0], x.shape[1] % 2
-    x, mask = (
-        jnp.pad(x, ((0, 0), (0, odd), (0, 0))),
-        jnp.pad(mask, ((0, 0), (0, odd))).reshape(rows, -1, 2),
-    )
+    x = jnp.pad(x, ((0, 0), (0, odd), (0, 0)))
+    mask = jnp.pad(mask, ((0, 0), (0, odd))).reshape(rows, -1, 2)
     pairs = x.reshape(rows * mask.shape[1], 2, -1)
-    return _largest(pairs, mask.reshape(-1, 2)).reshape(rows, mask.shape[1], -1), mask.any(2)
+    return _maximum(pairs, mask.reshape(-1, 2)).reshape(rows, mask.shape[1], -1), mask.any(2)
 
 
 def _recurrent(net: Classifier, x, mask, suffix: str, *, kind: str):
     x = nn.Dense(net.features, name=f"into_{kind}{suffix}")(x)
-    rest = tuple(jnp.zeros((x.shape[0], net.features)) for _ in range(cells.CELLS[kind][2]))
-    return cells.Layer(kind, jnp.float32, name=f"{kind}{suffix}")(x, mask, rest)[0], mask
+    zeros = cells.init_state(kind, x.shape[0], net.features)
+    return cells.Layer(kind, jnp.float32, name=f"{kind}{suffix}")(x, mask, zeros)[0], mask
 
 
 def _dense(net: Classifier, x, mask, suffix: str):
     return nn.relu(nn.Dense(net.features, name=f"each{suffix}")(x)), mask
 
 
-# layer(net, x [B T D] with 0 at padding, mask [B T], end of its parameters' names) ->
-# (x [B T' D'], mask [B T'])
+# layer(net, x [B T D] with 0 at padding, mask [B T], suffix of its parameters' names)
+# -> (x [B T' D'], mask [B T'])
 LAYERS = {
     "convolution": _convolution,
     "pool": _pool,
@@ -102,10 +110,6 @@ LAYERS = {
 }
 
 
-def _largest(x, mask):
+def _maximum(x, mask):
     """The maximum over tokens, 0 where there are none."""
     return jnp.where(mask.any(1, keepdims=True), jnp.where(mask[..., None], x, LOW).max(1), 0.0)
-
-
-def _count(mask):
-    return jnp.maximum(mask.sum(1, keepdims=True), 1).astype(jnp.float32)

@@ -163,7 +163,7 @@ class MeshStep(CompiledStep):
 
     def __init__(self, train_step: Callable, mesh: Mesh, *, leading: int = 0):
         super().__init__(train_step)
-        self.mesh, self.rows = mesh, sharding.of_rows(mesh, leading=leading)
+        self.mesh, self.rows = mesh, sharding.row_sharding(mesh, leading=leading)
         self.name = "mesh of " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
         self.program = None  # it wants to know the state first
 
@@ -176,7 +176,7 @@ class MeshStep(CompiledStep):
         """The program for states of these shapes; returns the state unchanged. (Nothing
         is computed: to lower, to plan.)
         """
-        where, self.begun = sharding.of_state(state, self.mesh), None
+        where, self.begun = sharding.state_shardings(state, self.mesh), None
         live, frozen = where.replace(frozen=None), where.frozen
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.program = jax.jit(
@@ -217,23 +217,23 @@ def prepare(
     found = list(jax.devices() if devices is None else devices)
     if mode not in MODES:
         raise UserError(f"--parallel {mode!r}: choose one of {', '.join(MODES)}")
-    if over_mesh(mode, mesh):
+    if uses_mesh(mode, mesh):
         return MeshStep(make(None), sharding.make_mesh(mesh, found), leading=leading)
     if mode == "pmap" or (mode == "auto" and len(found) > 1):
         return PmapStep(make(AXIS), devices=found)
     return CompiledStep(make(None))
 
 
-def over_mesh(mode: str, mesh: str) -> bool:
+def uses_mesh(mode: str, mesh: str) -> bool:
     """Whether a step is cut over a mesh: asked for, or given to a mode that is free to
     take it.
     """
     return mode == "mesh" or (mode == "auto" and mesh != "")
 
 
-def count(mode: str, mesh: str = "") -> int:
+def row_shards(mode: str, mesh: str = "") -> int:
     """Over how many devices a mode splits the rows."""
-    if over_mesh(mode, mesh):
+    if uses_mesh(mode, mesh):
         sizes = sharding.parse_mesh(mesh)
         return sizes["data"] * sizes["fsdp"]
     return 1 if mode == "jit" else len(jax.devices())

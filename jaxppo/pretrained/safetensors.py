@@ -1,5 +1,5 @@
-"""Read the safetensors files of a checkpoint folder, in one piece or in shards. Nothing
-in them is ever executed.
+"""Read and write the safetensors files of a checkpoint folder, whole or in shards.
+Nothing in them is ever run.
 """
 
 import json
@@ -8,8 +8,10 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 from jaxtyping import Float, Float32
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from jaxppo.errors import PretrainedError
+from jaxppo.errors import PretrainedError, first_line
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -18,14 +20,11 @@ MAX_INDEX_BYTES = 2**26
 
 
 def read_folder(folder: Path) -> dict[str, Float32[np.ndarray, "..."]]:
-    """Every tensor of a checkpoint folder in float32, by name; the files are
-    memory-mapped.
+    """Return every tensor of a checkpoint folder in float32, by name.
 
     Raises:
-        PretrainedError: when there is no such file, a shard is missing or named outside
-        the folder, a tensor is not in
-            the shard that should have it, a file is damaged, or a tensor is not in
-            floating point (quantised).
+        PretrainedError: for a missing or damaged file, a shard outside the folder, a
+            tensor that its shard lacks, or one that is not floating point (quantised).
     """
     if (folder / SINGLE).is_file():
         return read_file(folder / SINGLE)
@@ -33,53 +32,43 @@ def read_folder(folder: Path) -> dict[str, Float32[np.ndarray, "..."]]:
         raise PretrainedError(
             f"{folder} has no {SINGLE} and no {INDEX}; save the checkpoint in safetensors"
         )
-    where = _index(folder / INDEX)
+    shards = _read_index(folder / INDEX)
     tensors: dict[str, np.ndarray] = {}
-    for shard in sorted(set(where.values())):
+    for shard in sorted(set(shards.values())):
         if not (folder / shard).is_file():
             raise PretrainedError(
                 f"{folder} lacks {shard}, which its {INDEX} names; download it again"
             )
-        names = [name for name, file in where.items() if file == shard]
-        tensors |= read_file(folder / shard, names)
+        tensors |= read_file(folder / shard, [name for name, x in shards.items() if x == shard])
     return tensors
 
 
-def _index(path: Path) -> dict[str, str]:
-    """Tensor name -> file name. The file comes from a stranger: it may name only files
-    that lie beside it.
+def _read_index(path: Path) -> dict[str, str]:
+    """Return tensor name -> file name. The index comes from a stranger: it may name
+    only files of its own folder.
     """
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise PretrainedError(
             f"{path} is larger than {MAX_INDEX_BYTES} bytes; it is not an index of shards"
         )
     try:
-        where = json.loads(path.read_text("utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        where = None
-    if (
-        not isinstance(where, dict)
-        or not where
-        or not all(isinstance(file, str) for file in where.values())
-    ):
+        shards = json.loads(path.read_text("utf-8"))["weight_map"]
+        names = set(shards.values())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        names = set()
+    if not names or not all(isinstance(name, str) for name in names):
         raise PretrainedError(f"{path} has no weight_map of names; download it again")
-    for file in set(where.values()):
-        if (
-            PurePosixPath(file).name != file
-            or "\\" in file
-            or ":" in file
-            or not file.endswith(".safetensors")
-        ):
+    for name in names:
+        plain = PurePosixPath(name).name == name and not {"\\", ":"} & set(name)
+        if not plain or not name.endswith(".safetensors"):
             raise PretrainedError(
-                f"{path} names the shard {file!r}, which is not a file of its own folder; it was not read"
+                f"{path} names the shard {name!r}, which is not a file of its own folder"
             )
-    return where
+    return shards
 
 
 def read_file(path: Path, names: list[str] | None = None) -> dict[str, Float32[np.ndarray, "..."]]:
-    """The named tensors of one file (or all of them) in float32."""
-    from safetensors import SafetensorError, safe_open
-
+    """Return the named tensors of one file, or all of them, in float32."""
     tensors = {}
     try:
         # the library bounds and checks the header
@@ -87,25 +76,20 @@ def read_file(path: Path, names: list[str] | None = None) -> dict[str, Float32[n
             stored = set(file.keys())
             if names is not None and (missing := sorted(set(names) - stored)):
                 raise PretrainedError(
-                    f"{path} lacks {missing[0]!r}, which the index says it has; download it again"
+                    f"{path} lacks {missing[0]!r}, which its index names; download it again"
                 )
-            for name in names if names is not None else sorted(stored):
+            for name in sorted(stored) if names is None else names:
                 kind = file.get_slice(name).get_dtype()
                 if kind not in FLOATS:
                     raise PretrainedError(
-                        f"{path}: {name!r} is stored as {kind}; use a checkpoint that is not quantised"
+                        f"{path}: {name!r} is stored as {kind}; "
+                        "use a checkpoint that is not quantised"
                     )
                 tensors[name] = np.asarray(file.get_tensor(name), np.float32)
-    except (
-        SafetensorError,
-        OSError,
-        ValueError,
-        TypeError,
-        OverflowError,
-    ) as error:  # NumPy's for shapes it does not have
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    # the last three are NumPy's, for shapes that it does not have
+    except (SafetensorError, OSError, ValueError, TypeError, OverflowError) as error:
         raise PretrainedError(
-            f"{path} is not a whole safetensors file ({reason}); download it again"
+            f"{path} is not a whole safetensors file ({first_line(error)}); download it again"
         ) from error
     return tensors
 
@@ -116,13 +100,8 @@ def write_file(
     *,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write tensors into one file; transformers wants the metadata {"format": "pt"},
+    """Write tensors to one file. transformers needs the metadata {"format": "pt"},
     whoever wrote it.
     """
-    from safetensors.numpy import save_file
-
-    save_file(
-        {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()},
-        path,
-        metadata=metadata,
-    )
+    contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata=metadata)

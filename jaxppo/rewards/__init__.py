@@ -1,10 +1,5 @@
-"""Rewards: in the graph, learned, or a Python function on the host. Each is a
-`types.RewardFn`.
+"""Rewards: in the program (`in_program`, `metrics`, `classifier`), or Python functions
+on the host (`host`, `pool`, `text`). Each is a `types.RewardFn`.
+
+Nothing is imported here, so that the workers of a `RewardPool` start without JAX.
 """
-
-from jaxppo.rewards.host import on_host
-from jaxppo.rewards.in_program import count_token
-from jaxppo.rewards.pool import RewardPool
-from jaxppo.rewards.shaping import penalise_missing_eos, token_rewards
-
-__all__ = ["RewardPool", "count_token", "on_host", "penalise_missing_eos", "token_rewards"]

@@ -1,44 +1,32 @@
-"""A text classifier whose score is a reward in the graph: embedding -> layers of one's
-choice -> pooling -> dense -> logits.
+"""A text classifier as a reward in the program, trained on rated texts in seconds.
 
-Trained on rated texts in seconds (`fit`), it then reads sampled tokens inside the
-compiled step. Of several classes, and with an embedding of its own, it is trained as
-every supervised stage (`as_model`, `supervised.classes`).
+`fit` trains it on a fixed embedding. A classifier of several classes, or with its own
+embedding, is trained like a language model (`as_model`, `supervised.cross_entropy`).
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxppo.errors import UserError
-from jaxppo.models.text_classifier import Classifier
+from jaxppo.models.text_classifier import Classifier, logits
 from jaxppo.types import Model, Params, RewardFn, Rollout
-
-
-def logits(
-    net: Classifier, params: Params, tokens: Int[Array, "B T"], mask: Bool[Array, "B T"], **options
-) -> Float[Array, "B"] | Float[Array, "B C"]:
-    """Logits of texts. params: {"embedding": [V D], "net": the rest}."""
-    x = params["embedding"][tokens].astype(jnp.float32)
-    return cast(Array, net.apply({"params": params["net"]}, x, mask, **options))
-
 
 _logits = jax.jit(logits, static_argnums=0)
 
 
 def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
-    """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1), of the response
-    alone. UserError for several classes.
+    """score = scale · tanh(logit / 2) = scale · (2 p(positive) − 1) of the response.
+
+    Raises UserError for several classes.
     """
     if net.classes != 1:
-        raise UserError(
-            f"a classifier of {net.classes} classes has no one score: give it classes=1"
-        )
+        raise UserError(f"a classifier of {net.classes} classes cannot be a reward: use classes=1")
 
     def fn(params: Params, rollout: Rollout):
         score = jnp.tanh(logits(net, params, rollout.response, rollout.mask > 0) / 2)
@@ -47,8 +35,8 @@ def reward(net: Classifier, *, scale: float = 1.0) -> RewardFn:
     return fn
 
 
-class Labelled(NamedTuple):
-    """Texts with ratings, positive above 0, negative below."""
+class LabelledTexts(NamedTuple):
+    """Texts with ratings, positive above 0."""
 
     tokens: np.ndarray | Array  # Int[N T], padded on the right
     mask: np.ndarray | Array  # Bool[N T]
@@ -62,47 +50,40 @@ class Labelled(NamedTuple):
         encode: Callable[[str], list[int]],
         *,
         length: int = 40,
-    ) -> "Labelled":
-        """The first `length` tokens of each text."""
-        tokens, mask = (
-            np.zeros((len(texts), length), np.int32),
-            np.zeros((len(texts), length), bool),
-        )
+    ) -> "LabelledTexts":
+        """Encode texts and keep the first `length` tokens of each."""
+        tokens = np.zeros((len(texts), length), np.int32)
+        mask = np.zeros((len(texts), length), bool)
         for row, text in enumerate(texts):
             ids = encode(text)[:length]
             tokens[row, : len(ids)] = ids
             mask[row, : len(ids)] = True
         return cls(tokens, mask, ratings)
 
-    def rows(self, chosen: Int[np.ndarray, "n"]):
-        """Some of the texts."""
-        return Labelled(*(x[chosen] for x in self))
+    def rows(self, chosen: Int[np.ndarray, "n"]) -> "LabelledTexts":
+        """Return the chosen rows."""
+        return LabelledTexts(*(x[chosen] for x in self))
 
-    def with_windows(self, *, least: int, most: int, seed: int) -> "Labelled":
-        """The texts, and one random window of each with its text's rating: a sampled
-        continuation is a fragment too.
+    def with_windows(self, *, least: int, most: int, seed: int) -> "LabelledTexts":
+        """Add one random window of each text, with the text's rating: sampled
+        continuations are fragments too.
         """
         rng = np.random.default_rng(seed)
+        width = self.tokens.shape[1]
         lengths = np.asarray(self.mask).sum(1)
         starts = (rng.random(len(lengths)) * np.maximum(lengths - least, 0)).astype(int)
-        kept = np.minimum(lengths - starts, most)
-        column = np.arange(self.tokens.shape[1])[None]
-        mask = column < kept[:, None]
-        tokens = np.take_along_axis(
-            np.asarray(self.tokens),
-            np.minimum(starts[:, None] + column, self.tokens.shape[1] - 1),
-            1,
-        )
-        windows = (np.where(mask, tokens, 0), mask, self.ratings)
-        return Labelled(
-            *(np.concatenate([np.asarray(x), y]) for x, y in zip(self, windows, strict=True))
-        )
+        slots = np.arange(width)[None]
+        mask = slots < np.minimum(lengths - starts, most)[:, None]
+        chosen = np.minimum(starts[:, None] + slots, width - 1)
+        tokens = np.where(mask, np.take_along_axis(np.asarray(self.tokens), chosen, 1), 0)
+        pairs = zip(self, (tokens, mask, self.ratings), strict=True)
+        return LabelledTexts(*(np.concatenate([np.asarray(x), y]) for x, y in pairs))
 
 
 def init(
     net: Classifier, embedding: Float[Array, "V D"] | Float[np.ndarray, "V D"], *, seed: int
 ) -> Params:
-    """Parameters of the net alone; the embedding is the caller's."""
+    """Initialise the parameters of the net, without the embedding."""
     return _init(net, jax.random.key(seed), embedding.shape[1])
 
 
@@ -111,54 +92,51 @@ def _init(net: Classifier, key: Array, width: int) -> Params:
 
 
 def as_model(net: Classifier, *, vocab_size: int, width: int) -> Model:
-    """The net with an embedding that is trained too, as far as a supervised stage asks
-    a model: it writes no text.
+    """Wrap the net and a trainable embedding as a `Model` for supervised training.
+
+    It generates no text.
     """
 
     def init(key: Array) -> Params:
         one, other = jax.random.split(key)
-        return {
-            "embedding": 0.1 * jax.random.normal(one, (vocab_size, width)),
-            "net": _init(net, other, width),
-        }
+        embedding = 0.1 * jax.random.normal(one, (vocab_size, width))
+        return {"embedding": embedding, "net": _init(net, other, width)}
 
-    def none(*args, **options):
-        raise UserError("a net that tells the class of a text writes none")
+    def fail(*args, **options):
+        raise UserError("a text classifier cannot generate text")
 
     no_cache = lambda *args, **options: {}
-    return Model(init, no_cache, none, none, none, lambda params: params["embedding"], jnp.float32)
+    return Model(init, no_cache, fail, fail, fail, lambda params: params["embedding"], jnp.float32)
 
 
 def fit(
     net: Classifier,
     embedding: Float[Array, "V D"],
-    data: Labelled,
+    data: LabelledTexts,
     *,
     seed: int,
     epochs: int = 3,
     batch_size: int = 64,
     lr: float = 1e-3,
     weight_decay: float = 1e-2,
-    say: Callable[[str], None] = lambda text: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Params:
-    """Parameters of the net (of one class) after so many passes over the texts; the
-    embedding stays as it is.
+    """Train the net (of one class) on a fixed embedding; return its parameters.
 
-    AdamW with linear decay. The loss is the cross-entropy to the probability
-    sigmoid(rating): a rating near 0 asks for no opinion and a strong one for a strong
-    opinion, so that the score tells degrees and does not saturate.
+    AdamW with linear decay. The target probability is sigmoid(rating): strong ratings
+    ask for confident scores and weak ones do not, so the score is graded and does not
+    saturate. `report` gets one line per epoch.
     """
     steps = len(data.tokens) // batch_size
-    optimizer = optax.adamw(
-        optax.linear_schedule(lr, 0.0, epochs * steps), weight_decay=weight_decay
-    )
+    schedule = optax.linear_schedule(lr, 0.0, epochs * steps)
+    optimizer = optax.adamw(schedule, weight_decay=weight_decay)
 
     def loss_fn(params, embedding, tokens, mask, ratings, key):
         out = logits(net, {"embedding": embedding, "net": params}, tokens, mask, dropout_key=key)
         return optax.sigmoid_binary_cross_entropy(out, jax.nn.sigmoid(ratings)).mean()
 
     @jax.jit
-    def epoch(params, opt_state, embedding, data, rows, key):
+    def train_epoch(params, opt_state, embedding, data, rows, key):
         def step(carry, rows_and_key):
             params, opt_state = carry
             batch = jax.tree.map(lambda x: x[rows_and_key[0]], data)
@@ -166,29 +144,23 @@ def fit(
             updates, opt_state = optimizer.update(grads, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), loss
 
-        carry, losses = jax.lax.scan(
-            step, (params, opt_state), (rows, jax.random.split(key, len(rows)))
-        )
+        keys = jax.random.split(key, len(rows))
+        carry, losses = jax.lax.scan(step, (params, opt_state), (rows, keys))
         return *carry, losses.mean()
 
     params = init(net, embedding, seed=seed)
-    opt_state, arrays = optimizer.init(params), Labelled(*(jnp.asarray(x) for x in data))
-    for number in range(epochs):
-        order = np.random.default_rng([seed, number]).permutation(len(arrays.tokens))[
-            : steps * batch_size
-        ]
-        key = jax.random.fold_in(jax.random.key(seed), number + 1)
-        rows = jnp.asarray(order.reshape(steps, batch_size))
-        params, opt_state, loss = epoch(params, opt_state, embedding, arrays, rows, key)
-        say(f"reward model: epoch {number + 1}/{epochs}, loss {float(loss):.3f}")
+    opt_state, arrays = optimizer.init(params), LabelledTexts(*map(jnp.asarray, data))
+    for epoch in range(epochs):
+        order = np.random.default_rng([seed, epoch]).permutation(len(arrays.tokens))
+        rows = jnp.asarray(order[: steps * batch_size].reshape(steps, batch_size))
+        key = jax.random.fold_in(jax.random.key(seed), epoch + 1)
+        params, opt_state, loss = train_epoch(params, opt_state, embedding, arrays, rows, key)
+        report(f"reward model: epoch {epoch + 1}/{epochs}, loss {float(loss):.3f}")
     return params
 
 
-def accuracy(net: Classifier, params: Params, data: Labelled, *, beyond: float = 0.0) -> float:
-    """Share of texts with |rating| > beyond whose logit has the rating's sign."""
+def accuracy(net: Classifier, params: Params, data: LabelledTexts, *, beyond: float = 0.0) -> float:
+    """Return how often logit and rating have the same sign where |rating| > beyond."""
     clear = data.rows(np.flatnonzero(np.abs(data.ratings) > beyond))
-    return float(
-        (
-            (np.asarray(_logits(net, params, clear.tokens, clear.mask)) > 0) == (clear.ratings > 0)
-        ).mean()
-    )
+    positive = np.asarray(_logits(net, params, clear.tokens, clear.mask)) > 0
+    return float((positive == (clear.ratings > 0)).mean())

@@ -1,4 +1,4 @@
-"""Any Python function of text as a reward, called from inside the compiled program."""
+"""Use a Python function of text as a reward: the program calls it on the host."""
 
 import functools
 import logging
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from jaxppo.types import RewardFn, Rollout
+from jaxppo.types import Params, RewardFn, Rollout
 
 log = logging.getLogger(__name__)
 
@@ -23,58 +23,54 @@ def on_host(
     batched: bool = False,
     references: bool = False,
 ) -> RewardFn:
-    """A reward function from `fn(prompt, response) -> float`, called for every row on
-    the host with decoded text.
+    """Make a reward of `fn(prompt, response) -> float`, which sees decoded text.
 
-    `decode` turns lists of token ids into strings (`tokenizer.decode_batch`). A row
-    whose call raises, or returns something that is not a finite number, is invalid: it
-    leaves the loss and all statistics, and a warning names the row. A judge with a
-    state of its own (a cache that changes scores, a random one) needs `pure=False`,
-    since JAX may skip or repeat calls of a pure function. `batched`: fn takes the lists
-    of all prompts and responses and returns a number for each, as a `RewardPool` does;
-    when it raises, or returns another number of them, every row is invalid.
-    `references`: fn takes the decoded reference as its third argument, from
-    `extra["reference"]` (ids Int[B T'] from slot 0 on) and `extra["reference_length"]`
-    Int[B].
+    A row is invalid when `fn` raises or returns anything but a finite number: a warning
+    names the row, and neither the loss nor any statistic uses it.
+
+    Args:
+        fn: the judge, called once per row.
+        decode: lists of token ids -> strings (`tokenizer.decode_batch`).
+        pure: False if calls depend on a state (randomness, a cache that changes
+            scores): JAX may skip or repeat calls of a pure function.
+        batched: `fn` takes lists of all prompts and responses and returns one number
+            per row, as a `RewardPool` does. When it raises, or returns another number
+            of scores, every row is invalid.
+        references: `fn` takes the decoded reference as its third argument, from
+            `extra["reference"]` Int[B T'] and `extra["reference_length"]` Int[B].
     """
 
     def score_rows(tokens, attend, mask, index, *reference) -> np.ndarray:
         tokens, attend = np.asarray(tokens), np.asarray(attend)
         cut = tokens.shape[1] - mask.shape[1]
-        ids = lambda rows, keep: decode(
+        text = lambda rows, keep: decode(
             [row[k].tolist() for row, k in zip(rows, keep, strict=True)]
         )
-        prompts = ids(tokens[:, :cut], attend[:, :cut])
-        texts = [prompts, ids(tokens[:, cut:], attend[:, cut:])]
+        prompts = text(tokens[:, :cut], attend[:, :cut])
+        texts = [prompts, text(tokens[:, cut:], attend[:, cut:])]
         if reference:
-            wanted, length = (np.asarray(x) for x in reference)
-            texts.append(ids(wanted, np.arange(wanted.shape[1])[None] < length[:, None]))
-        names = [
-            f"row {int(i)} ({prompt[:60]!r})"
-            for i, prompt in zip(np.asarray(index), prompts, strict=True)
-        ]
-        answers = (
-            _all(fn, *texts) if batched else [_try(fn, *row) for row in zip(*texts, strict=True)]
-        )
+            ids, length = (np.asarray(x) for x in reference)
+            texts.append(text(ids, np.arange(ids.shape[1])[None] < length[:, None]))
+        if batched:
+            answers = _call_batched(fn, *texts)
+        else:
+            answers = [_try(fn, *row) for row in zip(*texts, strict=True)]
+        rows = zip(answers, np.asarray(index), prompts, strict=True)
         return np.array(
-            [_number(answer, name) for answer, name in zip(answers, names, strict=True)], np.float32
+            [_to_score(answer, f"row {int(i)} ({prompt[:60]!r})") for answer, i, prompt in rows],
+            np.float32,
         )
 
-    def reward(params, rollout: Rollout):
-        del params
+    def reward(params: Params, rollout: Rollout):
         shape = jax.ShapeDtypeStruct(rollout.finished.shape, jnp.float32)
-        # under vmap (a sweep): one run's rows after the other's
-        call = (
-            functools.partial(jax.pure_callback, vmap_method="sequential") if pure else io_callback
-        )
+        # under vmap (a sweep) the runs are scored one after another
+        pure_call = functools.partial(jax.pure_callback, vmap_method="sequential")
+        call = pure_call if pure else io_callback
         index = jnp.arange(len(rollout.finished)) if rollout.index is None else rollout.index
-        wanted = (
-            tuple(rollout.extra[name] for name in ("reference", "reference_length"))
-            if references
-            else ()
-        )
+        names = ("reference", "reference_length") if references else ()
+        reference = [rollout.extra[name] for name in names]
         scores = call(
-            score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *wanted
+            score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *reference
         )
         valid = jnp.isfinite(scores)
         return jnp.where(valid, scores, 0.0), valid
@@ -83,9 +79,8 @@ def on_host(
 
 
 def _try(fn: Callable, *args) -> Any:
-    """The answer, or what was raised: a judge may fail in any way, one row must not end
-    the run, and an exception in a callback would destroy the donated state of the
-    step.
+    """Return the result, or the exception: raised in a callback, it would destroy the
+    donated state of the step.
     """
     try:
         return fn(*args)
@@ -93,37 +88,27 @@ def _try(fn: Callable, *args) -> Any:
         return error
 
 
-def _all(fn: Callable, *texts: Sequence[str]) -> list:
-    """One answer a row from a function of all; an exception or another number of
-    answers is everybody's.
-    """
+def _call_batched(fn: Callable, *texts: Sequence[str]) -> list:
+    """Return one result per row; if the call fails, its exception for every row."""
     rows, answers = len(texts[0]), _try(fn, *texts)
     if isinstance(answers, Exception):
         return [answers] * rows
-    counted = _try(list, answers)
-    if isinstance(counted, Exception) or len(counted) != rows:
-        found = (
-            type(answers).__name__ if isinstance(counted, Exception) else f"{len(counted)} rewards"
-        )
-        return [ValueError(f"{rows} rewards are expected, but here is {found}")] * rows
-    return counted
+    listed = _try(list, answers)
+    if not isinstance(listed, Exception) and len(listed) == rows:
+        return listed
+    found = type(answers).__name__ if isinstance(listed, Exception) else f"{len(listed)} rewards"
+    return [ValueError(f"expected {rows} rewards, but got {found}")] * rows
 
 
-def _number(answer: Any, name: str) -> float:
-    """The score of one row; NaN, with a warning that names the row, for anything but a
-    finite number.
-    """
+def _to_score(answer: Any, name: str) -> float:
+    """Return a finite score, or NaN and a warning that names the row."""
     if isinstance(answer, str) or answer is None:
         answer = TypeError(f"a reward must be a number, but is {answer!r}")
     score = answer if isinstance(answer, Exception) else _try(float, answer)
     if isinstance(score, float) and not np.isfinite(score):
         score = ValueError(f"a reward must be finite, but is {score}")
-    if isinstance(score, Exception):
-        log.warning(
-            "the reward of %s failed: %s: %s; the row is left out",
-            name,
-            type(score).__name__,
-            score,
-        )
-        return float("nan")
-    return float(score)
+    if isinstance(score, float):
+        return score
+    kind = type(score).__name__
+    log.warning("the reward of %s failed: %s: %s; the row is left out", name, kind, score)
+    return float("nan")

@@ -1,134 +1,117 @@
-"""Judges that may hang or crash, in processes that can be killed: one bad row costs
-that row, not the run.
+"""Score with judges that may hang or crash: each row runs in a process that can be
+killed, so a fault costs one row, not the run.
 
-A thread cannot be stopped, and an alarm does not reach a loop in C; a process can
-always be ended. The workers are spawned, so that they share no state, lock or device
-with the training process; only bytes of a fixed form come back from them.
+A thread cannot be stopped, and an alarm does not interrupt C code. A process can always
+be killed. Workers are spawned, so they share no state, lock or device with training.
 """
 
 import contextlib
 import logging
 import math
-import multiprocessing
 import os
 import resource
-import struct
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import Future, TimeoutError
+from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
-from typing import Any
+from unittest import mock
+
+from pebble import ProcessExpired, ProcessPool
 
 from jaxppo.errors import UserError
 
 log = logging.getLogger(__name__)
-ANSWER = struct.Struct("<Bd")  # (what it is, the number)
-READY, GOOD, BAD = range(3)
-MOST = 4096  # bytes of an answer: the number, and what was raised
-START = 60.0  # seconds for a worker to import the judge
+MAX_MESSAGE = 4096  # characters of an exception that come back from a worker
+Judge = Callable[[str, str], float]
 
 
 class RewardPool:
-    """`pool(prompts, responses) -> [score]`, NaN for every row whose judge fails in any
-    way; for `on_host(..., batched=True)`.
+    """`pool(prompts, responses) -> scores`, NaN where the judge fails; for
+    `on_host(..., batched=True)`.
 
     Args:
-        fn: `fn(prompt, response) -> float`, a function of a module (it is imported
-        again in the workers). workers: processes. seconds: deadline for each row; then
-        SIGTERM, and SIGKILL `grace` seconds later. memory: bytes that a worker may add
-        to what it has after importing `fn` (on Linux). cpu_seconds: of a worker's whole
-        life. recycle: rows after which a worker is replaced by a fresh one.
+        fn: `fn(prompt, response) -> float`, a function that workers can import.
+        workers: number of processes.
+        seconds: deadline of each row; then SIGTERM, and SIGKILL 3 seconds later.
+        memory: bytes that a worker may allocate after importing `fn` (Linux only).
+        cpu_seconds: CPU time of a worker in its whole life.
+        recycle: rows after which a worker is replaced.
 
-    Raises UserError when `fn` cannot be imported by a worker. It contains accidents; it
-    is no sandbox against an attacker.
+    Raises UserError when workers cannot import `fn`. The pool contains accidents; it is
+    no sandbox against an attacker.
     """
 
     def __init__(
         self,
-        fn: Callable[[str, str], float],
+        fn: Judge,
         *,
         workers: int = 2,
         seconds: float = 10.0,
         memory: int = 2 * 2**30,
         cpu_seconds: int = 600,
         recycle: int = 100,
-        grace: float = 2.0,
     ):
         try:
             ForkingPickler.dumps(fn)
         except Exception as error:
             raise UserError(
-                f"the judge {fn!r} is not a function of a module, which a worker could import ({error})"
+                f"workers cannot import the judge {fn!r}: define it in a module ({error})"
             ) from None
-        self.make = lambda: Worker(fn, memory, cpu_seconds)
-        self.seconds, self.recycle, self.grace, self.size = seconds, recycle, grace, workers
+        self.fn, self.seconds = fn, seconds
+        limits = (fn, memory, cpu_seconds)
+        self.make_pool = lambda: ProcessPool(workers, recycle, _limit, limits, CpuContext())
         self.lock = threading.Lock()
-        self.workers: list[Worker] = []
-        self.finalizer = weakref.finalize(
-            self, _end_all, self.workers
-        )  # at the latest when the program ends
+        self.stop: Callable[[], object] = lambda: None
+        self._restart()
 
     def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """One score a row, in order."""
+        """Return one score per row, in order."""
+        rows = list(zip(prompts, responses, strict=True))
+        scores: dict[int, float] = {}
         with self.lock:  # JAX may call from several threads
-            scores = [math.nan] * len(prompts)
-            left = list(range(len(prompts)))[::-1]
-            while left or any(worker.row is not None for worker in self.workers):
-                self._deal(left, prompts, responses)
-                self._collect(scores)
-            return scores
+            # A worker that dies while idle breaks the pool: score the rest in a second.
+            for _ in range(2):
+                with contextlib.suppress(RuntimeError):  # BrokenProcessPool is one
+                    futures = {
+                        row: self.pool.schedule(_score, (self.fn, *texts), timeout=self.seconds)
+                        for row, texts in enumerate(rows)
+                        if row not in scores
+                    }
+                    for row, future in futures.items():
+                        scores[row] = self._result(row, future)
+                    return [scores[row] for row in range(len(rows))]
+                self._restart()
+        name = f"{self.fn.__module__}.{self.fn.__qualname__}"
+        raise UserError(f"workers could not import the judge {name}; see their traceback above")
 
-    def _deal(self, left: list[int], prompts: Sequence[str], responses: Sequence[str]) -> None:
-        """A row to every idle worker; missing workers are started, worn ones
-        replaced.
-        """
-        for worker in [w for w in self.workers if w.row is None and w.rows >= self.recycle]:
-            self._end(worker)
-        while len(self.workers) < min(
-            self.size, len(left) + sum(w.row is not None for w in self.workers)
-        ):
-            self.workers.append(self.make())
-        for worker in [w for w in self.workers if w.row is None][: len(left)]:
-            row = left.pop()
-            if not worker.ask(row, prompts[row], responses[row], self.seconds):
-                left.append(row)  # it died while it was idle: no fault of this row
-                self._end(worker)
+    def _result(self, row: int, future: Future) -> float:
+        """Wait for the score of a row; NaN and a warning when it failed."""
+        try:
+            score, problem = future.result()
+        except TimeoutError:
+            score, problem = math.nan, f"no answer within {self.seconds} s"
+        except ProcessExpired as error:
+            score, problem = math.nan, f"its process ended (exit code {error.exitcode})"
+        if problem or not math.isfinite(score):
+            problem = problem or f"a reward must be finite, but is {score}"
+            log.warning("the reward of row %d failed: %s; the row is left out", row, problem)
+            return math.nan
+        return score
 
-    def _collect(self, scores: list[float]) -> None:
-        """Wait for the next answer or deadline; a worker past its deadline, or gone,
-        costs the row that it had.
-        """
-        busy = [w for w in self.workers if w.row is not None]
-        if not busy:
-            return
-        pause = max(0.0, min(w.deadline for w in busy) - time.monotonic())
-        ready = wait([w.pipe for w in busy], timeout=pause)
-        for worker in busy:
-            row = worker.row
-            assert row is not None
-            if worker.pipe in ready:
-                score, problem = worker.answer()
-                scores[row] = score
-            elif time.monotonic() >= worker.deadline:
-                problem = f"no answer within {self.seconds} s"
-            else:
-                continue
-            if problem:
-                log.warning("the reward of row %d failed: %s; the row is left out", row, problem)
-            if worker.broken or worker.row is not None:
-                self._end(worker)
-
-    def _end(self, worker: "Worker") -> None:
-        worker.end(self.grace)
-        self.workers.remove(worker)
+    def _restart(self) -> None:
+        """Stop all workers. The first row starts new ones."""
+        self.stop()
+        self.pool = self.make_pool()
+        # Runs at the latest when this object is deleted, or the program ends.
+        self.stop = weakref.finalize(self, _stop, self.pool)
 
     def close(self) -> None:
-        """End all workers; the next call starts new ones."""
+        """Stop all workers; the next call starts new ones."""
         with self.lock:
-            _end_all(self.workers)
+            self._restart()
 
     def __enter__(self) -> "RewardPool":
         return self
@@ -137,126 +120,43 @@ class RewardPool:
         self.close()
 
 
-class Worker:
-    """One process, and the row that it is at."""
+class CpuProcess(SpawnProcess):
+    """A process that inherits JAX_PLATFORMS=cpu: it never takes the accelerator."""
 
-    def __init__(self, fn: Callable, memory: int, cpu_seconds: int):
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(
-            target=_work, args=(theirs, fn, memory, cpu_seconds), daemon=True
-        )
-        with _environment():
-            self.process.start()
-        theirs.close()
-        self.row: int | None = None
-        self.rows, self.deadline, self.broken = 0, math.inf, False
-        if not self.pipe.poll(START) or self._receive() is None:
-            self.process.join(10.0)  # of a busy machine
-            code = self.process.exitcode
-            self.end(0.0)
-            name = f"{fn.__module__}.{fn.__qualname__}"
-            raise UserError(f"a worker could not import the judge {name} (exit code {code})")
-
-    def ask(self, row: int, prompt: str, response: str, seconds: float) -> bool:
-        """Give it a row; False when it is gone."""
-        try:
-            self.pipe.send_bytes(_pack(prompt, response))
-        except OSError:
-            return False
-        self.row, self.rows, self.deadline = row, self.rows + 1, time.monotonic() + seconds
-        return True
-
-    def answer(self) -> tuple[float, str]:
-        """(score, what is wrong with it)."""
-        found = self._receive()
-        self.row = None
-        if found is None:
-            self.broken = True
-            self.process.join(0.5)
-            return math.nan, f"its process ended (exit code {self.process.exitcode})"
-        kind, score, text = found
-        if kind != GOOD or not math.isfinite(score):
-            return math.nan, text or f"a reward must be finite, but is {score}"
-        return score, ""
-
-    def _receive(self) -> tuple[int, float, str] | None:
-        try:
-            data = self.pipe.recv_bytes(MOST)
-            kind, score = ANSWER.unpack(data[: ANSWER.size])
-        except (EOFError, OSError, struct.error):
-            return None
-        return kind, score, data[ANSWER.size :].decode(errors="replace")
-
-    def end(self, grace: float) -> None:
-        self.process.terminate()
-        self.process.join(grace)
-        if self.process.is_alive():
-            self.process.kill()
-            self.process.join()
-        self.pipe.close()
-        self.process.close()
+    def start(self) -> None:
+        with mock.patch.dict(os.environ, JAX_PLATFORMS="cpu"):
+            super().start()
 
 
-def _end_all(workers: list[Worker]) -> None:
-    while workers:
-        workers.pop().end(0.2)
+class CpuContext(SpawnContext):
+    Process = CpuProcess  # type: ignore[assignment]
 
 
-@contextlib.contextmanager
-def _environment():
-    """A worker inherits this: it never takes the accelerator. Its standard streams are
-    its own affair.
-    """
-    before = os.environ.get("JAX_PLATFORMS")
-    os.environ["JAX_PLATFORMS"] = "cpu"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["JAX_PLATFORMS"]
-        else:
-            os.environ["JAX_PLATFORMS"] = before
+def _stop(pool: ProcessPool) -> None:
+    pool.stop()
+    pool.join()
 
 
-def _pack(prompt: str, response: str) -> bytes:
-    first, second = (text.encode("utf-8", "surrogatepass") for text in (prompt, response))
-    return struct.pack("<Q", len(first)) + first + second
-
-
-def _unpack(data: bytes) -> tuple[str, str]:
-    (size,) = struct.unpack("<Q", data[:8])
-    return tuple(
-        part.decode("utf-8", "surrogatepass") for part in (data[8 : 8 + size], data[8 + size :])
-    )  # type: ignore[return-value]
-
-
-def _work(pipe: Connection, fn: Callable[[str, str], Any], memory: int, cpu_seconds: int) -> None:
-    """A worker's life: limits, then rows until the pipe closes."""
+def _limit(fn: Judge, memory: int, cpu_seconds: int) -> None:
+    """Silence and limit a worker. By now it has imported the judge `fn`."""
     sink = os.open(os.devnull, os.O_RDWR)
-    for stream in (0, 1, 2):  # a judge's own prints do not reach the run's terminal
+    for stream in (0, 1, 2):  # a judge's prints must not reach the terminal
         os.dup2(sink, stream)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
-    with (
-        contextlib.suppress(FileNotFoundError),
-        open("/proc/self/statm") as file,
-    ):  # macOS has none, and knows no such limit
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+    # macOS has no /proc and does not enforce this limit
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/statm") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    pipe.send_bytes(ANSWER.pack(READY, 0.0))
-    while True:
-        try:
-            prompt, response = _unpack(pipe.recv_bytes())
-        except (EOFError, OSError):
-            return
-        try:
-            score = fn(prompt, response)
-            if isinstance(score, str) or score is None:
-                raise TypeError(f"a reward must be a number, but is {str(score)[:60]!r}")
-            answer = ANSWER.pack(GOOD, float(score))
-        except BaseException as error:
-            text = f"{type(error).__name__}: {error}".encode(errors="replace")
-            answer = ANSWER.pack(BAD, math.nan) + text[: MOST - ANSWER.size]
-        pipe.send_bytes(answer)
+
+
+def _score(fn: Judge, prompt: str, response: str) -> tuple[float, str]:
+    """Return (score, what went wrong), in a worker."""
+    try:
+        score = fn(prompt, response)
+        if isinstance(score, str) or score is None:
+            raise TypeError(f"a reward must be a number, but is {str(score)[:60]!r}")
+        return float(score), ""
+    except BaseException as error:
+        return math.nan, f"{type(error).__name__}: {error}"[:MAX_MESSAGE]

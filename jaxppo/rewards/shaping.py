@@ -1,9 +1,9 @@
-"""From scores of whole responses to rewards of tokens.
+"""Turn scores of responses into rewards of tokens.
 
-Order: reference normalisation, clip, running, batch or task scale, then what a response
-without an end of text gets instead, and what is taken off (no end of text, overlong).
-Where a reward has several columns [B R] each is treated alike, and penalties are shared
-among them: the sum is that of one column.
+Order: normalise to the reference, clip, scale (running, batch or task), replace the
+score of unfinished responses, subtract penalties (missing end of text, overlong).
+Scores may have columns, [B R]: each is shaped alike, and penalties are divided among
+them, so that their sum is shaped like a single score.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from jaxppo.config import Config
 from jaxppo.types import PyTree, Rollout, Scalar
 
 Scores = Float[Array, "B"] | Float[Array, "B R"]
+Shaper = Callable[[Scores, Rollout, Bool[Array, "B"]], Scores]
 
 
 def token_rewards(
@@ -27,22 +28,20 @@ def token_rewards(
     kl_coef: Scalar,
     kl: Callable[[Array, Array], Array],
 ) -> Float[Array, "B T"]:
-    """The score on the last acting token, minus the KL penalty on every acting token
-    (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2): r_t = 1[t = last]
-    score − β KL_t.
+    """Put the score on the last acting token and the KL penalty on every acting token:
+    r_t = 1[t = last] score − β KL_t
+    (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2).
 
-    Shapes: scores [B] -> [B T], float32 and 0 where nothing was sampled. Rows without a
-    token get nothing.
+    Rewards are float32, and 0 where nothing was sampled.
     """
     mask = rollout.mask
-    # The last acting token, not the pad after it; from the mask, since pad may equal
-    # the end of text.
+    # from the mask: the pad token may be the end of text
     last = advantages.last_acting(mask)
     penalty = jnp.where(mask > 0, kl(rollout.raw_logprobs, rollout.ref_logprobs), 0.0)
     return jnp.where(last, scores[:, None], 0.0).astype(jnp.float32) - kl_coef * penalty
 
 
-def shape(
+def make_shaper(
     scores: Scores,
     rollout: Rollout,
     *,
@@ -50,144 +49,118 @@ def shape(
     statistics: PyTree,
     config: Config,
     axis_name: str | None = None,
-) -> tuple[Scores, PyTree]:
-    """The configured shaping of raw scores; returns (scores, statistics). Invalid rows
-    have score 0 and count nowhere.
-    """
-    shaped, statistics = shaper(
-        scores, rollout, valid=valid, statistics=statistics, config=config, axis_name=axis_name
-    )
-    return shaped(scores, rollout, valid), statistics
+) -> tuple[Shaper, PyTree]:
+    """Return (shaper, new statistics).
 
-
-def shaper(
-    scores: Scores,
-    rollout: Rollout,
-    *,
-    valid: Bool[Array, "B"],
-    statistics: PyTree,
-    config: Config,
-    axis_name: str | None = None,
-) -> tuple[Callable[[Scores, Rollout, Bool[Array, "B"]], Scores], PyTree]:
-    """The configured shaping as a function of (scores, rollout, valid), on the scale
-    that these scores have; and statistics with them in. Other responses to the same
-    prompts go through the same function, and can be compared (a greedy baseline).
+    `shaper(scores, rollout, valid)` gives shaped scores on the scale of the scores
+    passed here, so that other responses to the same prompts are comparable (a greedy
+    baseline). Invalid rows get 0 and count in no statistic.
     """
-    every = lambda valid: (
-        valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
-    )
-    white_as = partial(
+
+    def per_column(valid: Bool[Array, "B"]):
+        return valid if scores.ndim == 1 else jnp.broadcast_to(valid[:, None], scores.shape)
+
+    def normalise(scores: Scores) -> Scores:
+        out = scores * statistics["gain"] + _divide(statistics["bias"], scores)
+        limit = config.reward_clip
+        return jnp.clip(out, -limit, limit) if limit > 0 else out
+
+    rows, normalised, after = per_column(valid), normalise(scores), statistics
+    whiten = partial(
         masked.whiten_as,
         ddof=config.whiten_ddof,
         shift_mean=config.whiten_shift,
         axis_name=axis_name,
     )
-    task_of = lambda rollout: rollout.extra["task"].reshape(-1, *[1] * (scores.ndim - 1))
-
-    def unscaled(scores: Scores) -> Scores:
-        out = scores * statistics["gain"] + _shared(statistics["bias"], scores)
-        return (
-            jnp.clip(out, -config.reward_clip, config.reward_clip)
-            if config.reward_clip > 0
-            else out
-        )
-
-    rows, known, after = every(valid), unscaled(scores), statistics
     scale = lambda x, rollout: x
-    # the scale alone: a shift would reward or punish long life
     if config.reward_norm == "running":
-        moments = masked.add_moments(statistics["reward"], known, rows, axis_name=axis_name)
+        moments = masked.add_moments(statistics["reward"], normalised, rows, axis_name=axis_name)
         after = {**statistics, "reward": moments}
+        # no shift: it would reward or punish long episodes
         scale = lambda x, rollout: x / moments.std()
     elif config.reward_norm == "batch":
-        scale = lambda x, rollout: white_as(x, known, rows)
-    elif config.reward_norm == "task":  # a row is of one task
+        scale = lambda x, rollout: whiten(x, normalised, rows)
+    elif config.reward_norm == "task":
+        task_of = lambda rollout: rollout.extra["task"].reshape(-1, *[1] * (scores.ndim - 1))
         tasks, own = range(config.num_tasks), task_of(rollout)
-        within = lambda x: [white_as(x, known, rows & (own == number)) for number in tasks]
         scale = lambda x, rollout: jnp.select(
-            [task_of(rollout) == number for number in tasks], within(x)
+            [task_of(rollout) == task for task in tasks],
+            [whiten(x, normalised, rows & (own == task)) for task in tasks],
         )
 
-    def shaped(scores: Scores, rollout: Rollout, valid: Bool[Array, "B"]) -> Scores:
-        out = scale(unscaled(masked.keep(scores, every(valid))), rollout)
+    def shaper(scores: Scores, rollout: Rollout, valid: Bool[Array, "B"]) -> Scores:
+        out = scale(normalise(masked.keep(scores, per_column(valid))), rollout)
         if config.missing_eos_score is not None:
-            instead = _shared(jnp.asarray(config.missing_eos_score, out.dtype), out)
-            out = jnp.where(rollout.finished.reshape(-1, *[1] * (out.ndim - 1)), out, instead)
+            replacement = _divide(jnp.asarray(config.missing_eos_score, out.dtype), out)
+            finished = rollout.finished.reshape(-1, *[1] * (out.ndim - 1))
+            out = jnp.where(finished, out, replacement)
         out = penalise_missing_eos(out, rollout, penalty=config.missing_eos_penalty)
         if config.overlong_buffer:
             out = penalise_overlong(
                 out, rollout, buffer=config.overlong_buffer, penalty=config.overlong_penalty
             )
-        return masked.keep(out, every(valid))
+        return masked.keep(out, per_column(valid))
 
-    return shaped, after
+    return shaper, after
 
 
 def init_statistics() -> dict:
-    """Before the first step: nothing seen, gain 1 and bias 0, no moving baseline (its
-    mean and weight).
+    """Return the statistics before the first step: no scores seen, gain 1, bias 0, and
+    an empty moving baseline.
     """
     number = lambda x: jnp.full((), x, jnp.float32)
-    baseline = {"mean": number(0), "weight": number(0)}
     return {
         "reward": masked.no_moments(),
         "gain": number(1),
         "bias": number(0),
-        "baseline": baseline,
+        "baseline": {"mean": number(0), "weight": number(0)},
     }
 
 
 def normalise_to_reference(
     statistics: PyTree, scores: Float[Array, "N"], *, mean: float = 0.0, std: float = 1.0
 ) -> PyTree:
-    """Statistics whose gain and bias give these scores, of the reference policy's
-    samples, this mean and deviation (Ziegler et al. 2019, section 2.1): gain = std / σ,
-    bias = mean − gain μ. Scores that are all alike keep gain 1.
+    """Set gain and bias so that the reference policy's scores get this mean and
+    deviation: gain = std / σ, bias = mean − gain μ (Ziegler et al. 2019, section 2.1).
+
+    The gain stays 1 when all scores are equal.
     """
     good = jnp.isfinite(scores)
     moments = masked.add_moments(masked.no_moments(), jnp.where(good, scores, 0.0), good)
     gain = std / moments.std(ddof=0)
-    return {
-        **statistics,
-        "gain": gain,
-        "bias": jnp.asarray(mean - gain * moments.mean, jnp.float32),
-    }
+    bias = jnp.asarray(mean - gain * moments.mean, jnp.float32)
+    return {**statistics, "gain": gain, "bias": bias}
 
 
 def penalise_missing_eos(scores: Scores, rollout: Rollout, *, penalty: Scalar) -> Scores:
-    """scores − penalty where the response did not end by itself (known from `finished`,
-    never from token ids).
+    """Subtract the penalty where the response has no end of text (by `finished`, never
+    by token ids).
     """
-    return scores - _shared(penalty * (~rollout.finished).astype(scores.dtype), scores)
+    return scores - _divide(penalty * (~rollout.finished).astype(scores.dtype), scores)
 
 
 def penalise_overlong(scores: Scores, rollout: Rollout, *, buffer: int, penalty: Scalar) -> Scores:
-    """scores − penalty · clip((n − (T − buffer)) / buffer, 0, 1), n tokens of at most T
-    (DAPO, https://arxiv.org/abs/2503.14476).
+    """Subtract penalty · clip((n − (T − buffer)) / buffer, 0, 1) for n of at most T
+    tokens (DAPO, https://arxiv.org/abs/2503.14476).
     """
     length = rollout.mask.shape[1]
     over = (rollout.mask.sum(1) - (length - buffer)) / buffer
-    return scores - _shared(penalty * jnp.clip(over, 0.0, 1.0), scores)
+    return scores - _divide(penalty * jnp.clip(over, 0.0, 1.0), scores)
 
 
-def _shared(amount: Array, scores: Array) -> Array:
-    """What the whole response gets, [B] or one number for all: in equal parts on each
-    column.
-    """
-    return (
-        amount
-        if scores.ndim == 1
-        else jnp.broadcast_to(amount[..., None] / scores.shape[1], scores.shape)
-    )
+def _divide(amount: Array, scores: Array) -> Array:
+    """Divide an amount per row, [B] or [], equally among the columns of the scores."""
+    if scores.ndim == 1:
+        return amount
+    return jnp.broadcast_to(amount[..., None] / scores.shape[1], scores.shape)
 
 
 def informative(
     scores: Float[Array, "B"], valid: Bool[Array, "B"], *, group_size: int
 ) -> Bool[Array, "B"]:
-    """True on the valid rows of groups whose valid scores differ: the others have
-    advantage 0 in every group estimator.
+    """Mark the valid rows of groups whose valid scores differ. Every group estimator
+    gives the others advantage 0.
 
-    >>> import jax.numpy as jnp
     >>> informative(jnp.array([1.0, 1.0, 1.0, 2.0]), jnp.ones(4, bool), group_size=2)
     Array([False, False,  True,  True], dtype=bool)
     """
@@ -198,10 +171,9 @@ def informative(
 
 
 def first_groups(useful: Bool[Array, "B"], *, group_size: int, rows: int) -> Int[Array, "K"]:
-    """Row numbers of the first `rows` rows in whole groups, useful groups before the
-    others, each kind in its order.
+    """Return the row numbers of whole groups, `rows` in all: groups with useful rows
+    first, otherwise in order.
 
-    >>> import jax.numpy as jnp
     >>> first_groups(jnp.array([False, False, True, True]), group_size=2, rows=2)
     Array([2, 3], dtype=int32)
     """
@@ -211,5 +183,5 @@ def first_groups(useful: Bool[Array, "B"], *, group_size: int, rows: int) -> Int
 
 
 def take_rows(tree, rows: Int[Array, "K"]):
-    """The rows of every array in the tree."""
+    """Select rows of every array in a tree."""
     return jax.tree.map(lambda x: x[rows], tree)

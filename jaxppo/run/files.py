@@ -1,5 +1,7 @@
-"""What a run leaves on disk and on the screen: `runs/<name>/` with config.json,
-command.txt, metrics.jsonl, samples.jsonl, curves.png.
+"""The folder of a run: find it, and write its settings, commands and results.
+
+A run's folder is `<runs>/<name>/` with config.json, command.txt, metrics.jsonl,
+samples.jsonl and curves.png.
 """
 
 import contextlib
@@ -22,10 +24,9 @@ from jaxppo.parallel import processes
 from jaxppo.run.settings import to_dict
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-SECRET = re.compile(
-    r"(?i)(^|_)(token|key|secret|password)$"
-)  # names of settings whose text is nobody's business
-CREDENTIALS = re.compile(r"//[^/@\s]+@")  # of an address
+SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")  # settings whose value is hidden
+CREDENTIALS = re.compile(r"//[^/@\s]+@")  # in a URL
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def check_name(name: str) -> None:
@@ -35,12 +36,13 @@ def check_name(name: str) -> None:
 
 
 def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
-    """The folder of a run: made new, or found again when resuming. Raises UserError
-    when that is not what is there.
+    """Create the folder of a new run, or find that of a run to resume.
+
+    Raises UserError if a new run exists already, or a resumed one does not.
     """
     check_name(name)
     folder = Path(root) / name
-    if not processes.is_main():  # process 0 has looked, or will
+    if not processes.is_main():  # process 0 checks
         return folder
     started = (folder / "config.json").exists()
     if started and not resume:
@@ -57,33 +59,31 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
 
 
 def has_started(folder: Path) -> bool:
-    """Whether there is a run in a folder; of several processes as the first one sees
-    it, which may write there meanwhile.
+    """Whether the folder holds a run, as process 0 sees it: it may be writing there
+    already.
     """
-    return bool(processes.from_main(int((folder / "config.json").exists())))
+    return bool(processes.broadcast_int(int((folder / "config.json").exists())))
 
 
 def find_run(folder: Path) -> Path:
-    """Where a run's config.json lies: the folder, or `policy` in that of a task's whole
-    way. Raises UserError without one.
+    """The folder that holds a run's config.json: `folder`, or its `policy` stage.
+    Raises UserError if there is none.
     """
-    found = next(
-        (place for place in (folder, folder / "policy") if (place / "config.json").is_file()), None
+    for place in (folder, folder / "policy"):
+        if (place / "config.json").is_file():
+            return place
+    raise UserError(
+        f"no run in {folder}; give the folder that holds its config.json, or that of a task's run"
     )
-    if found is None:
-        raise UserError(
-            f"no run in {folder}; give the folder that holds its config.json, or that of a task's whole way"
-        )
-    return found
 
 
 def write_config(folder: Path, config: dict) -> None:
-    """config.json, whole or not at all; what looks like a secret is left out."""
-    write_whole(folder / "config.json", json.dumps(shown(config), indent=2) + "\n")
+    """Write config.json atomically, without secrets."""
+    write_atomically(folder / "config.json", json.dumps(hide_secrets(config), indent=2) + "\n")
 
 
-def shown(config: dict) -> dict:
-    """Settings for others' eyes: what looks like a secret is hidden."""
+def hide_secrets(config: dict) -> dict:
+    """Replace the text of settings that are named like secrets."""
     return {
         name: HIDDEN if SECRET.search(name) and isinstance(x, str) and x else x
         for name, x in config.items()
@@ -91,64 +91,47 @@ def shown(config: dict) -> dict:
 
 
 def write_command(folder: Path) -> None:
-    """One line more in command.txt: how this process was started. None in a notebook,
-    where nobody typed a command.
-    """
+    """Append the command of this process to command.txt; a notebook has none."""
     main = sys.modules["__main__"]
     if getattr(main, "__file__", None) is None:
         return
     module = main.__spec__.name.removesuffix(".__main__") if main.__spec__ else ""
     path = folder / "command.txt"
     before = path.read_text("utf-8", errors="replace") if path.exists() else ""
-    write_whole(path, before + command_line(sys.argv, module=module) + "\n")
+    write_atomically(path, before + command_line(sys.argv, module=module) + "\n")
 
 
 def command_line(words: Sequence[str], *, module: str = "") -> str:
-    """A command as it was typed, to be typed again: without secrets, and without the
-    place where a program was found.
+    """The command to type again: without secrets, and without the path of the program.
 
-    >>> command_line(
-    ...     ["experiments/sft.py", "--hub-token", "abc", "--data", "my pairs.jsonl"]
-    ... )
-    "python experiments/sft.py --hub-token '***' --data 'my pairs.jsonl'"
-    >>> command_line(
-    ...     [
-    ...         "/home/me/venv/bin/jaxppo",
-    ...         "plan",
-    ...         "--api-key=abc",
-    ...         "--model",
-    ...         "https://me:abc@example.org/x",
-    ...     ]
-    ... )
-    "jaxppo plan '--api-key=***' --model 'https://***@example.org/x'"
+    >>> command_line(["experiments/sft.py", "--hub-token", "abc", "--data", "my file"])
+    "python experiments/sft.py --hub-token '***' --data 'my file'"
+    >>> command_line(["/home/me/jaxppo", "plan", "--key=abc", "https://me:abc@x.org"])
+    "jaxppo plan '--key=***' 'https://***@x.org'"
     """
     program = ["python", words[0]] if words[0].endswith(".py") else [Path(words[0]).name]
-    shown, secret = ["python", "-m", module] if module else program, False
+    shown, hide_next = ["python", "-m", module] if module else program, False
     for word in words[1:]:
         name, equals, _ = word.partition("=")
-        hides = (
-            word.startswith("--")
-            and SECRET.search(name.removeprefix("--").replace("-", "_")) is not None
-        )
-        word = (
-            HIDDEN
-            if secret
-            else f"{name}={HIDDEN}"
-            if hides and equals
-            else CREDENTIALS.sub(rf"//{HIDDEN}@", word)
-        )
-        shown.append(word)
-        secret = hides and not equals
+        option = name.removeprefix("--").replace("-", "_")
+        secret = word.startswith("--") and SECRET.search(option) is not None
+        if hide_next:
+            shown.append(HIDDEN)
+        elif secret and equals:
+            shown.append(f"{name}={HIDDEN}")
+        else:
+            shown.append(CREDENTIALS.sub(rf"//{HIDDEN}@", word))
+        hide_next = secret and not equals
     return printable(shlex.join(shown))
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings as a record keeps them, without the places of one machine."""
+def portable_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings without the paths of this machine, for a record."""
     return {name: x for name, x in to_dict(config).items() if name not in ("runs", "results")}
 
 
-def write_whole(path: Path, text: str) -> None:
-    """A file that is there whole or not at all, whenever the process is killed."""
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file that is complete or absent, whenever the process is killed."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -157,85 +140,81 @@ def write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def keep_record(folder: str, name: str, record: dict[str, Any]) -> Path | None:
-    """Write <folder>/<name>.json, whole or not at all, and say where; nothing where no
-    folder is named. A number that is not finite is null there, as JSON has it.
+def write_record(folder: str, name: str, record: dict[str, Any]) -> Path | None:
+    """Write <folder>/<name>.json atomically and return its path; do nothing without a
+    folder. Non-finite numbers become null.
     """
     if not folder:
         return None
     place = Path(folder) / f"{name}.json"
     place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(
-        place, json.dumps(finite(record), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
+    text = json.dumps(json_safe(record), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(place, text + "\n")
     return place
 
 
-def finite(x: Any) -> Any:
-    """What JSON can hold: None in place of numbers that are not finite.
+def json_safe(x: Any) -> Any:
+    """Replace non-finite numbers, which JSON cannot hold, by None.
 
-    >>> finite({"a": [1.0, float("nan")], "b": (float("inf"), "c")})
+    >>> json_safe({"a": [1.0, float("nan")], "b": (float("inf"), "c")})
     {'a': [1.0, None], 'b': [None, 'c']}
     """
     if isinstance(x, dict):
-        return {key: finite(value) for key, value in x.items()}
+        return {key: json_safe(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
-        return [finite(value) for value in x]
+        return [json_safe(value) for value in x]
     return None if isinstance(x, float) and not math.isfinite(x) else x
 
 
-def keep_result(
+def write_result(
     folder: Path, config: RunConfig, result: dict[str, Any], *, results: str, kind: str, **more: Any
 ) -> None:
-    """Write what a run has found: <folder>/result.json; and where `results` names a
-    folder, <results>/<kind>/<name>.json, which has its settings, the minutes of its
-    steps, the versions, and `more` besides. Of several processes the first writes.
+    """Write the result of a run: <folder>/result.json, and with `results` also
+    <results>/<kind>/<name>.json, which adds settings, minutes, versions and `more`. Of
+    several processes the first writes.
     """
     if not processes.is_main():
         return
-    keep_record(str(folder), "result", result)
+    write_record(str(folder), "result", result)
     record = {
-        "config": settings_of(config),
+        "config": portable_settings(config),
         "result": result,
-        "minutes": minutes(folder),
+        "minutes": training_minutes(folder),
         "versions": versions(),
     }
-    keep_record(results, f"{kind}/{config.name}", record | more)
+    write_record(results, f"{kind}/{config.name}", record | more)
 
 
-def minutes(run: Path) -> float:
+def training_minutes(run: Path) -> float:
     """Minutes of a run's steps, compilation included."""
-    return round(sum(row["seconds"] for row in read_lines(run / "metrics.jsonl")) / 60, 2)
+    return round(sum(row["seconds"] for row in read_jsonl(run / "metrics.jsonl")) / 60, 2)
 
 
 def versions() -> dict[str, str]:
-    """Of this code (its git commit, where it is a checkout; "+changed" where Python
-    files are not as committed) and of what it stands on.
+    """Versions of Python, jaxppo and its main packages. `git` is the commit of a
+    checkout, with "+changed" if Python files differ from it.
     """
-    found = {
-        name: metadata.version(name)
-        for name in ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    }
-    here = Path(__file__).parent
+    root = Path(__file__).parents[2]
     commit = ""
-    if (here.parent / ".git").exists():
+    if (root / ".git").exists():
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             git = lambda *words: subprocess.run(
-                ["git", "-C", str(here.parent), *words], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
             )
             commit = git("rev-parse", "HEAD").stdout.strip()
-            commit += "+changed" * (
-                commit != "" and git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
-            )
-    return {"jaxppo": __version__, "git": commit, "python": sys.version.split()[0], **found}
+            changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
+            commit += "+changed" * (commit != "" and changed)
+    own = {"jaxppo": __version__, "git": commit, "python": sys.version.split()[0]}
+    return own | {name: metadata.version(name) for name in PACKAGES}
 
 
-def read_lines(path: Path) -> list[dict]:
-    """Records of a .jsonl file; a half-written last line is left out."""
+def read_jsonl(path: Path) -> list[dict]:
+    """Read the records of a .jsonl file, up to a half-written line; [] if there is no
+    file.
+    """
     rows = []
-    for line in (
-        path.read_text("utf-8").split("\n") if path.exists() else []
-    ):  # a text may hold other ends of lines
+    # not splitlines: a text may hold other line separators
+    for line in path.read_text("utf-8").split("\n") if path.exists() else []:
         if not line:
             continue
         try:
@@ -245,11 +224,16 @@ def read_lines(path: Path) -> list[dict]:
     return rows
 
 
-def printable(text: str) -> str:
-    """The text with control characters written out.
+def write_jsonl(path: Path, rows: Sequence[dict]) -> None:
+    """Write records as lines of JSON, atomically."""
+    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
 
-    >>> printable("a\\x1b[31mb\\nc")
-    'a\\\\x1b[31mb c'
+
+def printable(text: str) -> str:
+    r"""Escape control characters; line ends and tabs become spaces.
+
+    >>> printable("a\x1b[31mb\nc")
+    'a\\x1b[31mb c'
     """
     text = text.replace("\n", " ").replace("\t", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,6 +1,4 @@
-"""One run, one writer: two runs in one folder would write over each other's
-checkpoints, and neither would know.
-"""
+"""Lock a run's folder, so that two runs cannot overwrite each other's checkpoints."""
 
 import contextlib
 import errno
@@ -15,19 +13,18 @@ from pathlib import Path
 
 from jaxppo.errors import UserError
 
-BEAT = 10.0  # seconds between two signs of life
-STALE = 60.0  # without one for so long, an owner on another machine is taken to be gone
+HEARTBEAT = 10.0  # seconds between two updates of the lock file's time
+STALE = 60.0  # seconds without an update after which an owner elsewhere counts as gone
 
 
 class RunLock:
-    """The lock of a run's folder, held until `release` or the end of the process,
-    however that comes.
+    """The lock of a run's folder, held until `release` or the end of the process.
 
-    On one machine (and on file systems that know locks) the kernel holds it, so that a
-    killed owner holds nothing. An owner on another machine is believed as long as its
-    file `lock.json` shows signs of life.
+    On one machine the kernel holds the lock, so it goes when its owner is killed. An
+    owner on another machine, or a file system without locks, is judged by the age of
+    `lock.json`, which the owner updates every few seconds.
 
-    Raises UserError, which names the owner, when the folder has one.
+    Raises UserError, which names the owner, if the folder is locked.
     """
 
     def __init__(self, folder: Path):
@@ -39,53 +36,52 @@ class RunLock:
                 f"cannot write to {folder} ({error.strerror}); choose another --runs folder"
             ) from error
         owner = read_owner(self.path)
-        if self._taken(owner):
+        if not self._acquire(owner):
             self.file.close()
             raise UserError(
-                f"{folder} belongs to {words(owner)}; wait for it, or choose another --name"
+                f"{folder} belongs to {describe(owner)}; wait for it, or choose another --name"
             )
         if owner:
-            print(f"taking over {folder} from {words(owner)}, which is gone", file=sys.stderr)
-        # Not by the handle that holds the lock: a bucket that is mounted shows what a
-        # handle wrote when that is closed.
+            print(f"taking over {folder} from {describe(owner)}, which is gone", file=sys.stderr)
+        # Through another handle than the lock's: a mounted bucket shows what was
+        # written when its handle is closed.
         self.path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
         self.released = threading.Event()
-        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+        threading.Thread(target=self._keep_alive, name="lock", daemon=True).start()
 
-    def _taken(self, owner: dict) -> bool:
-        """Whether somebody else holds it; otherwise we do, from now on."""
+    def _acquire(self, owner: dict) -> bool:
+        """Whether this process now has the lock."""
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                return True
-            # A file system without such locks: who beats in the file, wherever it runs,
-            # is all that is known.
-            return bool(owner) and time.time() - self.path.stat().st_mtime < STALE
+                return False
+            # A file system without locks: only the file's age tells.
+            return not owner or not self._is_fresh()
         elsewhere = owner.get("host") not in (None, socket.gethostname())
-        return elsewhere and time.time() - self.path.stat().st_mtime < STALE
+        return not (elsewhere and self._is_fresh())
 
-    def _beat(self) -> None:
-        while not self.released.wait(BEAT):
+    def _is_fresh(self) -> bool:
+        return time.time() - self.path.stat().st_mtime < STALE
+
+    def _keep_alive(self) -> None:
+        while not self.released.wait(HEARTBEAT):
             try:
                 os.utime(self.path)
-            except OSError:  # the folder is gone: the next checkpoint says so
+            except OSError:  # the folder is gone: the next checkpoint reports it
                 return
 
     def release(self) -> None:
         self.released.set()
-        # of a folder that is gone the reason to end has told
+        # Emptied, not removed: a process that has just opened the file would otherwise
+        # lock a file that no longer has a name. A missing folder was reported already.
         with contextlib.suppress(OSError):
-            self.path.write_text(
-                ""
-                # and not removed: who has just opened it would hold the lock of a file
-                # without a name
-            )
+            self.path.write_text("")
         self.file.close()
 
 
 def read_owner(path: Path) -> dict:
-    """What a lock file says; nothing when it says nothing."""
+    """The owner in a lock file; empty if it names none."""
     try:
         owner = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -93,5 +89,5 @@ def read_owner(path: Path) -> dict:
     return owner if isinstance(owner, dict) else {}
 
 
-def words(owner: dict) -> str:
+def describe(owner: dict) -> str:
     return f"process {owner.get('pid', '?')} on {owner.get('host', 'an unknown machine')}"

@@ -1,8 +1,8 @@
-"""A seal on a folder of files: their SHA-256, and what the folder holds. Written last,
-it marks the folder as complete.
+"""Seal a folder with a manifest: the size and SHA-256 of every file.
 
-Orbax notices a file that is short or missing, but reads a flipped bit without a word;
-nothing gets past the sums.
+The manifest is written last, so its presence marks the folder as complete. Orbax
+notices a missing or short file, but reads a flipped bit silently; the checksums catch
+every change.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 NAME = "manifest.json"
-MOST = 64 * 2**20  # bytes of a manifest; more is none
+MAX_BYTES = 64 * 2**20  # a larger file is no manifest
 
 
 class Damaged(Exception):
@@ -19,82 +19,75 @@ class Damaged(Exception):
 
 
 def seal(folder: Path, about: dict) -> dict:
-    """Write manifest.json: `about` (JSON values), and the size and sum of every other
-    file under the folder. Returns it.
+    """Write manifest.json (`about` and the checksums of all files), and return it.
 
-    The name appears only when the whole manifest is on the disk.
+    The file appears under its name only once it is fully on disk.
     """
     return _write(
-        folder, {**about, "files": {name: _sum(folder / name) for name in _names(folder)}}
+        folder, {**about, "files": {name: _checksum(folder / name) for name in _names(folder)}}
     )
 
 
-def amend(folder: Path, **changes) -> dict:
-    """Change some of what a manifest says, and none of its sums: what was damaged stays
-    so. Returns it. Raises Damaged when it is so itself.
-    """
+def update(folder: Path, **changes) -> dict:
+    """Change entries of a manifest but no checksum, and return it. Raises Damaged."""
     known = {name: x for name, x in read(folder).items() if name != "sha256"}
     return _write(folder, known | changes)
 
 
 def _write(folder: Path, record: dict) -> dict:
-    text = _text(record)
+    text = _encode(record)
     temporary = folder / f"{NAME}.tmp"
     with temporary.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(folder / NAME)
-    sync(folder)
+    fsync(folder)
     return record
 
 
 def read(folder: Path) -> dict:
-    """The manifest alone, whole and unchanged. Raises Damaged."""
+    """Read the manifest and check it against its own checksum. Raises Damaged."""
     path = folder / NAME
     try:
-        if path.stat().st_size > MOST:
+        if path.stat().st_size > MAX_BYTES:
             raise Damaged(f"{NAME} is too large")
         text = path.read_text()
         record = json.loads(text)
-        if _text({name: x for name, x in record.items() if name != "sha256"}) != text:
+        if _encode({name: x for name, x in record.items() if name != "sha256"}) != text:
             raise Damaged(f"{NAME} has been changed")
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None
-    except (
-        OSError,
-        ValueError,
-        RecursionError,
-        AttributeError,
-    ) as error:  # gone, not JSON, not an object
+    # unreadable, not JSON, or not an object
+    except (OSError, ValueError, RecursionError, AttributeError) as error:
         raise Damaged(f"{NAME} cannot be read ({type(error).__name__})") from None
     return record
 
 
 def verify(folder: Path) -> dict:
-    """The manifest, after every file has been read and compared. Raises Damaged, which
-    names the first that differs.
+    """Compare every file with the manifest, and return it. Raises Damaged, which names
+    the first file that differs.
     """
     record = read(folder)
-    there, expected = set(_names(folder)), record["files"]
-    for name in sorted(there | set(expected)):
-        if name not in there:
+    found, expected = set(_names(folder)), record["files"]
+    for name in sorted(found | set(expected)):
+        if name not in found:
             raise Damaged(f"{name} is missing")
         if name not in expected:
             raise Damaged(f"{name} does not belong there")
         try:
-            found = _sum(folder / name)
+            actual = _checksum(folder / name)
         except OSError as error:
             raise Damaged(f"{name} cannot be read ({error.strerror})") from None
-        if found["bytes"] != expected[name]["bytes"]:
-            raise Damaged(f"{name} has {found['bytes']} bytes, not {expected[name]['bytes']}")
-        if found != expected[name]:
+        if actual["bytes"] != expected[name]["bytes"]:
+            raise Damaged(f"{name} has {actual['bytes']} bytes, not {expected[name]['bytes']}")
+        if actual != expected[name]:
             raise Damaged(f"{name} has been changed: its SHA-256 differs")
     return record
 
 
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, last through a power cut."""
+def fsync(path: Path) -> None:
+    """Flush a file, or the entries of a folder, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -104,31 +97,20 @@ def sync(path: Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     files = (path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
-    return sorted(
-        name
-        for path in files
-        if (name := path.relative_to(folder).as_posix()) not in (NAME, f"{NAME}.tmp")
-    )
+    names = (path.relative_to(folder).as_posix() for path in files)
+    return sorted(name for name in names if name not in (NAME, f"{NAME}.tmp"))
 
 
-def _sum(path: Path) -> dict:
+def _checksum(path: Path) -> dict:
     with path.open("rb") as file:
-        return {
-            "bytes": path.stat().st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
 
 
-def _text(record: dict) -> str:
-    """The one way in which a record is written, with its own sum: another byte anywhere
+def _encode(record: dict) -> str:
+    """The one canonical text of a record and its own checksum, so that any changed byte
     is seen.
     """
     body = json.dumps(record, sort_keys=True, indent=1, allow_nan=False)
-    return (
-        json.dumps(
-            {**record, "sha256": hashlib.sha256(body.encode()).hexdigest()},
-            sort_keys=True,
-            indent=1,
-        )
-        + "\n"
-    )
+    checksum = hashlib.sha256(body.encode()).hexdigest()
+    return json.dumps({**record, "sha256": checksum}, sort_keys=True, indent=1) + "\n"

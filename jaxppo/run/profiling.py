@@ -1,14 +1,15 @@
-"""What a run's time went to: seconds of compilation, productive share of the wall
-clock, use of the chip, and a trace of steps.
+"""Where a run's time goes: compilation, goodput, use of the chip, and JAX traces.
 
-The numbers stand in metrics.jsonl beside the step's own: `compile_seconds` (tracing and
-compiling, only where there was any), `recompilations` (of the step, beyond its first: 0
-unless something is wrong, such as a batch of another shape, or arrays that lie on the
-devices otherwise than before), `goodput` (share of the time since training began in
-this process that steps took: not their compilation, nor evaluations, nor what a save or
-a late batch made them wait) and, on a chip whose peak is known, `mfu` (the operations
-that a step has by `costs.phases`, over what the chips could have done in its seconds at
-their peak in 16 bits, whatever --dtype; https://arxiv.org/abs/2204.02311, appendix B).
+metrics.jsonl has beside the step's own metrics:
+
+- `compile_seconds`: tracing and compiling, where there was any.
+- `recompilations`: how often the step was compiled beyond the first time. Above 0
+  something is wrong, such as a batch of another shape or sharding.
+- `goodput`: the share of the time since training began in this process that was spent
+  in steps: not in compilation, evaluations, saves or waiting for a batch.
+- `mfu`, on known chips: the step's operations (`costs.phases`) over what the chips can
+  do in its seconds at their 16-bit peak, whatever --dtype
+  (https://arxiv.org/abs/2204.02311, appendix B).
 """
 
 import math
@@ -22,50 +23,37 @@ from jax.sharding import AbstractMesh
 
 from jaxppo.config import RunConfig, profiled_steps
 from jaxppo.costs import chips
-from jaxppo.costs import phases as phases_module
+from jaxppo.costs.phases import phase_costs
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.parallel import CompiledStep
 
-CLOCK = (
-    "seconds",
-    "tokens_per_second",
-    "compile_seconds",
-    "goodput",
-    "mfu",
-)  # what differs between two runs of the same numbers
+# metrics that differ between two runs with the same numbers
+TIMING_KEYS = ("seconds", "tokens_per_second", "compile_seconds", "goodput", "mfu")
 
-# JAX's names of events; this one comes for functions within functions, too
+# JAX's names of events; the first also comes for functions within functions
 TRACED = "/jax/core/compile/jaxpr_trace_duration"
 BACKEND = "/jax/core/compile/backend_compile_duration"
 COMPILED = ("/jax/core/compile/jaxpr_to_mlir_module_duration", BACKEND)
-STEPS = (
-    "jit(traced)",
-    "jit(_fun)",
-)  # what JAX calls a `CompiledStep` there: under jit and over a mesh, and under pmap
+# JAX's names of a `CompiledStep`: under jit or over a mesh, and under pmap
+STEPS = ("jit(traced)", "jit(_fun)")
 
 
 class Trace:
-    """A JAX trace of some steps in <folder>/profile, for TensorBoard's profile tab,
-    XProf or Perfetto.
+    """A JAX trace of some steps in <folder>/profile, for TensorBoard, XProf or Perfetto.
 
-    Its regions are those of `ppo.py`: rollout (in it generate and reference), reward,
+    Its regions are those of `ppo.py`: rollout (with generate and reference), reward,
     advantages, update.
     """
 
     def __init__(self, config: RunConfig, folder: Path):
-        (self.first, self.last), self.folder, self.on = (
-            profiled_steps(config),
-            folder / "profile",
-            False,
-        )
+        self.first, self.last = profiled_steps(config)
+        self.folder, self.on = folder / "profile", False
 
-    def before(self, begins: int, ends: int) -> None:
-        """To be told of each dispatch by its first and last step, when the one before
-        is done; a dispatch is traced whole.
-        """
-        if self.on and begins > self.last:
+    def before(self, first_step: int, last_step: int) -> None:
+        """Start or stop before the dispatch of these steps; dispatches are traced whole."""
+        if self.on and first_step > self.last:
             self.close()
-        if not self.on and begins <= self.last and self.first <= ends:
+        if not self.on and first_step <= self.last and self.first <= last_step:
             jax.profiler.start_trace(str(self.folder))
             self.on = True
 
@@ -77,7 +65,7 @@ class Trace:
 
 
 class Meter:
-    """Turns the seconds of dispatches into the numbers above."""
+    """Turns the seconds of dispatches into the metrics above."""
 
     def __init__(
         self,
@@ -89,35 +77,36 @@ class Meter:
     ):
         self.step, self.flops, self.peak, self.clock = step, flops, peak, clock
         self.began, self.productive = clock(), 0.0
-        self.traces = self.untraced = (
-            # at the last dispatch; dispatches that compiled the step again without
-            # tracing it
-            0
-        )
-        self.forget()
-        jax.monitoring.register_event_duration_secs_listener(self.hear)
+        self.traces = 0  # of the step, until the last dispatch
+        self.untraced = 0  # times that the step was compiled again without being traced
+        self.reset()
+        jax.monitoring.register_event_duration_secs_listener(self.on_event)
 
-    def hear(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
-        """One of JAX's events."""
+    def on_event(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
+        """Called by JAX when something was traced or compiled."""
         if event == TRACED:
-            self.tracing = max(self.tracing, duration_secs)  # the outermost function's
+            self.tracing = max(self.tracing, duration_secs)  # of the outermost function
         elif event in COMPILED:
             self.compiling += duration_secs
-            self.heard |= event == BACKEND and kwargs.get("fun_name") in STEPS
+            self.step_compiled |= event == BACKEND and kwargs.get("fun_name") in STEPS
 
-    def forget(self) -> None:
-        """What was compiled until now was not the step."""
-        self.tracing, self.compiling, self.heard = 0.0, 0.0, False
+    def reset(self) -> None:
+        """Forget what was compiled until now: it was not the step."""
+        self.tracing, self.compiling, self.step_compiled = 0.0, 0.0, False
 
-    def numbers(self, seconds: float, steps: int, *, idle: float = 0.0) -> dict[str, float]:
-        """Of a dispatch of so many steps that took so many seconds, compilation and the
-        `idle` ones of the devices included.
+    def measure(self, seconds: float, steps: int, *, idle: float = 0.0) -> dict[str, float]:
+        """The metrics of a dispatch.
+
+        Args:
+          seconds: wall-clock time, including compilation and `idle`.
+          steps: number of steps in the dispatch.
+          idle: seconds that the devices waited for a batch.
         """
         compiled = self.tracing + self.compiling
         run = max(seconds - compiled, 0.0)
         self.productive += max(run - idle, 0.0)
-        # The same shapes laid out otherwise: JAX compiles what it has traced already.
-        self.untraced += self.heard and self.step.traces == self.traces
+        # The same shapes with another sharding: compiled again, but not traced again.
+        self.untraced += self.step_compiled and self.step.traces == self.traces
         self.traces = self.step.traces
         found = {
             "goodput": self.productive / max(self.clock() - self.began, 1e-9),
@@ -130,28 +119,25 @@ class Meter:
         return found
 
     def close(self) -> None:
-        """Hear no more."""
-        jax.monitoring.unregister_event_duration_listener(self.hear)
+        """Stop listening to JAX's events."""
+        jax.monitoring.unregister_event_duration_listener(self.on_event)
 
 
-def flops_of(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> float:
-    """Operations of one step, over all devices (`costs.phases`); 0 for networks other
+def step_flops(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> float:
+    """Operations of one step over all devices (`costs.phases`); 0 for networks other
     than transformers.
     """
     if shape.kind != "transformer":
         return 0.0
-    config = (
-        replace(config, value_loss="none") if supervised else config
-    )  # nothing asks there for a critic of its own
-    phases = phases_module.phases(
-        config, shape, AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
-    )
-    return sum(flops for name, (flops, _) in phases.items() if name == "update" or not supervised)
+    mesh = AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
+    if supervised:  # no rollout, and no critic
+        return phase_costs(replace(config, value_loss="none"), shape, mesh)["update"][0]
+    return sum(flops for flops, _ in phase_costs(config, shape, mesh).values())
 
 
-def peak_of(devices: Sequence) -> float:
-    """Operations a second of all devices together, by their published peaks in
-    bfloat16; 0 where one is not known.
+def peak_flops(devices: Sequence) -> float:
+    """Published peak operations a second in bfloat16 of all devices together; 0 if one
+    is unknown.
     """
     peaks = [chips.peak(device.device_kind) for device in devices]
     return math.fsum(peaks) if all(peaks) else 0.0

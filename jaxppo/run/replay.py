@@ -1,8 +1,7 @@
-"""A step that was not finite, done again with every operation checked: which of them
-made the first NaN, and where.
+"""Repeat a step whose update was not finite, and find the operation that made the NaN.
 
-A run is a function of its seed, so the state before any step can be had again from the
-checkpoint before it; no state has to be kept for the case that something goes wrong.
+A run is a function of its seed, so the state before any step can be computed again from
+an earlier checkpoint.
 """
 
 import traceback
@@ -29,10 +28,10 @@ def diagnose(
     *,
     step: int,
 ) -> str:
-    """What made training step `step` (counted from 1) not finite, in one line. One
-    device does it again, from the newest checkpoint before it.
+    """Say in one line what made training step `step` (counted from 1) not finite.
 
-    Raises UserError when there is no such checkpoint.
+    One device repeats the steps from the newest checkpoint before it. Raises UserError
+    if there is none.
     """
     checkpoints.wait()
     before = [number for number in checkpoints.steps() if number < step]
@@ -47,16 +46,19 @@ def diagnose(
         state, _ = plain(state, jax.device_put(prompts.batch(config, int(state.cursor))))
     checked = jax.jit(checkify.checkify(train_step, errors=checkify.nan_checks))
     error, _ = checked(state, jax.device_put(prompts.batch(config, int(state.cursor))))
-    return f"step {step}: {words(error)}"
+    return f"step {step}: {describe(error)}"
 
 
-def words(error: checkify.Error) -> str:
-    """The first NaN's operation, and the line of code that is nearest to it and not of
-    a library.
+def describe(error: checkify.Error) -> str:
+    """The operation of the first NaN, and the innermost line of code outside of
+    libraries.
     """
     found = error.get_exception()
     if found is None:
-        return "no operation made a NaN; the numbers became infinite, or the device that trained does not repeat them"
+        return (
+            "no operation made a NaN: the values became infinite, or the device that trained "
+            "computes differently"
+        )
     frames = traceback.extract_tb(found.traceback_info.as_python_traceback())
     own = [
         frame

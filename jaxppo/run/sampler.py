@@ -1,6 +1,4 @@
-"""Prompts by the batch, and responses to them outside of training: many at once, or one
-token by token.
-"""
+"""Sample responses to prompts outside of training."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,24 +8,23 @@ import numpy as np
 
 from jaxppo import sampling
 from jaxppo.config import Config
-from jaxppo.data.prompts import PromptSet, _host_prompts
+from jaxppo.data.prompts import PromptSet, numpy_prompts
 from jaxppo.parallel import processes, sharding
 from jaxppo.rollout import rollout
 from jaxppo.run.load import Policy
 from jaxppo.types import Model, Prompts, Rollout, TrainState
 
 
-def responses(
+def sample_responses(
     config: Config, model: Model, params, frozen, prompts: Prompts, key, *, greedy: bool = False
 ) -> Rollout:
-    """Rollouts outside of a step: no values, and noise from a key of one's own."""
-    noise = sampling.row_uniforms(key, prompts.index, config.response_length)
+    """Roll out without values, with noise from `key` and the prompts' indices."""
     return rollout(
         model,
         params,
         frozen,
         prompts,
-        noise,
+        sampling.row_uniforms(key, prompts.index, config.response_length),
         length=config.response_length,
         sample=config,
         eos=config.eos,
@@ -47,52 +44,44 @@ class Sample(NamedTuple):
 
 
 class Sampler:
-    """Responses to any number of prompts by one compiled program over a fixed number of
-    rows.
-    """
+    """Responds to any number of prompts, with one program of `rows` rows."""
 
     def __init__(self, config: Config, policy: Policy, *, rows: int = 64, greedy: bool = False):
         self.rows, self.tokenizer, self.config = rows, policy.tokenizer, config
 
         def program(params, frozen, prompts, key):
-            return responses(config, policy.model, params, frozen, prompts, key, greedy=greedy)
+            return sample_responses(
+                config, policy.model, params, frozen, prompts, key, greedy=greedy
+            )
 
         self.program = jax.jit(program)
 
     def __call__(self, state: TrainState, prompts: PromptSet, *, seed: int) -> list[Sample]:
-        """One response to each prompt; the same seed draws the same noise for each."""
-        return [sample for part in self.parts(state, prompts, seed=seed) for sample in part]
+        """One response to each prompt; a prompt's noise depends on `seed` and its
+        place.
+        """
+        return [sample for part in self.batches(state, prompts, seed=seed) for sample in part]
 
-    def parts(self, state: TrainState, prompts: PromptSet, *, seed: int) -> Iterator[list[Sample]]:
-        """The same, a call of the program at a time."""
-        for start in range(0, len(prompts.tokens), self.rows):
-            # the last part is filled up with copies of a row, which are dropped below
-            rows = np.minimum(np.arange(start, start + self.rows), len(prompts.tokens) - 1)
-            extra = {name: x[rows] for name, x in prompts.extra.items()}
+    def batches(
+        self, state: TrainState, prompts: PromptSet, *, seed: int
+    ) -> Iterator[list[Sample]]:
+        """The same responses, up to `rows` at a time."""
+        total = len(prompts.tokens)
+        for start in range(0, total, self.rows):
             index = np.arange(start, start + self.rows, dtype=np.int32)
-            batch = _host_prompts(prompts.tokens[rows], prompts.mask[rows], index, extra)
+            rows = np.minimum(index, total - 1)  # fill the last batch up with copies
+            extra = {name: x[rows] for name, x in prompts.extra.items()}
+            batch = numpy_prompts(prompts.tokens[rows], prompts.mask[rows], extra, index=index)
             with sharding.rows_on_mesh(state.params, batch) as batch:
                 done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
-            yield self._texts(jax.device_get(processes.to_host(done)))[
-                : len(prompts.tokens) - start
-            ]
+            yield self._texts(jax.device_get(processes.to_host(done)))[: total - start]
 
     def _texts(self, done) -> list[Sample]:
-        cut = done.tokens.shape[1] - done.mask.shape[1]
-        ids = [
-            row[keep].tolist()
-            for row, keep in zip(done.tokens[:, cut:], done.mask > 0, strict=True)
-        ]
-        heads = [
-            row[keep].tolist()
-            for row, keep in zip(done.tokens[:, :cut], done.attend[:, :cut], strict=True)
-        ]
+        length = done.tokens.shape[1] - done.mask.shape[1]  # of the prompts
+        kept = lambda rows, mask: [row[m].tolist() for row, m in zip(rows, mask, strict=True)]
+        prompts = kept(done.tokens[:, :length], done.attend[:, :length])
+        responses = kept(done.tokens[:, length:], done.mask > 0)
         kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)
-        texts = zip(
-            self.tokenizer.decode_batch(heads),
-            self.tokenizer.decode_batch(ids),
-            ids,
-            kl.tolist(),
-            strict=True,
-        )
-        return [Sample(*row) for row in texts]
+        decode = self.tokenizer.decode_batch
+        rows = zip(decode(prompts), decode(responses), responses, kl.tolist(), strict=True)
+        return [Sample(*row) for row in rows]

@@ -1,36 +1,35 @@
-"""Other places for a run's numbers, beside its metrics.jsonl, which stays the record:
-TensorBoard and W&B (--track).
+"""Send the metrics of a run to TensorBoard or W&B (--track), besides metrics.jsonl.
 
-Numbers alone are sent, and settings: no text of prompts or samples, no output of the
-terminal, no code. A tracker is made from the record: where a run goes on it is given
-the lines before, and has no step twice. One that fails is left out with a warning, and
-the run goes on.
+Only metrics and settings are sent: no text of prompts or samples, no terminal output,
+no code. A tracker that fails is dropped with a warning, and the run continues. A
+resumed run replays its metrics.jsonl to the trackers, so they have every step once.
 """
 
+import contextlib
 import netrc
 import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from jaxppo.config import RunConfig, tracker_names
-from jaxppo.parallel.processes import first_line
-from jaxppo.run.files import read_lines, shown
+from jaxppo.errors import first_line
+from jaxppo.run.files import hide_secrets, read_jsonl
 from jaxppo.run.log import Log
 from jaxppo.run.settings import to_dict
 
 Say = Callable[[str], None]
 Rows = Sequence[dict[str, float]]
-# seconds for W&B's server at the start, and for the rest of the data at the end
-PATIENCE = 30.0
+TIMEOUT = 30.0  # seconds for W&B's server at the start, and for the last data at the end
+NOT_ONLINE = ("offline", "dryrun", "disabled")  # values of WANDB_MODE
 
 
-class Sink(Protocol):
-    """One tracker; any of its calls may raise whatever it likes."""
+class Tracker(Protocol):
+    """One tracker; any of its calls may raise any exception."""
 
     def log(self, rows: Rows) -> None: ...
 
@@ -38,15 +37,13 @@ class Sink(Protocol):
 
 
 class TensorBoard:
-    """Event files in <folder>/tensorboard, written anew from the record each time a run
-    begins or goes on: so no step is there twice, whatever reads them, and none is
-    missing that a killed process had not written yet.
+    """Event files in <folder>/tensorboard, rewritten from metrics.jsonl when a run is
+    resumed: no step is there twice, and none that a killed process lost is missing.
     """
 
     def __init__(self, config: RunConfig, folder: Path, say: Say):
-        # Its SummaryWriter hands the events to a thread: on a full disk that ends, its
-        # queue fills up, and the next step waits for ever. This one writes when it is
-        # told to, and says so when it cannot.
+        # tensorboardX is an optional extra. Its SummaryWriter writes in a thread, which
+        # hangs the run on a full disk; this writer raises.
         from tensorboardX.event_file_writer import EventsWriter
 
         place = folder / "tensorboard"
@@ -73,37 +70,34 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases in <folder>/wandb. WANDB_MODE, WANDB_API_KEY,
-    WANDB_PROJECT and the like say where it goes; without a key, or without an answer of
-    the server, it stays on disk (`wandb sync` sends it).
+    """A run of Weights & Biases in <folder>/wandb, set up by WANDB_MODE, WANDB_API_KEY,
+    WANDB_PROJECT and the like.
 
-    Its server takes no step twice: a run that goes on sends the steps that are new to
-    it. On disk all are written again, and what was there of this run before goes.
+    Without a key, or if the server does not answer, it is written offline, for `wandb
+    sync`. The server takes no step twice, so a resumed run sends it only new steps; on
+    disk, all steps are written again, and earlier files of the run are removed.
     """
 
     def __init__(self, config: RunConfig, folder: Path, say: Say):
-        os.environ.setdefault(
-            "WANDB_ERROR_REPORTING", "false"
-        )  # its own faults, which it tells to others
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports of its own errors
         (folder / "wandb").mkdir(exist_ok=True)
-        known = folder / "wandb" / "run-id.txt"
-        if not known.exists():
-            known.write_text(uuid.uuid4().hex[:12])
-        name = known.read_text().strip()
+        id_file = folder / "wandb" / "run-id.txt"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex[:12])
+        name = id_file.read_text().strip()
         mode = os.environ.get("WANDB_MODE")
-        if mode not in ("offline", "dryrun", "disabled") and not has_key():
+        if mode not in NOT_ONLINE and not has_api_key():
             say("W&B: there is no API key: it is written offline (WANDB_API_KEY or wandb login)")
             mode = "offline"
         try:
-            self.run = started(config, folder, name, mode)
+            self.run = init_wandb(config, folder, name, mode)
         except Exception as error:
-            if mode in ("offline", "dryrun", "disabled"):
+            if mode in NOT_ONLINE:
                 raise
             say(f"warning: W&B does not answer ({first_line(error)}): it is written offline")
-            self.run = started(config, folder, name, "offline")
-        self.next = (
-            self.run.step
-        )  # 0 in a new run, else one more than the last step that the server has
+            self.run = init_wandb(config, folder, name, "offline")
+        # 0 in a new run, otherwise one more than the server's last step
+        self.next = self.run.step
         if self.run.offline:
             own = Path(self.run.dir).parent
             for old in (folder / "wandb").glob(f"offline-run-*-{name}"):
@@ -123,11 +117,11 @@ class WandB:
         self.run.finish()
 
 
-def started(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any:
-    """A run of W&B that takes nothing of its own accord: no terminal, whose tables are
-    samples; no command, code or packages.
+def init_wandb(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any:
+    """Start a W&B run that collects nothing by itself: no terminal output, command, code
+    or packages.
     """
-    import wandb
+    import wandb  # an optional extra
 
     settings = wandb.Settings(
         console="off",
@@ -138,8 +132,8 @@ def started(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any
         x_disable_meta=True,
         x_save_requirements=False,
         x_disable_machine_info=True,
-        init_timeout=PATIENCE,
-        finish_timeout=PATIENCE,
+        init_timeout=TIMEOUT,
+        finish_timeout=TIMEOUT,
     )
     return wandb.init(
         dir=str(folder),
@@ -148,15 +142,13 @@ def started(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any
         name=f"{folder.parent.name}/{folder.name}",
         mode=mode,  # pyright: ignore
         project=os.environ.get("WANDB_PROJECT", "jaxppo"),
-        config=shown(to_dict(config)),
+        config=hide_secrets(to_dict(config)),
         settings=settings,
     )
 
 
-def has_key() -> bool:
-    """Whether W&B finds a key where it looks for one: in the environment, or in
-    ~/.netrc, where `wandb login` puts it.
-    """
+def has_api_key() -> bool:
+    """Whether W&B will find a key, in the environment or in ~/.netrc (`wandb login`)."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
@@ -166,59 +158,56 @@ def has_key() -> bool:
         return False
 
 
-SINKS: dict[str, Callable[[RunConfig, Path, Say], Sink]] = {
+TRACKERS: dict[str, Callable[[RunConfig, Path, Say], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WandB,
 }
 
 
-class Beside(Log):
-    """A log, and beside it the trackers that still work."""
+class TrackedLog(Log):
+    """A log that passes its metrics on to the trackers that still work."""
 
     def __init__(self, log: Log, config: RunConfig, folder: Path):
-        self.main, self.sinks = log, {}
-        kept = read_lines(folder / "metrics.jsonl")
+        self.main, self.trackers = log, {}
+        past = read_jsonl(folder / "metrics.jsonl")
         for name in tracker_names(config):
-            self._try(
-                name,
-                lambda name=name: self._begin(name, SINKS[name](config, folder, self.say), kept),
-            )
+            with self._dropping(name):
+                self.trackers[name] = TRACKERS[name](config, folder, self.say)
+                self.trackers[name].log(past)
 
-    def _begin(self, name: str, sink: Sink, kept: Rows) -> None:
-        self.sinks[name] = sink
-        sink.log(kept)
-
-    def _try(self, name: str, call: Callable[[], None]) -> None:
+    @contextlib.contextmanager
+    def _dropping(self, name: str) -> Iterator[None]:
+        """Drop a tracker with a warning if the block raises."""
         try:
-            call()
+            yield
         except Exception as error:
-            self.sinks.pop(name, None)
+            self.trackers.pop(name, None)
             self.say(
-                f"warning: --track {name} is left out from here on ({first_line(error)}); metrics.jsonl has every step"
+                f"warning: --track {name} is left out from here on ({first_line(error)}); "
+                "metrics.jsonl has every step"
             )
 
     def log(self, rows: Rows) -> None:
         self.main.log(rows)
-        for name, sink in list(self.sinks.items()):
-            self._try(name, lambda sink=sink: sink.log(rows))
+        for name, tracker in list(self.trackers.items()):
+            with self._dropping(name):
+                tracker.log(rows)
 
     def say(self, text: str) -> None:
         self.main.say(text)
 
-    def samples(self, rows: Sequence[dict]) -> None:
-        self.main.samples(rows)
-
-    def settle(self) -> None:
-        self.main.settle()
+    def flush(self) -> None:
+        self.main.flush()
 
     def close(self) -> None:
-        for name, sink in list(self.sinks.items()):
-            self._try(name, sink.close)
+        for name, tracker in list(self.trackers.items()):
+            with self._dropping(name):
+                tracker.close()
         self.main.close()
 
 
 def with_trackers(log: Log, config: RunConfig, folder: Path) -> Log:
-    """The log with the trackers of --track beside it; their packages are there, as
-    `config.validate_run` has seen.
+    """Add the trackers of --track to the log. `config.validate_run` has checked that
+    their packages are installed.
     """
-    return Beside(log, config, folder) if tracker_names(config) else log
+    return TrackedLog(log, config, folder) if tracker_names(config) else log

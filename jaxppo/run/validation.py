@@ -1,4 +1,4 @@
-"""An objective's numbers on rows that are held out, while a supervised run goes on."""
+"""Evaluate a supervised objective on held-out rows."""
 
 import math
 from collections.abc import Callable
@@ -15,21 +15,23 @@ from jaxppo.supervised import Objective
 from jaxppo.types import TrainState
 
 
-def validate_objective(
+def make_validation(
     config: RunConfig, policy: Policy, objective: Objective, rows: Rows
 ) -> Callable[[TrainState], dict[str, float]]:
-    """evaluate(state) for `train.fit`: means over all rows of the loss and what else
-    the objective tells; of a language model also `perplexity`, exp(loss). `score`,
-    higher is better, is the accuracy where there is one, else minus the loss.
+    """Make `evaluate(state)` for `train.fit`: the objective's metrics, averaged over all
+    rows.
+
+    `score` is the accuracy if there is one; otherwise it is minus the loss, and there
+    is a `perplexity`, exp(loss).
     """
     program = jax.jit(supervised.make_evaluation(policy.model, objective))
-    most = max(config.batch_size // rows.unit, 1)
+    size = max(config.batch_size // rows.unit, 1)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         sums: dict[str, float] = {}
         total = 0.0
-        for start in range(0, len(rows), most):
-            part = rows.take(np.arange(start, min(start + most, len(rows))))
+        for start in range(0, len(rows), size):
+            part = rows.take(np.arange(start, min(start + size, len(rows))))
             with sharding.rows_on_mesh(state.params, part.all()) as batch:
                 found, weight = program(state.params, state.frozen, batch)
             total += float(weight)

@@ -1,13 +1,14 @@
-"""The language tasks: how a prompt is put, what is rewarded and what is measured.
+"""The language tasks: a table of prompt formats, data, rewards and metrics.
 
-`sources.py` has where the examples come from, `task_rewards.py` the rewards,
-`stages.py` trains and measures, and `experiments/<task>.py` chooses the sizes. A task
-of your own is one more `Task`.
+`sources.py` loads the examples, `rewards.py` makes the rewards, `stages.py` trains and
+measures, and `experiments/<task>.py` sets the sizes. Add a task as one more `Task`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+
+import numpy as np
 
 from jaxppo.config import RunConfig
 from jaxppo.data.examples import Example
@@ -18,55 +19,50 @@ from jaxppo.pretrained.tiny import byte_tokenizer
 
 @dataclass(frozen=True)
 class TaskConfig(RunConfig):
-    """A task's whole way: a model, its supervised baseline, and policy optimisation
-    from there.
+    """Settings of a task: a model, its supervised baseline, and policy optimisation of
+    the baseline.
     """
 
     task: str = ""
     """name of a task (`jaxppo.tasks.TASKS`)"""
     data: str = ""
-    """examples in place of the task's own: a file of {"prompt": ..., "reference": ...}
-    a line (and what else the script's docstring names), or a hub data set id
+    """examples instead of the task's own: a hub data set id, or a file of
+    {"prompt": ..., "reference": ...} per line, with the fields of the script's docstring
     """
     model: str = ""
-    """a checkpoint to start from (smollm2, a folder, a hub id); empty = a network made
-    anew, of the sizes below
+    """checkpoint to start from (smollm2, a folder, a hub id); empty = a new network of
+    the sizes below
     """
     tokens: str = "bpe"
-    """vocabulary of a new network: bpe (pairs of bytes) | words (in lower case) |
-    bytes
-    """
+    """vocabulary of a new network: bpe (byte pairs) | words (lower case) | bytes"""
     max_vocab: int = 4000
-    """most tokens of a new vocabulary"""
+    """largest size of a new vocabulary"""
     width: int = 128
-    """of a new network's hidden states"""
+    """width of a new network"""
     layers: int = 3
-    """of a new network"""
+    """layers of a new network"""
     dropout: float = 0.1
-    """of a new network's embeddings and last hidden states, in the supervised stage"""
+    """dropout of a new network's embeddings and last hidden states in supervised training"""
     sft_steps: int = 1000
-    """most steps of the supervised stage"""
+    """most steps of supervised training"""
     sft_batch_size: int = 64
-    """examples in a step of the supervised stage"""
+    """examples per step of supervised training"""
     sft_lr: float = 2e-3
-    """learning rate of the supervised stage"""
+    """learning rate of supervised training"""
     sft_eval_every: int = 0
-    """steps between validations of the supervised stage; 0 = a tenth of its steps"""
+    """steps between validations of supervised training; 0 = a tenth of its steps"""
     reward: str = ""
-    """what is rewarded, by name (`jaxppo.task_rewards.REWARDS`); empty = as the task
-    has it
-    """
+    """name of the reward (`jaxppo.tasks.rewards.REWARDS`); empty = the task's own"""
     test_rows: int = 500
-    """most held-out examples that are measured: for validation, and before and after"""
+    """most examples in a validation, and in the test before and after"""
     results: str = ""
     """folder that gets a copy of result.json as <task>/<name>.json; empty = none"""
 
 
 def new_network(options: TaskConfig, vocab_size: int = 0, **context: int) -> ModelConfig:
-    """The shape of a network made anew, and the context that it reads; without
-    `vocab_size`, with the largest one allowed.
+    """Return the shape of a new network. Without `vocab_size`: with the largest
+    vocabulary allowed. `context`: sizes of a context that the network reads.
     """
-
     if not vocab_size:
         vocab_size = byte_tokenizer().vocab_size if options.tokens == "bytes" else options.max_vocab
     sizes = {"width": options.width, "num_layers": options.layers, "dropout": options.dropout}
@@ -74,17 +70,15 @@ def new_network(options: TaskConfig, vocab_size: int = 0, **context: int) -> Mod
 
 
 class Task(NamedTuple):
-    """One task. The first of `metrics` says which checkpoint is the best."""
+    """A language task."""
 
     about: str
-    source: str  # a name of `sources.SOURCES`
-    reward: str  # a name of `task_rewards.REWARDS`
-    metrics: tuple[str, ...]  # names of `evaluation.METRICS`
-    # format of a prompt; an example's `extra` may be named in it, too
-    prompt: str = "{prompt}"
-    response: str = " {reference}"  # format of what the supervised stage teaches
-    greedy: bool = True  # measured on the likeliest responses; else on samples
-    seeded: bool = False  # the source makes other examples for another seed
+    source: str  # name in `sources.SOURCES`
+    reward: str  # name in `rewards.REWARDS`
+    metrics: tuple[str, ...]  # names in `metrics.METRICS`; the first chooses the checkpoint
+    prompt: str = "{prompt}"  # format of prompts; may use the text fields of `extra`
+    response: str = " {reference}"  # format of the responses in supervised training
+    greedy: bool = True  # measure greedy responses; False: samples
     start: bool = False  # prompts begin with the token that starts a document
 
 
@@ -181,67 +175,60 @@ TASKS: dict[str, Task] = {
     ),
 }
 
-LOWER = ("wer", "cer", "repetition")  # metrics of which less is better
+LOWER_IS_BETTER = ("wer", "cer", "repetition")  # metrics
 
 
-def task_of(options: TaskConfig) -> Task:
-    """The task that the options name."""
+def get_task(options: TaskConfig) -> Task:
+    """Return the task that the options name. Raises UserError for an unknown name."""
     if options.task not in TASKS:
         raise UserError(f"--task {options.task!r}: choose one of {', '.join(TASKS)}")
     return TASKS[options.task]
 
 
-def as_one_of_many(
-    name: str, task: Task, number: int, examples: "Sequence[Example]"
-) -> "list[Example]":
-    """A task's examples for a policy that has several: the prompt begins with the
-    task's name, `extra["task"]` is its number.
-    """
-
-    answer = lambda x: task.response.format(reference=x.reference)
-    return [Example(f"{name}: {put(task, x)}", answer(x), {"task": number}) for x in examples]
-
-
-def one_of_many(task: Task) -> Task:
-    """A task whose examples are already as `as_one_of_many` has made them."""
-    return task._replace(prompt="{prompt}", response="{reference}")
-
-
-def put(task: Task, example: Example) -> str:
-    """An example as the task's prompt. Raises UserError for one without what the prompt
-    names beside it.
-    """
+def format_prompt(task: Task, example: Example) -> str:
+    """Fill in the task's prompt format. Raises UserError for a missing field."""
+    fields = {name: x for name, x in example.extra.items() if isinstance(x, str)}
     try:
-        return task.prompt.format(prompt=example.prompt, **words(example))
+        return task.prompt.format(prompt=example.prompt, **fields)
     except KeyError as missing:
         raise UserError(
-            f'an example has no {missing}, which {task.prompt!r} names; give it beside "prompt"'
+            f"an example has no {missing}, which the prompt format {task.prompt!r} needs;"
+            ' add it next to "prompt"'
         ) from None
 
 
-def mixed(
-    groups: "Sequence[list[Example]]", weights: Sequence[float] = (), *, seed: int
-) -> "list[Example]":
-    """The examples of several tasks, shuffled; with weights each task has its share of
-    as many as there are, repeated or cut.
+def multitask_examples(
+    name: str, task: Task, number: int, examples: Sequence[Example]
+) -> list[Example]:
+    """Format one task's examples for a policy of several tasks: prompts begin with the
+    task's name, and `extra["task"]` is its number.
     """
-    import numpy as np
+    prompt = lambda x: f"{name}: {format_prompt(task, x)}"
+    answer = lambda x: task.response.format(reference=x.reference)
+    return [Example(prompt(x), answer(x), {"task": number}) for x in examples]
 
-    rng = np.random.default_rng(seed)
+
+def without_formats(task: Task) -> Task:
+    """Return the task for examples that `multitask_examples` has formatted."""
+    return task._replace(prompt="{prompt}", response="{reference}")
+
+
+def mix_tasks(
+    groups: Sequence[list[Example]], weights: Sequence[float] = (), *, seed: int
+) -> list[Example]:
+    """Shuffle the examples of several tasks together. With weights each task gets its
+    share of the total number: its examples are repeated or cut.
+    """
     if weights and (len(weights) != len(groups) or min(weights) <= 0):
         raise UserError(
-            f"--weights has {len(weights)} numbers for {len(groups)} tasks; give one share above 0 for each"
+            f"--weights has {len(weights)} numbers for {len(groups)} tasks;"
+            " give one number above 0 per task"
         )
     total = sum(len(group) for group in groups)
-    wanted = (
-        [round(total * w / sum(weights)) for w in weights]
-        if weights
-        else [len(group) for group in groups]
-    )
-    chosen = [group[i % len(group)] for group, n in zip(groups, wanted) for i in range(n)]
-    return [chosen[i] for i in rng.permutation(len(chosen))]
-
-
-def words(example: Example) -> dict[str, str]:
-    """What of an example's `extra` may stand in a prompt."""
-    return {name: x for name, x in example.extra.items() if isinstance(x, str)}
+    shares = [total * w / sum(weights) for w in weights] or [len(group) for group in groups]
+    chosen = [
+        group[i % len(group)]
+        for group, share in zip(groups, shares, strict=True)
+        for i in range(round(share))
+    ]
+    return [chosen[i] for i in np.random.default_rng(seed).permutation(len(chosen))]

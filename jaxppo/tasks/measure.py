@@ -20,12 +20,12 @@ from jaxppo.run.sampler import Sample
 from jaxppo.tasks import Task, TaskConfig, metrics, sources
 from jaxppo.types import TrainState
 
-Judge = Callable[
+ExtraMetrics = Callable[
     [list[Sample]], dict[str, float]
 ]  # numbers beside the task's metrics, from samples alone
 
 
-class Texts(NamedTuple):
+class FormattedExamples(NamedTuple):
     """Examples as a task puts them."""
 
     prompts: list[str]
@@ -34,11 +34,11 @@ class Texts(NamedTuple):
     extra: dict[str, np.ndarray]  # [N ...] each: features of recordings
 
 
-def texts(task: Task, examples: Sequence[Example]) -> Texts:
+def format_examples(task: Task, examples: Sequence[Example]) -> FormattedExamples:
     """Prompts and responses in the task's formats. Raises UserError for an example that
     lacks what the task needs of it.
     """
-    prompts = [tasks.put(task, x) for x in examples]
+    prompts = [tasks.format_prompt(task, x) for x in examples]
     if task.source == "speech" and "context" not in examples[0].extra:
         raise UserError(
             'recordings need "context" (frames of log-mel features) and "context_length" beside prompt and reference'
@@ -53,17 +53,17 @@ def texts(task: Task, examples: Sequence[Example]) -> Texts:
     arrays = {
         name: np.stack([np.asarray(x.extra[name], kinds[name]) for x in examples]) for name in known
     }
-    return Texts(prompts, responses, [x.reference for x in examples], arrays)
+    return FormattedExamples(prompts, responses, [x.reference for x in examples], arrays)
 
 
-def prompt_set(
+def encode_examples(
     config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]
 ) -> tuple[PromptSet, list[str]]:
     """(encoded prompts, with the ids of their references; the references as text). A
     prompt that is too long loses its beginning, and the ids of a reference their end; a
     line says how many.
     """
-    own, most = texts(task, examples), config.response_length
+    own, most = format_examples(task, examples), config.response_length
     whole = [policy.tokenizer.encode(text) for text in own.responses]
     ids = [reference[:most] for reference in whole]
     padded = np.zeros((len(ids), config.response_length), np.int32)
@@ -96,15 +96,15 @@ def prompt_set(
 class Outputs(NamedTuple):
     """Responses beside what they are compared with."""
 
-    samples: list[Sample]
+    sample_untrained: list[Sample]
     responses: list[str]
     references: list[str]
 
 
-class Measure:
+class Evaluator:
     """A task's metrics on responses to held-out prompts."""
 
-    def __init__(self, config: TaskConfig, policy: Policy, task: Task, judge: Judge | None):
+    def __init__(self, config: TaskConfig, policy: Policy, task: Task, judge: ExtraMetrics | None):
         self.task, self.judge = task, judge
         self.sampler = sampler.Sampler(
             config, policy, rows=min(64, config.test_rows), greedy=task.greedy
@@ -124,7 +124,10 @@ class Measure:
         if not self.task.greedy:
             values["kl"] = float(np.mean([sample.kl for sample in found.samples]))
         first = self.task.metrics[0]
-        return {"score": -values[first] if first in tasks.LOWER else values[first], **values}
+        return {
+            "score": -values[first] if first in tasks.LOWER_IS_BETTER else values[first],
+            **values,
+        }
 
     def compare(self, before: Outputs, after: Outputs) -> dict[str, Any]:
         """Both, the differences with intervals (paired bootstrap over the test
@@ -135,7 +138,7 @@ class Measure:
             metric = metrics.METRICS[name]
             gains[name] = [
                 float(x)
-                for x in metrics.paired(
+                for x in metrics.paired_difference(
                     metric, before.responses, after.responses, before.references, seed=0
                 )
             ]
@@ -154,16 +157,16 @@ class Measure:
         }
 
 
-def samples(
+def sample_untrained(
     config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example], *, seed: int
 ) -> list[Sample]:
     """A sample of the policy as it is, untrained, to each example's prompt."""
-    prompts, _ = prompt_set(config, policy, task, examples)
+    prompts, _ = encode_examples(config, policy, task, examples)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     return sampler.Sampler(config, policy, rows=64)(state, prompts, seed=seed)
 
 
-def held_out(
+def evaluate_run(
     root: Path, name: str, *, rows: int, samples: int = 0, data: str = ""
 ) -> dict[str, Any]:
     """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 %
@@ -186,7 +189,7 @@ def held_out(
         )
     own = config.data if config.task == name or together else ""
     config = dataclasses.replace(config, task=name, data=data or own)
-    task = tasks.task_of(config)
+    task = tasks.get_task(config)
     if samples > 1 and "exact" not in task.metrics:
         raise UserError(
             f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}"
@@ -198,11 +201,11 @@ def held_out(
     )[:rows]
     if together:
         examples, task = (
-            tasks.as_one_of_many(name, task, together.index(name), examples),
-            tasks.one_of_many(task),
+            tasks.multitask_examples(name, task, together.index(name), examples),
+            tasks.without_formats(task),
         )
-    prompts, references = prompt_set(config, policy, task, examples)
-    found = Measure(config, policy, task, None).outputs(state, prompts, references)
+    prompts, references = encode_examples(config, policy, task, examples)
+    found = Evaluator(config, policy, task, None).outputs(state, prompts, references)
     numbers: dict[str, Any] = {}
     for metric in task.metrics:
         interval = metrics.interval(metrics.METRICS[metric], found.responses, references, seed=0)

@@ -88,7 +88,7 @@ def interval(
     return float(metric.reduce(found.sum(0))), *_middle(drawn, level)
 
 
-def paired(
+def paired_difference(
     metric: Metric,
     before: Texts,
     after: Texts,
@@ -197,7 +197,7 @@ def _vader() -> Callable[[str], float]:
 
 @cache
 def _tokenizer() -> Callable[[str], str]:
-    return text.library("sacrebleu").BLEU().tokenizer
+    return text.import_extra("sacrebleu").BLEU().tokenizer
 
 
 def _bleu_rows(response: str, reference: str) -> np.ndarray:
@@ -247,7 +247,7 @@ def _chrf(sums: np.ndarray) -> np.ndarray:
 
 
 def _edits(process: str, response: str, reference: str) -> np.ndarray:
-    found = getattr(text.library("jiwer"), process)(reference, response)
+    found = getattr(text.import_extra("jiwer"), process)(reference, response)
     kept = found.hits + found.substitutions + found.deletions
     return np.array([found.substitutions + found.deletions + found.insertions, kept])
 
@@ -313,5 +313,5 @@ METRICS: dict[str, Metric] = {
     "distinct_1": _distinct(1),
     "distinct_2": _distinct(2),
     "length": _mean(lambda response, reference: len(response.split())),
-    "repetition": _mean(lambda response, reference: text.repeated(response, 2)),
+    "repetition": _mean(lambda response, reference: text.repeated_share(response, 2)),
 }

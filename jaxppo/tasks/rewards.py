@@ -12,7 +12,7 @@ from jaxppo.rewards.host import on_host
 from jaxppo.rollout import reference_params
 from jaxppo.run import load
 from jaxppo.run.load import Policy
-from jaxppo.tasks import TaskConfig, metrics, task_of
+from jaxppo.tasks import TaskConfig, get_task, metrics
 from jaxppo.types import RewardFn
 
 
@@ -35,7 +35,7 @@ def _on_tokens(name: str) -> Callable[[TaskConfig, Policy], Reward]:
             "exact": token_metrics.exact_match,
             "edit": lambda found, wanted: -token_metrics.error_rate(found, wanted),
         }
-        return Reward(token_metrics.reward(table[name], eos=policy.tokenizer.eos_id), {})
+        return Reward(token_metrics.as_reward(table[name], eos=policy.tokenizer.eos_id), {})
 
     return make
 
@@ -103,7 +103,7 @@ def _trained(options: TaskConfig, policy: Policy) -> Reward:
     """A reward model's score, in the program."""
 
     model, params = load.load_reward_model(options, policy.tokenizer)
-    return Reward(in_program.learned(model), params)
+    return Reward(in_program.reward_model(model), params)
 
 
 def _fluency(options: TaskConfig, policy: Policy) -> Reward:
@@ -148,11 +148,11 @@ REWARDS: dict[str, Callable[[TaskConfig, Policy], Reward]] = {
 }
 
 
-def name_of(options: TaskConfig) -> str:
+def reward_name(options: TaskConfig) -> str:
     """The name of the reward in the options, or else of the task's own. Raises
     UserError for one that is not in the table.
     """
-    name = options.reward or task_of(options).reward
+    name = options.reward or get_task(options).reward
     if name not in REWARDS:
         raise UserError(f"--reward {name!r}: choose one of {', '.join(REWARDS)}")
     if name == "model" and not options.reward_model:
@@ -166,4 +166,4 @@ def make_reward(options: TaskConfig, policy: Policy) -> Reward:
     """The reward that the options name, or the task's own. Raises UserError for a name
     that is not in the table.
     """
-    return REWARDS[name_of(options)](options, policy)
+    return REWARDS[reward_name(options)](options, policy)

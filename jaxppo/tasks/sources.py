@@ -10,7 +10,7 @@ from jaxppo.data import examples, sentiment
 from jaxppo.data.examples import Examples
 from jaxppo.errors import UserError
 from jaxppo.pretrained.tokenizer import Tokenizer
-from jaxppo.tasks import TaskConfig, task_of
+from jaxppo.tasks import TaskConfig, get_task
 from jaxppo.tasks.datasets import entities, reasoning, speech, summaries, translation
 
 Source = Callable[[TaskConfig, Tokenizer | None], Examples]
@@ -28,11 +28,11 @@ def _module(name: str) -> Source:
 def _reviews(options: TaskConfig, tokenizer: Tokenizer | None):
     """Sentences that people rated beyond ±.5, each with its side in a word."""
 
-    reviews = sentiment.load()
+    reviews = sentiment.load_reviews()
     clear = [
         (text, rating) for text, rating in zip(reviews.texts, reviews.ratings) if abs(rating) > 0.5
     ]
-    return examples.split(
+    return examples.split_examples(
         [examples.Example(text, "good" if rating > 0 else "bad") for text, rating in clear]
     )
 
@@ -50,10 +50,11 @@ def _openings(options: TaskConfig, tokenizer: Tokenizer | None):
     def put(text: str) -> examples.Example:
         ids = tokenizer.encode(text)
         return examples.Example(
-            tokenizer.decode(ids[: sentiment.OPENING]), tokenizer.decode(ids[sentiment.OPENING :])
+            tokenizer.decode(ids[: sentiment.OPENING_TOKENS]),
+            tokenizer.decode(ids[sentiment.OPENING_TOKENS :]),
         )
 
-    texts = sentiment.load().texts
+    texts = sentiment.load_reviews().texts
     return examples.Examples(
         *(
             [put(texts[i]) for i in part]
@@ -77,7 +78,9 @@ def _entities(options: TaskConfig, tokenizer: Tokenizer | None):
     are as many without as with.
     """
 
-    put = lambda x: examples.Example(x.prompt, entities.named(x.extra["words"], x.extra["tags"]))
+    put = lambda x: examples.Example(
+        x.prompt, entities.describe_entities(x.extra["words"], x.extra["tags"])
+    )
     train, *others = ([put(x) for x in part] for part in entities.load())
     spare = iter(range(sum(x.reference != "none" for x in train)))
     return examples.Examples(
@@ -91,12 +94,12 @@ def _summaries(options: TaskConfig, tokenizer: Tokenizer | None):
     """
 
     cut = lambda x: x._replace(
-        prompt=some_sentences(x.prompt, 80, last=x.extra["aspect"] == "outcome")
+        prompt=limit_sentences(x.prompt, 80, last=x.extra["aspect"] == "outcome")
     )
     return type(found := summaries.load())(*([cut(x) for x in part] for part in found))
 
 
-def some_sentences(text: str, words: int, *, last: bool = False) -> str:
+def limit_sentences(text: str, words: int, *, last: bool = False) -> str:
     """As many of a text's first (or last) sentences as have so many words together; one
     at least.
 
@@ -116,7 +119,7 @@ def some_sentences(text: str, words: int, *, last: bool = False) -> str:
 def _reasoning(options: TaskConfig, tokenizer: Tokenizer | None):
 
     return reasoning.load(
-        task_of(options).source.partition(":")[2], size=200 if options.tiny else 20_000
+        get_task(options).source.partition(":")[2], size=200 if options.tiny else 20_000
     )
 
 
@@ -126,7 +129,7 @@ def _speech(options: TaskConfig, tokenizer: Tokenizer | None):
     """
 
     def heard(part):
-        features, lengths = speech.stacked(part, FRAMES)
+        features, lengths = speech.stack_features(part, FRAMES)
         return [
             examples.Example(x.prompt, x.reference, {"context": f, "context_length": n})
             for x, f, n in zip(part, features, lengths)
@@ -154,7 +157,7 @@ def load_examples(options: TaskConfig, tokenizer: Tokenizer | None = None) -> Ex
     tokenizer. Raises UserError for a task or a file that is not there.
     """
 
-    source = SOURCES[task_of(options).source.partition(":")[0]]
+    source = SOURCES[get_task(options).source.partition(":")[0]]
     found = examples.load(options.data) if options.data else source(options, tokenizer)
     if not all(found):
         sizes = ", ".join(

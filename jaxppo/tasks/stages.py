@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import algorithms, models, policy, ppo, pretrained, supervised, tasks, train
+from jaxppo import algorithms, models, policy, pretrained, supervised, tasks, train
 from jaxppo.config import validate_run
 from jaxppo.data import prompts, rows
 from jaxppo.data.examples import Example, Examples
@@ -33,7 +33,8 @@ from jaxppo.run import files, load, log, validation
 from jaxppo.run.load import Policy
 from jaxppo.run.sampler import Sample
 from jaxppo.tasks import Task, TaskConfig, rewards, sources
-from jaxppo.tasks.measure import Judge, Measure, prompt_set, texts
+from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
+from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import Reward
 from jaxppo.types import Model
 
@@ -46,7 +47,7 @@ def run(
     task: Task | None = None,
     examples: Examples | None = None,
     make_reward: MakeReward = rewards.make_reward,
-    judge: Judge | None = None,
+    judge: ExtraMetrics | None = None,
 ) -> dict[str, Any]:
     """Both stages of a task and their measurement: what result.json holds. A stage that
     has ended is not run again.
@@ -61,19 +62,19 @@ def run(
         # met
     )
     if make_reward is rewards.make_reward:
-        rewards.name_of(options)
+        rewards.reward_name(options)
     load.use_compilation_cache()
-    task, root = task or tasks.task_of(options), folder(options)
-    options = smaller(options) if options.tiny else options
+    task, root = task or tasks.get_task(options), task_folder(options)
+    options = tiny_options(options) if options.tiny else options
     examples = examples or sources.load_examples(options)
-    tuned = baseline(options, task, examples, root)
-    done = optimise(options, task, examples, root, tuned, make_reward, judge)
+    tuned = train_baseline(options, task, examples, root)
+    done = optimise_policy(options, task, examples, root, tuned, make_reward, judge)
     if processes.is_main():
-        report(options, root, done)
+        write_report(options, root, done)
     return done
 
 
-def folder(options: TaskConfig) -> Path:
+def task_folder(options: TaskConfig) -> Path:
     """The folder of the whole way; there already only with --resume. Raises
     UserError.
     """
@@ -86,7 +87,7 @@ def folder(options: TaskConfig) -> Path:
     return root
 
 
-def smaller(options: TaskConfig) -> TaskConfig:
+def tiny_options(options: TaskConfig) -> TaskConfig:
     """The smoke-test size: a new network of one layer over bytes."""
     return dataclasses.replace(
         options,
@@ -105,7 +106,7 @@ def smaller(options: TaskConfig) -> TaskConfig:
     )
 
 
-def start(options: TaskConfig, task: Task, examples: Examples, root: Path) -> str:
+def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root: Path) -> str:
     """The checkpoint to start from: the one that is named, or a new network with a
     vocabulary of the training texts.
     """
@@ -113,11 +114,11 @@ def start(options: TaskConfig, task: Task, examples: Examples, root: Path) -> st
         return options.model
     place = root / "start"
     if not place.exists() and processes.is_main():
-        own = texts(task, examples.train)
+        own = format_examples(task, examples.train)
         words = [prompt + response for prompt, response in zip(own.prompts, own.responses)]
         make = {
-            "bpe": vocabulary.bpe,
-            "words": vocabulary.words,
+            "bpe": vocabulary.train_bpe,
+            "words": vocabulary.train_words,
             "bytes": lambda *_: byte_tokenizer(),
         }
         if options.tokens not in make:
@@ -138,7 +139,7 @@ def start(options: TaskConfig, task: Task, examples: Examples, root: Path) -> st
     return str(place)
 
 
-def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
+def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
     """The supervised stage: its best checkpoint's folder."""
     place = root / "supervised"
     if (place / "model").exists():
@@ -147,23 +148,23 @@ def baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) ->
         options,
         name="supervised",
         runs=str(root),
-        model=start(options, task, examples, root),
+        model=initial_checkpoint(options, task, examples, root),
         tiny=False,
         batch_size=options.sft_batch_size,
         lr=options.sft_lr,
         value_loss="none",
         patience=3,
-        **asked(options, task),
+        **prompt_settings(options, task),
         **supervised_settings(place, options.sft_steps, options.sft_eval_every),
     )
     settings, policy = load.load_policy(settings)
     parts = (examples.train, examples.validation[: options.test_rows])
     training, held_out = (_replies(settings, policy, task, part) for part in parts)
     objective = supervised.language_model(policy.model, settings, last=settings.response_length)
-    evaluate = validation.validate_objective(settings, policy, objective, held_out)
+    evaluate = validation.make_validation(settings, policy, objective, held_out)
     files.run_folder(root, "supervised", resume=settings.resume)
     state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
-    return load.keep_model(settings, policy, load.best(place, state), place / "model")
+    return load.save_model(settings, policy, load.restore_best(place, state), place / "model")
 
 
 def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
     }
 
 
-def asked(options: TaskConfig, task: Task) -> dict[str, Any]:
+def prompt_settings(options: TaskConfig, task: Task) -> dict[str, Any]:
     """How a task puts its prompts, as settings: whoever samples from the run finds them
     there.
     """
@@ -200,24 +201,24 @@ def asked(options: TaskConfig, task: Task) -> dict[str, Any]:
 
 
 def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]) -> Rows:
-    own = texts(task, examples)
+    own = format_examples(task, examples)
     pairs = list(zip(own.prompts, own.responses))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     start = prompts.start_token(config, policy.tokenizer)
-    found = rows.replies(
+    found = rows.responses(
         pairs, encode, config.length, eos=eos, longest=config.response_length, start=start
     )
     return dataclasses.replace(found, extra={**found.extra, **own.extra})
 
 
-def optimise(
+def optimise_policy(
     options: TaskConfig,
     task: Task,
     examples: Examples,
     root: Path,
     tuned: Path,
     make_reward: MakeReward,
-    judge: Judge | None,
+    judge: ExtraMetrics | None,
 ) -> dict[str, Any]:
     """Policy optimisation from the baseline, and what both do on the test examples."""
     place = root / "policy"
@@ -228,35 +229,28 @@ def optimise(
         model=str(tuned),
         tiny=False,
         resume=files.has_started(place),
-        **asked(options, task),
+        **prompt_settings(options, task),
     )
     settings, policy = load.load_policy(settings)
     reward = make_reward(settings, policy)
-    policy.frozen["reward"] = reward.params or {}
-    prompts = lambda part: prompt_set(settings, policy, task, part)
+    prompts = lambda part: encode_examples(settings, policy, task, part)
     training, _ = prompts(examples.train)
-    measure = Measure(settings, policy, task, judge)
+    measure = Evaluator(settings, policy, task, judge)
     held_out, test = (
         prompts(examples.validation[: options.test_rows]),
         prompts(examples.test[: options.test_rows]),
     )
     files.run_folder(root, "policy", resume=settings.resume)
-    untrained = ppo.init_state(
-        settings, policy.params, policy.frozen, jax.random.key(settings.seed)
-    )
-    before = measure.outputs(untrained, *test)
-    del untrained  # its moments
-    state = train.fit(
+    before, after, best = train_and_measure(
         settings,
         policy,
-        algorithms.make_parts(settings, reward.fn),
+        reward,
         training,
         folder=place,
+        measure=lambda state: measure.outputs(state, *test),
         evaluate=lambda state: measure.numbers(measure.outputs(state, *held_out)),
     )
-    best = load.best(place, state)
-    after = measure.outputs(best, *test)
-    load.keep_model(settings, policy, best, place / "model")
+    load.save_model(settings, policy, best, place / "model")
     return measure.compare(before, after) | {"best_step": int(best.step)}
 
 
@@ -274,7 +268,7 @@ class RewardModel(NamedTuple):
     def scores(self, samples: Sequence[Sample]) -> np.ndarray:
         """[N] numbers of samples: the value at the last token."""
         pairs = [(sample.prompt, sample.response) for sample in samples]
-        read = rows.replies(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
+        read = rows.responses(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
         with sharding.rows_on_mesh(self.params, (read.tokens, read.mask)) as (tokens, mask):
             return np.asarray(processes.to_host(_last_value(self.model)(self.params, tokens, mask)))
 
@@ -284,7 +278,7 @@ def _last_value(model: Model) -> Callable:
     return jax.jit(functools.partial(policy.last_value, model))
 
 
-def reward_model(
+def train_reward_model(
     options: TaskConfig, pairs: list[tuple[str, str, str]], *, name: str, seed: int, steps: int
 ) -> RewardModel:
     """Bradley-Terry on (prompt, better, worse) from the policy's own checkpoint, as the
@@ -307,7 +301,9 @@ def reward_model(
     settings, policy = load.load_policy(settings)
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     longest = settings.response_length
-    parts = rows.held_out([prompt or better + worse for prompt, better, worse in pairs], 0.1)
+    parts = rows.train_validation_split(
+        [prompt or better + worse for prompt, better, worse in pairs], 0.1
+    )
     training, other = (
         rows.preferences(
             [pairs[i] for i in part], encode, settings.length, eos=eos, longest=longest
@@ -315,27 +311,27 @@ def reward_model(
         for part in parts
     )
     objective = supervised.bradley_terry(policy.model, centring=0.01)
-    evaluate = validation.validate_objective(settings, policy, objective, other)
+    evaluate = validation.make_validation(settings, policy, objective, other)
     files.run_folder(settings.runs, name, resume=settings.resume)
     state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
-    best = load.best(place, state)
+    best = load.restore_best(place, state)
     params = lora.merge(policy.frozen["base"], best.params)
     return RewardModel(
         policy.model, params, encode, eos, settings.length, longest, evaluate(best)["accuracy"]
     )
 
 
-def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
+def write_report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     """outputs.jsonl, result.json, a table of responses, and the numbers in a line."""
     outputs = done.pop("outputs")
-    files.write_whole(
+    files.write_atomically(
         root / "outputs.jsonl",
         "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs),
     )
-    done |= {"samples": outputs[:5]} | about(options, root)
-    write(options, root, done)
+    done |= {"samples": outputs[:5]} | run_info(options, root)
+    write_result(options, root, done)
     cells = [[x["prompt"], x["supervised"], x["policy"], x["reference"]] for x in outputs[:6]]
-    log.table("held-out examples", ["prompt", "supervised", "policy", "reference"], cells)
+    log.print_table("held-out examples", ["prompt", "supervised", "policy", "reference"], cells)
     for name, (gain, low, high) in done["gain"].items():
         values = f"{done['supervised'][name]:.3f} -> {done['policy'][name]:.3f}"
         print(
@@ -344,17 +340,17 @@ def report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     print(f"written: {root / 'result.json'}, {root / 'outputs.jsonl'}")
 
 
-def about(options: TaskConfig, root: Path) -> dict[str, Any]:
+def run_info(options: TaskConfig, root: Path) -> dict[str, Any]:
     """What the record of a task's whole way says besides its numbers."""
-    minutes = {name: files.minutes(root / name) for name in ("supervised", "policy")}
-    found = {"task": options.task, "seed": options.seed, "config": files.settings_of(options)}
+    minutes = {name: files.training_minutes(root / name) for name in ("supervised", "policy")}
+    found = {"task": options.task, "seed": options.seed, "config": files.portable_settings(options)}
     return found | {"versions": files.versions(), "minutes": minutes}
 
 
-def write(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
+def write_result(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
     """result.json, and its copy among the records where one is asked for: without
     samples, whose texts are the data's.
     """
-    files.keep_record(str(root), "result", done)
+    files.write_record(str(root), "result", done)
     own = {k: x for k, x in done.items() if k != "samples"}
-    files.keep_record(options.results, f"{options.task}/{options.name}", own)
+    files.write_record(options.results, f"{options.task}/{options.name}", own)

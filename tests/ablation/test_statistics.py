@@ -12,7 +12,7 @@ def test_iqm_leaves_out_a_quarter_on_both_sides():
         statistics.iqm(np.array([9.0, 1.0, 5.0, 3.0, 100.0, -50.0, 4.0, 2.0]))
         == (2 + 3 + 4 + 5) / 4
     )
-    # of all tasks together, not task by task
+    # over all tasks together, not task by task
     scores = np.array([[0.0, 1.0], [2.0, 99.0]])
     assert (
         statistics.bootstrap(scores, statistics.iqm)[0] == 1.5
@@ -31,15 +31,15 @@ def test_bootstrap_of_a_normal_sample_is_as_wide_as_theory_says():
 
 
 def test_bootstrap_draws_within_tasks():
-    """Tasks at 0 and at 1: drawn within each the mean never moves."""
+    """One task at 0, one at 1: drawn within each task, the mean never moves."""
     scores = np.array([[0.0] * 5, [1.0] * 5])
     assert statistics.bootstrap(scores) == (0.5, 0.5, 0.5)
     assert statistics.bootstrap(scores, statistics.iqm) == (0.5, 0.5, 0.5)
 
 
 def test_bootstrap_covers_the_mean():
-    """Of 200 samples of 20 about 95 % of the intervals hold the mean, 0; a few less for so few
-    numbers.
+    """About 95 % of 200 intervals hold the mean, 0; slightly fewer, because samples have only 20
+    values.
     """
     samples = np.random.default_rng(3).standard_normal((200, 1, 20))
     hits = [
@@ -49,7 +49,7 @@ def test_bootstrap_covers_the_mean():
 
 
 @pytest.mark.parametrize("count", [5, 8, 12])
-def test_permutation_is_scipys(count):
+def test_permutation_test_is_exact(count):
     x = RNG.standard_normal(count) + 0.5
     want = stats.permutation_test(
         (x,), np.mean, permutation_type="samples", n_resamples=np.inf
@@ -57,60 +57,59 @@ def test_permutation_is_scipys(count):
     assert statistics.permutation_p(x) == pytest.approx(want)
 
 
-def test_there_is_no_p_of_what_is_not_finite():
+def test_no_p_without_finite_differences():
     assert np.isnan(statistics.permutation_p([1.0, np.nan, 1.0]))
-    found = statistics.difference(np.array([[1.0] * 7 + [np.nan]]), np.zeros((1, 8)))
+    found = statistics.paired_difference(np.array([[1.0] * 7 + [np.nan]]), np.zeros((1, 8)))
     assert np.isnan(found.p) and found.decided == 0
 
 
-def test_permutation_of_many():
+def test_permutation_test_of_many_pairs():
     x = RNG.standard_normal(40) + 0.3
     want = stats.ttest_1samp(x, 0).pvalue
     assert statistics.permutation_p(x) == pytest.approx(want, abs=0.03)
-    assert (
-        statistics.permutation_p(np.ones(40)) == 1 / 2**12
-    )  # of 4,096 the one that was seen alone
+    # of 4,096 draws and the sample itself, the sample alone
+    assert statistics.permutation_p(np.ones(40)) == 1 / (2**12 + 1)
     assert statistics.permutation_p(np.zeros(40)) == 1.0
 
 
-def test_a_difference_that_is_there():
+def test_a_true_difference_is_decided():
     one = RNG.standard_normal((4, 8))
     noise = 0.1 * RNG.standard_normal((4, 8))
-    found = statistics.difference(one + 0.2 + noise, one)
+    found = statistics.paired_difference(one + 0.2 + noise, one)
     assert found.low < 0.2 < found.high and found.p == 2 / 2**8  # eight seeds, all of one sign
-    assert found.decided == 1 and statistics.difference(one, one + 0.2 + noise).decided == -1
+    assert found.decided == 1 and statistics.paired_difference(one, one + 0.2 + noise).decided == -1
 
 
 def test_no_difference():
     one = RNG.standard_normal((2, 8))
-    same = statistics.difference(one, one)
+    same = statistics.paired_difference(one, one)
     assert same == (0, 0, 0, 1) and same.decided == 0
-    found = statistics.difference(RNG.standard_normal((4, 8)), RNG.standard_normal((4, 8)))
+    found = statistics.paired_difference(RNG.standard_normal((4, 8)), RNG.standard_normal((4, 8)))
     assert found.decided == 0
 
 
 def test_few_seeds_have_wide_intervals():
-    found = statistics.difference(np.array([[1.0, 2.0, 3.0]]), np.zeros((1, 3)))
+    found = statistics.paired_difference(np.array([[1.0, 2.0, 3.0]]), np.zeros((1, 3)))
     assert found[:3] == pytest.approx(
         (2, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5), abs=1e-3
     )  # t of 2 degrees of freedom
     assert np.isnan(found.p) and found.decided == 0
-    assert statistics.difference(np.array([[1.0, 1.1, 1.2]]), np.zeros((1, 3))).decided == 1
+    assert statistics.paired_difference(np.array([[1.0, 1.1, 1.2]]), np.zeros((1, 3))).decided == 1
 
 
-def test_of_one_seed_nothing_follows():
-    """However many tasks it has: they share its network and its noise."""
-    assert statistics.difference(np.ones((1, 1)), np.zeros((1, 1))).decided == 0
-    assert statistics.difference(np.ones((4, 1)), np.zeros((4, 1))).decided == 0
+def test_one_seed_decides_nothing():
+    """However many tasks there are, because they share the seed's network and noise."""
+    assert statistics.paired_difference(np.ones((1, 1)), np.zeros((1, 1))).decided == 0
+    assert statistics.paired_difference(np.ones((4, 1)), np.zeros((4, 1))).decided == 0
 
 
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_eight_seeds_cover_the_difference(tasks):
-    """Of 600 questions without an answer one in twenty is decided, where all tasks of a seed move
-    together, too: s.e. .009.
+    """Of 600 comparisons without a difference one in twenty is decided, although the tasks of a
+    seed are correlated: s.e. .009.
     """
     rng = np.random.default_rng(5)
     seeds = rng.standard_normal((600, 1, 8)) + 0.3 * rng.standard_normal((600, tasks, 8))
-    found = [statistics.difference(x, np.zeros_like(x)) for x in seeds]
+    found = [statistics.paired_difference(x, np.zeros_like(x)) for x in seeds]
     assert 0.02 <= np.mean([not x.low <= 0 <= x.high for x in found]) <= 0.08
     assert 0.02 <= np.mean([x.decided != 0 for x in found]) <= 0.08

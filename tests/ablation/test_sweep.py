@@ -19,7 +19,7 @@ CONFIG = replace(RUN, steps=3, lr=1e-4, batch_size=8, kl_coef=0.05, kl_adaptive=
 
 
 def reward(params, rollout):
-    """A number that another token at any place changes; sums of it are exact."""
+    """A score that depends on every token; sums of it are exact."""
     places = jnp.arange(1, rollout.response.shape[1] + 1)[None]
     score = ((rollout.response * places % 101 + 1) * rollout.mask).sum(1) / 1024
     return score, score > -1
@@ -39,7 +39,7 @@ def prompts():
 
 
 def alone(config, prompts):
-    """(the metrics of each step, the last parameters) of one run by itself."""
+    """(the metrics of each step, the final parameters) of one run by itself."""
     policy = load(config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     step = parallel.compile_step(ppo.make_train_step(policy.model, make_parts(config), config))
@@ -54,7 +54,7 @@ def alone(config, prompts):
 
 def everything(config, runs, prompts, **options):
     found = []
-    for group in sweep.programs(runs, config):
+    for group in sweep.group_by_program(runs, config):
         found += sweep.run(config, group, load, make_parts, lambda run: prompts, **options)
     return found
 
@@ -68,8 +68,8 @@ RUNS = [
 
 @pytest.fixture(scope="module")
 def six(prompts):
-    """Six runs on one device: another rate, another temperature, a rate that no run survives; two
-    seeds each.
+    """Six runs on one device: another learning rate, another temperature, and a learning rate that
+    diverges; two seeds each.
     """
     return everything(CONFIG, RUNS, prompts, devices=jax.devices()[:1])
 
@@ -79,50 +79,50 @@ def same_as_alone(config, result, prompts):
     np.testing.assert_array_equal(result.metrics["reward"], metrics["reward"])  # of the same tokens
     np.testing.assert_allclose(result.metrics["kl"], metrics["kl"], atol=1e-5)
     toys.assert_close(result.state.params, params, atol=1e-5)
-    assert not result.diverged and int(result.state.step) == 3
+    assert not result.metrics["skipped"].any() and int(result.state.step) == 3
 
 
 @pytest.mark.parametrize(
     "number", [1, 2], ids=["rate of the second seed", "temperature of the first"]
 )
-def test_a_run_among_others_is_what_it_is_alone(six, prompts, number):
+def test_a_run_in_a_sweep_equals_the_run_alone(six, prompts, number):
     same_as_alone(CONFIG, six[number], prompts)
 
 
-def test_networks_that_differ_from_seed_to_seed(prompts):
-    """Made anew, the reference policy is another one for each, too."""
+def test_new_networks_differ_between_seeds(prompts):
+    """Without adapters each seed also has its own reference policy."""
     config = replace(CONFIG, lora=0)
     results = everything(config, sweep.grid({}, seeds=[0, 3]), prompts)
-    assert not sweep.same(
+    assert not sweep.trees_equal(
         results[0].state.frozen["reference"], results[1].state.frozen["reference"]
     )
     same_as_alone(config, results[1], prompts)
 
 
-def test_seeds_differ_and_a_run_that_diverges_stays_in(six):
+def test_seeds_differ_and_a_diverged_run_stays_in(six):
     assert [(x.run.arm, x.run.seed) for x in six] == [(run.arm, run.seed) for run in RUNS]
     assert (
         six[0].metrics["reward"].tolist() != six[1].metrics["reward"].tolist()
     )  # other seeds, other tokens
-    assert [x.diverged for x in six] == [False] * 4 + [True] * 2
+    assert [bool(x.metrics["skipped"].any()) for x in six] == [False] * 4 + [True] * 2
     assert all(len(x.metrics["reward"]) == 3 for x in six)
 
 
 @pytest.mark.ci
 def test_devices_share_the_runs(six, prompts):
-    """Five runs on three devices: the last is done twice, and told and returned once."""
+    """Five runs on three devices: the last one is computed twice and returned once."""
     seen = []
-    tell = lambda done, metrics: seen.append((done, metrics["reward"].shape))
-    many = everything(CONFIG, RUNS[:5], prompts, devices=jax.devices()[:4], tell=tell)
+    on_step = lambda done, metrics: seen.append((done, metrics["reward"].shape))
+    many = everything(CONFIG, RUNS[:5], prompts, devices=jax.devices()[:4], on_step=on_step)
     assert [(x.run.arm, x.run.seed) for x in many] == [(run.arm, run.seed) for run in RUNS[:5]]
     assert seen == [(1, (5,)), (2, (5,)), (3, (5,))]
-    assert sweep.placement(6, jax.devices()[:8]).num_devices == 6
+    assert sweep.run_sharding(6, jax.devices()[:8]).num_devices == 6
     assert (
-        sweep.placement(5, jax.devices()[:4]).num_devices == 3
+        sweep.run_sharding(5, jax.devices()[:4]).num_devices == 3
     )  # two on each: a fourth would have none
     assert (
-        sweep.placement(9, jax.devices()[:8]).num_devices == 5
-    )  # two on each, and one of them for nothing
+        sweep.run_sharding(9, jax.devices()[:8]).num_devices == 5
+    )  # two on each, the last one twice
     for a, b in zip(six[:4], many):
         np.testing.assert_array_equal(a.metrics["reward"], b.metrics["reward"])
         toys.assert_close(a.state.params, b.state.params, atol=1e-6)
@@ -135,7 +135,7 @@ def test_several_steps_in_one_dispatch(six, prompts):
         config,
         RUNS[:4],
         prompts,
-        tell=lambda done, metrics: seen.append((done, metrics["reward"].shape)),
+        on_step=lambda done, metrics: seen.append((done, metrics["reward"].shape)),
     )
     assert seen == [(3, (4, 3))]
     for a, b in zip(six, results):
@@ -144,8 +144,8 @@ def test_several_steps_in_one_dispatch(six, prompts):
 
 
 def test_the_decode_loop_does_not_copy_its_cache():
-    """Under vmap a stop test of one's own makes every write to the cache a select (trap 16): one
-    condition for all.
+    """Under vmap a stop test for each run turns every write to the cache into a select: there must
+    be one stop test for all.
     """
     toy = toys.llama()
 
@@ -206,43 +206,43 @@ def every_setting(prompts):
 
 
 @pytest.mark.ci
-def test_every_setting_that_can_be_swept_does_something(prompts):
-    """Each comes in as a tracer; those of a loss or an advantage that is not used here change
-    nothing.
-    """
+def test_every_swept_setting_has_an_effect(prompts):
+    """Each is a tracer. Settings of a loss or an advantage that is not in use change nothing."""
     assert set(OTHER) == set(sweep.SWEPT)
     base, *others = every_setting(prompts)
-    alike = [x.run.arm for x in others if sweep.same(x.state.params, base.state.params)]
+    alike = [x.run.arm for x in others if sweep.trees_equal(x.state.params, base.state.params)]
     assert alike == [
         "baseline_decay",
         "beta",
-    ]  # of the loss kl_penalty and of the advantage moving_average
+    ]  # settings of the loss kl_penalty and the advantage moving_average
 
 
 @pytest.mark.slow
-def test_every_setting_does_what_it_does_alone(prompts):
+def test_every_swept_setting_equals_the_run_alone(prompts):
     for result in every_setting(prompts)[1:]:
         config = replace(EVERY, **{result.run.arm: OTHER[result.run.arm]})
         toys.assert_close(result.state.params, alone(config, prompts)[1], atol=1e-5)
 
 
-def test_what_cannot_share_a_program():
+def test_runs_that_cannot_share_a_program():
     runs = [
         Run("a", 0, {"loss": "clip"}),
         Run("b", 0, {"loss": "gspo"}),
         Run("a", 1, {"loss": "clip"}),
         Run("c", 0, {"lr": 1.0}),
     ]
-    groups = sweep.programs(runs, CONFIG)
+    groups = sweep.group_by_program(runs, CONFIG)
     assert [[(run.arm, run.seed) for run in group] for group in groups] == [
         [("a", 0), ("a", 1)],
         [("b", 0)],
         [("c", 0)],
     ]
-    # without a number of its own a loss keeps its bounds: that is no number that could be traced
+    # None means the loss's own default, which cannot be traced
     runs = [Run("default", 0, {}), Run("higher", 0, {"clip_high": 0.3})]
-    assert [len(group) for group in sweep.programs(runs, CONFIG)] == [1, 1]
-    assert [len(group) for group in sweep.programs(runs, replace(CONFIG, clip_high=0.2))] == [2]
+    assert [len(group) for group in sweep.group_by_program(runs, CONFIG)] == [1, 1]
+    assert [
+        len(group) for group in sweep.group_by_program(runs, replace(CONFIG, clip_high=0.2))
+    ] == [2]
     with pytest.raises(UserError, match="more than one program"):
         sweep.run(CONFIG, runs, load, make_parts, lambda run: None)
 
@@ -256,20 +256,20 @@ def test_what_cannot_share_a_program():
         ("lr=", "write it as lr=.1,.2"),
     ],
 )
-def test_a_wrong_setting_on_the_command_line(text, message):
+def test_wrong_values_on_the_command_line(text, message):
     with pytest.raises(UserError, match=message):
-        sweep.parse([text])
+        sweep.parse_values([text])
 
 
-def test_a_setting_twice():
+def test_a_setting_given_twice():
     with pytest.raises(
         UserError, match="--sweep has lr twice; write all its values together: lr=.1,.2"
     ):
-        sweep.parse(["lr=1e-3", "lr=3e-3"])
+        sweep.parse_values(["lr=1e-3", "lr=3e-3"])
     near = sweep.grid({"lr": [1e-3, 1.0000001e-3]}, seeds=[0])
     assert [run.arm for run in near] == ["lr 0.001", "lr 0.0010000001"]  # two arms
 
 
-def test_a_wrong_number_is_refused_before_anything_is_compiled(prompts):
+def test_a_wrong_value_is_refused_before_anything_is_compiled(prompts):
     with pytest.raises(UserError, match="--temperature must be above 0"):
         everything(CONFIG, sweep.grid({"temperature": [1.0, 0.0]}, seeds=[0]), prompts)

@@ -1,9 +1,9 @@
-"""The module of toy tasks (at the end), and before that a test of the whole algorithm on tasks of
-the same kind, each asking for one thing more, so that a failure names the broken part.
+"""PPO on toy tasks that each need one thing more, so that a failure names the broken part; then
+the module of toy tasks.
 
-PPO on a Llama of one layer and width 32 over 8 tokens, 128 rollouts of 4 tokens a step, reaches 95
-% of the best reward, 1, within 100 steps. One program serves all tasks and seeds: the task and the
-advantages' treatment come in with the prompts.
+PPO on a Llama of one layer and width 32 over 8 tokens, with 128 rollouts of 4 tokens a step,
+reaches 95 % of the best reward, 1, within 100 steps. One program serves all tasks and seeds: the
+task and the treatment of the advantages come in with the prompts.
 """
 
 from dataclasses import replace
@@ -38,7 +38,7 @@ SETTINGS = Config(
 
 
 def reward(params, rollout):
-    """Four tasks, in the order of TASKS; each is worth 1 at best, and 1/8 to a random policy."""
+    """Four tasks, in the order of TASKS; the best reward is 1, a random policy gets 1/8."""
     tokens, response = rollout.tokens, rollout.response
     share = lambda hits: hits.astype(jnp.float32).mean(1)
     scores = [
@@ -53,7 +53,7 @@ def reward(params, rollout):
 
 
 def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
-    """GAE, or one of two ways to get it wrong: the other sign, or another row's."""
+    """GAE, or a wrong version of it: with the sign flipped, or shuffled over rows."""
     adv, returns, statistics = estimators.gae(SETTINGS)(
         rewards, scores, rollout, valid=valid, statistics=statistics, axis_name=axis_name
     )
@@ -112,22 +112,20 @@ def test_ppo_learns(train, task, seed):
 @pytest.mark.learning
 @pytest.mark.parametrize("treatment", [FLIPPED, SHUFFLED], ids=["flipped", "shuffled"])
 @pytest.mark.parametrize("task", TASKS)
-def test_wrong_advantages_do_not(train, task, treatment):
-    """The same runs as above, and far from their mark: what they check would see a wrong
-    advantage.
-    """
+def test_ppo_does_not_learn_from_wrong_advantages(train, task, treatment):
+    """So the test above would catch a wrong advantage."""
     assert reached(train(task, 0, treatment)) < 0.5
 
 
-# The module `jaxppo.ladder`
+# The module `jaxppo.ablation.toy_tasks`
 
 
-def rolled(prompt: list[int], response: list[list[int]], rung: str = "token") -> Rollout:
+def rolled(prompt: list[int], response: list[list[int]], task: str = "token") -> Rollout:
     """Rollouts with these symbols; 0 ends a response."""
     said = jnp.asarray(response)
     mask = jnp.cumsum(jnp.pad(said[:, :-1] == 0, ((0, 0), (1, 0))), 1) == 0
     tokens, zeros = jnp.concatenate([jnp.asarray(prompt)[:, None], said], 1), jnp.zeros(said.shape)
-    task = jnp.full(len(prompt), toy_tasks.RUNGS.index(rung))
+    task = jnp.full(len(prompt), toy_tasks.TASKS.index(task))
     return Rollout(
         tokens,
         tokens > 0,
@@ -142,19 +140,19 @@ def rolled(prompt: list[int], response: list[list[int]], rung: str = "token") ->
     )
 
 
-def test_scores_of_the_rungs():
+def test_scores_of_the_tasks():
     # partners of 1 and 2 are 2 and 5
     done = rolled([1, 2], [[2, 3, 4, 5], [5, 5, 5, 0]])
-    found = dict(zip(toy_tasks.RUNGS, toy_tasks.scores(done).tolist()))
+    found = dict(zip(toy_tasks.TASKS, toy_tasks.scores(done).tolist()))
     assert found["token"] == [0.25, 0]  # one 3 of four
-    assert found["prompt"] == [0.25, 0.75]  # an early end earns no more for it
+    assert found["prompt"] == [0.25, 0.75]  # an early end earns no more
     assert found["previous"] == [1, 0]  # 2 3 4 5 after 1
     assert found["delayed"] == [1, 1]
     assert found["answer"] == [1, 1]  # prompts 1 and 2 can be learned
     assert found["hack"] == found["token"]
 
 
-def test_a_coins_answer_cannot_be_learned():
+def test_a_random_answer_cannot_be_learned():
     """For prompts 5 to 7 every first symbol is right as often as any other."""
     rng = np.random.default_rng(0)
     others = rng.integers(1, 8, (700, 3))
@@ -164,7 +162,7 @@ def test_a_coins_answer_cannot_be_learned():
         hits.append(
             float(
                 toy_tasks.scores(rolled([6] * 700, said.tolist()))[
-                    toy_tasks.RUNGS.index("answer")
+                    toy_tasks.TASKS.index("answer")
                 ].mean()
             )
         )
@@ -177,12 +175,12 @@ def test_reward_and_judge():
     done = rolled([1, 1, 1], [[3, 3, 0, 0], [5, 5, 5, 3], [1, 1, 1, 1]])
     assert toy_tasks.reward(None, done)[0].tolist() == [0.5, 0.25, 0]
     found = {name: float(x) for name, x in toy_tasks.judge(done).items()}
-    assert set(found) == set(toy_tasks.JUDGED)
+    assert set(found) == set(toy_tasks.JUDGE_METRICS)
     assert found["score"] == pytest.approx(0.75 / 3)
     assert found["gold"] == pytest.approx(
         (1 + 0.5 + 0) / 3
     )  # half, a quarter and none of the symbols are 3s
-    # three tokens with the end, and four; the one row that earned nothing has four
+    # lengths with the end token: 3 and 4 with a reward, 4 without
     assert (found["right_length"], found["wrong_length"], found["excess_length"]) == (3.5, 4, 0.5)
     none = toy_tasks.judge(rolled([1], [[3, 3, 0, 0]]))
     assert (
@@ -192,9 +190,11 @@ def test_reward_and_judge():
     )
 
 
-def test_deal():
-    settings = toy_tasks.LadderConfig(batch_size=40, group_size=4, minibatches=1)
-    one, same, later = (toy_tasks.Deal("prompt").call(settings, cursor) for cursor in (0, 0, 10))
+def test_random_prompts():
+    settings = toy_tasks.ToyConfig(batch_size=40, group_size=4, minibatches=1)
+    one, same, later = (
+        toy_tasks.RandomPrompts("prompt").batches(settings, cursor) for cursor in (0, 0, 10)
+    )
     toys.assert_same(one, same)
     assert (one.tokens != later.tokens).any()
     assert (
@@ -203,17 +203,17 @@ def test_deal():
     assert (
         set(one.extra["task"].tolist()) == {1} and one.tokens.min() >= 1 and one.tokens.max() <= 7
     )
-    two = toy_tasks.Deal("prompt").call(replace(settings, steps_per_call=2), 0)
+    two = toy_tasks.RandomPrompts("prompt").batches(replace(settings, steps_per_call=2), 0)
     np.testing.assert_array_equal(two.tokens[0], one.tokens)
     np.testing.assert_array_equal(two.tokens[1], later.tokens)
 
 
-def test_networks_of_the_ladder():
-    first, other = (toy_tasks.load(toy_tasks.LadderConfig(seed=seed)) for seed in (0, 1))
+def test_networks():
+    first, other = (toy_tasks.load(toy_tasks.ToyConfig(seed=seed)) for seed in (0, 1))
     assert not np.array_equal(jax.tree.leaves(first.params)[0], jax.tree.leaves(other.params)[0])
     assert first.shape.vocab_size == toy_tasks.SYMBOLS + 1 and first.tokenizer.eos_id == 0
-    recurrent = toy_tasks.load(toy_tasks.LadderConfig(model_kind="gru"))
+    recurrent = toy_tasks.load(toy_tasks.ToyConfig(model_kind="gru"))
     assert recurrent.shape.kind == "gru"
-    assert set(toy_tasks.load(toy_tasks.LadderConfig(lora=2)).frozen["base"]) == set(
+    assert set(toy_tasks.load(toy_tasks.ToyConfig(lora=2)).frozen["base"]) == set(
         first.frozen["reference"]
     )

@@ -39,7 +39,7 @@ MATRIX = (("bf16", (1, 1024, 2048)),)  # 4 MiB
 GATHER = Collective("all-gather", MATRIX, 4, (DECODE, LAYERS), "generate")
 SUM = Collective("all-reduce", MATRIX, 4, (Loop("minibatches", 4, True),), "update")
 STOP = Collective("all-reduce", (("u32", ()),), 4, (DECODE,), "generate")
-REPORT = compiled.Report(
+REPORT = compiled.Plan(
     4,
     "data=4",
     9.0,
@@ -55,8 +55,8 @@ REPORT = compiled.Report(
 )
 
 
-def text_of(report: compiled.Report, settings: RunConfig = SETTINGS) -> str:
-    return plan.text_of(settings, TINY, V5E, report)
+def text_of(report: compiled.Plan, settings: RunConfig = SETTINGS) -> str:
+    return plan.report_text(settings, TINY, V5E, report)
 
 
 def test_the_report_says_what_fits():
@@ -96,13 +96,13 @@ def test_collectives_are_listed_with_their_loops():
     """A sum of 4 MiB sends 1.5 times that: 3 · 4 · 6 MiB = .07 GiB. The stop test is too small to
     be listed.
     """
-    lines = plan.exchanges(REPORT)
+    lines = plan.collective_lines(REPORT)
     assert lines == [
         "collectives: 4 in the program; each device sends 0.07 GiB a step",
         "  0.07 GiB: 12 x all-reduce of 4.00 MiB over 4 devices in update: minibatches 4",
         "the decode loop sends 0.00 MiB for each token of all rows, in 1 collectives",
     ]
-    lines = plan.exchanges(dataclasses.replace(REPORT, collectives={GATHER: 2}))
+    lines = plan.collective_lines(dataclasses.replace(REPORT, collectives={GATHER: 2}))
     # 2 · 7 · 2 gathers send 3 MiB each; a token's share is a seventh
     assert (
         lines[1]
@@ -111,7 +111,7 @@ def test_collectives_are_listed_with_their_loops():
     assert (
         lines[2] == "the decode loop sends 12.00 MiB for each token of all rows, in 1 collectives"
     )
-    assert plan.exchanges(dataclasses.replace(REPORT, collectives={})) == ["no collectives"]
+    assert plan.collective_lines(dataclasses.replace(REPORT, collectives={})) == ["no collectives"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_collectives_are_listed_with_their_loops():
 )
 def test_moved_parameters_are_warned_about(moved, words):
     """Parameters here are 1024 x 2048 in each of 16 layers, and 4096 x 512."""
-    found = plan.remarks(SETTINGS, dataclasses.replace(REPORT, collectives={moved: 1}))
+    found = plan.warning_lines(SETTINGS, dataclasses.replace(REPORT, collectives={moved: 1}))
     assert len(found) == (words is not None)
     assert words is None or (words in found[0] and found[0].startswith("warning: an "))
 
@@ -150,7 +150,7 @@ def test_small_parameters_are_not_worth_a_warning():
         matrices=frozenset({(8, 8)}),
         collectives={GATHER._replace(arrays=(("f32", (8, 8)),)): 1},
     )
-    assert plan.remarks(SETTINGS, found) == []
+    assert plan.warning_lines(SETTINGS, found) == []
 
 
 def test_with_fsdp_gathers_are_stated_only():
@@ -158,7 +158,7 @@ def test_with_fsdp_gathers_are_stated_only():
     report = dataclasses.replace(
         REPORT, collectives={GATHER: 1, GATHER._replace(loops=(), phase="update"): 1}
     )
-    (line,) = plan.remarks(dataclasses.replace(SETTINGS, mesh="fsdp=4"), report)
+    (line,) = plan.warning_lines(dataclasses.replace(SETTINGS, mesh="fsdp=4"), report)
     assert (
         "gathered for use: 0.04 GiB a step, 0.04 GiB of it in the decode loop" in line
         and "warning" not in line
@@ -187,12 +187,12 @@ def test_which_dimensions_parameters_have():
         },
         "final_norm": jax.ShapeDtypeStruct((16,), jnp.float32),
     }
-    assert compiled.matrices(params, sharding.make_mesh("fsdp=8")) == {
+    assert compiled.matrix_shapes(params, sharding.make_mesh("fsdp=8")) == {
         (64, 16),
         (2, 16, 48),
         (16, 48),
     }
-    assert compiled.matrices(params, sharding.make_mesh("fsdp=4,tensor=2")) == {
+    assert compiled.matrix_shapes(params, sharding.make_mesh("fsdp=4,tensor=2")) == {
         (32, 16),
         (2, 16, 24),
         (16, 24),
@@ -209,7 +209,7 @@ def test_a_plan_for_the_devices_that_are_here(mesh, scan):
     assert found.devices == 8 and found.temporaries > 0 and found.refused == ""
     assert found.inside == ("generate", "reference", "update")
     assert found.aliased > 0  # the state is donated
-    assert found.arguments >= compiled.bytes_held(
+    assert found.arguments >= compiled.state_bytes(
         compiled.abstract_state(settings, TINY)[1], sharding.make_mesh(mesh)
     )
     decode = [x for x in found.collectives if x.decoding]
@@ -225,7 +225,7 @@ def test_a_plan_for_the_devices_that_are_here(mesh, scan):
     ]
     known = {"minibatches", "chunks", "layers", "Transformer.through"}
     assert sums and {loop.name for x in sums for loop in x.loops} <= known
-    text = plan.text_of(settings, TINY, None, found)
+    text = plan.report_text(settings, TINY, None, found)
     assert text.startswith(
         f"one program, with generate, reference, update, for 8 devices (mesh {mesh})"
     )
@@ -241,7 +241,7 @@ def test_a_plan_of_a_network_that_hears():
     both = [compiled.compile_plan(SETTINGS, shape, jax.devices()[:1]) for shape in (words, hears)]
     mesh = sharding.make_mesh("data=1", jax.devices()[:1])
     held = [
-        compiled.bytes_held(compiled.abstract_state(SETTINGS, shape)[1], mesh)
+        compiled.state_bytes(compiled.abstract_state(SETTINGS, shape)[1], mesh)
         for shape in (words, hears)
     ]
     operands = [found.arguments - size for found, size in zip(both, held, strict=True)]
@@ -253,7 +253,7 @@ def test_a_plan_of_a_network_made_anew(tmp_path, monkeypatch):
     allow.
     """
     planned = []
-    monkeypatch.setattr(plan, "text_of", lambda *_: "")
+    monkeypatch.setattr(plan, "report_text", lambda *_: "")
     path = tmp_path / "config.json"
     report = dataclasses.replace(REPORT, refused="")
     monkeypatch.setattr(
@@ -366,9 +366,9 @@ def test_the_compiler_is_heard(monkeypatch):
     turn = lambda x: jnp.cos(
         put(put(jnp.sin(x), "data", None, "fsdp") * 2, None, ("fsdp", "data"), None)
     )
-    with chips.quiet() as said:
+    with chips.capture_stderr() as said:
         jax.jit(turn).lower(jax.ShapeDtypeStruct((8, 16, 8), jnp.float32)).compile()
-    assert len(program.involuntary("".join(said))) == 1
+    assert len(program.rematerialisations("".join(said))) == 1
 
 
 @needs_compiler

@@ -20,8 +20,11 @@ SETTINGS = RunConfig(batch_size=32, minibatches=2, lora=0, prompt_length=4, resp
 
 def test_bytes_of_a_tree():
     shared = jnp.zeros((2, 3))
-    assert memory.total({"a": shared, "b": shared, "c": jnp.zeros(4, jnp.int32)}) == 2 * 3 * 4 + 16
-    assert memory.total(jax.random.key(0)) == 8  # two words
+    assert (
+        memory.tree_bytes({"a": shared, "b": shared, "c": jnp.zeros(4, jnp.int32)})
+        == 2 * 3 * 4 + 16
+    )
+    assert memory.tree_bytes(jax.random.key(0)) == 8  # two words
 
 
 def test_the_least_that_a_step_needs():
@@ -33,14 +36,14 @@ def test_the_least_that_a_step_needs():
     state = ppo.init_state(
         SETTINGS, params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0)
     )
-    parameters = memory.total(params)
+    parameters = memory.tree_bytes(params)
     cache = 32 * 2 * 2 * 2 * 4 * 12 * 4 + 32 * 12 + 4
     assert (
-        memory.least(SETTINGS, model, state, shares=1)
-        == memory.total(state) + parameters + cache + 32 * 64 * 4
+        memory.minimum_bytes(SETTINGS, model, state, shares=1)
+        == memory.tree_bytes(state) + parameters + cache + 32 * 64 * 4
     )
-    assert memory.total(state) > 3 * parameters  # with two moments
-    alone = memory.least(SETTINGS, model, state, shares=1) - memory.least(
+    assert memory.tree_bytes(state) > 3 * parameters  # with two moments
+    alone = memory.minimum_bytes(SETTINGS, model, state, shares=1) - memory.minimum_bytes(
         SETTINGS, model, state, shares=8
     )
     assert alone == (cache - 4) * 7 / 8 + 28 * 64 * 4
@@ -54,16 +57,16 @@ def test_over_a_mesh_a_device_needs_its_part():
     )
     params = model.init(jax.random.key(0))
     placed = sharding.place(params, mesh)
-    assert memory.total(placed["embed"]) == memory.total(params["embed"]) / 8
+    assert memory.tree_bytes(placed["embed"]) == memory.tree_bytes(params["embed"]) / 8
     state = init(placed)
     for moments in (state.opt_state, init(params).opt_state):
-        assert memory.total(moments) > memory.total(placed)
-    assert memory.total(state.opt_state) < memory.total(init(params).opt_state) / 4
-    saved = memory.least(SETTINGS, model, init(params), shares=8) - memory.least(
+        assert memory.tree_bytes(moments) > memory.tree_bytes(placed)
+    assert memory.tree_bytes(state.opt_state) < memory.tree_bytes(init(params).opt_state) / 4
+    saved = memory.minimum_bytes(SETTINGS, model, init(params), shares=8) - memory.minimum_bytes(
         SETTINGS, model, state, shares=8
     )
-    gradient = memory.total(params) - memory.total(placed)
-    assert saved == memory.total(init(params)) - memory.total(state) + gradient
+    gradient = memory.tree_bytes(params) - memory.tree_bytes(placed)
+    assert saved == memory.tree_bytes(init(params)) - memory.tree_bytes(state) + gradient
 
 
 def test_under_pmap_the_first_device_has_what_was_begun_with_too():
@@ -71,10 +74,10 @@ def test_under_pmap_the_first_device_has_what_was_begun_with_too():
     frozen = {"base": {}, "reference": model.init(jax.random.key(1)), "reward": {}}
     state = ppo.init_state(SETTINGS, model.init(jax.random.key(0)), frozen, jax.random.key(0))
     alone, first = (
-        memory.least(SETTINGS, model, state, shares=8, replicated=x) for x in (False, True)
+        memory.minimum_bytes(SETTINGS, model, state, shares=8, replicated=x) for x in (False, True)
     )
     assert (
-        first - alone == memory.total(state) > 4 * memory.total(state.params)
+        first - alone == memory.tree_bytes(state) > 4 * memory.tree_bytes(state.params)
     )  # with two moments and the reference
 
 
@@ -82,28 +85,28 @@ def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):
     model = models.make(SHAPE)
     frozen = {"base": {}, "reference": None, "reward": {}}
     state = ppo.init_state(SETTINGS, model.init(jax.random.key(0)), frozen, jax.random.key(0))
-    memory.check(SETTINGS, model, state, shares=1)
+    memory.check_fits(SETTINGS, model, state, shares=1)
     huge = replace(SETTINGS, batch_size=2**27)
     with pytest.raises(
         UserError, match=r"needs at least \d+\.\d GiB on each device, which has .*--remat block"
     ):
-        memory.check(huge, model, state, shares=1)
-    monkeypatch.setattr(memory, "available", lambda: 1000)
+        memory.check_fits(huge, model, state, shares=1)
+    monkeypatch.setattr(memory, "device_memory", lambda: 1000)
     with pytest.raises(UserError, match="0.0 GiB"):
-        memory.check(SETTINGS, model, state, shares=1)
+        memory.check_fits(SETTINGS, model, state, shares=1)
 
 
 def test_what_a_device_has(monkeypatch):
-    assert 2**20 < memory.available() < 2**50
+    assert 2**20 < memory.device_memory() < 2**50
     monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (12345, 12345))
-    assert memory.available() == 12345  # ulimit -v
+    assert memory.device_memory() == 12345  # ulimit -v
     gpu = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 77})
     monkeypatch.setattr(memory.jax, "local_devices", lambda: [gpu])
-    assert memory.available() == 77
+    assert memory.device_memory() == 77
 
 
 def test_cures_in_order():
-    found = memory.cures(SETTINGS, devices=4, most=9)
+    found = memory.suggestions(SETTINGS, devices=4, most=9)
     assert [text.split(" ")[0] for text in found] == [
         "--remat",
         "--microbatches",
@@ -115,5 +118,5 @@ def test_cures_in_order():
     done = replace(
         SETTINGS, remat="block", microbatches=16, lora=8, dtype="bfloat16", mesh="fsdp=4"
     )
-    assert memory.cures(done, devices=4) == ["--batch-size 16"]
-    assert len(memory.cures(SETTINGS)) == 3
+    assert memory.suggestions(done, devices=4) == ["--batch-size 16"]
+    assert len(memory.suggestions(SETTINGS)) == 3

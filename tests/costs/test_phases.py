@@ -31,7 +31,7 @@ def test_phases_by_hand():
     """
     one = dataclasses.replace(SETTINGS, batch_size=1, minibatches=1)
     mesh = sharding.make_mesh("data=1", jax.devices()[:1])
-    found = phases.phases(one, TINY, mesh)
+    found = phases.phase_costs(one, TINY, mesh)
     forward = 2 * 6144 * 12 + 2 * 1024 * 8 + 4 * 2 * 16 * 12 * 12 / 2
     assert found["generate"][0] == found["reference"][0] == forward
     assert found["update"][0] == 3 * forward
@@ -39,13 +39,13 @@ def test_phases_by_hand():
     # 8 / 2 cached tokens
     assert found["generate"][1] == 8 * 7168 * 4 + 8 * 2 * 2 * 2 * 4 * 4 * 8
     assert found["update"][1] == 3 * 7168 * 4 + 7168 * 28  # and Adam's seven passes
-    adapters = phases.phases(dataclasses.replace(one, lora=8), TINY, mesh)
+    adapters = phases.phase_costs(dataclasses.replace(one, lora=8), TINY, mesh)
     assert adapters["update"] == (2 * forward, 2 * 7168 * 4)
 
 
 def test_eight_devices_share_the_work():
-    alone = phases.phases(SETTINGS, TINY, sharding.make_mesh("data=1", jax.devices()[:1]))
-    shared = phases.phases(SETTINGS, TINY, sharding.make_mesh("data=8"))
+    alone = phases.phase_costs(SETTINGS, TINY, sharding.make_mesh("data=1", jax.devices()[:1]))
+    shared = phases.phase_costs(SETTINGS, TINY, sharding.make_mesh("data=8"))
     for name in alone:
         assert shared[name][0] == alone[name][0] / 8
     assert shared["reference"][1] == alone["reference"][1]  # each reads all weights
@@ -59,7 +59,7 @@ def test_seconds_by_hand():
     )  # 4e9 bytes, 2 · 1/2 of them sent, 10 times
     between = Collective("all-reduce", (("f32", (10**9,)),), 2, (), "")  # belongs to no phase
     counted = {"reference": (197e12, 819e7), "update": (0.0, 819e9)}
-    found = program.bounds(chips.CHIPS["v5e"], counted, {gradients: 3, between: 5})
+    found = program.time_bounds(chips.CHIPS["v5e"], counted, {gradients: 3, between: 5})
     assert found["reference"] == pytest.approx({"compute": 1.0, "memory": 0.01, "links": 0.0})
     assert found["update"] == pytest.approx(
         {"compute": 0.0, "memory": 1.0, "links": 0.6}

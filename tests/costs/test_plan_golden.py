@@ -39,7 +39,7 @@ PLANS = {
 BYTES = ("arguments", "outputs", "aliased", "temporaries")
 
 
-def summary(report: compiled.Report) -> dict:
+def summary(report: compiled.Plan) -> dict:
     """What is kept of a plan: bytes on a device, and of the collectives of each kind in each place
     their number and bytes.
     """
@@ -59,7 +59,7 @@ def summary(report: compiled.Report) -> dict:
     }
 
 
-def check(name: str) -> compiled.Report:
+def check(name: str) -> compiled.Plan:
     """Compile one plan and hold it to its golden numbers."""
     slice_, settings, temporaries = PLANS[name]
     chip, devices = chips.topology(slice_)
@@ -100,7 +100,7 @@ def test_smollm2_on_four_chips_of_a_v5e():
     """
     report = check("smollm2")
     assert [(x.kind, x.size) for x in report.collectives if x.decoding] == [("all-reduce", 4)]
-    assert plan.remarks(PLANS["smollm2"][1], report) == []
+    assert plan.warning_lines(PLANS["smollm2"][1], report) == []
     sums = {
         x: number
         for x, number in report.collectives.items()

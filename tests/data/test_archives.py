@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo.data.archives import extract, member, members
+from jaxppo.data.archives import read_member, read_members
 from jaxppo.data.fetch import FetchError
 
 
@@ -35,22 +35,21 @@ def tarred(name: str, data: bytes = b"", **fields) -> bytes:
 def test_member_of_zip_and_tar(tmp_path):
     archive = tmp_path / "a.zip"
     archive.write_bytes(zipped(**{"top/a.txt": b"A", "top/b.txt": tarred("in/c.txt", b"C")}))
-    assert member(archive, "*/a.txt") == b"A"
-    assert member(member(archive, "*/b.txt"), "*/c.txt") == b"C"
-    assert extract(archive, "*/a.txt", tmp_path).read_bytes() == b"A"
+    assert read_member(archive, "*/a.txt") == b"A"
+    assert read_member(read_member(archive, "*/b.txt"), "*/c.txt") == b"C"
 
 
 def test_members():
-    assert members(zipped(**{"b.txt": b"B", "x/a.txt": b"A", "c.png": b""}), "*.txt") == {
+    assert read_members(zipped(**{"b.txt": b"B", "x/a.txt": b"A", "c.png": b""}), "*.txt") == {
         "b.txt": b"B",
         "x/a.txt": b"A",
     }
-    assert members(tarred("x/a.txt", b"A"), "x/*") == {"x/a.txt": b"A"}
-    assert members(zipped(a=b""), "*.txt") == {}
-    with pytest.raises(FetchError, match="outside itself"):
-        members(zipped(**{"a.txt": b"", "../b.txt": b""}), "*")
+    assert read_members(tarred("x/a.txt", b"A"), "x/*") == {"x/a.txt": b"A"}
+    assert read_members(zipped(a=b""), "*.txt") == {}
+    with pytest.raises(FetchError, match="outside its root"):
+        read_members(zipped(**{"a.txt": b"", "../b.txt": b""}), "*")
     with pytest.raises(FetchError, match="larger"):  # 2 + 2 > 3
-        members(zipped(a=b"12", b=b"34"), "*", limit=3)
+        read_members(zipped(a=b"12", b=b"34"), "*", limit=3)
 
 
 @pytest.fixture(scope="module")
@@ -74,56 +73,50 @@ def deb(tmp_path_factory) -> Path:
     return path
 
 
-def test_member_of_a_debian_package(deb, tmp_path):
-    assert member(deb, "./usr/a.txt") == b"A"
-    assert members(deb, "./usr/*") == {"./usr/a.txt": b"A"}
-    assert extract(deb, "*/a.txt", tmp_path).read_bytes() == b"A"
+def test_member_of_a_debian_package(deb):
+    assert read_member(deb, "./usr/a.txt") == b"A"
+    assert read_members(deb, "./usr/*") == {"./usr/a.txt": b"A"}
     with pytest.raises(FetchError, match="0 members"):
-        member(deb, "control")
+        read_member(deb, "control")
 
 
 def test_damaged_debian_package(deb, tmp_path, monkeypatch):
     half = tmp_path / "half.deb"
     half.write_bytes(deb.read_bytes()[:-70])
     with pytest.raises(FetchError, match="half.deb cannot be read as an archive") as error:
-        member(half, "*")
+        read_member(half, "*")
     assert "\n" not in str(error.value)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(FetchError, match="no dpkg-deb here: only Debian and Ubuntu have it"):
-        member(deb, "*")
+    with pytest.raises(FetchError, match="dpkg-deb is missing: only Debian and Ubuntu have it"):
+        read_member(deb, "*")
 
 
 @pytest.mark.parametrize("pattern", ["*.png", "*.txt"])
 def test_not_exactly_one(pattern):
     with pytest.raises(FetchError, match="expected 1"):
-        member(zipped(**{"a.txt": b"", "b.txt": b""}), pattern)
+        read_member(zipped(**{"a.txt": b"", "b.txt": b""}), pattern)
 
 
 @pytest.mark.parametrize("name", ["../a.txt", "/a.txt", "x/../../a.txt", "..\\a.txt", "C:a.txt"])
 @pytest.mark.parametrize(
     "pack", [lambda name: zipped(**{name: b"x"}), lambda name: tarred(name, b"x")]
 )
-def test_names_outside_are_refused(tmp_path, name, pack):
-    with pytest.raises(FetchError, match="outside itself"):
-        extract(pack(name), "*a.txt", tmp_path)
-    assert list(tmp_path.iterdir()) == []
+def test_names_outside_are_refused(name, pack):
+    with pytest.raises(FetchError, match="outside its root"):
+        read_member(pack(name), "*a.txt")
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
 def test_links_are_refused(kind):
     with pytest.raises(FetchError, match="not a plain file"):
-        member(tarred("a.txt", type=kind, linkname="/etc/passwd"), "a.txt")
+        read_member(tarred("a.txt", type=kind, linkname="/etc/passwd"), "a.txt")
 
 
-def test_size_is_bounded(tmp_path):
+def test_size_is_bounded():
     bomb = zipped(**{"a.txt": bytes(3 * 2**20)})
-    for read in (
-        lambda limit: member(bomb, "a.txt", limit=limit),
-        lambda n: extract(bomb, "a.txt", tmp_path, limit=n),
-    ):
-        with pytest.raises(FetchError, match="larger"):
-            read(3 * 2**20 - 1)
-        read(3 * 2**20)
+    with pytest.raises(FetchError, match="larger"):
+        read_member(bomb, "a.txt", limit=3 * 2**20 - 1)
+    assert len(read_member(bomb, "a.txt", limit=3 * 2**20)) == 3 * 2**20
 
 
 DAMAGED = {
@@ -134,9 +127,8 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize(
-    "data", DAMAGED.values(), ids=DAMAGED
-)  # an archive holds the time: no name for a test
+# an archive holds the time: no name for a test
+@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 def test_damaged_archives(data):
     with pytest.raises(FetchError):
-        member(data, "a*")
+        read_member(data, "a*")

@@ -5,9 +5,12 @@ import sys
 import types
 from itertools import chain
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from jaxppo.data.examples import Example, from_hub, load, read, split
+from jaxppo.data.examples import Example, from_hub, load, read_examples, split_examples, split_rows
 from jaxppo.errors import UserError
 
 
@@ -22,10 +25,10 @@ def test_an_example_is_frozen():
 
 def test_split_keeps_equal_keys_together():
     rows = [Example(f"p{i}", f"r{i}") for i in range(100)]
-    by_prompt = split(rows)
+    by_prompt = split_examples(rows)
     assert [len(part) for part in by_prompt] == [80, 10, 10]
     assert sorted(chain(*by_prompt)) == sorted(rows)
-    pairs = split(rows, [str(i // 2) for i in range(100)], fractions=(0.5, 0.25))
+    pairs = split_examples(rows, [str(i // 2) for i in range(100)], fractions=(0.5, 0.25))
     assert [len(part) for part in pairs] == [
         50,
         26,
@@ -36,18 +39,19 @@ def test_split_keeps_equal_keys_together():
         assert all(
             b == a + 1 and a % 2 == 0 for a, b in zip(numbers[::2], numbers[1::2], strict=True)
         )
-    assert split(rows, seed=1) != by_prompt
+    assert split_examples(rows, seed=1) != by_prompt
     with pytest.raises(ValueError, match="3 keys for 100"):
-        split(rows, ["a", "b", "c"])
+        split_examples(rows, ["a", "b", "c"])
 
 
 def test_read(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(
-        '{"prompt": "1+1", "reference": "2", "level": 3}\n\n{"reference": "vier", "prompt": "2+2"}\n'
+        '{"prompt": "1+1", "reference": "2", "level": 3}\n\n'
+        '{"reference": "vier", "prompt": "2+2"}\n'
     )
-    assert read(path) == [Example("1+1", "2", {"level": 3}), Example("2+2", "vier")]
-    assert sorted(chain(*load(str(path)))) == read(path)
+    assert read_examples(path) == [Example("1+1", "2", {"level": 3}), Example("2+2", "vier")]
+    assert sorted(chain(*load(str(path)))) == read_examples(path)
 
 
 @pytest.mark.parametrize(
@@ -63,13 +67,13 @@ def test_read_names_the_line(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "a", "reference": "b"}\n' + line)
     with pytest.raises(UserError, match=message):
-        read(path)
+        read_examples(path)
 
 
 @pytest.mark.parametrize(
     "data", ["/no/such/file", "./file", "~/no-such-file", "some.jsonl", "folder/some.jsonl.gz"]
 )
-def test_a_missing_file_is_no_data_set(data):
+def test_a_missing_file_is_not_looked_up_on_the_hub(data):
     with pytest.raises(UserError, match=f"there is no file {data}"):
         load(data)
 
@@ -112,9 +116,9 @@ def test_from_hub(hub):
     [
         (
             ConnectionError("Couldn't reach the hub\nTraceback"),
-            "cannot be had \\(Couldn't reach the hub\\); check its name",
+            "cannot be loaded \\(Couldn't reach the hub\\); check its name",
         ),
-        (KeyError(), "cannot be had \\(KeyError\\)"),
+        (KeyError(), "cannot be loaded \\(KeyError\\)"),
     ],
 )
 def test_a_hub_that_cannot_be_reached(hub, error, message):
@@ -127,13 +131,13 @@ def test_a_hub_that_cannot_be_reached(hub, error, message):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"question": "a", "reference": "b"}], "no column prompt \\(but question, reference\\)"),
+        ([{"question": "a", "reference": "b"}], "no column prompt, only question, reference;"),
         ([{"prompt": "a", "reference": "b"}, {"prompt": "a", "reference": None}], "row 1 of"),
         ([{"prompt": " ", "reference": "b"}], "row 0 of"),
         ([], "no rows in its part train"),
     ],
 )
-def test_a_data_set_of_another_form(hub, rows, message):
+def test_a_data_set_without_prompts_or_references(hub, rows, message):
     hub.rows = Rows(rows)
     with pytest.raises(UserError, match=message):
         from_hub("someone/sums")
@@ -146,7 +150,7 @@ def test_without_the_package(monkeypatch):
     assert "\n" not in str(raised.value)
 
 
-def test_recordings_have_one_prompt_and_are_split_by_their_words(tmp_path):
+def test_recordings_share_a_prompt_and_are_split_by_reference(tmp_path):
     """An empty prompt is one where there is something to hear."""
     path = tmp_path / "heard.jsonl"
     path.write_text(
@@ -160,3 +164,32 @@ def test_recordings_have_one_prompt_and_are_split_by_their_words(tmp_path):
     path.write_text('{"prompt": "", "reference": "x"}\n')
     with pytest.raises(UserError, match="line 1: 'prompt' is empty"):
         load(str(path))
+
+
+@given(st.lists(st.text(max_size=3), max_size=60), st.integers(0, 5))
+def test_split_is_a_partition_without_straddling(keys, seed):
+    parts = split_rows(keys, seed=seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(keys)))
+    train, validation, test = ({keys[row] for row in part} for part in parts)
+    assert not train & validation and not train & test and not validation & test
+
+
+def test_split_sizes_and_seed():
+    keys = [str(i) for i in range(1000)]
+    parts = split_rows(keys, seed=0)
+    assert [len(part) for part in parts] == [800, 100, 100]
+    again, other = split_rows(keys, seed=0), split_rows(keys, seed=1)
+    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
+    # of 100 test rows, about 10 are in another seed's test part
+    assert len(np.intersect1d(parts.test, other.test)) < 30
+
+
+def test_split_does_not_depend_on_the_order_of_rows():
+    keys = [str(i) for i in range(50)]
+    forward, backward = split_rows(keys, seed=3), split_rows(keys[::-1], seed=3)
+    assert [keys[i] for i in forward.test] == [keys[::-1][i] for i in backward.test]
+
+
+def test_split_is_pinned():
+    # a change here would move test sentences into training for everybody
+    assert split_rows(list("abcdefghij"), seed=0).test.tolist() == [4]

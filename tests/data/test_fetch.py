@@ -41,14 +41,15 @@ if (here / "stderr").exists():
 """
 
 
-DEBIAN = dataclasses.replace(SOURCE, requirement="thing=1.0", client="apt-get")
+DEBIAN = dataclasses.replace(SOURCE, requirement="thing=1.0")
 # Stands for apt-get: writes into the working directory, which must be empty and not the user's.
 FAKE_APT = """#!{python}
 import os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
 with open(here / "calls", "a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\\n")
-assert sys.argv[1:] == ["download", "thing=1.0"] and os.environ["LC_ALL"] == "C" and os.listdir() == []
+assert sys.argv[1:] == ["download", "thing=1.0"]
+assert os.environ["LC_ALL"] == "C" and os.listdir() == []
 if (here / "content").exists():
     data = (here / "content").read_bytes()
     pathlib.Path("thing-1.0.zip").write_bytes(data[: len(data) // 2])
@@ -175,10 +176,7 @@ def test_failure_of_pip_is_one_line(cache, pip, stderr, message):
 @pytest.mark.parametrize(
     ("stderr", "message"),
     [
-        (
-            "E: Unable to locate package thing",
-            "Unable to locate package thing; its lists are old: run apt-get update",
-        ),
+        ("E: Unable to locate package thing", "Unable to locate package thing; run apt-get update"),
         (
             "E: Version '1.0' for 'thing' was not found",
             "run apt-get update as root and try again, or give --data FILE",
@@ -202,7 +200,7 @@ def test_no_apt(cache, apt):
     (apt / "apt-get").unlink()
     with pytest.raises(
         FetchError,
-        match="no apt-get here: only Debian and Ubuntu have it; give --data FILE instead",
+        match="apt-get is missing: only Debian and Ubuntu have it; give --data FILE instead",
     ):
         get(DEBIAN)
     assert list(cache.iterdir()) == []
@@ -236,7 +234,7 @@ def test_a_folder_named_pip_is_not_run(cache, tmp_path, monkeypatch):
 
 
 def test_needs_no_jax():
-    code = "import jaxppo.fetch, sys; assert not {'jax', 'numpy'} & set(sys.modules)"
+    code = "import jaxppo.data.fetch, sys; assert not {'jax', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

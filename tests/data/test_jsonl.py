@@ -33,30 +33,30 @@ def refused(path, **options) -> str:
 
 
 def test_numbers_of_lines(tmp_path):
-    data = '\ufeff{"a": 1}\r\n\n \t\r\n{"a": "zwei ü \\ud83d\\ude42", "b": [1.5, null, -0]}\r\n{}'.encode()
+    text = '{"a": "zwei ü \\ud83d\\ude42", "b": [1.5, null, -0]}'
+    data = f'\ufeff{{"a": 1}}\r\n\n \t\r\n{text}\r\n{{}}'.encode()
     expected = [(1, {"a": 1}), (4, {"a": "zwei ü 🙂", "b": [1.5, None, 0]}), (5, {})]
     assert list(jsonl.read(write(tmp_path, data))) == expected
     assert list(jsonl.read(write(tmp_path, gzip.compress(data), "x.jsonl.gz"))) == expected
 
 
+NUMBER = "a number that is NaN, infinite, beyond float64 or has over 4300 digits"
 BAD = [
-    (b'{"a": NaN}', "NaN is not JSON"),
-    (b'{"a": [-Infinity]}', "-Infinity is not JSON"),
-    (b'{"a": 1e999}', "the number 1e999 does not fit"),
-    (b'{"a": -1' + b"0" * 5000 + b".5}", "the number -1000000000000000000 does not fit"),
+    (b'{"a": NaN}', NUMBER),
+    (b'{"a": [-Infinity]}', NUMBER),
+    (b'{"a": 1e999}', NUMBER),
+    (b'{"a": -1' + b"0" * 5000 + b".5}", NUMBER),
     (b'{"a": "\\ud800"}', "half of a surrogate pair"),
     (b'{"a": {"\\uDC00x": 1}}', "half of a surrogate pair"),
-    (
-        b'{"a": "\\ude42\\ud83d"}',
-        "half of a surrogate pair",
-    ),  # both halves, but the wrong way round
+    # both halves, but the wrong way round
+    (b'{"a": "\\ude42\\ud83d"}', "half of a surrogate pair"),
     (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),  # a surrogate in bytes
     (b'{"a": "\xff"}', "not UTF-8"),
     ('{"a": 1}'.encode("utf-16"), "not UTF-8"),
     (b"[" * 100_000, "nested too deeply"),
     (b'{"a":' * 100_000, "nested too deeply"),
-    (b'{"a": ' + b"1" * 4301 + b"}", "an integer of more than 4300 digits"),
-    (b'{"a": -' + b"1" * 4301 + b"}", "an integer of more than 4300 digits"),
+    (b'{"a": ' + b"1" * 4301 + b"}", NUMBER),
+    (b'{"a": -' + b"1" * 4301 + b"}", NUMBER),
     (b'\xef\xbb\xbf{"a": 1}', "BOM"),  # a mark in the middle of a file is none
     (b'{"a": 1, "b": 2, "a": 1}', "the key 'a' twice"),
     (b'{"x": [{"a": 1, "a": 1}]}', "the key 'a' twice"),
@@ -141,8 +141,7 @@ def test_a_long_line_is_passed_over_whole(tmp_path):
     path = write(tmp_path, b" " * 10 + b'{"b":1}\n{"c":1}\n')
     with pytest.warns(UserWarning, match="line 1: longer than 9 bytes"):
         assert list(jsonl.read(path, max_line=9, errors="skip")) == [(2, {"c": 1})]
-    # nor is its beginning, with the byte order mark taken away: 3 + 2 + 4 = 9 bytes, of which 8 may
-    # be
+    # nor is its beginning, with the byte order mark taken away: 3 + 2 + 4 = 9 bytes, 8 allowed
     path = write(tmp_path, b"\xef\xbb\xbf{}    x\n{}\n")
     assert "line 1: longer than 8 bytes" in refused(path, max_line=8)
 
@@ -162,8 +161,8 @@ def test_long_lines_are_never_held(tmp_path):
 def test_bytes_of_the_file(tmp_path):
     path = write(tmp_path, b"{}\n{}\n{}\n")  # 9 bytes
     assert len(list(jsonl.read(path, max_bytes=9))) == 3
-    assert "line 3: more than 8 bytes to here" in refused(path, max_bytes=8)
-    assert "line 3: more than 8 bytes to here" in refused(path, max_bytes=8, errors="skip")
+    assert "line 3: more than 8 bytes so far" in refused(path, max_bytes=8)
+    assert "line 3: more than 8 bytes so far" in refused(path, max_bytes=8, errors="skip")
 
 
 def test_a_bomb_is_not_unpacked(tmp_path):
@@ -171,7 +170,7 @@ def test_a_bomb_is_not_unpacked(tmp_path):
     for inside in (b"\n" * 2**26, b"x" * 2**26):
         path = write(tmp_path, gzip.compress(inside), "x.jsonl.gz")
         assert path.stat().st_size < 2**17
-        assert "more than 1048576 bytes to here" in refused(
+        assert "more than 1048576 bytes so far" in refused(
             path, max_bytes=2**20, errors="skip", max_line=1000
         )
 
@@ -185,9 +184,8 @@ def test_damaged_gzip(tmp_path):
         assert "not a whole gzip file" in refused(
             write(tmp_path, data, "x.jsonl.gz"), errors="skip", max_bad=10**6
         )
-    block = (
-        whole[:10] + b"\xff" + whole[11:]
-    )  # after a header of 10 bytes, a block of the kind 3, which there is not
+    # after a header of 10 bytes, a block of the kind 3, which does not exist
+    block = whole[:10] + b"\xff" + whole[11:]
     assert "not a whole gzip file (Error -3" in refused(write(tmp_path, block, "x.jsonl.gz"))
     assert "not a whole gzip file" in refused(write(tmp_path, b'{"a": 1}\n', "x.jsonl.gz"))
     assert "not UTF-8" in refused(write(tmp_path, whole))  # gzip without its suffix

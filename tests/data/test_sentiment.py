@@ -1,18 +1,16 @@
-"""The review sentences: text, ratings and the split."""
+"""The review sentences: text and ratings."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from jaxppo.data import examples, sentiment
+from jaxppo.data import sentiment
 from jaxppo.data.fetch import FetchError
 
 
 @pytest.fixture(scope="session")
 def reviews() -> sentiment.Reviews:
     try:
-        return sentiment.load()
+        return sentiment.load_reviews()
     except FetchError as error:
         pytest.skip(str(error))
 
@@ -34,7 +32,7 @@ def test_real_sentences(reviews):
 
 
 def test_parse_keeps_the_first_of_equal_sentences():
-    reviews = sentiment.parse(
+    reviews = sentiment.parse_reviews(
         "1\t1.5\tSo so.\n2\t-2\tCafe\u0301.\n3\t3\tSo  so. \n4\t1\tCaf\u00e9.\n".encode()
     )
     assert reviews.texts == ["So so.", "Café."]
@@ -44,33 +42,12 @@ def test_parse_keeps_the_first_of_equal_sentences():
 @pytest.mark.parametrize("line", [b"1\t0.5", b"1\tgood\ttext", b"1\t4.5\ttext", b"1\tnan\ttext"])
 def test_parse_names_the_line(line):
     with pytest.raises(FetchError, match="line 2"):
-        sentiment.parse(b"1\t0.5\tfine\n" + line)
+        sentiment.parse_reviews(b"1\t0.5\tfine\n" + line)
 
 
-@given(st.lists(st.text(max_size=3), max_size=60), st.integers(0, 5))
-def test_split_is_a_partition_without_straddling(keys, seed):
-    parts = examples.split_rows(keys, seed=seed)
-    assert sorted(np.concatenate(parts).tolist()) == list(range(len(keys)))
-    train, validation, test = ({keys[row] for row in part} for part in parts)
-    assert not train & validation and not train & test and not validation & test
-
-
-def test_split_sizes_and_seed():
-    keys = [str(i) for i in range(1000)]
-    parts = examples.split_rows(keys, seed=0)
-    assert [len(part) for part in parts] == [800, 100, 100]
-    again, other = examples.split_rows(keys, seed=0), examples.split_rows(keys, seed=1)
-    assert all((a == b).all() for a, b in zip(parts, again, strict=True))
-    # of 100 test rows, about 10 are in another seed's test part
-    assert len(np.intersect1d(parts.test, other.test)) < 30
-
-
-def test_split_does_not_depend_on_the_order_of_rows():
-    keys = [str(i) for i in range(50)]
-    forward, backward = examples.split_rows(keys, seed=3), examples.split_rows(keys[::-1], seed=3)
-    assert [keys[i] for i in forward.test] == [keys[::-1][i] for i in backward.test]
-
-
-def test_split_is_pinned():
-    # a change here would move test sentences into training for everybody
-    assert examples.split_rows(list("abcdefghij"), seed=0).test.tolist() == [4]
+def test_texts_with_the_same_opening_stay_together():
+    texts = [f"{i % 40} {i}" for i in range(200)]
+    encode = lambda text: [int(word) for word in text.split()]
+    parts = sentiment.split_by_opening(texts, encode, tokens=1)
+    openings = [{texts[i].split()[0] for i in part} for part in parts]
+    assert all(openings) and sum(map(len, openings)) == len(set.union(*openings)) == 40

@@ -1,6 +1,4 @@
-"""The scripts of the ablations at smoke size, as a user calls them; whole runs are slow (in CI
-tests/test_ablation.py asks one question twice).
-"""
+"""The ablation scripts at smoke size, as a user calls them."""
 
 import dataclasses
 import importlib
@@ -14,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import ablation, algorithms
+from jaxppo import algorithms
 from jaxppo import config as config_of
+from jaxppo.ablation.question import AblationConfig, arm_settings
 from jaxppo.run import files
 
 pytestmark = pytest.mark.ci
@@ -27,7 +26,7 @@ QUESTIONS = sorted(
 
 
 def run(script: str, *args: str, cwd: Path | None = None) -> str:
-    """What a script prints, in a process of its own with one device."""
+    """Run a script in its own process with one device; returns what it prints."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(EXPERIMENTS / f"{script}.py"), *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd)
@@ -37,7 +36,7 @@ def run(script: str, *args: str, cwd: Path | None = None) -> str:
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """What a script says that ends with 2, in this process: nothing is compiled."""
+    """Call a script in this process; returns the message with which it exits with code 2."""
 
     def call(script: str, *args: str) -> str:
         path = EXPERIMENTS / f"{script}.py"
@@ -74,8 +73,8 @@ def test_an_ablation_of_a_language_task(tmp_path, name):
 
 
 @pytest.mark.slow
-def test_an_ablation_on_smollm2_goes_on_where_it_was(tmp_path):
-    """Tiny: a random network takes its place. The second time nothing is trained."""
+def test_an_ablation_on_smollm2_reuses_finished_runs(tmp_path):
+    """--tiny replaces SmolLM2 by a random network. The second call trains nothing."""
     call = lambda: run(
         "ablations/controller",
         "--tiny",
@@ -106,19 +105,19 @@ def test_an_ablation_on_smollm2_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("name", ["advantages", "controller", "epochs", "kl"])
 @pytest.mark.parametrize("tiny", [False, True])
 def test_settings_on_smollm2_can_run(monkeypatch, name, tiny):
-    """Checked without a run: what a script asks there, and of what size."""
+    """Without a run: check the arms and sizes that each script asks for."""
     monkeypatch.syspath_prepend(EXPERIMENTS / "ablations")
     scales, script = importlib.import_module("scales"), importlib.import_module(name)
     asked = {}
     monkeypatch.setattr(
         script, "run", lambda question, options, **settings: asked.update(settings["smollm2"])
     )
-    script.main(ablation.AblationConfig(scale="smollm2", tiny=tiny))
+    script.main(AblationConfig(scale="smollm2", tiny=tiny))
     arms = asked.pop("arms")
     assert 2 <= len(arms) <= 3  # nine runs at most
     for arm in arms:
         config = scales.smollm2(tiny, **asked).config
-        own = dataclasses.replace(config, **ablation.settings_of(config, script.QUESTION.arms[arm]))
+        own = dataclasses.replace(config, **arm_settings(config, script.QUESTION.arms[arm]))
         config_of.validate_run(own)
         algorithms.check(own)
 
@@ -128,13 +127,13 @@ def test_a_question_without_arms_for_a_scale(refused, tmp_path):
     assert "error: --scale smollm2: gamma has no arms for it" in out
 
 
-def test_a_scale_that_is_not_there(refused, tmp_path):
+def test_an_unknown_scale_is_refused(refused, tmp_path):
     out = refused("ablations/gamma", "--scale", "huge", "--results", str(tmp_path))
     assert "error: --scale 'huge': choose one of ladder, small, smollm2" in out
 
 
 @pytest.mark.slow
-def test_a_sweep_says_what_it_saved(tmp_path):
+def test_a_sweep_prints_its_speedup(tmp_path):
     out = run(
         "sweep",
         "--tiny",
@@ -148,7 +147,8 @@ def test_a_sweep_says_what_it_saved(tmp_path):
         str(tmp_path),
     )
     assert re.search(
-        r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; one after the other they would take [\d.]+ times",
+        r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; "
+        r"one after the other they would take [\d.]+ times",
         out,
     )
     assert set(json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["arms"]) == {
@@ -158,15 +158,15 @@ def test_a_sweep_says_what_it_saved(tmp_path):
 
 
 @pytest.mark.slow
-def test_tuning_ends_with_a_file_of_settings(tmp_path):
+def test_tuning_writes_a_file_of_settings(tmp_path):
     file = tmp_path / "tuned.yaml"
     small = ["--tiny", "--candidates", "4", "--keep", "2", "--check", "2", "--out", str(file)]
     out = run("tune", *small, "--ranges", "lr=1e-4:1e-2:log", "lam=.8:1")
-    assert len(re.findall("tune: mean", out)) == 2  # four, then two; of two seeds the mean is shown
+    assert len(re.findall("tune: mean", out)) == 2  # four candidates, then two
     assert "written: " in out and {
         line.split(":")[0] for line in file.read_text().splitlines()
     } == {"lr", "lam", "steps"}
-    # the file is one that any script takes
+    # any script takes the file
     run(
         "sweep",
         "--tiny",
@@ -184,14 +184,14 @@ def test_tuning_ends_with_a_file_of_settings(tmp_path):
     assert f"lr: {settings['lr']}" in file.read_text()
 
 
-def test_one_in_one_goes_on_for_ever(refused, tmp_path):
-    assert "--keep 1: of so many candidates one goes on" in refused(
+def test_keep_must_be_at_least_two(refused, tmp_path):
+    assert "--keep 1: one in so many candidates is kept" in refused(
         "tune", "--keep", "1", "--out", str(tmp_path / "x.yaml")
     )
 
 
 @pytest.mark.parametrize("text", ["lr=0:1:log", "lr=1:2:exp", "loss=1:2", "lr=.1"])
-def test_a_wrong_range(refused, tmp_path, text):
+def test_a_wrong_range_is_refused(refused, tmp_path, text):
     out = refused("tune", "--ranges", text, "--out", str(tmp_path / "x.yaml"))
     assert out.count("error: --") == 1 and not (tmp_path / "x.yaml").exists()
 
@@ -206,7 +206,7 @@ def test_the_benchmark_of_sweeps(tmp_path):
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.glob("*.json")), ids=lambda path: path.stem)
-def test_records_name_no_machine_and_what_made_them(path):
+def test_records_have_versions_and_no_paths(path):
     record = json.loads(path.read_text())
     assert not re.search(r"/(tmp|home|root|work)/", path.read_text())
     assert (

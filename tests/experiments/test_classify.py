@@ -30,11 +30,11 @@ SMALL = [
     "--dropout",
     "0",
 ]
-EVERY = ["--eval-every", "18", "--save-every", "18"]  # the passes: 288 texts or so, 16 a batch
+EVERY = ["--eval-every", "18", "--save-every", "18"]  # an epoch: about 288 texts, 16 a batch
 
 
 def written(path, rows=360):
-    """Texts of which one word tells the label; a copy of each, in capitals."""
+    """Write texts in which one word tells the label, and a copy of each in capitals."""
     rng = np.random.default_rng(0)
     kinds = {"good": "fine", "bad": "poor", "odd": "queer"}
     lines = []
@@ -46,7 +46,7 @@ def written(path, rows=360):
     return path
 
 
-def test_three_classes_are_told_apart(tmp_path, capsys):
+def test_three_classes_are_learned(tmp_path, capsys):
     vectors = tmp_path / "vectors.txt"
     vectors.write_text("fine 1 0 1 0 1 0 1 0\npoor 0 1 0 1 0 1 0 1\n")
     data = written(tmp_path / "texts.jsonl")
@@ -69,29 +69,29 @@ def test_three_classes_are_told_apart(tmp_path, capsys):
     assert result["test_accuracy"] > 0.95 and result["labels"] == ["bad", "good", "odd"]
     assert "word vectors: 2 of 35 words" in printed  # 33 words, the end and the unknown word
     counts = re.search(
-        r"(\d+) texts to learn from, (\d+) for validation, (\d+) for the test", printed
+        r"(\d+) texts for training, (\d+) for validation, (\d+) for the test", printed
     )
-    assert counts and sum(map(int, counts.groups())) == 360  # the copies are gone
-    rows = files.read_lines(folder / "metrics.jsonl")
+    assert counts and sum(map(int, counts.groups())) == 360  # without the copies
+    rows = files.read_jsonl(folder / "metrics.jsonl")
     assert len(re.findall(r"^step \d+/216  loss", printed, re.M)) == len(
         rows
-    )  # no terminal: one plain line a step
+    )  # one plain line a step without a terminal
     seen = {row["step"]: row["validation_accuracy"] for row in rows if "validation_accuracy" in row}
     assert list(seen) == list(range(18, rows[-1]["step"] + 1, 18))
     assert seen[result["step"]] == result["validation_accuracy"] == max(seen.values())
     assert len(rows) == min(
         216, max(seen, key=seen.__getitem__) + 3 * 18
-    )  # three in a row without a better one were the last
+    )  # stopped after three evaluations without improvement
     net = text_classifier.Classifier(8, layers=("convolution", "pool", "gru"), classes=3)
     like = classifier.as_model(net, vocab_size=35, width=8).init(jax.random.key(0))
-    best = checkpoint.load_once(folder / "best", like)
+    best = checkpoint.load_tree(folder / "best", like)
     assert (
         np.abs(best["embedding"]).max() > 0
         and (best["net"]["out"]["kernel"] != like["net"]["out"]["kernel"]).any()
     )
 
 
-def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path, capsys, monkeypatch):
+def test_a_resumed_run_equals_a_whole_one_and_writes_a_record(tmp_path, capsys, monkeypatch):
     data = written(tmp_path / "texts.jsonl")
     options = [
         "--tiny",
@@ -107,7 +107,7 @@ def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path, capsys, m
     run("classify", *options, "--name", "parts", "--steps", "2")
     run("classify", *options, "--name", "parts", "--steps", "4", "--resume")
     whole, parts = (
-        files.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")
+        files.read_jsonl(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")
     )
     assert [row["loss"] for row in whole] == [row["loss"] for row in parts] and len(whole) == 4
     records = [
@@ -129,10 +129,10 @@ def test_it_goes_on_where_it_was_stopped_and_leaves_a_record(tmp_path, capsys, m
     ("line", "message"),
     [
         ({"text": "a"}, 'line 1: "label" must be a string or an integer'),
-        ({"text": "a", "label": "x"}, "has one label alone, 'x': there is nothing to tell apart"),
+        ({"text": "a", "label": "x"}, "has only one label, 'x'; give at least two"),
     ],
 )
-def test_what_cannot_be_learned_from(tmp_path, capsys, line, message):
+def test_bad_labels_are_refused(tmp_path, capsys, line, message):
     data = tmp_path / "texts.jsonl"
     data.write_text(json.dumps(line) + "\n")
     with pytest.raises(SystemExit) as stop:

@@ -1,5 +1,6 @@
-"""The notebook and its script are one text; it runs from the first cell to the last, and on Colab with stand-ins for what is
-only there: git, pip, the Drive, and a run that takes no time."""
+"""The notebook and its script are the same. The notebook runs from the first cell to the last, and
+also on a simulated Colab with stand-ins for git, pip, the Drive and the training run.
+"""
 
 import dataclasses
 import importlib.metadata
@@ -29,7 +30,7 @@ def cells(notebook) -> list[tuple[str, str]]:
     return [(cell.cell_type, cell.source) for cell in notebook.cells]
 
 
-def test_they_are_one_text():
+def test_script_and_notebook_have_the_same_cells():
     """After a change: jupytext --to ipynb experiments/colab.py"""
     script, notebook = jupytext.read(SCRIPT), nbformat.read(NOTEBOOK, as_version=4)
     assert cells(notebook) == cells(script)
@@ -38,14 +39,14 @@ def test_they_are_one_text():
     nbformat.validate(notebook)
 
 
-def test_nothing_is_left_of_a_run():
+def test_the_notebook_has_no_outputs():
     for cell in json.loads(NOTEBOOK.read_text())["cells"]:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
 @dataclasses.dataclass(frozen=True)
 class Asked(RunConfig):
-    """What the notebook may ask `sentiment.py` for."""
+    """The options of `sentiment.py` that the notebook sets."""
 
     reward: str = ""
     dtype: str = "its own"
@@ -53,8 +54,9 @@ class Asked(RunConfig):
 
 @pytest.fixture
 def colab(tmp_path, monkeypatch):
-    """A Colab: `run(...)` is all cells on a machine of some kind, in the folder of the runtime; `asked` has every run's options,
-    `calls` the commands, `kept` what pip was held to."""
+    """A simulated Colab. `run(...)` runs all cells on a kind of machine. `asked` has the options of
+    every run, `calls` the commands, `kept` the versions that pip must keep.
+    """
     runtime = tmp_path / "content"
     runtime.mkdir()
     there = SimpleNamespace(
@@ -132,7 +134,7 @@ def colab(tmp_path, monkeypatch):
 
 
 def test_colabs_own_jax_is_kept(colab):
-    """Whatever versions it brings. What pip is asked for says nothing of JAX beside."""
+    """Any version of JAX is kept: pip is not asked for another one."""
     colab.run(versions={"jax": "0.11.0.dev3+cuda", "jaxlib": "0.11.1"})
     assert colab.calls == [
         ["git", "clone", "--depth", "1", "https://github.com/jaxppo/jaxppo", "jaxppo"],
@@ -141,13 +143,13 @@ def test_colabs_own_jax_is_kept(colab):
     assert colab.kept == [["jax==0.11.0.dev3+cuda", "jaxlib==0.11.1"]]
     root = str(colab.folder / "jaxppo")
     assert sys.path[:2] == [f"{root}/experiments", root]
-    colab.run(REPOSITORY="elsewhere")  # everything again: what is there stays
+    colab.run(REPOSITORY="elsewhere")  # run again: the clone stays
     assert [argv[0] for argv in colab.calls] == ["git", sys.executable, sys.executable] and len(
         colab.kept
     ) == 2
 
 
-def test_a_jax_that_is_too_old_is_said_before_anything_is_installed(colab):
+def test_an_old_jax_is_refused_before_anything_is_installed(colab):
     with pytest.raises(
         SystemExit, match="JAX is 0.9.12 here, and jaxppo needs 0.10: Runtime, Change runtime type"
     ):
@@ -169,7 +171,9 @@ def test_a_jax_that_is_too_old_is_said_before_anything_is_installed(colab):
         ("gpu", "another", "colab-vader-3-gpu", 128, "its own"),
     ],
 )
-def test_sizes_and_name_go_with_the_machine(colab, capsys, backend, kind, name, batch_size, dtype):
+def test_sizes_and_name_depend_on_the_machine(
+    colab, capsys, backend, kind, name, batch_size, dtype
+):
     colab.run(backend, kind, SEED=3, REWARD="vader", STEPS=4)
     (asked,) = colab.asked
     assert (asked.name, asked.batch_size, asked.dtype) == (name, batch_size, dtype)
@@ -183,7 +187,7 @@ def test_sizes_and_name_go_with_the_machine(colab, capsys, backend, kind, name, 
     assert ("There is no accelerator" in capsys.readouterr().out) == (backend == "cpu")
 
 
-def test_without_drive_it_is_packed_with_the_model_and_downloaded(colab):
+def test_without_drive_the_run_is_packed_and_downloaded(colab):
     colab.run()
     place = "runs/colab-classifier-0-cpu"
     assert colab.downloads == [f"{place}.zip"] and colab.mounted == []
@@ -200,12 +204,12 @@ def test_without_drive_it_is_packed_with_the_model_and_downloaded(colab):
         assert archive.read("colab-classifier-0-cpu/model/model.safetensors") == place.encode()
     (sampled,) = colab.sampled
     assert str(sampled.run) == place and len(sampled.prompts) == 2
-    colab.run(STEPS=80)  # more of it; the model is exported anew
+    colab.run(STEPS=80)  # continues the run and exports the model again
     assert [(x.steps, x.resume) for x in colab.asked] == [(50, False), (80, True)]
 
 
-def test_on_drive_another_machine_begins_its_own_run(colab, tmp_path, capsys):
-    """One that goes on with the other's is refused, since sizes go with the machine."""
+def test_on_drive_another_machine_starts_its_own_run(colab, tmp_path, capsys):
+    """It could not resume the other machine's run, because its sizes differ."""
     runs = tmp_path / "drive" / "MyDrive" / "jaxppo"
     for backend, kind in (("gpu", "Tesla T4"), ("tpu", "TPU v5 lite"), ("gpu", "Tesla T4")):
         colab.run(backend, kind, SAVE_TO_DRIVE=True)
@@ -220,7 +224,7 @@ def test_on_drive_another_machine_begins_its_own_run(colab, tmp_path, capsys):
     }
     assert (
         runs / "colab-classifier-0-v5e" / "model" / "model.safetensors"
-    ).exists()  # and no second copy in an archive
+    ).exists()  # without an archive
     assert f"on Drive: {runs}/colab-classifier-0-t4\n" in capsys.readouterr().out
 
 

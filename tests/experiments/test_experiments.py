@@ -8,7 +8,7 @@ import pytest
 from runs import run_script as run
 
 from jaxppo import pretrained
-from jaxppo.pretrained.tiny import tiny
+from jaxppo.pretrained.tiny import tiny_model
 from jaxppo.run import files
 
 pytestmark = pytest.mark.ci
@@ -22,7 +22,7 @@ SLOWER = [["--lora", "0", "--dtype", "float32"], ["--reward", "vader"]]
 @pytest.mark.parametrize(
     "options", [[], *(pytest.param(options, marks=pytest.mark.slow) for options in SLOWER)]
 )
-def test_sentiment_tiny_writes_what_it_promises(tmp_path, options, capsys):
+def test_sentiment_writes_its_files(tmp_path, options, capsys):
     run("sentiment", "--tiny", "--steps", "2", "--runs", str(tmp_path), "--name", "a", *options)
     folder = tmp_path / "a"
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -41,10 +41,10 @@ def test_sentiment_tiny_writes_what_it_promises(tmp_path, options, capsys):
     )
     assert (
         len(re.findall(r"^step \d/2  reward", printed, re.M)) == 2
-    )  # no terminal: one plain line a step
+    )  # one plain line a step without a terminal
 
 
-def test_a_run_of_the_same_name_refuses_and_resume_continues(tmp_path, capsys):
+def test_a_second_run_of_the_same_name_needs_resume(tmp_path, capsys):
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
     options = [
@@ -70,7 +70,7 @@ def test_a_run_of_the_same_name_refuses_and_resume_continues(tmp_path, capsys):
     assert [json.loads(row)["step"] for row in rows] == [1, 2]
 
 
-BAD_DATA = [  # (the second line of a file of prompts, what is said of it)
+BAD_DATA = [  # (second line of a file of prompts, message)
     (b'{"prompt": NaN}', "line 2: NaN is not JSON"),
     (b'{"prompt": "\\ud800"}', "line 2: an escape \\ud800"),
     (b'{"prompt": ' + b"[" * 100_000, "line 2: not JSON that can be read (nested too deeply)"),
@@ -85,7 +85,7 @@ BAD_DATA = [  # (the second line of a file of prompts, what is said of it)
 
 
 @pytest.mark.parametrize(("line", "message"), BAD_DATA)
-def test_bad_data_is_one_line_and_nothing_is_begun(tmp_path, line, message, capsys):
+def test_bad_data_is_one_line_and_nothing_is_written(tmp_path, line, message, capsys):
     data = tmp_path / "prompts.jsonl"
     data.write_bytes(b'{"prompt": "The film"}\n' + line + b"\n")
     with pytest.raises(SystemExit) as stop:
@@ -116,7 +116,7 @@ def test_bad_data_is_one_line_and_nothing_is_begun(tmp_path, line, message, caps
         ),
     ],
 )
-def test_data_that_leave_nothing_to_do(tmp_path, data, options, words, capsys):
+def test_data_without_usable_prompts(tmp_path, data, options, words, capsys):
     path = tmp_path / "prompts.jsonl"
     path.write_bytes(data)
     with pytest.raises(SystemExit) as stop:
@@ -134,7 +134,7 @@ def test_data_that_leave_nothing_to_do(tmp_path, data, options, words, capsys):
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_loss_of_ones_own(capsys):
+def test_custom_loss(capsys):
     run("custom_loss", "--steps", "2", "--batch-size", "8", "--response-length", "3")
     assert re.findall(
         r"^(band|clip): step +2, [.\d]+ of tokens right", capsys.readouterr().out, re.M
@@ -151,7 +151,7 @@ def test_a_loss_of_ones_own(capsys):
         pytest.param(["--algorithm", "nlpo", "--critic", "separate"], marks=pytest.mark.slow),
     ],
 )
-def test_another_algorithm_by_name(tmp_path, options):
+def test_algorithm_by_name(tmp_path, options):
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
     small = [
@@ -200,7 +200,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("tokens", "kind"), KINDS)
-def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
+def test_pretraining_writes_a_checkpoint(tmp_path, capsys, tokens, kind):
     data = tmp_path / "texts.jsonl"
     data.write_text(
         "".join(
@@ -247,11 +247,11 @@ def test_pretraining_leaves_a_checkpoint(tmp_path, capsys, tokens, kind):
     assert (
         model.config.width == 32 and model.config.kind == kind and model.tokenizer.vocab_size <= 300
     )
-    rows = files.read_lines(tmp_path / "pretrain" / "metrics.jsonl")
+    rows = files.read_jsonl(tmp_path / "pretrain" / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_perplexity"] < 300
 
 
-def test_fine_tuning_leaves_a_checkpoint(tmp_path, capsys):
+def test_fine_tuning_writes_a_checkpoint(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
     data.write_text(
         "".join(
@@ -273,21 +273,21 @@ def test_fine_tuning_leaves_a_checkpoint(tmp_path, capsys):
     record = json.loads((tmp_path / "results" / "sft" / "sft.json").read_text())
     seen = [
         row
-        for row in files.read_lines(tmp_path / "sft" / "metrics.jsonl")
+        for row in files.read_jsonl(tmp_path / "sft" / "metrics.jsonl")
         if "validation_perplexity" in row
     ]
     assert record["result"]["perplexity"] == min(row["validation_perplexity"] for row in seen)
     assert "held-out perplexity" in capsys.readouterr().out
-    tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny(0)
+    tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny_model(0)
     assert tuned.config == start[0]
     kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]
     assert (
         0 < abs(kernel(tuned.params) - kernel(start[1])).max() < 0.1
-    )  # the adapters, folded in (and bfloat16's rounding)
+    )  # merged adapters, and rounding to bfloat16
 
 
 @pytest.mark.parametrize("dpo", [[], pytest.param(["--dpo"], marks=pytest.mark.slow)])
-def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
+def test_reward_model_on_pairs(tmp_path, capsys, dpo):
     data = tmp_path / "pairs.jsonl"
     data.write_text(
         "".join(json.dumps({"better": f"good {i}", "worse": f"bad {i}"}) + "\n" for i in range(60))
@@ -318,7 +318,7 @@ def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
         "--dtype",
         "float32",
     ]
-    if dpo:  # it has no head that scores
+    if dpo:  # it has no value head
         with pytest.raises(SystemExit) as stop:
             run("custom_reward", *policy, "--name", "b")
         assert stop.value.code == 2 and "that run has learned no scores" in capsys.readouterr().err
@@ -337,7 +337,7 @@ def test_a_reward_model_of_pairs(tmp_path, capsys, dpo):
     assert row["step"] == 1 and row["invalid_rows"] == 0 and row["reward"] != 0
 
 
-def test_a_reward_model_of_labels(tmp_path, capsys):
+def test_reward_model_on_labels(tmp_path, capsys):
     data = tmp_path / "labels.jsonl"
     rows = [{"text": f"{'good' if i % 2 else 'bad'} {i}", "label": i % 2} for i in range(120)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

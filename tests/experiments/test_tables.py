@@ -1,4 +1,4 @@
-"""The README says what the records say."""
+"""The README and the docstrings match the records."""
 
 import importlib.util
 import json
@@ -28,7 +28,7 @@ def test_the_readme_is_up_to_date(tables):
     assert tables.render(text) == text, "run python experiments/tables.py"
 
 
-def test_another_number_is_seen(tables):
+def test_a_changed_number_is_corrected(tables):
     text = (ROOT / "README.md").read_text()
     assert tables.render(text.replace("5.38 ± .14", "5.30 ± .14")) == text
 
@@ -76,7 +76,7 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     }
     (tmp_path / "sft" / "sft-0.json").write_text(json.dumps(record))
     assert tables.tasks().splitlines()[2:] == [
-        # 3.5 minutes, to even
+        # 3.5 minutes, rounded to even
         "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",
         "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
         "| | | | tokens likeliest | .312 | | | |",
@@ -84,17 +84,17 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     ]
 
 
-def test_scripts_say_what_their_records_say(tables):
+def test_docstrings_match_their_records(tables):
     known = tables.records(tables.RESULTS / "ablations")
     for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):
         if found := [x for x in known if x["question"] == path.stem]:
             text = path.read_text()
-            assert tables.documented(text, found) == text, (
+            assert tables.write_findings(text, found) == text, (
                 f"{path.name}: run python experiments/tables.py"
             )
 
 
-def test_what_was_found_in_a_docstring(tables):
+def test_findings_in_a_docstring(tables):
     claim = {
         "says": "more is more",
         "metric": "-kl",
@@ -104,13 +104,15 @@ def test_what_was_found_in_a_docstring(tables):
     record = {"scale": "ladder", "about": {"minutes": 2.2}, "claims": [claim]}
     text = '"""A question.\n\nCommand    python x.py\n"""\n\nrest = """no docstring"""\n'
     want = (
-        '"""A question.\n\nCommand    python x.py\nFound      2 minutes at --scale ladder on a core that other work shared.\n'
-        "           more is more: agrees (fewer nats to the reference +.500, 95 % interval +.250 to +.750).\n"
+        '"""A question.\n\nCommand    python x.py\n'
+        "Found      2 minutes at --scale ladder on a core that other work shared.\n"
+        "           more is more: agrees (fewer nats to the reference +.500, 95 % interval "
+        "+.250 to\n           +.750).\n"
         '"""\n\nrest = """no docstring"""\n'
     )
-    assert tables.documented(text, [record]) == want
-    assert tables.documented(want, [record]) == want
-    assert tables.documented(want, [{**record, "claims": []}]) != want
+    assert tables.write_findings(text, [record]) == want
+    assert tables.write_findings(want, [record]) == want
+    assert tables.write_findings(want, [{**record, "claims": []}]) != want
 
 
 def test_a_row_for_each_claim(tables, tmp_path, monkeypatch):
@@ -131,6 +133,7 @@ def test_a_row_for_each_claim(tables, tmp_path, monkeypatch):
         (tmp_path / "ablations" / f"q-{scale}.json").write_text(json.dumps(record))
     cell = "**not decided** +.100 [-.200, +.400]"
     assert tables.ablations().splitlines()[2:] == [
-        f"| [q](experiments/ablations/q.py) | a ([paper](https://x.y)) | reward at the end | {cell} | | |",
+        "| [q](experiments/ablations/q.py) | a ([paper](https://x.y)) | reward at the end "
+        f"| {cell} | | |",
         f"| | b (ours) | reward at the end | {cell} | | {cell} |",
     ]

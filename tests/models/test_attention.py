@@ -9,32 +9,34 @@ import toys
 from jaxppo.models import attention
 
 
-def test_visibility():
+def test_attention_mask():
     mask = jnp.array([[False, True, True, True]])
     f, t = False, True
-    assert attention.visibility(mask, 0, 4, None)[0].tolist() == [
+    assert attention.attention_mask(mask, 0, 4, None)[0].tolist() == [
         [f, f, f, f],
         [f, t, f, f],
         [f, t, t, f],
         [f, t, t, t],
     ]
-    assert attention.visibility(mask, 0, 4, 2)[0].tolist() == [
+    assert attention.attention_mask(mask, 0, 4, 2)[0].tolist() == [
         [f, f, f, f],
         [f, t, f, f],
         [f, t, t, f],
         [f, f, t, t],
     ]
-    assert attention.visibility(mask, 2, 1, None)[0].tolist() == [
+    assert attention.attention_mask(mask, 2, 1, None)[0].tolist() == [
         [f, t, t, f]
     ]  # one token in slot 2
 
 
-def test_rotation_depends_on_distances_alone():
+def test_rotary_scores_depend_only_on_distances():
     rng = np.random.default_rng(0)
     q, k = (jnp.asarray(rng.standard_normal((1, 1, 1, 4)), jnp.float32) for _ in range(2))
 
     def score(i, j):
-        turn = lambda x, at: attention.rotate(x, attention.rotations(jnp.array([[at]]), toys.LLAMA))
+        turn = lambda x, at: attention.apply_rotary(
+            x, attention.rotary_embedding(jnp.array([[at]]), toys.LLAMA)
+        )
         return float((turn(q, i) * turn(k, j)).sum())
 
     assert score(9, 4) == pytest.approx(score(5, 0), abs=1e-5)
@@ -83,12 +85,14 @@ def test_attend_is_float32_inside_and_float64_with_float64(x64):
         assert attention.attend(ones, ones, ones, jnp.ones((1, 2, 2), bool)).dtype == expected
 
 
-def test_the_fused_kernel_is_the_same_function():
-    """By its plain implementation; the kernel itself wants a GPU."""
+def test_fused_attention_equals_attend():
+    """With the XLA implementation; cuDNN needs a GPU."""
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((2, h, 4, 8)), jnp.float32) for h in (4, 2, 2))
-    visible = attention.visibility(jnp.array([[False, True, True, True], [True] * 4]), 0, 4, None)
-    got = attention.fused(q, k, v, visible, implementation="xla")
+    visible = attention.attention_mask(
+        jnp.array([[False, True, True, True], [True] * 4]), 0, 4, None
+    )
+    got = attention.fused_attention(q, k, v, visible, implementation="xla")
     want = attention.attend(q, k, v, visible)
     np.testing.assert_allclose(got[1], want[1], atol=1e-6)
     np.testing.assert_allclose(
@@ -110,17 +114,17 @@ def test_the_fused_kernel_is_the_same_function():
         ((2, 4, 1, 64), 8, "bfloat16", "gpu", False),
     ],
 )
-def test_what_the_kernel_takes(shape, keys, dtype, backend, fits):
-    assert attention.fits_kernel(shape, keys, dtype, backend) == fits
+def test_which_shapes_fit_cudnn(shape, keys, dtype, backend, fits):
+    assert attention.fits_cudnn(shape, keys, dtype, backend) == fits
 
 
-def test_the_kernel_is_asked_for_on_a_gpu(monkeypatch):
+def test_cudnn_is_used_on_a_gpu(monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(attention, "new_enough", lambda device: True)
+    monkeypatch.setattr(attention, "has_cudnn_attention", lambda device: True)
     monkeypatch.setattr(
         attention,
-        "fused",
+        "fused_attention",
         lambda *x, implementation: asked.append(implementation) or jnp.zeros(x[0].shape),
     )
     x = jnp.ones((1, 2, 4, 8), jnp.bfloat16)
@@ -128,11 +132,11 @@ def test_the_kernel_is_asked_for_on_a_gpu(monkeypatch):
     assert asked == ["cudnn"]
 
 
-def test_what_is_remembered():
-    """Two layers' keys in one array: the second's slots 1 and 2 are written, the rest stays."""
+def test_update_cache():
+    """Keys of two layers in one array: only slots 1 and 2 of the second layer are written."""
     new = jnp.arange(1.0, 5.0).reshape(1, 1, 2, 2)
     old = jnp.zeros((2, 1, 1, 4, 2))
-    (keys, values, layer), k, v = attention.remember((old, old, jnp.int32(1)), new, -new, 1)
+    (keys, values, layer), k, v = attention.update_cache((old, old, jnp.int32(1)), new, -new, 1)
     want = [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]
     assert (
         k[0, 0].tolist() == want
@@ -142,7 +146,7 @@ def test_what_is_remembered():
     )
     np.testing.assert_array_equal(v, -k)
     np.testing.assert_array_equal(values, -keys)
-    (alone, _), k, _ = attention.remember((old[0], old[0]), new, new, 1)
+    (alone, _), k, _ = attention.update_cache((old[0], old[0]), new, new, 1)
     assert alone[0, 0].tolist() == want and k[0, 0].tolist() == want
 
 
@@ -157,7 +161,7 @@ def test_what_is_remembered():
         ("gfx90a", False),
     ],
 )
-def test_older_gpus_have_no_kernel(capability, new):
-    """A T4 has 7.5; a CPU has none, and AMD's GPUs have names."""
-    assert attention.new_enough(SimpleNamespace(compute_capability=capability)) == new
-    assert not attention.new_enough(SimpleNamespace())
+def test_older_gpus_have_no_cudnn_attention(capability, new):
+    """A T4 has 7.5; a CPU has none, and AMD GPUs have a name."""
+    assert attention.has_cudnn_attention(SimpleNamespace(compute_capability=capability)) == new
+    assert not attention.has_cudnn_attention(SimpleNamespace())

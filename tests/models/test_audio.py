@@ -1,6 +1,4 @@
-"""Policies that hear: the encoder, the attention to it, and runs of them on rows with
-recordings.
-"""
+"""Policies with audio: the encoder, the attention to it, and training steps on recordings."""
 
 import dataclasses
 from functools import cache
@@ -20,7 +18,7 @@ BINS, FRAMES = 4, 12
 LENGTHS = jnp.array([12, 5, 1], jnp.int32)
 
 
-def hearing(kind: str, **changes) -> toys.Toy:
+def audio_policy(kind: str, **changes) -> toys.Toy:
     sizes = {
         "vocab_size": toys.VOCAB,
         "width": 8,
@@ -36,12 +34,12 @@ def hearing(kind: str, **changes) -> toys.Toy:
 
 @pytest.fixture(scope="module", params=["gru", "convolution"])
 def toy(request) -> toys.Toy:
-    return hearing(request.param)
+    return audio_policy(request.param)
 
 
 @pytest.fixture(scope="module")
 def gru() -> toys.Toy:
-    return hearing("gru")
+    return audio_policy("gru")
 
 
 def recordings(rows: int = 3, frames: int = FRAMES, seed: int = 0) -> jax.Array:
@@ -53,7 +51,9 @@ def recordings(rows: int = 3, frames: int = FRAMES, seed: int = 0) -> jax.Array:
 @cache
 def program(model):
     return jax.jit(
-        lambda params, tokens, mask, context: model.apply(params, tokens, mask, context=context)[0]
+        lambda params, tokens, mask, context: jax.jit(model.apply)(
+            params, tokens, mask, context=context
+        )[0]
     )
 
 
@@ -61,33 +61,29 @@ def states(toy, prompts, *context):
     return program(toy.model)(toy.params, prompts.tokens, prompts.mask, context)
 
 
-def encoded(toy, features, key=None) -> audio.Heard:
+def encoded(toy, features, key=None) -> audio.EncodedAudio:
     encoder = audio.Encoder(toy.config, jnp.dtype("float32"))
     run = jax.jit(lambda params, x, key: encoder.apply({"params": params}, x, LENGTHS, key))
     return run(toy.params["encoder"], features, key)
 
 
-def test_every_second_frame_with_its_neighbours():
-    """Five frames 1 to 5, of which four are real: outputs at frames 1, 3 and 5, the last one
-    padding.
-    """
+def test_downsample():
+    """Frames 1 to 5, four of them real: outputs at frames 1, 3 and 5, the last one padding."""
     x, real = jnp.arange(1.0, 6.0)[None, :, None], jnp.array([[True, True, True, True, False]])
-    out, there = audio.halved(x, real)
+    out, real_outputs = audio.downsample(x, real)
     assert out[0].tolist() == [[0, 1, 2], [2, 3, 4], [4, 0, 0]]
-    assert there[0].tolist() == [True, True, False]
+    assert real_outputs[0].tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5), (3, 5), (5,)])
-def test_decoding_with_a_cache_is_the_whole_pass(toy, cuts):
-    """The recording is given with the first tokens alone. Row 1's prompt and recording are
-    padded.
-    """
+def test_cached_decoding_equals_the_full_pass(toy, cuts):
+    """The recording is given with the first tokens only. Prompts and recordings are padded."""
     prompts, context = toys.ragged([3, 5, 1], 5), (recordings(), LENGTHS)
     want = states(toy, prompts, *context)
     cache, parts, start = toy.model.init_cache(3, 99), [], 0
     for end in cuts:
         tokens, mask = prompts.tokens[:, start:end], prompts.mask[:, start:end]
-        hidden, cache = toy.model.apply(
+        hidden, cache = jax.jit(toy.model.apply)(
             toy.params, tokens, mask, cache=cache, context=context if start == 0 else None
         )
         parts.append(hidden)
@@ -97,8 +93,8 @@ def test_decoding_with_a_cache_is_the_whole_pass(toy, cuts):
     )
 
 
-def test_frames_that_are_padding_change_nothing(toy):
-    """Neither what stands in them nor how many there are."""
+def test_padded_frames_have_no_effect(toy):
+    """Neither their values nor their number."""
     prompts, features = toys.ragged([3, 5, 1], 5), recordings()
     want = states(toy, prompts, features, LENGTHS)
     real = (jnp.arange(FRAMES)[None] < LENGTHS[:, None])[..., None]
@@ -109,10 +105,10 @@ def test_frames_that_are_padding_change_nothing(toy):
     np.testing.assert_allclose(states(toy, prompts, longer, LENGTHS), want, atol=1e-5)
 
 
-def test_every_state_hears_every_real_frame(gru):
+def test_every_state_attends_to_every_real_frame(gru):
     prompts, features = toys.ragged([3, 5, 1], 5), recordings()
     want = states(gru, prompts, features, LENGTHS)
-    for row, frame, heard in (
+    for row, frame, attends in (
         (0, 11, True),
         (0, 0, True),
         (1, 4, True),
@@ -121,13 +117,13 @@ def test_every_state_hears_every_real_frame(gru):
         (2, 1, False),
     ):
         moved = states(gru, prompts, features.at[row, frame].add(1.0), LENGTHS) != want
-        assert bool(moved[row].any(-1)[prompts.mask[row]].all()) == heard, (row, frame)
+        assert bool(moved[row].any(-1)[prompts.mask[row]].all()) == attends, (row, frame)
         assert not moved[jnp.arange(3) != row].any()
 
 
 def test_the_recording_is_read_in_both_directions(gru):
-    """The first place of the encoder knows the last real frame, and the last place the first one.
-    12, 5 and 1 frames are 3, 2 and 1 places.
+    """The first output depends on the last real frame, and the last output on the first frame.
+    12, 5 and 1 frames give 3, 2 and 1 outputs.
     """
     features = recordings()
     want = encoded(gru, features)
@@ -138,7 +134,7 @@ def test_the_recording_is_read_in_both_directions(gru):
 
 
 def test_a_row_without_a_recording(gru):
-    """Finite, and deaf to what stands in the padding."""
+    """Finite, and independent of the padding."""
     prompts, silent = toys.ragged([3, 5, 1], 5), jnp.zeros((3,), jnp.int32)
     one, other = (
         states(gru, prompts, recordings(), silent),
@@ -149,15 +145,15 @@ def test_a_row_without_a_recording(gru):
 
 
 def test_dropout_in_the_encoder(monkeypatch):
-    """Before the recurrent layer and behind it, each with noise of its own; none without a key."""
+    """Before and after the recurrent layer, with different noise; none without a key."""
     asked = []
 
-    def dropped(x, rate, key, number):
+    def recorded(x, rate, key, number):
         asked.append((rate, number))
-        return layers.dropped(x, rate, key, number)
+        return layers.dropout(x, rate, key, number)
 
-    monkeypatch.setattr(audio, "dropped", dropped)
-    toy = hearing("gru", dropout=0.5)
+    monkeypatch.setattr(audio, "dropout", recorded)
+    toy = audio_policy("gru", dropout=0.5)
     run = lambda key: encoded(toy, recordings(), key).values
     one, same, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
     np.testing.assert_array_equal(one, same)
@@ -166,26 +162,28 @@ def test_dropout_in_the_encoder(monkeypatch):
 
 
 def test_heads_and_bfloat16():
-    """Two heads, all products in bfloat16: near the same policy in float32."""
-    shape = dataclasses.replace(hearing("lstm").config, num_heads=2)
+    """Two heads, all products in bfloat16: close to the same policy in float32."""
+    shape = dataclasses.replace(audio_policy("lstm").config, num_heads=2)
     exact, rough = models.make(shape), models.make(shape, dtype="bfloat16", remat="block")
     params, prompts = toys.random_params(exact), toys.ragged([3, 5, 1], 5)
     one, other = (
-        m.apply(params, prompts.tokens, prompts.mask, context=(recordings(), LENGTHS))[0]
+        jax.jit(m.apply)(params, prompts.tokens, prompts.mask, context=(recordings(), LENGTHS))[0]
         for m in (exact, rough)
     )
     np.testing.assert_allclose(one, other, atol=0.1)
     assert (one != other).any()
 
 
-def test_what_does_not_fit(gru):
-    prompts, plain = toys.ragged([3], 3), hearing("gru", context_width=0)
+def test_a_context_that_does_not_fit_is_refused(gru):
+    prompts, plain = toys.ragged([3], 3), audio_policy("gru", context_width=0)
     with pytest.raises(UserError, match="this gru policy reads no context"):
         states(plain, prompts, recordings(1), LENGTHS[:1])
     with pytest.raises(UserError, match='its rows need "context" and "context_length"'):
-        gru.model.apply(gru.params, prompts.tokens, prompts.mask)
+        jax.jit(gru.model.apply)(gru.params, prompts.tokens, prompts.mask)
     with pytest.raises(UserError, match='its rows need "context" and "context_length"'):
-        gru.model.apply(gru.params, prompts.tokens, prompts.mask, cache=gru.model.init_cache(1, 9))
+        jax.jit(gru.model.apply)(
+            gru.params, prompts.tokens, prompts.mask, cache=gru.model.init_cache(1, 9)
+        )
     with pytest.raises(UserError, match="3 numbers a frame, but the policy reads 4"):
         states(gru, prompts, recordings(1)[..., :3], LENGTHS[:1])
     with pytest.raises(UserError, match="25 frames, but the policy takes 24"):
@@ -198,28 +196,28 @@ def test_what_does_not_fit(gru):
         states(toys.llama(), prompts, recordings(1), LENGTHS[:1])
 
 
-def test_as_a_critic_that_hears_too(gru):
+def test_with_a_critic(gru):
     both = critic.with_critic(gru.model, gru.model, width=8)
     prompts, context = toys.ragged([3, 5, 1], 5), (recordings(), LENGTHS)
     params = {
         **{name: x for name, x in gru.params.items() if name != "value"},
         "critic": gru.params,
     }
-    whole, _ = both.apply(params, prompts.tokens, prompts.mask, context=context)
+    whole, _ = jax.jit(both.apply)(params, prompts.tokens, prompts.mask, context=context)
     np.testing.assert_allclose(
         both.value(params, whole),
         gru.model.value(gru.params, states(gru, prompts, *context)),
         atol=1e-5,
     )
-    first, cache = both.apply(
+    first, cache = jax.jit(both.apply)(
         params, prompts.tokens, prompts.mask, cache=both.init_cache(3, 9), context=context
     )
     np.testing.assert_allclose(first[prompts.mask], whole[prompts.mask], atol=1e-5)
-    again, _ = both.apply(params, prompts.tokens[:, :1], prompts.mask[:, -1:], cache=cache)
+    again, _ = jax.jit(both.apply)(params, prompts.tokens[:, :1], prompts.mask[:, -1:], cache=cache)
     assert np.isfinite(again).all()
 
 
-# --- a code to copy: each segment of four frames has one loud bin, which is one token
+# --- a code to copy: each segment of four frames has one loud bin, which stands for one token
 
 
 SEGMENTS = 3
@@ -237,23 +235,22 @@ COPY = dataclasses.replace(
 
 
 def codes(seed: int, rows: int = COPY.batch_size) -> tuple[np.ndarray, dict]:
-    """(one to three digits a row, −1 behind the last one, the recording that says them). Padding is
-    noise.
+    """(one to three digits a row, −1 after the last; the recording of them, with noise as
+    padding).
     """
     rng = np.random.default_rng(seed)
     digits = rng.integers(0, BINS, (rows, SEGMENTS))
     length = rng.integers(1, SEGMENTS + 1, rows)
     features = np.eye(BINS, dtype=np.float32)[digits.repeat(4, 1)]
-    there = np.arange(4 * SEGMENTS)[None] < 4 * length[:, None]
-    features = np.where(there[..., None], features, rng.standard_normal(features.shape)).astype(
-        np.float32
-    )
+    real = np.arange(4 * SEGMENTS)[None] < 4 * length[:, None]
+    noise = rng.standard_normal(features.shape)
+    features = np.where(real[..., None], features, noise).astype(np.float32)
     extra = {"context": jnp.asarray(features), "context_length": jnp.asarray(4 * length, jnp.int32)}
     return np.where(np.arange(SEGMENTS)[None] < length[:, None], digits, -1), extra
 
 
 def rows_of(seed: int) -> Prompts:
-    """Rows to learn from: a start (2), the digits as tokens 3 to 6, the end; padded on the left."""
+    """Training rows: a start (2), the digits as tokens 3 to 6, the end; padded on the left."""
     digits, extra = codes(seed)
     tokens = np.zeros((len(digits), COPY.length), np.int32)
     for row, own in enumerate(digits):
@@ -282,8 +279,8 @@ def copier() -> tuple[toys.Toy, list[float]]:
 
 @pytest.mark.learning
 def test_a_code_is_copied_from_the_recording(copier):
-    """Without hearing nobody can be below the entropy of the digits; with it new codes are said
-    without a mistake.
+    """The loss falls below the entropy of the digits, so the policy uses the recording. New codes
+    are sampled without errors.
     """
     toy, losses = copier
     assert np.mean(losses[-5:]) < 0.1 < 1.0 < losses[0]
@@ -291,15 +288,15 @@ def test_a_code_is_copied_from_the_recording(copier):
     start = Prompts(
         jnp.full((16, 1), 2), jnp.ones((16, 1), bool), jnp.arange(16, dtype=jnp.int32), extra
     )
-    said = np.asarray(toys.roll(toy, start, COPY, greedy=True).response)
+    sampled = np.asarray(toys.roll(toy, start, COPY, greedy=True).response)
     want = [[*(own[own >= 0] + 3), toys.EOS] for own in digits]
-    right = sum(said[row, : len(own)].tolist() == own for row, own in enumerate(want))
+    right = sum(sampled[row, : len(own)].tolist() == own for row, own in enumerate(want))
     assert right >= 15
 
 
-def test_a_ppo_step(gru):
-    """Sampler and scorer hear the same: the first ratio is 1 within 1e-4, and encoder and attention
-    learn. NLPO's lagged policy hears too, and microbatches take their own rows' recordings.
+def test_a_ppo_step(gru, quickly_compiled):
+    """The first ratio is 1 within 1e-4, and encoder and attention learn, with NLPO's lagged policy
+    and with microbatches, which take the recordings of their own rows.
     """
     settings = dataclasses.replace(COPY, mask_top_p=0.9, minibatches=2, microbatches=2)
     start = Prompts(
@@ -314,7 +311,7 @@ def test_a_ppo_step(gru):
         assert all(jax.tree.leaves(moved)), moved
 
 
-def test_a_rollout_hears_and_so_does_its_scorer(gru):
+def test_sampler_and_scorer_use_the_same_recording(gru):
     start = Prompts(
         jnp.full((16, 1), 2), jnp.ones((16, 1), bool), jnp.arange(16, dtype=jnp.int32), codes(0)[1]
     )

@@ -10,13 +10,13 @@ def test_windows_by_hand():
     """Width 1, a window of three; the first token is padding and counts as 0."""
     x = jnp.array([[[9.0], [1.0], [2.0]]])
     attend = jnp.array([[False, True, True]])
-    beside, last = convolution.windows(x, attend, jnp.zeros((1, 2, 1)))
-    assert beside[0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2]] and last[0, :, 0].tolist() == [
+    windows, last = convolution.causal_windows(x, attend, jnp.zeros((1, 2, 1)))
+    assert windows[0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2]] and last[0, :, 0].tolist() == [
         1,
         2,
     ]
-    beside, last = convolution.windows(jnp.array([[[3.0]]]), jnp.array([[True]]), last)
-    assert beside[0].tolist() == [[1, 2, 3]] and last[0, :, 0].tolist() == [2, 3]
+    windows, last = convolution.causal_windows(jnp.array([[[3.0]]]), jnp.array([[True]]), last)
+    assert windows[0].tolist() == [[1, 2, 3]] and last[0, :, 0].tolist() == [2, 3]
 
 
 @pytest.mark.parametrize(
@@ -29,14 +29,14 @@ def test_windows_by_hand():
     ],
 )
 def test_number_of_parameters(kind, own):
-    """Beside the body: embedding 5 x 8, last norm 8, value 8 + 1."""
+    """Outside the body: embedding 5 x 8, last norm 8, value 8 + 1."""
     model = models.make(shapes.network(kind, vocab_size=5, width=8, kernel=3))
     total = sum(x.size for x in jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))))
     assert total == own + 40 + 8 + 9
 
 
 @pytest.mark.parametrize(("kind", "reach"), [("window", 3), ("convolution", 5)])
-def test_how_far_back_they_see(kind, reach):
+def test_receptive_field(kind, reach):
     """Kernel 3: a window of 3; two layers of convolution see 1 + 2 · 2."""
     model = models.make(shapes.network(kind, vocab_size=5, width=8, kernel=3))
     params = jax.jit(model.init)(jax.random.key(0))

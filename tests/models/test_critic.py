@@ -6,13 +6,13 @@ import toys
 
 from jaxppo import models
 from jaxppo.errors import UserError
-from jaxppo.models import critic
+from jaxppo.models import critic, shapes
 from jaxppo.models.critic import init_value
 
 
 @pytest.fixture(scope="module")
 def pair() -> toys.Toy:
-    """Two small Llamas with parameters of their own."""
+    """Actor and critic: two small Llamas with different parameters."""
     one = toys.llama()
     model = critic.with_critic(one.model, one.model, width=one.config.width)
     return toys.Toy(one.config, model, toys.random_params(model, seed=2))
@@ -20,9 +20,9 @@ def pair() -> toys.Toy:
 
 def test_logits_are_the_actors_and_values_the_critics(pair, llama):
     prompts = toys.prompts()
-    hidden, _ = pair.model.apply(pair.params, prompts.tokens, prompts.mask)
-    own, _ = llama.model.apply(pair.params, prompts.tokens, prompts.mask)
-    seen, _ = llama.model.apply(pair.params["critic"], prompts.tokens, prompts.mask)
+    hidden, _ = jax.jit(pair.model.apply)(pair.params, prompts.tokens, prompts.mask)
+    own, _ = jax.jit(llama.model.apply)(pair.params, prompts.tokens, prompts.mask)
+    seen, _ = jax.jit(llama.model.apply)(pair.params["critic"], prompts.tokens, prompts.mask)
     np.testing.assert_allclose(
         pair.model.logits(pair.params, hidden),
         llama.model.logits(pair.params, own),
@@ -34,7 +34,7 @@ def test_logits_are_the_actors_and_values_the_critics(pair, llama):
     assert "value" not in pair.params
 
 
-def test_values_do_not_move_the_policy_and_the_other_way_round(pair):
+def test_gradients_of_policy_and_critic_are_separate(pair):
     rolled = toys.roll(pair, toys.prompts())
     pull = lambda name: jax.grad(
         lambda params: getattr(toys.score(pair, rolled, params=params), name).sum()
@@ -46,7 +46,7 @@ def test_values_do_not_move_the_policy_and_the_other_way_round(pair):
     assert moved(pull("logprobs")) == set(pair.params) - {"critic"}
 
 
-def test_the_decoder_sees_what_the_scorer_sees(pair):
+def test_cached_decoding_equals_the_full_pass(pair):
     rolled = toys.roll(pair, toys.prompts())
     scores = toys.score(pair, rolled)
     np.testing.assert_allclose(rolled.values, scores.values * rolled.mask, atol=1e-4)
@@ -57,7 +57,7 @@ def test_the_decoder_sees_what_the_scorer_sees(pair):
 
 
 @pytest.mark.parametrize("separate", [False, True])
-def test_a_value_head_may_start_at_random(pair, llama, separate):
+def test_a_random_value_head(pair, llama, separate):
     """Width 16: standard deviation 1 / √17."""
     params = pair.params if separate else llama.params
     wide = {"value": {"kernel": jnp.zeros((4000, 1)), "bias": jnp.zeros(())}}
@@ -72,7 +72,7 @@ def test_a_value_head_may_start_at_random(pair, llama, separate):
     )  # it is zero from its module
 
 
-def test_a_critic_may_start_as_the_reward_model(pair, llama):
+def test_a_critic_may_start_from_the_reward_model(pair, llama):
     reward = toys.random_params(llama.model, seed=9)
     critic = init_value(pair.params, jax.random.key(0), "reward", reward)["critic"]
     toys.assert_same(critic, reward)
@@ -86,7 +86,7 @@ def test_a_reward_model_of_another_shape_is_refused(pair):
     for other in (
         None,
         {"net": 1},
-        toys.random_params(models.make(toys.config.llama(vocab_size=5)), seed=1),
+        toys.random_params(models.make(shapes.llama(vocab_size=5)), seed=1),
     ):
         with pytest.raises(UserError, match="--value-init reward"):
             critic.init_value(pair.params, jax.random.key(0), "reward", other)

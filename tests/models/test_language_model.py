@@ -1,4 +1,4 @@
-"""Every architecture but the transformer, through the one interface."""
+"""Every architecture except the transformer, through the common interface."""
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,20 @@ from jaxppo.types import Prompts
 KINDS = ("gru", "lstm", "convolution", "window")
 
 
+# The fast tests train two of the kinds.
+trained = pytest.mark.parametrize(
+    "toy",
+    [
+        "gru",
+        "convolution",
+        pytest.param("lstm", marks=pytest.mark.ci),
+        pytest.param("window", marks=pytest.mark.ci),
+    ],
+    indirect=True,
+    scope="module",
+)
+
+
 @pytest.fixture(scope="module", params=KINDS)
 def toy(request) -> toys.Toy:
     shape = shapes.network(
@@ -24,17 +38,17 @@ def toy(request) -> toys.Toy:
 
 
 def forward(toy, tokens, mask):
-    hidden, _ = toy.model.apply(toy.params, tokens, mask)
+    hidden, _ = jax.jit(toy.model.apply)(toy.params, tokens, mask)
     return toy.model.logits(toy.params, hidden), toy.model.value(toy.params, hidden)
 
 
 @pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5), (3, 5), (5,)])
-def test_decoding_with_a_cache_is_the_whole_pass(toy, cuts):
+def test_cached_decoding_equals_the_full_pass(toy, cuts):
     prompts = toys.ragged([3, 5, 1], 5)
-    want, _ = toy.model.apply(toy.params, prompts.tokens, prompts.mask)
+    want, _ = jax.jit(toy.model.apply)(toy.params, prompts.tokens, prompts.mask)
     cache, parts, start = toy.model.init_cache(3, 99), [], 0
     for end in cuts:
-        hidden, cache = toy.model.apply(
+        hidden, cache = jax.jit(toy.model.apply)(
             toy.params, prompts.tokens[:, start:end], prompts.mask[:, start:end], cache=cache
         )
         parts.append(hidden)
@@ -44,8 +58,8 @@ def test_decoding_with_a_cache_is_the_whole_pass(toy, cuts):
     )
 
 
-def test_padding_changes_nothing(toy):
-    """On the left, three slots more; and whatever stands there."""
+def test_padding_has_no_effect(toy):
+    """Three more slots on the left, with any tokens."""
     prompts = toys.ragged([4, 2], 4)
     wide = jnp.pad(prompts.tokens, ((0, 0), (3, 0)), constant_values=7)
     one, other = (
@@ -56,7 +70,7 @@ def test_padding_changes_nothing(toy):
         np.testing.assert_allclose(b[:, 3:][prompts.mask], a[prompts.mask], atol=1e-5)
 
 
-def test_nothing_looks_ahead(toy):
+def test_causality(toy):
     prompts = toys.ragged([6], 6)
     changed = prompts.tokens.at[0, 3].set((prompts.tokens[0, 3] + 1) % toys.VOCAB)
     (one, _), (other, _) = (
@@ -69,10 +83,9 @@ def test_nothing_looks_ahead(toy):
     )  # and what comes after does look back: kernel 3, one layer or more
 
 
-def test_a_ppo_step(toy):
-    """Sampler and scorer agree to 1e-4, every parameter of policy and critic moves, and the model
-    is a reference too.
-    """
+@trained
+def test_a_ppo_step(toy, quickly_compiled):
+    """Sampler and scorer agree to 1e-4, and every parameter of policy and critic changes."""
     step = parallel.compile_step(ppo.make_train_step(toy.model, toys.parts(), toys.SETTINGS))
     before = jax.device_get(toy.params)
     state, metrics = step(toys.state(toy), toys.prompts())
@@ -82,7 +95,7 @@ def test_a_ppo_step(toy):
 
 
 def test_as_a_critic_of_another_policy(toy):
-    """A transformer's values, by a net of another kind."""
+    """A transformer with a critic of another kind."""
     actor = toys.llama()
     both = critic.with_critic(actor.model, toy.model, width=actor.config.width)
     params = {
@@ -90,14 +103,15 @@ def test_as_a_critic_of_another_policy(toy):
         "critic": toy.params,
     }
     prompts = toys.prompts()
-    hidden, _ = both.apply(params, prompts.tokens, prompts.mask)
+    hidden, _ = jax.jit(both.apply)(params, prompts.tokens, prompts.mask)
     _, want = forward(toy, prompts.tokens, prompts.mask)
     np.testing.assert_allclose(both.value(params, hidden), want, rtol=1e-6)
 
 
-def test_as_a_classifier(toy):
-    """Whether token 3 or 4 stands before the last: told by the value of the last token, after 60
-    steps right for all.
+@trained
+def test_a_label_is_learned(toy, quickly_compiled):
+    """The label says whether the last token but one is 3 or 4. After 60 steps the value of the last
+    token is right for all rows.
     """
     settings = config.Config(
         batch_size=16,
@@ -118,7 +132,7 @@ def test_as_a_classifier(toy):
         jnp.asarray(tokens), jnp.ones((16, 6), bool), jnp.arange(16, dtype=jnp.int32), extra
     )
     step = parallel.compile_step(
-        supervised.make_train_step(toy.model, supervised.labels(toy.model), settings)
+        supervised.make_train_step(toy.model, supervised.binary_cross_entropy(toy.model), settings)
     )
     state = ppo.init_state(
         settings,
@@ -133,13 +147,13 @@ def test_as_a_classifier(toy):
 
 @pytest.mark.parametrize("kind", ["gru", "transformer"])
 def test_dropout(kind):
-    """Half of the embeddings and of the last hidden states are 0 with a key, and others with
-    another; none without.
+    """With a key half of the last hidden states are 0, with another key others; without a key
+    none.
     """
     shape = shapes.network(kind, vocab_size=toys.VOCAB, width=8, dropout=0.5)
     model = models.make(shape)
     params, prompts = toys.random_params(model), toys.prompts()
-    run = lambda key: model.apply(params, prompts.tokens, prompts.mask, dropout_key=key)[0]
+    run = lambda key: jax.jit(model.apply)(params, prompts.tokens, prompts.mask, dropout_key=key)[0]
     one, same, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
     assert (run(None) != 0).all()
     assert float((one == 0).mean()) == pytest.approx(
@@ -149,19 +163,19 @@ def test_dropout(kind):
     assert (one != other).any()
 
 
-def test_bfloat16_and_a_head_of_ones_own(strict):
+def test_bfloat16_and_an_untied_head(strict):
     import dataclasses
 
     shape = dataclasses.replace(shapes.network("lstm", vocab_size=toys.VOCAB, width=8), tied=False)
     model = models.make(shape, dtype="bfloat16", remat="block")
     params, prompts = toys.random_params(model), toys.prompts()
-    hidden, _ = model.apply(params, prompts.tokens, prompts.mask)
+    hidden, _ = jax.jit(model.apply)(params, prompts.tokens, prompts.mask)
     logits = model.logits(params, hidden)
     assert logits.dtype == hidden.dtype == jnp.float32
     np.testing.assert_allclose(logits, hidden @ model.head(params).T, atol=0.1)
 
 
-def test_what_they_do_not_have():
+def test_unsupported_options_are_refused():
     shape = shapes.network("gru", vocab_size=toys.VOCAB)
     for options, words in (({"lora": 2}, "--lora 0"), ({"scan": True}, "without --scan-layers")):
         with pytest.raises(UserError, match=words):

@@ -29,20 +29,20 @@ def placed(mesh, shape, *names):
         ((3, 8), (None, "rows"), (None, ("data", "fsdp"))),
     ],
 )
-def test_where_activations_lie(shape, names, spec):
+def test_constrain_shards_activations(shape, names, spec):
     mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
     found = [*placed(mesh, shape, *names), *[None] * len(shape)][: len(shape)]
     assert PartitionSpec(*found) == PartitionSpec(*spec, *[None] * (len(shape) - len(spec)))
 
 
-def test_over_how_many_devices_the_rows_are_split():
+def test_row_shards():
     mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        assert layout.shares() == 4
-    assert layout.shares() == 1
+        assert layout.row_shards() == 4
+    assert layout.row_shards() == 1
 
 
-def test_without_a_mesh_nothing_happens():
+def test_without_a_mesh_constrain_does_nothing():
     x = jnp.zeros((3, 5))
     assert layout.constrain(x, "rows", "heads") is x
     inside = jax.pmap(lambda x: layout.constrain(x, "rows"), axis_name="devices")(jnp.zeros((8, 3)))

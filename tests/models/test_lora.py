@@ -14,13 +14,13 @@ TREE = {
 
 
 def test_split_and_merge_are_inverse():
-    trained, base = lora.split(TREE, lora.is_adapter)
+    trained, base = lora.split(TREE, lora.is_trained)
     assert trained == {"q": {"lora_a": 2, "lora_b": 3}, "value": {"kernel": 5, "bias": 6}}
     assert base == {"q": {"kernel": 1}, "mlp": {"up": {"kernel": 4}}}  # nothing empty is left
     assert lora.merge(base, trained) == TREE
 
 
-def test_merge_lays_over_and_copies_nothing():
+def test_merge_copies_nothing():
     base, trained = {"a": {"x": jnp.zeros(2), "y": jnp.ones(2)}}, {"a": {"x": jnp.full(2, 7.0)}}
     out = lora.merge(base, trained)
     assert out["a"]["x"] is trained["a"]["x"] and out["a"]["y"] is base["a"]["y"]
@@ -28,10 +28,10 @@ def test_merge_lays_over_and_copies_nothing():
     assert lora.merge({}, trained) == trained
 
 
-def test_is_adapter():
-    assert lora.is_adapter(("layers_0", "attention", "q", "lora_a"))
-    assert lora.is_adapter(("value", "kernel"))
-    assert not lora.is_adapter(("layers_0", "attention", "q", "kernel"))
+def test_is_trained():
+    assert lora.is_trained(("layers_0", "attention", "q", "lora_a"))
+    assert lora.is_trained(("value", "kernel"))
+    assert not lora.is_trained(("layers_0", "attention", "q", "kernel"))
 
 
 def test_count():
@@ -40,15 +40,15 @@ def test_count():
 
 def test_size_of_adapters():
     toy = toys.make(toys.LLAMA, lora=2)
-    trained, base = lora.split(toy.params, lora.is_adapter)
+    trained, base = lora.split(toy.params, lora.is_trained)
     # q: 16 x 2 + 2 x 16; v (2 heads of 4): 16 x 2 + 2 x 8; value head: 16 + 1
     assert lora.count(trained) == 64 + 48 + 17
     assert lora.count(trained) + lora.count(base) == lora.count(toy.params)
 
 
-def test_gradients_reach_the_trained_part_alone():
+def test_gradients_reach_only_the_trained_part():
     toy = toys.make(toys.LLAMA, lora=2)
-    trained, base = lora.split(toy.params, lora.is_adapter)
+    trained, base = lora.split(toy.params, lora.is_trained)
     prompts = toys.prompts()
 
     def total(trained, base):
@@ -74,5 +74,5 @@ def test_folded_adapters_are_the_same_network():
     )
     got, _ = plain.apply(folded, prompts.tokens, prompts.mask)
     np.testing.assert_allclose(got, want, atol=1e-4)
-    stacked = scan.unstack(lora.fold(scan.stack(params), alpha=16.0))
+    stacked = scan.unstack_layers(lora.fold(scan.stack_layers(params), alpha=16.0))
     toys.assert_close(stacked, folded, atol=1e-6)

@@ -39,7 +39,7 @@ def test_number_of_parameters(kind, gates):
     assert total == 2 * (8 + 2 * 64 * gates + 8 * gates) + 40 + 8 + 9
 
 
-def test_padding_leaves_the_state_as_it_was():
+def test_padding_does_not_change_the_state():
     model = models.make(shapes.network("gru", vocab_size=5, width=8))
     params = jax.jit(model.init)(jax.random.key(0))
     tokens = jnp.array([[1, 2]])

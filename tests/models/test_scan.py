@@ -16,48 +16,54 @@ def both():
     """(the unrolled model, the scanned one, the same parameters for each)."""
     unrolled, scanned = models.make(SHAPE, lora=2), models.make(SHAPE, lora=2, scan=True)
     params = toys.random_params(unrolled, seed=1)
-    return unrolled, scanned, params, scan.stack(params)
+    return unrolled, scanned, params, scan.stack_layers(params)
 
 
-def test_scanned_layers_are_the_unrolled_ones(both):
+def gradient(model, params):
+    """Of the sum of sines of the hidden states."""
+    prompts = toys.prompts()
+    total = lambda params: jnp.sin(model.apply(params, prompts.tokens, prompts.mask)[0]).sum()
+    return jax.jit(jax.grad(total))(params)
+
+
+@pytest.fixture(scope="module")
+def unrolled_gradient(both):
+    return gradient(both[0], both[2])
+
+
+def test_scanned_layers_equal_unrolled_ones(both):
     unrolled, scanned, params, stacked = both
     prompts = toys.prompts()
-    want, _ = unrolled.apply(params, prompts.tokens, prompts.mask)
-    got, _ = scanned.apply(stacked, prompts.tokens, prompts.mask)
+    want, _ = jax.jit(unrolled.apply)(params, prompts.tokens, prompts.mask)
+    got, _ = jax.jit(scanned.apply)(stacked, prompts.tokens, prompts.mask)
     np.testing.assert_allclose(got, want, atol=1e-5)
     assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
         jnp.shape, jax.eval_shape(scanned.init, jax.random.key(0))
     )
 
 
-def test_what_is_on_the_host_is_stacked_there(both):
+def test_numpy_arrays_stay_on_the_host(both):
     _, _, params, stacked = both
-    host = scan.stack(jax.device_get(params))
+    host = scan.stack_layers(jax.device_get(params))
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
     toys.assert_same(host, stacked)
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "full"])
-def test_gradients_are_the_same(both, remat):
-    unrolled, _, params, stacked = both
+def test_gradients_are_equal(both, unrolled_gradient, remat):
     scanned = models.make(SHAPE, lora=2, scan=True, remat=remat)
-    prompts = toys.prompts()
-    loss = lambda model: (
-        lambda params: jnp.sin(model.apply(params, prompts.tokens, prompts.mask)[0]).sum()
-    )
-    want, got = jax.grad(loss(unrolled))(params), jax.grad(loss(scanned))(stacked)
-    toys.assert_close(
-        scan.unstack(got), want, atol=2e-4, rtol=1e-5
-    )  # the largest are -74: 3e-6 of one with JAX 0.12
+    got = scan.unstack_layers(gradient(scanned, both[3]))
+    # the largest are -74: 3e-6 of one with JAX 0.12
+    toys.assert_close(got, unrolled_gradient, atol=2e-4, rtol=1e-5)
 
 
-def test_decoding_with_a_cache_is_the_whole_pass(both):
+def test_cached_decoding_equals_the_full_pass(both):
     _, scanned, _, stacked = both
     prompts = toys.ragged([3, 5, 1], 5)
-    want, _ = scanned.apply(stacked, prompts.tokens, prompts.mask)
+    want, _ = jax.jit(scanned.apply)(stacked, prompts.tokens, prompts.mask)
     cache, parts = scanned.init_cache(3, 5), []
     for start, end in ((0, 3), (3, 4), (4, 5)):
-        hidden, cache = scanned.apply(
+        hidden, cache = jax.jit(scanned.apply)(
             stacked, prompts.tokens[:, start:end], prompts.mask[:, start:end], cache=cache
         )
         parts.append(hidden)
@@ -70,8 +76,8 @@ def test_decoding_with_a_cache_is_the_whole_pass(both):
 def test_unstack_is_the_inverse(both):
     *_, params, stacked = both
     nested = {**params, "critic": params}
-    back = scan.unstack(scan.stack(nested))
+    back = scan.unstack_layers(scan.stack_layers(nested))
     assert jax.tree.structure(back) == jax.tree.structure(nested)
     jax.tree.map(np.testing.assert_array_equal, back, nested)
-    assert scan.stack({"value": 1}) == scan.unstack({"value": 1}) == {"value": 1}
+    assert scan.stack_layers({"value": 1}) == scan.unstack_layers({"value": 1}) == {"value": 1}
     assert set(stacked) == {"embed", "layers", "final_norm", "value"}

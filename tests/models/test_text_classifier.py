@@ -13,7 +13,7 @@ X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8, 6)), jnp.float32
 
 
 def params_of(net: Classifier):
-    return net.init(jax.random.key(0), X, MASK)["params"]
+    return jax.jit(net.init)(jax.random.key(0), X, MASK)["params"]
 
 
 CHOICES = [
@@ -26,14 +26,11 @@ CHOICES = [
 
 
 @pytest.mark.parametrize("layers", CHOICES, ids=str)
-def test_padding_changes_nothing_in_any_layer(layers):
-    """Three slots more, one of them the partner of a text's last token in a pair of `pool`; and
-    whatever stands there.
-    """
+def test_padding_has_no_effect(layers):
+    """Three more slots with any values; in `pool`, one of them is paired with a text's last token."""
     net = Classifier(features=6, widths=(1, 2), layers=layers, classes=3)
-    rng = np.random.default_rng(
-        0
-    )  # biases too, so that padding is something after a layer, and outputs on both sides of 0
+    # noise on biases too: padding is then not 0 after a layer, and outputs have both signs
+    rng = np.random.default_rng(0)
     noisy = lambda x: x + 0.3 * rng.standard_normal(x.shape).astype(np.float32)
     params = jax.tree.map(noisy, params_of(net))
     read = jax.jit(lambda x, mask: net.apply({"params": params}, x, mask))
@@ -57,7 +54,7 @@ def test_every_layer_has_its_parameters():
     assert sum(x.size for x in jax.tree.leaves(params)) == 28 + 52 + 36 + 108 + 36 + 15 + 12
 
 
-def test_the_larger_of_two_neighbours():
+def test_pool_takes_the_larger_of_two_neighbours():
     """Row 0: 1 and 5, 2 and padding. Row 1: −3 alone, then a pair that is padding."""
     x = jnp.array([[[1.0], [5.0], [2.0]], [[-3.0], [9.0], [9.0]]])
     mask = jnp.array([[True, True, True], [True, False, False]])
@@ -66,7 +63,7 @@ def test_the_larger_of_two_neighbours():
     assert there.tolist() == [[True, True], [True, False]]
 
 
-def test_what_a_classifier_does_not_have():
+def test_an_unknown_layer_is_refused():
     with pytest.raises(
         UserError, match="no layer 'attention': choose among convolution, pool, gru, lstm, dense"
     ):

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,17 @@ def whole(toy):
     return prompts, *forward(toy, prompts.tokens, prompts.mask)
 
 
-def forward(toy, tokens, mask):
-    @jax.jit
-    def run(params, tokens, mask):
-        hidden, _ = toy.model.apply(params, tokens, mask)
-        return toy.model.logits(params, hidden), toy.model.value(params, hidden)
+@cache
+def program(model):
+    def run(params, tokens, mask, cache=None):
+        hidden, cache = model.apply(params, tokens, mask, cache=cache)
+        return model.logits(params, hidden), model.value(params, hidden), cache
 
-    return run(toy.params, tokens, mask)
+    return jax.jit(run)
+
+
+def forward(toy, tokens, mask):
+    return program(toy.model)(toy.params, tokens, mask)[:2]
 
 
 @pytest.mark.parametrize(
@@ -46,27 +51,21 @@ def forward(toy, tokens, mask):
 )
 def test_cached_decoding_equals_the_full_forward_pass(toy, whole, pieces):
     prompts, logits, values = whole
-    apply = jax.jit(lambda p, t, m, c: toy.model.apply(p, t, m, cache=c))
     cache, start = toy.model.init_cache(4, 12), 0  # longer than needed: empty slots are not seen
     for n in pieces:
-        hidden, cache = apply(
-            toy.params,
-            prompts.tokens[:, start : start + n],
-            prompts.mask[:, start : start + n],
-            cache,
+        part = np.s_[:, start : start + n]
+        on = np.asarray(prompts.mask[part])
+        got, value, cache = program(toy.model)(
+            toy.params, prompts.tokens[part], prompts.mask[part], cache
         )
-        on = prompts.mask[:, start : start + n]
-        got = toy.model.logits(toy.params, hidden)
-        np.testing.assert_allclose(got[on], logits[:, start : start + n][on], atol=5e-5)
-        np.testing.assert_allclose(
-            toy.model.value(toy.params, hidden)[on], values[:, start : start + n][on], atol=5e-5
-        )
+        np.testing.assert_allclose(np.asarray(got)[on], np.asarray(logits[part])[on], atol=5e-5)
+        np.testing.assert_allclose(np.asarray(value)[on], np.asarray(values[part])[on], atol=5e-5)
         start += n
     assert int(cache.filled) == 10
     np.testing.assert_array_equal(cache.attend[:, :10], prompts.mask)
 
 
-def test_padding_changes_nothing(toy, whole):
+def test_padding_has_no_effect(toy, whole):
     """Three more slots on the left, with any tokens in them, and two on the right."""
     prompts, logits, _ = whole
     tokens = jnp.pad(prompts.tokens, ((0, 0), (3, 2)), constant_values=6)
@@ -74,7 +73,7 @@ def test_padding_changes_nothing(toy, whole):
     np.testing.assert_allclose(got[:, 3:-2][prompts.mask], logits[prompts.mask], atol=2e-5)
 
 
-def test_a_token_sees_what_is_before_it_alone(toy, whole):
+def test_causality(toy, whole):
     prompts, logits, _ = whole
     later, _ = forward(toy, prompts.tokens.at[:, 6].set(12 - prompts.tokens[:, 6]), prompts.mask)
     changed = (np.abs(np.asarray(later - logits)).max(-1) > 1e-4) & np.asarray(prompts.mask)
@@ -87,8 +86,8 @@ def test_a_token_sees_what_is_before_it_alone(toy, whole):
     assert changed[:3, 7].all()
 
 
-def test_every_parameter_counts(toy, whole):
-    """No weight is left unused, and all gradients are finite though some slots attend to
+def test_every_parameter_has_a_gradient(toy, whole):
+    """Every parameter is used, and all gradients are finite although some slots attend to
     nothing.
     """
     prompts, _, _ = whole
@@ -115,7 +114,7 @@ def test_head_is_the_matrix_behind_the_logits(toy):
     np.testing.assert_allclose(toy.model.logits(toy.params, hidden), hidden @ head.T, atol=1e-5)
 
 
-def test_one_head_position_by_hand():
+def test_two_tokens_by_hand():
     """Two tokens, one layer, by NumPy: RMSNorm, rotary attention with a shared key head, SwiGLU,
     tied head.
     """
@@ -185,7 +184,7 @@ def test_new_adapters_change_nothing():
     plain, adapted = models.make(LLAMA), models.make(LLAMA, lora=2)
     params = jax.jit(adapted.init)(jax.random.key(0))
     prompts = toys.prompts()
-    trained, base = lora.split(params, lora.is_adapter)
+    trained, base = lora.split(params, lora.is_trained)
     one, _ = adapted.apply(params, prompts.tokens, prompts.mask)
     other, _ = plain.apply(base, prompts.tokens, prompts.mask)
     np.testing.assert_array_equal(one, other)

@@ -80,7 +80,7 @@ def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
     parallel.prepare(
         lambda axis_name: axis_name, mode="auto", mesh="fsdp=2", devices=jax.devices()[:2]
     )
-    assert made[0]["fsdp"] == 2 and parallel.count("auto", "fsdp=2,tensor=2") == 2
+    assert made[0]["fsdp"] == 2 and parallel.row_shards("auto", "fsdp=2,tensor=2") == 2
 
 
 def test_under_pmap_what_stands_twice_is_placed_once(llama):

@@ -258,7 +258,7 @@ def test_one_process_connects_to_nothing(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     processes.connect("off")
     processes.connect("auto")
-    assert processes.is_main() and processes.from_main(7) == 7
+    assert processes.is_main() and processes.broadcast_int(7) == 7
     with processes.main_first("nothing to wait for"):
         pass
     with pytest.raises(UserError, match="--distributed 'maybe': choose one of auto, on, off"):

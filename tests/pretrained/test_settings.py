@@ -5,7 +5,7 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qw
 
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
-from jaxppo.pretrained.settings import config
+from jaxppo.pretrained.settings import from_transformers
 
 SMALL = {
     "vocab_size": 64,
@@ -27,11 +27,11 @@ LLAMA3 = {
 
 
 def small(kind, **fields) -> ModelConfig:
-    return config(kind(**(SMALL | fields)).to_dict())
+    return from_transformers(kind(**(SMALL | fields)).to_dict())
 
 
 def test_gpt2():
-    assert config(
+    assert from_transformers(
         GPT2Config(vocab_size=64, n_embd=32, n_layer=2, n_head=4, n_positions=16).to_dict()
     ) == ModelConfig(
         vocab_size=64,
@@ -130,4 +130,4 @@ def test_windows():
 )
 def test_unsupported(settings, message):
     with pytest.raises(PretrainedError, match=message):
-        config(settings)
+        from_transformers(settings)

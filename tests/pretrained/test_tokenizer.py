@@ -9,7 +9,8 @@ from jaxppo.errors import PretrainedError
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 CHATML = (
-    "{% for m in messages %}\n<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}\n"
+    "{% for m in messages %}\n<|im_start|>{{ m['role'] }}\n"
+    "{{ m['content'] }}<|im_end|>\n{% endfor %}\n"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}\n"
 )
 
@@ -98,7 +99,6 @@ def test_transformers_folder_without_tokenizer(tmp_path):
 
 
 def test_chat(backend):
-    pytest.importorskip("jinja2")
     from transformers import PreTrainedTokenizerFast
 
     ours = Tokenizer(backend, eos_id=0, chat_template=CHATML)

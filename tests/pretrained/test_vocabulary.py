@@ -9,7 +9,7 @@ TEXTS = ["The film was good.", "The film was not good, not at all.", "Good films
 
 
 def test_byte_pairs_write_everything():
-    made = vocabulary.bpe(TEXTS, 300)
+    made = vocabulary.train_bpe(TEXTS, 300)
     assert made.vocab_size <= 300
     for text in [*TEXTS, "naïve 你好 \x00 never seen"]:
         assert made.decode(made.encode(text)) == text
@@ -18,32 +18,32 @@ def test_byte_pairs_write_everything():
         made.token(made.eos_id) == vocabulary.END == made.decode([made.eos_id], skip_special=False)
     )
     with pytest.raises(UserError, match="a vocabulary of 200 has no room for the 256 bytes"):
-        vocabulary.bpe(TEXTS, 200)
+        vocabulary.train_bpe(TEXTS, 200)
 
 
 def test_words_in_lower_case():
-    made = vocabulary.words(TEXTS)
+    made = vocabulary.train_words(TEXTS)
     assert made.decode(made.encode("The film was NOT good.")) == "the film was not good."
     assert len(made.encode("the unseen film")) == 3
     assert made.token(made.encode("unseen")[0]) == vocabulary.UNKNOWN
-    small = vocabulary.words(
+    small = vocabulary.train_words(
         TEXTS, 4
     )  # end, unknown, and the two most frequent, which stand in every text; others in two
     assert {small.token(2), small.token(3)} == {"good", "."}
 
 
 def test_a_tokenizer_is_written_and_read(tmp_path):
-    for made in (vocabulary.words(TEXTS), vocabulary.bpe(TEXTS, 300)):
+    for made in (vocabulary.train_words(TEXTS), vocabulary.train_bpe(TEXTS, 300)):
         made.save(tmp_path)
         again = from_file(tmp_path, made.settings())
         assert again.encode(TEXTS[1]) == made.encode(TEXTS[1]) and again.eos_id == made.eos_id
 
 
 def test_word_vectors(tmp_path):
-    made = vocabulary.words(TEXTS)
+    made = vocabulary.train_words(TEXTS)
     path = tmp_path / "vectors.txt"
     path.write_text("good 1 2 3\nbanana 9 9 9\nfilm -1 0 1\n")
-    found, number = vocabulary.vectors(path, made, 3)
+    found, number = vocabulary.load_word_vectors(path, made, 3)
     assert found.shape == (made.vocab_size, 3) and number == 2
     assert found[made.encode("good")[0]].tolist() == [1, 2, 3] and found[
         made.encode("film")[0]
@@ -56,10 +56,10 @@ def test_word_vectors(tmp_path):
 
 def test_vectors_of_pairs_of_bytes_and_of_words_with_blanks(tmp_path):
     """Of a word that is there with a space before it and without, both have its vector."""
-    made = vocabulary.bpe(["and so and so and so"] * 50, 300)
+    made = vocabulary.train_bpe(["and so and so and so"] * 50, 300)
     path = tmp_path / "vectors.txt"
     path.write_text(". . . 5 5 5\nand 1 2 3\n")
-    found, number = vocabulary.vectors(path, made, 3)
+    found, number = vocabulary.load_word_vectors(path, made, 3)
     first, second = made.encode("and")[0], made.encode(" and")[0]
     assert first != second and number == 2
     assert found[first].tolist() == found[second].tolist() == [1, 2, 3]
@@ -83,4 +83,4 @@ def test_bad_word_vectors(tmp_path, text, words):
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(UserError, match=words):
-        vocabulary.vectors(path, vocabulary.words(TEXTS), 3)
+        vocabulary.load_word_vectors(path, vocabulary.train_words(TEXTS), 3)

@@ -5,18 +5,17 @@ import pytest
 import toys
 
 from jaxppo.errors import UserError
+from jaxppo.models import text_classifier
 from jaxppo.models.text_classifier import Classifier
 from jaxppo.rewards import classifier
-from jaxppo.rewards.classifier import Labelled
+from jaxppo.rewards.classifier import LabelledTexts
 
 NET = Classifier(features=8, widths=(1, 2), dropout=0.2)
 EMBEDDING = jnp.asarray(np.random.default_rng(0).standard_normal((toys.VOCAB, 6)), jnp.float32)
 
 
-def texts(n, seed=0) -> Labelled:
-    """Texts of 2 to 8 tokens, positive where "4 then 5" occurs: the order counts, which a bag of
-    words does not see.
-    """
+def texts(n, seed=0) -> LabelledTexts:
+    """Texts of 2 to 8 tokens, positive where 5 follows 4: a bag of words does not see it."""
     rng = np.random.default_rng(seed)
     rows, ratings = [], []
     for i in range(n):
@@ -27,7 +26,7 @@ def texts(n, seed=0) -> Labelled:
             row = [3 if a == 4 and b == 5 else a for a, b in zip(row, [*row[1:], 0], strict=True)]
         rows.append(row)
         ratings.append(1.5 if i % 2 else -1.5)
-    return Labelled.encode(
+    return LabelledTexts.encode(
         [str(i) for i in range(n)], np.array(ratings), lambda text: rows[int(text)], length=8
     )
 
@@ -39,7 +38,7 @@ def fitted():
 
 
 def test_encode_cuts_and_pads_on_the_right():
-    data = Labelled.encode(
+    data = LabelledTexts.encode(
         ["long", "short"],
         np.array([1.0, -1.0]),
         {"long": [1, 2, 3, 4], "short": [5]}.__getitem__,
@@ -72,9 +71,9 @@ def test_fit_is_reproducible():
 
 def test_padding_changes_nothing(fitted):
     data = texts(6)
-    logits = classifier.logits(NET, fitted, jnp.asarray(data.tokens), jnp.asarray(data.mask))
+    logits = text_classifier.logits(NET, fitted, jnp.asarray(data.tokens), jnp.asarray(data.mask))
     wider = jnp.pad(jnp.where(data.mask, data.tokens, 9), ((0, 0), (0, 3)), constant_values=7)
-    got = classifier.logits(NET, fitted, wider, jnp.pad(data.mask, ((0, 0), (0, 3))))
+    got = text_classifier.logits(NET, fitted, wider, jnp.pad(data.mask, ((0, 0), (0, 3))))
     np.testing.assert_allclose(got, logits, atol=1e-4)
 
 
@@ -82,7 +81,7 @@ def test_reward_reads_the_response_alone(fitted, llama):
     rolled = toys.roll(llama, toys.prompts())
     scores, valid = jax.jit(classifier.reward(NET, scale=2.0))(fitted, rolled)
     want = 2 * np.tanh(
-        np.asarray(classifier.logits(NET, fitted, rolled.response, rolled.mask > 0)) / 2
+        np.asarray(text_classifier.logits(NET, fitted, rolled.response, rolled.mask > 0)) / 2
     )
     np.testing.assert_allclose(scores, want, atol=1e-5)
     assert valid.all() and (np.abs(scores) <= 2).all()
@@ -94,13 +93,13 @@ def test_reward_reads_the_response_alone(fitted, llama):
 
 def test_an_empty_response_has_a_finite_score(fitted):
     tokens = jnp.zeros((2, 4), jnp.int32)
-    out = classifier.logits(NET, fitted, tokens, jnp.zeros((2, 4), bool))
+    out = text_classifier.logits(NET, fitted, tokens, jnp.zeros((2, 4), bool))
     assert np.isfinite(out).all()
 
 
-def test_accuracy_leaves_out_what_is_hardly_rated(fitted):
+def test_accuracy_leaves_out_weak_ratings(fitted):
     data = texts(40, seed=2)
-    # Half of the texts are rated .2, against what the net says: they count only when asked for.
+    # Half of the texts are rated .2 against the net: they count only with beyond=0.
     ratings = np.where(np.arange(40) < 20, -0.2 * np.sign(data.ratings), data.ratings)
     data = data._replace(ratings=ratings)
     assert classifier.accuracy(NET, fitted, data, beyond=0.5) > 0.9
@@ -108,7 +107,7 @@ def test_accuracy_leaves_out_what_is_hardly_rated(fitted):
 
 
 def test_windows_are_fragments_of_the_texts():
-    data = Labelled.encode(
+    data = LabelledTexts.encode(
         ["long", "short"],
         np.array([1.0, -1.0]),
         {"long": [1, 2, 3, 4, 5, 6], "short": [7, 8]}.__getitem__,
@@ -125,17 +124,17 @@ def test_windows_are_fragments_of_the_texts():
         assert not tokens[~mask].any()
 
 
-def test_as_a_model_it_has_parameters_and_writes_no_text():
+def test_as_a_model_it_has_parameters_and_generates_no_text():
     model = classifier.as_model(NET, vocab_size=10, width=6)
     params = model.init(jax.random.key(0))
     assert model.head(params).shape == (10, 6) and jax.tree.leaves(model.init_cache(2, 8)) == []
-    assert classifier.logits(NET, params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool)).shape == (
-        2,
-    )
-    with pytest.raises(UserError, match="tells the class of a text writes none"):
+    assert text_classifier.logits(
+        NET, params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool)
+    ).shape == (2,)
+    with pytest.raises(UserError, match="a text classifier cannot generate text"):
         model.apply(params, jnp.ones((2, 5), int), jnp.ones((2, 5), bool))
 
 
-def test_several_classes_are_no_score():
-    with pytest.raises(UserError, match="a classifier of 3 classes has no one score"):
+def test_several_classes_cannot_be_a_reward():
+    with pytest.raises(UserError, match="a classifier of 3 classes cannot be a reward"):
         classifier.reward(Classifier(classes=3))

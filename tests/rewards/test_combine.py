@@ -26,7 +26,7 @@ def rolled(task=None):
 
 def test_a_weighted_sum():
     """2 a − b / 2 is −3 and −6; rows 2 and 3 lack one part each."""
-    reward = combine.weighted({"a": (2.0, plain(A)), "b": (-0.5, plain(B))})
+    reward = combine.weighted_sum({"a": (2.0, plain(A)), "b": (-0.5, plain(B))})
     scores, valid = jax.jit(reward)({}, rolled())
     assert scores[:2].tolist() == [-3.0, -6.0] and valid.tolist() == [True, True, False, False]
     # a factor 3 for b alone: 2 − 15, 4 − 30
@@ -34,9 +34,9 @@ def test_a_weighted_sum():
 
 
 def test_columns_stand_side_by_side():
-    scores, valid = combine.weighted({"a": (2.0, plain(A)), "b": (-0.5, plain(B))}, columns=True)(
-        {}, rolled()
-    )
+    scores, valid = combine.weighted_sum(
+        {"a": (2.0, plain(A)), "b": (-0.5, plain(B))}, columns=True
+    )({}, rolled())
     assert scores[:2].tolist() == [[2.0, -5.0], [4.0, -10.0]] and valid.tolist() == [
         True,
         True,
@@ -47,7 +47,7 @@ def test_columns_stand_side_by_side():
 
 def test_a_part_with_columns_counts_with_their_sum():
     both = jnp.stack([A, A + 1], 1)
-    scores, _ = combine.weighted({"a": (2.0, plain(both))})({}, rolled())
+    scores, _ = combine.weighted_sum({"a": (2.0, plain(both))})({}, rolled())
     assert scores[:3].tolist() == [6.0, 10.0, 14.0]  # 2 (1 + 2), 2 (2 + 3), 2 (3 + 4)
 
 
@@ -78,7 +78,7 @@ def test_in_a_run():
     """Two tasks that ask for two tokens: what counts in one does not in the other."""
     rows = rolled([0, 1, 0, 1])
     scores, _ = combine.by_task(
-        [count_token(3), combine.weighted({"four": (2.0, count_token(4))})]
+        [count_token(3), combine.weighted_sum({"four": (2.0, count_token(4))})]
     )({}, rows)
     hits = lambda token: np.asarray(((rows.response == token) * rows.mask).sum(1))
     np.testing.assert_array_equal(scores, np.where(np.arange(4) % 2, 2 * hits(4), hits(3)))

@@ -109,8 +109,8 @@ def test_an_impure_judge_is_asked_every_time(rolled):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (lambda n: [1.0] * (n - 1), "8 rewards are expected, but here is 7 rewards"),
-        (lambda n: 3.0, "8 rewards are expected, but here is float"),
+        (lambda n: [1.0] * (n - 1), "expected 8 rewards, but got 7 rewards"),
+        (lambda n: 3.0, "expected 8 rewards, but got float"),
         (lambda n: raises(), "RuntimeError: no idea"),
     ],
 )

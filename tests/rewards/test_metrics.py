@@ -194,7 +194,7 @@ def test_as_a_reward():
     rolled = Rollout(
         tokens, tokens > 0, mask, jnp.array([True, False]), zeros, zeros, zeros, zeros, extra
     )
-    scores, valid = metrics.reward(metrics.exact_match, eos=eos)({}, rolled)
+    scores, valid = metrics.as_reward(metrics.exact_match, eos=eos)({}, rolled)
     assert scores.tolist() == [1.0, 0.0] and valid.all()
-    scores, _ = metrics.reward(metrics.rouge_l, eos=eos)({}, rolled)
+    scores, _ = metrics.as_reward(metrics.rouge_l, eos=eos)({}, rolled)
     np.testing.assert_allclose(scores, [1.0, 2 * 3 / 7], rtol=1e-6)

@@ -4,6 +4,7 @@ import math
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -21,11 +22,15 @@ from jaxppo.rewards.host import on_host
 from jaxppo.rewards.pool import RewardPool
 
 
+def children() -> set[int | None]:
+    return {process.pid for process in multiprocessing.active_children()}
+
+
 @pytest.fixture(scope="module")
 def pool():
-    with RewardPool(judge, workers=2, seconds=1.0, memory=2**29, grace=0.3) as pool:
+    with RewardPool(judge, workers=2, seconds=1.0, memory=2**29) as pool:
         yield pool
-    assert multiprocessing.active_children() == []
+    assert not children()
 
 
 def test_scores_come_in_order(pool):
@@ -58,11 +63,11 @@ def test_a_fault_costs_one_row(pool, fault, words, caplog, capfd):
     ] == [True]
     assert re.search(words + ".*; the row is left out", caplog.records[0].getMessage())
     caplog.clear()
-    assert pool(["p"], ["a"]) == [2.0]  # and the pool goes on
+    assert pool(["p"], ["a"]) == [2.0]  # and the pool still works
     assert time.monotonic() - began < 8
 
 
-def test_prints_of_a_judge_go_nowhere(pool, capfd):
+def test_what_a_judge_prints_is_dropped(pool, capfd):
     assert pool(["p"], ["print"]) == [6.0]
     assert capfd.readouterr() == ("", "")
 
@@ -86,37 +91,40 @@ def test_text_of_any_kind_arrives(pool):
 
 
 def test_a_judge_that_cannot_be_imported_is_refused():
-    with pytest.raises(UserError, match="is not a function of a module"):
+    with pytest.raises(UserError, match="define it in a module"):
         RewardPool(lambda prompt, response: 0.0)
-    pool, before = RewardPool(broken, workers=2), len(multiprocessing.active_children())
-    with pytest.raises(
-        UserError, match=r"could not import the judge broken_judge.judge \(exit code 1\)"
-    ):
+    pool, before = RewardPool(broken, workers=2), children()
+    with pytest.raises(UserError, match="could not import the judge broken_judge.judge"):
         pool(["p"], ["r"])
-    assert len(multiprocessing.active_children()) == before
+    assert children() == before
 
 
-def test_nothing_is_left_when_it_is_forgotten():
+def test_workers_that_die_while_idle_cost_no_row(pool):
+    for pid in children():
+        os.kill(pid, signal.SIGKILL)
+    assert pool(["p"] * 3, ["a", "bb", "cc"]) == [2.0, 3.0, 3.0]
+
+
+def test_a_deleted_pool_leaves_no_process():
+    before = children()
     pool = RewardPool(judge, workers=2)
     pool(["p"] * 2, ["r"] * 2)
-    assert len(multiprocessing.active_children()) >= 2
-    before = {process.pid for process in multiprocessing.active_children()}
-    mine = {worker.process.pid for worker in pool.workers}
+    mine = children() - before
+    assert len(mine) == 2
     del pool
     gc.collect()
-    assert (
-        not mine & {process.pid for process in multiprocessing.active_children()} and mine <= before
-    )
+    assert not mine & children()
 
 
-def test_a_program_that_ends_leaves_nothing():
-    """Without a close, and with a worker in an endless loop."""
-    code = (
-        "from judges import judge\nfrom jaxppo.rewards.pool import RewardPool\nif __name__ == '__main__':\n"
-        + (
-            "    pool = RewardPool(judge, workers=1, seconds=.5)\n    print(int(pool(['p'], ['pid'])[0]), flush=True)\n"
-        )
-    )
+def test_a_program_that_ends_leaves_no_process():
+    """Although nobody closes the pool."""
+    code = """
+from judges import judge
+from jaxppo.rewards.pool import RewardPool
+if __name__ == "__main__":
+    pool = RewardPool(judge, workers=1, seconds=0.5)
+    print(int(pool(["p"], ["pid"])[0]), flush=True)
+"""
     script = Path(__file__).parent / "judges.py"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -131,7 +139,7 @@ def test_a_program_that_ends_leaves_nothing():
 
 
 def test_a_trivial_judge_costs_less_than_two_milliseconds_a_row(pool):
-    """One is the aim (.1 measured on a quiet machine); this one is shared."""
+    """On a quiet machine it costs 0.1 ms."""
     pool(["p"] * 10, ["r"] * 10)
     best = math.inf
     for _ in range(3):
@@ -142,7 +150,7 @@ def test_a_trivial_judge_costs_less_than_two_milliseconds_a_row(pool):
 
 
 def test_in_the_compiled_program(pool, llama):
-    """Called from JAX's own thread; a row that fails is invalid."""
+    """JAX calls it from its own thread; a row that fails is invalid."""
     rolled = toys.roll(llama, toys.prompts())
     decode = lambda rows: ["raise" if 3 in row else "a" * len(row) for row in rows]
     scores, valid = jax.device_get(jax.jit(on_host(pool, decode, batched=True))({}, rolled))

@@ -89,14 +89,17 @@ def test_a_missing_end_is_known_from_finished(token, strict):
     ]
 
 
-# The shaping of scores
-
 VALID = jnp.array([True, True, False])
+
+
+def shape(scores, rows, *, valid, **options):
+    shaper, statistics = shaping.make_shaper(scores, rows, valid=valid, **options)
+    return shaper(scores, rows, valid), statistics
 
 
 def shaped(scores, statistics=None, **settings):
     start = shaping.init_statistics() if statistics is None else statistics
-    return shaping.shape(
+    return shape(
         jnp.asarray(scores), ROLLOUT, valid=VALID, statistics=start, config=Config(**settings)
     )
 
@@ -142,7 +145,7 @@ def by_task(scores, tasks, valid, **settings):
     start = shaping.init_statistics()
 
     def one(rows, scores, valid, axis_name=None):
-        return shaping.shape(
+        return shape(
             scores, rows, valid=valid, statistics=start, config=settings, axis_name=axis_name
         )[0]
 
@@ -238,7 +241,9 @@ def test_other_responses_are_put_on_the_same_scale(norm, want):
         ROLLOUT.replace(extra={"task": jnp.zeros(3, jnp.int32)}),
     )
     scores, start = jnp.array([1.0, 3.0, 9.0]), shaping.init_statistics()
-    shape, statistics = shaping.shaper(scores, rows, valid=VALID, statistics=start, config=config)
+    shape, statistics = shaping.make_shaper(
+        scores, rows, valid=VALID, statistics=start, config=config
+    )
     np.testing.assert_allclose(
         shape(scores + 1, rows, VALID) - shape(scores, rows, VALID), [want, want, 0.0], rtol=1e-6
     )
@@ -268,3 +273,33 @@ def test_running_moments_do_not_depend_on_the_number_of_devices():
     add = lambda s, v: masked.add_moments(masked.no_moments(), s, v, axis_name="devices")
     halves = jax.vmap(add, axis_name="devices")(scores.reshape(2, 2), valid.reshape(2, 2))
     toys.assert_close(jax.tree.map(lambda x: x[1], halves), whole, rtol=1e-6)
+
+
+def test_groups_of_equal_scores_are_not_informative():
+    """The third group differs in an invalid row alone; the fourth has one valid row."""
+    scores = jnp.array([1.0, 2.0, 3.0, 3.0, 1.0, 9.0, 4.0, 5.0])
+    valid = jnp.array([True, True, True, True, True, False, False, True])
+    assert shaping.informative(scores, valid, group_size=2).tolist() == [True, True, *[False] * 6]
+
+
+def test_invalid_rows_are_not_informative():
+    valid = jnp.array([True, True, False])
+    assert shaping.informative(jnp.array([1.0, 2.0, 0.0]), valid, group_size=3).tolist() == [
+        True,
+        True,
+        False,
+    ]
+
+
+def test_first_groups_puts_useful_groups_first():
+    # groups 1 and 3; a row of group 1 is invalid
+    useful = jnp.array([0, 0, 1, 0, 0, 0, 1, 1], bool)
+    assert shaping.first_groups(useful, group_size=2, rows=4).tolist() == [2, 3, 6, 7]
+    assert shaping.first_groups(useful, group_size=2, rows=6).tolist() == [2, 3, 6, 7, 0, 1]
+
+
+def test_take_rows():
+    tree = {"a": jnp.arange(4), "b": jnp.arange(8).reshape(4, 2)}
+    got = shaping.take_rows(tree, jnp.array([3, 0]))
+    assert got["a"].tolist() == [3, 0]
+    assert got["b"].tolist() == [[6, 7], [0, 1]]

@@ -120,7 +120,7 @@ def test_without_a_library_one_line_tells_what_to_install(monkeypatch, name):
 
 
 def test_answers():
-    assert text.normalised(" An  apple, (the) other's: THE END ") == "apple others end"
+    assert text.normalise_answer(" An  apple, (the) other's: THE END ") == "apple others end"
     assert text.exact_match("the Eiffel Tower.", "Eiffel tower") == 1.0
     assert text.exact_match("Eiffel", "Eiffel tower") == 0.0
     assert text.answer_f1("Eiffel", "the Eiffel tower") == pytest.approx(
@@ -134,21 +134,24 @@ def test_answers():
 
 
 def test_repeated():
-    assert text.repeated("no no no", 1) == pytest.approx(2 / 3)
-    assert text.repeated("a b a b a", 2) == 0.5
-    assert text.repeated("a b c", 2) == text.repeated("a", 2) == text.repeated("", 1) == 0.0
+    assert text.repeated_share("no no no", 1) == pytest.approx(2 / 3)
+    assert text.repeated_share("a b a b a", 2) == 0.5
+    assert (
+        text.repeated_share("a b c", 2)
+        == text.repeated_share("a", 2)
+        == text.repeated_share("", 1)
+        == 0.0
+    )
 
 
 def test_as_rewards_on_the_host(llama):
-    """The response against its reference, not the other way around, and not the prompt."""
+    """fn(prompt, response, reference), in this order."""
     rolled = toys.roll(llama, toys.prompts())
     extra = {
         "reference": jnp.full((8, 2), 3, jnp.int32),
         "reference_length": jnp.arange(8, dtype=jnp.int32) % 3,
     }
-    judge = text.against(
-        lambda response, reference: len(response.split()) - 10 * len(reference.split())
-    )
+    judge = lambda prompt, response, reference: len(response.split()) - 10 * len(reference.split())
     decode = lambda rows: [" ".join(map(str, row)) for row in rows]
     scores, valid = on_host(judge, decode, references=True)({}, rolled.replace(extra=extra))
     np.testing.assert_array_equal(scores, np.asarray(rolled.mask.sum(1)) - 10 * (np.arange(8) % 3))

@@ -13,7 +13,7 @@ from jaxppo import ppo
 from jaxppo.config import Config
 from jaxppo.errors import RunError, UserError
 from jaxppo.run import checkpoint, manifest
-from jaxppo.run.checkpoint import Checkpoints, load_once, save_once
+from jaxppo.run.checkpoint import Checkpoints, load_tree, save_tree
 
 FROZEN = {"base": {"w": jnp.zeros((2, 2))}, "reference": None, "reward": {"w": jnp.ones(3)}}
 
@@ -59,10 +59,9 @@ def test_the_newest_and_the_best_are_kept(checkpoints):
     assert checkpoints.steps() == [2, 3, 4]  # the newest two, to fall back to, and the best
     toys.assert_same(checkpoints.restore(state(seed=9)).params, state(4).params)
     toys.assert_same(checkpoints.restore(state(seed=9), step=2).params, state(2).params)
-    assert checkpoints.best() == 2
+    assert checkpoints.best_step() == 2
     checkpoints.scores = dict.fromkeys(checkpoints.scores)
-    with pytest.raises(UserError, match="has a score; take the newest"):
-        checkpoints.best()
+    assert checkpoints.best_step() is None
 
 
 def test_the_saved_state_may_be_given_away_at_once(checkpoints):
@@ -207,7 +206,7 @@ def test_forty_flipped_bits_are_all_seen(sound, tmp_path, capsys):
 
 def test_orbax_alone_reads_a_flipped_bit(tmp_path):
     """Why there is a manifest."""
-    save_once(tmp_path / "x", {"w": jnp.arange(1000.0)})
+    save_tree(tmp_path / "x", {"w": jnp.arange(1000.0)})
     path = max(files(tmp_path / "x" / "state"), key=lambda path: path.stat().st_size)
     silent = 0
     for place in range(0, path.stat().st_size, 97):
@@ -228,7 +227,7 @@ def test_orbax_alone_reads_a_flipped_bit(tmp_path):
     assert silent > 0
     with pytest.raises(UserError, match="is damaged"):
         path.write_bytes(path.read_bytes()[:-1] + b"?")
-        load_once(tmp_path / "x", {"w": jnp.zeros(1000)})
+        load_tree(tmp_path / "x", {"w": jnp.zeros(1000)})
 
 
 def test_with_none_left_the_run_does_not_start_again(sound, tmp_path):
@@ -263,17 +262,17 @@ def test_a_save_that_fails_is_told_and_the_third_ends_the_run(checkpoints, monke
     for step in (2, 3):
         checkpoints.save(state(step), score=0.0)
         checkpoints.wait()
-        told = checkpoints.news()
+        told = checkpoints.pop_error()
         assert told.startswith(
             f"the checkpoint of step {step} could not be written (0 MB are needed, 0 MB are free)"
         )
-        assert checkpoints.news() == ""  # once
+        assert checkpoints.pop_error() == ""  # once
     checkpoints.save(state(4), score=0.0)
     checkpoints.wait()
     with pytest.raises(
         RunError, match="3 times in a row now; step 1 is safe; free space in"
     ) as caught:
-        checkpoints.news()
+        checkpoints.pop_error()
     assert caught.value.code == 1
     assert checkpoints.steps() == [1] and [path.name for path in checkpoints.folder.iterdir()] == [
         "1"
@@ -287,7 +286,7 @@ def test_after_three_failed_saves_there_is_no_fourth(checkpoints, monkeypatch):
         checkpoints.save(state(step), score=0.0)
     checkpoints.wait()
     with pytest.raises(RunError, match="of step 3 could not be written .*, 3 times in a row now"):
-        checkpoints.news()
+        checkpoints.pop_error()
 
 
 def test_a_folder_that_was_moved_is_not_made_anew(checkpoints):
@@ -298,18 +297,18 @@ def test_a_folder_that_was_moved_is_not_made_anew(checkpoints):
     checkpoints.folder.mkdir()
     checkpoints.save(state(2), score=None)
     checkpoints.wait()
-    assert "that of step 1 is gone" in checkpoints.news()
+    assert "that of step 1 is gone" in checkpoints.pop_error()
 
 
 def test_one_good_save_starts_the_count_again(checkpoints, monkeypatch):
-    monkeypatch.setattr(checkpoint, "MOST_FAILURES", 2)
+    monkeypatch.setattr(checkpoint, "MAX_FAILURES", 2)
     for step in (1, 2, 3, 4):
         with monkeypatch.context() as patch:
             if step % 2:
                 patch.setattr(checkpoint.manifest, "seal", lambda *_: 1 / 0)
             checkpoints.save(state(step), score=0.0)
             checkpoints.wait()
-        assert bool(checkpoints.news()) == bool(step % 2)
+        assert bool(checkpoints.pop_error()) == bool(step % 2)
     assert checkpoints.steps() == [2, 4]
 
 
@@ -339,17 +338,17 @@ def test_the_manifest_says_what_it_is(tmp_path):
 
 def test_save_once(tmp_path):
     tree = {"net": {"w": jnp.arange(6.0).reshape(2, 3)}, "n": jnp.asarray(3, jnp.int32)}
-    save_once(tmp_path / "reward", tree)
+    save_tree(tmp_path / "reward", tree)
     like = jax.tree.map(jnp.zeros_like, tree)
-    toys.assert_same(load_once(tmp_path / "reward", like), tree)
+    toys.assert_same(load_tree(tmp_path / "reward", like), tree)
     with pytest.raises(UserError, match="missing"):
-        load_once(tmp_path / "nothing", tree)
+        load_tree(tmp_path / "nothing", tree)
     with pytest.raises(
         UserError, match=r"does not fit this configuration: n is int32\[\] there and missing here"
     ):
-        load_once(tmp_path / "reward", {"net": like["net"]})
+        load_tree(tmp_path / "reward", {"net": like["net"]})
     files(tmp_path / "reward" / "state")[0].write_bytes(b"other")
     with pytest.raises(
         UserError, match="reward is damaged: state/.*; remove it, and it is made again"
     ):
-        load_once(tmp_path / "reward", like)
+        load_tree(tmp_path / "reward", like)

@@ -12,7 +12,7 @@ from rich.console import Console
 from jaxppo.config import RunConfig
 from jaxppo.errors import UserError
 from jaxppo.run import files, log
-from jaxppo.run.log import Tracker
+from jaxppo.run.log import FileLog
 
 ROW = {
     "reward": 0.5,
@@ -64,19 +64,19 @@ def test_write_config(tmp_path):
 
 def test_read_lines(tmp_path):
     path = tmp_path / "a.jsonl"
-    assert files.read_lines(path) == []
+    assert files.read_jsonl(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the process died while it wrote
-    assert files.read_lines(path) == [{"step": 1}, {"step": 2}]
+    assert files.read_jsonl(path) == [{"step": 1}, {"step": 2}]
 
 
 def test_a_line_a_step(tmp_path, capsys):
-    tracker = log.Tracker(tmp_path, first_step=0, total_steps=3)
+    tracker = log.FileLog(tmp_path, first_step=0, total_steps=3)
     tracker.log([{"step": 1, **ROW}])
     tracker.log([])
     tracker.log([{"step": 2, **ROW}, {"step": 3, **ROW, "kl": math.nan}])
     tracker.say("news")
     tracker.close()
-    rows = files.read_lines(tmp_path / "metrics.jsonl")
+    rows = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0] == {"step": 1, **ROW}
     assert math.isnan(rows[2]["kl"])
@@ -89,20 +89,20 @@ def test_a_line_a_step(tmp_path, capsys):
 
 
 def test_lines_after_the_checkpoint_go(tmp_path):
-    tracker = log.Tracker(tmp_path, first_step=0, total_steps=4)
+    tracker = log.FileLog(tmp_path, first_step=0, total_steps=4)
     tracker.log([{"step": k, **ROW} for k in (1, 2, 3)])
     tracker.close()
-    tracker = log.Tracker(tmp_path, first_step=2, total_steps=4)
-    assert [row["step"] for row in files.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    tracker = log.FileLog(tmp_path, first_step=2, total_steps=4)
+    assert [row["step"] for row in files.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
     tracker.log([{"step": 3, **ROW, "reward": 9.0}])
     tracker.close()
-    rows = files.read_lines(tmp_path / "metrics.jsonl")
+    rows = files.read_jsonl(tmp_path / "metrics.jsonl")
     assert [(row["step"], row["reward"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 9.0)]
 
 
 def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "Console", lambda **options: Console(force_terminal=True, width=120))
-    tracker = log.Tracker(tmp_path, first_step=0, total_steps=2)
+    tracker = log.FileLog(tmp_path, first_step=0, total_steps=2)
     tracker.log([{"step": 1, **ROW}])
     tracker.say("[bold]not markup[/bold]")
     tracker.log([{"step": 2, **ROW}])
@@ -113,15 +113,15 @@ def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
 
 
 def test_samples_are_appended(tmp_path):
-    tracker = log.Tracker(tmp_path, first_step=0, total_steps=1)
+    tracker = log.FileLog(tmp_path, first_step=0, total_steps=1)
     tracker.samples([{"text": "ä\nb"}])
     tracker.samples([{"text": "c"}])
     tracker.close()
-    assert files.read_lines(tmp_path / "samples.jsonl") == [{"text": "ä\nb"}, {"text": "c"}]
+    assert files.read_jsonl(tmp_path / "samples.jsonl") == [{"text": "ä\nb"}, {"text": "c"}]
 
 
 def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
-    log.table("samples", ["prompt", "score"], [["[red]x[/red]\x1b[2J", "0.5"]])
+    log.print_table("samples", ["prompt", "score"], [["[red]x[/red]\x1b[2J", "0.5"]])
     shown = capsys.readouterr().out
     assert "[red]x[/red]\\x1b[2J" in shown
     assert "\x1b[2J" not in shown
@@ -174,10 +174,10 @@ def test_each_start_of_a_run_is_a_line(tmp_path, monkeypatch):
 
 
 def test_lines_end_where_they_end_and_nowhere_else(tmp_path):
-    tracker = log.Tracker(tmp_path, first_step=0, total_steps=1)
+    tracker = log.FileLog(tmp_path, first_step=0, total_steps=1)
     tracker.samples([{"text": "a\u2028b\x85c\x0bd"}, {"text": "e"}])
     tracker.close()
-    assert files.read_lines(tmp_path / "samples.jsonl") == [
+    assert files.read_jsonl(tmp_path / "samples.jsonl") == [
         {"text": "a\u2028b\x85c\x0bd"},
         {"text": "e"},
     ]
@@ -214,21 +214,21 @@ def test_running_mean():
 
 def test_what_is_settled_is_in_a_closed_file(tmp_path):
     """A bucket that is mounted as a folder shows what was written when the file is closed."""
-    log = Tracker(tmp_path, first_step=0, total_steps=2)
+    log = FileLog(tmp_path, first_step=0, total_steps=2)
     log.log([{"step": 1, **ROW}])
     before = log.file
     log.settle()
     assert before.closed and not log.file.closed
     log.log([{"step": 2, **ROW}])
     log.close()
-    assert [row["step"] for row in files.read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in files.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_full_disk_is_told_of_once(tmp_path):
     """The write says so; closing the file, which would write the rest again, does not say it over
     the run's own error.
     """
-    log = Tracker(tmp_path, first_step=0, total_steps=2)
+    log = FileLog(tmp_path, first_step=0, total_steps=2)
     log.file.close()
     log.file = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
@@ -254,11 +254,11 @@ def test_where_a_run_lies(tmp_path):
 
 def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert files.keep_record("", "task/run", {"a": 1}) is None and list(tmp_path.iterdir()) == []
-    place = files.keep_record("results", "task/run", {"says": "déjà vu", "value": 0.5})
+    assert files.write_record("", "task/run", {"a": 1}) is None and list(tmp_path.iterdir()) == []
+    place = files.write_record("results", "task/run", {"says": "déjà vu", "value": 0.5})
     assert place == Path("results/task/run.json")
     assert place.read_text(encoding="utf-8") == '{\n "says": "déjà vu",\n "value": 0.5\n}\n'
-    files.keep_record(str(tmp_path), "b", {"value": float("nan"), "interval": [1.0, float("inf")]})
+    files.write_record(str(tmp_path), "b", {"value": float("nan"), "interval": [1.0, float("inf")]})
     assert json.loads((tmp_path / "b.json").read_text()) == {"value": None, "interval": [1.0, None]}
 
 
@@ -293,10 +293,10 @@ def test_what_a_run_has_found(tmp_path):
     (folder / "metrics.jsonl").write_text(
         '{"step": 1, "seconds": 30}\n{"step": 2, "seconds": 15.3}\n{"step": 3, "sec'
     )
-    files.keep_result(folder, config, {"accuracy": 0.5}, results="", kind="task")
+    files.write_result(folder, config, {"accuracy": 0.5}, results="", kind="task")
     assert json.loads((folder / "result.json").read_text()) == {"accuracy": 0.5}
     assert not (tmp_path / "task").exists()
-    files.keep_result(
+    files.write_result(
         folder, config, {"accuracy": 0.5}, results=str(tmp_path / "kept"), kind="task", extra=[1]
     )
     record = json.loads((tmp_path / "kept" / "task" / "b.json").read_text())
@@ -312,7 +312,7 @@ def test_what_a_run_has_found(tmp_path):
 def test_what_the_first_process_sees_is_begun(tmp_path, monkeypatch):
     """Which may write the settings between its look and another's."""
     assert not files.has_started(tmp_path)
-    monkeypatch.setattr(tracking.processes, "from_main", lambda value: 0)
+    monkeypatch.setattr(tracking.processes, "broadcast_int", lambda value: 0)
     (tmp_path / "config.json").touch()
     assert not files.has_started(tmp_path)
     monkeypatch.undo()

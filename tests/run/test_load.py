@@ -52,7 +52,7 @@ def test_scanned_layers_are_the_same_weights(loaded):
     stacked too.
     """
     _, policy = load.load_policy(replace(RUN, scan_layers=True))
-    toys.assert_same(scan.unstack(policy.frozen["base"]), loaded[1].frozen["base"])
+    toys.assert_same(scan.unstack_layers(policy.frozen["base"]), loaded[1].frozen["base"])
     number = sum(name.startswith("layers_") for name in loaded[1].frozen["base"])
     assert all(x.shape[0] == number for x in jax.tree.leaves(policy.params["layers"]))
     _, separate = load.load_policy(replace(RUN, scan_layers=True, lora=0, critic="separate"))
@@ -107,7 +107,7 @@ def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
 def test_a_network_of_another_kind():
     _, policy = load.load_policy(replace(RUN, model_kind="gru", lora=0))
     assert policy.shape.kind == "gru" and "recurrent" in policy.params["body"]["layers_0"]
-    with pytest.raises(UserError, match="a gru policy is trained whole: --lora 0"):
+    with pytest.raises(UserError, match="a gru policy has no adapters: use --lora 0"):
         load.load_policy(replace(RUN, model_kind="gru"))
 
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
         moved = state.replace(
             params=jax.tree.map(lambda x, change=change: x + change, state.params)
         )
-        load.keep_model(config, policy, moved, tmp_path / "model")
+        load.save_model(config, policy, moved, tmp_path / "model")
     stored = replace(RUN, model=str(tmp_path / "model"), tiny=False, lora=0)
     _, again = load.load_policy(stored, dropout=0.5)
     assert again.shape == replace(policy.shape, dropout=0.5)
@@ -140,7 +140,7 @@ def test_the_trained_network_as_a_checkpoint():
         config, policy = load.load_policy(replace(RUN, **changes))
         params = jax.tree.map(lambda x: x + 0.01, policy.params)
         state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
-        whole = load.language_model(config, policy, state)
+        whole = load.export_params(config, policy, state)
         flat = pretrained.mapping.checked(
             policy.shape, pretrained.mapping.flatten(jax.device_get(whole))
         )

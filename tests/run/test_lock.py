@@ -26,7 +26,7 @@ def test_the_second_is_refused_and_told_the_owner(tmp_path):
 HOLD = """
 import sys, time
 from pathlib import Path
-from jaxppo.lock import RunLock
+from jaxppo.run.lock import RunLock
 lock = RunLock(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
@@ -101,7 +101,7 @@ def test_the_owner_is_written_by_a_file_that_is_closed(tmp_path):
 
 
 def test_signs_of_life(tmp_path, monkeypatch):
-    monkeypatch.setattr(lock, "BEAT", 0.02)
+    monkeypatch.setattr(lock, "HEARTBEAT", 0.02)
     mine = lock.RunLock(tmp_path)
     os.utime(tmp_path / "lock.json", (0, 0))
     deadline = time.monotonic() + 5

@@ -139,7 +139,10 @@ def test_what_was_logged_is_settled_before_each_checkpoint(world, monkeypatch):
 def test_without_a_validation_the_batch_decides(world):
     go(world, Step(metrics=lambda step: {"reward": step / 2}))
     assert world.checkpoints.scores == {2: 1.0, 4: 2.0, 6: 3.0}
-    assert loop.score({"loss": 0.5}) == -0.5 and loop.score({"loss": 0.5, "reward": 2.0}) == 2.0
+    assert (
+        loop.checkpoint_score({"loss": 0.5}) == -0.5
+        and loop.checkpoint_score({"loss": 0.5, "reward": 2.0}) == 2.0
+    )
 
 
 def test_patience_ends_the_run_and_keeps_the_best(world):
@@ -176,7 +179,7 @@ def test_the_best_is_kept_between_two_saves(world):
         replace(CONFIG, eval_every=3, save_every=2),
         evaluate=lambda state: {"score": found[int(state.step)]},
     )
-    assert world.checkpoints.best() == 3 and world.checkpoints.scores[3] == 9.0
+    assert world.checkpoints.best_step() == 3 and world.checkpoints.scores[3] == 9.0
 
 
 def test_patience_remembers_what_was_before(world):

@@ -79,7 +79,7 @@ def test_a_link_out_of_the_folder_is_no_file_of_it(folder, tmp_path_factory):
 
 def test_a_manifest_beyond_all_measure_is_not_read(folder, monkeypatch):
     manifest.seal(folder, {})
-    monkeypatch.setattr(manifest, "MOST", 10)
+    monkeypatch.setattr(manifest, "MAX_BYTES", 10)
     with pytest.raises(Damaged, match="too large"):
         manifest.read(folder)
 
@@ -93,9 +93,9 @@ def test_what_is_amended_keeps_its_sums(tmp_path):
     """A file that was damaged before stays so: the sums are not made anew."""
     (tmp_path / "data").write_bytes(b"1234")
     sealed = manifest.seal(tmp_path, {"step": 3, "score": None})
-    assert manifest.amend(tmp_path, score=0.5)["files"] == sealed["files"]
+    assert manifest.update(tmp_path, score=0.5)["files"] == sealed["files"]
     assert manifest.verify(tmp_path)["score"] == 0.5 and manifest.read(tmp_path)["step"] == 3
     (tmp_path / "data").write_bytes(b"1235")
-    manifest.amend(tmp_path, score=0.7)
+    manifest.update(tmp_path, score=0.7)
     with pytest.raises(manifest.Damaged):
         manifest.verify(tmp_path)

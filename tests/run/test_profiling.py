@@ -178,13 +178,13 @@ def test_the_same_shapes_elsewhere_are_compiled_again(meter):
 def test_flops_are_those_of_the_plan():
     config = replace(RUN, lora=0)
     mesh = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
-    forward = phases.phases(config, SHAPE, mesh)["generate"][0]
+    forward = phases.phase_costs(config, SHAPE, mesh)["generate"][0]
     assert forward > 0
-    assert profiling.flops_of(config, SHAPE, supervised=False) == pytest.approx(
+    assert profiling.step_flops(config, SHAPE, supervised=False) == pytest.approx(
         forward * 5
     )  # 1 + 1 + 3
-    assert profiling.flops_of(config, SHAPE, supervised=True) == pytest.approx(forward * 3)
-    assert profiling.flops_of(config, replace(SHAPE, kind="gru"), supervised=False) == 0
+    assert profiling.step_flops(config, SHAPE, supervised=True) == pytest.approx(forward * 3)
+    assert profiling.step_flops(config, replace(SHAPE, kind="gru"), supervised=False) == 0
 
 
 def test_flops_of_a_critic_of_its_own():
@@ -196,7 +196,7 @@ def test_flops_of_a_critic_of_its_own():
     )
     blocks, _ = phases.matrix_parameters(SHAPE)
     body = RUN.rows * (2 * blocks * RUN.length + 4 * 2 * 8 * RUN.length**2 / 2)
-    of = lambda config, supervised=False: profiling.flops_of(config, SHAPE, supervised=supervised)
+    of = lambda config, supervised=False: profiling.step_flops(config, SHAPE, supervised=supervised)
     assert of(separate) - of(shared) == pytest.approx(body * (1 + 3 * RUN.epochs))
     assert of(replace(separate, lora=2)) - of(replace(shared, lora=2)) == pytest.approx(
         body * (1 + 2 * RUN.epochs)
@@ -205,7 +205,7 @@ def test_flops_of_a_critic_of_its_own():
     assert of(separate, supervised=True) == of(shared, supervised=True)
     one = jax.sharding.AbstractMesh((1, 1, 1), ("data", "fsdp", "tensor"))
     (_, alone), (_, beside) = (
-        phases.phases(config, SHAPE, one)["generate"] for config in (shared, separate)
+        phases.phase_costs(config, SHAPE, one)["generate"] for config in (shared, separate)
     )
     blocks *= (
         4  # bytes of float32, read for each token; and keys and values of as many tokens again
@@ -216,8 +216,8 @@ def test_flops_of_a_critic_of_its_own():
 
 def test_peaks():
     chips = [SimpleNamespace(device_kind="TPU v5 lite")] * 4
-    assert profiling.peak_of(chips) == 4 * 197e12
-    assert profiling.peak_of([*chips, SimpleNamespace(device_kind="cpu")]) == 0
+    assert profiling.peak_flops(chips) == 4 * 197e12
+    assert profiling.peak_flops([*chips, SimpleNamespace(device_kind="cpu")]) == 0
 
 
 @pytest.mark.parametrize("text", ["0:3", "6:3", "3:", ":3", "a", "3:6:9", "-1:3"])

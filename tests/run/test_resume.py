@@ -18,9 +18,9 @@ from jaxppo.run.settings import to_dict
 def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told):
     config = replace(RUN, lr_schedule=schedule)
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    kept: Any = SimpleNamespace(restore=lambda state: state, manifest_of=lambda step: {})
+    kept: Any = SimpleNamespace(restore=lambda state: state, read_manifest=lambda: {})
     state: Any = SimpleNamespace(params={}, opt_state=())
-    resume.load_newest(replace(config, steps=8), kept, state, tmp_path)
+    resume.restore_newest(replace(config, steps=8), kept, state, tmp_path)
     shown = capsys.readouterr().out
     assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
 
@@ -33,7 +33,7 @@ def test_what_was_loaded_is_given_up_for_what_is_restored(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(state, score=None)
     checkpoints.wait()
-    found = resume.load_newest(RUN, checkpoints, state, tmp_path)
+    found = resume.restore_newest(RUN, checkpoints, state, tmp_path)
     assert all(x.is_deleted() for x in jax.tree.leaves((state.params, state.opt_state)))
     assert not any(x.is_deleted() for x in jax.tree.leaves((found, state.frozen)))
 

@@ -1,15 +1,12 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-import toys
 from runs import RUN, TEXTS
 
 from jaxppo import ppo
 from jaxppo.commands import sample
-from jaxppo.data.prompts import PromptSet, encode, format_prompt
+from jaxppo.data.prompts import PromptSet, encode
 from jaxppo.errors import UserError
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.run import load, sampler
@@ -23,58 +20,6 @@ def loaded():
 @pytest.fixture(scope="module")
 def prompts(loaded):
     return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
-
-
-def test_batches_are_a_function_of_seed_and_cursor(prompts):
-    one, same, next_one = (prompts.batch(RUN, cursor) for cursor in (0, 0, 4))
-    toys.assert_same(one, same)
-    assert (one.tokens != next_one.tokens).any()
-    assert (prompts.batch(replace(RUN, seed=1), 0).tokens != one.tokens).any()
-    assert one.index.tolist() == [0, 1, 2, 3]
-    together = np.concatenate([prompts.batch(RUN, cursor).tokens for cursor in range(0, 28, 4)])
-    found = np.unique(together, axis=0, return_counts=True)
-    assert found[1].tolist() == [4] * 7  # 28 rows are 4 epochs of 7 prompts
-
-
-def test_prompts_that_are_left_out_are_counted(loaded, capsys):
-    found = encode(["ab", "abcdef", "abc"], loaded[1].tokenizer, 4)
-    assert len(found.tokens) == 2
-    assert capsys.readouterr().out == "1 of 3 prompts are longer than 4 tokens and were left out\n"
-
-
-def test_copies_of_a_prompt_are_neighbours(prompts):
-    batch = prompts.batch(replace(RUN, batch_size=8, group_size=4), 0)
-    assert batch.tokens.shape == (8, 4)
-    for group in (batch.tokens[:4], batch.tokens[4:]):
-        assert (group == group[0]).all()
-    single = prompts.batch(replace(RUN, batch_size=2), 0)
-    np.testing.assert_array_equal(batch.tokens[::4], single.tokens)
-    assert batch.index.tolist() == list(range(8))  # each copy has noise of its own
-
-
-def test_what_belongs_to_a_prompt_goes_with_it(loaded):
-    """References, here the number of the text; the second text is too long and is dropped."""
-    some = encode(
-        ["ab", "abcdefg", "cd", "ef"], loaded[1].tokenizer, 4, extra={"number": np.arange(4)}
-    )
-    assert some.extra["number"].tolist() == [0, 2, 3]
-    batch = some.batch(replace(RUN, batch_size=6, group_size=2), 0)
-    found = [
-        loaded[1].tokenizer.decode(row[kept])
-        for row, kept in zip(batch.tokens, batch.mask, strict=True)
-    ]
-    assert [{"ab": 0, "cd": 2, "ef": 3}[word] for word in found] == batch.extra["number"].tolist()
-    stacked = some.call(replace(RUN, steps_per_call=2, batch_size=2), 0)
-    assert stacked.extra["number"].shape == (2, 2)
-
-
-def test_several_batches_of_one_call(prompts):
-    config = replace(RUN, steps_per_call=3, batch_size=4, group_size=2)
-    stacked = prompts.call(config, 2)
-    assert isinstance(stacked.tokens, np.ndarray)  # the step puts them where it wants them
-    for k in range(3):
-        want = prompts.batch(config, 2 + 2 * k)  # two prompts a step
-        toys.assert_same(jax.tree.map(lambda x: x[k], stacked), jax.tree.map(jnp.asarray, want))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +53,7 @@ def test_kl_of_samples_is_to_the_base(read, moved, prompts, loaded):
 
 
 def test_parts_come_one_after_the_other(read, moved, prompts):
-    parts = list(read.parts(moved, prompts, seed=0))
+    parts = list(read.batches(moved, prompts, seed=0))
     assert [len(part) for part in parts] == [4, 3]
     assert [sample for part in parts for sample in part] == read(moved, prompts, seed=0)
 
@@ -230,16 +175,6 @@ def test_a_prompt_is_put_as_in_training(loaded):
     parrot.config = replace(parrot.config, prompt_start=True, prompt_format="{prompt}\n=")
     sample.converse(parrot, ["one {prompt}"], lambda piece: None, seed=0, chat=False)
     assert parrot.heard == [("one {prompt}\n=", 0, 256)]
-    two = replace(RUN, prompt_format="{prompt}: {aspect}")
-    assert (
-        format_prompt(two, {"prompt": "a", "aspect": "{prompt}"}) == "a: {prompt}"
-    )  # what is put in names nothing
-    with pytest.raises(UserError, match="give 'aspect', too, with --file PROMPTS.jsonl"):
-        format_prompt(two, {"prompt": "a"})
-    assert (
-        format_prompt(replace(RUN, prompt_format="{prompt.__class__}"), {"prompt": "a"})
-        == "{prompt.__class__}"
-    )
 
 
 def test_a_conversation_remembers_and_forgets(chatting, capsys):

@@ -335,6 +335,6 @@ def test_what_has_no_settings_takes_no_file(capsys):
 
 def test_read_gives_types(tmp_path):
     (tmp_path / "a.yaml").write_text("lr: 1\n")
-    assert settings.read(RunConfig, tmp_path / "a.yaml") == ({"lr": 1.0}, [])
+    assert settings.read_config_file(RunConfig, tmp_path / "a.yaml") == ({"lr": 1.0}, [])
     with pytest.raises(UserError):
-        settings.read(RunConfig, tmp_path / "b.yaml")
+        settings.read_config_file(RunConfig, tmp_path / "b.yaml")

@@ -14,7 +14,7 @@ from jaxppo.run import signals
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_remembered(number, capfd):
     before = signal.getsignal(number)
-    with signals.Stopping() as stopping:
+    with signals.StopSignals() as stopping:
         assert not stopping.due(1)
         os.kill(os.getpid(), number)
         assert stopping.due(2) and stopping.due(3)
@@ -43,7 +43,7 @@ with signals.Stopping():
 def test_before_training_there_is_nothing_to_save():
     before = signal.getsignal(signal.SIGTERM)
     try:
-        signals.stop_before_training()
+        signals.exit_on_sigterm()
         with pytest.raises(Interrupted, match="nothing is lost"):
             os.kill(os.getpid(), signal.SIGTERM)
     finally:
@@ -52,7 +52,7 @@ def test_before_training_there_is_nothing_to_save():
 
 
 def test_a_slow_dispatch_is_warned_about_once():
-    stopping = signals.Stopping()
+    stopping = signals.StopSignals()
     assert stopping.too_slow(15.0) == ""  # half of 30
     assert "a dispatch takes 16 s" in stopping.too_slow(16.0)
     assert stopping.too_slow(17.0) == ""

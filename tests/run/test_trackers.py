@@ -19,7 +19,7 @@ from runs import RUN
 from jaxppo import cli, config
 from jaxppo.errors import UserError
 from jaxppo.run import files, log, trackers
-from jaxppo.run.log import Log, Tracker
+from jaxppo.run.log import FileLog, Log
 from jaxppo.tasks import TaskConfig, stages
 
 ROW = {"reward": 0.5, "kl": 1.25, "tokens_per_second": 100.0}
@@ -37,12 +37,12 @@ def rows(*steps: int, **changes: float) -> list[dict[str, float]]:
 
 
 def opened(folder: Path, names: str, *, first_step: int = 0) -> log.Log:
-    log = Tracker(folder, first_step=first_step, total_steps=9)
+    log = FileLog(folder, first_step=first_step, total_steps=9)
     return trackers.with_trackers(log, replace(RUN, track=names), folder)
 
 
 def record(folder: Path) -> list[dict]:
-    return files.read_lines(folder / "metrics.jsonl")
+    return files.read_jsonl(folder / "metrics.jsonl")
 
 
 # Which
@@ -70,7 +70,7 @@ def test_names(monkeypatch):
         "wandb",
         "tensorboard",
     )
-    assert set(trackers.SINKS) == set(config.TRACKERS)
+    assert set(trackers.TRACKERS) == set(config.TRACKERS)
     with pytest.raises(UserError, match=r"^--track 'mlflow': choose among tensorboard, wandb$"):
         config.validate_run(replace(RUN, track="wandb,mlflow"))
 
@@ -143,7 +143,7 @@ def test_one_that_fails_is_left_out_with_one_warning(tmp_path, monkeypatch, caps
     sink, other = Failing(at), Failing(99)
     package(monkeypatch, "wandb")
     package(monkeypatch, "tensorboardX")
-    monkeypatch.setattr(trackers, "SINKS", {"wandb": sink, "tensorboard": other})
+    monkeypatch.setattr(trackers, "TRACKERS", {"wandb": sink, "tensorboard": other})
     log = opened(tmp_path, "wandb,tensorboard")
     log.log(rows(1))
     log.log(rows(2))
@@ -159,9 +159,9 @@ def test_one_that_fails_is_left_out_with_one_warning(tmp_path, monkeypatch, caps
 
 def test_the_record_itself_may_end_a_run(tmp_path, monkeypatch):
     package(monkeypatch, "wandb")
-    monkeypatch.setattr(trackers, "SINKS", {"wandb": Failing(99), "tensorboard": Failing(99)})
+    monkeypatch.setattr(trackers, "TRACKERS", {"wandb": Failing(99), "tensorboard": Failing(99)})
     log = opened(tmp_path, "wandb")
-    assert isinstance(log, trackers.Beside) and isinstance(log.main, Tracker)
+    assert isinstance(log, trackers.TrackedLog) and isinstance(log.main, FileLog)
     log.main.file.close()
     log.main.file = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
@@ -172,12 +172,12 @@ def test_the_record_itself_may_end_a_run(tmp_path, monkeypatch):
 def test_samples_stay_here(tmp_path, monkeypatch):
     sink = Failing(99)
     package(monkeypatch, "wandb")
-    monkeypatch.setattr(trackers, "SINKS", {"wandb": sink})
+    monkeypatch.setattr(trackers, "TRACKERS", {"wandb": sink})
     log = opened(tmp_path, "wandb")
     log.samples([{"prompt": "secret words"}])
     log.close()
     assert sink.seen == [] and sink.calls == 3  # begun, given the lines before, closed
-    assert files.read_lines(tmp_path / "samples.jsonl") == [{"prompt": "secret words"}]
+    assert files.read_jsonl(tmp_path / "samples.jsonl") == [{"prompt": "secret words"}]
 
 
 # TensorBoard
@@ -246,7 +246,7 @@ def test_tensorboard_of_a_run_that_goes_on(tmp_path):
 def test_tensorboard_on_a_full_disk(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     log = opened(tmp_path, "tensorboard")
-    assert isinstance(log, trackers.Beside)
+    assert isinstance(log, trackers.TrackedLog)
     sink = log.sinks["tensorboard"]
     assert isinstance(sink, trackers.TensorBoard)
     inner = sink.writer._py_recordio_writer

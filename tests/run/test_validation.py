@@ -16,7 +16,7 @@ def test_means_over_all_rows():
     texts = rows.documents(TEXTS, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id)
     objective = supervised.language_model(policy.model, config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
-    found = validation.validate_objective(config, policy, objective, texts)(state)
+    found = validation.make_validation(config, policy, objective, texts)(state)
     sums, weight = jax.jit(supervised.make_evaluation(policy.model, objective))(
         state.params, state.frozen, texts.all()
     )
@@ -34,7 +34,7 @@ def test_pairs_have_an_accuracy():
         [("a", "b", "c")] * 3, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id
     )
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
-    found = validation.validate_objective(
+    found = validation.make_validation(
         config, policy, supervised.bradley_terry(policy.model), pairs
     )(state)
     assert found["loss"] == pytest.approx(

@@ -22,7 +22,7 @@ def test_texts_and_arrays_of_examples():
             "a", "b", {"context": features, "context_length": 3, "other": [1], "task": "a name"}
         )
     ] * 2
-    found = measure.texts(TASK, examples)
+    found = measure.format_examples(TASK, examples)
     assert found[:3] == (["a=", "a="], [" b", " b"], ["b", "b"])
     assert set(found.extra) == {"context", "context_length"}
     assert found.extra["context"].shape == (2, 4, 2) and found.extra["context"].dtype == np.float32
@@ -31,19 +31,19 @@ def test_texts_and_arrays_of_examples():
 
 def test_an_example_that_lacks_what_the_task_needs():
     task = TASK._replace(prompt="{prompt} {aspect}")
-    assert measure.texts(task, [Example("a", "b", {"aspect": "c"})]).prompts == ["a c"]
+    assert measure.format_examples(task, [Example("a", "b", {"aspect": "c"})]).prompts == ["a c"]
     with pytest.raises(
-        UserError, match="an example has no 'aspect', which '{prompt} {aspect}' names"
+        UserError, match="an example has no 'aspect', which the prompt format '{prompt} {aspect}' needs"
     ):
-        measure.texts(task, [Example("a", "b")])
+        measure.format_examples(task, [Example("a", "b")])
     with pytest.raises(UserError, match='recordings need "context"'):
-        measure.texts(TASK._replace(source="speech"), [Example("", "b")])
+        measure.format_examples(TASK._replace(source="speech"), [Example("", "b")])
 
 
 def test_a_prompt_may_begin_a_document(policy):
     config = TaskConfig(prompt_length=4, response_length=3)
     task = TASK._replace(prompt="{prompt}", start=True)
-    prompts, _ = measure.prompt_set(
+    prompts, _ = measure.encode_examples(
         config, policy, task, [Example("ab", "x"), Example("abcdef", "x")]
     )
     start = policy.tokenizer.start_id
@@ -55,7 +55,7 @@ def test_a_prompt_may_begin_a_document(policy):
 
 def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, capsys):
     config = TaskConfig(prompt_length=4, response_length=3)
-    prompts, references = measure.prompt_set(
+    prompts, references = measure.encode_examples(
         config, policy, TASK, [Example("abcdef", "x"), Example("a", "wxyz")]
     )
     assert capsys.readouterr().out.splitlines() == [

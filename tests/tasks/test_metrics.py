@@ -157,8 +157,8 @@ def test_entities_written_out_are_seqevals():
                     found[i][k + 1] = "O"
     fitted = [(row + ["O"] * 30)[: len(other)] for row, other in zip(found, wanted)]
     # cutting may leave an I- without its beginning: never, since what is cut off is the end
-    said = [entities.named([f"w{k}" for k in range(len(row))], row) for row in fitted]
-    true = [entities.named([f"w{k}" for k in range(len(row))], row) for row in wanted]
+    said = [entities.describe_entities([f"w{k}" for k in range(len(row))], row) for row in fitted]
+    true = [entities.describe_entities([f"w{k}" for k in range(len(row))], row) for row in wanted]
     assert "none" in said and any(";" in text for text in said)
     assert whole("named_f1", said, true) == pytest.approx(
         seqeval.f1_score(wanted, fitted), abs=1e-6
@@ -272,12 +272,12 @@ def test_what_both_have_in_common_falls_out():
     before = ["x " * (1 + i * i) for i in range(30)]
     after = [x + "y" for x in before]
     metric = METRICS["length"]
-    assert metrics.paired(metric, before, after, before, seed=0) == (1.0, 1.0, 1.0)
+    assert metrics.paired_difference(metric, before, after, before, seed=0) == (1.0, 1.0, 1.0)
     _, low, high = metrics.interval(metric, before, before, seed=0)
     assert high - low > 100
-    assert metrics.paired(metric, after, before, before, seed=0) == (-1.0, -1.0, -1.0)
+    assert metrics.paired_difference(metric, after, before, before, seed=0) == (-1.0, -1.0, -1.0)
     (one, references), (other, _) = shares(0.3, 400, 5), shares(0.5, 400, 5)
-    value, low, high = metrics.paired(METRICS["exact"], one, other, references, seed=0)
+    value, low, high = metrics.paired_difference(METRICS["exact"], one, other, references, seed=0)
     assert (
         0.1 < low < value < high < 0.3
     )  # the same random numbers: those below .3 are below .5 too
@@ -306,12 +306,12 @@ def test_distinct_without_each_row(name):
     _, low, high = metrics.interval(METRICS[name], responses, responses, seed=0)
     half = 1.959964 * np.sqrt(41 / 42 * ((without - without.mean()) ** 2).sum())
     assert (low, high) == pytest.approx((value - half, value + half))
-    gain = metrics.paired(METRICS[name], responses, responses, responses, seed=0)
+    gain = metrics.paired_difference(METRICS[name], responses, responses, responses, seed=0)
     assert gain == (0.0, 0.0, 0.0)
     other = [*corpus(1, 40), "", "w1"]
-    assert metrics.paired(METRICS[name], responses, other, other, seed=0)[0] == pytest.approx(
-        of(other) - of(responses)
-    )
+    assert metrics.paired_difference(METRICS[name], responses, other, other, seed=0)[
+        0
+    ] == pytest.approx(of(other) - of(responses))
 
 
 def test_the_jackknife_knows_how_much_distinct_varies():
@@ -359,7 +359,7 @@ def test_what_cannot_be_measured():
     with pytest.raises(UserError, match="2 responses cannot be compared with 1 references"):
         metrics.evaluate(["exact"], ["a", "b"], ["a"])
     with pytest.raises(UserError, match="2 responses cannot be compared with 1 references"):
-        metrics.paired(METRICS["exact"], ["a"], ["a", "b"], ["a"], seed=0)
+        metrics.paired_difference(METRICS["exact"], ["a"], ["a", "b"], ["a"], seed=0)
     with pytest.raises(UserError, match="no responses"):
         metrics.interval(METRICS["distinct_1"], [], [], seed=0)
     for right, n, k in (([1], 4, 5), ([1], 4, 0), ([5], 4, 1), ([-1], 4, 1)):

@@ -19,7 +19,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 def test_a_reward_model_has_to_be_named(policy):
     with pytest.raises(UserError, match="--reward model needs --reward-model RUN"):
-        rewards.name_of(TaskConfig(task="translation", reward="model"))
+        rewards.reward_name(TaskConfig(task="translation", reward="model"))
     with pytest.raises(
         UserError,
         match="nowhere: there is no run; give the folder of one of experiments/reward_model.py",

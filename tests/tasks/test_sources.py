@@ -25,7 +25,7 @@ def test_openings_are_cut_by_the_policys_tokenizer(monkeypatch):
     _, policy = load.load_policy(RUN)
     texts = [f"{chr(65 + i % 26)}{i:03d} is a good film." for i in range(100)]
     monkeypatch.setattr(
-        sentiment, "load", lambda: sentiment.Reviews(texts, np.zeros(100, np.float32))
+        sentiment, "load_reviews", lambda: sentiment.Reviews(texts, np.zeros(100, np.float32))
     )
     found = sources.load_examples(TaskConfig(task="sentiment"), policy.tokenizer)
     assert [len(part) for part in found] == [80, 10, 10]

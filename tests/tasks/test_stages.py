@@ -73,7 +73,7 @@ def test_what_is_left(done):
             stored["gain"][metric],
         )
         assert gain == pytest.approx(after - before) and low <= gain <= high
-    outputs = files.read_lines(root / "outputs.jsonl")
+    outputs = files.read_jsonl(root / "outputs.jsonl")
     assert (
         len(outputs) == 8
         and outputs[0]["prompt"].startswith("copy ")
@@ -102,7 +102,7 @@ def test_a_way_of_the_same_name_refuses_and_resume_runs_nothing_twice(done, caps
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
 def test_names_that_could_lead_elsewhere(tmp_path, name):
     with pytest.raises(UserError, match="use 1 to 64 letters"):
-        stages.folder(options(tmp_path, name=name, resume=True))
+        stages.task_folder(options(tmp_path, name=name, resume=True))
 
 
 @pytest.mark.parametrize("lost", [["policy"], ["policy/model", "policy/checkpoints/2"]])
@@ -121,7 +121,7 @@ def test_killed_between_and_within_the_stages(done, lost):
 
 def test_measured_again_from_the_folder(done):
     folder, found = done
-    again = measure.held_out(
+    again = measure.evaluate_run(
         folder / "runs" / "a", "spelling", rows=8, samples=4, data=str(folder / "x.jsonl")
     )
     value, low, high = again["exact"]
@@ -131,17 +131,17 @@ def test_measured_again_from_the_folder(done):
     with pytest.raises(
         UserError, match="--samples counts right responses, but translation is measured by bleu"
     ):
-        measure.held_out(
+        measure.evaluate_run(
             folder / "runs" / "a", "translation", rows=8, samples=4, data=str(folder / "x.jsonl")
         )
     with pytest.raises(UserError, match="no run in"):
-        measure.held_out(folder / "runs", "spelling", rows=8)
+        measure.evaluate_run(folder / "runs", "spelling", rows=8)
 
 
 def test_a_run_is_measured_on_its_own_data_and_as_it_was_taught(done):
     """Without --data on the run's own; one task of several with its name before the prompt."""
     folder, found = done
-    again = measure.held_out(folder / "runs" / "a", "spelling", rows=8)
+    again = measure.evaluate_run(folder / "runs" / "a", "spelling", rows=8)
     assert again["cer"][0] == pytest.approx(found["policy"]["cer"])
     several = folder / "several"
     shutil.copytree(folder / "runs" / "a", several)
@@ -151,14 +151,14 @@ def test_a_run_is_measured_on_its_own_data_and_as_it_was_taught(done):
         "task": "multitask",
     }
     config.write_text(json.dumps(stored))
-    outputs = measure.held_out(several, "spelling", rows=8)["outputs"]
+    outputs = measure.evaluate_run(several, "spelling", rows=8)["outputs"]
     assert outputs[0]["prompt"].startswith("spelling: copy ") and outputs[0]["prompt"].endswith(
         "\n="
     )
     with pytest.raises(
         UserError, match="has learned several tasks; measure one of them, counting, spelling"
     ):
-        measure.held_out(several, "multitask", rows=8)
+        measure.evaluate_run(several, "multitask", rows=8)
 
 
 def test_wrong_names_are_met_before_anything_is_trained(tmp_path):
@@ -195,7 +195,7 @@ def test_the_command_eval(done, capsys, monkeypatch):
     )
     stored = json.loads((root / "eval.json").read_text())
     assert stored["cer"][0] == pytest.approx(found["policy"]["cer"]) and stored["test_rows"] == 8
-    assert len(files.read_lines(root / "eval.jsonl")) == 8
+    assert len(files.read_jsonl(root / "eval.jsonl")) == 8
     monkeypatch.setattr("sys.argv", [*arguments[:2], str(folder / "nowhere"), *arguments[3:]])
     with pytest.raises(SystemExit) as stop:
         commands.main()
@@ -203,9 +203,9 @@ def test_the_command_eval(done, capsys, monkeypatch):
 
 
 def test_a_reward_model_prefers_what_it_was_shown(tmp_path):
-    settings = stages.smaller(options(tmp_path, sft_lr=3e-3))
+    settings = stages.tiny_options(options(tmp_path, sft_lr=3e-3))
     pairs = [(f"copy {i}\n=", "yes", "no") for i in range(80)]
-    model = stages.reward_model(
+    model = stages.train_reward_model(
         TaskConfig(**{**vars(settings), "tiny": True, "runs": str(tmp_path / "runs")}),
         pairs,
         name="reward",

@@ -6,7 +6,7 @@ from jaxppo.errors import UserError
 from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
 
 
-def test_every_row_of_the_table_is_whole():
+def test_the_names_in_the_table_exist():
     for name, task in tasks.TASKS.items():
         assert task.source.partition(":")[0] in sources.SOURCES, name
         assert task.reward in rewards.REWARDS or task.reward == "learned", name
@@ -19,31 +19,35 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
         UserError,
         match="--task 'translatoin': choose one of sentiment, sentiment_label, translation",
     ):
-        tasks.task_of(TaskConfig(task="translatoin"))
+        tasks.get_task(TaskConfig(task="translatoin"))
 
 
-def test_only_texts_may_stand_in_a_prompt():
+def test_prompt_formats_use_text_fields_only():
     example = Example("p", "r", {"aspect": "outcome", "letters": ["a"], "number": 3})
-    assert tasks.words(example) == {"aspect": "outcome"}
+    task = Task("", "", "exact", ("exact",), prompt="{prompt} {aspect}")
+    assert tasks.format_prompt(task, example) == "p outcome"
+    for name in ("letters", "number"):
+        with pytest.raises(UserError, match=f"an example has no '{name}'"):
+            tasks.format_prompt(task._replace(prompt=f"{{{name}}}"), example)
 
 
-def test_one_of_many():
+def test_multitask_examples():
     task = Task("", "", "exact", ("exact",), prompt="{prompt} ({aspect})=", response=" {reference}")
-    found = tasks.as_one_of_many("sums", task, 2, [Example("1+1", "2", {"aspect": "easy"})])
+    found = tasks.multitask_examples("sums", task, 2, [Example("1+1", "2", {"aspect": "easy"})])
     assert found == [Example("sums: 1+1 (easy)=", " 2", {"task": 2})]
 
 
 def test_mixed_with_and_without_weights():
     groups = [[Example("a", str(i)) for i in range(6)], [Example("b", str(i)) for i in range(2)]]
     count = lambda found: [sum(x.prompt == name for x in found) for name in "ab"]
-    plain = tasks.mixed(groups, seed=0)
+    plain = tasks.mix_tasks(groups, seed=0)
     assert (
         count(plain) == [6, 2]
         and plain != groups[0] + groups[1]
-        and tasks.mixed(groups, seed=0) == plain
+        and tasks.mix_tasks(groups, seed=0) == plain
     )
-    even = tasks.mixed(groups, (1, 1), seed=0)
-    assert count(even) == [4, 4]  # 8 examples in equal shares; the two of b stand twice each
+    even = tasks.mix_tasks(groups, (1, 1), seed=0)
+    assert count(even) == [4, 4]  # 8 examples in equal shares: b's two examples occur twice
     assert sorted(x.reference for x in even if x.prompt == "b") == ["0", "0", "1", "1"]
     with pytest.raises(UserError, match="--weights has 1 numbers for 2 tasks"):
-        tasks.mixed(groups, (1,), seed=0)
+        tasks.mix_tasks(groups, (1,), seed=0)

@@ -129,7 +129,7 @@ def cloud(cloud_on_path, monkeypatch) -> Cloud:
         assert argv[0] == "gcloud" and (timeout > 86400 if followed else 1 <= timeout <= 3600)
         return subprocess.CompletedProcess(argv, *fake_gcloud.play(cloud_on_path.folder, argv[1:]))
 
-    monkeypatch.setattr(hosts, "pack", lambda archive: None)
+    monkeypatch.setattr(hosts, "pack_repository", lambda archive: None)
     names = {
         "CompletedProcess": subprocess.CompletedProcess,
         "TimeoutExpired": subprocess.TimeoutExpired,

@@ -185,7 +185,7 @@ def test_a_quota_that_stays_is_an_error(cloud, capsys):
     assert cloud.run("babysit", *ONE) == 2
     assert cloud.story == ["create"] * 6  # capped, in number and in pauses
     assert cloud.slept == [10, 20, 40, 80, 120]
-    assert "ask for more quota, or take another type or zone" in capsys.readouterr().err
+    assert "ask for more quota, or use another type or zone" in capsys.readouterr().err
 
 
 def test_a_quota_is_waited_for_once_the_run_had_a_slice(cloud, capsys):
@@ -247,9 +247,9 @@ def test_what_costs_is_not_left_alone_because_it_cannot_be_seen(cloud, capsys, c
     said = capsys.readouterr().err
     # 8 looks; or, of what gcloud itself is asked again for, 6 attempts at one look and 2 at the
     # next
-    assert said.count("; looking again\n") == (1 if complaint == READS else 8)
+    assert said.count("; trying again\n") == (1 if complaint == READS else 8)
     lost = complaint in BLIND[1:]
-    assert ("; log in again in another terminal: gcloud auth login; looking again" in said) == lost
+    assert ("; log in again in another terminal: gcloud auth login; trying again" in said) == lost
     assert (
         complaint != LOGGED_OUT
         or "Reauthentication failed. cannot prompt during non-interactive execution.; log in"
@@ -270,7 +270,7 @@ def test_without_the_right_to_look_nothing_begins(cloud, capsys, complaint):
     assert cloud.run("babysit", *ONE) == 2
     assert cloud.story == [] and cloud.slept == []
     assert (
-        "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run"
+        "if my-run still exists it costs: delete it with: python3 tpu/tpu.py delete my-run"
         in capsys.readouterr().err
     )
 
@@ -311,7 +311,7 @@ def test_a_run_that_is_going_on_is_watched(cloud):
 def test_a_slice_of_another_type_is_refused(cloud, capsys):
     cloud.play(["active"], there=True, type="v6e-4")
     assert cloud.run("babysit", *ONE) == 2
-    assert "is there as v6e-4, not v6e-8" in capsys.readouterr().err and cloud.story == []
+    assert "exists as v6e-4, not v6e-8" in capsys.readouterr().err and cloud.story == []
 
 
 def test_a_run_on_the_slice_s_own_disk_is_brought_home_before_deletion(cloud):
@@ -349,7 +349,7 @@ def test_a_person_is_offered_deletion_after_a_failure(cloud, answer, kept):
     cloud.play(["active", "exit 76"])
     cloud.answers = [answer]
     assert cloud.run("babysit", *ONE, person=True) == 76
-    assert cloud.asked == ["delete my-run, which costs as long as it is there? [Y/n] "]
+    assert cloud.asked == ["delete my-run, which costs as long as it exists? [Y/n] "]
     assert ("delete" not in cloud.story) == kept
 
 
@@ -372,7 +372,7 @@ def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
     assert cloud.run("babysit", *ONE) == 130
     assert cloud.story == MADE
     assert (
-        "goes on, and costs; delete it with: python3 tpu/tpu.py delete my-run"
+        "continues, and costs; delete it with: python3 tpu/tpu.py delete my-run"
         in capsys.readouterr().err
     )
 
@@ -442,26 +442,26 @@ def test_a_disk_that_is_full_here_keeps_no_slice_there(cloud, capsys, monkeypatc
 
 def test_a_fault_of_ours_says_how_to_delete(cloud, capsys, monkeypatch):
     cloud.play(["active"])
-    monkeypatch.setattr(babysitting, "prepare", lambda *_: 1 / 0)
+    monkeypatch.setattr(babysitting, "prepare_hosts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cloud.run("babysit", *ONE)
     assert (
-        "if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run"
+        "if my-run still exists it costs: delete it with: python3 tpu/tpu.py delete my-run"
         in capsys.readouterr().err
     )
 
 
 def test_one_at_a_time_on_one_machine(cloud, capsys):
     cloud.play(["active", "exit 0"], ["active", "exit 0"])
-    with basics.alone("my-run"):
+    with basics.lock_slice("my-run"):
         assert cloud.run("babysit", *ONE) == 2
         assert (
-            "error: another babysit of my-run is running on this machine; end that one first"
+            "error: another babysit of my-run is running on this machine; stop it first"
             in capsys.readouterr().err
         )
         assert cloud.calls == []
         assert cloud.run("babysit", "--dry-run", *ONE) == 0  # it does nothing
-        with basics.alone("other"):
+        with basics.lock_slice("other"):
             pass
     assert cloud.run("babysit", *ONE) == 0
 

@@ -15,7 +15,10 @@ ONE = [
 ]
 OWN_DISK = ONE[:-2]
 MADE = ["create", "scp", "setup", "stop", "start"]
-LIST = "nothing was deleted; look with: gcloud compute tpus queued-resources list --zone us-east5-b"
+LIST = (
+    "nothing was deleted; to list slices: "
+    "gcloud compute tpus queued-resources list --zone us-east5-b"
+)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,7 @@ def test_what_somebody_else_deletes_is_not_made_again(cloud, capsys, life):
     cloud.play(life, ["active", "exit 0"])
     assert cloud.run("babysit", *ONE) == 75
     assert cloud.story == (MADE if "active" in life else ["create"])
-    assert "my-run was deleted by somebody else, and is not made again" in capsys.readouterr().err
+    assert "my-run was deleted by somebody else, and is not created again" in capsys.readouterr().err
 
 
 def test_a_deletion_that_has_begun_ends_it_at_once(cloud, capsys):
@@ -61,7 +64,7 @@ def test_a_machine_that_goes_before_its_resource_says_why_is_made_anew(cloud):
     ("there", "errors", "args", "said"),
     [
         (True, [], [], "my-run is deleted"),
-        (False, [], [], f"my-run is not in us-east5-b (gcloud's own project): {LIST}"),
+        (False, [], [], f"my-run is not in us-east5-b (gcloud's project): {LIST}"),
         (
             False,
             [],
@@ -72,7 +75,7 @@ def test_a_machine_that_goes_before_its_resource_says_why_is_made_anew(cloud):
             False,
             ["503 UNAVAILABLE"],
             [],
-            f"my-run is not in us-east5-b (gcloud's own project): {LIST}",
+            f"my-run is not in us-east5-b (gcloud's project): {LIST}",
         ),
     ],
 )

@@ -24,18 +24,18 @@ def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
     import hosts
     from slices import Slice
 
-    def states(*names: str) -> list[str] | None:
+    def run_states(*names: str) -> list[str] | None:
         lines = "".join(f"jaxppo-host {name} exit {i}\n" for i, name in enumerate(names))
         monkeypatch.setattr(
             Slice, "ssh", lambda *_, **__: subprocess.CompletedProcess([], 0, lines, "")
         )
-        return hosts.states(Slice("my-run", "us-east5-b"), "my-run")
+        return hosts.run_states(Slice("my-run", "us-east5-b"), "my-run")
 
-    assert states("a-w-10", "a-w-9", "a-w-2.internal") == ["exit 2", "exit 1", "exit 0"]
-    assert states("b", "a", "c") == ["exit 0", "exit 1", "exit 2"]
+    assert run_states("a-w-10", "a-w-9", "a-w-2.internal") == ["exit 2", "exit 1", "exit 0"]
+    assert run_states("b", "a", "c") == ["exit 0", "exit 1", "exit 2"]
 
 
-OFFER = "; if my-run is still there it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
+OFFER = "; if my-run still exists it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
 
 
 @pytest.mark.parametrize(

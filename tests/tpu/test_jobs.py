@@ -10,7 +10,7 @@ import tarfile
 import accelerators
 import babysitting
 import basics
-import complaints
+import gcloud_errors
 import hosts
 import jobs
 import pytest
@@ -23,7 +23,7 @@ SCRIPT = "experiments/sentiment.py"
 
 
 def job(*options: str, kind: accelerators.Accelerator = V6E_8) -> jobs.Job:
-    return jobs.job_of([SCRIPT, *options], "my-run", kind)
+    return jobs.parse_job([SCRIPT, *options], "my-run", kind)
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def files(tmp_path, monkeypatch):
         (tmp_path / name).write_text(text)
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
     tracked = [SCRIPT, "settings.yaml", "config.json", "broken.json", "data/train.jsonl"]
-    monkeypatch.setattr(jobs, "tracked", lambda: tracked)
+    monkeypatch.setattr(jobs, "tracked_files", lambda: tracked)
     return tmp_path
 
 
 @pytest.mark.parametrize(
     "module",
-    [accelerators, babysitting, basics, complaints, hosts, jobs],
+    [accelerators, babysitting, basics, gcloud_errors, hosts, jobs],
     ids=lambda module: module.__name__,
 )
 def test_the_examples_in_the_docstrings(module):
@@ -102,7 +102,7 @@ def test_the_bucket_is_looked_for_before_anything_is_paid_for(cloud, capsys):
     )
     said = capsys.readouterr().err
     assert (
-        "not found: 404.; if it is missing, make it with: gcloud storage buckets create gs://my-bucket"
+        "not found: 404.; if it does not exist: gcloud storage buckets create gs://my-bucket"
         in said
     )
     assert cloud.calls == [
@@ -127,13 +127,13 @@ def test_a_run_s_name(name):
 
 @pytest.mark.parametrize("script", ["experiments/missing.py", "/etc/passwd", "../x.py"])
 def test_a_script_of_the_repository(script):
-    with pytest.raises(basics.Stop, match="is no tracked file of"):
-        jobs.job_of([script], "my-run", V6E_8)
+    with pytest.raises(basics.Stop, match="is not a tracked file of"):
+        jobs.parse_job([script], "my-run", V6E_8)
 
 
 def test_no_job():
     with pytest.raises(basics.Stop, match="no job; give it after --"):
-        jobs.job_of([], "my-run", V6E_8)
+        jobs.parse_job([], "my-run", V6E_8)
 
 
 def test_the_command_says_what_every_restart_needs():
@@ -185,8 +185,8 @@ def test_name_and_runs_of_a_file_of_settings(files, file, name):
 def test_the_example_settings_are_read_as_jaxppo_reads_them(files):
     from pathlib import Path
 
-    stored, _ = settings.read(config.RunConfig, Path(files / "settings.yaml"))
-    assert {name: stored[name] for name in ("name", "runs")} == jobs.stored_in(
+    stored, _ = settings.read_config_file(config.RunConfig, Path(files / "settings.yaml"))
+    assert {name: stored[name] for name in ("name", "runs")} == jobs.stored_names(
         "settings.yaml", ["settings.yaml"]
     )
 
@@ -196,22 +196,22 @@ def test_the_example_settings_are_read_as_jaxppo_reads_them(files):
     [
         (
             ["--config", "left.yaml"],
-            "--config left.yaml: it is here, but would not be on the slice",
+            "--config left.yaml: it exists here, but would not on the slice",
         ),
-        (["--config", "missing.yaml"], "--config missing.yaml is no tracked file of"),
-        (["--config", "broken.json"], "--config broken.json is no JSON object of settings"),
+        (["--config", "missing.yaml"], "--config missing.yaml is not a tracked file of"),
+        (["--config", "broken.json"], "--config broken.json is not a JSON object of settings"),
         (
             ["--data", "data.jsonl"],
-            "--data data.jsonl: it is here, but would not be on the slice, which gets tracked files only",
+            "--data data.jsonl: it exists here, but would not on the slice, which gets tracked",
         ),
-        (["--data=data.jsonl"], "--data data.jsonl: it is here"),
-        (["--data", "/etc/hostname"], "--data /etc/hostname: it is here"),
-        (["--hf-token", "x"], "--hf-token: everybody on a machine can read its command lines"),
-        (["--wandb-key", "x"], "--wandb-key: everybody"),
-        (["--key=x"], "--key: everybody"),
-        (["--access-key", "x"], "--access-key: everybody"),
-        (["--data", "https://me:secret@host/a.jsonl"], "https://me:...@: everybody"),
-        (["--note", "hf_abcdefghijklmnopqrstuvwx"], "hf_...: everybody"),
+        (["--data=data.jsonl"], "--data data.jsonl: it exists here"),
+        (["--data", "/etc/hostname"], "--data /etc/hostname: it exists here"),
+        (["--hf-token", "x"], "--hf-token: all users of a machine can read its command lines"),
+        (["--wandb-key", "x"], "--wandb-key: all users"),
+        (["--key=x"], "--key: all users"),
+        (["--access-key", "x"], "--access-key: all users"),
+        (["--data", "https://me:secret@host/a.jsonl"], "https://me:...@: all users"),
+        (["--note", "hf_abcdefghijklmnopqrstuvwx"], "hf_...: all users"),
     ],
 )
 def test_files_that_stay_behind_and_secrets_are_refused(files, options, complaint):
@@ -236,7 +236,7 @@ def test_what_is_tracked_or_no_file_passes(files, options):
 @pytest.mark.parametrize(
     ("text", "mode", "complaint"),
     [
-        (None, 0o600, "there is no such file"),
+        (None, 0o600, "no such file"),
         ("A=1\n", 0o644, "can be read by others: chmod 600"),
         ("A=1\nexport B=2\n", 0o600, "line 2: write NAME=VALUE"),
         ("A = 1\n", 0o600, "line 1: write NAME=VALUE"),
@@ -332,11 +332,11 @@ def test_the_ssh_agent_is_asked_before_anything_is_made(agent, cloud, tmp_path, 
 
 
 def test_tracked_files_alone_are_packed(tmp_path):
-    basics.pack(tmp_path / "code.tar.gz")
+    basics.pack_repository(tmp_path / "code.tar.gz")
     with tarfile.open(tmp_path / "code.tar.gz") as archive:
         names = archive.getnames()
     assert sorted(names) == sorted(
-        name for name in basics.tracked() if os.path.lexists(basics.ROOT / name)
+        name for name in basics.tracked_files() if os.path.lexists(basics.ROOT / name)
     )
     assert {"tpu/job.sh", "tpu/setup_vm.sh", "pyproject.toml", "experiments/sentiment.py"} <= set(
         names
@@ -346,11 +346,11 @@ def test_tracked_files_alone_are_packed(tmp_path):
 
 def test_what_is_made_on_the_way_is_ours_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert basics.private("my-run").stat().st_mode & 0o077 == 0
+    assert basics.private_folder("my-run").stat().st_mode & 0o077 == 0
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(basics.Stop, match="cannot write to"):
-        basics.private("my-run")
+        basics.private_folder("my-run")
 
 
 def test_an_old_python_gets_so_far_as_to_say_so(capsys, monkeypatch):

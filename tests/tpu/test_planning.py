@@ -78,7 +78,7 @@ def test_no_plan(cloud, planner):
         ),
         (
             "error: --model mine: choose one of smollm2",
-            "jaxppo plan failed: --model mine: choose one of smollm2; mend it, or",
+            "jaxppo plan failed: --model mine: choose one of smollm2; fix it, or",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_without_jaxppo(cloud, capsys, monkeypatch):
     monkeypatch.setattr(planning, "ROOT", Path("/nowhere"))
     assert cloud.run("babysit", *BABYSIT) == 2
     assert (
-        "jaxppo is not installed here, so nothing says whether the job fits"
+        "jaxppo is not installed here, so it is unknown whether the job fits"
         in capsys.readouterr().err
         and cloud.story == []
     )
@@ -115,7 +115,7 @@ def test_jaxppo_is_found_where_the_readme_installs_it(tmp_path, monkeypatch, cap
     command.write_text("#!/bin/sh\n")
     command.chmod(0o755)
     job = Job("experiments/sentiment.py", (), "my-run", "runs")
-    planning.plan(job, accelerators.ACCELERATORS["v6e-8"], "my-run", force=False, dry_run=True)
+    planning.check_fit(job, accelerators.ACCELERATORS["v6e-8"], "my-run", force=False, dry_run=True)
     assert f"{command} plan " in capsys.readouterr().out
 
 

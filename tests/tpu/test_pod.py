@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo.run.profiling import CLOCK
+from jaxppo.run.profiling import TIMING_KEYS
 
 ROOT = Path(__file__).parents[2]
 ZONE = ["--zone", "us-east5-b"]
@@ -151,7 +151,7 @@ class Pod:
 
 def rows(path: Path) -> list[dict]:
     return [
-        {k: x for k, x in json.loads(line).items() if k not in CLOCK}
+        {k: x for k, x in json.loads(line).items() if k not in TIMING_KEYS}
         for line in path.read_text().splitlines()
     ]
 

@@ -228,7 +228,7 @@ def test_wait_ends_when_nothing_will_come(cloud, capsys, state, said):
     cloud.play(["WAITING_FOR_RESOURCES", state], there=True)
     assert cloud.run("wait") == 1
     assert (
-        f"my-run is not there ({said}); delete it if it has ended, and create it"
+        f"my-run is not active ({said}); delete it if it has ended, and create it"
         in capsys.readouterr().err
     )
 
@@ -242,16 +242,16 @@ def test_waiting_pauses_grow_up_to_two_minutes(cloud):
 def test_a_slice_that_is_there_already_is_said_so_and_another_type_refused(cloud, capsys):
     cloud.play(["active"], there=True, create=["ALREADY_EXISTS: my-run"] * 2)
     assert cloud.run("create", "--type", "v6e-8") == 0
-    assert "my-run is there already: ACTIVE" in capsys.readouterr().out
+    assert "my-run exists already: ACTIVE" in capsys.readouterr().out
     assert cloud.run("create", "--type", "v6e-4") == 2
-    assert "is there as v6e-8, not v6e-4" in capsys.readouterr().err
+    assert "exists as v6e-8, not v6e-4" in capsys.readouterr().err
 
 
 def test_run_needs_an_active_slice(cloud, capsys):
     cloud.play(["PROVISIONING"], there=True)
     assert cloud.run("run", "--type", "v6e-8", "--no-plan", *JOB) == 1
     assert (
-        "my-run is not ready (PROVISIONING); tpu.py create, wait and setup come first"
+        "my-run is not ready (PROVISIONING); call tpu.py create, wait and setup first"
         in capsys.readouterr().err
     )
 
@@ -270,7 +270,7 @@ def test_stop_offers_deletion(cloud, answer, gone):
         (["create", "my-run"], "the following arguments are required: --zone"),
         (["creat", "my-run", "--zone", "us-east5-b"], "invalid choice: 'creat'"),
         (["create", "My_Run", "--zone", "us-east5-b"], "name 'My_Run': use 1 to 63 of a-z"),
-        (["create", "my-run", "--zone", "us-east5"], "--zone 'us-east5' is no zone"),
+        (["create", "my-run", "--zone", "us-east5"], "--zone 'us-east5' is not a zone"),
         (["create", "my-run", "--zone", "us-east5-b"], "--type '' is unknown"),
         (["create", "my-run", "--zone", "us-east5-b", "--type", "v5e-16"], "perhaps v5litepod-16"),
         (["create", "my-run", "--zone", "us-east5-b", "--type", "v6e-12"], "perhaps v6e-1"),
@@ -291,7 +291,7 @@ def test_stop_offers_deletion(cloud, answer, gone):
         ),
         (
             ["create", "my-run", "--zone", "us-east5-b", "--gcloud-option=--metadata=HF_TOKEN=x"],
-            "--metadata=HF_TOKEN: everybody",
+            "--metadata=HF_TOKEN: all users",
         ),
     ],
 )
@@ -315,7 +315,7 @@ def test_an_answer_that_is_no_json(cloud, capsys, monkeypatch):
 
     monkeypatch.setattr(fake_gcloud, "play", lambda folder, words: (0, "<html>", ""))
     assert cloud.run("status") == 1
-    assert "gcloud's answer is no JSON: '<html>'" in capsys.readouterr().err
+    assert "gcloud's answer is not JSON: '<html>'" in capsys.readouterr().err
 
 
 def test_help(capsys):

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 
-from jaxppo.commands import report
 from jaxppo.commands.export import card as words
 from jaxppo.commands.export import folder as folder_module
 from jaxppo.commands.export import hub
@@ -29,14 +28,14 @@ from jaxppo.commands.export.folder import (
     write_tokenizer,
     write_value,
 )
-from jaxppo.commands.report import outcomes, pages, records
+from jaxppo.commands.report import outcomes, pages, records, sections
 from jaxppo.commands.report.pages import Block, Heading, Listing, Table, Text
 from jaxppo.commands.report.records import Run
 from jaxppo.config import HIDDEN, RunConfig
 from jaxppo.data import prompts
 from jaxppo.data.fetch import SOURCES
 from jaxppo.models import lora
-from jaxppo.models.scan import unstack
+from jaxppo.models.scan import unstack_layers
 from jaxppo.pretrained import BUNDLED
 from jaxppo.run import files, load, manifest
 from jaxppo.run.checkpoint import Checkpoints
@@ -130,10 +129,10 @@ def restored(run: Path, checkpoint: str) -> Exported:
     """
 
     record = records.read(run)
-    config, policy, state = load.restore(record.place, newest=True)
-    checkpoints = Checkpoints(record.place / "checkpoints", write=False)
-    best = checkpoint == "best" and checkpoints.scored
-    state = load.best(record.place, state) if best else state
+    config, policy, state = load.restore(record.config_folder, newest=True)
+    checkpoints = Checkpoints(record.config_folder / "checkpoints", write=False)
+    best = checkpoint == "best" and checkpoints.best_step() is not None
+    state = load.restore_best(record.config_folder, state) if best else state
     about = manifest.read(checkpoints.folder / str(int(state.step)))
     which = f"the {'best' if best else 'newest'} checkpoint, of step {int(state.step)}"
     return Exported(record, config, policy, state, which, str(about["config"]))
@@ -161,7 +160,7 @@ def write(folder: Path, found: Exported, options: ExportOptions) -> None:
         place = folder / BASE if options.adapter else folder
         place.mkdir(exist_ok=True)
         state = found.state.replace(params={}) if options.adapter else found.state
-        params = jax.device_get(load.language_model(config, policy, state))
+        params = jax.device_get(load.export_params(config, policy, state))
         write_model(place, policy.shape, params, policy.tokenizer, dtype=dtype, sampling=sampling)
     if config.value_loss != "none":
         write_value(folder, policy.shape, *critic_of(found), dtype=dtype)
@@ -185,7 +184,9 @@ def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
     whole = lora.merge(found.policy.frozen["base"], found.state.params)
     if "critic" not in whole:
         return jax.device_get(whole["value"]), None
-    critic = jax.device_get(unstack(lora.fold(whole["critic"], alpha=found.config.lora_alpha)))
+    critic = jax.device_get(
+        unstack_layers(lora.fold(whole["critic"], alpha=found.config.lora_alpha))
+    )
     return critic.pop("value"), critic
 
 
@@ -198,7 +199,7 @@ def card(found: Exported, options: ExportOptions) -> str:
     config, record, base = found.config, without_secrets(found.record), known_base(found.config)
     group, last = records.groups([record]), record.rows[-1] if record.rows else {}
     origin = "a new network" if config.tiny else scrubbed(config.model)
-    ends = [outcomes.group_ends(group[0])]
+    ends = [outcomes.of_group(group[0])]
     number = prompts.start_token(config, found.policy.tokenizer)
     start = "" if number is None else found.policy.tokenizer.token(number)
     blocks = [
@@ -211,11 +212,11 @@ def card(found: Exported, options: ExportOptions) -> str:
         *map(Text, words.asking(config, start)),
         Heading("Training"),
         *map(Text, words.method(config, last)),
-        *report.again(record),
+        *sections.reproduction(record),
         Text(f"Hash of the run's settings: {found.fingerprint}"),
-        *report.settings_table(group),
+        *sections.settings_tables(group),
         Heading("Metrics"),
-        Table(*outcomes.table(group, ends), words=2),
+        Table(*outcomes.table(group, ends), text_columns=2),
         *evaluated(record),
         Text(words.ABOUT_METRICS),
         Heading("Limits"),
@@ -236,7 +237,7 @@ def evaluated(record: Run) -> list[Block]:
     """
 
     try:
-        found = json.loads((record.path / "eval.json").read_text("utf-8"))
+        found = json.loads((record.folder / "eval.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return []
     known = found.items() if isinstance(found, dict) else ()
@@ -262,7 +263,7 @@ def without_secrets(record: Run) -> Run:
     """
 
     words = lambda x: scrubbed(x) if isinstance(x, str) else x
-    settings = {name: words(x) for name, x in files.shown(record.settings).items()}
+    settings = {name: words(x) for name, x in files.hide_secrets(record.settings).items()}
     return dataclasses.replace(
         record, settings=settings, commands=[command(line) for line in record.commands]
     )

@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.pretrained import mapping, safetensors, settings
-from jaxppo.pretrained.tokenizer import Tokenizer, as_transformers
+from jaxppo.pretrained.tokenizer import Tokenizer, to_transformers
 from jaxppo.run import manifest
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -80,9 +80,9 @@ def whole_folder(place: Path) -> Iterator[Path]:
         folder.mkdir()  # not the temporary one itself, which nobody else may read
         yield folder
         for path in [*sorted(folder.rglob("*")), folder]:
-            manifest.sync(path)
+            manifest.fsync(path)
         os.rename(folder, place)  # over an empty folder, never over a full one
-        manifest.sync(place.parent)
+        manifest.fsync(place.parent)
     except OSError as error:
         raise PretrainedError(
             f"{place} cannot be written ({error.strerror or error}); give another name or free space"
@@ -119,8 +119,8 @@ def write_model(
         "eos_token_id": tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
-    stored = settings.as_transformers(model)
-    tensors = mapping.tensors(stored["model_type"], model, params)
+    stored = settings.to_transformers(model)
+    tensors = mapping.to_checkpoint(stored["model_type"], model, params)
     write_json(folder / "config.json", {**stored, **ids, "dtype": dtype})
     write_json(folder / "generation_config.json", {"do_sample": True, **sampling, **ids})
     safetensors.write_file(folder / safetensors.SINGLE, cast(tensors, dtype), metadata=PYTORCH)
@@ -135,7 +135,7 @@ def write_tokenizer(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> N
     stored = json.loads((folder / TOKENIZER[0]).read_text("utf-8"))
     if "TemplateProcessing" in json.dumps(stored.get("post_processor")):
         write_json(folder / TOKENIZER[0], stored | {"post_processor": None})
-    write_json(folder / "tokenizer_config.json", as_transformers(tokenizer, model.max_length))
+    write_json(folder / "tokenizer_config.json", to_transformers(tokenizer, model.max_length))
 
 
 def write_adapter(
@@ -155,7 +155,7 @@ def write_adapter(
         unrolled. alpha: jaxppo's and PEFT's scale is alpha / r. base: hub id of the
         base model, perhaps with "@revision"; empty = its place is not written down.
     """
-    family = settings.family(model)
+    family = settings.family_of(model)
     tensors = adapter_tensors(family, model, adapters)
     rank = next(iter(mapping.flatten(adapters).values())).shape[-1]
     joint = family == "gpt2"
@@ -266,7 +266,7 @@ def write_value(
         "value.bias": bias.reshape(1),
     }  # float32 always, as in training
     if body is not None:
-        own = mapping.tensors(settings.family(model), model, body)
+        own = mapping.to_checkpoint(settings.family_of(model), model, body)
         out |= cast(
             {name: tensor for name, tensor in own.items() if name != "lm_head.weight"}, dtype
         )

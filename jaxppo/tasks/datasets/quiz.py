@@ -10,8 +10,8 @@ apt-get, on Debian 12 for amd64 (elsewhere: a file of one's own).
 
 import re
 
-from jaxppo.data.archives import member
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.archives import read_member
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
 
 CAPITAL = (0, 1, "What is the capital of {}?")
@@ -48,10 +48,12 @@ def load(*, seed: int = 0) -> Examples:
     archive = fetch("bsdgames")
     found: dict[str, Example] = {}  # some countries stand in two files
     for name in QUESTIONS:
-        for row in parse(member(archive, f"*/usr/share/games/bsdgames/quiz/{name}"), name):
+        for row in parse(read_member(archive, f"*/usr/share/games/bsdgames/quiz/{name}"), name):
             found.setdefault(row.prompt, row)
     rows = list(found.values())
-    return split(rows, [row.extra["row"] for row in rows], seed=seed, fractions=(0.6, 0.15))
+    return split_examples(
+        rows, [row.extra["row"] for row in rows], seed=seed, fractions=(0.6, 0.15)
+    )
 
 
 def parse(data: bytes, name: str) -> list[Example]:
@@ -69,7 +71,7 @@ def parse(data: bytes, name: str) -> list[Example]:
     """
     found: dict[str, Example] = {}
     for line in data.decode("latin-1").replace("\\\n", "").splitlines():
-        columns = [accepted(pattern) for pattern in line.split(":")]
+        columns = [first_answer(pattern) for pattern in line.split(":")]
         if not line.isascii() or not line.isprintable():
             continue  # letters put together on a printer
         for asked, answer, words in QUESTIONS[name]:
@@ -83,7 +85,7 @@ def parse(data: bytes, name: str) -> list[Example]:
     return list(found.values())
 
 
-def accepted(pattern: str) -> str:
+def first_answer(pattern: str) -> str:
     """The first and longest answer that a pattern of the game accepts.
 
     >>> [

@@ -11,11 +11,11 @@ questions are put in a few words.
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.errors import UserError
 
 
-class Task(NamedTuple):
+class Puzzle(NamedTuple):
     """One kind of puzzle."""
 
     settings: Mapping[str, int]  # of the package's generator
@@ -23,18 +23,18 @@ class Task(NamedTuple):
     prompt: Callable[[Mapping[str, Any]], str]
 
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, Puzzle] = {
     # Spell backward: sun -> nus
-    "spell_backward": Task(
+    "spell_backward": Puzzle(
         {"min_word_len": 3, "max_word_len": 8},
         lambda told: f"Spell backward: {told['word'].lower()}",
     ),
     # 12 + 7 - 30 = -> -11
-    "chain_sum": Task(
+    "chain_sum": Puzzle(
         {"min_terms": 2, "max_terms": 3, "max_digits": 2}, lambda told: f"{told['expression']} ="
     ),
     # How many e in "The telephone"? -> 4
-    "letter_counting": Task(
+    "letter_counting": Puzzle(
         {"min_words": 1, "max_words": 3},
         lambda told: f'How many {told["target_letter"]} in "{" ".join(told["span"])}"?',
     ),
@@ -67,10 +67,10 @@ def load(task: str, size: int, seed: int = 0) -> Examples:
         )
         if len(found) == size:
             break
-    return split(list(found.values()), seed=seed)
+    return split_examples(list(found.values()), seed=seed)
 
 
-def score(task: str) -> Callable[[str, Example], float]:
+def make_scorer(task: str) -> Callable[[str, Example], float]:
     """The package's own checker: 1 for the right answer, less for one that is right in
     part, 0 at worst.
 

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int32
 
-from jaxppo.data.archives import member, members
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.archives import read_member, read_members
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
 from jaxppo.errors import UserError
 
@@ -38,7 +38,7 @@ class Clips(NamedTuple):
     wordless: int  # tones and silence
 
 
-class Stacked(NamedTuple):
+class Features(NamedTuple):
     """Features of one width."""
 
     features: Float32[np.ndarray, "N F M"]  # zeros behind a clip's end
@@ -56,16 +56,16 @@ def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
     Raises:
         FetchError: when a download fails or a file is not what it should be.
     """
-    sounds = members(fetch("asterisk-sounds"), FOLDER + "*.wav")
-    texts = gzip.decompress(member(fetch("asterisk-transcripts"), "*/core-sounds-en.txt.gz"))
+    sounds = read_members(fetch("asterisk-sounds"), FOLDER + "*.wav")
+    texts = gzip.decompress(read_member(fetch("asterisk-transcripts"), "*/core-sounds-en.txt.gz"))
     by_name = {
         name.removeprefix(FOLDER).removesuffix(".wav"): data for name, data in sounds.items()
     }
-    found = clips(by_name, parse(texts), seconds=seconds).examples
-    return split(found, [example.reference for example in found], seed=seed)
+    found = make_examples(by_name, parse(texts), seconds=seconds).examples
+    return split_examples(found, [example.reference for example in found], seed=seed)
 
 
-def clips(
+def make_examples(
     sounds: Mapping[str, bytes], transcripts: Mapping[str, str], *, seconds: float = 5.0
 ) -> Clips:
     """The examples of WAV files and transcripts by name, in the order of names; a sound
@@ -106,11 +106,11 @@ def parse(data: bytes) -> dict[str, str]:
             continue
         if not colon or not name.strip():
             raise FetchError(f"line {number} of the transcripts is not 'name: words'")
-        found[name.strip()] = normalised(text)
+        found[name.strip()] = normalise_transcript(text)
     return found
 
 
-def normalised(text: str) -> str:
+def normalise_transcript(text: str) -> str:
     """Words in the letters a-z and digits, one space between; without notes in
     brackets, and single digits and keys as spoken.
 
@@ -191,7 +191,7 @@ def mel_filters(rate: int, size: int, bins: int) -> Float32[np.ndarray, "M K"]:
     ).astype(np.float32)
 
 
-def stacked(examples: Sequence[Example], frames: int, stride: int = 1) -> Stacked:
+def stack_features(examples: Sequence[Example], frames: int, stride: int = 1) -> Features:
     """The features of all examples in one array: the means of `stride` frames each,
     padded to `frames` = F of these.
 
@@ -210,4 +210,4 @@ def stacked(examples: Sequence[Example], frames: int, stride: int = 1) -> Stacke
         starts = np.arange(length) * stride
         counts = np.minimum(stride, len(row) - starts).astype(np.float32)
         out[:length] = np.add.reduceat(row, starts, axis=0) / counts[:, None]
-    return Stacked(features, lengths)
+    return Features(features, lengths)

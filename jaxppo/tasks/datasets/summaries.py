@@ -13,7 +13,7 @@ import json
 import re
 from typing import Any
 
-from jaxppo.data.archives import member
+from jaxppo.data.archives import read_member
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.fetch import FetchError, fetch
 
@@ -32,7 +32,7 @@ def load() -> Examples:
     archive = fetch("aclsum")
     return Examples(
         *(
-            parse(member(archive, f"aclsum/dataset/{part}.jsonl"))
+            parse(read_member(archive, f"aclsum/dataset/{part}.jsonl"))
             for part in ("train", "val", "test")
         )
     )

@@ -11,8 +11,8 @@ one's own).
 import re
 from collections.abc import Iterator
 
-from jaxppo.data.archives import member
-from jaxppo.data.examples import Example, Examples, split
+from jaxppo.data.archives import read_member
+from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
 
 NOTE = re.compile(
@@ -32,7 +32,7 @@ def load(*, seed: int = 0) -> Examples:
     Raises:
         FetchError: when the download fails or the file is not what it should be.
     """
-    return split(parse(member(fetch("ding"), "*/usr/share/trans/de-en")), seed=seed)
+    return split_examples(parse(read_member(fetch("ding"), "*/usr/share/trans/de-en")), seed=seed)
 
 
 def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]:

@@ -76,7 +76,7 @@ def weights(shape) -> dict:
     around = lambda name: 1.0 if name.endswith("scale") else 0.0
     flat = {
         n: (around(n) + 0.2 * rng.normal(size=s)).astype(np.float32)
-        for n, s in mapping.shapes(shape).items()
+        for n, s in mapping.param_shapes(shape).items()
     }
     return mapping.unflatten(flat)
 
@@ -159,7 +159,7 @@ def assert_same(want: dict[str, np.ndarray], got: dict[str, np.ndarray]) -> None
 
 def language_model(run: Path) -> dict[str, np.ndarray]:
     found = found_in(run)
-    return flat(load.language_model(found.config, found.policy, found.state))
+    return flat(load.export_params(found.config, found.policy, found.state))
 
 
 def prompts() -> tuple[np.ndarray, np.ndarray]:
@@ -378,7 +378,7 @@ def test_scanned_layers_and_a_critic_of_its_own(tmp_path):
         np.testing.assert_allclose(by_hand[key], x, atol=1e-6)
     critic = pretrained.safetensors.read_file(folder / "value_head.safetensors")
     head = [critic.pop(name) for name in ("value.weight", "value.bias")]
-    body = mapping.params("llama", LLAMA, critic)
+    body = mapping.from_checkpoint("llama", LLAMA, critic)
     tokens, mask = prompts()
     hidden, _ = jax.jit(models.make(LLAMA).apply)(body, tokens, mask)
     found = found_in(run)
@@ -581,7 +581,7 @@ def test_the_card_says_how_a_prompt_has_to_be_put():
 def test_kinds_that_transformers_does_not_have(kind, tmp_path):
     shape = shapes.network(kind, vocab_size=257, width=16, num_layers=1)
     with pytest.raises(PretrainedError, match=f"no class for a {kind} policy") as error:
-        settings.family(shape)
+        settings.family_of(shape)
     assert "\n" not in str(error.value)
     if kind == "gru":
         params = {
@@ -604,9 +604,9 @@ def test_shapes_between_the_families():
         {"window": 4, "mlp_bias": True},
     ):
         with pytest.raises(PretrainedError, match="no class for a transformer of this shape"):
-            settings.family(dataclasses.replace(LLAMA, **change))
+            settings.family_of(dataclasses.replace(LLAMA, **change))
     with pytest.raises(PretrainedError, match="no class"):
-        settings.family(dataclasses.replace(LLAMA, context_width=8))
+        settings.family_of(dataclasses.replace(LLAMA, context_width=8))
 
 
 def test_places_that_are_taken(tmp_path, monkeypatch):

@@ -1,5 +1,5 @@
-"""Whatever a text holds, it is shown in HTML, Markdown and CSV, and does nothing there. The
-Markdown is read by a real reader of it, with HTML allowed, as the most trusting page would.
+"""Hostile text is shown in HTML, Markdown and CSV, and does nothing there. A Markdown parser
+reads the Markdown with HTML allowed.
 """
 
 import base64
@@ -19,14 +19,14 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
 
 def blocks(text: str) -> list[pages.Block]:
     row = [text, "in between", text]
-    tables = [Table(row, [row, row]), Table(row, [row], words=0)]
+    tables = [Table(row, [row, row]), Table(row, [row], text_columns=None)]
     return [Heading(text), Text(text), *tables, Listing([text, text]), Picture(SVG, text, "a.svg")]
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
 def test_html_shows_everything_and_runs_nothing(text):
     page = pages.html(text, blocks(text))
-    page.encode()  # no halves of characters
+    page.encode()  # no lone surrogates
     found, seen = Read(page), " ".join(pages.visible(text).split())
     assert found.harmless()
     same = lambda texts: {" ".join(x.split()) for x in texts}
@@ -43,7 +43,7 @@ def test_html_shows_everything_and_runs_nothing(text):
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_markdown_shows_everything_and_is_nothing(text):
+def test_markdown_shows_everything_and_runs_nothing(text):
     page = pages.markdown(text, blocks(text))
     page.encode()
     reader = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
@@ -58,13 +58,13 @@ def test_markdown_shows_everything_and_is_nothing(text):
     assert found.of("code")[0].split("\n")[0] == pages.visible(text).rstrip() or text.startswith(
         " "
     )
-    assert not re.search(r"(?i)www\.|https?://", page.split("\n```")[0])  # a link by itself
+    assert not re.search(r"(?i)www\.|https?://", page.split("\n```")[0])  # a link without any mark
     assert len(page.split("\n")) == 22
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_no_cell_of_text_is_a_formula(text):
-    page = pages.comma_separated([text, "b"], [[text, -0.5], [text, None]])
+def test_no_text_cell_is_a_formula(text):
+    page = pages.csv_text([text, "b"], [[text, -0.5], [text, None]])
     page.encode()
     for delimiter in ",;\t":
         for row in csv.reader(io.StringIO(page), delimiter=delimiter):
@@ -79,14 +79,14 @@ def test_no_cell_of_text_is_a_formula(text):
     assert rows[1][0].replace("'", "") == pages.visible(text).replace("'", "")
 
 
-def test_numbers_of_a_table_as_they_are():
+def test_numbers_in_csv_are_unchanged():
     assert (
-        pages.comma_separated(["a"], [[0.1], [1e-12], [float("nan")], [-3.0]])
+        pages.csv_text(["a"], [[0.1], [1e-12], [float("nan")], [-3.0]])
         == "a\n0.1\n1e-12\nnan\n-3.0\n"
     )
 
 
-def test_a_page_needs_no_other_file():
+def test_html_needs_no_other_file():
     page = pages.html("title", [Picture(SVG, "about", "a.svg")])
     assert "://" not in page.replace(base64.b64encode(SVG.encode()).decode(), "")
     found = Read(page)
@@ -97,11 +97,11 @@ def test_a_page_needs_no_other_file():
         and "img-src data:;" in policy
     )
     (source,) = [x["src"] for tag, x in found.tags if tag == "img"]
-    assert base64.b64decode(source.split(",")[1]).decode() == SVG  # as an image it is locked in
+    assert base64.b64decode(source.split(",")[1]).decode() == SVG  # scripts of an image never run
 
 
-def test_markdown_as_it_is_written():
-    table = Table(["number", "on", "a"], [["kl_coef", "x", "1"]], words=2)
+def test_markdown_text():
+    table = Table(["number", "on", "a"], [["kl_coef", "x", "1"]], text_columns=2)
     cells = "| number | on | a |\n| --- | --- | ---: |\n| kl\\_coef | x | 1 |"
     want = f"# t\n\n## h\n\n{cells}\n\n```\n$ python a_b.py\n```\n\n![c](a.svg)\n"
     assert (

@@ -1,4 +1,4 @@
-"""Runs read back: whole, half written, damaged, and which of them are one group."""
+"""Reading runs that are complete, half written or damaged, and grouping them."""
 
 import json
 import math
@@ -22,7 +22,7 @@ def test_a_plain_run(tmp_path):
             command_txt="python a.py\npython a.py --resume\n",
         )
     )
-    assert (run.name, run.whole, run.place, run.settings["steps"]) == (
+    assert (run.name, run.is_task, run.config_folder, run.settings["steps"]) == (
         "a",
         False,
         tmp_path / "a",
@@ -33,10 +33,10 @@ def test_a_plain_run(tmp_path):
         "python a.py",
         "python a.py --resume",
     ]
-    assert run.result == {} and run.versions == {} and run.remarks == []
+    assert run.result == {} and run.versions == {} and run.notes == []
 
 
-def test_a_tasks_whole_way(tmp_path):
+def test_a_task(tmp_path):
     root = tmp_path / "way"
     a_run(root / "supervised")
     a_run(root / "policy", TaskConfig(task="spelling", steps=3), command_txt="python spell.py\n")
@@ -47,14 +47,14 @@ def test_a_tasks_whole_way(tmp_path):
         json.dumps({"versions": {"jax": "1"}, "policy": {"exact": 1.0}})
     )
     run = records.read(root)
-    assert (run.name, run.whole, run.place) == ("way", True, root / "policy")
+    assert (run.name, run.is_task, run.config_folder) == ("way", True, root / "policy")
     assert (
         run.samples[0]["policy"] == "t"
         and run.versions == {"jax": "1"}
         and run.commands == ["python spell.py"]
     )
-    alone = records.read(root / "policy")  # its policy alone has a name that says whose it is
-    assert (alone.name, alone.whole, alone.samples) == ("way/policy", False, [])
+    alone = records.read(root / "policy")
+    assert (alone.name, alone.is_task, alone.samples) == ("way/policy", False, [])
 
 
 def test_versions_of_the_newest_checkpoint(tmp_path):
@@ -78,14 +78,14 @@ def test_no_run(tmp_path, name):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", '{"steps": "many"}', '{"seed": [0]}', "\xff"])
-def test_settings_that_are_none(tmp_path, text):
+def test_damaged_settings(tmp_path, text):
     folder = a_run(tmp_path / "a", config_json=text)
     with pytest.raises(UserError) as caught:
         records.read(folder)
     assert "\n" not in str(caught.value) and "config.json" in str(caught.value)
 
 
-def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
+def test_damaged_lines_are_counted_and_other_lines_read(tmp_path):
     text = lines(
         {"step": 1, **ROW},
         "{half",
@@ -108,15 +108,15 @@ def test_damaged_lines_are_counted_and_the_others_read(tmp_path):
         file.write(b'{"step": 2, "kl": 1}\n\xff\xfe\n{"step": 5, "k')
     run = records.read(folder)
     assert run.rows == [{"step": 1, **ROW}, {"step": 2, "kl": 1}, {"step": 3, "kl": 2}, {"step": 4}]
-    assert run.samples == [{"a": "\u2028"}]  # an end of a line to others, not here
-    assert run.remarks == [
-        "metrics.jsonl: 7 damaged lines left out",
-        "result.json is damaged and left out",
-        "samples.jsonl: 1 damaged line left out",
+    assert run.samples == [{"a": "\u2028"}]  # a line end for str.splitlines, not here
+    assert run.notes == [
+        "metrics.jsonl: ignored 7 damaged lines",
+        "result.json is damaged and was ignored",
+        "samples.jsonl: ignored 1 damaged line",
     ]
 
 
-def test_steps_that_are_missing_strange_or_there_twice(tmp_path):
+def test_missing_strange_and_repeated_steps_are_noted(tmp_path):
     rows = [
         {"step": 1},
         {"step": 4, "kl": 1.0},
@@ -128,14 +128,14 @@ def test_steps_that_are_missing_strange_or_there_twice(tmp_path):
     ]
     run = records.read(a_run(tmp_path / "a", metrics_jsonl=lines(*rows)))
     assert run.rows == [{"step": 1}, {"step": 4, "kl": 2.0}]
-    assert run.remarks == [
-        "metrics.jsonl: 4 lines without a step left out",
-        "metrics.jsonl: 1 step there more than once; the last line counts",
+    assert run.notes == [
+        "metrics.jsonl: ignored 4 lines without a step",
+        "metrics.jsonl: 1 repeated step; the last line counts",
         "metrics.jsonl: 2 of the first 4 steps are missing",
     ]
 
 
-def test_numbers_of_any_length(tmp_path):
+def test_huge_and_non_finite_numbers(tmp_path):
     run = records.read(
         a_run(
             tmp_path / "a",
@@ -149,10 +149,8 @@ def test_numbers_of_any_length(tmp_path):
     )
 
 
-def test_what_no_update_counted_is_no_zero(tmp_path):
-    """Of a step whose every minibatch was skipped the means are over nothing; the reward is of its
-    rollouts.
-    """
+def test_update_metrics_are_nan_where_every_minibatch_was_skipped(tmp_path):
+    """The means are over nothing then; the reward is still that of the rollouts."""
     sick = {
         "step": 2,
         "reward": 0.5,
@@ -206,7 +204,7 @@ def test_faults(tmp_path):
     assert list(nothing.values())[:4] == [0, 0, 0, 0]
 
 
-def test_runs_that_differ_by_chance_are_one_group(tmp_path):
+def test_runs_that_differ_only_by_chance_are_one_group(tmp_path):
     base = RunConfig(steps=3)
     same = [
         replace(base, name="a-0"),
@@ -239,7 +237,7 @@ def test_runs_that_differ_by_chance_are_one_group(tmp_path):
     assert [group.label for group in found] == ["a", "b and 1 more", "c"]
 
 
-def test_a_setting_that_an_older_run_does_not_know_has_its_default(tmp_path):
+def test_settings_missing_in_an_old_run_have_their_defaults(tmp_path):
     old = to_dict(RunConfig(steps=3))
     del old["track"], old["kl_stop"]
     runs = [
@@ -249,7 +247,7 @@ def test_a_setting_that_an_older_run_does_not_know_has_its_default(tmp_path):
     assert len(records.groups(runs)) == 1
 
 
-def test_a_checkpoint_within_the_run_is_the_same_in_every_seed(tmp_path):
+def test_paths_inside_the_run_do_not_separate_seeds(tmp_path):
     for seed in (0, 1):
         root = tmp_path / f"way-{seed}"
         model = str(root / "supervised" / "model")
@@ -261,10 +259,13 @@ def test_a_checkpoint_within_the_run_is_the_same_in_every_seed(tmp_path):
         )
     runs = [records.read(tmp_path / f"way-{seed}") for seed in (0, 1)]
     (group,) = records.groups(runs)
-    assert group.label == "way" and records.compared(runs[0])["model"] == "<run>/supervised/model"
+    assert (
+        group.label == "way"
+        and records.group_settings(runs[0])["model"] == "<run>/supervised/model"
+    )
 
 
-def test_labels_are_told_apart(tmp_path):
+def test_labels_are_unique(tmp_path):
     runs = [
         records.read(a_run(tmp_path / place / "a", RunConfig(lr=lr)))
         for place, lr in (("x", 0.1), ("y", 0.2), ("z", 0.3))

@@ -1,6 +1,4 @@
-"""The report from folders to files: its numbers, its picture, and what a stranger's run can do to
-it.
-"""
+"""The report: its numbers, its picture, and that a hostile run does no harm."""
 
 import csv
 import json
@@ -18,8 +16,8 @@ from runs import a_run, lines
 
 from jaxppo import cli, commands
 from jaxppo.commands import report
-from jaxppo.commands.report import figures, outcomes, pages, records
-from jaxppo.commands.report.outcomes import End
+from jaxppo.commands.report import figures, outcomes, pages, records, sections
+from jaxppo.commands.report.outcomes import Outcome
 from jaxppo.config import RunConfig
 from jaxppo.errors import UserError
 from jaxppo.run.settings import to_dict
@@ -53,7 +51,7 @@ def seeds(tmp_path, name: str, *curves, **changes) -> list[Path]:
     return [make(seed, curve) for seed, curve in enumerate(curves)]
 
 
-def whole_way(root: Path, *, seed: int = 0, outputs=OUTPUTS, result=RESULT, steps: int = 3) -> Path:
+def a_task(root: Path, *, seed: int = 0, outputs=OUTPUTS, result=RESULT, steps: int = 3) -> Path:
     root.mkdir()
     validation = {"validation_score": 0.5, "validation_exact": 0.5}
     config = TaskConfig(task="spelling", steps=steps, seed=seed, runs=str(root), name="policy")
@@ -79,103 +77,109 @@ def in_csv(folder: Path) -> dict[tuple[str, str, str, str], tuple[float, ...]]:
 # Numbers
 
 
-def test_ends_of_a_run(tmp_path):
+def test_outcomes_of_a_run(tmp_path):
     """Twelve steps, of which the last ten count: 2 to 11, mean 6.5; the last validation."""
     text = rows(range(12)) + lines(
         {"step": 12, "reward": 11.0, "validation_score": 0.2, "validation_x": 0.1}
     )
-    ends = outcomes.run_ends(records.read(a_run(tmp_path / "a", steps=12, metrics_jsonl=text)))
-    assert ends["reward", "training"] == End(6.5)
-    assert ends["score", "validation, last"] == End(0.2) and ends["x", "validation, last"] == End(
-        0.1
-    )
-    assert set(ends) == {
+    found = outcomes.of_run(records.read(a_run(tmp_path / "a", steps=12, metrics_jsonl=text)))
+    assert found["reward", "training"] == Outcome(6.5)
+    assert found["score", "validation, last"] == Outcome(0.2) and found[
+        "x", "validation, last"
+    ] == Outcome(0.1)
+    assert set(found) == {
         ("reward", "training"),
         ("kl", "training"),
         ("score", "validation, last"),
         ("x", "validation, last"),
     }
-    assert outcomes.as_lines([], [])[1] == []
+    assert outcomes.csv_rows([], []) == []
 
 
-def test_ends_of_a_whole_way_have_intervals_over_the_test_examples(tmp_path):
+def test_outcomes_of_a_task_have_intervals_over_the_test_examples(tmp_path):
     """Three of four right: a bootstrap of four draws reaches from 1/4 to 1."""
-    ends = outcomes.run_ends(records.read(whole_way(tmp_path / "w")))
-    assert ends["exact", outcomes.BEFORE] == End(0.0, 0.0, 0.0, "4 test examples")
-    assert ends["exact", outcomes.AFTER] == End(0.75, 0.25, 1.0, "4 test examples")
-    assert ends["exact", outcomes.GAIN] == End(0.75, 0.25, 1.0, "4 test examples")
-    assert ("score", outcomes.AFTER) not in ends and (
+    found = outcomes.of_run(records.read(a_task(tmp_path / "w")))
+    assert found["exact", outcomes.BEFORE] == Outcome(0.0, 0.0, 0.0, "4 test examples")
+    assert found["exact", outcomes.AFTER] == Outcome(0.75, 0.25, 1.0, "4 test examples")
+    assert found["exact", outcomes.GAIN] == Outcome(0.75, 0.25, 1.0, "4 test examples")
+    assert ("score", outcomes.AFTER) not in found and (
         "score",
         "validation, last",
-    ) not in ends  # they are exact itself
+    ) not in found  # they are exact itself
 
 
 @pytest.mark.parametrize("outputs", [OUTPUTS[:3], [OUTPUTS[0] | {"policy": 3}], []])
-def test_no_interval_from_responses_that_are_not_those_of_the_result(tmp_path, outputs):
-    end = outcomes.run_ends(records.read(whole_way(tmp_path / "w", outputs=outputs)))[
+def test_no_interval_from_responses_that_do_not_give_the_result(tmp_path, outputs):
+    outcome = outcomes.of_run(records.read(a_task(tmp_path / "w", outputs=outputs)))[
         "exact", outcomes.AFTER
     ]
-    assert end.value == 0.75 and math.isnan(end.low)
+    assert outcome.value == 0.75 and math.isnan(outcome.low)
 
 
-def test_ends_of_a_script_of_its_own(tmp_path):
+def test_outcomes_of_a_script(tmp_path):
     """A standard error gives value ± 1.96 of it."""
     result = json.dumps({"gain": 0.5, "gain_se": 0.1, "seed": 3, "text": "x", "distinct": 0.9})
-    ends = outcomes.run_ends(records.read(a_run(tmp_path / "a", result_json=result)))
-    assert ends["gain", "result.json"] == End(
+    found = outcomes.of_run(records.read(a_run(tmp_path / "a", result_json=result)))
+    assert found["gain", "result.json"] == Outcome(
         0.5, pytest.approx(0.304), pytest.approx(0.696), "its standard error"
     )
-    assert ends["distinct", "result.json"].value == 0.9 and ("seed", "result.json") not in ends
+    assert found["distinct", "result.json"].value == 0.9 and ("seed", "result.json") not in found
 
 
 @pytest.mark.parametrize(
     "result",
     [{"policy": 3}, {"policy": {"exact": "x"}}, {"policy": {"exact": 1}, "gain": {"exact": [1]}}],
 )
-def test_strange_results_are_passed_over(tmp_path, result):
-    ends = outcomes.run_ends(records.read(whole_way(tmp_path / "w", result=result)))
+def test_strange_results_are_ignored(tmp_path, result):
+    found = outcomes.of_run(records.read(a_task(tmp_path / "w", result=result)))
     assert (
-        ends["reward", "training"].value == pytest.approx(0.2)
-        and ("exact", outcomes.GAIN) not in ends
+        found["reward", "training"].value == pytest.approx(0.2)
+        and ("exact", outcomes.GAIN) not in found
     )
 
 
-def test_a_group_has_students_t_over_its_seeds(tmp_path):
+def test_a_group_has_a_t_interval_over_its_seeds(tmp_path):
     """Ends 1, 2, 3: 2 ± 4.303 / √3. One that is not finite is not left out: then there is no
     mean.
     """
     runs = [records.read(path) for path in seeds(tmp_path, "a", [1.0], [2.0], [3.0])]
     (group,) = records.groups(runs)
-    end = outcomes.group_ends(group)["reward", "training"]
-    assert end[:3] == pytest.approx((2.0, -0.4841, 4.4841), abs=1e-3) and end.over == "3 seeds"
+    outcome = outcomes.of_group(group)["reward", "training"]
+    assert (
+        outcome[:3] == pytest.approx((2.0, -0.4841, 4.4841), abs=1e-3) and outcome.over == "3 seeds"
+    )
     runs[2].rows[0]["reward"] = math.nan
-    end = outcomes.group_ends(group)["reward", "training"]
-    assert math.isnan(end.value) and math.isnan(end.low) and outcomes.shown(end) == "not finite"
+    outcome = outcomes.of_group(group)["reward", "training"]
+    assert (
+        math.isnan(outcome.value)
+        and math.isnan(outcome.low)
+        and outcomes.shown(outcome) == "not finite"
+    )
 
 
 # The picture
 
 
 def test_groups_are_compared_seed_by_seed(tmp_path):
-    """Rewards 1, 2, 6 less 0, 0, 3 are 1, 2, 3: mean 2, deviation 1, t 4.303 of two degrees, so 2
+    """Rewards 1, 2, 6 minus 0, 0, 3 are 1, 2, 3: mean 2, deviation 1, t 4.303 of two degrees, so 2
     -+ 4.303 / sqrt 3 = 2.484.
     """
     a = seeds(tmp_path, "a", [0.0], [0.0], [3.0], lr=1e-3)
     b = seeds(tmp_path, "b", [1.0], [2.0], [6.0], [9.0], lr=1e-4)  # the fourth seed has no other
     ((pairs, found),) = outcomes.differences(records.groups([records.read(path) for path in a + b]))
-    assert pairs.label == "b less a" and len(pairs.runs) == 3
-    end = found["reward", "training"]
+    assert pairs.label == "b minus a" and len(pairs.runs) == 3
+    outcome = found["reward", "training"]
     assert (
-        end[:3] == pytest.approx((2.0, -0.484, 4.484), abs=1e-3)
-        and end.over == "3 seeds, in pairs"
-        and math.isnan(end.p)
+        outcome[:3] == pytest.approx((2.0, -0.484, 4.484), abs=1e-3)
+        and outcome.over == "3 paired seeds"
+        and math.isnan(outcome.p)
     )
     report.write(a + b, tmp_path / "out")
-    assert in_csv(tmp_path / "out")["b less a", "", "reward", "training"] == pytest.approx(
+    assert in_csv(tmp_path / "out")["b minus a", "", "reward", "training"] == pytest.approx(
         (2.0, -0.484, 4.484), abs=1e-3
     )
     text = (tmp_path / "out" / "report.md").read_text()
-    assert "b less a (3 seeds)" in text and "run against run of the same seed" in text
+    assert "b minus a (3 seeds)" in text and "paired by seed" in text
 
 
 def test_a_difference_of_many_seeds_has_its_p(tmp_path):
@@ -190,7 +194,7 @@ def test_a_difference_of_many_seeds_has_its_p(tmp_path):
     )
 
 
-def test_what_cannot_be_paired_is_not_compared(tmp_path):
+def test_seeds_that_cannot_be_paired_are_not_compared(tmp_path):
     read = lambda paths: records.groups([records.read(path) for path in paths])
     a, b = (
         seeds(tmp_path, "a", [0.0], [1.0], lr=1e-3),
@@ -227,22 +231,23 @@ def test_a_line_is_the_mean_of_the_seeds_and_the_band_their_range(tmp_path):
         [0.0, 0.5, 1.5],
         [2.0, 2.5, 3.0],
     )
-    assert figures.lost(runs, "reward") == [3] and figures.lost(runs, "kl") == []
+    assert figures.bad_steps(runs, "reward") == [3] and figures.bad_steps(runs, "kl") == []
     runs[0].rows[0]["skipped"] = 1.0
-    assert figures.lost(runs, "kl") == [1]
+    assert figures.bad_steps(runs, "kl") == [1]
 
 
 def test_long_lines_are_thinned(tmp_path):
     (run,) = (records.read(path) for path in seeds(tmp_path, "a", list(range(1000))))
     found = figures.line([run], "reward")
-    assert len(found.steps) <= figures.POINTS + 1 and (found.steps[0], found.steps[-1]) == (1, 1000)
+    assert len(found.steps) <= figures.MAX_POINTS + 1 and (found.steps[0], found.steps[-1]) == (
+        1,
+        1000,
+    )
     assert found.mean == [step - 1 for step in found.steps]
 
 
 def test_panels(tmp_path):
-    """What is 0 throughout has none; what is validated beside its training number shares its
-    panel.
-    """
+    """A metric that is always 0 has none; a validation metric shares that of training."""
     row = {
         "step": 1,
         "reward": 1.0,
@@ -253,13 +258,13 @@ def test_panels(tmp_path):
     }
     row |= {"validation_wer": 0.5, "validation_score": -0.5, "other": 3.0}
     run = records.read(a_run(tmp_path / "a", metrics_jsonl=lines(row)))
-    assert figures.keys([run]) == ["reward", "validation_wer", "kl", "entropy"]
+    assert figures.panels([run]) == ["reward", "validation_wer", "kl", "entropy"]
     many = records.read(
         a_run(
             tmp_path / "b", metrics_jsonl=lines(row | {f"validation_{i}": 1.0 for i in range(99)})
         )
     )
-    assert figures.keys([many]) == [
+    assert figures.panels([many]) == [
         "reward",
         "validation_wer",
         *(f"validation_{i}" for i in range(3)),
@@ -269,7 +274,7 @@ def test_panels(tmp_path):
     losses = records.read(
         a_run(tmp_path / "c", metrics_jsonl=lines({"step": 1, "loss": 1.0, "entropy": 2.0}))
     )
-    assert figures.keys([losses]) == ["loss", "entropy"]
+    assert figures.panels([losses]) == ["loss", "entropy"]
 
 
 def relative_luminance(colour: str) -> float:
@@ -282,7 +287,7 @@ def relative_luminance(colour: str) -> float:
 
 
 def test_groups_are_told_apart_without_colour():
-    styles = [figures._style(number) for number in range(16)]
+    styles = [figures.line_style(number) for number in range(16)]
     assert len({str(style["linestyle"]) for style in styles[:8]}) == 8 == len(set(figures.MARKERS))
     assert len({str(style) for style in styles}) == 16
     # on white, the first four colours stand out as lines must: at least 3 : 1
@@ -293,8 +298,8 @@ def test_the_picture_is_the_same_for_the_same_runs(tmp_path):
     groups = records.groups(
         [records.read(path) for path in seeds(tmp_path, "a", [0.0, 1.0], [1.0, math.nan])]
     )
-    one = figures.curves(groups)
-    assert one == figures.curves(groups)
+    one = figures.draw(groups)
+    assert one == figures.draw(groups)
     root = ElementTree.fromstring(one)
     assert (
         root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -303,7 +308,7 @@ def test_the_picture_is_the_same_for_the_same_runs(tmp_path):
     assert "#0072b2" in one
 
 
-# The whole
+# The whole report
 
 
 def test_tokens_in_training_are_words_on_validation(tmp_path):
@@ -322,9 +327,9 @@ def test_several_groups(tmp_path):
     a, b = seeds(tmp_path, "a", [0.0, 1.0], [0.0, 3.0]), seeds(tmp_path, "b", [5.0, 5.0], lr=0.5)
     files = report.write([*a, *b], tmp_path / "out")
     assert [file.name for file in files] == sorted(
-        ["report.html", "report.md", "report.csv", "report.svg"], key=report.FORMS.index
+        ["report.html", "report.md", "report.csv", "report.svg"], key=report.FILES.index
     )
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(report.FORMS)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(report.FILES)
     found = in_csv(tmp_path / "out")
     # means of both steps: .5 and 1.5 of the seeds; 1 ± 12.706 x .7071 / √2
     assert found["a", "", "reward", "training"] == pytest.approx((1.0, -5.353, 7.353), abs=1e-3)
@@ -347,9 +352,9 @@ def test_several_groups(tmp_path):
     assert f"$ python SCRIPT.py --config {a[0]}/config.json --name NEW" in text
 
 
-def test_a_whole_way(tmp_path):
-    """Its report lies in its folder; samples are the first ones, before and after."""
-    root = whole_way(tmp_path / "w", steps=9)
+def test_a_task(tmp_path):
+    """The report is in its folder; samples are the first ones, before and after."""
+    root = a_task(tmp_path / "w", steps=9)
     report.write([root])
     page = Read((root / "report.html").read_text())
     cells = page.of("td")
@@ -360,29 +365,27 @@ def test_a_whole_way(tmp_path):
     assert "0.75 [0.25, 1]" in cells and "9.9" in cells and "0123456789" in cells
     assert "Note: w ends at step 3 of 9" in page.of("p") and "3 / 9" in cells
     assert "$ python SCRIPT.py --name NEW --lora 0 --steps 3 --task spelling" in page.of("pre")
-    assert any(
-        "w: the first 4 of 4 held-out prompts, as they come." in text for text in page.of("p")
-    )
+    assert any("w: the first 4 of 4 held-out prompts, unselected." in text for text in page.of("p"))
 
 
-def test_what_it_says_about_how_a_run_was_made(tmp_path):
+def test_the_commands_of_a_run(tmp_path):
     commands = "python a.py --lr 1\npython a.py --lr 1 --resume\n"
     report.write([a_run(tmp_path / "a", command_txt=commands)])
     page = Read((tmp_path / "a" / "report.html").read_text())
     assert page.of("pre") == ["$ python a.py --lr 1\n$ python a.py --lr 1 --resume"]
-    assert "a was started and gone on with so:" in page.of("p")
+    assert "a was started and resumed with:" in page.of("p")
 
 
 def test_a_run_that_diverged_is_shown_and_counted(tmp_path):
     a = seeds(tmp_path, "a", [0.0, 1.0], [0.0, math.nan])
     report.write(a, tmp_path / "out")
     page = Read((tmp_path / "out" / "report.html").read_text())
-    assert "Note: a-1 has 1 steps with a number that is not finite" in page.of("p")
+    assert "Note: a-1 has 1 step with a non-finite number" in page.of("p")
     assert "not finite" in page.of("td")
     assert math.isnan(in_csv(tmp_path / "out")["a", "", "reward", "training"][0])
 
 
-def test_runs_without_steps_and_seeds_that_are_there_twice(tmp_path):
+def test_runs_without_steps_and_repeated_seeds(tmp_path):
     a = seeds(tmp_path, "a", [0.0, 1.0])
     again = a_run(
         tmp_path / "again", RunConfig(steps=2), metrics_jsonl=rows([1.0, 1.0]) + "{half\n"
@@ -391,18 +394,18 @@ def test_runs_without_steps_and_seeds_that_are_there_twice(tmp_path):
     report.write([*a, *a, again, empty], tmp_path / "out")
     said = Read((tmp_path / "out" / "report.html").read_text()).of("p")
     assert (
-        "Note: a-0 and 1 more has a seed more than once; its interval takes them for independent runs"
-        in said
+        "Note: a-0 and 1 more has a seed more than once; "
+        "its interval takes these runs as independent" in said
     )
     assert (
         "Note: empty has no step yet" in said
-        and "Note: again: metrics.jsonl: 1 damaged line left out" in said
+        and "Note: again: metrics.jsonl: ignored 1 damaged line" in said
     )
     with pytest.raises(UserError, match=f"^no step yet in {empty}; there is nothing to report$"):
         report.write([empty])
 
 
-def test_options_of_settings_are_read_back_as_they_were(tmp_path):
+def test_options_give_the_settings_back(tmp_path):
     mine = RunConfig(
         steps=7,
         kl_adaptive=False,
@@ -415,14 +418,14 @@ def test_options_of_settings_are_read_back_as_they_were(tmp_path):
         algorithm="grpo",
         kl_coef=0.1,
     )
-    assert cli.parse(RunConfig, args=shlex.split(report.options(to_dict(mine)))) == mine
+    assert cli.parse(RunConfig, args=shlex.split(sections.options(to_dict(mine)))) == mine
 
 
-# What a stranger's run can do
+# Hostile runs
 
 
 def test_a_hostile_run_does_no_harm(tmp_path):
-    """Names, numbers' names, settings, versions, commands and every text of it."""
+    """Hostile names of runs, metrics and settings, versions, commands and texts."""
     number = dict.fromkeys(TEXTS, 0.5)
     root = tmp_path / "<script>$\\frac{$"
     root.mkdir()
@@ -485,7 +488,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert run(str(folder)) == 0
     assert (
         capsys.readouterr().out
-        == f"written: {', '.join(str(folder / name) for name in report.FORMS)}\n"
+        == f"written: {', '.join(str(folder / name) for name in report.FILES)}\n"
     )
     monkeypatch.chdir(tmp_path)
     b = a_run(tmp_path / "b", RunConfig(seed=1, steps=3))

@@ -83,20 +83,20 @@ def test_windows_line_ends_and_a_poem():
 
 def test_examples():
     plays = {"play": dialogue.parse(PLAY)}
-    pairs = [(row.prompt, row.reference) for row in dialogue.examples(plays)]
+    pairs = [(row.prompt, row.reference) for row in dialogue.make_examples(plays)]
     assert pairs == [  # the last turn has a stray bracket
         ("Who is there?", "A friend: speak low. She goes."),
         ("A friend: speak low. She goes.", "My lord!"),
         ("My lord!", "What now?"),
     ]
     # at most three words: only "My lord!" -> "What now?"
-    (short,) = dialogue.examples(plays, longest=3)
+    (short,) = dialogue.make_examples(plays, longest=3)
     assert short == (
         "My lord!",
         "What now?",
         {"work": "play", "scene": 0, "speakers": ("Mes", "BEN")},
     )
-    two = dialogue.examples(plays, turns=2)
+    two = dialogue.make_examples(plays, turns=2)
     assert [row.prompt for row in two] == [
         "Who is there?\nA friend: speak low. She goes.",
         "A friend: speak low. She goes.\nMy lord!",

@@ -31,9 +31,9 @@ def test_parse():
 
 def test_tag_names():
     assert (
-        len(entities.tag_names) == len(set(entities.tag_names)) == 21
+        len(entities.TAG_NAMES) == len(set(entities.TAG_NAMES)) == 21
     )  # O, and B and I of ten kinds
-    assert entities.tag_names[:3] == ("O", "B-company", "I-company")
+    assert entities.TAG_NAMES[:3] == ("O", "B-company", "I-company")
 
 
 @pytest.mark.parametrize(
@@ -75,5 +75,5 @@ def real():
 def test_real_tweets(real):
     rows = [row for part in real for row in part]
     assert [len(part) for part in real] == [1836, 230, 229]  # 2,295 of 2,394 differ
-    assert {tag for row in rows for tag in row.extra["tags"]} == set(entities.tag_names)
+    assert {tag for row in rows for tag in row.extra["tags"]} == set(entities.TAG_NAMES)
     assert all(len(row.prompt.split()) == len(row.reference.split()) for row in rows)

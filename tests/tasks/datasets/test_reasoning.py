@@ -31,7 +31,7 @@ def test_prompts_hold_the_question(task):
     assert [len(part) for part in parts] == [240, 30, 30]
     rows = [row for part in parts for row in part]
     assert len({row.prompt for row in rows}) == 300
-    check = reasoning.score(task)
+    check = reasoning.make_scorer(task)
     for row in rows:
         assert row.reference == answer(row.prompt)
         assert check(f" {row.reference}\n", row) == 1
@@ -48,13 +48,13 @@ def test_seeds(task):
 
 def test_right_in_part():
     pytest.importorskip("reasoning_gym")
-    check = reasoning.score("spell_backward")
+    check = reasoning.make_scorer("spell_backward")
     word = Example("Spell backward: stop", "pots", {"metadata": {}})
     assert check("pots", word) == 1
     assert check("pats", word) == pytest.approx(3 / 4)  # three of four letters in place
     total = Example("2 + 3 =", "5", {"metadata": {}})
-    assert reasoning.score("chain_sum")("5.0", total) == 1
-    assert reasoning.score("chain_sum")("6", total) < 0.1
+    assert reasoning.make_scorer("chain_sum")("5.0", total) == 1
+    assert reasoning.make_scorer("chain_sum")("6", total) < 0.1
 
 
 def test_a_kind_with_few_puzzles():
@@ -74,6 +74,6 @@ def test_bad_arguments(task, size, message):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    for use in (lambda: reasoning.load("chain_sum", 9), lambda: reasoning.score("chain_sum")):
+    for use in (lambda: reasoning.load("chain_sum", 9), lambda: reasoning.make_scorer("chain_sum")):
         with pytest.raises(UserError, match=r"pip install -e '\.\[reasoning\]'"):
             use()

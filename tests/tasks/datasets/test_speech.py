@@ -42,7 +42,7 @@ def noise(seconds: float) -> np.ndarray:
     ],
 )
 def test_normalised(text, expected):
-    assert speech.normalised(text) == expected
+    assert speech.normalise_transcript(text) == expected
 
 
 def test_parse():
@@ -142,7 +142,7 @@ def test_clips():
         "beep": wav(second),
         "long": wav(np.tile(second, 2)),
     }
-    found = speech.clips(
+    found = speech.make_examples(
         sounds, {"a": "one", "b": "two", "beep": "", "long": "three", "other": "x"}, seconds=1
     )
     assert [(row.prompt, row.reference, row.extra["name"]) for row in found.examples] == [
@@ -152,7 +152,7 @@ def test_clips():
     assert [row.extra["features"].shape for row in found.examples] == [(3, 40), (98, 40)]
     assert (found.too_long, found.wordless) == (1, 1)
     with pytest.raises(FetchError, match="the sound b has no transcript"):
-        speech.clips(sounds, {"a": "one"})
+        speech.make_examples(sounds, {"a": "one"})
 
 
 def test_stacked():
@@ -160,20 +160,20 @@ def test_stacked():
         Example("", "", {"features": np.arange(10, dtype=np.float32).reshape(5, 2)}),
         Example("", "", {"features": np.ones((2, 2))}),
     ]
-    features, lengths = speech.stacked(rows, 4, 2)
+    features, lengths = speech.stack_features(rows, 4, 2)
     assert lengths.tolist() == [3, 1] and features.dtype == np.float32
     # frames (0 1) (2 3) | (4 5) (6 7) | (8 9): means by column, and the last group has one frame
     assert features[0].tolist() == [[1, 2], [5, 6], [8, 9], [0, 0]]
     assert features[1].tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
-    whole = speech.stacked(rows, 5)
+    whole = speech.stack_features(rows, 5)
     assert (
         whole.lengths.tolist() == [5, 2]
         and whole.features[0].tolist() == rows[0].extra["features"].tolist()
     )
     with pytest.raises(UserError, match="2 frames are not enough: the longest clip has 3"):
-        speech.stacked(rows, 2, 2)
+        speech.stack_features(rows, 2, 2)
     with pytest.raises(UserError, match="no clips"):
-        speech.stacked([], 2)
+        speech.stack_features([], 2)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from jaxppo.commands.export import folder, hub
 from jaxppo.errors import UserError
 from jaxppo.models.shapes import llama
 from jaxppo.pretrained import mapping
-from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.pretrained.tiny import byte_tokenizer
 
 SHAPE = llama(vocab_size=300, width=8)
 
@@ -47,13 +47,11 @@ class Hub(types.ModuleType):
 
 
 @pytest.fixture
-def ready(tmp_path, backend) -> Path:
+def ready(tmp_path) -> Path:
     params = mapping.unflatten(
-        {name: np.zeros(shape, np.float32) for name, shape in mapping.shapes(SHAPE).items()}
+        {name: np.zeros(shape, np.float32) for name, shape in mapping.param_shapes(SHAPE).items()}
     )
-    folder.write_model(
-        tmp_path, SHAPE, params, Tokenizer(backend, eos_id=3), dtype="float32", sampling={}
-    )
+    folder.write_model(tmp_path, SHAPE, params, byte_tokenizer(), dtype="float32", sampling={})
     (tmp_path / "README.md").write_text("card")
     (tmp_path / "private.txt").write_text("nobody's business")
     return tmp_path

@@ -1,6 +1,6 @@
-"""What of gcloud's complaints is told to people, and which of them pass by themselves."""
+"""What of gcloud's gcloud_errors is told to people, and which of them pass by themselves."""
 
-import complaints
+import gcloud_errors
 import pytest
 from fake_gcloud import ADVICE
 
@@ -82,13 +82,13 @@ NO_LOGIN = f"""ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not c
     ],
 )
 def test_the_line_that_says_something(text, line):
-    assert complaints.last_line(text) == line
+    assert gcloud_errors.last_line(text) == line
 
 
 def test_at_length_means_forty_lines_of_more_than_one_that_matters():
-    assert complaints.at_length(MANY) == "" and complaints.at_length("") == ""
+    assert gcloud_errors.long_message(MANY) == "" and gcloud_errors.long_message("") == ""
     text = "\n".join(str(i) for i in range(50))
-    assert complaints.at_length(text + "\n").splitlines() == [str(i) for i in range(10, 50)]
+    assert gcloud_errors.long_message(text + "\n").splitlines() == [str(i) for i in range(10, 50)]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_at_length_means_forty_lines_of_more_than_one_that_matters():
     ],
 )
 def test_what_passes(text):
-    assert complaints.passes(text)
+    assert gcloud_errors.is_transient(text)
 
 
 @pytest.mark.parametrize(
@@ -124,14 +124,16 @@ def test_what_passes(text):
     ],
 )
 def test_what_does_not_pass(text):
-    assert not complaints.passes(text) and complaints.code_of(text, quota=True) == 2
+    assert (
+        not gcloud_errors.is_transient(text) and gcloud_errors.exit_code_of(text, quota=True) == 2
+    )
 
 
 def test_a_login_that_is_lost_is_told_from_a_network_that_is_down():
     """gcloud says of both that it cannot refresh its tokens."""
-    told = complaints.complaint(
+    told = gcloud_errors.describe_error(
         "There was a problem refreshing your current auth tokens: Reauthentication failed."
     )
     assert told.endswith("; log in again in another terminal: gcloud auth login")
     text = "There was a problem refreshing your current auth tokens: Max retries exceeded with url: /token"
-    assert complaints.complaint(text) == text
+    assert gcloud_errors.describe_error(text) == text
