@@ -88,7 +88,7 @@ def main(options: Adversarial) -> None:
     half = len(held_out) // 2
     examples = Examples(training, held_out[:half], held_out[half:])
     # A line break is the prompt of every sentence.
-    task = tasks.Task("sentences", "", "", (), prompt="\n", response="{reference}")
+    task = tasks.Task("", "", (), prompt="\n", response="{reference}")
     model = stages.train_baseline(options, task, examples, root)
     game = Game(options, root, model, examples)
     for number in range(1, options.rounds + 1):

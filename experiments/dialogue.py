@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from jaxppo import cli, tasks
 from jaxppo.errors import UserError
 from jaxppo.rewards import combine, in_program
-from jaxppo.tasks import TaskConfig, measure, rewards, sources, stages
+from jaxppo.tasks import TaskConfig, measure, reward_model, rewards, sources, stages
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,14 @@ class Dialogue(TaskConfig):
 def main(options: Dialogue) -> None:
     if options.reward:
         raise UserError("this script makes its own reward: leave --reward out")
-    judges: dict[str, stages.RewardModel] = {}
+    judges: dict[str, reward_model.RewardModel] = {}
 
     def make_reward(settings: Dialogue, policy) -> rewards.Reward:
         pairs = preferences(settings, policy)
         half = len(pairs) // 2
         for number, (name, part) in enumerate((("reward", pairs[:half]), ("judge", pairs[half:]))):
             seed = 2 * options.seed + number
-            judges[name] = stages.train_reward_model(
+            judges[name] = reward_model.train_reward_model(
                 settings, part, name=name, seed=seed, steps=options.reward_steps
             )
             print(f"{name} model: {judges[name].accuracy:.3f} of the held-out pairs right")
@@ -93,7 +93,7 @@ def main(options: Dialogue) -> None:
         means = {name: float(found.scores(samples).mean()) for name, found in judges.items()}
         return means | {"score": means["reward"]}
 
-    stages.run(options, make_reward=make_reward, judge=judge)
+    stages.run(options, make_reward=make_reward, extra_metrics=judge)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def main(options: Multitask) -> None:
         named.append([tasks.multitask_examples(name, task, number, part) for part in own])
     parts = zip(*named, strict=True)  # training, validation and test of all tasks
     examples = Examples(*(tasks.mix_tasks(part, options.weights, seed=0) for part in parts))
-    together = tasks.Task("several tasks at once", "", "", ("exact",), response="{reference}")
+    together = tasks.Task("", "", ("exact",), response="{reference}")
 
     def make_reward(settings, policy) -> rewards.Reward:
         make = lambda name: rewards.make_reward(replace(settings, task=name), policy).fn

@@ -75,8 +75,8 @@ def process(
 
 
 def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array, "B T"]:
-    """The sampler's noise: `length` numbers in [0, 1) for each row, uᵢ =
-    uniform(fold_in(key, i)).
+    """The sampler's noise, `length` numbers in [0, 1) for each row:
+    uᵢ = uniform(fold_in(key, i)).
 
     They depend on the key and the row's global index alone, so a row's sample is the
     same on any number of devices and in any batch.

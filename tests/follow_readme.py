@@ -1,13 +1,12 @@
-"""The README, followed word for word: a fresh clone, a home folder of its own, and every line of
-every shell block, in order.
+"""Run the lines of the README's shell blocks, in order, in a fresh clone with an empty home folder.
 
     python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...] [--record]
 
-Lines that need the cloud are left out, and said. The output of each goes to FOLDER/followed/NN.txt,
-what came of all of them to FOLDER/followed.json, line by line; a folder that is kept is brought up
-to date and gone on with (lines that came to a good end are not run again). Exit code 1 if any
-failed. Takes an hour or more. `--record` writes what came of all of them to tests/followed.json, by
-which a test knows whether README has a line that nobody has followed.
+Lines that need the cloud are skipped and listed. The output of each line goes to
+FOLDER/followed/NN.txt and its result to FOLDER/followed.json. With --keep, a later call updates the
+clone and skips lines that have succeeded. The exit code is 1 if a line failed. It takes an hour or
+more. `--record` writes the results to tests/followed.json; a test fails if README has a line that
+is not in there.
 """
 
 import argparse
@@ -27,19 +26,12 @@ ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "tests" / "followed.json"
 CLOUD = ("tpu/tpu.py", "gcloud ", "jaxppo push")
 SHELL = ("sh", "bash", "shell", "console")
-COMMANDS = (
-    "python",
-    "pip",
-    "jaxppo",
-    ".venv/bin/",
-    "gcloud",
-    "bash",
-    "git",
-)  # that an indented block may begin with
+# Starts of an indented block that is a shell block.
+COMMANDS = ("python", "pip", "jaxppo", ".venv/bin/", "gcloud", "bash", "git")
 
 
 def shell_blocks(text: str) -> list[str]:
-    """Fenced blocks in a shell's language, and indented ones that begin with a command."""
+    """Return fenced blocks in a shell's language, and indented ones that begin with a command."""
     fenced = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
     rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"(?:^|\n\n)((?: {4}[^\n]*\n?)+)", rest)
@@ -52,7 +44,7 @@ def shell_blocks(text: str) -> list[str]:
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the shell blocks, without what is said about them."""
+    """Return the lines of the shell blocks, without comments."""
     lines = [
         re.sub(r"\s+# .*", "", line).strip()
         for block in shell_blocks(text)
@@ -62,13 +54,12 @@ def commands(text: str) -> list[str]:
 
 
 def needs_the_cloud(line: str) -> bool:
+    """Return whether a line needs an account in a cloud or a hub."""
     return any(word in line for word in CLOUD)
 
 
-def surroundings(home: Path) -> dict[str, str]:
-    """What a new user's shell has: nothing of this environment, of its caches and of its settings
-    for JAX.
-    """
+def clean_environment(home: Path) -> dict[str, str]:
+    """Return a new user's environment: without this one's Python, caches and settings of JAX."""
     kept = {
         name: x
         for name, x in os.environ.items()
@@ -87,23 +78,23 @@ def surroundings(home: Path) -> dict[str, str]:
     }
 
 
-def said_by(folder: Path, *command: str) -> str:
+def output_of(folder: Path, *command: str) -> str:
+    """Return the output of a command."""
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=True
     ).stdout.strip()
 
 
-def when_and_what(clone: Path) -> dict[str, str]:
+def date_and_commit(clone: Path) -> dict[str, str]:
+    """Return the date of today and the clone's commit."""
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": said_by(clone, "git", "rev-parse", "--short", "HEAD"),
+        "commit": output_of(clone, "git", "rev-parse", "--short", "HEAD"),
     }
 
 
 def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
-    """What came of each line, in a clone; those that had come to a good end before are not run
-    again.
-    """
+    """Run the lines in a clone, except those that succeeded before; return their results."""
     record = out / "followed.json"
     before = {row["line"]: row for row in json.loads(record.read_text())} if record.exists() else {}
     (out / "followed").mkdir(exist_ok=True)
@@ -116,7 +107,7 @@ def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
                 done = subprocess.run(
                     ["bash", "-c", line],
                     cwd=clone,
-                    env=surroundings(home),
+                    env=clean_environment(home),
                     stdout=said,
                     stderr=subprocess.STDOUT,
                 )
@@ -124,7 +115,7 @@ def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
                 "line": line,
                 "exit": done.returncode,
                 "seconds": round(time.monotonic() - started),
-                **when_and_what(clone),
+                **date_and_commit(clone),
             }
         found.append(row)
         print(f"{row['exit']:3} {row['seconds']:6} s  {line}", flush=True)
@@ -134,9 +125,9 @@ def follow(lines: list[str], clone: Path, home: Path, out: Path) -> list[dict]:
 
 
 def record_of(found: list[dict], left_out: list[str], clone: Path) -> dict:
-    """What came of each line, with which versions and on how many cores."""
+    """Return the record: the results, with versions and number of cores."""
     versions = "import jax, platform; print(platform.python_version(), jax.__version__)"
-    python, jax = said_by(clone, ".venv/bin/python", "-c", versions).split()
+    python, jax = output_of(clone, ".venv/bin/python", "-c", versions).split()
     return {
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "python": python,
@@ -150,21 +141,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--list", action="store_true", help="print the lines and run none")
     parser.add_argument(
-        "--list", action="store_true", help="print the lines that would be run, and run none"
+        "--keep", type=Path, help="work in this folder, keep it, and continue there"
     )
     parser.add_argument(
-        "--keep", type=Path, help="folder to work in, which stays and is gone on with"
+        "--skip", nargs="*", default=[], help="skip lines that contain one of these texts"
     )
     parser.add_argument(
-        "--skip", nargs="*", default=[], help="leave lines out that have one of these texts in them"
-    )
-    parser.add_argument(
-        "--record", action="store_true", help="write what came of the lines to tests/followed.json"
+        "--record", action="store_true", help="write the results to tests/followed.json"
     )
     options = parser.parse_args()
     if options.record and options.skip:
-        parser.error("a record is of all lines: --record without --skip")
+        parser.error("a record has all lines: use --record without --skip")
     lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
     left_out = [
         line
@@ -191,7 +180,7 @@ def main() -> int:
         if not options.keep:
             shutil.rmtree(out)
     failed = [row["line"] for row in found if row["exit"]]
-    print(f"{len(found) - len(failed)} of {len(found)} lines came to a good end")
+    print(f"{len(found) - len(failed)} of {len(found)} lines succeeded")
     return 1 if failed else 0
 
 

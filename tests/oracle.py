@@ -1,14 +1,13 @@
-"""The expected gradient of every estimator, exactly: all sequences of a tiny policy are enumerated,
-none is sampled.
+"""The exact expected gradient of every estimator, by enumerating all sequences of a tiny policy.
 
-Three tokens, of which END ends the sequence, at most three of them: 15 sequences, of 1, 2 and 3
-tokens. A policy is a table [S V] of log-probs with a row for each prefix, its state. States stand
-in heap order: token a leads from s to 2 s + 1 + a.
+Of three tokens END ends the sequence, which has at most three: 15 sequences of 1, 2 and 3 tokens. A
+policy is a table [S V] of log-probs with one row for each prefix, its state. States are in heap
+order: token a leads from s to 2 s + 1 + a.
 
-Each row of ROWS is an estimator, and says what its expectation is: the gradient of E[R] (or of E[R]
-− β KL of whole sequences, where a KL takes part), a multiple of it, or something else; and then,
-where there is a formula, which. A formula is written as a function whose gradient with respect to
-the table is meant. `python tests/oracle.py` prints the table for the README.
+Each row of ROWS is an estimator with a claim about its expectation: it is the gradient of E[R] (or,
+with a KL, of E[R] − β KL of whole sequences), a multiple of it, or something else. If there is a
+formula for the expectation, the row has it, as a function whose gradient with respect to the table
+is meant. `python tests/oracle.py` prints the table for the README.
 """
 
 from collections.abc import Callable
@@ -29,9 +28,8 @@ BETA, LAM = 0.3, 0.5
 
 _random = np.random.default_rng(0)
 LOGITS, OLD, REF = _random.normal(size=(3, STATES, VOCAB))
-REWARDS = _random.uniform(
-    -0.9, 0.9, (STATES, VOCAB)
-)  # of a token after a prefix; R is the sum over a sequence
+# of a token after a prefix; R is the sum over a sequence
+REWARDS = _random.uniform(-0.9, 0.9, (STATES, VOCAB))
 ERROR = _random.normal(size=STATES)  # of a critic
 
 
@@ -51,9 +49,8 @@ def world(length: int = LENGTH) -> World:
         for symbol in range(VOCAB):
             now = [*path, (symbol, state, 1)]
             if symbol == END or len(now) == length:
-                rows.append(
-                    now + [(0, 0, 0)] * (length - len(now))
-                )  # padding reads a real log-prob: masks must keep it out
+                # padding has a real log-prob, which the mask must exclude
+                rows.append(now + [(0, 0, 0)] * (length - len(now)))
             else:
                 extend(2 * state + 1 + symbol, now)
 
@@ -62,9 +59,7 @@ def world(length: int = LENGTH) -> World:
 
 
 class Batch(NamedTuple):
-    """What an estimator sees of some sequences; [B T], and [B] for the score of the greedy
-    sequence.
-    """
+    """The inputs of an estimator for some sequences, [B T]; `greedy` is [B]."""
 
     logprobs: jax.Array
     old: jax.Array
@@ -78,8 +73,8 @@ class Batch(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """What a formula sees: tables [S V] and every sequence [N T], [N]. Only `new` and `logprobs`
-    are differentiated.
+    """The inputs of a formula: tables [S V] and all sequences [N T], [N]. Only `new` and `logprobs`
+    have gradients.
     """
 
     new: jax.Array
@@ -94,7 +89,7 @@ class Exact(NamedTuple):
     scores: jax.Array  # R
 
 
-# The estimators' side: only functions of jaxppo.
+# The estimators: only functions of jaxppo.
 
 AGGREGATES = {
     **{
@@ -126,7 +121,7 @@ def over_sequence(f):
 
 
 def one_action(loss):
-    """A loss on tokens that sees every sequence as one token, the first."""
+    """A loss on tokens, applied to each sequence as one token, the first."""
 
     def whole(logprobs, old, a, mask, *, key):
         total = lambda x: jnp.sum(x * mask, -1, keepdims=True)
@@ -137,8 +132,8 @@ def one_action(loss):
 
 
 def corrected(cap=2.0):
-    """REINFORCE with its `correction`, as `update` multiplies it: `old` is the sampler's, the
-    policy's own is `logprobs`.
+    """REINFORCE times the `correction`, as in `update`. `old` is from the sampler, `logprobs` from
+    the policy.
     """
 
     def loss(logprobs, old, a, mask, *, key=None):
@@ -197,7 +192,7 @@ def opo(b):
 
 
 def gdpo(b):
-    """Two rewards whose sum is R: the first token's and that of the rest."""
+    """Two rewards with sum R: that of the first token and that of the rest."""
     scores = jnp.stack([b.rewards[:, 0], jnp.sum(b.rewards[:, 1:], -1)], -1)
     return spread(advantages.gdpo(scores, group_size=2), b.mask)
 
@@ -236,7 +231,7 @@ class Row(NamedTuple):
 
 
 def surrogate(row: Row, tables, index) -> jax.Array:
-    """The loss of one batch, as `ppo` and `update` would put it together."""
+    """The loss of one batch, as in `ppo` and `update`."""
     new, old, ref = tables
     w = world(row.length)
     tokens, states, mask = (jnp.asarray(x)[index] for x in w)
@@ -266,15 +261,14 @@ def surrogate(row: Row, tables, index) -> jax.Array:
 
 
 def gradients(rows: tuple[Row, ...], new, old, ref) -> list[tuple]:
-    """For each row (expected gradient of the estimator, true gradient, the formula's gradient or
-    None), all of one program.
+    """For each row (expected gradient of the estimator, true gradient, gradient of the formula or
+    None), in one program.
 
     With respect to the table `new`; shapes [S V].
     """
     sizes = {(len(world(row.length).tokens), row.batch) for row in rows}
-    batches = {
-        (n, b): np.indices((n,) * b).reshape(b, -1).T for n, b in sizes
-    }  # all of them, in every order
+    # all of them, in every order
+    batches = {(n, b): np.indices((n,) * b).reshape(b, -1).T for n, b in sizes}
     return _gradients(rows, batches, new, old, ref)
 
 
@@ -294,7 +288,7 @@ def _gradients(rows, batches, new, old, ref):
     return [one(row) for row in rows]
 
 
-# The formulas' side.
+# The formulas.
 
 
 def exact(new, old, ref, length: int = LENGTH) -> Exact:
@@ -320,14 +314,12 @@ def exact(new, old, ref, length: int = LENGTH) -> Exact:
 
 
 def true(x: Exact, beta: float) -> jax.Array:
-    """E[R] − β KL(π‖π_ref): a sum over sequences, and through their probabilities goes the
-    gradient.
-    """
+    """E[R] − β KL(π‖π_ref), a sum over sequences, differentiated through their probabilities."""
     return jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1)) * (x.scores - beta * jnp.sum(x.x, -1)))
 
 
 def score(x: Exact, weights) -> jax.Array:
-    """Its gradient is E[Σₜ wₜ ∇log π(aₜ)], the weights [N T] or [N 1] constant."""
+    """Its gradient is E[Σₜ wₜ ∇log π(aₜ)], with constant weights [N T] or [N 1]."""
     return jnp.sum(x.prob * jnp.sum(lax.stop_gradient(weights) * x.logprobs, -1))
 
 
@@ -347,23 +339,19 @@ def state_values(logprobs):
 
 
 def visits(logprobs):
-    """How often each state is met in a sequence, constant."""
+    """The expected visits of each state in a sequence, a constant."""
     p = lax.stop_gradient(jnp.exp(logprobs))
     second = p[0, :2]
     return jnp.concatenate([jnp.ones(1), second, (second[:, None] * p[1:3, :2]).reshape(-1)])
 
 
 def held(x: Exact, per_state) -> jax.Array:
-    """Σ over states of a function of the state's distribution, how often the states are met held
-    fixed.
-    """
+    """The sum over states of a function of their distributions, weighted with constant visits."""
     return jnp.sum(visits(x.new) * per_state(x.new, x.reference))
 
 
 def improvement(x: Exact, policy, gamma: float = 1.0) -> jax.Array:
-    """Σ d(s) π(a|s) Q(s, a): how often states are met and Q are those of `policy` and constant, d
-    not discounted.
-    """
+    """Σ d(s) π(a|s) Q(s, a) with constant visits d (not discounted) and Q, of `policy`."""
     return jnp.sum(
         visits(policy)[:, None] * jnp.exp(x.new) * lax.stop_gradient(values(policy, gamma))
     )

@@ -28,7 +28,6 @@ ORDER = [
 # Modules whose tests are in a file of another name.
 TESTED_IN = {
     "models/__init__": "models/test_language_model",
-    "pretrained/__init__": "pretrained/test_load",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
 }
 

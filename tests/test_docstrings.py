@@ -1,6 +1,4 @@
-"""Every public function of the maths says what it computes, where that comes from, of what shapes,
-and shows it.
-"""
+"""Every public function of the maths has an equation, a source, shapes and an example."""
 
 import dataclasses
 import doctest
@@ -16,14 +14,13 @@ from jaxtyping import AbstractArray, Array, Float
 
 from jaxppo import losses
 
-# In losses and advantages each function is a paper's, and names it; elsewhere the module may speak
-# for trivial ones.
+# In losses and advantages each function names its paper. Elsewhere the module's source is enough.
 OWN_SOURCE = ("jaxppo.advantages", "jaxppo.losses")
 MODULES = ["masked", "advantages", "kl", "aggregate", "sampling", "kernels"]
 
 # An equation is an operator between two operands (a = b, x · y, x / y, x @ y, x − y, x < y, each
 # with its spaces), or one in front of an operand (Σ x, √x, −x, but not the numbers −1 and −inf).
-# Prose has neither: its hyphens are no minus signs.
+# Prose has neither: its hyphens are not minus signs.
 EQUATION = re.compile(r"[\w)\]|₊] [=<>≤≥·−@/] [\w(\[|√Σ−]|−(?!inf|\d)[\w(]|Σ[\w{]* ?[\w(]|√[\w(]")
 
 
@@ -53,9 +50,9 @@ def leaves(annotation):
     return [annotation]
 
 
-def is_told(annotation):
-    """Every part of it is an array with dtype and shape, or a plain Python value. That it is true,
-    beartype checks.
+def is_shaped(annotation):
+    """Whether every part is an array type with dtype and shape, or a plain Python type. (beartype
+    checks the values.)
     """
     plain = (int, float, bool, str, type(None), Ellipsis)
     shaped = lambda x: inspect.isclass(x) and issubclass(x, AbstractArray)
@@ -66,24 +63,22 @@ def is_told(annotation):
 
 
 def without_shape(f):
-    """Arguments and the result (`return`) whose shape is not told. A random key and a dtype have
-    none.
-    """
+    """Arguments and the result (`return`) without a shape. Random keys and dtypes need none."""
     signature = inspect.signature(f)
-    told = {
+    annotations = {
         name: p.annotation
         for name, p in signature.parameters.items()
         if name not in ("key", "dtype")
     }
     return [
         name
-        for name, a in (told | {"return": signature.return_annotation}).items()
-        if not is_told(a)
+        for name, a in (annotations | {"return": signature.return_annotation}).items()
+        if not is_shaped(a)
     ]
 
 
 def lacks(f):
-    """What is missing, in words."""
+    """What is missing."""
     text = inspect.cleandoc(f.__doc__ or "")
     prose = re.sub(r"https?://\S+", "", re.split(r"^>>> ", text, maxsplit=1, flags=re.MULTILINE)[0])
     module = inspect.getmodule(f)
@@ -105,7 +100,7 @@ def lacks(f):
 
 
 @pytest.mark.parametrize("f", list(public_functions()))
-def test_a_public_function_explains_itself(f):
+def test_a_public_function_is_documented(f):
     assert lacks(f) == []
 
 
@@ -115,7 +110,7 @@ def test_examples_are_run(pytestconfig):
     )
 
 
-# --- the walk itself
+# --- the check itself
 
 
 def good(
@@ -139,7 +134,7 @@ def silent(x: Float[Array, "B"]) -> Float[Array, "B"]:
     return x
 
 
-def test_the_walk_finds_what_is_missing():
+def test_the_check_finds_what_is_missing():
     assert lacks(good) == []
     assert lacks(bare) == [
         "an equation",
@@ -166,5 +161,5 @@ def test_equations(text):
         "In [−20, 20], −inf: x.",
     ],
 )
-def test_prose_is_no_equation(text):
+def test_prose_is_not_an_equation(text):
     assert not EQUATION.search(text)

@@ -52,7 +52,7 @@ def module_exists(name: str) -> bool:
     parent, _, last = name.rpartition(".")
     place = ROOT / parent.replace(".", "/")
     source = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    defined = rf"^(def|class) {last}\b|^{last}\b.*=|^ *from .* import .*\b{last}\b|^    \"?{last}\"?,"
+    defined = rf"^(def|class) {last}\b|^{last}\b.*=|^ *from .* import .*\b{last}\b|^    {last},"
     return source.is_file() and bool(re.search(defined, source.read_text(), re.MULTILINE))
 
 
@@ -68,7 +68,8 @@ def unknown_modules(text: str, *, whole: bool = True) -> list[str]:
     """`jaxppo.a.b`, and unless `whole` also `a.b` of a module `jaxppo.a`, that does not exist."""
     names = re.findall(r"`(jaxppo(?:\.\w+)+)", text)
     if not whole:
-        inner = re.findall(r"`(\w+(?:\.\w+)+)(?![\w/-])", re.sub(r"[\w/]+\.(py|jsonl?)\b", "", text))
+        text = re.sub(r"[\w/]+\.(py|jsonl?)\b", "", text)
+        inner = re.findall(r"`(\w+(?:\.\w+)+)(?![\w/-])", text)
         names += [f"jaxppo.{x}" for x in inner if module_exists(f"jaxppo.{x.split('.')[0]}")]
     return [name for name in names if not module_exists(name)]
 
@@ -112,7 +113,7 @@ def test_sources_name_modules_that_exist():
         ("`test_documents_name_what_exists`, test_documents.py", []),
         ("`test_of_nothing`", ["test_of_nothing"]),
         ("`test_ppo.py::test_every_script_is_valid`", ["test_ppo.py::test_every_script_is_valid"]),
-        ("`jaxppo.run.load.load_policy`, `ppo.make_train_step`, `jaxppo.losses`, `config.json`", []),
+        ("`jaxppo.train.fit`, `ppo.make_train_step`, `jaxppo.losses`, `config.json`", []),
         ("`jaxppo.loop` and `run.load.nothing`", ["jaxppo.loop", "jaxppo.run.load.nothing"]),
     ],
 )

@@ -1,5 +1,5 @@
-"""One function is another at the border of its settings. Those of two losses on the policy itself
-are in `test_losses.py`.
+"""Settings at which one function equals another. `test_losses.py` compares losses on the policy
+that sampled.
 """
 
 from functools import partial
@@ -17,9 +17,8 @@ RNG = np.random.default_rng(0)
 ROWS, LENGTH = 4, 6
 MASK = jnp.asarray(np.arange(LENGTH) < np.array([[6], [3], [0], [1]]), jnp.float32)
 OLD = jnp.asarray(-RNG.exponential(size=(ROWS, LENGTH)), jnp.float32)
-LP = OLD + jnp.asarray(
-    0.5 * RNG.normal(size=(ROWS, LENGTH)), jnp.float32
-)  # ratios of about 0.3 to 3
+# ratios of about 0.3 to 3
+LP = OLD + jnp.asarray(0.5 * RNG.normal(size=(ROWS, LENGTH)), jnp.float32)
 ADV = jnp.asarray(RNG.normal(size=(ROWS, LENGTH)), jnp.float32)
 INF = float("inf")
 
@@ -141,9 +140,8 @@ def test_no_correction_if_the_sampler_is_the_policy():
 def test_value_losses_without_bounds_are_the_squared_error(loss):
     f = lambda loss: (loss(LP, returns=ADV), jax.grad(lambda v: loss(v, returns=ADV).sum())(LP))
     assert jnp.abs(LP - ADV).max() < 8
-    equal(
-        f(loss), f(value.value_mse), atol=1e-6
-    )  # huber's slope is δ + (e − δ), rounded at 8: to 2⁻²¹ = 5e-7
+    # huber's slope is δ + (e − δ), rounded at 8: to 2⁻²¹ = 5e-7
+    equal(f(loss), f(value.value_mse), atol=1e-6)
 
 
 def test_a_narrow_huber_is_the_absolute_error():
@@ -257,9 +255,8 @@ def test_full_rank_adapters_equal_full_training(start, x64):
         jnp.asarray(rng.normal(size=(width, features))),
     )
     a = jnp.asarray(np.linalg.qr(rng.normal(size=(width, width)))[0])
-    b = jnp.asarray(
-        start * rng.normal(size=(width, features))
-    )  # 0 as at the start of training, and later
+    # 0 as at the start of training, and later
+    b = jnp.asarray(start * rng.normal(size=(width, features)))
     merged = kernel + (alpha / width) * a @ b
     loss = lambda layer: lambda params: jnp.sum(jnp.sin(layer.apply({"params": params}, x)))
     adapted = loss(Linear(features, dtype=jnp.float64, rank=width, alpha=alpha))

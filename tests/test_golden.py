@@ -32,14 +32,16 @@ ENTRIES = {
 UNMAPPED = json.loads((HERE / "unmapped.json").read_text())
 ARRAYS = np.load(HERE / "goldens.npz")
 
-# The same thing has another name in every implementation.
+# our name: names in the other implementations
 NAMES = {
-    "logprobs": "log_prob per_token_logps log_probs logprob logprobs new_logprobs curr_logprobs new_logps",
-    "old_logprobs": "old_log_prob old_per_token_logps old_log_probs old_logprob proximal_logprobs old_logprobs "
-    "prev_logprobs mb_logps",
-    "ref_logprobs": "ref_per_token_logps ref_logprobs ref_logprob log_probs_base logprobs_reference "
-    "reference_policy_logprobs reference_logprobs ref_log_prob",
-    "sampler_logprobs": "rollout_log_prob rollout_log_probs sampling_per_token_logps generation_logprobs",
+    "logprobs": "log_prob per_token_logps log_probs logprob logprobs new_logprobs curr_logprobs "
+    "new_logps",
+    "old_logprobs": "old_log_prob old_per_token_logps old_log_probs old_logprob proximal_logprobs "
+    "old_logprobs prev_logprobs mb_logps",
+    "ref_logprobs": "ref_per_token_logps ref_logprobs ref_logprob log_probs_base "
+    "logprobs_reference reference_policy_logprobs reference_logprobs ref_log_prob",
+    "sampler_logprobs": "rollout_log_prob rollout_log_probs sampling_per_token_logps "
+    "generation_logprobs",
     "mask": "response_mask completion_mask action_mask mask loss_mask attention_mask valid_mask",
     "advantages": "advantages adv mb_advantage loss_mat per_token_loss",
     "rewards": "token_level_rewards rewards rew",
@@ -796,16 +798,16 @@ MAPPED = {
     r"verl/remax/": remax,
     r"verl/apply_kl_penalty/": kl_controller,
     # trl
-    r"trl/grpo_loss/(grpo|bnpo|dr_grpo|dapo|dapo_cliphigher|grpo_beta0.04|dr_grpo_beta0.04|grpo_delta1.5)/": clip,
+    r"trl/grpo_loss/(grpo|bnpo|dr_grpo|dapo|dapo_cliphigher)/": clip,
+    r"trl/grpo_loss/(grpo_beta0.04|dr_grpo_beta0.04|grpo_delta1.5)/": clip,
     r"trl/grpo_loss/grpo_beta0.04_biascorr/": clip_importance,
     r"trl/grpo_loss/gspo_": bounded(sequence.gspo),
     r"trl/grpo_loss/cispo_": cispo_absolute,
     r"trl/grpo_loss/sapo/": sapo,
     r"trl/grpo_loss/dapo_tis/": clip_corrected,
     r"trl/grpo_loss/grpo_entropy0.01/": pg_with_entropy,
-    r"trl/gmpo/": partial(
-        geo_mean, only=("grad_logprob",)
-    ),  # their value holds −A for a row without tokens
+    # their value holds −A for a row without tokens
+    r"trl/gmpo/": partial(geo_mean, only=("grad_logprob",)),
     r"trl/grpo_adv/(group|none)/": grouped(group),
     r"trl/grpo_adv/normalize_then_sum/": gdpo,
     r"trl/rloo_adv/norm0_": trl_rloo,
@@ -876,7 +878,8 @@ MAPPED = {
     r"tunix/rloo/": grouped(rloo),
     r"tunix/drgrpo_adv/": grouped(centred),
     r"tunix/kl/": kl_of,
-    r"tunix/agg/(token-mean|sequence-mean-token-mean|sequence-mean-token-scale|seq-mean-token-sum)/": aggregation,
+    r"tunix/agg/(token-mean|seq-mean-token-sum)/": aggregation,
+    r"tunix/agg/sequence-mean-token-(mean|scale)/": aggregation,
     r"tunix/entropy/": entropy,
     r"tunix/ppo/": pg_with_entropy,
     r"tunix/grpo_loss/(grpo_beta0.04|dapo|drgrpo|dual1.5)/": clip,
@@ -892,8 +895,9 @@ def mapper(name):
 
 
 LOOSE = {  # less than 1e-7 away, for a known reason
-    r"verl/.*/seq-mean-token-mean/|verl/(gspo|sapo|geo_mean)/": "divides a row by n + 1e-8, and n is 1 in one row",
-    r"openrlhf/(policy/ppo_seqmean|sft/tok0)/|nemo/loss/(seqmean|gspo)/": "the same",
+    # divides a row by n + 1e-8, and n is 1 in one row
+    r"verl/.*/seq-mean-token-mean/|verl/(gspo|sapo|geo_mean)/": "n + 1e-8",
+    r"openrlhf/(policy/ppo_seqmean|sft/tok0)/|nemo/loss/(seqmean|gspo)/": "n + 1e-8",
     r"openrlhf/masked_normalize_dim1/": "holds the variance above eps instead of adding it",
     r"nemo/gae/vapo_lenadapt_a0.5/": "computes lambda in float32",
     r"openrlhf/adv/": "whitens with max(var, 1e-8) in place of var + 1e-8",

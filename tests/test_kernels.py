@@ -167,9 +167,8 @@ def test_gradients_of_token_logprobs(which):
 def test_gradient_of_token_logprobs_by_hand():
     logits = jnp.log(jnp.array([[0.25, 0.75]]))
     gradient = jax.grad(lambda z: kernels.token_logprobs(z, jnp.array([1]))[0].sum())(logits)
-    np.testing.assert_allclose(
-        gradient, [[-0.25, 0.25]], rtol=1e-6
-    )  # 1 at the token, minus the probabilities
+    # 1 at the token, minus the probabilities
+    np.testing.assert_allclose(gradient, [[-0.25, 0.25]], rtol=1e-6)
     gradient = jax.grad(lambda z: kernels.token_logprobs(z, jnp.array([1]))[1].sum())(logits)
     # −π (log π + H), H = .5623: −.25 (−1.3863 + .5623) = .2060, −.75 (−.2877 + .5623) = −.2060
     np.testing.assert_allclose(gradient, [[0.2060, -0.2060]], atol=1e-4)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from jaxppo import kl
 
@@ -45,18 +44,16 @@ def test_k1_and_k3_are_unbiased_and_k2_has_the_gradient():
         gradient = jax.grad(kl.full)(logits, ref)
         np.testing.assert_allclose(jax.grad(expect(kl.k2))(logits), gradient, rtol=1e-12)
         np.testing.assert_allclose(jax.grad(expect(kl.k1))(logits), 0.0, atol=1e-12)
-        assert (
-            np.abs(jax.grad(expect(kl.k3))(logits) - gradient).max() > 0.01
-        )  # biased: the forward KL's
+        # biased: the forward KL's
+        assert np.abs(jax.grad(expect(kl.k3))(logits) - gradient).max() > 0.01
 
 
 def test_full():
     # 0.5 ln(0.5 / 0.25) + 0.5 ln(0.5 / 0.75) = 0.5 ln(4 / 3)
     p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
     np.testing.assert_allclose(kl.full(p, q), 0.5 * np.log(4 / 3), rtol=1e-6)
-    np.testing.assert_allclose(
-        kl.full(p + 3.0, q - 2.0), 0.5 * np.log(4 / 3), rtol=1e-6
-    )  # logits, not log-probs
+    # logits, not log-probs
+    np.testing.assert_allclose(kl.full(p + 3.0, q - 2.0), 0.5 * np.log(4 / 3), rtol=1e-6)
     assert kl.full(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 5))).shape == (2, 3)
 
 
@@ -95,13 +92,6 @@ def test_adapt_under_jit_with_arrays():
     with jax.numpy_dtype_promotion("strict"):
         out = f(jnp.float32(0.2), jnp.float32(60), jnp.float32(100))
     np.testing.assert_allclose(out, 0.2 * 1.002, rtol=1e-6)
-
-
-def test_second_derivatives():
-    with jax.enable_x64(True):
-        lp, ref = jnp.array([-0.5, -1.5, -4.0]), jnp.array([-1.0, -1.2, -1.0])
-        together = jax.jit(lambda a, b: [f(a, b) for f in (*ESTIMATORS.values(), kl.full)])
-        check_grads(together, (lp, ref), order=2, modes=["rev"])
 
 
 @jax.jit

@@ -170,9 +170,8 @@ def test_awr():
     found, diagnostics = token.awr(
         lp, lp, jnp.array([[0.0, 1.0, 1e6]]), jnp.ones((1, 3)), temperature=0.5, weight_max=20.0
     )
-    np.testing.assert_allclose(
-        found, [[1.0, 2 * np.exp(2), 20.0]], rtol=1e-6
-    )  # exp(A / 0.5), at most 20
+    # exp(A / 0.5), at most 20
+    np.testing.assert_allclose(found, [[1.0, 2 * np.exp(2), 20.0]], rtol=1e-6)
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[0.0, 0.0, 1.0]])
 
 

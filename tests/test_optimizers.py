@@ -33,9 +33,8 @@ def test_clipping_by_the_global_norm_then_adam():
 
 def test_a_small_gradient_is_not_scaled_up():
     config = Config(lr=0.1, max_grad_norm=10.0, adam_eps=2.0, lr_schedule="constant")
-    assert steps(config, GRADS, 1)[0] == pytest.approx(
-        {"a": -0.06, "b": -0.4 / 6}, rel=1e-4
-    )  # .1 · 3 / 5, .1 · 4 / 6
+    # .1 · 3 / 5, .1 · 4 / 6
+    assert steps(config, GRADS, 1)[0] == pytest.approx({"a": -0.06, "b": -0.4 / 6}, rel=1e-4)
 
 
 def test_adam_eps_is_1e_5_by_default():

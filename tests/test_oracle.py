@@ -18,11 +18,10 @@ from jaxppo.losses import token
 from jaxppo.models import shapes
 from jaxppo.types import Rollout
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 TOLERANCE = 1e-8
-LEAST, LEAST_ANGLE = (
-    0.02,
-    1.0,
-)  # what is called biased is off by this part of the true gradient and by these degrees
+# what is called biased is off by this part of the true gradient and by these degrees
+LEAST, LEAST_ANGLE = (0.02, 1.0)
 README = Path(__file__).parents[1] / "README.md"
 SHAPE = shapes.llama(
     vocab_size=VOCAB, width=8, num_layers=1, num_heads=2, num_kv_heads=1, max_length=4
@@ -55,10 +54,8 @@ def model():
 @cache
 def transformer() -> Tiny:
     """One layer; the prompt is the token END."""
-    rng, standard = (
-        np.random.default_rng(0),
-        partial(jax.numpy_dtype_promotion, "standard"),
-    )  # models have float32 constants
+    # models have float32 constants
+    rng, standard = (np.random.default_rng(0), partial(jax.numpy_dtype_promotion, "standard"))
     with standard():
         noisy = lambda x: jnp.asarray(
             np.asarray(x, np.float64) + 0.5 * rng.standard_normal(x.shape)
@@ -130,9 +127,8 @@ def test_a_false_claim_fails(x64):
     biased = named["`reinforce`", "k3", "loss"]
     corrected = named["`truncated_importance` without cap, one token, old samples", "", ""]
     discounted = named["`returns_to_go`, γ = .5", "", ""]
-    late = lambda b: (
-        advantages.returns_to_go(b.rewards, b.mask, gamma=1.0) - b.rewards
-    )  # forgets the token's own reward
+    # forgets the token's own reward
+    late = lambda b: advantages.returns_to_go(b.rewards, b.mask, gamma=1.0) - b.rewards
     wrong_formula = lambda x: oracle.true(x, BETA) + 1e-6 * oracle.held(x, oracle.forward)
     false = (
         exact._replace(claim="2 times: no"),
@@ -229,9 +225,8 @@ def test_two_states_two_actions_by_hand(loss, baseline, x64):
         per_token, _ = loss(logprobs, jax.lax.stop_gradient(logprobs), a, jnp.ones_like(a))
         return -jnp.sum(prob * per_token)
 
-    value = lambda logits: jnp.sum(
-        0.5 * jax.nn.softmax(logits) * q
-    )  # J itself, Q held fixed: ½ Σ π Q
+    # J itself, Q held fixed: ½ Σ π Q
+    value = lambda logits: jnp.sum(0.5 * jax.nn.softmax(logits) * q)
     found = jax.jit(lambda z: (jax.grad(objective)(z), jax.grad(value)(z)))(jnp.log(p))
     np.testing.assert_allclose(found, [expected, expected], atol=1e-15)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, cli, commands, models, parallel, ppo
+from jaxppo import algorithms, cli, models, parallel, ppo
 from jaxppo.config import Config, RunConfig, validate
 from jaxppo.errors import UserError
 from jaxppo.models import critic, shapes
@@ -97,16 +97,6 @@ def test_an_unknown_algorithm_is_one_line(capsys):
     )
     with pytest.raises(UserError):
         preset(Config(), "ppa")
-
-
-def test_the_table_is_printed(capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["jaxppo", "algorithms", "--settings"])
-    commands.main()
-    shown = capsys.readouterr().out
-    for name, chosen in ALGORITHMS.items():
-        assert f"\n{name} " in "\n" + shown
-        assert chosen.about in shown and chosen.paper in shown
-    assert "--clip-high 0.28" in shown
 
 
 # Every preset runs, and learns

@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -14,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from jaxppo import advantages, aggregate, kl, masked
 from jaxppo.losses import covariance, preference, sequence, shared, token, value
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ROWS, LENGTH = 4, 5
 JUNK = st.sampled_from([np.nan, np.inf, -np.inf, 3e38])
 
@@ -176,9 +178,8 @@ def test_gaps_have_no_effect(seed, mask):
 def test_rows_have_no_order(seed, mask, order):
     move = lambda a: a[np.array(order)]
     found = numpy(everything(*map(move, numbers(seed)), move(mask)))
-    ties = (
-        {"kl_cov"} if mask.sum() == 2 else set()
-    )  # two tokens are equally far from their means: the first is chosen
+    # two tokens are equally far from their means: the first is chosen
+    ties = {"kl_cov"} if mask.sum() == 2 else set()
     same(found, numpy(everything(*numbers(seed), mask)), move, leave_out=BY_POSITION | ties)
 
 
@@ -197,9 +198,8 @@ def test_rows_of_one_token(seed, places):
     found = numpy(everything(x, y, z, mask))
     np.testing.assert_allclose(found["gae"][0], mask * (x - y), rtol=1e-6)  # nothing follows
     np.testing.assert_array_equal(found["returns_to_go"][0], mask * x)
-    np.testing.assert_allclose(
-        found["gspo"][0], found["gspo_token"][0], rtol=1e-6
-    )  # the row is the token
+    # the row is the token
+    np.testing.assert_allclose(found["gspo"][0], found["gspo_token"][0], rtol=1e-6)
     for name in ("sequence_mean", "sequence_sum"):
         np.testing.assert_allclose(found[name][0], found["token_mean"][0], rtol=1e-6)
 
@@ -239,10 +239,8 @@ BY_RATIO = (
 
 @given(SEEDS, hnp.arrays(np.float32, (ROWS, 1), elements=st.sampled_from([-1.0, 1.0])))
 def test_log_ratios_are_clamped_at_20(seed, sign):
-    z, old = (
-        numbers(seed)[2],
-        np.full((ROWS, LENGTH), -200.0, np.float32),
-    )  # whole numbers: the ratio is exact
+    # whole numbers: the ratio is exact
+    z, old = (numbers(seed)[2], np.full((ROWS, LENGTH), -200.0, np.float32))
     z, ones = np.broadcast_to(z[:, :1], z.shape), np.ones((ROWS, LENGTH), np.float32)
     far, near = (numpy(everything(old + d * sign, old, z, ones)) for d in (100, 20))
     for name in BY_RATIO:
@@ -323,9 +321,8 @@ def test_groups_and_their_members_have_no_order(scores, valid, swap, first, seco
 
 
 @given(st.floats(-1000, 1000).map(np.float32), SCORES)
-@example(
-    np.float32(0.9), np.full(6, 0.9, np.float32)
-)  # in float32 the mean of three times 0.9 may not be 0.9
+# in float32 the mean of three times 0.9 may not be 0.9
+@example(np.float32(0.9), np.full(6, 0.9, np.float32))
 @example(np.float32(1e30), np.zeros(6, np.float32))
 def test_a_group_with_equal_scores_has_no_effect(level, scores):
     beside = lambda group: on_groups(np.array([*group, *scores[3:]], np.float32), ALL)

@@ -1,5 +1,6 @@
-"""What README.md shows runs, word for word. `follow_readme.py` runs its commands; here their
-options are read.
+"""README.md's Python blocks run, and its commands have valid options.
+
+`follow_readme.py` runs the commands themselves.
 """
 
 import json
@@ -22,7 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINES = follow_readme.commands(README)
 
 
-def test_the_parts_that_are_swapped_make_a_step(tmp_path):
+def test_the_swapped_parts_make_a_step(tmp_path):
     section = README.split("## Swap a part")[1].split("\n## ")[0]
     blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     assert len(blocks) == 8
@@ -39,27 +40,29 @@ def test_the_parts_that_are_swapped_make_a_step(tmp_path):
     found = runpy.run_path(str(script), init_globals=names)
     metrics = {name: float(x) for name, x in found["metrics"].items()}
     assert int(found["state"].step) == 1 and metrics["skipped"] == 0 and metrics["grad_norm"] > 0
-    assert (
-        -toys.SETTINGS.response_length < metrics["reward"] <= 0
-    )  # the reward of the block of rewards, not the count
-    assert metrics["mean_ratio"] > 0.5  # what the loss says of itself is among the metrics
+    # The reward is that of the swapped block, not count_token's.
+    assert -toys.SETTINGS.response_length < metrics["reward"] <= 0
+    assert metrics["mean_ratio"] > 0.5  # the loss's diagnostics are metrics
 
 
-def test_the_lines_that_are_followed():
-    text = "a\n```sh\nls  # all\n# no\n\n  cat '#1'\n```\n```python\nx\n```\n    dir\n```sh\npython tpu/tpu.py list\n```\n"
+def test_commands_of_a_text():
+    text = (
+        "a\n```sh\nls  # all\n# no\n\n  cat '#1'\n```\n```python\nx\n```\n    "
+        "dir\n```sh\npython tpu/tpu.py list\n```\n"
+    )
     found = follow_readme.commands(text)
     assert found == ["ls", "cat '#1'", "python tpu/tpu.py list"]
     assert [follow_readme.needs_the_cloud(line) for line in found] == [False, False, True]
-    assert (
-        LINES[0]
-        == 'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]" && .venv/bin/python experiments/sentiment.py'
+    assert LINES[0] == (
+        'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]" && '
+        ".venv/bin/python experiments/sentiment.py"
     )
     assert LINES[1].endswith('".[test]" && .venv/bin/pytest') and len(LINES) > 15
 
 
-def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, monkeypatch):
+def test_lines_run_in_their_own_home_and_successful_ones_only_once(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setattr(follow_readme, "when_and_what", lambda clone: {"commit": clone.name})
+    monkeypatch.setattr(follow_readme, "date_and_commit", lambda clone: {"commit": clone.name})
     lines = ["echo $HOME $JAX_PLATFORMS >> a", "test -e b", "cat a"]
     (tmp_path / "clone").mkdir()
     follow = lambda: follow_readme.follow(lines, tmp_path / "clone", tmp_path / "home", tmp_path)
@@ -68,19 +71,18 @@ def test_lines_are_followed_in_a_home_of_their_own_and_gone_on_with(tmp_path, mo
     lines.insert(1, "cp ../followed.json seen")
     assert [row["exit"] for row in follow()] == [0, 0, 1, 0]
     seen = json.loads((tmp_path / "clone" / "seen").read_text())
-    assert [row["line"] for row in seen] == [
-        line for line in lines if line[:2] != "cp"
-    ]  # what comes later is not forgotten
+    # The record keeps earlier results of later lines.
+    assert [row["line"] for row in seen] == [line for line in lines if line[:2] != "cp"]
     (tmp_path / "clone" / "b").touch()
     assert [row["exit"] for row in follow()] == [0, 0, 0, 0]
-    assert (tmp_path / "clone" / "a").read_text().count("\n") == 1  # the first was not run twice
+    assert (tmp_path / "clone" / "a").read_text().count("\n") == 1  # the first line ran once
     found = json.loads((tmp_path / "followed.json").read_text())
     assert [row["line"] for row in found] == lines and found[2]["commit"] == "clone"
 
 
-@pytest.mark.ci  # the fast tests are one of the lines
-def test_every_line_that_needs_no_cloud_was_followed_to_a_good_end():
-    """A line was changed, or is new? `python tests/follow_readme.py --record`."""
+@pytest.mark.ci  # not a fast test: the fast tests are one of the lines
+def test_every_line_without_a_cloud_has_succeeded():
+    """After a change to a line: `python tests/follow_readme.py --record`."""
     followed = {
         row["line"]: row["exit"] for row in json.loads(follow_readme.RECORD.read_text())["lines"]
     }
@@ -88,14 +90,14 @@ def test_every_line_that_needs_no_cloud_was_followed_to_a_good_end():
 
 
 def words(line: str) -> list[str]:
-    """The last command of a line, without the environment's folder."""
+    """Return the last command of a line, without the folder of the environment."""
     found = shlex.split(line.split("&& ")[-1])
     return [found[0].removeprefix(".venv/bin/"), *found[1:]]
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if words(line)[0] in ("python", "jaxppo")])
-def test_a_line_has_options_that_are_known(line, monkeypatch):
-    """None is started; a script's parser, or the command's, reads the rest of the line."""
+def test_the_options_of_a_line_are_valid(line, monkeypatch):
+    """Nothing is started: the parser of the script or command reads the line."""
     program, first, *rest = words(line)
     if program == "jaxppo":
         parse(commands.load(first)[1], args=rest)

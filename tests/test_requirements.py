@@ -1,4 +1,4 @@
-"""The pinned versions are those of all that pyproject.toml asks for, and lie within its ranges."""
+"""The pinned versions cover all dependencies in pyproject.toml, within their ranges."""
 
 import ast
 import importlib.metadata
@@ -12,17 +12,15 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LEFT_OUT = ("parity", "cuda12", "cuda13", "tpu")  # large, or for one kind of machine
+LEFT_OUT = ("parity", "cuda12", "cuda13", "tpu")  # large, or for some machines only
 PYTHONS = {"3.11": "requirements/py311.txt", "3.12": "requirements/py312.txt"}
-LIBTPU = {
-    "0.10.2": "==0.0.42.*",
-    "0.12.0.1": "==0.0.50.*",
-}  # what jax[tpu] of that version asks for
+# The libtpu that jax[tpu] of these versions requires.
+LIBTPU = {"0.10.2": "==0.0.42.*", "0.12.0.1": "==0.0.50.*"}
 OTHER_NAMES = {"profanity_check": "alt-profanity-check", "markdown_it": "markdown-it-py"}
 
 
 def pinned(path: str) -> dict[str, str]:
-    """Versions by name. Nothing but names and versions stands there: no addresses, no paths."""
+    """Return versions by name. The file has only names and versions: no addresses, no paths."""
     lines = [line for line in (ROOT / path).read_text().splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.+!]*", line) for line in lines)
     pins = {
@@ -32,8 +30,8 @@ def pinned(path: str) -> dict[str, str]:
     return pins
 
 
-def asked(lines: list[str], version: str) -> list[Requirement]:
-    """Those of the requirements that are for this Python."""
+def for_python(lines: list[str], version: str) -> list[Requirement]:
+    """Return the requirements for this Python."""
     found = [Requirement(line) for line in lines]
     return [x for x in found if x.marker is None or x.marker.evaluate({"python_version": version})]
 
@@ -46,7 +44,7 @@ def test_pins(version):
         *PROJECT["dependencies"],
         *(x for name, asked in extras.items() if name not in LEFT_OUT for x in asked),
     ]
-    for requirement in asked(wanted, version):
+    for requirement in for_python(wanted, version):
         if requirement.name in ("jaxppo", "pip"):
             continue
         assert requirement.specifier.contains(
@@ -56,26 +54,24 @@ def test_pins(version):
 
 
 @pytest.mark.parametrize("path", [*PYTHONS.values(), "tpu/requirements.txt"])
-def test_the_compiler_for_tpus_is_that_of_the_pinned_jax(path):
+def test_libtpu_fits_the_pinned_jax(path):
     pins = pinned(path)
     assert Requirement(f"libtpu{LIBTPU[pins['jax']]}").specifier.contains(pins["libtpu"])
 
 
 @pytest.mark.parametrize("version", PYTHONS)
-def test_the_compiler_that_plans_is_pinned_for_each_python(version):
-    """pip never replaces that of a JAX that is there by another: jax[tpu], which knows, is asked
-    for beside it.
-    """
-    first, second = asked(PROJECT["optional-dependencies"]["tpu-plan"], version)
+def test_the_planning_compiler_is_pinned_for_each_python(version):
+    """pip keeps the libtpu of an installed JAX, so `jax[tpu]` is required as well."""
+    first, second = for_python(PROJECT["optional-dependencies"]["tpu-plan"], version)
     assert (first.name, first.extras) == ("jax", {"tpu"})
     assert str(second.specifier) == f"=={pinned(PYTHONS[version])['libtpu']}"
 
 
-def test_what_jax_asks_for_is_known():
-    """By the metadata of the JAX that is installed."""
+def test_libtpu_of_the_installed_jax_is_known():
+    """Compare with the metadata of the installed JAX."""
     version = importlib.metadata.version("jax")
     if version not in LIBTPU:
-        pytest.skip(f"of JAX {version} nothing is pinned")
+        pytest.skip(f"nothing is pinned for JAX {version}")
     found = [Requirement(line) for line in importlib.metadata.requires("jax") or ()]
     (compiler,) = [
         x for x in found if x.name == "libtpu" and x.marker and x.marker.evaluate({"extra": "tpu"})
@@ -84,7 +80,7 @@ def test_what_jax_asks_for_is_known():
 
 
 def skipped_without() -> set[str]:
-    """The modules without which some test is left out."""
+    """Return the modules without which a test is skipped."""
     calls = [
         x
         for path in (ROOT / "tests").rglob("test_*.py")
@@ -98,7 +94,7 @@ def skipped_without() -> set[str]:
     return {name.value.split(".")[0] for name in names if isinstance(name, ast.Constant)}
 
 
-def test_no_test_is_left_out_for_want_of_what_no_extra_has():
+def test_extras_have_every_package_that_tests_need():
     extras = [x for lines in PROJECT["optional-dependencies"].values() for x in lines]
     known = {
         canonicalize_name(Requirement(line).name) for line in [*PROJECT["dependencies"], *extras]
@@ -110,10 +106,8 @@ def test_no_test_is_left_out_for_want_of_what_no_extra_has():
     assert {x for x in names if canonicalize_name(OTHER_NAMES.get(x, x)) not in known} == set()
 
 
-def test_where_it_comes_from():
-    """The repository, the same in the package's metadata, in what is cited, in the README's badge
-    and for the notebook.
-    """
+def test_the_repository_address():
+    """The repository's address is the same in pyproject.toml, CITATION.cff, README and notebook."""
     place = PROJECT["urls"]["Repository"]
     assert all(x.startswith(place) for x in PROJECT["urls"].values())
     assert f"\nrepository-code: {place}\n" in (ROOT / "CITATION.cff").read_text()

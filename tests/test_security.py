@@ -1,6 +1,4 @@
-"""No code of the package runs text from outside as a program: held by a walk over the syntax trees,
-not by good will.
-"""
+"""No code of the package runs text from outside as a program; checked on the syntax trees."""
 
 import ast
 from collections.abc import Iterator
@@ -32,8 +30,8 @@ NEVER = {
 
 
 def origins(tree: ast.Module) -> dict[str, str]:
-    """What the names that a module binds stand for: `import numpy as np` gives np -> numpy; its own
-    function is no builtin.
+    """Return what the names of a module stand for: `import numpy as np` gives np -> numpy. Its own
+    functions are not builtins.
     """
     names = {
         node.name: f"own.{node.name}"
@@ -54,7 +52,7 @@ def origins(tree: ast.Module) -> dict[str, str]:
 
 
 def dotted(node: ast.AST, names: dict[str, str]) -> str:
-    """The full name of an expression such as np.load; empty for any other."""
+    """Return the full name of an expression such as np.load; empty for others."""
     if isinstance(node, ast.Name):
         return names.get(node.id, node.id)
     if isinstance(node, ast.Attribute):
@@ -99,7 +97,7 @@ def in_call(node: ast.Call, names: dict[str, str]) -> Iterator[str]:
 
 
 def in_dict(node: ast.Dict) -> Iterator[str]:
-    """Settings that are passed on with ** later."""
+    """Find settings that may be passed on with **."""
     for key, value in zip(node.keys, node.values, strict=True):
         if (
             isinstance(key, ast.Constant)
@@ -110,7 +108,7 @@ def in_dict(node: ast.Dict) -> Iterator[str]:
 
 
 def findings(source: str) -> list[str]:
-    """What breaks a rule, with its line."""
+    """Return what breaks a rule, with its line."""
     tree = ast.parse(source)
     names, found = origins(tree), []
     for node in ast.walk(tree):
@@ -200,5 +198,5 @@ def test_each_rule_finds(source, rule):
         "from .pickle_free import x",
     ],
 )
-def test_what_is_sound_passes(source):
+def test_safe_code_passes(source):
     assert findings(source) == []

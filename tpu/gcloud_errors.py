@@ -71,7 +71,9 @@ def last_line(text: str) -> str:
     which are left out. Its standard phrases about a remote command are used only if there is
     nothing else.
 
-    >>> last_line("E: no space\\nERROR: (gcloud.a.ssh) [ssh] exited with return code [100].\\n")
+    >>> last_line(
+    ...     "E: no space\\nERROR: (gcloud.a.ssh) [ssh] exited with return code [100].\\n"
+    ... )
     'E: no space'
     >>> last_line(
     ...     "ERROR: (gcloud.a) NOT_FOUND: no x\\n- '@type': ResourceInfo\\n  resourceName: x\\n"

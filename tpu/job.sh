@@ -1,15 +1,18 @@
 #!/usr/bin/env bash
-# One run on this machine: started detached, watched, stopped. tpu.py calls it on every host of a slice; other launchers use exec.
+# Start, watch and stop a run on this machine. tpu.py calls this on every host of a slice; other
+# launchers use exec.
 #
-#   job.sh start NAME -- COMMAND...    in the background; the output goes to ~/.jaxppo-jobs/NAME/log, the exit code to .../code
-#   job.sh status NAME                 one line: jaxppo-host HOST running | exit CODE | lost | none
+#   job.sh start NAME -- COMMAND...    run in the background; output in ~/.jaxppo-jobs/NAME/log,
+#                                      exit code in ~/.jaxppo-jobs/NAME/code
+#   job.sh status NAME                 print: jaxppo-host HOST running | exit CODE | lost | none
 #   job.sh stop NAME                   SIGTERM, so that the run saves and ends with 75; SIGKILL after 90 s
-#   job.sh log NAME [LINES [named]]    the last lines (100); named: each begins with the host's name, where many hosts answer
-#   job.sh exec -- COMMAND...          in the foreground
+#   job.sh log NAME [LINES [named]]    print the last lines (100); named: with the host's name
+#   job.sh exec -- COMMAND...          run in the foreground
 #
-# COMMAND runs in the repository with its .venv first in PATH and the NAME=VALUE lines of ~/.jaxppo.env. Its --runs gs://BUCKET/...
-# is mounted (gcsfuse), since all hosts need to see one folder; --resume is added when the run was begun before. All hosts look
-# before any of them begins: the script makes nothing until its processes have joined.
+# COMMAND runs in the repository with its .venv first in PATH and the NAME=VALUE lines of
+# ~/.jaxppo.env. Its --runs gs://BUCKET/... is mounted with gcsfuse, so that all hosts share a folder.
+# --resume is added if the run has started before. All hosts check this before the run starts: the
+# script writes nothing until its processes have joined.
 set -euo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,7 +24,7 @@ fail() {
   exit 2
 }
 
-failed_now() { # what may pass by itself: the run is started again
+fail_for_now() { # a transient error: the run is started again
   echo "error: $*" >&2
   exit 1
 }
@@ -29,40 +32,42 @@ failed_now() { # what may pass by itself: the run is started again
 read_environment() {
   local line
   [ -f "$HOME/.jaxppo.env" ] || return 0
-  while IFS= read -r line || [ -n "$line" ]; do # never evaluated: a value may hold anything
+  while IFS= read -r line || [ -n "$line" ]; do # never evaluated: a value may contain anything
     [[ ${line%%=*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ && $line == *=* ]] && export "${line%%=*}=${line#*=}"
   done <"$HOME/.jaxppo.env"
   return 0
 }
 
-# The folder where gs://BUCKET/PATH is seen on this machine. Metadata is never cached: another host may have written just now.
-# Orbax renames folders, which a bucket without a hierarchical namespace does file by file, up to the limit.
+# Mount gs://BUCKET/PATH and print its folder. Metadata are not cached, since other hosts write, too.
+# Orbax renames folders, which a bucket without a hierarchical namespace does file by file, up to the
+# limit.
 mounted() {
   local path=${1#gs://}
   local bucket=${path%%/*}
   local point=$HOME/gs/$bucket
   if ! mountpoint -q "$point"; then
-    fusermount -uz "$point" 2>/dev/null || true # one whose gcsfuse has died
+    fusermount -uz "$point" 2>/dev/null || true # a mount whose gcsfuse has died
     command -v gcsfuse >/dev/null || fail "gcsfuse is missing, so $1 cannot be mounted; run tpu/setup_vm.sh with sudo, or install it"
     mkdir -p "$point"
     local attempt
-    for attempt in 1 2 3 4 5; do # one host of many may have a bad moment
+    for attempt in 1 2 3 4 5; do # the first attempts may fail on some of many hosts
       gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 --metadata-cache-negative-ttl-secs=0 --rename-dir-limit=200000 \
         "$bucket" "$point" >&2 && break
       [ "$attempt" -lt 5 ] ||
-        failed_now "gs://$bucket cannot be mounted; does it exist, and may this machine's service account use it?"
+        fail_for_now "gs://$bucket cannot be mounted; does it exist, and may this machine's service account use it?"
       sleep "${JAXPPO_MOUNT_SECONDS:-10}"
     done
   fi
   local probe
   probe=$point/.jaxppo-probe-$(hostname)
-  # dd and fsync: an object is made when its file is closed, and a shell does not hear what closing says
-  { echo probe | dd of="$probe" conv=fsync status=none && rm -f "$probe"; } 2>/dev/null || fail "gs://$bucket cannot be written; give this machine's service account the role roles/storage.objectUser"
+  # dd with fsync: the object is created when the file is closed, and a shell ignores errors of closing
+  { echo probe | dd of="$probe" conv=fsync status=none && rm -f "$probe"; } 2>/dev/null ||
+    fail "gs://$bucket cannot be written; give this machine's service account the role roles/storage.objectUser"
   echo "$point${path#"$bucket"}"
 }
 
-# A run has its settings there from its first moment on (and refuses to begin again), a task's whole way its stages.
-begun() {
+# Whether a run has started: it writes its settings first, a task the folders of its stages.
+has_started() {
   [ -e "$1/config.json" ] || [ -d "$1/start" ] || [ -d "$1/supervised" ]
 }
 
@@ -79,9 +84,9 @@ run_here() {
   done
   if [[ $runs == gs://* ]]; then
     runs=$(mounted "$runs")
-    words+=(--runs "$runs") # the last one counts
+    words+=(--runs "$runs") # the last --runs counts
   fi
-  if [ -z "$resume" ] && [ -n "$name" ] && begun "$runs/$name"; then
+  if [ -z "$resume" ] && [ -n "$name" ] && has_started "$runs/$name"; then
     words+=(--resume)
   fi
   echo "$(date -u +%FT%TZ) $(hostname): ${words[*]}" >&2
@@ -100,7 +105,7 @@ shift
 jobs=$HOME/.jaxppo-jobs
 folder=$jobs/$name
 
-# Whether a run's wrapper is alive: a process number may have been given to somebody else.
+# Whether a run's wrapper is alive. Its process id may belong to another process by now.
 running() {
   [ -f "$jobs/$1/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$jobs/$1/pid")/cmdline" | grep -qF -- "wrapper $1 -- "
 }
@@ -111,7 +116,7 @@ status() {
   elif [ -s "$folder/code" ]; then
     echo "exit $(cat "$folder/code")"
   elif [ -f "$folder/pid" ]; then
-    echo lost # killed with its wrapper, or the machine was started anew
+    echo lost # killed with its wrapper, or the machine was restarted
   else
     echo none
   fi
@@ -125,7 +130,7 @@ case $verb in
       echo "$(hostname): $name is running already"
       exit 0
     fi
-    for other in "$jobs"/*/; do # chips belong to one process
+    for other in "$jobs"/*/; do # only one process can use the chips
       other=$(basename "$other")
       running "$other" && fail "$(hostname): $other is running here; stop it first"
     done
@@ -137,7 +142,7 @@ case $verb in
     echo $! >"$folder/pid"
     echo "$(hostname): $name started"
     ;;
-  wrapper) # outlives the signal that ends the job, and writes down the code
+  wrapper) # survives the signal that ends the job, and stores its exit code
     shift
     trap : TERM INT
     code=0

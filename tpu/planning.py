@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from accelerators import Accelerator
-from basics import ROOT, Stop
+from basics import ROOT, Stop, private_folder
 from gcloud_errors import last_line
 from jobs import Job
 

@@ -1,24 +1,27 @@
 #!/usr/bin/env bash
-# Makes this machine ready for runs: Python, the repository's .venv, large memory pages, gcsfuse. A second call does nothing.
+# Prepare this machine for runs: Python, the repository's .venv, large memory pages, gcsfuse. A second
+# call does nothing.
 #
 #   bash tpu/setup_vm.sh              # on a TPU VM (tpu.py setup calls it on every host)
 #   bash tpu/setup_vm.sh --dry-run    # print the commands, change nothing
 #
-# JAXPPO_PYTHON (3.12)       the Python to use: the images have 3.10, which is too old. uv fetches it when it is not there.
-# JAXPPO_PINS (tpu/requirements.txt)  exact versions to install; empty: the newest that pyproject.toml allows, with
-# JAXPPO_EXTRAS (tpu,demo,tasks,track)  these extras
-# JAXPPO_GCSFUSE             not empty: install gcsfuse, which shows gs:// as a folder
-# JAXPPO_PAGES               another file in the place of the kernel's switch for large pages
+# JAXPPO_PYTHON (3.12)                  the Python version; uv downloads it if it is missing (the images
+#                                       have 3.10, which is too old)
+# JAXPPO_PINS (tpu/requirements.txt)    file of exact versions; empty: the newest versions that
+#                                       pyproject.toml allows
+# JAXPPO_EXTRAS (tpu,demo,tasks,track)  the extras to install if JAXPPO_PINS is empty
+# JAXPPO_GCSFUSE                        not empty: install gcsfuse, which mounts gs:// as a folder
+# JAXPPO_PAGES                          another file in place of the kernel's switch for large pages
 #
-# To try it without a TPU, and without the gigabyte: --dry-run; or for real in a copy of the repository, with HOME a new folder and
-# stand-ins for uv, sudo and gcsfuse first in PATH (tests/tpu/test_setup.py does so).
+# To try it without a TPU and without a gigabyte of downloads use --dry-run, or stand-ins for uv, sudo
+# and gcsfuse first in PATH and a new HOME, as tests/tpu/test_setup.py does.
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=${JAXPPO_PYTHON:-3.12}
 pins=${JAXPPO_PINS-tpu/requirements.txt}
 extras=${JAXPPO_EXTRAS:-tpu,demo,tasks,track}
-uv_version=0.13.9 # of the installer, where there is no uv
+uv_version=0.13.9 # installed if there is no uv
 dry=
 case ${1:-} in
   '') ;;
@@ -30,8 +33,8 @@ case ${1:-} in
 esac
 export PATH="$HOME/.local/bin:$PATH"
 
-lacking= # what was asked for and could not be had; the rest is done all the same
-finish() { # finish LINE: the last word, and the exit code
+lacking= # what could not be installed; the rest is done anyway
+finish() { # finish LINE: print the last line and exit
   echo "$1"
   if [ -n "$lacking" ]; then
     echo "error: $lacking could not be installed, and runs on gs:// need it; run this again, or without JAXPPO_GCSFUSE" >&2
@@ -45,7 +48,7 @@ run() {
   [ -n "$dry" ] || "$@"
 }
 
-as_root() { # fails where it would ask for a password
+as_root() { # fails if sudo would ask for a password
   if [ "$(id -u)" = 0 ]; then
     run "$@"
   else
@@ -53,7 +56,8 @@ as_root() { # fails where it would ask for a password
   fi
 }
 
-# Large pages: libtpu starts and copies faster with them (v5e and later). They are off again after a reboot, so look each time.
+# Large pages: libtpu starts and copies faster with them (v5e and later). A reboot turns them off, so
+# check each time.
 pages=${JAXPPO_PAGES:-/sys/kernel/mm/transparent_hugepage/enabled}
 if [ -e "$pages" ] && ! grep -q '\[always\]' "$pages"; then
   { [ -w "$pages" ] && run tee "$pages" <<<always; } || as_root tee "$pages" <<<always ||
@@ -77,7 +81,7 @@ if [ -f .venv/.jaxppo-setup ] && [ "$(cat .venv/.jaxppo-setup)" = "$stamp" ]; th
   finish "set up already: $PWD/.venv"
 fi
 
-if ! command -v uv >/dev/null; then # Debian's own Python takes no packages: then in an environment of its own
+if ! command -v uv >/dev/null; then # Debian's Python refuses packages: then use an environment
   run mkdir -p "$HOME/.local/bin"
   run python3 -m pip install --quiet --user "uv==$uv_version" || {
     run python3 -m venv "$HOME/.local/uv" && run "$HOME/.local/uv/bin/pip" install --quiet "uv==$uv_version" &&

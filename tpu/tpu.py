@@ -334,7 +334,11 @@ def main(
         print(f"error: {stop}" if told else f"error: {stop}; {slice_.may_cost()}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        hint = f"; the run on the slice continues, and costs; {slice_.how_to_delete()}" if slice_ else ""
+        hint = (
+            f"; the run on the slice continues, and costs; {slice_.how_to_delete()}"
+            if slice_
+            else ""
+        )
         print(f"\nstopped{hint}", file=sys.stderr)
         return 130
 

@@ -42,6 +42,41 @@ def run_ablation(question: Question, scale: Scale, options: AblationConfig) -> d
     run.
     """
     check_question(question, scale)
+    question, scale, seeds = apply_options(question, scale, options)
+    rows = [
+        (name, arm, task, seed)
+        for name, arm in question.arms.items()
+        for task in scale.tasks
+        for seed in range(arm.first_seed, arm.first_seed + seeds)
+    ]
+    started = time.monotonic()
+    if scale.alone:
+        found = train_one_by_one(scale, rows)
+        minutes = sum(row.pop("minutes") for row in found)
+    else:
+        groups = group_by_program(scale, rows, options.at_once or scale.at_once)
+        found = [row for arm, runs in groups for row in train_group(scale, arm, runs)]
+        minutes = (time.monotonic() - started) / 60
+    order = list(question.arms)
+    found.sort(
+        key=lambda row: (order.index(row["arm"]), scale.tasks.index(row["task"]), row["seed"])
+    )
+
+    record = make_record(question, scale, found)
+    record["about"] = {"versions": files.versions(), "minutes": round(minutes, 2)}
+    print_record(question, record)
+    name = f"{question.name}-{scale.name}{'-tiny' * options.tiny}"
+    if place := files.write_record(options.results, name, record):
+        print(f"written: {place}")
+    return record
+
+
+def apply_options(
+    question: Question, scale: Scale, options: AblationConfig
+) -> tuple[Question, Scale, int]:
+    """(question with resolved arms, scale with its final settings, number of seeds).
+    Raises UserError for negative numbers.
+    """
     for name in ("seeds", "steps", "at_once"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} must be at least 0")
@@ -58,33 +93,7 @@ def run_ablation(question: Question, scale: Scale, options: AblationConfig) -> d
     question, scale = question._replace(arms=arms), scale._replace(config=config)
     if set(metric_names(question)) <= MEASURES:  # nothing asks for the judge
         scale = scale._replace(judge=None)
-
-    rows = [
-        (name, arm, task, seed)
-        for name, arm in arms.items()
-        for task in scale.tasks
-        for seed in range(arm.first_seed, arm.first_seed + seeds)
-    ]
-    started = time.monotonic()
-    if scale.alone:
-        found = train_one_by_one(scale, rows)
-        minutes = sum(row.pop("minutes") for row in found)
-    else:
-        groups = group_by_program(scale, rows, options.at_once or scale.at_once)
-        found = [row for arm, runs in groups for row in train_group(scale, arm, runs)]
-        minutes = (time.monotonic() - started) / 60
-    order = list(arms)
-    found.sort(
-        key=lambda row: (order.index(row["arm"]), scale.tasks.index(row["task"]), row["seed"])
-    )
-
-    record = make_record(question, scale, found)
-    record["about"] = {"versions": files.versions(), "minutes": round(minutes, 2)}
-    print_record(question, record)
-    name = f"{question.name}-{scale.name}{'-tiny' * options.tiny}"
-    if place := files.write_record(options.results, name, record):
-        print(f"written: {place}")
-    return record
+    return question, scale, seeds
 
 
 def group_by_program(

@@ -1,4 +1,4 @@
-"""`jaxppo algorithms`: list the presets."""
+"""`jaxppo algorithms`: list the algorithms."""
 
 from dataclasses import dataclass
 
@@ -8,18 +8,18 @@ from jaxppo.presets import ALGORITHMS, preset
 
 @dataclass(frozen=True)
 class AlgorithmsOptions:
-    """The algorithms that --algorithm knows: parts, paper, one line each.
+    """List the choices of --algorithm: their parts, one line about each, the paper.
 
     $ jaxppo algorithms
     $ jaxppo algorithms --settings
     """
 
     settings: bool = False
-    """print every setting of each, too"""
+    """also print all settings of each"""
 
 
 def algorithms(options: AlgorithmsOptions) -> None:
-    """Print the table of presets."""
+    """Print the parts, description and paper of each algorithm."""
     defaults = Config()
     names = ("loss", "advantage", "aggregate", "kl", "value_loss")
     for name, chosen in ALGORITHMS.items():
@@ -30,7 +30,6 @@ def algorithms(options: AlgorithmsOptions) -> None:
         parts += [full.advantage, full.aggregate, f"KL {kl}", critic]
         print(f"{name:30}{' | '.join(parts)}\n{'':30}{chosen.about}\n{'':30}{chosen.paper}")
         if options.settings:
-            rest = {key: x for key, x in chosen.settings.items() if key not in names}
-            print(
-                f"{'':30}{' '.join(f'--{key.replace(chr(95), chr(45))} {x}' for key, x in rest.items())}"
-            )
+            rest = [(key, x) for key, x in chosen.settings.items() if key not in names]
+            words = [f"--{key.replace('_', '-')} {x}" for key, x in rest]
+            print(f"{'':30}{' '.join(words)}")

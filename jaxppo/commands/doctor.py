@@ -1,6 +1,4 @@
-"""What this machine has for jaxppo: devices, versions, the cache, room on the disk,
-extras; and what is to be done.
-"""
+"""`jaxppo doctor`: check the installation: versions, devices, cache, disk, extras."""
 
 import contextlib
 import os
@@ -15,45 +13,39 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
 from jaxppo import __version__
 from jaxppo.data.fetch import cache_folder
 from jaxppo.errors import UserError
 
-CORE = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "transformers",
-)  # whose versions are shown
+# Packages whose versions are always shown.
+CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 
-ADDS = {  # what each extra of pyproject.toml is for
-    "demo": "SmolLM2 from its package, the sentiment reward of the first example, and chat formats",
+ADDS = {  # what each extra of pyproject.toml adds
+    "demo": "SmolLM2 from its package, and the sentiment reward of the first example",
     "tasks": "metrics of the tasks: BLEU, ROUGE, word errors, entities, profanity",
-    "reasoning": "reasoning puzzles as prompts with rewards",
+    "reasoning": "reasoning puzzles with rewards",
     "track": "--track tensorboard and wandb",
-    "notebook": "the Colab notebook: made from its script, and run",
-    "parity": "PyTorch, to compare with",
+    "notebook": "build and run the Colab notebook",
+    "parity": "PyTorch, for comparison",
     "test": "the test suite",
     "cuda12": "JAX on NVIDIA GPUs, CUDA 12",
     "cuda13": "JAX on NVIDIA GPUs, CUDA 13",
     "tpu": "JAX on Cloud TPUs",
-    "tpu-plan": "jaxppo plan for TPUs that are not here",
+    "tpu-plan": "jaxppo plan without a TPU",
 }
 
 ROOM = 2 * 10**9  # bytes that should be free for a checkpoint or a download
 
-ACCELERATORS = {
-    "/dev/nvidia0": "cuda13",
-    "/dev/accel0": "tpu",
-    "/dev/vfio/0": "tpu",
-}  # what the system shows of one
+# Device files of accelerators, and the extra that each needs.
+ACCELERATORS = {"/dev/nvidia0": "cuda13", "/dev/accel0": "tpu", "/dev/vfio/0": "tpu"}
 
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """Whether all is well here: devices, versions, cache, disk, rights, extras; the
+    """Check the installation: versions, devices, cache, disk, permissions, extras. The
     last line says what to do.
 
     $ jaxppo doctor
@@ -61,12 +53,12 @@ class DoctorOptions:
     """
 
     runs: Path = Path("runs")
-    """folder that is to hold the runs"""
+    """folder for runs"""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the report, and what is to be done about it, if anything."""
+    """A line of the report, and what to do about it, if anything."""
 
     name: str
     text: str
@@ -74,7 +66,7 @@ class Finding:
 
 
 def doctor(options: DoctorOptions) -> None:
-    """Print what is found. Exit code 2 when something is to be done."""
+    """Print all findings. Exit code 2 if there is something to do."""
     todo = []
     checks: list[Callable[[], Iterator[Finding]]] = [
         versions,
@@ -93,57 +85,48 @@ def doctor(options: DoctorOptions) -> None:
 
 
 def versions() -> Iterator[Finding]:
-    """Of jaxppo, Python and the libraries that it stands on, against the ranges that it
-    was made for.
-    """
+    """The versions of jaxppo, Python and required packages, against their ranges."""
     yield Finding("jaxppo", f"{__version__}, {git()}")
-    yield Finding(
-        "python",
-        f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.executable}",
-    )
+    machine = f"{platform.system()} {platform.machine()}"
+    yield Finding("python", f"{platform.python_version()} on {machine}, {sys.executable}")
     wanted = {requirement.name: requirement for requirement in requirements("jaxppo")}
     for name in dict.fromkeys([*CORE, *wanted]):
-        found, specifier = version(name), str(wanted[name].specifier) if name in wanted else ""
+        found = version(name)
+        specifier = wanted[name].specifier if name in wanted else SpecifierSet()
+        install = f'pip install "{name}{specifier}"'
         if found is None:
-            yield Finding(name, "missing", f'pip install "{name}{specifier}"')
-        elif name in wanted and not wanted[name].specifier.contains(found, prereleases=True):
-            yield Finding(
-                name, f"{found}, but {specifier} is needed", f'pip install "{name}{specifier}"'
-            )
+            yield Finding(name, "missing", install)
+        elif not specifier.contains(found, prereleases=True):
+            yield Finding(name, f"{found}, but {specifier} is needed", install)
         elif name in CORE:
             yield Finding(name, found)
 
 
 def git() -> str:
-    """The commit of this code, where it is a checkout: a run writes it down."""
-    here = Path(__file__).parent
-    if not (here.parent / ".git").exists():
-        return "not a git checkout: runs write down the version alone"
+    """The commit of this code, if it is a git checkout."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return "not a git checkout: runs record the version alone"
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         ask = lambda *words: subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
         ).stdout.strip()
-        commit, changed = (
-            ask("rev-parse", "--short=12", "HEAD"),
-            ask("status", "--porcelain", "--untracked-files=no"),
-        )
-        return f"git {commit}" + (
-            f", {len(changed.splitlines())} files changed since" if changed else ""
-        )
-    return "a checkout whose git state is not known (is git installed?)"
+        commit = ask("rev-parse", "--short=12", "HEAD")
+        changed = ask("status", "--porcelain", "--untracked-files=no").splitlines()
+        return f"git {commit}" + f", {len(changed)} files changed since" * bool(changed)
+    return "a git checkout whose state is unknown (is git installed?)"
 
 
 def devices() -> Iterator[Finding]:
-    """What JAX computes on; and an accelerator that it does not see."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    """JAX's devices, and accelerators that it does not use."""
     try:
-        import jax
+        import jax  # slow, and its errors belong to this finding
 
         found = jax.devices()
-    except Exception as error:  # of any kind, from any driver
+    except Exception as error:  # any driver may raise anything
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         yield Finding(
-            "devices", f"none: {reason}", "mend JAX's installation, or set JAX_PLATFORMS=cpu"
+            "devices", f"none: {reason}", "repair JAX's installation, or set JAX_PLATFORMS=cpu"
         )
         return
     kinds = [f"{device.device_kind}{memory(device)}" for device in found]
@@ -162,21 +145,21 @@ def devices() -> Iterator[Finding]:
 
 
 def memory(device) -> str:
-    """Of a device, where it says."""
+    """A device's memory, if it is known."""
     stats = (device.memory_stats() or {}) if device.platform != "cpu" else {}
     return f" ({stats['bytes_limit'] / 1e9:.1f} GB for JAX)" if "bytes_limit" in stats else ""
 
 
 def cache() -> Iterator[Finding]:
-    """Where downloads and compiled programs are kept."""
+    """The folder of downloads and compiled programs."""
     try:
         folder = cache_folder()
     except UserError as error:
-        yield Finding("cache", "cannot be made", str(error))
+        yield Finding("cache", "cannot be created", str(error))
         return
     size = 0
     for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # removed in the meantime
             size += 0 if path.is_dir() else path.lstat().st_size
     yield writable(
         "cache",
@@ -196,9 +179,7 @@ def cache() -> Iterator[Finding]:
 
 
 def folder_of_runs(runs: Path) -> Iterator[Finding]:
-    """Where runs are written: there, or to be made in the nearest folder above that
-    is.
-    """
+    """The folder of runs, or the nearest existing folder above it."""
     place = next(path for path in (runs.absolute(), *runs.absolute().parents) if path.exists())
     yield writable(
         "runs", place, f"{runs.absolute()}, {room(place)}", "choose another folder with --runs"
@@ -206,7 +187,7 @@ def folder_of_runs(runs: Path) -> Iterator[Finding]:
 
 
 def writable(name: str, folder: Path, text: str, otherwise: str) -> Finding:
-    """A folder by a trial: what its bits say is not all that counts."""
+    """Try to write to a folder: its permission bits alone do not tell."""
     probe = folder / f".jaxppo-doctor-{os.getpid()}"
     try:
         probe.touch()
@@ -227,22 +208,18 @@ def room(folder: Path) -> str:
 
 
 def extras() -> Iterator[Finding]:
-    """What each extra adds, and which of its packages are missing or of another
-    version.
-    """
-    from packaging.requirements import Requirement
-
+    """What each extra adds, and its packages that are missing or of a wrong version."""
     known = [Requirement(line).marker for line in declared("jaxppo")]
     names = dict.fromkeys(
         found[1] for marker in known if (found := re.search(r'extra == "([\w-]+)"', str(marker)))
     )
     if not names:
-        yield Finding("extras", "not known: jaxppo is not installed here")
+        yield Finding("extras", "unknown: jaxppo is not installed here")
     for extra in names:
         wanted = requirements("jaxppo", extra)
         here = {x: version(x.name) for x in wanted}
         bad = [
-            x.name if found is None else f"{x.name}{x.specifier} ({found} is here)"
+            x.name if found is None else f"{x.name}{x.specifier} ({found} is installed)"
             for x, found in here.items()
             if found is None or not x.specifier.contains(found, prereleases=True)
         ]
@@ -252,7 +229,7 @@ def extras() -> Iterator[Finding]:
 
 
 def version(name: str) -> str | None:
-    """Of an installed package."""
+    """The version of a package, or None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -260,11 +237,10 @@ def version(name: str) -> str | None:
 
 
 def declared(package: str) -> list[str]:
-    """What an installed package asks for, with the markers of its extras; nothing when
-    it is not installed. A checkout of jaxppo's own pyproject.toml is newer than what
-    was written down when it was installed.
+    """The requirements of an installed package, with those of its extras. For jaxppo,
+    the pyproject.toml of a checkout is newer than the installed metadata.
     """
-    path = Path(__file__).parents[1] / "pyproject.toml"
+    path = Path(__file__).parents[2] / "pyproject.toml"
     if package == "jaxppo" and path.is_file():
         project = tomllib.loads(path.read_text("utf-8"))["project"]
         inner = (
@@ -280,17 +256,15 @@ def declared(package: str) -> list[str]:
 
 
 def _of_extra(line: str, extra: str) -> str:
-    """A requirement as metadata have it: with its extra among its markers."""
+    """A requirement in the form of metadata: with the extra as a marker."""
     package, _, marker = line.partition(";")
     return f'{package}; {f"({marker.strip()}) and " if marker else ""}extra == "{extra}"'
 
 
 def requirements(package: str, extra: str = "") -> list:
-    """What a package asks for on this machine; with an extra, what that adds, the
-    extras of others in it opened.
+    """A package's requirements on this machine or, with `extra`, what that extra adds.
+    Extras of other packages are replaced by their requirements.
     """
-    from packaging.requirements import Requirement
-
     found = []
     for one in map(Requirement, declared(package)):
         always = one.marker is None or one.marker.evaluate({"extra": ""})

@@ -1,5 +1,6 @@
-"""`jaxppo eval`: the metrics of a run on held-out examples."""
+"""`jaxppo eval`: measure a run on held-out examples."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,32 +12,29 @@ from jaxppo.tasks import measure
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """Metrics of a trained run on a task's held-out examples, with 95 % intervals;
-    writes eval.json and eval.jsonl there.
+    """Measure a trained run on a task's held-out examples, with 95 % intervals. Writes
+    eval.json and eval.jsonl in its folder.
 
     $ jaxppo eval runs/translation --task translation
     $ jaxppo eval runs/spelling --task spelling --samples 8
     """
 
     run: tyro.conf.Positional[Path]
-    """the folder of a task's whole way, or of one run"""
+    """folder of the task or of one run"""
     task: str
     """name of the task"""
     rows: int = 500
-    """most test examples"""
+    """maximum number of test examples"""
     samples: int = 0
-    """samples for each example, for pass@k; 0 = none"""
+    """samples for each example, for pass@k; 0 = no pass@k"""
     data: str = ""
-    """examples, all of which are measured: a file of {"prompt": ..., "reference": ...}
-    a line, or a hub data set id; without it the test part of the run's, or else of the
-    task's own
+    """file of examples ({"prompt": ..., "reference": ...} in each line) or hub dataset
+    id; all are measured. Default: the test part of the run's or the task's data
     """
 
 
 def evaluate(options: EvalOptions) -> None:
-    """Print and write the metrics of a run."""
-    import json
-
+    """Measure a run, print its metrics and write them."""
     load.use_compilation_cache()
     done = measure.evaluate_run(
         options.run, options.task, rows=options.rows, samples=options.samples, data=options.data
@@ -49,8 +47,7 @@ def evaluate(options: EvalOptions) -> None:
     files.write_atomically(options.run / "eval.json", json.dumps(done, indent=1) + "\n")
     for name, x in done.items():
         if isinstance(x, list):
-            print(
-                f"{name}: {x[0]:.3f} (95 % interval {x[1]:.3f} to {x[2]:.3f} over {done['test_rows']} examples)"
-            )
+            about = f"95 % interval {x[1]:.3f} to {x[2]:.3f} over {done['test_rows']} examples"
+            print(f"{name}: {x[0]:.3f} ({about})")
         elif name.startswith("pass@"):
             print(f"{name}: {x:.3f}")

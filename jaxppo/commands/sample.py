@@ -1,4 +1,4 @@
-"""`jaxppo sample`: sample responses of a run."""
+"""`jaxppo sample`: sample a run's responses to prompts, or chat with it."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ from jaxppo.types import TrainState
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Responses of a trained run to prompts, to a file of them, or in a conversation.
+    """Sample a trained run's responses to prompts, to a file of prompts, or in a chat.
 
     $ jaxppo sample runs/sentiment "The film is" "I went to see"
     $ jaxppo sample runs/sentiment --file prompts.txt --temperature 0
@@ -37,57 +37,48 @@ class SampleOptions:
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """the run's folder, or that of a task's whole way; its best checkpoint is taken, as
-    by export and eval
-    """
+    """folder of the run or task; its best checkpoint is used"""
     prompts: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]
     ] = ()
-    """prompts, which are put as the run's own were (a task has a format), of at most
-    its --prompt-length tokens (a longer one loses its beginning); without any, the
-    lines of standard input, as they are typed when that is a terminal
+    """prompts, in the run's format; one longer than --prompt-length tokens loses its
+    beginning. Default: the lines of standard input, one by one at a terminal
     """
     file: Path | None = None
-    """prompts from a file, one a line; of a .jsonl file, the "prompt" of each line, and
-    what else the run's format names
+    """file of prompts, one in each line; in a .jsonl file each line is an object with
+    "prompt" and the other fields of the run's format
     """
     chat: bool = False
-    """prompts are turns in the checkpoint's own chat format; at a terminal they are one
-    conversation
-    """
+    """put prompts into the checkpoint's chat format; at a terminal, chat"""
     temperature: float | None = None
-    """of sampling, 0 = always the likeliest token; without it the run's own"""
+    """sampling temperature, 0 = greedy; default: the run's"""
     max_tokens: int | None = None
-    """most tokens of a response, not above the run's own; without it that"""
+    """maximum tokens of a response, at most the run's; default: the run's"""
     seed: int = 0
-    """of the noise; the same prompts get the same responses"""
+    """random seed; the same seed and prompts give the same responses"""
 
 
 def sample(options: SampleOptions) -> None:
     """Print one response to each prompt."""
-
     run = files.find_run(options.run)
     talking = not options.prompts and not options.file and sys.stdin.isatty()
-    texts = [] if talking else prompts_of(options)
-
+    texts = [] if talking else read_prompts(options)
     load.use_compilation_cache()
     config, policy, state = load.restore(run)
-    config = narrowed(config, temperature=options.temperature, max_tokens=options.max_tokens)
+    config = with_limits(config, temperature=options.temperature, max_tokens=options.max_tokens)
     greedy = options.temperature == 0
     if talking:
-        print("a line is a prompt; the end of input (Ctrl-D) ends this", file=sys.stderr)
+        print("each line is a prompt; Ctrl-D ends the session", file=sys.stderr)
         stream = Stream(config, policy, state, greedy=greedy)
-        converse(stream, typed(), show, seed=options.seed, chat=options.chat)
+        run_chat(stream, typed_lines(), show, seed=options.seed, chat=options.chat)
         return
     start = None if options.chat else start_token(config, policy.tokenizer)
     if options.chat:
         check_chat(policy.tokenizer, config.prompt_length)
-    chat = lambda x: policy.tokenizer.apply_chat([{"role": "user", "content": x["prompt"]}])
-    asked = [chat(x) if options.chat else format_prompt(config, x) for x in texts]
-    if remark := truncation_note(
-        asked, policy.tokenizer, config.prompt_length - (start is not None)
-    ):
-        print(f"note: {remark}", file=sys.stderr)
+    turn = lambda x: policy.tokenizer.apply_chat([{"role": "user", "content": x["prompt"]}])
+    asked = [turn(x) if options.chat else format_prompt(config, x) for x in texts]
+    if note := truncation_note(asked, policy.tokenizer, config.prompt_length - (start is not None)):
+        print(f"note: {note}", file=sys.stderr)
     prompts = encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
     before, gap = iter([x["prompt"] for x in texts] if options.chat else asked), "\t" * options.chat
     draw = sampler.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
@@ -96,28 +87,23 @@ def sample(options: SampleOptions) -> None:
             print(files.printable(next(before)) + gap + files.printable(done.response), flush=True)
 
 
-def prompts_of(options: SampleOptions) -> list[dict[str, str]]:
-    """From the command line, a file or standard input, with what a file of JSON has
-    beside each. Raises UserError when there are none.
+def read_prompts(options: SampleOptions) -> list[dict[str, str]]:
+    """Read prompts from the command line, a file or standard input. JSON lines may have
+    more fields. Raises UserError when there are none.
     """
     if options.prompts and options.file:
         raise UserError("prompts on the command line and --file; give one of them")
     if options.file and options.file.suffix in (".jsonl", ".gz"):
         rows = [row for _, row in jsonl.read(options.file, strings=("prompt",))]
         return [{name: x for name, x in row.items() if isinstance(x, str)} for row in rows]
+    texts = list(options.prompts)
     try:
-        lines = (
-            options.file.read_text("utf-8").split("\n")
-            if options.file
-            else []
-            if options.prompts
-            else sys.stdin
-        )
-        texts = list(options.prompts) or [line.rstrip("\r\n") for line in lines if line.strip()]
+        if not texts:
+            lines = options.file.read_text("utf-8").split("\n") if options.file else sys.stdin
+            texts = [line.rstrip("\r\n") for line in lines if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{options.file or 'standard input'} cannot be read as prompts ({error})"
-        ) from error
+        source = options.file or "standard input"
+        raise UserError(f"{source} cannot be read as prompts ({error})") from error
     if not texts:
         raise UserError(
             "no prompts; give some on the command line, with --file or on standard input"
@@ -125,30 +111,34 @@ def prompts_of(options: SampleOptions) -> list[dict[str, str]]:
     return [{"prompt": text} for text in texts]
 
 
-def narrowed(config: RunConfig, *, temperature: float | None, max_tokens: int | None) -> RunConfig:
-    """A run's settings with another temperature and shorter responses. Temperature 0
-    leaves it, for a greedy sampler.
+def with_limits(
+    config: RunConfig, *, temperature: float | None, max_tokens: int | None
+) -> RunConfig:
+    """Replace a run's temperature and response length. Temperature 0 is left to the
+    greedy sampler.
 
-    Raises UserError for more tokens than the run's own responses have, where nothing
-    was learned, and for a temperature below 0.
+    Raises UserError for responses longer than in training, and for a temperature below
+    0.
     """
     if temperature is not None and not 0 <= temperature < float("inf"):
         raise UserError(f"--temperature must be 0 or a number above it, but is {temperature}")
-    if max_tokens is not None and not 1 <= max_tokens <= config.response_length:
-        most = config.response_length
+    most = config.response_length
+    if max_tokens is not None and not 1 <= max_tokens <= most:
         raise UserError(
-            f"--max-tokens {max_tokens}: the run's responses have at most {most} tokens; give 1 to {most}"
+            f"--max-tokens {max_tokens}: the run's responses have at most {most} tokens; give 1 "
+            f"to {most}"
         )
-    length = config.response_length if max_tokens is None else max_tokens
     return dataclasses.replace(
-        config, temperature=temperature or config.temperature, response_length=length
+        config,
+        temperature=temperature or config.temperature,
+        response_length=most if max_tokens is None else max_tokens,
     )
 
 
 class Stream:
-    """A response token by token, of two compiled programs: one reads a prompt, one
-    chooses a token and reads it in turn. They are compiled at the first prompt and
-    never again. The same seed and number of prompt give what `Sampler` gives.
+    """Samples a response token by token, with two programs: one reads a prompt, one
+    chooses a token and reads it. For the same seed and prompt index the response is
+    that of `Sampler`.
     """
 
     def __init__(
@@ -174,8 +164,8 @@ class Stream:
     def __call__(
         self, text: str, *, seed: int, index: int = 0, start: int | None = None
     ) -> Iterator[int]:
-        """The ids of a response to the `index`-th prompt as they are chosen, up to and
-        including the end of text. A prompt that is too long loses its beginning.
+        """Yield the ids of a response to the `index`-th prompt, including EOS. A prompt
+        that is too long loses its beginning.
         """
         prompt = encode(
             [text], self.tokenizer, self.config.prompt_length, too_long="last", start=start
@@ -193,86 +183,77 @@ class Stream:
 
 
 def check_chat(tokenizer: Tokenizer, room: int) -> None:
-    """Raises UserError where a turn of one word is longer than a prompt of so many
-    tokens may be, and PretrainedError without a chat template.
+    """Raise UserError if a chat turn of one word has more than `room` tokens, and
+    PretrainedError without a chat template.
     """
     least = len(tokenizer.encode(tokenizer.apply_chat([{"role": "user", "content": "?"}])))
     if least > room:
         raise UserError(
-            f"--chat: a turn of one word has {least} tokens, but the run was trained on prompts of at most {room}; train with a "
-            "larger --prompt-length"
+            f"--chat: a turn of one word has {least} tokens, but the run was trained on prompts "
+            f"of at most {room}; train with a larger --prompt-length"
         )
 
 
-def pieces(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """The text of tokens as they come: together that of all of them. What may still
-    change is held back, such as the first bytes of a character.
+def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Yield the text of tokens as they arrive. Text that may still change, such as the
+    first bytes of a character, is held back.
     """
-    known, told = [], ""
+    known, sent = [], ""
     for token in ids:
         known.append(token)
         text = tokenizer.decode(known)
-        if text.startswith(told) and len(text) > len(told) and not text.endswith("\ufffd"):
-            yield text[len(told) :]
-            told = text
-    if rest := tokenizer.decode(known)[len(told) :]:
+        if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\ufffd"):
+            yield text[len(sent) :]
+            sent = text
+    if rest := tokenizer.decode(known)[len(sent) :]:
         yield rest
 
 
-def converse(
+def run_chat(
     stream: Stream, lines: Iterable[str], write: Callable[[str], Any], *, seed: int, chat: bool
 ) -> None:
-    """Answer each line by the pieces of a response, and the end of a line. Without
-    `chat` each is a prompt of the run; with it, a turn of a conversation in the
-    checkpoint's own format, of which the oldest turns go when it becomes longer than a
-    prompt.
+    """Answer each line, piece by piece. A line is a prompt in the run's format or, with
+    `chat`, a turn in the checkpoint's chat format; the oldest turns are dropped when
+    the conversation is longer than a prompt.
 
-    Raises PretrainedError for `chat` without a chat template, UserError where a prompt
-    has no room for a turn.
+    With `chat`, raises PretrainedError without a chat template, and UserError if a
+    prompt has no room for a turn.
     """
     messages: list[dict[str, str]] = []
+    room = stream.config.prompt_length
     start = None if chat else start_token(stream.config, stream.tokenizer)
     if chat:
-        # before anybody has typed a line
-        check_chat(stream.tokenizer, stream.config.prompt_length)
+        check_chat(stream.tokenizer, room)  # before anybody types
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
-        room = stream.config.prompt_length
-        text = (
-            recent(messages, stream.tokenizer, room)
-            if chat
-            else format_prompt(stream.config, {"prompt": line})
-        )
-        if remark := truncation_note(
-            [text], stream.tokenizer, stream.config.prompt_length - (start is not None)
-        ):
-            print(f"note: {remark}", file=sys.stderr)
+        text = format_prompt(stream.config, {"prompt": line})
+        if chat:
+            text = recent(messages, stream.tokenizer, room)
+        if note := truncation_note([text], stream.tokenizer, room - (start is not None)):
+            print(f"note: {note}", file=sys.stderr)
+        ids = stream(text, seed=seed, index=index, start=start)
         answer = ""
-        try:
-            for piece in pieces(
-                stream.tokenizer, stream(text, seed=seed, index=index, start=start)
-            ):
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this answer only
+            for piece in decode_stream(stream.tokenizer, ids):
                 answer += piece
                 write(piece)
-        except KeyboardInterrupt:  # enough of this one
-            pass
         write("\n")
         messages.append({"role": "assistant", "content": answer.strip()})
 
 
 def recent(messages: list[dict[str, str]], tokenizer: Tokenizer, room: int) -> str:
-    """The conversation as text, without its oldest turns when it has more than `room`
-    tokens; the last message always stays.
+    """The conversation as text of at most `room` tokens, without its oldest turns; the
+    last message always stays.
     """
     while len(messages) > 1 and len(tokenizer.encode(tokenizer.apply_chat(messages))) > room:
         del messages[:2]
     return tokenizer.apply_chat(messages)
 
 
-def typed() -> Iterator[str]:
-    """Lines from the terminal, until it ends."""
+def typed_lines() -> Iterator[str]:
+    """Yield the lines that are typed at the terminal."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (arrow keys and earlier lines)
+        import readline  # noqa: F401  (arrow keys and history)
     while True:
         try:
             yield input("> ")
@@ -282,7 +263,5 @@ def typed() -> Iterator[str]:
 
 
 def show(piece: str) -> None:
-    """A part of a response at once; lines end where it says, other control characters
-    are shown and not obeyed.
-    """
+    """Print a piece of a response; control characters except line ends are escaped."""
     print("\n".join(files.printable(line) for line in piece.split("\n")), end="", flush=True)

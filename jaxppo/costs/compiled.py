@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -28,14 +28,14 @@ class Plan:
 
     devices: int
     mesh: str
-    seconds: float  # to compile
-    arguments: int
-    outputs: int
-    aliased: int  # outputs that overwrite arguments
-    temporaries: int
-    code: int  # the program itself
-    collectives: dict[Collective, int]  # how often each is in the program
-    phases: dict[str, tuple[float, float]]  # (operations, bytes moved)
+    seconds: float = 0.0  # to compile
+    arguments: int = 0
+    outputs: int = 0
+    aliased: int = 0  # outputs that overwrite arguments
+    temporaries: int = 0
+    code: int = 0  # the program itself
+    collectives: dict[Collective, int] = field(default_factory=dict)  # how many of each
+    phases: dict[str, tuple[float, float]] = field(default_factory=dict)  # (operations, bytes)
     matrix_shapes: frozenset[tuple[int, ...]] = frozenset()  # of the parameters
     involuntary: tuple[str, ...] = ()  # `program.rematerialisations`
     inside: tuple[str, ...] = ()  # the phases that this program has
@@ -88,15 +88,9 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Plan:
     step = parallel.MeshStep(ppo.make_train_step(model, parts, config), mesh)
     started = time.monotonic()
     plan = Plan(
-        devices=len(devices),
-        mesh=mesh_text,
-        seconds=0.0,
+        len(devices),
+        mesh_text,
         arguments=state_bytes(state, mesh),
-        outputs=0,
-        aliased=0,
-        temporaries=0,
-        code=0,
-        collectives={},
         phases=phases.phase_costs(config, shape, mesh),
         matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
     )
@@ -152,7 +146,7 @@ def state_bytes(state: PyTree, mesh: Mesh) -> int:
 def bytes_requested(text: str) -> int:
     """The bytes in the compiler's message about too little memory, or 0.
 
-    >>> needed("the total memory required (1.50G) exceeds available HBM (1.00G).")
+    >>> bytes_requested("total memory required (1.50G) exceeds available HBM (1.00G)")
     1610612736
     """
     found = re.search(r"(?:Used |\()([\d.]+)([KMGT])\)? (?:of|exceeds)", text)

@@ -43,7 +43,7 @@ class Split(NamedTuple):
     test: Int64[np.ndarray, "c"]
 
 
-def load(data: str, *, seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1)) -> Examples:
+def load(data: str) -> Examples:
     """Load the examples of a file of JSON lines, or of a data set on a hub where there
     is no such file, and split them by prompt.
 
@@ -62,7 +62,7 @@ def load(data: str, *, seed: int = 0, fractions: tuple[float, float] = (0.8, 0.1
     # Recordings all have the same prompt; then the reference tells them apart.
     same_prompt = len({example.prompt for example in found}) == 1
     keys = [example.reference for example in found] if same_prompt else None
-    return split_examples(found, keys, seed=seed, fractions=fractions)
+    return split_examples(found, keys)
 
 
 def read_examples(path: str | Path) -> list[Example]:
@@ -90,13 +90,9 @@ def _example(row: dict[str, Any]) -> Example:
     return Example(row["prompt"], row["reference"], extra)
 
 
-def from_hub(name: str, *, part: str = "train") -> list[Example]:
-    """Load a data set from the Hugging Face hub. It must have the columns prompt and
-    reference; none of its code is run.
-
-    Args:
-        name: owner/name.
-        part: the data set's own part to load.
+def from_hub(name: str) -> list[Example]:
+    """Load the part "train" of a data set, owner/name, from the Hugging Face hub. It
+    must have the columns prompt and reference; none of its code is run.
 
     Raises:
         UserError: when the package `datasets` is missing, the data set cannot be
@@ -111,7 +107,7 @@ def from_hub(name: str, *, part: str = "train") -> list[Example]:
             "or give a file of JSON lines"
         ) from None
     try:
-        rows = datasets.load_dataset(name, split=part, trust_remote_code=False)
+        rows = datasets.load_dataset(name, split="train", trust_remote_code=False)
     # network, hub, file system and format each have their own
     except Exception as error:
         raise UserError(
@@ -132,7 +128,7 @@ def from_hub(name: str, *, part: str = "train") -> list[Example]:
                 "give a file of JSON lines"
             )
     if not examples:
-        raise UserError(f"{label} has no rows in its part {part}; use another")
+        raise UserError(f"{label} has no rows in its part train; use another")
     return examples
 
 

@@ -119,7 +119,6 @@ def from_ids(
     length: int,
     *,
     learned: Sequence[int] | None = None,
-    unit: int = 1,
     **extra: np.ndarray,
 ) -> Rows:
     """Return rows from lists of ids, the last `length` of each. The last `learned` ids
@@ -133,7 +132,7 @@ def from_ids(
     if learned is not None:
         weight &= np.arange(length)[None] >= length - np.asarray(learned)[:, None]
     extra = {"weight": weight.astype(np.float32), **extra}
-    return Rows(tokens.astype(np.int32), mask, extra, unit)
+    return Rows(tokens.astype(np.int32), mask, extra)
 
 
 def pack(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows:

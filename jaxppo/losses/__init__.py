@@ -21,7 +21,7 @@ In the formulas d = logprobs − old_logprobs, r = exp(d), and A is the advantag
 One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo, sapo,
                          dppo_tv, dppo_kl, and for data of another policy dro, awr
 Whole sequences          `sequence`: gspo, gspo_token, gmpo
-Few tokens, chosen       `covariance`: kl_cov, clip_cov
+Selected tokens          `covariance`: kl_cov, clip_cov
 Critic and entropy       `value`: value_mse, value_clipped, value_huber, entropy
 Pairs of responses       `preference`: dpo, ipo
 Off-policy correction    `shared`: truncated_importance

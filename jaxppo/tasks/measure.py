@@ -1,4 +1,4 @@
-"""What a policy does on a task's held-out examples: responses, metrics, intervals."""
+"""Measure a policy on a task's held-out examples: responses, metrics, intervals."""
 
 import dataclasses
 import json
@@ -11,144 +11,128 @@ import numpy as np
 
 from jaxppo import ppo, tasks
 from jaxppo.data import prompts
-from jaxppo.data.examples import Example
+from jaxppo.data.examples import Example, Examples
 from jaxppo.data.prompts import PromptSet
 from jaxppo.errors import UserError
-from jaxppo.run import files, load, sampler
+from jaxppo.run import files, load
 from jaxppo.run.load import Policy
-from jaxppo.run.sampler import Sample
+from jaxppo.run.sampler import Sample, Sampler
 from jaxppo.tasks import Task, TaskConfig, metrics, sources
 from jaxppo.types import TrainState
 
-ExtraMetrics = Callable[
-    [list[Sample]], dict[str, float]
-]  # numbers beside the task's metrics, from samples alone
+ExtraMetrics = Callable[[list[Sample]], dict[str, float]]
+EXTRA_TYPES = {"context": np.float32, "context_length": np.int32, "task": np.int32}
 
 
 class FormattedExamples(NamedTuple):
-    """Examples as a task puts them."""
+    """Examples in a task's formats."""
 
     prompts: list[str]
-    responses: list[str]
+    responses: list[str]  # what the supervised stage teaches
     references: list[str]
-    extra: dict[str, np.ndarray]  # [N ...] each: features of recordings
+    extra: dict[str, np.ndarray]  # [N ...] arrays that the program reads
 
 
 def format_examples(task: Task, examples: Sequence[Example]) -> FormattedExamples:
-    """Prompts and responses in the task's formats. Raises UserError for an example that
-    lacks what the task needs of it.
-    """
-    prompts = [tasks.format_prompt(task, x) for x in examples]
-    if task.source == "speech" and "context" not in examples[0].extra:
+    """Format examples. Raises UserError for an example without a field of the task."""
+    first = examples[0].extra
+    if task.source == "speech" and "context" not in first:
         raise UserError(
-            'recordings need "context" (frames of log-mel features) and "context_length" beside prompt and reference'
+            'recordings need "context" (frames of log-mel features) and "context_length",'
+            " next to prompt and reference"
         )
-    responses = [task.response.format(reference=x.reference) for x in examples]
-    kinds = {
-        "context": np.float32,
-        "context_length": np.int32,
-        "task": np.int32,
-    }  # what the program may read
-    known = [name for name in kinds if not isinstance(examples[0].extra.get(name, ""), str)]
-    arrays = {
-        name: np.stack([np.asarray(x.extra[name], kinds[name]) for x in examples]) for name in known
-    }
-    return FormattedExamples(prompts, responses, [x.reference for x in examples], arrays)
+    return FormattedExamples(
+        [tasks.format_prompt(task, x) for x in examples],
+        [task.response.format(reference=x.reference) for x in examples],
+        [x.reference for x in examples],
+        {
+            name: np.stack([np.asarray(x.extra[name], dtype) for x in examples])
+            for name, dtype in EXTRA_TYPES.items()
+            if not isinstance(first.get(name, ""), str)
+        },
+    )
 
 
 def encode_examples(
     config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]
 ) -> tuple[PromptSet, list[str]]:
-    """(encoded prompts, with the ids of their references; the references as text). A
-    prompt that is too long loses its beginning, and the ids of a reference their end; a
-    line says how many.
+    """Return (prompts with the token ids of their references, references as text).
+
+    Long prompts lose their beginning and long references their end; a printed note says
+    how many.
     """
-    own, most = format_examples(task, examples), config.response_length
-    whole = [policy.tokenizer.encode(text) for text in own.responses]
-    ids = [reference[:most] for reference in whole]
-    padded = np.zeros((len(ids), config.response_length), np.int32)
+    formatted, limit = format_examples(task, examples), config.response_length
+    ids = [policy.tokenizer.encode(text) for text in formatted.responses]
+    padded = np.zeros((len(ids), limit), np.int32)
     for row, reference in enumerate(ids):
-        padded[row, : len(reference)] = reference
-    lengths = np.asarray([len(reference) for reference in ids], np.int32)
-    extra = {"reference": padded, "reference_length": lengths, **own.extra}
+        padded[row, : len(reference)] = reference[:limit]
+    lengths = np.asarray([min(len(reference), limit) for reference in ids], np.int32)
     start = policy.tokenizer.start_id if config.prompt_start or task.start else None
     encoded = prompts.encode(
-        own.prompts,
+        formatted.prompts,
         policy.tokenizer,
         config.prompt_length,
         too_long="last",
-        extra=extra,
+        extra={"reference": padded, "reference_length": lengths, **formatted.extra},
         start=start,
     )
-    if remark := prompts.truncation_note(
-        own.prompts, policy.tokenizer, config.prompt_length - (start is not None)
-    ):
-        print(f"note: {remark}")
-    if long := sum(len(reference) > most for reference in whole):
-        words = ("has", "its") if long == 1 else ("have", "their")
-        limit = f"more than {most} tokens (--response-length)"
+    room = config.prompt_length - (start is not None)
+    if note := prompts.truncation_note(formatted.prompts, policy.tokenizer, room):
+        print(f"note: {note}")
+    if long := sum(len(reference) > limit for reference in ids):
+        have, their = ("has", "its") if long == 1 else ("have", "their")
         print(
-            f"note: {long} of {len(whole)} references {words[0]} {limit}: rewards see {words[1]} beginning"
+            f"note: {long} of {len(ids)} references {have} more than {limit} tokens"
+            f" (--response-length): rewards see {their} beginning"
         )
-    return encoded, own.references
+    return encoded, formatted.references
 
 
 class Outputs(NamedTuple):
-    """Responses beside what they are compared with."""
+    """Responses and their references."""
 
-    sample_untrained: list[Sample]
+    samples: list[Sample]
     responses: list[str]
     references: list[str]
 
 
 class Evaluator:
-    """A task's metrics on responses to held-out prompts."""
+    """Samples responses to held-out prompts and computes a task's metrics."""
 
-    def __init__(self, config: TaskConfig, policy: Policy, task: Task, judge: ExtraMetrics | None):
-        self.task, self.judge = task, judge
-        self.sampler = sampler.Sampler(
-            config, policy, rows=min(64, config.test_rows), greedy=task.greedy
-        )
+    def __init__(
+        self, config: TaskConfig, policy: Policy, task: Task, extra_metrics: ExtraMetrics | None
+    ):
+        self.task, self.extra_metrics = task, extra_metrics
+        rows = min(64, config.test_rows)
+        self.sampler = Sampler(config, policy, rows=rows, greedy=task.greedy)
 
-    def outputs(self, state: TrainState, prompts: PromptSet, references: list[str]) -> Outputs:
+    def sample(self, state: TrainState, prompts: PromptSet, references: list[str]) -> Outputs:
+        """Sample one response per prompt."""
         samples = self.sampler(state, prompts, seed=1001)
         return Outputs(samples, [sample.response.strip() for sample in samples], references)
 
-    def numbers(self, found: Outputs) -> dict[str, float]:
-        """The metrics, and `score` for the choice of a checkpoint: the first of them,
-        the judge's own if it has one.
+    def compute(self, outputs: Outputs) -> dict[str, float]:
+        """Compute the metrics, and `score`, by which the best checkpoint is chosen: the
+        first metric, unless the extra metrics have their own.
         """
-        values = dict(metrics.evaluate(self.task.metrics, found.responses, found.references))
-        values |= {} if self.judge is None else self.judge(found.samples)
-        # of the likeliest responses the mean log-ratio is no KL
-        if not self.task.greedy:
-            values["kl"] = float(np.mean([sample.kl for sample in found.samples]))
+        values = dict(metrics.evaluate(self.task.metrics, outputs.responses, outputs.references))
+        if self.extra_metrics is not None:
+            values |= self.extra_metrics(outputs.samples)
+        if not self.task.greedy:  # the mean log-ratio of greedy responses is not a KL
+            values["kl"] = float(np.mean([sample.kl for sample in outputs.samples]))
         first = self.task.metrics[0]
-        return {
-            "score": -values[first] if first in tasks.LOWER_IS_BETTER else values[first],
-            **values,
-        }
+        sign = -1 if first in tasks.LOWER_IS_BETTER else 1
+        return {"score": sign * values[first], **values}
 
     def compare(self, before: Outputs, after: Outputs) -> dict[str, Any]:
-        """Both, the differences with intervals (paired bootstrap over the test
-        examples), and every response.
-        """
-        gains = {}
-        for name in self.task.metrics:
-            metric = metrics.METRICS[name]
-            gains[name] = [
-                float(x)
-                for x in metrics.paired_difference(
-                    metric, before.responses, after.responses, before.references, seed=0
-                )
-            ]
-        rows = zip(
-            before.samples, before.responses, after.responses, before.references, strict=True
-        )
+        """Return the metrics of both, the gains with intervals, and every response."""
+        responses = (before.responses, after.responses, before.references)
+        gain = lambda name: metrics.paired_difference(metrics.METRICS[name], *responses, seed=0)
+        rows = zip(before.samples, *responses, strict=True)
         return {
-            "supervised": self.numbers(before),
-            "policy": self.numbers(after),
-            "gain": gains,
+            "supervised": self.compute(before),
+            "policy": self.compute(after),
+            "gain": {name: list(gain(name)) for name in self.task.metrics},
             "test_rows": len(before.responses),
             "outputs": [
                 {"prompt": s.prompt, "supervised": b, "policy": a, "reference": r}
@@ -160,32 +144,34 @@ class Evaluator:
 def sample_untrained(
     config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example], *, seed: int
 ) -> list[Sample]:
-    """A sample of the policy as it is, untrained, to each example's prompt."""
+    """Sample one response per example from the untrained policy."""
     prompts, _ = encode_examples(config, policy, task, examples)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return sampler.Sampler(config, policy, rows=64)(state, prompts, seed=seed)
+    return Sampler(config, policy, rows=64)(state, prompts, seed=seed)
 
 
 def evaluate_run(
     root: Path, name: str, *, rows: int, samples: int = 0, data: str = ""
 ) -> dict[str, Any]:
-    """A run's policy on a task's test examples: {metric: [value, low, high]}, 95 %
-    intervals by bootstrap over the examples; `outputs` has the responses. With
-    `samples` > 1, `pass@k` too: the chance that one of k samples is right, for k = 1,
-    2, 4, ...
+    """Measure a run's policy on examples of a task: {metric: [value, low, high]} with
+    95 % bootstrap intervals, and all `outputs`.
 
-    The examples are those of `data`, all of them (of the run's own data the test part),
-    or the run's own where it is one of this task, or else the task's. One task of a run
-    of several is put as that run has put it.
+    With `samples` > 1 also pass@k, the chance that one of k samples is right, for
+    k = 1, 2, 4, ...
 
-    Raises UserError for a folder without a run, an unknown task, or pass@k where no
-    response is simply right.
+    The examples are all of `data`; without it, the test part of the run's own data or,
+    for another task, of the task's. A run of several tasks is measured on one of them,
+    with the prompts that it was trained on.
+
+    Raises UserError without a run, for an unknown task, and for pass@k of a task
+    without the metric "exact".
     """
     config, policy, state = load.restore(root, kind=TaskConfig)
     together = json.loads((files.find_run(root) / "config.json").read_text()).get("tasks", [])
     if together and name not in together:
         raise UserError(
-            f"--task {name}: {root} has learned several tasks; measure one of them, {', '.join(together)}"
+            f"--task {name}: {root} was trained on several tasks;"
+            f" measure one of them, {', '.join(together)}"
         )
     own = config.data if config.task == name or together else ""
     config = dataclasses.replace(config, task=name, data=data or own)
@@ -195,34 +181,35 @@ def evaluate_run(
             f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}"
         )
     parts = sources.load_examples(config, policy.tokenizer)
-    # a file that the run has not seen is measured whole; else what was held out of it
-    examples = (
-        parts.test if data in ("", own) else [*parts.train, *parts.validation, *parts.test]
-    )[:rows]
+    if data and data != own:  # the run was not trained on any of it
+        parts = Examples([], [], [*parts.train, *parts.validation, *parts.test])
+    examples = parts.test[:rows]
     if together:
-        examples, task = (
-            tasks.multitask_examples(name, task, together.index(name), examples),
-            tasks.without_formats(task),
-        )
+        examples = tasks.multitask_examples(name, task, together.index(name), examples)
+        task = tasks.without_formats(task)
     prompts, references = encode_examples(config, policy, task, examples)
-    found = Evaluator(config, policy, task, None).outputs(state, prompts, references)
-    numbers: dict[str, Any] = {}
-    for metric in task.metrics:
-        interval = metrics.interval(metrics.METRICS[metric], found.responses, references, seed=0)
-        numbers[metric] = [float(x) for x in interval]
+    found = Evaluator(config, policy, task, None).sample(state, prompts, references)
+    interval = lambda metric: metrics.interval(
+        metrics.METRICS[metric], found.responses, references, seed=0
+    )
+    values: dict[str, Any] = {metric: list(interval(metric)) for metric in task.metrics}
     if samples > 1:
-        draw = sampler.Sampler(config, policy, rows=min(64, rows))
-        drawn = [draw(state, prompts, seed=seed) for seed in range(samples)]
-        right = np.asarray(
-            [
-                [s.response.strip() == r for s, r in zip(one, references, strict=True)]
-                for one in drawn
-            ]
-        ).sum(0)
-        powers = [2**i for i in range(samples.bit_length()) if 2**i <= samples]
-        numbers |= {
-            f"pass@{k}": float(np.mean(metrics.pass_at_k(right, samples, k))) for k in powers
-        }
+        sample = Sampler(config, policy, rows=min(64, rows))
+        drawn = [sample(state, prompts, seed=seed) for seed in range(samples)]
+        values |= _pass_at_powers(drawn, references)
     lines = zip(found.samples, found.responses, references, strict=True)
     outputs = [{"prompt": s.prompt, "response": x, "reference": r} for s, x, r in lines]
-    return {"task": name, "test_rows": len(references), **numbers, "outputs": outputs}
+    return {"task": name, "test_rows": len(references), **values, "outputs": outputs}
+
+
+def _pass_at_powers(drawn: list[list[Sample]], references: list[str]) -> dict[str, float]:
+    """Return pass@k for k = 1, 2, 4, ... up to the number of samples per reference."""
+    n = len(drawn)
+    right = np.asarray(
+        [
+            [sample.response.strip() == r for sample, r in zip(samples, references, strict=True)]
+            for samples in drawn
+        ]
+    ).sum(0)
+    powers = [2**i for i in range(n.bit_length())]
+    return {f"pass@{k}": float(np.mean(metrics.pass_at_k(right, n, k))) for k in powers}

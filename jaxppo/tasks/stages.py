@@ -1,44 +1,36 @@
-"""A task's whole way: examples, a model, its supervised baseline, policy optimisation
-from there, and both on held-out examples.
+"""Run a task's stages: data, model, supervised baseline, policy optimisation, test.
 
-    runs/<name>/start        a new network with its vocabulary, as a checkpoint (unless --model names one)
-    runs/<name>/supervised   the run of the first stage; supervised/model is its best checkpoint
-    runs/<name>/policy       the run of the second; policy/model
-    runs/<name>/result.json  both, measured on the test examples; outputs.jsonl has every response
+    runs/<name>/start        a new network and its vocabulary (without --model)
+    runs/<name>/supervised   the supervised run; supervised/model is its best checkpoint
+    runs/<name>/policy       the policy optimisation; policy/model likewise
+    runs/<name>/result.json  both measured on test examples; outputs.jsonl has responses
 
-Killed at any moment, `--resume` goes on in the stage where it was.
+`--resume` continues a killed run in the stage where it was.
 """
 
 import dataclasses
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import numpy as np
 
-from jaxppo import algorithms, models, policy, pretrained, supervised, tasks, train
+from jaxppo import algorithms, models, pretrained, supervised, tasks, train
 from jaxppo.config import validate_run
 from jaxppo.data import prompts, rows
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.rows import Rows
 from jaxppo.errors import UserError
-from jaxppo.models import lora
-from jaxppo.parallel import processes, sharding
+from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.run import files, load, log, validation
 from jaxppo.run.load import Policy
-from jaxppo.run.sampler import Sample
 from jaxppo.tasks import Task, TaskConfig, rewards, sources
 from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
 from jaxppo.tasks.optimisation import train_and_measure
-from jaxppo.tasks.rewards import Reward
-from jaxppo.types import Model
-
-MakeReward = Callable[[TaskConfig, Policy], Reward]
+from jaxppo.tasks.rewards import MakeReward
 
 
 def run(
@@ -47,48 +39,44 @@ def run(
     task: Task | None = None,
     examples: Examples | None = None,
     make_reward: MakeReward = rewards.make_reward,
-    judge: ExtraMetrics | None = None,
+    extra_metrics: ExtraMetrics | None = None,
 ) -> dict[str, Any]:
-    """Both stages of a task and their measurement: what result.json holds. A stage that
-    has ended is not run again.
+    """Run both stages, measure them and return the contents of result.json. A finished
+    stage is not run again.
 
-    `task` and `examples` take the place of those that the options name. Raises
-    UserError, for names and numbers in the options before anything is written.
+    Args:
+        options: settings. Wrong ones raise UserError before anything is written.
+        task, examples: instead of those that the options name.
+        make_reward: makes the reward of the policy optimisation.
+        extra_metrics: more metrics of samples; its "score" chooses the checkpoint.
     """
     validate_run(options)
-    algorithms.check(
-        options
-        # the baseline has settings of its own, and would be trained before a wrong name is
-        # met
-    )
+    algorithms.check(options)  # the baseline has other settings, and would train first
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
     load.use_compilation_cache()
     task, root = task or tasks.get_task(options), task_folder(options)
     options = tiny_options(options) if options.tiny else options
     examples = examples or sources.load_examples(options)
-    tuned = train_baseline(options, task, examples, root)
-    done = optimise_policy(options, task, examples, root, tuned, make_reward, judge)
+    baseline = train_baseline(options, task, examples, root)
+    result = optimise_policy(options, task, examples, root, baseline, make_reward, extra_metrics)
     if processes.is_main():
-        write_report(options, root, done)
-    return done
+        write_report(options, root, result)
+    return result
 
 
 def task_folder(options: TaskConfig) -> Path:
-    """The folder of the whole way; there already only with --resume. Raises
-    UserError.
-    """
+    """Return the stages' folder. Raises UserError if it exists without --resume."""
     files.check_name(options.name)
     root = Path(options.runs) / options.name
-    if (
-        processes.is_main() and root.exists() and not options.resume
-    ):  # the first process may have made it just now
+    # process 0 may have made it just now
+    if processes.is_main() and root.exists() and not options.resume:
         raise UserError(f"{root} exists: choose another --name, or continue it with --resume")
     return root
 
 
 def tiny_options(options: TaskConfig) -> TaskConfig:
-    """The smoke-test size: a new network of one layer over bytes."""
+    """Return the settings of a smoke test: a new network of one layer over bytes."""
     return dataclasses.replace(
         options,
         model="",
@@ -107,7 +95,7 @@ def tiny_options(options: TaskConfig) -> TaskConfig:
 
 
 def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root: Path) -> str:
-    """The checkpoint to start from: the one that is named, or a new network with a
+    """Return the checkpoint to start from: the options' model, or a new network with a
     vocabulary of the training texts.
     """
     if options.model:
@@ -115,32 +103,29 @@ def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root
     place = root / "start"
     if not place.exists() and processes.is_main():
         own = format_examples(task, examples.train)
-        words = [prompt + response for prompt, response in zip(own.prompts, own.responses)]
-        make = {
+        texts = [prompt + x for prompt, x in zip(own.prompts, own.responses)]
+        make_tokenizer = {
             "bpe": vocabulary.train_bpe,
             "words": vocabulary.train_words,
             "bytes": lambda *_: byte_tokenizer(),
         }
-        if options.tokens not in make:
-            raise UserError(f"--tokens {options.tokens!r}: choose one of {', '.join(make)}")
-        tokenizer = make[options.tokens](words, options.max_vocab)
+        if options.tokens not in make_tokenizer:
+            names = ", ".join(make_tokenizer)
+            raise UserError(f"--tokens {options.tokens!r}: choose one of {names}")
+        tokenizer = make_tokenizer[options.tokens](texts, options.max_vocab)
         context = {}
         if "context" in own.extra:
             _, context["context_length"], context["context_width"] = own.extra["context"].shape
         shape = tasks.new_network(options, tokenizer.vocab_size, **context)
         params = models.make(shape).init(jax.random.key(options.seed))
-        pretrained.save(
-            place,
-            shape,
-            jax.device_get({k: x for k, x in params.items() if k != "value"}),
-            tokenizer,
-        )
+        params = jax.device_get({name: x for name, x in params.items() if name != "value"})
+        pretrained.save(place, shape, params, tokenizer)
     processes.wait_for_all("start")
     return str(place)
 
 
 def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
-    """The supervised stage: its best checkpoint's folder."""
+    """Run the supervised stage and return the folder of its best checkpoint."""
     place = root / "supervised"
     if (place / "model").exists():
         return place / "model"
@@ -159,7 +144,7 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
     )
     settings, policy = load.load_policy(settings)
     parts = (examples.train, examples.validation[: options.test_rows])
-    training, held_out = (_replies(settings, policy, task, part) for part in parts)
+    training, held_out = (_supervised_rows(settings, policy, task, part) for part in parts)
     objective = supervised.language_model(policy.model, settings, last=settings.response_length)
     evaluate = validation.make_validation(settings, policy, objective, held_out)
     files.run_folder(root, "supervised", resume=settings.resume)
@@ -168,8 +153,8 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
 
 
 def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, Any]:
-    """What every supervised run of a task has in place of the policy gradient's
-    settings; validated `every` so many steps.
+    """Return what replaces the settings of the policy gradient in a supervised run.
+    `every`: steps between validations.
     """
     tenth = every or max(steps // 10, 1)
     return {
@@ -194,13 +179,13 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
 
 
 def prompt_settings(options: TaskConfig, task: Task) -> dict[str, Any]:
-    """How a task puts its prompts, as settings: whoever samples from the run finds them
-    there.
-    """
+    """Return the prompt format as settings, for whoever samples from the run later."""
     return {"prompt_start": options.prompt_start or task.start, "prompt_format": task.prompt}
 
 
-def _replies(config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]) -> Rows:
+def _supervised_rows(
+    config: TaskConfig, policy: Policy, task: Task, examples: Sequence[Example]
+) -> Rows:
     own = format_examples(task, examples)
     pairs = list(zip(own.prompts, own.responses))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
@@ -216,30 +201,28 @@ def optimise_policy(
     task: Task,
     examples: Examples,
     root: Path,
-    tuned: Path,
+    baseline: Path,
     make_reward: MakeReward,
-    judge: ExtraMetrics | None,
+    extra_metrics: ExtraMetrics | None,
 ) -> dict[str, Any]:
-    """Policy optimisation from the baseline, and what both do on the test examples."""
+    """Optimise the baseline, and measure both on the test examples."""
     place = root / "policy"
     settings = dataclasses.replace(
         options,
         name="policy",
         runs=str(root),
-        model=str(tuned),
+        model=str(baseline),
         tiny=False,
         resume=files.has_started(place),
         **prompt_settings(options, task),
     )
     settings, policy = load.load_policy(settings)
     reward = make_reward(settings, policy)
-    prompts = lambda part: encode_examples(settings, policy, task, part)
-    training, _ = prompts(examples.train)
-    measure = Evaluator(settings, policy, task, judge)
-    held_out, test = (
-        prompts(examples.validation[: options.test_rows]),
-        prompts(examples.test[: options.test_rows]),
-    )
+    encode = lambda part: encode_examples(settings, policy, task, part)
+    training, _ = encode(examples.train)
+    held_out = encode(examples.validation[: options.test_rows])
+    test = encode(examples.test[: options.test_rows])
+    evaluator = Evaluator(settings, policy, task, extra_metrics)
     files.run_folder(root, "policy", resume=settings.resume)
     before, after, best = train_and_measure(
         settings,
@@ -247,110 +230,49 @@ def optimise_policy(
         reward,
         training,
         folder=place,
-        measure=lambda state: measure.outputs(state, *test),
-        evaluate=lambda state: measure.numbers(measure.outputs(state, *held_out)),
+        measure=lambda state: evaluator.sample(state, *test),
+        evaluate=lambda state: evaluator.compute(evaluator.sample(state, *held_out)),
     )
     load.save_model(settings, policy, best, place / "model")
-    return measure.compare(before, after) | {"best_step": int(best.step)}
+    return evaluator.compare(before, after) | {"best_step": int(best.step)}
 
 
-class RewardModel(NamedTuple):
-    """A trained judge of (prompt, response)."""
-
-    model: Model
-    params: Any
-    encode: rows.Encode
-    eos: int
-    length: int
-    longest: int  # tokens of a response
-    accuracy: float  # on pairs held out
-
-    def scores(self, samples: Sequence[Sample]) -> np.ndarray:
-        """[N] numbers of samples: the value at the last token."""
-        pairs = [(sample.prompt, sample.response) for sample in samples]
-        read = rows.responses(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
-        with sharding.rows_on_mesh(self.params, (read.tokens, read.mask)) as (tokens, mask):
-            return np.asarray(processes.to_host(_last_value(self.model)(self.params, tokens, mask)))
-
-
-@functools.cache
-def _last_value(model: Model) -> Callable:
-    return jax.jit(functools.partial(policy.last_value, model))
-
-
-def train_reward_model(
-    options: TaskConfig, pairs: list[tuple[str, str, str]], *, name: str, seed: int, steps: int
-) -> RewardModel:
-    """Bradley-Terry on (prompt, better, worse) from the policy's own checkpoint, as the
-    run <runs>/<name>; the best of it on the tenth of the pairs that is held out.
-    Trained once: gone on with, or found again.
-    """
-    place = Path(options.runs) / name
-    settings = dataclasses.replace(
-        options,
-        name=name,
-        batch_size=32,
-        lr=min(options.sft_lr, 5e-4),
-        value_loss="mse",
-        critic="shared",
-        value_init="zero",
-        patience=0,
-        seed=seed,
-        **supervised_settings(place, steps),
-    )
-    settings, policy = load.load_policy(settings)
-    encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    longest = settings.response_length
-    parts = rows.train_validation_split(
-        [prompt or better + worse for prompt, better, worse in pairs], 0.1
-    )
-    training, other = (
-        rows.preferences(
-            [pairs[i] for i in part], encode, settings.length, eos=eos, longest=longest
-        )
-        for part in parts
-    )
-    objective = supervised.bradley_terry(policy.model, centring=0.01)
-    evaluate = validation.make_validation(settings, policy, objective, other)
-    files.run_folder(settings.runs, name, resume=settings.resume)
-    state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
-    best = load.restore_best(place, state)
-    params = lora.merge(policy.frozen["base"], best.params)
-    return RewardModel(
-        policy.model, params, encode, eos, settings.length, longest, evaluate(best)["accuracy"]
-    )
-
-
-def write_report(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
-    """outputs.jsonl, result.json, a table of responses, and the numbers in a line."""
-    outputs = done.pop("outputs")
-    files.write_atomically(
-        root / "outputs.jsonl",
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs),
-    )
-    done |= {"samples": outputs[:5]} | run_info(options, root)
-    write_result(options, root, done)
-    cells = [[x["prompt"], x["supervised"], x["policy"], x["reference"]] for x in outputs[:6]]
-    log.print_table("held-out examples", ["prompt", "supervised", "policy", "reference"], cells)
-    for name, (gain, low, high) in done["gain"].items():
-        values = f"{done['supervised'][name]:.3f} -> {done['policy'][name]:.3f}"
+def write_report(options: TaskConfig, root: Path, result: dict[str, Any]) -> None:
+    """Write outputs.jsonl and result.json, and print some responses and the gains."""
+    outputs = result.pop("outputs")
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)
+    files.write_atomically(root / "outputs.jsonl", lines)
+    result |= {"samples": outputs[:5]} | run_info(options, root)
+    write_result(options, root, result)
+    columns = ["prompt", "supervised", "policy", "reference"]
+    cells = [[row[name] for name in columns] for row in outputs[:6]]
+    log.print_table("held-out examples", columns, cells)
+    for name, (gain, low, high) in result["gain"].items():
+        before, after = result["supervised"][name], result["policy"][name]
         print(
-            f"{name}: {values} (gain {gain:+.3f}, 95 % interval {low:+.3f} to {high:+.3f} over {done['test_rows']} test rows)"
+            f"{name}: {before:.3f} -> {after:.3f} (gain {gain:+.3f}, 95 % interval {low:+.3f} to"
+            f" {high:+.3f} over {result['test_rows']} test rows)"
         )
     print(f"written: {root / 'result.json'}, {root / 'outputs.jsonl'}")
 
 
 def run_info(options: TaskConfig, root: Path) -> dict[str, Any]:
-    """What the record of a task's whole way says besides its numbers."""
-    minutes = {name: files.training_minutes(root / name) for name in ("supervised", "policy")}
-    found = {"task": options.task, "seed": options.seed, "config": files.portable_settings(options)}
-    return found | {"versions": files.versions(), "minutes": minutes}
+    """Return the settings, versions and minutes for a result."""
+    return {
+        "task": options.task,
+        "seed": options.seed,
+        "config": files.portable_settings(options),
+        "versions": files.versions(),
+        "minutes": {
+            stage: files.training_minutes(root / stage) for stage in ("supervised", "policy")
+        },
+    }
 
 
-def write_result(options: TaskConfig, root: Path, done: dict[str, Any]) -> None:
-    """result.json, and its copy among the records where one is asked for: without
-    samples, whose texts are the data's.
+def write_result(options: TaskConfig, root: Path, result: dict[str, Any]) -> None:
+    """Write result.json, and its copy in --results without samples, whose texts are the
+    data's.
     """
-    files.write_record(str(root), "result", done)
-    own = {k: x for k, x in done.items() if k != "samples"}
-    files.write_record(options.results, f"{options.task}/{options.name}", own)
+    files.write_record(str(root), "result", result)
+    copy = {name: x for name, x in result.items() if name != "samples"}
+    files.write_record(options.results, f"{options.task}/{options.name}", copy)

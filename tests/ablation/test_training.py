@@ -29,7 +29,7 @@ def test_the_judge_reads_the_same_number_of_rollouts_of_every_arm():
         policy = toy_tasks.load(config)
         state = types.SimpleNamespace(params=policy.params, frozen=policy.frozen)
         run = Run("a", 0, {"batch_size": size})
-        (found,) = judge_policies(scale, [run], [types.SimpleNamespace(run=run, state=state)])
+        (found,) = judge_policies(scale, [Result(run, {}, state)])
         assert found == {"n": size}
     assert [rows for rows, _ in seen] == [16] * 16 + [64] * 4
     assert (

@@ -1,4 +1,4 @@
-"""What the doctor says of machines as they may be: nothing of this one is taken for granted."""
+"""What `jaxppo doctor` says about various machines."""
 
 import dataclasses
 import os
@@ -28,7 +28,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_here_all_is_well(cache, tmp_path, capsys):
+def test_this_machine_is_fine(cache, tmp_path, capsys):
     doctor.doctor(DoctorOptions(tmp_path / "runs"))
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "all is well"
@@ -56,9 +56,7 @@ def test_here_all_is_well(cache, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()  # nothing is made but the cache
 
 
-def test_what_is_to_be_done_stands_in_the_last_line_and_the_code_is_2(
-    cache, tmp_path, monkeypatch, capsys
-):
+def test_the_last_line_says_what_to_do_and_the_exit_code_is_2(cache, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(
         doctor,
         "devices",
@@ -85,12 +83,11 @@ def test_libraries_that_are_missing_or_too_old(monkeypatch):
 
 
 def test_the_git_state(monkeypatch, tmp_path):
-    assert doctor.git().startswith(("git ", "not a git checkout", "a checkout whose"))
-    (tmp_path / "jaxppo").mkdir()
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "doctor.py"))
-    assert doctor.git() == "not a git checkout: runs write down the version alone"
-    (tmp_path / ".git").mkdir()  # one that git does not take for one
-    assert "not known" in doctor.git()
+    assert doctor.git().startswith(("git ", "not a git checkout", "a git checkout whose"))
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "commands" / "doctor.py"))
+    assert doctor.git() == "not a git checkout: runs record the version alone"
+    (tmp_path / ".git").mkdir()  # not a real one
+    assert "unknown" in doctor.git()
 
 
 def test_devices_of_every_kind(monkeypatch):
@@ -120,7 +117,7 @@ def test_an_accelerator_that_jax_does_not_use(monkeypatch, tmp_path):
     )
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     assert todo(doctor.devices()) == ['pip install -e ".[cuda13]"']
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # somebody wants it so
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")  # on purpose
     assert todo(doctor.devices()) == []
 
 
@@ -159,8 +156,8 @@ def test_a_full_disk(tmp_path, monkeypatch):
     )
 
 
-def test_every_extra_of_pyproject_is_explained(monkeypatch):
-    path = Path(doctor.__file__).parents[1] / "pyproject.toml"
+def test_every_extra_of_pyproject_is_described(monkeypatch):
+    path = Path(doctor.__file__).parents[2] / "pyproject.toml"
     names = list(tomllib.loads(path.read_text())["project"]["optional-dependencies"])
     assert set(doctor.ADDS) == set(names)
     assert [found.name for found in doctor.extras()] == [f"extra {name}" for name in names]
@@ -184,7 +181,7 @@ def test_another_version_is_not_called_missing(monkeypatch):
     )
     monkeypatch.setattr(doctor, "version", lambda name: "1.5")
     assert texts(doctor.extras()) == {
-        "extra more": 'more; missing x==2 (1.5 is here): pip install -e ".[more]"'
+        "extra more": 'more; missing x==2 (1.5 is installed): pip install -e ".[more]"'
     }
 
 
@@ -205,8 +202,8 @@ def test_requirements_of_extras_are_opened(monkeypatch):
     assert [x.name for x in doctor.requirements("jaxppo", "two")] == ["c"]
 
 
-def test_without_a_checkout_the_installed_package_tells(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "doctor.py"))
+def test_without_a_checkout_the_installed_metadata_count(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "commands" / "doctor.py"))
     monkeypatch.setattr(
         doctor.metadata, "requires", lambda name: ["jax>=0.10", 'x; extra == "more"']
     )
@@ -216,7 +213,7 @@ def test_without_a_checkout_the_installed_package_tells(monkeypatch, tmp_path):
         raise doctor.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(doctor.metadata, "requires", missing)
-    assert texts(doctor.extras()) == {"extras": "not known: jaxppo is not installed here"}
+    assert texts(doctor.extras()) == {"extras": "unknown: jaxppo is not installed here"}
 
 
 def test_findings_are_lines():

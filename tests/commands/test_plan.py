@@ -6,20 +6,17 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from jaxppo import parallel
 from jaxppo.commands import plan
 from jaxppo.config import RunConfig
-from jaxppo.costs import chips, compiled, program
+from jaxppo.costs import chips, compiled
 from jaxppo.costs.chips import GIB
 from jaxppo.costs.hlo import Loop
 from jaxppo.costs.program import Collective
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
-from jaxppo.models.shapes import network
-from jaxppo.parallel import sharding
 from jaxppo.run.settings import to_dict
 from jaxppo.tasks import TaskConfig
 
@@ -75,7 +72,7 @@ def test_the_report_says_what_fits():
     assert "FITS: 15.00 GiB" in text_of(tight) and "what would lower it" in text_of(tight)
 
 
-def test_smaller_activations_do_not_help_where_the_arguments_are_too_much():
+def test_smaller_activations_do_not_help_if_the_arguments_are_too_large():
     text = text_of(dataclasses.replace(REPORT, arguments=16 * GIB))
     assert text.index("--lora 8") < text.index("--mesh fsdp=4") < text.index("--remat block")
     assert "--microbatches" not in text
@@ -105,8 +102,8 @@ def test_collectives_are_listed_with_their_loops():
     lines = plan.collective_lines(dataclasses.replace(REPORT, collectives={GATHER: 2}))
     # 2 · 7 · 2 gathers send 3 MiB each; a token's share is a seventh
     assert (
-        lines[1]
-        == "  0.08 GiB: at most 28 x all-gather of 4.00 MiB over 4 devices in generate: decode 7 x layers 2"
+        lines[1] == "  0.08 GiB: at most 28 x all-gather of 4.00 MiB over 4 devices in generate: "
+        "decode 7 x layers 2"
     )
     assert (
         lines[2] == "the decode loop sends 12.00 MiB for each token of all rows, in 1 collectives"
@@ -147,13 +144,13 @@ def test_moved_parameters_are_warned_about(moved, words):
 def test_small_parameters_are_not_worth_a_warning():
     found = dataclasses.replace(
         REPORT,
-        matrices=frozenset({(8, 8)}),
+        matrix_shapes=frozenset({(8, 8)}),
         collectives={GATHER._replace(arrays=(("f32", (8, 8)),)): 1},
     )
     assert plan.warning_lines(SETTINGS, found) == []
 
 
-def test_with_fsdp_gathers_are_stated_only():
+def test_with_fsdp_gathers_are_no_warning():
     """7 · 2 gathers of a token and one more, of 3 MiB each."""
     report = dataclasses.replace(
         REPORT, collectives={GATHER: 1, GATHER._replace(loops=(), phase="update"): 1}
@@ -175,80 +172,7 @@ def test_rematerialisations_are_counted():
     )
 
 
-def test_which_dimensions_parameters_have():
-    """Whole over fsdp, cut over tensor; of scanned layers, all of them and one; vectors do not
-    count.
-    """
-    params = {
-        "embed": {"embedding": jax.ShapeDtypeStruct((64, 16), jnp.float32)},
-        "layers": {
-            "up": {"kernel": jax.ShapeDtypeStruct((2, 16, 48), jnp.float32)},
-            "mlp_norm": {"scale": jax.ShapeDtypeStruct((2, 16), jnp.float32)},
-        },
-        "final_norm": jax.ShapeDtypeStruct((16,), jnp.float32),
-    }
-    assert compiled.matrix_shapes(params, sharding.make_mesh("fsdp=8")) == {
-        (64, 16),
-        (2, 16, 48),
-        (16, 48),
-    }
-    assert compiled.matrix_shapes(params, sharding.make_mesh("fsdp=4,tensor=2")) == {
-        (32, 16),
-        (2, 16, 24),
-        (16, 24),
-    }
-
-
-@pytest.mark.parametrize(("mesh", "scan"), [("data=8", False), ("fsdp=8", True)])
-def test_a_plan_for_the_devices_that_are_here(mesh, scan):
-    """The whole step as one program; each minibatch's gradients are summed up, each token asks
-    whether all rows have ended.
-    """
-    settings = dataclasses.replace(SETTINGS, mesh=mesh, scan_layers=scan)
-    found = compiled.compile_plan(settings, TINY, jax.devices())
-    assert found.devices == 8 and found.temporaries > 0 and found.refused == ""
-    assert found.inside == ("generate", "reference", "update")
-    assert found.aliased > 0  # the state is donated
-    assert found.arguments >= compiled.state_bytes(
-        compiled.abstract_state(settings, TINY)[1], sharding.make_mesh(mesh)
-    )
-    decode = [x for x in found.collectives if x.decoding]
-    assert decode and all(
-        x.loops[0] == Loop("decode", 7, False) for x in decode
-    )  # the first of 8 tokens comes from the prompt
-    if mesh == "data=8":
-        assert all(x.size <= 4 for x in decode)
-    sums = [
-        x
-        for x in found.collectives
-        if x.kind == "all-reduce" and x.phase == "update" and x.size >= 64 * 16 * 4
-    ]
-    known = {"minibatches", "chunks", "layers", "Transformer.through"}
-    assert sums and {loop.name for x in sums for loop in x.loops} <= known
-    text = plan.report_text(settings, TINY, None, found)
-    assert text.startswith(
-        f"one program, with generate, reference, update, for 8 devices (mesh {mesh})"
-    )
-    assert "the decode loop sends" in text and "not known:" in text
-
-
-def test_a_plan_of_a_network_that_hears():
-    """A recording of 6 frames of 5 numbers a row, and its length, are operands of the step beside
-    the words.
-    """
-    words = network("gru", vocab_size=64, width=16, num_layers=1)
-    hears = network("gru", vocab_size=64, width=16, num_layers=1, context_length=6, context_width=5)
-    both = [compiled.compile_plan(SETTINGS, shape, jax.devices()[:1]) for shape in (words, hears)]
-    mesh = sharding.make_mesh("data=1", jax.devices()[:1])
-    held = [
-        compiled.state_bytes(compiled.abstract_state(SETTINGS, shape)[1], mesh)
-        for shape in (words, hears)
-    ]
-    operands = [found.arguments - size for found, size in zip(both, held, strict=True)]
-    assert operands[1] - operands[0] == 32 * (6 * 5 + 1) * 4
-
-
-def test_a_plan_of_a_network_made_anew(tmp_path, monkeypatch):
+def test_a_plan_of_a_new_network(tmp_path, monkeypatch):
     """A task's settings without a checkpoint: planned with the largest vocabulary that they
     allow.
     """
@@ -273,7 +197,7 @@ def test_a_plan_of_a_network_made_anew(tmp_path, monkeypatch):
     ]
     assert planned[0][0].batch_size == 32
     path.write_text(json.dumps(to_dict(TaskConfig(task="speech", model_kind="gru"))))
-    with pytest.raises(UserError, match="as large as its recordings"):
+    with pytest.raises(UserError, match="depends on its recordings"):
         plan.plan(plan.PlanOptions(config=path))
 
 
@@ -281,7 +205,10 @@ def test_a_program_that_is_too_large(monkeypatch):
     """The compiler gives no account then: the arguments are counted from the shapes, and what it
     says is shown.
     """
-    said = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (24.00G) exceeds available HBM (15.75G).\nmore"
+    said = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required (24.00G) exceeds "
+        "available HBM (15.75G).\nmore"
+    )
 
     class Lowered:
         def compile(self):
@@ -310,11 +237,10 @@ def test_a_program_that_is_too_large(monkeypatch):
 
 
 @needs_compiler
-def test_a_plan_for_chips_that_are_not_here(capfd, monkeypatch):
+def test_a_plan_for_a_tpu_slice(capfd, monkeypatch):
     """The whole PPO step for four chips of a v5e, on a machine without one; and nothing of the
     compiler's own complaints.
     """
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")  # put back afterwards
     monkeypatch.setitem(plan.SHAPES, "toy", TINY)
     options = plan.PlanOptions(
         **{
@@ -322,6 +248,7 @@ def test_a_plan_for_chips_that_are_not_here(capfd, monkeypatch):
             "model": "toy",
             "topology": "v5e:2x2",
             "dtype": "bfloat16",
+            "scan_layers": True,
         }
     )
     plan.plan(options)
@@ -333,12 +260,12 @@ def test_a_plan_for_chips_that_are_not_here(capfd, monkeypatch):
     assert shown.err == ""
 
 
+@pytest.mark.ci
 @needs_compiler
-def test_too_large_for_a_chip_that_is_not_here(capfd, monkeypatch):
+def test_a_plan_too_large_for_a_chip(capfd, monkeypatch):
     """4 M rows on one chip: the compiler gives up within seconds, the plan does not, and exits with
     code 2.
     """
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")  # put back afterwards
     monkeypatch.setitem(plan.SHAPES, "toy", TINY)
     settings = dataclasses.replace(SETTINGS, batch_size=2**22, minibatches=1, scan_layers=True)
     with pytest.raises(SystemExit) as stop:
@@ -350,25 +277,6 @@ def test_too_large_for_a_chip_that_is_not_here(capfd, monkeypatch):
     shown = capfd.readouterr()
     assert stop.value.code == 2 and shown.err == ""
     assert "the compiler gave up: RESOURCE_EXHAUSTED" in shown.out and "DOES NOT FIT: " in shown.out
-
-
-@needs_compiler
-def test_the_compiler_is_heard(monkeypatch):
-    """It must gather a whole tensor where rows become columns of another mesh axis: said on stderr,
-    and counted.
-    """
-    from jax.sharding import NamedSharding, PartitionSpec
-
-    mesh = sharding.make_mesh("data=2,fsdp=4", chips.topology("v5e:2x4")[1])
-    put = lambda x, *axes: jax.lax.with_sharding_constraint(
-        x, NamedSharding(mesh, PartitionSpec(*axes))
-    )
-    turn = lambda x: jnp.cos(
-        put(put(jnp.sin(x), "data", None, "fsdp") * 2, None, ("fsdp", "data"), None)
-    )
-    with chips.capture_stderr() as said:
-        jax.jit(turn).lower(jax.ShapeDtypeStruct((8, 16, 8), jnp.float32)).compile()
-    assert len(program.rematerialisations("".join(said))) == 1
 
 
 @needs_compiler
@@ -387,8 +295,11 @@ def test_two_plans_at_once(tmp_path):
         "rms_norm_eps": 1e-5,
     }
     (tmp_path / "config.json").write_text(json.dumps(shape))
-    start = "from jaxppo.cli import main; main()"
-    options = "--topology v5e:2x2 --batch-size 32 --minibatches 2 --lora 0 --prompt-length 4 --response-length 8 --scan-layers"
+    start = "from jaxppo.commands import main; main()"
+    options = (
+        "--topology v5e:2x2 --batch-size 32 --minibatches 2 --lora 0 --prompt-length 4 "
+        "--response-length 8 --scan-layers"
+    )
     argv = [sys.executable, "-c", start, "plan", "--model", str(tmp_path), *options.split()]
     plain = {
         name: value

@@ -66,7 +66,7 @@ DECODE = (Loop("decode", 6, False),)
 
 
 def test_every_collective_once_with_its_loops():
-    assert program.collectives(TEXT, 4) == {
+    assert program.collectives(TEXT, 4, {"decode": 6}) == {
         Collective(
             "all-reduce", (("u32", ()),), 4, DECODE, "generate"
         ): 1,  # the stop test in the condition

@@ -1,4 +1,4 @@
-"""Archives give one plain member and nothing outside themselves."""
+"""Members of archives are plain files inside the archive, of bounded size."""
 
 import io
 import shutil

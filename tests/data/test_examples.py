@@ -106,8 +106,8 @@ def hub(monkeypatch):
 
 
 def test_from_hub(hub):
-    assert from_hub("someone/sums", part="test") == [Example("a", "b", {"n": 1})]
-    assert hub.asked == [("someone/sums", {"split": "test", "trust_remote_code": False})]
+    assert from_hub("someone/sums") == [Example("a", "b", {"n": 1})]
+    assert hub.asked == [("someone/sums", {"split": "train", "trust_remote_code": False})]
     assert load("someone/sums").train == [Example("a", "b", {"n": 1})]  # one row: in the first part
 
 

@@ -20,7 +20,7 @@ SOURCE = Source(
     licence="MIT",
     megabytes=0.1,
 )
-# Stands for pip: writes what the test wants into --dest, after a while, and ends as the test wants.
+# Replaces pip: writes `content` into --dest in two pieces, and fails with `stderr`.
 FAKE_PIP = """
 import pathlib, sys, time
 args = sys.argv[1:]
@@ -42,7 +42,7 @@ if (here / "stderr").exists():
 
 
 DEBIAN = dataclasses.replace(SOURCE, requirement="thing=1.0")
-# Stands for apt-get: writes into the working directory, which must be empty and not the user's.
+# Replaces apt-get: writes into the working directory, which must be empty.
 FAKE_APT = """#!{python}
 import os, pathlib, sys, time
 here = pathlib.Path(__file__).parent
@@ -69,8 +69,8 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def pip(tmp_path, monkeypatch) -> Path:
-    """A folder in which `content` and `stderr` say what the fake pip does, and `calls` what it was
-    asked.
+    """A folder where `content` and `stderr` control the fake pip; it writes its arguments to
+    `calls`.
     """
     package = tmp_path / "path" / "pip"
     package.mkdir(parents=True)
@@ -101,7 +101,7 @@ def apt(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture(params=["pip", "apt"])
 def client(request) -> tuple[Path, Source]:
-    """The folder of either fake, and a source that it gives."""
+    """The folder of either fake, and a source for it."""
     return request.getfixturevalue(request.param), SOURCE if request.param == "pip" else DEBIAN
 
 

@@ -1,6 +1,4 @@
-"""JSON lines: every way to be broken gives one line with its number, and no line is held beyond its
-limit.
-"""
+"""JSON lines: every fault gives one line with its number, and no line is held beyond its limit."""
 
 import gzip
 import io
@@ -24,7 +22,7 @@ def write(tmp_path, data: bytes, name="x.jsonl"):
 
 
 def refused(path, **options) -> str:
-    """The message, which is one line of reasonable length."""
+    """Return the message, which is one line of reasonable length."""
     with pytest.raises(UserError) as error:
         list(jsonl.read(path, **options))
     message = str(error.value)
@@ -57,7 +55,7 @@ BAD = [
     (b'{"a":' * 100_000, "nested too deeply"),
     (b'{"a": ' + b"1" * 4301 + b"}", NUMBER),
     (b'{"a": -' + b"1" * 4301 + b"}", NUMBER),
-    (b'\xef\xbb\xbf{"a": 1}', "BOM"),  # a mark in the middle of a file is none
+    (b'\xef\xbb\xbf{"a": 1}', "BOM"),  # a mark in the middle of a file is not skipped
     (b'{"a": 1, "b": 2, "a": 1}', "the key 'a' twice"),
     (b'{"x": [{"a": 1, "a": 1}]}', "the key 'a' twice"),
     (b'{"' + b"k" * 9999 + b'": 1, "' + b"k" * 9999 + b'": 1}', "twice in one object"),
@@ -65,7 +63,7 @@ BAD = [
     (b'{"a": 1} {"a": 2}', "not JSON .Extra data at column 10."),
     (b"{'a': 1}", "not JSON"),
     (b'{"a": "tab\there"}', "not JSON .Invalid control character"),
-    (b"\xc2\xa0", "not JSON"),  # a no-break space is no white space of JSON
+    (b"\xc2\xa0", "not JSON"),  # a no-break space is not white space of JSON
     (b"\0", "not JSON"),
     (b"[1]", "list, not an object; write"),
     (b"null", "NoneType, not an object"),
@@ -98,7 +96,7 @@ def test_bad_lines(tmp_path, line, message):
         (b'{"a": " \\n"}', "'a' is empty"),
     ],
 )
-def test_keys_that_must_be_there(tmp_path, line, message):
+def test_required_keys(tmp_path, line, message):
     path = write(tmp_path, b'{"a": "x"}\n' + line)
     assert refused(path, strings=("a",)) == f"{path}, line 2: {message}"
     with pytest.warns(UserWarning, match="skipped 1 bad line"):
@@ -122,7 +120,7 @@ def test_skipping_has_a_limit(tmp_path):
     assert "line 2" in refused(path, errors="skip", max_bad=0)
 
 
-def test_a_good_file_warns_of_nothing(tmp_path):
+def test_a_good_file_gives_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(list(jsonl.read(write(tmp_path, b"{}\n{}"), errors="skip"))) == 2
@@ -136,7 +134,7 @@ def test_length_of_a_line(tmp_path, ending):
     assert "line 2: longer than 9 bytes" in refused(path, max_line=9)
 
 
-def test_a_long_line_is_passed_over_whole(tmp_path):
+def test_a_long_line_is_skipped_whole(tmp_path):
     # what is left of a long line is not taken for a line: its rest would be the object {"b":1}
     path = write(tmp_path, b" " * 10 + b'{"b":1}\n{"c":1}\n')
     with pytest.warns(UserWarning, match="line 1: longer than 9 bytes"):
@@ -158,7 +156,7 @@ def test_long_lines_are_never_held(tmp_path):
         assert peak < 2**20  # of 16 MiB; the buffers of gzip take some 200 KiB
 
 
-def test_bytes_of_the_file(tmp_path):
+def test_size_of_the_file(tmp_path):
     path = write(tmp_path, b"{}\n{}\n{}\n")  # 9 bytes
     assert len(list(jsonl.read(path, max_bytes=9))) == 3
     assert "line 3: more than 8 bytes so far" in refused(path, max_bytes=8)
@@ -212,7 +210,7 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "errors='ignore'" in refused(tmp_path, errors="ignore")
 
 
-def test_lines_come_as_they_are_asked_for(tmp_path):
+def test_lines_are_read_one_at_a_time(tmp_path):
     rows = jsonl.read(write(tmp_path, b'{"a": 1}\nbad\n'))
     assert next(rows) == (1, {"a": 1})  # before the bad line is met
     with pytest.raises(UserError, match="line 2"):

@@ -106,8 +106,8 @@ def test_findings_in_a_docstring(tables):
     want = (
         '"""A question.\n\nCommand    python x.py\n'
         "Found      2 minutes at --scale ladder on a core that other work shared.\n"
-        "           more is more: agrees (fewer nats to the reference +.500, 95 % interval "
-        "+.250 to\n           +.750).\n"
+        "           more is more: agrees (fewer nats to the reference +.500, 95 % interval +.250 "
+        "to +.750).\n"
         '"""\n\nrest = """no docstring"""\n'
     )
     assert tables.write_findings(text, [record]) == want

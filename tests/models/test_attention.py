@@ -24,9 +24,8 @@ def test_attention_mask():
         [f, t, t, f],
         [f, f, t, t],
     ]
-    assert attention.attention_mask(mask, 2, 1, None)[0].tolist() == [
-        [f, t, t, f]
-    ]  # one token in slot 2
+    # one token in slot 2
+    assert attention.attention_mask(mask, 2, 1, None)[0].tolist() == [[f, t, t, f]]
 
 
 def test_rotary_scores_depend_only_on_distances():
@@ -63,9 +62,8 @@ def test_grouped_heads_are_repeated_heads():
     np.testing.assert_allclose(
         got, attention.attend(q, k.repeat(2, 1), v.repeat(2, 1), visible), atol=1e-6
     )
-    np.testing.assert_allclose(
-        got[:, :, 0], v.repeat(2, 1)[:, :, 0], atol=1e-6
-    )  # the first sees itself
+    # the first sees itself
+    np.testing.assert_allclose(got[:, :, 0], v.repeat(2, 1)[:, :, 0], atol=1e-6)
 
 
 def test_a_query_that_sees_nothing_is_finite():
@@ -95,9 +93,8 @@ def test_fused_attention_equals_attend():
     got = attention.fused_attention(q, k, v, visible, implementation="xla")
     want = attention.attend(q, k, v, visible)
     np.testing.assert_allclose(got[1], want[1], atol=1e-6)
-    np.testing.assert_allclose(
-        got[0, :, 1:], want[0, :, 1:], atol=1e-6
-    )  # the padding's own query sees nothing
+    # the padding's own query sees nothing
+    np.testing.assert_allclose(got[0, :, 1:], want[0, :, 1:], atol=1e-6)
 
 
 @pytest.mark.parametrize(

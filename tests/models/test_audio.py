@@ -14,6 +14,7 @@ from jaxppo.errors import UserError
 from jaxppo.models import audio, critic, layers, shapes
 from jaxppo.types import Prompts
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 BINS, FRAMES = 4, 12
 LENGTHS = jnp.array([12, 5, 1], jnp.int32)
 
@@ -51,9 +52,7 @@ def recordings(rows: int = 3, frames: int = FRAMES, seed: int = 0) -> jax.Array:
 @cache
 def program(model):
     return jax.jit(
-        lambda params, tokens, mask, context: jax.jit(model.apply)(
-            params, tokens, mask, context=context
-        )[0]
+        lambda params, tokens, mask, context: model.apply(params, tokens, mask, context=context)[0]
     )
 
 
@@ -179,11 +178,9 @@ def test_a_context_that_does_not_fit_is_refused(gru):
     with pytest.raises(UserError, match="this gru policy reads no context"):
         states(plain, prompts, recordings(1), LENGTHS[:1])
     with pytest.raises(UserError, match='its rows need "context" and "context_length"'):
-        jax.jit(gru.model.apply)(gru.params, prompts.tokens, prompts.mask)
+        gru.model.apply(gru.params, prompts.tokens, prompts.mask)
     with pytest.raises(UserError, match='its rows need "context" and "context_length"'):
-        jax.jit(gru.model.apply)(
-            gru.params, prompts.tokens, prompts.mask, cache=gru.model.init_cache(1, 9)
-        )
+        gru.model.apply(gru.params, prompts.tokens, prompts.mask, cache=gru.model.init_cache(1, 9))
     with pytest.raises(UserError, match="3 numbers a frame, but the policy reads 4"):
         states(gru, prompts, recordings(1)[..., :3], LENGTHS[:1])
     with pytest.raises(UserError, match="25 frames, but the policy takes 24"):
@@ -294,7 +291,8 @@ def test_a_code_is_copied_from_the_recording(copier):
     assert right >= 15
 
 
-def test_a_ppo_step(gru, quickly_compiled):
+@pytest.mark.ci
+def test_a_ppo_step(gru):
     """The first ratio is 1 within 1e-4, and encoder and attention learn, with NLPO's lagged policy
     and with microbatches, which take the recordings of their own rows.
     """

@@ -41,6 +41,6 @@ def test_receptive_field(kind, reach):
     model = models.make(shapes.network(kind, vocab_size=5, width=8, kernel=3))
     params = jax.jit(model.init)(jax.random.key(0))
     tokens = jnp.ones((1, 8), jnp.int32)
-    last = lambda tokens: model.apply(params, tokens, tokens > 0)[0][0, -1]
+    last = jax.jit(lambda tokens: model.apply(params, tokens, tokens > 0)[0][0, -1])
     moved = [bool((last(tokens.at[0, at].set(2)) != last(tokens)).any()) for at in range(8)]
     assert moved == [at >= 8 - reach for at in range(8)]

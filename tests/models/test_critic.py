@@ -51,9 +51,8 @@ def test_cached_decoding_equals_the_full_pass(pair):
     scores = toys.score(pair, rolled)
     np.testing.assert_allclose(rolled.values, scores.values * rolled.mask, atol=1e-4)
     np.testing.assert_allclose(rolled.logprobs, scores.logprobs * rolled.mask, atol=1e-4)
-    np.testing.assert_allclose(
-        rolled.ref_logprobs, rolled.raw_logprobs, atol=1e-4
-    )  # a reference has no critic
+    # a reference has no critic
+    np.testing.assert_allclose(rolled.ref_logprobs, rolled.raw_logprobs, atol=1e-4)
 
 
 @pytest.mark.parametrize("separate", [False, True])
@@ -67,9 +66,8 @@ def test_a_random_value_head(pair, llama, separate):
     owner, old = (x["critic"] if separate else x for x in (new, params))
     assert (owner["value"]["kernel"] != old["value"]["kernel"]).all()
     toys.assert_same(owner["embed"], old["embed"])
-    toys.assert_same(
-        critic.init_value(params, jax.random.key(0), "zero"), params
-    )  # it is zero from its module
+    # it is zero from its module
+    toys.assert_same(critic.init_value(params, jax.random.key(0), "zero"), params)
 
 
 def test_a_critic_may_start_from_the_reward_model(pair, llama):
@@ -86,7 +84,7 @@ def test_a_reward_model_of_another_shape_is_refused(pair):
     for other in (
         None,
         {"net": 1},
-        toys.random_params(models.make(shapes.llama(vocab_size=5)), seed=1),
+        jax.eval_shape(models.make(shapes.llama(vocab_size=5)).init, jax.random.key(0)),
     ):
         with pytest.raises(UserError, match="--value-init reward"):
             critic.init_value(pair.params, jax.random.key(0), "reward", other)

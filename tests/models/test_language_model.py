@@ -11,17 +11,16 @@ from jaxppo.errors import UserError
 from jaxppo.models import critic, shapes
 from jaxppo.types import Prompts
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 KINDS = ("gru", "lstm", "convolution", "window")
 
 
-# The fast tests train two of the kinds.
+# The fast tests train one of the kinds.
 trained = pytest.mark.parametrize(
     "toy",
     [
         "gru",
-        "convolution",
-        pytest.param("lstm", marks=pytest.mark.ci),
-        pytest.param("window", marks=pytest.mark.ci),
+        *(pytest.param(kind, marks=pytest.mark.ci) for kind in ("lstm", "convolution", "window")),
     ],
     indirect=True,
     scope="module",
@@ -78,13 +77,12 @@ def test_causality(toy):
         forward(toy, changed, prompts.mask),
     )
     np.testing.assert_array_equal(one[:, :3], other[:, :3])
-    assert (
-        (one[:, 3:] != other[:, 3:]).any((0, 2)).all()
-    )  # and what comes after does look back: kernel 3, one layer or more
+    # and what comes after does look back: kernel 3, one layer or more
+    assert (one[:, 3:] != other[:, 3:]).any((0, 2)).all()
 
 
 @trained
-def test_a_ppo_step(toy, quickly_compiled):
+def test_a_ppo_step(toy):
     """Sampler and scorer agree to 1e-4, and every parameter of policy and critic changes."""
     step = parallel.compile_step(ppo.make_train_step(toy.model, toys.parts(), toys.SETTINGS))
     before = jax.device_get(toy.params)
@@ -109,7 +107,7 @@ def test_as_a_critic_of_another_policy(toy):
 
 
 @trained
-def test_a_label_is_learned(toy, quickly_compiled):
+def test_a_label_is_learned(toy):
     """The label says whether the last token but one is 3 or 4. After 60 steps the value of the last
     token is right for all rows.
     """
@@ -150,15 +148,14 @@ def test_dropout(kind):
     """With a key half of the last hidden states are 0, with another key others; without a key
     none.
     """
-    shape = shapes.network(kind, vocab_size=toys.VOCAB, width=8, dropout=0.5)
+    shape = shapes.network(kind, vocab_size=toys.VOCAB, width=8, num_layers=1, dropout=0.5)
     model = models.make(shape)
     params, prompts = toys.random_params(model), toys.prompts()
     run = lambda key: jax.jit(model.apply)(params, prompts.tokens, prompts.mask, dropout_key=key)[0]
     one, same, other = run(jax.random.key(0)), run(jax.random.key(0)), run(jax.random.key(1))
     assert (run(None) != 0).all()
-    assert float((one == 0).mean()) == pytest.approx(
-        0.5, abs=0.15
-    )  # of 256 numbers: three deviations are .09
+    # of 256 numbers: three deviations are .09
+    assert float((one == 0).mean()) == pytest.approx(0.5, abs=0.15)
     np.testing.assert_array_equal(one, same)
     assert (one != other).any()
 

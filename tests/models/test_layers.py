@@ -7,9 +7,8 @@ from jaxppo.models import layers
 def test_norms_by_hand():
     x = jnp.array([[1.0, 3.0]])
     rms = layers.Norm("rms", 0.0).apply({"params": {"scale": jnp.array([1.0, 2.0])}}, x)
-    np.testing.assert_allclose(
-        rms, [[1 / 5**0.5, 6 / 5**0.5]], rtol=1e-6
-    )  # mean square (1 + 9) / 2 = 5
+    # mean square (1 + 9) / 2 = 5
+    np.testing.assert_allclose(rms, [[1 / 5**0.5, 6 / 5**0.5]], rtol=1e-6)
     params = {"scale": jnp.array([1.0, 2.0]), "bias": jnp.array([0.5, 0.0])}
     layer = layers.Norm("layer", 0.0).apply({"params": params}, x)
     np.testing.assert_allclose(layer, [[-0.5, 2.0]], rtol=1e-6)  # mean 2, deviation 1
@@ -29,6 +28,5 @@ def test_adapters_by_hand():
 
 def test_a_value_by_hand():
     params = {"kernel": jnp.array([[2.0], [-1.0]]), "bias": jnp.array(0.5)}
-    assert layers.Value().apply({"params": params}, jnp.array([[3.0, 4.0]])).tolist() == [
-        2.5
-    ]  # 6 − 4 + .5
+    # 6 − 4 + .5
+    assert layers.Value().apply({"params": params}, jnp.array([[3.0, 4.0]])).tolist() == [2.5]

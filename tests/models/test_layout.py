@@ -20,11 +20,8 @@ def placed(mesh, shape, *names):
     ("shape", "names", "spec"),
     [
         ((8, 4, 2), ("rows", "heads", None), (("data", "fsdp"), "tensor")),
-        (
-            (8, 3, 2),
-            ("rows", "heads", None),
-            (("data", "fsdp"),),
-        ),  # 3 heads over 2 devices: whole on both
+        # 3 heads over 2 devices: whole on both
+        ((8, 3, 2), ("rows", "heads", None), (("data", "fsdp"),)),
         ((6, 2), ("rows", "mlp"), (None, "tensor")),
         ((3, 8), (None, "rows"), (None, ("data", "fsdp"))),
     ],

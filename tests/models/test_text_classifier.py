@@ -7,6 +7,7 @@ from jaxppo.errors import UserError
 from jaxppo.models import text_classifier
 from jaxppo.models.text_classifier import Classifier
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 LENGTHS = np.array([8, 5, 1, 2, 7, 4])
 MASK = jnp.asarray(np.arange(8)[None] < LENGTHS[:, None])
 X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8, 6)), jnp.float32)
@@ -27,7 +28,7 @@ CHOICES = [
 
 @pytest.mark.parametrize("layers", CHOICES, ids=str)
 def test_padding_has_no_effect(layers):
-    """Three more slots with any values; in `pool`, one of them is paired with a text's last token."""
+    """Three more slots with any values; `pool` pairs one of them with a text's last token."""
     net = Classifier(features=6, widths=(1, 2), layers=layers, classes=3)
     # noise on biases too: padding is then not 0 after a layer, and outputs have both signs
     rng = np.random.default_rng(0)

@@ -79,9 +79,8 @@ def test_causality(toy, whole):
     changed = (np.abs(np.asarray(later - logits)).max(-1) > 1e-4) & np.asarray(prompts.mask)
     assert not changed[:, :6].any()
     assert changed[:3, 6].all()
-    reach = 6 + 2 * (
-        (toy.config.window or 10) - 1
-    )  # each of two layers carries it window − 1 tokens further
+    # each of two layers carries it window − 1 tokens further
+    reach = 6 + 2 * ((toy.config.window or 10) - 1)
     assert not changed[:, reach + 1 :].any()
     assert changed[:3, 7].all()
 
@@ -128,9 +127,8 @@ def test_two_tokens_by_hand():
     q, k, v = (h @ layer["attention"][name]["kernel"] for name in "qkv")
 
     def turn(x, position):
-        angle = position * np.array(
-            [1.0, 1e4**-0.5]
-        )  # θ^(−i / 2) for the two pairs (0, 2) and (1, 3)
+        # θ^(−i / 2) for the two pairs (0, 2) and (1, 3)
+        angle = position * np.array([1.0, 1e4**-0.5])
         a, b = x[:2], x[2:]
         return np.concatenate(
             [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)]
@@ -173,10 +171,8 @@ def test_initial_parameters():
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     assert not np.asarray(params["value"]["kernel"]).any()  # the critic starts at 0
     assert not np.asarray(params["layers_0"]["attention"]["q"]["lora_b"]).any()
-    assert set(params["layers_0"]["attention"]["k"]) == {
-        "kernel",
-        "bias",
-    }  # adapters on q and v alone
+    # adapters on q and v alone
+    assert set(params["layers_0"]["attention"]["k"]) == {"kernel", "bias"}
     assert float(np.std(params["embed"]["embedding"])) == pytest.approx(0.02, rel=0.2)
 
 
@@ -188,9 +184,8 @@ def test_new_adapters_change_nothing():
     one, _ = adapted.apply(params, prompts.tokens, prompts.mask)
     other, _ = plain.apply(base, prompts.tokens, prompts.mask)
     np.testing.assert_array_equal(one, other)
-    without, _ = adapted.apply(
-        base, prompts.tokens, prompts.mask
-    )  # the reference: the same module, no adapters
+    # the reference: the same module, no adapters
+    without, _ = adapted.apply(base, prompts.tokens, prompts.mask)
     np.testing.assert_array_equal(one, without)
 
 

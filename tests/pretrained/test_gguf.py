@@ -37,7 +37,7 @@ STRINGS = [
 
 
 def permute(weight, num_heads):
-    """What the GGUF writer does to q and k: halves become neighbours."""
+    """Permute q or k as the GGUF writer does: halves become neighbours."""
     return weight.reshape(num_heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
 
 
@@ -158,7 +158,7 @@ def test_small_tokenizer(tmp_path, tensors):
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id) == (1, 1, 0)
 
 
-def test_refusals(tmp_path, tensors):
+def test_unsupported_and_damaged_files(tmp_path, tensors):
     with pytest.raises(PretrainedError, match="'gemma'"):
         read(write(tmp_path / "a.gguf", tensors, architecture="gemma"))
     with pytest.raises(PretrainedError, match="'qwen2'"):

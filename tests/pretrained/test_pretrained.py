@@ -174,8 +174,7 @@ def test_bundled_model_is_converted_once(model, tmp_path, monkeypatch):
     (cached / "model.safetensors").write_bytes(b"damaged")  # is noticed, and made again
     assert same(pretrained.load("smollm2"), model) and same(pretrained.load("smollm2"), model)
     assert len(conversions) == 2
-    pretrained.load("smollm2", cache=False)
-    assert len(conversions) == 3 and list(tmp_path.iterdir()) == [cached]
+    assert list(tmp_path.iterdir()) == [cached]
 
 
 def test_second_start_is_fast():

@@ -3,20 +3,18 @@ import pytest
 
 from jaxppo.errors import UserError
 from jaxppo.pretrained import vocabulary
-from jaxppo.pretrained.tokenizer import from_file
+from jaxppo.pretrained.tokenizer import END, from_file
 
 TEXTS = ["The film was good.", "The film was not good, not at all.", "Good films are rare."] * 5
 
 
-def test_byte_pairs_write_everything():
+def test_bpe_writes_every_text():
     made = vocabulary.train_bpe(TEXTS, 300)
     assert made.vocab_size <= 300
     for text in [*TEXTS, "naïve 你好 \x00 never seen"]:
         assert made.decode(made.encode(text)) == text
     assert len(made.encode(" film")) < 5  # a frequent word is no longer five bytes
-    assert (
-        made.token(made.eos_id) == vocabulary.END == made.decode([made.eos_id], skip_special=False)
-    )
+    assert made.token(made.eos_id) == END == made.decode([made.eos_id], skip_special=False)
     with pytest.raises(UserError, match="a vocabulary of 200 has no room for the 256 bytes"):
         vocabulary.train_bpe(TEXTS, 200)
 
@@ -26,13 +24,12 @@ def test_words_in_lower_case():
     assert made.decode(made.encode("The film was NOT good.")) == "the film was not good."
     assert len(made.encode("the unseen film")) == 3
     assert made.token(made.encode("unseen")[0]) == vocabulary.UNKNOWN
-    small = vocabulary.train_words(
-        TEXTS, 4
-    )  # end, unknown, and the two most frequent, which stand in every text; others in two
+    # end, unknown, and the two most frequent, which are in every text; others are in two
+    small = vocabulary.train_words(TEXTS, 4)
     assert {small.token(2), small.token(3)} == {"good", "."}
 
 
-def test_a_tokenizer_is_written_and_read(tmp_path):
+def test_a_tokenizer_is_saved_and_loaded(tmp_path):
     for made in (vocabulary.train_words(TEXTS), vocabulary.train_bpe(TEXTS, 300)):
         made.save(tmp_path)
         again = from_file(tmp_path, made.settings())
@@ -54,8 +51,8 @@ def test_word_vectors(tmp_path):
     )
 
 
-def test_vectors_of_pairs_of_bytes_and_of_words_with_blanks(tmp_path):
-    """Of a word that is there with a space before it and without, both have its vector."""
+def test_word_vectors_for_bpe_and_words_with_blanks(tmp_path):
+    """A word with and without a space before it: both tokens have its vector."""
     made = vocabulary.train_bpe(["and so and so and so"] * 50, 300)
     path = tmp_path / "vectors.txt"
     path.write_text(". . . 5 5 5\nand 1 2 3\n")

@@ -7,7 +7,7 @@ from jaxppo.errors import UserError
 from jaxppo.run import load
 from jaxppo.tasks import Task, TaskConfig, measure
 
-TASK = Task("", "", "exact", ("exact",), prompt="{prompt}=", response=" {reference}")
+TASK = Task("", "exact", ("exact",), prompt="{prompt}=", response=" {reference}")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def test_an_example_that_lacks_what_the_task_needs():
     task = TASK._replace(prompt="{prompt} {aspect}")
     assert measure.format_examples(task, [Example("a", "b", {"aspect": "c"})]).prompts == ["a c"]
     with pytest.raises(
-        UserError, match="an example has no 'aspect', which the prompt format '{prompt} {aspect}' needs"
+        UserError,
+        match="an example has no 'aspect', which the prompt format '{prompt} {aspect}' needs",
     ):
         measure.format_examples(task, [Example("a", "b")])
     with pytest.raises(UserError, match='recordings need "context"'):

@@ -210,10 +210,10 @@ def test_a_draw_of_rows_is_the_metric_of_the_drawn_texts(name):
     for library in ("sacrebleu", "rouge_score", "jiwer"):
         pytest.importorskip(library)
     texts = RESPONSES[25:105], REFERENCES[25:105]
-    found = metrics._statistics(METRICS[name], *texts)
+    found = metrics._row_sums(METRICS[name], *texts)
     rng = np.random.default_rng(7)
     counts = rng.multinomial(80, np.full(80, 1 / 80), 3)
-    drawn = METRICS[name].reduce(metrics._resampled(found, 7, 3))
+    drawn = METRICS[name].reduce(metrics._resample(found, 7, 3))
     want = [
         whole(name, *([x for x, n in zip(side, row) for _ in range(n)] for side in texts))
         for row in counts
@@ -226,9 +226,9 @@ def test_a_draw_of_rows_is_the_metric_of_the_drawn_texts(name):
 def test_draws_in_pieces_are_the_same(monkeypatch, piece):
     """Of 10 rows: one draw a piece, two (the last piece has one), and all five at once."""
     found = np.arange(20.0).reshape(10, 2)
-    whole = metrics._resampled(found, 0, 5)
+    whole = metrics._resample(found, 0, 5)
     monkeypatch.setattr(metrics, "PIECE", piece)
-    np.testing.assert_array_equal(metrics._resampled(found, 0, 5), whole)
+    np.testing.assert_array_equal(metrics._resample(found, 0, 5), whole)
     assert whole.shape == (5, 2) and (whole[:, 1] - whole[:, 0] == 10).all()  # ten rows a draw
 
 

@@ -1,15 +1,13 @@
-"""A task's whole way at the smallest size, killed, gone on with, and measured again."""
+"""The stages of a task at the smallest size: killed, resumed, and measured again."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
 
 from jaxppo import commands, pretrained
 from jaxppo.errors import UserError
 from jaxppo.run import files
-from jaxppo.run.sampler import Sample
 from jaxppo.tasks import TaskConfig, measure, stages
 
 pytestmark = pytest.mark.ci
@@ -49,7 +47,7 @@ def done(tmp_path_factory):
     return folder, stages.run(options(folder, results=str(folder / "results")))
 
 
-def test_what_is_left(done):
+def test_files_and_results(done):
     folder, found = done
     root = folder / "runs" / "a"
     assert {path.name for path in root.iterdir()} == {
@@ -87,7 +85,7 @@ def test_what_is_left(done):
     assert (kernel(start) != kernel(tuned)).any() and (kernel(tuned) != kernel(last)).any()
 
 
-def test_a_way_of_the_same_name_refuses_and_resume_runs_nothing_twice(done, capsys):
+def test_an_existing_name_is_refused_and_resume_runs_nothing_twice(done, capsys):
     folder, found = done
     with pytest.raises(
         UserError, match="exists: choose another --name, or continue it with --resume"
@@ -100,16 +98,14 @@ def test_a_way_of_the_same_name_refuses_and_resume_runs_nothing_twice(done, caps
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
-def test_names_that_could_lead_elsewhere(tmp_path, name):
+def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="use 1 to 64 letters"):
         stages.task_folder(options(tmp_path, name=name, resume=True))
 
 
 @pytest.mark.parametrize("lost", [["policy"], ["policy/model", "policy/checkpoints/2"]])
 def test_killed_between_and_within_the_stages(done, lost):
-    """Without the second stage, and with a second stage of one step, it ends as if nothing had
-    been.
-    """
+    """Resumed without the second stage, and after one step of it, it ends the same."""
     folder, found = done
     for part in (*lost, "result.json", "outputs.jsonl"):
         path = folder / "runs" / "a" / part
@@ -119,7 +115,7 @@ def test_killed_between_and_within_the_stages(done, lost):
     assert (folder / "runs" / "a" / "result.json").exists()
 
 
-def test_measured_again_from_the_folder(done):
+def test_evaluate_run(done):
     folder, found = done
     again = measure.evaluate_run(
         folder / "runs" / "a", "spelling", rows=8, samples=4, data=str(folder / "x.jsonl")
@@ -138,8 +134,8 @@ def test_measured_again_from_the_folder(done):
         measure.evaluate_run(folder / "runs", "spelling", rows=8)
 
 
-def test_a_run_is_measured_on_its_own_data_and_as_it_was_taught(done):
-    """Without --data on the run's own; one task of several with its name before the prompt."""
+def test_a_run_is_evaluated_on_its_own_data_and_prompts(done):
+    """Without --data on the run's data; one task of several has its name before the prompt."""
     folder, found = done
     again = measure.evaluate_run(folder / "runs" / "a", "spelling", rows=8)
     assert again["cer"][0] == pytest.approx(found["policy"]["cer"])
@@ -156,12 +152,12 @@ def test_a_run_is_measured_on_its_own_data_and_as_it_was_taught(done):
         "\n="
     )
     with pytest.raises(
-        UserError, match="has learned several tasks; measure one of them, counting, spelling"
+        UserError, match="was trained on several tasks; measure one of them, counting, spelling"
     ):
         measure.evaluate_run(several, "multitask", rows=8)
 
 
-def test_wrong_names_are_met_before_anything_is_trained(tmp_path):
+def test_wrong_names_are_refused_before_training(tmp_path):
     for changes, words in (
         ({"loss": "gpso"}, "gpso"),
         ({"reward": "blue"}, "blue"),
@@ -200,20 +196,3 @@ def test_the_command_eval(done, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         commands.main()
     assert stop.value.code == 2 and "no run in" in capsys.readouterr().err
-
-
-def test_a_reward_model_prefers_what_it_was_shown(tmp_path):
-    settings = stages.tiny_options(options(tmp_path, sft_lr=3e-3))
-    pairs = [(f"copy {i}\n=", "yes", "no") for i in range(80)]
-    model = stages.train_reward_model(
-        TaskConfig(**{**vars(settings), "tiny": True, "runs": str(tmp_path / "runs")}),
-        pairs,
-        name="reward",
-        seed=0,
-        steps=20,
-    )
-    assert model.accuracy == 1.0
-    good, bad = model.scores(
-        [Sample("copy 7\n=", "yes", [], 0.0), Sample("copy 7\n=", "no", [], 0.0)]
-    )
-    assert good > bad and np.isfinite([good, bad]).all()

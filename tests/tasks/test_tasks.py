@@ -24,7 +24,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 def test_prompt_formats_use_text_fields_only():
     example = Example("p", "r", {"aspect": "outcome", "letters": ["a"], "number": 3})
-    task = Task("", "", "exact", ("exact",), prompt="{prompt} {aspect}")
+    task = Task("", "exact", ("exact",), prompt="{prompt} {aspect}")
     assert tasks.format_prompt(task, example) == "p outcome"
     for name in ("letters", "number"):
         with pytest.raises(UserError, match=f"an example has no '{name}'"):
@@ -32,7 +32,7 @@ def test_prompt_formats_use_text_fields_only():
 
 
 def test_multitask_examples():
-    task = Task("", "", "exact", ("exact",), prompt="{prompt} ({aspect})=", response=" {reference}")
+    task = Task("", "exact", ("exact",), prompt="{prompt} ({aspect})=", response=" {reference}")
     found = tasks.multitask_examples("sums", task, 2, [Example("1+1", "2", {"aspect": "easy"})])
     assert found == [Example("sums: 1+1 (easy)=", " 2", {"task": 2})]
 

@@ -1,6 +1,4 @@
-"""The modules of tpu/, which is no package; and a cloud of which nothing is true but what a test
-says.
-"""
+"""Fixtures with a fake gcloud. tpu/ is not a package, so its folder is added to the path."""
 
 import json
 import re
@@ -17,7 +15,7 @@ ZONE = ["--zone", "us-east5-b"]
 
 
 class Cloud:
-    """A fake gcloud, a clock that `sleep` alone moves, and tpu.py run in this process."""
+    """A fake gcloud, a clock that only `sleep` moves, and tpu.py in this process."""
 
     def __init__(self, folder: Path):
         self.folder, self.now, self.slept, self.asked, self.answers = (
@@ -39,9 +37,7 @@ class Cloud:
         born: str = "",
         **errors: list[str],
     ) -> None:
-        """What happens to each slice that is created, one after the other; `there`: the first one
-        is there already.
-        """
+        """Set the steps of each slice to be created; `there`: the first one exists already."""
         world = {
             "lives": lives,
             "life": 0 if there else -1,
@@ -76,14 +72,12 @@ class Cloud:
 
     @property
     def story(self) -> list[str]:
-        """The calls in one word each, without looks: create, delete, scp, and what the hosts were
-        told to do.
-        """
+        """The calls in one word each, without polls: create, delete, scp, and commands of hosts."""
         return [word for word in map(word_of, self.calls) if word]
 
     @property
     def started(self) -> list[str]:
-        """The job's commands that the hosts were given."""
+        """The job's commands on the hosts."""
         commands = [
             word
             for call in self.calls
@@ -102,7 +96,7 @@ def word_of(call: list[str]) -> str:
 
 @pytest.fixture
 def cloud_on_path(tmp_path, monkeypatch) -> Cloud:
-    """The fake gcloud is a program in PATH, which takes a tenth of a second a call."""
+    """The fake gcloud as a program in PATH; a call takes a tenth of a second."""
     folder = tmp_path / "cloud"
     folder.mkdir()
     source = (Path(__file__).parent / "fake_gcloud.py").read_text()
@@ -119,7 +113,7 @@ def cloud_on_path(tmp_path, monkeypatch) -> Cloud:
 
 @pytest.fixture
 def cloud(cloud_on_path, monkeypatch) -> Cloud:
-    """The same, but answered in this process: for long stories."""
+    """The same in this process, for many calls."""
     import fake_gcloud
     import hosts
     import slices

@@ -1,23 +1,24 @@
-"""A gcloud that plays the states of a slice as a script says, and writes down what it was asked.
-conftest.py puts it on PATH.
+"""A fake gcloud that plays the states of a slice from a script, and records its calls.
 
-world.json: {"lives": [[step, ...], ...], "life": of the slice that is there or -1, "step": in it,
-"started": whether a run was, "ended": how it ended, "hosts": how many, "born": when, "errors":
-{verb: [what it complains of the next times]}}. Each look at the queued resource is a step on; the
-last one stays. While it is PROVISIONING, SUSPENDING or DELETING a deletion is refused, and is a
-step on, too. A step is a state of the queued resource, or:
+conftest.py puts it in PATH. world.json has "lives": [[step, ...], ...] (the steps of each slice
+that is created), "life" (the present slice, or -1) and "step", "started" (whether a run was),
+"ended" (how it ended), "hosts" (their number), "born" (when), and "errors": {verb: [the next error
+outputs]}. Each look at the queued resource goes to the next step; the last step stays. While the
+slice is PROVISIONING, SUSPENDING or DELETING a deletion is refused, and also goes to the next step.
+A step is a state of the queued resource, or:
 
     half             ACTIVE, but there is no machine
     preempted        ACTIVE, and the machine is PREEMPTED
     repairing        ACTIVE, and the machine is REPAIRING
     leaving          ACTIVE, and the machine is DELETING
-    active           the machine is READY, a run that was started is running
-    exit 0,75        READY, and the run ended so on its hosts (one for all, or each its own: a code, running, lost)
+    active           the machine is READY, and a started run is running
+    exit 0,75        READY, and the run ended with these codes (one for all hosts, or one each: a
+                     code, running, lost)
     deaf             READY, and the hosts do not answer
     deleted          somebody else deleted it
 
-Many hosts answer in the wrong order, and what they complain of stands among gcloud's own words (its
-ssh.py of tpu_vm).
+Several hosts answer in the wrong order, and their errors are mixed with gcloud's own lines, as in
+ssh.py of tpu_vm.
 """
 
 import json
@@ -38,8 +39,10 @@ If you have already logged in with a different account, run:
 
 to select an already authenticated account to use.
 """
-MISSING = """ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource 'projects/p/locations/us-east5-b/\
-queuedResources/my-run' was not found. This command is authenticated as a@b.org which is the active account specified by the \
+MISSING = """ERROR: (gcloud.compute.tpus.queued-resources.describe) NOT_FOUND: Resource \
+'projects/p/locations/us-east5-b/\
+queuedResources/my-run' was not found. This command is authenticated as a@b.org which is the \
+active account specified by the \
 [core/account] property
 - '@type': type.googleapis.com/google.rpc.ResourceInfo
   resourceName: projects/p/locations/us-east5-b/queuedResources/my-run
@@ -47,7 +50,7 @@ queuedResources/my-run' was not found. This command is authenticated as a@b.org 
 
 
 def step_of(world: dict, *, on: bool = False) -> str:
-    """Where its life is, or is then."""
+    """Return the present step, or with `on` the next one."""
     if world["life"] < 0:
         return "deleted"
     life = world["lives"][world["life"]]
@@ -56,20 +59,22 @@ def step_of(world: dict, *, on: bool = False) -> str:
 
 
 def of_many(world: dict, kind: str, complaint: str) -> str:
-    """What gcloud prints when a command fails on the last host."""
+    """Return what gcloud prints when a command fails on the last host."""
     lines = [
-        f"Using {kind.lower()} batch size of 1. Attempting to {kind} into 1 nodes with a total of {world['hosts']} workers."
+        f"Using {kind.lower()} batch size of 1. Attempting to {kind} into 1 "
+        f"nodes with a total of {world['hosts']} workers."
     ]
     lines += [f"{kind}: Attempting to connect to worker {i}..." for i in range(world["hosts"])]
     lines += [
         complaint,
-        f"##### Command execution on worker {world['hosts'] - 1} failed with exit status 1. Continuing.",
+        f"##### Command execution on worker {world['hosts'] - 1} failed with "
+        "exit status 1. Continuing.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def jobs(world: dict, step: str) -> list[str]:
-    """What each host says about the run."""
+    """Return each host's state of the run."""
     if not world["started"]:
         return ["none"] * world["hosts"]
     texts = step.removeprefix("exit ").split(",") if step.startswith("exit") else ["running"]
@@ -131,14 +136,15 @@ def delete(world: dict) -> tuple[int, str, str]:
         return (
             1,
             "",
-            f"ERROR: (gcloud.compute.tpus.queued-resources.delete) {refusal} (must be one of [ACCEPTED SUSPENDED])",
+            f"ERROR: (gcloud.compute.tpus.queued-resources.delete) {refusal} "
+            "(must be one of [ACCEPTED SUSPENDED])",
         )
     world |= {"life": -1, "started": False}
     return (1, "", MISSING) if step == "deleted" else (0, "", "")
 
 
 def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
-    """(exit code, what it prints, what it complains of)"""
+    """Return exit code, output and error output."""
     group, verb = (words[2], words[3]) if words[0] == "compute" else ("storage", "storage")
     if verb == "ssh":  # by what the host is to do
         command = next(word for word in words if word.startswith("--command="))
@@ -177,7 +183,7 @@ def answer(world: dict, words: list[str]) -> tuple[int, str, str]:
 
 
 def play(folder: Path, words: list[str]) -> tuple[int, str, str]:
-    """One call, written down and answered."""
+    """Record a call and answer it."""
     with (folder / "calls.jsonl").open("a") as calls:
         calls.write(json.dumps(["gcloud", *words]) + "\n")
     world = json.loads((folder / "world.json").read_text())

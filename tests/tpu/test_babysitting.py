@@ -1,6 +1,4 @@
-"""`tpu.py babysit` against a gcloud that plays what happens to slices: what it does, in what order;
-and that nothing is left.
-"""
+"""`tpu.py babysit` with a fake gcloud: its calls and their order, and that no slice is left."""
 
 import re
 
@@ -57,7 +55,7 @@ def test_three_preemptions_to_a_finished_run_and_no_slice(cloud, capsys):
     assert said.count("is gone (preempted?)") == 3 and "my-run is deleted" in said
 
 
-def test_a_slice_taken_away_while_it_is_set_up_is_made_anew(cloud):
+def test_a_slice_preempted_during_setup_is_created_again(cloud):
     cloud.play(
         ["active", "SUSPENDED"],
         ["active", "exit 0"],
@@ -67,7 +65,7 @@ def test_a_slice_taken_away_while_it_is_set_up_is_made_anew(cloud):
     assert cloud.story == ["create", "scp", *["setup"] * 6, "delete", *MADE, "delete"]
 
 
-def test_the_cost_guard_stops_the_run_and_deletes_the_slice(cloud, capsys):
+def test_paid_hours_stop_the_run_and_delete_the_slice(cloud, capsys):
     cloud.play(["WAITING_FOR_RESOURCES", "active"])
     begun = cloud.now
     assert cloud.run("babysit", "--max-hours", "0.1", *ONE) == 75
@@ -78,7 +76,7 @@ def test_the_cost_guard_stops_the_run_and_deletes_the_slice(cloud, capsys):
     assert "0.1 paid hours are over" in capsys.readouterr().out
 
 
-def test_the_cost_guard_counts_all_machines_and_deletes_even_what_is_to_be_kept(cloud):
+def test_the_paid_hours_count_all_machines_and_override_keep(cloud):
     cloud.play(["active", "active", "active", "SUSPENDED"], ["active"])
     begun = cloud.now
     assert cloud.run("babysit", "--max-hours", "0.1", "--keep", *ONE) == 75
@@ -86,8 +84,8 @@ def test_the_cost_guard_counts_all_machines_and_deletes_even_what_is_to_be_kept(
     assert cloud.now - begun == pytest.approx(360)
 
 
-def test_the_cost_guard_counts_what_a_slice_has_cost_before(cloud, capsys):
-    """A million seconds after 1970 it is 13:46:40; the machine was made two hours before."""
+def test_the_paid_hours_count_what_a_slice_has_cost_before(cloud, capsys):
+    """The clock shows 13:46:40, a million seconds after 1970; the machine is two hours old."""
     cloud.play(["active"], there=True, born="1970-01-12T11:46:40.123456789Z")
     assert cloud.run("status") == 0
     assert "my-run: ACTIVE, 2.0 paid hours" in capsys.readouterr().out
@@ -134,9 +132,7 @@ def test_crashes_are_forgotten_after_an_hour(cloud, monkeypatch):
 
 
 def test_a_host_that_fails_alone_counts_as_a_crash(cloud):
-    """The others are stopped after five minutes; that they then end with 75 does not make it a
-    restart without count.
-    """
+    """The other hosts are stopped after five minutes; their 75 does not hide the crash."""
     alone = ["active", *["exit 134,running,running,running"] * 6, "exit 134,75,75,75"]
     cloud.play(alone, hosts=4)
     assert cloud.run("babysit", "--max-crashes", "0", *POD) == 1
@@ -151,7 +147,7 @@ def test_hosts_that_do_not_answer_for_half_an_hour_count_as_a_crash(cloud, monke
     assert cloud.story == [*MADE, "stop", "start", "delete"]
 
 
-def test_a_half_created_slice_is_made_anew(cloud, capsys):
+def test_a_slice_without_a_machine_is_created_again(cloud, capsys):
     cloud.play(["half"], ["active", "exit 0"])
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == ["create", "delete", *MADE, "delete"]
@@ -189,7 +185,7 @@ def test_a_quota_that_stays_is_an_error(cloud, capsys):
 
 
 def test_a_quota_is_waited_for_once_the_run_had_a_slice(cloud, capsys):
-    """A preemption in the night: what is free again after hours is taken."""
+    """After a preemption it waits for hours until chips are free."""
     full = "ERROR: RESOURCE_EXHAUSTED: Quota limit exceeded"
     cloud.play(["active", "active", "SUSPENDED"], ["active", "exit 0"], create=["", *[full] * 20])
     assert cloud.run("babysit", *ONE) == 0
@@ -197,7 +193,7 @@ def test_a_quota_is_waited_for_once_the_run_had_a_slice(cloud, capsys):
     assert capsys.readouterr().err.count("asking again in 120 s") == 3  # 20 = 3 * 6 attempts + 2
 
 
-def test_an_outage_while_it_is_asked_for_is_outlasted_and_no_failure(cloud, capsys):
+def test_an_outage_during_the_request_is_not_a_failure(cloud, capsys):
     cloud.play(["FAILED"], ["active", "exit 0"], create=["503 UNAVAILABLE"] * 20)
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*["create"] * 21, "delete", *MADE, "delete"]
@@ -216,7 +212,7 @@ def test_an_outage_while_it_is_asked_for_is_outlasted_and_no_failure(cloud, caps
     )
 
 
-def test_an_outage_of_the_interface_is_outlasted(cloud):
+def test_babysit_continues_after_an_outage(cloud):
     cloud.play(
         ["active", "active", "active", "exit 0"],
         describe=["", "", "", "", *["503 UNAVAILABLE"] * 8],
@@ -225,7 +221,8 @@ def test_an_outage_of_the_interface_is_outlasted(cloud):
     assert cloud.story == [*MADE, "delete"]
 
 
-LOGGED_OUT = f"""ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem refreshing your current auth tokens: \
+LOGGED_OUT = f"""ERROR: (gcloud.compute.tpus.queued-resources.describe) There was a problem \
+refreshing your current auth tokens: \
 Reauthentication failed. cannot prompt during non-interactive execution.
 {ADVICE}"""
 READS = "RESOURCE_EXHAUSTED: Quota 'read requests' exceeded"
@@ -238,7 +235,7 @@ BLIND = [
 
 
 @pytest.mark.parametrize("complaint", [*BLIND, READS, "what nobody has thought of"])
-def test_what_costs_is_not_left_alone_because_it_cannot_be_seen(cloud, capsys, complaint):
+def test_babysit_continues_when_it_cannot_describe_an_active_slice(cloud, capsys, complaint):
     cloud.play(
         ["active", "active", "active", "exit 0"], describe=["", "", "", "", *[complaint] * 8]
     )
@@ -257,7 +254,7 @@ def test_what_costs_is_not_left_alone_because_it_cannot_be_seen(cloud, capsys, c
     )
 
 
-def test_the_cost_guard_counts_what_cannot_be_seen(cloud, capsys):
+def test_the_paid_hours_count_while_the_slice_cannot_be_described(cloud, capsys):
     cloud.play(["active"], describe=["", "", "", *["PERMISSION_DENIED: no"] * 99])
     begun = cloud.now
     assert cloud.run("babysit", "--max-hours", "0.1", *ONE) == 75
@@ -265,7 +262,7 @@ def test_the_cost_guard_counts_what_cannot_be_seen(cloud, capsys):
 
 
 @pytest.mark.parametrize("complaint", BLIND)
-def test_without_the_right_to_look_nothing_begins(cloud, capsys, complaint):
+def test_without_permission_to_describe_nothing_starts(cloud, capsys, complaint):
     cloud.play(["active"], describe=[complaint])
     assert cloud.run("babysit", *ONE) == 2
     assert cloud.story == [] and cloud.slept == []
@@ -275,12 +272,12 @@ def test_without_the_right_to_look_nothing_begins(cloud, capsys, complaint):
     )
 
 
-def test_a_quota_of_looks_is_waited_for_before_there_is_anything(cloud):
+def test_a_quota_of_read_requests_is_waited_for(cloud):
     cloud.play(["active", "exit 0"], describe=[READS] * 8)
     assert cloud.run("babysit", *ONE) == 0
 
 
-def test_a_gcloud_that_is_replaced_meanwhile(cloud, monkeypatch, capsys):
+def test_gcloud_is_missing_for_a_moment(cloud, monkeypatch, capsys):
     import slices
 
     cloud.play(["active", "active", "active", "exit 0"])
@@ -299,8 +296,8 @@ def test_a_gcloud_that_is_replaced_meanwhile(cloud, monkeypatch, capsys):
     )
 
 
-def test_a_run_that_is_going_on_is_watched(cloud):
-    """As when babysit itself was started anew."""
+def test_a_run_in_progress_is_watched(cloud):
+    """As after a restart of babysit."""
     cloud.play(["active", "active", "active", "exit 0"], there=True)
     world = (cloud.folder / "world.json").read_text().replace('"started": false', '"started": true')
     (cloud.folder / "world.json").write_text(world)
@@ -314,7 +311,7 @@ def test_a_slice_of_another_type_is_refused(cloud, capsys):
     assert "exists as v6e-4, not v6e-8" in capsys.readouterr().err and cloud.story == []
 
 
-def test_a_run_on_the_slice_s_own_disk_is_brought_home_before_deletion(cloud):
+def test_a_run_on_the_slice_is_copied_before_deletion(cloud):
     cloud.play(["active", "exit 0"])
     assert (
         cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
@@ -331,7 +328,7 @@ def test_a_run_on_the_slice_s_own_disk_is_brought_home_before_deletion(cloud):
     ]
 
 
-def test_what_cannot_be_brought_home_is_kept(cloud, capsys):
+def test_a_slice_is_kept_when_its_run_cannot_be_copied(cloud, capsys):
     cloud.play(["active", "exit 0"], scp=["", "Permission denied"])
     assert (
         cloud.run("babysit", "--type", "v6e-8", "--no-plan", "--", "experiments/sentiment.py") == 0
@@ -345,7 +342,7 @@ def test_what_cannot_be_brought_home_is_kept(cloud, capsys):
 @pytest.mark.parametrize(
     ("answer", "kept"), [("n\n", True), ("\n", False), ("", False)]
 )  # the last one: nobody was there
-def test_a_person_is_offered_deletion_after_a_failure(cloud, answer, kept):
+def test_babysit_asks_before_deletion_after_a_failure(cloud, answer, kept):
     cloud.play(["active", "exit 76"])
     cloud.answers = [answer]
     assert cloud.run("babysit", *ONE, person=True) == 76
@@ -362,7 +359,7 @@ def test_keep(cloud, capsys):
     )
 
 
-def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
+def test_ctrl_c_leaves_the_run_and_says_how_to_delete(cloud, capsys):
     cloud.play(["active"])
 
     def interrupted(seconds):
@@ -377,7 +374,7 @@ def test_ctrl_c_leaves_the_run_alone_and_says_what_costs(cloud, capsys):
     )
 
 
-def test_secrets_go_in_a_file_and_stand_in_no_command(cloud, tmp_path):
+def test_secrets_are_copied_as_a_file_and_in_no_command(cloud, tmp_path):
     file = tmp_path / "secrets.env"
     file.write_text("HF_TOKEN=hf_abcdefghijklmnopqrstuvwx\n")
     file.chmod(0o600)
@@ -402,7 +399,7 @@ def test_secrets_go_in_a_file_and_stand_in_no_command(cloud, tmp_path):
     assert "hf_" not in str(cloud.calls)
 
 
-def test_without_a_bucket_a_spot_slice_is_warned_about(cloud, capsys):
+def test_a_spot_slice_without_a_bucket_gives_a_warning(cloud, capsys):
     cloud.play(["active", "exit 0"])
     assert (
         cloud.run(
@@ -413,16 +410,14 @@ def test_without_a_bucket_a_spot_slice_is_warned_about(cloud, capsys):
     assert "a preemption loses the run" in capsys.readouterr().out
 
 
-def test_a_machine_that_is_repaired_is_set_up_again(cloud):
-    """Not deleted and not made anew, but perhaps another machine, and without large pages at
-    least.
-    """
+def test_a_repaired_machine_is_set_up_again(cloud):
+    """It is not deleted, but it may be another machine, without large pages."""
     cloud.play(["active", "active", "repairing", "repairing", "exit lost", "active", "exit 0"])
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, *MADE[1:], "delete"]
 
 
-def test_a_disk_that_is_full_here_keeps_no_slice_there(cloud, capsys, monkeypatch):
+def test_a_full_local_disk_does_not_keep_the_slice(cloud, capsys, monkeypatch):
     real = babysitting.Path.write_text
 
     def full(path, text, **options):
@@ -440,7 +435,7 @@ def test_a_disk_that_is_full_here_keeps_no_slice_there(cloud, capsys, monkeypatc
     )
 
 
-def test_a_fault_of_ours_says_how_to_delete(cloud, capsys, monkeypatch):
+def test_a_bug_says_how_to_delete(cloud, capsys, monkeypatch):
     cloud.play(["active"])
     monkeypatch.setattr(babysitting, "prepare_hosts", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -451,7 +446,7 @@ def test_a_fault_of_ours_says_how_to_delete(cloud, capsys, monkeypatch):
     )
 
 
-def test_one_at_a_time_on_one_machine(cloud, capsys):
+def test_one_babysit_per_slice_and_machine(cloud, capsys):
     cloud.play(["active", "exit 0"], ["active", "exit 0"])
     with basics.lock_slice("my-run"):
         assert cloud.run("babysit", *ONE) == 2
@@ -466,7 +461,7 @@ def test_one_at_a_time_on_one_machine(cloud, capsys):
     assert cloud.run("babysit", *ONE) == 0
 
 
-def test_a_pod_s_log_says_which_host(cloud):
+def test_the_log_of_a_pod_names_hosts(cloud):
     cloud.play(["active", "active", "exit 0,2,75,75"], hosts=4)
     assert cloud.run("babysit", *POD) == 2
     with open("my-run.log") as log:

@@ -1,6 +1,4 @@
-"""Nothing that costs is left, whatever stands in the way of deleting it; and what somebody else
-deletes is not made again.
-"""
+"""Slices are deleted despite errors, and those that somebody else deleted are not created again."""
 
 import pytest
 
@@ -34,27 +32,29 @@ LIST = (
     ],
     ids=" ".join,
 )
-def test_what_somebody_else_deletes_is_not_made_again(cloud, capsys, life):
+def test_a_slice_deleted_by_others_is_not_created_again(cloud, capsys, life):
     cloud.play(life, ["active", "exit 0"])
     assert cloud.run("babysit", *ONE) == 75
     assert cloud.story == (MADE if "active" in life else ["create"])
-    assert "my-run was deleted by somebody else, and is not created again" in capsys.readouterr().err
+    assert (
+        "my-run was deleted by somebody else, and is not created again"
+    ) in capsys.readouterr().err
 
 
-def test_a_deletion_that_has_begun_ends_it_at_once(cloud, capsys):
+def test_a_deletion_by_others_ends_babysit_at_once(cloud, capsys):
     cloud.play(["active", "active", "DELETING", "DELETING", "deleted"])
     assert cloud.run("babysit", *ONE) == 75
     assert cloud.slept == [60] and "preempted" not in capsys.readouterr().out
 
 
-def test_an_earlier_deletion_is_waited_out(cloud):
-    """Somebody has deleted the slice, and begins again while it goes."""
+def test_babysit_waits_for_an_earlier_deletion(cloud):
+    """The slice is being deleted when the command starts."""
     cloud.play(["DELETING", "DELETING", "deleted"], ["active", "exit 0"], there=True)
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete"]
 
 
-def test_a_machine_that_goes_before_its_resource_says_why_is_made_anew(cloud):
+def test_a_machine_that_vanishes_before_its_resource_is_created_again(cloud):
     cloud.play(["active", "active", "leaving", "leaving", "SUSPENDED"], ["active", "exit 0"])
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete", *MADE, "delete"]
@@ -71,21 +71,16 @@ def test_a_machine_that_goes_before_its_resource_says_why_is_made_anew(cloud):
             ["--project", "mine"],
             f"my-run is not in us-east5-b (project mine): {LIST} --project mine",
         ),
-        (
-            False,
-            ["503 UNAVAILABLE"],
-            [],
-            f"my-run is not in us-east5-b (gcloud's project): {LIST}",
-        ),
+        (False, ["503 UNAVAILABLE"], [], f"my-run is not in us-east5-b (gcloud's project): {LIST}"),
     ],
 )
-def test_delete_says_whether_there_was_anything(cloud, capsys, there, errors, args, said):
+def test_delete_says_whether_the_slice_existed(cloud, capsys, there, errors, args, said):
     cloud.play(["active"], there=there, delete=errors)
     assert cloud.run("delete", *args) == 0
     assert capsys.readouterr().out == said + "\n"
 
 
-def test_a_deletion_that_is_refused_for_now_is_tried_again(cloud, capsys):
+def test_a_refused_deletion_is_tried_again(cloud, capsys):
     cloud.play(["PROVISIONING", "PROVISIONING", "PROVISIONING", "active"], there=True)
     assert cloud.run("delete") == 0
     assert cloud.story == ["delete"] * 4 and cloud.slept == [10, 20, 40]
@@ -96,13 +91,13 @@ def test_a_deletion_that_is_refused_for_now_is_tried_again(cloud, capsys):
     )
 
 
-def test_what_goes_while_its_deletion_is_refused_was_there(cloud, capsys):
+def test_a_slice_that_vanishes_after_a_refusal_existed(cloud, capsys):
     cloud.play(["DELETING", "deleted"], there=True)
     assert cloud.run("delete") == 0
     assert capsys.readouterr().out == "my-run is deleted\n"
 
 
-def test_babysit_deletes_what_refuses_at_first(cloud):
+def test_babysit_retries_a_refused_deletion(cloud):
     cloud.play(
         ["active", "exit 0"],
         delete=[
@@ -119,7 +114,8 @@ def test_babysit_deletes_what_refuses_at_first(cloud):
         "503 UNAVAILABLE",
         "Reauthentication failed.",
         "gcloud crashed (SSLError): EOF occurred in violation of protocol",
-        "Operation op-1 has not finished in 1800 seconds. The operations may still be underway remotely",
+        "Operation op-1 has not finished in 1800 seconds. The operations may "
+        "still be underway remotely",
         "what is this",
     ],
 )
@@ -127,7 +123,7 @@ def test_babysit_deletes_what_refuses_at_first(cloud):
     ("life", "code"), [(["active", "exit 0"], 0), (["active"], 75)], ids=["done", "cut off"]
 )
 def test_deletion_goes_on_until_it_is_gone(cloud, capsys, life, code, complaint):
-    """At the end of the run, and at the end of the paid hours, for an hour and more after them."""
+    """After the run, or after the paid hours; it takes more than an hour."""
     cloud.play(life, delete=[complaint] * 40)
     assert cloud.run("babysit", "--max-hours", "0.1", *ONE) == code
     assert cloud.story == [*MADE, *["stop"] * (code == 75), *["delete"] * 41]
@@ -142,7 +138,7 @@ def test_deletion_goes_on_until_it_is_gone(cloud, capsys, life, code, complaint)
 @pytest.mark.parametrize(
     "complaint", ["PERMISSION_DENIED: no", "PERMISSION_DENIED: nobody may delete my-500"]
 )
-def test_a_deletion_that_fails_is_said_loudly(cloud, capsys, complaint):
+def test_a_failed_deletion_is_an_error(cloud, capsys, complaint):
     cloud.play(["active", "exit 0"], delete=[complaint] * 9)
     assert cloud.run("babysit", *ONE) == 1
     assert cloud.story == [*MADE, "delete"]
@@ -150,14 +146,14 @@ def test_a_deletion_that_fails_is_said_loudly(cloud, capsys, complaint):
     assert f"could not be deleted and may still cost: {complaint}; delete it with" in said
 
 
-def test_a_lost_login_ends_what_is_deleted_by_hand(cloud):
-    """A person is there."""
+def test_an_expired_login_ends_delete(cloud):
+    """With a terminal."""
     cloud.play(["active"], there=True, delete=["Reauthentication failed."] * 9)
     assert cloud.run("delete") == 1
     assert cloud.story == ["delete"]
 
 
-def test_what_is_deleted_by_hand_ends_at_a_word_that_nobody_knows(cloud, capsys):
+def test_an_unknown_error_ends_delete(cloud, capsys):
     cloud.play(["active"], there=True, delete=["what is this"] * 9)
     assert cloud.run("delete") == 1
     assert (
@@ -166,20 +162,19 @@ def test_what_is_deleted_by_hand_ends_at_a_word_that_nobody_knows(cloud, capsys)
     )
 
 
-def test_a_request_whose_operation_takes_long_was_made(cloud):
-    """gcloud waits half an hour for it; what it was told to make is made, and is watched and
-    deleted.
-    """
-    said = "Operation [op-1] has not finished in 1800 seconds. The operations may still be underway remotely"
+def test_a_slow_request_counts_as_made(cloud):
+    """gcloud gives up after half an hour; the slice is created all the same, and used."""
+    said = (
+        "Operation [op-1] has not finished in 1800 seconds. The operations may "
+        "still be underway remotely"
+    )
     cloud.play(["WAITING_FOR_RESOURCES", "active", "exit 0"], create=[said])
     assert cloud.run("babysit", *ONE) == 0
     assert cloud.story == [*MADE, "delete"]
 
 
-def test_paid_hours_that_end_while_a_run_is_brought_home(cloud, capsys):
-    """72 seconds: after 10 + 20 + 40 there are 2 left. The run was done: that is what its exit code
-    says.
-    """
+def test_paid_hours_that_end_while_a_run_is_copied(cloud, capsys):
+    """72 seconds: 2 are left after 10 + 20 + 40. The exit code is that of the finished run."""
     cloud.play(["active", "exit 0"], scp=["", *["Connection reset by peer"] * 4])
     assert cloud.run("babysit", "--max-hours", "0.02", *OWN_DISK) == 0
     assert cloud.story == [*MADE, *["scp"] * 4, "scp", "delete"]
@@ -187,7 +182,7 @@ def test_paid_hours_that_end_while_a_run_is_brought_home(cloud, capsys):
     assert "0.02 paid hours are over (--max-hours): deleting my-run" in capsys.readouterr().out
 
 
-def test_what_is_brought_home_at_the_end_of_the_paid_hours_is_tried_again(cloud):
+def test_the_copy_at_the_end_of_the_paid_hours_is_tried_again(cloud):
     cloud.play(["active"], scp=["", "Connection reset by peer"])
     assert cloud.run("babysit", "--max-hours", "0.1", *OWN_DISK) == 75
     assert cloud.story == [*MADE, "stop", "scp", "scp", "delete"]
@@ -195,8 +190,9 @@ def test_what_is_brought_home_at_the_end_of_the_paid_hours_is_tried_again(cloud)
 
 @pytest.fixture
 def hanging(cloud, monkeypatch):
-    """gcloud hangs when a word of these is in its command, as often as the list says; how long it
-    was given.
+    """gcloud hangs for commands that contain one of these words, once for each time it is listed.
+
+    Records the time-outs.
     """
     import slices
 
@@ -216,9 +212,7 @@ def hanging(cloud, monkeypatch):
 
 
 def test_a_command_that_hangs_ends_with_the_paid_hours(cloud, hanging, capsys):
-    """gcloud hangs as soon as the run is to be started: not for longer than what is paid for, and
-    the slice is deleted.
-    """
+    """gcloud hangs at the start of the run: the slice is deleted when the paid hours are over."""
     words, given = hanging
     words.append("job.sh start")
     cloud.play(["active"])
@@ -228,9 +222,7 @@ def test_a_command_that_hangs_ends_with_the_paid_hours(cloud, hanging, capsys):
 
 
 def test_after_the_paid_hours_nothing_takes_longer_than_ten_minutes(cloud, hanging):
-    """The hours end in a command that hangs; then stopping, copying and a first try at deleting
-    hang, too.
-    """
+    """The paid hours end in a command that hangs; stop, copy and the first deletion hang, too."""
     words, given = hanging
     words += ["job.sh stop", "job.sh stop", "--recurse", "resources delete"]
     cloud.play(["active"])

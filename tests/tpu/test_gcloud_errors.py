@@ -1,4 +1,4 @@
-"""What of gcloud's gcloud_errors is told to people, and which of them pass by themselves."""
+"""Which line of gcloud's errors is shown, and which errors are transient."""
 
 import gcloud_errors
 import pytest
@@ -9,7 +9,8 @@ SSH: Attempting to connect to worker 0...
 SSH: Attempting to connect to worker 1...
 E: Unable to locate package gcsfuse
 ##### Command execution on worker 1 failed with exit status 100. Continuing.
-Failed to execute command on multiple workers. This may have happened if you have not added your SSH key to your ssh-agent using \
+Failed to execute command on multiple workers. This may have happened if you have not added your \
+SSH key to your ssh-agent using \
 "ssh-add ~/.ssh/google_compute_engine".
 Retrying: SSH command error: [/usr/bin/ssh] exited with return code [255].
 SSH: Attempting to connect to worker 0...
@@ -26,20 +27,23 @@ scp: jaxppo.tar.gz: No space left on device
 """
 
 # What gcloud 528 prints (the first two by its own HttpException, the others as it was run).
-QUOTA = """ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit 'TPUV6E' has been exceeded.
+QUOTA = """ERROR: (gcloud.compute.tpus.queued-resources.create) RESOURCE_EXHAUSTED: Quota limit \
+'TPUV6E' has been exceeded.
 - '@type': type.googleapis.com/google.rpc.ErrorInfo
   domain: googleapis.com
   metadata:
     service: tpu.googleapis.com
   reason: RATE_LIMIT_EXCEEDED
 """
-DISABLED = """ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: Cloud TPU API has not been used in 1.
+DISABLED = """ERROR: (gcloud.compute.tpus.queued-resources.create) PERMISSION_DENIED: Cloud TPU \
+API has not been used in 1.
 Google developers console API activation
 https://console.developers.google.com/apis/api/tpu.googleapis.com/overview?project=123
 - '@type': type.googleapis.com/google.rpc.ErrorInfo
   reason: SERVICE_DISABLED
 """
-CRASHED = """ERROR: gcloud crashed (ConnectionError): HTTPSConnectionPool(host='tpu.googleapis.com', port=443): Max \
+CRASHED = """ERROR: gcloud crashed (ConnectionError): \
+HTTPSConnectionPool(host='tpu.googleapis.com', port=443): Max \
 retries exceeded
 
 If you would like to report this issue, please run the following command:
@@ -48,13 +52,15 @@ If you would like to report this issue, please run the following command:
 To check gcloud for common problems, please run the following command:
   gcloud info --run-diagnostics
 """
-NO_PROJECT = """ERROR: (gcloud.compute.tpus.queued-resources.describe) Error parsing [queued_resource].
+NO_PROJECT = """ERROR: (gcloud.compute.tpus.queued-resources.describe) Error parsing \
+[queued_resource].
 The [queued_resource] resource is not properly specified.
 Failed to find attribute [project]. The attribute can be set in the following ways:\x20
 - provide the argument `--project` on the command line
 - set the property `core/project`
 """
-NO_LOGIN = f"""ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not currently have an active account selected.
+NO_LOGIN = f"""ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not currently have an \
+active account selected.
 {ADVICE}"""
 
 
@@ -81,11 +87,11 @@ NO_LOGIN = f"""ERROR: (gcloud.compute.tpus.queued-resources.delete) You do not c
         ("", "no reason given"),
     ],
 )
-def test_the_line_that_says_something(text, line):
+def test_last_line(text, line):
     assert gcloud_errors.last_line(text) == line
 
 
-def test_at_length_means_forty_lines_of_more_than_one_that_matters():
+def test_long_message_has_forty_lines():
     assert gcloud_errors.long_message(MANY) == "" and gcloud_errors.long_message("") == ""
     text = "\n".join(str(i) for i in range(50))
     assert gcloud_errors.long_message(text + "\n").splitlines() == [str(i) for i in range(10, 50)]
@@ -102,11 +108,12 @@ def test_at_length_means_forty_lines_of_more_than_one_that_matters():
         "429 Too Many Requests",
         "Unable to find the server at tpu.googleapis.com",
         "[Errno -2] Name or service not known",
-        "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max retries exceeded with url: /token",
+        "HTTPSConnectionPool(host='oauth2.googleapis.com', port=443): Max "
+        "retries exceeded with url: /token",
         MANY,
     ],
 )
-def test_what_passes(text):
+def test_transient_errors(text):
     assert gcloud_errors.is_transient(text)
 
 
@@ -123,17 +130,20 @@ def test_what_passes(text):
         NO_LOGIN,
     ],
 )
-def test_what_does_not_pass(text):
+def test_permanent_errors(text):
     assert (
         not gcloud_errors.is_transient(text) and gcloud_errors.exit_code_of(text, quota=True) == 2
     )
 
 
-def test_a_login_that_is_lost_is_told_from_a_network_that_is_down():
-    """gcloud says of both that it cannot refresh its tokens."""
+def test_an_expired_login_differs_from_a_network_error():
+    """In both cases gcloud says that it cannot refresh its tokens."""
     told = gcloud_errors.describe_error(
         "There was a problem refreshing your current auth tokens: Reauthentication failed."
     )
     assert told.endswith("; log in again in another terminal: gcloud auth login")
-    text = "There was a problem refreshing your current auth tokens: Max retries exceeded with url: /token"
+    text = (
+        "There was a problem refreshing your current auth tokens: Max retries "
+        "exceeded with url: /token"
+    )
     assert gcloud_errors.describe_error(text) == text

@@ -1,10 +1,10 @@
-"""What many hosts answer: in their order, and what went wrong on one of them in full."""
+"""Answers of several hosts: their order, and the full error of one of them."""
 
 import pytest
 
 
-def test_hosts_are_told_apart_though_gcloud_prints_first_what_comes_first(cloud, capsys):
-    """The fake prints the last one first."""
+def test_hosts_are_numbered_by_name_not_by_order_of_answers(cloud, capsys):
+    """The fake gcloud prints the last host first."""
     cloud.play(["exit 0,75,1,0"], there=True, hosts=4, type="v6e-16")
     world = (cloud.folder / "world.json").read_text().replace('"started": false', '"started": true')
     (cloud.folder / "world.json").write_text(world)
@@ -18,7 +18,7 @@ def test_hosts_are_told_apart_though_gcloud_prints_first_what_comes_first(cloud,
     ]
 
 
-def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
+def test_hosts_are_sorted_by_number(monkeypatch):
     import subprocess
 
     import hosts
@@ -35,16 +35,17 @@ def test_hosts_are_in_order_beyond_ten_and_others_keep_theirs(monkeypatch):
     assert run_states("b", "a", "c") == ["exit 0", "exit 1", "exit 2"]
 
 
-OFFER = "; if my-run still exists it costs: delete it with: python3 tpu/tpu.py delete my-run --zone us-east5-b"
+OFFER = (
+    "; if my-run still exists it costs: delete it with: python3 tpu/tpu.py delete "
+    "my-run --zone us-east5-b"
+)
 
 
 @pytest.mark.parametrize(
     ("name", "what"), [("setup", "set the hosts up"), ("scp", "copy the code")]
 )
-def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, what):
-    """The one line names the reason, not that gcloud goes on; before it stands all that was
-    said.
-    """
+def test_an_error_on_one_host_is_printed_in_full(cloud, capsys, name, what):
+    """The whole output is printed first; the last line names the reason."""
     errors = {name: ["warning: slow\nE: no space left"]}
     cloud.play(["active"], there=True, hosts=4, type="v6e-16", **errors)
     assert cloud.run("setup") == 1
@@ -57,7 +58,7 @@ def test_what_fails_on_one_host_of_many_is_told_in_full(cloud, capsys, name, wha
     ]
 
 
-def test_what_is_one_line_is_said_once(cloud, capsys):
+def test_an_error_of_one_line_is_printed_once(cloud, capsys):
     cloud.play(["active"], there=True, hosts=4, type="v6e-16", setup=["E: no space left"])
     assert cloud.run("setup") == 1
     assert capsys.readouterr().err == f"error: cannot set the hosts up: E: no space left{OFFER}\n"

@@ -1,6 +1,4 @@
-"""job.sh on this machine, with a HOME of its own and a stand-in for Python: detached, watched,
-stopped, begun again.
-"""
+"""job.sh on this machine, with its own HOME and a fake Python: start, watch, stop, resume."""
 
 import os
 import shutil
@@ -21,12 +19,15 @@ case $1 in
   *) echo working; echo oops >&2; exit "${1%.py}" ;;
 esac
 """
-GCSFUSE = '#!/bin/bash\necho "$@" >>"$HOME/mounts"; point="${@: -1}"; touch "$point/.mounted"; exit "${GCSFUSE_CODE:-0}"\n'
+GCSFUSE = (
+    '#!/bin/bash\necho "$@" >>"$HOME/mounts"; point="${@: -1}"; touch '
+    '"$point/.mounted"; exit "${GCSFUSE_CODE:-0}"\n'
+)
 MOUNTPOINT = '#!/bin/bash\n[ -e "$2/.mounted" ]\n'
 
 
 class Host:
-    """A machine: a HOME with the repository in it, as setup_vm.sh leaves it."""
+    """A machine: a HOME with the repository, after setup_vm.sh."""
 
     def __init__(self, home: Path):
         self.home, self.repository = home, home / "jaxppo"
@@ -65,7 +66,8 @@ class Host:
                 return
             time.sleep(0.02)
         raise AssertionError(
-            f"{self.status(name)}, not {text}: {(self.home / '.jaxppo-jobs' / name / 'log').read_text()}"
+            f"{self.status(name)}, not {text}: "
+            f"{(self.home / '.jaxppo-jobs' / name / 'log').read_text()}"
         )
 
     def until_it_says(self, text: str) -> None:
@@ -115,7 +117,7 @@ def test_stop_lets_the_run_save(host):
     assert "saved" in host.job("log", "r").stdout
 
 
-def test_stop_kills_what_does_not_stop(host):
+def test_stop_kills_a_run_that_ignores_it(host):
     host.job("start", "r", "--", "python", "deaf.py")
     host.until_it_says("waiting")
     assert host.job("stop", "r").stdout.endswith(" exit 137\n")
@@ -131,8 +133,8 @@ def test_started_once_and_one_run_at_a_time(host):
     assert host.job("stop", "s").stdout.endswith(" none\n")
 
 
-def test_a_machine_that_was_started_anew(host):
-    """Nothing runs, and nobody wrote a code. The process number may be somebody else's by now."""
+def test_a_run_is_lost_after_a_restart_of_the_machine(host):
+    """Nothing runs, there is no exit code, and another process may have the process id."""
     host.job("start", "r", "--", "python", "wait.py")
     host.until_it_says("waiting")
     pid = int((host.home / ".jaxppo-jobs" / "r" / "pid").read_text())
@@ -144,7 +146,7 @@ def test_a_machine_that_was_started_anew(host):
     host.until("exit 0")
 
 
-def test_a_run_that_was_begun_is_resumed(host):
+def test_a_started_run_is_resumed(host):
     command = ["exec", "--", "python", "0.py", "--name", "a", "--runs", "out"]
     host.job(*command)
     (host.repository / "out" / "a").mkdir(
@@ -166,7 +168,7 @@ def test_a_run_that_was_begun_is_resumed(host):
     ]
 
 
-def test_a_bucket_is_mounted_once_and_named_where_it_is(host):
+def test_a_bucket_is_mounted_once(host):
     command = ["exec", "--", "python", "0.py", "--name", "a", "--runs", "gs://my-bucket/some/runs"]
     point = host.home / "gs" / "my-bucket"
     assert host.job(*command).returncode == 0

@@ -1,6 +1,4 @@
-"""What is right or wrong about a job is known before anything is paid for; and only tracked files
-leave this machine.
-"""
+"""A job is checked before anything costs, and only tracked files leave this machine."""
 
 import doctest
 import os
@@ -28,9 +26,7 @@ def job(*options: str, kind: accelerators.Accelerator = V6E_8) -> jobs.Job:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """A repository of a script and of settings in two forms; `left.yaml` and `data.jsonl` are not
-    tracked.
-    """
+    """A repository with a script and settings files; `left.yaml` and `data.jsonl` are untracked."""
     for name, text in {
         SCRIPT: "",
         "settings.yaml": "# mine\nname: from-file # its name\nlr: 0.1\nruns: 'gs://from-file/runs'\n",
@@ -136,7 +132,7 @@ def test_no_job():
         jobs.parse_job([], "my-run", V6E_8)
 
 
-def test_the_command_says_what_every_restart_needs():
+def test_the_command_has_what_every_restart_needs():
     given = job(
         "--steps=3",
         "--runs",
@@ -165,9 +161,7 @@ def test_the_command_says_what_every_restart_needs():
     ("file", "name"), [("settings.yaml", "from-file"), ("config.json", "stored")]
 )
 def test_name_and_runs_of_a_file_of_settings(files, file, name):
-    """They are said on the command line, where job.sh reads them; the command line's own go before
-    them.
-    """
+    """They are passed on the command line, where job.sh reads them, unless given there."""
     given = job("--config", file, kind=V6E_16)
     assert (given.name, given.runs) == (name, f"gs://{name}/runs")
     assert given.command(V6E_16)[2:8] == [
@@ -214,7 +208,7 @@ def test_the_example_settings_are_read_as_jaxppo_reads_them(files):
         (["--note", "hf_abcdefghijklmnopqrstuvwx"], "hf_...: all users"),
     ],
 )
-def test_files_that_stay_behind_and_secrets_are_refused(files, options, complaint):
+def test_untracked_files_and_secrets_are_refused(files, options, complaint):
     with pytest.raises(basics.Stop, match=complaint) as stop:
         job(*options)
     assert stop.value.code == 2
@@ -229,7 +223,7 @@ def test_files_that_stay_behind_and_secrets_are_refused(files, options, complain
         ["--lr", ".1"],
     ],
 )
-def test_what_is_tracked_or_no_file_passes(files, options):
+def test_tracked_files_and_other_words_are_accepted(files, options):
     assert job(*options).options == tuple(options)
 
 
@@ -260,9 +254,7 @@ KEY = "~/.ssh/google_compute_engine"
 
 @pytest.fixture
 def agent(cloud, tmp_path, monkeypatch):
-    """A HOME, and stand-ins for what asks the SSH agent and for what reads a key: (exit code,
-    text).
-    """
+    """A HOME, and stand-ins for ssh-add and ssh-keygen: (exit code, text)."""
 
     def play(held: tuple[int, str], fingerprint: tuple[int, str], there: bool) -> None:
         for name, (code, text) in {"ssh-add": held, "ssh-keygen": fingerprint}.items():
@@ -331,7 +323,7 @@ def test_the_ssh_agent_is_asked_before_anything_is_made(agent, cloud, tmp_path, 
     assert capsys.readouterr().err.endswith(f"type: ssh-add {KEY}\n") and cloud.calls == []
 
 
-def test_tracked_files_alone_are_packed(tmp_path):
+def test_only_tracked_files_are_packed(tmp_path):
     basics.pack_repository(tmp_path / "code.tar.gz")
     with tarfile.open(tmp_path / "code.tar.gz") as archive:
         names = archive.getnames()
@@ -344,7 +336,7 @@ def test_tracked_files_alone_are_packed(tmp_path):
     assert not any(name.startswith((".git/", ".venv", "runs/")) for name in names)
 
 
-def test_what_is_made_on_the_way_is_ours_alone(tmp_path, monkeypatch):
+def test_the_cache_folder_is_private(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert basics.private_folder("my-run").stat().st_mode & 0o077 == 0
     (tmp_path / "file").touch()
@@ -353,8 +345,8 @@ def test_what_is_made_on_the_way_is_ours_alone(tmp_path, monkeypatch):
         basics.private_folder("my-run")
 
 
-def test_an_old_python_gets_so_far_as_to_say_so(capsys, monkeypatch):
-    """Its syntax is that of Python 3.9, and annotations with | are never evaluated."""
+def test_an_old_python_gives_an_error_message(capsys, monkeypatch):
+    """The syntax is that of Python 3.9, and annotations with | are not evaluated."""
     import ast
 
     import tpu
@@ -381,14 +373,13 @@ def test_an_old_python_gets_so_far_as_to_say_so(capsys, monkeypatch):
         ), path
     monkeypatch.setattr(sys, "version_info", (3, 10, 12, "final", 0))
     assert tpu.main(["status"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "error: tpu.py needs Python 3.11 or newer, and this is 3.10.12; try python3.12 tpu/tpu.py\n"
+    assert capsys.readouterr().err == (
+        "error: tpu.py needs Python 3.11 or newer, and this is 3.10.12; try python3.12 tpu/tpu.py\n"
     )
 
 
 def test_the_standard_library_is_enough():
-    """tpu.py runs where nothing is installed; job_settings.py alone is run by jaxppo's Python."""
+    """tpu.py needs no packages; only job_settings.py needs jaxppo."""
     import ast
 
     own = {path.stem for path in (basics.ROOT / "tpu").glob("*.py")}

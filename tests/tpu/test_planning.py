@@ -1,6 +1,4 @@
-"""A job that cannot fit is refused before anything is paid for, unless told otherwise; what is
-planned is what would run.
-"""
+"""A job that does not fit is refused before anything costs, unless forced."""
 
 import json
 import os
@@ -17,13 +15,12 @@ BABYSIT = ["--type", "v6e-16", *JOB]
 
 @pytest.fixture
 def planner(cloud, monkeypatch):
-    """A `jaxppo` first in PATH that answers what it is told to, and job_settings.py beside the
-    point.
-    """
+    """A fake `jaxppo` first in PATH; job_settings.py is not called."""
 
     def answer(code: int, out: str = "", err: str = "") -> None:
         (cloud.folder / "jaxppo").write_text(
-            f"#!/bin/sh\necho \"$@\" >>{cloud.folder}/planned\necho '{out}'\necho '{err}' >&2\nexit {code}\n"
+            f'#!/bin/sh\necho "$@" >>{cloud.folder}/planned\necho '
+            f"'{out}'\necho '{err}' >&2\nexit {code}\n"
         )
         (cloud.folder / "jaxppo").chmod(0o755)
 
@@ -34,7 +31,7 @@ def planner(cloud, monkeypatch):
     return answer
 
 
-def test_what_fits_is_run(cloud, planner, capsys):
+def test_a_job_that_fits_is_run(cloud, planner, capsys):
     planner(0, "FITS: 3.1 GiB of 31.2 GiB")
     assert cloud.run("babysit", *BABYSIT) == 0
     assert "FITS: 3.1 GiB" in capsys.readouterr().out and "start" in cloud.story
@@ -44,7 +41,9 @@ def test_what_fits_is_run(cloud, planner, capsys):
 
 
 @pytest.mark.parametrize("verb", ["babysit", "run"])
-def test_what_does_not_fit_is_refused_before_anything_is_made(cloud, planner, capsys, verb):
+def test_a_job_that_does_not_fit_is_refused_before_anything_is_created(
+    cloud, planner, capsys, verb
+):
     planner(2, "DOES NOT FIT: 40 GiB of 31.2 GiB")
     assert cloud.run(verb, *BABYSIT) == 2
     said = capsys.readouterr()
@@ -55,7 +54,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_made(cloud, planner, ca
     assert [call[1] for call in cloud.calls] == ["storage"]
 
 
-def test_unless_told_otherwise(cloud, planner, capsys):
+def test_force_starts_a_job_that_does_not_fit(cloud, planner, capsys):
     planner(2, "DOES NOT FIT: 40 GiB of 31.2 GiB")
     assert cloud.run("babysit", "--force", *BABYSIT) == 0
     assert (
@@ -82,7 +81,7 @@ def test_no_plan(cloud, planner):
         ),
     ],
 )
-def test_a_plan_that_cannot_be_made_is_no_leave(cloud, planner, capsys, err, complaint):
+def test_a_failed_plan_is_an_error(cloud, planner, capsys, err, complaint):
     planner(2, "", err)
     assert cloud.run("babysit", *BABYSIT) == 2
     assert complaint in capsys.readouterr().err and cloud.story == []
@@ -102,7 +101,7 @@ def test_without_jaxppo(cloud, capsys, monkeypatch):
 
 
 def test_jaxppo_is_found_where_the_readme_installs_it(tmp_path, monkeypatch, capsys):
-    """In .venv of the repository, from a shell that knows nothing of it."""
+    """In the .venv of the repository, which is not activated."""
     import accelerators
     import planning
     from jobs import Job
@@ -119,7 +118,7 @@ def test_jaxppo_is_found_where_the_readme_installs_it(tmp_path, monkeypatch, cap
     assert f"{command} plan " in capsys.readouterr().out
 
 
-def test_whose_python(tmp_path):
+def test_python_of_an_installed_command(tmp_path):
     from planning import python_of
 
     command = tmp_path / "jaxppo"
@@ -132,7 +131,7 @@ def test_whose_python(tmp_path):
 
 
 def settings_of(tmp_path, script: str, *options: str) -> tuple[subprocess.CompletedProcess, dict]:
-    """job_settings.py for real; in a process of its own, as tpu.py calls it."""
+    """The real job_settings.py, in its own process, as tpu.py calls it."""
     out = tmp_path / "config.json"
     argv = [sys.executable, str(ROOT / "tpu" / "job_settings.py"), str(out), script, *options]
     done = subprocess.run(
@@ -142,9 +141,7 @@ def settings_of(tmp_path, script: str, *options: str) -> tuple[subprocess.Comple
 
 
 def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
-    """Defaults of the script (bfloat16), over them the algorithm's, the file's, and the options';
-    its own names are known.
-    """
+    """The script's defaults (bfloat16), overridden by algorithm, file and options, in order."""
     file = tmp_path / "settings.yaml"
     file.write_text("batch_size: 128\nlr: 1e-4\nreward: vader\nalgorithm: grpo\n")
     options = [
@@ -194,13 +191,13 @@ def test_the_settings_are_the_script_s_own_with_file_and_options(tmp_path):
         ("translation", False),
     ],
 )
-def test_a_step_that_generates_nothing_is_said_to_be_planned_as_one_that_does(tmp_path, name, said):
+def test_a_supervised_script_gives_a_note_about_the_plan(tmp_path, name, said):
     done, _ = settings_of(tmp_path, f"experiments/{name}.py")
     assert (done.returncode, "its step generates nothing" in done.stdout) == (0, said)
 
 
 def test_options_that_the_script_would_not_take(cloud_on_path, capsys):
-    """For real, through tpu.py: an answer costs nothing, an hour of a slice does."""
+    """The real job_settings.py, called by tpu.py."""
     cloud_on_path.play(["active"])
     assert (
         cloud_on_path.run("babysit", "--force", "--type", "v6e-16", *JOB, "--batchsize", "3") == 2
@@ -228,7 +225,7 @@ PLANNED = ["--", "experiments/sentiment.py", "--config", "tests/tpu/job.yaml", "
 
 @pytest.mark.ci
 def test_a_job_that_does_not_fit_is_refused_for_real(cloud_on_path, capsys):
-    """`jaxppo plan` itself, through a file of settings. A v5e has 16 GB."""
+    """The real `jaxppo plan`, with a settings file. A v5e has 16 GB."""
     pytest.importorskip("libtpu")
     cloud_on_path.play(["active"], there=True, type="v5litepod-4")
     assert cloud_on_path.run("run", "--type", "v5litepod-4", *PLANNED, "65536") == 2

@@ -1,7 +1,8 @@
-"""A pod of two hosts on this machine, through everything but Google's part: the code is packed,
-unpacked, set up, and runs as two processes of one device each with their checkpoints in one bucket.
-The slice is taken away in the middle; then one host is told to stop. The end is that of a run that
-nobody disturbed.
+"""A pod of two hosts on this machine, with everything but Google's part.
+
+The code is packed, unpacked and set up, and runs as two processes of one device each, with their
+checkpoints in one bucket. The slice is preempted in the middle; later one host is told to stop. The
+end equals that of an undisturbed run.
 """
 
 import contextlib
@@ -39,9 +40,7 @@ chmod +x .venv/bin/python
 
 
 class Pod:
-    """Two HOMEs, in each of which what gcloud is asked to do on a host is done; and what happens to
-    them.
-    """
+    """Two HOMEs, in which the commands for the hosts run; and the events of the test."""
 
     def __init__(self, folder: Path):
         self.folder, self.state, self.story, self.now, self.told = folder, "", [], 0.0, False
@@ -89,7 +88,7 @@ class Pod:
         return subprocess.CompletedProcess(argv, code, out, "" if code == 0 else "NOT_FOUND")
 
     def ssh(self, command: str) -> tuple[int, str]:
-        """On all hosts; what tells a process who it is comes from the machine, as on a TPU VM."""
+        """On all hosts; the machine tells a process its number, as on a TPU VM."""
         env = {
             "PATH": f"{self.folder}/bin:/usr/bin:/bin",
             "BUCKETS": str(self.folder / "buckets"),
@@ -122,7 +121,7 @@ class Pod:
                     os.killpg(int(pid.read_text()), number)
 
     def lose(self, state: str) -> None:
-        """The machines and their disks are gone."""
+        """Remove the machines and their disks."""
         self.kill(signal.SIGKILL, *self.homes)
         for home in self.homes:
             for _ in range(50):
@@ -133,7 +132,7 @@ class Pod:
         self.state = state
 
     def sleep(self, seconds: float) -> None:
-        """Until the run has got to where something happens to it, or has ended."""
+        """Wait until the run reaches the next event, or has ended."""
         self.now += seconds
         lives = self.story.count("start")
         steps = 4 if lives == 1 else 8 if lives == 2 and not self.told else 1000
@@ -156,7 +155,7 @@ def rows(path: Path) -> list[dict]:
     ]
 
 
-def test_a_pod_loses_its_slice_and_ends_as_if_it_had_not(tmp_path, monkeypatch, capfd):
+def test_a_pod_ends_the_same_after_a_preemption(tmp_path, monkeypatch, capfd):
     import tpu
 
     pod = Pod(tmp_path)

@@ -1,6 +1,4 @@
-"""setup_vm.sh in a clean folder, with a HOME of its own; uv, sudo and apt are stand-ins that write
-down their calls.
-"""
+"""setup_vm.sh in a clean folder, with its own HOME; uv, sudo and apt are stand-ins."""
 
 import os
 import re
@@ -76,7 +74,7 @@ def test_python_pinned_packages_and_large_pages(machine):
     assert done.stdout.endswith(f"set up: {machine.repository}/.venv\n")
 
 
-def test_a_second_call_does_nothing_and_a_changed_pin_does(machine):
+def test_a_second_call_does_nothing_unless_a_pin_changed(machine):
     machine.setup()
     machine.pages.write_text("[always] madvise never\n")
     before = sorted(machine.home.parent.rglob("*"))
@@ -88,7 +86,7 @@ def test_a_second_call_does_nothing_and_a_changed_pin_does(machine):
     assert machine.setup().returncode == 0 and machine.calls == INSTALLED * 2
 
 
-def test_an_installation_that_failed_is_done_again(machine):
+def test_a_failed_installation_is_repeated(machine):
     assert machine.setup(UV_CODE="1").returncode == 1
     assert machine.setup().returncode == 0 and machine.calls[-3:] == INSTALLED
 
@@ -116,7 +114,7 @@ def test_the_newest_versions_instead_of_the_pins(machine):
 
 
 def test_gcsfuse_is_installed_with_patience(machine):
-    """As root in name only: what would write to /usr and /etc is a stand-in, too."""
+    """sudo is a stand-in, so nothing writes to /usr and /etc."""
     machine.program("tee", NOTE + "cat >/dev/null\n")
     done = machine.setup(JAXPPO_GCSFUSE="1")
     assert done.returncode == 0, done.stderr
@@ -185,7 +183,7 @@ def test_a_wrong_option(machine):
 
 
 def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
-    """JAX is one of those that the tests are run with, on one Python or the other."""
+    """JAX has the version of one of the pinned test environments."""
     lines = [
         line
         for line in (ROOT / "tpu/requirements.txt").read_text().splitlines()
@@ -206,8 +204,8 @@ def test_the_pins_are_names_and_versions_of_all_that_jaxppo_needs():
 
 
 @pytest.mark.slow
-def test_for_real(tmp_path):
-    """With uv itself, which it fetches, and the pinned packages; what it makes says what it has."""
+def test_real_installation(tmp_path):
+    """With the real uv and the pinned packages; `jaxppo doctor` confirms them."""
     found = subprocess.run(
         ["bash", "-c", "command -v python3.12 && python3.12 -c 'import sys; print(sys.prefix)'"],
         capture_output=True,

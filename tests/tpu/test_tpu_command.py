@@ -1,6 +1,4 @@
-"""The commands of tpu.py one by one: their exact argument lists, what is refused; a dry run prints
-what a real one does.
-"""
+"""The verbs of tpu.py: exact commands, wrong input, and dry runs that print the real commands."""
 
 import shlex
 import subprocess
@@ -69,20 +67,24 @@ def commands(text: str) -> list[str]:
 def test_the_commands_of_every_type(cloud, capsys, kind, topology, chips, hosts):
     assert cloud.run("create", "--type", kind, "--dry-run") == 0
     assert commands(capsys.readouterr().out) == [
-        f"gcloud compute tpus queued-resources create my-run --node-id=my-run --accelerator-type={kind} "
+        "gcloud compute tpus queued-resources create my-run --node-id=my-run "
+        f"--accelerator-type={kind} "
         f"--runtime-version={IMAGES[topology.split(':')[0]]} {ZONE}"
     ]
     assert cloud.run("run", "--type", kind, "--dry-run", *JOB) == 0
     pod = " --distributed on --connect-timeout 1800" if hosts > 1 else ""
-    job = f"experiments/sentiment.py --runs gs://my-bucket/runs --name my-run --expect-devices {chips}{pod}"
+    job = (
+        "experiments/sentiment.py --runs gs://my-bucket/runs --name my-run "
+        f"--expect-devices {chips}{pod}"
+    )
     _, read, plan, look, machine, start = commands(capsys.readouterr().out)
     assert read.endswith(f"/tpu/job_settings.py {cloud.cache}/config.json {job}")
     assert plan.endswith(f"jaxppo plan {cloud.cache}/config.json --topology {topology}")
     assert look == f"gcloud compute tpus queued-resources describe my-run --format=json {ZONE}"
     assert machine == f"gcloud compute tpus tpu-vm describe my-run --format=json {ZONE}"
-    assert (
-        start
-        == f"{SSH} '--command=env JAX_PLATFORMS=tpu,cpu bash jaxppo/tpu/job.sh start my-run -- python {job}' {ZONE}"
+    assert start == (
+        f"{SSH} '--command=env JAX_PLATFORMS=tpu,cpu bash jaxppo/tpu/job.sh "
+        f"start my-run -- python {job}' {ZONE}"
     )
     assert cloud.calls == []
 
@@ -112,7 +114,8 @@ def test_every_type_is_tried():
                 "--gcloud-option=--reserved",
                 "--gcloud-option=--network=mine",
             ],
-            "queued-resources create my-run --node-id=my-run --accelerator-type=v4-8 --runtime-version=tpu-ubuntu2204-base "
+            "queued-resources create my-run --node-id=my-run "
+            "--accelerator-type=v4-8 --runtime-version=tpu-ubuntu2204-base "
             f"--valid-until-duration=5400s --reserved --network=mine {ZONE}",
         ),
         (
@@ -161,7 +164,8 @@ def test_setup_copies_the_code_and_the_secrets(cloud, tmp_path):
     tpu = "gcloud compute tpus tpu-vm"
     assert [shlex.join(call) for call in cloud.calls[-3:]] == [
         f"{tpu} scp --worker=all {cloud.cache}/jaxppo.tar.gz my-run:jaxppo.tar.gz {ZONE}",
-        f"{SSH} '--command=mkdir -p jaxppo && rm -rf jaxppo/jaxppo && tar -xzf jaxppo.tar.gz -C jaxppo "
+        f"{SSH} '--command=mkdir -p jaxppo && rm -rf jaxppo/jaxppo && tar -xzf "
+        "jaxppo.tar.gz -C jaxppo "
         f"&& JAXPPO_GCSFUSE=1 bash jaxppo/tpu/setup_vm.sh' {ZONE}",
         f"{tpu} scp --worker=all --scp-flag=-p {file} my-run:.jaxppo.env {ZONE}",
     ]
@@ -224,7 +228,7 @@ def test_step_by_step_from_nothing_to_a_finished_run(cloud, capsys):
     ("state", "said"),
     [("SUSPENDED", "SUSPENDED"), ("preempted", "PREEMPTED"), ("FAILED", "FAILED")],
 )
-def test_wait_ends_when_nothing_will_come(cloud, capsys, state, said):
+def test_wait_ends_when_the_slice_has_ended(cloud, capsys, state, said):
     cloud.play(["WAITING_FOR_RESOURCES", state], there=True)
     assert cloud.run("wait") == 1
     assert (
@@ -239,7 +243,7 @@ def test_waiting_pauses_grow_up_to_two_minutes(cloud):
     assert cloud.slept == [10, 20, 40, 80, 120, 120, 120]
 
 
-def test_a_slice_that_is_there_already_is_said_so_and_another_type_refused(cloud, capsys):
+def test_an_existing_slice_is_used_unless_its_type_differs(cloud, capsys):
     cloud.play(["active"], there=True, create=["ALREADY_EXISTS: my-run"] * 2)
     assert cloud.run("create", "--type", "v6e-8") == 0
     assert "my-run exists already: ACTIVE" in capsys.readouterr().out
@@ -310,7 +314,7 @@ def test_without_gcloud(cloud_on_path, capsys, monkeypatch):
     assert capsys.readouterr().err.startswith("error: gcloud is missing; install it: https://")
 
 
-def test_an_answer_that_is_no_json(cloud, capsys, monkeypatch):
+def test_an_answer_that_is_not_json(cloud, capsys, monkeypatch):
     import fake_gcloud
 
     monkeypatch.setattr(fake_gcloud, "play", lambda folder, words: (0, "<html>", ""))
@@ -326,7 +330,7 @@ def test_help(capsys):
     assert stop.value.code == 0 and "--max-hours" in capsys.readouterr().out
 
 
-def test_a_log_that_breaks_off_is_not_followed_again_and_deletion_is_offered(cloud, capsys):
+def test_an_interrupted_log_is_an_error_that_says_how_to_delete(cloud, capsys):
     cloud.play(["deaf"], there=True)
     assert cloud.run("logs", "--follow") == 1
     assert len(cloud.calls) == 1 and cloud.slept == []

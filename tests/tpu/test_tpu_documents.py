@@ -1,5 +1,5 @@
-"""What tpu/README.md and elsewhere.md tell people to type: each call of tpu.py is rehearsed, each
-job's options checked.
+"""The commands in tpu/README.md and elsewhere.md: each call of tpu.py works as a dry run, and each
+job's options are valid.
 """
 
 import json
@@ -40,8 +40,8 @@ def test_from_nothing_to_a_finished_run_in_six_commands():
     assert len(lines) == 6 and lines[-1].startswith("python3 tpu/tpu.py babysit")
 
 
-def test_every_command_of_tpu_py_works_as_it_stands(cloud, capsys):
-    """As a dry run, from the README and from --help; `secrets.env` is there."""
+def test_every_command_of_tpu_py_works_as_a_dry_run(cloud, capsys):
+    """The commands of the README and of --help; `secrets.env` exists."""
     import tpu
 
     Path("secrets.env").touch(0o600)
@@ -57,7 +57,7 @@ def test_every_command_of_tpu_py_works_as_it_stands(cloud, capsys):
     assert cloud.calls == []
 
 
-def test_the_types_are_all_there():
+def test_the_table_has_all_types():
     from accelerators import ACCELERATORS
 
     rows = re.findall(r"^\| v\w+ \| (.*?) \|", README, re.MULTILINE)
@@ -76,7 +76,7 @@ JOBS = re.findall(
 
 
 @pytest.mark.parametrize(("script", "options"), JOBS, ids=["gke", "skypilot", "slurm"])
-def test_the_jobs_elsewhere_are_such_as_their_script_takes(tmp_path, script, options):
+def test_the_jobs_elsewhere_have_valid_options(tmp_path, script, options):
     argv = [
         sys.executable,
         "tpu/job_settings.py",

@@ -1,8 +1,5 @@
-"""A run as a folder for others: weights that `transformers` loads, or an adapter for
-PEFT, with its tokenizer and a model card.
-
-Nothing leaves the machine unless `jaxppo push` is called. What needs JAX is imported
-late: `--help` reads the options here.
+"""`jaxppo export` and `jaxppo push`: a run's model for transformers or PEFT, with its
+tokenizer and a model card. Only `push` sends anything.
 """
 
 import dataclasses
@@ -13,21 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import jax
 import tyro
 
-from jaxppo.commands.export import card as words
-from jaxppo.commands.export import folder as folder_module
-from jaxppo.commands.export import hub
-from jaxppo.commands.export.folder import (
-    BASE,
-    CARD,
-    free_place,
-    whole_folder,
-    write_adapter,
-    write_model,
-    write_tokenizer,
-    write_value,
-)
+from jaxppo.commands.export import card, folder, hub
 from jaxppo.commands.report import outcomes, pages, records, sections
 from jaxppo.commands.report.pages import Block, Heading, Listing, Table, Text
 from jaxppo.commands.report.records import Run
@@ -42,15 +28,14 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
 from jaxppo.types import TrainState
 
-# Tokens of well-known services, should one have come into a command or a setting in
-# spite of all care.
+# Tokens of well-known services, which a command or a setting may still contain.
 TOKENS = re.compile(r"\b(hf|sk|ghp|gho|github_pat|glpat|xox[abp]|AKIA|AIza)[-_]?[A-Za-z0-9_-]{16,}")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """A trained run as a folder that transformers loads: weights, tokenizer, generation
-    settings, model card.
+    """Write a trained run as a folder that transformers loads: weights, tokenizer,
+    generation settings, model card.
 
     $ jaxppo export runs/sentiment exported
     $ jaxppo export runs/sentiment exported --dtype bfloat16 --checkpoint newest
@@ -58,25 +43,20 @@ class ExportOptions:
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """the run's folder, or that of a task's whole way"""
+    """folder of the run or task"""
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """where to write; it must not be there yet, or be empty"""
+    """where to write; a new or empty folder"""
     adapter: bool = False
-    """write the low-rank adapters for PEFT and leave the base as it is; without, they
-    are merged into the weights
-    """
+    """write the low-rank adapters for PEFT; default: merge them into the weights"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the weights"""
+    """type of the weights"""
     checkpoint: Literal["best", "newest"] = "best"
-    """best by the score of its evaluations (the newest where none has a score), or the
-    newest
-    """
+    """best by validation score (the newest if none has a score), or the newest"""
 
 
 @dataclass(frozen=True)
 class PushOptions:
-    """An exported folder to the model hub, after a question; the only verb that sends
-    anything.
+    """Upload an exported folder to the Hugging Face hub, after a confirmation.
 
     $ hf auth login
     $ jaxppo push exported me/my-model
@@ -84,50 +64,47 @@ class PushOptions:
     """
 
     folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="DIR")]]
-    """what `jaxppo export` wrote; read its model card, README.md, before"""
+    """folder that `jaxppo export` wrote; read its model card, README.md, first"""
     repo_id: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="REPO_ID")]]
-    """user/name or organisation/name; made when it is not there"""
+    """user/name or organisation/name; created if it does not exist"""
     public: bool = False
-    """whether all may see a repository that is made anew"""
+    """make a new repository public"""
     yes: bool = False
-    """do not ask"""
+    """do not ask for confirmation"""
 
 
 class Exported(NamedTuple):
-    """A checkpoint of a run, and what is known of it."""
+    """A checkpoint of a run, and what belongs to it."""
 
     record: Run
     config: RunConfig
     policy: Policy
     state: TrainState
-    which: str  # checkpoint, in words
-    fingerprint: str  # of the settings, as the checkpoint's seal has it
+    which: str  # the checkpoint, in words
+    fingerprint: str  # hash of the settings, from the checkpoint's manifest
 
 
 def push(options: PushOptions) -> None:
-    """Send the exported files to the hub."""
-
+    """Upload the exported files."""
     hub.push(options.folder, options.repo_id, public=options.public, yes=options.yes)
 
 
 def export(options: ExportOptions) -> None:
-    """Write the folder, whole or not at all, and print what is there."""
-
-    place = free_place(options.folder)
+    """Write the folder, complete or not at all, and print its files."""
+    place = folder.check_free(options.folder)
     load.use_compilation_cache()
-    found = restored(options.run, options.checkpoint)
-    with whole_folder(place) as folder:
-        write(folder, found, options)
+    found = restore(options.run, options.checkpoint)
+    with folder.complete_folder(place) as path:
+        write(path, found, options)
     print(f"written: {options.folder} ({found.which})")
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
         print(f"  {path.relative_to(place)}  {path.stat().st_size:,} bytes")
 
 
-def restored(run: Path, checkpoint: str) -> Exported:
-    """A checkpoint of a run. Raises UserError for a folder without a run, and for a run
-    without a checkpoint.
+def restore(run: Path, checkpoint: str) -> Exported:
+    """Load the best or the newest checkpoint of a run. Raises UserError if there is no
+    run or no checkpoint.
     """
-
     record = records.read(run)
     config, policy, state = load.restore(record.config_folder, newest=True)
     checkpoints = Checkpoints(record.config_folder / "checkpoints", write=False)
@@ -138,156 +115,129 @@ def restored(run: Path, checkpoint: str) -> Exported:
     return Exported(record, config, policy, state, which, str(about["config"]))
 
 
-def write(folder: Path, found: Exported, options: ExportOptions) -> None:
-    """Every file, into a folder that is there. Raises UserError for a shape that
+def write(place: Path, found: Exported, options: ExportOptions) -> None:
+    """Write every file into an existing folder. Raises UserError for a network that
     transformers has no class for, and for an adapter of a run without one.
     """
-    import jax
-
     config, policy, dtype = found.config, found.policy, options.dtype
     names = ("temperature", "top_k", "top_p")
-    sampling = {name: getattr(config, name) for name in names} | {
-        "max_new_tokens": config.response_length
-    }
-    known = known_base(config) if options.adapter else ""
+    sampling = {name: getattr(config, name) for name in names}
+    sampling["max_new_tokens"] = config.response_length
+    base = hub_base(config) if options.adapter else ""
     if options.adapter:
-        adapters = folder_module.adapters(found.state.params)
-        write_adapter(
-            folder, policy.shape, adapters, alpha=config.lora_alpha, base=known, dtype=dtype
+        adapters = folder.adapters(found.state.params)
+        folder.write_adapter(
+            place, policy.shape, adapters, alpha=config.lora_alpha, base=base, dtype=dtype
         )
-        write_tokenizer(folder, policy.shape, policy.tokenizer)
-    if not known:  # the whole network; with an adapter, the base, which nobody else has
-        place = folder / BASE if options.adapter else folder
-        place.mkdir(exist_ok=True)
+        folder.write_tokenizer(place, policy.shape, policy.tokenizer)
+    if not base:  # the whole network or, with an adapter, a base that no hub has
+        path = place / folder.BASE if options.adapter else place
+        path.mkdir(exist_ok=True)
         state = found.state.replace(params={}) if options.adapter else found.state
-        params = jax.device_get(load.export_params(config, policy, state))
-        write_model(place, policy.shape, params, policy.tokenizer, dtype=dtype, sampling=sampling)
+        params = jax.device_get(load.language_model(config, policy, state))
+        folder.write_model(
+            path, policy.shape, params, policy.tokenizer, dtype=dtype, sampling=sampling
+        )
     if config.value_loss != "none":
-        write_value(folder, policy.shape, *critic_of(found), dtype=dtype)
-    (folder / CARD).write_text(card(found, options), "utf-8")
+        folder.write_value(place, policy.shape, *critic_of(found), dtype=dtype)
+    (place / folder.CARD).write_text(model_card(found, options), "utf-8")
 
 
-def known_base(config: RunConfig) -> str:
-    """The hub's id of what a run began with; nothing when it was a folder, a file or a
-    new network.
+def hub_base(config: RunConfig) -> str:
+    """The hub id of the model that a run started from; "" for a folder, a file or a new
+    network.
     """
-
-    return "" if Path(config.model).exists() else words.hub_id(config)
+    return "" if Path(config.model).exists() else card.hub_id(config)
 
 
 def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """(the value head, the body of a critic of its own without adapters, or None where
-    the head stands on the policy).
-    """
-    import jax
-
+    """(the value head, the body of a separate critic with merged adapters or None)."""
     whole = lora.merge(found.policy.frozen["base"], found.state.params)
     if "critic" not in whole:
         return jax.device_get(whole["value"]), None
-    critic = jax.device_get(
-        unstack_layers(lora.fold(whole["critic"], alpha=found.config.lora_alpha))
-    )
+    folded = lora.fold(whole["critic"], alpha=found.config.lora_alpha)
+    critic = jax.device_get(unstack_layers(folded))
     return critic.pop("value"), critic
 
 
-def card(found: Exported, options: ExportOptions) -> str:
-    """README.md: what it is, how to load it, how it was made, what it has come to, and
-    what it is not good for. Whatever text comes from the run's files is shown, and none
-    of it works.
+def model_card(found: Exported, options: ExportOptions) -> str:
+    """The model card, README.md. Text from the run's files is escaped and without
+    secrets.
     """
-
-    config, record, base = found.config, without_secrets(found.record), known_base(found.config)
-    group, last = records.groups([record]), record.rows[-1] if record.rows else {}
-    origin = "a new network" if config.tiny else scrubbed(config.model)
-    ends = [outcomes.of_group(group[0])]
+    config, base, adapter = found.config, hub_base(found.config), options.adapter
+    record = without_secrets(found.record)
+    last = record.rows[-1] if record.rows else {}
+    group = records.groups([record])
+    origin = "a new network" if config.tiny else scrub(config.model)
     number = prompts.start_token(config, found.policy.tokenizer)
     start = "" if number is None else found.policy.tokenizer.token(number)
+    versions = ", ".join(f"{name} {x}" for name, x in record.versions.items() if x)
     blocks = [
         Text(
-            f"A language model, trained with jaxppo. It began as {origin}; its weights are those of {found.which}."
+            f"A language model trained with jaxppo, starting from {origin}. Its weights are those "
+            f"of {found.which}."
         ),
-        Heading("To load it"),
-        Listing(words.loading(base, adapter=options.adapter)),
-        *map(Text, words.contents(config, options.dtype)),
-        *map(Text, words.asking(config, start)),
+        Heading("How to load it"),
+        Listing(card.loading(base, adapter=adapter)),
+        *map(Text, card.contents(config, options.dtype)),
+        *map(Text, card.prompting(config, start)),
         Heading("Training"),
-        *map(Text, words.method(config, last)),
+        *map(Text, card.method(config, last)),
         *sections.reproduction(record),
         Text(f"Hash of the run's settings: {found.fingerprint}"),
         *sections.settings_tables(group),
         Heading("Metrics"),
-        Table(*outcomes.table(group, ends), text_columns=2),
-        *evaluated(record),
-        Text(words.ABOUT_METRICS),
+        Table(*outcomes.table(group, [outcomes.of_group(group[0])]), text_columns=2),
+        *eval_table(record),
+        Text(card.ABOUT_METRICS),
         Heading("Limits"),
-        *map(Text, words.limits(config, last)),
+        *map(Text, card.limits(config, last)),
         Heading("Versions"),
-        Text(", ".join(f"{name} {x}" for name, x in record.versions.items() if x) or "Not known."),
+        Text(versions or "Unknown."),
     ]
     bundled = config.model in BUNDLED and not config.tiny
     licence = SOURCES[config.model].licence if bundled else ""
-    return words.front_matter(base, adapter=options.adapter, licence=licence) + pages.markdown(
-        record.name, blocks
-    )
+    front_matter = card.front_matter(base, adapter=adapter, licence=licence)
+    return front_matter + pages.markdown(record.name, blocks)
 
 
-def evaluated(record: Run) -> list[Block]:
-    """The numbers of `jaxppo eval`, where it has been run on the run; a damaged file
-    has none.
-    """
-
+def eval_table(record: Run) -> list[Block]:
+    """The numbers of `jaxppo eval`, if they are there and readable."""
     try:
         found = json.loads((record.folder / "eval.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return []
-    known = found.items() if isinstance(found, dict) else ()
-    numbers = {k: x for k, x in known if isinstance(x, list) and len(x) == 3}
-    numbers |= {k: [x, None, None] for k, x in known if isinstance(x, float)}
-    rows = [
-        [k, *(f"{y:.3f}" if isinstance(y, int | float) else "–" for y in x)]
-        for k, x in numbers.items()
-    ]
-    return (
-        [
-            Text("Measured by jaxppo eval, with 95 % intervals:"),
-            Table(["number", "value", "low", "high"], rows),
-        ]
-        if rows
-        else []
+    items = found.items() if isinstance(found, dict) else ()
+    numbers = {k: x for k, x in items if isinstance(x, list) and len(x) == 3}
+    numbers |= {k: [x, None, None] for k, x in items if isinstance(x, float)}
+    cell = lambda x: f"{x:.3f}" if isinstance(x, int | float) else "–"
+    table = Table(
+        ["number", "value", "low", "high"], [[k, *map(cell, x)] for k, x in numbers.items()]
     )
+    return [Text("Measured by jaxppo eval, with 95 % intervals:"), table] if numbers else []
 
 
 def without_secrets(record: Run) -> Run:
-    """The record once more without what looks like a secret: the run's files may have
-    been written to by hand.
-    """
-
-    words = lambda x: scrubbed(x) if isinstance(x, str) else x
+    """The record without what looks like a secret in its settings and commands."""
+    words = lambda x: scrub(x) if isinstance(x, str) else x
     settings = {name: words(x) for name, x in files.hide_secrets(record.settings).items()}
-    return dataclasses.replace(
-        record, settings=settings, commands=[command(line) for line in record.commands]
-    )
+    commands = [scrub_command(line) for line in record.commands]
+    return dataclasses.replace(record, settings=settings, commands=commands)
 
 
-def command(line: str) -> str:
+def scrub_command(line: str) -> str:
     """A line of command.txt without secrets.
 
-    >>> command(
-    ...     "python x.py --api-key abc --data 'my pairs.jsonl' --note hf_abcdefghijklmnopqrstuvwxyz"
-    ... )
-    "python x.py --api-key '***' --data 'my pairs.jsonl' --note '***'"
+    >>> scrub_command("python x.py --api-key abc --note hf_abcdefghijklmnopqrstuvwxyz")
+    "python x.py --api-key '***' --note '***'"
     """
-
     try:
         words = shlex.split(line)
     except ValueError:
         return "(a damaged line)"
-    return files.command_line([scrubbed(word) for word in words]) if words else ""
+    return files.command_line([scrub(word) for word in words]) if words else ""
 
 
-def scrubbed(text: str) -> str:
-    """The text without tokens of well-known services, and without the credentials of an
-    address.
-    """
-
+def scrub(text: str) -> str:
+    """The text without tokens of well-known services and credentials in addresses."""
     return TOKENS.sub(HIDDEN, files.CREDENTIALS.sub(f"//{HIDDEN}@", text))

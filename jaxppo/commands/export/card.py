@@ -1,6 +1,4 @@
-"""What a model card says of an exported checkpoint, in sentences: how to load it, what
-is in it, what it is not good for.
-"""
+"""The sentences of a model card: how to load the model, what is in it, its limits."""
 
 import json
 import re
@@ -10,28 +8,25 @@ from jaxppo.presets import ALGORITHMS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 ABOUT_METRICS = (
-    "Of training: means of the run's last 10 steps. In brackets: 95 %, by bootstrap over the test examples, which says nothing "
-    "of other seeds."
+    "Training: means of the run's last 10 steps. In brackets: 95 % intervals by bootstrap over the "
+    "test examples, which say nothing about other seeds."
 )
 
 
 def hub_id(config: RunConfig) -> str:
-    """Where the model hub may have what a run began with: its id, perhaps with
-    "@revision"; nothing for other names.
+    """The hub id of a run's first model, perhaps with "@revision"; "" for other names.
 
-    >>> (
-    ...     hub_id(RunConfig(model="me/model@v1")),
-    ...     hub_id(RunConfig(model="smollm2")),
-    ...     hub_id(RunConfig(model="runs/a/start")),
-    ... )
-    ('me/model@v1', '', '')
+    >>> hub_id(RunConfig(model="me/model@v1")), hub_id(RunConfig(model="smollm2"))
+    ('me/model@v1', '')
+    >>> hub_id(RunConfig(model="runs/a/start"))
+    ''
     """
     return config.model if HUB_ID.fullmatch(config.model) and not config.tiny else ""
 
 
 def front_matter(base: str, *, adapter: bool, licence: str = "") -> str:
-    """What the model hub reads; `base` is a hub id or empty, `licence` that of what the
-    run began with, where it is known.
+    """The card's metadata for the hub. `base` is a hub id, `licence` that of the base;
+    "" = unknown.
     """
     lines = [
         f"library_name: {'peft' if adapter else 'transformers'}",
@@ -45,8 +40,8 @@ def front_matter(base: str, *, adapter: bool, licence: str = "") -> str:
 
 
 def loading(base: str, *, adapter: bool) -> list[str]:
-    """Lines of Python that load the folder; an adapter's base by its hub id, or from
-    the folder `base`.
+    """Python that loads the folder; the base of an adapter by its hub id, or from the
+    folder base/.
     """
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer",
@@ -70,51 +65,52 @@ def loading(base: str, *, adapter: bool) -> list[str]:
 
 
 def contents(config: RunConfig, dtype: str) -> list[str]:
-    """What a reader has to know of the files."""
-    other = (
-        f" Products of matrices were {config.dtype} in training." if config.dtype != dtype else ""
+    """About the files."""
+    other = f" Training computed in {config.dtype}." if config.dtype != dtype else ""
+    body = ", and the body of the separate critic" if config.critic == "separate" else ""
+    value = (
+        f"value_head.safetensors holds the linear layer that estimated returns in training{body}. "
+        "Generation does not need it."
     )
-    body = (
-        ", and the body of the critic, a network of its own" if config.critic == "separate" else ""
-    )
-    value = f"value_head.safetensors holds the linear layer that estimated returns in training{body}. To generate takes none of it."
     return [f"The weights are {dtype}.{other}"] + [value] * (config.value_loss != "none")
 
 
 def method(config: RunConfig, last: dict[str, float]) -> list[str]:
-    """The algorithm, where the run's last step was one of policy optimisation."""
+    """The algorithm, if the last step was one of policy optimisation."""
     chosen = ALGORITHMS.get(config.algorithm)
-    return (
-        [f"{config.algorithm}: {chosen.about} ({chosen.paper})"]
-        if "reward" in last and chosen
-        else []
-    )
+    known = "reward" in last and chosen
+    return [f"{config.algorithm}: {chosen.about} ({chosen.paper})"] if chosen and known else []
 
 
-def asking(c: RunConfig, start: str) -> list[str]:
-    """How a prompt has to be put, where it was put otherwise than as bare text: the
-    tokenizer alone does neither. `start` is the token that every prompt began with, if
-    one did.
+def prompting(c: RunConfig, start: str) -> list[str]:
+    """How to format a prompt, if it is not the bare text; the tokenizer alone does not
+    do it. `start` is the token that every prompt began with, or "".
     """
-    out = [f"Prompts were put as {c.prompt_format!r}."] if c.prompt_format != "{prompt}" else []
-    begin = f"Every prompt began with the token {start!r}, which the tokenizer does not add: put it before your text."
-    return out + [begin] * bool(start)
+    out = []
+    if c.prompt_format != "{prompt}":
+        out.append(f"The format of prompts was {c.prompt_format!r}.")
+    if start:
+        out.append(
+            f"Every prompt began with the token {start!r}, which the tokenizer does not add: put "
+            "it in front of your text."
+        )
+    return out
 
 
 def limits(c: RunConfig, last: dict[str, float]) -> list[str]:
-    """What it was not trained for."""
-    lengths = (
-        f"prompts of at most {c.prompt_length} tokens and responses of at most {c.response_length}"
-    )
+    """What the model was not trained for."""
     out = [
-        f"Trained on {lengths}; longer ones were never seen.",
-        f"Sampled with temperature {c.temperature}, top_k {c.top_k} (0 = all), top_p {c.top_p}; others were not measured.",
+        f"Trained on prompts of at most {c.prompt_length} tokens and responses of at most "
+        f"{c.response_length}, never on longer ones.",
+        f"Sampled with temperature {c.temperature}, top_k {c.top_k} (0 = all), top_p {c.top_p}; "
+        "other settings were not measured.",
     ]
     if "reward" in last:
-        out += [
-            "It was trained to score well by one reward, and may do so by what that reward overlooks."
-        ]
+        out.append(
+            "It was trained to score well by one reward, and may exploit what that reward "
+            "overlooks."
+        )
     return [
         *out,
-        "The licence, the biases and the errors of the model that it began as, and of the data, go on in it.",
+        "It inherits the licence, the biases and the errors of its base model and of the data.",
     ]

@@ -1,5 +1,5 @@
-"""A checkpoint in other libraries' files: a folder for `transformers`, an adapter for
-PEFT, a value head in PyTorch's layout.
+"""Write a checkpoint as files of other libraries: a folder for transformers, an adapter
+for PEFT, a value head in PyTorch's layout.
 """
 
 import contextlib
@@ -24,38 +24,27 @@ from jaxppo.run import manifest
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
-ADAPTER, ADAPTER_CONFIG, VALUE, CARD = (
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "value_head.safetensors",
-    "README.md",
-)
-
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+VALUE, CARD = "value_head.safetensors", "README.md"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 MODEL = ("config.json", "generation_config.json", safetensors.SINGLE, *TOKENIZER)
-BASE = "base"  # folder of an adapter's base, where no hub has it
+BASE = "base"  # folder of an adapter's base that no hub has
 
-FILES = (
-    CARD,
-    *MODEL,
-    ADAPTER,
-    ADAPTER_CONFIG,
-    VALUE,
-    *(f"{BASE}/{name}" for name in MODEL),
-)  # all that an export may have
+# All files that an export may have.
+FILES = (CARD, *MODEL, ADAPTER, ADAPTER_CONFIG, VALUE, *(f"{BASE}/{name}" for name in MODEL))
 
 PYTORCH = {"format": "pt"}
 
 
-def free_place(folder: Path) -> Path:
-    """The absolute path of a folder to write. Raises PretrainedError when something is
-    there already.
+def check_free(folder: Path) -> Path:
+    """The absolute path of a new folder. Raises PretrainedError if it exists and is not
+    an empty folder.
     """
     place = folder.expanduser().absolute()
     try:
         if place.is_symlink() or (place.exists() and (not place.is_dir() or any(place.iterdir()))):
             raise PretrainedError(
-                f"{folder} is there and not an empty folder; give another name, or remove it"
+                f"{folder} exists and is not an empty folder; give another name, or remove it"
             )
     except OSError as error:
         raise PretrainedError(
@@ -67,25 +56,25 @@ def free_place(folder: Path) -> Path:
 
 
 @contextlib.contextmanager
-def whole_folder(place: Path) -> Iterator[Path]:
-    """A folder to write into, which has its own name only once all is on the disk.
-    Raises PretrainedError where it cannot be written, and when something has come into
-    its place meanwhile.
+def complete_folder(place: Path) -> Iterator[Path]:
+    """Yield a temporary folder, which gets its name when all of it is on the disk.
+    Raises PretrainedError if it cannot be written, or if its place has been taken.
     """
     temporary = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
         folder = temporary / place.name
-        folder.mkdir()  # not the temporary one itself, which nobody else may read
+        folder.mkdir()  # mkdtemp makes a folder that only its owner can read
         yield folder
         for path in [*sorted(folder.rglob("*")), folder]:
             manifest.fsync(path)
-        os.rename(folder, place)  # over an empty folder, never over a full one
+        os.rename(folder, place)  # replaces an empty folder only
         manifest.fsync(place.parent)
     except OSError as error:
         raise PretrainedError(
-            f"{place} cannot be written ({error.strerror or error}); give another name or free space"
+            f"{place} cannot be written ({error.strerror or error}); give another name or free "
+            "space"
         ) from error
     finally:
         if temporary is not None:
@@ -101,18 +90,17 @@ def write_model(
     dtype: str,
     sampling: Mapping[str, Any],
 ) -> None:
-    """config.json, model.safetensors, generation_config.json and the tokenizer's files,
-    as `AutoModelForCausalLM` and `AutoTokenizer` of transformers load them.
+    """Write the files that `AutoModelForCausalLM` and `AutoTokenizer` load: weights,
+    config.json, generation_config.json and the tokenizer's.
 
     Args:
-        folder: is there already.
-        params: nested dicts of float32 arrays without value head, kernels [in, out].
-        dtype: float32 or bfloat16, of all tensors.
-        sampling: settings for `generate`.
+      folder: an existing one.
+      params: nested dicts of float32 arrays without value head, kernels [in, out].
+      dtype: float32 or bfloat16, of all tensors.
+      sampling: settings for `generate`.
 
-    Raises:
-        PretrainedError: for a shape that transformers has no class for, and parameters
-        of another shape.
+    Raises PretrainedError for a network that transformers has no class for, and for
+    parameters of another shape.
     """
     ids = {
         "bos_token_id": tokenizer.bos_id,
@@ -128,8 +116,8 @@ def write_model(
 
 
 def write_tokenizer(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """tokenizer.json and tokenizer_config.json. What would put a token of its own
-    before or after a text goes: training never encoded with it.
+    """Write tokenizer.json and tokenizer_config.json. A post-processor that would add
+    tokens around a text is left out, as in training.
     """
     tokenizer.save(folder)
     stored = json.loads((folder / TOKENIZER[0]).read_text("utf-8"))
@@ -147,21 +135,20 @@ def write_adapter(
     base: str,
     dtype: str,
 ) -> None:
-    """adapter_config.json and adapter_model.safetensors
+    """Write adapter_config.json and adapter_model.safetensors
     (https://huggingface.co/docs/peft/developer_guides/checkpoint).
 
     Args:
-        adapters: layers_<i>/attention/{q,v}/{lora_a [in r], lora_b [r out]}, layers
-        unrolled. alpha: jaxppo's and PEFT's scale is alpha / r. base: hub id of the
-        base model, perhaps with "@revision"; empty = its place is not written down.
+      adapters: layers_<i>/attention/{q,v}/{lora_a [in r], lora_b [r out]}.
+      alpha: the scale is alpha / r, here and in PEFT.
+      base: hub id of the base model, perhaps with "@revision"; "" = unknown.
     """
     family = settings.family_of(model)
     tensors = adapter_tensors(family, model, adapters)
     rank = next(iter(mapping.flatten(adapters).values())).shape[-1]
     joint = family == "gpt2"
-    scale = (
-        2 if joint else 1
-    ) * alpha  # the joint matrix has twice the rank, and alpha / r must stay
+    # The joint matrix has twice the rank, and alpha / r must stay the same.
+    scale = (2 if joint else 1) * alpha
     name, _, revision = base.partition("@")
     stored = {
         "peft_type": "LORA",
@@ -184,8 +171,8 @@ def write_adapter(
 
 
 def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy's own adapters among trained parameters, layers unrolled. Raises
-    PretrainedError when there are none.
+    """The policy's adapters in the trained parameters, with layers unrolled. Raises
+    PretrainedError if there are none.
     """
     names = r"(?P<layer>layers(_\d+)?)/(?P<place>.+/lora_[ab])"
     out = {}
@@ -200,7 +187,7 @@ def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
             out[name] = np.asarray(tensor, np.float32)
     if not out:
         raise PretrainedError(
-            "the run has no adapters, every weight was trained (--lora 0); leave --adapter out"
+            "the run has no adapters: it trained every weight (--lora 0); leave --adapter out"
         )
     return mapping.unflatten(out)
 
@@ -208,14 +195,12 @@ def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
 def adapter_tensors(
     family: str, model: ModelConfig, adapters: Mapping[str, Any]
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """PEFT's lora_A [r in] and lora_B [out r] under its names.
+    """PEFT's lora_A [r in] and lora_B [out r] under PEFT's names.
 
-    GPT-2 has q, k and v in one matrix: its adapter is A = (A_q; A_v) and B of blocks
-    B_q, 0, B_v, of twice the rank.
+    GPT-2 has q, k and v in one matrix. Its adapter has twice the rank: A = (A_q; A_v),
+    and B has the blocks B_q, 0 and B_v.
 
-    Raises:
-        PretrainedError: when the tree has anything but adapters of q and v in every
-        layer.
+    Raises PretrainedError for adapters of anything but q and v in every layer.
     """
     flat, out = mapping.flatten(adapters), {}
     names = [
@@ -226,7 +211,7 @@ def adapter_tensors(
     ]
     if set(flat) != set(names):
         raise PretrainedError(
-            f"the run has adapters elsewhere than at q and v: {sorted(set(flat) ^ set(names))[0]}"
+            f"only adapters of q and v can be exported: {sorted(set(flat) ^ set(names))[0]}"
         )
     for i in range(model.num_layers):
         a_q, b_q, a_v, b_v = (
@@ -254,17 +239,13 @@ def write_value(
     *,
     dtype: str,
 ) -> None:
-    """value_head.safetensors: `value.weight` [1 D] and `value.bias` [1] of a linear
-    layer over the last hidden states.
-
-    `body` is the whole network of a critic of its own, whose tensors stand beside them
-    under the family's names.
+    """Write value_head.safetensors: `value.weight` [1 D] and `value.bias` [1] of a
+    linear layer on the last hidden states; with `body`, also the network of a separate
+    critic, under the names of its family.
     """
     kernel, bias = (np.asarray(head[name], np.float32) for name in ("kernel", "bias"))
-    out: dict[str, Any] = {
-        "value.weight": kernel.T,
-        "value.bias": bias.reshape(1),
-    }  # float32 always, as in training
+    # The head is always float32, as in training.
+    out: dict[str, Any] = {"value.weight": kernel.T, "value.bias": bias.reshape(1)}
     if body is not None:
         own = mapping.to_checkpoint(settings.family_of(model), model, body)
         out |= cast(
@@ -276,10 +257,10 @@ def write_value(
 def cast(
     tensors: Mapping[str, Float32[np.ndarray, "..."]], dtype: str
 ) -> dict[str, Float[np.ndarray, "..."]]:
-    """The tensors in another type, rounded to the nearest."""
+    """The tensors in another type, rounded to nearest."""
     return {name: np.asarray(x).astype(DTYPES[dtype]) for name, x in tensors.items()}
 
 
 def write_json(path: Path, stored: Mapping[str, Any]) -> None:
-    """An object as a file, as transformers writes its own."""
+    """Write JSON as transformers does."""
     path.write_text(json.dumps(stored, indent=2) + "\n", "utf-8")

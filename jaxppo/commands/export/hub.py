@@ -1,6 +1,4 @@
-"""An exported folder to the model hub: what is sent is named first, and nothing is sent
-without a yes.
-"""
+"""Upload an exported folder to the Hugging Face hub, after listing its files."""
 
 import re
 import sys
@@ -14,34 +12,27 @@ REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def push(folder: Path, repo_id: str, *, public: bool, yes: bool) -> None:
-    """Make the repository where it is not there, and send the files that `jaxppo
-    export` writes; others stay here.
+    """Create the repository if needed, and upload the files that `jaxppo export` wrote.
+    The login is that of the hub's client (`hf auth login`).
 
-    The login is the hub client's own (`hf auth login`, or its environment variable).
-
-    Raises:
-        UserError: for a folder that is no export, a name that is none, without a login,
-        without a yes; and what the hub says.
+    Raises UserError for a folder that is no export, an invalid name, without a login or
+    a confirmation, and for errors of the hub.
     """
     files = exported(folder)
     if not REPO_ID.fullmatch(repo_id):
-        raise UserError(f"{repo_id!r} is no name of a repository; give user/name")
+        raise UserError(f"{repo_id!r} is no repository name; give user/name")
     import huggingface_hub
 
     if not huggingface_hub.get_token():
-        raise UserError("not logged in to the model hub; run `hf auth login` first")
+        raise UserError("not logged in to the Hugging Face hub; run `hf auth login` first")
     api = huggingface_hub.HfApi()
     try:
         who, there = api.whoami()["name"], api.repo_exists(repo_id)
-        made = (
-            "which is there already"
-            if there
-            else f"which is made anew, {'for all to see' if public else 'private'}"
-        )
-        print(f"{folder} -> {repo_id} on the model hub, as {who}, {made}:")
+        about = "which exists" if there else f"a new {'public' if public else 'private'} repository"
+        print(f"{folder} -> {repo_id} on the Hugging Face hub, as {who}, {about}:")
         for name in files:
             print(f"  {name}  {(folder / name).stat().st_size:,} bytes")
-        if not yes and not agreed():
+        if not yes and not confirmed():
             raise UserError("nothing was sent")
         if not there:
             api.create_repo(repo_id, private=not public)
@@ -51,35 +42,30 @@ def push(folder: Path, repo_id: str, *, public: bool, yes: bool) -> None:
             allow_patterns=files,
             commit_message="Model from jaxppo",
         )
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # the hub's errors and its HTTP client's derive from these
+    except (OSError, ValueError) as error:  # base classes of the hub client's errors
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"the model hub did not take it ({reason}); check the name, the login and the network"
+            f"the Hugging Face hub refused it ({reason}); check the name, the login and the network"
         ) from error
     print(f"sent: {len(files)} files to {repo_id}")
 
 
 def exported(folder: Path) -> list[str]:
-    """The files of an export. Raises PretrainedError when the folder has not all that
-    one must have.
-    """
+    """The files of an export. Raises PretrainedError if any required one is missing."""
     files = [
         name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()
     ]
     whole = {"config.json", safetensors.SINGLE} <= {*files} or {ADAPTER_CONFIG, ADAPTER} <= {*files}
     if not whole or not {CARD, *TOKENIZER} <= {*files}:
-        raise PretrainedError(f"{folder} is not what `jaxppo export` writes; export the run first")
+        raise PretrainedError(f"{folder} is no folder of `jaxppo export`; export the run first")
     return files
 
 
-def agreed() -> bool:
-    """Whether somebody at the terminal says yes."""
+def confirmed() -> bool:
+    """Ask for confirmation at the terminal."""
     if not sys.stdin.isatty():
-        raise UserError("nobody is there to be asked; say --yes")
+        raise UserError("no terminal to ask for confirmation; give --yes")
     try:
-        return input("send it? [y/N] ").strip().lower() in ("y", "yes")
+        return input("upload? [y/N] ").strip().lower() in ("y", "yes")
     except EOFError:
         return False

@@ -29,9 +29,7 @@ class ReportOptions:
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders of runs or tasks; runs that differ only in the seed form one group"""
     out: Path | None = None
-    """folder for the report; default: the run's own folder, or ./report for several
-    runs
-    """
+    """folder for the report; default: the run's, or ./report for several runs"""
 
 
 def report(options: ReportOptions) -> None:

@@ -26,23 +26,14 @@ TITLES = {key: title for key, title, _ in PANELS}
 UNITS = {key: unit for key, _, unit in PANELS} | {
     "length": "tokens a response",
     "loss": "of the update",
-    "accuracy": "share",
-    "exact": "share of rows",
     "wer": "edits a word",
-    "answer_exact": "share of rows",
-    "answer_f1": "0 to 1",
-    "entity_f1": "0 to 1",
-    "bleu": "0 to 100",
-    "chrf": "0 to 100",
-    "rouge1": "0 to 1",
-    "rouge2": "0 to 1",
-    "rougeL": "0 to 1",
     "cer": "edits a letter",
-    "distinct_1": "share",
-    "distinct_2": "share",
-    "repetition": "share",
     "sentiment": "-1 to 1",
 }
+UNITS |= dict.fromkeys(("accuracy", "distinct_1", "distinct_2", "repetition"), "share")
+UNITS |= dict.fromkeys(("exact", "answer_exact"), "share of rows")
+UNITS |= dict.fromkeys(("answer_f1", "entity_f1", "rouge1", "rouge2", "rougeL"), "0 to 1")
+UNITS |= dict.fromkeys(("bleu", "chrf"), "0 to 100")
 
 TRAINING = (
     "reward",

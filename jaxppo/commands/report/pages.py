@@ -72,8 +72,8 @@ def visible(text: str) -> str:
 def plain(text: str) -> str:
     """The text as Markdown that shows it and does nothing else.
 
-    >>> plain("a_b <i> www.example.org")
-    'a\\_b &lt;i&gt; www&#46;example.org'
+    >>> print(plain("a_b <i> www.example.org"))
+    a\\_b &lt;i&gt; www&#46;example.org
     """
     marked = visible(text).strip().translate(MARKS)
     marked = marked.replace("://", "&#58;//")  # otherwise an address becomes a link

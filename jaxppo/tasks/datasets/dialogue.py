@@ -1,14 +1,13 @@
-"""20,475 replies from Shakespeare's plays, each to what was said before (the package
-shakespeare 0.6, 5.4 MB).
+"""20,475 replies from Shakespeare's plays, from the package shakespeare 0.6 (5.4 MB).
 
-The texts are Project Gutenberg's, long out of copyright; the package's code is MIT, and
-what else is in it CC-BY-2.5. Spelling is modern (`*_gut.txt`; the first folio's,
-`*_gut_f.txt`, is left alone). The source package is read, never installed.
+The texts are Project Gutenberg's and in the public domain; the package's code is MIT,
+the rest of it CC-BY-2.5. The modern spelling is used (`*_gut.txt`), not the first
+folio's (`*_gut_f.txt`).
 """
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
 
@@ -20,110 +19,95 @@ DIRECTION = re.compile(r"\[[^\[\]]{0,1000}\]")  # [Exit Ghost.], [Aside.]
 HEADING = re.compile(
     r"(?:ACT|Act|SCENE|Scene)\s+(?:[IVX]+|\d+|[A-Z]+)\b|(?:PROLOGUE|EPILOGUE|INDUCTION)\.?$"
 )
-# not the number of a song
+# but not the number of a song
 NAME = re.compile(r"(?![IVX]+\.?$)[A-Z][A-Za-z'’,&. -]{1,40}")
-STRAY = re.compile(r"[\[\]{}@]")  # of a direction whose brackets do not match
+STRAY = re.compile(r"[\[\]{}@]")  # a direction whose brackets do not match
 # a direction without its brackets
 MOVE = re.compile(r"(?:Re-)?(?:[Ee]nter|Exit|Exeunt)\b")
 
 
 class Turn(NamedTuple):
-    """What one person says without being interrupted."""
+    """What one person says without interruption."""
 
     speaker: str
     text: str
 
 
 def load(*, turns: int = 1, longest: int = 40, seed: int = 0) -> Examples:
-    """Prompts of the turns before and references of the next turn; a scene is in one
-    part only.
+    """Load replies to the turns before them; the scenes are split into parts.
 
     Args:
-        turns: how many turns make a prompt, one a line.
-        longest: words; pairs with a longer prompt or a longer reply are left out.
+        turns: turns in a prompt, one per line.
+        longest: words; longer prompts and replies are left out.
         seed: of the split.
-
-    Raises:
-        FetchError: when the download fails or the files are not what they should be.
     """
-    # The poems among them have no scenes and so no turns
+    # The poems have no scenes, and so no turns.
     texts = read_members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
-    plays = {
-        PurePosixPath(name).name.removesuffix("_gut.txt"): parse(texts[name])
-        for name in sorted(texts)
-    }
-    found = make_examples(plays, turns=turns, longest=longest)
+    title = lambda name: PurePosixPath(name).name.removesuffix("_gut.txt")
+    plays = {title(name): parse(texts[name]) for name in sorted(texts)}
+    found = list(make_examples(plays, turns=turns, longest=longest))
     if not found:
-        raise FetchError("the plays have no turns to reply to; it is another package")
-    return split_examples(
-        found, [f"{row.extra['work']} {row.extra['scene']}" for row in found], seed=seed
-    )
+        raise FetchError("there are no replies in the plays; it is another package")
+    keys = [f"{row.extra['work']} {row.extra['scene']}" for row in found]
+    return split_examples(found, keys, seed=seed)
 
 
 def make_examples(
     plays: Mapping[str, Sequence[Sequence[Turn]]], *, turns: int = 1, longest: int = 40
-) -> list[Example]:
-    """Each turn that has enough turns before it, as a reply to them."""
-    found = []
+) -> Iterator[Example]:
+    """Make each turn with enough turns before it a reply to them."""
     for work, scenes in plays.items():
         for scene, said in enumerate(scenes):
             for reply in range(turns, len(said)):
-                before = said[reply - turns : reply]
-                prompt = "\n".join(turn.text for turn in before)
-                speakers = tuple(turn.speaker for turn in said[reply - turns : reply + 1])
-                fits = max(len(prompt.split()), len(said[reply].text.split())) <= longest
-                if fits and not STRAY.search(prompt + said[reply].text):
-                    found.append(
-                        Example(
-                            prompt,
-                            said[reply].text,
-                            {"work": work, "scene": scene, "speakers": speakers},
-                        )
-                    )
-    return found
+                window = said[reply - turns : reply + 1]
+                *before, text = (turn.text for turn in window)
+                prompt = "\n".join(before)
+                fits = max(len(prompt.split()), len(text.split())) <= longest
+                if fits and not STRAY.search(prompt + text):
+                    speakers = tuple(turn.speaker for turn in window)
+                    extra = {"work": work, "scene": scene, "speakers": speakers}
+                    yield Example(prompt, text, extra)
 
 
 def parse(data: bytes) -> list[list[Turn]]:
-    """The turns of each scene of a play in UTF-8: paragraphs, each with a speaker's
-    name in its first line.
+    """Read the turns of each scene of a play in UTF-8: paragraphs with a speaker's name
+    in the first line.
 
-    Titles, persons of the play and stage directions are left out. Where one cannot tell
-    whether a paragraph begins with a name, the scene is cut in two there, so that
-    nobody seems to reply to the wrong words.
+    Titles, persons and stage directions are left out. A scene is cut in two where a
+    paragraph may or may not begin with a name, so that nobody seems to reply to the
+    wrong words.
 
-    >>> parse(
-    ...     b"ACT I.\\n\\nSCENE I. A hall.\\n\\nBER.\\nWho's there?\\n\\n[Enter]\\n\\nFRAN.\\nNay, answer me:\\nstand.\\n"
-    ... )
-    [[Turn(speaker='BER', text="Who's there?"), Turn(speaker='FRAN', text='Nay, answer me: stand.')]]
+    >>> play = b"ACT I.\\n\\nBER.\\nWho is it?\\n\\n[Enter]\\n\\nFRAN.\\nNay:\\nstand."
+    >>> [[tuple(turn) for turn in scene] for scene in parse(play)]
+    [[('BER', 'Who is it?'), ('FRAN', 'Nay: stand.')]]
     """
     plain = DIRECTION.sub(" ", data.decode("utf-8-sig", errors="replace").replace("_", ""))
     paragraphs = [
         [line.strip() for line in block.strip().split("\n")]
         for block in re.split(r"\n\s*\n", plain)
     ]
-    firsts = Counter(lines[0] for lines in paragraphs if len(lines) > 1)
+    first_lines = Counter(lines[0] for lines in paragraphs if len(lines) > 1)
     scenes: list[list[Turn]] = []
-    begun = False
     for lines in paragraphs:
         if HEADING.match(lines[0]):
-            begun = True
             scenes.append([])
-        elif begun and lines[0] and not MOVE.match(lines[0]):
-            _speak(scenes, lines, firsts)
+        elif scenes and lines[0] and not MOVE.match(lines[0]):
+            _add_paragraph(scenes, lines, first_lines)
     return [scene for scene in scenes if scene]
 
 
-def _speak(scenes: list[list[Turn]], lines: list[str], firsts: Counter[str]) -> None:
-    """Take one paragraph up: as a new turn, as more of the last turn (after a stage
+def _add_paragraph(scenes: list[list[Turn]], lines: list[str], first_lines: Counter[str]) -> None:
+    """Add a paragraph as a new turn, as more of the last turn (after a stage
     direction), or as a cut.
     """
-    if len(lines) > 1 and NAME.fullmatch(lines[0]):
-        speaker, text = lines[0].rstrip("."), " ".join(" ".join(lines[1:]).split())
-        if speaker.isupper() or (lines[0].endswith(".") and firsts[lines[0]] > 1):
+    name = lines[0]
+    if len(lines) > 1 and NAME.fullmatch(name):
+        speaker, text = name.rstrip("."), " ".join(" ".join(lines[1:]).split())
+        if speaker.isupper() or (name.endswith(".") and first_lines[name] > 1):
             scenes[-1].append(Turn(speaker, text))
             return
-        if lines[0].endswith("."):
-            scenes.append([])  # a name that comes once, or a short sentence
+        if name.endswith("."):
+            scenes.append([])  # a name that occurs once, or a short sentence
             return
     if scenes[-1]:
         last = scenes[-1].pop()

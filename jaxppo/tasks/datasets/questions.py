@@ -1,34 +1,26 @@
-"""3,844 questions on cause and effect with two answers to choose from: QuaRTz, in the
-package evals 3.0.1.post1 (46 MB).
+"""3,844 questions on cause and effect with two options: QuaRTz, from the package evals
+3.0.1.post1 (46 MB).
 
-Tafjord et al. 2019, QuaRTz: An Open-Domain Dataset of Qualitative Relationship
-Questions, https://arxiv.org/abs/1909.03553, which comes under CC-BY-4.0; the package's
-licence is MIT. The passages that belong to the questions are not in the package. Half
-of the right answers are A. The package is read as an archive: of its 755 MB only one
-member of 1.3 MB is unpacked.
+Tafjord et al. 2019, https://arxiv.org/abs/1909.03553, CC-BY-4.0; the package is MIT. It
+lacks the passages that belong to the questions. Half of the right answers are A. Only
+one member of 1.3 MB is unpacked.
 """
 
-import json
 import re
 from typing import Any
 
 from jaxppo.data.archives import read_member
 from jaxppo.data.examples import Example, Examples, split_examples
-from jaxppo.data.fetch import FetchError, fetch
+from jaxppo.data.fetch import fetch
+from jaxppo.tasks.datasets import first_of_each_prompt, read_json_lines
 
 OPTIONS = re.compile(
     r"(?P<question>.*\S)\s*\n\s*A: (?P<a>[^\n]*\S)\s*\n\s*B: (?P<b>[^\n]*\S)\s*", re.DOTALL
 )
-LETTERS = ("A", "B")
 
 
 def load(*, seed: int = 0) -> Examples:
-    """Prompts of a question and its options, references of the right option, split by
-    the question.
-
-    Raises:
-        FetchError: when the download fails or the file is not what it should be.
-    """
+    """Load questions with their options and the right option, split by question."""
     found = parse(read_member(fetch("evals"), "evals/registry/data/quartz/samples.jsonl"))
     return split_examples(found, [row.extra["question"] for row in found], seed=seed)
 
@@ -37,40 +29,23 @@ def parse(data: bytes) -> list[Example]:
     """Read JSON lines of {"input": messages, "ideal": letter}; the user's message holds
     the question and the options.
 
-    >>> talk = '[{"role": "user", "content": "More resistors. The resistance\\\\n\\\\n A: increases\\\\n B: decreases"}]'
-    >>> (row,) = parse(('{"input": ' + talk + ', "ideal": "A"}').encode())
-    >>> print(row.prompt)
-    More resistors. The resistance
-    A: increases
-    B: decreases
-    >>> row.reference, row.extra["letter"], row.extra["options"]
-    ('increases', 'A', ('increases', 'decreases'))
+    >>> message = {"role": "user", "content": "In the sun ice\\n A: melts\\n B: is"}
+    >>> (row,) = parse(json.dumps({"input": [message], "ideal": "A"}).encode())
+    >>> row.prompt, row.reference, row.extra["letter"]
+    ('In the sun ice\\nA: melts\\nB: is', 'melts', 'A')
     """
-    found: dict[str, Example] = {}
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            example = _example(line, number)
-            found.setdefault(example.prompt, example)
-    if not found:
-        raise FetchError("the questions are empty; it is another file")
-    return list(found.values())
+    expected = "a question with the options A and B and the letter of one"
+    found = read_json_lines(data, _examples, what="the questions", expected=expected)
+    return first_of_each_prompt(found, "the questions")
 
 
-def _example(line: bytes, number: int) -> Example:
-    try:
-        row: Any = json.loads(line)
-        (text,) = (message["content"] for message in row["input"] if message["role"] == "user")
-        letter = row["ideal"]
-        parts = OPTIONS.fullmatch(text)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        parts = letter = None
-    if parts is None or letter not in LETTERS:
-        raise FetchError(
-            f"line {number} of the questions is not a question with the options A and B and the letter of one"
-        )
+def _examples(row: Any) -> list[Example]:
+    (text,) = (message["content"] for message in row["input"] if message["role"] == "user")
+    parts = OPTIONS.fullmatch(text)
+    if parts is None:
+        raise ValueError
     question, options = parts["question"].strip(), (parts["a"], parts["b"])
-    prompt = "\n".join(
-        [question, *(f"{name}: {option}" for name, option in zip(LETTERS, options, strict=True))]
-    )
-    right = options[LETTERS.index(letter)]
-    return Example(prompt, right, {"question": question, "options": options, "letter": letter})
+    right = dict(zip("AB", options, strict=True))[row["ideal"]]
+    prompt = f"{question}\nA: {options[0]}\nB: {options[1]}"
+    extra = {"question": question, "options": options, "letter": row["ideal"]}
+    return [Example(prompt, right, extra)]

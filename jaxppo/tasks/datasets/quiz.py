@@ -1,22 +1,23 @@
-"""857 questions with a short answer, from the game quiz of Debian's bsdgames 2.17-29
-(BSD licence, 1 MB).
+"""857 questions with short answers from the game quiz of Debian's bsdgames 2.17-29 (BSD
+licence, 1 MB).
 
-Capitals, states, chemical elements, presidents, opposites, animals' young. A file of
-the game has a row a line, its columns between colons; a column is a pattern of what the
-game accepts as an answer: `{John }Adams|Adams`, `[St.|Saint] John's`. Here each
-question names one column and asks for another. Debian's own client downloads it:
-apt-get, on Debian 12 for amd64 (elsewhere: a file of one's own).
+Capitals, states, chemical elements, presidents, opposites, young animals. A line of a
+file has columns between colons; a column is a pattern of accepted answers: `{John
+}Adams|Adams`, `[St.|Saint] John's`. A question names one column and asks for another.
+apt-get downloads it, on Debian 12 for amd64; elsewhere pass your own file.
 """
 
 import re
+from collections.abc import Iterator
 
 from jaxppo.data.archives import read_member
 from jaxppo.data.examples import Example, Examples, split_examples
-from jaxppo.data.fetch import FetchError, fetch
+from jaxppo.data.fetch import fetch
+from jaxppo.tasks.datasets import first_of_each_prompt
 
 CAPITAL = (0, 1, "What is the capital of {}?")
 
-QUESTIONS = {  # file -> (column of the question, of the answer, how it is asked)
+QUESTIONS = {  # file -> (column to ask about, column of the answer, question)
     "africa": (CAPITAL,),
     "america": (CAPITAL,),
     "asia": (CAPITAL,),
@@ -39,64 +40,48 @@ GROUP = re.compile(r"[{\[]([^{}\[\]|]*)(?:\|[^{}\[\]]*)?[}\]]")
 
 
 def load(*, seed: int = 0) -> Examples:
-    """Questions and answers: 60 % to train, 15 % to choose by, 25 % to test; those of
-    one row of a file stay together.
-
-    Raises:
-        FetchError: when the download fails or a file is not what it should be.
+    """Load questions and answers: 60 % for training, 15 % for validation, the rest for
+    test. Questions about one row of a file stay together.
     """
     archive = fetch("bsdgames")
-    found: dict[str, Example] = {}  # some countries stand in two files
-    for name in QUESTIONS:
-        for row in parse(read_member(archive, f"*/usr/share/games/bsdgames/quiz/{name}"), name):
-            found.setdefault(row.prompt, row)
-    rows = list(found.values())
-    return split_examples(
-        rows, [row.extra["row"] for row in rows], seed=seed, fractions=(0.6, 0.15)
+    read = lambda name: read_member(archive, f"*/usr/share/games/bsdgames/quiz/{name}")
+    rows = first_of_each_prompt(  # some countries are in two files
+        (row for name in QUESTIONS for row in parse(read(name), name)), "the quiz"
     )
+    keys = [row.extra["row"] for row in rows]
+    return split_examples(rows, keys, seed=seed, fractions=(0.6, 0.15))
 
 
 def parse(data: bytes, name: str) -> list[Example]:
-    r"""The questions of one file, each once; the first answer of equal questions stays.
+    r"""Read the questions of one file; of equal questions the first.
 
     Args:
-        data: rows of the file, in ASCII; a backslash before the line's end continues
-        it. name: one of QUESTIONS.
+        data: rows in ASCII; a backslash at the end of a line continues it.
+        name: one of QUESTIONS.
 
-    >>> [
-    ...     (row.prompt, row.reference)
-    ...     for row in parse(b"Conn{ecticut}|CT:Hartford:CT:laurel", "state")
-    ... ]
-    [('What is the capital of Connecticut?', 'Hartford'), ('What is the abbreviation of Connecticut?', 'CT')]
+    >>> rows = parse(b"Conn{ecticut}|CT:Hartford:CT:laurel", "state")
+    >>> rows[0].prompt, rows[0].reference
+    ('What is the capital of Connecticut?', 'Hartford')
     """
-    found: dict[str, Example] = {}
+    return first_of_each_prompt(_questions(data, name), f"the quiz {name}")
+
+
+def _questions(data: bytes, name: str) -> Iterator[Example]:
     for line in data.decode("latin-1").replace("\\\n", "").splitlines():
-        columns = [first_answer(pattern) for pattern in line.split(":")]
         if not line.isascii() or not line.isprintable():
-            continue  # letters put together on a printer
-        for asked, answer, words in QUESTIONS[name]:
+            continue  # letters that a printer would overstrike
+        columns = [first_answer(pattern) for pattern in line.split(":")]
+        for asked, answer, question in QUESTIONS[name]:
             if len(columns) > max(asked, answer) and columns[asked] and columns[answer]:
-                prompt = words.format(columns[asked])
-                found.setdefault(
-                    prompt, Example(prompt, columns[answer], {"row": f"{name}: {columns[0]}"})
-                )
-    if not found:
-        raise FetchError(f"the quiz {name} has no questions; it is another file")
-    return list(found.values())
+                extra = {"row": f"{name}: {columns[0]}"}
+                yield Example(question.format(columns[asked]), columns[answer], extra)
 
 
 def first_answer(pattern: str) -> str:
-    """The first and longest answer that a pattern of the game accepts.
+    """Return the first answer that a pattern accepts, with its optional parts.
 
-    >>> [
-    ...     accepted(x)
-    ...     for x in (
-    ...         "{J{ohn} }Adams|Quincy",
-    ...         "[St.|Saint] John's",
-    ...         "forget{-| }me{-| }not",
-    ...     )
-    ... ]
-    ['John Adams', "St. John's", 'forget-me-not']
+    >>> first_answer("{J{ohn} }Adams|Quincy"), first_answer("[St.|Saint] John's")
+    ('John Adams', "St. John's")
     """
     while GROUP.search(pattern):
         pattern = GROUP.sub(r"\1", pattern)

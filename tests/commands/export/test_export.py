@@ -1,8 +1,6 @@
-"""What is exported is read by PyTorch, by PEFT's own rules and by jaxppo again, and gives the same
-numbers.
+"""Exports are read by PyTorch, by PEFT's rules and by jaxppo, and give the same numbers.
 
-Runs are put together from a checkpoint with random weights and a state whose adapters are not zero;
-nothing is trained.
+The runs have random weights and adapters that are not zero; nothing is trained.
 """
 
 import dataclasses
@@ -21,13 +19,12 @@ from hostile import TEXTS, Read
 from jaxppo import commands, models, ppo, pretrained
 from jaxppo.commands import export
 from jaxppo.commands.export import ExportOptions, folder
-from jaxppo.commands.export import card as cards
-from jaxppo.commands.export.folder import whole_folder
+from jaxppo.commands.export.folder import complete_folder
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import encode
 from jaxppo.errors import PretrainedError, UserError
 from jaxppo.models import lora, shapes
-from jaxppo.pretrained import mapping, settings, tokenizer
+from jaxppo.pretrained import mapping, settings
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, load, sampler
@@ -130,7 +127,7 @@ def run_of(tmp_path_factory):
 
 @cache
 def found_in(run: Path) -> export.Exported:
-    return export.restored(run, "best")
+    return export.restore(run, "best")
 
 
 def exported(run: Path, folder: Path, **options) -> Path:
@@ -141,7 +138,7 @@ def exported(run: Path, folder: Path, **options) -> Path:
 
 def written(run: Path, folder: Path, **options) -> Path:
     """The same of a run that has been read already."""
-    with whole_folder(folder) as whole:
+    with complete_folder(folder) as whole:
         export.write(whole, found_in(run), ExportOptions(run, folder, **options))
     return folder
 
@@ -256,7 +253,7 @@ def test_every_shape_in_pytorch_and_back(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_exported_and_imported_it_is_the_same_bit_by_bit(name, run_of, tmp_path):
+def test_export_and_import_are_exact(name, run_of, tmp_path):
     run = run_of(name)
     folder = written(run, tmp_path / "out")
     again, want = pretrained.load(folder), language_model(run)
@@ -316,7 +313,7 @@ def merged_by_hand(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_an_adapter_is_what_it_was_merged(name, run_of, tmp_path):
+def test_an_adapter_equals_the_merged_weights(name, run_of, tmp_path):
     run = run_of(name)
     folder = written(run, tmp_path / "adapter", adapter=True)
     want = pretrained.safetensors.read_folder(written(run, tmp_path / "merged"))
@@ -351,10 +348,10 @@ def test_peft_itself_reads_an_adapter(name, run_of, tmp_path):
     np.testing.assert_allclose(got[mask], want[mask], atol=2e-5)
 
 
-def test_an_adapter_names_its_base_where_a_hub_has_it(tmp_path, monkeypatch):
+def test_an_adapter_names_its_base_on_the_hub(tmp_path, monkeypatch):
     run = make_run(tmp_path / "x")
     start = pretrained.load(tmp_path / "x" / "start")
-    monkeypatch.setattr(assemble.pretrained, "load", lambda name: start)
+    monkeypatch.setattr(load.pretrained, "load", lambda name: start)
     stored = json.loads((run / "config.json").read_text()) | {"model": "me/base@v1"}
     (run / "config.json").write_text(json.dumps(stored))
     folder = exported(run, tmp_path / "adapter", adapter=True)
@@ -366,7 +363,7 @@ def test_an_adapter_names_its_base_where_a_hub_has_it(tmp_path, monkeypatch):
     assert 'base = AutoModelForCausalLM.from_pretrained("me/base", revision="v1")' in text
 
 
-def test_scanned_layers_and_a_critic_of_its_own(tmp_path):
+def test_scanned_layers_and_a_separate_critic(tmp_path):
     """One array for all layers becomes one tensor a layer; the critic's body stands beside its
     head, its adapters merged.
     """
@@ -397,21 +394,6 @@ def test_every_weight_trained_and_no_critic(tmp_path):
     with pytest.raises(UserError, match="no adapters.*leave --adapter out"):
         written(run, tmp_path / "adapter", adapter=True)
     assert not (tmp_path / "adapter").exists()
-
-
-def test_a_tokenizer_adds_no_start_that_training_never_saw(tmp_path):
-    """As those of Llama do by their post-processor, which our own `encode` leaves out."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import processors
-
-    own = byte_tokenizer()
-    adding = Backend.from_str(own._backend.to_str())
-    adding.post_processor = processors.TemplateProcessing(
-        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", own.eos_id)]
-    )
-    assert adding.encode("Hi").ids[0] == own.eos_id
-    folder.write_tokenizer(tmp_path, LLAMA, tokenizer.Tokenizer(adding, eos_id=own.eos_id))
-    assert Backend.from_file(str(tmp_path / "tokenizer.json")).encode("Hi").ids == own.encode("Hi")
 
 
 def test_the_tokenizer_and_greedy_text_of_transformers(tmp_path):
@@ -469,7 +451,7 @@ def test_the_best_checkpoint_or_the_newest(tmp_path, capsys):
     assert (kernels["best"] != kernels["newest"]).any()
 
 
-def test_a_tasks_whole_way(tmp_path):
+def test_a_task(tmp_path):
     run = make_run(tmp_path / "x")
     run.rename(tmp_path / "x" / "policy")
     result = {
@@ -498,7 +480,8 @@ def test_the_card_has_command_hash_metrics_and_limits(tmp_path):
         exported(make_run(tmp_path / "x", scores=(1.0, 2.0)), tmp_path / "out") / "README.md"
     ).read_text()
     assert text.startswith(
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- jaxppo\n---\n\n# run\n"
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- jaxppo\n---\n"
+        "\n# run\n"
     )
     for words in (
         "$ python experiments/sentiment.py --steps 2",
@@ -511,7 +494,7 @@ def test_the_card_has_command_hash_metrics_and_limits(tmp_path):
         "| lora\\_alpha | 16.0 | 8.0 |",
         "jax 9.9",
         "ppo: clipped ratios",
-        "may do so by what that reward overlooks",
+        "may exploit what that reward overlooks",
     ):
         assert words in text, words
 
@@ -552,31 +535,6 @@ def test_the_card_holds_no_secrets_and_hostile_text_is_inert(tmp_path):
     exported(run, tmp_path / "again")
 
 
-def test_the_hubs_id_in_the_front_matter_is_a_string():
-    assert (
-        cards.front_matter('a/b"\nx: y', adapter=False).split("\n")[5]
-        == 'base_model: "a/b\\"\\nx: y"'
-    )
-    assert cards.hub_id(RunConfig(model="a/b\nlicense: mit")) == ""
-
-
-def test_the_licence_is_that_of_a_model_that_comes_with_one():
-    assert "license: apache-2.0" in cards.front_matter(
-        "", adapter=False, licence="Apache-2.0"
-    ).split("\n")
-    assert "license" not in cards.front_matter("a/b", adapter=False)
-
-
-def test_the_card_says_how_a_prompt_has_to_be_put():
-    """The tokenizer alone adds neither the format nor the start."""
-    told = cards.asking(RunConfig(prompt_start=True, prompt_format="{prompt}\n="), "<|endoftext|>")
-    assert (
-        "'{prompt}\\n='" in told[0]
-        and "'<|endoftext|>', which the tokenizer does not add" in told[1]
-    )
-    assert cards.asking(RunConfig(), "") == []
-
-
 @pytest.mark.parametrize("kind", ["gru", "lstm", "convolution", "window"])
 def test_kinds_that_transformers_does_not_have(kind, tmp_path):
     shape = shapes.network(kind, vocab_size=257, width=16, num_layers=1)
@@ -596,20 +554,7 @@ def test_kinds_that_transformers_does_not_have(kind, tmp_path):
         assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]  # nothing half written
 
 
-def test_shapes_between_the_families():
-    for change in (
-        {"norm": "layer"},
-        {"gated": False},
-        {"qkv_bias": True, "mlp_bias": True},
-        {"window": 4, "mlp_bias": True},
-    ):
-        with pytest.raises(PretrainedError, match="no class for a transformer of this shape"):
-            settings.family_of(dataclasses.replace(LLAMA, **change))
-    with pytest.raises(PretrainedError, match="no class"):
-        settings.family_of(dataclasses.replace(LLAMA, context_width=8))
-
-
-def test_places_that_are_taken(tmp_path, monkeypatch):
+def test_folders_that_exist_are_refused(tmp_path, monkeypatch):
     full, file, empty, link = (tmp_path / name for name in ("full", "file", "empty", "link"))
     full.mkdir()
     (full / "x").touch()
@@ -617,46 +562,18 @@ def test_places_that_are_taken(tmp_path, monkeypatch):
     empty.mkdir()
     link.symlink_to(empty)
     for place in (full, file, link):
-        with pytest.raises(UserError, match="is there and not an empty folder") as error:
+        with pytest.raises(UserError, match="exists and is not an empty folder") as error:
             exported(tmp_path / "no run", place)  # before anything is read
         assert "\n" not in str(error.value)
     monkeypatch.chdir(empty)
     with pytest.raises(UserError, match="no name of its own"):
-        folder.free_place(Path("."))
+        folder.check_free(Path("."))
     with pytest.raises(UserError, match="no run in"):
         exported(tmp_path / "no run", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
-    place = tmp_path / "deep" / "out"
-    with (
-        pytest.raises(PretrainedError, match="cannot be written .No space left on device.*"),
-        whole_folder(place) as folder,
-    ):
-        (folder / "half").touch()
-        assert not place.exists()
-        raise OSError(28, "No space left on device")
-    with pytest.raises(ZeroDivisionError), whole_folder(place) as folder:
-        (folder / "half").touch()
-        raise ZeroDivisionError
-    assert list(place.parent.iterdir()) == []
-    place.mkdir()  # an empty one may be there
-    with whole_folder(place) as folder:
-        (folder / "whole").touch()
-        assert list(place.iterdir()) == []
-    assert [path.name for path in place.iterdir()] == ["whole"]
-    assert (
-        place.stat().st_mode & 0o777 == (tmp_path / "deep").stat().st_mode & 0o777
-    )  # not for its owner alone
-    with pytest.raises(PretrainedError, match="cannot be written"), whole_folder(place) as folder:
-        (folder / "other").touch()  # somebody was faster
-    assert [path.name for path in place.iterdir()] == ["whole"] and len(
-        list(place.parent.iterdir())
-    ) == 1
-
-
-def test_no_verb_but_push_knows_the_hub_and_none_takes_a_token():
+def test_only_push_uses_the_hub_and_no_verb_takes_a_token():
     for verb in commands.VERBS:
         _, options = commands.load(verb)
         names = {field.name for field in dataclasses.fields(options)}

@@ -96,19 +96,19 @@ def test_without_a_yes_nothing_is_sent(answer, ready, monkeypatch):
 def test_push_refuses(ready, tmp_path, monkeypatch):
     fake = with_hub(monkeypatch, Hub())
     monkeypatch.setattr(hub.sys, "stdin", types.SimpleNamespace(isatty=lambda: False))
-    with pytest.raises(UserError, match="say --yes"):
+    with pytest.raises(UserError, match="give --yes"):
         hub.push(ready, "me/model", public=False, yes=False)
     for name in ("model", "a/b/c", "../x", "me/model\n", ""):
-        with pytest.raises(UserError, match="no name of a repository"):
+        with pytest.raises(UserError, match="no repository name"):
             hub.push(ready, name, public=False, yes=True)
     with pytest.raises(UserError, match="hf auth login"):
         with_hub(monkeypatch, Hub(token=None))
         hub.push(ready, "me/model", public=False, yes=True)
-    with pytest.raises(UserError, match="did not take it .401 no.;") as error:
+    with pytest.raises(UserError, match="refused it .401 no.;") as error:
         with_hub(monkeypatch, Hub(fault=OSError("401 no\nmore lines")))
         hub.push(ready, "me/model", public=False, yes=True)
     assert "\n" not in str(error.value)
     (ready / "README.md").unlink()
-    with pytest.raises(UserError, match="not what `jaxppo export` writes"):
+    with pytest.raises(UserError, match="no folder of `jaxppo export`"):
         hub.push(ready, "me/model", public=False, yes=True)
     assert fake.calls == []

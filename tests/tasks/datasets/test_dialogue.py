@@ -81,7 +81,7 @@ def test_windows_line_ends_and_a_poem():
     assert dialogue.parse(b"SONNETS\n\nI\n\nShall I compare thee\nto a summer's day?\n") == []
 
 
-def test_examples():
+def test_make_examples():
     plays = {"play": dialogue.parse(PLAY)}
     pairs = [(row.prompt, row.reference) for row in dialogue.make_examples(plays)]
     assert pairs == [  # the last turn has a stray bracket
@@ -96,7 +96,7 @@ def test_examples():
         "What now?",
         {"work": "play", "scene": 0, "speakers": ("Mes", "BEN")},
     )
-    two = dialogue.make_examples(plays, turns=2)
+    two = list(dialogue.make_examples(plays, turns=2))
     assert [row.prompt for row in two] == [
         "Who is there?\nA friend: speak low. She goes.",
         "A friend: speak low. She goes.\nMy lord!",

@@ -59,7 +59,7 @@ def test_an_entity_begins(lines):
 
 
 def test_empty():
-    with pytest.raises(FetchError, match="empty"):
+    with pytest.raises(FetchError, match="no examples in the tagged sentences"):
         entities.parse(b"\n\t\n")
 
 

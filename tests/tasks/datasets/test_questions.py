@@ -62,7 +62,7 @@ def test_parse_names_the_line(bad):
 
 
 def test_empty():
-    with pytest.raises(FetchError, match="empty"):
+    with pytest.raises(FetchError, match="no examples in the questions"):
         questions.parse(b"\n")
 
 

@@ -23,7 +23,7 @@ from jaxppo.tasks.datasets import quiz
         ("", ""),
     ],
 )
-def test_accepted(pattern, answer):
+def test_first_answer(pattern, answer):
     assert quiz.first_answer(pattern) == answer
 
 
@@ -49,7 +49,7 @@ def test_questions_of_a_row_have_its_name():
     assert {row.extra["row"] for row in rows} == {"state: Alabama"}
 
 
-def test_rows_that_cannot_be_asked():
+def test_rows_without_a_question_are_skipped():
     bad = "short:row\n:1:2:nobody\nB\bBold:a:b:c\n\xc5land:a:b:c\n"
     text = f"Adams:1797-1801:Adams:\\\nJefferson\nAdams:1825-29:Calhoun:Jackson\n{bad}"
     assert pairs(text, "pres") == [
@@ -59,7 +59,7 @@ def test_rows_that_cannot_be_asked():
 
 @pytest.mark.parametrize("text", ["", "<html>Not found.</html>", "no columns\n"])
 def test_another_file(text):
-    with pytest.raises(FetchError, match="the quiz africa has no questions"):
+    with pytest.raises(FetchError, match="no examples in the quiz africa"):
         pairs(text, "africa")
 
 

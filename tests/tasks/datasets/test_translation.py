@@ -55,7 +55,7 @@ def test_quotes_are_of_the_sentence():
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"<html>Not found.</html>"])
 def test_another_file(data):
-    with pytest.raises(FetchError, match="dictionary"):
+    with pytest.raises(FetchError, match="the dictionary"):
         translation.parse(data)
 
 

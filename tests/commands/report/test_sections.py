@@ -1,0 +1,57 @@
+import shlex
+
+import pytest
+from hostile import Read
+from report_runs import rows, seeds
+from runs import a_run
+
+from jaxppo import cli
+from jaxppo.commands import report
+from jaxppo.commands.report import sections
+from jaxppo.config import RunConfig
+from jaxppo.errors import UserError
+from jaxppo.run.settings import to_dict
+
+
+def test_the_commands_of_a_run(tmp_path):
+    commands = "python a.py --lr 1\npython a.py --lr 1 --resume\n"
+    report.write([a_run(tmp_path / "a", command_txt=commands)])
+    page = Read((tmp_path / "a" / "report.html").read_text())
+    assert page.of("pre") == ["$ python a.py --lr 1\n$ python a.py --lr 1 --resume"]
+    assert "a was started and resumed with:" in page.of("p")
+
+
+def test_runs_without_steps_and_repeated_seeds(tmp_path):
+    a = seeds(tmp_path, "a", [0.0, 1.0])
+    again = a_run(
+        tmp_path / "again", RunConfig(steps=2), metrics_jsonl=rows([1.0, 1.0]) + "{half\n"
+    )
+    empty = a_run(tmp_path / "empty", RunConfig(steps=2, lr=1.0), metrics_jsonl="")
+    report.write([*a, *a, again, empty], tmp_path / "out")
+    said = Read((tmp_path / "out" / "report.html").read_text()).of("p")
+    assert (
+        "Note: a-0 and 1 more has a seed more than once; "
+        "its interval takes these runs as independent" in said
+    )
+    assert (
+        "Note: empty has no step yet" in said
+        and "Note: again: metrics.jsonl: ignored 1 damaged line" in said
+    )
+    with pytest.raises(UserError, match=f"^no step yet in {empty}; there is nothing to report$"):
+        report.write([empty])
+
+
+def test_options_give_the_settings_back(tmp_path):
+    mine = RunConfig(
+        steps=7,
+        kl_adaptive=False,
+        resume=False,
+        tiny=True,
+        clip_low=0.1,
+        loss_settings=(("tau", 1.5), ("b", 2.0)),
+        lr=1e-5,
+        model="a folder/with 'quotes'",
+        algorithm="grpo",
+        kl_coef=0.1,
+    )
+    assert cli.parse(RunConfig, args=shlex.split(sections.options(to_dict(mine)))) == mine

@@ -1,0 +1,352 @@
+import importlib.util
+import io
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+from runs import REPOSITORY, RUN, TEXTS
+
+from jaxppo import cli, commands, ppo
+from jaxppo.commands import sample
+from jaxppo.data.prompts import encode
+from jaxppo.errors import UserError
+from jaxppo.pretrained.tiny import byte_tokenizer
+from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.run import load, sampler
+
+
+def exit_code() -> int:
+    with pytest.raises(SystemExit) as stop:
+        commands.main()
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load.load_policy(RUN)
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded):
+    return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
+
+
+@pytest.fixture(scope="module")
+def read(loaded):
+    config, policy = loaded
+    return sampler.Sampler(config, policy, rows=4)
+
+
+@pytest.fixture(scope="module")
+def moved(loaded):
+    """A state whose adapters are no longer zero."""
+    config, policy = loaded
+    params = jax.tree.map(lambda x: x + 0.1, policy.params)
+    return ppo.init_state(config, params, policy.frozen, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def stream(loaded, moved):
+    config, policy = loaded
+    return sample.Stream(config, policy, moved)
+
+
+def test_a_stream_equals_the_sampler(stream, read, moved, prompts):
+    want = [sample.tokens for sample in read(moved, prompts, seed=3)[:4]]
+    assert [list(stream(text, seed=3, index=i)) for i, text in enumerate(TEXTS[:4])] == want
+
+
+def test_a_stream_never_compiles_again(stream, caplog):
+    """Whatever the prompt, its number, the seed and the token's number."""
+    list(stream("first", seed=0))
+    with jax.log_compiles(), caplog.at_level("WARNING"):
+        for i, text in enumerate(["a", "of another length", "ö"]):
+            list(stream(text, seed=i, index=i))
+    compiled = [
+        x.getMessage() for x in caplog.records if "Finished XLA compilation" in x.getMessage()
+    ]
+    assert compiled == []
+    with jax.log_compiles(), caplog.at_level("WARNING"):  # the log shows a program, if there is one
+        jax.jit(lambda x: x * 3.25)(1.5)
+    assert any("Finished XLA compilation" in x.getMessage() for x in caplog.records)
+
+
+def test_a_stream_ends_at_eos(loaded, moved):
+    """Each id is made the end of text in turn: it is the last one that comes."""
+    config, policy = loaded
+    first = list(sample.Stream(config, policy, moved, greedy=True)("ab", seed=0))
+    assert len(first) == 3  # --response-length, no end of text among them
+    cut = sample.Stream(replace(config, eos=first[1]), policy, moved, greedy=True)("ab", seed=0)
+    assert list(cut) == first[: first.index(first[1]) + 1]
+
+
+def test_limits_of_the_settings():
+    settings = replace(RUN, response_length=10, temperature=0.5)
+    same = sample.with_limits(settings, temperature=None, max_tokens=None)
+    assert same == settings
+    other = sample.with_limits(settings, temperature=2.0, max_tokens=4)
+    assert (other.temperature, other.response_length) == (2.0, 4)
+    assert (
+        sample.with_limits(settings, temperature=0.0, max_tokens=10).temperature == 0.5
+    )  # the sampler is greedy then
+    for tokens in (11, 0, -1):
+        with pytest.raises(
+            UserError, match=f"--max-tokens {tokens}: .* at most 10 tokens; give 1 to 10"
+        ):
+            sample.with_limits(settings, temperature=None, max_tokens=tokens)
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--temperature must be 0 or"):
+            sample.with_limits(settings, temperature=temperature, max_tokens=None)
+
+
+def test_fewer_tokens_are_the_first_of_more(loaded, moved, prompts):
+    config, policy = loaded
+    short = sampler.Sampler(
+        sample.with_limits(config, temperature=None, max_tokens=2), policy, rows=4
+    )
+    whole = sampler.Sampler(config, policy, rows=4)
+    for one, other in zip(
+        short(moved, prompts, seed=0), whole(moved, prompts, seed=0), strict=True
+    ):
+        assert one.tokens == other.tokens[:2]
+
+
+def test_half_a_character_is_held_back(loaded):
+    """€ is three bytes, 🙂 four; with one id for each byte nothing shows before the last one."""
+    tokenizer = loaded[1].tokenizer
+    text = "a€ 🙂b"
+    assert list(sample.decode_stream(tokenizer, tokenizer.encode(text))) == [
+        "a",
+        "€",
+        " ",
+        "🙂",
+        "b",
+    ]
+    broken = tokenizer.encode("€")[:2] + tokenizer.encode(
+        "x"
+    )  # never finished: shown once something follows
+    assert list(sample.decode_stream(tokenizer, broken)) == ["\ufffdx"]
+    assert list(
+        sample.decode_stream(tokenizer, tokenizer.encode("a") + tokenizer.encode("€")[:2])
+    ) == ["a", "\ufffd"]
+    assert list(sample.decode_stream(tokenizer, [tokenizer.eos_id])) == []
+
+
+class Parrot(sample.Stream):
+    """A stream that always gives the same answer, and records its prompts."""
+
+    def __init__(self, tokenizer, answer: str, room: int = 1000):
+        self.tokenizer, self.answer, self.heard = tokenizer, answer, []
+        self.config = replace(RUN, prompt_length=room)
+
+    def __call__(self, text, *, seed, index=0, start=None):
+        self.heard.append((text, index, start))
+        yield from self.tokenizer.encode(self.answer)
+
+
+@pytest.fixture
+def chatting(loaded):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m['role'][0] }}>{{ m['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}<a>{% endif %}"
+    )
+    return tokenizer
+
+
+def test_a_line_is_a_prompt(loaded):
+    parrot, said = Parrot(byte_tokenizer(), "ö!"), []
+    sample.run_chat(parrot, ["one", " ", "two"], said.append, seed=0, chat=False)
+    assert said == ["ö", "!", "\n", "ö", "!", "\n"]
+    assert parrot.heard == [
+        ("one", 0, None),
+        ("two", 1, None),
+    ]  # a blank line is none; noise of its own for each
+
+
+def test_a_prompt_has_the_format_of_training(loaded):
+    """With the token that starts a document where the run's prompts had it, and in the run's
+    format.
+    """
+    parrot = Parrot(byte_tokenizer(), "!")
+    parrot.config = replace(parrot.config, prompt_start=True, prompt_format="{prompt}\n=")
+    sample.run_chat(parrot, ["one {prompt}"], lambda piece: None, seed=0, chat=False)
+    assert parrot.heard == [("one {prompt}\n=", 0, 256)]
+
+
+def test_a_conversation_remembers_and_forgets(chatting, capsys):
+    parrot = Parrot(chatting, "yes")
+    sample.run_chat(parrot, ["one", "two"], lambda piece: None, seed=0, chat=True)
+    assert [text for text, _, _ in parrot.heard] == ["<u>one<a>", "<u>one<a>yes<u>two<a>"]
+    assert parrot.heard[0][2] is None  # the format has its own beginning
+    short = Parrot(chatting, "yes", room=20)  # the second has 21 bytes
+    sample.run_chat(short, ["one", "two"], lambda piece: None, seed=0, chat=True)
+    assert [text for text, _, _ in short.heard] == ["<u>one<a>", "<u>two<a>"]
+    tight = Parrot(chatting, "yes", room=8)  # the last message stays, and is cut with a note
+    sample.run_chat(tight, ["one"], lambda piece: None, seed=0, chat=True)
+    assert tight.heard[0][0] == "<u>one<a>"
+    assert (
+        "1 of 1 prompts has more than 8 tokens (--prompt-length of the run) and lost its beginning"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(
+        UserError,
+        match="a turn of one word has 7 tokens, but the run was trained on prompts of at most 6",
+    ):
+        sample.run_chat(
+            Parrot(chatting, "yes", room=6), ["one"], lambda piece: None, seed=0, chat=True
+        )
+
+
+def test_a_conversation_needs_a_chat_template(loaded):
+    parrot = Parrot(byte_tokenizer(), "yes")
+    with pytest.raises(UserError, match="no chat template"):  # before a line is asked for
+        sample.run_chat(
+            parrot, iter(lambda: pytest.fail("asked"), None), lambda piece: None, seed=0, chat=True
+        )
+
+
+def test_an_interrupt_ends_one_response_only(loaded):
+    class Slow(Parrot):
+        def __call__(self, text, **options):
+            yield from super().__call__(text, **options)
+            raise KeyboardInterrupt
+
+    said: list[str] = []
+    sample.run_chat(Slow(byte_tokenizer(), "ab"), ["one", "two"], said.append, seed=0, chat=False)
+    assert "".join(said) == "ab\nab\n"
+
+
+def test_lines_typed_and_shown(monkeypatch, capsys):
+    lines = iter(["one", "two"])
+    monkeypatch.setattr(
+        "builtins.input", lambda prompt: next(lines, None) or (_ for _ in ()).throw(EOFError)
+    )
+    assert list(sample.typed_lines()) == ["one", "two"]
+    capsys.readouterr()
+    sample.show("a\x1b[2J\nb\t")
+    assert capsys.readouterr().out == "a\\x1b[2J\nb "
+
+
+class Terminal(io.StringIO):
+    """Standard input at a terminal."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("".join(f"{line}\n" for line in lines))
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_training_with_a_custom_reward_then_sampling(
+    tmp_path, capsys, monkeypatch, quickly_compiled
+):
+    """`experiments/custom_reward.py` with a tiny model, and `jaxppo sample` of what it wrote."""
+    spec = importlib.util.spec_from_file_location(
+        "custom_reward", REPOSITORY / "experiments" / "custom_reward.py"
+    )
+    assert spec is not None and spec.loader is not None
+    custom = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "custom_reward", custom)
+    spec.loader.exec_module(custom)
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "abc"}\n')
+    args = [
+        "--tiny",
+        "--parallel",
+        "jit",
+        "--steps",
+        "2",
+        "--batch-size",
+        "4",
+        "--minibatches",
+        "2",
+        "--response-length",
+        "3",
+        "--prompt-length",
+        "4",
+    ]
+    args += ["--runs", str(tmp_path), "--name", "mine", "--data", str(tmp_path / "prompts.jsonl")]
+    cli.script(custom.main, custom.Custom, args=args)
+    shown = capsys.readouterr().out
+    assert "step 1/2 " in shown and "step 2/2 " in shown
+    assert f"jaxppo sample {tmp_path / 'mine'}" in shown
+
+    def sampled(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", *words])
+        commands.main()
+        return capsys.readouterr().out.splitlines()
+
+    run = str(tmp_path / "mine")
+    lines = sampled(run, "Hello", "you")
+    assert len(lines) == 2
+    assert lines[0].startswith("Hello") and lines[1].startswith("you")
+    monkeypatch.setattr(
+        Tokenizer, "apply_chat", lambda self, messages, **options: messages[-1]["content"]
+    )
+    assert sampled(run, "--chat", "ab")[0].startswith("ab\t")  # a turn, and what is answered to it
+    (tmp_path / "mine").rename(tmp_path / "policy")  # as that of a task's whole way
+    greedy = [
+        sampled(str(tmp_path), "--temperature", "0", "--max-tokens", "2", "--seed", seed, "Hello")
+        for seed in "12"
+    ]
+    assert greedy[0] == greedy[1] and len(greedy[0]) == 1
+
+    monkeypatch.setattr(sys, "stdin", Terminal(["Hello", "", "Hello"]))
+    shown = "\n".join(sampled(str(tmp_path)))
+    assert shown.count("> ") == 4  # three lines, and the end
+    assert lines[0].removeprefix("Hello") in shown  # the first line's noise is the first prompt's
+
+
+def test_sources_of_prompts(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n \n two\n"))  # piped
+    (tmp_path / "some.txt").write_bytes(
+        "one\r\n \n two\u2028".encode()
+    )  # another sign for the end of a line ends none
+    (tmp_path / "some.jsonl").write_text('{"prompt": "one"}\n{"prompt": "t\\nwo"}\n')
+    found = lambda *prompts, **options: sample.read_prompts(
+        sample.SampleOptions(tmp_path, prompts, **options)
+    )
+    asked = lambda *prompts, **options: [words["prompt"] for words in found(*prompts, **options)]
+    assert asked("one", " two") == ["one", " two"]
+    assert asked() == ["one", " two"]
+    assert asked(file=tmp_path / "some.txt") == ["one", " two\u2028"]
+    assert asked(file=tmp_path / "some.jsonl") == ["one", "t\nwo"]
+    (tmp_path / "more.jsonl").write_text('{"prompt": "one", "aspect": "aim", "number": 3}\n')
+    assert found(file=tmp_path / "more.jsonl") == [{"prompt": "one", "aspect": "aim"}]
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["x", "--file", "some.txt"], "give one of them"),
+        (["--file", "nowhere.txt"], "nowhere.txt cannot be read as prompts"),
+        (["--file", "bytes.txt"], "bytes.txt cannot be read as prompts"),
+        (["--file", "empty.txt"], "no prompts"),
+        (["--file", "bad.jsonl"], "bad.jsonl, line 1"),
+    ],
+)
+def test_unreadable_prompts(words, complaint, tmp_path, monkeypatch, capsys):
+    """Before anything is loaded."""
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("config.json", b"{}"),
+        ("bytes.txt", b"\xff"),
+        ("empty.txt", b"\n\n"),
+        ("bad.jsonl", b"{}"),
+    ):
+        Path(name).write_bytes(text)
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", ".", *words])
+    assert exit_code() == 2
+    shown = capsys.readouterr().err
+    assert complaint in shown and len(shown.splitlines()) == 1
+
+
+def test_empty_standard_input(tmp_path, monkeypatch, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("  \n\n"))
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path)])
+    assert exit_code() == 2
+    assert capsys.readouterr().err.startswith("error: no prompts")

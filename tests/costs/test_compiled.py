@@ -1,0 +1,122 @@
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxppo.commands import plan
+from jaxppo.config import RunConfig
+from jaxppo.costs import chips, compiled, program
+from jaxppo.costs.hlo import Loop
+from jaxppo.models import shapes
+from jaxppo.models.shapes import network
+from jaxppo.parallel import sharding
+
+needs_compiler = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs the TPU compiler: pip install -e '.[tpu-plan]'",
+)
+TINY = shapes.llama(
+    vocab_size=64, width=16, num_layers=2, num_heads=4, num_kv_heads=2, max_length=64
+)
+SETTINGS = RunConfig(
+    batch_size=32, minibatches=2, lora=0, prompt_length=4, response_length=8, dtype="float32"
+)
+
+
+def test_shapes_of_the_parameters_matrices():
+    """Whole over fsdp, cut over tensor; of scanned layers, all of them and one; vectors do not
+    count.
+    """
+    params = {
+        "embed": {"embedding": jax.ShapeDtypeStruct((64, 16), jnp.float32)},
+        "layers": {
+            "up": {"kernel": jax.ShapeDtypeStruct((2, 16, 48), jnp.float32)},
+            "mlp_norm": {"scale": jax.ShapeDtypeStruct((2, 16), jnp.float32)},
+        },
+        "final_norm": jax.ShapeDtypeStruct((16,), jnp.float32),
+    }
+    assert compiled.matrix_shapes(params, sharding.make_mesh("fsdp=8")) == {
+        (64, 16),
+        (2, 16, 48),
+        (16, 48),
+    }
+    assert compiled.matrix_shapes(params, sharding.make_mesh("fsdp=4,tensor=2")) == {
+        (32, 16),
+        (2, 16, 24),
+        (16, 24),
+    }
+
+
+@pytest.mark.parametrize(
+    ("mesh", "scan"), [("data=8", False), pytest.param("fsdp=8", True, marks=pytest.mark.ci)]
+)
+def test_a_plan_for_local_devices(mesh, scan):
+    """The whole step as one program; each minibatch's gradients are summed up, each token asks
+    whether all rows have ended.
+    """
+    settings = dataclasses.replace(SETTINGS, mesh=mesh, scan_layers=scan)
+    found = compiled.compile_plan(settings, TINY, jax.devices())
+    assert found.devices == 8 and found.temporaries > 0 and found.refused == ""
+    assert found.inside == ("generate", "reference", "update")
+    assert found.aliased > 0  # the state is donated
+    assert found.arguments >= compiled.state_bytes(
+        compiled.abstract_state(settings, TINY)[1], sharding.make_mesh(mesh)
+    )
+    decode = [x for x in found.collectives if x.decoding]
+    assert decode and all(
+        x.loops[0] == Loop("decode", 7, False) for x in decode
+    )  # the first of 8 tokens comes from the prompt
+    if mesh == "data=8":
+        assert all(x.size <= 4 for x in decode)
+    sums = [
+        x
+        for x in found.collectives
+        if x.kind == "all-reduce" and x.phase == "update" and x.size >= 64 * 16 * 4
+    ]
+    known = {"minibatches", "chunks", "layers", "Transformer.through"}
+    assert sums and {loop.name for x in sums for loop in x.loops} <= known
+    text = plan.report_text(settings, TINY, None, found)
+    assert text.startswith(
+        f"one program, with generate, reference, update, for 8 devices (mesh {mesh})"
+    )
+    assert "the decode loop sends" in text and "not known:" in text
+
+
+def test_a_plan_of_a_speech_network(monkeypatch):
+    """Its step takes recordings of 6 frames of 5 numbers, and their lengths, as well."""
+
+    def too_large(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: traced and lowered, that is enough")
+
+    speech = network(
+        "gru", vocab_size=64, width=16, num_layers=1, context_length=6, context_width=5
+    )
+    text = network("gru", vocab_size=64, width=16, num_layers=1)
+    sizes = [
+        sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(prompts))
+        for prompts in (compiled.abstract_prompts(SETTINGS, shape) for shape in (speech, text))
+    ]
+    assert sizes[0] - sizes[1] == 32 * (6 * 5 + 1) * 4
+    monkeypatch.setattr(jax.stages.Lowered, "compile", too_large)
+    assert compiled.compile_plan(SETTINGS, speech, jax.devices()[:1]).refused
+
+
+@needs_compiler
+def test_warnings_of_the_compiler_are_read(monkeypatch):
+    """It must gather a whole tensor where rows become columns of another mesh axis: said on stderr,
+    and counted.
+    """
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    mesh = sharding.make_mesh("data=2,fsdp=4", chips.topology("v5e:2x4")[1])
+    put = lambda x, *axes: jax.lax.with_sharding_constraint(
+        x, NamedSharding(mesh, PartitionSpec(*axes))
+    )
+    turn = lambda x: jnp.cos(
+        put(put(jnp.sin(x), "data", None, "fsdp") * 2, None, ("fsdp", "data"), None)
+    )
+    with chips.capture_stderr() as said:
+        jax.jit(turn).lower(jax.ShapeDtypeStruct((8, 16, 8), jnp.float32)).compile()
+    assert len(program.rematerialisations("".join(said))) == 1
