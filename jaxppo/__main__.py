@@ -1,4 +1,4 @@
-"""`python -m jaxppo`, which is the command `jaxppo`."""
+"""`python -m jaxppo`, the command `jaxppo`."""
 
 import os
 import select
@@ -8,27 +8,26 @@ from jaxppo import commands
 
 
 def main() -> None:
-    """The command. Who reads what it prints may stop reading (`jaxppo algorithms | head
-    -1`): that is no error to show.
+    """Run the command. If the reader of a pipe stops reading (`jaxppo algorithms | head
+    -1`), exit quietly.
     """
     try:
         try:
             commands.main()
         finally:
-            sys.stdout.flush()  # here, and not when the interpreter ends
+            sys.stdout.flush()  # now, where the error can be caught
     except BrokenPipeError:
         if not reader_gone():  # another pipe
             raise
-        os.dup2(
-            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # for what is flushed at the end
-        raise SystemExit(141) from None  # as of a program that the signal ends
+        # what is flushed when the interpreter ends goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None  # as after SIGPIPE
 
 
 def reader_gone() -> bool:
     """Whether standard output is a pipe that nobody reads any more."""
     poll = select.poll()
-    poll.register(sys.stdout, 0)  # errors are told unasked
+    poll.register(sys.stdout, 0)  # errors are always reported
     return bool(poll.poll(0))
 
 

@@ -1,6 +1,4 @@
-"""The command `jaxppo`, and the frame around every script: options, one-line errors,
-exit codes. No JAX before it is needed.
-"""
+"""Run a script from the command line: options, one-line errors and exit codes."""
 
 import contextlib
 import io
@@ -14,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import jax
 import tyro
 
 from jaxppo.config import Config, RunConfig
@@ -31,26 +30,26 @@ def script(
     about: str = "",
     prog: str = "",
 ) -> None:
-    """Run `main(options)` with the options of the dataclass `config` from the command
-    line; `about` stands above them in --help, or else what the script says of itself,
-    and `prog` is what is run.
+    """Parse the options of the dataclass `config`, and call `main(options)`.
 
-    A RunError is one line on stderr and its exit code; a wrong option is one, too. A
-    run joins its other processes first, if there are any, unless it is to be `alone`.
+    A RunError, or a wrong option, is one line on stderr and an exit code. A run of
+    several processes joins the others first.
+
+    Args:
+      args: the command line; default: that of this process.
+      alone: do not join other processes.
+      about: the text above the options in --help; default: the script's docstring.
+      prog: the name of the command in --help.
     """
-    options = parse(
-        config,
-        args=args,
-        description=about or sys.modules[main.__module__].__doc__ or "",
-        prog=prog,
-    )
-    # The compiler's remarks about the machine are no news to the user.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    about = about or sys.modules[main.__module__].__doc__ or ""
+    options = parse(config, args=args, description=about, prog=prog)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # silence XLA's remarks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
+    trains = isinstance(options, RunConfig) and not alone
     try:
-        if isinstance(options, RunConfig) and not alone:
+        if trains:
             processes.connect(
                 options.distributed, timeout=options.connect_timeout, heartbeat=options.heartbeat
             )
@@ -62,34 +61,20 @@ def script(
         print(f"error: {error}", file=sys.stderr)
         exit_process(error.code)
     except KeyboardInterrupt:
-        print(
-            "stopped; continue with --resume"
-            if isinstance(options, RunConfig) and not alone
-            else "stopped",
-            file=sys.stderr,
-        )
+        print("stopped" + "; continue with --resume" * trains, file=sys.stderr)
         exit_process(130)
     except Exception:
-        if not several_processes():
+        if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         exit_process(1)
 
 
-def several_processes() -> bool:
-    """Whether this process has joined others."""
-    if "jax" not in sys.modules:
-        return False
-    import jax
-
-    return jax.distributed.is_initialized()
-
-
 def exit_process(code: int) -> NoReturn:
-    """Exit. One process of several does not wait for the others, which may be waiting
-    for it: they see its end, and end.
+    """Exit. One of several processes does not wait for the others, which may be waiting
+    for it: they notice its end.
     """
-    if several_processes():
+    if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -97,63 +82,60 @@ def exit_process(code: int) -> NoReturn:
 
 
 ABOUT_FILES = (
-    "--config FILE takes settings from a file, `name: value` a line (YAML), or from a run's config.json; options on the command "
-    "line override it."
+    "--config FILE reads settings from a file, `name: value` a line (YAML), or from a run's "
+    "config.json; options on the command line override it."
 )
 
 
 def parse(
     config: type, *, args: list[str] | None = None, description: str = "", prog: str = ""
 ) -> Any:
-    """The options of a dataclass from the command line; for a wrong one, one line on
-    stderr and exit code 2. `prog` is what is run, in the help.
+    """Parse the options of a dataclass. A wrong one is one line on stderr and exit code
+    2.
     """
-    complaint = io.StringIO()
     given = sys.argv[1:] if args is None else list(args)
     try:
         file, default = None, {}
         if issubclass(config, Config):
             file, given = split_config_option(given)
             description = f"{description.rstrip()}\n\n{ABOUT_FILES}"
-            # What stands in a file and the algorithm's settings come first, as
-            # defaults: any option overrides one of them.
-            if file is not None or chosen_algorithm(given) is not None:
-                default["default"], remarks = settings.base_settings(
-                    config, file, chosen_algorithm(given)
-                )
+            algorithm = chosen_algorithm(given)
+            if file is not None or algorithm is not None:
+                default["default"], remarks = settings.base_settings(config, file, algorithm)
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
-        with contextlib.redirect_stderr(complaint):
-            options = tyro.cli(
-                config,
-                args=given,
-                description=keep_line_breaks(description),
-                prog=prog or None,
-                **default,
-            )
-        beside = file and vars(options).get(
-            "config"
-        )  # `jaxppo plan` takes a run's record in another way, too
-        if beside:
-            raise UserError(f"two files of settings, {beside} and --config {file}; give one")
+        options = _parse_options(config, given, keep_line_breaks(description), prog, **default)
+        # `jaxppo plan` also takes a run's config.json as an argument
+        other = file and vars(options).get("config")
+        if other:
+            raise UserError(f"two files of settings, {other} and --config {file}; give one")
         return options
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except SystemExit as stop:
-        if stop.code:
-            print(
-                f"error: {one_line(complaint.getvalue())}; --help lists all options",
-                file=sys.stderr,
+
+
+def _parse_options(config: type, args: list[str], description: str, prog: str, **default) -> Any:
+    """Let tyro parse, and shorten its errors to one line."""
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                config, args=args, description=description, prog=prog or None, **default
             )
-        raise
+    except SystemExit as stop:
+        if not stop.code:  # --help
+            raise
+        raise UserError(f"{one_line(complaint.getvalue())}; --help lists all options") from None
 
 
 def keep_line_breaks(description: str) -> str:
-    """Paragraphs of labelled lines, set in by a space: the help joins lines that begin
-    with a letter.
+    """Indent paragraphs of labelled lines by a space, so that the help does not join
+    their lines.
 
-    >>> as_written("One.\\nTwo.\\n\\nQuestion   Why?\\nMethod     So.\\n           And so.")
+    >>> keep_line_breaks(
+    ...     "One.\\nTwo.\\n\\nQuestion   Why?\\nMethod     So.\\n           And so."
+    ... )
     'One.\\nTwo.\\n\\n Question   Why?\\n Method     So.\\n            And so.'
     """
     paragraphs = description.split("\n\n")
@@ -165,15 +147,13 @@ def keep_line_breaks(description: str) -> str:
 
 
 def split_config_option(args: list[str]) -> tuple[Path | None, list[str]]:
-    """The value of --config among the arguments, and the others. Raises UserError when
-    it has none, or several.
+    """The file of --config, and the other arguments. Raises UserError if there are
+    several files, or none after --config.
 
-    >>> (
-    ...     config_file(["--steps", "3", "--config", "a.yaml"]),
-    ...     config_file(["--config=b.json"]),
-    ...     config_file([]),
-    ... )
-    ((PosixPath('a.yaml'), ['--steps', '3']), (PosixPath('b.json'), []), (None, []))
+    >>> split_config_option(["--steps", "3", "--config", "a.yaml"])
+    (PosixPath('a.yaml'), ['--steps', '3'])
+    >>> split_config_option(["--config=b.json"]), split_config_option([])
+    ((PosixPath('b.json'), []), (None, []))
     """
     found, rest, words = [], [], iter(args)
     for word in words:
@@ -184,21 +164,19 @@ def split_config_option(args: list[str]) -> tuple[Path | None, list[str]]:
         else:
             rest.append(word)
     if len(found) > 1:
-        raise UserError(f"--config stands there {len(found)} times; give one file")
+        raise UserError(f"--config is given {len(found)} times; give one file")
     if found and (not found[0] or found[0].startswith("--")):
         raise UserError("--config needs a file: --config settings.yaml")
     return Path(found[0]) if found else None, rest
 
 
 def chosen_algorithm(args: list[str]) -> str | None:
-    """The value of --algorithm among the arguments, the last one if there are several.
+    """The last value of --algorithm among the arguments.
 
-    >>> (
-    ...     chosen_algorithm(["--steps", "3", "--algorithm", "grpo"]),
-    ...     chosen_algorithm(["--algorithm=rloo"]),
-    ...     chosen_algorithm([]),
-    ... )
-    ('grpo', 'rloo', None)
+    >>> chosen_algorithm(["--steps", "3", "--algorithm", "grpo"])
+    'grpo'
+    >>> chosen_algorithm(["--algorithm=rloo"]), chosen_algorithm([])
+    ('rloo', None)
     """
     found = None
     for word, following in zip(args, [*args, None][1:], strict=True):
@@ -210,11 +188,11 @@ def chosen_algorithm(args: list[str]) -> str | None:
 
 
 def one_line(box: str) -> str:
-    """What a box of tyro's says: its complaint, and the options that it thinks were
-    meant.
+    """The complaint in an error box of tyro's, and the options that it suggests.
 
     >>> one_line(
-    ...     "╭─ Wrong ──╮\\n│ No such: --stepz │\\n│ ──── │\\n│ Perhaps you meant: │\\n│     --steps INT │\\n╰──╯"
+    ...     "╭─ Wrong ─╮\\n│ No such: --stepz │\\n│ ── │\\n│ Perhaps you meant: │\\n"
+    ...     "│     --steps INT │\\n╰──╯"
     ... )
     'No such: --stepz; perhaps you meant: --steps INT'
     >>> one_line(" Wrong\\n -----\\n  No such: --stepz\\n  ----\\n")
@@ -227,15 +205,14 @@ def one_line(box: str) -> str:
             sections.append([])
         elif text and line[0] not in "╭╰":
             sections[-1].append(text)
-    if (
-        "│" not in box
-    ):  # a terminal without box characters: the title stands in a section of its own
+    if "│" not in box:  # a terminal without box characters: the title is a section
         sections = sections[1:] or [[]]
-    meant = [
+    suggested = [
         text
-        for section in sections
-        if section[:1] == ["Perhaps you meant:"]
-        for text in section
+        for title, *texts in filter(None, sections)
+        if title == "Perhaps you meant:"
+        for text in texts
         if text.startswith("--")
     ]
-    return " ".join(sections[0]) + (f"; perhaps you meant: {', '.join(meant)}" if meant else "")
+    hint = f"; perhaps you meant: {', '.join(suggested)}" if suggested else ""
+    return " ".join(sections[0]) + hint

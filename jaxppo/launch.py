@@ -1,12 +1,10 @@
-"""Several CPU processes on this machine, connected as those of a pod are: to try and
-debug a pod's run on a laptop.
+"""Start several connected CPU processes on this machine, to try and debug a pod's run.
 
     python -m jaxppo.launch --processes 2 --devices 2 experiments/sentiment.py --tiny
-    --steps 2
 
-Process 0 writes here as if it were alone; the others' errors are marked with their
-number. When one ends badly the rest are ended, and its exit code is ours; SIGTERM and
-Ctrl-C are passed on to all.
+Process 0 writes to this terminal as if it were alone; the errors of the others are
+marked with their number. If one fails, the rest are ended, and its exit code is
+returned. SIGTERM and Ctrl-C are passed on to all.
 """
 
 import argparse
@@ -21,13 +19,12 @@ from collections.abc import Sequence
 
 from jaxppo.parallel.processes import LAUNCHER
 
-# seconds that the others have to notice that one is gone, and to end by themselves
-GRACE = 30.0
+GRACE = 30.0  # seconds that the others have to end after one has failed
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the script in N processes and return one exit code: the first that is not 0
-    (128 + n for a signal n).
+    """Run a script in N processes. Returns the first exit code that is not 0 (128 + n
+    for signal n).
     """
     parser = argparse.ArgumentParser(
         "python -m jaxppo.launch",
@@ -65,8 +62,8 @@ def main(args: Sequence[str] | None = None) -> int:
 def start(
     command: list[str], address: str, processes: int, number: int, devices: int
 ) -> subprocess.Popen:
-    """One process of the run, in a group of its own: a Ctrl-C reaches it once, through
-    us.
+    """Start one process, in its own group, so that Ctrl-C reaches it only through this
+    one.
     """
     own = dict(zip(LAUNCHER, (address, str(processes), str(number)), strict=True))
     env = os.environ | own | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
@@ -84,14 +81,14 @@ def start(
 
 
 def relay_stderr(process: subprocess.Popen, number: int) -> None:
-    """Another process's complaints, line by line, with its number."""
+    """Print the stderr of another process, each line with its number."""
     assert process.stderr is not None
     for line in process.stderr:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 
 
 def wait(running: list[subprocess.Popen], *, grace: float = GRACE) -> int:
-    """Wait for all; `grace` seconds after one has ended badly the rest are killed."""
+    """Wait for all; `grace` seconds after one has failed, kill the rest."""
     code, deadline = 0, float("inf")
     while any(process.poll() is None for process in running):
         if time.monotonic() > deadline:
@@ -106,7 +103,7 @@ def wait(running: list[subprocess.Popen], *, grace: float = GRACE) -> int:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody uses now."""
+    """A port of this machine that is free now."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         return probe.getsockname()[1]

@@ -193,12 +193,12 @@ def build_step(
         train_step = module.make_train_step(policy.model, parts, config, axis_name=axis_name)
         return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
 
-    step = parallel.compile_step(
+    step = parallel.compile_for_mode(
         make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1)
     )
     if config.parallel == "auto" and processes.is_main():
         print(f"--parallel auto: {step.name}")
-    slow_bfloat16 = jax.default_backend() == "cpu" and chips.rounds_in_software()
+    slow_bfloat16 = jax.default_backend() == "cpu" and chips.lacks_bfloat16()
     if config.dtype == "bfloat16" and slow_bfloat16 and processes.is_main():
         print("note: this CPU has no unit for bfloat16: --dtype float32 is faster here")
     return step

@@ -37,14 +37,14 @@ def main(mode: str) -> None:
 
         return train_step
 
-    step = parallel.prepare(make, mode=mode, mesh="data=2" if mode == "mesh" else "")
+    step = parallel.compile_for_mode(make, mode=mode, mesh="data=2" if mode == "mesh" else "")
     state = step.place(State(jnp.zeros(())))
     own = [float(jax.process_index() + 1)] if mode == "pmap" else [1.0, 2.0]
     prompts = jnp.asarray(own) if mode == "pmap" else step.put(jnp.asarray(own))
     for _ in range(2):
         state, metrics = step(state, prompts)
     print(
-        "sum", float(metrics["sum"]), "steps", float(step.whole(state).count), "traces", step.traces
+        "sum", float(metrics["sum"]), "steps", float(step.unreplicate(state).count), "traces", step.traces
     )
 
 

@@ -62,11 +62,11 @@ def test_another_broken_pipe_is_shown():
     """That of a worker or a server is an error as any other."""
     code = """if True:
         import sys
-        from jaxppo import __main__, cli
+        from jaxppo import __main__, commands
         def main():
             print("x")
             raise BrokenPipeError("of a worker")
-        cli.main = main
+        commands.main = main
         __main__.main()
     """
     done = subprocess.run(

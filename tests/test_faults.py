@@ -174,7 +174,7 @@ def test_killed_with_its_settings_written_and_nothing_else(undisturbed, tmp_path
     code, *_ = run(tmp_path, FAULTY_DIE="data", FAULTY_AT="0")
     assert code == -signal.SIGKILL and (tmp_path / "a" / "config.json").exists()
     code, out, err = run(tmp_path, "--resume")
-    assert code == 0 and "the run was ended before anything was saved: it begins" in out, err
+    assert code == 0 and "the run ended before anything was saved: it starts from the beginning" in out, err
     assert_same_run(tmp_path, undisturbed)
 
 

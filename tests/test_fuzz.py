@@ -131,7 +131,7 @@ def config_of(stored: dict) -> RunConfig:
     return from_dict(RunConfig, stored, source="config.json")
 
 
-@fuzz
+@settings(fuzz, max_examples=100)
 @given(
     stored=st.dictionaries(
         st.sampled_from(sorted(DEFAULTS)) | st.text(max_size=8), JSON, max_size=6
@@ -309,7 +309,7 @@ def test_gguf_settings(tmp_path, whole, name, value):
     guarded(lambda: load(tmp_path / "x.gguf"), PretrainedError)
 
 
-@settings(fuzz, max_examples=400)
+@settings(fuzz, max_examples=200)
 @given(data=st.data())
 def test_gguf_settings_of_any_value(sound, data):
     # each setting missing, or of any type

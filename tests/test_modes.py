@@ -113,7 +113,7 @@ def run(
     model = models.make(SHAPE, remat=remat, scan=scan)
     parts = algorithms.make_parts(settings, reward or count_token(3))
     make = lambda axis_name: ppo.make_train_step(model, parts, settings, axis_name=axis_name)
-    step = parallel.prepare(make, mode=mode, mesh=mesh)
+    step = parallel.compile_for_mode(make, mode=mode, mesh=mesh)
     laid = stack_layers if scan else toys.copied
     params, reference = (laid(toys.random_params(models.make(SHAPE), seed=seed)) for seed in (1, 2))
     frozen = {"base": {}, "reference": reference, "reward": {}}
@@ -123,7 +123,7 @@ def run(
         state, metrics = step(state, step.put(batches(number)))
         rows.append(jax.device_get(metrics))
     assert step.traces == 1
-    whole = step.whole(state)
+    whole = step.unreplicate(state)
     return whole.replace(params=unstack_layers(whole.params)), rows
 
 
@@ -139,7 +139,8 @@ def largest_differences(got, want) -> tuple[float, float]:
     tokens.
     """
     between = lambda a, b: max(
-        float(np.abs(x - y).max()) for x, y in zip(*(jax.tree.leaves(toys.numbers(x)) for x in (a, b)), strict=True)
+        float(np.abs(x - y).max())
+        for x, y in zip(*(jax.tree.leaves(toys.numbers(x)) for x in (a, b)), strict=True)
     )
     return between(got[0].params, want[0].params), max(
         between(a, b) for a, b in zip(got[1], want[1], strict=True)
@@ -255,10 +256,10 @@ def test_nothing_kept_from_the_forward_pass(one_device):
 
 def test_auto_is_pmap_on_several_devices():
     make = lambda axis_name: lambda state, prompts: (state, {})
-    assert parallel.prepare(make).name == "pmap on 8 devices"
-    assert parallel.prepare(make, devices=jax.devices()[:1]).name == "jit on one device"
+    assert parallel.compile_for_mode(make).name == "pmap on 8 devices"
+    assert parallel.compile_for_mode(make, devices=jax.devices()[:1]).name == "jit on one device"
     with pytest.raises(UserError, match="--parallel 'tpu': choose one of auto, jit, pmap, mesh"):
-        parallel.prepare(make, mode="tpu")
+        parallel.compile_for_mode(make, mode="tpu")
 
 
 @pytest.mark.slow
@@ -271,13 +272,13 @@ def test_several_steps_in_one_dispatch_under_pmap():
     stacked = jax.tree.map(lambda *x: np.stack(x), prompts(0), prompts(1))
     results = []
     for mode in ("jit", "pmap"):
-        step = parallel.prepare(make, mode=mode, leading=1)
+        step = parallel.compile_for_mode(make, mode=mode, leading=1)
         frozen = {"base": {}, "reference": toys.random_params(model, seed=2), "reward": {}}
         start = ppo.init_state(
             settings, toys.random_params(model, seed=1), frozen, jax.random.key(0)
         )
         state, metrics = step(step.place(start), step.put(stacked))
         assert metrics["loss"].shape == (2,)
-        results.append(step.whole(state).params)
+        results.append(step.unreplicate(state).params)
     for other in results[1:]:
         toys.assert_close(other, results[0], atol=2e-5)

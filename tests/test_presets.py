@@ -159,7 +159,7 @@ class Learner:
         make = lambda axis_name: ppo.make_train_step(
             self.model, parts, settings, axis_name=axis_name
         )
-        self.step = parallel.prepare(
+        self.step = parallel.compile_for_mode(
             make, mode=mode, devices=jax.devices()[:2] if mode == "pmap" else None
         )
         self.init = jax.jit(self.model.init)
@@ -186,7 +186,7 @@ class Learner:
             state, metrics = self.step(state, self.step.put(Prompts(tokens, tokens >= 0, rows)))
             out.append(metrics)
         assert self.step.traces == 1
-        self.params = self.step.whole(state).params
+        self.params = self.step.unreplicate(state).params
         return jax.device_get(out)
 
 

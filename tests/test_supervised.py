@@ -144,9 +144,9 @@ def test_microbatches_give_the_same_update(llama, kind):
         make = lambda axis_name: supervised.make_train_step(
             llama.model, objective, SETTINGS, axis_name=axis_name
         )
-        step = parallel.prepare(make, mode="pmap")
+        step = parallel.compile_for_mode(make, mode="pmap")
         state, got = step(step.place(fresh(llama.params)), step.put(jax.device_get(rows())))
-        state = step.whole(state)
+        state = step.unreplicate(state)
     elif kind == "microbatches":
         state, got = once(
             llama.model, objective, llama.params, rows(), replace(SETTINGS, microbatches=4)
@@ -385,13 +385,13 @@ def test_a_pair_is_not_cut_between_devices(llama, objective):
         llama.model, made, SETTINGS, axis_name=axis_name
     )
     params = {**llama.params, "value": {"kernel": jnp.ones((16, 1)) / 4, "bias": jnp.zeros(())}}
-    run = lambda step, prompts: step.whole(
+    run = lambda step, prompts: step.unreplicate(
         step(step.place(fresh(params, toys.copied(params))), step.put(prompts))[0]
     )
     host = jax.tree.map(np.asarray, rows())
     with pytest.raises(UserError, match="each device has 1 rows, but they come in pairs"):
-        run(parallel.prepare(make, mode="pmap"), host)
-    one = run(parallel.prepare(make, mode="jit"), host)
-    four = run(parallel.prepare(make, mode="pmap", devices=jax.devices()[:4]), host)
+        run(parallel.compile_for_mode(make, mode="pmap"), host)
+    one = run(parallel.compile_for_mode(make, mode="jit"), host)
+    four = run(parallel.compile_for_mode(make, mode="pmap", devices=jax.devices()[:4]), host)
     # Adam's first step, 1e-2, is as large where a gradient is tiny
     toys.assert_close(one.params, four.params, atol=1e-5)

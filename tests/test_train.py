@@ -212,7 +212,7 @@ def test_resume_of_a_run_that_never_saved(tmp_path, prompts, straight, capsys):
     files.write_config(files.run_folder(tmp_path, "early", resume=False), {})
     score = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
     fit(tmp_path / "early", prompts, replace(RUN, resume=True), score)
-    assert "the run was ended before anything was saved: it begins" in capsys.readouterr().out
+    assert "the run ended before anything was saved: it starts from the beginning" in capsys.readouterr().out
     assert lines(tmp_path / "early") == lines(straight[1])
     assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
 

@@ -139,7 +139,7 @@ def devices() -> Iterator[Finding]:
         ):
             yield Finding(
                 "accelerator",
-                f"there is one that JAX does not use ({extra})",
+                f"found one that JAX does not use ({extra})",
                 f'pip install -e ".[{extra}]"',
             )
 

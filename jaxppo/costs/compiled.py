@@ -95,7 +95,7 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Plan:
         matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
     )
     with chips.capture_stderr() as said:
-        lowered = step.lower(step.abstract(state), abstract_prompts(config, shape))
+        lowered = step.lower(step.build(state), abstract_prompts(config, shape))
         try:
             compiled = lowered.compile()
         except jax.errors.JaxRuntimeError as error:

@@ -1,14 +1,14 @@
-"""How a train step is compiled: for one device, for several under pmap, or over a mesh.
-The step itself never knows.
+"""Compile a train step for one device, for several under pmap, or over a mesh. The step
+itself is the same.
 
     jit    one device
-    pmap   plain data parallelism: state replicated, rows split, gradients and statistics summed over the axis "devices"
-    mesh   jit with shardings: rows over data and fsdp, parameters over fsdp and tensor (`sharding.py` has the rules)
+    pmap   data parallelism: state replicated, rows split, sums over the axis "devices"
+    mesh   jit with shardings (`sharding.py`): rows over data and fsdp,
+           parameters over fsdp and tensor
 
-Each is one XLA program a step, gives the same numbers, and has one interface: `place`
-puts a state where the program wants it, `put` a batch of prompts; a call makes a step
-and destroys the old state; `whole` shows the state to programs outside of it: pmap's
-first copy, a mesh's arrays as they lie.
+Each is one XLA program with the same numbers and one interface. `place` puts a state,
+and `put` a batch, where the program wants them; a call runs a step and deletes the old
+state; `unreplicate` gives the state to programs outside of the step.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,12 +28,11 @@ Make = Callable[[str | None], Callable]  # the train step for an axis name
 
 
 class CompiledStep:
-    """A train step as one XLA program on one device, with its state donated: the old
-    state is gone after a call.
+    """A train step under jit on one device. The state is donated: the old one is
+    deleted by a call.
 
-    `frozen` is passed beside the state and not donated, so that it stays where it is.
-    `traces` counts how often the step was traced: 1 after any number of calls with the
-    same shapes.
+    `frozen` is an operand of its own and not donated. `traces` counts how often the
+    step was traced: 1 after any number of calls with the same shapes.
     """
 
     name = "jit on one device"
@@ -41,12 +40,10 @@ class CompiledStep:
     def __init__(self, train_step: Callable):
         self.train_step, self.traces = train_step, 0
         self.program: Any = jax.jit(self.traced, donate_argnums=0)
-        self.begun: Any = None  # the program once all processes have compiled it
+        self.executable: Any = None  # the program, once all processes have compiled it
 
     def traced(self, live: TrainState, frozen, prompts: Prompts):
-        """What becomes the program: `frozen` beside the state, so that it is not
-        donated with it.
-        """
+        """The function that is compiled."""
         self.traces += 1
         state, metrics = self.train_step(live.replace(frozen=frozen), prompts)
         return state.replace(frozen=None), metrics
@@ -57,19 +54,19 @@ class CompiledStep:
     def put(self, prompts: Prompts) -> Prompts:
         return jax.device_put(prompts)
 
-    def whole(self, state: TrainState) -> TrainState:
+    def unreplicate(self, state: TrainState) -> TrainState:
         return state
 
     def __call__(self, state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         frozen, live = state.frozen, state.replace(frozen=None)
-        if self.begun is None:
-            self.begun = self.compiled(live, frozen, prompts)
-        live, metrics = self.begun(live, frozen, prompts)
+        if self.executable is None:
+            self.executable = self._compile(live, frozen, prompts)
+        live, metrics = self.executable(live, frozen, prompts)
         return live.replace(frozen=frozen), metrics
 
-    def compiled(self, *args):
-        """What to call. Of several processes none calls it before all have compiled it:
-        on CPU, collectives between devices that never met wait 30 s for each other.
+    def _compile(self, *args):
+        """Of several processes, none calls the program before all have compiled it: on
+        CPU, a collective waits at most 30 s for devices it has not met.
         """
         if jax.process_count() == 1:
             return self.program
@@ -83,30 +80,26 @@ class CompiledStep:
 
 
 class PmapStep(CompiledStep):
-    """The same under `jax.pmap`: every array of the state has a leading dimension, one
-    copy a device of this process.
+    """A train step under `jax.pmap`. Arrays of the state have a leading dimension: one
+    copy for each device of this process.
     """
 
     def __init__(self, train_step: Callable, *, devices: Sequence | None = None):
         super().__init__(train_step)
-        # of all processes
-        self.devices = list(jax.devices() if devices is None else devices)
-        self.own = [
-            i
-            for i, device in enumerate(self.devices)
-            if device.process_index == jax.process_index()
-        ]
+        self.devices = list(jax.devices() if devices is None else devices)  # of all processes
+        index = jax.process_index()
+        self.own = [i for i, device in enumerate(self.devices) if device.process_index == index]
         self.name = f"pmap on {len(self.devices)} devices"
         self.program = jax.pmap(self.traced, axis_name=AXIS, donate_argnums=0, devices=self.devices)
         mesh = Mesh(np.asarray(self.devices)[self.own], (AXIS,))
         self.sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-        self.frozen: Any = None  # what is never trained, as it was before it was placed
+        self.frozen: Any = None  # as it was before it was placed
 
     def place(self, state: TrainState) -> TrainState:
-        """A copy on each device, of an array that stands in several places one alone.
-        What is frozen is kept as it was, too, for programs outside of the step;
-        `memory.least` counts that, and what else `train.fit` still has, on the first
-        device.
+        """Copy every array to each device; an array in several places is copied once.
+
+        The unplaced `frozen` is kept for programs outside of the step;
+        `memory.minimum_bytes` counts it.
         """
         self.frozen, known = state.frozen, {}
 
@@ -121,29 +114,25 @@ class PmapStep(CompiledStep):
         return jax.tree.map(replicate, state)
 
     def put(self, prompts: Prompts) -> Prompts:
-        """The rows in equal parts, in order: those of a group and of a block of
+        """Split the rows into equal parts, in order, so that groups and blocks of
         minibatches stay together. Each process takes the parts of its own devices.
         """
         leading = prompts.index.ndim - 1  # 1 with several steps in a dispatch
 
         def cut(x):
-            shape = (
-                *x.shape[:leading],
-                len(self.devices),
-                x.shape[leading] // len(self.devices),
-                *x.shape[leading + 1 :],
-            )
+            rows = x.shape[leading] // len(self.devices)
+            shape = (*x.shape[:leading], len(self.devices), rows, *x.shape[leading + 1 :])
             return np.moveaxis(np.asarray(x).reshape(shape), leading, 0)[self.own]
 
         return jax.device_put(jax.tree.map(cut, prompts), self.sharding)
 
-    def whole(self, state: TrainState) -> TrainState:
-        live = jax.tree.map(lambda x: x.addressable_data(0)[0], state.replace(frozen=None))
-        return live.replace(frozen=self.frozen)
+    def unreplicate(self, state: TrainState) -> TrainState:
+        """The first copy, with the unplaced `frozen`."""
+        return _first_copy(state.replace(frozen=None)).replace(frozen=self.frozen)
 
-    def compiled(self, *args):
-        """The program, when all devices have met in a small one. (What pmap compiles
-        ahead, several processes cannot call.)
+    def _compile(self, *args):
+        """Let all devices meet in a small program first. (A pmap program that is
+        compiled ahead cannot be called by several processes.)
         """
         if jax.process_count() > 1:
             processes.wait_for_all("pmap")
@@ -153,30 +142,32 @@ class PmapStep(CompiledStep):
 
     def __call__(self, state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         state, metrics = super().__call__(state, prompts)
-        return state, jax.tree.map(
-            lambda x: x.addressable_data(0)[0], metrics
-        )  # they are the same on all
+        return state, _first_copy(metrics)  # the same on all devices
+
+
+def _first_copy(tree):
+    return jax.tree.map(lambda x: x.addressable_data(0)[0], tree)
 
 
 class MeshStep(CompiledStep):
-    """The same under jit over a mesh; the compiler puts the collectives in."""
+    """A train step under jit over a mesh; the compiler inserts the collectives."""
 
     def __init__(self, train_step: Callable, mesh: Mesh, *, leading: int = 0):
         super().__init__(train_step)
         self.mesh, self.rows = mesh, sharding.row_sharding(mesh, leading=leading)
         self.name = "mesh of " + ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-        self.program = None  # it wants to know the state first
+        self.program = None  # `build` makes it
 
     def traced(self, live: TrainState, frozen, prompts: Prompts):
-        """The same, telling the model's layers of the mesh (`models.layout`)."""
+        # the model's layers need to know the mesh (`models.layout`)
         with jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh):
             return super().traced(live, frozen, prompts)
 
-    def abstract(self, state: TrainState) -> TrainState:
-        """The program for states of these shapes; returns the state unchanged. (Nothing
-        is computed: to lower, to plan.)
+    def build(self, state: TrainState) -> TrainState:
+        """Make the program for states of these shapes, and return the state unchanged.
+        Shapes alone are enough.
         """
-        where, self.begun = sharding.state_shardings(state, self.mesh), None
+        where, self.executable = sharding.state_shardings(state, self.mesh), None
         live, frozen = where.replace(frozen=None), where.frozen
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.program = jax.jit(
@@ -188,18 +179,18 @@ class MeshStep(CompiledStep):
         return state
 
     def place(self, state: TrainState) -> TrainState:
-        return sharding.place(self.abstract(state), self.mesh)
+        return sharding.place(self.build(state), self.mesh)
 
     def put(self, prompts: Prompts) -> Prompts:
         return jax.tree.map(lambda x: sharding.put(x, self.rows), prompts)
 
 
 def compile_step(train_step: Callable) -> CompiledStep:
-    """`train_step` under jit on one device."""
+    """Compile `train_step` under jit for one device."""
     return CompiledStep(train_step)
 
 
-def prepare(
+def compile_for_mode(
     make: Make,
     *,
     mode: str = "auto",
@@ -207,12 +198,16 @@ def prepare(
     devices: Sequence | None = None,
     leading: int = 0,
 ) -> CompiledStep:
-    """The step of `make(axis_name)` compiled in one of the modes; auto is jit on one
-    device, pmap on several, mesh with a mesh.
+    """Compile the step of `make(axis_name)` in one of the modes.
 
-    `mesh` as in `sharding.parse_mesh`; `leading` is 1 where prompts have a leading
-    dimension of steps. Raises UserError for an unknown mode or a mesh that does not fit
-    the devices.
+    Args:
+      mode: auto is mesh if there is a mesh, otherwise pmap on several devices, otherwise
+        jit.
+      mesh: as in `sharding.parse_mesh`.
+      leading: 1 if prompts have a leading dimension of steps.
+
+    Raises:
+      UserError: an unknown mode, or a mesh that does not fit the devices.
     """
     found = list(jax.devices() if devices is None else devices)
     if mode not in MODES:
@@ -225,14 +220,12 @@ def prepare(
 
 
 def uses_mesh(mode: str, mesh: str) -> bool:
-    """Whether a step is cut over a mesh: asked for, or given to a mode that is free to
-    take it.
-    """
+    """Whether a mode uses a mesh: auto does if there is one."""
     return mode == "mesh" or (mode == "auto" and mesh != "")
 
 
 def row_shards(mode: str, mesh: str = "") -> int:
-    """Over how many devices a mode splits the rows."""
+    """The number of devices over which a mode splits the rows."""
     if uses_mesh(mode, mesh):
         sizes = sharding.parse_mesh(mesh)
         return sizes["data"] * sizes["fsdp"]

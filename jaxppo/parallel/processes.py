@@ -1,11 +1,10 @@
-"""Several processes, one run: how they find each other, who writes, and how they leave.
+"""Run on several processes: connect, wait, and exchange values.
 
 Every process runs the same script on its own devices, and calls every program: over a
-mesh, parameters lie on the devices of all, and one process alone could not even read
-them (`here`). Process 0 alone writes files and prints; what must be there before the
-others go on (a run's folder, a trained reward model) is made inside `first`. JAX's own
-runtime starts them and ends all when one dies, so the cure for a lost process is always
-the same: start all of them again with --resume.
+mesh, parameters are spread over the devices of all processes, and one process alone
+could not read them (`to_host`). Only process 0 writes files and prints; what the others
+need from it is made inside `main_first`. If one process dies, all end; start all of
+them again with --resume.
 """
 
 import contextlib
@@ -26,43 +25,36 @@ from orbax.checkpoint import multihost
 from jaxppo.errors import RunError, UserError, first_line
 
 MODES = ("auto", "on", "off")
-# seconds for the slowest process: it compiles a large model or trains a reward model; a
-# dead one is noticed sooner
+# Seconds to wait for the slowest process, which compiles a large model or trains a
+# reward model. The heartbeat notices a dead one sooner.
 WAIT = 3600
-# a barrier's name may be used once; all processes count alike
-BARRIERS = itertools.count()
-
-LAUNCHER = (
-    "JAXPPO_COORDINATOR",
-    "JAXPPO_PROCESSES",
-    "JAXPPO_PROCESS",
-)  # set by `python -m jaxppo.launch`
+BARRIERS = itertools.count()  # a barrier's name can be used once; all processes count alike
+# set by `python -m jaxppo.launch`
+LAUNCHER = ("JAXPPO_COORDINATOR", "JAXPPO_PROCESSES", "JAXPPO_PROCESS")
 
 
 def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> None:
-    """Join the other processes; before anything else of JAX is used.
+    """Join the other processes, before JAX is used for anything else.
 
-    auto joins when the environment names a cluster of several processes (our launcher,
-    or Cloud TPU, SLURM, GKE and Open MPI as JAX itself detects them) and does nothing
-    otherwise; on joins or fails; off does nothing.
+    auto joins if the environment names a cluster of several processes (`jaxppo.launch`,
+    or Cloud TPU, SLURM, GKE and Open MPI, as JAX detects them); on joins or fails; off
+    does nothing.
 
     Args:
-        timeout: seconds to wait for all processes. heartbeat: seconds without a sign of
-        life after which a process counts as dead, and all end.
+      timeout: seconds to wait for all processes.
+      heartbeat: seconds without a sign of life after which a process counts as dead.
 
     Raises:
-        UserError: an unknown mode; on without a cluster; processes with different
-        numbers of devices. RunError: the others cannot be reached, with exit code 1:
-        starting again may help.
+      UserError: an unknown mode, no cluster with on, or different numbers of devices.
+      RunError: the others cannot be reached.
     """
     if mode not in MODES:
         raise UserError(f"--distributed {mode!r}: choose one of {', '.join(MODES)}")
     own = launcher_arguments()
     if mode == "off" or (mode == "auto" and not own and not in_cluster()):
         return
-    # XLA's collectives on CPU block a thread of its pool each, and the pool has only as
-    # many as there are cores or devices: two collectives over different axes of a mesh
-    # can then wait for each other for ever. Its size is read from this variable.
+    # On CPU, each of XLA's collectives blocks a thread of its pool. With as many threads
+    # as cores, two collectives over different axes can deadlock. NPROC sets the number.
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 32))
     try:
         jax.distributed.initialize(
@@ -70,13 +62,14 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
         )
     except ValueError as error:  # nothing says where the others are
         raise UserError(
-            f"--distributed {mode}: no cluster found ({first_line(error)}); start the processes with srun, on a TPU pod, or "
-            "with python -m jaxppo.launch"
+            f"--distributed {mode}: no cluster found ({first_line(error)}); start the processes "
+            "with srun, on a TPU pod, or with python -m jaxppo.launch"
         ) from error
     except RuntimeError as error:
         where = own.get("coordinator_address", "the cluster's coordinator")
         raise RunError(
-            f"the processes did not find each other at {where} within {timeout} s ({first_line(error)})"
+            f"the processes did not find each other at {where} within {timeout} s "
+            f"({first_line(error)})"
         ) from error
     shares = Counter(device.process_index for device in jax.devices())
     if len(set(shares.values())) > 1:
@@ -88,8 +81,8 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
 
 
 def launcher_arguments() -> dict[str, Any]:
-    """What our launcher says, as arguments of `jax.distributed.initialize`; nothing
-    when it did not start this process.
+    """The launcher's arguments for `jax.distributed.initialize`; {} if it did not start
+    this process.
     """
     found = [os.environ.get(name) for name in LAUNCHER]
     if None in found:
@@ -103,9 +96,8 @@ def launcher_arguments() -> dict[str, Any]:
 
 
 def in_cluster() -> bool:
-    """Whether JAX detects a cluster with more than one process. (JAX has no public
-    question for it.)
-    """
+    """Whether JAX detects a cluster with more than one process."""
+    # there is no public function for this
     from jax._src.clusters import ClusterEnv
 
     kinds = (
@@ -117,16 +109,15 @@ def in_cluster() -> bool:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and prints."""
+    """Whether this is process 0, which writes files and prints."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
 def main_first(name: str) -> Iterator[None]:
-    """Process 0 goes through the block before the others enter it; `name` is the same
-    on all.
+    """Let process 0 run the block before the others do.
 
-    Where it fails, the others are ended by the heartbeat.
+    If it fails there, the heartbeat ends the others. `name` is the same on all.
     """
     if not is_main():
         wait_for_all(name)
@@ -136,10 +127,10 @@ def main_first(name: str) -> Iterator[None]:
 
 
 def wait_for_all(name: str) -> None:
-    """Go on when all processes are here; at once when there is only one.
+    """Wait until all processes are here.
 
-    No collective: XLA's on CPU give up when another process joins one for the first
-    time more than 30 s later.
+    This is not a collective: on CPU, those fail if a process first joins one more than
+    30 s late.
     """
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
@@ -149,22 +140,22 @@ def wait_for_all(name: str) -> None:
 
 
 def broadcast_int(value: int) -> int:
-    """Process 0's value, on all."""
+    """Give process 0's value to all."""
     if jax.process_count() == 1:
         return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
 def broadcast_floats(values: Sequence[float]) -> list[float]:
-    """Process 0's values, on all; of several processes in float32."""
+    """Give process 0's values to all, in float32."""
     if jax.process_count() == 1:
         return list(values)
     return np.asarray(multihost_utils.broadcast_one_to_all(np.asarray(values, np.float32))).tolist()
 
 
 def to_host(tree: Any) -> Any:
-    """Arrays that this process can read: those that lie on devices of several are
-    gathered, one at a time, into NumPy arrays. All processes call it together.
+    """Make every array readable by this process: gather those that are spread over
+    processes into NumPy arrays, one at a time. All processes call it together.
     """
 
     def one(x: Any) -> Any:
@@ -182,6 +173,5 @@ def to_host(tree: Any) -> Any:
 
 @functools.cache
 def replicate(mesh: Mesh | AbstractMesh) -> Callable:
-    """The program that puts an array whole on all devices of a mesh."""
+    """A program that copies an array to all devices of a mesh."""
     return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))
-

@@ -1,9 +1,9 @@
-"""Where arrays lie on a mesh of devices: one small table from names of parameters to
-logical axes (from those to mesh axes: `models/layout.py`).
+"""Shard arrays over a mesh of devices: a table from parameter names to logical axes.
 
-A mesh has up to three axes: `data` (rows alone), `fsdp` (rows, and parameters cut up
-and gathered when needed) and `tensor` (the products themselves). What a rule cannot
-cut, because a size does not divide, is cut along another dimension if it is large.
+`models/layout.py` maps logical axes to mesh axes. A mesh has up to three: `data` (rows),
+`fsdp` (rows, and parameters that are gathered when needed) and `tensor` (the matrix
+products). A large array that a rule cannot shard, because a size does not divide, is
+sharded along another dimension.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jaxppo.errors import UserError
 from jaxppo.models.layout import AXES, LOGICAL, ROWS, row_shards
 from jaxppo.types import PyTree
 
-LARGE = 2**20  # bytes above which nothing stays whole when it can be cut
+LARGE = 2**20  # bytes above which every array is sharded if it can be
 
 # The end of a parameter's path -> the logical axis of each of its dimensions. Kernels
 # are [in, out].
@@ -39,8 +39,7 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
 
 
 def parse_mesh(text: str) -> dict[str, int]:
-    """Sizes of the mesh's axes from `data=2,fsdp=2,tensor=2`; axes that are not named
-    have size 1.
+    """Parse sizes of axes such as `data=2,fsdp=2,tensor=2`; the default is 1.
 
     >>> parse_mesh("fsdp=4")
     {'data': 1, 'fsdp': 4, 'tensor': 1}
@@ -50,24 +49,26 @@ def parse_mesh(text: str) -> dict[str, int]:
         name, _, size = part.partition("=")
         if name not in AXES or not size.isdigit() or int(size) < 1:
             raise UserError(
-                f"--mesh {text!r}: {part!r} is not AXIS=SIZE with one of {', '.join(AXES)} and a size above 0"
+                f"--mesh {text!r}: {part!r} is not AXIS=SIZE with one of {', '.join(AXES)} and a "
+                "size above 0"
             )
         sizes[name] = int(size)
     return sizes
 
 
 def make_mesh(text: str, devices: list | None = None) -> Mesh:
-    """The mesh of `parse_mesh` over these devices (default: all). Raises UserError when
-    the sizes do not multiply to them.
+    """Make the mesh of `parse_mesh` over the devices (default: all). Raises UserError
+    if the sizes do not multiply to their number.
     """
     devices = jax.devices() if devices is None else devices
     sizes = parse_mesh(text)
     if math.prod(sizes.values()) != len(devices):
         product = " x ".join(f"{name} {size}" for name, size in sizes.items())
         raise UserError(
-            f"--mesh {text!r} is {product} = {math.prod(sizes.values())} devices, but there are {len(devices)}"
+            f"--mesh {text!r} is {product} = {math.prod(sizes.values())} devices, but there are "
+            f"{len(devices)}"
         )
-    # Auto axes: the default, Explicit, would want a sharding on every operation.
+    # Auto axes: the default, Explicit, needs a sharding on every operation.
     return Mesh(
         np.asarray(devices).reshape(tuple(sizes.values())),
         AXES,
@@ -78,8 +79,8 @@ def make_mesh(text: str, devices: list | None = None) -> Mesh:
 def spec_of(
     path: tuple[str, ...], shape: tuple[int, ...], itemsize: int, mesh: Mesh
 ) -> PartitionSpec:
-    """How one array of the state is cut. The optimizer's moments end in their
-    parameter's name, and lie as it does.
+    """The partition of one array of the state. Paths of an optimizer's moments end in
+    their parameter's name, so they are sharded alike.
     """
     logical = RULES.get(path[-2:], (None,) * len(shape))
     if "layers" in path and len(logical) == len(shape) - 1:
@@ -93,10 +94,8 @@ def spec_of(
         axis is not None and mesh.shape[axis] > 1 and size % mesh.shape[axis] == 0
     )
     axes = [axis if fits(axis, size) else None for axis, size in zip(axes, shape, strict=True)]
-    for axis in (
-        "fsdp",
-        "tensor",
-    ):  # what is left whole and large is cut along its longest dimension that divides
+    # shard what is still whole and large along its longest dimension that divides
+    for axis in ("fsdp", "tensor"):
         if math.prod(shape) * itemsize <= LARGE or mesh.shape[axis] == 1 or axis in axes:
             continue
         free = [
@@ -108,7 +107,7 @@ def spec_of(
 
 
 def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The sharding of every array of a tree of parameters, or of a whole state."""
+    """The sharding of every array of a state, or of a tree of parameters."""
 
     def one(path, x):
         names = tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)
@@ -119,20 +118,22 @@ def state_shardings(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """A tree of parameters, or a whole state, where `of_state` has it, array by array:
-    no device ever holds more than its own. What lies there already is not copied. NumPy
-    arrays, or those of one device, of which every process has the same.
+    """Shard a state or parameters by `state_shardings`, array by array, so that no
+    device ever holds more than its share.
+
+    Arrays that are already there are not copied. NumPy arrays and those of one device
+    must be the same in every process.
     """
     return jax.tree.map(put, tree, state_shardings(tree, mesh))
 
 
 def put(x: Any, where: NamedSharding) -> jax.Array:
-    """One array of `place`."""
+    """Put one array where a sharding says."""
     if isinstance(x, jax.Array) and x.sharding.is_equivalent_to(where, x.ndim):
         return x
     if isinstance(x, jax.Array) and jax.process_count() == 1:
-        # What stays whole would be, on its own device, the same memory, whatever
-        # `may_alias` says; and given away with the other.
+        # An unsharded array would share its memory with `x`, whatever `may_alias` says,
+        # and be donated with it.
         return jax.device_put(
             jnp.copy(x) if where.shard_shape(x.shape) == x.shape else x, where, may_alias=False
         )
@@ -142,22 +143,20 @@ def put(x: Any, where: NamedSharding) -> jax.Array:
 
 
 def from_local_shards(x: Any, where: NamedSharding) -> jax.Array:
-    """A global array to which this process gives the shards of its own devices; all
-    processes have the same `x`.
+    """Make a global array from the shards of each process, which all have the same
+    `x`.
     """
     if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = from_local_shards(jax.random.key_data(x), NamedSharding(where.mesh, PartitionSpec()))
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     host = np.asarray(x)
-    # Copies: on a CPU an array may be the NumPy one's own memory, and two of them, of
-    # which one is given to a step, the same.
+    # Copies: on a CPU, two arrays could share the NumPy array's memory, and one of them
+    # may be donated.
     return jax.make_array_from_callback(host.shape, where, lambda index: np.array(host[index]))
 
 
 def mesh_of(tree: PyTree) -> Mesh | None:
-    """The mesh over which arrays of a tree lie; None where they lie on one device
-    each.
-    """
+    """The mesh of the arrays of a tree; None if each is on one device."""
     meshes = (
         getattr(x.sharding, "mesh", None) for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)
     )
@@ -168,26 +167,19 @@ def mesh_of(tree: PyTree) -> Mesh | None:
 
 @contextlib.contextmanager
 def rows_on_mesh(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
-    """Rows for a program outside of the step, with parameters that lie where they do:
-    on a mesh the rows are cut over it (whole where they do not divide), and the model
-    is told of it. The program is called inside.
+    """Shard rows over the mesh of `params`, if there is one, for a program outside of
+    the step, which is called in this context. Rows that do not divide stay whole.
     """
     mesh = mesh_of(params)
     if mesh is None:
         yield rows
         return
-    cut = lambda x: put(
-        x,
-        row_sharding(mesh)
-        if x.ndim and x.shape[0] % row_shards() == 0
-        else NamedSharding(mesh, PartitionSpec()),
-    )
+    split, whole = row_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    cut = lambda x: put(x, split if x.ndim and x.shape[0] % row_shards() == 0 else whole)
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         yield jax.tree.map(cut, rows)
 
 
 def row_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """The batch's rows over `data` and `fsdp`, after `leading` dimensions that are not
-    cut.
-    """
+    """The sharding of a batch: rows over `data` and `fsdp`, after `leading` dimensions."""
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, ROWS))

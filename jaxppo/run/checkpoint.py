@@ -120,9 +120,7 @@ class Checkpoints:
             with checkpointer() as writer:
                 writer.save(folder / "state", args=ocp.args.StandardSave(arrays))
             self._check_not_moved()
-            about = {
-                **self.about, "step": step, "score": score, "leaves": describe_leaves(arrays)
-            }
+            about = {**self.about, "step": step, "score": score, "leaves": describe_leaves(arrays)}
             record = manifest.seal(folder, about)
             self.size = sum(file["bytes"] for file in record["files"].values())
             self.scores[step], self.failures, self.newest = score, 0, step

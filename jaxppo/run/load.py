@@ -216,8 +216,10 @@ def restore(
     # The checkpoint has the value head, however it was initialised.
     config, policy = load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return config, policy, checkpoints.restore(
-        like, step=None if newest else checkpoints.best_step()
+    return (
+        config,
+        policy,
+        checkpoints.restore(like, step=None if newest else checkpoints.best_step()),
     )
 
 

@@ -139,5 +139,5 @@ def peak_flops(devices: Sequence) -> float:
     """Published peak operations a second in bfloat16 of all devices together; 0 if one
     is unknown.
     """
-    peaks = [chips.peak(device.device_kind) for device in devices]
+    peaks = [chips.peak_flops(device.device_kind) for device in devices]
     return math.fsum(peaks) if all(peaks) else 0.0

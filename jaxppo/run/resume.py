@@ -78,7 +78,8 @@ def weight_hashes(config: RunConfig) -> dict[str, str]:
     """
     verified = config.tiny or config.model in pretrained.BUNDLED
     hashes = {
-        "model": "" if verified else pretrained.weights_hash(config.model), "reward_model": ""
+        "model": "" if verified else pretrained.weights_hash(config.model),
+        "reward_model": "",
     }
     if config.reward_model:
         reward = Checkpoints(Path(config.reward_model) / "checkpoints", write=False)

@@ -61,7 +61,8 @@ class Stopwatch:
         for k in range(steps):
             row = {name: float(x if steps == 1 else x[k]) for name, x in metrics.items()}
             row |= {
-                "seconds": seconds, "tokens_per_second": row["length"] * self.config.rows / seconds
+                "seconds": seconds,
+                "tokens_per_second": row["length"] * self.config.rows / seconds,
             }
             rows.append({"step": first_step + k, **row, **timing})
         return rows

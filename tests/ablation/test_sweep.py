@@ -87,6 +87,7 @@ def test_a_run_in_a_sweep_equals_the_run_alone(four, prompts):
     same_as_alone(CONFIG, four[1], prompts)
 
 
+@pytest.mark.ci
 def test_new_networks_differ_between_seeds():
     """Without adapters each seed also has its own reference policy."""
     config = replace(toy_tasks.ToyConfig(), steps=3, batch_size=8, minibatches=2, save_every=3)

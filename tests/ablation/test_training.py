@@ -8,7 +8,7 @@ from toy_scale import CONFIG, SCALE
 
 from jaxppo.ablation import toy_tasks
 from jaxppo.ablation.question import Arm
-from jaxppo.ablation.sweep import Run
+from jaxppo.ablation.sweep import Result, Run
 from jaxppo.ablation.training import group_by_program, judge_policies, summarise
 
 

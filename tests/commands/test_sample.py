@@ -102,15 +102,11 @@ def test_limits_of_the_settings():
             sample.with_limits(settings, temperature=temperature, max_tokens=None)
 
 
-def test_fewer_tokens_are_the_first_of_more(loaded, moved, prompts):
+def test_fewer_tokens_are_the_first_of_more(loaded, read, moved, prompts):
     config, policy = loaded
-    short = sampler.Sampler(
-        sample.with_limits(config, temperature=None, max_tokens=2), policy, rows=4
-    )
-    whole = sampler.Sampler(config, policy, rows=4)
-    for one, other in zip(
-        short(moved, prompts, seed=0), whole(moved, prompts, seed=0), strict=True
-    ):
+    limited = sample.with_limits(config, temperature=None, max_tokens=2)
+    short = sampler.Sampler(limited, policy, rows=4)(moved, prompts, seed=0)
+    for one, other in zip(short, read(moved, prompts, seed=0), strict=True):
         assert one.tokens == other.tokens[:2]
 
 
@@ -164,7 +160,7 @@ def test_a_line_is_a_prompt(loaded):
     assert parrot.heard == [
         ("one", 0, None),
         ("two", 1, None),
-    ]  # a blank line is none; noise of its own for each
+    ]  # a blank line is no prompt; the noise depends on the index
 
 
 def test_a_prompt_has_the_format_of_training(loaded):
@@ -287,7 +283,7 @@ def test_training_with_a_custom_reward_then_sampling(
         Tokenizer, "apply_chat", lambda self, messages, **options: messages[-1]["content"]
     )
     assert sampled(run, "--chat", "ab")[0].startswith("ab\t")  # a turn, and what is answered to it
-    (tmp_path / "mine").rename(tmp_path / "policy")  # as that of a task's whole way
+    (tmp_path / "mine").rename(tmp_path / "policy")  # as in a task's folder
     greedy = [
         sampled(str(tmp_path), "--temperature", "0", "--max-tokens", "2", "--seed", seed, "Hello")
         for seed in "12"

@@ -41,15 +41,15 @@ def test_a_wrong_topology_is_refused(text, word):
         ("v6e:2x4", 8),
     ],
 )
-def test_one_device_a_chip(text, devices):
+def test_one_device_for_each_chip(text, devices):
     """Also of a v4, whose two cores are one device, as on a real one; and a slice of one chip."""
     chip, found = chips.topology(text)
     assert len(found) == devices and chip is chips.CHIPS[text.split(":")[0]]
 
 
 @needs_compiler
-def test_a_size_that_there_is_not(capfd):
-    """The compiler is here: nobody is told to install it."""
+def test_an_unknown_size_is_refused(capfd):
+    """The compiler is installed: the message does not ask for it."""
     with pytest.raises(UserError, match="v5e:3x3.*not divisible") as caught:
         chips.topology("v5e:3x3")
     assert "pip install" not in str(caught.value)
@@ -87,7 +87,7 @@ def test_quiet(capfd):
     assert capfd.readouterr().err == "heard"
 
 
-def test_the_devices_that_are_here():
+def test_local_devices():
     assert chips.local_devices() == jax.devices()
 
 

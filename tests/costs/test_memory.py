@@ -27,7 +27,7 @@ def test_bytes_of_a_tree():
     assert memory.tree_bytes(jax.random.key(0)) == 8  # two words
 
 
-def test_the_least_that_a_step_needs():
+def test_minimum_bytes_of_a_step():
     """State, gradient, cache (32 rows, 2 layers, keys and values, 2 heads of 4, 12 tokens, 4 bytes;
     and a mask), logits.
     """
@@ -49,7 +49,7 @@ def test_the_least_that_a_step_needs():
     assert alone == (cache - 4) * 7 / 8 + 28 * 64 * 4
 
 
-def test_over_a_mesh_a_device_needs_its_part():
+def test_over_a_mesh_a_device_needs_its_share():
     """Of 64 x 16 an eighth of the embedding; heads, and so the cache, are not cut by fsdp."""
     model, mesh = models.make(SHAPE), sharding.make_mesh("fsdp=8")
     init = lambda params: ppo.init_state(
@@ -69,7 +69,7 @@ def test_over_a_mesh_a_device_needs_its_part():
     assert saved == memory.tree_bytes(init(params)) - memory.tree_bytes(state) + gradient
 
 
-def test_under_pmap_the_first_device_has_what_was_begun_with_too():
+def test_under_pmap_the_first_device_also_keeps_the_first_state():
     model = models.make(SHAPE)
     frozen = {"base": {}, "reference": model.init(jax.random.key(1)), "reward": {}}
     state = ppo.init_state(SETTINGS, model.init(jax.random.key(0)), frozen, jax.random.key(0))
@@ -81,7 +81,7 @@ def test_under_pmap_the_first_device_has_what_was_begun_with_too():
     )  # with two moments and the reference
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):
+def test_a_step_that_cannot_fit_is_refused_with_the_numbers(monkeypatch):
     model = models.make(SHAPE)
     frozen = {"base": {}, "reference": None, "reward": {}}
     state = ppo.init_state(SETTINGS, model.init(jax.random.key(0)), frozen, jax.random.key(0))
@@ -96,7 +96,7 @@ def test_what_cannot_fit_is_refused_with_the_numbers(monkeypatch):
         memory.check_fits(SETTINGS, model, state, shares=1)
 
 
-def test_what_a_device_has(monkeypatch):
+def test_memory_of_a_device(monkeypatch):
     assert 2**20 < memory.device_memory() < 2**50
     monkeypatch.setattr(memory.resource, "getrlimit", lambda _: (12345, 12345))
     assert memory.device_memory() == 12345  # ulimit -v
@@ -105,7 +105,7 @@ def test_what_a_device_has(monkeypatch):
     assert memory.device_memory() == 77
 
 
-def test_cures_in_order():
+def test_suggestions_in_order():
     found = memory.suggestions(SETTINGS, devices=4, most=9)
     assert [text.split(" ")[0] for text in found] == [
         "--remat",

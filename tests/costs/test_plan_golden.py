@@ -1,8 +1,8 @@
-"""Plans of three real sizes as golden numbers: structure to the letter, bytes within 2 %.
+"""Golden plans of three real sizes: the same collectives, and bytes within 2 %.
 
-They hold for the TPU compiler that `golden/plans.json` names; with another one only what must hold
-with any is asked. After a change that is meant to change them, this writes them anew:
-REWRITE_PLANS=1 pytest -m "slow or not slow" tests/test_plan_golden.py
+They hold for the TPU compiler that `golden/plans.json` names; with another compiler only general
+facts are checked. To write them again after an intended change:
+REWRITE_PLANS=1 pytest -m "slow or not slow" tests/costs/test_plan_golden.py
 """
 
 import dataclasses
@@ -40,8 +40,8 @@ BYTES = ("arguments", "outputs", "aliased", "temporaries")
 
 
 def summary(report: compiled.Plan) -> dict:
-    """What is kept of a plan: bytes on a device, and of the collectives of each kind in each place
-    their number and bytes.
+    """The golden numbers of a plan: bytes on a device, and number and bytes of the collectives of
+    each kind in each place.
     """
     kinds: dict = defaultdict(lambda: [0, 0])
     for x, number in report.collectives.items():
@@ -60,7 +60,7 @@ def summary(report: compiled.Plan) -> dict:
 
 
 def check(name: str) -> compiled.Plan:
-    """Compile one plan and hold it to its golden numbers."""
+    """Compile a plan and compare it with its golden numbers."""
     slice_, settings, temporaries = PLANS[name]
     chip, devices = chips.topology(slice_)
     settings = dataclasses.replace(settings, model=name)
@@ -94,9 +94,8 @@ def check(name: str) -> compiled.Plan:
 
 @pytest.mark.ci
 def test_smollm2_on_four_chips_of_a_v5e():
-    """Data-parallel: each token asks whether all rows have ended, and nothing else; an update sums
-    up all gradients once (the head's perhaps apart from those of the embedding, though they are
-    tied).
+    """Data-parallel: a token needs only the stop test; an update sums all gradients once (the tied
+    head's perhaps apart from the embedding's).
     """
     report = check("smollm2")
     assert [(x.kind, x.size) for x in report.collectives if x.decoding] == [("all-reduce", 4)]

@@ -76,8 +76,8 @@ def test_every_collective_once_with_its_loops():
         Collective(
             "reduce-scatter", (("f32", (2, 4)),), 4, DECODE, "generate"
         ): 1,  # an all-reduce of which each takes a part
-        # overlapped with the loop, so that it stands inside and outside: one channel, one
-        # collective, run once
+        # overlapped with the loop, so that it is written inside and outside: one channel is
+        # one collective, which runs once
         Collective("all-gather", (("f32", (16,)),), 4, (), ""): 1,
         Collective("collective-permute", (("f32", (4,)),), 4, (), "update"): 2,
     }
@@ -97,7 +97,7 @@ def test_bytes_by_hand():
     assert one._replace(kind="all-to-all").sent == 123
     assert (
         one._replace(kind="all-reduce").sent == 246
-    )  # summed up on the way, and told on the way back
+    )  # sums on the way there, results on the way back
     assert (
         one._replace(kind="reduce-scatter").sent == 492
     )  # the parts of the three others, each as large as the result

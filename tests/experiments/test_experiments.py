@@ -321,7 +321,7 @@ def test_reward_model_on_pairs(tmp_path, capsys, dpo):
     if dpo:  # it has no value head
         with pytest.raises(SystemExit) as stop:
             run("custom_reward", *policy, "--name", "b")
-        assert stop.value.code == 2 and "that run has learned no scores" in capsys.readouterr().err
+        assert stop.value.code == 2 and "that run has no value head" in capsys.readouterr().err
         return
     run(
         "custom_reward",

@@ -331,8 +331,11 @@ def test_eight_devices_are_one(gru):
     make = lambda axis_name: supervised.make_train_step(
         gru.model, objective, COPY, axis_name=axis_name
     )
-    one, many = parallel.prepare(make, mode="jit"), parallel.prepare(make, mode="pmap")
+    one, many = (
+        parallel.compile_for_mode(make, mode="jit"),
+        parallel.compile_for_mode(make, mode="pmap"),
+    )
     want, metrics = one(toys.state(gru, COPY), rows_of(0))
     state, got = many(many.place(toys.state(gru, COPY)), many.put(jax.device_get(rows_of(0))))
-    toys.assert_close(many.whole(state).params, want.params, atol=2e-5)
+    toys.assert_close(many.unreplicate(state).params, want.params, atol=2e-5)
     np.testing.assert_allclose(got["loss"], metrics["loss"], rtol=1e-5)

@@ -77,7 +77,7 @@ def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
     monkeypatch.setattr(
         parallel, "MeshStep", lambda step, mesh, leading: made.append(dict(mesh.shape))
     )
-    parallel.prepare(
+    parallel.compile_for_mode(
         lambda axis_name: axis_name, mode="auto", mesh="fsdp=2", devices=jax.devices()[:2]
     )
     assert made[0]["fsdp"] == 2 and parallel.row_shards("auto", "fsdp=2,tensor=2") == 2
@@ -94,6 +94,6 @@ def test_under_pmap_what_stands_twice_is_placed_once(llama):
     assert placed.frozen["base"]["w"] is placed.frozen["critic"]["w"] and placed.frozen["base"][
         "w"
     ].shape == (2, 3)
-    whole = step.whole(placed)
+    whole = step.unreplicate(placed)
     assert whole.frozen is state.frozen
     toys.assert_same(whole.params, state.params)

@@ -6,6 +6,8 @@ Small models with random weights are written by `save_pretrained` and read back 
 biases are random too: at their initial 1 and 0 a mix-up would not show.
 """
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -120,13 +122,12 @@ def torch_logits(model, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def our_logits(loaded, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    jnp = pytest.importorskip("jax.numpy")
-
     model = transformer.make(loaded.config)
     # the value head is no part of a checkpoint
     params = loaded.params | {
         "value": {"kernel": np.zeros((loaded.config.width, 1), np.float32), "bias": np.float32(0)}
     }
+    params = jax.tree.map(jnp.asarray, params)
     hidden, _ = model.apply(params, jnp.asarray(tokens), jnp.asarray(mask))
     return np.asarray(model.logits(params, hidden))
 

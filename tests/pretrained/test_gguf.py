@@ -201,6 +201,7 @@ def test_smollm2(smollm2):
     )
 
 
+@pytest.mark.ci
 def test_smollm2_tokenizer_equals_transformers(smollm2, tmp_path):
     pytest.importorskip("torch")  # transformers reads GGUF through it
     from transformers import AutoTokenizer

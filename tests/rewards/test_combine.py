@@ -33,7 +33,7 @@ def test_a_weighted_sum():
     assert reward({"b": {"factor": 3.0}}, rolled())[0][:2].tolist() == [-13.0, -26.0]
 
 
-def test_columns_stand_side_by_side():
+def test_columns():
     scores, valid = combine.weighted_sum(
         {"a": (2.0, plain(A)), "b": (-0.5, plain(B))}, columns=True
     )({}, rolled())
@@ -45,13 +45,13 @@ def test_columns_stand_side_by_side():
     ]
 
 
-def test_a_part_with_columns_counts_with_their_sum():
+def test_columns_of_a_part_are_summed():
     both = jnp.stack([A, A + 1], 1)
     scores, _ = combine.weighted_sum({"a": (2.0, plain(both))})({}, rolled())
     assert scores[:3].tolist() == [6.0, 10.0, 14.0]  # 2 (1 + 2), 2 (2 + 3), 2 (3 + 4)
 
 
-def test_each_row_is_judged_by_its_task():
+def test_each_row_is_scored_by_its_task():
     """Row 2 is NaN in b and row 3 in a: of their own tasks they are good; turned around both are
     not.
     """
@@ -74,7 +74,7 @@ def test_a_task_without_reward_is_invalid():
     assert valid.tolist() == [True, False, False, False] and scores[:3].tolist() == [1.0, 0.0, 0.0]
 
 
-def test_in_a_run():
+def test_two_tasks_count_two_tokens():
     """Two tasks that ask for two tokens: what counts in one does not in the other."""
     rows = rolled([0, 1, 0, 1])
     scores, _ = combine.by_task(

@@ -44,7 +44,7 @@ def test_decoded_text_arrives(rolled):
 
 
 @pytest.mark.parametrize("pure", [True, False])
-def test_equals_the_same_reward_in_the_graph(rolled, pure):
+def test_it_equals_the_same_reward_in_the_program(rolled, pure):
     hosted = on_host(lambda prompt, response: response.count("d"), decode, pure=pure)
     for got, want in zip(jax.jit(hosted)({}, rolled), count_token(3)({}, rolled), strict=True):
         np.testing.assert_array_equal(got, want)
@@ -67,8 +67,8 @@ def raises():
         (lambda: 10**400, "OverflowError"),
     ],
 )
-def test_what_is_not_a_finite_number_makes_the_row_invalid(rolled, answer, reason, caplog):
-    """Rows whose response holds a d; the others are scored as ever."""
+def test_anything_but_a_finite_number_makes_the_row_invalid(rolled, answer, reason, caplog):
+    """Rows with a d in their response are invalid; the others get their scores."""
     hosted = on_host(lambda prompt, response: answer() if "d" in response else 2, decode)
     with caplog.at_level(logging.WARNING, logger="jaxppo.rewards.host"):
         scores, valid = jax.device_get(jax.jit(hosted)({}, rolled))
@@ -87,14 +87,14 @@ def test_what_is_not_a_finite_number_makes_the_row_invalid(rolled, answer, reaso
 @pytest.mark.parametrize(
     "number", [3, True, np.float32(3), np.int64(3), np.array(3.0), jnp.float32(3)]
 )
-def test_every_kind_of_number_is_one(rolled, number):
+def test_every_type_of_number_is_a_score(rolled, number):
     scores, valid = on_host(lambda prompt, response: number, decode)({}, rolled)
     assert valid.all()
     assert scores.tolist() == [float(number)] * 8
 
 
-def test_an_impure_judge_is_asked_every_time(rolled):
-    """A program that calls it twice with the same rollout asks twice."""
+def test_an_impure_judge_is_called_every_time(rolled):
+    """Also with the same rollout."""
     calls = []
     judge = on_host(
         lambda prompt, response: calls.append(response) or len(calls), decode, pure=False
@@ -114,7 +114,7 @@ def test_an_impure_judge_is_asked_every_time(rolled):
         (lambda n: raises(), "RuntimeError: no idea"),
     ],
 )
-def test_a_judge_of_the_whole_batch_that_fails(rolled, answer, reason, caplog):
+def test_a_batched_judge_that_fails(rolled, answer, reason, caplog):
     hosted = on_host(lambda prompts, responses: answer(len(prompts)), decode, batched=True)
     with caplog.at_level(logging.WARNING, logger="jaxppo.rewards.host"):
         _, valid = jax.device_get(jax.jit(hosted)({}, rolled))
@@ -122,8 +122,8 @@ def test_a_judge_of_the_whole_batch_that_fails(rolled, answer, reason, caplog):
     assert all(reason in record.getMessage() for record in caplog.records)
 
 
-def test_a_judge_of_the_whole_batch(rolled):
-    """As the one that is asked row by row, one bad row alone left out."""
+def test_a_batched_judge(rolled):
+    """It equals a judge of single rows, and one bad row is left out."""
     whole = on_host(
         lambda prompts, responses: [len(r) if "d" not in r else None for r in responses],
         decode,
@@ -137,9 +137,7 @@ def test_a_judge_of_the_whole_batch(rolled):
 
 
 def with_references(rolled):
-    """Row i has the reference c, d, e, ... of i letters; what stands behind its end is no part of
-    it.
-    """
+    """Row i has the reference c, d, e, ... of i letters; the slots after it do not count."""
     reference = jnp.broadcast_to(jnp.arange(2, 9, dtype=jnp.int32), (8, 7))
     return rolled.replace(
         extra={"reference": reference, "reference_length": jnp.arange(8, dtype=jnp.int32)}
@@ -167,7 +165,7 @@ def test_references_arrive_as_text(rolled):
 
 
 def test_a_judge_that_fails_on_a_reference(rolled, caplog):
-    """The rows whose reference has an h alone: 6 and 7."""
+    """Rows 6 and 7 have an h in their reference."""
     hosted = on_host(
         lambda prompt, response, reference: raises() if "h" in reference else 2,
         decode,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pebble
 import pytest
 import toys
 from broken_judge import judge as broken
@@ -28,7 +29,12 @@ def children() -> set[int | None]:
 
 @pytest.fixture(scope="module")
 def pool():
-    with RewardPool(judge, workers=2, seconds=1.0, memory=2**29) as pool:
+    # SIGKILL follows SIGTERM sooner than in 3 seconds
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        RewardPool(judge, workers=2, seconds=1.0, memory=2**29) as pool,
+    ):
+        patch.setattr(pebble.CONSTS, "term_timeout", 0.3)
         yield pool
     assert not children()
 

@@ -104,7 +104,7 @@ def shaped(scores, statistics=None, **settings):
     )
 
 
-def test_without_settings_scores_stay():
+def test_without_settings_scores_are_unchanged():
     out, statistics = shaped([2.0, -3.0, 0.0])
     assert out.tolist() == [2.0, -3.0, 0.0]
     toys.assert_same(statistics, shaping.init_statistics())
@@ -150,11 +150,11 @@ def by_task(scores, tasks, valid, **settings):
         )[0]
 
     scores, valid = jnp.asarray(scores), jnp.asarray(valid)
-    whole = one(rows, scores, valid)
-    # half of the rows on each of two devices: the same, though one of them has a task's rows alone
+    whole = jax.jit(one)(rows, scores, valid)
+    # the same with half of the rows on each of two devices
     halves = jax.tree.map(lambda x: x.reshape(2, 3, *x.shape[1:]), (rows, scores, valid))
-    dealt = jax.vmap(lambda *parts: one(*parts, axis_name="devices"), axis_name="devices")(*halves)
-    np.testing.assert_allclose(dealt.reshape(whole.shape), whole, atol=1e-5)
+    split = jax.vmap(lambda *parts: one(*parts, axis_name="devices"), axis_name="devices")
+    np.testing.assert_allclose(jax.jit(split)(*halves).reshape(whole.shape), whole, atol=1e-5)
     return whole
 
 
@@ -173,7 +173,7 @@ def test_whitening_within_tasks():
     np.testing.assert_allclose(out, [2 - 0.5**0.5, 2 + 0.5**0.5, 29.0, 30.0, 31.0, 0.0], rtol=1e-5)
 
 
-def test_columns_within_tasks():
+def test_whitening_columns_within_tasks():
     """Over rows and columns of a task, as for the batch: task 0 has 0 2 0 2, task 1 has 5 5 5 9
     (mean 6, variance 3).
     """
@@ -191,7 +191,7 @@ def test_overlong_penalty():
     np.testing.assert_allclose(out, [0.8, 0.6, 0.0], rtol=1e-6)
 
 
-def test_columns_share_a_penalty():
+def test_penalties_are_divided_among_columns():
     out, _ = shaped([[1.0, 2.0], [1.0, 2.0], [0.0, 0.0]], missing_eos_penalty=1.0)
     assert out.tolist() == [[1.0, 2.0], [0.5, 1.5], [0.0, 0.0]]  # row 0 finished, row 2 is invalid
 
@@ -212,7 +212,7 @@ def test_normalisation_to_the_reference():
     assert float(shaping.normalise_to_reference(statistics, jnp.ones(3))["gain"]) == 1.0
 
 
-def test_scores_that_are_all_alike_stay():
+def test_equal_scores_are_not_scaled():
     """A third of a run may be all wrong at its start: −1 over a deviation of rounding would be tens
     of millions.
     """
@@ -231,7 +231,7 @@ def test_scores_that_are_all_alike_stay():
 @pytest.mark.parametrize(
     ("norm", "want"), [("none", 1.0), ("running", 1.0 / 2**0.5), ("batch", 1.0), ("task", 1.0)]
 )
-def test_other_responses_are_put_on_the_same_scale(norm, want):
+def test_other_responses_are_shaped_on_the_same_scale(norm, want):
     """Scores 1 and 3: deviation 1 (√2 with ddof 1, of the running moments). Others that are one
     higher are one unit higher, which a scale of their own would not say; and the statistics are
     those of the first alone.
@@ -250,7 +250,7 @@ def test_other_responses_are_put_on_the_same_scale(norm, want):
     assert float(statistics["reward"].count) == (2 if norm == "running" else 0)
 
 
-def test_a_score_for_what_has_no_end():
+def test_missing_eos_score():
     """Row 0 finished, row 1 did not: −1 in the place of 5; shared by columns."""
     assert shaped([5.0, 5.0, 5.0], missing_eos_score=-1.0)[0].tolist() == [5.0, -1.0, 0.0]
     assert shaped([[5.0, 1.0]] * 3, missing_eos_score=-1.0)[0].tolist() == [
@@ -260,7 +260,7 @@ def test_a_score_for_what_has_no_end():
     ]
 
 
-def test_columns_share_the_bias_of_the_reference():
+def test_the_bias_is_divided_among_columns():
     """Row sums 1 and 3 become −1 and 1: gain 1, bias −2, half of it to each of two columns."""
     statistics = shaping.normalise_to_reference(shaping.init_statistics(), jnp.array([1.0, 3.0]))
     out, _ = shaped([[0.0, 1.0], [1.0, 2.0], [0.0, 0.0]], statistics)

@@ -1,27 +1,14 @@
 import json
-import math
-import struct
 import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from jaxppo.config import RunConfig
 from jaxppo.errors import UserError
-from jaxppo.run import files, log
-from jaxppo.run.log import FileLog
-
-ROW = {
-    "reward": 0.5,
-    "kl": 1.25,
-    "entropy": 2.0,
-    "clip_fraction": 0.125,
-    "length": 4.0,
-    "tokens_per_second": 100.0,
-}
+from jaxppo.run import files
 
 
 def test_run_folder_is_made_once(tmp_path):
@@ -67,64 +54,6 @@ def test_read_lines(tmp_path):
     assert files.read_jsonl(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the process died while it wrote
     assert files.read_jsonl(path) == [{"step": 1}, {"step": 2}]
-
-
-def test_a_line_a_step(tmp_path, capsys):
-    tracker = log.FileLog(tmp_path, first_step=0, total_steps=3)
-    tracker.log([{"step": 1, **ROW}])
-    tracker.log([])
-    tracker.log([{"step": 2, **ROW}, {"step": 3, **ROW, "kl": math.nan}])
-    tracker.say("news")
-    tracker.close()
-    rows = files.read_jsonl(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert rows[0] == {"step": 1, **ROW}
-    assert math.isnan(rows[2]["kl"])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert lines[0].startswith(
-        "step 1/3  reward 0.500  KL 1.25  entropy 2.00  clip 0.125  100 tok/s  left "
-    )
-    assert lines[-1] == "news"
-
-
-def test_lines_after_the_checkpoint_go(tmp_path):
-    tracker = log.FileLog(tmp_path, first_step=0, total_steps=4)
-    tracker.log([{"step": k, **ROW} for k in (1, 2, 3)])
-    tracker.close()
-    tracker = log.FileLog(tmp_path, first_step=2, total_steps=4)
-    assert [row["step"] for row in files.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
-    tracker.log([{"step": 3, **ROW, "reward": 9.0}])
-    tracker.close()
-    rows = files.read_jsonl(tmp_path / "metrics.jsonl")
-    assert [(row["step"], row["reward"]) for row in rows] == [(1, 0.5), (2, 0.5), (3, 9.0)]
-
-
-def test_a_bar_on_a_terminal(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(files, "Console", lambda **options: Console(force_terminal=True, width=120))
-    tracker = log.FileLog(tmp_path, first_step=0, total_steps=2)
-    tracker.log([{"step": 1, **ROW}])
-    tracker.say("[bold]not markup[/bold]")
-    tracker.log([{"step": 2, **ROW}])
-    tracker.close()
-    shown = capsys.readouterr().out
-    assert "[bold]not markup[/bold]" in shown
-    assert "reward 0.500" in shown and "2/2" in shown
-
-
-def test_samples_are_appended(tmp_path):
-    tracker = log.FileLog(tmp_path, first_step=0, total_steps=1)
-    tracker.samples([{"text": "ä\nb"}])
-    tracker.samples([{"text": "c"}])
-    tracker.close()
-    assert files.read_jsonl(tmp_path / "samples.jsonl") == [{"text": "ä\nb"}, {"text": "c"}]
-
-
-def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
-    log.print_table("samples", ["prompt", "score"], [["[red]x[/red]\x1b[2J", "0.5"]])
-    shown = capsys.readouterr().out
-    assert "[red]x[/red]\\x1b[2J" in shown
-    assert "\x1b[2J" not in shown
 
 
 @pytest.mark.parametrize(
@@ -173,16 +102,6 @@ def test_each_start_of_a_run_is_a_line(tmp_path, monkeypatch):
     assert (tmp_path / "command.txt").read_text() == "\ufffd\npython a.py --resume\n"
 
 
-def test_lines_end_where_they_end_and_nowhere_else(tmp_path):
-    tracker = log.FileLog(tmp_path, first_step=0, total_steps=1)
-    tracker.samples([{"text": "a\u2028b\x85c\x0bd"}, {"text": "e"}])
-    tracker.close()
-    assert files.read_jsonl(tmp_path / "samples.jsonl") == [
-        {"text": "a\u2028b\x85c\x0bd"},
-        {"text": "e"},
-    ]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -194,46 +113,6 @@ def test_lines_end_where_they_end_and_nowhere_else(tmp_path):
 )
 def test_printable(text, expected):
     assert files.printable(text) == expected
-
-
-@pytest.mark.parametrize("keys", [["reward"], [key for key, _, _ in log.PANELS]])
-def test_curves(tmp_path, keys):
-    rows = [{"step": k, **{key: k / 10 for key in keys}} for k in range(1, 13)]
-    rows[5]["validation_reward"] = 0.7
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = log.plot_curves(tmp_path)
-    assert path == tmp_path / "curves.png"
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", head[16:]) == (1440, 720)  # 12 x 6 inches at 120 dots
-
-
-def test_running_mean():
-    assert log._running_mean([1.0, 2.0, 3.0, 7.0], 2) == [1.0, 1.5, 2.5, 5.0]
-
-
-def test_what_is_settled_is_in_a_closed_file(tmp_path):
-    """A bucket that is mounted as a folder shows what was written when the file is closed."""
-    log = FileLog(tmp_path, first_step=0, total_steps=2)
-    log.log([{"step": 1, **ROW}])
-    before = log.file
-    log.settle()
-    assert before.closed and not log.file.closed
-    log.log([{"step": 2, **ROW}])
-    log.close()
-    assert [row["step"] for row in files.read_jsonl(tmp_path / "metrics.jsonl")] == [1, 2]
-
-
-def test_a_full_disk_is_told_of_once(tmp_path):
-    """The write says so; closing the file, which would write the rest again, does not say it over
-    the run's own error.
-    """
-    log = FileLog(tmp_path, first_step=0, total_steps=2)
-    log.file.close()
-    log.file = open("/dev/full", "w")  # noqa: SIM115
-    with pytest.raises(OSError, match="No space left"):
-        log.log([{"step": 1, **ROW}])
-    log.close()
 
 
 def test_where_a_run_lies(tmp_path):
@@ -265,8 +144,8 @@ def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
 def test_a_commit_and_what_was_changed_since(tmp_path, monkeypatch):
     package = tmp_path / "jaxppo"
     package.mkdir()
-    (package / "tracking.py").write_text("a = 1\n")
-    monkeypatch.setattr(files, "__file__", str(package / "tracking.py"))
+    (package / "files.py").write_text("a = 1\n")
+    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
     assert files.versions()["git"] == ""  # no checkout
     git = lambda *words: subprocess.run(
         ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words],
@@ -280,7 +159,7 @@ def test_a_commit_and_what_was_changed_since(tmp_path, monkeypatch):
     assert len(commit) == 40
     (tmp_path / "notes.txt").write_text("no code")
     assert files.versions()["git"] == commit
-    (package / "tracking.py").write_text("a = 2\n")
+    (package / "files.py").write_text("a = 2\n")
     assert files.versions()["git"] == commit + "+changed"
 
 
@@ -312,8 +191,17 @@ def test_what_a_run_has_found(tmp_path):
 def test_what_the_first_process_sees_is_begun(tmp_path, monkeypatch):
     """Which may write the settings between its look and another's."""
     assert not files.has_started(tmp_path)
-    monkeypatch.setattr(tracking.processes, "broadcast_int", lambda value: 0)
+    monkeypatch.setattr(files.processes, "broadcast_int", lambda value: 0)
     (tmp_path / "config.json").touch()
     assert not files.has_started(tmp_path)
     monkeypatch.undo()
     assert files.has_started(tmp_path)
+
+
+def test_lines_of_json_end_at_line_feeds_only(tmp_path):
+    rows = [{"text": "a\u2028b\x85c\x0bd"}, {"text": "e"}]
+    path = tmp_path / "samples.jsonl"
+    path.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rows), "utf-8")
+    assert files.read_jsonl(path) == rows
+    files.write_jsonl(path, rows[1:])
+    assert files.read_jsonl(path) == rows[1:]

@@ -5,11 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from flax.traverse_util import flatten_dict
 from runs import RUN
 
 from jaxppo import errors, models, ppo, pretrained
 from jaxppo.errors import UserError
 from jaxppo.models import lora, scan
+from jaxppo.pretrained.tiny import tiny_model
 from jaxppo.run import load
 
 
@@ -28,20 +30,20 @@ def test_with_adapters_the_base_is_the_reference(loaded):
     assert names and all("lora" in name or "value" in name for name in names)
     assert not any(
         "lora" in str(path) or "value" in str(path[0])
-        for path, _ in load._leaves(policy.frozen["base"])
+        for path in flatten_dict(policy.frozen["base"])
     )
 
 
 def test_without_adapters_everything_is_trained_and_the_reference_is_a_copy():
     _, policy = load.load_policy(replace(RUN, lora=0))
     reference = policy.frozen["reference"]
-    trained = {path: leaf for path, leaf in load._leaves(policy.params)}
-    for path, leaf in load._leaves(reference):
+    trained = flatten_dict(policy.params)
+    for path, leaf in flatten_dict(reference).items():
         np.testing.assert_array_equal(trained[path], leaf)
         assert (
             trained[path].unsafe_buffer_pointer() != leaf.unsafe_buffer_pointer()
         )  # one is donated, the other stays
-    assert set(trained) - {path for path, _ in load._leaves(reference)} == {
+    assert set(trained) - {path for path in flatten_dict(reference)} == {
         ("value", "kernel"),
         ("value", "bias"),
     }
@@ -93,9 +95,9 @@ def test_a_value_head_from_a_reward_model():
 
 
 def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
-    shape, weights, tokenizer = load.tiny(0)
+    shape, weights, tokenizer = tiny_model(0)
     monkeypatch.setattr(
-        load, "tiny", lambda seed, kind: (replace(shape, vocab_size=200), weights, tokenizer)
+        load, "tiny_model", lambda seed, kind: (replace(shape, vocab_size=200), weights, tokenizer)
     )
     with pytest.raises(
         UserError,
@@ -126,9 +128,7 @@ def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
     _, again = load.load_policy(stored, dropout=0.5)
     assert again.shape == replace(policy.shape, dropout=0.5)
     toys.assert_close(again.params["embed"], moved.params["embed"], atol=1e-6)
-    with pytest.raises(
-        UserError, match="--model-kind lstm: .* is a gru; another kind is made anew"
-    ):
+    with pytest.raises(UserError, match="--model-kind lstm: .* is a gru; train another"):
         load.load_policy(replace(stored, model_kind="lstm"))
 
 

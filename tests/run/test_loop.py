@@ -7,7 +7,6 @@ import os
 import signal
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from runs import RUN
 from jaxppo import ppo
 from jaxppo.data.prompts import PromptSet
 from jaxppo.errors import Diverged, Interrupted, RunError, UserError
-from jaxppo.run import checkpoint, log, loop, profiling
+from jaxppo.run import checkpoint, log, loop, profiling, stopwatch
 
 CONFIG = replace(RUN, steps=6, save_every=2, eval_every=3)
 PROMPTS = PromptSet(np.ones((4, 4), np.int32), np.ones((4, 4), bool))
@@ -36,7 +35,7 @@ class Step:
     def put(self, prompts):
         return prompts
 
-    def whole(self, state):
+    def unreplicate(self, state):
         return state
 
     def __call__(self, state, prompts):
@@ -54,7 +53,7 @@ class Step:
 
 class Record(log.Log):
     def __init__(self):
-        self.rows, self.said, self.settled = [], [], []
+        self.rows, self.said, self.flushed = [], [], []
 
     def log(self, rows):
         self.rows += rows
@@ -62,8 +61,8 @@ class Record(log.Log):
     def say(self, text):
         self.said.append(text)
 
-    def settle(self):
-        self.settled.append(len(self.rows))
+    def flush(self):
+        self.flushed.append(len(self.rows))
 
 
 @pytest.fixture
@@ -119,13 +118,13 @@ def test_every_step_is_logged_once_and_saved_when_it_should(world):
     assert world.log.said == []
 
 
-def test_what_was_logged_is_settled_before_each_checkpoint(world, monkeypatch):
+def test_what_was_logged_is_flushed_before_each_checkpoint(world, monkeypatch):
     """A checkpoint whose steps' numbers were lost with the process would never get them again."""
     save, before = world.checkpoints.save, []
     monkeypatch.setattr(
         world.checkpoints,
         "save",
-        lambda *a, **k: (before.append(list(world.log.settled)), save(*a, **k)),
+        lambda *a, **k: (before.append(list(world.log.flushed)), save(*a, **k)),
     )
     go(world, Step(), evaluate=lambda state: {"score": 1.0})
     assert before == [
@@ -214,7 +213,7 @@ def test_patience_remembers_what_was_before(world):
     )
     assert (
         world.log.said[-1]
-        == "ended at step 4 when it ran before: no better validation in 2 evaluations"
+        == "already stopped early, at step 4: no better validation in 2 evaluations"
     )
     rewards = [
         {"step": k, "reward": x} for k, x in enumerate([3.0, 1.0, 2.0], 1)
@@ -305,7 +304,7 @@ def test_a_last_save_that_fails_is_an_error(world, monkeypatch):
 def test_slow_dispatches_are_warned_about_once(world, monkeypatch):
     """Clock readings of 20 s from one to the next: two of a batch (idle) and two of a step."""
     now = iter(range(0, 10_000, 20))
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    monkeypatch.setattr(stopwatch, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
     go(world, Step(), replace(CONFIG, eval_every=0))
     assert len(world.log.said) == 1 and "s, and a preempted machine has 30 s" in world.log.said[0]
 
@@ -317,44 +316,3 @@ def test_a_step_that_is_compiled_again_is_told_once(world):
     assert [text.split("(")[0] for text in world.log.said] == [
         "warning: the step was compiled again "
     ]
-
-
-def test_the_devices_wait_for_a_batch_that_comes_after_their_step(monkeypatch):
-    """A batch of 5 s: the step that was in flight had ended, or had not."""
-    now = iter([0.0, 1.0, 6.0, 7.0, 7.0, 8.0, 15.0, 15.0])
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    found = []
-    numbers = lambda seconds, steps, idle: found.append((seconds, idle)) or {"recompilations": 0.0}
-    clock: Any = loop.Stopwatch(RUN, SimpleNamespace(numbers=numbers, forget=lambda: None))
-    for ready in (True, False):
-        metrics = {"length": SimpleNamespace(is_ready=lambda ready=ready: ready)}
-        clock.watch(1, metrics)
-        with clock.fetching():
-            pass
-        clock.flying = (1, {"length": jnp.float32(1)})
-        clock.settle()
-    assert found == [(7.0, 5.0), (8.0, 0.0)]
-
-
-def test_stopwatch_shares_the_time_among_the_steps_of_a_dispatch(monkeypatch):
-    now = iter([10.0, 16.0, 16.0, 20.0, 20.0])
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    meter = SimpleNamespace(
-        numbers=lambda seconds, steps, idle: {"recompilations": 0.0}, forget=lambda: None
-    )
-    clock = loop.Stopwatch(replace(RUN, steps_per_call=3), meter)
-    metrics = {"length": jnp.array([1.0, 2.0, 3.0])}
-    clock.watch(7, metrics)
-    rows = clock.settle()
-    assert [row["step"] for row in rows] == [7, 8, 9]
-    assert [row["seconds"] for row in rows] == [2.0] * 3  # 6 seconds of 3 steps
-    assert [row["tokens_per_second"] for row in rows] == [
-        2.0,
-        4.0,
-        6.0,
-    ]  # 4 rows of 1, 2, 3 tokens in 2 seconds
-    assert clock.longest == 0.0  # the first one compiles
-    assert clock.settle() == []
-    clock.watch(10, metrics)
-    clock.settle()
-    assert clock.longest == 4.0

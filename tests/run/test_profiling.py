@@ -36,17 +36,17 @@ def meter():
 
 def test_numbers(meter):
     meter, now = meter
-    meter.hear(profiling.TRACED, 0.5)  # a function within
-    meter.hear(profiling.TRACED, 1.0)  # the step itself, the other among it
+    meter.on_event(profiling.TRACED, 0.5)  # a function within
+    meter.on_event(profiling.TRACED, 1.0)  # the step itself, the other among it
     for event, seconds in zip(profiling.COMPILED, (0.5, 2.5)):
-        meter.hear(event, seconds)
-    meter.hear("/jax/something_else", 99.0)
+        meter.on_event(event, seconds)
+    meter.on_event("/jax/something_else", 99.0)
     now.t = 20.0
-    first = meter.numbers(8.0, 1)  # 4 of the 8 seconds were compilation, of the 10 since the start
+    first = meter.measure(8.0, 1)  # 4 of the 8 seconds were compilation, of the 10 since the start
     assert first == {"compile_seconds": 4.0, "goodput": 0.4, "recompilations": 0.0}
-    meter.forget()
+    meter.reset()
     now.t = 30.0
-    assert meter.numbers(8.0, 2) == {
+    assert meter.measure(8.0, 2) == {
         "goodput": 0.6,
         "recompilations": 0.0,
         "mfu": 0.5,
@@ -57,7 +57,7 @@ def test_seconds_that_devices_wait_for_a_batch_are_not_productive(meter):
     """12 s, of which 9 went to the batch; the operations are over all of the 12."""
     meter, now = meter
     now.t = 22.0
-    found = meter.numbers(12.0, 3, idle=9.0)
+    found = meter.measure(12.0, 3, idle=9.0)
     assert found == {
         "goodput": 0.25,
         "recompilations": 0.0,
@@ -69,7 +69,7 @@ def test_every_trace_after_the_first_is_a_recompilation(meter):
     meter, _ = meter
     for traces, want in ((1, 0), (2, 1), (2, 1), (5, 4)):
         meter.step.traces = traces
-        assert meter.numbers(1.0, 1)["recompilations"] == want
+        assert meter.measure(1.0, 1)["recompilations"] == want
 
 
 def test_a_batch_of_another_shape_compiles_the_step_again(meter):
@@ -78,18 +78,18 @@ def test_a_batch_of_another_shape_compiles_the_step_again(meter):
     meter.step = step
     found = []
     for rows in (2, 2, 1, 2):
-        meter.forget()
+        meter.reset()
         state, _ = step(state, jax.tree.map(lambda x, rows=rows: x[:rows], prompts))
-        found += [meter.numbers(1.0, 1)["recompilations"]]
+        found += [meter.measure(1.0, 1)["recompilations"]]
     assert found == [0, 0, 1, 1]
 
 
 def test_jax_tells_what_it_compiles(meter):
     meter, _ = meter
     jax.jit(lambda x: jnp.sin(x) * 3.25)(jnp.ones(7)).block_until_ready()
-    assert meter.numbers(1e6, 1)["compile_seconds"] > 0
-    meter.forget()
-    assert "compile_seconds" not in meter.numbers(1.0, 1)
+    assert meter.measure(1e6, 1)["compile_seconds"] > 0
+    meter.reset()
+    assert "compile_seconds" not in meter.measure(1.0, 1)
 
 
 def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
@@ -112,12 +112,12 @@ def test_a_compilation_without_a_trace_is_counted_where_it_is_the_steps(meter):
         (3, theirs, 3),
         (3, theirs[1:], 4),
     ):
-        meter.hear(profiling.BACKEND, 1.0, fun_name="jit(traced)")
-        meter.forget()  # as the loop does before a dispatch
+        meter.on_event(profiling.BACKEND, 1.0, fun_name="jit(traced)")
+        meter.reset()  # as the loop does before a dispatch
         meter.step.traces = traces
         for event, name in heard:
-            meter.hear(event, 1.0, fun_name=name)
-        assert meter.numbers(1.0, 1)["recompilations"] == want
+            meter.on_event(event, 1.0, fun_name=name)
+        assert meter.measure(1.0, 1)["recompilations"] == want
 
 
 def step_of(mode: str):
@@ -133,7 +133,7 @@ def step_of(mode: str):
 
         return train_step
 
-    step = parallel.prepare(
+    step = parallel.compile_for_mode(
         make, mode=mode, mesh="data=2" if mode == "mesh" else "", devices=jax.devices()[:2]
     )
     state = ppo.init_state(
@@ -154,9 +154,9 @@ def test_the_steps_own_compilation_is_known_by_its_name(mode):
     for want in (True, False):
         state, metrics = step(state, prompts)
         jax.jit(lambda x: x * 2.5)(metrics["loss"])
-        assert meter.heard == want
-        assert meter.numbers(1.0, 1)["recompilations"] == 0
-        meter.forget()
+        assert meter.step_compiled == want
+        assert meter.measure(1.0, 1)["recompilations"] == 0
+        meter.reset()
     meter.close()
 
 
@@ -169,9 +169,9 @@ def test_the_same_shapes_elsewhere_are_compiled_again(meter):
     for place in (None, None, jax.devices()[1], None, jax.devices()[2]):
         if place is not None:
             state, prompts = jax.device_put(state, place), jax.device_put(prompts, place)
-        meter.forget()
+        meter.reset()
         state, _ = step(state, prompts)
-        found += [meter.numbers(1.0, 1)["recompilations"]]
+        found += [meter.measure(1.0, 1)["recompilations"]]
     assert found == [0, 0, 1, 1, 2] and step.traces == 1
 
 

@@ -15,9 +15,9 @@ from jaxppo.run import signals
 def test_a_signal_is_remembered(number, capfd):
     before = signal.getsignal(number)
     with signals.StopSignals() as stopping:
-        assert not stopping.due(1)
+        assert not stopping.should_stop(1)
         os.kill(os.getpid(), number)
-        assert stopping.due(2) and stopping.due(3)
+        assert stopping.should_stop(2) and stopping.should_stop(3)
     assert signal.getsignal(number) is before
     assert (
         capfd.readouterr().err
@@ -28,8 +28,8 @@ def test_a_signal_is_remembered(number, capfd):
 def test_the_second_ends_at_once():
     code = """
 import os, signal
-from jaxppo import signals
-with signals.Stopping():
+from jaxppo.run import signals
+with signals.StopSignals():
     os.kill(os.getpid(), signal.SIGTERM)
     print("still here", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
@@ -53,6 +53,6 @@ def test_before_training_there_is_nothing_to_save():
 
 def test_a_slow_dispatch_is_warned_about_once():
     stopping = signals.StopSignals()
-    assert stopping.too_slow(15.0) == ""  # half of 30
-    assert "a dispatch takes 16 s" in stopping.too_slow(16.0)
-    assert stopping.too_slow(17.0) == ""
+    assert stopping.slow_warning(15.0) == ""  # half of 30
+    assert "a dispatch takes 16 s" in stopping.slow_warning(16.0)
+    assert stopping.slow_warning(17.0) == ""

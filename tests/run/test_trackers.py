@@ -169,17 +169,6 @@ def test_the_record_itself_may_end_a_run(tmp_path, monkeypatch):
     log.close()
 
 
-def test_samples_stay_here(tmp_path, monkeypatch):
-    sink = Failing(99)
-    package(monkeypatch, "wandb")
-    monkeypatch.setattr(trackers, "TRACKERS", {"wandb": sink})
-    log = opened(tmp_path, "wandb")
-    log.samples([{"prompt": "secret words"}])
-    log.close()
-    assert sink.seen == [] and sink.calls == 3  # begun, given the lines before, closed
-    assert files.read_jsonl(tmp_path / "samples.jsonl") == [{"prompt": "secret words"}]
-
-
 # TensorBoard
 
 
@@ -247,7 +236,7 @@ def test_tensorboard_on_a_full_disk(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     log = opened(tmp_path, "tensorboard")
     assert isinstance(log, trackers.TrackedLog)
-    sink = log.sinks["tensorboard"]
+    sink = log.trackers["tensorboard"]
     assert isinstance(sink, trackers.TensorBoard)
     inner = sink.writer._py_recordio_writer
     inner._writer.close()
@@ -339,7 +328,6 @@ def test_numbers_and_settings_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_PROJECT", "of the user")
     fake = Fake(monkeypatch, tmp_path)
     log = opened(tmp_path, "wandb")
-    log.samples([{"prompt": "secret words"}])
     log.log(rows(1, 2))
     log.say("secret words")
     log.close()
@@ -420,12 +408,13 @@ REAL = """
 import os, sys
 from pathlib import Path
 from dataclasses import replace
-from jaxppo import tracking, trackers
 from jaxppo.config import RunConfig
+from jaxppo.run import log as logs, trackers
 folder = Path(sys.argv[1])
 for first in (0, 2):
-    log = trackers.beside(tracking.Tracker(folder, first_step=first, total_steps=4), replace(RunConfig(), track="wandb"), folder)
-    log.samples([{"prompt": "SECRETWORDS"}])
+    log = logs.FileLog(folder, first_step=first, total_steps=4)
+    log = trackers.with_trackers(log, replace(RunConfig(), track="wandb"), folder)
+    log.say("SECRETWORDS")
     row = {"reward": 0.5, "kl_of_this_test": float("nan"), "tokens_per_second": 9.0}
     log.log([{"step": k, **row} for k in (first + 1, first + 2)])
     print("SECRETWORDS")

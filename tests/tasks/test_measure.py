@@ -61,9 +61,11 @@ def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, c
     )
     assert capsys.readouterr().out.splitlines() == [
         # abcdef=
-        "note: 1 of 2 prompts has more than 4 tokens (--prompt-length of the run) and lost its beginning",
+        "note: 1 of 2 prompts has more than 4 tokens (--prompt-length of the run)"
+        " and lost its beginning",
         # " wxyz"
-        "note: 1 of 2 references has more than 3 tokens (--response-length): rewards see its beginning",
+        "note: 1 of 2 references has more than 3 tokens (--response-length):"
+        " rewards see its beginning",
     ]
     decode = policy.tokenizer.decode
     assert references == ["x", "wxyz"]

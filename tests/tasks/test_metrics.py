@@ -14,8 +14,9 @@ from jaxppo.tasks import metrics
 from jaxppo.tasks.datasets import entities
 from jaxppo.tasks.metrics import METRICS
 
-SENTENCES = """the a cat dog sat on mat house is was not very big small it's don't U.S. e.g. 3.14 1,000 -5 50% (yes) "no" Hello,
-world! end. Café naïve Zürich über straße привет мир 你好 世界 日本語 🙂 ½ &amp; <tag> re-use state-of-the-art x=y a.b"""
+SENTENCES = """the a cat dog sat on mat house is was not very big small it's don't U.S. e.g.
+3.14 1,000 -5 50% (yes) "no" Hello, world! end. Café naïve Zürich über straße
+привет мир 你好 世界 日本語 🙂 ½ &amp; <tag> re-use state-of-the-art x=y a.b"""
 WORDS = SENTENCES.split()
 GAPS = [" "] * 12 + ["  ", " , ", "\u00a0", " - "]
 

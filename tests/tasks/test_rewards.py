@@ -29,24 +29,25 @@ def test_a_reward_model_has_to_be_named(policy):
         )
 
 
-def test_fluency_is_the_starting_policys_own(policy):
+def test_fluency_is_under_the_initial_policy(policy):
     """Minus the mean log-prob, by hand from its logits."""
     reward = rewards.make_reward(TaskConfig(task="translation", reward="fluency"), policy)
-    row = rollout(policy, "ab", "x")
-    score, valid = reward.fn(reward.params, row)
-    hidden, _ = policy.model.apply(reward.params, row.tokens, row.attend)
-    logp = jax.nn.log_softmax(policy.model.logits(reward.params, hidden))[0, :-1]
-    expected = float(jnp.take_along_axis(logp, row.tokens[0, 1:, None], 1).mean())
-    assert bool(valid[0]) and float(score[0]) == pytest.approx(expected, rel=1e-5)
+    row = rollout(policy, "ab", "x", width=0)
+
+    @jax.jit
+    def mean_logprob(params):
+        hidden, _ = policy.model.apply(params, row.tokens, row.attend)
+        logp = jax.nn.log_softmax(policy.model.logits(params, hidden))[0, :-1]
+        return jnp.take_along_axis(logp, row.tokens[0, 1:, None], 1).mean()
+
+    assert score(reward, row) == pytest.approx(float(mean_logprob(reward.params)), rel=1e-5)
 
 
 def test_profanity_is_a_penalty(policy):
     pytest.importorskip("profanity_check")
     reward = rewards.make_reward(TaskConfig(task="translation", reward="clean"), policy)
-    rude, kind = (
-        float(reward.fn({}, rollout(policy, text, "x"))[0][0])
-        for text in ("you fucking idiot", "a kind word")
-    )
+    texts = ("you fucking idiot", "a kind word")
+    rude, kind = (score(reward, rollout(policy, text, "x")) for text in texts)
     assert -1 <= rude < -0.9 < -0.1 < kind <= 0
 
 
@@ -55,17 +56,24 @@ def policy():
     return load.load_policy(RUN)[1]
 
 
-def rollout(policy, response: str, reference: str) -> Rollout:
-    """One row of a response and its end, and the reference's ids."""
-    ids = [*policy.tokenizer.encode(response), policy.tokenizer.eos_id]
-    wanted = policy.tokenizer.encode(reference)
-    tokens = jnp.asarray([[policy.tokenizer.eos_id, *ids]], jnp.int32)
-    mask = jnp.ones((1, len(ids)))
+def rollout(policy, response: str, reference: str, width: int = 32) -> Rollout:
+    """One row of a response and its end of text, padded to one width, and the reference's ids."""
+    eos = policy.tokenizer.eos_id
+    ids, wanted = [*policy.tokenizer.encode(response), eos], policy.tokenizer.encode(reference)
+    pad = lambda ids: [*ids, *[eos] * (width - len(ids))]
+    tokens = jnp.asarray([[eos, *pad(ids)]], jnp.int32)
+    mask = (jnp.arange(max(width, len(ids))) < len(ids)).astype(jnp.float32)[None]
     extra = {
-        "reference": jnp.asarray([wanted], jnp.int32),
+        "reference": jnp.asarray([pad(wanted)], jnp.int32),
         "reference_length": jnp.asarray([len(wanted)], jnp.int32),
     }
     return Rollout(tokens, tokens >= 0, mask, jnp.ones(1, bool), mask, mask, mask, mask, extra)
+
+
+def score(reward, row: Rollout) -> float:
+    scores, valid = jax.jit(reward.fn)(reward.params, row)
+    assert bool(valid[0])
+    return float(scores[0])
 
 
 CASES = [
@@ -84,8 +92,8 @@ def test_rewards_by_name(policy, name, response, reference, expected):
     if name.startswith("text_"):
         pytest.importorskip({"text_wer": "jiwer", "text_rouge_l": "rouge_score"}[name])
     reward = rewards.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
-    score, valid = reward.fn(reward.params, rollout(policy, response, reference))
-    assert bool(valid[0]) and float(score[0]) == pytest.approx(expected, abs=1e-6)
+    row = rollout(policy, response, reference)
+    assert score(reward, row) == pytest.approx(expected, abs=1e-6)
 
 
 def test_perfect_responses_have_the_highest_reward(policy):
@@ -104,14 +112,9 @@ def test_perfect_responses_have_the_highest_reward(policy):
             continue
         reward = rewards.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
         if name == "vader":  # asks about the response alone
-            assert (
-                float(reward.fn(reward.params, rollout(policy, "a good film", texts))[0][0]) > 0.4
-            )
+            assert score(reward, rollout(policy, "a good film", texts)) > 0.4
             continue
-        same, other = (
-            float(reward.fn(reward.params, rollout(policy, text, texts))[0][0])
-            for text in (texts, "a dog")
-        )
+        same, other = (score(reward, rollout(policy, text, texts)) for text in (texts, "a dog"))
         assert same > other and np.isclose(same, {"edit": 0, "text_wer": 0}.get(name, 1)), name
 
 
@@ -139,5 +142,4 @@ def test_perfect_responses_have_the_highest_reward(policy):
 )
 def test_f1_of_entities(policy, name, response, reference, expected):
     reward = rewards.make_reward(TaskConfig(task="entities", reward=name), policy)
-    score, _ = reward.fn(reward.params, rollout(policy, response, reference))
-    assert float(score[0]) == pytest.approx(expected)
+    assert score(reward, rollout(policy, response, reference)) == pytest.approx(expected)

@@ -134,7 +134,7 @@ def write(place: Path, found: Exported, options: ExportOptions) -> None:
         path = place / folder.BASE if options.adapter else place
         path.mkdir(exist_ok=True)
         state = found.state.replace(params={}) if options.adapter else found.state
-        params = jax.device_get(load.language_model(config, policy, state))
+        params = jax.device_get(load.export_params(config, policy, state))
         folder.write_model(
             path, policy.shape, params, policy.tokenizer, dtype=dtype, sampling=sampling
         )

@@ -1,8 +1,8 @@
 """`jaxppo report`: the results of runs as HTML, Markdown, CSV and SVG.
 
 Runs that differ only by chance form a group, with intervals over its seeds, and groups
-are compared. Failed runs stay in: a run that diverged is counted, stands in the table
-of results, and is drawn as far as its numbers are finite.
+are compared. Failed runs stay in: a run that diverged is counted, is in the table of
+results, and is drawn as far as its numbers are finite.
 """
 
 from collections.abc import Sequence

@@ -29,6 +29,7 @@ def parse(data: bytes) -> list[Example]:
     """Read JSON lines of {"input": messages, "ideal": letter}; the user's message holds
     the question and the options.
 
+    >>> import json
     >>> message = {"role": "user", "content": "In the sun ice\\n A: melts\\n B: is"}
     >>> (row,) = parse(json.dumps({"input": [message], "ideal": "A"}).encode())
     >>> row.prompt, row.reference, row.extra["letter"]

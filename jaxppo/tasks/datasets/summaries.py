@@ -30,6 +30,7 @@ def parse(data: bytes) -> list[Example]:
     """Read JSON lines of {"id", "summary": {aspect: text}, "sentences": {"abstract":
     [text, ...]}}.
 
+    >>> import json
     >>> summary = {"challenge": "Slow.", "approach": "We try.", "outcome": "Fast."}
     >>> paper = {"id": 1, "summary": summary, "sentences": {"abstract": ["It is ."]}}
     >>> rows = parse(json.dumps(paper).encode())

@@ -208,9 +208,7 @@ def in_torch(folder: Path, **options):
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_and_values_equal_in_pytorch(name, run_of, tmp_path):
-    """Ours with adapters beside the kernels, theirs with the adapters merged, and the value head
-    from its own file.
-    """
+    """jaxppo applies the adapters, PyTorch has them merged; the value head is in a file."""
     torch = pytest.importorskip("torch", reason="PyTorch comes with the extra `parity`")
     safetensors_torch = pytest.importorskip("safetensors.torch")
     run = run_of(name)
@@ -234,9 +232,7 @@ def test_logits_and_values_equal_in_pytorch(name, run_of, tmp_path):
 
 @pytest.mark.parametrize("name", [*SHAPES, *MORE])
 def test_every_shape_in_pytorch_and_back(name, tmp_path):
-    """The whole space of shapes: PyTorch's logits are ours; what is read back is the same, bit by
-    bit.
-    """
+    """PyTorch's logits equal ours, and reading the files back is exact, for every shape."""
     shape = (SHAPES | MORE)[name]
     folder.write_model(
         tmp_path, shape, weights(shape), byte_tokenizer(), dtype="float32", sampling=SAMPLING
@@ -364,9 +360,7 @@ def test_an_adapter_names_its_base_on_the_hub(tmp_path, monkeypatch):
 
 
 def test_scanned_layers_and_a_separate_critic(tmp_path):
-    """One array for all layers becomes one tensor a layer; the critic's body stands beside its
-    head, its adapters merged.
-    """
+    """Scanned layers become one tensor each; the critic's file has its head and its body."""
     run = make_run(tmp_path / "x", scan_layers=True, critic="separate")
     folder = written(run, tmp_path / "out")
     assert_same(language_model(run), flat(pretrained.load(folder).params))

@@ -46,7 +46,7 @@ def test_normalise_transcript(text, expected):
 
 
 def test_parse():
-    text = "; Core\n\nactivated: Activated.\r\ndigits/0: zero\nsilence/1: (1 second of silence)\nx: y: z\n"
+    text = "; Core\n\nactivated: Activated.\r\ndigits/0: zero\nsilence/1: (1 second)\nx: y: z\n"
     assert speech.parse(text.encode()) == {
         "activated": "activated",
         "digits/0": "zero",
