@@ -47,7 +47,8 @@ def fit(
         batch's reward or loss.
 
     Raises:
-      UserError: the settings, the devices or the folder do not fit. See also `loop.run`.
+      UserError: the settings, the devices or the folder do not fit. See also
+      `loop.run`.
     """
     validate_run(config)
     step = build_step(config, policy, parts)
@@ -224,7 +225,8 @@ def initial_state(
 def reference_scores(
     config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState
 ) -> jax.Array:
-    """Raw scores of `reward_reference` rollouts of the untrained policy, NaN if invalid.
+    """Raw scores of `reward_reference` rollouts of the untrained policy, NaN if
+    invalid.
 
     Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593, section 2.1) give them mean 0
     and standard deviation 1. Prompts come from the end of the data's order.

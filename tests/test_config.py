@@ -1,7 +1,5 @@
 import dataclasses
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +7,6 @@ from jaxppo import config
 from jaxppo.config import Config, RunConfig, validate, validate_run
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
-from jaxppo.run import settings
-from jaxppo.run.settings import from_file, to_dict
 
 
 def test_defaults_are_valid():
@@ -115,24 +111,6 @@ def test_no_evaluation_goes_with_any_steps_per_call():
     validate_run(RunConfig(steps=12, steps_per_call=4, save_every=8, eval_every=0))
 
 
-def test_to_dict_is_json():
-    @dataclasses.dataclass(frozen=True)
-    class Mine(RunConfig):
-        data: Path = Path("a") / "b.jsonl"
-
-    stored = settings.to_dict(Mine())
-    assert stored["data"] == "a/b.jsonl"
-    assert stored["batch_size"] == 64
-    assert json.loads(json.dumps(stored)) == stored
-
-
-def test_from_dict_is_the_way_back():
-    mine = RunConfig(steps=3, loss_settings=(("tau_positive", 1.5),), clip_low=0.1)
-    stored = json.loads(json.dumps(settings.to_dict(mine)))
-    assert settings.from_dict(RunConfig, stored | {"unknown": 1}) == mine
-    assert hash(settings.from_dict(RunConfig, stored)) == hash(mine)
-
-
 def test_oversampling_makes_more_rollouts_than_it_learns_from():
     c = Config(batch_size=64, group_size=8, filter_groups=True, oversample=3)
     validate(c)
@@ -168,39 +146,6 @@ def test_shapes_of_the_families():
 def test_settings_cannot_be_changed_in_place():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().lr = 1.0  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[1]", "holds list, not an object"),
-        ("{half", "cannot be read as settings"),
-        ("[" * 100_000, "cannot be read as settings"),
-        ('{"steps": "many"}', "--steps is 'many', but must be int"),
-        ('{"steps": 1.5}', "--steps is 1.5, but must be int"),
-        ('{"steps": true}', "--steps is True, but must be int"),
-        ('{"lr": [1]}', "--lr is [1], but must be float"),
-        ('{"clip_low": "x"}', "--clip-low is 'x', but must be float | None"),
-        ('{"resume": 1}', "--resume is 1, but must be bool"),
-        ('{"loss_settings": "x"}', "--loss-settings is 'x'"),
-        ('{"lr": null}', "--lr is None"),
-    ],
-)
-def test_a_file_that_holds_no_settings(tmp_path, text, words):
-    path = tmp_path / "config.json"
-    path.write_text(text)
-    with pytest.raises(UserError) as caught:
-        settings.from_file(RunConfig, path)
-    assert words in str(caught.value)
-
-
-def test_settings_from_a_file(tmp_path):
-    path = tmp_path / "config.json"
-    settings = RunConfig(steps=3, clip_low=0.1, loss_settings=(("tau_positive", 1.0),))
-    path.write_text(json.dumps(to_dict(settings) | {"of a script": 1}))
-    assert from_file(RunConfig, path) == settings
-    with pytest.raises(UserError, match="cannot be read as settings"):
-        from_file(RunConfig, tmp_path / "nothing")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -26,6 +26,7 @@ from jaxppo.ablation.record import make_record, print_record
 from jaxppo.errors import UserError
 from jaxppo.run import files
 from jaxppo.run.load import Policy
+from jaxppo.run.sampler import sample_responses
 from jaxppo.types import Parts
 
 JUDGED_ROLLOUTS = 256  # the judge measures at least so many of each policy

@@ -86,7 +86,8 @@ class PmapStep(CompiledStep):
 
     def __init__(self, train_step: Callable, *, devices: Sequence | None = None):
         super().__init__(train_step)
-        self.devices = list(jax.devices() if devices is None else devices)  # of all processes
+        # of all processes
+        self.devices = list(jax.devices() if devices is None else devices)
         index = jax.process_index()
         self.own = [i for i, device in enumerate(self.devices) if device.process_index == index]
         self.name = f"pmap on {len(self.devices)} devices"
@@ -201,7 +202,8 @@ def compile_for_mode(
     """Compile the step of `make(axis_name)` in one of the modes.
 
     Args:
-      mode: auto is mesh if there is a mesh, otherwise pmap on several devices, otherwise
+      mode: auto is mesh if there is a mesh, otherwise pmap on several devices,
+      otherwise
         jit.
       mesh: as in `sharding.parse_mesh`.
       leading: 1 if prompts have a leading dimension of steps.

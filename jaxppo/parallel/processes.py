@@ -28,7 +28,8 @@ MODES = ("auto", "on", "off")
 # Seconds to wait for the slowest process, which compiles a large model or trains a
 # reward model. The heartbeat notices a dead one sooner.
 WAIT = 3600
-BARRIERS = itertools.count()  # a barrier's name can be used once; all processes count alike
+# a barrier's name can be used once; all processes count alike
+BARRIERS = itertools.count()
 # set by `python -m jaxppo.launch`
 LAUNCHER = ("JAXPPO_COORDINATOR", "JAXPPO_PROCESSES", "JAXPPO_PROCESS")
 
@@ -53,8 +54,9 @@ def connect(mode: str = "auto", *, timeout: int = 300, heartbeat: int = 60) -> N
     own = launcher_arguments()
     if mode == "off" or (mode == "auto" and not own and not in_cluster()):
         return
-    # On CPU, each of XLA's collectives blocks a thread of its pool. With as many threads
-    # as cores, two collectives over different axes can deadlock. NPROC sets the number.
+    # On CPU, each of XLA's collectives blocks a thread of its pool. With as many
+    # threads as cores, two collectives over different axes can deadlock. NPROC sets the
+    # number.
     os.environ.setdefault("NPROC", str((os.cpu_count() or 1) + 32))
     try:
         jax.distributed.initialize(

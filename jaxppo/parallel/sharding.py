@@ -1,9 +1,9 @@
 """Shard arrays over a mesh of devices: a table from parameter names to logical axes.
 
-`models/layout.py` maps logical axes to mesh axes. A mesh has up to three: `data` (rows),
-`fsdp` (rows, and parameters that are gathered when needed) and `tensor` (the matrix
-products). A large array that a rule cannot shard, because a size does not divide, is
-sharded along another dimension.
+`models/layout.py` maps logical axes to mesh axes. A mesh has up to three: `data`
+(rows), `fsdp` (rows, and parameters that are gathered when needed) and `tensor` (the
+matrix products). A large array that a rule cannot shard, because a size does not
+divide, is sharded along another dimension.
 """
 
 import contextlib
@@ -181,5 +181,7 @@ def rows_on_mesh(params: PyTree, rows: PyTree) -> Iterator[PyTree]:
 
 
 def row_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
-    """The sharding of a batch: rows over `data` and `fsdp`, after `leading` dimensions."""
+    """The sharding of a batch: rows over `data` and `fsdp`, after `leading`
+    dimensions.
+    """
     return NamedSharding(mesh, PartitionSpec(*[None] * leading, ROWS))

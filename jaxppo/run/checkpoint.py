@@ -1,7 +1,7 @@
 """Save and restore train states.
 
     checkpoints/20/state/...        Orbax's files: every array of the state, on the host
-    checkpoints/20/manifest.json    written last: checksums, shapes, dtypes, score, versions
+    checkpoints/20/manifest.json    written last: checksums, shapes, score, versions
 
 A step without a manifest is unfinished and is removed. A step that does not match its
 manifest is renamed to 20.damaged with a warning, and the step before it is used.

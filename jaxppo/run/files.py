@@ -24,7 +24,8 @@ from jaxppo.parallel import processes
 from jaxppo.run.settings import to_dict
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")  # settings whose value is hidden
+# settings whose value is hidden
+SECRET = re.compile(r"(?i)(^|_)(token|key|secret|password)$")
 CREDENTIALS = re.compile(r"//[^/@\s]+@")  # in a URL
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

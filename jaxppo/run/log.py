@@ -94,14 +94,17 @@ class FileLog(Log):
             self.bar.console.print(Text(text))
 
     def flush(self) -> None:
-        """Close and reopen the file: a mounted bucket shows a file once it is closed."""
+        """Close and reopen the file: a mounted bucket shows a file once it is
+        closed.
+        """
         self.file.close()
         self.file = self.path.open("a")
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.stop()
-        # After a failed write (a full disk) closing writes again; the first error counts.
+        # After a failed write (a full disk) closing writes again; the first error
+        # counts.
         with contextlib.suppress(OSError):
             self.file.close()
 
@@ -127,7 +130,9 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
 
 
 def plot_curves(folder: Path) -> Path:
-    """Draw curves.png from metrics.jsonl: one panel for each main metric, over steps."""
+    """Draw curves.png from metrics.jsonl: one panel for each main metric, over
+    steps.
+    """
     import matplotlib  # slow to import, and needed once, at the end of a run
 
     matplotlib.use("Agg")

@@ -188,8 +188,8 @@ def check_metrics(config: RunConfig, row: dict[str, float]) -> None:
         raise NonFiniteUpdate(step)
     if row.get("barren_steps", 0) >= config.max_bad_steps:
         raise Diverged(
-            f"no finite update in the {int(row['barren_steps'])} steps up to step {step}; the newest "
-            "checkpoint is good. Lower --lr, or find the cause with --resume --debug-nans"
+            f"no finite update in the {int(row['barren_steps'])} steps up to step {step}; the "
+            "newest checkpoint is good. Lower --lr, or find the cause with --resume --debug-nans"
         )
     share = row.get("invalid_rows", 0) / config.rows
     if share > config.max_invalid_rewards:

@@ -39,7 +39,8 @@ STEPS = ("jit(traced)", "jit(_fun)")
 
 
 class Trace:
-    """A JAX trace of some steps in <folder>/profile, for TensorBoard, XProf or Perfetto.
+    """A JAX trace of some steps in <folder>/profile, for TensorBoard, XProf or
+    Perfetto.
 
     Its regions are those of `ppo.py`: rollout (with generate and reference), reward,
     advantages, update.
@@ -50,7 +51,9 @@ class Trace:
         self.folder, self.on = folder / "profile", False
 
     def before(self, first_step: int, last_step: int) -> None:
-        """Start or stop before the dispatch of these steps; dispatches are traced whole."""
+        """Start or stop before the dispatch of these steps; dispatches are traced
+        whole.
+        """
         if self.on and first_step > self.last:
             self.close()
         if not self.on and first_step <= self.last and self.first <= last_step:

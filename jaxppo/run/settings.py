@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+import yaml
+
 from jaxppo.config import HIDDEN, Config
 from jaxppo.errors import UserError
 from jaxppo.presets import ALGORITHMS, preset
@@ -38,8 +40,8 @@ def read_config(kind: type[C], path: Path) -> C:
 
 
 def from_dict(kind: type[C], stored: dict[str, Any], *, source: str | Path) -> C:
-    """The inverse of `to_dict`. Ignores unknown names; raises UserError, which names the
-    source, for a value of the wrong type.
+    """The inverse of `to_dict`. Ignores unknown names; raises UserError, which names
+    the source, for a value of the wrong type.
     """
     return kind(**_convert_known(kind, stored, source))
 
@@ -143,7 +145,9 @@ def _float(value: int | float | str) -> float:
 
 
 def _convert_known(kind: type, stored: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    """The values of the settings that `kind` has, with their types. Raises UserError."""
+    """The values of the settings that `kind` has, with their types. Raises
+    UserError.
+    """
     hints = typing.get_type_hints(kind)
     known = {}
     for field in dataclasses.fields(kind):
@@ -216,8 +220,6 @@ def _parse_yaml(path: Path, text: str) -> Any:
     """Aliases, with which a small text can become huge, are refused; so are names that
     are given twice.
     """
-    import yaml  # not needed for a run's config.json
-
     try:
         for token in yaml.scan(text):
             if isinstance(token, yaml.AliasToken):

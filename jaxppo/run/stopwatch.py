@@ -15,7 +15,8 @@ class Stopwatch:
 
     def __init__(self, config: RunConfig, meter: Meter):
         self.config, self.meter = config, meter
-        self.in_flight: tuple[int, dict] | None = None  # (first step, metrics on the devices)
+        # (first step, metrics on the devices)
+        self.in_flight: tuple[int, dict] | None = None
         self.idle = 0.0  # seconds that the devices waited for the next batch
         self.longest = 0.0  # seconds of a dispatch, other than the first
         self.first = True  # the first dispatch compiles

@@ -24,7 +24,8 @@ from jaxppo.run.settings import to_dict
 
 Say = Callable[[str], None]
 Rows = Sequence[dict[str, float]]
-TIMEOUT = 30.0  # seconds for W&B's server at the start, and for the last data at the end
+# seconds for W&B's server at the start, and for the last data at the end
+TIMEOUT = 30.0
 NOT_ONLINE = ("offline", "dryrun", "disabled")  # values of WANDB_MODE
 
 
@@ -79,7 +80,8 @@ class WandB:
     """
 
     def __init__(self, config: RunConfig, folder: Path, say: Say):
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # reports of its own errors
+        # reports of its own errors
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         (folder / "wandb").mkdir(exist_ok=True)
         id_file = folder / "wandb" / "run-id.txt"
         if not id_file.exists():
@@ -118,8 +120,8 @@ class WandB:
 
 
 def init_wandb(config: RunConfig, folder: Path, name: str, mode: str | None) -> Any:
-    """Start a W&B run that collects nothing by itself: no terminal output, command, code
-    or packages.
+    """Start a W&B run that collects nothing by itself: no terminal output, command,
+    code or packages.
     """
     import wandb  # an optional extra
 
@@ -148,7 +150,9 @@ def init_wandb(config: RunConfig, folder: Path, name: str, mode: str | None) -> 
 
 
 def has_api_key() -> bool:
-    """Whether W&B will find a key, in the environment or in ~/.netrc (`wandb login`)."""
+    """Whether W&B will find a key, in the environment or in ~/.netrc (`wandb
+    login`).
+    """
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc

@@ -18,8 +18,8 @@ from jaxppo.types import TrainState
 def make_validation(
     config: RunConfig, policy: Policy, objective: Objective, rows: Rows
 ) -> Callable[[TrainState], dict[str, float]]:
-    """Make `evaluate(state)` for `train.fit`: the objective's metrics, averaged over all
-    rows.
+    """Make `evaluate(state)` for `train.fit`: the objective's metrics, averaged over
+    all rows.
 
     `score` is the accuracy if there is one; otherwise it is minus the loss, and there
     is a `perplexity`, exp(loss).

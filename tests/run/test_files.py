@@ -142,8 +142,8 @@ def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_a_commit_and_what_was_changed_since(tmp_path, monkeypatch):
-    package = tmp_path / "jaxppo"
-    package.mkdir()
+    package = tmp_path / "jaxppo" / "run"
+    package.mkdir(parents=True)
     (package / "files.py").write_text("a = 1\n")
     monkeypatch.setattr(files, "__file__", str(package / "files.py"))
     assert files.versions()["git"] == ""  # no checkout

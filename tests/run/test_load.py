@@ -141,7 +141,7 @@ def test_the_trained_network_as_a_checkpoint():
         params = jax.tree.map(lambda x: x + 0.01, policy.params)
         state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
         whole = load.export_params(config, policy, state)
-        flat = pretrained.mapping.checked(
+        flat = pretrained.mapping.check_params(
             policy.shape, pretrained.mapping.flatten(jax.device_get(whole))
         )
         assert "head/kernel" not in flat and not any(

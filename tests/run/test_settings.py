@@ -4,8 +4,6 @@ one line with exit code 2.
 
 import dataclasses
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -199,7 +197,8 @@ def test_what_is_hidden_in_a_record_is_left_out_with_a_note(tmp_path, capsys):
         ("resume: 1\n", "resume is 1, but must be bool"),
         (
             "distributed: off\n",
-            "distributed is False, but must be str; write it in quotes if text is meant: distributed: '...'",
+            "distributed is False, but must be str; write it in quotes if text is meant: "
+            "distributed: '...'",
         ),
         ("name: 2024-01-01\n", "but must be str; write it in quotes"),
         ("kind: three\n", "kind is 'three', but must be one of one, two"),
@@ -308,19 +307,10 @@ def test_plan_takes_a_record_in_its_place_or_a_file_but_not_both(tmp_path, capsy
     assert said == "two files of settings, config.json and --config a.yaml; give one"
 
 
-def test_help_speaks_of_it_and_stays_light(tmp_path):
-    """In a process of its own: YAML is not loaded before there is a file to read."""
-    code = (
-        "import sys; sys.argv = ['jaxppo', 'plan', '--help']\n"
-        "from jaxppo import commands\n"
-        "try: commands.main()\n"
-        "except SystemExit: pass\n"
-        "print(sorted({'yaml'} & set(sys.modules)))"
-    )
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
-    ).stdout
-    assert out.splitlines()[-1] == "[]" and "--config FILE" in out
+def test_help_mentions_it(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(plan.PlanOptions, args=["--help"])
+    assert stop.value.code == 0 and "--config FILE" in capsys.readouterr().out
 
 
 def test_what_has_no_settings_takes_no_file(capsys):
@@ -334,3 +324,57 @@ def test_read_gives_types(tmp_path):
     assert settings.read_config_file(RunConfig, tmp_path / "a.yaml") == ({"lr": 1.0}, [])
     with pytest.raises(UserError):
         settings.read_config_file(RunConfig, tmp_path / "b.yaml")
+
+
+# A run's config.json
+
+
+def test_to_dict_is_json():
+    @dataclasses.dataclass(frozen=True)
+    class Own(RunConfig):
+        data: Path = Path("a") / "b.jsonl"
+
+    stored = settings.to_dict(Own())
+    assert stored["data"] == "a/b.jsonl"
+    assert stored["batch_size"] == 64
+    assert json.loads(json.dumps(stored)) == stored
+
+
+def test_from_dict_is_the_way_back():
+    mine = RunConfig(steps=3, loss_settings=(("tau_positive", 1.5),), clip_low=0.1)
+    stored = json.loads(json.dumps(settings.to_dict(mine)))
+    assert settings.from_dict(RunConfig, stored | {"unknown": 1}, source="x") == mine
+    assert hash(settings.from_dict(RunConfig, stored, source="x")) == hash(mine)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[1]", "holds list, not settings"),
+        ("{half", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"steps": "many"}', "steps is 'many', but must be int"),
+        ('{"steps": 1.5}', "steps is 1.5, but must be int"),
+        ('{"steps": true}', "steps is True, but must be int"),
+        ('{"lr": [1]}', "lr is a list, but must be float"),
+        ('{"clip_low": "x"}', "clip_low is 'x', but must be float | None"),
+        ('{"resume": 1}', "resume is 1, but must be bool"),
+        ('{"loss_settings": "x"}', "loss_settings is 'x'"),
+        ('{"lr": null}', "lr is None"),
+    ],
+)
+def test_a_config_that_holds_no_settings(tmp_path, text, words):
+    path = tmp_path / "config.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        settings.read_config(RunConfig, path)
+    assert words in str(caught.value)
+
+
+def test_a_config_of_another_script(tmp_path):
+    path = tmp_path / "config.json"
+    mine = RunConfig(steps=3, clip_low=0.1, loss_settings=(("tau_positive", 1.0),))
+    path.write_text(json.dumps(settings.to_dict(mine) | {"of a script": 1}))
+    assert settings.read_config(RunConfig, path) == mine
+    with pytest.raises(UserError, match="cannot be read"):
+        settings.read_config(RunConfig, tmp_path / "nothing")

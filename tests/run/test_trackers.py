@@ -150,7 +150,10 @@ def test_one_that_fails_is_left_out_with_one_warning(tmp_path, monkeypatch, caps
     log.say("news")
     log.close()
     shown = capsys.readouterr().out.splitlines()
-    warning = "warning: --track wandb is left out from here on (no route to host); metrics.jsonl has every step"
+    warning = (
+        "warning: --track wandb is left out from here on (no route to host); metrics.jsonl has "
+        "every step"
+    )
     assert shown.count(warning) == (at < 6) and "news" in shown
     assert sink.seen == seen and sink.closed == (at == 6)
     assert other.seen == [1, 2] and other.closed
