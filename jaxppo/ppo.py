@@ -2,7 +2,7 @@
 
     1. rollout      sample a response to every prompt with the current policy; compute
                     the reference's log-probs of it
-    2. reward       score each response (one or several scores), shape the scores, decide
+    2. reward       score each response (one or several scores), shape scores, decide
                     which rows are valid and worth learning from
     3. KL penalty   subtract the KL to the reference from the reward of each token (or
                     leave it to the loss)

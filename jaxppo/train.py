@@ -190,8 +190,12 @@ def build_step(
     validate(config, devices=parallel.row_shards(config.parallel, config.mesh))
 
     def make(axis_name: str | None):
-        module = supervised if isinstance(parts, Objective) else ppo
-        train_step = module.make_train_step(policy.model, parts, config, axis_name=axis_name)
+        if isinstance(parts, Objective):
+            train_step = supervised.make_train_step(
+                policy.model, parts, config, axis_name=axis_name
+            )
+        else:
+            train_step = ppo.make_train_step(policy.model, parts, config, axis_name=axis_name)
         return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
 
     step = parallel.compile_for_mode(

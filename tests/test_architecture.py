@@ -27,6 +27,7 @@ ORDER = [
 
 # Modules whose tests are in a file of another name.
 TESTED_IN = {
+    "models/cells": "models/test_recurrent",
     "models/__init__": "models/test_language_model",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
 }
@@ -79,6 +80,10 @@ def attributes(source: str) -> set[tuple[str, str]]:
             for x in node.names:
                 if f"{node.module}.{x.name}" in SOURCES:
                     aliases[x.asname or x.name] = f"{node.module}.{x.name}"
+    for node in ast.walk(tree):  # a variable of that name hides the module
+        hidden = node.arg if isinstance(node, ast.arg) else getattr(node, "id", None)
+        if isinstance(node, ast.arg) or isinstance(getattr(node, "ctx", None), ast.Store):
+            aliases.pop(hidden, None)
     return {
         (aliases[node.value.id], node.attr)
         for node in ast.walk(tree)

@@ -6,7 +6,6 @@ import pytest
 from jaxppo import config
 from jaxppo.config import Config, RunConfig, validate, validate_run
 from jaxppo.errors import UserError
-from jaxppo.models import shapes
 
 
 def test_defaults_are_valid():
@@ -115,32 +114,6 @@ def test_oversampling_makes_more_rollouts_than_it_learns_from():
     c = Config(batch_size=64, group_size=8, filter_groups=True, oversample=3)
     validate(c)
     assert c.rows == 192
-
-
-def test_shapes_of_the_families():
-    gpt2, llama = shapes.gpt2(), shapes.llama(vocab_size=100)
-    assert (gpt2.vocab_size, gpt2.width, gpt2.num_layers, gpt2.head_dim, gpt2.mlp_width) == (
-        50257,
-        768,
-        12,
-        64,
-        3072,
-    )
-    assert (gpt2.positions, gpt2.norm, gpt2.gated, gpt2.qkv_bias, gpt2.tied) == (
-        "learned",
-        "layer",
-        False,
-        True,
-        True,
-    )
-    assert (llama.head_dim, llama.num_heads, llama.num_kv_heads) == (8, 4, 2)  # width 32 / 4 heads
-    assert (llama.positions, llama.norm, llama.gated, llama.qkv_bias, llama.tied) == (
-        "rope",
-        "rms",
-        True,
-        False,
-        True,
-    )
 
 
 def test_settings_cannot_be_changed_in_place():

@@ -58,8 +58,9 @@ class TensorBoard:
         from tensorboardX.proto import event_pb2
 
         for row in rows:
-            # pyright: ignore
-            event = event_pb2.Event(step=int(row["step"]), wall_time=time.time())
+            event = event_pb2.Event(  # pyright: ignore
+                step=int(row["step"]), wall_time=time.time()
+            )
             for name, x in row.items():
                 if name != "step":
                     event.summary.value.extend(summary.scalar(name, x).value)

@@ -10,7 +10,7 @@ from jaxppo.models import nlpo
 
 
 def test_only_the_nucleus_of_the_lagged_policy_is_allowed(strict):
-    """Its likeliest tokens are 3 and 2 (.5, .3). Of these the policy's own top-k 1 keeps token 2."""
+    """Its likeliest tokens are 3 and 2 (.5, .3). The policy's top-k 1 keeps token 2 of them."""
     logits = jnp.log(jnp.array([[0.4, 0.2, 0.3, 0.1]]))
     lagged = jnp.log(jnp.array([[0.1, 0.1, 0.3, 0.5]]))
 

@@ -336,7 +336,7 @@ def test_the_manifest_says_what_it_is(tmp_path):
     )
 
 
-def test_save_once(tmp_path):
+def test_save_and_load_a_tree(tmp_path):
     tree = {"net": {"w": jnp.arange(6.0).reshape(2, 3)}, "n": jnp.asarray(3, jnp.int32)}
     save_tree(tmp_path / "reward", tree)
     like = jax.tree.map(jnp.zeros_like, tree)

@@ -49,7 +49,7 @@ def test_write_config(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_read_lines(tmp_path):
+def test_read_jsonl(tmp_path):
     path = tmp_path / "a.jsonl"
     assert files.read_jsonl(path) == []
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the process died while it wrote
