@@ -287,7 +287,7 @@ def _summary(metrics: dict) -> dict:
     minibatches that changed parameters, and how many were skipped, stopped or empty.
     """
     counts = ("skipped", "stopped", "empty")
-    good = sum(metrics[name] for name in counts) == 0
+    good = (metrics["skipped"] + metrics["stopped"] + metrics["empty"]) == 0
     out = {n: masked.mean(x, good) for n, x in metrics.items() if n not in ("ratio_off", *counts)}
     # Nothing has changed yet on the first minibatch, so sampler and scorer must agree.
     out["first_ratio_off"] = metrics["ratio_off"][0, 0]

@@ -44,7 +44,12 @@ def main(mode: str) -> None:
     for _ in range(2):
         state, metrics = step(state, prompts)
     print(
-        "sum", float(metrics["sum"]), "steps", float(step.unreplicate(state).count), "traces", step.traces
+        "sum",
+        float(metrics["sum"]),
+        "steps",
+        float(step.unreplicate(state).count),
+        "traces",
+        step.traces,
     )
 
 

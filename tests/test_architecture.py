@@ -27,6 +27,7 @@ ORDER = [
 
 # Modules whose tests are in a file of another name.
 TESTED_IN = {
+    "tasks/optimisation": "tasks/test_stages",
     "models/cells": "models/test_recurrent",
     "models/__init__": "models/test_language_model",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there

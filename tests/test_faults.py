@@ -174,7 +174,8 @@ def test_killed_with_its_settings_written_and_nothing_else(undisturbed, tmp_path
     code, *_ = run(tmp_path, FAULTY_DIE="data", FAULTY_AT="0")
     assert code == -signal.SIGKILL and (tmp_path / "a" / "config.json").exists()
     code, out, err = run(tmp_path, "--resume")
-    assert code == 0 and "the run ended before anything was saved: it starts from the beginning" in out, err
+    assert code == 0, err
+    assert "the run ended before anything was saved: it starts from the beginning" in out
     assert_same_run(tmp_path, undisturbed)
 
 
@@ -461,8 +462,8 @@ def test_another_configuration_is_another_run(undisturbed, tmp_path):
     code, _, err = run(tmp_path, "--resume", "--lr", "0.5", "--seed", "3")
     assert code == 2
     assert (
-        "error: --resume with other settings would make it another run: --lr 0.01 -> 0.5, --seed 0 -> 3"
-        in err
+        "error: --resume with other settings would make it another run: "
+        "--lr 0.01 -> 0.5, --seed 0 -> 3" in err
     )
 
 

@@ -10,7 +10,8 @@ from jaxppo import launch
 
 SHOW = """
 import os, sys
-print(os.environ["JAXPPO_PROCESS"], os.environ["JAXPPO_PROCESSES"], os.environ["JAX_NUM_CPU_DEVICES"], sys.argv[1:])
+names = ("JAXPPO_PROCESS", "JAXPPO_PROCESSES", "JAX_NUM_CPU_DEVICES")
+print(*(os.environ[name] for name in names), sys.argv[1:])
 print("complaint", file=sys.stderr)
 sys.exit(int(sys.argv[1]) if os.environ["JAXPPO_PROCESS"] == "1" else 0)
 """

@@ -221,16 +221,17 @@ def _parse_yaml(path: Path, text: str) -> Any:
     are given twice.
     """
     try:
-        for token in yaml.scan(text):
-            if isinstance(token, yaml.AliasToken):
-                line, name = token.start_mark.line + 1, token.value[:40]
-                raise UserError(f"{path}, line {line}: an alias (*{name}); write its value out")
+        # composing fails at once on deep nesting, and does not expand aliases
         root, seen = yaml.compose(text, Loader=yaml.SafeLoader), set()
         for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
             if str(key.value) in seen:
                 line = key.start_mark.line + 1
                 raise UserError(f"{path}, line {line}: {key.value[:40]!r} is given twice; keep one")
             seen.add(str(key.value))
+        for token in yaml.scan(text):
+            if isinstance(token, yaml.AliasToken):
+                line, name = token.start_mark.line + 1, token.value[:40]
+                raise UserError(f"{path}, line {line}: an alias (*{name}); write its value out")
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
