@@ -1,12 +1,9 @@
 """Tuned operations. Tests compare each with its plain form.
 
-Measured on CPUs with AVX-512 and bfloat16 units (`experiments/benchmarks/step.py`
-measures the whole step): XLA uses the bfloat16 units only if a product accumulates and
-returns float32 and both operands are contiguous along the summed dimension.
-`jax.random.categorical` spends more time on its V random numbers a row than a small
-model on its forward pass.
-
-The gradients are custom rules:
+XLA uses a CPU's bfloat16 units only if a product accumulates and returns float32 and
+both operands are contiguous along the summed dimension. `jax.random.categorical` spends
+more time on its V random numbers a row than a small model on its forward pass. The
+gradients are custom rules:
 https://docs.jax.dev/en/latest/notebooks/Custom_derivative_rules_for_Python_code.html
 """
 
@@ -27,8 +24,7 @@ BLOCK = 256  # tokens in a block of the two-level sampler
 def matmul_plain(
     x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: bool = False
 ) -> Float[Array, "... N"]:
-    """x @ w with operands rounded to `dtype` and sums in float32. With `rows`, w is
-    [N K] and the product is x @ w.T.
+    """y = x @ w, or x @ w.T with `rows`: operands rounded to `dtype`, float32 sums.
 
     >>> matmul_plain(jnp.ones((1, 2)), jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
     Array([[2., 4., 6.]], dtype=float32)
@@ -44,10 +40,8 @@ def matmul_plain(
 def matmul(
     x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, *, rows: bool = False
 ) -> Float[Array, "... N"]:
-    """`matmul_plain`, y = x @ w, with a fast layout of the weight gradient xᵀ @ dy.
-
-    Shapes: x [... K], w [K N], or [N K] with `rows` -> [... N] in float32 (float64
-    stays float64). The gradients are rounded like the operands.
+    """`matmul_plain`, y = x @ w, with a fast layout of the weight gradient xᵀ @ dy;
+    gradients are rounded like the operands. float64 stays float64.
 
     >>> matmul(jnp.ones((1, 2)), jnp.array([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]]))
     Array([[2., 4., 6.]], dtype=float32)
@@ -61,8 +55,7 @@ def _matmul(x, w, dtype, rows):
 
 
 def _matmul_fwd(x, w, dtype, rows):
-    # Keep the rounded operands: the backward pass reads half the bytes and does not
-    # round again. The empty arrays hold the original types.
+    # The rounded operands are half the bytes; the empty arrays hold the original types.
     xs, ws = x.astype(dtype), w.astype(dtype)
     residuals = xs, ws, jnp.zeros((0,), x.dtype), jnp.zeros((0,), w.dtype)
     return matmul_plain(xs, ws, dtype, rows), residuals
@@ -85,14 +78,11 @@ _matmul.defvjp(_matmul_fwd, _matmul_bwd)
 
 
 def _sum_dtype(x_dtype, dtype):
-    """The type of sums: float64 for float64, else float32."""
     return jnp.float64 if jnp.float64 in (jnp.dtype(x_dtype), jnp.dtype(dtype)) else jnp.float32
 
 
 def _transposed(x: Array) -> Array:
-    """x.T, materialised row-major on a CPU in 16 bits: XLA's product is then 3 to 6
-    times faster. In 32 bits the copy gains nothing.
-    """
+    """x.T, row-major on a CPU in 16 bits: XLA's product is then 3 to 6 times faster."""
     if x.dtype.itemsize != 2:
         return x.T
     return jax.lax.platform_dependent(
@@ -103,12 +93,9 @@ def _transposed(x: Array) -> Array:
 
 
 def categorical(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[Array, "B"]:
-    """Sample one token a row from softmax(logits), with ONE uniform number in [0, 1) a
-    row.
-
-    k = min {k : Σ_{j ≤ k} p_j > u}, found in two levels: first the block of 256 tokens,
-    then the token in the block. A token of probability 0 is never chosen. Rows with NaN
-    return some token: check for NaN before.
+    """Sample one token a row from softmax(logits), with one number u in [0, 1) a row. k
+    = min {k : Σ_{j ≤ k} p_j > u}, found in two levels: the block of 256 tokens, then
+    the token. A token of probability 0 is never chosen. Rows with NaN give any.
 
     >>> logits = jnp.log(jnp.array([[0.2, 0.5, 0.3]] * 3))
     >>> categorical(logits, jnp.array([0.1, 0.6, 0.99]))
@@ -128,9 +115,7 @@ def categorical(logits: Float[Array, "B V"], uniform: Float[Array, "B"]) -> Int[
 
 
 def _first_above(cumulative: Float[Array, "B K"], target: Float[Array, "B"]) -> Int[Array, "B"]:
-    """The first index above the target. If rounding leaves none, the last one with any
-    weight.
-    """
+    """The first index above the target; by rounding, the last one with any weight."""
     highest = cumulative[:, -1] * (1 - jnp.finfo(cumulative.dtype).eps)
     return jnp.argmax(cumulative > jnp.minimum(target, highest)[:, None], -1)
 
@@ -160,8 +145,7 @@ def _token_logprobs_fwd(logits, tokens):
     weights = jnp.exp(logits - top)
     total = weights.sum(-1)
     lse = jnp.log(total) + top[:, 0]
-    mean = (weights * _finite(logits)).sum(-1) / total
-    entropy = lse - mean
+    entropy = lse - (weights * _finite(logits)).sum(-1) / total
     chosen = jnp.take_along_axis(logits, tokens[:, None], 1)[:, 0]
     # Keep the exponentials: to compute them again costs more than to read them.
     return (chosen - lse, entropy), (logits, weights, tokens, total, lse, entropy)

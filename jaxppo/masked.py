@@ -1,10 +1,8 @@
 """Sum, mean, variance and whitening under a mask. All statistics use these functions.
 
 Values outside the mask may be NaN or infinite: they are replaced by 0 before any
-arithmetic, so that values and gradients stay finite
-(https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where). With
-`axis_name`, numerator and denominator are both summed over the devices first: a mean of
-means depends on how the rows are distributed.
+arithmetic. With `axis_name`, numerator and denominator are both summed over the devices
+first. https://docs.jax.dev/en/latest/faq.html#gradients-contain-nan-where-using-where
 """
 
 from typing import NamedTuple
@@ -25,8 +23,6 @@ def total(
 ) -> Float[Array, "..."]:
     """The sum under the mask: Σ mₜ xₜ.
 
-    Shapes: x and mask alike -> [], or without dimension `axis`.
-
     >>> total(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False]))
     Array(3., dtype=float32)
     """
@@ -34,11 +30,8 @@ def total(
 
 
 def mean(x: S, mask: S, axis: int | None = None, axis_name: AxisName = None) -> Float[Array, "..."]:
-    """The mean under the mask: Σ mₜ xₜ / Σ mₜ, and 0 where the mask is empty. The mean
-    of equal numbers is exactly that number: rounding would leave a tiny variance, and
-    dividing by it would give huge advantages.
-
-    Shapes: x and mask alike -> [], or without dimension `axis`.
+    """The mean under the mask, Σ mₜ xₜ / Σ mₜ, and 0 where the mask is empty. The mean
+    of equal numbers is exactly that number: a tiny variance would give huge advantages.
 
     >>> mean(jnp.array([1.0, 2.0, jnp.nan]), jnp.array([True, True, False]))
     Array(1.5, dtype=float32)
@@ -55,8 +48,7 @@ def mean(x: S, mask: S, axis: int | None = None, axis_name: AxisName = None) -> 
 
 
 def var(x: S, mask: S, *, ddof: int = 0, axis_name: AxisName = None) -> Float[Array, ""]:
-    """The variance under the mask: Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 where the
-    denominator is not positive.
+    """Σ mₜ (xₜ − mean)² / (Σ mₜ − ddof), and 0 for a denominator of 0 or less.
 
     >>> var(jnp.array([1.0, 3.0, jnp.nan]), jnp.array([True, True, False]), ddof=1)
     Array(2., dtype=float32)
@@ -77,10 +69,8 @@ def whiten(
     eps: float = 1e-8,
     axis_name: AxisName = None,
 ) -> Float[Array, "*s"]:
-    """Mean 0 and variance 1 under the mask: (xₜ − mean) / √(var + eps), 0 where the
-    mask is 0.
-
-    Without `shift_mean` the mean is added back (https://arxiv.org/abs/1909.08593).
+    """(xₜ − mean) / √(var + eps) under the mask, else 0. Without `shift_mean` the mean
+    is added back (https://arxiv.org/abs/1909.08593).
 
     >>> whiten(jnp.array([1.0, 3.0, 9.0]), jnp.array([1.0, 1.0, 0.0]))
     Array([-1.,  1.,  0.], dtype=float32)
@@ -102,8 +92,6 @@ def whiten_as(
     axis_name: AxisName = None,
 ) -> Float[Array, "*t"]:
     """Whiten y with the statistics of x: (y − mean(x)) / √(var(x) + eps).
-
-    Shapes: x and mask alike, y of any -> that of y.
 
     >>> x = jnp.array([1.0, 3.0])  # mean 2, deviation 1
     >>> whiten_as(jnp.array([6.0]), x, jnp.ones(2))
@@ -141,10 +129,8 @@ def no_moments() -> Moments:
 
 def add_moments(moments: Moments, x: S, mask: S, *, axis_name: AxisName = None) -> Moments:
     """The moments with the batch x added: n = n₁ + n₂, m = m₁ + δ n₂ / n, S = S₁ + S₂ +
-    δ² n₁ n₂ / n, δ = m₂ − m₁.
-
-    From Chan et al. 1979,
-    http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
+    δ² n₁ n₂ / n, δ = m₂ − m₁
+    (http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf).
 
     >>> ones = jnp.ones(2, bool)
     >>> one = add_moments(no_moments(), jnp.array([1.0, 3.0]), ones)
@@ -162,8 +148,7 @@ def add_moments(moments: Moments, x: S, mask: S, *, axis_name: AxisName = None) 
 
 
 def keep(x: S, mask: S) -> Float[Array, "*s"]:
-    """yₜ = xₜ where mₜ is not 0, else 0. Apply it before any nonlinearity: 0 · inf
-    makes a NaN gradient.
+    """yₜ = xₜ where mₜ is not 0, else 0; 0 · inf would make a NaN gradient.
 
     >>> keep(jnp.array([1.0, jnp.nan]), jnp.array([1.0, 0.0]))
     Array([1., 0.], dtype=float32)

@@ -1,14 +1,12 @@
-"""Natural policy gradient and TRPO, as alternatives to `update.make_update` for small
-models: one policy step a batch.
+"""Natural policy gradient and TRPO for small models, instead of `update.make_update`.
 
     maximise g·x  subject to  ½ xᵀ F x ≤ δ     =>     x = √(2 δ / gᵀ F⁻¹ g) · F⁻¹ g
 
 F is the Fisher matrix, the Hessian of the mean KL per token at the old policy, exact
-over the vocabulary. F⁻¹ g comes from conjugate gradients on products F v, so F is never
-formed. NPG takes the full step (Kakade 2001, "A natural policy gradient"). TRPO halves
-it until the KL is within the bound and the surrogate improves
-(https://arxiv.org/abs/1502.05477, appendix C). The critic learns by its own gradients,
-as usual. Use float32: products in bfloat16 are too noisy for conjugate gradients.
+over the vocabulary. F⁻¹ g comes from conjugate gradients on products F v. NPG takes the
+full step (Kakade 2001, "A natural policy gradient"). TRPO halves it until the KL is
+within the bound and the surrogate improves (https://arxiv.org/abs/1502.05477, appendix
+C). Use float32: products in bfloat16 are too noisy.
 """
 
 from collections.abc import Callable
@@ -26,17 +24,14 @@ from jaxppo.models import lora
 from jaxppo.types import Batch, Model, Parts, PyTree, Scalar, TrainState
 from jaxppo.update import loss_constants, make_update, ratio_off
 
-# The line search accepts a KL of at most this multiple of the bound, as the authors'
-# code does.
-SLACK = 1.5
+SLACK = 1.5  # most KL of the line search as a multiple of the bound, as in TRPO's code
 
 
 def conjugate_gradient(
     product: Callable[[PyTree], PyTree], b: PyTree, *, iterations: int, tolerance: Scalar = 1e-10
 ) -> PyTree:
     """x with product(x) = b, for a symmetric positive definite product (Hestenes and
-    Stiefel 1952). Stops after `iterations`, or once the squared residual is below
-    `tolerance`.
+    Stiefel 1952), until the squared residual is below `tolerance`.
 
     >>> product = lambda v: jnp.array([2.0, 4.0]) * v
     >>> conjugate_gradient(product, jnp.array([2.0, 8.0]), iterations=2)
@@ -67,9 +62,7 @@ def natural_step(
     iterations: int,
     damping: Scalar,
 ) -> PyTree:
-    """The ascent direction √(2 δ / xᵀ (F + λ I) x) · x with x = (F + λ I)⁻¹ g; 0 for a
-    gradient of 0. `product(v)` is F v, `bound` δ, `damping` λ.
-    """
+    """√(2 δ / xᵀ (F + λ I) x) · x with x = (F + λ I)⁻¹ g; 0 for a gradient of 0."""
     damped = lambda v: jax.tree.map(lambda a, c: a + damping * c, product(v), v)
     x = conjugate_gradient(damped, gradient, iterations=iterations)
     curvature = jnp.asarray(optax.tree.vdot(x, damped(x)))
@@ -81,9 +74,9 @@ def natural_step(
 def make_natural_update(
     model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, line_search: bool
 ) -> Callable:
-    """update(state, batch, key) -> (state, metrics), like `update.make_update`: one
-    natural-gradient step of the policy on the whole batch, then the critic's epochs.
-    The policy loss is the surrogate −r A, whatever `parts.policy_loss` is.
+    """update(state, batch, key) -> (state, metrics), like `update.make_update`: a
+    natural-gradient step on the surrogate −r A, whatever `parts.policy_loss` is, then
+    the critic's.
     """
     critic = make_update(model, parts, config, axis_name=axis_name, critic_alone=True)
     total = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
@@ -97,7 +90,6 @@ def make_natural_update(
         tokens = jnp.maximum(masked.total(mask, mask, axis_name=axis_name), 1)
 
         def gain(theta):
-            """The surrogate Σ w r A, on this device."""
             found = policy.response_logprobs(
                 model, whole(theta), rolled, config=config, with_values=False
             )

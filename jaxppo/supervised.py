@@ -1,25 +1,16 @@
 """Supervised training: language modelling, fine-tuning, reward models and preferences.
 
-An `Objective` defines the loss of a row. `make_train_step` turns it into
-`train_step(state, prompts) -> (state, metrics)`, one update a step, with the state of
-`ppo.init_state`: parallel modes, checkpoints, resume and the loop are those of every
-other run.
-
-Rows are `Prompts` of `config.length` tokens. What an objective needs besides tokens is
-in `extra`:
+An `Objective` defines the loss of a row; `make_train_step` turns it into
+`train_step(state, prompts) -> (state, metrics)`, one update, with the state of
+`ppo.init_state`. Rows are `Prompts` of `config.length` tokens; `extra` holds the rest:
 
     language_model        weight Float[B L]: of each token as a prediction from those
-                          before it; 0 on padding (and on a prompt). The first token of
-                          a row never counts
+                          before it; 0 on padding (and on a prompt)
     bradley_terry         nothing: rows 2i and 2i + 1 are the better and the worse text
-                          of a pair
     binary_cross_entropy  label Float[B]: the probability that the text is positive
     cross_entropy         the same, or the number of the text's class
-    dpo                   weight Float[B L], and pairs as above. The reference is that
-                          of the state
-
-A policy with audio has the recordings in `extra` too: context Float[B F M] and
-context_length Int[B] (`policy.context`).
+    dpo                   weight Float[B L], and pairs as above
+    with audio            context Float[B F M], context_length Int[B] (`policy.context`)
 """
 
 import dataclasses
@@ -45,9 +36,7 @@ Costs = tuple[Array, dict[str, Array]]  # the loss of each item, and its metrics
 
 
 class Objective(NamedTuple):
-    """The loss of a batch: Σ w cost / Σ w over all devices. Items are rows [B], pairs
-    [B / 2], or tokens [B L − 1].
-    """
+    """The loss Σ w cost / Σ w of items: rows [B], pairs [B / 2], tokens [B L − 1]."""
 
     weights: Callable[[Prompts], Array]
     # costs(parameters, reference, rows, dropout key)
@@ -58,11 +47,8 @@ class Objective(NamedTuple):
 def make_train_step(
     model: Model, objective: Objective, config: Config, *, axis_name: str | None = None
 ) -> Callable:
-    """The train step of an objective. Metrics are means over the items; `length` is the
-    mean number of tokens of a row.
-
-    Raises UserError if the settings ask for several updates a step, and, while tracing,
-    if a pair would be split between devices.
+    """The train step of an objective. Metrics are means over the items. Raises
+    UserError for several updates a step, or a pair split between devices.
     """
     if config.epochs * config.minibatches != 1:
         raise UserError("a supervised step is one update: use --epochs 1 --minibatches 1")
@@ -86,8 +72,7 @@ def make_train_step(
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.tree.norm(grads)
-        # A batch without weight has no gradient, but Adam's moments would still move
-        # the parameters.
+        # Without any weight the gradient is 0, but Adam's moments move the parameters.
         some = masked.total(weights, jnp.ones_like(weights), axis_name=axis_name) > 0
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & some
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -122,9 +107,7 @@ def make_train_step(
 
 
 def make_evaluation(model: Model, objective: Objective) -> Callable:
-    """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), without dropout.
-    Add both over all batches, then divide.
-    """
+    """evaluate(params, frozen, prompts) -> (sums over the items, Σ w), no dropout."""
     loss_fn = _make_loss(objective)
 
     def evaluate(
@@ -158,9 +141,7 @@ def _make_loss(objective: Objective) -> Callable:
 
 
 def _by_microbatches(grad_fn, parts: int, objective, params, frozen, weights, prompts, key):
-    """((loss, metrics), gradients) of a batch, summed over `parts` microbatches of
-    whole units.
-    """
+    """((loss, metrics), gradients), summed over `parts` microbatches of whole units."""
     if parts == 1:
         return grad_fn(params, frozen, weights, prompts, key)
     units = prompts.index.shape[0] // objective.unit
@@ -179,8 +160,8 @@ def _by_microbatches(grad_fn, parts: int, objective, params, frozen, weights, pr
 def as_response(
     prompts: Prompts, config: Config, *, last: int | None = None
 ) -> tuple[Rollout, Config]:
-    """The rows as responses to their first token (or their `last` tokens as responses
-    to the others), and settings without temperature and nucleus.
+    """The rows as responses to their first token, or their `last` tokens to the others;
+    and settings without temperature and nucleus.
     """
     length = prompts.mask.shape[1] - 1
     weight = prompts.mask.astype(jnp.float32)[:, -min(last or length, length) :]
@@ -201,20 +182,15 @@ def as_response(
 
 
 def _token_weights(prompts: Prompts) -> Array:
-    """[B L − 1] the weight of each token but the first. A token after padding gets 0:
-    the state before it has no context.
-    """
+    """Weights [B L − 1]; 0 after padding, where the state has no context."""
     known = prompts.mask[:, 1:] & prompts.mask[:, :-1]
     return prompts.extra["weight"][:, 1:] * known
 
 
 def language_model(model: Model, config: Config, *, last: int | None = None) -> Objective:
     """−log p(token | previous tokens), weighted by `extra["weight"]`. Metrics: entropy,
-    and `token_accuracy`, the share of tokens that are the likeliest.
-
-    last: only the last so many tokens of a row can have weight (those of a response).
-        The others get no logits, which saves most of the work of a small network with a
-        large vocabulary.
+    and `token_accuracy`, the share of likeliest tokens. With `last`, only the last so
+    many tokens of a row get logits: most of a small network's work.
     """
 
     def costs(params, reference, prompts, key) -> Costs:
@@ -230,9 +206,7 @@ def language_model(model: Model, config: Config, *, last: int | None = None) -> 
         )
         return -found.raw_logprobs, {"entropy": found.entropy, "token_accuracy": found.likeliest}
 
-    def weights(prompts: Prompts) -> Array:
-        return _token_weights(prompts)[:, -(last or prompts.mask.shape[1]) :]
-
+    weights = lambda prompts: _token_weights(prompts)[:, -(last or prompts.mask.shape[1]) :]
     return Objective(weights, costs)
 
 
@@ -252,9 +226,7 @@ def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -
 
 
 def binary_cross_entropy(model: Model) -> Objective:
-    """Binary cross-entropy of the value at the last token with `extra["label"]`, a
-    probability. Metric: accuracy, with a threshold of 1/2.
-    """
+    """Cross-entropy of the value at the last token with a probability `label`."""
 
     def costs(params, reference, prompts, key) -> Costs:
         logits = last_value(model, params, prompts.tokens, prompts.mask, dropout_key=key)
@@ -264,10 +236,7 @@ def binary_cross_entropy(model: Model) -> Objective:
 
 
 def cross_entropy(net: Classifier) -> Objective:
-    """Cross-entropy of a text classifier with `extra["label"]`: the number of a class,
-    or, with one class, a probability as in `binary_cross_entropy`. Metric: accuracy.
-    Parameters: `text_classifier.logits`.
-    """
+    """Cross-entropy of a text classifier with `label`, a class or a probability."""
 
     def costs(params, reference, prompts, key) -> Costs:
         tokens_first = jnp.argsort(~prompts.mask, axis=1)  # its padding is on the right
@@ -283,9 +252,7 @@ def cross_entropy(net: Classifier) -> Objective:
 def dpo(
     model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0
 ) -> Objective:
-    """`losses.dpo` on the summed log-probs of each text's weighted tokens, with the
-    state's reference.
-    """
+    """`losses.dpo` on the summed log-probs of each text's weighted tokens."""
 
     def costs(params, reference, prompts, key) -> Costs:
         rollout, plain = as_response(prompts, config)
@@ -306,14 +273,11 @@ def dpo(
 
 
 def _ones(unit: int) -> Callable[[Prompts], Array]:
-    """Weight 1 for each item of `unit` rows."""
     return lambda prompts: jnp.ones(prompts.index.shape[0] // unit)
 
 
 def _classification(logits: Array, label: Array) -> Costs:
-    """Cross-entropy and accuracy of logits [B] against probabilities, or of logits [B
-    C] against class numbers.
-    """
+    """Cross-entropy and accuracy of logits: [B] for two classes, [B C] for C."""
     if logits.ndim == 1:
         loss = optax.sigmoid_binary_cross_entropy(logits, label)
         right = (logits > 0) == (label > 0.5)

@@ -1,6 +1,4 @@
-"""Read single members of a zip, tar or Debian archive. Nothing that an archive says
-about itself is trusted.
-"""
+"""Read single members of a zip, tar or Debian archive, which is never trusted."""
 
 import contextlib
 import fnmatch
@@ -16,11 +14,9 @@ from jaxppo.data.fetch import FetchError, last_error_line, run_debian_tool
 
 
 def read_member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> bytes:
-    """Return the bytes of the one member whose name matches a shell pattern.
-
-    Raises:
-        FetchError: when not exactly one member matches, its name leaves the archive's
-            root, it is not a plain file, or it is larger than `limit` bytes.
+    """Return the bytes of the one member whose name matches a shell pattern. Raises
+    FetchError when not exactly one matches, its name leaves the archive's root, it is
+    not a plain file, or it is larger than `limit` bytes.
     """
     found = read_members(archive, pattern, limit=limit)
     if len(found) != 1:
@@ -29,17 +25,13 @@ def read_member(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> b
 
 
 def read_members(archive: Path | bytes, pattern: str, *, limit: int = 2**28) -> dict[str, bytes]:
-    """Return the bytes of every member whose name matches a shell pattern, by name;
-    `limit` bounds their sum. Raises FetchError as `read_member` does.
-    """
+    """Return matching members by name, with `limit` on their sum; see `read_member`."""
     found: dict[str, bytes] = {}
     with _opened(archive) as (names, open_member):
-        names = fnmatch.filter(names, pattern)
-        for name in names:
+        for name in fnmatch.filter(names, pattern):
             path = PurePosixPath(name)
             if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name:
                 raise FetchError(f"{_label(archive)} has a member outside its root ({name!r})")
-        for name in names:
             with open_member(name) as stream:
                 found[name] = stream.read(limit + 1)
             limit -= len(found[name])
@@ -54,9 +46,8 @@ def _opened(archive: Path | bytes) -> Iterator[tuple[list[str], Callable[[str], 
     label = _label(archive)
     try:
         with contextlib.ExitStack() as stack:
-            file = stack.enter_context(
-                BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
-            )
+            plain = BytesIO(archive) if isinstance(archive, bytes) else archive.open("rb")
+            file = stack.enter_context(plain)
             if zipfile.is_zipfile(file):
                 opened = stack.enter_context(zipfile.ZipFile(file))
                 yield [x.filename for x in opened.infolist() if not x.is_dir()], opened.open
@@ -84,7 +75,7 @@ def _opened(archive: Path | bytes) -> Iterator[tuple[list[str], Callable[[str], 
 
 @contextlib.contextmanager
 def _deb(path: Path) -> Iterator[IO[bytes]]:
-    """Yield the files of a Debian package as a tar archive, in a temporary file."""
+    """Yield the files of a Debian package as a tar archive."""
     with tempfile.TemporaryFile() as tar:
         result = run_debian_tool(["dpkg-deb", "--fsys-tarfile", str(path)], stdout=tar)
         if result.returncode:

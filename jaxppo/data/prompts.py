@@ -45,9 +45,7 @@ class PromptSet(NamedTuple):
     extra: Mapping[str, np.ndarray] = MappingProxyType({})
 
     def batch(self, config: Config, cursor: int) -> Prompts:
-        """Return the batch at a cursor, a function of (seed, cursor) alone. The copies
-        of a prompt are adjacent.
-        """
+        """Return the batch of (seed, cursor) alone; copies of a prompt are adjacent."""
         prompts = config.rows // config.group_size
         chosen = batch_indices(
             len(self.tokens), cursor=cursor, batch_size=prompts, seed=config.seed
@@ -63,7 +61,7 @@ class PromptSet(NamedTuple):
 def numpy_prompts(
     tokens: Any, mask: Any, extra: Mapping[str, Any], *, index: Any = None
 ) -> Prompts:
-    """Return Prompts of NumPy arrays. `index` is 0, 1, 2, ... where it is None."""
+    """Return Prompts of NumPy arrays; `index` is 0, 1, 2, ... by default."""
     index = np.arange(len(tokens), dtype=np.int32) if index is None else index
     return Prompts(tokens, mask, index, extra)
 
@@ -71,9 +69,7 @@ def numpy_prompts(
 def stack_batches(
     batch: Callable[[Config, int], Prompts], config: RunConfig, cursor: int, batch_size: int
 ) -> Prompts:
-    """Return the batch at a cursor, or `steps_per_call` batches with a leading
-    dimension. The cursor moves on by `batch_size` from one to the next.
-    """
+    """Return the batch at a cursor, or stack `steps_per_call` successive ones."""
     if config.steps_per_call == 1:
         return batch(config, cursor)
     found = [batch(config, cursor + k * batch_size) for k in range(config.steps_per_call)]
@@ -89,20 +85,13 @@ def encode(
     too_long: Literal["drop", "first", "last", "error"] = "drop",
     start: int | None = None,
 ) -> PromptSet:
-    """Encode prompts and pad them on the left to one length.
+    """Encode prompts and pad them on the left to `length` tokens.
 
-    Args:
-        texts: [N] prompts.
-        tokenizer: gives the token ids.
-        length: P.
-        extra: [N ...] arrays; each entry stays with its prompt.
-        too_long: "drop" leaves out prompts of more than P tokens and prints how many,
-            "first" and "last" keep that end of them, "error" raises.
-        start: a token id to put before each prompt; it is never cut off.
-
-    Raises:
-        UserError: for a prompt without tokens, a token or padding id outside the
-            vocabulary, a prompt that is too long ("error"), or when all are too long.
+    With `too_long` "drop" longer prompts are left out and counted in a printed line;
+    "first" and "last" keep that end of them. `start` is a token id to put before each
+    prompt, and never cut off; `extra` holds arrays [N ...]. Raises UserError for a
+    prompt without tokens, an id outside the vocabulary, a prompt that is too long
+    ("error"), or when none fits.
     """
     head = [] if start is None else [start]
     room = length - len(head)
@@ -140,12 +129,7 @@ def encode(
 def pad_left(
     ids: Sequence[Sequence[int]], length: int, pad: int
 ) -> tuple[Int64[np.ndarray, "N P"], Bool[np.ndarray, "N P"]]:
-    """Return lists of token ids as (tokens, mask), padded on the left.
-
-    >>> tokens, mask = pad_left([[1, 2], [3]], 3, 0)
-    >>> tokens.tolist(), mask.sum(1).tolist()
-    ([[0, 1, 2], [0, 0, 3]], [2, 1])
-    """
+    """Return lists of token ids as (tokens, mask), padded on the left."""
     tokens = np.full((len(ids), length), pad, np.int64)
     mask = np.zeros((len(ids), length), bool)
     for row, own in enumerate(ids):
@@ -155,9 +139,7 @@ def pad_left(
 
 
 def _check_ids(tokens: np.ndarray, kept: list[int], tokenizer: TokenizerLike) -> None:
-    """Raise UserError for an id outside the vocabulary. An embedding would read another
-    row for -1 and give NaN for V or more, without an error.
-    """
+    """Check ids: an embedding reads another row for -1 and gives NaN for V."""
     size = tokenizer.vocab_size
     # Padding is embedded too, and fills responses even where no prompt needs it.
     if not 0 <= tokenizer.pad_id < size:
@@ -174,8 +156,7 @@ def _check_ids(tokens: np.ndarray, kept: list[int], tokenizer: TokenizerLike) ->
 
 
 def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
-    """Return the order of n prompts in one epoch: a permutation that depends on the
-    arguments alone.
+    """Return a permutation of n prompts that depends on the arguments alone.
 
     >>> epoch_order(0, 0, 5).tolist(), epoch_order(0, 1, 5).tolist()
     ([3, 2, 1, 0, 4], [4, 1, 2, 0, 3])
@@ -187,17 +168,9 @@ def epoch_order(seed: int, epoch: int, n: int) -> Int64[np.ndarray, "n"]:
 
 
 def batch_indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[np.ndarray, "B"]:
-    """Return the rows of the batch at a cursor. A pure function, so that a resumed run
-    sees the same prompts.
-
+    """Return the rows of the batch at a cursor, the number of prompts used before.
     Prompt number c of the run is epoch_order(seed, c // n, n)[c % n]: every prompt
     comes once an epoch, and a batch may span two epochs.
-
-    Args:
-        n: prompts in the set.
-        cursor: prompts that the run has already used.
-        batch_size: B.
-        seed: of the order.
     """
     if n < 1 or cursor < 0:
         raise UserError(
@@ -209,8 +182,7 @@ def batch_indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[n
 
 
 def format_prompt(config: RunConfig, fields: Mapping[str, str]) -> str:
-    """Fill in the run's `prompt_format`, so that a prompt looks as in training. Raises
-    UserError for a missing field.
+    """Fill in the run's `prompt_format`. Raises UserError for a missing field.
 
     >>> format_prompt(RunConfig(prompt_format="{prompt} ="), {"prompt": "1 {x} 2"})
     '1 {x} 2 ='
@@ -234,12 +206,7 @@ def start_token(config: RunConfig, tokenizer: TokenizerLike) -> int | None:
 
 
 def truncation_note(texts: Sequence[str], tokenizer: TokenizerLike, room: int) -> str:
-    """Say how many texts have more tokens than there is room for; empty for none.
-
-    >>> from jaxppo.pretrained.tiny import byte_tokenizer
-    >>> truncation_note(["short", "much longer"], byte_tokenizer(), 8)
-    '1 of 2 prompts has more than 8 tokens (--prompt-length of the run) and lost...'
-    """
+    """Say how many texts have more than `room` tokens; empty for none."""
     long = sum(len(tokenizer.encode(text)) > room for text in texts)
     have, their = ("has", "its") if long == 1 else ("have", "their")
     limit = f"more than {room} tokens (--prompt-length of the run)"

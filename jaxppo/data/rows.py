@@ -1,6 +1,4 @@
-"""Rows of tokens for the supervised stages: packed text, documents, responses, pairs,
-labelled texts.
-"""
+"""Rows of tokens for the supervised stages."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -23,11 +21,9 @@ TOKENWISE = ("weight",)
 @dataclass(frozen=True)
 class Rows:
     """Rows for `supervised.py`, drawn in an order that depends on (seed, cursor) alone.
-    The cursor counts rows.
-
     With `buckets` > 1 the rows of that many batches are sorted by length, and each
-    batch is cut to the power-of-two fraction of L that its longest row fits into: less
-    padding, and a program for each width.
+    batch is cut to the power-of-two fraction of L that holds its longest row: less
+    padding, but a program for each width.
     """
 
     tokens: Int32[np.ndarray, "N L"]  # padded on the left
@@ -41,7 +37,7 @@ class Rows:
 
     def take(self, units: Int64[np.ndarray, "n"]) -> "Rows":
         """Return some of the units, in this order."""
-        rows = self._rows(np.asarray(units))
+        rows = self._rows(units)
         extra = {k: x[rows] for k, x in self.extra.items()}
         return replace(self, tokens=self.tokens[rows], mask=self.mask[rows], extra=extra)
 
@@ -67,10 +63,8 @@ class Rows:
             while width % 2 == 0 and width // 2 >= longest:
                 width //= 2
         # By name: the frames of a recording may be as many as the tokens by chance.
-        extra = {
-            name: x[rows][:, -width:] if name in TOKENWISE else x[rows]
-            for name, x in self.extra.items()
-        }
+        cut = lambda name, x: x[:, -width:] if name in TOKENWISE else x
+        extra = {name: cut(name, x[rows]) for name, x in self.extra.items()}
         return numpy_prompts(self.tokens[rows][:, -width:], self.mask[rows][:, -width:], extra)
 
     def all(self) -> Prompts:
@@ -86,9 +80,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class NoisyRows:
-    """Labelled texts with new word noise each time they are drawn; see
-    `add_word_noise`.
-    """
+    """Labelled texts with new word noise at each draw; see `add_word_noise`."""
 
     texts: Sequence[str]
     labels: Float32[np.ndarray, "N"]
@@ -121,9 +113,7 @@ def from_ids(
     learned: Sequence[int] | None = None,
     **extra: np.ndarray,
 ) -> Rows:
-    """Return rows from lists of ids, the last `length` of each. The last `learned` ids
-    of each have weight 1 (all by default), the others 0.
-    """
+    """Return the last `length` ids of each; the last `learned` (or all) weigh 1."""
     kept = [list(own)[-length:] for own in ids]
     if [] in kept:
         raise UserError(f"text {kept.index([]) + 1} has no tokens")
@@ -136,9 +126,7 @@ def from_ids(
 
 
 def pack(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows:
-    """Return plain text for language modelling: the texts, each with its end of text,
-    in one stream that is cut into full rows. The rest is dropped.
-    """
+    """Return all texts, each with its end of text, in one stream cut into full rows."""
     stream = [token for text in texts for token in (*encode(text), eos)]
     number = len(stream) // length
     if not number:
@@ -150,9 +138,7 @@ def pack(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows
 def documents(
     texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: int | None = None
 ) -> Rows:
-    """Return one text a row: `start`, if given, then the first tokens of the text, and
-    the end of text where there is room.
-    """
+    """Return a row a text: `start`, first tokens, and `eos` where there is room."""
     head = [] if start is None else [start]
     ids = [[*head, *encode(text), eos][:length] for text in texts]
     return from_ids(ids, length, learned=[len(own) - len(head) for own in ids])
@@ -167,16 +153,10 @@ def responses(
     longest: int | None = None,
     start: int | None = None,
 ) -> Rows:
-    """Return (prompt, response) pairs for fine-tuning: only the response and its end
-    have weight.
-
-    Args:
-        pairs: prompts and responses. A prompt that is too long loses its beginning.
-        length: L.
-        longest: most tokens of a response with its end (L - 1 by default); a longer one
-            is cut and has no end. Prompts are then cut to L - longest tokens, as those
-            of a policy are.
-        start: a token id to put before each prompt.
+    """Return (prompt, response) pairs; only the response and its end have weight. A
+    prompt that is too long loses its beginning. `longest` bounds a response with its
+    end (L - 1 by default), and reserves as much room after each prompt; a longer one is
+    cut and has no end.
     """
     most = length - 1 if longest is None else longest
     head = [] if start is None else [start]
@@ -199,9 +179,8 @@ def preferences(
     eos: int,
     longest: int | None = None,
 ) -> Rows:
-    """Return (prompt, better response, worse response) as pairs of rows, for reward
-    models and DPO. `longest` cuts both responses: where one is a policy's, its length
-    must not give it away.
+    """Return (prompt, better response, worse response) as pairs of rows. `longest` cuts
+    both responses: a policy's length must not give it away.
     """
     flat = [(prompt, response) for prompt, better, worse in triples for response in (better, worse)]
     return replace(responses(flat, encode, length, eos=eos, longest=longest), unit=2)
@@ -216,8 +195,7 @@ def labelled(
 
 
 def deduplicate(texts: Sequence[str]) -> list[int]:
-    """Return the numbers of the texts without later copies. Case and white space do not
-    matter.
+    """Return the numbers of the first copies; case and white space do not matter.
 
     >>> deduplicate(["A b", "c", "a  B"])
     [0, 1]
@@ -231,9 +209,9 @@ def deduplicate(texts: Sequence[str]) -> list[int]:
 def train_validation_split(
     texts: Sequence[str], share: float, *, seed: int = 0
 ) -> tuple[list[int], list[int]]:
-    """Return the numbers of the training and of the validation texts (`share` of them),
-    chosen by a hash of the text: copies go to the same side, and a text stays on its
-    side when others are added. Raises UserError when a side is empty.
+    """Return the numbers of training and validation texts, by a hash of the text:
+    copies go to the same side, and a text stays there when others are added. Raises
+    UserError when a side is empty.
     """
     training, validation = [], []
     for number, text in enumerate(texts):
@@ -255,12 +233,10 @@ def _normalise(text: str) -> str:
 def add_word_noise(
     text: str, rng: np.random.Generator, *, drop: float = 0.0, swap: float = 0.0
 ) -> str:
-    """Leave out each word with probability `drop` and swap neighbours with probability
-    `swap` (Wei & Zou 2019, https://arxiv.org/abs/1901.11196). The first word is never
-    left out.
+    """Leave out each word but the first with probability `drop`, and swap neighbours
+    with probability `swap` (Wei & Zou 2019, https://arxiv.org/abs/1901.11196).
     """
-    words = text.split()
-    words = [word for i, word in enumerate(words) if i == 0 or rng.random() >= drop]
+    words = [word for i, word in enumerate(text.split()) if i == 0 or rng.random() >= drop]
     i = 0
     while i + 1 < len(words):
         if rng.random() < swap:

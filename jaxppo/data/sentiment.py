@@ -1,10 +1,7 @@
-"""10,605 sentences of movie reviews with human ratings, from the source package of
-vaderSentiment 0.5 (MIT).
+"""10,605 sentences of movie reviews with human ratings, from vaderSentiment 0.5 (MIT).
 
-Each rating is the mean of about twenty people's, from -4 (extremely negative) to 4
-(extremely positive): Hutto & Gilbert 2014, VADER: A Parsimonious Rule-based Model for
-Sentiment Analysis of Social Media Text,
-https://ojs.aaai.org/index.php/ICWSM/article/view/14550
+Each is the mean of about twenty people's, from -4 (extremely negative) to 4 (Hutto &
+Gilbert 2014, https://ojs.aaai.org/index.php/ICWSM/article/view/14550).
 """
 
 import html
@@ -34,19 +31,13 @@ class Reviews:
 
 
 def load_reviews() -> Reviews:
-    """Load every distinct sentence, in the file's order; downloaded on first use (2.4
-    MB).
-
-    Raises:
-        FetchError: when the download fails or the file is damaged.
-    """
+    """Load every distinct sentence; downloaded on first use (2.4 MB)."""
     inner = read_member(fetch("vader-sentences"), "*/hutto_ICWSM_2014.tar.gz")
     return parse_reviews(read_member(inner, "*/movieReviewSnippets_GroundTruth.txt"))
 
 
 def parse_reviews(data: bytes) -> Reviews:
-    """Parse lines of `number TAB rating TAB sentence` in UTF-8. Of equal sentences the
-    first is kept.
+    """Parse lines `number TAB rating TAB sentence`, without later copies.
 
     >>> reviews = parse_reviews(
     ...     b"1\\t2.5\\tA &amp; B\\r\\n2\\t-3\\tC\\r\\n3\\t1\\tA  &amp; B"
@@ -72,12 +63,7 @@ def parse_reviews(data: bytes) -> Reviews:
 
 
 def normalise_text(text: str) -> str:
-    """Return the text without HTML entities, with composed characters and single
-    spaces.
-
-    >>> normalise_text("PB&amp;J  sandwich ")
-    'PB&J sandwich'
-    """
+    """Return text with composed characters and single spaces, without HTML entities."""
     return " ".join(unicodedata.normalize("NFC", html.unescape(text)).split())
 
 
@@ -88,7 +74,5 @@ def split_by_opening(
     tokens: int = OPENING_TOKENS,
     seed: int = 0,
 ) -> Split:
-    """Split texts by their first `tokens` token ids, so that a prompt is never in two
-    parts. All scripts that train on these sentences use this split.
-    """
+    """Split by the first `tokens` ids, so that a prompt is never in two parts."""
     return split_rows([" ".join(map(str, encode(text)[:tokens])) for text in texts], seed=seed)

@@ -19,19 +19,14 @@ KINDS = {
 
 
 def make(config: ModelConfig, **options) -> Model:
-    """The network of `config.kind` as pure functions. Options: `transformer.make`.
-
-    Raises UserError for an unknown kind, and for options that the kind does not have.
-    """
+    """The network of `config.kind`; options and UserErrors as in `transformer.make`."""
     if config.kind not in KINDS:
         raise UserError(f"--model-kind {config.kind!r}: choose one of {', '.join(KINDS)}")
     return KINDS[config.kind](config, **options)
 
 
 def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
-    """(the model of this shape with the configured types, adapters and critic; whether
-    the critic is separate).
-    """
+    """(the configured model, whether it has a separate critic)."""
     model = make(
         shape,
         dtype=config.dtype,

@@ -1,9 +1,7 @@
-"""An encoder of audio features, and attention to it from the decoder's states.
+"""An encoder of audio features, and the decoder's attention to it.
 
-After Listen, Attend and Spell (https://arxiv.org/abs/1508.01211): the encoder shortens
-the recording to a quarter and reads it in both directions. Each state of the decoder
-attends to all of it with dot products (https://arxiv.org/abs/1508.04025). Padding comes
-after the real frames and has no effect.
+After Listen, Attend and Spell (https://arxiv.org/abs/1508.01211), with dot products
+(https://arxiv.org/abs/1508.04025). Padding, after the real frames, has no effect.
 """
 
 from functools import partial
@@ -32,40 +30,33 @@ class EncodedAudio(NamedTuple):
 
 
 def check_context(config: ModelConfig, context: Any, encoded: Any) -> None:
-    """Raise UserError, while tracing, if the context is missing (and not yet encoded),
-    unexpected, or of another shape than the policy reads.
-    """
-    if not config.context_width:
-        if context is not None:
-            raise UserError(
-                f"this {config.kind} policy reads no context: give it a context_width, or use rows"
-                " without context"
-            )
-    elif context is None:
-        if encoded is None:
-            raise UserError(
+    """Raise UserError if the context is missing, unexpected, or of the wrong shape."""
+    wrong = ""
+    if context is None:
+        if config.context_width and encoded is None:
+            wrong = (
                 'this policy reads a recording: its rows need "context" and "context_length" in'
                 " extra"
             )
-    else:
-        _, frames, width = context[0].shape
-        if width != config.context_width:
-            raise UserError(
-                f"the context has {width} numbers a frame, but the policy reads"
-                f" {config.context_width}"
-            )
-        if 0 < config.context_length < frames:
-            raise UserError(
-                f"the context has {frames} frames, but the policy takes {config.context_length}"
-            )
+    elif not config.context_width:
+        wrong = (
+            f"this {config.kind} policy reads no context: give it a context_width, or use rows"
+            " without context"
+        )
+    elif (width := context[0].shape[2]) != config.context_width:
+        reads = config.context_width
+        wrong = f"the context has {width} numbers a frame, but the policy reads {reads}"
+    elif 0 < config.context_length < (frames := context[0].shape[1]):
+        wrong = f"the context has {frames} frames, but the policy takes {config.context_length}"
+    if wrong:
+        raise UserError(wrong)
 
 
 def downsample(
     x: Float[Array, "B F M"], real: Bool[Array, "B F"]
 ) -> tuple[Float[Array, "B G K"], Bool[Array, "B G"]]:
-    """The inputs of a convolution of width 3 and stride 2: (every second frame
-    concatenated with its neighbours, G = F / 2 rounded up; which of them are real).
-    Padding counts as zeros.
+    """(every second frame with its two neighbours, G = F / 2 rounded up; which are
+    real): the inputs of a convolution of width 3 and stride 2. Padding counts as zeros.
     """
     odd = x.shape[1] % 2
     x = jnp.pad(jnp.where(real[..., None], x, 0.0), ((0, 0), (1, odd), (0, 0)))
@@ -79,9 +70,7 @@ def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B H L K"]
 
 
 class Encoder(nn.Module):
-    """Features -> two strided convolutions -> a bidirectional recurrent layer -> keys
-    and values.
-    """
+    """Two strided convolutions, a bidirectional recurrent layer, keys and values."""
 
     config: ModelConfig
     dtype: Any
@@ -110,9 +99,7 @@ class Encoder(nn.Module):
 
 
 class AudioAttention(nn.Module):
-    """Attention from each state to the recording, then an MLP, each with a residual
-    connection. In a row without a recording the result does not depend on its padding.
-    """
+    """Attention from each state to the recording, then an MLP, both residual."""
 
     config: ModelConfig
     dtype: Any

@@ -14,10 +14,7 @@ State = tuple[Array, ...]
 
 
 def gru(state: State, gates: Float[Array, "B K"], recurrent: Float[Array, "B K"]) -> State:
-    """r, z = σ(x + h);  n = tanh(xₙ + r hₙ);  h' = (1 − z) n + z h.
-
-    `gates` are the terms of the input, `recurrent` those of the state.
-    """
+    """r, z = σ(x + h);  n = tanh(xₙ + r hₙ);  h' = (1 − z) n + z h."""
     (hidden,) = state
     reset, update, new = jnp.split(gates, 3, -1)
     reset_h, update_h, new_h = jnp.split(recurrent, 3, -1)
@@ -38,14 +35,12 @@ CELLS = {"gru": (gru, 3, 1), "lstm": (lstm, 4, 2)}
 
 
 def init_state(kind: str, rows: int, width: int) -> State:
-    """The state before the first token: zeros in float32, whatever the compute type."""
+    """The state before the first token: float32 zeros, whatever the compute type."""
     return tuple(jnp.zeros((rows, width), jnp.float32) for _ in range(CELLS[kind][2]))
 
 
 class Layer(nn.Module):
-    """One recurrent layer over time. The gates' input terms are computed for all tokens
-    at once.
-    """
+    """One recurrent layer; the gates' input terms are computed all at once."""
 
     kind: str
     dtype: Any

@@ -1,6 +1,4 @@
-"""Policies that see only the last few tokens: causal convolutions, and an MLP over a
-window. Their memory is the last inputs.
-"""
+"""Policies of the last few tokens: causal convolutions, and an MLP over a window."""
 
 from typing import Any
 
@@ -17,12 +15,8 @@ from jaxppo.types import Model
 def causal_windows(
     x: Float[Array, "B L D"], attend: Bool[Array, "B L"], before: Float[Array, "B W D"]
 ) -> tuple[Float[Array, "B L K"], Float[Array, "B W D"]]:
-    """(each token's input and the W before it, concatenated; the last W inputs).
-    Padding counts as zeros.
-
-    A convolution is one matrix product over them: XLA's own is many times slower on a
-    CPU.
-    """
+    """(each input behind the W before it, the last W inputs); padding is zeros."""
+    # One matrix product over windows: XLA's convolution is many times slower on a CPU.
     length = x.shape[1]
     seen = jnp.concatenate([before, x * attend[..., None]], 1)
     shifted = [seen[:, k : k + length] for k in range(before.shape[1] + 1)]
@@ -30,9 +24,7 @@ def causal_windows(
 
 
 class Convolution(nn.Module):
-    """Layers of gated causal convolution of width `kernel` with residual connections
-    (https://arxiv.org/abs/1612.08083).
-    """
+    """Residual gated causal convolutions (https://arxiv.org/abs/1612.08083)."""
 
     config: ModelConfig
     dtype: Any
@@ -53,9 +45,7 @@ class Convolution(nn.Module):
 
 
 class Window(nn.Module):
-    """The concatenated embeddings of the last `kernel` tokens, then an MLP
-    (https://jmlr.org/papers/v3/bengio03a.html).
-    """
+    """An MLP over embeddings (https://jmlr.org/papers/v3/bengio03a.html)."""
 
     config: ModelConfig
     dtype: Any
@@ -73,10 +63,8 @@ class Window(nn.Module):
 
 
 def make(config: ModelConfig, *, dtype: str = "float32", **options) -> Model:
-    """The network of `config` (kind convolution or window) as a model. Options:
-    `language_model.from_body`.
-    """
-    body: Any = {"convolution": Convolution, "window": Window}[config.kind]
+    """The model of kind convolution or window; options: `language_model.from_body`."""
+    body: Any = Convolution if config.kind == "convolution" else Window
     layers = config.num_layers if config.kind == "convolution" else 1
 
     def init_memory(batch):

@@ -1,6 +1,4 @@
-"""A separate critic behind the interface of one model, and the initialisation of value
-heads.
-"""
+"""A separate critic behind the interface of one model, and initial value heads."""
 
 from typing import Any
 
@@ -13,10 +11,9 @@ from jaxppo.types import Model, Params
 
 
 def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
-    """Actor and critic as one model. The critic's parameters are under "critic"; its
-    hidden states are concatenated to the actor's, which have this `width`.
-
-    Without "critic" in the parameters (a reference policy) only the actor runs.
+    """Actor and critic as one model: the critic's parameters are under "critic", its
+    hidden states behind the actor's, which have this `width`. Without "critic" in the
+    parameters (a reference policy) only the actor runs.
     """
     without = lambda params, key: {name: x for name, x in params.items() if name != key}
 
@@ -51,12 +48,9 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
 def init_value(params: Params, key: Array, kind: str, reward: Params | None = None) -> dict:
     """The parameters with an initialised value head.
 
-    zero     the first advantages are the returns (Huang et al. 2022, "The 37
-             implementation details of PPO")
-    normal   standard deviation 1 / √(D + 1), as in reward models
-             (https://arxiv.org/abs/2009.01325)
-    reward   the head of `reward`, the parameters of a reward model of the same shape,
-             and for a separate critic all its parameters
+    zero     the first advantages are the returns
+    normal   standard deviation 1 / √(D + 1) (https://arxiv.org/abs/2009.01325)
+    reward   that of the reward model `reward`; for a separate critic all its parameters
 
     Raises UserError if the reward model has another shape.
     """
@@ -68,8 +62,8 @@ def init_value(params: Params, key: Array, kind: str, reward: Params | None = No
         start = jax.random.normal(key, kernel.shape) * (kernel.shape[0] + 1) ** -0.5
         critic["value"] = {**critic["value"], "kernel": start}
     elif kind == "reward":
-        head = None if reward is None else reward.get("value")
-        if reward is None or head is None or head["kernel"].shape != kernel.shape:
+        reward = reward or {}
+        if "value" not in reward or reward["value"]["kernel"].shape != kernel.shape:
             raise UserError(
                 "--value-init reward needs a --reward-model RUN with the critic's shape; or use"
                 " zero or normal"

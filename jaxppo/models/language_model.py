@@ -1,11 +1,8 @@
-"""What all architectures share: embedding, final norm, head and value head behind the
-interface `types.Model`; and models around a body.
+"""What all architectures share: embedding, norm, head and value head; models of a body.
 
 A body is a Flax module `body(x [B L D], attend [B L], memory) -> (x [B L D], memory)`.
-Its memory, a tuple of arrays with rows first, is what it needs to continue token by
-token. Where `attend` is False, a state does not change and a window sees zeros. With
-`context_width` the policy also attends to a recording (`audio.py`), between body and
-norm.
+Its memory, a tuple of arrays with rows first, continues it token by token. Where
+`attend` is False, a state does not change and a window sees zeros.
 """
 
 from collections.abc import Callable
@@ -25,9 +22,7 @@ from jaxppo.types import Model
 
 
 class LanguageModel(nn.Module):
-    """The shared layers. Logits come from the embedding's transpose or a separate
-    head.
-    """
+    """The shared layers."""
 
     config: ModelConfig
     dtype: Any
@@ -41,9 +36,7 @@ class LanguageModel(nn.Module):
         self.value = Value()
 
     def rounded(self, embedding):
-        """Embeddings are rounded like any operand: then the sampler, whose weights are
-        cast once, and the scorer see the same numbers.
-        """
+        """Round as operands are, so that sampler and scorer see the same numbers."""
         return embedding.astype(self.dtype).astype(jnp.float32)
 
     def hidden(self, x, dropout_key):
@@ -63,9 +56,7 @@ class LanguageModel(nn.Module):
 
 
 def as_model(module: LanguageModel, init: Callable, init_cache: Callable, apply: Callable) -> Model:
-    """The interface of a language model; only `init`, `init_cache` and `apply` depend
-    on its architecture.
-    """
+    """The `Model` of a module with the functions of its architecture."""
 
     def call(method: str) -> Callable[..., Array]:
         return lambda params, hidden: cast(
@@ -112,11 +103,10 @@ def from_body(
     remat: str = "none",
     scan: bool = False,
 ) -> Model:
-    """A body as a model. `init_memory(batch)` is its memory before the first token.
-
-    With `config.context_width` the cache is (memory, encoded recording). The context is
-    given with the first tokens and encoded once. Raises UserError for adapters and
-    scanned layers, which only the transformer has, and for a context that does not fit.
+    """A body as a model; `init_memory(batch)` is its memory before the first token.
+    With `config.context_width` the cache is (memory, encoded recording); the first
+    tokens bring the context. Raises UserError for adapters, scanned layers, a wrong
+    context.
     """
     del lora_alpha
     if lora or scan:

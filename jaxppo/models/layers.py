@@ -1,6 +1,4 @@
-"""Layers that several architectures share: linear maps with adapters, norms, dropout,
-and the value head.
-"""
+"""Shared layers: linear maps with adapters, norms, dropout, and the value head."""
 
 from typing import Any
 
@@ -68,9 +66,8 @@ class Value(nn.Module):
 
 
 def dropout(x: Any, rate: float, key: Array | None, number: int) -> Any:
-    """x with a share `rate` of its values set to 0; x itself without a key
-    (https://jmlr.org/papers/v15/srivastava14a.html). `number` tells apart the calls
-    that share a key.
+    """x with a share `rate` set to 0 (https://jmlr.org/papers/v15/srivastava14a.html);
+    x itself without a key. `number` tells apart the calls that share a key.
     """
     if key is None or rate == 0:
         return x

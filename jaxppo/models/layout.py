@@ -1,9 +1,4 @@
-"""The table from logical axes to mesh axes, for parameters and for activations.
-
-`parallel/sharding.py` reads it for parameters. Inside a model, `constrain` applies it
-to activations and to the cache, so that the compiler need not guess. Without a mesh
-(jit on one device, pmap) it does nothing.
-"""
+"""The table from logical axes to mesh axes, for parameters and for activations."""
 
 import math
 from typing import Any
@@ -33,11 +28,8 @@ def row_shards() -> int:
 
 
 def constrain(x: Any, *names: str | None) -> Any:
-    """`x` with its dimensions sharded over the logical axes `names`. A dimension that
-    is not divisible stays whole.
-
-    The mesh is that of `jax.sharding.use_abstract_mesh` around the program
-    (`parallel.MeshStep`).
+    """`x` sharded over the logical axes `names`, on the abstract mesh around the
+    program; unchanged without a mesh. A dimension that is not divisible stays whole.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or not set(AXES) <= set(mesh.axis_names):

@@ -1,15 +1,14 @@
-"""Low-rank adapters (https://arxiv.org/abs/2106.09685), and the split of parameters
-into trained and base.
+"""Low-rank adapters (https://arxiv.org/abs/2106.09685): trained and base parameters.
 
-A model's parameters are one nested dict. With adapters, only a partial tree is trained
-(the adapters and the value head); the rest is the base, and `merge` combines the two.
-The reference policy is the base alone: there is no second copy.
+With adapters, a partial tree is trained, the adapters and the value head; the rest is
+the base. `merge` combines them. The reference policy is the base alone.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxppo.types import Params
 
@@ -29,30 +28,20 @@ def merge(base: Params, trained: Params) -> dict:
 
 
 def split(params: Params, is_trained: Callable[[tuple[str, ...]], bool]) -> tuple[dict, dict]:
-    """(trained, base): the inverse of `merge`, by the path of each leaf. Empty dicts
-    are removed.
+    """(trained, base), the inverse of `merge`, by the path of each leaf.
 
     >>> split({"q": {"kernel": 1, "lora_a": 2}}, lambda path: path[-1] == "lora_a")
     ({'q': {'lora_a': 2}}, {'q': {'kernel': 1}})
     """
 
-    def part(tree, path, want):
-        out = {}
-        for name, leaf in tree.items():
-            if isinstance(leaf, dict):
-                inner = part(leaf, (*path, name), want)
-                if inner:
-                    out[name] = inner
-            elif is_trained((*path, name)) == want:
-                out[name] = leaf
-        return out
-
-    return part(params, (), True), part(params, (), False)
+    flat = flatten_dict(params)
+    trained = {path: x for path, x in flat.items() if is_trained(path)}
+    base = {path: x for path, x in flat.items() if path not in trained}
+    return unflatten_dict(trained), unflatten_dict(base)
 
 
 def fold(params: Params, *, alpha: float) -> dict:
-    """The same network without adapters: each kernel plus (alpha / rank) A B. Scanned
-    layers are folded layer by layer.
+    """The same network without adapters: each kernel plus (alpha / rank) A B.
 
     >>> import jax.numpy as jnp
     >>> a, b = jnp.ones((2, 1)), jnp.array([[0.5, 0.0]])
@@ -70,9 +59,7 @@ def fold(params: Params, *, alpha: float) -> dict:
 
 
 def is_trained(path: tuple[str, ...]) -> bool:
-    """Whether a leaf is trained when there are adapters: it is one, or of the value
-    head.
-    """
+    """Whether a leaf is trained with adapters: an adapter, or of the value head."""
     return any(name in TRAINED_WITH_LORA for name in path)
 
 

@@ -1,9 +1,6 @@
 """NLPO's action mask: a token may be sampled only inside the nucleus of a lagged copy
-of the policy (https://arxiv.org/abs/2210.01241).
-
-The masked policy is a `Model`: with the lagged parameters under "lagged" it reads every
-token with both networks. The lagged copy is part of `TrainState.statistics`, not of
-`frozen`, so that checkpoints hold it and a resumed run continues with it.
+of the policy (https://arxiv.org/abs/2210.01241). The copy is in
+`TrainState.statistics`, so that checkpoints hold it.
 """
 
 import jax
@@ -17,12 +14,9 @@ from jaxppo.types import Model, Params, PyTree, TrainState
 
 
 def with_mask(model: Model, config: Config) -> Model:
-    """The model with NLPO's mask as its `allowed`; the model itself if `mask_top_p` is
-    1.
-
-    The lagged network's hidden states [... D] stand behind the policy's. Without
-    "lagged" in the parameters (a reference policy, an exported one) only the policy
-    runs.
+    """The model with NLPO's mask as `allowed`; the model itself if `mask_top_p` is 1.
+    With parameters under "lagged" both networks read every token, and the lagged hidden
+    states [... D] stand behind the policy's. Without them only the policy runs.
     """
     if config.mask_top_p >= 1:
         return model
@@ -71,9 +65,7 @@ def nucleus(logits: Float[Array, "... V"], *, config: Config) -> Bool[Array, "..
 
 
 def init_lagged(params: Params, config: Config) -> PyTree:
-    """The initial lagged policy as an entry of the statistics; nothing without the
-    mask.
-    """
+    """The first lagged policy as an entry of the statistics; empty without the mask."""
     return {"lagged": jax.tree.map(jnp.copy, dict(params))} if config.mask_top_p < 1 else {}
 
 

@@ -1,6 +1,5 @@
-"""Recurrent policies: layers of GRU (https://arxiv.org/abs/1406.1078) or LSTM
-(https://doi.org/10.1162/neco.1997.9.8.1735) with residual connections. Padding does not
-change the state.
+"""Residual layers of GRU (https://arxiv.org/abs/1406.1078) or LSTM
+(https://doi.org/10.1162/neco.1997.9.8.1735). Padding does not change the state.
 """
 
 from typing import Any
@@ -31,9 +30,7 @@ class Recurrent(nn.Module):
 
 
 def make(config: ModelConfig, *, dtype: str = "float32", **options) -> Model:
-    """The recurrent network of `config` (kind gru or lstm) as a model. Options:
-    `language_model.from_body`.
-    """
+    """The model of kind gru or lstm; options as in `language_model.from_body`."""
 
     def init_memory(batch):
         return tuple(init_state(config.kind, batch, config.width) for _ in range(config.num_layers))

@@ -11,15 +11,11 @@ from jaxppo.types import Params
 
 
 def stack_layers(params: Params) -> dict[str, Any]:
-    """Parameters of unrolled layers (`layers_0`, `layers_1`, ...) as those of scanned
-    ones: "layers", one array [N ...] for all.
-    """
+    """Turn `layers_0`, `layers_1`, ... into "layers", one array [N ...] for all."""
     own = {name: x for name, x in params.items() if re.fullmatch(r"layers_\d+", name)}
-    rest = {
-        name: stack_layers(x) if name == "critic" else x
-        for name, x in params.items()
-        if name not in own
-    }
+    rest = {name: x for name, x in params.items() if name not in own}
+    if "critic" in rest:
+        rest["critic"] = stack_layers(rest["critic"])
     layers = [own[f"layers_{i}"] for i in range(len(own))]
     return {**rest, "layers": jax.tree.map(stack_leaves, *layers)} if own else rest
 
@@ -31,11 +27,9 @@ def stack_leaves(*layers: Any) -> Any:
 
 def unstack_layers(params: Params) -> dict[str, Any]:
     """The inverse of `stack_layers`."""
-    rest = {
-        name: unstack_layers(x) if name == "critic" else x
-        for name, x in params.items()
-        if name != "layers"
-    }
+    rest = {name: x for name, x in params.items() if name != "layers"}
+    if "critic" in rest:
+        rest["critic"] = unstack_layers(rest["critic"])
     if "layers" not in params:
         return rest
     count = len(jax.tree.leaves(params["layers"])[0])

@@ -2,13 +2,12 @@
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a network. GPT-2, Llama, SmolLM, Qwen and Mistral are settings of
-    one transformer; `network` also makes the other kinds.
-    """
+    """The shape of a network; GPT-2, Llama, Qwen and Mistral are transformers."""
 
     vocab_size: int
     width: int
@@ -22,9 +21,7 @@ class ModelConfig:
     """learned | rope"""
     rope_theta: float = 1e4
     rope_scaling: tuple[float, float, float, float] | None = None
-    """Llama 3's frequency scaling: factor, low_freq_factor, high_freq_factor,
-    original_max_length
-    """
+    """Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_length"""
     norm: str = "rms"
     """rms | layer"""
     norm_eps: float = 1e-5
@@ -57,33 +54,27 @@ def network(
     width: int = 32,
     num_layers: int = 2,
     kernel: int = 4,
-    dropout: float = 0.0,
     max_length: int = 256,
-    context_width: int = 0,
-    context_length: int = 0,
+    **rest: Any,
 ) -> ModelConfig:
-    """A small network of any kind."""
+    """A small network of any kind; `rest`: other fields of `ModelConfig`."""
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "width": width,
+        "num_layers": num_layers,
+        "max_length": max_length,
+    }
     if kind == "transformer":
-        shape = llama(
-            vocab_size=vocab_size, width=width, num_layers=num_layers, max_length=max_length
-        )
-        return dataclasses.replace(
-            shape, dropout=dropout, context_width=context_width, context_length=context_length
-        )
+        return dataclasses.replace(llama(**sizes), **rest)
     return ModelConfig(
-        vocab_size=vocab_size,
-        width=width,
-        num_layers=num_layers,
+        **sizes,
         num_heads=1,
         num_kv_heads=1,
         head_dim=width,
         mlp_width=2 * width,
-        max_length=max_length,
         kind=kind,
         kernel=kernel,
-        dropout=dropout,
-        context_width=context_width,
-        context_length=context_length,
+        **rest,
     )
 
 
@@ -124,9 +115,7 @@ def llama(
     num_kv_heads: int = 2,
     max_length: int = 256,
 ) -> ModelConfig:
-    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped key/value
-    heads.
-    """
+    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped heads."""
     return ModelConfig(
         vocab_size=vocab_size,
         width=width,

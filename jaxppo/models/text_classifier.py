@@ -16,17 +16,15 @@ LOW = -1e30  # finite, and below every output of a layer
 
 
 class Classifier(nn.Module):
-    """Logits of a text: `layers` in order, maximum and mean over the text, a dense
-    layer.
+    """Logits of a text: `layers`, maximum and mean over the text, a dense layer.
 
     convolution   several widths in parallel (https://arxiv.org/abs/1408.5882)
     pool          the maximum of every two neighbours: half as many tokens
     gru, lstm     a recurrent layer (after the two above: https://arxiv.org/abs/1511.08630)
     dense         a dense layer on each token
 
-    With one class the result is the logit of a positive text, [B]; with several, one
-    logit for each, [B C]. Padding, on the right, has no effect. Raises UserError for an
-    unknown layer.
+    With one class the result [B] is the logit of a positive text. Padding is on the
+    right. Raises UserError for an unknown layer.
     """
 
     features: int = 64
@@ -40,8 +38,7 @@ class Classifier(nn.Module):
         self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"], *, dropout_key=None
     ) -> Float[Array, "B"] | Float[Array, "B C"]:
         drop = lambda x, number: dropout(x, self.dropout, dropout_key, number)
-        # A few directions of a language model's embeddings are very large: with a fixed
-        # scale they would dominate.
+        # A few directions of a language model's embeddings would dominate otherwise.
         x = drop(nn.LayerNorm(name="norm")(x), 0)
         for number, kind in enumerate(self.layers):
             if kind not in LAYERS:
@@ -55,9 +52,7 @@ class Classifier(nn.Module):
         return out[:, 0] if self.classes == 1 else out
 
     def pooled(self, x: Float[Array, "B T D"], mask: Bool[Array, "B T"]) -> Float[Array, "B K"]:
-        """Maximum and mean over the text, alternating in blocks of `features`; 0 for a
-        text without tokens.
-        """
+        """Maximum and mean, in alternating blocks of `features`; 0 without tokens."""
         parts = x.shape[-1] // self.features if x.shape[-1] % self.features == 0 else 1
         count = jnp.maximum(mask.sum(1, keepdims=True), 1).astype(jnp.float32)
         both = jnp.stack([_maximum(x, mask), (x * mask[..., None]).sum(1) / count], 1)
@@ -73,8 +68,7 @@ def logits(
 
 
 def _convolution(net: Classifier, x, mask, suffix: str):
-    # One matrix product over shifted copies: XLA's convolution is many times slower on
-    # a CPU.
+    # One matrix product over copies: XLA's convolution is many times slower on a CPU.
     shifted = [jnp.pad(x, ((0, 0), (0, i), (0, 0)))[:, i:] for i in range(max(net.widths))]
     dense = lambda n: nn.Dense(net.features, name=f"conv{n}{suffix}")
     each = [nn.relu(dense(n)(jnp.concatenate(shifted[:n], -1))) for n in net.widths]

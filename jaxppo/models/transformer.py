@@ -1,11 +1,9 @@
-"""One decoder-only transformer. GPT-2, Llama, SmolLM, Qwen and Mistral are settings of
-it (`shapes.ModelConfig`).
+"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen and Mistral are settings.
 
 The residual stream, norms and softmax are float32; `dtype` is that of the inputs of
 matrix products. Positions come from the attention mask, so padding on the left has no
-effect. Layers are unrolled (XLA:CPU runs them 10 % faster than a scan). With `scan` one
-compiled layer runs in a loop, and the parameters of all layers are one array, under
-"layers" (`scan.py`).
+effect. Layers are unrolled (XLA:CPU runs them 10 % faster), or with `scan` one compiled
+layer runs in a loop over stacked parameters (`scan.py`).
 """
 
 from typing import Any
@@ -45,9 +43,7 @@ Stored = tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]
 
 
 class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far. Every row fills the same slots, padding
-    included.
-    """
+    """Keys and values of the tokens so far; every row fills the same slots."""
 
     keys: Stored
     values: Stored
@@ -119,9 +115,7 @@ class Block(nn.Module):
 
 
 class ScannedBlock(Block):
-    """A block as the body of a scan. It carries x and the keys and values of all layers
-    (or None).
-    """
+    """A block as the body of a scan; carries x and all keys and values (or None)."""
 
     def __call__(self, carry, layer, rotation, visible, slot):
         x, stored = carry
@@ -145,14 +139,8 @@ class Transformer(LanguageModel):
         settings = (c, self.dtype, self.rank, self.alpha)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
-            in_axes: Any = (0, nn.broadcast, nn.broadcast, nn.broadcast)
-            looped: Any = nn.scan(
-                body,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=in_axes,
-                length=c.num_layers,
-            )
+            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *[nn.broadcast] * 3)}
+            looped: Any = nn.scan(body, split_rngs={"params": True}, length=c.num_layers, **axes)
             self.layers: Any = looped(*settings)
         else:
             block = nn.remat(Block) if self.remat else Block
@@ -207,13 +195,10 @@ def make(
     remat: str = "none",
     scan: bool = False,
 ) -> Model:
-    """The transformer of `config` as a model.
-
-    Parameters are one nested dict of float32 arrays, kernels [in out]. `lora` > 0 adds
-    adapters of that rank to the q and v projections. `remat` saves memory in the
-    backward pass: it keeps the inputs of each block (block) or nothing (full) of the
-    forward pass. `scan` stacks the layers' parameters (`scan.py`). Raises UserError for
-    a shape, or a call, with context.
+    """The transformer of `config`, with float32 parameters and kernels [in out]. `lora`
+    > 0 adds adapters of that rank to the q and v projections. `remat` keeps the inputs
+    of each block (block) or nothing (full) for the backward pass. Raises UserError if a
+    context is given.
     """
     if config.context_width:
         raise UserError(NO_CONTEXT)
@@ -231,20 +216,19 @@ def make(
         def zeros():
             if scan:
                 return constrain(jnp.zeros((config.num_layers, *shape), dtype), None, *axes)
-            return tuple(
-                constrain(jnp.zeros(shape, dtype), *axes) for _ in range(config.num_layers)
-            )
+            layers = range(config.num_layers)
+            return tuple(constrain(jnp.zeros(shape, dtype), *axes) for _ in layers)
 
         return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
         if context is not None:
             raise UserError(NO_CONTEXT)
-        run: Any = lambda params, tokens, attend: module.apply(
-            {"params": params}, tokens, attend, cache, dropout_key
-        )
-        if remat == "full" and cache is None:
-            run = jax.checkpoint(run)
-        return run(params, tokens, attend)
+
+        def run(params, tokens, attend) -> Any:
+            return module.apply({"params": params}, tokens, attend, cache, dropout_key)
+
+        full = remat == "full" and cache is None
+        return (jax.checkpoint(run) if full else run)(params, tokens, attend)
 
     return as_model(module, init, init_cache, apply)

@@ -5,8 +5,7 @@
     model = load("path/to/model.gguf")
     model = load("HuggingFaceTB/SmolLM2-360M")  # model hub; `name@revision` pins it
 
-Folders and hub checkpoints may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or
-Mistral.
+Folders and hub ids may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or Mistral.
 """
 
 import dataclasses
@@ -56,13 +55,9 @@ class Pretrained:
 
 
 def load(name_or_path: str | Path) -> Pretrained:
-    """Load a checkpoint: "smollm2", a folder, a GGUF file, or a hub id such as
-    "openai-community/gpt2", with "@revision" to pin it.
-
-    Raises:
-        PretrainedError: for an unknown name, an unsupported family, or a damaged
-            checkpoint.
-        FetchError: when a download fails.
+    """Load "smollm2", a checkpoint folder, a GGUF file, or a hub id, with "@revision".
+    Raises PretrainedError for an unknown name, an unsupported family, or a damaged
+    checkpoint, and FetchError when a download fails.
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
@@ -83,12 +78,9 @@ def load(name_or_path: str | Path) -> Pretrained:
 def save(
     path: str | Path, config: ModelConfig, params: Mapping[str, Any], tokenizer: Tokenizer
 ) -> Path:
-    """Write a checkpoint that `load` reads: model.safetensors (float32), tokenizer.json
-    and config.json. The folder gets its name only when it is complete.
-
-    Raises:
-        PretrainedError: when the folder exists or cannot be written, or the parameters
-            do not fit the config.
+    """Write a checkpoint for `load`; the folder gets its name only when it is complete.
+    Raises PretrainedError when the folder exists or cannot be written, or the
+    parameters do not fit the config.
     """
     path = Path(path)
     if path.exists():
@@ -116,9 +108,7 @@ def save(
 
 
 def read_shape(folder: Path) -> ModelConfig:
-    """Return the shape of a checkpoint folder, from its config.json alone. Raises
-    PretrainedError for an unsupported family.
-    """
+    """Return a checkpoint's shape from config.json, or raise PretrainedError."""
     stored = _read_config(folder / "config.json")
     family = stored.get("model_type")
     if family not in settings.FAMILIES:
@@ -141,10 +131,8 @@ def read_shape(folder: Path) -> ModelConfig:
 
 
 def weights_hash(name: str) -> str:
-    """Return a hash of a checkpoint's weights: names, sizes and a sample of the bytes.
-    Empty for what is not on this machine, such as a hub id.
-
-    A sample is enough, since training changes every part of the weights.
+    """Return a hash of a checkpoint's file names, sizes and a sample of the bytes
+    (training changes every part), or "" for what is not on this machine.
     """
     path = Path(name).expanduser()
     if not name or not path.exists():
@@ -241,9 +229,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _download(name: str) -> Path:
-    """Return the folder of a hub checkpoint in the hub's cache. Only settings,
-    tokenizer and safetensors are downloaded.
-    """
+    """Return the folder of a hub checkpoint in the hub's cache."""
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
     repository, _, revision = name.partition("@")

@@ -1,6 +1,6 @@
 """Read a GGUF file of a Llama-shaped model: bounds, settings, weights, tokenizer.
 
-The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import contextlib
@@ -51,9 +51,7 @@ TOP_NAMES = {
 
 
 class Gguf(NamedTuple):
-    """The content of one file. The tensors have the names, layout ([out, in]) and head
-    order of a Llama checkpoint.
-    """
+    """One file; the tensors have a Llama checkpoint's names, layout and head order."""
 
     metadata: dict[str, Any]
     tensors: dict[str, Float32[np.ndarray, "..."]]
@@ -61,11 +59,8 @@ class Gguf(NamedTuple):
 
 
 def read(path: Path) -> Gguf:
-    """Read and dequantise a file.
-
-    Raises:
-        PretrainedError: when the package `gguf` is missing, the file is damaged, or the
-            model is not Llama-shaped.
+    """Read and dequantise a file. Raises PretrainedError when the package `gguf` is
+    missing, the file is damaged, or the model is not Llama-shaped.
     """
     try:
         import gguf  # an optional extra
@@ -95,9 +90,7 @@ def read(path: Path) -> Gguf:
 
 @contextlib.contextmanager
 def _explained(what: str) -> Iterator[None]:
-    """Raise any error as a PretrainedError: what a stranger's file makes the libraries
-    raise is not documented.
-    """
+    """Raise any error as PretrainedError: the libraries' errors are not documented."""
     try:
         yield
     except PretrainedError:
@@ -107,18 +100,9 @@ def _explained(what: str) -> Iterator[None]:
 
 
 def check_bounds(path: Path, sizes: Mapping[int, tuple[int, int]]) -> None:
-    """Check that every count, length and offset of the header lies within the file.
-
-    The library does not: beyond the end of the file it reads empty values, as many as a
-    64-bit count says.
-
-    Args:
-        path: a GGUF file.
-        sizes: (elements, bytes) of a block of each tensor type.
-
-    Raises:
-        ValueError, struct.error, KeyError: for what is out of bounds, or of an unknown
-            type.
+    """Check that every count, length and offset of the header lies within the file. The
+    library would read empty values beyond the end. `sizes` are (elements, bytes) of a
+    block of each tensor type. Raises ValueError, struct.error or KeyError.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         if data[:4] != b"GGUF":
@@ -195,12 +179,7 @@ def _check_tensors(
 def model_config(
     metadata: Mapping[str, Any], tensors: Mapping[str, Float32[np.ndarray, "..."]]
 ) -> ModelConfig:
-    """Return the model's config.
-
-    Raises:
-        PretrainedError: for a setting that is missing, has another type, or that our
-            transformer does not have.
-    """
+    """Return the model's config. Raises PretrainedError for an unusable setting."""
     with _explained("the GGUF file's settings cannot be used"):
         scaling = metadata.get("llama.rope.scaling.type", "none")
         if scaling != "none":
@@ -245,11 +224,7 @@ def _kv_heads(metadata: Mapping[str, Any]) -> int:
 
 
 def llama_name(name: str) -> str:
-    """Return a tensor's name in a Llama checkpoint.
-
-    >>> llama_name("blk.3.attn_q.weight")
-    'layers.3.self_attn.q_proj.weight'
-    """
+    """Return a tensor's name in a Llama checkpoint."""
     match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
     if match and match[2] in BLOCK_NAMES:
         return f"layers.{match[1]}.{BLOCK_NAMES[match[2]]}.{match[3]}"
@@ -261,11 +236,9 @@ def llama_name(name: str) -> str:
 
 
 def unpermute(weight: Float[np.ndarray, "out ..."], num_heads: int) -> Float[np.ndarray, "out ..."]:
-    """Undo the row order that GGUF gives the q and k projections of Llama.
-
-    GGUF pairs neighbouring rows (2i, 2i+1) of a head for the rotary embedding, our
-    model and safetensors checkpoints pair row i with row i + head_dim/2: w[h, s, i] =
-    stored[h, i, s], s in {0, 1}. Without this the text is nonsense, with no error.
+    """Undo the row order that GGUF gives the q and k projections of Llama. GGUF pairs
+    neighbouring rows (2i, 2i + 1) of a head for the rotary embedding, our model rows i
+    and i + head_dim / 2. If forgotten, the text is nonsense.
 
     >>> unpermute(np.arange(4.0), 1).tolist()  # pairs (0, 1), (2, 3) become halves
     [0.0, 2.0, 1.0, 3.0]

@@ -1,6 +1,4 @@
-"""Convert checkpoints of the supported families to our parameter tree, and back: names,
-layout, shapes.
-"""
+"""Convert checkpoints of the supported families to our parameter tree, and back."""
 
 import re
 from collections.abc import Mapping
@@ -59,11 +57,7 @@ BODY = r"^(model|transformer)\."
 
 
 def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[str, Any]:
-    """Return our parameter tree from a checkpoint's tensors.
-
-    Raises:
-        PretrainedError: for a missing, unknown or wrongly shaped tensor.
-    """
+    """Return our parameter tree. Raises PretrainedError for a wrong tensor."""
     tensors = {name: x for name, x in tensors.items() if not re.fullmatch(BUFFERS, name)}
     if family == "gpt2":
         tensors = _split_joint(tensors)
@@ -85,12 +79,7 @@ def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[s
 def to_checkpoint(
     family: str, model: ModelConfig, params: Mapping[str, Any]
 ) -> dict[str, Float32[np.ndarray, "..."]]:
-    """Return a checkpoint's tensors, in its family's names and layout, from our
-    parameter tree.
-
-    Raises:
-        PretrainedError: when the parameters do not fit the config.
-    """
+    """Return a family's tensors. Raises PretrainedError for wrong parameters."""
     tensors = {}
     for path, x in check_params(model, flatten(params)).items():
         tensors[_their_name(family, path)] = x.T if _is_transposed(family, path) else x
@@ -99,22 +88,16 @@ def to_checkpoint(
 
 def _their_name(family: str, path: str) -> str:
     module, _, leaf = path.rpartition("/")
-    layer, _, part = module.partition("/")
-    kind = "bias" if leaf == "bias" else "weight"
-    if not layer.startswith("layers_"):
-        prefix, part = "", module
-    elif family == "gpt2":
-        prefix = f"transformer.h.{layer.removeprefix('layers_')}."
-    else:
-        prefix = f"model.layers.{layer.removeprefix('layers_')}."
-    names = GPT2_NAMES if family == "gpt2" else LLAMA_NAMES
-    return f"{prefix}{names[part]}.{kind}"
+    gpt2 = family == "gpt2"
+    layers, names = ("transformer.h", GPT2_NAMES) if gpt2 else ("model.layers", LLAMA_NAMES)
+    prefix = ""
+    if layer := re.match(r"layers_(\d+)/", module):
+        prefix, module = f"{layers}.{layer[1]}.", module[layer.end() :]
+    return f"{prefix}{names[module]}.{'bias' if leaf == 'bias' else 'weight'}"
 
 
 def _is_transposed(family: str, path: str) -> bool:
-    """Whether the checkpoint stores [out, in], as PyTorch's Linear does; GPT-2's layers
-    store [in, out].
-    """
+    """Whether the checkpoint stores [out, in], as PyTorch's Linear does."""
     return path.endswith("/kernel") and (family != "gpt2" or path == "head/kernel")
 
 
@@ -149,9 +132,7 @@ def _join_qkv(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the path and shape of every parameter but the value head's; kernels are
-    [in, out].
-    """
+    """Return the path and shape of all parameters but the value head's."""
     if model.kind != "transformer":
         made = flatten(jax.eval_shape(make(model).init, jax.random.key(0)))
         return {name: x.shape for name, x in made.items() if not name.startswith("value/")}
@@ -164,9 +145,8 @@ def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         "attention/o": (q, d, model.out_bias),
         "mlp/up": (d, model.mlp_width, model.mlp_bias),
         "mlp/down": (model.mlp_width, d, model.mlp_bias),
+        **({"mlp/gate": (d, model.mlp_width, model.mlp_bias)} if model.gated else {}),
     }
-    if model.gated:
-        dense["mlp/gate"] = (d, model.mlp_width, model.mlp_bias)
     found: dict[str, tuple[int, ...]] = {"embed/embedding": (model.vocab_size, d)}
     if model.positions == "learned":
         found["positions/embedding"] = (model.max_length, d)
@@ -175,9 +155,8 @@ def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
         for name, (rows, columns, bias) in dense.items():
             found[f"layers_{layer}/{name}/kernel"] = (rows, columns)
             found |= {f"layers_{layer}/{name}/bias": (columns,)} if bias else {}
-        if model.qk_norm:
-            for part in "qk":
-                found[f"layers_{layer}/attention/{part}_norm/scale"] = (model.head_dim,)
+        for part in "qk" if model.qk_norm else "":
+            found[f"layers_{layer}/attention/{part}_norm/scale"] = (model.head_dim,)
         norms |= {f"layers_{layer}/attention_norm": d, f"layers_{layer}/mlp_norm": d}
     for name, size in norms.items():
         found[f"{name}/scale"] = (size,)
@@ -188,9 +167,7 @@ def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def check_params(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the same arrays as contiguous float32. Raises PretrainedError for a name
-    or shape that the config does not ask for.
-    """
+    """Return contiguous float32 arrays. Raises PretrainedError for a wrong one."""
     _check_layers(model, flat)
     expected = param_shapes(model)
     if missing := sorted(set(expected) - set(flat)):
@@ -220,11 +197,7 @@ def _check_layers(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> None:
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested dicts as one.
-
-    >>> flatten({"a": {"b": 1, "c": 2}})
-    {'a/b': 1, 'a/c': 2}
-    """
+    """Return nested dicts as one, with paths such as "a/b"."""
     return flatten_dict(tree, sep="/")
 
 

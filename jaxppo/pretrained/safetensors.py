@@ -1,6 +1,4 @@
-"""Read and write the safetensors files of a checkpoint folder, whole or in shards.
-Nothing in them is ever run.
-"""
+"""Read and write the safetensors files of a checkpoint folder, whole or in shards."""
 
 import json
 from collections.abc import Mapping
@@ -20,11 +18,9 @@ MAX_INDEX_BYTES = 2**26
 
 
 def read_folder(folder: Path) -> dict[str, Float32[np.ndarray, "..."]]:
-    """Return every tensor of a checkpoint folder in float32, by name.
-
-    Raises:
-        PretrainedError: for a missing or damaged file, a shard outside the folder, a
-            tensor that its shard lacks, or one that is not floating point (quantised).
+    """Return every tensor of a checkpoint folder in float32, by name. Raises
+    PretrainedError for a missing or damaged file, a shard outside the folder, and a
+    missing or quantised tensor.
     """
     if (folder / SINGLE).is_file():
         return read_file(folder / SINGLE)
@@ -44,9 +40,7 @@ def read_folder(folder: Path) -> dict[str, Float32[np.ndarray, "..."]]:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    """Return tensor name -> file name. The index comes from a stranger: it may name
-    only files of its own folder.
-    """
+    """Return tensor name -> file name, checked to be in the folder."""
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise PretrainedError(
             f"{path} is larger than {MAX_INDEX_BYTES} bytes; it is not an index of shards"
@@ -100,8 +94,6 @@ def write_file(
     *,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write tensors to one file. transformers needs the metadata {"format": "pt"},
-    whoever wrote it.
-    """
+    """Write tensors to one file. transformers needs the metadata {"format": "pt"}."""
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata=metadata)

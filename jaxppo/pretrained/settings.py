@@ -47,11 +47,8 @@ ROPE_SCALING = (
 
 
 def from_transformers(stored: Mapping[str, Any]) -> ModelConfig:
-    """Return our config from a checkpoint's, with all its defaults filled in
-    (`transformers.AutoConfig(...).to_dict()`).
-
-    Raises:
-        PretrainedError: for a family or a setting that our transformer does not have.
+    """Return our config from `transformers.AutoConfig(...).to_dict()`. Raises
+    PretrainedError for a family or a setting that our transformer does not have.
     """
     family = stored["model_type"]
     _choose("model type", family, FAMILIES)
@@ -133,16 +130,7 @@ def _window(stored: Mapping[str, Any]) -> int | None:
 
 
 def family_of(model: ModelConfig) -> str:
-    """Return the family of transformers that has this shape. Raises PretrainedError
-    when none has.
-
-    >>> from dataclasses import replace
-    >>> from jaxppo.models.shapes import gpt2, llama
-    >>> family_of(gpt2()), family_of(llama(vocab_size=8))
-    ('gpt2', 'llama')
-    >>> family_of(replace(llama(vocab_size=8), qkv_bias=True))
-    'qwen2'
-    """
+    """Return transformers' family of this shape. Raises PretrainedError for none."""
     has = lambda **fields: all(getattr(model, name) == x for name, x in fields.items())
     biases = (model.qkv_bias, model.out_bias, model.mlp_bias)
     if has(kind="transformer", context_width=0):
@@ -166,12 +154,7 @@ def family_of(model: ModelConfig) -> str:
 
 
 def to_transformers(model: ModelConfig) -> dict[str, Any]:
-    """Return what config.json says of the network. Dropout is left out: it is for
-    training.
-
-    Raises:
-        PretrainedError: when transformers has no class for the shape.
-    """
+    """Return what config.json says of the network. Raises PretrainedError."""
     family = family_of(model)
     name = "GPT2LMHeadModel" if family == "gpt2" else f"{family.capitalize()}ForCausalLM"
     fields = GPT2_FIELDS if family == "gpt2" else LLAMA_FIELDS

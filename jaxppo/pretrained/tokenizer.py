@@ -27,12 +27,8 @@ class Tokenizer:
         pad_id: int | None = None,
         chat_template: str | None = None,
     ):
-        """Wrap a tokenizer of the package `tokenizers`; `pad_id` is the end of text by
-        default.
-
-        Raises:
-            PretrainedError: when there is no end-of-text token, or an id is outside the
-                vocabulary.
+        """Wrap a tokenizer; `pad_id` is the end of text by default. Raises
+        PretrainedError without end of text, or for an id outside the vocabulary.
         """
         if eos_id is None:
             raise PretrainedError(
@@ -54,10 +50,9 @@ class Tokenizer:
 
     @property
     def start_id(self) -> int | None:
-        """The token that starts a document in pretraining, to put before a prompt.
-
-        Chat models name the start of a chat turn as bos; between documents most of them
-        saw `<|endoftext|>`.
+        """The token that starts a document in pretraining, to put before a prompt: in
+        chat models bos starts a chat turn, and most saw `<|endoftext|>` between
+        documents.
         """
         found = self._backend.token_to_id(END)
         return self.bos_id if found is None else found
@@ -85,9 +80,7 @@ class Tokenizer:
     def apply_chat(
         self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = True
     ) -> str:
-        """Return the text of a conversation [{"role": ..., "content": ...}, ...] in the
-        checkpoint's chat format.
-        """
+        """Return messages {"role": ..., "content": ...} in the chat format."""
         if self.chat_template is None:
             raise PretrainedError("this checkpoint has no chat template; give plain text")
         # The template comes with the checkpoint: only the sandbox may run it.
@@ -142,9 +135,7 @@ def from_file(folder: Path, settings: Mapping[str, Any]) -> Tokenizer:
 
 
 def from_transformers(folder: Path) -> Tokenizer:
-    """Read the tokenizer of a checkpoint folder with `transformers.AutoTokenizer`; code
-    in the folder is never run.
-    """
+    """Read a checkpoint folder's tokenizer, without running code in the folder."""
     from transformers import AutoTokenizer  # takes seconds
 
     try:
@@ -174,9 +165,7 @@ def from_transformers(folder: Path) -> Tokenizer:
 
 
 def to_transformers(tokenizer: Tokenizer, max_length: int) -> dict[str, Any]:
-    """Return tokenizer_config.json: what `transformers.AutoTokenizer` needs besides
-    tokenizer.json.
-    """
+    """Return tokenizer_config.json, which AutoTokenizer needs as well."""
     stored = {
         # not the family's own class, which would split texts its own way
         "tokenizer_class": "PreTrainedTokenizerFast",

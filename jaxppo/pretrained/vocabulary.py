@@ -16,9 +16,7 @@ MAX_LINE = 2**16  # characters of a line of word vectors
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-    """Train byte-level byte-pair encoding with at most `size` tokens (Sennrich et al.
-    2016, https://arxiv.org/abs/1508.07909). It can write every text.
-    """
+    """Train byte-level byte-pair encoding (https://arxiv.org/abs/1508.07909)."""
     letters = pre_tokenizers.ByteLevel.alphabet()
     if size < len(letters) + 1:
         raise UserError(
@@ -37,9 +35,7 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def train_words(texts: Iterable[str], max_vocab: int = 25000) -> Tokenizer:
-    """Return a tokenizer of the most frequent words and signs, in lower case. All other
-    words become one unknown token.
-    """
+    """Train a tokenizer of the most frequent words and signs, in lower case."""
     if max_vocab < 3:
         raise UserError(
             f"a vocabulary of {max_vocab} has no room for a word beside the end of text "
@@ -61,16 +57,10 @@ def train_words(texts: Iterable[str], max_vocab: int = 25000) -> Tokenizer:
 def load_word_vectors(
     path: str | Path, tokenizer: Tokenizer, width: int, *, seed: int = 0
 ) -> tuple[Float32[np.ndarray, "V D"], int]:
-    """Read a file in GloVe's text format, a word and `width` numbers a line (Pennington
-    et al. 2014, https://nlp.stanford.edu/projects/glove/).
-
-    Returns (an embedding, the number of tokens found). A token has the vector of its
-    word, with or without a space before it; tokens that are not in the file get noise
-    of the same size.
-
-    Raises:
-        UserError: with the line's number, for another width, a bad or infinite number,
-            a line over 65536 characters; and when no word was found.
+    """Read GloVe's text format (https://nlp.stanford.edu/projects/glove/). Returns (an
+    embedding, the number of tokens found). A token has the vector of its word, with or
+    without a space before it, or else noise of the same size. Raises UserError with the
+    line's number for a bad line, and when no word was found.
     """
     known: dict[str, list[int]] = {}
     for i in range(tokenizer.vocab_size):
