@@ -9,7 +9,7 @@
     4. advantages   from rewards and values, a group, or a greedy response
     5. update       epochs x minibatches of policy and value loss, clipped gradients,
                     Adam (or one natural-gradient step)
-    6. control      adapt the KL coefficient towards its target
+    6. control      adapt the KL coefficient so that the KL nears its target
 
 `make_train_step` closes over the parts and returns a pure function `train_step(state,
 prompts) -> (state, metrics)` that compiles into ONE XLA program (`jaxppo.parallel`).
@@ -149,7 +149,7 @@ def make_train_step(
 
 
 class Scored(NamedTuple):
-    """Rollouts with their scores; only those that are kept."""
+    """The rollouts kept for the update, with their scores."""
 
     rollout: Rollout
     scores: Array  # [B] or [B R], shaped; 0 where invalid
@@ -179,7 +179,7 @@ def score_rollout(
         scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
     )
     shaped = shape(scores, rolled, valid)
-    if parts.greedy:  # on the scale of the sampled scores, but not in their statistics
+    if parts.greedy:  # shaped with the statistics of sampled scores, not part of them
         greedy = generate(with_values=False, greedy=True)
         baseline, good = parts.reward(reward_params, greedy)
         valid = valid & good & jnp.isfinite(row_scores(baseline))
@@ -190,7 +190,8 @@ def score_rollout(
         return Scored(rolled, shaped, valid, valid, metrics), statistics
     useful = shaping.informative(row_scores(scores), valid, group_size=config.group_size)
     metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
-    if config.oversample == 1:  # keep the order: the same minibatches on any devices
+    # keep all rows in order, so minibatches do not depend on devices
+    if config.oversample == 1:
         return Scored(rolled, shaped, valid, useful, metrics), statistics
     kept = useful.shape[0] // config.oversample
     keep = shaping.first_groups(useful, group_size=config.group_size, rows=kept)
@@ -220,8 +221,8 @@ def score_metrics(
 def reward_kl(
     model: Model, parts: Parts, config: Config, params: Params, frozen: Params, rolled: Rollout
 ) -> Callable[[Array, Array], Array]:
-    """The KL estimator kl(logprobs, ref_logprobs) of the reward; 0 if it is in the
-    loss.
+    """The function (logprobs, ref_logprobs) -> KL a token for the reward; zeros if the
+    KL is in the loss. A full KL is computed beforehand and ignores its arguments.
     """
     if config.kl_place != "reward":
         return lambda logprobs, _: jnp.zeros_like(logprobs)
@@ -241,8 +242,8 @@ def control(
     config: Config,
     axis_name: str | None,
 ) -> tuple[Array, Array, dict]:
-    """(nats a response to the reference, number of rows, coefficients of the next
-    step), over all devices.
+    """(mean KL to the reference in nats a response, number of rows, coefficients of the
+    next step), over all devices.
     """
     measurable = valid & (rolled.mask.sum(1) > 0)
     row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
@@ -271,7 +272,9 @@ def count_failures(state: TrainState, metrics: dict, updates: Array | float) -> 
 
 
 def no_finite_update(metrics: dict, updates: Array | float) -> Array:
-    """Whether none of a step's `updates` was finite, those stopped or empty aside."""
+    """Whether an update was not finite and no other changed the parameters (the rest
+    were stopped or empty).
+    """
     left = metrics["skipped"] + metrics["stopped"] + metrics["empty"]
     return (metrics["skipped"] > 0) & (left >= updates)
 
@@ -282,7 +285,7 @@ def repeat(train_step: TrainStep) -> TrainStep:
     """
 
     def steps(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
-        frozen = state.frozen  # closed over: a loop may copy what it carries
+        frozen = state.frozen  # outside the scan's carry, which XLA may copy
 
         def one(live, prompts):
             new, metrics = train_step(live.replace(frozen=frozen), prompts)
@@ -346,5 +349,6 @@ def _adapt_beta(beta, kl, parts: Parts, config: Config):
     """
     if not (parts.penalty and config.beta_target > 0):
         return beta
-    measured = jnp.isfinite(kl) & (kl > 0)  # a policy that was updated is never at 0
+    # 0: not measured, since an updated policy has KL > 0
+    measured = jnp.isfinite(kl) & (kl > 0)
     return jnp.where(measured, kls.adapt_ppo(beta, kl, target=config.beta_target), beta)

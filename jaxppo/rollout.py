@@ -14,8 +14,8 @@ from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
 
 
 class Decoding(struct.PyTreeNode):
-    """State of the decode loop: tokens before `t` are chosen, token t − 1 is not yet in
-    the cache.
+    """State of the decode loop: tokens 0..t−1 are chosen, and the cache holds all of
+    them but the last.
     """
 
     t: Int[Array, ""]
@@ -88,9 +88,10 @@ def rollout(
 
 
 def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
-    """(the rollout with 0 for NaN and infinity, which rows had neither).
+    """(the rollout with log-probs and values of non-finite rows set to 0, which rows
+    were finite).
 
-    A row whose logits are NaN is sampled without an error, always as the same token: it
+    NaN logits raise no error when sampling: every draw gives the same token, so the row
     must not count.
     """
     parts = {name: getattr(rolled, name) for name in ("logprobs", "raw_logprobs", "values")}
@@ -123,7 +124,7 @@ def _decode(
         """Choose token t from the hidden state before it, and record it."""
         logits, allowed = model.logits(params, hidden), model.allowed(params, hidden)
         tempered = sampling.temper(logits, temperature=sample.temperature)
-        # the likeliest token is in every keep-set
+        # greedy ignores the masks; for top-k and top-p this changes nothing
         kept = tempered if greedy else sampling.process(tempered, sample=sample, allowed=allowed)
         uniform = jax.lax.dynamic_index_in_dim(noise, state.t, 1, keepdims=False)
         token = sampling.draw(kept, uniform, greedy=greedy)
@@ -149,7 +150,7 @@ def _decode(
 
     def not_done(state: Decoding) -> Bool[Array, ""]:
         running = (~state.finished).any()
-        # a batched condition would copy the cache at every token
+        # a condition per run would copy the cache at each token
         if stop_axis is not None:
             running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
         return (state.t < length) & running

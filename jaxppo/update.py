@@ -18,7 +18,7 @@ from jaxppo.models import lora
 from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
-# the number of tokens, among sums over tokens; no diagnostic's name
+# key of the token count in the metrics; no diagnostic has this name
 TOKENS = "__tokens"
 
 
@@ -58,12 +58,12 @@ def minibatch_rows(
 
 
 def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None) -> Callable:
-    """loss(params, constants, weights, rows, key) -> (loss, metrics):
-    Σ w (policy loss + β KL − c_H entropy) + c_V Σ w value loss.
+    """loss(params, constants, weights, batch, key) -> (loss, metrics):
+    Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss.
 
     The weights [B T] carry the GLOBAL denominator of their minibatch, so losses and
     gradients are summed over devices and microbatches, never averaged. Metrics are sums
-    over tokens, with the number of tokens among them.
+    over tokens, `TOKENS` their number; `ratio_off` is a maximum.
     """
 
     def loss_fn(
@@ -91,7 +91,7 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
             value = parts.value_loss(new.values, rolled.values, batch.returns)
             diagnostics["value_loss"] = masked.keep(value, mask)
             total = total + config.value_coef * (weights * diagnostics["value_loss"]).sum()
-        # before the maximum over devices, which has no derivative
+        # the maximum over devices in `ratio_off` has no derivative
         diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, new.logprobs))
         moved = log_ratio(logprobs, batch.old_logprobs, mask)
         diagnostics["approx_kl"] = jnp.expm1(moved) - moved
@@ -137,10 +137,10 @@ def make_update(
 ) -> Callable:
     """update(state, batch, key) -> (state, metrics): all epochs and minibatches.
 
-    A minibatch that is not finite, or empty, changes nothing. Above `kl_stop` nats a
-    token from the sampling policy the remaining minibatches are not computed. In the
-    first `critic_warmup` steps, or always with `critic_alone`, only the critic's own
-    parameters are trained.
+    A minibatch that is not finite, or empty, changes nothing. Once the KL to the
+    sampling policy exceeds `kl_stop` nats a token, the rest of the step is skipped. In
+    the first `critic_warmup` steps, or always with `critic_alone`, only the critic's
+    own parameters are trained.
     """
     optimizer = optimizers.make_optimizer(config)
     grad_fn = jax.value_and_grad(make_loss(model, parts, config, axis_name), has_aux=True)
@@ -154,7 +154,7 @@ def make_update(
         # sums, not means: the weights already divide by the global count
         if axis_name is not None:
             loss, grads = jax.lax.psum((loss, grads), axis_name)
-        if alone is not None:  # before the optimizer, for its moments
+        if alone is not None:  # before the optimizer, whose moments then see zeros
             grads = optimizers.zero_policy(grads, alone)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
@@ -217,8 +217,9 @@ def make_update(
 
 
 def with_rescoring(make: Callable) -> Callable:
-    """A maker of updates like `make` whose old log-probs are the scorer's, not the
-    sampler's. The metric `first_ratio_off` is the largest |ratio − 1| between the two.
+    """Wrap a maker of updates: the scorer recomputes the old log-probs, which otherwise
+    are the sampler's. The metric `first_ratio_off` is the largest |ratio − 1| between
+    them.
     """
 
     def make_rescored(
@@ -296,8 +297,8 @@ def _summary(metrics: dict) -> dict:
 
 
 def _last_approx_kl(metrics: dict) -> Float[Array, ""]:
-    """Nats a token from the sampling policy in the last epoch in which they were
-    measured, for PPO's rule for beta; 0 if there is none.
+    """Mean KL to the sampling policy, in nats a token, over the last epoch with a
+    measurement; 0 without any. A minibatch that was not computed reports 0.
     """
     computed = (metrics["stopped"] == 0) | (metrics["approx_kl"] > 0)
     measured = (metrics["skipped"] == 0) & (metrics["empty"] == 0) & computed

@@ -16,6 +16,8 @@ A policy loss is (logprobs, old_logprobs, advantages, mask, *, settings, key=Non
   `aggregate.sequence_mean` gives the paper's objective.
 - Only `clip_cov` uses key. The others accept it so that all have one signature.
 
+To add a loss, write it here and give it a row in `algorithms.POLICY_LOSSES`.
+
 In the formulas d = logprobs − old_logprobs, r = exp(d), and A is the advantage.
 
 One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo, sapo,
