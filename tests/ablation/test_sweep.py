@@ -83,6 +83,7 @@ def same_as_alone(config, result, prompts, load=load):
     assert not result.metrics["skipped"].any() and int(result.state.step) == 3
 
 
+@pytest.mark.ci
 def test_a_run_in_a_sweep_equals_the_run_alone(four, prompts):
     same_as_alone(CONFIG, four[1], prompts)
 

@@ -237,6 +237,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.ci
 def test_training_with_a_custom_reward_then_sampling(
     tmp_path, capsys, monkeypatch, quickly_compiled
 ):

@@ -117,7 +117,7 @@ def test_a_resumed_run_equals_a_whole_one_and_writes_a_record(tmp_path, capsys, 
     with pytest.raises(SystemExit) as stop:
         monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path / "whole"), "a prompt"])
         commands.main()
-    assert stop.value.code == 2 and "whole is a classifier of texts" in capsys.readouterr().err
+    assert stop.value.code == 2 and "whole is a text classifier" in capsys.readouterr().err
     assert records[0]["result"] == records[1]["result"] and records[0]["config"]["layers"] == [
         "convolution",
         "pool",

@@ -71,10 +71,10 @@ def test_a_second_run_of_the_same_name_needs_resume(tmp_path, capsys):
 
 
 BAD_DATA = [  # (second line of a file of prompts, message)
-    (b'{"prompt": NaN}', "line 2: NaN is not JSON"),
-    (b'{"prompt": "\\ud800"}', "line 2: an escape \\ud800"),
-    (b'{"prompt": ' + b"[" * 100_000, "line 2: not JSON that can be read (nested too deeply)"),
-    (b'{"prompt": ' + b"1" * 5000 + b"}", "line 2: an integer of more than 4300 digits"),
+    (b'{"prompt": NaN}', "line 2: a number that is NaN"),
+    (b'{"prompt": "\\ud800"}', "line 2: half of a surrogate pair"),
+    (b'{"prompt": ' + b"[" * 100_000, "line 2: nested too deeply"),
+    (b'{"prompt": ' + b"1" * 5000 + b"}", "line 2: a number that is NaN, infinite, beyond float64"),
     (b'{"prompt": "a", "prompt": "b"}', "line 2: the key 'prompt' twice"),
     (b'{"text": "a"}', "line 2: "),
     (b'{"prompt": 3}', "line 2: "),

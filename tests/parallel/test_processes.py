@@ -279,7 +279,7 @@ def test_what_one_process_has_is_here_already():
 
 def test_on_fails_where_there_is_no_cluster():
     """In a process of its own: once JAX has started it cannot be asked."""
-    code = "from jaxppo import processes; processes.connect('on', timeout=5)"
+    code = "from jaxppo.parallel import processes; processes.connect('on', timeout=5)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=60
     )
