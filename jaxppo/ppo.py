@@ -59,7 +59,7 @@ def make_train_step(
     update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
-        types.check(prompts, prompt_length=config.prompt_length)
+        types.check_prompts(prompts, prompt_length=config.prompt_length)
         # All keys come from the run's key and the step's number: no two steps share
         # noise, and a resumed run repeats it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))

@@ -155,7 +155,7 @@ class Parts(NamedTuple):
     full_kl: bool = False
 
 
-def check(prompts: Prompts, *, prompt_length: int) -> None:
+def check_prompts(prompts: Prompts, *, prompt_length: int) -> None:
     """Check shapes and dtypes of a batch of prompts while tracing. Raises
     ValueError.
     """

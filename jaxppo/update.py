@@ -39,7 +39,7 @@ def loss_constants(state: TrainState, parts: Parts, config: Config) -> LossConst
     return LossConstants(state.frozen["base"], reference, controller["kl_coef"], controller["beta"])
 
 
-def minibatch_rows(
+def minibatch_units(
     key: Array, units: int, minibatches: int, first_block: Int[Array, ""] | int = 0
 ) -> Int[Array, "M K"]:
     """The units (rows, or whole groups) of this device in each minibatch:
@@ -199,7 +199,7 @@ def make_update(
 
         def epoch(carry, key):
             rows_key, loss_key = jax.random.split(key)
-            chosen = minibatch_rows(rows_key, units, config.minibatches, first_block)
+            chosen = minibatch_units(rows_key, units, config.minibatches, first_block)
             rows = chosen[:, :, None] * unit + jnp.arange(unit)[None, None]
             rows = rows.reshape(config.minibatches, -1)
             keys = jax.random.split(loss_key, config.minibatches)

@@ -8,7 +8,7 @@ from jaxppo.types import Rollout
 
 
 def test_check_accepts_what_the_design_says():
-    types.check(toys.prompts(), prompt_length=4)
+    types.check_prompts(toys.prompts(), prompt_length=4)
 
 
 @pytest.mark.parametrize(
@@ -22,19 +22,19 @@ def test_check_accepts_what_the_design_says():
 )
 def test_check_names_the_field_and_both_shapes(name, value, words):
     with pytest.raises(ValueError) as caught:
-        types.check(toys.prompts().replace(**{name: value}), prompt_length=4)
+        types.check_prompts(toys.prompts().replace(**{name: value}), prompt_length=4)
     for word in words:
         assert word in str(caught.value)
 
 
 def test_check_of_another_prompt_length():
     with pytest.raises(ValueError, match=r"\[8, 6\].*\[8, 4\]"):
-        types.check(toys.prompts(), prompt_length=6)
+        types.check_prompts(toys.prompts(), prompt_length=6)
 
 
 def test_check_works_while_tracing():
     def program(prompts):
-        types.check(prompts, prompt_length=4)
+        types.check_prompts(prompts, prompt_length=4)
         return prompts.tokens
 
     jax.eval_shape(program, toys.prompts())

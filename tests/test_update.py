@@ -22,7 +22,7 @@ KEY = jax.random.key(3)
 @pytest.mark.parametrize(("minibatches", "blocks"), [(1, 1), (1, 4), (4, 1), (3, 5)])
 def test_deal_is_fair(minibatches, blocks):
     units = minibatches * blocks
-    for dealt in jax.vmap(lambda key: update.minibatch_rows(key, units, minibatches))(
+    for dealt in jax.vmap(lambda key: update.minibatch_units(key, units, minibatches))(
         jax.random.split(KEY, 20)
     ):
         assert dealt.shape == (minibatches, blocks)
@@ -33,18 +33,18 @@ def test_deal_is_fair(minibatches, blocks):
 
 
 def test_deal_is_the_same_on_one_device_and_on_two():
-    whole = update.minibatch_rows(KEY, 24, 4)
-    halves = [update.minibatch_rows(KEY, 12, 4, first_block=3 * d) + 12 * d for d in range(2)]
+    whole = update.minibatch_units(KEY, 24, 4)
+    halves = [update.minibatch_units(KEY, 12, 4, first_block=3 * d) + 12 * d for d in range(2)]
     np.testing.assert_array_equal(whole, jnp.concatenate(halves, 1))
 
 
 def test_deal_differs_between_epochs():
-    one, other = (update.minibatch_rows(key, 24, 4) for key in jax.random.split(KEY))
+    one, other = (update.minibatch_units(key, 24, 4) for key in jax.random.split(KEY))
     assert (one != other).any()
 
 
 def test_deal_differs_between_blocks():
-    offsets = np.asarray(update.minibatch_rows(KEY, 60, 6)) % 6
+    offsets = np.asarray(update.minibatch_units(KEY, 60, 6)) % 6
     assert len({tuple(column) for column in offsets.T}) > 1
 
 
