@@ -22,7 +22,6 @@ Expected   Mean +- standard error over three training seeds, judge before +.140:
                                distinct-2 .929 +- .007 (the judge is the reward)
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,13 +31,13 @@ from jaxppo import algorithms, cli, config
 from jaxppo.config import RunConfig
 from jaxppo.data import prompts, sentiment
 from jaxppo.data.examples import Split
-from jaxppo.models import text_classifier
 from jaxppo.parallel import processes
-from jaxppo.rewards import classifier, in_program, text
+from jaxppo.rewards import in_program, text
 from jaxppo.rewards.host import on_host
-from jaxppo.run import checkpoint, files, load, log
+from jaxppo.run import files, load, log
 from jaxppo.run.load import Policy
 from jaxppo.run.sampler import Sample, Sampler
+from jaxppo.tasks import rewards
 from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import Reward
 
@@ -122,34 +121,16 @@ def make_reward(
     options: Sentiment, policy: Policy, reviews: sentiment.Reviews, split: Split, folder: Path
 ) -> tuple[Reward, float | None]:
     """The reward, and the classifier's accuracy on test sentences if it is the reward."""
-    scale = options.reward_scale
-    if options.reward == "vader":
-        vader = text.vader()
-        score = lambda prompt, response: scale * vader(response)
-        return Reward(on_host(score, policy.tokenizer.decode_batch)), None
+    if options.reward == "classifier":
+        return rewards.review_classifier(
+            options, policy, reviews, split, folder / "reward", scale=options.reward_scale
+        )
     if options.reward == "model":
         model, params = load.load_reward_model(options, policy.tokenizer)
-        return Reward(in_program.reward_model(model, scale=scale), params), None
-    net = text_classifier.Classifier()
-    base = policy.frozen["base"] or policy.frozen["reference"]
-    embedding = processes.to_host(base["embed"]["embedding"])
-    labelled = classifier.LabelledTexts.encode(
-        reviews.texts, reviews.ratings, policy.tokenizer.encode
-    )
-    path = folder / "reward"
-    with processes.main_first("reward"):  # one process trains it, once a run
-        if path.exists():
-            params = checkpoint.load_tree(path, classifier.init(net, embedding, seed=options.seed))
-        else:
-            texts = labelled.rows(split.train).with_windows(
-                least=12, most=options.response_length, seed=options.seed
-            )
-            params = classifier.fit(net, embedding, texts, seed=options.seed, report=print)
-            checkpoint.save_tree(path, params)
-    params = {"embedding": embedding, "net": params}
-    accuracy = classifier.accuracy(net, params, labelled.rows(split.test), beyond=0.5)
-    print(f"reward model: {accuracy:.3f} of test sentences right (human rating beyond +-0.5)")
-    return Reward(classifier.reward(net, scale=scale), params), accuracy
+        return Reward(in_program.reward_model(model, scale=options.reward_scale), params), None
+    vader = text.vader()
+    score = lambda prompt, response: options.reward_scale * vader(response)
+    return Reward(on_host(score, policy.tokenizer.decode_batch)), None
 
 
 def make_judge(options: Sentiment, policy: Policy) -> Callable[..., Judged]:
@@ -185,24 +166,12 @@ def report(
     step: int,
 ) -> None:
     """Write samples.jsonl and result.json, and print them."""
-    rows = [
-        {
-            "prompt": one.prompt,
-            "before": one.response,
-            "sentiment_before": x,
-            "after": other.response,
-            "sentiment_after": y,
-            "kl": other.kl,
-        }
-        for (one, x), (other, y) in zip(before[0], after[0], strict=True)
-    ]
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    files.write_atomically(folder / "samples.jsonl", lines)
-    show = lambda x: x if isinstance(x, str) else f"{x:+.2f}"
-    cells = [[show(x) for x in row.values()][:5] for row in rows[:8]]
-    log.print_table(
-        "held-out prompts, continued", ["prompt", "before", "judge", "after", "judge"], cells
-    )
+    columns = ("prompt", "before", "sentiment_before", "after", "sentiment_after", "kl")
+    pairs = zip(before[0], after[0], strict=True)
+    cells = [(a.prompt, a.response, x, b.response, y, b.kl) for (a, x), (b, y) in pairs]
+    files.write_jsonl(folder / "samples.jsonl", [dict(zip(columns, row)) for row in cells])
+    shown = [(a, b, f"{x:+.2f}", c, f"{y:+.2f}") for a, b, x, c, y, _ in cells[:8]]
+    log.print_table("held-out prompts, continued", columns[:5], shown)
 
     sentiments = lambda reads: [x for read in reads for _, x in read]
     gains = [y - x for x, y in zip(sentiments(before), sentiments(after), strict=True)]
@@ -226,8 +195,8 @@ def report(
         "step": step,
     }
     kept = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
-    metrics = files.read_jsonl(folder / "metrics.jsonl")
-    validation = [{key: row[key] for key in kept} for row in metrics if kept[1] in row]
+    rows = [row for row in files.read_jsonl(folder / "metrics.jsonl") if kept[1] in row]
+    validation = [{key: row[key] for key in kept} for row in rows]
     files.write_result(
         folder, options, result, results=options.results, kind="sentiment", validation=validation
     )

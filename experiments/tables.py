@@ -1,9 +1,9 @@
-"""Write the README's tables of results, and the findings in the ablations' docstrings, from the
-records in experiments/results/.
+"""Write the documentation's tables of results, and the findings in the ablations' docstrings, from
+the records in experiments/results/.
 
 Command    python experiments/tables.py
-           It rewrites README.md between <!-- NAME --> and <!-- /NAME -->. A test fails if the
-           README differs from the records.
+           It rewrites the pages in docs/ between <!-- NAME --> and <!-- /NAME -->. A test fails if
+           a page differs from the records.
 """
 
 import json
@@ -22,8 +22,8 @@ RESULTS = ROOT / "experiments" / "results"
 
 @dataclass(frozen=True)
 class Tables:
-    readme: Path = ROOT / "README.md"
-    """the file whose tables are rewritten"""
+    docs: Path = ROOT / "docs"
+    """the folder whose pages are rewritten"""
     traceback: bool = False
 
 
@@ -42,7 +42,7 @@ def mean_and_error(values: list[float], digits: int, *, sign: bool = False) -> s
 
 
 def short(text: str) -> str:
-    """.5 for 0.5, as the README writes numbers."""
+    """.5 for 0.5, as the documentation writes numbers."""
     return re.sub(r"\b0\.", ".", text)
 
 
@@ -213,7 +213,7 @@ def ablations() -> str:
     for question, found in sorted(questions.items()):
         claims = {claim["says"]: claim for record in found.values() for claim in record["claims"]}
         for number, (says, claim) in enumerate(claims.items()):
-            name = f"[{question}](experiments/ablations/{question}.py)" if number == 0 else ""
+            name = f"[{question}](../experiments/ablations/{question}.py)" if number == 0 else ""
             whose = f"[paper]({claim['paper']})" if claim["paper"] else "ours"
             cells = [
                 outcome(found[scale]["claims"], says) if scale in found else "" for scale in SCALES
@@ -263,10 +263,11 @@ def update_scripts() -> None:
 
 
 TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations}
+PAGES = {"sentiment": "results.md", "tasks": "tasks.md", "ablations": "ablations.md"}
 
 
 def render(text: str) -> str:
-    """Replace the tables of a README."""
+    """Replace the tables of a page."""
     for name, make in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
         text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
@@ -274,12 +275,14 @@ def render(text: str) -> str:
 
 
 def main(options: Tables) -> None:
-    text = options.readme.read_text()
-    new = render(text)
-    if new != text:
-        options.readme.write_text(new)
+    for page in PAGES.values():
+        path = options.docs / page
+        text = path.read_text()
+        new = render(text)
+        if new != text:
+            path.write_text(new)
+        print(f"{path}: {'written' if new != text else 'already up to date'}")
     update_scripts()
-    print(f"{options.readme}: {'written' if new != text else 'already up to date'}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Run a script from the command line: options, one-line errors and exit codes."""
 
 import contextlib
+import dataclasses
 import io
 import logging
 import os
@@ -15,8 +16,10 @@ from typing import Any, NoReturn
 import jax
 import tyro
 
-from jaxppo.config import Config, RunConfig
+from jaxppo import option_names
+from jaxppo.config import Config, RunConfig, option
 from jaxppo.errors import RunError, UserError
+from jaxppo.option_help import format_help
 from jaxppo.parallel import processes
 from jaxppo.run import settings, signals
 
@@ -43,7 +46,6 @@ def script(
     """
     about = about or sys.modules[main.__module__].__doc__ or ""
     options = parse(config, args=args, description=about, prog=prog)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # silence XLA's remarks
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
@@ -81,12 +83,6 @@ def exit_process(code: int) -> NoReturn:
     raise SystemExit(code) from None
 
 
-ABOUT_FILES = (
-    "--config FILE reads settings from a file, `name: value` a line (YAML), or from a run's "
-    "config.json; options on the command line override it."
-)
-
-
 def parse(
     config: type, *, args: list[str] | None = None, description: str = "", prog: str = ""
 ) -> Any:
@@ -98,12 +94,19 @@ def parse(
         file, default = None, {}
         if issubclass(config, Config):
             file, given = split_config_option(given)
-            description = f"{description.rstrip()}\n\n{ABOUT_FILES}"
             algorithm = chosen_algorithm(given)
             if file is not None or algorithm is not None:
                 default["default"], remarks = settings.base_settings(config, file, algorithm)
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
+        if issubclass(config, Config) and (asked := {"-h", "--help", "--help-all"} & {*given}):
+            shown = default.get("default") or config()
+            every = "--help-all" in asked
+            print(
+                format_help(shown, description=description, prog=prog or sys.argv[0], every=every),
+                end="",
+            )
+            raise SystemExit(0)
         options = _parse_options(config, given, keep_line_breaks(description), prog, **default)
         # `jaxppo plan` also takes a run's config.json as an argument
         other = file and vars(options).get("config")
@@ -126,7 +129,20 @@ def _parse_options(config: type, args: list[str], description: str, prog: str, *
     except SystemExit as stop:
         if not stop.code:  # --help
             raise
-        raise UserError(f"{one_line(complaint.getvalue())}; --help lists all options") from None
+        words = one_line(complaint.getvalue())
+        hint = "--help-all" if issubclass(config, Config) else "--help"
+        raise UserError(
+            _wrong_option(config, words) or f"{words}; {hint} lists all options"
+        ) from None
+
+
+def _wrong_option(config: type, complaint: str) -> str:
+    """What the first unknown option in a complaint could mean, or ""."""
+    if not (found := re.match(r"Unrecognized options: ([\w.-]+)", complaint)):
+        return ""
+    names = [field.name for field in dataclasses.fields(config)]
+    meant = option_names.suggest(found[1], names, show=lambda x: option(x).replace("=", " "))
+    return f"no option {found[1]}; {meant}" if meant else ""
 
 
 def keep_line_breaks(description: str) -> str:

@@ -1,5 +1,5 @@
 """All settings, as frozen dataclasses. The string under a field is its help on the
-command line.
+command line, and a comment `# --- title` begins a group of options there.
 """
 
 from __future__ import annotations
@@ -9,15 +9,68 @@ import importlib.util
 import math
 import re
 from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxppo.errors import UserError
+from jaxppo.presets import ALGORITHMS
+
+C = TypeVar("C")
 
 HIDDEN = "***"  # replaces a secret in a run's config.json
 
 
+# of \n, \t and \\ on the command line, where a shell passes the backslash on
+ESCAPES = {r"\n": "\n", r"\t": "\t", r"\\": "\\"}
+
+
+def unescape(text: str) -> str:
+    r"""The text with line ends for \n, tabs for \t and one backslash for two.
+
+    >>> unescape(r"a\n\\n\boxed")
+    'a\n\\n\\boxed'
+    """
+    return re.sub(r"\\[nt\\]", lambda found: ESCAPES[found[0]], text)
+
+
+def escape(text: str) -> str:
+    r"""The inverse of `unescape`.
+
+    >>> escape("a\n")
+    'a\\n'
+    """
+    return re.sub(r"[\n\t\\]", lambda found: {x: e for e, x in ESCAPES.items()}[found[0]], text)
+
+
+StopText = Annotated[
+    str,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="TEXT",
+        instance_from_str=lambda words: unescape(words[0]),
+        is_instance=lambda x: isinstance(x, str),
+        str_from_instance=lambda text: [escape(text)],
+    ),
+]
+
+
+class _WithPreset(type):
+    """Makes `Config(algorithm="grpo", lr=1e-4)` have GRPO's settings, but this lr."""
+
+    def __call__(cls: type[C], *args: Any, **given: Any) -> C:
+        chosen = ALGORITHMS.get(given.get("algorithm", ""))
+        own = chosen.settings if chosen else {}
+        return super().__call__(*args, **{**own, **given})  # pyright: ignore
+
+
 @dataclass(frozen=True)
-class Config:
-    """One PPO step: everything that shapes the compiled program, and nothing else."""
+class Config(metaclass=_WithPreset):
+    """One PPO step: everything that shapes the compiled program, and nothing else.
+
+    With `algorithm` its preset's settings are the defaults; `dataclasses.replace` keeps
+    all other settings as they are.
+    """
 
     # --- batch
 
@@ -191,6 +244,12 @@ class Config:
     """sample among the k likeliest tokens; 0 = all"""
     top_p: float = 1.0
     """sample among the likeliest tokens with this much probability; 1 = all"""
+    stop: tuple[StopText, ...] = ()
+    """texts that end a response, such as "Q:"; the token that completes one is its
+    last, and counts as an end of text. On the command line, \\n is a line end
+    """
+    min_tokens: int = 0
+    """so many tokens at the start of a response cannot end it"""
     mask_top_p: float = 1.0
     """below 1, sample only among the top-p tokens of a lagged copy of the policy
     (NLPO)
@@ -201,6 +260,11 @@ class Config:
     """renormalise log-probs over the allowed tokens; no = keep the unmasked log-prob of
     an allowed token, as RL4LMs does
     """
+    eos: int = -1
+    """token id that ends a response (scripts set it from the tokenizer); -1 = responses
+    always have full length"""
+    pad: int = 0
+    """token id written after the end; it is never attended to"""
 
     # --- optimizer
 
@@ -226,16 +290,8 @@ class Config:
     """multiple of the identity added to the Fisher matrix"""
     backtracks: int = 10
     """trpo: how often the step may be halved"""
-    eos: int = -1
-    """token id that ends a response (scripts set it from the tokenizer); -1 = responses
-    always have full length"""
-    pad: int = 0
-    """token id written after the end; it is never attended to"""
 
-    steps: int = 100
-    """training steps: one rollout and its updates each"""
-
-    # --- model, precision and memory
+    # --- model and adapters
 
     lora: int = 8
     """rank of the low-rank adapters on the q and v projections; 0 = train all
@@ -243,6 +299,9 @@ class Config:
     """
     lora_alpha: float = 16.0
     """adapters are scaled by lora_alpha / lora"""
+
+    # --- precision and memory
+
     dtype: str = "float32"
     """float32 | bfloat16: inputs of matrix products; parameters and statistics stay
     float32
@@ -256,7 +315,15 @@ class Config:
     minutes; a little slower on a CPU"""
     logits_bytes: int = 64 * 2**20
     """compute larger logits in chunks of this many bytes"""
+
+    # --- run
+
+    steps: int = 100
+    """training steps: one rollout and its updates each"""
     seed: int = 0
+    """seed of all random numbers of the run"""
+    log_samples: int = 0
+    """log the responses to this many prompts of a batch, with their scores; 0 = none"""
 
     @property
     def length(self) -> int:
@@ -289,7 +356,15 @@ POSITIVE = (
     "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches",
     "steps", "temperature", "oversample", "mask_every", "microbatches", "num_tasks",
 )  # fmt: skip
-LEAST = {"top_k": 0, "lora": 0, "logits_bytes": 1, "critic_warmup": 0, "lr_warmup": 0}
+LEAST = {
+    "top_k": 0,
+    "lora": 0,
+    "logits_bytes": 1,
+    "critic_warmup": 0,
+    "lr_warmup": 0,
+    "log_samples": 0,
+    "min_tokens": 0,
+}
 # where infinity means: no bound
 UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")
 
@@ -335,31 +410,36 @@ def validate(config: Config, *, devices: int = 1) -> None:
             f"--overlong-buffer {config.overlong_buffer} is longer than "
             f"--response-length {config.response_length}; shorten it"
         )
+    if "" in config.stop:
+        raise UserError("--stop has an empty text, which would end every response; leave it out")
+    if config.min_tokens > config.response_length:
+        raise UserError(
+            f"--min-tokens {config.min_tokens} is more than "
+            f"--response-length {config.response_length}; lower it"
+        )
     _check_division(config, devices)
 
 
 def _check_division(config: Config, devices: int) -> None:
     """Devices, minibatches and microbatches all get whole groups."""
-    batch = f"--batch-size {config.batch_size}"
-    if config.batch_size % devices:
-        raise UserError(
-            f"{batch} does not divide over {devices} devices; use a multiple of {devices}"
-        )
-    unit = config.minibatches * config.group_size
-    own = config.batch_size // devices
-    if own % unit:
-        raise UserError(
-            f"{batch} ({own} for each of {devices} devices) does not divide into "
-            f"{config.minibatches} minibatches of whole groups of {config.group_size}; "
-            f"use a multiple of {unit * devices}"
-        )
-    rows = own // config.minibatches
-    if rows % (config.microbatches * config.group_size):
-        raise UserError(
-            f"--microbatches {config.microbatches} does not divide a minibatch of {rows} rows "
-            f"into whole groups of {config.group_size}; use a divisor of "
-            f"{rows // config.group_size}"
-        )
+    batch = config.batch_size
+    # (factor, in words, how to change it, its least useful value: a group needs two)
+    factors = [
+        (devices, "{} devices", "{} devices", 1),
+        (config.minibatches, "{} minibatches", "--minibatches {}", 1),
+        (config.microbatches, "{} microbatches", "--microbatches {}", 1),
+        (config.group_size, "groups of {}", "--group-size {}", 2),
+    ]
+    unit = math.prod(factor for factor, *_ in factors)
+    if batch % unit == 0:
+        return
+    cures = [f"--batch-size {math.ceil(batch / unit) * unit}"]
+    for factor, _, change, least in factors:
+        rest = unit // factor  # of the other factors
+        smaller = (x for x in range(factor - 1, least - 1, -1) if batch % (rest * x) == 0)
+        cures += [change.format(x).removesuffix("s" * (x == 1)) for x in smaller][:1]
+    parts = " x ".join(words.format(factor) for factor, words, *_ in factors if factor > 1)
+    raise UserError(f"--batch-size {batch} does not divide into {parts}; use {', or '.join(cures)}")
 
 
 def _check_natural(config: Config) -> None:
@@ -386,23 +466,36 @@ def _check_natural(config: Config) -> None:
 class RunConfig(Config):
     """A whole run: the settings of the step, and of the host's loop around it."""
 
+    # --- model and adapters
+
     model: str = "smollm2"
     """smollm2 (downloaded once, 93 MB), a local folder, or a hub id: GPT-2, Llama,
     SmolLM, Qwen2/2.5/3 or Mistral in safetensors
     """
+    model_kind: str = "transformer"
+    """transformer | gru | lstm | convolution | window: kind of a newly made network
+    (--tiny, experiments/pretrain.py)"""
+    tiny: bool = False
+    """smoke test: a small random model with a byte vocabulary"""
+
+    # --- sampling
+
     prompt_start: bool = False
     """begin prompts with the token that starts a document, in training and in
     sampling
     """
     prompt_format: str = "{prompt}"
     """format of the prompts given to `jaxppo sample`; tasks have their own"""
-    model_kind: str = "transformer"
-    """transformer | gru | lstm | convolution | window: kind of a newly made network
-    (--tiny, experiments/pretrain.py)"""
+
+    # --- reward
+
     reward_model: str = ""
     """folder of a run of experiments/reward_model.py, for --reward model and
     --value-init reward
     """
+
+    # --- run
+
     name: str = "run"
     """the run's folder is <runs>/<name>"""
     runs: str = "runs"
@@ -417,12 +510,38 @@ class RunConfig(Config):
     """
     eval_every: int = 20
     """steps between evaluations on validation prompts; 0 = never"""
+    log_samples: int = 4
+    """responses of a batch that are written to samples.jsonl with their scores, at the
+    first step and every 10 steps; 0 = none
+    """
     patience: int = 0
     """end the run after this many evaluations in a row without a better score (the best
     checkpoint is kept); 0 = never"""
     steps_per_call: int = 1
     """steps in one dispatch of the program; checkpoints and evaluations come between
     dispatches"""
+    max_bad_steps: int = 5
+    """end the run (exit code 76) after this many steps in a row without a finite
+    update
+    """
+    max_invalid_rewards: float = 0.1
+    """end the run (exit code 2) if a larger share of a batch's rewards is invalid (NaN,
+    an exception, a timeout)
+    """
+    debug_nans: bool = False
+    """if an update is not finite: repeat the step with every operation checked, name
+    the operation, and end
+    """
+    profile: str = ""
+    """write a JAX trace of these steps to the run's folder, first:last, such as 3:6"""
+    track: str = ""
+    """tensorboard, wandb, or both with a comma: where to send metrics, besides
+    metrics.jsonl (`pip install -e ".[track]"`)"""
+    traceback: bool = False
+    """show the traceback of an error instead of one line"""
+
+    # --- devices
+
     parallel: str = "auto"
     """auto (jit on one device, pmap on several, mesh with --mesh) | jit | pmap |
     mesh
@@ -443,27 +562,6 @@ class RunConfig(Config):
     """seconds to wait for the other processes"""
     heartbeat: int = 60
     """seconds of silence after which a process counts as dead, and the others end"""
-    max_bad_steps: int = 5
-    """end the run (exit code 76) after this many steps in a row without a finite
-    update
-    """
-    max_invalid_rewards: float = 0.1
-    """end the run (exit code 2) if a larger share of a batch's rewards is invalid (NaN,
-    an exception, a timeout)
-    """
-    debug_nans: bool = False
-    """if an update is not finite: repeat the step with every operation checked, name
-    the operation, and end
-    """
-    profile: str = ""
-    """write a JAX trace of these steps to the run's folder, first:last, such as 3:6"""
-    tiny: bool = False
-    """smoke test: a small random model with a byte vocabulary"""
-    track: str = ""
-    """tensorboard, wandb, or both with a comma: where to send metrics, besides
-    metrics.jsonl (`pip install -e ".[track]"`)"""
-    traceback: bool = False
-    """show the traceback of an error instead of one line"""
 
 
 # Settings that may change when a run is resumed: they do not change its numbers, or
@@ -475,7 +573,7 @@ FREE = {
     "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every",
     "keep_every", "eval_every", "patience", "prompt_format", "steps_per_call", "parallel", "mesh",
     "expect_devices", "distributed", "connect_timeout", "heartbeat", "max_bad_steps",
-    "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results",
+    "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results", "log_samples",
 }  # fmt: skip
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package of each

@@ -55,15 +55,16 @@ def choices(
     *,
     config: Config,
     allowed: Bool[Array, "N V"] | None = None,
+    t: Int[Array, "N"] | Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "N"], Float[Array, "N"], Float[Array, "N"]]:
     """(log-prob after all processors, log-prob after the temperature only, entropy) of
-    one token in each row. `allowed` as in `sampling.process`.
+    one token in each row. `allowed` and `t` as in `sampling.process`.
     """
     logits = sampling.temper(logits, temperature=config.temperature)
     raw, entropy = kernels.token_logprobs(logits, tokens)
-    if allowed is None and not sampling.has_keep_set(config):
+    if allowed is None and not sampling.has_keep_set(config) and not sampling.bars_eos(config):
         return raw, raw, entropy
-    kept = sampling.process(logits, sample=config, allowed=allowed)
+    kept = sampling.process(logits, sample=config, allowed=allowed, t=t)
     inside = jnp.take_along_axis(kept, tokens[:, None], 1)[:, 0] > -jnp.inf
     # RL4LMs, the official NLPO, does not renormalise over the allowed tokens.
     if allowed is None or config.mask_renormalise:
@@ -94,12 +95,15 @@ def response_logprobs(
     zeros = jnp.zeros(rollout.mask.shape, jnp.float32)
     values = model.value(params, hidden) if with_values else zeros
 
-    def score(h, tokens):
+    def score(h, tokens, t=None):
         logits = model.logits(params, h)
-        found = choices(logits, tokens, config=config, allowed=model.allowed(params, h))
+        found = choices(logits, tokens, config=config, allowed=model.allowed(params, h), t=t)
         return (*found, _is_likeliest(logits, tokens)) if with_likeliest else found
 
-    found = _in_chunks(score, model, params, config, hidden, rollout.response)
+    arrays = [hidden, rollout.response]
+    if sampling.bars_eos(config):
+        arrays.append(jax.lax.broadcasted_iota(jnp.int32, rollout.mask.shape, 1))
+    found = _in_chunks(score, model, params, config, *arrays)
     logprobs, raw, entropy, likeliest = found if with_likeliest else (*found, zeros)
     return ResponseLogprobs(logprobs, raw, entropy, values, likeliest)
 

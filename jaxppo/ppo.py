@@ -31,6 +31,7 @@ from jaxppo.config import Config
 from jaxppo.models import lora, nlpo
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import shaping
+from jaxppo.rewards.shaping import row_scores
 from jaxppo.rollout import reference_params, replace_nonfinite, rollout
 from jaxppo.types import Batch, Model, Params, Parts, Prompts, Rollout, TrainState
 from jaxppo.update import make_update
@@ -171,10 +172,13 @@ def score_rollout(
     (`generate` makes it), and choose the groups to keep: (scored, statistics).
     """
     rolled, finite = replace_nonfinite(rolled)
-    scores, valid = parts.reward(reward_params, rolled)
-    valid = valid & finite & jnp.isfinite(row_scores(scores))
-    scores = jnp.where(valid if scores.ndim == 1 else valid[:, None], scores, 0.0)
-    metrics = score_metrics(scores, rolled, valid, config, axis_name)
+    raw, valid = parts.reward(reward_params, rolled)
+    valid = valid & finite & jnp.isfinite(row_scores(raw))
+    raw = jnp.where(valid if raw.ndim == 1 else valid[:, None], raw, 0.0)
+    scores = shaping.weight_columns(raw, parts.score_weights)
+    metrics = score_metrics(raw, scores, rolled, valid, parts, config, axis_name)
+    if config.log_samples:
+        metrics["samples"] = first_samples(raw, scores, rolled, config)
     shape, statistics = shaping.make_shaper(
         scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
     )
@@ -183,13 +187,13 @@ def score_rollout(
         greedy = generate(with_values=False, greedy=True)
         baseline, good = parts.reward(reward_params, greedy)
         valid = valid & good & jnp.isfinite(row_scores(baseline))
-        baseline = row_scores(shape(baseline, greedy, valid))
+        weighted = shaping.weight_columns(baseline, parts.score_weights)
+        baseline = row_scores(shape(weighted, greedy, valid))
         rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": baseline})
     metrics["invalid_rows"] = masked.total(~valid, jnp.ones_like(valid), axis_name=axis_name)
     if not config.filter_groups:
         return Scored(rolled, shaped, valid, valid, metrics), statistics
     useful = shaping.informative(row_scores(scores), valid, group_size=config.group_size)
-    metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
     # keep all rows in order, so minibatches do not depend on devices
     if config.oversample == 1:
         return Scored(rolled, shaped, valid, useful, metrics), statistics
@@ -200,22 +204,46 @@ def score_rollout(
 
 
 def score_metrics(
-    scores: Array, rolled: Rollout, valid: Array, config: Config, axis_name: str | None
+    raw: Array,
+    scores: Array,
+    rolled: Rollout,
+    valid: Array,
+    parts: Parts,
+    config: Config,
+    axis_name: str | None,
 ) -> dict:
-    """Means over valid rows: reward (of each task, too), length, share of finished
-    rows.
+    """Means over valid rows: reward (of each task, too), each named score, length,
+    share of finished rows; and how much the rewards differ.
     """
     measured = valid & (rolled.mask.sum(1) > 0)
     mean = lambda x, rows=measured: masked.mean(x, rows, axis_name=axis_name)
+    rewards = row_scores(scores)
     metrics = {
-        "reward": mean(row_scores(scores)),
+        "reward": mean(rewards),
+        "reward_std": jnp.sqrt(masked.var(rewards, measured, axis_name=axis_name)),
         "length": mean(rolled.mask.sum(1)),
         "finished": mean(rolled.finished.astype(jnp.float32)),
     }
+    for column, (name, _) in enumerate(parts.score_weights):
+        metrics[f"score_{name}"] = mean(raw[:, column])
     for task in range(config.num_tasks) if config.num_tasks > 1 else ():
         rows = measured & (rolled.extra["task"] == task)
-        metrics[f"reward_{task}"] = mean(row_scores(scores), rows)
+        metrics[f"reward_{task}"] = mean(rewards, rows)
+    if config.group_size > 1:
+        useful = shaping.informative(rewards, valid, group_size=config.group_size)
+        metrics["informative"] = masked.mean(useful, jnp.ones_like(useful), axis_name=axis_name)
     return metrics
+
+
+def first_samples(raw: Array, scores: Array, rolled: Rollout, config: Config) -> dict:
+    """The first response to each of the first `log_samples` prompts (of this device,
+    under pmap), to be logged as text.
+    """
+    rows = slice(0, config.log_samples * config.group_size, config.group_size)
+    names = {"tokens": rolled.tokens, "attend": rolled.attend, "mask": rolled.mask}
+    return {
+        name: x[rows] for name, x in {**names, "scores": raw, "reward": row_scores(scores)}.items()
+    }
 
 
 def reward_kl(
@@ -325,11 +353,6 @@ def explained_variance(
     spread = masked.var(returns, mask, axis_name=axis_name)
     left = masked.var(returns - values, mask, axis_name=axis_name)
     return jnp.where(spread > 0, 1.0 - left / jnp.where(spread > 0, spread, 1.0), 0.0)
-
-
-def row_scores(scores: Array) -> Array:
-    """One score a response [B]: the sum of its rewards."""
-    return scores if scores.ndim == 1 else scores.sum(-1)
 
 
 def _adapt_kl_coef(coef, kl, rows, config: Config):

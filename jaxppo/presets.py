@@ -280,3 +280,14 @@ def preset(config: C, name: str) -> C:
         raise UserError(f"unknown --algorithm {name!r}: choose one of {', '.join(ALGORITHMS)}")
     settings = ALGORITHMS[name].settings
     return dataclasses.replace(config, algorithm=name, **settings)  # pyright: ignore[reportArgumentType]
+
+
+def differences(config: Any) -> dict[str, Any]:
+    """The settings of a config that differ from those of its algorithm's preset.
+
+    >>> from jaxppo.config import Config
+    >>> differences(Config(algorithm="grpo", loss="gspo"))
+    {'loss': 'gspo'}
+    """
+    own = ALGORITHMS[config.algorithm].settings
+    return {name: getattr(config, name) for name, x in own.items() if getattr(config, name) != x}

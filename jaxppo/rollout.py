@@ -26,6 +26,7 @@ class Decoding(struct.PyTreeNode):
     raw_logprobs: Float[Array, "B T"]
     values: Float[Array, "B T"]
     finished: Bool[Array, "B"]
+    stop_state: Int[Array, "B"] | None = None  # of `sampling.Stops`
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
@@ -56,15 +57,32 @@ def rollout(
     Args:
       keys: the noise, from `sampling.row_uniforms`.
       length: most tokens of a response; decoding stops when every row has ended.
-      sample: temperature, top_k, top_p, and the ids `eos` and `pad` unless given.
+      sample: temperature, top_k, top_p, min_tokens, stop, and the ids `eos` and `pad`
+        unless given. Stop texts need frozen["stop"], the `sampling.Stops` that
+        `token_bytes.make_stops` makes from them: an operand of the program, which the
+        tokenizer's table would bloat as a constant.
       greedy: take the likeliest token; reference log-probs are 0.
       stop_axis: a vmapped axis whose programs decode until all of them have ended.
     """
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
+    if sample.stop and "stop" not in frozen:
+        raise ValueError('stop texts need frozen["stop"] (`pretrained.token_bytes.make_stops`)')
+    stops = frozen["stop"] if sample.stop else None
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
     with jax.named_scope("generate"):  # the names appear in plans and profiles
         done = _decode(
-            model, whole, prompts, keys, length, sample, eos, pad, with_values, greedy, stop_axis
+            model,
+            whole,
+            prompts,
+            keys,
+            length,
+            sample,
+            eos,
+            pad,
+            with_values,
+            greedy,
+            stop_axis,
+            stops,
         )
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
@@ -100,7 +118,18 @@ def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
 
 
 def _decode(
-    model, params, prompts, noise, length, sample, eos, pad, with_values, greedy, stop_axis
+    model,
+    params,
+    prompts,
+    noise,
+    length,
+    sample,
+    eos,
+    pad,
+    with_values,
+    greedy,
+    stop_axis,
+    stops=None,
 ) -> Decoding:
     rows, prompt_length = prompts.tokens.shape
     zeros = jnp.zeros((rows, length), jnp.float32)
@@ -113,6 +142,7 @@ def _decode(
         raw_logprobs=zeros,
         values=zeros,
         finished=jnp.zeros((rows,), bool),
+        stop_state=None if stops is None else jnp.zeros((rows,), jnp.int32),
     )
 
     def read(state: Decoding, tokens, attend, context=None) -> tuple[Decoding, Array]:
@@ -124,13 +154,19 @@ def _decode(
         """Choose token t from the hidden state before it, and record it."""
         logits, allowed = model.logits(params, hidden), model.allowed(params, hidden)
         tempered = sampling.temper(logits, temperature=sample.temperature)
-        # greedy ignores the masks; for top-k and top-p this changes nothing
-        kept = tempered if greedy else sampling.process(tempered, sample=sample, allowed=allowed)
+        # greedy ignores the keep-sets; for top-k and top-p this changes nothing
+        if greedy:
+            kept = sampling.bar_eos(tempered, state.t, sample=sample)
+        else:
+            kept = sampling.process(tempered, sample=sample, allowed=allowed, t=state.t)
         uniform = jax.lax.dynamic_index_in_dim(noise, state.t, 1, keepdims=False)
         token = sampling.draw(kept, uniform, greedy=greedy)
-        logprob, raw, _ = policy.choices(logits, token, config=sample, allowed=allowed)
+        logprob, raw, _ = policy.choices(logits, token, config=sample, allowed=allowed, t=state.t)
         value = model.value(params, hidden) if with_values else jnp.zeros((rows,), jnp.float32)
         acting = ~state.finished
+        ended, stop_state = sampling.end_of_response(
+            token, state.t, eos=eos, sample=sample, stops=stops, state=state.stop_state
+        )
         write = lambda x, new: jax.lax.dynamic_update_slice(x, new[:, None], (0, state.t))
         write_float = lambda x, new: write(x, jnp.where(acting, new, 0.0))
         return state.replace(
@@ -140,7 +176,8 @@ def _decode(
             logprobs=write_float(state.logprobs, logprob),
             raw_logprobs=write_float(state.raw_logprobs, raw),
             values=write_float(state.values, value),
-            finished=state.finished | (acting & (token == eos)),
+            finished=state.finished | (acting & ended),
+            stop_state=stop_state,
         )
 
     def step(state: Decoding) -> Decoding:

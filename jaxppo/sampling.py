@@ -4,6 +4,8 @@ so that they cannot disagree.
 Temperature, top-k and nucleus sampling: https://arxiv.org/abs/1904.09751.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
@@ -11,6 +13,16 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxppo import kernels
 from jaxppo.config import Config
 from jaxppo.types import Scalar
+
+
+class Stops(NamedTuple):
+    """An automaton over tokens that finds stop texts in a response. State 0 is the
+    start; tokens that act alike share a column.
+    """
+
+    column: Int[Array, "V"]  # of each token
+    next: Int[Array, "S C"]  # the state after a token
+    ends: Bool[Array, "S C"]  # the token completes a stop text
 
 
 def temper(logits: Float[Array, "N V"], *, temperature: Scalar) -> Float[Array, "N V"]:
@@ -59,16 +71,56 @@ def has_keep_set(sample: Config) -> bool:
     return sample.top_k > 0 or not (isinstance(sample.top_p, float | int) and sample.top_p >= 1)
 
 
+def bars_eos(sample: Config) -> bool:
+    """Whether the settings forbid the end of text in the first tokens of a response.
+
+    >>> bars_eos(Config(min_tokens=2, eos=0))
+    True
+    """
+    return sample.min_tokens > 0 and sample.eos >= 0
+
+
+def bar_eos(
+    logits: Float[Array, "N V"], t: Int[Array, "N"] | Int[Array, ""], *, sample: Config
+) -> Float[Array, "N V"]:
+    """Set the end of text to −inf where t < min_tokens: z_eos = −inf.
+
+    >>> import jax.numpy as jnp
+    >>> sample = Config(min_tokens=1, eos=1)
+    >>> bar_eos(jnp.zeros((2, 2)), jnp.array([0, 1]), sample=sample)
+    Array([[  0., -inf],
+           [  0.,   0.]], dtype=float32)
+    """
+    if not bars_eos(sample):
+        return logits
+    early = jnp.broadcast_to(t < sample.min_tokens, logits.shape[:1])
+    is_eos = jnp.arange(logits.shape[1]) == sample.eos
+    return jnp.where(early[:, None] & is_eos[None], -jnp.inf, logits)
+
+
 def process(
-    logits: Float[Array, "N V"], *, sample: Config, allowed: Bool[Array, "N V"] | None = None
+    logits: Float[Array, "N V"],
+    *,
+    sample: Config,
+    allowed: Bool[Array, "N V"] | None = None,
+    t: Int[Array, "N"] | Int[Array, ""] | None = None,
 ) -> Float[Array, "N V"]:
     """Set tempered logits to −inf outside `allowed` and the keep-set of the settings:
-    z where allowed ∧ keep_set(z) > −inf.
+    z where allowed ∧ keep_set(z) > −inf. Before `min_tokens`, the end of text is not
+    allowed.
+
+    t: the position in the response; needed if `bars_eos`.
 
     >>> import jax.numpy as jnp
     >>> process(jnp.array([[1.0, 2.0]]), sample=Config(top_k=1, top_p=1.0))
     Array([[-inf,   2.]], dtype=float32)
     """
+    if bars_eos(sample):
+        assert t is not None, "min_tokens needs positions"
+        logits = bar_eos(logits, t, sample=sample)
+        if allowed is not None:
+            some = (allowed & (logits > -jnp.inf)).any(-1, keepdims=True)
+            allowed = allowed | ~some  # nothing else was allowed
     if allowed is not None:
         logits = jnp.where(allowed, logits, -jnp.inf)
     return keep_set(logits, top_k=sample.top_k, top_p=sample.top_p)
@@ -104,3 +156,23 @@ def draw(
     return (
         jnp.argmax(logits, -1).astype(jnp.int32) if greedy else kernels.categorical(logits, uniform)
     )
+
+
+def end_of_response(
+    token: Int[Array, "B"],
+    t: Int[Array, ""],
+    *,
+    eos: Scalar,
+    sample: Config,
+    stops: Stops | None = None,
+    state: Int[Array, "B"] | None = None,
+) -> tuple[Bool[Array, "B"], Int[Array, "B"] | None]:
+    """(whether a response ends with its token t, the next state of `stops`). It ends
+    with the end of text, or with a token that completes a stop text, from token
+    `min_tokens` on.
+    """
+    if stops is None:
+        return token == eos, state
+    column = stops.column[token]
+    completed = stops.ends[state, column] & (t >= sample.min_tokens)
+    return (token == eos) | completed, stops.next[state, column]

@@ -1,29 +1,39 @@
-"""Start or resume a run in its folder."""
+"""Train from Python: `policy` for your own prompts and reward, `fit` for everything
+else.
+
+    run = train.policy(prompts, reward, model="smollm2", algorithm="grpo", steps=50)
+    run.metrics["reward"], run.sample(["..."]), run.export("exported")
+"""
 
 import contextlib
-import hashlib
-import json
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
-from jaxppo import parallel, ppo, supervised
-from jaxppo.config import RunConfig, validate, validate_run
-from jaxppo.costs import chips, memory
+from jaxppo import algorithms, parallel, ppo
+from jaxppo.config import RunConfig, validate_run
+from jaxppo.costs import memory
+from jaxppo.data import prompts as encoding
+from jaxppo.data import table
 from jaxppo.data.prompts import BatchSource, PromptSet
-from jaxppo.errors import Diverged, RunError, UserError, first_line
-from jaxppo.parallel import processes, sharding
-from jaxppo.rewards import shaping
-from jaxppo.run import files, loop, profiling, replay, resume, trackers
-from jaxppo.run.checkpoint import Checkpoints
+from jaxppo.errors import Diverged, UserError
+from jaxppo.parallel import processes
+from jaxppo.rewards import function, in_program
+from jaxppo.run import files, load, loop, profiling, replay, resume, start, trackers
 from jaxppo.run.load import Policy
 from jaxppo.run.lock import RunLock
 from jaxppo.run.log import FileLog, Log, plot_curves
-from jaxppo.run.sampler import sample_responses
-from jaxppo.run.settings import to_dict
+from jaxppo.run.sampler import Sampler
+from jaxppo.run.samples import SampleLog
+from jaxppo.run.settings import read_config, to_dict
+from jaxppo.run.validation import make_reward_validation
 from jaxppo.supervised import Objective
-from jaxppo.types import Parts, Prompts, TrainState
+from jaxppo.types import Parts, TrainState
 
 
 def fit(
@@ -51,8 +61,10 @@ def fit(
       `loop.run`.
     """
     validate_run(config)
-    step = build_step(config, policy, parts)
-    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    step = start.build_step(config, policy, parts)
+    params = policy.initial_params()
+    state = ppo.init_state(config, params, policy.frozen, jax.random.key(config.seed))
+    del params  # frees them, if they were loaded again
     memory.check_fits(
         config,
         policy.model,
@@ -67,7 +79,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         if writer:
             stack.callback(RunLock(folder).release)
-        checkpoints = open_checkpoints(config, folder, write=writer)
+        checkpoints = start.open_checkpoints(config, folder, write=writer)
         stack.callback(checkpoints.close)
         past = []
         resuming = config.resume and not resume.not_started(folder, checkpoints)
@@ -78,7 +90,7 @@ def fit(
             rows = files.read_jsonl(folder / "metrics.jsonl")
             past = [row for row in rows if row["step"] <= int(state.step)]
         else:
-            state = initial_state(config, policy, parts, prompts, state)
+            state = start.initial_state(config, policy, parts, prompts, state)
         if writer:
             files.write_config(folder, to_dict(config))
             files.write_command(folder)
@@ -86,10 +98,18 @@ def fit(
             checkpoints.save(state, score=None)  # from here on, the run can be resumed
         log = Log()
         if writer:
-            log = FileLog(folder, first_step=int(state.step), total_steps=config.steps)
+            first = int(state.step)
+            samples = None
+            if config.log_samples and not isinstance(parts, Objective):
+                names = [name for name, _ in parts.score_weights]
+                samples = SampleLog(folder, policy.tokenizer.decode_batch, names, first_step=first)
+            log = FileLog(folder, first_step=first, total_steps=config.steps, sample_log=samples)
             log = trackers.with_trackers(log, config, folder)
         stack.callback(log.close)
-        meter, trace = make_meter(config, policy, parts, step), profiling.Trace(config, folder)
+        meter, trace = (
+            start.make_meter(config, policy, parts, step),
+            profiling.Trace(config, folder),
+        )
         stack.callback(meter.close)
         stack.callback(trace.close)
         try:
@@ -116,7 +136,7 @@ def fit(
                 )
             raise Diverged(text) from None
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
-            raise explain(error, config, checkpoints) from error
+            raise start.explain(error, config, checkpoints) from error
         finally:
             # a failure to draw must not hide why the run ends
             with contextlib.suppress(OSError):
@@ -124,128 +144,173 @@ def fit(
                     plot_curves(folder)
 
 
-def open_checkpoints(config: RunConfig, folder: Path, *, write: bool) -> Checkpoints:
-    """The run's checkpoints, with what every manifest says of it."""
-    about = {
-        "config": config_hash(config),
-        "versions": files.versions(),
-        "weights": resume.weight_hashes(config),
-    }
-    return Checkpoints(
-        folder / "checkpoints", about=about, keep_every=config.keep_every, write=write
-    )
+class Run:
+    """A run on disk: its metrics, and its policy at any checkpoint that was kept."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._loaded: dict[Any, tuple] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings."""
+        return read_config(RunConfig, self.folder / "config.json")
+
+    @property
+    def metrics(self) -> dict[str, np.ndarray]:
+        """Every metric by name, one value a step; NaN at steps that have none."""
+        rows = files.read_jsonl(self.folder / "metrics.jsonl")
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
+
+    def sample(
+        self,
+        prompts: Any,
+        *,
+        checkpoint: str | int = "best",
+        samples: int = 1,
+        seed: int = 0,
+        greedy: bool = False,
+    ) -> list[str]:
+        """Sample responses to prompts of any form that `policy` takes, or to one text:
+        `samples` to each, one after another. A prompt that is too long loses its
+        beginning.
+
+        checkpoint: "best" by validation or training reward, "newest", or a step.
+        """
+        if checkpoint not in self._loaded:
+            self._loaded = {checkpoint: load.restore(self.folder, checkpoint=checkpoint)}
+        config, policy, state = self._loaded[checkpoint]
+        columns = table.read_columns([prompts] if isinstance(prompts, str) else prompts)
+        columns = {"prompt": [x for x in columns["prompt"] for _ in range(samples)]}
+        encoded = table.encode_columns(
+            columns,
+            policy.tokenizer,
+            config.prompt_length,
+            too_long="last",
+            start=encoding.start_token(config, policy.tokenizer),
+        )
+        sampler = Sampler(config, policy, rows=min(64, len(encoded.tokens)), greedy=greedy)
+        return [found.response for found in sampler(state, encoded, seed=seed)]
+
+    def export(self, folder: str | Path, **options: Any) -> Path:
+        """Write the model as `jaxppo export` does, and return the folder. `options`:
+        checkpoint, dtype, adapter.
+        """
+        # commands stand above this module in the order of imports
+        export = importlib.import_module("jaxppo.commands.export")
+        export.export(export.ExportOptions(self.folder, Path(folder), **options))
+        return Path(folder)
 
 
-def config_hash(config: RunConfig) -> str:
-    """A hash of all settings."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+def policy(
+    prompts: Any,
+    reward: Callable | Mapping[str, Callable] | None = None,
+    *,
+    weights: Mapping[str, float] | None = None,
+    validation: Any = None,
+    parts: Callable[[Parts], Parts] = lambda parts: parts,
+    too_long: Literal["drop", "last", "error"] = "drop",
+    **settings: Any,
+) -> Run:
+    """Train a language model on your prompts with your reward. Returns the run.
 
+    Args:
+      prompts: texts, chats, dicts with further columns, a `datasets.Dataset`, or the
+        path of a .jsonl file (`data.table.read_columns`).
+      reward: `reward(prompt, response, **columns) -> float` or a dict of named floats;
+        or all rows at once, `rewards(prompts, responses, **columns)`; or functions by
+        name (`rewards.function.from_user`). None: the reward model of `reward_model`.
+      weights: of named scores; 1 by default.
+      validation: held-out prompts, of the same form. Their reward chooses the best
+        checkpoint; without them, the training reward does.
+      parts: replaces parts of the algorithm, such as
+        `lambda parts: parts._replace(policy_loss=my_loss)`.
+      too_long: what happens to prompts of more than `prompt_length` tokens.
+      settings: fields of `config.RunConfig`, such as model, algorithm, steps, lora, lr,
+        response_length, seed, name. `prompt_length` is that of the longest prompt by
+        default. The run's folder is runs/<name>; if there is one, the next free number
+        is added to the name, unless `resume=True` continues it.
 
-def make_meter(
-    config: RunConfig, policy: Policy, parts: Parts | Objective, step: parallel.CompiledStep
-) -> profiling.Meter:
-    """A meter that knows the operations of a step, and the peak of the devices."""
-    flops = profiling.step_flops(config, policy.shape, supervised=isinstance(parts, Objective))
-    devices = jax.devices()[: 1 if config.parallel == "jit" else None]
-    return profiling.Meter(step, flops=flops, peak=profiling.peak_flops(devices))
-
-
-def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Exception:
-    """Turn a full disk, a missing folder or too little memory into a RunError of one
-    line; return any other error as it is.
+    Raises UserError for wrong settings, prompts or rewards.
     """
-    steps = checkpoints.steps()
-    newest = (
-        f"step {steps[-1]} is safe, continue with --resume" if steps else "nothing was saved yet"
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    if unknown := [name for name in settings if name not in known]:
+        raise UserError(f"train.policy has no setting {unknown[0]!r}")
+    config = RunConfig(**{"name": "policy", "prompt_length": 0, **settings})
+    if config.resume:
+        started = files.has_started(Path(config.runs) / config.name)
+        config = dataclasses.replace(config, resume=started)
+    else:
+        config = dataclasses.replace(config, name=files.free_name(config.runs, config.name))
+    return train_on(
+        config,
+        prompts,
+        reward,
+        weights=weights,
+        validation=validation,
+        parts=parts,
+        too_long=too_long,
     )
-    reason = first_line(error)
-    if isinstance(error, OSError):
-        return RunError(f"cannot write ({reason}); {newest}")
-    out_of_memory = "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
-    if isinstance(error, MemoryError) or out_of_memory:
-        return RunError(
-            f"out of memory ({reason}); lower it with {'; '.join(memory.suggestions(config))}; "
-            f"{newest}"
-        )
-    return error
 
 
-def build_step(
-    config: RunConfig, policy: Policy, parts: Parts | Objective
-) -> parallel.CompiledStep:
-    """Compile the step in the configured mode. Raises UserError if the devices are not
-    those expected, or the batch does not divide over them.
-    """
-    found = len(jax.devices())
-    if config.expect_devices and found != config.expect_devices:
-        raise UserError(
-            f"--expect-devices {config.expect_devices}, but there are {found}; is the "
-            "accelerator's JAX installed?"
-        )
-    if config.parallel == "jit" and jax.process_count() > 1:
-        raise UserError(
-            f"--parallel jit is for one process, but there are {jax.process_count()}; use pmap "
-            "or mesh"
-        )
-    validate(config, devices=parallel.row_shards(config.parallel, config.mesh))
-
-    def make(axis_name: str | None):
-        if isinstance(parts, Objective):
-            train_step = supervised.make_train_step(
-                policy.model, parts, config, axis_name=axis_name
-            )
-        else:
-            train_step = ppo.make_train_step(policy.model, parts, config, axis_name=axis_name)
-        return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
-
-    step = parallel.compile_for_mode(
-        make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1)
+def train_on(
+    config: RunConfig,
+    prompts: Any,
+    reward: Callable | Mapping[str, Callable] | None,
+    *,
+    weights: Mapping[str, float] | None = None,
+    validation: Any = None,
+    parts: Callable[[Parts], Parts] = lambda parts: parts,
+    too_long: Literal["drop", "last", "error"] = "drop",
+) -> Run:
+    """`policy` with whole settings; `prompt_length` 0 is that of the longest prompt."""
+    asked = config.prompt_length
+    config = dataclasses.replace(config, prompt_length=asked or 1)
+    validate_run(config)
+    algorithms.check(config)
+    columns = table.read_columns(prompts)
+    held_out = None if validation is None else table.read_columns(validation)
+    load.use_compilation_cache()
+    config, loaded = load.load_policy(config)
+    start_id = encoding.start_token(config, loaded.tokenizer)
+    encode = lambda columns, length, too_long: table.encode_columns(
+        columns, loaded.tokenizer, length, too_long=too_long, start=start_id
     )
-    if config.parallel == "auto" and processes.is_main():
-        print(f"--parallel auto: {step.name}")
-    slow_bfloat16 = jax.default_backend() == "cpu" and chips.lacks_bfloat16()
-    if config.dtype == "bfloat16" and slow_bfloat16 and processes.is_main():
-        print("note: this CPU has no unit for bfloat16: --dtype float32 is faster here")
-    return step
+    encoded = encode(columns, asked, too_long)
+    config = dataclasses.replace(config, prompt_length=encoded.tokens.shape[1])
+    load.check_fits(config, loaded.shape, loaded.tokenizer)
+    make = lambda columns: _named_reward(config, loaded, reward, columns, weights)
+    named = make(columns)
+    own = parts(algorithms.make_parts(config, named.fn)._replace(score_weights=named.score_weights))
+    evaluate = None
+    if held_out is not None:
+        judged = own._replace(reward=make(held_out).fn)
+        rows = encode(held_out, config.prompt_length, "last")
+        evaluate = make_reward_validation(config, loaded, judged, rows)
+    folder = files.run_folder(config.runs, config.name, resume=config.resume)
+    fit(config, loaded, own, encoded, folder=folder, evaluate=evaluate)
+    return Run(folder)
 
 
-def initial_state(
+def _named_reward(
     config: RunConfig,
     policy: Policy,
-    parts: Parts | Objective,
-    prompts: BatchSource,
-    state: TrainState,
-) -> TrainState:
-    """The first state of a run: with `reward_reference`, rewards are normalised to the
-    untrained policy's.
-    """
-    if not config.reward_reference or isinstance(parts, Objective):
-        return state
-    assert isinstance(prompts, PromptSet)
-    scores = reference_scores(config, policy, parts, prompts, state)
-    return state.replace(statistics=shaping.normalise_to_reference(state.statistics, scores))
+    reward: Callable | Mapping[str, Callable] | None,
+    columns: Mapping[str, list],
+    weights: Mapping[str, float] | None,
+) -> function.NamedReward:
+    if reward is not None:
+        return function.from_user(reward, policy.tokenizer.decode_batch, columns, weights=weights)
+    if not config.reward_model:
+        raise UserError("no reward; give a function, or the folder of a run as reward_model")
+    model, policy.frozen["reward"] = load.load_reward_model(config, policy.tokenizer)
+    return function.NamedReward(in_program.reward_model(model))
 
 
-def reference_scores(
-    config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState
-) -> jax.Array:
-    """Raw scores of `reward_reference` rollouts of the untrained policy, NaN if
-    invalid.
-
-    Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593, section 2.1) give them mean 0
-    and standard deviation 1. Prompts come from the end of the data's order.
-    """
-
-    def program(params, frozen, batch: Prompts, key):
-        rolled = sample_responses(config, policy.model, params, frozen, batch, key)
-        scores, valid = parts.reward(frozen["reward"], rolled)
-        return jnp.where(valid, ppo.row_scores(scores), jnp.nan)
-
-    compiled, out = jax.jit(program), []
-    for number in range(-(-config.reward_reference // config.rows)):
-        last = 2**31 - 1 - number  # far from the keys and prompts of any step
-        key = jax.random.fold_in(state.key, last)
-        batch = prompts.batch(config, last * config.rows)
-        with sharding.rows_on_mesh(state.params, batch) as batch:
-            out.append(processes.to_host(compiled(state.params, state.frozen, batch, key)))
-    return jnp.concatenate(out)[: config.reward_reference]
+def open_run(folder: str | Path) -> Run:
+    """Open a run, or the policy of a task's run. Raises UserError if there is none."""
+    return Run(files.find_run(Path(folder)))

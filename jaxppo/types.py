@@ -35,7 +35,7 @@ class Rollout(struct.PyTreeNode):
     tokens: Int[Array, "B L"]
     attend: Bool[Array, "B L"]  # True on prompt and response tokens, False on padding
     mask: Float[Array, "B T"]  # 1 on sampled tokens, the end-of-text token included
-    finished: Bool[Array, "B"]  # the response ended with the end-of-text token
+    finished: Bool[Array, "B"]  # the response ended with the end of text or a stop text
     logprobs: Float[Array, "B T"]  # of the sampler, after all logits processors
     raw_logprobs: Float[Array, "B T"]  # of the sampler, after the temperature only
     ref_logprobs: Float[Array, "B T"]  # of the reference, after the temperature only
@@ -64,7 +64,8 @@ class TrainState(struct.PyTreeNode):
     step: Int[Array, ""]
     key: jax.Array  # typed PRNG key of the run; every step folds its number in
     params: Params  # only what is trained
-    # {"base": untrained weights, "reference": None = base, "reward": ...}
+    # {"base": untrained weights, "reference": None = base, "reward": ...}, with stop
+    # texts also "stop", a `sampling.Stops`
     frozen: Params
     opt_state: PyTree
     controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
@@ -153,6 +154,9 @@ class Parts(NamedTuple):
     penalty: bool = False
     # `kl` takes the logits [N V] of policy and reference instead of log-probs
     full_kl: bool = False
+    # names and weights of the columns of `reward`'s scores [B R]; each column is logged
+    # as score_<name>, and the weighted columns take part in training
+    score_weights: tuple[tuple[str, float], ...] = ()
 
 
 def check_prompts(prompts: Prompts, *, prompt_length: int) -> None:

@@ -7,7 +7,8 @@ order: token a leads from s to 2 s + 1 + a.
 Each row of ROWS is an estimator with a claim about its expectation: it is the gradient of E[R] (or,
 with a KL, of E[R] − β KL of whole sequences), a multiple of it, or something else. If there is a
 formula for the expectation, the row has it, as a function whose gradient with respect to the table
-is meant. `python tests/oracle.py` prints the table for the README.
+is meant. `python tests/oracle.py` prints the table for
+docs/estimators.md.
 """
 
 from collections.abc import Callable

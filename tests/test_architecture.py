@@ -15,14 +15,14 @@ PACKAGE = ROOT / "jaxppo"
 
 # Files and folders at the top of jaxppo/. Each imports only from places before it.
 ORDER = [
-    "errors", "config", "presets", "types", "masked",
+    "errors", "presets", "config", "option_names", "types", "masked",
     "advantages", "losses", "kl", "aggregate", "kernels",
     "sampling", "models", "policy",
     "rollout", "rewards", "estimators", "optimizers", "update", "second_order",
     "parallel", "ppo", "supervised", "algorithms",
     "data", "pretrained", "costs", "run", "train",
     "ablation", "tasks",
-    "cli", "commands", "__main__", "launch",
+    "option_help", "cli", "commands", "__main__", "launch",
 ]  # fmt: skip
 
 # Modules whose tests are in a file of another name.

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 TOLERANCE = 1e-8
 # what is called biased is off by this part of the true gradient and by these degrees
 LEAST, LEAST_ANGLE = (0.02, 1.0)
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "estimators.md"
 SHAPE = shapes.llama(
     vocab_size=VOCAB, width=8, num_layers=1, num_heads=2, num_kv_heads=1, max_length=4
 )
@@ -231,7 +231,7 @@ def test_two_states_two_actions_by_hand(loss, baseline, x64):
     np.testing.assert_allclose(found, [expected, expected], atol=1e-15)
 
 
-def test_the_readme_has_the_table(x64):
-    text = README.read_text(encoding="utf-8")
+def test_the_documentation_has_the_table(x64):
+    text = PAGE.read_text(encoding="utf-8")
     found = text.partition("<!-- oracle -->")[2].partition("<!-- /oracle -->")[0]
     assert found.strip() == oracle.table(), "run `python tests/oracle.py` and paste"

@@ -16,7 +16,7 @@ from jaxppo.costs import memory
 from jaxppo.data import rows
 from jaxppo.data.prompts import encode
 from jaxppo.errors import RunError, UserError
-from jaxppo.run import files, load, manifest, sampler
+from jaxppo.run import files, load, manifest, sampler, start
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.lock import RunLock
 from jaxppo.run.profiling import TIMING_KEYS
@@ -297,10 +297,10 @@ def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
 )
 def test_no_room_is_one_line(straight, error, words):
     checkpoints = Checkpoints(straight[1] / "checkpoints", write=False)
-    found = train.explain(error, RUN, checkpoints)
+    found = start.explain(error, RUN, checkpoints)
     assert isinstance(found, RunError) and found.code == 1 and re.search(words, str(found))
     other = jax.errors.JaxRuntimeError("INTERNAL: something else")
-    assert train.explain(other, RUN, checkpoints) is other
+    assert start.explain(other, RUN, checkpoints) is other
 
 
 def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(
@@ -315,7 +315,7 @@ def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(
 def test_restore_a_run_from_its_folder(straight):
     state, folder = straight
     assert int(load.restore(folder)[2].step) == 3  # the best: its score is 1 / 3
-    config, policy, restored = load.restore(folder, newest=True)
+    config, policy, restored = load.restore(folder, checkpoint="newest")
     assert config.response_length == 3 and config.lora == 2
     toys.assert_same(restored.replace(frozen=None), state.replace(frozen=None))
     toys.assert_same(policy.frozen["base"], state.frozen["base"])
@@ -326,7 +326,7 @@ def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, pro
     config = replace(RUN, steps=2, reward_reference=12)
     _, policy = load.load_policy(config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    scores = train.reference_scores(
+    scores = start.reference_scores(
         config, policy, algorithms.make_parts(config, reward), prompts, state
     )
     assert scores.shape == (12,)
@@ -438,6 +438,6 @@ def test_devices_that_do_not_fit_are_refused(loaded, changes, words):
     if changes.get("mesh"):
         config = replace(config, batch_size=32)
     with pytest.raises(UserError) as caught:
-        train.build_step(config, loaded[1], algorithms.make_parts(config, reward))
+        start.build_step(config, loaded[1], algorithms.make_parts(config, reward))
     for word in words:
         assert word in str(caught.value)

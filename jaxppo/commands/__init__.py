@@ -10,6 +10,7 @@ from typing import Any
 
 # verb: (module in this package, function, class of its options, one line of help)
 VERBS = {
+    "train": ("train", "train", "TrainOptions", "train on your prompts with your reward"),
     "sample": ("sample", "sample", "SampleOptions", "sample a run's responses to prompts"),
     "eval": ("evaluate", "evaluate", "EvalOptions", "measure a run on held-out examples"),
     "algorithms": ("algorithms", "algorithms", "AlgorithmsOptions", "list the algorithms"),
@@ -48,4 +49,5 @@ def main() -> None:
 
     run, options = load(verb)
     about = inspect.cleandoc(options.__doc__ or "")
-    script(run, options, args=args, alone=True, about=about, prog=f"jaxppo {verb}")
+    alone = verb != "train"
+    script(run, options, args=args, alone=alone, about=about, prog=f"jaxppo {verb}")

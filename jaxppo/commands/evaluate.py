@@ -17,6 +17,7 @@ class EvalOptions:
 
     $ jaxppo eval runs/translation --task translation
     $ jaxppo eval runs/spelling --task spelling --samples 8
+    $ jaxppo eval runs/spelling --task spelling --checkpoint newest
     """
 
     run: tyro.conf.Positional[Path]
@@ -31,13 +32,20 @@ class EvalOptions:
     """file of examples ({"prompt": ..., "reference": ...} in each line) or hub dataset
     id; all are measured. Default: the test part of the run's or the task's data
     """
+    checkpoint: str = "best"
+    """best (by validation score; the newest if none has a score), newest, or a step"""
 
 
 def evaluate(options: EvalOptions) -> None:
     """Measure a run, print its metrics and write them."""
     load.use_compilation_cache()
     done = measure.evaluate_run(
-        options.run, options.task, rows=options.rows, samples=options.samples, data=options.data
+        options.run,
+        options.task,
+        rows=options.rows,
+        samples=options.samples,
+        data=options.data,
+        checkpoint=options.checkpoint,
     )
     outputs = done.pop("outputs")
     files.write_atomically(

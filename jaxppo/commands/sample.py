@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, load, sampler
 from jaxppo.run.load import Policy
+from jaxppo.run.sampler import Sample
 from jaxppo.types import TrainState
 
 
@@ -33,11 +36,12 @@ class SampleOptions:
     $ jaxppo sample runs/sentiment "The film is" "I went to see"
     $ jaxppo sample runs/sentiment --file prompts.txt --temperature 0
     $ jaxppo sample runs/sentiment --max-tokens 12 < prompts.txt
+    $ jaxppo sample runs/sentiment --checkpoint newest --json "The film is"
     $ jaxppo sample runs/assistant --chat
     """
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """folder of the run or task; its best checkpoint is used"""
+    """folder of the run or task"""
     prompts: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]
     ] = ()
@@ -56,15 +60,22 @@ class SampleOptions:
     """maximum tokens of a response, at most the run's; default: the run's"""
     seed: int = 0
     """random seed; the same seed and prompts give the same responses"""
+    checkpoint: str = "best"
+    """best (by validation score; the newest if none has a score), newest, or a step"""
+    json: bool = False
+    """print a JSON object a line: prompt, response, kl (nats to the reference over the
+    response; null if greedy), finished, tokens (their ids)
+    """
 
 
 def sample(options: SampleOptions) -> None:
     """Print one response to each prompt."""
     run = files.find_run(options.run)
-    talking = not options.prompts and not options.file and sys.stdin.isatty()
+    given = bool(options.prompts or options.file or options.json)
+    talking = not given and sys.stdin.isatty()
     texts = [] if talking else read_prompts(options)
     load.use_compilation_cache()
-    config, policy, state = load.restore(run)
+    config, policy, state = load.restore(run, checkpoint=options.checkpoint)
     config = with_limits(config, temperature=options.temperature, max_tokens=options.max_tokens)
     greedy = options.temperature == 0
     if talking:
@@ -84,7 +95,17 @@ def sample(options: SampleOptions) -> None:
     draw = sampler.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
     for part in draw.batches(state, prompts, seed=options.seed):
         for done in part:
-            print(files.printable(next(before)) + gap + files.printable(done.response), flush=True)
+            prompt = next(before)
+            line = files.printable(prompt) + gap + files.printable(done.response)
+            print(as_json(prompt, done, greedy=greedy) if options.json else line, flush=True)
+
+
+def as_json(prompt: str, done: Sample, *, greedy: bool) -> str:
+    """A prompt and its response as a JSON object in one line."""
+    # the log-ratio of a greedy response is no estimate of the KL
+    kl = None if greedy or not math.isfinite(done.kl) else done.kl
+    named = {"prompt": prompt, "response": done.response, "kl": kl}
+    return json.dumps({**named, "finished": done.finished, "tokens": done.tokens})
 
 
 def read_prompts(options: SampleOptions) -> list[dict[str, str]]:
@@ -146,6 +167,7 @@ class Stream:
     ):
         self.config, self.tokenizer, model = config, policy.tokenizer, policy.model
         self.params = policies.cast(lora.merge(state.frozen["base"], state.params), model.dtype)
+        self.stops = state.frozen["stop"] if config.stop else None
 
         def read(params, tokens, mask):
             hidden, cache = model.apply(
@@ -153,19 +175,23 @@ class Stream:
             )
             return cache, hidden[:, -1]
 
-        def choose(params, cache, hidden, uniform):
+        def choose(params, stops, cache, hidden, uniform, t, stop_state):
             logits = sampling.temper(model.logits(params, hidden), temperature=config.temperature)
-            token = sampling.draw(sampling.process(logits, sample=config), uniform, greedy=greedy)
+            kept = sampling.process(logits, sample=config, t=t)
+            token = sampling.draw(kept, uniform, greedy=greedy)
+            ended, stop_state = sampling.end_of_response(
+                token, t, eos=config.eos, sample=config, stops=stops, state=stop_state
+            )
             after, cache = model.apply(params, token[:, None], jnp.ones((1, 1), bool), cache=cache)
-            return cache, after[:, -1], token
+            return cache, after[:, -1], stop_state, token, ended
 
-        self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(1, 2))
+        self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(2, 3))
 
     def __call__(
         self, text: str, *, seed: int, index: int = 0, start: int | None = None
     ) -> Iterator[int]:
-        """Yield the ids of a response to the `index`-th prompt, including EOS. A prompt
-        that is too long loses its beginning.
+        """Yield the ids of a response to the `index`-th prompt, including the one that
+        ends it. A prompt that is too long loses its beginning.
         """
         prompt = encode(
             [text], self.tokenizer, self.config.prompt_length, too_long="last", start=start
@@ -175,10 +201,13 @@ class Stream:
             sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length)
         )
         cache, hidden = self.read(self.params, prompt.tokens, prompt.mask)
+        stop_state = None if self.stops is None else jnp.zeros((1,), jnp.int32)
         for t in range(self.config.response_length):
-            cache, hidden, token = self.choose(self.params, cache, hidden, noise[:, t])
+            cache, hidden, stop_state, token, ended = self.choose(
+                self.params, self.stops, cache, hidden, noise[:, t], np.int32(t), stop_state
+            )
             yield int(token[0])
-            if int(token[0]) == self.config.eos:
+            if ended[0]:
                 return
 
 

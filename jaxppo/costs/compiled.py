@@ -83,6 +83,9 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Plan:
     mesh_text = config.mesh or f"data={len(devices)}"
     mesh = sharding.make_mesh(mesh_text, devices)
     validate(config, devices=mesh.shape["data"] * mesh.shape["fsdp"])
+    # the table of stop texts needs the tokenizer; it is small, and decoding may take
+    # its full length
+    config = dataclasses.replace(config, stop=())
     model, state = abstract_state(config, shape)
     parts = algorithms.make_parts(config, in_program.count_token(1))
     step = parallel.MeshStep(ppo.make_train_step(model, parts, config), mesh)

@@ -57,6 +57,11 @@ class Tokenizer:
         found = self._backend.token_to_id(END)
         return self.bos_id if found is None else found
 
+    @property
+    def decoder(self) -> decoders.Decoder | None:
+        """What turns tokens into text; None joins them with spaces."""
+        return self._backend.decoder
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text."""
         return self._backend.encode(text, add_special_tokens=False).ids

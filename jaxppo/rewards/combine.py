@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
+from jaxppo.rewards.shaping import row_scores
 from jaxppo.types import Params, RewardFn, Rollout
 
 Weighted = Mapping[str, tuple[float, RewardFn]]
@@ -26,7 +26,7 @@ def weighted_sum(parts: Weighted, *, columns: bool = False) -> RewardFn:
         terms, valid = [], []
         for name, (weight, reward) in parts.items():
             scores, good = reward(params.get(name, {}), rollout)
-            terms.append(weight * _row_scores(scores))
+            terms.append(weight * row_scores(scores))
             valid.append(good)
         stacked = jnp.stack(terms, 1)
         return stacked if columns else stacked.sum(1), jnp.stack(valid).all(0)
@@ -44,14 +44,9 @@ def by_task(rewards: Sequence[RewardFn]) -> RewardFn:
 
     def fn(params: Params, rollout: Rollout):
         found = [reward(params.get(str(n), {}), rollout) for n, reward in enumerate(rewards)]
-        scores = jnp.stack([_row_scores(scores) for scores, _ in found])
+        scores = jnp.stack([row_scores(scores) for scores, _ in found])
         valid = jnp.stack([good for _, good in found])
         own = rollout.extra["task"][None] == jnp.arange(len(rewards), dtype=jnp.int32)[:, None]
         return jnp.where(own, scores, 0.0).sum(0), (own & valid).any(0)
 
     return fn
-
-
-def _row_scores(scores: Array) -> Float[Array, "B"]:
-    """Sum a reward's columns, if it has several."""
-    return scores if scores.ndim == 1 else scores.sum(-1)

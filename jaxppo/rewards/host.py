@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,8 @@ def on_host(
     pure: bool = True,
     batched: bool = False,
     references: bool = False,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    scores: Sequence[str] = (),
 ) -> RewardFn:
     """Make a reward of `fn(prompt, response) -> float`, which sees decoded text.
 
@@ -38,9 +40,14 @@ def on_host(
             of scores, every row is invalid.
         references: `fn` takes the decoded reference as its third argument, from
             `extra["reference"]` Int[B T'] and `extra["reference_length"]` Int[B].
+        columns: values for each row of the data, which `fn` takes by name;
+            `extra["row"]` Int[B] has the row's number. A column "prompt" replaces the
+            decoded prompt.
+        scores: names of several scores. `fn` returns a dict of them, and the scores are
+            [B R] in this order.
     """
 
-    def score_rows(tokens, attend, mask, index, *reference) -> np.ndarray:
+    def score_rows(tokens, attend, mask, index, *more) -> np.ndarray:
         tokens, attend = np.asarray(tokens), np.asarray(attend)
         cut = tokens.shape[1] - mask.shape[1]
         text = lambda rows, keep: decode(
@@ -48,49 +55,58 @@ def on_host(
         )
         prompts = text(tokens[:, :cut], attend[:, :cut])
         texts = [prompts, text(tokens[:, cut:], attend[:, cut:])]
-        if reference:
-            ids, length = (np.asarray(x) for x in reference)
+        if references:
+            ids, length = (np.asarray(x) for x in more)
             texts.append(text(ids, np.arange(ids.shape[1])[None] < length[:, None]))
+        named: dict[str, list] = {}
+        if columns is not None:
+            of_rows = [int(row) for row in np.asarray(more[0])]
+            named = {name: [values[row] for row in of_rows] for name, values in columns.items()}
+            texts[0] = named.pop("prompt", prompts)
         if batched:
-            answers = _call_batched(fn, *texts)
+            answers = _call_batched(fn, *texts, **named)
         else:
-            answers = [_try(fn, *row) for row in zip(*texts, strict=True)]
+            answers = [
+                _try(fn, *row, **{name: values[n] for name, values in named.items()})
+                for n, row in enumerate(zip(*texts, strict=True))
+            ]
         rows = zip(answers, np.asarray(index), prompts, strict=True)
         return np.array(
-            [_to_score(answer, f"row {int(i)} ({prompt[:60]!r})") for answer, i, prompt in rows],
+            [_to_scores(x, scores, f"row {int(i)} ({prompt[:60]!r})") for x, i, prompt in rows],
             np.float32,
         )
 
     def reward(params: Params, rollout: Rollout):
-        shape = jax.ShapeDtypeStruct(rollout.finished.shape, jnp.float32)
+        shape = jax.ShapeDtypeStruct(
+            rollout.finished.shape + ((len(scores),) if scores else ()), jnp.float32
+        )
         # under vmap (a sweep) the runs are scored one after another
         pure_call = functools.partial(jax.pure_callback, vmap_method="sequential")
         call = pure_call if pure else io_callback
         index = jnp.arange(len(rollout.finished)) if rollout.index is None else rollout.index
         names = ("reference", "reference_length") if references else ()
-        reference = [rollout.extra[name] for name in names]
-        scores = call(
-            score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *reference
-        )
-        valid = jnp.isfinite(scores)
-        return jnp.where(valid, scores, 0.0), valid
+        names = names if columns is None else ("row",)
+        more = [rollout.extra[name] for name in names]
+        found = call(score_rows, shape, rollout.tokens, rollout.attend, rollout.mask, index, *more)
+        finite = jnp.isfinite(found)
+        return jnp.where(finite, found, 0.0), finite.all(-1) if scores else finite
 
     return reward
 
 
-def _try(fn: Callable, *args) -> Any:
+def _try(fn: Callable, *args, **named) -> Any:
     """Return the result, or the exception: raised in a callback, it would destroy the
     donated state of the step.
     """
     try:
-        return fn(*args)
+        return fn(*args, **named)
     except Exception as error:
         return error
 
 
-def _call_batched(fn: Callable, *texts: Sequence[str]) -> list:
+def _call_batched(fn: Callable, *texts: Sequence[str], **named: Sequence[Any]) -> list:
     """Return one result per row; if the call fails, its exception for every row."""
-    rows, answers = len(texts[0]), _try(fn, *texts)
+    rows, answers = len(texts[0]), _try(fn, *texts, **named)
     if isinstance(answers, Exception):
         return [answers] * rows
     listed = _try(list, answers)
@@ -100,9 +116,25 @@ def _call_batched(fn: Callable, *texts: Sequence[str]) -> list:
     return [ValueError(f"expected {rows} rewards, but got {found}")] * rows
 
 
+def _to_scores(answer: Any, scores: Sequence[str], name: str) -> float | list[float]:
+    """Return the score, or the named scores of a dict in order; NaN for all of them and
+    a warning if one is missing, unknown or no finite number.
+    """
+    if not scores:
+        return _to_score(answer, name)
+    if isinstance(answer, Mapping):
+        found = sorted(map(str, answer))
+        if found == sorted(scores):
+            return [_to_score(answer[score], f"{name}, {score}") for score in scores]
+        answer = ValueError(f"scores {', '.join(found)} instead of {', '.join(scores)}")
+    elif not isinstance(answer, Exception):
+        answer = TypeError(f"expected a dict of {', '.join(scores)}, but got {answer!r}")
+    return [_to_score(answer, name)] * len(scores)
+
+
 def _to_score(answer: Any, name: str) -> float:
     """Return a finite score, or NaN and a warning that names the row."""
-    if isinstance(answer, str) or answer is None:
+    if isinstance(answer, str | Mapping) or answer is None:
         answer = TypeError(f"a reward must be a number, but is {answer!r}")
     score = answer if isinstance(answer, Exception) else _try(float, answer)
     if isinstance(score, float) and not np.isfinite(score):

@@ -6,7 +6,7 @@ Scores may have columns, [B R]: each is shaped alike, and penalties are divided 
 them, so that their sum is shaped like a single score.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -19,6 +19,23 @@ from jaxppo.types import PyTree, Rollout, Scalar
 
 Scores = Float[Array, "B"] | Float[Array, "B R"]
 Shaper = Callable[[Scores, Rollout, Bool[Array, "B"]], Scores]
+
+
+def row_scores(scores: Scores) -> Float[Array, "B"]:
+    """One score a response: the sum of its columns."""
+    return scores if scores.ndim == 1 else scores.sum(-1)
+
+
+def weight_columns(scores: Scores, weights: Sequence[tuple[str, float]]) -> Scores:
+    """Multiply each column of the scores by its weight, in the order of the names.
+
+    >>> weights = (("right", 1.0), ("short", 0.5))
+    >>> weight_columns(jnp.array([[2.0, 3.0]]), weights).tolist()
+    [[2.0, 1.5]]
+    """
+    if not weights:
+        return scores
+    return scores * jnp.array([weight for _, weight in weights], scores.dtype)[None]
 
 
 def token_rewards(

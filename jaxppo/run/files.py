@@ -59,6 +59,21 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     return folder
 
 
+def free_name(root: str | Path, name: str) -> str:
+    """The name, or with the first free number if there is a folder of that name:
+    name-2, name-3, ...
+    """
+    check_name(name)
+    number = 1
+    while processes.is_main() and (Path(root) / _numbered(name, number)).exists():
+        number += 1
+    return _numbered(name, processes.broadcast_int(number))
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}-{number}"
+
+
 def has_started(folder: Path) -> bool:
     """Whether the folder holds a run, as process 0 sees it: it may be writing there
     already.
@@ -227,7 +242,7 @@ def read_jsonl(path: Path) -> list[dict]:
 
 def write_jsonl(path: Path, rows: Sequence[dict]) -> None:
     """Write records as lines of JSON, atomically."""
-    write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows))
+    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def printable(text: str) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +23,7 @@ from jaxppo.models.critic import init_value
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.parallel import processes, sharding
+from jaxppo.pretrained import token_bytes
 from jaxppo.pretrained.tiny import tiny_model
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, resume
@@ -39,9 +40,22 @@ class Policy:
 
     model: Model
     params: Params  # trained
-    frozen: dict[str, Any]  # base, reference, and a place for the reward model
+    # base, reference, a place for the reward model; with stop texts "stop"
+    frozen: dict[str, Any]
     tokenizer: Tokenizer
     shape: ModelConfig
+    # loads `params` once more, or None
+    reload: Callable[[], Params] | None = None
+
+    def initial_params(self) -> Params:
+        """`params`, loaded once more if a training step has deleted them. Raises
+        UserError if they cannot be.
+        """
+        if not any(x.is_deleted() for x in jax.tree.leaves(self.params)):
+            return self.params
+        if self.reload is None:
+            raise UserError("the policy was trained and its parameters are gone; load it again")
+        return self.reload()
 
 
 def use_compilation_cache() -> None:
@@ -87,6 +101,17 @@ def load_policy(
     Raises:
       UserError: `model_kind` differs from the checkpoint's, or is a classifier.
     """
+    config, policy = _load_policy(config, dropout, reward, mesh)
+    again = lambda: _load_policy(config, dropout, reward, mesh)[1].params
+    return config, dataclasses.replace(policy, reload=again)
+
+
+def _load_policy(
+    config: C,
+    dropout: float | None,
+    reward: Params | None,
+    mesh: Mesh | Literal["configured"] | None,
+) -> tuple[C, Policy]:
     if mesh == "configured":
         mesh = configured_mesh(config)
     uses_reward = config.value_init == "reward" and config.value_loss != "none"
@@ -118,7 +143,7 @@ def make_policy(
     mesh: Mesh | None = None,
 ) -> tuple[C, Policy]:
     """`load_policy` with given weights, which have no value head."""
-    _check_fits(config, shape, tokenizer)
+    check_fits(config, shape, tokenizer)
     algorithms.check(config)  # find a wrong name before anything is compiled
     own = stack_layers(dict(weights)) if config.scan_layers else dict(weights)
     model, separate = make_model(config, shape)
@@ -142,6 +167,9 @@ def make_policy(
         reference = on_devices(own, jnp.array)
         params = lora.merge(on_devices(weights, jnp.array), new)
         frozen = {"base": {}, "reference": reference, "reward": {}}
+    if config.stop:
+        stops = token_bytes.make_stops(config.stop, tokenizer, vocab_size=shape.vocab_size)
+        frozen["stop"] = on_devices(stops, jnp.asarray)
     if config.value_loss != "none" and config.value_init != "zero":
         params = init_value(params, jax.random.fold_in(key, 1), config.value_init, reward)
     params = params if mesh is None else sharding.place(params, mesh)
@@ -149,7 +177,7 @@ def make_policy(
     return config, Policy(model, params, frozen, tokenizer, shape)
 
 
-def _check_fits(config: Config, shape: ModelConfig, tokenizer: Tokenizer) -> None:
+def check_fits(config: Config, shape: ModelConfig, tokenizer: Tokenizer) -> None:
     """Raise UserError for what JAX would silently clamp or turn into NaN."""
     if config.length > shape.max_length:
         raise UserError(
@@ -198,29 +226,51 @@ def restore_best(folder: Path, state: TrainState) -> TrainState:
     return checkpoints.restore(state, step=checkpoints.best_step())
 
 
+def checkpoint_step(checkpoints: Checkpoints, checkpoint: str | int) -> int | None:
+    """The step of a checkpoint: "best" by validation score, "newest", or a step's
+    number. None is the newest undamaged one, which is also the best if none has a
+    score.
+
+    Raises UserError for a step that is not there.
+    """
+    steps = checkpoints.steps()
+    if checkpoint == "newest" or not steps:  # `Checkpoints.restore` says that there is none
+        return None
+    if checkpoint == "best":
+        return checkpoints.best_step()
+    if str(checkpoint) not in map(str, steps):
+        raise UserError(
+            f"--checkpoint {checkpoint}: there is no such step; choose best, newest, or one of "
+            f"{', '.join(map(str, steps))}"
+        )
+    return int(checkpoint)
+
+
 def restore(
-    folder: Path, *, kind: type[C] = RunConfig, newest: bool = False, mesh: Mesh | None = None
+    folder: Path,
+    *,
+    kind: type[C] = RunConfig,
+    checkpoint: str | int = "best",
+    mesh: Mesh | None = None,
 ) -> tuple[C, Policy, TrainState]:
-    """Load a run at its best checkpoint (`restore_best`), or the newest, from its
-    folder, where nothing is changed.
+    """Load a run at a checkpoint (`checkpoint_step`) from its folder, where nothing is
+    changed.
 
     Args:
       folder: of a run, or of a task's stages.
       kind: the class of the settings.
+      checkpoint: best, newest or a step.
       mesh: where arrays are placed; None is one device.
     """
     place = files.find_run(folder)
     stored = read_config(kind, place / "config.json")
     checkpoints = Checkpoints(place / "checkpoints", write=False)
+    step = checkpoint_step(checkpoints, checkpoint)
     resume.check_weights(stored, checkpoints)
     # The checkpoint has the value head, however it was initialised.
     config, policy = load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return (
-        config,
-        policy,
-        checkpoints.restore(like, step=None if newest else checkpoints.best_step()),
-    )
+    return config, policy, checkpoints.restore(like, step=step)
 
 
 def configured_mesh(config: RunConfig) -> Mesh | None:

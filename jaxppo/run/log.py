@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jaxppo.run.files import printable, read_jsonl, write_jsonl
+from jaxppo.run.samples import SampleLog
 
 PANELS = (  # (key in metrics.jsonl, title, unit)
     ("reward", "reward", "score a response"),
@@ -42,6 +43,9 @@ class Log:
     def log(self, rows: Sequence[dict[str, float]]) -> None:
         """Log the metrics of some steps; every row has its `step`, counted from 1."""
 
+    def samples(self, step: int, samples: dict) -> None:
+        """Log the responses of `ppo.first_samples`."""
+
     def say(self, text: str) -> None:
         """Print a line of news."""
 
@@ -57,8 +61,15 @@ class FileLog(Log):
     terminal.
     """
 
-    def __init__(self, folder: Path, *, first_step: int, total_steps: int):
-        self.path = folder / "metrics.jsonl"
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        total_steps: int,
+        sample_log: SampleLog | None = None,
+    ):
+        self.path, self.sample_log = folder / "metrics.jsonl", sample_log
         # Steps after the checkpoint that a run resumes from will run again.
         write_jsonl(self.path, [row for row in read_jsonl(self.path) if row["step"] <= first_step])
         self.file = self.path.open("a")
@@ -86,6 +97,10 @@ class FileLog(Log):
                 print(f"step {step}/{self.total}  {line}", flush=True)
             else:
                 self.bar.update(self.task, completed=step, description=line)
+
+    def samples(self, step: int, samples: dict) -> None:
+        if self.sample_log is not None:
+            self.sample_log.write(step, samples)
 
     def say(self, text: str) -> None:
         if self.bar is None:

@@ -48,6 +48,7 @@ def run(
     done, cursor = int(state.step), int(state.cursor)
     state = step.place(state)
     stopwatch, early = Stopwatch(config, meter), EarlyStopping(config.patience)
+    flat = FlatRewards()
     early.restore(past_evaluations(config, past, validated=evaluate is not None))
     no_better = f"no better validation in {config.patience} evaluations"
     if done < config.steps and early.exhausted:
@@ -56,10 +57,12 @@ def run(
 
     def report(rows: list[dict[str, float]], signals: StopSignals) -> None:
         log.log(rows)
+        for number, samples in stopwatch.samples:
+            log.samples(number, samples)
         for row in rows:
             check_metrics(config, row)
         slow, again = signals.slow_warning(stopwatch.longest), stopwatch.recompilation_warning()
-        for text in (checkpoints.pop_error(), slow, again):
+        for text in (checkpoints.pop_error(), slow, again, flat.warning(rows)):
             if text:
                 log.say(f"warning: {text}")
 
@@ -175,6 +178,35 @@ class EarlyStopping:
     def improved(self) -> bool:
         """Whether the last evaluation was the best so far."""
         return self.worse == 0
+
+
+class FlatRewards:
+    """Warns, once, if the rewards of the first steps leave nothing to learn from."""
+
+    STEPS = 3
+
+    def __init__(self) -> None:
+        self.flat = self.equal = 0
+
+    def warning(self, rows: Sequence[dict[str, float]]) -> str:
+        """A warning after `STEPS` first steps whose rewards were all equal, or in which
+        no group had different rewards; else "".
+        """
+        for row in (row for row in rows if row["step"] <= self.STEPS and "reward_std" in row):
+            self.equal += row["reward_std"] == 0
+            self.flat += row.get("informative", 1.0) == 0
+            if self.equal == self.STEPS:
+                return (
+                    f"all rewards of the first {self.STEPS} steps are equal ({row['reward']:g} at "
+                    "last): there is nothing to learn from; check the reward on samples.jsonl"
+                )
+            if self.flat == self.STEPS:
+                return (
+                    f"in the first {self.STEPS} steps all samples of a prompt had the same reward: "
+                    "the advantages are 0; use easier prompts, a graded reward, or a larger "
+                    "--group-size"
+                )
+        return ""
 
 
 class NonFiniteUpdate(Exception):

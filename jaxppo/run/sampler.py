@@ -41,6 +41,7 @@ class Sample(NamedTuple):
     response: str
     tokens: list[int]
     kl: float  # nats to the reference, summed over the response
+    finished: bool  # it ended with the end of text or a stop text
 
 
 class Sampler:
@@ -83,5 +84,6 @@ class Sampler:
         responses = kept(done.tokens[:, length:], done.mask > 0)
         kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)
         decode = self.tokenizer.decode_batch
-        rows = zip(decode(prompts), decode(responses), responses, kl.tolist(), strict=True)
+        rest = (responses, kl.tolist(), done.finished.tolist())
+        rows = zip(decode(prompts), decode(responses), *rest, strict=True)
         return [Sample(*row) for row in rows]

@@ -1,7 +1,6 @@
 """Read and write settings: a run's config.json, and YAML or JSON files for --config."""
 
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -13,6 +12,7 @@ from typing import Any, TypeVar
 
 import yaml
 
+from jaxppo import option_names
 from jaxppo.config import HIDDEN, Config
 from jaxppo.errors import UserError
 from jaxppo.presets import ALGORITHMS, preset
@@ -43,7 +43,7 @@ def from_dict(kind: type[C], stored: dict[str, Any], *, source: str | Path) -> C
     """The inverse of `to_dict`. Ignores unknown names; raises UserError, which names
     the source, for a value of the wrong type.
     """
-    return kind(**_convert_known(kind, stored, source))
+    return dataclasses.replace(kind(), **_convert_known(kind, stored, source))
 
 
 def base_settings(
@@ -95,7 +95,7 @@ def read_config_file(kind: type[Config], path: Path) -> tuple[dict[str, Any], li
         cure = (
             "a run's config.json goes with the script that wrote it"
             if is_record
-            else "--help lists all settings"
+            else "--help-all lists all settings"
         )
         plural = "s" * (len(unknown) > 1)
         raise UserError(f"{path}: unknown setting{plural} {', '.join(words)}; {cure}")
@@ -175,8 +175,8 @@ def _type_error(name: str, value: Any, kind: Any, source: str | Path) -> str:
 
 
 def _with_nearest(name: Any, names: set[str]) -> str:
-    close = difflib.get_close_matches(str(name), sorted(names), n=1)
-    return f"{str(name)[:40]!r}" + (f" (perhaps you meant {close[0]})" if close else "")
+    meant = option_names.suggest(str(name), names)
+    return f"{str(name)[:40]!r}" + (f" ({meant})" if meant else "")
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ class Stopwatch:
         self.longest = 0.0  # seconds of a dispatch, other than the first
         self.first = True  # the first dispatch compiles
         self.recompilations, self.recompiled = 0.0, False
+        # (step, responses of `ppo.first_samples`) of the last dispatch
+        self.samples: list[tuple[int, dict]] = []
         self.restart()
 
     def restart(self) -> None:
@@ -46,10 +48,12 @@ class Stopwatch:
 
     def finish(self) -> list[dict[str, float]]:
         """Wait for the dispatch in flight; one row for each of its steps."""
+        self.samples = []
         if self.in_flight is None:
             return []
         first_step, metrics = self.in_flight
         metrics = jax.device_get(metrics)
+        samples = metrics.pop("samples", None)
         whole, steps = time.monotonic() - self.started, self.config.steps_per_call
         timing = self.meter.measure(whole, steps, idle=self.idle)
         self.recompiled = timing["recompilations"] > self.recompilations
@@ -59,8 +63,11 @@ class Stopwatch:
         self.in_flight, self.idle, self.first = None, 0.0, False
         self.restart()
         seconds, rows = whole / steps, []
+        part = lambda tree, k: tree if steps == 1 else {name: x[k] for name, x in tree.items()}
+        numbers = range(first_step, first_step + steps) if samples is not None else ()
+        self.samples = [(step, part(samples, k)) for k, step in enumerate(numbers)]
         for k in range(steps):
-            row = {name: float(x if steps == 1 else x[k]) for name, x in metrics.items()}
+            row = {name: float(x) for name, x in part(metrics, k).items()}
             row |= {
                 "seconds": seconds,
                 "tokens_per_second": row["length"] * self.config.rows / seconds,

@@ -198,6 +198,9 @@ class TrackedLog(Log):
             with self._dropping(name):
                 tracker.log(rows)
 
+    def samples(self, step: int, samples: dict) -> None:
+        self.main.samples(step, samples)
+
     def say(self, text: str) -> None:
         self.main.say(text)
 

@@ -1,4 +1,4 @@
-"""Evaluate a supervised objective on held-out rows."""
+"""Evaluate on held-out data: a supervised objective on rows, a policy on prompts."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,17 @@ import numpy as np
 
 from jaxppo import supervised
 from jaxppo.config import RunConfig
+from jaxppo.data.prompts import PromptSet, numpy_prompts
 from jaxppo.data.rows import Rows
-from jaxppo.parallel import sharding
+from jaxppo.parallel import processes, sharding
+from jaxppo.rewards.shaping import row_scores, weight_columns
 from jaxppo.run.load import Policy
+from jaxppo.run.sampler import sample_responses
 from jaxppo.supervised import Objective
-from jaxppo.types import TrainState
+from jaxppo.types import Parts, TrainState
+
+SEED = 1001  # of the samples in every evaluation
+ROWS = 64  # prompts at a time
 
 
 def make_validation(
@@ -40,5 +46,41 @@ def make_validation(
         if "accuracy" in means:
             return {**means, "score": means["accuracy"]}
         return {**means, "perplexity": math.exp(min(means["loss"], 80.0)), "score": -means["loss"]}
+
+    return evaluate
+
+
+def make_reward_validation(
+    config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet
+) -> Callable[[TrainState], dict[str, float]]:
+    """Make `evaluate(state)` for `train.fit`: means over the responses to held-out
+    prompts, with the same noise each time. `score` is the reward.
+    """
+    total, size = len(prompts.tokens), min(ROWS, len(prompts.tokens))
+
+    def program(params, frozen, batch, key):
+        rolled = sample_responses(config, policy.model, params, frozen, batch, key)
+        raw, valid = parts.reward(frozen["reward"], rolled)
+        kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
+        found = {"reward": row_scores(weight_columns(raw, parts.score_weights)), "kl": kl}
+        names = enumerate(name for name, _ in parts.score_weights)
+        found |= {f"score_{name}": raw[:, column] for column, name in names}
+        return {**found, "length": rolled.mask.sum(1)}, valid
+
+    compiled = jax.jit(program)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        parts_found = []
+        for first in range(0, total, size):
+            index = np.arange(first, first + size, dtype=np.int32)
+            rows = np.minimum(index, total - 1)  # the last batch is filled up with copies
+            extra = {name: x[rows] for name, x in prompts.extra.items()}
+            batch = numpy_prompts(prompts.tokens[rows], prompts.mask[rows], extra, index=index)
+            with sharding.rows_on_mesh(state.params, batch) as batch:
+                found = compiled(state.params, state.frozen, batch, jax.random.key(SEED))
+            parts_found.append(jax.device_get(processes.to_host(found)))
+        values, valid = jax.tree.map(lambda *x: np.concatenate(x)[:total], *parts_found)
+        means = {name: float(x[valid].mean()) for name, x in values.items() if valid.any()}
+        return {**means, "score": means.get("reward", -math.inf)}
 
     return evaluate

@@ -151,7 +151,13 @@ def sample_untrained(
 
 
 def evaluate_run(
-    root: Path, name: str, *, rows: int, samples: int = 0, data: str = ""
+    root: Path,
+    name: str,
+    *,
+    rows: int,
+    samples: int = 0,
+    data: str = "",
+    checkpoint: str | int = "best",
 ) -> dict[str, Any]:
     """Measure a run's policy on examples of a task: {metric: [value, low, high]} with
     95 % bootstrap intervals, and all `outputs`.
@@ -161,12 +167,12 @@ def evaluate_run(
 
     The examples are all of `data`; without it, the test part of the run's own data or,
     for another task, of the task's. A run of several tasks is measured on one of them,
-    with the prompts that it was trained on.
+    with the prompts that it was trained on. `checkpoint` is best, newest or a step.
 
-    Raises UserError without a run, for an unknown task, and for pass@k of a task
-    without the metric "exact".
+    Raises UserError without a run or checkpoint, for an unknown task, and for pass@k of
+    a task without the metric "exact".
     """
-    config, policy, state = load.restore(root, kind=TaskConfig)
+    config, policy, state = load.restore(root, kind=TaskConfig, checkpoint=checkpoint)
     together = json.loads((files.find_run(root) / "config.json").read_text()).get("tasks", [])
     if together and name not in together:
         raise UserError(
@@ -199,7 +205,8 @@ def evaluate_run(
         values |= _pass_at_powers(drawn, references)
     lines = zip(found.samples, found.responses, references, strict=True)
     outputs = [{"prompt": s.prompt, "response": x, "reference": r} for s, x, r in lines]
-    return {"task": name, "test_rows": len(references), **values, "outputs": outputs}
+    about = {"task": name, "step": int(state.step), "test_rows": len(references)}
+    return {**about, **values, "outputs": outputs}
 
 
 def _pass_at_powers(drawn: list[list[Sample]], references: list[str]) -> dict[str, float]:

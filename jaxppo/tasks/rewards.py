@@ -2,14 +2,20 @@
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxppo.config import RunConfig
+from jaxppo.data.examples import Split
+from jaxppo.data.sentiment import Reviews
 from jaxppo.errors import UserError
-from jaxppo.rewards import in_program, text
+from jaxppo.models import text_classifier
+from jaxppo.parallel import processes
+from jaxppo.rewards import classifier, in_program, text
 from jaxppo.rewards import metrics as token_metrics
 from jaxppo.rewards.host import on_host
 from jaxppo.rollout import reference_params
-from jaxppo.run import load
+from jaxppo.run import checkpoint, load
 from jaxppo.run.load import Policy
 from jaxppo.tasks import TaskConfig, get_task, metrics
 from jaxppo.types import RewardFn
@@ -133,3 +139,38 @@ def reward_name(options: TaskConfig) -> str:
 def make_reward(options: TaskConfig, policy: Policy) -> Reward:
     """Make the reward of `reward_name`."""
     return REWARDS[reward_name(options)](options, policy)
+
+
+def review_classifier(
+    options: RunConfig,
+    policy: Policy,
+    reviews: Reviews,
+    split: Split,
+    folder: Path,
+    *,
+    scale: float = 1.0,
+) -> tuple[Reward, float]:
+    """Train a classifier of movie reviews on the policy's embedding, or load it from
+    the folder. Returns 2 p(positive) - 1 as a reward, and its accuracy on test
+    sentences whose human rating is beyond ±.5.
+    """
+    net = text_classifier.Classifier()
+    base = policy.frozen["base"] or policy.frozen["reference"]
+    embedding = processes.to_host(base["embed"]["embedding"])
+    encode = policy.tokenizer.encode
+    labelled = classifier.LabelledTexts.encode(reviews.texts, reviews.ratings, encode)
+    with processes.main_first("reward"):  # one process trains it, once a run
+        if folder.exists():
+            params = checkpoint.load_tree(
+                folder, classifier.init(net, embedding, seed=options.seed)
+            )
+        else:
+            texts = labelled.rows(split.train).with_windows(
+                least=12, most=options.response_length, seed=options.seed
+            )
+            params = classifier.fit(net, embedding, texts, seed=options.seed, report=print)
+            checkpoint.save_tree(folder, params)
+    params = {"embedding": embedding, "net": params}
+    accuracy = classifier.accuracy(net, params, labelled.rows(split.test), beyond=0.5)
+    print(f"reward model: {accuracy:.3f} of test sentences right (human rating beyond +-0.5)")
+    return Reward(classifier.reward(net, scale=scale), params), accuracy

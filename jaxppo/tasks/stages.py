@@ -9,7 +9,6 @@
 """
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -240,8 +239,7 @@ def optimise_policy(
 def write_report(options: TaskConfig, root: Path, result: dict[str, Any]) -> None:
     """Write outputs.jsonl and result.json, and print some responses and the gains."""
     outputs = result.pop("outputs")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in outputs)
-    files.write_atomically(root / "outputs.jsonl", lines)
+    files.write_jsonl(root / "outputs.jsonl", outputs)
     result |= {"samples": outputs[:5]} | run_info(options, root)
     write_result(options, root, result)
     columns = ["prompt", "supervised", "policy", "reference"]

@@ -50,8 +50,8 @@ class ExportOptions:
     """write the low-rank adapters for PEFT; default: merge them into the weights"""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the weights"""
-    checkpoint: Literal["best", "newest"] = "best"
-    """best by validation score (the newest if none has a score), or the newest"""
+    checkpoint: str = "best"
+    """best (by validation score; the newest if none has a score), newest, or a step"""
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,17 @@ def export(options: ExportOptions) -> None:
 
 
 def restore(run: Path, checkpoint: str) -> Exported:
-    """Load the best or the newest checkpoint of a run. Raises UserError if there is no
-    run or no checkpoint.
+    """Load a checkpoint of a run: best, newest or a step. Raises UserError if there is
+    no run or no such checkpoint.
     """
     record = records.read(run)
-    config, policy, state = load.restore(record.config_folder, newest=True)
+    config, policy, state = load.restore(record.config_folder, checkpoint=checkpoint)
     checkpoints = Checkpoints(record.config_folder / "checkpoints", write=False)
-    best = checkpoint == "best" and checkpoints.best_step() is not None
-    state = load.restore_best(record.config_folder, state) if best else state
     about = manifest.read(checkpoints.folder / str(int(state.step)))
-    which = f"the {'best' if best else 'newest'} checkpoint, of step {int(state.step)}"
+    which = f"the checkpoint of step {int(state.step)}"
+    if checkpoint in ("best", "newest"):
+        best = checkpoint == "best" and checkpoints.best_step() is not None
+        which = f"the {'best' if best else 'newest'} checkpoint, of step {int(state.step)}"
     return Exported(record, config, policy, state, which, str(about["config"]))
 
 

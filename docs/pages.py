@@ -1,0 +1,187 @@
+"""What the pages need besides Sphinx: tables made from the code, links to sources, and docstrings
+as reStructuredText.
+
+`<!-- algorithm index -->` in a page becomes the table of presets, and `<!-- settings -->` all
+settings with their help, so that neither goes stale.
+"""
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx import addnodes
+from sphinx.application import Sphinx
+from sphinx.pycode import ModuleAnalyzer
+
+from jaxppo import algorithms, config
+from jaxppo.presets import ALGORITHMS
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE = "https://github.com/jaxppo/jaxppo/blob/main/"
+
+# --- Tables made from the code ---
+
+
+def algorithm_index() -> str:
+    """A Markdown table: paper, preset, settings, and the files of its loss and advantage."""
+    rows = ["| paper | preset | settings | files |", "| --- | --- | --- | --- |"]
+    for name, preset in ALGORITHMS.items():
+        settings = " ".join(f"`{_option(key, x)}`" for key, x in preset.settings.items())
+        files = " ".join(f"[{file}]({SOURCE}jaxppo/{file})" for file in source_files(name))
+        paper = f"[{_paper_name(preset.paper)}]({preset.paper})"
+        rows.append(f"| {paper} | **`{name}`**: {preset.about} | {settings} | {files} |")
+    return "\n".join(rows)
+
+
+def _option(name: str, value: Any) -> str:
+    """A setting as an option of the command line."""
+    if isinstance(value, bool):
+        return config.option(name if value else f"no_{name}")
+    return f"{config.option(name)} {value}"
+
+
+def _paper_name(address: str) -> str:
+    """A short name of a paper's address.
+
+    >>> _paper_name("https://arxiv.org/abs/1707.06347"), _paper_name("https://x.org/2-npg")
+    ('arXiv 1707.06347', 'x.org')
+    """
+    if "arxiv.org" in address:
+        return f"arXiv {address.rsplit('/', 1)[1]}"
+    if "doi.org" in address:
+        return f"doi {address.split('/', 4)[4]}"
+    return address.split("/")[2].removeprefix("papers.")
+
+
+def source_files(name: str) -> list[str]:
+    """The files of a preset's loss (or other update) and advantage, below jaxppo/."""
+    settings = config.Config(**{"algorithm": name, **ALGORITHMS[name].settings})
+    if settings.update == "gradient":
+        update = algorithms.policy_loss(settings)
+    else:
+        update = algorithms.UPDATES[settings.update]
+    advantage = algorithms.ADVANTAGES[settings.advantage].make(settings)
+    homes = [home for f in (update, advantage) for home in _homes(f)]
+    # The formula, where there is one, not the wrapper that applies it to a rollout.
+    formula = "jaxppo.advantages" if "jaxppo.advantages" in homes else None
+    kept = [x for x in homes if not (formula and x == "jaxppo.estimators")]
+    return list(dict.fromkeys(f"{x.removeprefix('jaxppo.').replace('.', '/')}.py" for x in kept))
+
+
+def _homes(function: Callable) -> Iterator[str]:
+    """The modules of a function, and of the functions that it closes over or calls by name."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    yield function.__module__
+    if function.__module__ == "jaxppo.estimators":
+        found = inspect.getclosurevars(function)
+        for inner in found.nonlocals.values():
+            if callable(inner):
+                yield from _homes(inner)
+        if re.search(r"\badvantages\.\w+\(", inspect.getsource(function)):
+            yield "jaxppo.advantages"
+
+
+def settings_list() -> str:
+    """All settings as a Markdown table: option, default and help."""
+    found = ModuleAnalyzer.for_module("jaxppo.config").find_attr_docs()
+    parts = []
+    for cls in (config.Config, config.RunConfig):
+        parts.append(f"## {cls.__name__}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n")
+        parts.append("| option | default | meaning |\n| --- | --- | --- |")
+        for (owner, name), lines in found.items():
+            if owner == cls.__name__ and name in cls.__dataclass_fields__:
+                default = cls.__dataclass_fields__[name].default
+                text = " ".join(" ".join(lines).split()).replace("|", "\\|")
+                parts.append(f"| `{config.option(name)}` | `{default!r}` | {text} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+MADE = {"<!-- algorithm index -->": algorithm_index, "<!-- settings -->": settings_list}
+
+
+def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put the tables into the text of a page."""
+    for mark, make in MADE.items():
+        if mark in source[0]:
+            source[0] = source[0].replace(mark, make())
+
+
+# --- Links to files of the repository ---
+
+
+def link_sources(app: Sphinx, document: nodes.document) -> None:
+    """A link to a file outside of docs/ goes to the repository; Sphinx would offer a download."""
+    for node in list(document.findall(addnodes.download_reference)):
+        page = Path(app.env.doc2path(document.settings.env.docname))
+        path = (page.parent / node["reftarget"]).resolve()
+        if not path.is_file():  # of a text that another page includes
+            path = (Path(app.srcdir) / node["reftarget"].lstrip("/")).resolve()
+        new = nodes.reference("", "", *node.children, refuri=SOURCE + str(path.relative_to(ROOT)))
+        node.replace_self(new)
+
+
+# --- Docstrings ---
+
+
+def to_rst(app, what, name, obj, options, lines: list[str]) -> None:
+    """Turn a docstring of this project into reStructuredText.
+
+    Names are in single backquotes, tables and indented equations are plain text, and | and * have
+    no meaning.
+    """
+    lines[:] = rst_lines(lines)
+
+
+def rst_lines(lines: list[str]) -> list[str]:
+    """The lines of a docstring as reStructuredText.
+
+    >>> rst_lines(["|x| of `y`:", "", ">>> f(*a)", "1"])
+    ['\\\\|x\\\\| of ``y``:', '', '>>> f(*a)', '1']
+    """
+    found: list[str] = []
+    for block in "\n".join(lines).split("\n\n"):
+        own = block.split("\n")
+        plain = own[0].lstrip().startswith(">>>")
+        table = any(re.search(r"\S {3,}\S", line) for line in own)
+        indented = all(line.startswith("    ") for line in own if line)
+        if plain:
+            found += own
+        elif table or (indented and not _in_section(found)):
+            found += ["::", "", *(f"    {line}" for line in own)]
+        else:
+            found += _inline(block).split("\n")
+        found.append("")
+    return found[:-1]
+
+
+def _in_section(before: list[str]) -> bool:
+    """Whether the last line at the margin is the head of a section of arguments."""
+    margin = [line for line in before if line and not line.startswith(" ")]
+    return bool(margin) and bool(re.fullmatch(r"(Args|Raises|Returns|Yields|Shapes):", margin[-1]))
+
+
+def _inline(text: str) -> str:
+    """Literals for names in backquotes; elsewhere no character has a meaning."""
+    parts = re.split(r"(`[^`]+`|https?://[^\s)>,]+)", text)
+    for i, part in enumerate(parts):
+        if i % 2 == 0:
+            parts[i] = re.sub(r"([*|])", r"\\\1", part)
+            parts[i] = re.sub(r"(\w)_(?!\w)", r"\1\\_", parts[i])
+        elif part.startswith("`"):
+            parts[i] = f"`{part}`"
+            if i + 1 < len(parts) and re.match(r"\w", parts[i + 1]):
+                parts[i] += "\\ "
+    return "".join(parts)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", fill_in)
+    app.connect("doctree-read", link_sources, priority=100)  # before Sphinx collects downloads
+    app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

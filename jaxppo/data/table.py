@@ -1,0 +1,101 @@
+"""Prompts of a user, in any of the usual forms, as columns."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from jaxppo.data import jsonl
+from jaxppo.data.prompts import PromptSet, TokenizerLike, encode
+from jaxppo.errors import UserError
+
+Messages = Sequence[Mapping[str, str]]
+ROW = "row"  # extra["row"]: the number of the data's row
+
+
+class ChatTokenizer(TokenizerLike, Protocol):
+    """A tokenizer that can also render a chat."""
+
+    def apply_chat(self, messages: Messages, *, add_generation_prompt: bool = True) -> str: ...
+
+
+def read_columns(prompts: Any) -> dict[str, list]:
+    """Return the columns of the data, "prompt" first.
+
+    Args:
+      prompts: texts; chats, each a list of {"role": ..., "content": ...}; dicts with
+        "prompt" (a text or a chat) and further columns; a `datasets.Dataset`; or the
+        path of a .jsonl file of such dicts. A column that some rows lack is None there.
+
+    Raises UserError, with the row's number, for anything else.
+    """
+    rows = _rows(prompts)
+    if not rows:
+        raise UserError("there are no prompts; give at least one")
+    names = list(dict.fromkeys(["prompt", *(name for row in rows for name in row)]))
+    for number, row in enumerate(rows):
+        if problem := _problem(row.get("prompt")):
+            raise UserError(f"prompt {number} {problem}")
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _rows(prompts: Any) -> list[dict[str, Any]]:
+    if isinstance(prompts, str | Path):
+        if isinstance(prompts, str) and not prompts.endswith((".jsonl", ".jsonl.gz")):
+            raise UserError(
+                f"prompts={prompts[:60]!r} is one text; give a list of prompts, or a .jsonl file"
+            )
+        return [row for _, row in jsonl.read(prompts)]
+    if not isinstance(prompts, Iterable):
+        raise UserError(f"prompts are a {type(prompts).__name__}; give a list, or a .jsonl file")
+    return [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
+
+
+def _problem(prompt: Any) -> str:
+    """What is wrong with a prompt, or ""."""
+    if isinstance(prompt, str):
+        return "" if prompt.strip() else "is empty"
+    if isinstance(prompt, Sequence | np.ndarray) and len(prompt):
+        good = lambda x: (
+            isinstance(x, Mapping) and isinstance(x.get("content"), str) and x.get("role")
+        )
+        if all(map(good, prompt)):
+            return ""
+        return 'is no chat; each message is {"role": "user", "content": "..."}'
+    found = "missing" if prompt is None else f"a {type(prompt).__name__}"
+    return f"is {found}; give a text, or a chat as a list of messages"
+
+
+def render(prompt: str | Messages, tokenizer: ChatTokenizer) -> str:
+    """Return the text that the model reads: a text as it is, a chat in the checkpoint's
+    format with the beginning of the answer.
+    """
+    return prompt if isinstance(prompt, str) else tokenizer.apply_chat(list(prompt))
+
+
+def encode_columns(
+    columns: Mapping[str, Sequence[Any]],
+    tokenizer: ChatTokenizer,
+    length: int,
+    *,
+    too_long: Literal["drop", "last", "error"] = "drop",
+    start: int | None = None,
+) -> PromptSet:
+    """Encode the prompts; `extra["row"]` has the number of each one's row.
+
+    `length`: tokens of a prompt; 0 takes that of the longest. `start`: a token id to
+    put before each text; a chat's template has its own.
+    """
+    texts = [render(prompt, tokenizer) for prompt in columns["prompt"]]
+    if not isinstance(columns["prompt"][0], str):
+        start = None
+    if not length:
+        length = longest(texts, tokenizer) + (start is not None)
+    rows = np.arange(len(texts), dtype=np.int32)
+    return encode(texts, tokenizer, length, extra={ROW: rows}, too_long=too_long, start=start)
+
+
+def longest(texts: Sequence[str], tokenizer: TokenizerLike) -> int:
+    """Return the number of tokens of the longest text."""
+    return max(len(tokenizer.encode(text)) for text in texts)

@@ -1,0 +1,156 @@
+"""What a run needs before its first step: the compiled step, the first state, the
+checkpoints; and what its errors mean.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxppo import parallel, ppo, presets, supervised
+from jaxppo.config import RunConfig, option, validate
+from jaxppo.costs import chips, memory
+from jaxppo.data.prompts import BatchSource, PromptSet
+from jaxppo.errors import RunError, UserError, first_line
+from jaxppo.parallel import processes, sharding
+from jaxppo.rewards import shaping
+from jaxppo.run import files, profiling, resume
+from jaxppo.run.checkpoint import Checkpoints
+from jaxppo.run.load import Policy
+from jaxppo.run.sampler import sample_responses
+from jaxppo.run.settings import to_dict
+from jaxppo.supervised import Objective
+from jaxppo.types import Parts, Prompts, TrainState
+
+
+def open_checkpoints(config: RunConfig, folder: Path, *, write: bool) -> Checkpoints:
+    """The run's checkpoints, with what every manifest says of it."""
+    about = {
+        "config": config_hash(config),
+        "versions": files.versions(),
+        "weights": resume.weight_hashes(config),
+    }
+    return Checkpoints(
+        folder / "checkpoints", about=about, keep_every=config.keep_every, write=write
+    )
+
+
+def config_hash(config: RunConfig) -> str:
+    """A hash of all settings."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_meter(
+    config: RunConfig, policy: Policy, parts: Parts | Objective, step: parallel.CompiledStep
+) -> profiling.Meter:
+    """A meter that knows the operations of a step, and the peak of the devices."""
+    flops = profiling.step_flops(config, policy.shape, supervised=isinstance(parts, Objective))
+    devices = jax.devices()[: 1 if config.parallel == "jit" else None]
+    return profiling.Meter(step, flops=flops, peak=profiling.peak_flops(devices))
+
+
+def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Exception:
+    """Turn a full disk, a missing folder or too little memory into a RunError of one
+    line; return any other error as it is.
+    """
+    steps = checkpoints.steps()
+    newest = (
+        f"step {steps[-1]} is safe, continue with --resume" if steps else "nothing was saved yet"
+    )
+    reason = first_line(error)
+    if isinstance(error, OSError):
+        return RunError(f"cannot write ({reason}); {newest}")
+    out_of_memory = "RESOURCE_EXHAUSTED" in str(error) or "Out of memory" in str(error)
+    if isinstance(error, MemoryError) or out_of_memory:
+        return RunError(
+            f"out of memory ({reason}); lower it with {'; '.join(memory.suggestions(config))}; "
+            f"{newest}"
+        )
+    return error
+
+
+def build_step(
+    config: RunConfig, policy: Policy, parts: Parts | Objective
+) -> parallel.CompiledStep:
+    """Compile the step in the configured mode. Raises UserError if the devices are not
+    those expected, or the batch does not divide over them.
+    """
+    found = len(jax.devices())
+    if config.expect_devices and found != config.expect_devices:
+        raise UserError(
+            f"--expect-devices {config.expect_devices}, but there are {found}; is the "
+            "accelerator's JAX installed?"
+        )
+    if config.parallel == "jit" and jax.process_count() > 1:
+        raise UserError(
+            f"--parallel jit is for one process, but there are {jax.process_count()}; use pmap "
+            "or mesh"
+        )
+    validate(config, devices=parallel.row_shards(config.parallel, config.mesh))
+
+    def make(axis_name: str | None):
+        if isinstance(parts, Objective):
+            train_step = supervised.make_train_step(
+                policy.model, parts, config, axis_name=axis_name
+            )
+        else:
+            train_step = ppo.make_train_step(policy.model, parts, config, axis_name=axis_name)
+        return train_step if config.steps_per_call == 1 else ppo.repeat(train_step)
+
+    step = parallel.compile_for_mode(
+        make, mode=config.parallel, mesh=config.mesh, leading=int(config.steps_per_call > 1)
+    )
+    if config.parallel == "auto" and processes.is_main():
+        print(f"--parallel auto: {step.name}")
+    own = {} if isinstance(parts, Objective) else presets.differences(config)
+    if own and processes.is_main():
+        changed = ", ".join(f"{option(name)} {x}" for name, x in own.items())
+        print(f"algorithm {config.algorithm} with {changed}")
+    slow_bfloat16 = jax.default_backend() == "cpu" and chips.lacks_bfloat16()
+    if config.dtype == "bfloat16" and slow_bfloat16 and processes.is_main():
+        print("note: this CPU has no unit for bfloat16: --dtype float32 is faster here")
+    return step
+
+
+def initial_state(
+    config: RunConfig,
+    policy: Policy,
+    parts: Parts | Objective,
+    prompts: BatchSource,
+    state: TrainState,
+) -> TrainState:
+    """The first state of a run: with `reward_reference`, rewards are normalised to the
+    untrained policy's.
+    """
+    if not config.reward_reference or isinstance(parts, Objective):
+        return state
+    assert isinstance(prompts, PromptSet)
+    scores = reference_scores(config, policy, parts, prompts, state)
+    return state.replace(statistics=shaping.normalise_to_reference(state.statistics, scores))
+
+
+def reference_scores(
+    config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState
+) -> jax.Array:
+    """Raw scores of `reward_reference` rollouts of the untrained policy, NaN if
+    invalid.
+
+    Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593, section 2.1) give them mean 0
+    and standard deviation 1. Prompts come from the end of the data's order.
+    """
+
+    def program(params, frozen, batch: Prompts, key):
+        rolled = sample_responses(config, policy.model, params, frozen, batch, key)
+        scores, valid = parts.reward(frozen["reward"], rolled)
+        return jnp.where(valid, shaping.row_scores(scores), jnp.nan)
+
+    compiled, out = jax.jit(program), []
+    for number in range(-(-config.reward_reference // config.rows)):
+        last = 2**31 - 1 - number  # far from the keys and prompts of any step
+        key = jax.random.fold_in(state.key, last)
+        batch = prompts.batch(config, last * config.rows)
+        with sharding.rows_on_mesh(state.params, batch) as batch:
+            out.append(processes.to_host(compiled(state.params, state.frozen, batch, key)))
+    return jnp.concatenate(out)[: config.reward_reference]
