@@ -1,12 +1,14 @@
-"""Settings of the documentation. `sphinx-build -W --keep-going -b html docs docs/_build`"""
+"""Settings of the documentation.
+
+sphinx-build -W --keep-going -b html docs docs/_build
+"""
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-
 from jaxppo import __version__
+
+sys.path.insert(0, str(Path(__file__).parent))  # for pages.py
 
 project = "jaxppo"
 author = copyright = "The jaxppo authors"
@@ -17,7 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.githubpages",
-    "pages",  # pages.py in this folder
+    "pages",
 ]
 exclude_patterns = ["_build"]
 # Sphinx checks links to pages, headings and files; with -W a wrong one fails the build.

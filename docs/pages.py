@@ -1,8 +1,9 @@
-"""What the pages need besides Sphinx: tables made from the code, links to sources, and docstrings
+"""An extension of Sphinx: tables made from the code, links to sources, and docstrings
 as reStructuredText.
 
-`<!-- algorithm index -->` in a page becomes the table of presets, and `<!-- settings -->` all
-settings with their help, so that neither goes stale.
+`<!-- algorithm index -->` in a page becomes the table of presets,
+`<!-- settings -->` all settings with their help, and `<!-- option names -->` their
+names in other libraries, so that none goes stale.
 """
 
 import functools
@@ -12,22 +13,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from docutils import nodes
-from sphinx import addnodes
 from sphinx.application import Sphinx
-from sphinx.pycode import ModuleAnalyzer
+from sphinx.util import logging
 
-from jaxppo import algorithms, config
+from jaxppo import algorithms, config, option_help, option_names
 from jaxppo.presets import ALGORITHMS
 
 ROOT = Path(__file__).resolve().parents[1]
+log = logging.getLogger(__name__)
 SOURCE = "https://github.com/jaxppo/jaxppo/blob/main/"
 
 # --- Tables made from the code ---
 
 
 def algorithm_index() -> str:
-    """A Markdown table: paper, preset, settings, and the files of its loss and advantage."""
+    """A Markdown table: paper, preset, settings, files of its loss and advantage."""
     rows = ["| paper | preset | settings | files |", "| --- | --- | --- | --- |"]
     for name, preset in ALGORITHMS.items():
         settings = " ".join(f"`{_option(key, x)}`" for key, x in preset.settings.items())
@@ -73,7 +73,7 @@ def source_files(name: str) -> list[str]:
 
 
 def _homes(function: Callable) -> Iterator[str]:
-    """The modules of a function, and of the functions that it closes over or calls by name."""
+    """The modules of a function, and of functions that it closes over or calls."""
     while isinstance(function, functools.partial):
         function = function.func
     yield function.__module__
@@ -87,22 +87,36 @@ def _homes(function: Callable) -> Iterator[str]:
 
 
 def settings_list() -> str:
-    """All settings as a Markdown table: option, default and help."""
-    found = ModuleAnalyzer.for_module("jaxppo.config").find_attr_docs()
+    """All settings as Markdown tables, one for each group: option, default and help."""
+    groups: dict[str, list[str]] = {}
+    defaults = config.RunConfig()
+    for name, (group, text) in option_help.describe(config.RunConfig).items():
+        if name not in option_help.NEVER:
+            words = text.replace("|", "\\|")
+            row = f"| `{config.option(name)}` | `{getattr(defaults, name)!r}` | {words} |"
+            groups.setdefault(group, []).append(row)
+    head = "| option | default | meaning |\n| --- | --- | --- |\n"
+    return "\n\n".join(
+        f"## {group.capitalize()}\n\n{head}" + "\n".join(rows) for group, rows in groups.items()
+    )
+
+
+def option_name_tables() -> str:
+    """Markdown tables: names of settings in other libraries, and the settings here."""
     parts = []
-    for cls in (config.Config, config.RunConfig):
-        parts.append(f"## {cls.__name__}\n\n{inspect.cleandoc(cls.__doc__ or '')}\n")
-        parts.append("| option | default | meaning |\n| --- | --- | --- |")
-        for (owner, name), lines in found.items():
-            if owner == cls.__name__ and name in cls.__dataclass_fields__:
-                default = cls.__dataclass_fields__[name].default
-                text = " ".join(" ".join(lines).split()).replace("|", "\\|")
-                parts.append(f"| `{config.option(name)}` | `{default!r}` | {text} |")
-        parts.append("")
-    return "\n".join(parts)
+    for library, names in option_names.LIBRARIES.items():
+        rows = [f"### {library[0].upper() + library[1:]}\n", "| there | here |", "| --- | --- |"]
+        for there, here in names.items():
+            rows.append(f"| `{there}` | {', '.join(f'`{x}`' for x in here.split())} |")
+        parts.append("\n".join(rows))
+    return "\n\n".join(parts)
 
 
-MADE = {"<!-- algorithm index -->": algorithm_index, "<!-- settings -->": settings_list}
+MADE = {
+    "<!-- algorithm index -->": algorithm_index,
+    "<!-- settings -->": settings_list,
+    "<!-- option names -->": option_name_tables,
+}
 
 
 def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
@@ -115,27 +129,49 @@ def fill_in(app: Sphinx, page: str, source: list[str]) -> None:
 # --- Links to files of the repository ---
 
 
-def link_sources(app: Sphinx, document: nodes.document) -> None:
-    """A link to a file outside of docs/ goes to the repository; Sphinx would offer a download."""
-    for node in list(document.findall(addnodes.download_reference)):
-        page = Path(app.env.doc2path(document.settings.env.docname))
-        path = (page.parent / node["reftarget"]).resolve()
-        if not path.is_file():  # of a text that another page includes
-            path = (Path(app.srcdir) / node["reftarget"].lstrip("/")).resolve()
-        new = nodes.reference("", "", *node.children, refuri=SOURCE + str(path.relative_to(ROOT)))
-        node.replace_self(new)
+def link_sources(app: Sphinx, page: str, source: list[str]) -> None:
+    """Send links to files outside of docs/ to the repository; warn of missing files."""
+    folder = Path(app.env.doc2path(page)).parent
+
+    def link(match: re.Match) -> str:
+        path = (folder / match[1]).resolve()
+        if path.is_relative_to(ROOT / "docs"):
+            return match[0]
+        if not path.exists():
+            log.warning("no such file: %s", match[1], location=page)
+        return f"]({SOURCE}{path.relative_to(ROOT)})"
+
+    source[0] = re.sub(r"\]\((\.\./[^)#]+)\)", link, source[0])
 
 
 # --- Docstrings ---
 
 
 def to_rst(app, what, name, obj, options, lines: list[str]) -> None:
-    """Turn a docstring of this project into reStructuredText.
-
-    Names are in single backquotes, tables and indented equations are plain text, and | and * have
-    no meaning.
+    """Turn a docstring of this project into reStructuredText: names are in single
+    backquotes, tables and indented equations are plain text, | and * have no meaning.
     """
     lines[:] = rst_lines(lines)
+
+
+# the names that the sources use (types.py, masked.py, losses/shared.py)
+ALIASES = {
+    "float | int | Float[Array, '']": "Scalar",
+    "Bool[Array, 'B T'] | Float[Array, 'B T']": "Mask",
+    "tuple[Float[Array, 'B T'], dict[str, Float[Array, 'B T']]]": "Loss",
+}
+
+
+def shorten_signature(app, what, name, obj, options, signature, result) -> tuple:
+    """Write array types as the sources do: `Float[Array, 'B T']`, `Mask`, `Scalar`."""
+
+    def short(text: str | None) -> str | None:
+        text = text and re.sub(r"~?\b(jaxtyping|jax\.jaxlib\._jax|jaxlib\._jax)\.", "", text)
+        for long, alias in ALIASES.items():
+            text = text and text.replace(long, alias)
+        return text
+
+    return short(signature), short(result)
 
 
 def rst_lines(lines: list[str]) -> list[str]:
@@ -181,7 +217,8 @@ def _inline(text: str) -> str:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
+    app.connect("source-read", link_sources)
     app.connect("source-read", fill_in)
-    app.connect("doctree-read", link_sources, priority=100)  # before Sphinx collects downloads
+    app.connect("autodoc-process-signature", shorten_signature)
     app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -147,7 +147,7 @@ display(Image(str(runs / name / "curves.png")))
 # %%
 import json
 
-for line in (runs / name / "samples.jsonl").read_text().splitlines()[:8]:
+for line in (runs / name / "outputs.jsonl").read_text().splitlines()[:8]:
     row = json.loads(line)
     print(f"{row['prompt']!r}\n  before {row['sentiment_before']:+.2f} {row['before']!r}")
     print(f"  after  {row['sentiment_after']:+.2f} {row['after']!r}\n")
@@ -189,7 +189,7 @@ import zipfile
 if on_drive:
     print(f"on Drive: {runs / name}")
 else:
-    kept = ["config.json", "metrics.jsonl", "samples.jsonl", "result.json", "curves.png"]
+    kept = ["config.json", "metrics.jsonl", "outputs.jsonl", "result.json", "curves.png"]
     kept += sorted(
         str(path.relative_to(runs / name)) for path in model.rglob("*") if path.is_file()
     )

@@ -165,11 +165,11 @@ def report(
     accuracy: float | None,
     step: int,
 ) -> None:
-    """Write samples.jsonl and result.json, and print them."""
+    """Write outputs.jsonl and result.json, and print them."""
     columns = ("prompt", "before", "sentiment_before", "after", "sentiment_after", "kl")
     pairs = zip(before[0], after[0], strict=True)
     cells = [(a.prompt, a.response, x, b.response, y, b.kl) for (a, x), (b, y) in pairs]
-    files.write_jsonl(folder / "samples.jsonl", [dict(zip(columns, row)) for row in cells])
+    files.write_jsonl(folder / "outputs.jsonl", [dict(zip(columns, row)) for row in cells])
     shown = [(a, b, f"{x:+.2f}", c, f"{y:+.2f}") for a, b, x, c, y, _ in cells[:8]]
     log.print_table("held-out prompts, continued", columns[:5], shown)
 
@@ -205,7 +205,7 @@ def report(
         "(gain {gain:+.3f} +- {gain_se:.3f}), KL {kl:.2f} +- {kl_se:.2f} nats a continuation, "
         "distinct-2 {distinct_2_ratio:.3f} of the reference's".format(**result)
     )
-    names = ("result.json", "samples.jsonl", "metrics.jsonl", "curves.png")
+    names = ("result.json", "outputs.jsonl", "metrics.jsonl", "curves.png")
     print("written: " + ", ".join(str(folder / name) for name in names))
 
 

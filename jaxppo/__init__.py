@@ -5,4 +5,13 @@ need from the modules: `jaxppo.ppo.make_train_step` is the algorithm,
 `jaxppo.algorithms` the tables of names.
 """
 
+import glob
+import os
+
+# Without a TPU, libtpu (the extra `tpu-plan`) prints that it does not know this
+# machine's kind and name, unless it is told. It finds no device either way.
+if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+
 __version__ = "0.1.0"

@@ -19,7 +19,6 @@ import tyro
 from jaxppo import option_names
 from jaxppo.config import Config, RunConfig, option
 from jaxppo.errors import RunError, UserError
-from jaxppo.option_help import format_help
 from jaxppo.parallel import processes
 from jaxppo.run import settings, signals
 
@@ -100,6 +99,8 @@ def parse(
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
         if issubclass(config, Config) and (asked := {"-h", "--help", "--help-all"} & {*given}):
+            from jaxppo.option_help import format_help  # slow to import
+
             shown = default.get("default") or config()
             every = "--help-all" in asked
             print(

@@ -380,6 +380,10 @@ def option(name: str) -> str:
 
 def validate(config: Config, *, devices: int = 1) -> None:
     """Raise UserError, with the numbers, for settings that cannot run."""
+    if config.algorithm not in ALGORITHMS:
+        raise UserError(
+            f"unknown --algorithm {config.algorithm!r}: choose one of {', '.join(ALGORITHMS)}"
+        )
     for name, value in ((x.name, getattr(config, x.name)) for x in dataclasses.fields(config)):
         unbounded = name in UNBOUNDED and value == math.inf
         if isinstance(value, float) and not math.isfinite(value) and not unbounded:

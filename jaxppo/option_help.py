@@ -54,7 +54,7 @@ def format_help(defaults: Config, *, description: str, prog: str, every: bool = 
         if tyro.conf.Positional in getattr(marked[name], "__metadata__", ()):
             arguments[f"[{name.upper()}]"] = text
         elif name not in NEVER and (every or name in FIRST or name not in common):
-            rows[_usage(name, hints[name])] = text + _ending(name, getattr(defaults, name))
+            rows[_usage(name, hints[name])] = _complete(name, text, getattr(defaults, name))
         else:
             left_out += name not in NEVER
     shown = {"arguments": arguments, **groups, "help and settings": ABOUT}
@@ -92,8 +92,11 @@ def _read_fields(cls: type) -> Iterator[tuple[str, str, str]]:
     for node, following in zip(nodes, [*nodes[1:], None], strict=True):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             above = [title[1] for title in titles[: node.lineno] if title]
-            is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
-            text = str(following.value.value) if is_text else ""
+            match following:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    pass
+                case _:
+                    text = ""
             yield node.target.id, above[-1] if above else "task", " ".join(text.split())
 
 
@@ -121,17 +124,19 @@ def _value(kind: Any) -> str:
         return "{" + ",".join(str(x) for x in parts) + "}"
     if origin is tuple:
         return " ".join("..." if part is Ellipsis else _value(part) for part in parts)
-    return {str: "TEXT"}.get(kind, kind.__name__.upper())
+    return "TEXT" if kind is str else kind.__name__.upper()
 
 
-def _ending(name: str, default: Any) -> str:
-    """The choices of an option, and its default."""
-    choices = f": {', '.join(TABLES[name])}" if name in TABLES else ""
-    if default in ("", ()):
-        return choices
-    shown = {True: "yes", False: "no"}[default] if isinstance(default, bool) else default
-    words = " ".join(str(x) for x in shown) if isinstance(shown, tuple) else shown
-    return f"{choices} (default: {words})"
+def _complete(name: str, text: str, default: Any) -> str:
+    """The help of an option, its choices, and its default unless that is nothing."""
+    if name in TABLES:
+        text = f"{text}: {', '.join(TABLES[name])}"
+    if default in ("", ()) or (default is None and "None" not in text):
+        return text
+    if isinstance(default, bool):
+        default = "yes" if default else "no"
+    words = " ".join(str(x) for x in default) if isinstance(default, tuple) else default
+    return f"{text} (default: {words})"
 
 
 def _lines(usage: str, text: str) -> list[str]:

@@ -5,8 +5,8 @@ do the same.
 import difflib
 from collections.abc import Callable, Collection
 
-# A name in each library, and the settings here; with `=` it is a certain value that does
-# the same. Settings with the same name and meaning are left out.
+# A name in each library, and the settings here; with `=` it is a certain value that
+# does the same. Settings with the same name and meaning are left out.
 LIBRARIES: dict[str, dict[str, str]] = {
     "TRL": {
         "adap_kl_ctrl": "kl_adaptive",
@@ -14,6 +14,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "cliprange": "clip_low clip_high",
         "cliprange_value": "value_clip",
         "dataset_name": "data",
+        "delta": "loss=dual_clip",
         "epsilon": "clip_low clip_high",
         "epsilon_high": "clip_high",
         "horizon": "kl_horizon",
@@ -50,6 +51,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "scale_rewards": "advantage",
         "score_clip": "reward_clip",
         "sft_model_path": "model",
+        "steps_per_generation": "minibatches",
         "stop_sequences": "stop",
         "stop_strings": "stop",
         "stop_token": "stop",
@@ -92,6 +94,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
     },
     "verl": {
         "actor_rollout_ref.actor.clip_ratio": "clip_low clip_high",
+        "actor_rollout_ref.actor.clip_ratio_c": "loss=dual_clip",
         "actor_rollout_ref.actor.clip_ratio_high": "clip_high",
         "actor_rollout_ref.actor.clip_ratio_low": "clip_low",
         "actor_rollout_ref.actor.entropy_coeff": "entropy_coef",
@@ -160,15 +163,12 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "clip_range": "clip_low clip_high",
         "ent_coef": "entropy_coef",
         "gae_lambda": "lam",
+        "gradient_clipping": "max_grad_norm",
+        "tensorboard": "track=tensorboard",
+        "wandb": "track=wandb",
     },
 }
 ELSEWHERE = {name: here for table in LIBRARIES.values() for name, here in table.items()}
-# Last parts of dotted names, if they say enough: adv_estimator, but not lr.
-ENDINGS = {
-    last: here
-    for name, here in ELSEWHERE.items()
-    if "." in name and "_" in (last := name.rpartition(".")[2])
-}
 
 # Settings here that count something else than their counterparts elsewhere.
 NOTES = {
@@ -187,11 +187,16 @@ def settings_for(name: str) -> list[str]:
 
     >>> settings_for("cliprange"), settings_for("bf16")
     (['clip_low', 'clip_high'], ['dtype=bfloat16'])
-    >>> settings_for("actor_rollout_ref.rollout.n"), settings_for("data.max_prompt_length")
-    (['group_size'], ['prompt_length'])
+    >>> settings_for("actor_rollout_ref.rollout.n"), settings_for("adv_estimator")
+    (['group_size'], ['advantage'])
     """
     last = name.rpartition(".")[2]
-    return (ELSEWHERE.get(name) or ELSEWHERE.get(last) or ENDINGS.get(last) or "").split()
+    for key in (name, last):
+        clear = "." in key or "_" in key  # optim.lr, adv_estimator; lr alone says too little
+        ends = [here for known, here in ELSEWHERE.items() if clear and known.endswith(f".{key}")]
+        if found := [ELSEWHERE[key]] if key in ELSEWHERE else ends:
+            return found[0].split()
+    return []
 
 
 def suggest(name: str, names: Collection[str], *, show: Callable[[str], str] = str) -> str:
@@ -208,16 +213,17 @@ def suggest(name: str, names: Collection[str], *, show: Callable[[str], str] = s
     ('perhaps you meant lr', '')
     """
     plain = name.strip().lstrip("-").replace("-", "_").lower()
-    last = plain.rpartition(".")[2]
-    words, found = "here it is", settings_for(plain) or [last]
-    if not _all_in(found, names):
-        near = difflib.get_close_matches(last, sorted({*names, *ELSEWHERE}), n=3)
-        meant = [[x] if x in names else settings_for(x) for x in near]
-        words, found = "perhaps you meant", next((x for x in meant if _all_in(x, names)), [])
-    if not found:
-        return ""
-    note = NOTES.get(found[0], "") if words == "here it is" else ""
-    return f"{words} {' and '.join(show(x) for x in found)}" + (f" ({note})" if note else "")
+    last, known = plain.rpartition(".")[2], settings_for(plain)
+    if "." in plain and not known:
+        known = [last]
+    if known and _all_in(known, names):
+        note = f" ({NOTES[known[0]]})" if known[0] in NOTES else ""
+        return f"here it is {' and '.join(show(x) for x in known)}{note}"
+    near = lambda among, cutoff: difflib.get_close_matches(last, among, n=1, cutoff=cutoff)
+    elsewhere = sorted(name for name in ELSEWHERE if _all_in(settings_for(name), names))
+    found = near(sorted(names), 0.8) or [x for y in near(elsewhere, 0.8) for x in settings_for(y)]
+    found = found or near(sorted(names), 0.8 if known else 0.6)
+    return f"perhaps you meant {' and '.join(show(x) for x in found)}" if found else ""
 
 
 def _all_in(settings: list[str], names: Collection[str]) -> bool:

@@ -162,7 +162,7 @@ def end_of_response(
     token: Int[Array, "B"],
     t: Int[Array, ""],
     *,
-    eos: Scalar,
+    eos: int | Int[Array, ""],
     sample: Config,
     stops: Stops | None = None,
     state: Int[Array, "B"] | None = None,

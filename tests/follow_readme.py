@@ -1,12 +1,14 @@
-"""Run the lines of the README's shell blocks, in order, in a fresh clone with an empty home folder.
+"""Run the lines of the shell blocks of README.md and docs/, in order, in a fresh clone with an
+empty home folder.
 
     python tests/follow_readme.py [--list] [--keep FOLDER] [--skip TEXT ...] [--record]
 
-Lines that need the cloud are skipped and listed. The output of each line goes to
-FOLDER/followed/NN.txt and its result to FOLDER/followed.json. With --keep, a later call updates the
-clone and skips lines that have succeeded. The exit code is 1 if a line failed. It takes an hour or
-more. `--record` writes the results to tests/followed.json; a test fails if README has a line that
-is not in there.
+Blocks that need a cloud, marked `sh cloud`, are left out and listed. Files that a page shows,
+marked with their name (`python mine.py`), are written into the clone. The output of each line goes
+to FOLDER/followed/NN.txt and its result to FOLDER/followed.json. With --keep, a later call updates
+the clone and skips lines that have succeeded. The exit code is 1 if a line failed. It takes an hour
+or more. `--record` writes the results to tests/followed.json; a test fails if a page has a line
+that is not in there.
 """
 
 import argparse
@@ -21,41 +23,68 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RECORD = ROOT / "tests" / "followed.json"
-CLOUD = ("tpu/tpu.py", "gcloud ", "jaxppo push")
+# In the order in which a reader follows them.
+PAGES = (
+    "README.md", "docs/quickstart.md", "docs/your_task.md", "docs/running.md",
+    "docs/supervised.md", "docs/tasks.md", "docs/ablations.md", "docs/devices.md", "docs/cloud.md",
+)  # fmt: skip
 SHELL = ("sh", "bash", "shell", "console")
 # Starts of an indented block that is a shell block.
 COMMANDS = ("python", "pip", "jaxppo", ".venv/bin/", "gcloud", "bash", "git")
 
 
-def shell_blocks(text: str) -> list[str]:
-    """Return fenced blocks in a shell's language, and indented ones that begin with a command."""
-    fenced = re.findall(r"^ *```(\w*)[^\n]*\n(.*?)^ *```", text, re.MULTILINE | re.DOTALL)
+class Block(NamedTuple):
+    """A fenced block of a page."""
+
+    language: str
+    info: str  # the rest of its first line: a file's name, or `cloud`
+    text: str
+
+
+def fenced_blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a page."""
+    pattern = r"^ *```(\w*) *([^\n]*)\n(.*?)^ *```"
+    return [Block(*x) for x in re.findall(pattern, text, re.MULTILINE | re.DOTALL)]
+
+
+def shell_blocks(text: str, *, cloud: bool | None = None) -> list[str]:
+    """Return fenced blocks in a shell's language, and indented ones that begin with a command.
+
+    cloud: only blocks that need a cloud or a hub, or only others; default: all.
+    """
     rest = re.sub(r"^ *```.*?^ *```", "", text, flags=re.MULTILINE | re.DOTALL)
     indented = re.findall(r"(?:^|\n\n)((?: {4}[^\n]*\n?)+)", rest)
     found = [
-        re.sub(r"^\$ ", "", block, flags=re.MULTILINE)
-        for language, block in fenced
-        if language in SHELL
+        re.sub(r"^\$ ", "", block.text, flags=re.MULTILINE)
+        for block in fenced_blocks(text)
+        if block.language in SHELL and cloud in (None, "cloud" in block.info.split())
     ]
     return found + [block for block in indented if block.strip().startswith(COMMANDS)]
 
 
-def commands(text: str) -> list[str]:
-    """Return the lines of the shell blocks, without comments."""
+def commands(text: str, *, cloud: bool | None = None) -> list[str]:
+    """Return the lines of the shell blocks, without comments, each once."""
     lines = [
         re.sub(r"\s+# .*", "", line).strip()
-        for block in shell_blocks(text)
+        for block in shell_blocks(text, cloud=cloud)
         for line in block.splitlines()
     ]
-    return [line for line in lines if line and not line.startswith("#")]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
-def needs_the_cloud(line: str) -> bool:
-    """Return whether a line needs an account in a cloud or a hub."""
-    return any(word in line for word in CLOUD)
+def read_pages() -> str:
+    """Return the text of all pages."""
+    return "\n\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+
+
+def shown_files(text: str) -> dict[str, str]:
+    """Return the files that a page shows: name -> content."""
+    named = {x.info: x.text for x in fenced_blocks(text) if x.language not in SHELL}
+    return {name: content for name, content in named.items() if re.fullmatch(r"\w+\.\w+", name)}
 
 
 def clean_environment(home: Path) -> dict[str, str]:
@@ -154,12 +183,10 @@ def main() -> int:
     options = parser.parse_args()
     if options.record and options.skip:
         parser.error("a record has all lines: use --record without --skip")
-    lines = commands((ROOT / "README.md").read_text(encoding="utf-8"))
-    left_out = [
-        line
-        for line in lines
-        if needs_the_cloud(line) or any(text in line for text in options.skip)
-    ]
+    pages = read_pages()
+    lines = commands(pages, cloud=False)
+    skipped = [line for line in lines if any(text in line for text in options.skip)]
+    left_out = [*skipped, *commands(pages, cloud=True)]
     lines = [line for line in lines if line not in left_out]
     print("".join(f"left out: {line}\n" for line in left_out), end="", flush=True)
     if options.list:
@@ -172,6 +199,8 @@ def main() -> int:
         subprocess.run(["git", "pull", "--quiet", "--ff-only"], cwd=clone, check=True)
     else:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    for name, content in shown_files(pages).items():
+        (clone / name).write_text(content)
     try:
         found = follow(lines, clone, home, out)
         if options.record:

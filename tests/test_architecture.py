@@ -29,6 +29,7 @@ ORDER = [
 TESTED_IN = {
     "tasks/optimisation": "tasks/test_stages",
     "models/cells": "models/test_recurrent",
+    "run/start": "test_train",
     "models/__init__": "models/test_language_model",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there
 }

@@ -1,3 +1,8 @@
+import glob
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,8 +108,66 @@ def test_stopped_by_the_user(capsys):
     assert "--resume" in capsys.readouterr().err
 
 
-def test_help_lists_every_option_with_its_meaning(capsys):
+def test_help_is_short_and_help_all_is_not(capsys):
     assert code_of(run, ["--help"]) == 0
-    shown = capsys.readouterr().out
-    assert "--clip-low" in shown and "--steps-per-call" in shown
-    assert "passes over each batch of rollouts" in shown
+    short = capsys.readouterr().out
+    assert code_of(run, ["--help-all"]) == 0
+    full = capsys.readouterr().out
+    assert "rollouts a step, over all devices" in short and "--clip-low" not in short
+    assert "--clip-low" in full and "--[no-]resume" in full
+    assert "passes over each batch of rollouts" in full
+
+
+def test_help_shows_the_defaults_of_the_chosen_algorithm(capsys):
+    assert code_of(run, ["--algorithm", "grpo", "--help"]) == 0
+    found = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"--group-size INT [^-]*-relative advantages [^-]* \(default: 8\)", found)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (
+            ["--lora-r", "8"],
+            "no option --lora-r; here it is --lora (the rank; 0 = train all weights)",
+        ),
+        (["--num-ppo-epochs=4"], "no option --num-ppo-epochs; here it is --epochs"),
+        (["--seed", "1", "--bf16"], "no option --bf16; here it is --dtype bfloat16"),
+        (["--cliprange", ".2"], "no option --cliprange; here it is --clip-low and --clip-high"),
+        (
+            ["data.max_prompt_length=8"],
+            "no option data.max_prompt_length; here it is --prompt-length",
+        ),
+        (["--quux"], "Unrecognized options: --quux; --help-all lists all options"),
+    ],
+)
+def test_a_name_of_another_library_gives_ours(args, said, capsys):
+    assert code_of(run, args) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_program_without_a_tpu_says_nothing_about_it():
+    """libtpu, if it is installed, is given a kind and a name, and finds no TPU."""
+    if glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"):
+        pytest.skip("has a TPU")
+    code = (
+        "import jax, os, jaxppo\n"
+        "print(os.environ['TPU_ACCELERATOR_TYPE'], os.environ['TPU_WORKER_HOSTNAMES'])\n"
+        "print({device.platform for device in jax.devices()} - {'cpu', 'gpu'} or 'no TPU')"
+    )
+    drop = ("JAX_PLATFORMS", "TPU_ACCELERATOR_TYPE", "TPU_WORKER_HOSTNAMES")
+    env = {name: x for name, x in os.environ.items() if name not in drop}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == ["v5litepod-1", "localhost", "no", "TPU"]
+    assert "TPU" not in done.stderr
+
+
+def test_what_the_user_says_of_a_tpu_stays():
+    code = "import os, jaxppo; print(os.environ['TPU_ACCELERATOR_TYPE'])"
+    env = {**os.environ, "TPU_ACCELERATOR_TYPE": "v4-8"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "v4-8\n"

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from dataclasses import replace
 
 import pytest
@@ -28,25 +29,10 @@ def test_zero_is_refused_by_its_option_name(name):
 @pytest.mark.parametrize(
     ("changes", "devices", "words"),
     [
-        ({"batch_size": 30, "minibatches": 4}, 1, ["30", "4 minibatches", "multiple of 4"]),
-        # 24 rows hold 3 units of 2 minibatches x groups of 4
-        (
-            {"batch_size": 20, "minibatches": 2, "group_size": 4},
-            1,
-            ["20", "2 minibatches", "groups of 4", "multiple of 8"],
-        ),
-        ({"batch_size": 30}, 4, ["30", "4 devices", "multiple of 4"]),
-        # 48 rows over 8 devices are 6 each, which 4 does not divide
-        (
-            {"batch_size": 48, "minibatches": 4},
-            8,
-            ["48", "6 for each of 8 devices", "4 minibatches", "multiple of 32"],
-        ),
         ({"top_p": 0.0}, 1, ["--top-p", "(0, 1]", "0.0"]),
         ({"top_p": 1.5}, 1, ["--top-p", "1.5"]),
         ({"dtype": "float16"}, 1, ["--dtype", "'float16'", "float32", "bfloat16"]),
         ({"lr_schedule": "cubic"}, 1, ["--lr-schedule", "'cubic'", "linear", "cosine", "constant"]),
-        ({"microbatches": 3}, 1, ["--microbatches 3", "16 rows", "divisor of 16"]),
         ({"oversample": 2}, 1, ["--oversample 2", "--filter-groups"]),
         ({"filter_groups": True}, 1, ["--filter-groups", "--group-size 1"]),
         ({"update": "trpo", "kl_place": "loss"}, 1, ["--kl-place loss", "--update trpo"]),
@@ -58,6 +44,9 @@ def test_zero_is_refused_by_its_option_name(name):
         ({"old_logprobs": "mine"}, 1, ["--old-logprobs", "sampler, scorer"]),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
         ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
+        ({"min_tokens": 25}, 1, ["--min-tokens 25", "--response-length 24"]),
+        ({"min_tokens": -1}, 1, ["--min-tokens must be 0 or more", "-1"]),
+        ({"stop": ("a", "")}, 1, ["--stop has an empty text"]),
         (
             {"reward_norm": "task"},
             1,
@@ -76,9 +65,48 @@ def test_errors_name_both_numbers_and_what_to_do(changes, devices, words):
         assert word in message
 
 
-def test_the_advice_of_a_divisibility_error_is_right():
-    validate(Config(batch_size=32, minibatches=4), devices=8)  # "a multiple of 32"
-    validate(Config(batch_size=8, minibatches=2, group_size=4))  # "a multiple of 8"
+@pytest.mark.parametrize(
+    ("batch", "devices", "minibatches", "microbatches", "group", "parts", "cures"),
+    [
+        # 32 = 8 x 4; 30 is divisible by 3
+        (30, 1, 4, 1, 1, "4 minibatches", "--batch-size 32, or --minibatches 3"),
+        # the unit is 2 x 4 = 8: 24 = 3 x 8; 20 = 5 x (1 x 4) = 5 x (2 x 2)
+        (
+            20, 1, 2, 1, 4, "2 minibatches x groups of 4",
+            "--batch-size 24, or --minibatches 1, or --group-size 2",
+        ),
+        # 4 x 4 = 16; 30 / 4 and 30 / (1 x 4) are not whole
+        (30, 4, 4, 1, 1, "4 devices x 4 minibatches", "--batch-size 32"),
+        # 8 x 4 = 32; 48 = 6 x 4 x 2 = 8 x 3 x 2
+        (
+            48, 8, 4, 1, 1, "8 devices x 4 minibatches",
+            "--batch-size 64, or 6 devices, or --minibatches 3",
+        ),
+        # 4 x 3 = 12: 72 = 6 x 12; 64 = 4 x 2 x 8; no smaller number of minibatches helps
+        (
+            64, 1, 4, 3, 1, "4 minibatches x 3 microbatches",
+            "--batch-size 72, or --microbatches 2",
+        ),
+        # a group of one has no advantage: 9 = 9 x 1 is no cure
+        (9, 1, 1, 1, 2, "groups of 2", "--batch-size 10"),
+        (9, 2, 1, 1, 1, "2 devices", "--batch-size 10, or 1 device"),
+    ],
+)  # fmt: skip
+def test_a_divisibility_error_has_a_value_that_works_for_each_number(
+    batch, devices, minibatches, microbatches, group, parts, cures
+):
+    settings = Config(
+        batch_size=batch, minibatches=minibatches, microbatches=microbatches, group_size=group
+    )
+    with pytest.raises(UserError) as caught:
+        validate(settings, devices=devices)
+    assert str(caught.value) == f"--batch-size {batch} does not divide into {parts}; use {cures}"
+    for cure in cures.split(", or "):
+        if match := re.fullmatch(r"(\d+) devices?", cure):
+            validate(settings, devices=int(match[1]))
+        else:
+            name, value = cure.removeprefix("--").replace("-", "_").split()
+            validate(replace(settings, **{name: int(value)}), devices=devices)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +154,18 @@ def test_settings_are_finite(value):
     with pytest.raises(UserError, match="--temperature must be a finite number"):
         validate(Config(temperature=value))
     validate(Config(clip_high=float("inf")))
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (r"\n", "\n"),
+        (r"a\tb\n", "a\tb\n"),
+        (r"\\n", r"\n"),  # two backslashes are one
+        (r"\boxed", r"\boxed"),  # others stay
+        ("\n", "\n"),  # a shell can pass one on
+    ],
+)
+def test_a_line_end_on_the_command_line(typed, meant):
+    assert config.unescape(typed) == meant
+    assert config.unescape(config.escape(meant)) == meant

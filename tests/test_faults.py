@@ -445,10 +445,10 @@ def test_rewards_that_are_none(tmp_path):
     [
         (
             ["--batch-size", "9"],
-            "--batch-size 9 (9 for each of 1 devices) does not divide into 2 minibatches",
+            "--batch-size 9 does not divide into 2 minibatches; use --batch-size 10",
         ),
         (["--batch-size", "1073741824"], "GiB on each device, which has"),
-        (["--stepz", "3"], "perhaps you meant: --steps"),
+        (["--stepz", "3"], "perhaps you meant --steps"),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(tmp_path, args, words):

@@ -25,7 +25,6 @@ LP = OLD + D
 ADV = np.array([[1.0, 2.0, 1.5, -1.0], [-1.0, -2.0, 0.5, 7.0], [1.0, 2.0, 7.0, 7.0]])
 WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, MASK.shape)
 KEY = jax.random.key(0)
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 SMOOTH = {
     "reinforce": token.reinforce,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
@@ -107,7 +108,15 @@ def shortest_first(batch):
 
 
 def run(
-    settings, mode="jit", mesh="", steps=3, reward=None, remat="none", scan=False, batches=prompts
+    settings,
+    mode="jit",
+    mesh="",
+    steps=3,
+    reward=None,
+    remat="none",
+    scan=False,
+    batches=prompts,
+    stops=None,
 ):
     """(the state at the end, with unrolled layers; the metrics of each step)."""
     model = models.make(SHAPE, remat=remat, scan=scan)
@@ -117,6 +126,7 @@ def run(
     laid = stack_layers if scan else toys.copied
     params, reference = (laid(toys.random_params(models.make(SHAPE), seed=seed)) for seed in (1, 2))
     frozen = {"base": {}, "reference": reference, "reward": {}}
+    frozen |= {} if stops is None else {"stop": stops}
     state = step.place(ppo.init_state(settings, params, frozen, jax.random.key(0)))
     rows = []
     for number in range(steps):
@@ -247,6 +257,22 @@ def test_logits_in_chunks_on_a_mesh(one_device, mesh):
     assert_equal_runs(
         run(settings, "mesh", mesh), reference(one_device, Case("jit", "sgd", "graph"))
     )
+
+
+def test_stop_texts_and_min_tokens_in_every_mode():
+    """A text is two tokens of 2 to 9, one after the other."""
+    stops = sampling.Stops(
+        column=jnp.array([0, 0] + [1] * 8 + [0] * 6),
+        next=jnp.array([[0, 1]] * 2),
+        ends=jnp.array([[False, False], [False, True]]),
+    )
+    settings = replace(SGD, stop=("two",), min_tokens=2)
+    want = run(settings, stops=stops)
+    lengths = [float(row["length"]) for row in want[1]]
+    assert all(3 <= length < 5 for length in lengths)
+    assert all(row["first_ratio_off"] < 1e-4 for row in want[1])
+    for mode, mesh in (("pmap", ""), ("mesh", "data=2,fsdp=2,tensor=2")):
+        assert_equal_runs(run(settings, mode, mesh, stops=stops), want)
 
 
 def test_nothing_kept_from_the_forward_pass(one_device):

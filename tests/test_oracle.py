@@ -18,7 +18,6 @@ from jaxppo.losses import token
 from jaxppo.models import shapes
 from jaxppo.types import Rollout
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 TOLERANCE = 1e-8
 # what is called biased is off by this part of the true gradient and by these degrees
 LEAST, LEAST_ANGLE = (0.02, 1.0)

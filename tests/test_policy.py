@@ -59,6 +59,17 @@ def test_chunks_change_nothing(llama):
     toys.assert_close(whole[0], chunked[0], atol=1e-4)
 
 
+def test_chunks_know_the_positions(llama):
+    """Position 3 of each of 8 rows is in another chunk, and only positions 0 to 2 are barred."""
+    settings = replace(SETTINGS, min_tokens=3)
+    rolled = toys.roll(llama, toys.prompts(), settings)
+    whole = toys.score(llama, rolled, settings)
+    chunked = toys.score(llama, rolled, replace(settings, logits_bytes=450))
+    toys.assert_close(whole, chunked, atol=1e-5)
+    assert (whole.logprobs[:, :3] > whole.raw_logprobs[:, :3]).all()
+    np.testing.assert_allclose(whole.logprobs[:, 3:], whole.raw_logprobs[:, 3:], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("rows", "vocab", "budget", "chunks"),
     [
@@ -94,6 +105,19 @@ def test_choices_in_a_keep_set(options):
     assert float(raw[0]) == pytest.approx(np.log(0.3), abs=1e-6)
     whole = policy.choices(LOGITS, jnp.array([2]), config=SETTINGS)
     assert float(entropy[0]) == float(whole[2][0])
+
+
+def test_choices_with_a_barred_end_of_text():
+    """Token 1 (.2) is the end of text: .3 / .8 at position 1, and .3 from position 2 on."""
+    config = replace(SETTINGS, min_tokens=2, eos=1)
+    rows = jnp.tile(LOGITS, (2, 1))
+    logprob, raw, entropy = policy.choices(
+        rows, jnp.array([2, 2]), config=config, t=jnp.array([1, 2])
+    )
+    np.testing.assert_allclose(logprob, np.log([0.3 / 0.8, 0.3]), atol=1e-6)
+    np.testing.assert_allclose(raw, np.log([0.3, 0.3]), atol=1e-6)
+    whole = policy.choices(LOGITS, jnp.array([2]), config=SETTINGS)
+    np.testing.assert_array_equal(entropy, [whole[2][0]] * 2)
 
 
 def test_a_token_outside_the_keep_set_is_floored_without_gradient():

@@ -282,12 +282,17 @@ def test_several_rewards(llama):
         )
         return jnp.stack([hits(3), hits(4)], 1), rollout.tokens[:, 3] > 0
 
-    (rewards, scores, *_), _, metrics = watched(llama, settings, reward=reward)(
-        toys.state(llama, settings), grouped(8)
-    )
+    names = (("threes", 1.0), ("fours", 0.5))
+    (rewards, scores, *_), _, metrics = watched(
+        llama, settings, reward=reward, score_weights=names
+    )(toys.state(llama, settings), grouped(8))
     assert scores.shape == (8, 2)
     np.testing.assert_allclose(rewards.sum(1), scores.sum(1), atol=1e-6)
     assert float(metrics["reward"]) == pytest.approx(float(scores.sum(1).mean()))
+    assert float(metrics["reward_std"]) == pytest.approx(float(scores.sum(1).std()))
+    assert float(metrics["score_threes"]) == pytest.approx(float(scores[:, 0].mean()))
+    assert float(metrics["score_fours"]) == pytest.approx(2 * float(scores[:, 1].mean()))
+    assert float(metrics["score_fours"]) > 0
 
 
 def test_each_task_has_its_reward(llama):
@@ -375,3 +380,22 @@ def test_a_separate_critic_learns_in_the_step():
     assert float(metrics["first_ratio_off"]) < 1e-4
     state, _ = toys.step(toy, settings)(state, PROMPTS)
     assert changed("embed")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"top_k": 3}, {"mask_top_p": 0.5}, {"mask_top_p": 0.5, "mask_renormalise": False}],
+    ids=str,
+)
+def test_the_first_ratio_is_one_with_min_tokens(llama, changes):
+    """Entropy and KL are those of all tokens."""
+    settings = replace(SETTINGS, min_tokens=3, minibatches=1, epochs=1, **changes)
+    state = toys.state(llama, settings)
+    before = toys.copied(state.params)
+    (_, _, rolled, _, _), _, metrics = watched(llama, settings)(state)
+    assert (rolled.mask.sum(1) > 3).all()
+    assert float(metrics["first_ratio_off"]) < 1e-4
+    scored = toys.score(llama, rolled, SETTINGS, before)
+    assert float(metrics["entropy"]) == pytest.approx(
+        float((scored.entropy * rolled.mask).sum() / rolled.mask.sum()), rel=1e-4
+    )

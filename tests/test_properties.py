@@ -15,7 +15,6 @@ from hypothesis.extra import numpy as hnp
 from jaxppo import advantages, aggregate, kl, masked
 from jaxppo.losses import covariance, preference, sequence, shared, token, value
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 ROWS, LENGTH = 4, 5
 JUNK = st.sampled_from([np.nan, np.inf, -np.inf, 3e38])
 

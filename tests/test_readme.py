@@ -1,58 +1,118 @@
-"""README.md's Python blocks run, and its commands have valid options.
+"""The blocks of README.md and of the pages in docs/: Python runs with a tiny model, commands have
+valid options.
 
 `follow_readme.py` runs the commands themselves.
 """
 
+import ast
 import json
-import re
 import runpy
 import shlex
 import sys
 from pathlib import Path
 
 import follow_readme
+import numpy as np
+import pages_run
 import pytest
-import toys
 
 from jaxppo import cli, commands, launch
 from jaxppo.cli import parse
-from jaxppo.rewards.in_program import count_token
+from jaxppo.data import table
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-LINES = follow_readme.commands(README)
+PAGES = follow_readme.read_pages()
+LINES = follow_readme.commands(PAGES, cloud=False)
 
 
-def test_the_swapped_parts_make_a_step(tmp_path):
-    section = README.split("## Swap a part")[1].split("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) == 8
-    toy = toys.llama()
-    names = {
-        "config": toys.SETTINGS,
-        "model": toy.model,
-        "reward": count_token(3),
-        "state": toys.state(toy),
-        "prompts": toys.prompts(),
-    }
-    script = tmp_path / "swapped.py"
-    script.write_text("\n".join(blocks))
-    found = runpy.run_path(str(script), init_globals=names)
+# --- Python ---
+
+
+def test_the_readme_is_a_front_page():
+    assert len(README.split()) <= 1500 and len(README.splitlines()) <= 250
+
+
+@pytest.mark.ci
+def test_the_python_of_the_readme(tmp_path, monkeypatch):
+    """The six lines for one's own task, and the swapped loss."""
+    blocks = pages_run.python_blocks(README)
+    own = ast.parse(blocks[0]).body
+    assert len(blocks) == 2 and len(own) + len(own[2].body) == 6
+    found = pages_run.run_page(README, tmp_path, monkeypatch)
+    run = found["run"]
+    assert run.folder == Path("runs/my-loss") and (tmp_path / "runs" / "policy").is_dir()
+    assert run.config.algorithm == "grpo" and run.metrics["reward"].shape == (2,)
+    # Only the swapped loss logs this; nothing is updated before the first minibatch.
+    np.testing.assert_allclose(run.metrics["mean_ratio"], 1, atol=1e-3)
+
+
+def test_the_swapped_parts_make_a_step(tmp_path, monkeypatch, quickly_compiled):
+    text = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
+    assert len(pages_run.python_blocks(text)) == 8
+    found = pages_run.run_page(text, tmp_path, monkeypatch)
     metrics = {name: float(x) for name, x in found["metrics"].items()}
     assert int(found["state"].step) == 1 and metrics["skipped"] == 0 and metrics["grad_norm"] > 0
     # The reward is that of the swapped block, not count_token's.
-    assert -toys.SETTINGS.response_length < metrics["reward"] <= 0
+    assert -found["config"].response_length < metrics["reward"] <= 0
     assert metrics["mean_ratio"] > 0.5  # the loss's diagnostics are metrics
+
+
+WITH_PYTHON = [
+    path
+    for path in sorted((ROOT / "docs").rglob("*.md"))
+    if path.name != "parts.md" and pages_run.python_blocks(path.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("path", WITH_PYTHON, ids=lambda path: path.stem)
+def test_the_python_of_a_page(path, tmp_path, monkeypatch):
+    pages_run.run_page(path.read_text(encoding="utf-8"), tmp_path, monkeypatch)
+
+
+def test_pages_with_python_are_found():
+    assert {path.name for path in WITH_PYTHON} >= {"your_task.md"}
+
+
+def test_files_that_a_page_shows(tmp_path):
+    files = follow_readme.shown_files(PAGES)
+    assert {"prompts.jsonl", "chats.jsonl", "mine.py"} <= files.keys()
+    for name in ("prompts.jsonl", "chats.jsonl"):
+        (tmp_path / name).write_text(files[name])
+        rows = table.read_file(tmp_path / name)
+        assert len(rows) == 2 and all(row.keys() == {"prompt", "answer"} for row in rows)
+    (tmp_path / "mine.py").write_text(files["mine.py"])
+    mine = runpy.run_path(str(tmp_path / "mine.py"))
+    assert mine["reward"](**rows[0], response="5, I think") == 0
+    assert mine["reward"](**rows[0], response="5 .") == 1
+
+
+# --- Shell ---
+
+
+def test_every_page_with_shell_blocks_is_followed():
+    pages = {
+        path.relative_to(ROOT).as_posix()
+        for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+        if follow_readme.shell_blocks(path.read_text(encoding="utf-8"))
+    }
+    assert pages <= set(follow_readme.PAGES)
 
 
 def test_commands_of_a_text():
     text = (
         "a\n```sh\nls  # all\n# no\n\n  cat '#1'\n```\n```python\nx\n```\n    "
-        "dir\n```sh\npython tpu/tpu.py list\n```\n"
+        "dir\n```sh cloud\npython tpu/tpu.py list\n```\n```python mine.py\ny\n```\n```sh\nls\n```\n"
     )
-    found = follow_readme.commands(text)
-    assert found == ["ls", "cat '#1'", "python tpu/tpu.py list"]
-    assert [follow_readme.needs_the_cloud(line) for line in found] == [False, False, True]
+    assert follow_readme.commands(text) == ["ls", "cat '#1'", "python tpu/tpu.py list"]
+    assert follow_readme.commands(text, cloud=False) == ["ls", "cat '#1'"]
+    assert follow_readme.commands(text, cloud=True) == ["python tpu/tpu.py list"]
+    assert follow_readme.shown_files(text) == {"mine.py": "y\n"}
+    assert pages_run.python_blocks(text) == ["x\n"]
+
+
+def test_the_two_commands():
     assert LINES[0] == (
         'python3 -m venv .venv && .venv/bin/pip install -e ".[demo]" && '
         ".venv/bin/python experiments/sentiment.py"
@@ -86,7 +146,7 @@ def test_every_line_without_a_cloud_has_succeeded():
     followed = {
         row["line"]: row["exit"] for row in json.loads(follow_readme.RECORD.read_text())["lines"]
     }
-    assert followed == {line: 0 for line in LINES if not follow_readme.needs_the_cloud(line)}
+    assert followed == dict.fromkeys(LINES, 0)
 
 
 def words(line: str) -> list[str]:
@@ -104,7 +164,7 @@ def test_the_options_of_a_line_are_valid(line, monkeypatch):
     elif first == "-m":
         assert rest[0] == launch.__name__
         assert (ROOT / rest[3]).exists()
-    elif not follow_readme.needs_the_cloud(line):
+    else:
         read = []
         monkeypatch.setattr(
             cli, "script", lambda main, config, **_: read.append(parse(config, args=rest))

@@ -12,7 +12,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LEFT_OUT = ("parity", "cuda12", "cuda13", "tpu")  # large, or for some machines only
+# large, for some machines only, or for the site
+LEFT_OUT = ("parity", "cuda12", "cuda13", "tpu", "docs")
 PYTHONS = {"3.11": "requirements/py311.txt", "3.12": "requirements/py312.txt"}
 # The libtpu that jax[tpu] of these versions requires.
 LIBTPU = {"0.10.2": "==0.0.42.*", "0.12.0.1": "==0.0.50.*"}

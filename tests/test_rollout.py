@@ -6,10 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+from tokenizers import models
 from toys import EOS, SETTINGS, VOCAB
 
 from jaxppo import policy, rollout, sampling
 from jaxppo.models import lora
+from jaxppo.pretrained import token_bytes
+from jaxppo.pretrained.tokenizer import Tokenizer, byte_level
 
 # Twelve tokens: most rows end somewhere inside.
 LONG = replace(SETTINGS, response_length=12)
@@ -270,3 +273,128 @@ def all_loops(closed):
     for eqn in closed.jaxpr.eqns:
         if eqn.primitive.name == "while" and "cond_jaxpr" in eqn.params:
             yield eqn
+
+
+# The bytes of the eleven tokens; the stop text `bc` is in `cabc`, in `ab` and `ca`, ...
+SPELLED = ["x", "E", "a", "ab", "bc", "c", "cabc", "b", "Ġa", "Ã", "©"]
+STOPPING = replace(LONG, stop=("bc",))
+
+
+@pytest.fixture(scope="module")
+def stops():
+    backend = byte_level(models.BPE({token: i for i, token in enumerate(SPELLED)}, []))
+    return token_bytes.make_stops(["bc"], Tokenizer(backend, eos_id=EOS), vocab_size=VOCAB)
+
+
+def roll_stopping(toy, prompts, stops, settings=STOPPING, *, key=7, **options):
+    frozen = {"base": {}, "reference": toy.params, "stop": stops}
+
+    @jax.jit
+    def program(frozen):
+        noise = sampling.row_uniforms(jax.random.key(key), prompts.index, 12)
+        return rollout.rollout(
+            toy.model, toy.params, frozen, prompts, noise, length=12, sample=settings, **options
+        )
+
+    return program(frozen)
+
+
+def end_of(tokens, at_least=0) -> int:
+    """The number of tokens of a response that would have these; one more if it does not end."""
+    for t, token in enumerate(tokens):
+        text = "".join(SPELLED[x] for x in tokens[: t + 1])
+        before = "".join(SPELLED[x] for x in tokens[:t])
+        ended = token == EOS or text.count("bc") > before.count("bc")
+        if ended and t >= at_least:
+            return t + 1
+    return len(tokens) + 1
+
+
+def lengths_of(done) -> list[int]:
+    return [int(n) + (not ended) for n, ended in zip(done.mask.sum(1), done.finished, strict=True)]
+
+
+def test_a_response_ends_with_a_stop_text(family, stops):
+    """With the token that completes it, over several tokens and inside of one. Tokens until then
+    are those of a response without it.
+    """
+    prompts = toys.prompts(rows=32)
+    whole = toys.roll(family, prompts, LONG)
+    done = roll_stopping(family, prompts, stops)
+    assert lengths_of(done) == [end_of(row) for row in whole.response.tolist()]
+    on = done.mask > 0
+    np.testing.assert_array_equal(done.response[on], whole.response[on])
+    assert (done.response[~on] == LONG.pad).all()
+    by_text = done.finished & ~(done.response == EOS).any(1)
+    assert by_text.any() and (done.finished & ~by_text).any(), "choose another key"
+
+
+def test_a_stop_text_in_the_prompt_is_no_end(llama, stops):
+    """The prompts end with `bc` and `b`, and a response that begins with `c` goes on."""
+    rows = 64
+    prompts = toys.ragged([4] * rows, 4)
+    prompts = prompts.replace(tokens=jnp.tile(jnp.array([[4, 2, 4, 7]]), (rows, 1)))
+    done = roll_stopping(llama, prompts, stops)
+    first = done.response[:, 0]
+    assert (first == 5).any(), "choose another key"
+    ended = np.isin(first, [EOS, 4, 6])  # `E`, `bc`, `cabc`
+    np.testing.assert_array_equal(done.mask[:, 1] == 0, ended)
+
+
+def test_a_stop_text_is_an_end_from_min_tokens_on(family, stops):
+    """Tokens 0 to 4 do not end a response."""
+    settings = replace(STOPPING, min_tokens=5)
+    done = roll_stopping(family, toys.prompts(), stops, settings)
+    whole = toys.roll(family, toys.prompts(), replace(LONG, min_tokens=5))
+    assert lengths_of(done) == [end_of(row, 5) for row in whole.response.tolist()]
+    text = lambda row: "".join(SPELLED[x] for x in row[:5])
+    assert any("bc" in text(row) for row in done.response.tolist()), "choose another key"
+
+
+def test_stop_texts_need_their_table(llama):
+    with pytest.raises(ValueError, match=r'need frozen\["stop"\]'):
+        toys.roll(llama, toys.prompts(), STOPPING)
+
+
+def test_stop_texts_under_vmap(llama, stops):
+    """Runs of other keys, with the loop's condition of each and of all."""
+
+    def program(axis, seed):
+        noise = sampling.row_uniforms(jax.random.key(seed), jnp.arange(8), 12)
+        frozen = {"base": {}, "reference": llama.params, "stop": stops}
+        options = {"length": 12, "sample": STOPPING, "stop_axis": axis}
+        return rollout.rollout(llama.model, llama.params, frozen, toys.prompts(), noise, **options)
+
+    for axis in (None, "seeds"):
+        many = jax.jit(jax.vmap(partial(program, axis), axis_name="seeds"))(jnp.arange(3))
+        for i in range(3):
+            alone = roll_stopping(llama, toys.prompts(), stops, key=i)
+            toys.assert_close(rows(many, i), alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3, "temperature": 1.5}, {"top_p": 0.7}], ids=str)
+def test_min_tokens(family, options):
+    """The end of text comes from token 4 on; sampler and scorer agree, and the log-probs of the KL
+    are those of the whole vocabulary.
+    """
+    settings = replace(LONG, min_tokens=4, **options)
+    done = toys.roll(family, toys.prompts(), settings)
+    assert (done.mask.sum(1) > 4).all() and not (done.response[:, :4] == EOS).any()
+    assert_scores_agree(family, done, settings, 1e-4)
+    raw = toys.score(family, done, replace(settings, min_tokens=0)).raw_logprobs
+    np.testing.assert_allclose(done.raw_logprobs, raw * done.mask, atol=1e-5)
+    if not options:
+        assert done.finished.any(), "choose another key"
+        off = done.logprobs - done.raw_logprobs  # −log(1 − p(end of text))
+        assert (off[:, :4] > 1e-5).all()
+        np.testing.assert_allclose(off[:, 4:], 0.0, atol=1e-5)
+
+
+def test_a_greedy_response_has_min_tokens(llama):
+    """A token that is greedily chosen first is made the end of text."""
+    plain = toys.roll(llama, toys.prompts(), LONG, greedy=True)
+    settings = replace(LONG, eos=int(plain.response[0, 0]))
+    short = toys.roll(llama, toys.prompts(), settings, greedy=True)
+    assert int(short.mask[0].sum()) == 1
+    done = toys.roll(llama, toys.prompts(), replace(settings, min_tokens=3), greedy=True)
+    assert (done.mask.sum(1) > 3).all()

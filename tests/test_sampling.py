@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -100,3 +102,86 @@ def test_has_keep_set():
     assert not sampling.has_keep_set(Config())
     assert sampling.has_keep_set(Config(top_k=1))
     assert sampling.has_keep_set(Config(top_p=0.9))
+
+
+HELD = Config(min_tokens=2, eos=1)
+
+
+def test_the_end_of_text_is_barred_before_min_tokens(strict):
+    """At positions 0 and 1, not at 2; a scalar is the position of all rows."""
+    logits = jnp.tile(jnp.array([[0.0, 9.0, 1.0]]), (3, 1))
+    held = sampling.process(logits, sample=HELD, t=jnp.arange(3))
+    assert held.tolist() == [[0.0, -np.inf, 1.0]] * 2 + [[0.0, 9.0, 1.0]]
+    assert sampling.bar_eos(logits, jnp.array(2), sample=HELD) is not logits
+    np.testing.assert_array_equal(sampling.bar_eos(logits, jnp.array(2), sample=HELD), logits)
+    np.testing.assert_array_equal(
+        sampling.bar_eos(logits, jnp.array(0), sample=HELD)[:, 1], [-np.inf] * 3
+    )
+
+
+def test_the_keep_set_is_chosen_without_a_barred_end_of_text():
+    """The end of text has .7 of the probability: top-k 1 takes the likeliest of the others."""
+    logits = jnp.log(jnp.array([[0.1, 0.7, 0.2]] * 2))
+    kept = sampling.process(logits, sample=replace(HELD, top_k=1), t=jnp.array([0, 2]))
+    assert np.isfinite(kept).tolist() == [[False, False, True], [False, True, False]]
+
+
+def test_a_nucleus_of_the_end_of_text_alone_is_dropped_while_it_is_barred():
+    logits = jnp.zeros((3, 3))
+    allowed = jnp.array([[False, True, False], [True, True, False], [False, True, False]])
+    kept = sampling.process(logits, sample=HELD, allowed=allowed, t=jnp.array([0, 0, 2]))
+    assert np.isfinite(kept).tolist() == [
+        [True, False, True],
+        [True, False, False],
+        [False, True, False],
+    ]
+
+
+def test_without_an_end_of_text_nothing_is_barred():
+    assert not sampling.bars_eos(Config(min_tokens=3, eos=-1))
+    assert not sampling.bars_eos(Config(min_tokens=0, eos=1))
+    logits = jnp.zeros((1, 2))
+    assert sampling.process(logits, sample=Config(min_tokens=3, eos=-1)) is logits
+
+
+# Tokens 2 and then 3 complete the stop text; token 0 leaves the state as it is.
+STOPS = sampling.Stops(
+    column=jnp.array([0, 1, 2, 3]),
+    next=jnp.array([[0, 0, 1, 0], [1, 0, 1, 0]]),
+    ends=jnp.array([[False] * 4, [False, False, False, True]]),
+)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "eos", "expected"),
+    [
+        ([2, 3], 1, [False, True]),
+        ([3, 2, 0, 3], 1, [False, False, False, True]),
+        ([2, 1], 1, [False, True]),  # the end of text
+        ([2, 1, 3], -1, [False, False, False]),
+    ],
+)
+def test_the_end_of_a_response(tokens, eos, expected, strict):
+    state, found = jnp.zeros((1,), jnp.int32), []
+    for t, token in enumerate(tokens):
+        ended, state = sampling.end_of_response(
+            jnp.array([token]), jnp.array(t), eos=eos, sample=Config(), stops=STOPS, state=state
+        )
+        found.append(bool(ended[0]))
+    assert found == expected
+
+
+def test_a_stop_text_before_min_tokens_is_no_end():
+    """Tokens 0 to 2 of a response cannot end it; the automaton goes on."""
+    state, found = jnp.zeros((1,), jnp.int32), []
+    for t, token in enumerate([2, 3, 2, 3]):
+        ended, state = sampling.end_of_response(
+            jnp.array([token]),
+            jnp.array(t),
+            eos=1,
+            sample=Config(min_tokens=3),
+            stops=STOPS,
+            state=state,
+        )
+        found.append(bool(ended[0]))
+    assert found == [False, False, False, True]

@@ -86,6 +86,7 @@ def test_a_run_leaves_its_files(straight):
         "curves.png",
         "lock.json",
         "metrics.jsonl",
+        "samples.jsonl",
     ]
     stored = json.loads((folder / "config.json").read_text())
     assert (stored["steps"], stored["lora"], stored["eos"]) == (4, 2, 256)
@@ -441,3 +442,130 @@ def test_devices_that_do_not_fit_are_refused(loaded, changes, words):
         start.build_step(config, loaded[1], algorithms.make_parts(config, reward))
     for word in words:
         assert word in str(caught.value)
+
+
+# From Python
+
+
+def right(prompt, response, answer):
+    """A reward with two scores; the column is that of the prompt."""
+    assert answer == 2 * int(prompt.split()[0])
+    return {"right": float(str(answer) in response), "short": -len(response)}
+
+
+SMALL = {
+    "tiny": True,
+    "steps": 2,
+    "batch_size": 8,
+    "response_length": 3,
+    "parallel": "jit",
+    "algorithm": "grpo",
+    "group_size": 4,
+    "minibatches": 2,
+}
+SUMS = [{"prompt": f"{i} + {i} =", "answer": 2 * i} for i in range(8, 12)]
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory):
+    """A run made from Python, and its folder of runs."""
+    root = tmp_path_factory.mktemp("door")
+    validation = SUMS[:2]
+    run = train.policy(
+        SUMS, right, weights={"short": 0.1}, validation=validation, runs=str(root), **SMALL
+    )
+    return run, root
+
+
+def test_a_run_from_python(door):
+    run, root = door
+    assert run.folder == root / "policy" and run.config.advantage == "group"
+    assert run.config.prompt_length == len("10 + 10 =")  # bytes of the longest prompt
+    metrics = run.metrics
+    assert metrics["step"].tolist() == [1, 2] and (metrics["invalid_rows"] == 0).all()
+    np.testing.assert_allclose(
+        metrics["reward"], metrics["score_right"] + 0.1 * metrics["score_short"], rtol=1e-5
+    )
+    assert np.isnan(metrics["validation_reward"]).tolist() == [True, False]
+    found = files.read_jsonl(root / "policy" / "samples.jsonl")
+    assert len(found) == 2  # a response to each of the first step's two prompts
+    assert {row["prompt"] for row in found} <= {row["prompt"] for row in SUMS}
+    for row in found:
+        assert row["reward"] == pytest.approx(row["right"] + 0.1 * row["short"])
+
+
+def test_samples_of_a_run(door):
+    run, _ = door
+    texts = run.sample(["1 + 1 =", "2 + 2 ="], samples=2)
+    assert len(texts) == 4 and texts[0] != texts[1]
+    assert run.sample("1 + 1 =", greedy=True) == run.sample("1 + 1 =", greedy=True, seed=5)
+    assert train.open_run(run.folder).sample(["1 + 1 =", "2 + 2 ="], samples=2) == texts
+
+
+def test_a_run_is_resumed_and_another_gets_a_free_name(door):
+    run, root = door
+    more = train.policy(
+        SUMS,
+        right,
+        weights={"short": 0.1},
+        validation=SUMS[:2],
+        runs=str(root),
+        resume=True,
+        **{**SMALL, "steps": 3},
+    )
+    assert more.metrics["step"].tolist() == [1, 2, 3]
+    other = train.policy(
+        ["a", "bc"],
+        lambda params, rollout: (rollout.mask.sum(1), rollout.finished | True),
+        runs=str(root),
+        parts=lambda parts: parts._replace(policy_loss=zero_loss),
+        log_samples=0,
+        resume=False,
+        **{**SMALL, "steps": 1},
+    )
+    assert other.folder.name == "policy-2" and other.metrics["policy_loss"].tolist() == [0.0]
+    assert not (other.folder / "samples.jsonl").exists()
+
+
+def zero_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
+    return 0.0 * logprobs, {}
+
+
+def test_an_export_of_a_run(door, tmp_path):
+    place = door[0].export(tmp_path / "exported", checkpoint="newest")
+    assert (place / "model.safetensors").exists() and (place / "README.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"num_generations": 4}, "no setting 'num_generations'"),
+        ({"prompts": "a text"}, "is one text"),
+        ({"algorithm": "nonsense"}, "nonsense"),
+        ({"reward": None}, "no reward"),
+        ({"batch_size": 7}, "--batch-size 7"),
+    ],
+)
+def test_what_python_cannot_train_with(tmp_path, given, words):
+    settings = {"prompts": ["a"], "reward": right, "runs": str(tmp_path), **SMALL, **given}
+    with pytest.raises(UserError) as error:
+        train.policy(settings.pop("prompts"), settings.pop("reward"), **settings)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_can_be_trained_twice(tmp_path, prompts):
+    config, policy = load.load_policy(replace(RUN, steps=1))
+    found = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        found.append(
+            train.fit(
+                config,
+                policy,
+                algorithms.make_parts(config, reward),
+                prompts,
+                folder=tmp_path / name,
+            )
+        )
+    toys.assert_same(found[0].params, found[1].params)

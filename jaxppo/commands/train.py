@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from jaxppo import train as door
 from jaxppo.config import RunConfig
+from jaxppo.data import table
 from jaxppo.errors import UserError, first_line
 from jaxppo.run import files
 
@@ -19,13 +20,13 @@ class TrainOptions(RunConfig):
     """Train a language model on your prompts with your reward.
 
     $ jaxppo train --data prompts.jsonl --reward mine.py:reward
-    $ jaxppo train --data prompts.jsonl --reward mine.py:right mine.py:short --weights short 0.5
-    $ jaxppo train --data prompts.jsonl --reward mine.py:reward --algorithm grpo --resume
+    $ jaxppo train --data prompts.jsonl --reward mine.py:right mine.py:short
+    $ jaxppo train --data prompts.jsonl --reward mine.py:reward --algorithm grpo
 
-    prompts.jsonl has an object a line: {"prompt": "..."}, or {"prompt": [{"role": "user",
-    "content": "..."}]} for a chat model, and any further columns. mine.py has a function
-    reward(prompt, response, **columns) that returns a number, or a dict of named
-    numbers; higher is better.
+    prompts.jsonl has an object a line: {"prompt": "..."}, for a chat model {"prompt":
+    [{"role": "user", "content": "..."}]}, and any further columns. mine.py has a
+    function reward(prompt, response, **columns) that returns a number, or a dict of
+    named numbers; higher is better.
     """
 
     name: str = "train"
@@ -44,6 +45,10 @@ class TrainOptions(RunConfig):
     """a prompt of more than prompt_length tokens is dropped, cut to its last tokens, or
     an error
     """
+    bad_lines: Literal["strict", "skip"] = "strict"
+    """a line of --data without a prompt is an error, or is skipped"""
+    max_bad_lines: int = 10
+    """most lines that may be skipped"""
 
 
 def train(options: TrainOptions) -> None:
@@ -61,7 +66,7 @@ def train(options: TrainOptions) -> None:
     resume = options.resume and files.has_started(Path(options.runs) / options.name)
     run = door.train_on(
         dataclasses.replace(options, resume=resume),
-        Path(options.data),
+        table.read_file(options.data, bad_lines=options.bad_lines, max_bad=options.max_bad_lines),
         reward,
         weights=dict(options.weights),
         validation=Path(options.validation) if options.validation else None,

@@ -4,7 +4,7 @@ import gzip
 import json
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -25,6 +25,7 @@ def read(
     max_line: int = 2**20,
     max_bytes: int = 2**34,
     strings: Sequence[str] = (),
+    check: Callable[[dict], str] = lambda row: "",
 ) -> Iterator[tuple[int, dict]]:
     """Yield each object with its line number, from 1; read names in .gz with gzip.
 
@@ -37,6 +38,7 @@ def read(
         max_bad: most bad lines that "skip" allows.
         max_line, max_bytes: most bytes in a line, and in the decompressed file.
         strings: keys that each object must have, with a string that is not blank.
+        check: says what is wrong with an object, or "".
 
     Raises UserError with the line's number for a bad line, and for a file that cannot
     be read, has more than `max_bytes`, is damaged gzip, or has no objects.
@@ -47,6 +49,8 @@ def read(
     for number, raw in _lines(path, max_line, max_bytes):
         try:
             row = _parse(raw, number, max_line, strings)
+            if row is not None and (problem := check(row)):
+                raise _BadLine(problem)
         except _BadLine as error:
             bad, first = bad + 1, first or f"line {number}: {error}"
             if errors == "skip" and bad <= max_bad:

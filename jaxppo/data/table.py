@@ -34,9 +34,6 @@ def read_columns(prompts: Any) -> dict[str, list]:
     if not rows:
         raise UserError("there are no prompts; give at least one")
     names = list(dict.fromkeys(["prompt", *(name for row in rows for name in row)]))
-    for number, row in enumerate(rows):
-        if problem := _problem(row.get("prompt")):
-            raise UserError(f"prompt {number} {problem}")
     return {name: [row.get(name) for row in rows] for name in names}
 
 
@@ -46,10 +43,27 @@ def _rows(prompts: Any) -> list[dict[str, Any]]:
             raise UserError(
                 f"prompts={prompts[:60]!r} is one text; give a list of prompts, or a .jsonl file"
             )
-        return [row for _, row in jsonl.read(prompts)]
+        return read_file(prompts)
     if not isinstance(prompts, Iterable):
         raise UserError(f"prompts are a {type(prompts).__name__}; give a list, or a .jsonl file")
-    return [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
+    rows = [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
+    for number, row in enumerate(rows):
+        if problem := _problem(row.get("prompt")):
+            raise UserError(f"prompt {number} {problem}")
+    return rows
+
+
+def read_file(
+    path: str | Path, *, bad_lines: Literal["strict", "skip"] = "strict", max_bad: int = 10
+) -> list[dict[str, Any]]:
+    """Return the objects of a .jsonl file of prompts. A line without a prompt is an
+    error or, with `bad_lines` "skip", left out like lines that are not JSON
+    (`jsonl.read`).
+    """
+    check = lambda row: (
+        "" if not (problem := _problem(row.get("prompt"))) else f"'prompt' {problem}"
+    )
+    return [row for _, row in jsonl.read(path, errors=bad_lines, max_bad=max_bad, check=check)]
 
 
 def _problem(prompt: Any) -> str:

@@ -154,8 +154,12 @@ def plot_curves(folder: Path) -> Path:
     import matplotlib.pyplot as plt
 
     rows = read_jsonl(folder / "metrics.jsonl")
-    panels = [panel for panel in PANELS if any(panel[0] in row for row in rows)]
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6), constrained_layout=True, sharex=True)
+    keys = dict.fromkeys(key for row in rows for key in row)
+    scores = [(key, key.replace("_", " ", 1), "mean") for key in keys if key.startswith("score_")]
+    panels = [panel for panel in (*PANELS, *scores) if panel[0] in keys]
+    height = max(2, -(-len(panels) // 3))
+    size = (12, 3 * height)
+    figure, axes = plt.subplots(height, 3, figsize=size, constrained_layout=True, sharex=True)
     for axis, (key, title, unit) in zip(axes.flat, panels, strict=False):
         _plot_metric(axis, rows, key)
         axis.set(title=title, ylabel=unit)

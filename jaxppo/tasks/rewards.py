@@ -101,18 +101,23 @@ def _fluency(options: TaskConfig, policy: Policy) -> Reward:
     return Reward(fn, reference_params(policy.params, policy.frozen))
 
 
+# Judges of decoded text, made by functions that import their packages.
+JUDGES: dict[str, Callable[[], TextJudge]] = {
+    "text_bleu": text.sentence_bleu,
+    "text_chrf": text.chrf,
+    "text_rouge_l": partial(text.rouge, "rougeL"),
+    "text_wer": _negated_wer,
+    "vader": _response_only(text.vader),
+    "clean": _response_only(text.profanity, -1.0),  # a penalty on profanity
+}
+
 REWARDS: dict[str, MakeReward] = {
+    **{name: _on_text(judge) for name, judge in JUDGES.items()},
     "bleu": _on_tokens(token_metrics.bleu),
     "rouge_l": _on_tokens(token_metrics.rouge_l),
     "token_f1": _on_tokens(token_metrics.token_f1),
     "exact": _on_tokens(token_metrics.exact_match),
     "edit": _on_tokens(lambda *pair: -token_metrics.error_rate(*pair)),
-    "text_bleu": _on_text(text.sentence_bleu),
-    "text_chrf": _on_text(text.chrf),
-    "text_rouge_l": _on_text(partial(text.rouge, "rougeL")),
-    "text_wer": _on_text(_negated_wer),
-    "vader": _on_text(_response_only(text.vader)),
-    "clean": _on_text(_response_only(text.profanity, -1.0)),  # a penalty on profanity
     "fluency": _fluency,
     "model": _reward_model,
     "entity_f1": _of_counts("entity_f1", _f1),
@@ -123,7 +128,7 @@ REWARDS: dict[str, MakeReward] = {
 
 def reward_name(options: TaskConfig) -> str:
     """Return the name of the reward in the options, or of the task's own. Raises
-    UserError for an unknown name.
+    UserError for an unknown name, and for a missing package.
     """
     name = options.reward or get_task(options).reward
     if name not in REWARDS:
@@ -133,6 +138,8 @@ def reward_name(options: TaskConfig) -> str:
             "--reward model needs --reward-model RUN, the folder of a run of"
             " experiments/reward_model.py"
         )
+    if name in JUDGES:
+        JUDGES[name]()
     return name
 
 

@@ -26,7 +26,7 @@ from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.run import files, load, log, validation
 from jaxppo.run.load import Policy
-from jaxppo.tasks import Task, TaskConfig, rewards, sources
+from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
 from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
 from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import MakeReward
@@ -53,6 +53,7 @@ def run(
     algorithms.check(options)  # the baseline has other settings, and would train first
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
+    metrics.evaluate((task or tasks.get_task(options)).metrics, ["a"], ["a"])  # finds packages
     load.use_compilation_cache()
     task, root = task or tasks.get_task(options), task_folder(options)
     options = tiny_options(options) if options.tiny else options

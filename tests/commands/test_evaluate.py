@@ -16,3 +16,15 @@ def test_metrics_are_printed_and_written(tmp_path, monkeypatch, capsys):
     )
     assert json.loads((tmp_path / "eval.json").read_text()) == found
     assert (tmp_path / "eval.jsonl").read_text() == '{"prompt": "p", "policy": "ö"}\n'
+
+
+def test_the_checkpoint_is_passed_on(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        evaluate.measure,
+        "evaluate_run",
+        lambda *args, **options: asked.append(options["checkpoint"]) or {"outputs": []},
+    )
+    evaluate.evaluate(EvalOptions(tmp_path, "spelling"))
+    evaluate.evaluate(EvalOptions(tmp_path, "spelling", checkpoint="20"))
+    assert asked == ["best", "20"]

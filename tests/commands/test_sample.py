@@ -1,20 +1,20 @@
-import importlib.util
 import io
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import pytest
-from runs import REPOSITORY, RUN, TEXTS
+from runs import RUN, TEXTS, run_train
 
-from jaxppo import cli, commands, ppo
+from jaxppo import commands, ppo
 from jaxppo.commands import sample
 from jaxppo.data.prompts import encode
 from jaxppo.errors import UserError
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.pretrained.tokenizer import Tokenizer
-from jaxppo.run import load, sampler
+from jaxppo.run import files, load, sampler
 
 
 def exit_code() -> int:
@@ -81,6 +81,45 @@ def test_a_stream_ends_at_eos(loaded, moved):
     assert len(first) == 3  # --response-length, no end of text among them
     cut = sample.Stream(replace(config, eos=first[1]), policy, moved, greedy=True)("ab", seed=0)
     assert list(cut) == first[: first.index(first[1]) + 1]
+
+
+def test_a_stream_has_stop_texts_and_min_tokens():
+    """It equals the sampler, whose program has them. The ids are bytes: a stop text is two."""
+    settings = replace(RUN, response_length=12)
+    config, policy = load.load_policy(settings)
+    params = jax.tree.map(lambda x: x + 0.1, policy.params)
+    state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
+    prompts = encode(TEXTS, policy.tokenizer, 4, too_long="last")
+    plain = sampler.Sampler(config, policy, rows=7)(state, prompts, seed=3)
+    assert all(len(x.tokens) == 12 and not x.finished for x in plain)
+    # two bytes of the fourth response, and the seventh token of the first
+    letters = [policy.tokenizer.token(i) for i in plain[3].tokens]
+    pair = next(n for n in range(6) if letters[n].isascii() and letters[n + 1].isascii())
+    text = "".join(letters[pair : pair + 2])
+    changes = {"stop": (text,), "eos": plain[0].tokens[6], "min_tokens": 2}
+    config, policy = load.load_policy(replace(settings, stop=(text,)))
+    config = replace(config, **changes)
+    state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
+    done = sampler.Sampler(config, policy, rows=7)(state, prompts, seed=3)
+    assert done[0].finished and len(done[0].tokens) <= 7
+    if pair:  # else the text ends before token 2
+        assert done[3].finished and len(done[3].tokens) <= pair + 2
+    assert all(len(x.tokens) > 2 for x in done)
+    stream = sample.Stream(config, policy, state)
+    found = [list(stream(text, seed=3, index=i)) for i, text in enumerate(TEXTS)]
+    assert found == [x.tokens for x in done]
+
+
+def test_a_sample_as_json():
+    done = sampler.Sample("[pad]x", "é\n", [195, 169, 10], 0.5, True)
+    assert sample.as_json("x", done, greedy=False) == (
+        '{"prompt": "x", "response": "\\u00e9\\n", "kl": 0.5, "finished": true, '
+        '"tokens": [195, 169, 10]}'
+    )
+    greedy = sample.as_json("x", done, greedy=True)
+    assert json.loads(greedy)["kl"] is None  # the log-ratio is no estimate of it
+    bad = sample.as_json("x", done._replace(kl=float("nan")), greedy=False)
+    assert json.loads(bad)["kl"] is None
 
 
 def test_limits_of_the_settings():
@@ -238,22 +277,11 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.ci
-def test_training_with_a_custom_reward_then_sampling(
-    tmp_path, capsys, monkeypatch, quickly_compiled
-):
-    """`experiments/custom_reward.py` with a tiny model, and `jaxppo sample` of what it wrote."""
-    spec = importlib.util.spec_from_file_location(
-        "custom_reward", REPOSITORY / "experiments" / "custom_reward.py"
-    )
-    assert spec is not None and spec.loader is not None
-    custom = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "custom_reward", custom)
-    spec.loader.exec_module(custom)
+def test_training_then_sampling(tmp_path, capsys, monkeypatch):
+    """`jaxppo train` with a tiny model, and `jaxppo sample` of what it wrote."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "abc"}\n')
     args = [
         "--tiny",
-        "--parallel",
-        "jit",
         "--steps",
         "2",
         "--batch-size",
@@ -266,7 +294,7 @@ def test_training_with_a_custom_reward_then_sampling(
         "4",
     ]
     args += ["--runs", str(tmp_path), "--name", "mine", "--data", str(tmp_path / "prompts.jsonl")]
-    cli.script(custom.main, custom.Custom, args=args)
+    run_train(*args)
     shown = capsys.readouterr().out
     assert "step 1/2 " in shown and "step 2/2 " in shown
     assert f"jaxppo sample {tmp_path / 'mine'}" in shown
@@ -279,6 +307,17 @@ def test_training_with_a_custom_reward_then_sampling(
     run = str(tmp_path / "mine")
     lines = sampled(run, "Hello", "you")
     assert len(lines) == 2
+    asked = [json.loads(line) for line in sampled(run, "--json", "Hello", "you")]
+    assert [x["prompt"] for x in asked] == ["Hello", "you"]
+    assert [files.printable(x["prompt"] + x["response"]) for x in asked] == lines
+    assert all(len(x["tokens"]) <= 3 and isinstance(x["kl"], float) for x in asked)
+    first = sampled(run, "--checkpoint", "0", "--json", "Hello", "you")
+    assert all(abs(json.loads(line)["kl"]) < 1e-4 for line in first)  # not trained yet
+    monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", run, "--checkpoint", "7", "Hello"])
+    assert exit_code() == 2
+    said = capsys.readouterr().err
+    assert "--checkpoint 7: there is no such step; choose best, newest, or one of 0, 2" in said
+    assert len(said.splitlines()) == 1
     assert lines[0].startswith("Hello") and lines[1].startswith("you")
     monkeypatch.setattr(
         Tokenizer, "apply_chat", lambda self, messages, **options: messages[-1]["content"]

@@ -84,7 +84,7 @@ def colab(tmp_path, monkeypatch):
             "after": "c",
             "sentiment_after": 0.5,
         }
-        (folder / "samples.jsonl").write_text(json.dumps(row))
+        (folder / "outputs.jsonl").write_text(json.dumps(row))
         (folder / "result.json").write_text(
             '{"sentiment_before": 0, "sentiment_after": 0.5, "kl": 1}'
         )
@@ -197,7 +197,7 @@ def test_without_drive_the_run_is_packed_and_downloaded(colab):
         "metrics.jsonl",
         "model/model.safetensors",
         "result.json",
-        "samples.jsonl",
+        "outputs.jsonl",
     ]
     with zipfile.ZipFile(colab.folder / f"{place}.zip") as archive:
         assert sorted(archive.namelist()) == [f"colab-classifier-0-cpu/{name}" for name in files]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from runs import run_script as run
+from runs import run_train
 
 from jaxppo import pretrained
 from jaxppo.pretrained.tiny import tiny_model
@@ -31,7 +32,7 @@ def test_sentiment_writes_its_files(tmp_path, options, capsys):
     assert json.loads((folder / "config.json").read_text())["steps"] == 2
     result = json.loads((folder / "result.json").read_text())
     assert abs(result["gain"] - (result["sentiment_after"] - result["sentiment_before"])) < 1e-9
-    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    samples = [json.loads(line) for line in (folder / "outputs.jsonl").read_text().splitlines()]
     assert len(samples) == 8 and {"prompt", "before", "after"} <= set(samples[0])
     assert (folder / "curves.png").read_bytes()[:4] == b"\x89PNG"
     assert any((folder / "checkpoints").iterdir())
@@ -42,96 +43,6 @@ def test_sentiment_writes_its_files(tmp_path, options, capsys):
     assert (
         len(re.findall(r"^step \d/2  reward", printed, re.M)) == 2
     )  # one plain line a step without a terminal
-
-
-def test_a_second_run_of_the_same_name_needs_resume(tmp_path, capsys):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
-    options = [
-        "--tiny",
-        "--batch-size",
-        "4",
-        "--data",
-        str(data),
-        "--runs",
-        str(tmp_path),
-        "--name",
-        "b",
-        "--save-every",
-        "1",
-    ]
-    run("custom_reward", *options, "--steps", "1")
-    with pytest.raises(SystemExit) as stop:
-        run("custom_reward", *options, "--steps", "1")
-    assert stop.value.code == 2
-    assert "exists: choose another --name, or continue it with --resume" in capsys.readouterr().err
-    run("custom_reward", *options, "--steps", "2", "--resume")
-    rows = (tmp_path / "b" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [1, 2]
-
-
-BAD_DATA = [  # (second line of a file of prompts, message)
-    (b'{"prompt": NaN}', "line 2: a number that is NaN"),
-    (b'{"prompt": "\\ud800"}', "line 2: half of a surrogate pair"),
-    (b'{"prompt": ' + b"[" * 100_000, "line 2: nested too deeply"),
-    (b'{"prompt": ' + b"1" * 5000 + b"}", "line 2: a number that is NaN, infinite, beyond float64"),
-    (b'{"prompt": "a", "prompt": "b"}', "line 2: the key 'prompt' twice"),
-    (b'{"text": "a"}', "line 2: "),
-    (b'{"prompt": 3}', "line 2: "),
-    (b'{"prompt": " "}', "line 2: "),
-    (b'{"prompt": "' + b"a" * 2**21 + b'"}', "line 2: "),
-    (b"\xff", "line 2: not UTF-8"),
-]
-
-
-@pytest.mark.parametrize(("line", "message"), BAD_DATA)
-def test_bad_data_is_one_line_and_nothing_is_written(tmp_path, line, message, capsys):
-    data = tmp_path / "prompts.jsonl"
-    data.write_bytes(b'{"prompt": "The film"}\n' + line + b"\n")
-    with pytest.raises(SystemExit) as stop:
-        run("custom_reward", "--tiny", "--data", str(data), "--runs", str(tmp_path / "runs"))
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and message in error and "\n" not in error and len(error) < 500
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("data", "options", "words"),
-    [
-        (b"", [], "no objects"),
-        (
-            b'{"prompt": "Far too long a beginning"}\n',
-            ["--prompt-length", "4"],
-            "none of 1 prompts fits in 4 tokens",
-        ),
-        (
-            b'{"prompt": "Far too long"}\n',
-            ["--prompt-length", "4", "--too-long", "error"],
-            "prompt 0 has 12 tokens, but 4 fit",
-        ),
-        (
-            b'{"prompt": "a"}\n' + b"{\n" * 3,
-            ["--bad-lines", "skip", "--max-bad-lines", "2"],
-            "that is bad line 3, and 2 may",
-        ),
-    ],
-)
-def test_data_without_usable_prompts(tmp_path, data, options, words, capsys):
-    path = tmp_path / "prompts.jsonl"
-    path.write_bytes(data)
-    with pytest.raises(SystemExit) as stop:
-        run(
-            "custom_reward",
-            "--tiny",
-            "--data",
-            str(path),
-            "--runs",
-            str(tmp_path / "runs"),
-            *options,
-        )
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and words in error and "\n" not in error
-    assert not (tmp_path / "runs").exists()
 
 
 def test_custom_loss(capsys):
@@ -145,40 +56,14 @@ def test_custom_loss(capsys):
 
 
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--algorithm", "dapo", "--batch-size", "32"],
-        pytest.param(["--algorithm", "nlpo", "--critic", "separate"], marks=pytest.mark.slow),
-    ],
-)
-def test_algorithm_by_name(tmp_path, options):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
-    small = [
-        "--tiny",
-        "--steps",
-        "1",
-        "--response-length",
-        "4",
-        "--data",
-        str(data),
-        "--runs",
-        str(tmp_path),
-        "--name",
-        "c",
-    ]
-    run("custom_reward", *small, *options)
-    stored = json.loads((tmp_path / "c" / "config.json").read_text())
-    assert stored["algorithm"] == options[1]
-    assert stored["value_loss"] == ("none" if options[1] == "dapo" else "mse")
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--batch-size", "63"], "--batch-size 63 (63 for each of 1 devices) does not divide"),
+        (
+            ["--batch-size", "63"],
+            "--batch-size 63 does not divide into 4 minibatches; use --batch-size 64",
+        ),
         (["--loss", "nonsense"], "unknown loss 'nonsense': choose one of reinforce, clip"),
-        (["--stepz", "3"], "perhaps you meant: --steps INT"),
+        (["--stepz", "3"], "no option --stepz; perhaps you meant --steps"),
         (["--name", "../up"], "use 1 to 64 letters"),
     ],
 )
@@ -320,19 +205,10 @@ def test_reward_model_on_pairs(tmp_path, capsys, dpo):
     ]
     if dpo:  # it has no value head
         with pytest.raises(SystemExit) as stop:
-            run("custom_reward", *policy, "--name", "b")
+            run_train(*policy, "--name", "b")
         assert stop.value.code == 2 and "that run has no value head" in capsys.readouterr().err
         return
-    run(
-        "custom_reward",
-        *policy,
-        "--name",
-        "b",
-        "--algorithm",
-        "n_plus_tldr",
-        "--prompt-length",
-        "8",
-    )
+    run_train(*policy, "--name", "b", "--algorithm", "n_plus_tldr", "--prompt-length", "8")
     row = json.loads((tmp_path / "b" / "metrics.jsonl").read_text().splitlines()[0])
     assert row["step"] == 1 and row["invalid_rows"] == 0 and row["reward"] != 0
 

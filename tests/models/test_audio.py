@@ -14,7 +14,6 @@ from jaxppo.errors import UserError
 from jaxppo.models import audio, critic, layers, shapes
 from jaxppo.types import Prompts
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 BINS, FRAMES = 4, 12
 LENGTHS = jnp.array([12, 5, 1], jnp.int32)
 

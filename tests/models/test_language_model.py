@@ -11,7 +11,6 @@ from jaxppo.errors import UserError
 from jaxppo.models import critic, shapes
 from jaxppo.types import Prompts
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 KINDS = ("gru", "lstm", "convolution", "window")
 
 

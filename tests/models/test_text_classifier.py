@@ -7,7 +7,6 @@ from jaxppo.errors import UserError
 from jaxppo.models import text_classifier
 from jaxppo.models.text_classifier import Classifier
 
-pytestmark = pytest.mark.usefixtures("quickly_compiled")
 LENGTHS = np.array([8, 5, 1, 2, 7, 4])
 MASK = jnp.asarray(np.arange(8)[None] < LENGTHS[:, None])
 X = jnp.asarray(np.random.default_rng(0).standard_normal((6, 8, 6)), jnp.float32)

@@ -23,7 +23,7 @@ from jaxppo.parallel import processes, sharding
 pytestmark = pytest.mark.ci
 
 TESTS = Path(__file__).parents[1]
-SCRIPT = TESTS.parent / "experiments" / "custom_reward.py"
+SCRIPT = Path(sys.executable).parent / "jaxppo"  # with the verb `train`
 
 
 def run_together(
@@ -89,11 +89,14 @@ def options(folder: Path, *more: str) -> list[str]:
         "--dtype",
         "float32",
     ]
-    return [*small, "--data", str(data), "--runs", str(folder), "--name", "a", *more]
+    reward = ["--reward", f"{TESTS / 'runs.py'}:short_words"]
+    return [*small, *reward, "--data", str(data), "--runs", str(folder), "--name", "a", *more]
 
 
 def test_the_first_process_alone_prints_and_writes(tmp_path):
-    done = run_together(2, SCRIPT, *options(tmp_path, "--steps", "2", "--expect-devices", "2"))
+    done = run_together(
+        2, SCRIPT, "train", *options(tmp_path, "--steps", "2", "--expect-devices", "2")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.splitlines()[:2] == [
         "2 processes, 2 devices",
@@ -108,9 +111,11 @@ def test_the_first_process_alone_prints_and_writes(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_go_on_where_they_were(tmp_path):
-    done = run_together(2, SCRIPT, *options(tmp_path, "--steps", "2", "--expect-devices", "2"))
+    done = run_together(
+        2, SCRIPT, "train", *options(tmp_path, "--steps", "2", "--expect-devices", "2")
+    )
     assert done.returncode == 0, done.stderr[-3000:]
-    more = run_together(2, SCRIPT, *options(tmp_path, "--steps", "3", "--resume"))
+    more = run_together(2, SCRIPT, "train", *options(tmp_path, "--steps", "3", "--resume"))
     assert more.returncode == 0, more.stderr[-3000:]
     assert "changed since the run began: --expect-devices 2 -> 0, --steps 2 -> 3" in more.stdout
     assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 3
@@ -179,7 +184,9 @@ def test_a_late_process_is_waited_for(mode):
     ],
 )
 def test_what_does_not_fit_ends_all_with_2(tmp_path, more, words):
-    done = run_together(2, SCRIPT, *options(tmp_path, "--steps", "1", "--heartbeat", "10", *more))
+    done = run_together(
+        2, SCRIPT, "train", *options(tmp_path, "--steps", "1", "--heartbeat", "10", *more)
+    )
     assert done.returncode == 2
     assert f"error: {words}" in done.stderr
 
@@ -191,7 +198,7 @@ def member(
     own = dict(zip(processes.LAUNCHER, (f"{host}:{port}", str(of), str(number)), strict=True))
     env = environment(JAX_PLATFORMS="cpu", JAX_NUM_CPU_DEVICES=str(devices), **own)
     return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *args],
+        [sys.executable, str(SCRIPT), "train", *args],
         env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -11,8 +11,10 @@ from runs import RUN
 from jaxppo import errors, models, ppo, pretrained
 from jaxppo.errors import UserError
 from jaxppo.models import lora, scan
+from jaxppo.parallel import sharding
 from jaxppo.pretrained.tiny import tiny_model
 from jaxppo.run import load
+from jaxppo.run.checkpoint import Checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +173,32 @@ def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, cap
     assert chosen == ([str(folder)] if mode == 0o700 else [])
     assert ("others can write to" in capsys.readouterr().out) == (mode != 0o700)
     assert folder.stat().st_mode & 0o777 == mode
+
+
+def test_stop_texts_have_their_table_among_the_frozen_weights(loaded):
+    assert "stop" not in loaded[1].frozen
+    config, policy = load.load_policy(replace(RUN, stop=("\n",)))
+    stops = policy.frozen["stop"]
+    assert config.stop == ("\n",) and stops.column.shape == (policy.shape.vocab_size,)
+    (ending,) = policy.tokenizer.encode("\n")
+    assert np.flatnonzero(stops.ends[0, stops.column]).tolist() == [ending]
+    mesh = sharding.make_mesh("data=8")
+    _, placed = load.load_policy(replace(RUN, stop=("\n",)), mesh=mesh)
+    assert sharding.mesh_of(placed.frozen["stop"]) == mesh
+
+
+def test_which_checkpoint(tmp_path):
+    """Steps 10 and 20 have the scores 2 and 1; 0 has none."""
+    steps = {0: None, 10: 2.0, 20: 1.0}
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep_every=10)
+    toy = toys.llama()
+    for step, score in steps.items():
+        checkpoints.save(toys.state(toy).replace(step=jnp.int32(step)), score=score)
+    checkpoints.close()
+    found = lambda which: load.checkpoint_step(checkpoints, which)
+    assert [found(x) for x in ("best", "newest", "0", 10, "20")] == [10, None, 0, 10, 20]
+    with pytest.raises(UserError, match="--checkpoint 15: there is no such step; .* 0, 10, 20$"):
+        found(15)
+    with pytest.raises(UserError, match="--checkpoint last"):
+        found("last")
+    assert load.checkpoint_step(Checkpoints(tmp_path / "none"), "3") is None

@@ -315,3 +315,22 @@ def test_a_step_that_is_compiled_again_is_told_once(world):
     assert [text.split("(")[0] for text in world.log.said] == [
         "warning: the step was compiled again "
     ]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"reward_std": 0.0, "informative": 0.0}, "all rewards of the first 3 steps are equal"),
+        ({"reward_std": 0.5, "informative": 0.0}, "all samples of a prompt had the same reward"),
+        ({"reward_std": 0.5, "informative": 0.1}, ""),
+        ({"reward_std": 0.5}, ""),
+    ],
+)
+def test_rewards_without_spread_are_warned_about_once(world, metrics, words):
+    go(world, Step(metrics=lambda step: metrics))
+    assert len(world.log.said) == (words != "") and all(words in text for text in world.log.said)
+
+
+def test_one_step_with_spread_ends_the_suspicion(world):
+    go(world, Step(metrics=lambda step: {"reward_std": float(step == 2)}))
+    assert world.log.said == []

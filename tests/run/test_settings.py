@@ -178,7 +178,7 @@ def test_what_is_hidden_in_a_record_is_left_out_with_a_note(tmp_path, capsys):
     [
         (
             "lrr: 1\n",
-            "a.yaml: unknown setting 'lrr' (perhaps you meant lr); --help lists all settings",
+            "a.yaml: unknown setting 'lrr' (perhaps you meant lr); --help-all lists all settings",
         ),
         ("batch-size: 1\n", "a.yaml: unknown setting 'batch-size' (perhaps you meant batch_size)"),
         (

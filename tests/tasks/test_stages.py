@@ -7,6 +7,7 @@ import pytest
 
 from jaxppo import commands, pretrained
 from jaxppo.errors import UserError
+from jaxppo.rewards import text
 from jaxppo.run import files
 from jaxppo.tasks import TaskConfig, measure, stages
 
@@ -139,6 +140,7 @@ def test_a_run_is_evaluated_on_its_own_data_and_prompts(done):
     folder, found = done
     again = measure.evaluate_run(folder / "runs" / "a", "spelling", rows=8)
     assert again["cer"][0] == pytest.approx(found["policy"]["cer"])
+    assert again["step"] == found["best_step"]
     several = folder / "several"
     shutil.copytree(folder / "runs" / "a", several)
     config = several / "policy" / "config.json"
@@ -165,6 +167,17 @@ def test_wrong_names_are_refused_before_training(tmp_path):
     ):
         with pytest.raises(UserError, match=words):
             stages.run(options(tmp_path, **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("reward", ["vader", "text_wer"])
+def test_a_missing_package_is_found_before_training(tmp_path, monkeypatch, reward):
+    def missing(name, extra="tasks"):
+        raise UserError(f"{name} is not installed")
+
+    monkeypatch.setattr(text, "import_extra", missing)
+    with pytest.raises(UserError, match="is not installed"):
+        stages.run(options(tmp_path, reward=reward))
     assert not (tmp_path / "runs").exists()
 
 

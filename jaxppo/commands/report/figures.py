@@ -86,7 +86,11 @@ def nonzero(runs: Sequence[Run]) -> list[str]:
     """The training metrics that are not 0 at every step."""
     values = lambda key: [row[key] for run in runs for row in run.rows if key in row]
     finite = lambda key: [x for x in values(key) if math.isfinite(x)]
-    return [key for key in TRAINING if any(finite(key)) or (values(key) and not finite(key))]
+    named = dict.fromkeys(
+        key for run in runs for row in run.rows for key in row if key.startswith("score_")
+    )
+    keys = ("reward", *named, *TRAINING[1:])
+    return [key for key in keys if any(finite(key)) or (values(key) and not finite(key))]
 
 
 def panels(runs: Sequence[Run]) -> list[str]:
@@ -95,7 +99,7 @@ def panels(runs: Sequence[Run]) -> list[str]:
     """
     training = nonzero(runs)
     objectives = ["reward", "accuracy", *(["loss"] if "reward" not in training else [])]
-    found = [key for key in training if key in objectives]
+    found = [key for key in training if key in objectives or key.startswith("score_")]
     repeats = all(map(score_repeats, runs))
     for key in dict.fromkeys(key for run in runs for row in run.rows for key in row):
         name = key.removeprefix("validation_")

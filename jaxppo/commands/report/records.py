@@ -50,7 +50,7 @@ class Run:
     settings: dict[str, Any]
     rows: list[Metrics]  # one for each step, in order
     result: dict[str, Any]  # result.json
-    samples: list[dict[str, Any]]  # outputs.jsonl of a task, or samples.jsonl
+    samples: list[dict[str, Any]]  # outputs.jsonl, or samples.jsonl if there is none
     commands: list[str]  # that started and resumed it
     versions: dict[str, str]
     notes: list[str] = field(default_factory=list)
@@ -76,8 +76,8 @@ def read(folder: Path) -> Run:
     notes: list[str] = []
     rows = _read_steps(config_folder / "metrics.jsonl", notes)
     result = _read_object(folder / "result.json", notes)
-    is_task = config_folder != folder
-    samples = _read_lines(folder / ("outputs.jsonl" if is_task else "samples.jsonl"), notes)
+    compared, while_training = folder / "outputs.jsonl", config_folder / "samples.jsonl"
+    samples = _read_lines(compared if compared.is_file() else while_training, notes)
     commands = config_folder / "command.txt"
     text = commands.read_text("utf-8", errors="replace") if commands.is_file() else ""
     place = folder.resolve()

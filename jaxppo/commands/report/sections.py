@@ -157,6 +157,10 @@ def sample_table(group: Group) -> list[Block]:
     if run is None:
         return [Text(f"{group.label}: no samples.")]
     rows = run.samples[:SHOWN_SAMPLES]
+    about = f"{run.name}: the first {len(rows)} of {len(run.samples)} held-out prompts, unselected."
+    if "step" in rows[0]:
+        rows = run.samples[::-1][:SHOWN_SAMPLES]
+        about = f"{run.name}: responses to training prompts, newest first, unselected."
     names = dict.fromkeys(
         k for row in rows for k, x in row.items() if isinstance(x, str | int | float)
     )
@@ -164,7 +168,6 @@ def sample_table(group: Group) -> list[Block]:
     columns = sorted(names, key=rank)[:8]
     cells = [[sample_text(row.get(name, "")) for name in columns] for row in rows]
     header = [COLUMN_TITLES.get(name, name) for name in columns]
-    about = f"{run.name}: the first {len(rows)} of {len(run.samples)} held-out prompts, unselected."
     return [Text(about), Table(header, cells, text_columns=None)]
 
 

@@ -443,6 +443,11 @@ def test_the_best_checkpoint_or_the_newest(tmp_path, capsys):
         )
         kernels[which] = pretrained.load(folder).params["layers_0"]["attention"]["q"]["kernel"]
     assert (kernels["best"] != kernels["newest"]).any()
+    folder = exported(run, tmp_path / "first", checkpoint="1")
+    assert f"written: {folder} (the checkpoint of step 1)" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--checkpoint 4: .* best, newest, or one of 1, 2, 3"):
+        exported(run, tmp_path / "fourth", checkpoint="4")
+    assert not (tmp_path / "fourth").exists()
 
 
 def test_a_task(tmp_path):

@@ -1,0 +1,85 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from jaxppo.data import table
+from jaxppo.errors import UserError
+
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
+
+
+def tokenizer():
+    """A token a character; a chat is its contents between bars."""
+    return SimpleNamespace(
+        encode=lambda text: [ord(c) % 50 for c in text],
+        apply_chat=lambda messages: "|".join(x["content"] for x in messages) + ">",
+        pad_id=0,
+        start_id=9,
+        vocab_size=50,
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "columns"),
+    [
+        (["a", "b"], {"prompt": ["a", "b"]}),
+        ([CHAT], {"prompt": [CHAT]}),
+        (
+            [{"answer": 1, "prompt": "a"}, {"prompt": "b", "hint": "c"}],
+            {"prompt": ["a", "b"], "answer": [1, None], "hint": [None, "c"]},
+        ),
+    ],
+)
+def test_forms_of_prompts(prompts, columns):
+    found = table.read_columns(prompts)
+    assert found == columns and next(iter(found)) == "prompt"
+
+
+def test_a_file(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(json.dumps({"prompt": CHAT, "x": 1}) + "\n" + json.dumps({"prompt": "a"}))
+    assert table.read_columns(path) == table.read_columns(str(path))
+    assert table.read_columns(path) == {"prompt": [CHAT, "a"], "x": [1, None]}
+
+
+def test_a_bad_line_has_its_number_or_is_skipped(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a"}\n\n{"text": "b"}\n')
+    with pytest.raises(UserError, match="line 3: 'prompt' is missing"):
+        table.read_columns(path)
+    with pytest.warns(UserWarning, match="skipped 1 bad line"):
+        assert table.read_file(path, bad_lines="skip") == [{"prompt": "a"}]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "words"),
+    [
+        ("one text", "is one text; give a list"),
+        ([], "there are no prompts"),
+        (["a", " "], "prompt 1 is empty"),
+        ([{"text": "a"}], "prompt 0 is missing"),
+        ([3], "prompt 0 is a int"),
+        ([["a", "b"]], "prompt 0 is no chat"),
+        ([[{"role": "user"}]], "prompt 0 is no chat"),
+        (7, "prompts are a int"),
+    ],
+)
+def test_what_is_no_prompt(prompts, words):
+    with pytest.raises(UserError) as error:
+        table.read_columns(prompts)
+    assert words in str(error.value)
+
+
+def test_prompts_are_rendered_and_keep_the_number_of_their_row():
+    found = table.encode_columns({"prompt": ["abcdef", CHAT, "ab"]}, tokenizer(), 5)
+    assert found.extra["row"].tolist() == [2]  # the others are longer than 5 tokens
+    found = table.encode_columns({"prompt": ["ab", CHAT]}, tokenizer(), 0)
+    assert found.tokens.shape == (2, len("Be brief.|Hi>"))  # the length of the longest
+
+
+def test_texts_begin_with_the_start_token_and_chats_do_not():
+    found = table.encode_columns({"prompt": ["ab"]}, tokenizer(), 0, start=9)
+    assert found.tokens.tolist() == [[9, ord("a") % 50, ord("b") % 50]]
+    found = table.encode_columns({"prompt": [CHAT]}, tokenizer(), 0, start=9)
+    assert found.tokens[0, 0] == ord("B") % 50

@@ -1,0 +1,121 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxppo.errors import UserError
+from jaxppo.rewards import function
+from jaxppo.types import Rollout
+
+COLUMNS = {"prompt": ["one", "two"], "answer": ["1", "2"], "level": [7, 8]}
+
+
+def decode(rows):
+    return ["".join(map(str, row)) for row in rows]
+
+
+def score(reward, rows=(1, 0), **options):
+    """(scores, valid, names and weights) for a rollout of these rows of the data."""
+    made = function.from_user(reward, decode, COLUMNS, **options)
+    n, zeros = len(rows), jnp.zeros((len(rows), 2), jnp.float32)
+    rolled = Rollout(
+        tokens=jnp.ones((n, 4), jnp.int32),
+        attend=jnp.ones((n, 4), bool),
+        mask=zeros + 1,
+        finished=jnp.ones(n, bool),
+        logprobs=zeros,
+        raw_logprobs=zeros,
+        ref_logprobs=zeros,
+        values=zeros,
+        extra={"row": jnp.array(rows, jnp.int32)},
+    )
+    scores, valid = made.fn({}, rolled)
+    return np.asarray(scores), np.asarray(valid), made.score_weights
+
+
+def test_columns_come_by_name_and_the_prompt_as_the_data_have_it():
+    seen = []
+
+    def reward(prompt, response, answer):
+        seen.append((prompt, answer))
+        return float(answer)
+
+    seen.clear()
+    scores, valid, weights = score(reward)
+    assert scores.tolist() == [2.0, 1.0] and valid.all() and weights == ()
+    assert seen[-2:] == [("two", "2"), ("one", "1")]
+
+
+def test_keyword_arguments_take_all_columns():
+    scores, _, _ = score(lambda prompt, response, **columns: columns["level"] + len(columns))
+    assert scores.tolist() == [8 + 2, 7 + 2]  # two columns besides the prompt
+
+
+def test_a_default_stands_for_a_missing_column():
+    scores, _, _ = score(lambda prompt, response, bonus=5: bonus)
+    assert scores.tolist() == [5, 5]
+
+
+def test_batched_by_the_name_of_the_first_parameter():
+    def rewards(prompts, responses, level):
+        assert prompts in (["two", "one"], ["one"])  # the batch, and the trial call
+        return [x / 2 for x in level]
+
+    assert score(rewards)[0].tolist() == [4.0, 3.5]
+
+
+def test_a_dict_of_scores_has_columns():
+    def reward(prompt, response, level):
+        return {"right": 1.0, "level": level}
+
+    scores, valid, weights = score(reward, weights={"level": 0.5})
+    assert scores.tolist() == [[1, 8], [1, 7]] and valid.all()
+    assert weights == (("right", 1.0), ("level", 0.5))
+
+
+def test_weights_name_the_scores_if_the_trial_call_raises():
+    def reward(prompt, response):
+        return {"a": 1.0 / len(response), "b": 2.0}
+
+    scores, _, weights = score(reward, weights={"a": 1, "b": 3})
+    assert scores[:, 1].tolist() == [2, 2] and weights == (("a", 1.0), ("b", 3.0))
+
+
+def test_other_scores_than_the_named_ones_are_invalid(caplog):
+    def reward(prompt, response):
+        return {"a": 1.0} if not response or prompt == "one" else {"b": 1.0}
+
+    scores, valid, _ = score(reward)
+    assert valid.tolist() == [False, True] and scores.tolist() == [[0], [1]]
+    assert "scores b instead of a" in caplog.text
+
+
+def test_functions_by_name_are_columns_and_arrays_are_allowed():
+    rewards = {
+        "level": lambda prompt, response, level: level,
+        "length": lambda params, rollout: (rollout.mask.sum(1), rollout.mask[:, 0] > -1),
+    }
+    scores, valid, weights = score(rewards, weights={"length": 2})
+    assert scores[:, 0].tolist() == [8, 7] and valid.all()
+    assert weights == (("level", 1.0), ("length", 2.0))
+
+
+def test_a_reward_of_arrays_stays_as_it_is():
+    def reward(params, rollout):
+        return rollout.mask.sum(1), rollout.finished
+
+    assert function.from_user(reward, decode, COLUMNS) == (reward, ())
+
+
+@pytest.mark.parametrize(
+    ("reward", "weights", "words"),
+    [
+        (lambda prompt, response, colour: 1, None, "takes 'colour', which is no column"),
+        (lambda prompt: 1, None, "takes 1 parameter"),
+        (lambda prompt, response: {"a": 1}, {"b": 1}, "no score is named 'b'"),
+        (lambda params, rollout: 1, {"b": 1}, "leave them out"),
+    ],
+)
+def test_rewards_that_cannot_be_used(reward, weights, words):
+    with pytest.raises(UserError) as error:
+        function.from_user(reward, decode, COLUMNS, weights=weights)
+    assert words in str(error.value)
