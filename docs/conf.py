@@ -22,6 +22,7 @@ extensions = [
     "pages",
 ]
 exclude_patterns = ["_build"]
+smartquotes = False  # -- in a help text is an option
 # Sphinx checks links to pages, headings and files; with -W a wrong one fails the build.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", ".*")]  # annotations name types of other projects

@@ -67,7 +67,7 @@ def source_files(name: str) -> list[str]:
     advantage = algorithms.ADVANTAGES[settings.advantage].make(settings)
     homes = [home for f in (update, advantage) for home in _homes(f)]
     # The formula, where there is one, not the wrapper that applies it to a rollout.
-    formula = "jaxppo.advantages" if "jaxppo.advantages" in homes else None
+    formula = "jaxppo.advantages" in homes
     kept = [x for x in homes if not (formula and x == "jaxppo.estimators")]
     return list(dict.fromkeys(f"{x.removeprefix('jaxppo.').replace('.', '/')}.py" for x in kept))
 

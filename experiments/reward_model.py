@@ -8,7 +8,7 @@ Command    python experiments/reward_model.py
            # --labels --data texts.jsonl, a line each: {"text": "...", "label": 0.9}, the
            # probability that the text is good
            then: python experiments/sentiment.py --reward model --reward-model runs/reward_model
-           (also for the tasks and custom_reward.py); after --dpo: --model runs/reward_model/model
+           (also for the tasks and jaxppo train); after --dpo: --model runs/reward_model/model
 Data       Without --data: review sentences whose human ratings differ by 2 or more (with --labels:
            all of them, with the probability sigmoid(rating)). A tenth chooses the best checkpoint,
            and another tenth is the test. The split is by prompt, if there are prompts. A third of

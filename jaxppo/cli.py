@@ -89,6 +89,7 @@ def parse(
     2.
     """
     given = sys.argv[1:] if args is None else list(args)
+    prog = prog or sys.argv[0]
     try:
         file, default = None, {}
         if issubclass(config, Config):
@@ -98,16 +99,12 @@ def parse(
                 default["default"], remarks = settings.base_settings(config, file, algorithm)
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
-        if issubclass(config, Config) and (asked := {"-h", "--help", "--help-all"} & {*given}):
-            from jaxppo.option_help import format_help  # slow to import
+            if {"-h", "--help", "--help-all"} & {*given}:
+                from jaxppo.option_help import format_help  # slow to import
 
-            shown = default.get("default") or config()
-            every = "--help-all" in asked
-            print(
-                format_help(shown, description=description, prog=prog or sys.argv[0], every=every),
-                end="",
-            )
-            raise SystemExit(0)
+                shown, every = default.get("default") or config(), "--help-all" in given
+                print(format_help(shown, description=description, prog=prog, every=every))
+                raise SystemExit(0)
         options = _parse_options(config, given, keep_line_breaks(description), prog, **default)
         # `jaxppo plan` also takes a run's config.json as an argument
         other = file and vars(options).get("config")
@@ -124,9 +121,7 @@ def _parse_options(config: type, args: list[str], description: str, prog: str, *
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                config, args=args, description=description, prog=prog or None, **default
-            )
+            return tyro.cli(config, args=args, description=description, prog=prog, **default)
     except SystemExit as stop:
         if not stop.code:  # --help
             raise

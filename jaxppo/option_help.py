@@ -65,7 +65,7 @@ def format_help(defaults: Config, *, description: str, prog: str, every: bool = 
     ]
     usage = " ".join([f"usage: {prog}", *arguments, "[OPTIONS]"])
     more = [f"{left_out} more options: --help-all"] if left_out else []
-    return "\n\n".join([usage, description.strip(), *blocks, *more]) + "\n"
+    return "\n\n".join([usage, description.strip(), *blocks, *more])
 
 
 def describe(kind: type) -> dict[str, tuple[str, str]]:

@@ -72,7 +72,8 @@ def has_keep_set(sample: Config) -> bool:
 
 
 def bars_eos(sample: Config) -> bool:
-    """Whether the settings forbid the end of text in the first tokens of a response.
+    """Whether the settings forbid the end of text in the first tokens of a response:
+    min_tokens > 0, and there is an end of text.
 
     >>> bars_eos(Config(min_tokens=2, eos=0))
     True
@@ -167,9 +168,12 @@ def end_of_response(
     stops: Stops | None = None,
     state: Int[Array, "B"] | None = None,
 ) -> tuple[Bool[Array, "B"], Int[Array, "B"] | None]:
-    """(whether a response ends with its token t, the next state of `stops`). It ends
-    with the end of text, or with a token that completes a stop text, from token
-    `min_tokens` on.
+    """(whether a response ends with its token t, the next state of `stops`): token =
+    eos, or it completes a stop text and t ≥ min_tokens.
+
+    >>> import jax.numpy as jnp
+    >>> end_of_response(jnp.array([3, 1]), jnp.array(0), eos=1, sample=Config())[0]
+    Array([False,  True], dtype=bool)
     """
     if stops is None:
         return token == eos, state

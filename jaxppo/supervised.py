@@ -76,6 +76,7 @@ def make_train_step(
         some = masked.total(weights, jnp.ones_like(weights), axis_name=axis_name) > 0
         good = jnp.isfinite(loss) & jnp.isfinite(norm) & some
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        good &= jnp.isfinite(optax.tree.norm(updates))
         new = (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = jax.tree.map(
             lambda n, o: jnp.where(good, n, o), new, (state.params, state.opt_state)

@@ -22,6 +22,7 @@ from jaxppo.data import prompts as encoding
 from jaxppo.data import table
 from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import Diverged, UserError
+from jaxppo.option_names import suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
 from jaxppo.run import files, load, loop, profiling, replay, resume, start, trackers
@@ -58,7 +59,7 @@ def fit(
 
     Raises:
       UserError: the settings, the devices or the folder do not fit. See also
-      `loop.run`.
+        `loop.run`.
     """
     validate_run(config)
     step = start.build_step(config, policy, parts)
@@ -239,12 +240,10 @@ def policy(
     """
     known = {field.name for field in dataclasses.fields(RunConfig)}
     if unknown := [name for name in settings if name not in known]:
-        raise UserError(f"train.policy has no setting {unknown[0]!r}")
+        hint = suggest(unknown[0], known)
+        raise UserError(f"train.policy has no setting {unknown[0]!r}" + f"; {hint}" * bool(hint))
     config = RunConfig(**{"name": "policy", "prompt_length": 0, **settings})
-    if config.resume:
-        started = files.has_started(Path(config.runs) / config.name)
-        config = dataclasses.replace(config, resume=started)
-    else:
+    if not config.resume:
         config = dataclasses.replace(config, name=files.free_name(config.runs, config.name))
     return train_on(
         config,

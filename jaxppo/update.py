@@ -165,6 +165,7 @@ def make_update(
         updates, new_opt_state = optimizer.update(grads, opt_state, params)
         if alone is not None:  # weight decay would move the other parameters
             updates = optimizers.zero_policy(updates, alone)
+        good &= jnp.isfinite(optax.tree.norm(updates))  # Adam with eps 0 divides by 0
         new = (optax.apply_updates(params, updates), new_opt_state)
         # A select, not a branch: XLA fuses it into Adam's loops, where a `cond` would
         # copy the parameters.

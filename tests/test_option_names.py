@@ -54,7 +54,7 @@ def test_notes_are_about_settings():
         ("stepz", "perhaps you meant steps"),
         ("num_generation", "perhaps you meant group_size"),
         ("batch-size", "perhaps you meant batch_size"),
-        ("dataset_names", ""),  # of `dataset_name`, which a run does not have
+        ("reward_weights", ""),  # a run has none; reward_reference is not near enough
         ("quux", ""),
         ("n", ""),
         ("", ""),

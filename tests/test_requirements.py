@@ -114,6 +114,6 @@ def test_the_repository_address():
     assert f"\nrepository-code: {place}\n" in (ROOT / "CITATION.cff").read_text()
     badge = f"(https://colab.research.google.com/github/{place.removeprefix('https://github.com/')}/blob/main/"
     assert badge in (ROOT / "README.md").read_text()
-    assert f'\nREPOSITORY = "{place}" ' in (ROOT / "experiments" / "colab.py").read_text()
+    assert f'\nREPOSITORY = "{place}" ' in (ROOT / "experiments" / "notebook_cells.py").read_text()
     assert PROJECT["authors"] == [{"name": "The jaxppo authors"}]
     assert "\n  - name: The jaxppo authors\n" in (ROOT / "CITATION.cff").read_text()

@@ -201,20 +201,22 @@ def test_a_second_run_of_the_same_name_is_refused(straight, prompts):
         fit(straight[1], prompts)
 
 
-def test_resume_without_a_run_is_refused(tmp_path, prompts):
-    with pytest.raises(UserError, match="nothing to resume"):
-        fit(tmp_path / "none", prompts, replace(RUN, resume=True))
-
-
-def test_resume_of_a_run_that_never_saved(tmp_path, prompts, straight, capsys):
-    """Ended before its first step, nothing is lost: it begins, and leaves what a run without a
-    break does.
-    """
-    files.write_config(files.run_folder(tmp_path, "early", resume=False), {})
+@pytest.mark.parametrize("killed", ["before its folder", "before its settings", "before a save"])
+def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, killed):
+    if killed != "before its folder":
+        files.run_folder(tmp_path, "early", resume=False)
+    if killed == "before a save":
+        files.write_config(tmp_path / "early", {})
+    capsys.readouterr()
     score = lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
     fit(tmp_path / "early", prompts, replace(RUN, resume=True), score)
     said = capsys.readouterr().out
-    assert "the run ended before anything was saved: it starts from the beginning" in said
+    again = "the run ended before anything was saved: it starts from the beginning"
+    first, second, *_ = said.splitlines()
+    if killed == "before a save":
+        assert (first, second) == (f"resuming {tmp_path / 'early'}", again)
+    else:
+        assert first == f"new run: {tmp_path / 'early'}" and again not in said
     assert lines(tmp_path / "early") == lines(straight[1])
     assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
 

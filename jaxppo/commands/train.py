@@ -1,6 +1,5 @@
 """`jaxppo train`: train on your own prompts with your own reward, without a script."""
 
-import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from jaxppo import train as door
 from jaxppo.config import RunConfig
 from jaxppo.data import table
 from jaxppo.errors import UserError, first_line
-from jaxppo.run import files
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,7 @@ class TrainOptions(RunConfig):
 
 
 def train(options: TrainOptions) -> None:
-    """Train, and print where the run is. With --resume a run that has not begun is
-    begun.
-    """
+    """Train, and print where the run is."""
     if not options.data:
         raise UserError('--data is missing; give a .jsonl file of {"prompt": "..."} lines')
     rewards = {name.rpartition(":")[2]: load_function(name) for name in options.reward}
@@ -63,9 +59,8 @@ def train(options: TrainOptions) -> None:
     reward: Callable | Mapping[str, Callable] | None = rewards or None
     if len(rewards) == 1:
         reward = next(iter(rewards.values()))
-    resume = options.resume and files.has_started(Path(options.runs) / options.name)
     run = door.train_on(
-        dataclasses.replace(options, resume=resume),
+        options,
         table.read_file(options.data, bad_lines=options.bad_lines, max_bad=options.max_bad_lines),
         reward,
         weights=dict(options.weights),
@@ -92,7 +87,8 @@ def load_function(name: str) -> Any:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"--reward {name}: {path} cannot be run ({first_line(error)})") from error
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise UserError(f"--reward {name}: {path} cannot be run ({reason})") from error
     found = getattr(module, function, None)
     if not callable(found):
         raise UserError(f"--reward {name}: {path} has no function {function}")

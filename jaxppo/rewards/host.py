@@ -2,7 +2,7 @@
 
 import functools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax.experimental import io_callback
 from jaxppo.types import Params, RewardFn, Rollout
 
 log = logging.getLogger(__name__)
+LARGEST = float(np.finfo(np.float32).max)
 
 
 def on_host(
@@ -100,19 +101,23 @@ def _try(fn: Callable, *args, **named) -> Any:
     """
     try:
         return fn(*args, **named)
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # such as SystemExit or asyncio.CancelledError
         return error
 
 
 def _call_batched(fn: Callable, *texts: Sequence[str], **named: Sequence[Any]) -> list:
     """Return one result per row; if the call fails, its exception for every row."""
     rows, answers = len(texts[0]), _try(fn, *texts, **named)
-    if isinstance(answers, Exception):
+    if isinstance(answers, BaseException):
         return [answers] * rows
-    listed = _try(list, answers)
-    if not isinstance(listed, Exception) and len(listed) == rows:
+    unordered = isinstance(answers, Mapping | Set | str)
+    listed = TypeError() if unordered else _try(list, answers)
+    if not isinstance(listed, BaseException) and len(listed) == rows:
         return listed
-    found = type(answers).__name__ if isinstance(listed, Exception) else f"{len(listed)} rewards"
+    bad = isinstance(listed, BaseException)
+    found = f"a {type(answers).__name__}" if bad else f"{len(listed)} rewards"
     return [ValueError(f"expected {rows} rewards, but got {found}")] * rows
 
 
@@ -127,7 +132,7 @@ def _to_scores(answer: Any, scores: Sequence[str], name: str) -> float | list[fl
         if found == sorted(scores):
             return [_to_score(answer[score], f"{name}, {score}") for score in scores]
         answer = ValueError(f"scores {', '.join(found)} instead of {', '.join(scores)}")
-    elif not isinstance(answer, Exception):
+    elif not isinstance(answer, BaseException):
         answer = TypeError(f"expected a dict of {', '.join(scores)}, but got {answer!r}")
     return [_to_score(answer, name)] * len(scores)
 
@@ -136,9 +141,9 @@ def _to_score(answer: Any, name: str) -> float:
     """Return a finite score, or NaN and a warning that names the row."""
     if isinstance(answer, str | Mapping) or answer is None:
         answer = TypeError(f"a reward must be a number, but is {answer!r}")
-    score = answer if isinstance(answer, Exception) else _try(float, answer)
-    if isinstance(score, float) and not np.isfinite(score):
-        score = ValueError(f"a reward must be finite, but is {score}")
+    score = answer if isinstance(answer, BaseException) else _try(float, answer)
+    if isinstance(score, float) and not abs(score) <= LARGEST:
+        score = ValueError(f"a reward must be finite in float32, but is {score}")
     if isinstance(score, float):
         return score
     kind = type(score).__name__

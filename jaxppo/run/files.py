@@ -37,9 +37,10 @@ def check_name(name: str) -> None:
 
 
 def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
-    """Create the folder of a new run, or find that of a run to resume.
+    """Create the folder of a new run, or find that of a run to resume, and print which.
+    A run to resume that has not begun is a new one.
 
-    Raises UserError if a new run exists already, or a resumed one does not.
+    Raises UserError if a run of this name has begun and is not resumed.
     """
     check_name(name)
     folder = Path(root) / name
@@ -48,14 +49,13 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     started = (folder / "config.json").exists()
     if started and not resume:
         raise UserError(f"{folder} exists: choose another --name, or continue it with --resume")
-    if not started and resume:
-        raise UserError(f"nothing to resume in {folder}; start it without --resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); choose another --runs folder"
         ) from error
+    print(f"{'resuming' if started else 'new run:'} {folder}")
     return folder
 
 

@@ -22,7 +22,7 @@ def not_started(folder: Path, checkpoints: Checkpoints) -> bool:
     path = folder / "metrics.jsonl"
     empty = checkpoints.is_empty() and not (path.exists() and path.stat().st_size)
     empty = bool(processes.broadcast_int(int(empty)))
-    if empty and processes.is_main():
+    if empty and processes.is_main() and (folder / "config.json").exists():
         print("the run ended before anything was saved: it starts from the beginning")
     return empty
 

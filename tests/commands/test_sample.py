@@ -84,30 +84,33 @@ def test_a_stream_ends_at_eos(loaded, moved):
 
 
 def test_a_stream_has_stop_texts_and_min_tokens():
-    """It equals the sampler, whose program has them. The ids are bytes: a stop text is two."""
+    """As the sampler's program has them. A token is a byte, and the stop text is two of them."""
     settings = replace(RUN, response_length=12)
     config, policy = load.load_policy(settings)
     params = jax.tree.map(lambda x: x + 0.1, policy.params)
-    state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
+    start = lambda policy: ppo.init_state(config, params, policy.frozen, jax.random.key(0))
     prompts = encode(TEXTS, policy.tokenizer, 4, too_long="last")
-    plain = sampler.Sampler(config, policy, rows=7)(state, prompts, seed=3)
-    assert all(len(x.tokens) == 12 and not x.finished for x in plain)
-    # two bytes of the fourth response, and the seventh token of the first
-    letters = [policy.tokenizer.token(i) for i in plain[3].tokens]
-    pair = next(n for n in range(6) if letters[n].isascii() and letters[n + 1].isascii())
-    text = "".join(letters[pair : pair + 2])
-    changes = {"stop": (text,), "eos": plain[0].tokens[6], "min_tokens": 2}
-    config, policy = load.load_policy(replace(settings, stop=(text,)))
-    config = replace(config, **changes)
-    state = ppo.init_state(config, params, policy.frozen, jax.random.key(0))
-    done = sampler.Sampler(config, policy, rows=7)(state, prompts, seed=3)
-    assert done[0].finished and len(done[0].tokens) <= 7
-    if pair:  # else the text ends before token 2
-        assert done[3].finished and len(done[3].tokens) <= pair + 2
-    assert all(len(x.tokens) > 2 for x in done)
-    stream = sample.Stream(config, policy, state)
-    found = [list(stream(text, seed=3, index=i)) for i, text in enumerate(TEXTS)]
-    assert found == [x.tokens for x in done]
+    config = replace(config, eos=ord("a"), min_tokens=2)
+    plain = [
+        x.tokens for x in sampler.Sampler(config, policy, rows=7)(start(policy), prompts, seed=3)
+    ]
+    letter = lambda token: policy.tokenizer.token(token).isascii()
+    row, t = next(
+        (row, t)
+        for row, tokens in enumerate(plain)
+        for t in range(3, len(tokens) - 1)
+        if letter(tokens[t - 1]) and letter(tokens[t])
+    )
+    text = policy.tokenizer.decode(plain[row][t - 1 : t + 1])
+    _, policy = load.load_policy(replace(settings, stop=(text,)))
+    config = replace(config, stop=(text,))
+    done = sampler.Sampler(config, policy, rows=7)(start(policy), prompts, seed=3)
+    assert done[row].tokens == plain[row][: t + 1] and done[row].finished
+    assert all(2 < len(x.tokens) for x in done)
+    stream = sample.Stream(config, policy, start(policy))
+    assert [list(stream(text, seed=3, index=i)) for i, text in enumerate(TEXTS)] == [
+        x.tokens for x in done
+    ]
 
 
 def test_a_sample_as_json():

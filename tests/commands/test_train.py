@@ -29,7 +29,7 @@ def test_a_function_of_a_file(tmp_path):
         ("{folder}/none.py:reward", "there is no file"),
         ("{folder}/mine.py:absent", "has no function absent"),
         ("{folder}/mine.py:number", "has no function number"),
-        ("{folder}/broken.py:reward", "cannot be run (ZeroDivisionError"),
+        ("{folder}/broken.py:reward", "cannot be run (ZeroDivisionError: division by zero)"),
     ],
 )
 def test_a_function_that_cannot_be_loaded(tmp_path, name, words):

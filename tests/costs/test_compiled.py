@@ -54,9 +54,9 @@ def test_shapes_of_the_parameters_matrices():
 )
 def test_a_plan_for_local_devices(mesh, scan):
     """The whole step as one program; each minibatch's gradients are summed up, each token asks
-    whether all rows have ended.
+    whether all rows have ended. Stop texts need no tokenizer.
     """
-    settings = dataclasses.replace(SETTINGS, mesh=mesh, scan_layers=scan)
+    settings = dataclasses.replace(SETTINGS, mesh=mesh, scan_layers=scan, stop=("Q:",))
     found = compiled.compile_plan(settings, TINY, jax.devices())
     assert found.devices == 8 and found.temporaries > 0 and found.refused == ""
     assert found.inside == ("generate", "reference", "update")

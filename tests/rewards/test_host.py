@@ -1,4 +1,6 @@
+import asyncio
 import logging
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +57,10 @@ def raises():
     raise RuntimeError("no idea")
 
 
+def cancelled():
+    raise asyncio.CancelledError("by the judge")  # no Exception, but a BaseException
+
+
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
@@ -62,8 +68,12 @@ def raises():
         (lambda: None, "a reward must be a number, but is None"),
         (lambda: "0.5", "a reward must be a number, but is '0.5'"),
         (lambda: [1.0, 2.0], "TypeError"),
-        (lambda: float("nan"), "ValueError: a reward must be finite, but is nan"),
-        (lambda: float("inf"), "ValueError: a reward must be finite, but is inf"),
+        (lambda: float("nan"), "ValueError: a reward must be finite in float32, but is nan"),
+        (lambda: float("inf"), "ValueError: a reward must be finite in float32, but is inf"),
+        (lambda: 1e39, "ValueError: a reward must be finite in float32, but is 1e+39"),
+        (lambda: {"a": 1.0}, "a reward must be a number, but is {'a': 1.0}"),
+        (lambda: sys.exit(3), "SystemExit: 3"),
+        (cancelled, "CancelledError: by the judge"),
         (lambda: 10**400, "OverflowError"),
     ],
 )
@@ -110,7 +120,11 @@ def test_an_impure_judge_is_called_every_time(rolled):
     ("answer", "reason"),
     [
         (lambda n: [1.0] * (n - 1), "expected 8 rewards, but got 7 rewards"),
-        (lambda n: 3.0, "expected 8 rewards, but got float"),
+        (lambda n: 3.0, "expected 8 rewards, but got a float"),
+        (lambda n: dict.fromkeys(range(n), 1.0), "expected 8 rewards, but got a dict"),
+        (lambda n: set(range(n)), "expected 8 rewards, but got a set"),
+        (lambda n: "12345678", "expected 8 rewards, but got a str"),
+        (lambda n: cancelled(), "CancelledError: by the judge"),
         (lambda n: raises(), "RuntimeError: no idea"),
     ],
 )

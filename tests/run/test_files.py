@@ -23,10 +23,12 @@ def test_run_folder_is_made_once(tmp_path):
     assert files.run_folder(tmp_path / "runs", "a", resume=True) == folder
 
 
-def test_nothing_to_resume(tmp_path):
-    with pytest.raises(UserError, match="nothing to resume"):
-        files.run_folder(tmp_path, "a", resume=True)
-    assert not (tmp_path / "a").exists()
+def test_a_run_to_resume_that_has_not_begun_is_a_new_one(tmp_path, capsys):
+    assert files.run_folder(tmp_path, "b", resume=True).is_dir()
+    files.write_config(tmp_path / "b", {})
+    files.run_folder(tmp_path, "b", resume=True)
+    said = f"new run: {tmp_path / 'b'}\nresuming {tmp_path / 'b'}\n"
+    assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../a", "a b", "ä", "x" * 65, "a\n"])

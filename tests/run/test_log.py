@@ -68,8 +68,14 @@ def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
     assert "\x1b[2J" not in shown
 
 
-@pytest.mark.parametrize("keys", [["reward"], [key for key, _, _ in log.PANELS]])
-def test_curves(tmp_path, keys):
+SIX = [key for key, _, _ in log.PANELS]
+
+
+@pytest.mark.parametrize(
+    ("keys", "height"),  # named scores get a third row of panels: 9 x 120 dots
+    [(["reward"], 720), (SIX, 720), ([*SIX, "score_right", "score_short"], 1080)],
+)
+def test_curves(tmp_path, keys, height):
     rows = [{"step": k, **{key: k / 10 for key in keys}} for k in range(1, 13)]
     rows[5]["validation_reward"] = 0.7
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -77,7 +83,7 @@ def test_curves(tmp_path, keys):
     assert path == tmp_path / "curves.png"
     head = path.read_bytes()[:24]
     assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", head[16:]) == (1440, 720)  # 12 x 6 inches at 120 dots
+    assert struct.unpack(">II", head[16:]) == (1440, height)  # 12 x 6 inches at 120 dots
 
 
 def test_running_mean():

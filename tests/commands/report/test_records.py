@@ -36,6 +36,11 @@ def test_a_plain_run(tmp_path):
     assert run.result == {} and run.versions == {} and run.notes == []
 
 
+def test_compared_outputs_come_before_samples_of_training(tmp_path):
+    texts = {"samples_jsonl": lines({"text": "x"}), "outputs_jsonl": lines({"text": "y"})}
+    assert records.read(a_run(tmp_path / "a", **texts)).samples == [{"text": "y"}]
+
+
 def test_a_task(tmp_path):
     root = tmp_path / "way"
     a_run(root / "supervised")

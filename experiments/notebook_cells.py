@@ -1,10 +1,5 @@
 # ---
 # jupyter:
-#   accelerator: TPU
-#   colab:
-#     gpuType: V5E1
-#   jupytext:
-#     formats: ipynb,py:percent
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -15,13 +10,15 @@
 # # PPO on a language model, in one XLA program
 #
 # [![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jaxppo/jaxppo/blob/main/experiments/colab.ipynb)
+# [![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/jaxppo/jaxppo/blob/main/experiments/kaggle.ipynb)
 #
 # SmolLM2-135M learns to continue film reviews positively. The reward is a classifier trained on
-# rated sentences, and a KL penalty keeps the model's English. The notebook chooses its sizes for a
-# TPU v5e-1, a T4 or a CPU. So far it has run on CPUs only, where it takes a quarter of an hour or
-# more. No account is needed for the downloads.
+# rated sentences, and a KL penalty keeps the model's English. Then you train it with your own
+# reward. The notebook chooses its sizes for a TPU, a GPU or a CPU, and uses all devices. So far it
+# has run on CPUs only, where it takes a quarter of an hour or more. The downloads need no account.
 #
-# **Runtime → Change runtime type → v5e-1 TPU** (or T4 GPU), then **Runtime → Run all**.
+# * **Colab**: Runtime → Change runtime type → v5e-1 TPU (or T4 GPU), then Runtime → Run all.
+# * **Kaggle**: Settings → Accelerator → TPU v5e-8 and Settings → Turn on internet, then Run All.
 
 # %%
 REPOSITORY = "https://github.com/jaxppo/jaxppo"  # @param {type:"string"}
@@ -33,9 +30,9 @@ SAVE_TO_DRIVE = False  # @param {type:"boolean"}
 # %% [markdown]
 # ## Set up
 #
-# On Colab this cell installs jaxppo. It keeps Colab's JAX, which matches the runtime's drivers, and
-# installs only what is missing. Elsewhere install jaxppo first: `pip install -e ".[demo]"` in the
-# repository.
+# On Colab and Kaggle this cell installs jaxppo. It keeps the machine's JAX, which matches the
+# drivers, and installs only what is missing. Elsewhere install jaxppo first:
+# `pip install -e ".[demo]"` in the repository.
 
 # %%
 import os
@@ -43,26 +40,32 @@ import subprocess
 import sys
 from pathlib import Path
 
+ON_KAGGLE = "KAGGLE_KERNEL_RUN_TYPE" in os.environ
 try:
     import google.colab  # noqa: F401
 
-    ON_COLAB = True
+    ON_COLAB = not ON_KAGGLE  # Kaggle's machines have this package, too
 except ImportError:
     ON_COLAB = False
 
-if ON_COLAB:
+if ON_COLAB or ON_KAGGLE:
     if not Path("jaxppo/pyproject.toml").exists():
         subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, "jaxppo"], check=True)
     from importlib.metadata import version
 
     if tuple(int(part) for part in version("jax").split(".")[:2]) < (0, 10):
-        raise SystemExit(
-            f"JAX is {version('jax')} here, and jaxppo needs 0.10: "
+        newest = (
             "Runtime, Change runtime type, the newest version"
+            if ON_COLAB
+            else "Settings, Environment preferences, Always use latest environment"
         )
+        raise SystemExit(f"JAX is {version('jax')} here, and jaxppo needs 0.10: {newest}")
     kept = [f"{name}=={version(name)}" for name in ("jax", "jaxlib")]
     Path("kept.txt").write_text("\n".join(kept))
-    command = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", "-e", "jaxppo[demo]"]
+    # Kaggle's TPU machines may have a libtpu older than the one that their JAX needs
+    extras = "demo,tpu" if ON_KAGGLE and "ISTPUVM" in os.environ else "demo"
+    package = f"jaxppo[{extras}]"
+    command = [sys.executable, "-m", "pip", "install", "-q", "-c", "kept.txt", "-e", package]
     subprocess.run(command, check=True)
     root = Path("jaxppo").resolve()
 else:
@@ -81,16 +84,23 @@ import jax
 
 from jaxppo.costs import chips
 
-backend, kind = jax.default_backend(), jax.devices()[0].device_kind
+devices = jax.devices()
+backend, kind = jax.default_backend(), devices[0].device_kind
 machine = chips.KINDS.get(kind) or next(
     (name.lower() for name in chips.GPUS if name in kind), backend
 )
-print(f"JAX {jax.__version__} on {len(jax.devices())} x {kind} ({machine})")
+parallel = "pmap" if len(devices) > 1 else "jit"  # each device takes an equal part of the batch
+print(f"JAX {jax.__version__} on {len(devices)} x {kind} ({machine}), parallel by {parallel}")
 if backend == "cpu" and ON_COLAB:
     print(
         "There is no accelerator, so this will be slow. To get one: Runtime -> Change runtime type "
         "-> v5e-1 TPU or T4 GPU -> Save, then Runtime -> Run all. If you chose a TPU and it is not "
         "found: Runtime -> Disconnect and delete runtime, then connect again."
+    )
+if backend == "cpu" and ON_KAGGLE:
+    print(
+        "There is no accelerator, so this will be slow. To get one: Settings -> Accelerator -> "
+        "TPU v5e-8 or GPU T4 x2, then Run All."
     )
 
 # %% [markdown]
@@ -98,9 +108,10 @@ if backend == "cpu" and ON_COLAB:
 #
 # The batch size depends on the machine: an accelerator has room for more rollouts a step. A T4 has
 # no bfloat16. To resume, run all cells again on the same kind of machine: training continues from
-# the last checkpoint. If Colab ends the runtime, this works only with SAVE_TO_DRIVE, because the
-# files are deleted with the runtime. You can raise STEPS to continue a finished run. Another
-# REWARD, SEED or machine starts another run with its own name.
+# the last checkpoint, if the files are still there. Colab deletes them with the runtime, unless you
+# set SAVE_TO_DRIVE. Kaggle keeps them if Session options → Persistence is "Files only". You can
+# raise STEPS to continue a finished run. Another REWARD, SEED or machine starts another run with
+# its own name.
 
 # %%
 import sentiment
@@ -111,15 +122,16 @@ SIZES = {"cpu": {}, "gpu": {"batch_size": 128}, "tpu": {"batch_size": 128}}
 chosen = dict(SIZES.get(backend, {}))
 if "T4" in kind:
     chosen["dtype"] = "float32"
-runs, name = Path("runs"), f"colab-{REWARD}-{SEED}-{machine}"
+runs, name = Path("runs"), f"sentiment-{REWARD}-{SEED}-{machine}"
 on_drive = SAVE_TO_DRIVE and ON_COLAB
 if on_drive:
     from google.colab import drive
 
     drive.mount("/content/drive")
     runs = Path("/content/drive/MyDrive/jaxppo")
-if os.environ.get("JAXPPO_SMOKE"):  # set by the test of this notebook
-    STEPS, chosen = 2, {"tiny": True, "parallel": "jit"}
+SMOKE = bool(os.environ.get("JAXPPO_SMOKE"))  # set by the test of this notebook
+if SMOKE:
+    STEPS, chosen = 2, {"tiny": True, "minibatches": 1}
 resume = (runs / name / "config.json").exists()
 options = sentiment.Sentiment(
     name=name,
@@ -127,6 +139,7 @@ options = sentiment.Sentiment(
     seed=SEED,
     steps=STEPS,
     reward=REWARD,
+    parallel=parallel,
     eval_every=min(10, STEPS),
     resume=resume,
     **chosen,
@@ -138,10 +151,18 @@ except RunError as error:  # the next cells would show another run
 
 # %% [markdown]
 # ## Results
+#
+# `run.metrics` has every metric as a NumPy array, with one value a step.
 
 # %%
 from IPython.display import Image, display
 
+from jaxppo import train
+
+run = train.open_run(runs / name)
+for metric in ("reward", "kl"):
+    first, last = run.metrics[metric][[0, -1]]
+    print(f"{metric} {first:+.3f} in the first step, {last:+.3f} in the last")
 display(Image(str(runs / name / "curves.png")))
 
 # %%
@@ -160,28 +181,59 @@ print(
 # %% [markdown]
 # ## The model
 #
-# Export the run's best checkpoint with its tokenizer and model card, in bfloat16 (0.3 GB), as
-# `jaxppo export` does. Then continue two prompts of your own, as `jaxppo sample` does.
+# Export the best checkpoint with its tokenizer and model card, in bfloat16 (0.3 GB), and continue
+# two prompts of your own.
 
 # %%
 import shutil
 
-from jaxppo.commands import export
-
-model = runs / name / "model"
-shutil.rmtree(model, ignore_errors=True)  # an export of fewer steps
-export.export(export.ExportOptions(runs / name, model, dtype="bfloat16"))
+shutil.rmtree(runs / name / "model", ignore_errors=True)  # an export of fewer steps
+model = run.export(runs / name / "model", dtype="bfloat16")
 
 # %%
-from jaxppo.commands import sample
+prompts = ["The film is", "I went to see it with"]
+for prompt, response in zip(prompts, run.sample(prompts), strict=True):
+    print(f"{prompt}{response}\n")
 
-sample.sample(sample.SampleOptions(runs / name, ("The film is", "I went to see it with")))
+# %% [markdown]
+# ## Your own reward
+#
+# A reward is a function of a prompt and its response. This one likes short words. Put in your own
+# prompts and reward; another `name` starts another run.
+
+# %%
+prompts = ["The weather today is", "My favourite food is", "Every morning I", "We learn that"]
+
+
+def reward(prompt, response):
+    words = response.split()
+    return -sum(map(len, words)) / len(words) if words else -10.0
+
+
+own = train.policy(
+    prompts,
+    reward,
+    model="smollm2",
+    algorithm="rloo",
+    steps=10,
+    runs=str(runs),
+    name="own-reward",
+    resume=True,
+    parallel=parallel,
+    tiny=SMOKE,
+)
+print("reward of each step:", own.metrics["reward"].round(2))
+
+# %%
+for prompt, response in zip(prompts, own.sample(prompts), strict=True):
+    print(f"{prompt}{response}\n")
 
 # %% [markdown]
 # ## Keep it
 #
 # The run's folder holds the settings, metrics, samples, checkpoints and model. On Drive it stays.
-# Without Drive it is deleted with the runtime, so this cell downloads the important files.
+# Without Drive, this cell packs the important files. Colab downloads them; on Kaggle they are in
+# /kaggle/working, under Output.
 
 # %%
 import zipfile
