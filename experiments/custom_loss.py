@@ -4,8 +4,8 @@ Question   Does a loss that drops tokens whose ratio has left a band, instead of
            learn as well as PPO's clip?
 Command    python experiments/custom_loss.py            # --band 0.1; --steps 200; --seed 1
 In a run   train.policy(prompts, reward, parts=lambda parts: parts._replace(policy_loss=...)).
-           Checkpoints, metrics and resume work as in any run. A loss is no setting, so give each its
-           own name.
+           Checkpoints, metrics and resume work as in any run. A loss is no setting, so give each
+           its own name.
 Minutes    Under 1 on a CPU; a small random model learns to write one token of 32.
 Expected   Share of right tokens after 20 steps (seeds 0, 1, 2): band .998 1.000 1.000, clip .992
            1.000 .998; after 60 steps all, with both.

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 from jaxppo import cli
 from jaxppo.errors import UserError
+from jaxppo.run import files
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def read(run: Path) -> tuple[dict, dict, list[tuple[float, float]]]:
         config, result = (
             json.loads((run / name).read_text()) for name in ("config.json", "result.json")
         )
-        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rows = files.read_metrics(run)
     return (
         config,
         result,

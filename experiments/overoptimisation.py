@@ -8,7 +8,6 @@ Command    python experiments/dialogue.py --name free --kl-coef 0 --no-kl-adapti
 Reads      metrics.jsonl of runs whose validation has `kl` and two metrics to compare.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 
 from jaxppo import cli
 from jaxppo.errors import UserError
+from jaxppo.run import files
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def points(run: Path, names: tuple[str, ...]) -> list[list[float]]:
     path = path if path.exists() else run / "metrics.jsonl"
     if not path.exists():
         raise UserError(f"no metrics.jsonl in {run}; give the folder of a run")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows = files.read_metrics(path.parent)
     found = sorted(
         [row[f"validation_{name}"] for name in names]
         for row in rows

@@ -195,7 +195,7 @@ def report(
         "step": step,
     }
     kept = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
-    rows = [row for row in files.read_jsonl(folder / "metrics.jsonl") if kept[1] in row]
+    rows = [row for row in files.read_metrics(folder) if kept[1] in row]
     validation = [{key: row[key] for key in kept} for row in rows]
     files.write_result(
         folder, options, result, results=options.results, kind="sentiment", validation=validation

@@ -88,7 +88,7 @@ def fit(
             state = resume.restore_newest(config, checkpoints, state, folder)
             if evaluate is not None:
                 resume.finish_evaluation(config, checkpoints, state, folder, evaluate)
-            rows = files.read_jsonl(folder / "metrics.jsonl")
+            rows = files.read_metrics(folder)
             past = [row for row in rows if row["step"] <= int(state.step)]
         else:
             state = start.initial_state(config, policy, parts, prompts, state)
@@ -163,7 +163,7 @@ class Run:
     @property
     def metrics(self) -> dict[str, np.ndarray]:
         """Every metric by name, one value a step; NaN at steps that have none."""
-        rows = files.read_jsonl(self.folder / "metrics.jsonl")
+        rows = files.read_metrics(self.folder)
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
@@ -232,9 +232,9 @@ def policy(
         `lambda parts: parts._replace(policy_loss=my_loss)`.
       too_long: what happens to prompts of more than `prompt_length` tokens.
       settings: fields of `config.RunConfig`, such as model, algorithm, steps, lora, lr,
-        response_length, seed, name. `prompt_length` is that of the longest prompt by
-        default. The run's folder is runs/<name>; if there is one, the next free number
-        is added to the name, unless `resume=True` continues it.
+        response_length, seed, name. By default `dtype` is bfloat16 and `prompt_length`
+        that of the longest prompt. The run's folder is runs/<name>; if there is one,
+        the next free number is added to the name, unless `resume=True` continues it.
 
     Raises UserError for wrong settings, prompts or rewards.
     """
@@ -242,7 +242,8 @@ def policy(
     if unknown := [name for name in settings if name not in known]:
         hint = suggest(unknown[0], known)
         raise UserError(f"train.policy has no setting {unknown[0]!r}" + f"; {hint}" * bool(hint))
-    config = RunConfig(**{"name": "policy", "prompt_length": 0, **settings})
+    defaults = {"name": "policy", "prompt_length": 0, "dtype": "bfloat16"}
+    config = RunConfig(**{**defaults, **settings})
     if not config.resume:
         config = dataclasses.replace(config, name=files.free_name(config.runs, config.name))
     return train_on(

@@ -456,3 +456,13 @@ def test_every_policy_loss_goes_through_the_update(llama, state, batch, name):
     )
     assert float(metrics["skipped"]) == 0
     assert (new.params["embed"]["embedding"] != state.params["embed"]["embedding"]).any()
+
+
+def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(llama):
+    """Adam with eps 0 divides the gradient of an unused value head, 0, by its moment, 0."""
+    settings = replace(toys.SETTINGS, adam_eps=0.0, value_loss="none", advantage="returns")
+    state = toys.state(llama, settings)
+    before = toys.copied(state.params)
+    new, metrics = toys.step(llama, settings)(state, toys.prompts())
+    assert float(metrics["skipped"]) == 4  # every minibatch: 2 epochs of 2
+    toys.assert_same(new.params, before)

@@ -203,7 +203,7 @@ def train_on_reviews(config: sentiment.Sentiment, arm: Arm, run: Run) -> dict:
     judge = sentiment.make_judge(config, policy)
     test = encode(split.test[: config.test_prompts])
     judged = sentiment.summarise(judge(state, test, sentiment.JUDGE_SEEDS[0]))
-    rows = files.read_jsonl(folder / "metrics.jsonl")
+    rows = files.read_metrics(folder)
     names = ("reward", "kl", "entropy", "length", "skipped", "barren_steps", "first_ratio_off")
     found = summarise({name: np.array([row[name] for row in rows]) for name in names})
     found |= {"gold": judged["sentiment"], "nats": judged["kl"]}

@@ -30,6 +30,7 @@ ADDS = {  # what each extra of pyproject.toml adds
     "track": "--track tensorboard and wandb",
     "notebook": "build and run the Colab notebook",
     "parity": "PyTorch, for comparison",
+    "docs": "build the documentation as a site",
     "test": "the test suite",
     "cuda12": "JAX on NVIDIA GPUs, CUDA 12",
     "cuda13": "JAX on NVIDIA GPUs, CUDA 13",

@@ -30,6 +30,7 @@ class TrainOptions(RunConfig):
     name: str = "train"
     prompt_length: int = 0
     """tokens of a prompt; 0 = those of the longest prompt"""
+    dtype: str = "bfloat16"
     data: str = ""
     """prompts: a .jsonl file, {"prompt": ...} a line with any further columns"""
     reward: tuple[str, ...] = ()

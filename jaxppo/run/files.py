@@ -203,7 +203,7 @@ def write_result(
 
 def training_minutes(run: Path) -> float:
     """Minutes of a run's steps, compilation included."""
-    return round(sum(row["seconds"] for row in read_jsonl(run / "metrics.jsonl")) / 60, 2)
+    return round(sum(row["seconds"] for row in read_metrics(run)) / 60, 2)
 
 
 def versions() -> dict[str, str]:
@@ -240,9 +240,21 @@ def read_jsonl(path: Path) -> list[dict]:
     return rows
 
 
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Read a run's metrics.jsonl: a row a step. null is NaN."""
+    number = lambda x: math.nan if x is None else x
+    rows = read_jsonl(folder / "metrics.jsonl")
+    return [{name: number(x) for name, x in row.items()} for row in rows]
+
+
 def write_jsonl(path: Path, rows: Sequence[dict]) -> None:
     """Write records as lines of JSON, atomically."""
-    write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_atomically(path, "".join(map(json_line, rows)))
+
+
+def json_line(row: dict) -> str:
+    """A record as a line of JSON; non-finite numbers become null."""
+    return json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def printable(text: str) -> str:

@@ -1,7 +1,6 @@
 """Log the metrics of a run: a file, a line or progress bar, tables and curves."""
 
 import contextlib
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from jaxppo.run.files import printable, read_jsonl, write_jsonl
+from jaxppo.run.files import json_line, printable, read_metrics, write_jsonl
 from jaxppo.run.samples import SampleLog
 
 PANELS = (  # (key in metrics.jsonl, title, unit)
@@ -71,7 +70,7 @@ class FileLog(Log):
     ):
         self.path, self.sample_log = folder / "metrics.jsonl", sample_log
         # Steps after the checkpoint that a run resumes from will run again.
-        write_jsonl(self.path, [row for row in read_jsonl(self.path) if row["step"] <= first_step])
+        write_jsonl(self.path, [row for row in read_metrics(folder) if row["step"] <= first_step])
         self.file = self.path.open("a")
         self.console = Console()
         self.total = total_steps
@@ -87,7 +86,7 @@ class FileLog(Log):
 
     def log(self, rows: Sequence[dict[str, float]]) -> None:
         for row in rows:
-            self.file.write(json.dumps(row) + "\n")
+            self.file.write(json_line(row))
             self.file.flush()
             step = int(row["step"])
             seconds_per_step = (time.monotonic() - self.started) / (step - self.first)
@@ -153,7 +152,7 @@ def plot_curves(folder: Path) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    rows = read_jsonl(folder / "metrics.jsonl")
+    rows = read_metrics(folder)
     keys = dict.fromkeys(key for row in rows for key in row)
     scores = [(key, key.replace("_", " ", 1), "mean") for key in keys if key.startswith("score_")]
     panels = [panel for panel in (*PANELS, *scores) if panel[0] in keys]

@@ -120,6 +120,6 @@ def finish_evaluation(
     if not processes.is_main():
         return
     path = folder / "metrics.jsonl"
-    rows = files.read_jsonl(path)
+    rows = files.read_metrics(folder)
     files.write_jsonl(path, [row | found if row["step"] == step else row for row in rows])
     checkpoints.set_score(step, found.get("validation_score"))

@@ -1,11 +1,10 @@
 """Write some responses of the training batches, with their scores, while a run goes."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxppo.run.files import read_jsonl, write_jsonl
+from jaxppo.run.files import json_line, read_jsonl, write_jsonl
 
 EVERY = 10  # steps
 
@@ -46,4 +45,4 @@ class SampleLog:
                 row = {"step": step, "prompt": prompt, "response": response}
                 row["reward"] = float(samples["reward"][n])
                 row |= {name: float(samples["scores"][n][i]) for i, name in enumerate(self.names)}
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json_line(row))

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from jaxppo.config import RunConfig, tracker_names
 from jaxppo.errors import first_line
-from jaxppo.run.files import hide_secrets, read_jsonl
+from jaxppo.run.files import hide_secrets, read_metrics
 from jaxppo.run.log import Log
 from jaxppo.run.settings import to_dict
 
@@ -174,7 +174,7 @@ class TrackedLog(Log):
 
     def __init__(self, log: Log, config: RunConfig, folder: Path):
         self.main, self.trackers = log, {}
-        past = read_jsonl(folder / "metrics.jsonl")
+        past = read_metrics(folder)
         for name in tracker_names(config):
             with self._dropping(name):
                 self.trackers[name] = TRACKERS[name](config, folder, self.say)

@@ -207,3 +207,10 @@ def test_lines_of_json_end_at_line_feeds_only(tmp_path):
     assert files.read_jsonl(path) == rows
     files.write_jsonl(path, rows[1:])
     assert files.read_jsonl(path) == rows[1:]
+
+
+def test_metrics_are_json_and_their_null_is_nan(tmp_path):
+    files.write_jsonl(tmp_path / "metrics.jsonl", [{"step": 1, "kl": float("nan")}])
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "kl": null}\n'
+    (row,) = files.read_metrics(tmp_path)
+    assert row["step"] == 1 and row["kl"] != row["kl"]

@@ -25,7 +25,7 @@ def test_a_line_a_step(tmp_path, capsys):
     tracker.log([{"step": 2, **ROW}, {"step": 3, **ROW, "kl": math.nan}])
     tracker.say("news")
     tracker.close()
-    rows = files.read_jsonl(tmp_path / "metrics.jsonl")
+    rows = files.read_metrics(tmp_path)
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert rows[0] == {"step": 1, **ROW}
     assert math.isnan(rows[2]["kl"])

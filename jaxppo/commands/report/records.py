@@ -130,7 +130,8 @@ def _read_steps(path: Path, notes: list[str]) -> list[Metrics]:
         step = line.get("step")
         if isinstance(step, int) and not isinstance(step, bool) and 0 < step < 10**9:
             valid += 1
-            row = {name: to_float(x) for name, x in line.items() if isinstance(x, int | float)}
+            numbers = {name: math.nan if x is None else x for name, x in line.items()}
+            row = {name: to_float(x) for name, x in numbers.items() if isinstance(x, int | float)}
             if row.get("barren_steps", 0) > 0 and "reward" in row:
                 row |= {name: math.nan for name in UPDATE if name in row}
             found[step] = row

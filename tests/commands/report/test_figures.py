@@ -53,8 +53,8 @@ def test_panels(tmp_path):
     row |= {"validation_wer": 0.5, "validation_score": -0.5, "other": 3.0}
     run = records.read(a_run(tmp_path / "a", metrics_jsonl=lines(row)))
     assert figures.panels([run]) == ["reward", "validation_wer", "kl", "entropy"]
-    row |= {"score_right": 0.5, "score_short": 0.0}
-    run = records.read(a_run(tmp_path / "named", metrics_jsonl=lines(row)))
+    named = row | {"score_right": 0.5, "score_short": 0.0}
+    run = records.read(a_run(tmp_path / "named", metrics_jsonl=lines(named)))
     assert figures.panels([run])[:3] == ["reward", "score_right", "validation_wer"]
     many = records.read(
         a_run(
