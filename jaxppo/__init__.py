@@ -10,7 +10,7 @@ import os
 
 # Without a TPU, libtpu (the extra `tpu-plan`) prints that it does not know this
 # machine's kind and name, unless it is told. It finds no device either way.
-if not glob.glob("/dev/accel*") and not glob.glob("/dev/vfio/[0-9]*"):
+if not any(map(glob.glob, ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/tpu*"))):
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 

@@ -161,7 +161,7 @@ def test_a_program_without_a_tpu_says_nothing_about_it():
         [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.stdout.split() == ["v5litepod-1", "localhost", "no", "TPU"]
-    assert "TPU" not in done.stderr
+    assert "TPU_ACCELERATOR_TYPE" not in done.stderr and "hostname" not in done.stderr
 
 
 def test_what_the_user_says_of_a_tpu_stays():

@@ -128,6 +128,7 @@ def test_oversampling_keeps_the_first_informative_groups(llama):
     assert int(state.cursor) == 8  # prompts are consumed twice as fast
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "changes",
     [{}, {"value_loss": "none", "advantage": "rloo", "group_size": 2}],
@@ -158,6 +159,7 @@ def test_one_bad_minibatch_of_two_makes_no_barren_step(llama, changes):
     assert float(metrics["skipped"]) == 2 and int(state.counters["barren_steps"]) == 1
 
 
+@pytest.mark.ci
 def test_remax_compares_on_one_scale(llama):
     """With the scores' deviation 1 / s: advantages are s times those without; each with a scale of
     its own would not be.
@@ -187,6 +189,7 @@ def test_invalid_rewards_are_counted_before_groups_are_chosen(llama):
     )
 
 
+@pytest.mark.ci
 def test_groups_that_are_filtered_stay_where_they_are(llama):
     """So that minibatches hold the same rows on any number of devices."""
     plain, _, _ = watched(
@@ -202,6 +205,7 @@ def test_groups_that_are_filtered_stay_where_they_are(llama):
 NLPO = replace(SETTINGS, mask_top_p=0.5, mask_every=2, lr=0.05)
 
 
+@pytest.mark.ci
 def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
     """The lagged policy is another one, so its nucleus is not the policy's own."""
     lagged = toys.random_params(llama.model, seed=6)
@@ -241,6 +245,7 @@ def test_the_lagged_policy_is_copied_every_so_many_steps(llama):
         assert (number % 2 == 0) == np.array_equal(lagged, before)
 
 
+@pytest.mark.ci
 def test_rl4lms_form_leaves_log_probs_as_they_are(llama):
     settings = replace(NLPO, mask_renormalise=False)
     (_, _, rolled, _, _), _, metrics = watched(llama, settings)(toys.state(llama, settings))
@@ -330,6 +335,7 @@ def test_the_running_scale_lives_in_the_state(llama):
         assert float(state.statistics["reward"].count) == count
 
 
+@pytest.mark.ci
 def test_whitened_rewards_keep_their_mean(llama):
     acting = {}
     for whiten in (True, False):
@@ -359,6 +365,7 @@ def test_ppos_rules_for_coefficients():
     assert steered(0.02, replace(settings, beta_target=0.0)) == 2.0
 
 
+@pytest.mark.ci
 def test_beta_is_steered_by_how_far_the_step_went(llama):
     settings = replace(SETTINGS, loss="kl_penalty", beta=1.0, beta_target=1e-9, lr=0.01)
     state, metrics = toys.step(llama, settings)(toys.state(llama, settings), PROMPTS)
@@ -366,6 +373,7 @@ def test_beta_is_steered_by_how_far_the_step_went(llama):
     assert float(state.controller["beta"]) == 2.0
 
 
+@pytest.mark.ci
 def test_a_separate_critic_learns_in_the_step():
     one = toys.llama()
     model = toys.models.with_critic(one.model, one.model, width=one.config.width)
@@ -382,6 +390,7 @@ def test_a_separate_critic_learns_in_the_step():
     assert changed("embed")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "changes",
     [{}, {"top_k": 3}, {"mask_top_p": 0.5}, {"mask_top_p": 0.5, "mask_renormalise": False}],

@@ -356,6 +356,7 @@ def test_stop_texts_need_their_table(llama):
         toys.roll(llama, toys.prompts(), STOPPING)
 
 
+@pytest.mark.ci
 def test_stop_texts_under_vmap(llama, stops):
     """Runs of other keys, with the loop's condition of each and of all."""
 

@@ -136,6 +136,7 @@ def test_tokens_without_weight_have_no_gradient(llama):
     assert loss(silent) == loss(moved) != loss(whole)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["pmap", "microbatches", "adapters"])
 def test_microbatches_give_the_same_update(llama, kind):
     objective = language(llama.model)

@@ -123,6 +123,7 @@ def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
     assert lines(tmp_path / "broken") == lines(straight[1])
 
 
+@pytest.mark.ci
 def test_several_steps_in_a_dispatch_are_the_same_run(straight, tmp_path, prompts):
     config = replace(RUN, steps_per_call=2, eval_every=0)
     state = fit(tmp_path / "pairs", prompts, config)
@@ -135,6 +136,7 @@ def test_several_steps_in_a_dispatch_are_the_same_run(straight, tmp_path, prompt
         )  # the same samples
 
 
+@pytest.mark.ci
 def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     """A language model with adapters: metrics, checkpoints, early stopping, resume to the last bit,
     and its best weights.
@@ -242,6 +244,7 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, prompts):
     """Steps 3 and 4 are evaluated. A signal in step 4 saves it without: no numbers in its line, no
     score. Gone on with, nothing is left to train, and the run is the one that nobody disturbed.
@@ -324,6 +327,7 @@ def test_restore_a_run_from_its_folder(straight):
     toys.assert_same(policy.frozen["base"], state.frozen["base"])
 
 
+@pytest.mark.ci
 def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, prompts):
     """Over 12 rollouts; the statistics are part of the state, and so of its checkpoints."""
     config = replace(RUN, steps=2, reward_reference=12)
@@ -556,6 +560,7 @@ def test_what_python_cannot_train_with(tmp_path, given, words):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.ci
 def test_a_policy_can_be_trained_twice(tmp_path, prompts):
     config, policy = load.load_policy(replace(RUN, steps=1))
     found = []

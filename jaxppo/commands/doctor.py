@@ -28,7 +28,7 @@ ADDS = {  # what each extra of pyproject.toml adds
     "tasks": "metrics of the tasks: BLEU, ROUGE, word errors, entities, profanity",
     "reasoning": "reasoning puzzles with rewards",
     "track": "--track tensorboard and wandb",
-    "notebook": "build and run the Colab notebook",
+    "notebook": "build and run the notebooks for Colab and Kaggle",
     "parity": "PyTorch, for comparison",
     "docs": "build the documentation as a site",
     "test": "the test suite",

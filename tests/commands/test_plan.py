@@ -236,6 +236,7 @@ def test_a_program_that_is_too_large(monkeypatch):
         compiled.compile_plan(SETTINGS, TINY, jax.devices()[:1])
 
 
+@pytest.mark.ci
 @needs_compiler
 def test_a_plan_for_a_tpu_slice(capfd, monkeypatch):
     """The whole PPO step for four chips of a v5e, on a machine without one; and nothing of the

@@ -68,6 +68,7 @@ def test_two_rewards_and_a_column(tmp_path, capsys):
     assert stop.value.code == 2 and "--data is missing" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 def test_a_second_run_of_the_same_name_needs_resume(tmp_path, capsys):
     data = tmp_path / "prompts.jsonl"
     data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
@@ -108,6 +109,7 @@ BAD_DATA = [  # (second line of a file of prompts, message)
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("line", "message"), BAD_DATA)
 def test_bad_data_is_one_line_and_nothing_is_written(tmp_path, line, message, capsys):
     data = tmp_path / "prompts.jsonl"
@@ -119,6 +121,7 @@ def test_bad_data_is_one_line_and_nothing_is_written(tmp_path, line, message, ca
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
@@ -150,6 +153,7 @@ def test_data_without_usable_prompts(tmp_path, data, options, words, capsys):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "options",
     [

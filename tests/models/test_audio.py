@@ -73,6 +73,7 @@ def test_downsample():
     assert real_outputs[0].tolist() == [True, True, False]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5), (3, 5), (5,)])
 def test_cached_decoding_equals_the_full_pass(toy, cuts):
     """The recording is given with the first tokens only. Prompts and recordings are padded."""
@@ -159,6 +160,7 @@ def test_dropout_in_the_encoder(monkeypatch):
     assert {rate for rate, _ in asked} == {0.5} and {number for _, number in asked[-2:]} == {2, 3}
 
 
+@pytest.mark.ci
 def test_heads_and_bfloat16():
     """Two heads, all products in bfloat16: close to the same policy in float32."""
     shape = dataclasses.replace(audio_policy("lstm").config, num_heads=2)
@@ -273,6 +275,7 @@ def copier() -> tuple[toys.Toy, list[float]]:
     return toy._replace(params=jax.device_get(state.params)), losses
 
 
+@pytest.mark.ci
 @pytest.mark.learning
 def test_a_code_is_copied_from_the_recording(copier):
     """The loss falls below the entropy of the digits, so the policy uses the recording. New codes

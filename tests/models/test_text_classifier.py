@@ -25,6 +25,7 @@ CHOICES = [
 ]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("layers", CHOICES, ids=str)
 def test_padding_has_no_effect(layers):
     """Three more slots with any values; `pool` pairs one of them with a text's last token."""

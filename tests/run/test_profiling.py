@@ -244,6 +244,7 @@ def test_every_dispatch_that_has_one_of_the_steps_is_traced(
     assert found == traced
 
 
+@pytest.mark.ci
 def test_a_trace_has_the_regions_of_the_step(tmp_path):
     config, policy = load.load_policy(replace(RUN, profile="2:3", runs=str(tmp_path)))
     prompts = PromptSet(*encode(TEXTS, policy.tokenizer, config.prompt_length))

@@ -42,7 +42,7 @@ def opened(folder: Path, names: str, *, first_step: int = 0) -> log.Log:
 
 
 def record(folder: Path) -> list[dict]:
-    return files.read_jsonl(folder / "metrics.jsonl")
+    return files.read_metrics(folder)
 
 
 # Which

@@ -13,7 +13,7 @@ from jaxppo.types import Rollout
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match="--reward 'blue': choose one of bleu"):
+    with pytest.raises(UserError, match="--reward 'blue': choose one of text_bleu"):
         rewards.make_reward(TaskConfig(task="translation", reward="blue"), None)  # type: ignore[arg-type]
 
 
