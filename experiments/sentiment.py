@@ -22,7 +22,6 @@ Expected   Mean +- standard error over three training seeds, judge before +.140:
                                distinct-2 .929 +- .007 (the judge is the reward)
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -34,15 +33,14 @@ from jaxppo.data.examples import Split
 from jaxppo.parallel import processes
 from jaxppo.rewards import in_program, text
 from jaxppo.rewards.host import on_host
-from jaxppo.run import files, load, log
+from jaxppo.run import files, load
 from jaxppo.run.load import Policy
-from jaxppo.run.sampler import Sample, Sampler
-from jaxppo.tasks import rewards
+from jaxppo.tasks import judged, rewards
+from jaxppo.tasks.judged import Judged
 from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import Reward
 
 JUDGE_SEEDS = (1001, 1002)
-Judged = list[tuple[Sample, float]]  # continuations, each with the judge's sentiment
 
 
 @dataclass(frozen=True)
@@ -84,7 +82,8 @@ def main(options: Sentiment) -> None:
     options, policy = load.load_policy(options)
     reviews, split, encode = load_prompts(options, policy)
     reward, accuracy = make_reward(options, policy, reviews, split, folder)
-    judge = make_judge(options, policy)
+    rows = min(64, options.test_prompts)
+    judge = judged.make_judge(options, policy, text.vader(), rows=rows)
     validation, test = encode(split.validation[:128]), encode(split.test[: options.test_prompts])
     before, after, best = train_and_measure(
         options,
@@ -93,7 +92,7 @@ def main(options: Sentiment) -> None:
         encode(split.train),
         folder=folder,
         measure=lambda state: [judge(state, test, seed) for seed in JUDGE_SEEDS],
-        evaluate=lambda state: summarise(judge(state, validation, JUDGE_SEEDS[0])),
+        evaluate=lambda state: judged.summarise(judge(state, validation, JUDGE_SEEDS[0])),
     )
     if processes.is_main():
         report(options, folder, before, after, accuracy, int(best.step))
@@ -133,30 +132,6 @@ def make_reward(
     return Reward(on_host(score, policy.tokenizer.decode_batch)), None
 
 
-def make_judge(options: Sentiment, policy: Policy) -> Callable[..., Judged]:
-    """judge(state, prompts, seed): samples continuations and reads each with VADER. Nothing was
-    trained on VADER, unless it is the reward.
-    """
-    vader, sample = text.vader(), Sampler(options, policy, rows=min(64, options.test_prompts))
-    return lambda state, prompts, seed: [
-        (found, vader(found.response)) for found in sample(state, prompts, seed=seed)
-    ]
-
-
-def summarise(judged: Judged) -> dict[str, float]:
-    """Means over continuations, and the `score` that chooses a checkpoint: sentiment, with a
-    penalty beyond a KL of 8 nats.
-    """
-    kl, sentiment = mean([sample.kl for sample, _ in judged]), mean([x for _, x in judged])
-    distinct = text.distinct([sample.tokens for sample, _ in judged], 2)
-    score = sentiment - max(0.0, kl - 8.0)
-    return {"sentiment": sentiment, "kl": kl, "distinct_2": distinct, "score": score}
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def report(
     options: Sentiment,
     folder: Path,
@@ -166,34 +141,8 @@ def report(
     step: int,
 ) -> None:
     """Write outputs.jsonl and result.json, and print them."""
-    columns = ("prompt", "before", "sentiment_before", "after", "sentiment_after", "kl")
-    pairs = zip(before[0], after[0], strict=True)
-    cells = [(a.prompt, a.response, x, b.response, y, b.kl) for (a, x), (b, y) in pairs]
-    files.write_jsonl(folder / "outputs.jsonl", [dict(zip(columns, row)) for row in cells])
-    shown = [(a, b, f"{x:+.2f}", c, f"{y:+.2f}") for a, b, x, c, y, _ in cells[:8]]
-    log.print_table("held-out prompts, continued", columns[:5], shown)
-
-    sentiments = lambda reads: [x for read in reads for _, x in read]
-    gains = [y - x for x, y in zip(sentiments(before), sentiments(after), strict=True)]
-    kls = [sample.kl for read in after for sample, _ in read]
-    # Distinct-2 falls with the amount of text, so all are cut to the shortest.
-    tokens = min(sum(len(sample.tokens) for sample, _ in read) for read in before + after)
-    distinct = lambda reads: mean(
-        [text.distinct([sample.tokens for sample, _ in read], 2, tokens=tokens) for read in reads]
-    )
-    result = {
-        "sentiment_before": mean(sentiments(before)),
-        "sentiment_after": mean(sentiments(after)),
-        "gain": mean(gains),
-        "gain_se": text.standard_error(gains),
-        "kl": mean(kls),
-        "kl_se": text.standard_error(kls),
-        "distinct_2_before": distinct(before),
-        "distinct_2_after": distinct(after),
-        "distinct_2_ratio": distinct(after) / distinct(before),
-        "reward_model_accuracy": accuracy,
-        "step": step,
-    }
+    judged.write_outputs(folder, before[0], after[0])
+    result = judged.compare(before, after) | {"reward_model_accuracy": accuracy, "step": step}
     kept = ("step", "validation_kl", "validation_sentiment", "validation_distinct_2")
     rows = [row for row in files.read_metrics(folder) if kept[1] in row]
     validation = [{key: row[key] for key in kept} for row in rows]

@@ -31,10 +31,11 @@ from jaxppo.ablation.training import run_ablation, summarise
 from jaxppo.config import FREE
 from jaxppo.data.examples import Examples
 from jaxppo.errors import Diverged, UserError
+from jaxppo.rewards import text
 from jaxppo.run import files, load
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
-from jaxppo.tasks import measure, rewards, sources, stages
+from jaxppo.tasks import judged, measure, rewards, sources, stages
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sentiment  # experiments/sentiment.py
@@ -200,14 +201,14 @@ def train_on_reviews(config: sentiment.Sentiment, arm: Arm, run: Run) -> dict:
         state = ppo.init_state(config, policy.params, policy.frozen, key)
         saved = Checkpoints(folder / "checkpoints", write=False)
         state = saved.restore(state) if saved.steps() else state
-    judge = sentiment.make_judge(config, policy)
+    judge = judged.make_judge(config, policy, text.vader(), rows=min(64, config.test_prompts))
     test = encode(split.test[: config.test_prompts])
-    judged = sentiment.summarise(judge(state, test, sentiment.JUDGE_SEEDS[0]))
+    measured = judged.summarise(judge(state, test, sentiment.JUDGE_SEEDS[0]))
     rows = files.read_metrics(folder)
     names = ("reward", "kl", "entropy", "length", "skipped", "barren_steps", "first_ratio_off")
     found = summarise({name: np.array([row[name] for row in rows]) for name in names})
-    found |= {"gold": judged["sentiment"], "nats": judged["kl"]}
-    found |= {"distinct_2": judged["distinct_2"], "versions": files.versions()}
+    found |= {"gold": measured["sentiment"], "nats": measured["kl"]}
+    found |= {"distinct_2": measured["distinct_2"], "versions": files.versions()}
     files.write_atomically(folder / "numbers.json", json.dumps(found) + "\n")
     return found | {"minutes": files.training_minutes(folder)}
 
