@@ -7,7 +7,7 @@ from jaxppo.tasks import judged
 
 def reading(*rows):
     """Continuations from (response, tokens, KL, sentiment)."""
-    return [(Sample("p", response, tokens, kl), x) for response, tokens, kl, x in rows]
+    return [(Sample("p", response, tokens, kl, True), x) for response, tokens, kl, x in rows]
 
 
 def test_a_checkpoint_is_chosen_by_sentiment_within_8_nats():
