@@ -23,6 +23,7 @@ Minutes    20 on a core that other work shared.
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ from jaxppo.tasks import TaskConfig, stages
 
 @dataclass(frozen=True)
 class Adversarial(TaskConfig):
+    RANGES: ClassVar = dict.fromkeys(("rounds", "judge_steps"), "(0, inf)")
+
     task: str = "adversarial"
     name: str = "adversarial"
     prompt_length: int = 1

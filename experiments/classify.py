@@ -20,6 +20,7 @@ Expected   Test accuracy, three training seeds, mean +- standard error: .807 +- 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ from jaxppo.run.load import Policy
 
 @dataclass(frozen=True)
 class Classify(RunConfig):
+    RANGES: ClassVar = {
+        **dict.fromkeys(("features", "width", "max_vocab"), "(0, inf)"),
+        "dropout": "[0, 1)",
+        **dict.fromkeys(("drop", "swap"), "[0, 1]"),
+    }
+
     name: str = "classify"
     prompt_length: int = 1
     response_length: int = 59

@@ -13,6 +13,7 @@ Expected   Share of right tokens after 20 steps (seeds 0, 1, 2): band .998 1.000
 
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ def band_loss(logprobs, old_logprobs, advantages, mask, *, band, key=None):
 
 @dataclass(frozen=True)
 class Custom(Config):
+    RANGES: ClassVar = {"band": "(0, inf)"}
+
     steps: int = 60
     response_length: int = 8
     epochs: int = 4

@@ -22,6 +22,7 @@ Minutes    18 to 35 on a core that other work shared.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxppo import cli, tasks
 from jaxppo.errors import UserError
@@ -31,6 +32,12 @@ from jaxppo.tasks import TaskConfig, measure, reward_model, rewards, sources, st
 
 @dataclass(frozen=True)
 class Dialogue(TaskConfig):
+    RANGES: ClassVar = {
+        "reward_steps": "(0, inf)",
+        "reward_pairs": "[2, inf)",
+        "repetition": "[0, inf)",
+    }
+
     task: str = "dialogue"
     name: str = "dialogue"
     prompt_length: int = 32

@@ -21,6 +21,7 @@ Minutes    8 together, 4 alone, on a core that other work shared.
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from jaxppo import cli, tasks
 from jaxppo.data.examples import Examples
@@ -32,6 +33,8 @@ from jaxppo.tasks import TaskConfig, metrics, rewards, sources, stages
 
 @dataclass(frozen=True)
 class Multitask(TaskConfig):
+    RANGES: ClassVar = {"weights": "(0, inf)"}
+
     task: str = "multitask"
     name: str = "multitask"
     tasks: tuple[str, ...] = ("spelling", "counting")

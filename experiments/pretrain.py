@@ -14,7 +14,7 @@ Expected   Held-out perplexity of three seeds: 166.8, 173.6 and 167.7 a token (4
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import numpy as np
@@ -30,6 +30,11 @@ from jaxppo.run import files, load, validation
 
 @dataclass(frozen=True)
 class Pretrain(RunConfig):
+    RANGES: ClassVar = {
+        **dict.fromkeys(("max_vocab", "width", "layers", "repeat"), "(0, inf)"),
+        "dropout": "[0, 1)",
+    }
+
     name: str = "pretrain"
     prompt_length: int = 1
     response_length: int = 63

@@ -19,6 +19,7 @@ Expected   .836, .840 and .799 of 268 test pairs, three seeds (+- .023 each, fro
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -31,6 +32,12 @@ from jaxppo.run import files, load, validation
 
 @dataclass(frozen=True)
 class RewardModel(RunConfig):
+    RANGES: ClassVar = {
+        **dict.fromkeys(("margin", "centring"), "[0, inf)"),
+        "dropout": "[0, 1)",
+        "dpo_beta": "(0, inf)",
+    }
+
     name: str = "reward_model"
     prompt_length: int = 1
     response_length: int = 39

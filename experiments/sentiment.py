@@ -24,7 +24,7 @@ Expected   Mean +- standard error over three training seeds, judge before +.140:
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxppo import algorithms, cli, config
 from jaxppo.config import RunConfig
@@ -45,6 +45,8 @@ JUDGE_SEEDS = (1001, 1002)
 
 @dataclass(frozen=True)
 class Sentiment(RunConfig):
+    RANGES: ClassVar = {"reward_scale": "(-inf, inf)", "test_prompts": "(0, inf)"}
+
     name: str = "sentiment"
     prompt_length: int = 9
     prompt_start: bool = True
@@ -64,7 +66,7 @@ class Sentiment(RunConfig):
     """
     reward_scale: float = 1.0
     """factor of the classifier's 2 p(positive) - 1, of VADER's compound (both are in [-1, 1]) or of
-    the model's score
+    the model's score; below 0 for the opposite
     """
     test_prompts: int = 256
     """held-out prompts that the judge reads before and after"""

@@ -12,6 +12,7 @@ Expected   Perplexity of held-out responses after 100 steps, three seeds: 48.2, 
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
@@ -21,6 +22,8 @@ from jaxppo.run import files, load, validation
 
 @dataclass(frozen=True)
 class Sft(RunConfig):
+    RANGES: ClassVar = {"buckets": "(0, inf)", "dropout": "[0, 1)"}
+
     name: str = "sft"
     prompt_length: int = 12
     response_length: int = 36

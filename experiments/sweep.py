@@ -11,6 +11,7 @@ Command    python experiments/sweep.py --sweep clip_high=.2,.28,.4
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from jaxppo.run import load
 
 @dataclass(frozen=True)
 class Sweep(ToyConfig):
+    RANGES: ClassVar = {"seeds": "(0, inf)", "at_once": "[0, inf)"}
+
     sweep: tuple[str, ...] = ()
     """settings and their values, such as: clip_high=.2,.28,.4 lr=1e-3,3e-3; none = the settings as
     they are

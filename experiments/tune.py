@@ -16,6 +16,7 @@ Found      At --scale ladder, 40 steps: lr .0128, clip_high .599, lam .919, entr
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from ablations.scales import SCALES
@@ -30,6 +31,8 @@ from jaxppo.run import load
 
 @dataclass(frozen=True)
 class Tune:
+    RANGES: ClassVar = dict.fromkeys(("candidates", "keep", "seeds", "check"), "(0, inf)")
+
     ranges: tuple[str, ...] = (
         "lr=3e-4:3e-2:log",
         "clip_high=.1:.6",

@@ -17,7 +17,7 @@ import jax
 import tyro
 
 from jaxppo import option_names
-from jaxppo.config import Config, RunConfig, option
+from jaxppo.config import Config, RunConfig, check_numbers, option
 from jaxppo.errors import RunError, UserError
 from jaxppo.parallel import processes
 from jaxppo.run import settings, signals
@@ -110,6 +110,7 @@ def parse(
         other = file and vars(options).get("config")
         if other:
             raise UserError(f"two files of settings, {other} and --config {file}; give one")
+        check_numbers(options)
         return options
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -7,7 +7,9 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
+import numbers
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -123,9 +125,13 @@ class Config(metaclass=_WithPreset):
     """
 
     clip_low: float | None = None
-    """the ratio is clipped at 1 - clip_low; None = the loss's own default"""
+    """the ratio is clipped at 1 - clip_low; inf = not at all, None = the loss's own
+    default
+    """
     clip_high: float | None = None
-    """the ratio is clipped at 1 + clip_high; None = the loss's own default"""
+    """the ratio is clipped at 1 + clip_high; inf = not at all, None = the loss's own
+    default
+    """
     loss_settings: tuple[tuple[str, float], ...] = ()
     """other settings of the loss by name, such as: tau_positive 1.0 tau_negative
     1.05
@@ -137,17 +143,17 @@ class Config(metaclass=_WithPreset):
     beta
     """
     value_clip: float = 0.2
-    """new values stay within this distance of the old ones"""
+    """new values stay within this distance of the old ones; inf = any distance"""
     value_coef: float = 0.1
-    """weight of the value loss"""
+    """weight of the value loss; 0 = the critic is not trained"""
     entropy_coef: float = 0.0
-    """weight of the entropy bonus"""
+    """weight of the entropy bonus; below 0 it is a penalty"""
     critic: str = "shared"
     """shared (a head on the policy's trunk) | separate (a second network of that
     shape)
     """
     critic_lr: float | None = None
-    """learning rate of the critic's own parameters; None = lr"""
+    """learning rate of the critic's own parameters; 0 = they stay, None = lr"""
     critic_warmup: int = 0
     """train only the critic in the first steps: how many"""
     value_init: str = "zero"
@@ -158,7 +164,7 @@ class Config(metaclass=_WithPreset):
     # --- advantages
 
     gamma: float = 1.0
-    """discount factor a token"""
+    """discount factor a token, from 0 (a token's own reward alone) to 1"""
     lam: float = 0.95
     """GAE's lambda"""
     critic_lam: float | None = None
@@ -175,7 +181,7 @@ class Config(metaclass=_WithPreset):
     whiten_shift: bool = True
     """subtract the mean when whitening; otherwise only the scale changes"""
     baseline_decay: float = 0.9
-    """advantage moving_average: decay of the baseline"""
+    """advantage moving_average: decay of the baseline; 0 = the mean of the last step"""
 
     # --- reward
 
@@ -215,7 +221,9 @@ class Config(metaclass=_WithPreset):
     # --- KL to the reference
 
     kl_coef: float = 0.1
-    """weight of the KL to the reference, per nat (the initial value if adaptive)"""
+    """weight of the KL to the reference, per nat (the initial value if adaptive); 0 =
+    none
+    """
     kl_place: str = "reward"
     """reward | loss: where the KL term is added"""
     kl_importance: bool = False
@@ -271,7 +279,7 @@ class Config(metaclass=_WithPreset):
     optimizer: str = "adam"
     """adam | adamw | rmsprop | sgd"""
     lr: float = 1e-3
-    """initial learning rate (after the warm-up)"""
+    """initial learning rate (after the warm-up); 0 = nothing is learned"""
     lr_schedule: str = "linear"
     """linear (to 0 over all steps) | cosine (to 0) | constant"""
     lr_warmup: int = 0
@@ -281,15 +289,17 @@ class Config(metaclass=_WithPreset):
     adam_eps: float = 1e-5
     """eps of adam, adamw and rmsprop"""
     max_grad_norm: float = 1.0
-    """clip gradients to this global norm (those of a separate critic by themselves)"""
+    """clip gradients to this global norm (those of a separate critic by themselves);
+    0 = no clipping
+    """
     trust_kl: float = 0.01
     """update trpo, npg: nats a token that one step may move the policy; use float32"""
     cg_iterations: int = 10
     """conjugate-gradient iterations for the natural gradient"""
     cg_damping: float = 0.1
-    """multiple of the identity added to the Fisher matrix"""
+    """multiple of the identity added to the Fisher matrix; 0 = nothing is added"""
     backtracks: int = 10
-    """trpo: how often the step may be halved"""
+    """trpo: how often the step may be halved; 0 = it is taken whole or not at all"""
 
     # --- model and adapters
 
@@ -351,22 +361,57 @@ CHOICES = {
     "reward_norm": ("none", "running", "batch", "task"),
     "whiten_ddof": (0, 1),
     "remat": ("none", "block", "full"),
+    "data_changed": ("refuse", "ok"),
 }
-POSITIVE = (
-    "batch_size", "prompt_length", "response_length", "group_size", "epochs", "minibatches",
-    "steps", "temperature", "oversample", "mask_every", "microbatches", "num_tasks",
-)  # fmt: skip
-LEAST = {
-    "top_k": 0,
-    "lora": 0,
-    "logits_bytes": 1,
-    "critic_warmup": 0,
-    "lr_warmup": 0,
-    "log_samples": 0,
-    "min_tokens": 0,
-}
-# where infinity means: no bound
-UNBOUNDED = ("clip_high", "clip_low", "value_clip", "max_grad_norm")
+# The numbers that a setting may have: [ and ] include a bound, ( and ) exclude it.
+# "inf)" ends at LARGEST, "inf]" at infinity, which means no bound there. A class can
+# have `RANGES` of its own, for the settings that it adds or gives another meaning.
+LARGEST = 2**31 - 1  # of int32; float32 holds its square
+RANGES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            # how many of something that there must be
+            "batch_size", "prompt_length", "response_length", "group_size", "epochs",
+            "minibatches", "microbatches", "steps", "oversample", "mask_every", "num_tasks",
+            "cg_iterations", "save_every", "steps_per_call", "max_bad_steps", "connect_timeout",
+            "heartbeat",
+            # divisors, and what would learn nothing at 0
+            "temperature", "kl_target", "kl_horizon", "trust_kl", "lora_alpha",
+            "adam_eps",  # a moment of 0 would be divided by it
+        ),
+        "(0, inf)",
+    ),
+    **dict.fromkeys(
+        (
+            # 0 is none, or never
+            "critic_warmup", "lr_warmup", "log_samples", "min_tokens", "top_k", "lora",
+            "overlong_buffer", "reward_reference", "backtracks", "keep_every", "eval_every",
+            "patience", "expect_devices", "pad",
+            # weights, penalties and rates, which would turn around below 0; 0 is off
+            "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
+            "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr",
+            "critic_lr", "weight_decay", "cg_damping",
+        ),
+        "[0, inf)",
+    ),
+    # distances, of which 0 would let nothing move
+    **dict.fromkeys(("clip_low", "clip_high", "value_clip"), "(0, inf]"),
+    "max_grad_norm": "[0, inf]",
+    **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
+    **dict.fromkeys(("top_p", "mask_top_p"), "(0, 1]"),
+    "baseline_decay": "[0, 1)",  # 1 would keep the first baseline, 0
+    **dict.fromkeys(("entropy_coef", "missing_eos_score", "loss_settings"), "(-inf, inf)"),
+    "whiten_ddof": "[0, 1]",
+    "eos": "[-1, inf)",
+    "logits_bytes": "[1, 1e15]",
+    "seed": "[0, 4294967295]",  # JAX's keys have 32 bits of a seed
+    # names in `loss_settings`
+    **dict.fromkeys(("low", "high"), "(0, inf]"),
+    **dict.fromkeys(("tau_positive", "tau_negative", "cap", "weight_max"), "(0, inf)"),
+    "ceiling": "(1, inf)",
+    "fraction": "[0, 1]",
+    "coef": "[0, inf)",
+}  # fmt: skip
 
 
 def option(name: str) -> str:
@@ -378,25 +423,74 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def range_error(x: float, interval: str) -> str:
+    """What is wrong with a number, or "".
+
+    >>> range_error(1.5, "(0, 1]"), range_error(0, "(0, inf)"), range_error(2, "[0, 9]")
+    ('in (0, 1]', 'above 0', '')
+    >>> range_error(math.inf, "[0, inf)"), range_error(math.inf, "[0, inf]")
+    ('a finite number', '')
+    """
+    if math.isnan(x) or (math.isinf(x) and not (x > 0 and interval.endswith("inf]"))):
+        return "a finite number"
+    # "inf)" ends at LARGEST, which is included
+    widest = interval.replace("(-inf", f"[{-LARGEST}").replace("inf)", f"{LARGEST}]")
+    least, most = (float(end) for end in widest[1:-1].split(","))
+    if x < least or (x == least and widest[0] == "("):
+        words = f"above {least:.10g}" if widest[0] == "(" else f"{least:.10g} or more"
+    elif x > most or (x == most and widest[-1] == ")"):
+        words = f"below {most:.10g}" if widest[-1] == ")" else f"{most:.10g} or less"
+    else:
+        return ""
+    return f"in {interval}" if abs(most) <= 1 else words
+
+
+def ranges_of(kind: type) -> dict[str, str]:
+    """The ranges of the numbers of a class of settings."""
+    own = [vars(base).get("RANGES", {}) for base in reversed(kind.__mro__)]
+    return {name: x for table in (RANGES, *own) for name, x in table.items()}
+
+
+def check_numbers(options: Any) -> None:
+    """Raise UserError for a number of a dataclass that is outside of its range."""
+    ranges = ranges_of(type(options))
+    for field in dataclasses.fields(options):
+        value, known = getattr(options, field.name), ranges.get(field.name, "(-inf, inf)")
+        for words, x in _numbers(value):
+            named = ranges.get(words, known) if field.name == "loss_settings" else known
+            wrong = range_error(x, named)
+            if not wrong and field.type in (int, "int") and int(x) != x:
+                wrong = "a whole number"
+            if wrong:
+                name = f"{option(field.name)} {words}".strip()
+                raise UserError(f"{name} must be {wrong}, but is {x:.10g}")
+
+
+def _numbers(value: Any, words: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers in a value, each with the text before it: a pair has a name."""
+    if isinstance(value, tuple):
+        for x in value:
+            yield from _numbers(x, words)
+            words = x if isinstance(x, str) else ""
+    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+        try:
+            yield words, float(value)
+        except OverflowError:  # an integer that no float holds
+            yield words, 1e300 if value > 0 else -1e300
+
+
 def validate(config: Config, *, devices: int = 1) -> None:
     """Raise UserError, with the numbers, for settings that cannot run."""
     if config.algorithm not in ALGORITHMS:
         raise UserError(
             f"unknown --algorithm {config.algorithm!r}: choose one of {', '.join(ALGORITHMS)}"
         )
-    for name, value in ((x.name, getattr(config, x.name)) for x in dataclasses.fields(config)):
-        unbounded = name in UNBOUNDED and value == math.inf
-        if isinstance(value, float) and not math.isfinite(value) and not unbounded:
-            raise UserError(f"{option(name)} must be a finite number, but is {value}")
-        if name in POSITIVE and value <= 0:
-            raise UserError(f"{option(name)} must be above 0, but is {value}")
-        if name in CHOICES and value not in CHOICES[name]:
+    check_numbers(config)
+    for name in (x.name for x in dataclasses.fields(config) if x.name in CHOICES):
+        value = getattr(config, name)
+        if value not in CHOICES[name]:
             choices = ", ".join(str(x) for x in CHOICES[name])
             raise UserError(f"{option(name)} {value!r}: choose one of {choices}")
-        if name in LEAST and value < LEAST[name]:
-            raise UserError(f"{option(name)} must be {LEAST[name]} or more, but is {value}")
-        if name in ("top_p", "mask_top_p") and not 0 < value <= 1:
-            raise UserError(f"{option(name)} must be in (0, 1], but is {value}")
     if config.update in ("trpo", "npg"):
         _check_natural(config)
     if config.oversample > 1 and not config.filter_groups:
@@ -506,6 +600,10 @@ class RunConfig(Config):
     """folder that holds the runs"""
     resume: bool = False
     """continue the run of this name from its newest checkpoint"""
+    data_changed: str = "refuse"
+    """refuse | ok: whether --resume may continue with other data than those that the
+    run began with
+    """
     save_every: int = 20
     """steps between checkpoints"""
     keep_every: int = 0
@@ -578,6 +676,7 @@ FREE = {
     "keep_every", "eval_every", "patience", "prompt_format", "steps_per_call", "parallel", "mesh",
     "expect_devices", "distributed", "connect_timeout", "heartbeat", "max_bad_steps",
     "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results", "log_samples",
+    "data_changed",
 }  # fmt: skip
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package of each
@@ -627,9 +726,6 @@ def validate_run(config: RunConfig) -> None:
         )
     tracker_names(config)
     profiled_steps(config)
-    for name in ("save_every", "steps_per_call", "max_bad_steps", "connect_timeout", "heartbeat"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{option(name)} must be above 0, but is {getattr(config, name)}")
     for name in ("steps", "save_every", "eval_every"):
         if getattr(config, name) % config.steps_per_call:
             raise UserError(

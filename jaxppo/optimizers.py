@@ -62,7 +62,9 @@ def make_optimizer(config: Config) -> optax.GradientTransformation:
         RULES[config.optimizer](config),
         optax.scale_by_learning_rate(schedule(config, rate)),
     )
-    clip = optax.clip_by_global_norm(config.max_grad_norm)
+    # 0 is no clipping, as in transformers and TRL; a sweep's norm is traced
+    most = jnp.where(jnp.equal(config.max_grad_norm, 0), jnp.inf, config.max_grad_norm)
+    clip = optax.clip_by_global_norm(most)
     separate = config.critic == "separate"
     if config.critic_lr is None and not separate:
         return optax.chain(clip, *rule(config.lr))

@@ -1,12 +1,28 @@
 import dataclasses
+import importlib.util
+import json
+import math
 import re
+import sys
+import typing
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from jaxppo import config
-from jaxppo.config import Config, RunConfig, validate, validate_run
+from jaxppo import cli, config
+from jaxppo.ablation.question import AblationConfig
+from jaxppo.ablation.toy_tasks import ToyConfig
+from jaxppo.commands.evaluate import EvalOptions
+from jaxppo.commands.plan import PlanOptions
+from jaxppo.commands.sample import SampleOptions
+from jaxppo.commands.train import TrainOptions
+from jaxppo.config import Config, RunConfig, check_numbers, ranges_of, validate, validate_run
 from jaxppo.errors import UserError
+from jaxppo.run import settings
+from jaxppo.tasks import TaskConfig
+
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def test_defaults_are_valid():
@@ -20,10 +36,170 @@ def test_derived_sizes():
     assert c.updates == 120  # 10 · 3 · 4
 
 
-@pytest.mark.parametrize("name", config.POSITIVE)
-def test_zero_is_refused_by_its_option_name(name):
-    with pytest.raises(UserError, match=f"--{name.replace('_', '-')} must be above 0, but is 0"):
-        validate(replace(Config(), **{name: 0}))
+def numbers_of(kind: type) -> list[str]:
+    """The settings of a class that are numbers, or tuples with numbers in them."""
+
+    def has_number(hint) -> bool:
+        return hint in (int, float) or any(map(has_number, typing.get_args(hint)))
+
+    literal = lambda hint: typing.get_origin(hint) is typing.Literal
+    return [
+        name
+        for name, hint in typing.get_type_hints(kind).items()
+        if not name.isupper() and not literal(hint) and has_number(hint)
+    ]
+
+
+def with_number(options, name: str, x: float):
+    """The options with this number, in a tuple if the setting is one."""
+    hint = typing.get_type_hints(type(options))[name]
+    if typing.get_origin(hint) is tuple:
+        pair = typing.get_origin(typing.get_args(hint)[0]) is tuple
+        return replace(options, **{name: (("a", x),) if pair else (x,)})
+    return replace(options, **{name: x})
+
+
+def defaults(kind: type):
+    needed = {x.name: "" for x in dataclasses.fields(kind) if x.default is dataclasses.MISSING}
+    return kind(**needed)
+
+
+def kinds_in(module) -> list[type]:
+    """The classes of settings that a module defines."""
+    return [
+        x
+        for x in vars(module).values()
+        if isinstance(x, type) and dataclasses.is_dataclass(x) and x.__module__ == module.__name__
+    ]
+
+
+OWN = [Config, RunConfig, TaskConfig, ToyConfig, AblationConfig]
+OWN += [TrainOptions, PlanOptions, SampleOptions, EvalOptions]
+
+
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, type]:
+    """The class of settings of each script of experiments/."""
+    found, before = {}, [*sys.path]
+    sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
+    paths = [x for x in sorted(EXPERIMENTS.glob("*.py")) if "notebook" not in x.name]
+    for path in [*paths, *sorted(EXPERIMENTS.glob("benchmarks/*.py"))]:
+        spec = importlib.util.spec_from_file_location(f"settings_of_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their module up
+        spec.loader.exec_module(module)
+        if "cli.script(" in path.read_text():
+            (found[f"{path.parent.name}/{path.stem}"],) = kinds_in(module)
+    sys.path[:] = before
+    return found
+
+
+def refusal(options) -> str:
+    try:
+        check_numbers(options)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_every_number_of_every_class_of_settings_has_a_range(scripts):
+    """Not a number, 1e300 and infinity are refused in one line that names the option; infinity and
+    1e300 are taken where a range says that infinity is no bound.
+    """
+    assert len(scripts) > 20
+    seen = set()
+    for kind in [*OWN, *scripts.values()]:
+        options, ranges = defaults(kind), ranges_of(kind)
+        assert refusal(options) == ""
+        for name in numbers_of(kind):
+            assert name in ranges, f"{kind.__name__}.{name} has no range in RANGES"
+            seen.add(name)
+            words = {x: refusal(with_number(options, name, x)) for x in PROBES}
+            unbounded = ranges[name].endswith("inf]")
+            must_refuse = {math.nan, -math.inf} | (set() if unbounded else {math.inf, 1e300})
+            for x, said in words.items():
+                assert said or x not in must_refuse, f"{kind.__name__}.{name}: {x} is taken"
+                assert not said or said.startswith(f"--{name.replace('_', '-')} ")
+                assert "\n" not in said
+    assert {"lr", "sft_steps", "weights", "of", "at_once", "candidates", "max_tokens"} <= seen
+
+
+PROBES = (0, -1, math.nan, math.inf, -math.inf, 1e300)
+# What 0 and -1 mean where they are taken, by the help or by the name.
+ZERO = {
+    "critic_warmup", "lr_warmup", "log_samples", "min_tokens", "top_k", "lora", "overlong_buffer",
+    "reward_reference", "backtracks", "keep_every", "eval_every", "patience", "expect_devices",
+    "pad", "eos", "seed", "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
+    "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr", "critic_lr",
+    "weight_decay", "cg_damping", "max_grad_norm", "gamma", "lam", "critic_lam",
+    "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
+    "whiten_ddof",
+}  # fmt: skip
+MINUS_ONE = {"eos", "entropy_coef", "missing_eos_score", "loss_settings"}
+
+
+@pytest.mark.parametrize("name", numbers_of(RunConfig))
+def test_0_and_minus_1_are_taken_where_they_mean_something(name):
+    options = RunConfig()
+    assert (refusal(with_number(options, name, 0)) == "") == (name in ZERO)
+    assert (refusal(with_number(options, name, -1)) == "") == (name in MINUS_ONE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": -1e-3}, "--lr must be 0 or more, but is -0.001"),  # would climb the loss
+        ({"max_grad_norm": -1.0}, "--max-grad-norm must be 0 or more, but is -1"),
+        ({"kl_horizon": 0.0}, "--kl-horizon must be above 0, but is 0"),  # a divisor
+        ({"batch_size": 10**400}, "--batch-size must be 2147483647 or less, but is 1e+300"),
+        ({"batch_size": 2.5}, "--batch-size must be a whole number, but is 2.5"),
+        ({"seed": 2**32}, "--seed must be 4294967295 or less, but is 4294967296"),  # would be 0
+        (
+            {"loss": "sapo", "loss_settings": (("tau_positive", 0.0),)},
+            "--loss-settings tau_positive must be above 0, but is 0",
+        ),
+        (
+            {"loss_settings": (("mine", math.nan),)},
+            "--loss-settings mine must be a finite number, but is nan",
+        ),
+    ],
+)
+def test_a_number_out_of_its_range_is_one_line(changes, words):
+    with pytest.raises(UserError) as caught:
+        validate(replace(Config(), **changes))
+    assert str(caught.value) == words
+
+
+def test_the_option_that_was_given_is_named():
+    options = TaskConfig(sft_steps=0)
+    assert refusal(options) == "--sft-steps must be above 0, but is 0"
+    assert refusal(TrainOptions(prompt_length=0)) == ""  # there it is the longest prompt's
+    assert refusal(SampleOptions(Path("run"), temperature=0.0)) == ""  # greedy
+
+
+def test_a_number_is_refused_on_the_command_line_before_anything_is_loaded(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(TaskConfig, args=["--sft-steps", "0"])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: --sft-steps must be above 0, but is 0\n"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXPERIMENTS.glob("results/**/*.json")), ids=lambda x: x.stem
+)
+def test_settings_of_records_are_valid(path, scripts):
+    """In the ranges of the class that wrote them, wherever that has a range."""
+    record = json.loads(path.read_text())
+    script = {"spelling": "reasoning"}.get(path.parent.name, path.parent.name)
+    kind = ToyConfig if script == "ablations" else scripts[f"experiments/{script}"]
+    options = settings.from_dict(kind, record["config"], source=path)
+    assert refusal(options) == ""
+    if "arms" in record:
+        known = {x.name for x in dataclasses.fields(kind)}
+        for arm in record["arms"].values():
+            own = {name: x for name, x in arm.get("settings", {}).items() if name in known}
+            assert refusal(settings.from_dict(kind, record["config"] | own, source=path)) == ""
 
 
 @pytest.mark.parametrize(

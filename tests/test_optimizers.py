@@ -37,6 +37,13 @@ def test_a_small_gradient_is_not_scaled_up():
     assert steps(config, GRADS, 1)[0] == pytest.approx({"a": -0.06, "b": -0.4 / 6}, rel=1e-4)
 
 
+@pytest.mark.parametrize("most", [0.0, float("inf")])
+def test_no_clipping(most):
+    """Of a gradient of 300 SGD subtracts .1 x 300 = 30."""
+    config = Config(lr=0.1, optimizer="sgd", max_grad_norm=most, lr_schedule="constant")
+    assert steps(config, {"a": jnp.float32(300.0)}, 1)[0] == pytest.approx({"a": -30.0})
+
+
 def test_adam_eps_is_1e_5_by_default():
     """A gradient of 1e-5 moves by half the rate: g / (g + 1e-5)."""
     change = steps(Config(lr=0.1, lr_schedule="constant"), {"a": jnp.float32(1e-5)}, 1)[0]

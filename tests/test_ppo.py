@@ -9,6 +9,7 @@ from toys import SETTINGS
 
 from jaxppo import parallel, ppo
 from jaxppo.models import lora
+from jaxppo.rewards import shaping
 from jaxppo.rewards.host import on_host
 from jaxppo.rewards.shaping import token_rewards
 
@@ -253,6 +254,59 @@ def test_a_step_that_is_not_finite_changes_no_parameter(toy_step):
     good, metrics = toy_step(state.replace(frozen=before.frozen), PROMPTS)
     assert float(metrics["skipped"]) == 0 and int(good.counters["skipped_updates"]) == 4
     assert all(np.isfinite(x) for x in metrics.values())
+
+
+def scored(rolled, settings=SETTINGS, generate=None, **changes):
+    """What is kept of a rollout, on one device."""
+    parts, start = toys.parts(settings, **changes), shaping.init_statistics()
+    return ppo.score_rollout(parts, settings, {}, rolled, generate, start, None)[0]
+
+
+def test_rows_whose_numbers_are_not_finite_are_invalid(llama):
+    """Rows 1, 3 and 6, whose tokens have a reward like any others."""
+    rolled = toys.roll(llama, PROMPTS)
+    found = scored(
+        rolled.replace(
+            values=rolled.values.at[1, 0].set(jnp.nan),
+            logprobs=rolled.logprobs.at[3, 0].set(-jnp.inf),
+            raw_logprobs=rolled.raw_logprobs.at[6, 4].set(jnp.nan),
+        )
+    )
+    assert np.flatnonzero(~found.valid).tolist() == [1, 3, 6]
+    assert float(found.metrics["invalid_rows"]) == 3
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.rollout))
+
+
+def test_the_greedy_response_has_the_weights_and_the_faults_of_a_reward(llama):
+    """Columns 1 and n of rows 8 + n, weights 3 and .5; 10 is not valid, 13 is not finite."""
+    settings = replace(SETTINGS, advantage="remax", value_loss="none")
+    rolled = toys.roll(llama, PROMPTS)
+
+    def reward(params, rolled):
+        n = jnp.where(rolled.index == 13, jnp.nan, rolled.index.astype(jnp.float32))
+        return jnp.stack([jnp.ones(8), n], 1), rolled.index != 10
+
+    found = scored(
+        rolled,
+        settings,
+        lambda **_: rolled.replace(index=rolled.index + 8),
+        reward=reward,
+        score_weights=(("one", 3.0), ("number", 0.5)),
+    )
+    assert np.flatnonzero(~found.valid).tolist() == [2, 5]
+    # 3 + .5 · 8 = 7, and .5 more a row; invalid rows have 0
+    want = [7.0, 7.5, 0.0, 8.5, 9.0, 0.0, 10.0, 10.5]
+    assert found.rollout.extra["greedy_scores"].tolist() == want
+
+
+def test_the_samples_are_the_first_of_each_prompt(llama):
+    """Rows 0 and 2 of groups of 2, with the scores that the reward gave."""
+    settings = replace(SETTINGS, log_samples=2, group_size=2)
+    rolled = toys.roll(llama, PROMPTS)
+    reward = lambda params, rolled: (jnp.arange(8.0), jnp.ones(8, bool))
+    samples = scored(rolled, settings, reward=reward).metrics["samples"]
+    assert samples["scores"].tolist() == samples["reward"].tolist() == [0.0, 2.0]
+    np.testing.assert_array_equal(samples["tokens"], rolled.tokens[jnp.array([0, 2])])
 
 
 # KL control: target 1 nat, horizon 100, floor .05

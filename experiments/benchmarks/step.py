@@ -37,7 +37,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import floor
 
@@ -65,6 +65,8 @@ HEADER = "".join(f"{name:>10}" for name in COLUMNS) + f"{'x floor':>10}{'x own s
 
 @dataclass(frozen=True)
 class Options:
+    RANGES: ClassVar = {"turns": "(0, inf)"}
+
     size: tuple[Literal["S/32", "S/128", "M/32", "tiny"], ...] = ("S/32", "S/128", "M/32")
     """which shapes; tiny is a smoke test"""
     dtype: Literal["float32", "bfloat16", "both"] = "both"

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxppo import algorithms, cli
 from jaxppo.ablation import sweep, toy_tasks
@@ -23,6 +24,11 @@ from jaxppo.ablation import sweep, toy_tasks
 
 @dataclass(frozen=True)
 class Bench:
+    RANGES: ClassVar = {
+        **dict.fromkeys(("seeds", "width", "layers"), "(0, inf)"),
+        "of": "[0, 4294967295]",
+    }
+
     seeds: int = 8
     steps: int = 80
     width: int = 32

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 
@@ -84,6 +84,8 @@ class Scale(NamedTuple):
 @dataclass(frozen=True)
 class AblationConfig:
     """Options of every ablation script."""
+
+    RANGES: ClassVar = dict.fromkeys(("seeds", "steps", "at_once"), "[0, inf)")
 
     scale: str = "ladder"
     """ladder (toy tasks, seconds) | a scale that the script adds"""

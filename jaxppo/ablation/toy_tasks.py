@@ -15,7 +15,7 @@ id 0. A network of one layer is trained from scratch. The best possible reward i
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,8 @@ OPTIMA["answer"] = (KNOWN + (SYMBOLS - KNOWN) / SYMBOLS) / SYMBOLS  # 31 of 49
 @dataclass(frozen=True)
 class ToyConfig(RunConfig):
     """Settings with which PPO learns every learnable task."""
+
+    RANGES: ClassVar = dict.fromkeys(("width", "layers"), "(0, inf)")
 
     width: int = 32
     """of the hidden states"""

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import tyro
 
@@ -19,6 +20,8 @@ class EvalOptions:
     $ jaxppo eval runs/spelling --task spelling --samples 8
     $ jaxppo eval runs/spelling --task spelling --checkpoint newest
     """
+
+    RANGES: ClassVar = {"rows": "(0, inf)", "samples": "[0, inf)"}
 
     run: tyro.conf.Positional[Path]
     """folder of the task or of one run"""

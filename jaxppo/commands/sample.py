@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,8 @@ class SampleOptions:
     $ jaxppo sample runs/sentiment --checkpoint newest --json "The film is"
     $ jaxppo sample runs/assistant --chat
     """
+
+    RANGES: ClassVar = {"temperature": "[0, inf)", "max_tokens": "(0, inf)"}
 
     run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
     """folder of the run or task"""

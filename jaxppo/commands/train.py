@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxppo import train as door
 from jaxppo.config import RunConfig
@@ -26,6 +26,11 @@ class TrainOptions(RunConfig):
     function reward(prompt, response, **columns) that returns a number, or a dict of
     named numbers; higher is better.
     """
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(("prompt_length", "max_bad_lines"), "[0, inf)"),
+        "weights": "(-inf, inf)",
+    }
 
     name: str = "train"
     prompt_length: int = 0

@@ -175,7 +175,7 @@ def _load_bundled(name: str) -> Pretrained:
 
 def _load_gguf(path: Path) -> Pretrained:
     metadata, tensors, tokenizer = gguf.read(path)
-    config = gguf.model_config(metadata, tensors)
+    config = settings.check_shape(gguf.model_config(metadata, tensors))
     return Pretrained(config, mapping.from_checkpoint("llama", config, tensors), tokenizer)
 
 
@@ -183,8 +183,10 @@ def _load_folder(folder: Path) -> Pretrained:
     stored = _read_config(folder / "config.json")
     if "format" in stored:
         return _load_own(folder, stored)
-    config, family = read_shape(folder), str(stored["model_type"])
-    params = mapping.from_checkpoint(family, config, safetensors.read_folder(folder))
+    shape, family = read_shape(folder), str(stored["model_type"])
+    tensors = safetensors.read_folder(folder)
+    config = mapping.untie(family, shape, tensors)
+    params = mapping.from_checkpoint(family, config, tensors)
     return Pretrained(config, params, from_transformers(folder))
 
 

@@ -1,5 +1,6 @@
 """Convert checkpoints of the supported families to our parameter tree, and back."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +57,18 @@ BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"
 BODY = r"^(model|transformer)\."
 
 
+def untie(family: str, model: ModelConfig, tensors: Tensors) -> ModelConfig:
+    """Return the shape with a head of its own if the checkpoint stores one that differs
+    from the embedding, whatever its config.json says; transformers uses it, too.
+    """
+    head = tensors.get("lm_head.weight")
+    if not model.tied or head is None:
+        return model
+    name = re.sub(BODY, "", _their_name(family, "embed/embedding"))
+    embedding = next((x for n, x in tensors.items() if re.sub(BODY, "", n) == name), head)
+    return model if np.array_equal(head, embedding) else dataclasses.replace(model, tied=False)
+
+
 def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[str, Any]:
     """Return our parameter tree. Raises PretrainedError for a wrong tensor."""
     tensors = {name: x for name, x in tensors.items() if not re.fullmatch(BUFFERS, name)}
@@ -70,7 +83,7 @@ def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[s
         path = ours.get(re.sub(BODY, "", name))
         if path is None:
             raise PretrainedError(
-                f"the checkpoint has a tensor {name!r} that its config.json does not ask for"
+                f"the checkpoint has a tensor {name!r} that its settings do not ask for"
             )
         flat[path] = tensor.T if _is_transposed(family, path) else tensor
     return unflatten(check_params(model, flat))
@@ -170,6 +183,11 @@ def check_params(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str
     """Return contiguous float32 arrays. Raises PretrainedError for a wrong one."""
     _check_layers(model, flat)
     expected = param_shapes(model)
+    if set(expected) - set(flat) == {"head/kernel"}:
+        raise PretrainedError(
+            "the checkpoint has no output layer (lm_head.weight), and its settings do not tie it "
+            "to the embedding"
+        )
     if missing := sorted(set(expected) - set(flat)):
         raise PretrainedError(
             f"the checkpoint lacks {missing[0]} (and {len(missing) - 1} more); download it again"
@@ -177,12 +195,12 @@ def check_params(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str
     if extra := sorted(set(flat) - set(expected)):
         raise PretrainedError(
             f"the checkpoint has {extra[0]!r} (and {len(extra) - 1} more), "
-            "which its config.json does not ask for"
+            "which its settings do not ask for"
         )
     for name, shape in expected.items():
         if flat[name].shape != shape:
             raise PretrainedError(
-                f"{name} has the shape {flat[name].shape}, but config.json asks for {shape}"
+                f"{name} has the shape {flat[name].shape}, but the settings ask for {shape}"
             )
     return {name: np.ascontiguousarray(flat[name], np.float32) for name in expected}
 

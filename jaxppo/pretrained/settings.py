@@ -52,7 +52,31 @@ def from_transformers(stored: Mapping[str, Any]) -> ModelConfig:
     """
     family = stored["model_type"]
     _choose("model type", family, FAMILIES)
-    return _from_gpt2(stored) if family == "gpt2" else _from_llama(stored)
+    make = _from_gpt2 if family == "gpt2" else _from_llama
+    try:
+        return check_shape(make(stored))
+    except ZeroDivisionError:
+        raise PretrainedError("the checkpoint has 0 attention heads; it needs at least 1") from None
+
+
+def check_shape(model: ModelConfig) -> ModelConfig:
+    """Return the shape. Raises PretrainedError for one that no network can have."""
+    for name in ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+        if getattr(model, name) < 1:
+            raise PretrainedError(
+                f"the checkpoint's {name} is {getattr(model, name)}; it needs at least 1"
+            )
+    if model.num_heads % model.num_kv_heads:
+        raise PretrainedError(
+            f"the checkpoint has {model.num_heads} attention heads and {model.num_kv_heads} heads "
+            "of keys and values; the first must be a multiple of the second"
+        )
+    if model.positions == "rope" and model.head_dim % 2:
+        raise PretrainedError(
+            f"the checkpoint's heads have {model.head_dim} dimensions; a rotary embedding needs "
+            "an even number"
+        )
+    return model
 
 
 def _choose(what: str, value: Any, choices: Mapping | tuple) -> None:
@@ -116,12 +140,16 @@ def _rope(rope: Mapping[str, Any]) -> tuple[float, tuple[float, float, float, fl
 
 
 def _window(stored: Mapping[str, Any]) -> int | None:
-    """Return the sliding window, when all layers have it."""
-    if stored["model_type"] == "mistral":
-        return stored.get("sliding_window")
+    """Return the sliding window, when all layers have it; 0 and -1 mean none. Llama has
+    none in transformers, whatever the file says.
+    """
+    window = stored.get("sliding_window")
+    window = window if window is not None and window > 0 else None
+    if stored["model_type"] in ("mistral", "llama"):
+        return window if stored["model_type"] == "mistral" else None
     kinds = set(stored.get("layer_types") or ["full_attention"])
     if kinds == {"sliding_attention"}:
-        return stored["sliding_window"]
+        return window
     if kinds != {"full_attention"}:
         raise PretrainedError(
             "the checkpoint has a sliding window in some layers only, which is not supported"

@@ -44,8 +44,8 @@ class Policy:
     frozen: dict[str, Any]
     tokenizer: Tokenizer
     shape: ModelConfig
-    # loads `params` once more, or None
-    reload: Callable[[], Params] | None = None
+    # loads the policy once more, with changed settings, or None
+    reload: Callable[..., "Policy"] | None = None
 
     def initial_params(self) -> Params:
         """`params`, loaded once more if a training step has deleted them. Raises
@@ -55,7 +55,15 @@ class Policy:
             return self.params
         if self.reload is None:
             raise UserError("the policy was trained and its parameters are gone; load it again")
-        return self.reload()
+        return self.reload().params
+
+    def exact_base(self, config: Config) -> Params:
+        """The frozen base below adapters as the checkpoint stores it, before it was
+        rounded to the compute dtype.
+        """
+        if not self.frozen["base"] or config.dtype == "float32" or self.reload is None:
+            return self.frozen["base"]
+        return self.reload(dtype="float32").frozen["base"]
 
 
 def use_compilation_cache() -> None:
@@ -101,8 +109,11 @@ def load_policy(
     Raises:
       UserError: `model_kind` differs from the checkpoint's, or is a classifier.
     """
+    asked = config
+    again = lambda **changes: _load_policy(
+        dataclasses.replace(asked, **changes), dropout, reward, mesh
+    )[1]
     config, policy = _load_policy(config, dropout, reward, mesh)
-    again = lambda: _load_policy(config, dropout, reward, mesh)[1].params
     return config, dataclasses.replace(policy, reload=again)
 
 
@@ -196,7 +207,7 @@ def export_params(config: Config, policy: Policy, state: TrainState) -> Params:
     """The trained network for `pretrained.save`: adapters merged into their kernels,
     layers unstacked, without critic.
     """
-    merged = lora.merge(policy.frozen["base"], state.params)
+    merged = lora.merge(policy.exact_base(config), state.params)
     own = {name: x for name, x in merged.items() if name not in ("value", "critic")}
     return jax.tree.map(
         lambda x: x.astype(jnp.float32), unstack_layers(lora.fold(own, alpha=config.lora_alpha))

@@ -6,7 +6,7 @@ measures, and `experiments/<task>.py` sets the sizes. Add a task as one more `Ta
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,14 @@ class TaskConfig(RunConfig):
     """Settings of a task: a model, its supervised baseline, and policy optimisation of
     the baseline.
     """
+
+    RANGES: ClassVar = {
+        **dict.fromkeys(
+            ("max_vocab", "width", "layers", "sft_steps", "sft_batch_size", "test_rows"), "(0, inf)"
+        ),
+        **dict.fromkeys(("sft_lr", "sft_eval_every"), "[0, inf)"),
+        "dropout": "[0, 1)",
+    }
 
     task: str = ""
     """name of a task (`jaxppo.tasks.TASKS`)"""

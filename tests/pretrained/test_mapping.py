@@ -110,8 +110,17 @@ def test_tied_and_untied_heads():
     )  # tied: a second copy is passed over
     untied = mapping.from_checkpoint("llama", dataclasses.replace(LLAMA, tied=False), tensors)
     assert untied["head"]["kernel"].tolist() == (number(8, 4) + 1).T.tolist()
-    with pytest.raises(PretrainedError, match="lacks head/kernel"):
+    with pytest.raises(PretrainedError, match=r"no output layer \(lm_head.weight\)"):
         mapping.from_checkpoint("llama", dataclasses.replace(LLAMA, tied=False), llama_tensors())
+
+
+def test_a_stored_head_that_differs_from_the_embedding_is_used():
+    tensors = llama_tensors()
+    same = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
+    assert mapping.untie("llama", LLAMA, same) is LLAMA
+    assert mapping.untie("llama", LLAMA, tensors) is LLAMA
+    other = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}
+    assert mapping.untie("llama", LLAMA, other) == dataclasses.replace(LLAMA, tied=False)
 
 
 def test_biases_and_norms_of_qwen():
@@ -126,7 +135,7 @@ def test_biases_and_norms_of_qwen():
         0,
         1,
     ]
-    with pytest.raises(PretrainedError, match="does not ask for"):
+    with pytest.raises(PretrainedError, match="do not ask for"):
         mapping.from_checkpoint("llama", LLAMA, llama_tensors() | extra)
 
 
@@ -140,7 +149,7 @@ def test_unknown_missing_and_misshapen_tensors():
         )
     with pytest.raises(
         PretrainedError,
-        match=r"embed/embedding has the shape \(7, 4\), but config.json asks for \(8, 4\)",
+        match=r"embed/embedding has the shape \(7, 4\), but the settings ask for \(8, 4\)",
     ):
         mapping.from_checkpoint(
             "llama", LLAMA, tensors | {"model.embed_tokens.weight": number(7, 4)}

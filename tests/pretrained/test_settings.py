@@ -106,6 +106,11 @@ def test_windows():
         small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=0).window
         == 7
     )
+    for none in (0, -1):
+        assert small(MistralConfig, sliding_window=none).window is None
+    # transformers' Llama has no window, whatever its file says
+    stored = LlamaConfig(**SMALL).to_dict() | {"layer_types": ["sliding_attention"] * 2}
+    assert from_transformers(stored | {"sliding_window": 7}).window is None
     with pytest.raises(PretrainedError, match="some layers only"):
         small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=1)
 
@@ -126,6 +131,13 @@ def test_windows():
             "scale_attn_by_inverse_layer_idx",
         ),
         (GPT2Config(scale_attn_weights=False).to_dict(), "scale_attn_weights"),
+        (
+            LlamaConfig(**SMALL).to_dict() | {"num_key_value_heads": 3},
+            "4 attention heads and 3 heads of keys",
+        ),
+        (LlamaConfig(**SMALL).to_dict() | {"num_hidden_layers": 0}, "num_layers is 0"),
+        (LlamaConfig(**SMALL).to_dict() | {"head_dim": 7}, "7 dimensions"),
+        (GPT2Config().to_dict() | {"n_head": 0}, "0 attention heads"),
     ],
 )
 def test_unsupported(settings, message):

@@ -158,6 +158,16 @@ def test_the_trained_network_as_a_checkpoint():
         np.testing.assert_allclose(got, want[..., : got.shape[-1]], atol=1e-4)
 
 
+def test_an_export_of_a_bfloat16_run_has_the_base_as_it_was_stored():
+    config, policy = load.load_policy(replace(RUN, dtype="bfloat16"))
+    assert policy.frozen["base"]["embed"]["embedding"].dtype == jnp.bfloat16
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    whole = load.export_params(config, policy, state)  # new adapters change nothing
+    _, stored, _ = tiny_model(config.seed, config.model_kind)
+    stored = {name: x for name, x in stored.items() if name != "value"}
+    toys.assert_same(whole, stored)
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o777])
 def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, capsys, mode):
     """Who can put a program there can run code in this process."""

@@ -153,7 +153,7 @@ def hub_base(config: RunConfig) -> str:
 
 def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """(the value head, the body of a separate critic with merged adapters or None)."""
-    whole = lora.merge(found.policy.frozen["base"], found.state.params)
+    whole = lora.merge(found.policy.exact_base(found.config), found.state.params)
     if "critic" not in whole:
         return jax.device_get(whole["value"]), None
     folded = lora.fold(whole["critic"], alpha=found.config.lora_alpha)
