@@ -195,6 +195,7 @@ class Game:
         """
         resume = files.has_started(self.root / name)
         config = replace(self.judge_config, name=name, steps=steps, resume=resume)
+        config = replace(config, data_changed="ok")  # each round has new samples
         real = [x.reference for x in self.examples.train]
         most = min(turn * config.batch_size // 2, len(real))  # half of the rows are sampled
         data, _ = self.real_and_sampled(random.Random(seed).sample(real, most), state, seed=seed)

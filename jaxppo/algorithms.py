@@ -117,6 +117,11 @@ def check(config: Config) -> None:
     have.
     """
     make_parts(config, lambda params, rollout: (rollout.mask.sum(1), rollout.finished))
+    if config.beta != Config().beta and config.loss not in ("kl_penalty", "dro"):
+        raise UserError(
+            f"--beta {config.beta} is for the losses kl_penalty and dro, and --loss {config.loss} "
+            "does not read it; the weight of the KL to the reference is --kl-coef"
+        )
     optimizers.make_optimizer(config)
 
 

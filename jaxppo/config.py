@@ -125,13 +125,9 @@ class Config(metaclass=_WithPreset):
     """
 
     clip_low: float | None = None
-    """the ratio is clipped at 1 - clip_low; inf = not at all, None = the loss's own
-    default
-    """
+    """the ratio is clipped at 1 - clip_low; None = the loss's own default"""
     clip_high: float | None = None
-    """the ratio is clipped at 1 + clip_high; inf = not at all, None = the loss's own
-    default
-    """
+    """the ratio is clipped at 1 + clip_high; None = the loss's own default"""
     loss_settings: tuple[tuple[str, float], ...] = ()
     """other settings of the loss by name, such as: tau_positive 1.0 tau_negative
     1.05
@@ -279,7 +275,7 @@ class Config(metaclass=_WithPreset):
     optimizer: str = "adam"
     """adam | adamw | rmsprop | sgd"""
     lr: float = 1e-3
-    """initial learning rate (after the warm-up); 0 = nothing is learned"""
+    """initial learning rate (after the warm-up)"""
     lr_schedule: str = "linear"
     """linear (to 0 over all steps) | cosine (to 0) | constant"""
     lr_warmup: int = 0
@@ -364,9 +360,10 @@ CHOICES = {
     "data_changed": ("refuse", "ok"),
 }
 # The numbers that a setting may have: [ and ] include a bound, ( and ) exclude it.
-# "inf)" ends at LARGEST, "inf]" at infinity, which means no bound there. A class can
-# have `RANGES` of its own, for the settings that it adds or gives another meaning.
-LARGEST = 2**31 - 1  # of int32; float32 holds its square
+# "inf)" ends where a device's numbers end, "inf]" at infinity, which means no bound
+# there. A class can have `RANGES` of its own, for the settings that it adds or gives
+# another meaning.
+LARGEST_INT, LARGEST = 2**31 - 1, 3.4e38  # of int32 and float32
 RANGES: dict[str, str] = {
     **dict.fromkeys(
         (
@@ -423,7 +420,7 @@ def option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def range_error(x: float, interval: str) -> str:
+def range_error(x: float, interval: str, largest: float = LARGEST) -> str:
     """What is wrong with a number, or "".
 
     >>> range_error(1.5, "(0, 1]"), range_error(0, "(0, inf)"), range_error(2, "[0, 9]")
@@ -433,8 +430,8 @@ def range_error(x: float, interval: str) -> str:
     """
     if math.isnan(x) or (math.isinf(x) and not (x > 0 and interval.endswith("inf]"))):
         return "a finite number"
-    # "inf)" ends at LARGEST, which is included
-    widest = interval.replace("(-inf", f"[{-LARGEST}").replace("inf)", f"{LARGEST}]")
+    # "inf)" ends at the largest number, which is included
+    widest = interval.replace("(-inf", f"[{-largest}").replace("inf)", f"{largest}]")
     least, most = (float(end) for end in widest[1:-1].split(","))
     if x < least or (x == least and widest[0] == "("):
         words = f"above {least:.10g}" if widest[0] == "(" else f"{least:.10g} or more"
@@ -458,25 +455,30 @@ def check_numbers(options: Any) -> None:
         value, known = getattr(options, field.name), ranges.get(field.name, "(-inf, inf)")
         for words, x in _numbers(value):
             named = ranges.get(words, known) if field.name == "loss_settings" else known
-            wrong = range_error(x, named)
-            if not wrong and field.type in (int, "int") and int(x) != x:
+            whole = field.type in (int, "int")
+            wrong = range_error(_as_float(x), named, LARGEST_INT if whole else LARGEST)
+            if not wrong and whole and int(x) != x:
                 wrong = "a whole number"
             if wrong:
                 name = f"{option(field.name)} {words}".strip()
-                raise UserError(f"{name} must be {wrong}, but is {x:.10g}")
+                raise UserError(f"{name} must be {wrong}, but is {str(x)[:20]}")
 
 
-def _numbers(value: Any, words: str = "") -> Iterator[tuple[str, float]]:
+def _numbers(value: Any, words: str = "") -> Iterator[tuple[str, Any]]:
     """The numbers in a value, each with the text before it: a pair has a name."""
     if isinstance(value, tuple):
         for x in value:
             yield from _numbers(x, words)
             words = x if isinstance(x, str) else ""
     elif isinstance(value, numbers.Real) and not isinstance(value, bool):
-        try:
-            yield words, float(value)
-        except OverflowError:  # an integer that no float holds
-            yield words, 1e300 if value > 0 else -1e300
+        yield words, value
+
+
+def _as_float(x: Any) -> float:
+    try:
+        return float(x)
+    except OverflowError:  # an integer beyond every range
+        return 1e300 if x > 0 else -1e300
 
 
 def validate(config: Config, *, devices: int = 1) -> None:
@@ -636,6 +638,10 @@ class RunConfig(Config):
     """
     profile: str = ""
     """write a JAX trace of these steps to the run's folder, first:last, such as 3:6"""
+    functions: str = ""
+    """names and hashes of the reward and the parts that are no settings, by which runs
+    are told apart (set by train.policy)
+    """
     track: str = ""
     """tensorboard, wandb, or both with a comma: where to send metrics, besides
     metrics.jsonl (`pip install -e ".[track]"`)"""

@@ -22,7 +22,7 @@ FIRST = (
     "minibatches", "microbatches", "steps", "lr", "kl_coef", "temperature", "lora", "dtype", "seed",
     "name", "resume", "eval_every", "mesh",
 )  # fmt: skip
-NEVER = ("eos", "pad")  # scripts set them
+NEVER = ("eos", "pad", "functions")  # scripts set them
 TABLES = {
     "loss": algorithms.POLICY_LOSSES,
     "advantage": algorithms.ADVANTAGES,
@@ -51,7 +51,10 @@ def format_help(defaults: Config, *, description: str, prog: str, every: bool = 
     groups, arguments, left_out = {"task": {}}, {}, 0
     for name, (group, text) in described.items():
         rows = groups.setdefault(group, {})
-        if tyro.conf.Positional in getattr(marked[name], "__metadata__", ()):
+        marks = getattr(marked[name], "__metadata__", ())
+        if tyro.conf.Suppress in marks:
+            continue
+        if tyro.conf.Positional in marks:
             arguments[f"[{name.upper()}]"] = text
         elif name not in NEVER and (every or name in FIRST or name not in common):
             rows[_usage(name, hints[name])] = _complete(name, text, getattr(defaults, name))

@@ -178,7 +178,7 @@ def score_rollout(
     scores = shaping.weight_columns(raw, parts.score_weights)
     metrics = score_metrics(raw, scores, rolled, valid, parts, config, axis_name)
     if config.log_samples:
-        metrics["samples"] = first_samples(raw, scores, rolled, config)
+        metrics["samples"] = first_samples(raw, rolled, config)
     shape, statistics = shaping.make_shaper(
         scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
     )
@@ -235,15 +235,17 @@ def score_metrics(
     return metrics
 
 
-def first_samples(raw: Array, scores: Array, rolled: Rollout, config: Config) -> dict:
+def first_samples(raw: Array, rolled: Rollout, config: Config) -> Array:
     """The first response to each of the first `log_samples` prompts (of this device,
-    under pmap), to be logged as text.
+    under pmap), to be logged as text: Float[K L + R], token ids, -1 for padding, and
+    the raw scores. One sum over rows selects them, so a mesh needs one small
+    all-reduce.
     """
-    rows = slice(0, config.log_samples * config.group_size, config.group_size)
-    names = {"tokens": rolled.tokens, "attend": rolled.attend, "mask": rolled.mask}
-    return {
-        name: x[rows] for name, x in {**names, "scores": raw, "reward": row_scores(scores)}.items()
-    }
+    tokens = jnp.where(rolled.attend, rolled.tokens, -1).astype(jnp.float32)  # exact to 2^24
+    rows = jnp.concatenate([tokens, raw.reshape(len(raw), -1)], 1)
+    number = min(config.log_samples, len(raw) // config.group_size)
+    chosen = config.group_size * jnp.arange(number)[:, None] == jnp.arange(len(raw))[None]
+    return jnp.where(chosen[:, :, None], rows[None], 0.0).sum(1)
 
 
 def reward_kl(

@@ -282,12 +282,17 @@ def preset(config: C, name: str) -> C:
     return dataclasses.replace(config, algorithm=name, **settings)  # pyright: ignore[reportArgumentType]
 
 
-def differences(config: Any) -> dict[str, Any]:
-    """The settings of a config that differ from those of its algorithm's preset.
+def describe(config: Any) -> str:
+    """The algorithm of a config and its settings; where they are not the preset's, with
+    the preset's in brackets.
 
     >>> from jaxppo.config import Config
-    >>> differences(Config(algorithm="grpo", loss="gspo"))
-    {'loss': 'gspo'}
+    >>> describe(Config(algorithm="reinforce", epochs=2))
+    'reinforce: loss reinforce, advantage returns, aggregate sequence_sum, value_loss
+    none, epochs 2 (preset: 1), minibatches 1'
     """
-    own = ALGORITHMS[config.algorithm].settings
-    return {name: getattr(config, name) for name, x in own.items() if getattr(config, name) != x}
+    words = []
+    for name, x in ALGORITHMS[config.algorithm].settings.items():
+        own = getattr(config, name)
+        words.append(f"{name} {own}" + f" (preset: {x})" * (own != x))
+    return f"{config.algorithm}: {', '.join(words)}"

@@ -31,7 +31,7 @@ from jaxppo.run.lock import RunLock
 from jaxppo.run.log import FileLog, Log, plot_curves
 from jaxppo.run.sampler import Sampler
 from jaxppo.run.samples import SampleLog
-from jaxppo.run.settings import read_config, to_dict
+from jaxppo.run.settings import checked_settings, read_config, to_dict
 from jaxppo.run.validation import make_reward_validation
 from jaxppo.supervised import Objective
 from jaxppo.types import Parts, TrainState
@@ -80,12 +80,13 @@ def fit(
     with contextlib.ExitStack() as stack:
         if writer:
             stack.callback(RunLock(folder).release)
-        checkpoints = start.open_checkpoints(config, folder, write=writer)
+        checkpoints = start.open_checkpoints(config, folder, prompts, write=writer)
         stack.callback(checkpoints.close)
         past = []
         resuming = config.resume and not resume.not_started(folder, checkpoints)
         if resuming:
-            state = resume.restore_newest(config, checkpoints, state, folder)
+            data = checkpoints.about["data"]
+            state = resume.restore_newest(config, checkpoints, state, folder, data=data)
             if evaluate is not None:
                 resume.finish_evaluation(config, checkpoints, state, folder, evaluate)
             rows = files.read_metrics(folder)
@@ -102,8 +103,14 @@ def fit(
             first = int(state.step)
             samples = None
             if config.log_samples and not isinstance(parts, Objective):
-                names = [name for name, _ in parts.score_weights]
-                samples = SampleLog(folder, policy.tokenizer.decode_batch, names, first_step=first)
+                samples = SampleLog(
+                    folder,
+                    policy.tokenizer.decode_batch,
+                    prompt_length=config.prompt_length,
+                    length=config.length,
+                    weights=parts.score_weights,
+                    first_step=first,
+                )
             log = FileLog(folder, first_step=first, total_steps=config.steps, sample_log=samples)
             log = trackers.with_trackers(log, config, folder)
         stack.callback(log.close)
@@ -243,7 +250,7 @@ def policy(
         hint = suggest(unknown[0], known)
         raise UserError(f"train.policy has no setting {unknown[0]!r}" + f"; {hint}" * bool(hint))
     defaults = {"name": "policy", "prompt_length": 0, "dtype": "bfloat16"}
-    config = RunConfig(**{**defaults, **settings})
+    config = RunConfig(**defaults | checked_settings(RunConfig, settings, source="train.policy"))
     if not config.resume:
         config = dataclasses.replace(config, name=files.free_name(config.runs, config.name))
     return train_on(
@@ -286,6 +293,7 @@ def train_on(
     make = lambda columns: _named_reward(config, loaded, reward, columns, weights)
     named = make(columns)
     own = parts(algorithms.make_parts(config, named.fn)._replace(score_weights=named.score_weights))
+    config = dataclasses.replace(config, functions=_functions(config, reward, own, named.fn))
     evaluate = None
     if held_out is not None:
         judged = own._replace(reward=make(held_out).fn)
@@ -309,6 +317,19 @@ def _named_reward(
         raise UserError("no reward; give a function, or the folder of a run as reward_model")
     model, policy.frozen["reward"] = load.load_reward_model(config, policy.tokenizer)
     return function.NamedReward(in_program.reward_model(model))
+
+
+def _functions(config: RunConfig, reward: Any, parts: Parts, made: Callable) -> str:
+    """What tells apart runs that differ in a function: the reward, and the parts that
+    are not those of the settings.
+    """
+    plain = algorithms.make_parts(config, made)._asdict()
+    mark = lambda part: function.fingerprint(part) if callable(part) else ""
+    found = [] if reward is None else [f"reward {function.fingerprint(reward)}"]
+    for name, part in parts._asdict().items():
+        if mark(part) != mark(plain[name]):
+            found.append(f"{name} {mark(part) or 'none'}")
+    return ", ".join(found)
 
 
 def open_run(folder: str | Path) -> Run:

@@ -94,6 +94,35 @@ def test_an_invalid_row_is_out_of_its_group():
     np.testing.assert_allclose(adv, on_tokens(-0.75, 0.75, 0.0, 0.0))
 
 
+def test_an_invalid_row_is_out_of_the_batch():
+    """Row 3, in each estimator that has a statistic of all rows."""
+    valid = jnp.array([True, True, True, False])
+    run = lambda name, **settings: estimate(name, valid=valid, **settings)
+    # 1, 2.5 and 5 have the mean 8.5 / 3
+    want = on_tokens(1 - 8.5 / 3, 2.5 - 8.5 / 3, 5 - 8.5 / 3, 0.0)
+    np.testing.assert_allclose(run("batch_mean")[0], want, rtol=1e-5)
+    # in groups −.7071, .7071 and, alone, 0; over the batch the deviation is √(1 / 2) = .7071
+    np.testing.assert_allclose(run("gdpo")[0], on_tokens(-1.0, 1.0, 0.0, 0.0), atol=1e-4)
+    # returns minus values: 1 − .5, 1 − .25 | 2.5 − 0, 3 − 1, 3 − 2 | 5 − 4
+    left = np.array([0.5, 0.75, 2.5, 2.0, 1.0, 1.0])
+    found = np.asarray(run("gae", lam=1.0)[0])
+    white = (left - left.mean()) / left.std()
+    np.testing.assert_allclose(found[np.asarray(MASK) * valid[:, None] > 0], white, rtol=1e-4)
+    assert not found[3].any()
+    start = {"baseline": {"mean": jnp.float32(0), "weight": jnp.float32(0)}}
+    after = run("moving_average", statistics=start)[2]["baseline"]
+    assert float(after["mean"]) == pytest.approx(0.1 * 8.5 / 3)  # decay .9
+
+
+@pytest.mark.parametrize("name", sorted(algorithms.ADVANTAGES))
+def test_the_critics_targets_are_discounted(name):
+    """−.5 + .5² · 3 = .25, .5 · 3 = 1.5, and 3; GAE's with 1 for the critic's λ."""
+    start = {"baseline": {"mean": jnp.float32(0), "weight": jnp.float32(0)}}
+    greedy = rollout(greedy_scores=SCORES)
+    found = estimate(name, gamma=0.5, critic_lam=1.0, statistics=start, rolled=greedy)[1]
+    np.testing.assert_allclose(found[1], [0.25, 1.5, 3.0], rtol=1e-6)
+
+
 def test_returns_have_no_baseline():
     adv, returns, _ = estimate("returns", gamma=0.5)
     np.testing.assert_allclose(adv[1], [-0.5 + 0.25 * 3, 1.5, 3.0])

@@ -108,6 +108,8 @@ def test_warm_up_rises_then_the_schedule_starts(kind, after):
     """One step of warm-up is 2 updates: .05, .1; then the schedule over the other 4."""
     config = Config(lr=0.1, lr_schedule=kind, steps=3, epochs=1, minibatches=2, lr_warmup=1)
     assert rates(config, 4) == pytest.approx([0.05, 0.1, *after], abs=1e-6)
+    two_epochs = replace(config, epochs=2, minibatches=1)  # as many updates
+    assert rates(two_epochs, 4) == pytest.approx([0.05, 0.1, *after], abs=1e-6)
 
 
 def test_the_critic_may_have_its_own_learning_rate():
@@ -136,6 +138,9 @@ def test_a_separate_critic_is_clipped_separately():
     assert steps(replace(config, critic="shared"), shared, 1)[0] == pytest.approx(
         {"a": -0.06, "value": -0.08}
     )
+    # and so is one with a rate of its own: .8 · .5
+    own_rate = replace(config, critic="shared", critic_lr=0.5)
+    assert steps(own_rate, shared, 1)[0] == pytest.approx({"a": -0.06, "value": -0.4})
 
 
 def test_a_traced_rate_works():

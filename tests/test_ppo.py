@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -305,11 +306,53 @@ def test_the_samples_are_the_first_of_each_prompt(llama):
     rolled = toys.roll(llama, PROMPTS)
     reward = lambda params, rolled: (jnp.arange(8.0), jnp.ones(8, bool))
     samples = scored(rolled, settings, reward=reward).metrics["samples"]
-    assert samples["scores"].tolist() == samples["reward"].tolist() == [0.0, 2.0]
-    np.testing.assert_array_equal(samples["tokens"], rolled.tokens[jnp.array([0, 2])])
+    assert samples[:, -1].tolist() == [0.0, 2.0]
+    attended = jnp.where(rolled.attend, rolled.tokens, -1)
+    np.testing.assert_array_equal(samples[:, :-1], attended[jnp.array([0, 2])])
+
+
+def test_groups_are_informative_by_their_scores_not_their_penalties(llama):
+    """All score 1, but the rows of group 1 do not both end."""
+    settings = replace(SETTINGS, group_size=2, filter_groups=True, missing_eos_penalty=0.5)
+    ended = jnp.array([True, True, True, False, True, True, True, True])
+    rolled = toys.roll(llama, PROMPTS).replace(finished=ended)
+    reward = lambda params, rolled: (jnp.ones(8), jnp.ones(8, bool))
+    found = scored(rolled, settings, reward=reward)
+    assert found.scores.tolist() == [1.0, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0, 1.0]
+    assert found.valid.all() and not found.learn.any()
+
+
+def test_metrics_of_scores_are_of_all_devices(llama):
+    """Two devices with four rows each; of 1, 2 and 5, which are invalid, one has two."""
+    settings = replace(SETTINGS, num_tasks=2, group_size=2)
+    rolled = toys.roll(llama, PROMPTS).replace(extra={"task": jnp.arange(8) // 3 % 2})
+    reward = lambda params, rolled: (rolled.index**2 * 1.0, (rolled.index * 3 + 1) % 5 > 1)
+    parts, start = toys.parts(settings, reward=reward), shaping.init_statistics()
+    split = lambda part: ppo.score_rollout(parts, settings, {}, part, None, start, "devices")[0]
+    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), rolled)
+    found = jax.vmap(lambda part: split(part).metrics, axis_name="devices")(halves)
+    want = scored(rolled, settings, reward=reward).metrics
+    assert float(want["invalid_rows"]) == 3
+    for d in range(2):
+        own = {name: x[d] for name, x in found.items() if name != "samples"}
+        toys.assert_close(own, {name: want[name] for name in own}, rtol=1e-5)
 
 
 # KL control: target 1 nat, horizon 100, floor .05
+
+
+def test_invalid_rows_are_not_in_the_measured_kl(llama):
+    """Row n has n nats; row 7 is not valid, row 6 has no tokens: (0 + ... + 5) / 6 = 2.5."""
+    rolled = toys.roll(llama, PROMPTS)
+    mask = jnp.zeros((8, 5)).at[:, 0].set(1.0).at[6].set(0.0)
+    nats = jnp.broadcast_to(jnp.arange(8.0)[:, None], (8, 5))
+    rolled = rolled.replace(raw_logprobs=rolled.ref_logprobs + nats, mask=mask)
+    config, metrics = replace(SETTINGS, kl_adaptive=True), {"last_approx_kl": jnp.float32(0)}
+    state = toys.state(llama, config)
+    kl, rows, _ = ppo.control(
+        state, rolled, jnp.arange(8) < 7, metrics, toys.parts(config), config, None
+    )
+    assert (float(kl), float(rows)) == (pytest.approx(2.5), 8)
 
 
 def controlled(toy_step, coef, frozen=None):
@@ -421,3 +464,16 @@ def test_explained_variance_by_hand():
     assert float(ppo.explained_variance(returns, values, mask)) == pytest.approx(0.75)
     assert float(ppo.explained_variance(returns, returns, mask)) == 1
     assert float(ppo.explained_variance(jnp.ones((1, 4)), values, mask)) == 0  # nothing to explain
+
+
+def test_first_samples_are_responses_to_different_prompts():
+    """Groups of two; a row is tokens, -1 where nothing is attended to, and the raw scores."""
+    config = replace(toys.SETTINGS, group_size=2, log_samples=2)
+    rolled = SimpleNamespace(
+        tokens=jnp.arange(12).reshape(4, 3),
+        attend=jnp.array([[0, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]], bool),
+    )
+    found = ppo.first_samples(jnp.array([0.5, 1.5, 2.5, 3.5]), rolled, config)
+    assert found.tolist() == [[-1, 1, 2, 0.5], [6, 7, -1, 2.5]]
+    few = ppo.first_samples(jnp.zeros((4, 2)), rolled, replace(config, log_samples=9))
+    assert few.shape == (2, 3 + 2)  # there are two prompts

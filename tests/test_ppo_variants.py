@@ -14,6 +14,7 @@ from toys import SETTINGS
 
 from jaxppo import algorithms, kl, policy, ppo, sampling
 from jaxppo.config import Config
+from jaxppo.rewards.in_program import count_token
 from jaxppo.types import Rollout
 
 PROMPTS = toys.prompts()
@@ -207,13 +208,16 @@ NLPO = replace(SETTINGS, mask_top_p=0.5, mask_every=2, lr=0.05)
 
 @pytest.mark.ci
 def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
-    """The lagged policy is another one, so its nucleus is not the policy's own."""
+    """The lagged policy is another one, so its nucleus is not the policy's own. Both are
+    tempered.
+    """
+    settings = replace(NLPO, temperature=0.5)
     lagged = toys.random_params(llama.model, seed=6)
-    state = toys.state(llama, NLPO).replace(step=jnp.int32(1))  # not a step that copies
+    state = toys.state(llama, settings).replace(step=jnp.int32(1))  # not a step that copies
     state = state.replace(statistics={**state.statistics, "lagged": toys.copied(lagged)})
-    (_, _, rolled, _, _), new, metrics = watched(llama, NLPO)(state)
+    (_, _, rolled, _, _), new, metrics = watched(llama, settings)(state)
     hidden = policy.states_before_tokens(llama.model, lagged, rolled)
-    logits = llama.model.logits(lagged, hidden).reshape(40, -1)
+    logits = llama.model.logits(lagged, hidden).reshape(40, -1) / 0.5
     allowed = np.isfinite(sampling.keep_set(logits, top_p=0.5)).reshape(8, 5, -1)
     chosen = np.take_along_axis(allowed, rolled.response[..., None], 2)[..., 0]
     assert chosen[rolled.mask > 0].all()
@@ -225,6 +229,7 @@ def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
         llama.model.logits(
             llama.params, policy.states_before_tokens(llama.model, llama.params, rolled)
         )
+        / 0.5
     )
     inside = jax.nn.logsumexp(jnp.where(allowed, plain, -jnp.inf), -1)
     raw = jnp.take_along_axis(plain, rolled.response[..., None], 2)[..., 0]
@@ -266,12 +271,14 @@ def test_kl_in_the_loss_is_not_in_the_reward(llama):
 
 
 def test_full_kl_in_the_reward(llama):
-    settings, frozen = replace(SETTINGS, kl="full", kl_coef=0.5), other(llama)
+    """Between the tempered distributions, from which the policy samples."""
+    settings = replace(SETTINGS, kl="full", kl_coef=0.5, temperature=0.5)
+    frozen = other(llama)
     (rewards, scores, rolled, *_), _, _ = watched(llama, settings)(
         toys.state(llama, settings).replace(frozen=frozen)
     )
-    logits = lambda params: llama.model.logits(
-        params, policy.states_before_tokens(llama.model, params, rolled)
+    logits = lambda params: (
+        llama.model.logits(params, policy.states_before_tokens(llama.model, params, rolled)) / 0.5
     )
     exact = kl.full(logits(llama.params), logits(frozen["reference"])) * rolled.mask
     np.testing.assert_allclose(rewards.sum(1), scores - 0.5 * exact.sum(1), atol=1e-4)
@@ -337,13 +344,19 @@ def test_the_running_scale_lives_in_the_state(llama):
 
 @pytest.mark.ci
 def test_whitened_rewards_keep_their_mean(llama):
+    """Those of valid rows; row 3 is not."""
+
+    def reward(params, rolled):
+        return count_token(3)(params, rolled)[0], rolled.index != 3
+
     acting = {}
     for whiten in (True, False):
         settings = replace(SETTINGS, whiten_rewards=whiten)
-        seen, _, _ = watched(llama, settings)(
+        seen, _, _ = watched(llama, settings, reward=reward)(
             toys.state(llama, settings).replace(frozen=other(llama))
         )
-        acting[whiten] = np.asarray(seen.rewards)[np.asarray(seen.rollout.mask) > 0]
+        valid = np.asarray(seen.rollout.mask) * np.asarray(seen.learn)[:, None] > 0
+        acting[whiten] = np.asarray(seen.rewards)[valid]
     assert acting[True].var() == pytest.approx(1, rel=1e-3)
     assert acting[True].mean() == pytest.approx(acting[False].mean(), rel=1e-3)
     assert abs(acting[False].var() - 1) > 0.1

@@ -119,6 +119,16 @@ def test_an_update_that_cannot_improve_changes_nothing(llama, subject):
         new, metrics = updated(llama, (state, batch.replace(advantages=bad)), settings)
         toys.assert_same(new.params, state.params)
         assert float(metrics["accepted"]) == 0
+        # only a step that is not finite counts as skipped
+        assert float(metrics["skipped"]) == np.isnan(bad).any()
+
+
+def test_without_a_line_search_a_step_that_is_not_finite_changes_nothing(llama, subject):
+    state, batch = subject
+    bad = (state, batch.replace(advantages=jnp.full((8, 5), jnp.nan)))
+    new, metrics = updated(llama, bad, replace(TRPO, update="npg", value_loss="none"))
+    toys.assert_same(new.params, state.params)
+    assert (float(metrics["accepted"]), float(metrics["skipped"])) == (0, 1)
 
 
 @pytest.mark.slow

@@ -340,7 +340,44 @@ def test_a_batch_without_weight_changes_nothing(llama):
     before = jax.device_get(state.params)
     state, metrics = step(state, rows().replace(extra={"weight": jnp.zeros((8, 6))}))
     toys.assert_same(state.params, before)
-    assert float(metrics["skipped"]) == 1
+    assert float(metrics["skipped"]) == float(metrics["barren_steps"]) == 1
+    assert float(step(state, rows())[1]["barren_steps"]) == 0  # none in a row any more
+
+
+def on_two_devices(objective, state, prompts):
+    """(states, metrics) of a step on two devices."""
+    step = supervised.make_train_step(table(), objective, SETTINGS, axis_name="devices")
+    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), prompts)
+    return jax.vmap(lambda part: step(state, part), axis_name="devices")(halves)
+
+
+def test_the_noise_differs_between_steps_and_devices():
+    """The key is folded with the step and the device's first row, 0 or 4."""
+
+    def costs(params, reference, prompts, key):
+        return 0 * params["table"][prompts.tokens[:, 5]], {"drawn": jnp.full(4, draw(key))}
+
+    draw, fold = jax.random.uniform, jax.random.fold_in
+    objective = supervised.Objective(lambda prompts: jnp.ones(4), costs)
+    state = fresh({"table": jnp.ones(12)})
+    for number in range(2):
+        _, metrics = on_two_devices(objective, state.replace(step=jnp.int32(number)), rows())
+        key = fold(state.key, number)
+        want = float(draw(fold(key, 0)) + draw(fold(key, 4))) / 2
+        np.testing.assert_allclose(metrics["drawn"], [want, want], rtol=1e-6)
+
+
+def test_a_device_whose_rows_have_no_weight_makes_the_step_of_the_others():
+    objective = supervised.Objective(
+        lambda prompts: prompts.extra["weight"][:, 5],
+        lambda params, reference, prompts, key: (params["table"][prompts.tokens[:, 5]], {}),
+    )
+    prompts = rows().replace(extra={"weight": jnp.ones((8, 6)).at[4:].set(0.0)})
+    two, metrics = on_two_devices(objective, fresh({"table": jnp.ones(12)}), prompts)
+    assert metrics["skipped"].tolist() == [0.0, 0.0]
+    # tokens 6, 8, 3 and 4 move by the rate
+    moved = [0.99 if token in (3, 4, 6, 8) else 1.0 for token in range(12)]
+    np.testing.assert_allclose(two.params["table"], [moved] * 2, rtol=1e-4)
 
 
 def test_invalid_settings_are_refused():

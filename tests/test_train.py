@@ -214,11 +214,9 @@ def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, k
     fit(tmp_path / "early", prompts, replace(RUN, resume=True), score)
     said = capsys.readouterr().out
     again = "the run ended before anything was saved: it starts from the beginning"
-    first, second, *_ = said.splitlines()
-    if killed == "before a save":
-        assert (first, second) == (f"resuming {tmp_path / 'early'}", again)
-    else:
-        assert first == f"new run: {tmp_path / 'early'}" and again not in said
+    first = "resuming" if killed == "before a save" else "new run:"
+    assert said.startswith(f"{first} {tmp_path / 'early'}\n")
+    assert (again in said) == (killed == "before a save")
     assert lines(tmp_path / "early") == lines(straight[1])
     assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
 
@@ -530,7 +528,16 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door):
         **{**SMALL, "steps": 1},
     )
     assert other.folder.name == "policy-2" and other.metrics["policy_loss"].tolist() == [0.0]
+    assert run.config.functions.startswith("reward right@")
+    assert "policy_loss zero_loss@" in other.config.functions
+    assert "advantage" not in other.config.functions  # that of the settings
+    with pytest.raises(UserError, match="--resume with other settings .* --functions"):
+        train.policy(SUMS, wrong, runs=str(root), resume=True, **{**SMALL, "steps": 4})
     assert not (other.folder / "samples.jsonl").exists()
+
+
+def wrong(prompt, response):
+    return 0.0
 
 
 def zero_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
@@ -545,7 +552,10 @@ def test_an_export_of_a_run(door, tmp_path):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"num_generations": 4}, "no setting 'num_generations'"),
+        ({"num_generations": 4}, "no setting 'num_generations'; here it is group_size"),
+        ({"response_length": "long"}, "response_length is 'long', but must be int"),
+        ({"beta": 0.0}, "the weight of the KL to the reference is --kl-coef"),
+        ({"reward": lambda completions, **columns: 1}, "takes 'completions' first"),
         ({"prompts": "a text"}, "is one text"),
         ({"algorithm": "nonsense"}, "nonsense"),
         ({"reward": None}, "no reward"),

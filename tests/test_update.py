@@ -261,17 +261,30 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
     toys.assert_same(new, state)
 
 
+def test_a_non_finite_loss_with_a_finite_gradient_is_skipped(llama, state, batch):
+    def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
+        return 0 * logprobs + jnp.inf, {}
+
+    settings = replace(SETTINGS, epochs=1, minibatches=1)
+    parts = toys.parts(settings, policy_loss=policy_loss)
+    new, metrics = jax.jit(update.make_update(llama.model, parts, settings))(state, batch, KEY)
+    assert float(metrics["skipped"]) == 1 and np.isfinite(metrics["grad_norm"])
+    toys.assert_same(new, state)
+
+
 def test_two_devices_equal_one(llama, run, state, batch):
     """Halves of the batch under an axis: gradients are summed, weights know the global count, rows
-    are dealt alike.
+    are dealt alike. And with no row of the second half to learn from.
     """
-    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), batch)
     parallel = update.make_update(llama.model, toys.parts(), SETTINGS, axis_name="devices")
-    two, metrics = jax.jit(jax.vmap(lambda b: parallel(state, b, KEY), axis_name="devices"))(halves)
-    one, want = run(state, batch, KEY)
-    for d in range(2):
-        toys.assert_close(jax.tree.map(lambda x: x[d], two.params), one.params, atol=2e-6)
-        toys.assert_close({k: x[d] for k, x in metrics.items()}, want, atol=1e-5, rtol=1e-4)
+    split = jax.jit(jax.vmap(lambda b: parallel(state, b, KEY), axis_name="devices"))
+    for mask in (batch.mask, batch.mask.at[4:].set(0.0)):
+        whole = batch.replace(mask=mask)
+        two, metrics = split(jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), whole))
+        one, want = run(state, whole, KEY)
+        for d in range(2):
+            toys.assert_close(jax.tree.map(lambda x: x[d], two.params), one.params, atol=2e-6)
+            toys.assert_close({k: x[d] for k, x in metrics.items()}, want, atol=1e-5, rtol=1e-4)
 
 
 def test_groups_stay_together(llama, state, batch):
@@ -301,6 +314,21 @@ def test_microbatches_change_nothing(llama, state, batch):
         ]
         toys.assert_close(runs[0][0].params, runs[1][0].params, atol=2e-6)
         toys.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-4)
+
+
+def test_each_microbatch_has_its_own_noise(llama, state, batch):
+    """A loss that draws one number: of four microbatches there are four, so they have a
+    variance.
+    """
+    settings = replace(SETTINGS, epochs=1, minibatches=1, microbatches=4)
+
+    def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
+        drawn = jnp.full_like(mask, jax.random.uniform(key))
+        return 0 * logprobs, {"drawn": drawn, "square": drawn**2}
+
+    parts = toys.parts(settings, policy_loss=policy_loss)
+    _, metrics = jax.jit(update.make_update(llama.model, parts, settings))(state, batch, KEY)
+    assert float(metrics["square"]) - float(metrics["drawn"]) ** 2 > 0.001
 
 
 # The KL in the loss
@@ -398,6 +426,14 @@ def test_how_far_the_step_went_includes_what_stopped_it(llama, state, batch):
     assert (
         float(metrics["stopped"]) == 3 and float(metrics["last_approx_kl"]) > 0.005
     )  # the mean with the first, which is at 0
+
+
+def test_how_far_the_step_went_leaves_out_what_was_empty():
+    """.2 of the last epoch, whose other minibatch had no rows."""
+    zero = jnp.zeros((2, 2))
+    found = {"approx_kl": jnp.array([[0.4, 0.4], [0.2, 0.0]]), "skipped": zero, "stopped": zero}
+    found |= {"empty": zero.at[1, 1].set(1.0)}
+    assert float(update._last_approx_kl(found)) == pytest.approx(0.2)
 
 
 def test_an_update_says_how_many_updates_it_was(run, state, batch):

@@ -57,12 +57,15 @@ class PlanOptions(RunConfig):
     $ jaxppo plan --topology v5e:2x4 --model smollm2 --batch-size 256
     $ jaxppo plan runs/sentiment/config.json --topology v6e:1x1
     $ jaxppo plan runs/translation/policy/config.json       # the second stage of a task
+    $ jaxppo plan --config runs/sentiment/config.json --batch-size 256
     """
 
     config: tyro.conf.Positional[Path | None] = None
     """config.json of a run, whose settings are taken as they are; to override some, use
     --config instead
     """
+    record: tyro.conf.Suppress[Path | None] = None
+    """the config.json of --config"""
     topology: str = ""
     """chip and size of the slice: v4, v5e, v5p or v6e, such as v5e:2x4; default: this
     machine's devices
@@ -75,6 +78,8 @@ def plan(options: PlanOptions) -> None:
         jax.config.update("jax_platforms", "cpu")  # leave this machine's devices alone
     config: RunConfig = options
     shape = None
+    if options.record and not options.model:
+        shape = new_network(options.record)
     if options.config:
         if not options.config.exists():
             raise UserError(f"{options.config} is missing; give the config.json of a run")

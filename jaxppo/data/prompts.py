@@ -43,6 +43,7 @@ class PromptSet(NamedTuple):
     mask: Bool[np.ndarray, "N P"]  # True on the prompt's own tokens
     # [N ...] each: references, labels, task ids, features
     extra: Mapping[str, np.ndarray] = MappingProxyType({})
+    columns: str = ""  # a hash of what a reward on the host reads of the rows
 
     def batch(self, config: Config, cursor: int) -> Prompts:
         """Return the batch of (seed, cursor) alone; copies of a prompt are adjacent."""

@@ -1,6 +1,7 @@
 """Rows of tokens for the supervised stages."""
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -9,7 +10,14 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from jaxppo.config import Config, RunConfig
-from jaxppo.data.prompts import batch_indices, numpy_prompts, pad_left, stack_batches
+from jaxppo.data.prompts import (
+    BatchSource,
+    PromptSet,
+    batch_indices,
+    numpy_prompts,
+    pad_left,
+    stack_batches,
+)
 from jaxppo.errors import UserError
 from jaxppo.types import Prompts
 
@@ -104,6 +112,25 @@ class NoisyRows:
     def batches(self, config: RunConfig, cursor: int) -> Prompts:
         """Return the rows of one dispatch; see `prompts.stack_batches`."""
         return stack_batches(self.batch, config, cursor, config.batch_size)
+
+
+def identity(source: BatchSource) -> str:
+    """Return a hash of the data that a source draws from; "" for a source of another
+    class than those of `jaxppo.data`.
+    """
+    if isinstance(source, NoisyRows):
+        texts = json.dumps(list(source.texts))
+        arrays = {"texts": np.frombuffer(texts.encode(), np.uint8), "labels": source.labels}
+    elif isinstance(source, PromptSet | Rows):
+        arrays = {**source.extra, "tokens": source.tokens, "mask": source.mask}
+    else:
+        return ""
+    found = hashlib.sha256(source.columns.encode() if isinstance(source, PromptSet) else b"")
+    for name, x in sorted(arrays.items()):
+        array = np.ascontiguousarray(x)
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(array.tobytes())
+    return found.hexdigest()[:16]
 
 
 def from_ids(

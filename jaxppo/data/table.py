@@ -1,5 +1,7 @@
 """Prompts of a user, in any of the usual forms, as columns."""
 
+import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -107,7 +109,15 @@ def encode_columns(
     if not length:
         length = longest(texts, tokenizer) + (start is not None)
     rows = np.arange(len(texts), dtype=np.int32)
-    return encode(texts, tokenizer, length, extra={ROW: rows}, too_long=too_long, start=start)
+    found = encode(texts, tokenizer, length, extra={ROW: rows}, too_long=too_long, start=start)
+    return found._replace(columns=hash_columns(columns))
+
+
+def hash_columns(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Return a hash of the columns; of values that are no JSON, only the types count."""
+    plain = lambda x: x.tolist() if isinstance(x, np.ndarray | np.generic) else type(x).__name__
+    texts = {name: json.dumps(list(values), default=plain) for name, values in columns.items()}
+    return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def longest(texts: Sequence[str], tokenizer: TokenizerLike) -> int:

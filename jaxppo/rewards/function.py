@@ -9,13 +9,15 @@ They are told apart by the name of the first parameter. A function of text gets 
 columns that its parameters name, and runs on the host.
 """
 
+import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from jaxppo.errors import UserError
+from jaxppo.errors import UserError, first_line
 from jaxppo.rewards.host import on_host
 from jaxppo.types import Params, RewardFn, Rollout
 
@@ -66,6 +68,29 @@ def from_user(
             f"no score is named {sorted(unknown)[0]!r}; the weights may name {', '.join(names)}"
         )
     return NamedReward(fn, tuple((name, float(weights.get(name, 1.0))) for name in names))
+
+
+def fingerprint(fn: Callable | Mapping[str, Callable]) -> str:
+    """A name and a hash of a function's source (of its bytecode, without source), by
+    which runs with different functions are told apart. Values that it closes over do
+    not count.
+
+    >>> fingerprint(len)
+    'len'
+    """
+    if isinstance(fn, Mapping):
+        return "+".join(f"{name}:{fingerprint(part)}" for name, part in fn.items())
+    plain = fn.func if isinstance(fn, functools.partial) else fn
+    code = getattr(plain, "__code__", None)
+    if code is None:
+        return _name(plain)
+    try:
+        source = inspect.getsource(plain).encode()
+    except (OSError, TypeError):
+        source = code.co_code
+    settings = repr(sorted(fn.keywords.items())) if isinstance(fn, functools.partial) else ""
+    digest = hashlib.sha256(source + settings.encode()).hexdigest()[:8]
+    return f"{_name(plain)}@{digest}"
 
 
 def _make(
@@ -130,13 +155,22 @@ def _trial_names(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> list[str
     chosen = _chosen_columns(fn, columns)
     first = {name: values[0] for name, values in chosen.items()}
     batched = _parameters(fn)[0].name == "prompts"
+    if _parameters(fn)[0].name in ("completions", "completion"):
+        raise UserError(
+            f"the reward {_name(fn)} takes {_parameters(fn)[0].name!r} first; here it is "
+            "reward(prompt, response, **columns), or rewards(prompts, responses, **columns)"
+        )
     try:
         if batched:
             prompts = [first.pop("prompt")]
             found = next(iter(fn(prompts, [""], **{name: [x] for name, x in first.items()})))
         else:
             found = fn(first.pop("prompt"), "", **first)
-    except Exception:  # the step will say what is wrong, for each row
+    except Exception as error:  # the step will say what is wrong, for each row
+        print(
+            f"note: {_name(fn)} raised {type(error).__name__} ({first_line(error)}) in a trial call "
+            "with an empty response; if it returns a dict, name its scores with weights"
+        )
         return []
     return [str(name) for name in found] if isinstance(found, Mapping) else []
 

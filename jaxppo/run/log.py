@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
@@ -42,7 +43,7 @@ class Log:
     def log(self, rows: Sequence[dict[str, float]]) -> None:
         """Log the metrics of some steps; every row has its `step`, counted from 1."""
 
-    def samples(self, step: int, samples: dict) -> None:
+    def samples(self, step: int, samples: np.ndarray) -> None:
         """Log the responses of `ppo.first_samples`."""
 
     def say(self, text: str) -> None:
@@ -97,7 +98,7 @@ class FileLog(Log):
             else:
                 self.bar.update(self.task, completed=step, description=line)
 
-    def samples(self, step: int, samples: dict) -> None:
+    def samples(self, step: int, samples: np.ndarray) -> None:
         if self.sample_log is not None:
             self.sample_log.write(step, samples)
 
@@ -154,8 +155,13 @@ def plot_curves(folder: Path) -> Path:
 
     rows = read_metrics(folder)
     keys = dict.fromkeys(key for row in rows for key in row)
-    scores = [(key, key.replace("_", " ", 1), "mean") for key in keys if key.startswith("score_")]
-    panels = [panel for panel in (*PANELS, *scores) if panel[0] in keys]
+    scores = [
+        (key, key.replace("_", " ", 1), "mean, without its weight")
+        for key in keys
+        if key.startswith("score_")
+    ]
+    drawn = lambda key: key in keys and (key == "reward" or any(row.get(key) for row in rows))
+    panels = [panel for panel in (*PANELS, *scores) if drawn(panel[0])]
     height = max(2, -(-len(panels) // 3))
     size = (12, 3 * height)
     figure, axes = plt.subplots(height, 3, figsize=size, constrained_layout=True, sharex=True)

@@ -28,15 +28,16 @@ def not_started(folder: Path, checkpoints: Checkpoints) -> bool:
 
 
 def restore_newest(
-    config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path
+    config: RunConfig, checkpoints: Checkpoints, state: TrainState, folder: Path, *, data: str = ""
 ) -> TrainState:
-    """Restore the newest checkpoint. Raises UserError if the settings or the weights
-    have changed.
+    """Restore the newest checkpoint. Raises UserError if the settings, the weights or
+    the data (`data`, their `rows.identity`) have changed.
 
     Deletes the parameters and moments of `state`: two copies may not fit in memory.
     """
     check_settings(config, folder)
     check_weights(config, checkpoints)
+    check_data(config, checkpoints, data)
     found = checkpoints.restore(state)
     for array in jax.tree.leaves((state.params, state.opt_state)):
         array.delete()
@@ -100,6 +101,22 @@ def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
                 f"{option} holds other weights than when this run began: put those back, or "
                 "start one under another --name"
             )
+
+
+def check_data(config: RunConfig, checkpoints: Checkpoints, data: str) -> None:
+    """Raise UserError if the run was trained on other data so far, unless
+    `data_changed` allows it.
+    """
+    stored = checkpoints.read_manifest().get("data", "")
+    if not stored or not data or stored == data:
+        return
+    if config.data_changed != "ok":
+        raise UserError(
+            "the data are not those that this run began with: put them back, continue with "
+            "--data-changed ok, or start another run under another --name"
+        )
+    if processes.is_main():
+        print("note: the data are not those that this run began with")
 
 
 def finish_evaluation(

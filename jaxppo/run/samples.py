@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from jaxppo.run.files import json_line, read_jsonl, write_jsonl
 
@@ -15,7 +17,9 @@ class SampleLog:
 
     Args:
       decode: lists of token ids -> strings.
-      names: of the scores' columns.
+      prompt_length: tokens of a prompt.
+      length: tokens of prompt and response.
+      weights: of the named scores, in order (`Parts.score_weights`).
       first_step: a resumed run continues after it; later lines are dropped.
     """
 
@@ -23,26 +27,31 @@ class SampleLog:
         self,
         folder: Path,
         decode: Callable[[Sequence[Sequence[int]]], Sequence[str]],
-        names: Sequence[str],
         *,
+        prompt_length: int,
+        length: int,
+        weights: Sequence[tuple[str, float]],
         first_step: int,
     ):
-        self.path, self.decode, self.names = folder / "samples.jsonl", decode, names
+        self.path, self.decode, self.weights = folder / "samples.jsonl", decode, weights
+        self.prompt_length, self.length = prompt_length, length
         kept = [row for row in read_jsonl(self.path) if row.get("step", 0) <= first_step]
         write_jsonl(self.path, kept)
 
-    def write(self, step: int, samples: dict[str, Any]) -> None:
-        """Write the responses of a step: the first one, and every `EVERY` steps."""
+    def write(self, step: int, samples: Float[np.ndarray, "K N"]) -> None:
+        """Write the responses of a step: the first one, and every `EVERY` steps.
+        `samples`: as `ppo.first_samples` packs them.
+        """
         if step != 1 and step % EVERY:
             return
-        tokens, mask = samples["tokens"], samples["mask"] > 0
-        length = tokens.shape[1] - mask.shape[1]  # of the prompts
-        kept = lambda rows, keep: self.decode([row[k].tolist() for row, k in zip(rows, keep)])
-        prompts = kept(tokens[:, :length], samples["attend"][:, :length])
-        responses = kept(tokens[:, length:], mask)
+        tokens, scores = samples[:, : self.length].astype(int), samples[:, self.length :]
+        text = lambda rows: self.decode([row[row >= 0].tolist() for row in rows])
+        prompts = text(tokens[:, : self.prompt_length])
+        responses = text(tokens[:, self.prompt_length :])
         with self.path.open("a", encoding="utf-8") as file:
-            for n, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            for prompt, response, own in zip(prompts, responses, scores.tolist(), strict=True):
                 row = {"step": step, "prompt": prompt, "response": response}
-                row["reward"] = float(samples["reward"][n])
-                row |= {name: float(samples["scores"][n][i]) for i, name in enumerate(self.names)}
+                factors = [weight for _, weight in self.weights] or [1.0] * len(own)
+                row["reward"] = sum(x * factor for x, factor in zip(own, factors, strict=True))
+                row |= {name: x for (name, _), x in zip(self.weights, own)}
                 file.write(json_line(row))

@@ -8,7 +8,7 @@ import types
 import typing
 from collections import Counter
 from pathlib import Path, PurePath
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -20,8 +20,12 @@ from jaxppo.presets import ALGORITHMS, preset
 C = TypeVar("C", bound=Config)
 
 MAX_BYTES = 100_000  # of a file; all settings with comments are a tenth of it
-# numbers that YAML reads as text, such as 1e-4
-NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+|[-+]?(inf|Infinity)")
+# numbers in text; thousands may be grouped, as in 1_000
+INTEGER = re.compile(r"[-+]?(\d+|\d{1,3}(_\d{3})+)")
+NUMBER = re.compile(
+    rf"{INTEGER.pattern}|[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?|[-+]?\.?(inf|Infinity)"
+)
+WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def to_dict(config) -> dict:
@@ -37,6 +41,28 @@ def read_config(kind: type[C], path: Path) -> C:
     are ignored. Raises UserError.
     """
     return from_dict(kind, _parse(path), source=path)
+
+
+def checked_settings(kind: type, given: dict[str, Any], *, source: str) -> dict[str, Any]:
+    """Settings from Python with their types; one text stands for a list of texts.
+    Raises UserError for a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    plain = {}
+    for name, x in given.items():
+        if isinstance(x, str) and hints[name] == tuple[str, ...]:
+            x = [x]
+        plain[name] = _plain(x)
+    return _convert_known(kind, plain, source)
+
+
+def _plain(x: Any) -> Any:
+    """Tuples as lists, NumPy numbers as Python's, paths as text."""
+    if isinstance(x, tuple | list):
+        return [_plain(y) for y in x]
+    if isinstance(x, PurePath):
+        return str(x)
+    return x.item() if hasattr(x, "item") and getattr(x, "ndim", None) == 0 else x
 
 
 def from_dict(kind: type[C], stored: dict[str, Any], *, source: str | Path) -> C:
@@ -89,6 +115,8 @@ def read_config_file(kind: type[Config], path: Path) -> tuple[dict[str, Any], li
         stored.pop("resume", None)  # how that run was last started
     # `plan` has a field `config`, which names a file too
     names = {field.name for field in dataclasses.fields(kind)} - {"config"}
+    if is_record and "record" in names:  # `plan` takes that of any script
+        stored = {name: x for name, x in stored.items() if name in names} | {"record": str(path)}
     if unknown := [name for name in stored if name not in names]:
         words = [_with_nearest(name, names) for name in unknown[:5]]
         words += ["..."] * (len(unknown) > 5)
@@ -107,8 +135,8 @@ def convert(value: Any, kind: Any) -> Any:
 
     >>> convert([["tau", 1]], tuple[tuple[str, float], ...])
     (('tau', 1.0),)
-    >>> convert("1e-4", float | None), convert("a", Path)
-    (0.0001, PosixPath('a'))
+    >>> convert("1e-4", float | None), convert("1_000", int), convert("a", Path)
+    (0.0001, 1000, PosixPath('a'))
     """
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
@@ -128,6 +156,12 @@ def convert(value: Any, kind: Any) -> Any:
         is_text = isinstance(value, str) and NUMBER.fullmatch(value)
         if (type(value) in (int, float) or is_text) and not math.isnan(number := _float(value)):
             return number
+    elif kind is int and isinstance(value, str):
+        if INTEGER.fullmatch(value):
+            return int(value)
+    elif kind is bool and isinstance(value, str):
+        if value.lower() in WORDS:
+            return WORDS[value.lower()]
     elif origin is None and issubclass(kind, PurePath):
         if isinstance(value, str):
             return kind(value)
@@ -139,7 +173,7 @@ def convert(value: Any, kind: Any) -> Any:
 def _float(value: int | float | str) -> float:
     """NaN for an integer that is too large."""
     try:
-        return float(value)
+        return float(value.replace(".inf", "inf") if isinstance(value, str) else value)
     except OverflowError:
         return math.nan
 
@@ -216,13 +250,37 @@ def _parse_json(path: Path, text: str) -> Any:
         raise UserError(f"{path} is not JSON ({str(error)[:100]})") from None
 
 
+def _make_loader() -> type[yaml.SafeLoader]:
+    """A loader of YAML whose plain words are text, null, true or false, and whose plain
+    digits are a number. YAML 1.1 reads 012 as 10, 1:30 as 90, off as false and
+    2024-01-01 as a date.
+    """
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers: ClassVar = {}
+
+    for kind, pattern, first in (
+        ("bool", r"true|false", "tf"),
+        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+        ("int", r"[-+]?\d+", "-+0123456789"),
+        ("float", r"[-+]?(\d+\.\d*|\.\d+)|\.nan", "-+.0123456789"),
+    ):
+        whole = re.compile(rf"(?:{pattern})\Z")
+        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", whole, list(first))
+    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
+    return Loader
+
+
+LOADER = _make_loader()
+
+
 def _parse_yaml(path: Path, text: str) -> Any:
     """Aliases, with which a small text can become huge, are refused; so are names that
     are given twice.
     """
     try:
         # composing fails at once on deep nesting, and does not expand aliases
-        root, seen = yaml.compose(text, Loader=yaml.SafeLoader), set()
+        root, seen = yaml.compose(text, Loader=LOADER), set()
         for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
             if str(key.value) in seen:
                 line = key.start_mark.line + 1
@@ -232,7 +290,7 @@ def _parse_yaml(path: Path, text: str) -> Any:
             if isinstance(token, yaml.AliasToken):
                 line, name = token.start_mark.line + 1, token.value[:40]
                 raise UserError(f"{path}, line {line}: an alias (*{name}); write its value out")
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=LOADER)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not YAML ({error.problem})") from None

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxppo import parallel, ppo, presets, supervised
-from jaxppo.config import RunConfig, option, validate
+from jaxppo.config import RunConfig, validate
 from jaxppo.costs import chips, memory
+from jaxppo.data import rows
 from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes, sharding
@@ -25,12 +26,15 @@ from jaxppo.supervised import Objective
 from jaxppo.types import Parts, Prompts, TrainState
 
 
-def open_checkpoints(config: RunConfig, folder: Path, *, write: bool) -> Checkpoints:
+def open_checkpoints(
+    config: RunConfig, folder: Path, prompts: BatchSource, *, write: bool
+) -> Checkpoints:
     """The run's checkpoints, with what every manifest says of it."""
     about = {
         "config": config_hash(config),
         "versions": files.versions(),
         "weights": resume.weight_hashes(config),
+        "data": rows.identity(prompts),
     }
     return Checkpoints(
         folder / "checkpoints", about=about, keep_every=config.keep_every, write=write
@@ -104,10 +108,8 @@ def build_step(
     )
     if config.parallel == "auto" and processes.is_main():
         print(f"--parallel auto: {step.name}")
-    own = {} if isinstance(parts, Objective) else presets.differences(config)
-    if own and processes.is_main():
-        changed = ", ".join(f"{option(name)} {x}" for name, x in own.items())
-        print(f"algorithm {config.algorithm} with {changed}")
+    if not isinstance(parts, Objective) and processes.is_main():
+        print(f"algorithm {presets.describe(config)}")
     slow_bfloat16 = jax.default_backend() == "cpu" and chips.lacks_bfloat16()
     if config.dtype == "bfloat16" and slow_bfloat16 and processes.is_main():
         print("note: this CPU has no unit for bfloat16: --dtype float32 is faster here")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 
 from jaxppo.config import RunConfig
 from jaxppo.run.profiling import Meter
@@ -22,7 +23,7 @@ class Stopwatch:
         self.first = True  # the first dispatch compiles
         self.recompilations, self.recompiled = 0.0, False
         # (step, responses of `ppo.first_samples`) of the last dispatch
-        self.samples: list[tuple[int, dict]] = []
+        self.samples: list[tuple[int, np.ndarray]] = []
         self.restart()
 
     def restart(self) -> None:
@@ -63,11 +64,11 @@ class Stopwatch:
         self.in_flight, self.idle, self.first = None, 0.0, False
         self.restart()
         seconds, rows = whole / steps, []
-        part = lambda tree, k: tree if steps == 1 else {name: x[k] for name, x in tree.items()}
-        numbers = range(first_step, first_step + steps) if samples is not None else ()
-        self.samples = [(step, part(samples, k)) for k, step in enumerate(numbers)]
+        if samples is not None:
+            each = samples[None] if steps == 1 else samples
+            self.samples = list(enumerate(each, first_step))
         for k in range(steps):
-            row = {name: float(x) for name, x in part(metrics, k).items()}
+            row = {name: float(x if steps == 1 else x[k]) for name, x in metrics.items()}
             row |= {
                 "seconds": seconds,
                 "tokens_per_second": row["length"] * self.config.rows / seconds,

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+import numpy as np
+
 from jaxppo.config import RunConfig, tracker_names
 from jaxppo.errors import first_line
 from jaxppo.run.files import hide_secrets, read_metrics
@@ -198,7 +200,7 @@ class TrackedLog(Log):
             with self._dropping(name):
                 tracker.log(rows)
 
-    def samples(self, step: int, samples: dict) -> None:
+    def samples(self, step: int, samples: np.ndarray) -> None:
         self.main.samples(step, samples)
 
     def say(self, text: str) -> None:

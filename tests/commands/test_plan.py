@@ -8,7 +8,7 @@ import sys
 import jax
 import pytest
 
-from jaxppo import parallel
+from jaxppo import cli, parallel
 from jaxppo.commands import plan
 from jaxppo.config import RunConfig
 from jaxppo.costs import chips, compiled
@@ -199,6 +199,29 @@ def test_a_plan_of_a_new_network(tmp_path, monkeypatch):
     path.write_text(json.dumps(to_dict(TaskConfig(task="speech", model_kind="gru"))))
     with pytest.raises(UserError, match="depends on its recordings"):
         plan.plan(plan.PlanOptions(config=path))
+
+
+def test_settings_of_any_script_and_some_of_the_command_line(tmp_path, monkeypatch):
+    """--config, as the file alone: what only the script knows is ignored, and its new network is
+    planned.
+    """
+    planned = []
+    monkeypatch.setattr(plan, "report_text", lambda *_: "")
+    report = dataclasses.replace(REPORT, refused="")
+    monkeypatch.setattr(
+        compiled,
+        "compile_plan",
+        lambda config, shape, devices: planned.append((config, shape)) or report,
+    )
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(to_dict(TaskConfig(task="spelling", width=96, lr=0.5))))
+    args = ["--config", str(path), "--batch-size", "96"]
+    plan.plan(cli.parse(plan.PlanOptions, args=args))
+    path.write_text(json.dumps(to_dict(RunConfig(model="gpt2")) | {"of a script": 1}))
+    plan.plan(cli.parse(plan.PlanOptions, args=args))
+    (task, network), (other, shape) = planned
+    assert (task.batch_size, task.lr, network.width) == (96, 0.5, 96)
+    assert (other.batch_size, shape) == (96, plan.SHAPES["gpt2"])
 
 
 def test_a_program_that_is_too_large(monkeypatch):

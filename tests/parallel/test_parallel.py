@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import toys
 
@@ -81,6 +82,18 @@ def test_a_mesh_is_taken_where_one_is_given(monkeypatch):
         lambda axis_name: axis_name, mode="auto", mesh="fsdp=2", devices=jax.devices()[:2]
     )
     assert made[0]["fsdp"] == 2 and parallel.row_shards("auto", "fsdp=2,tensor=2") == 2
+
+
+def test_over_a_mesh_several_steps_are_cut_along_their_rows():
+    """Prompts of a dispatch are [steps, rows ...]."""
+    make = lambda axis_name: trivial
+    one, several = (
+        parallel.compile_for_mode(make, mode="mesh", mesh="data=8", leading=n) for n in (0, 1)
+    )
+    prompts = jax.tree.map(lambda x: np.stack([x, x]), toys.prompts())
+    shapes = lambda x: {shard.data.shape for shard in x.addressable_shards}
+    assert shapes(several.put(prompts).tokens) == {(2, 1, 4)}
+    assert shapes(one.put(toys.prompts()).tokens) == {(1, 4)}
 
 
 def test_under_pmap_what_stands_twice_is_placed_once(llama):

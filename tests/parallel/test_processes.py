@@ -98,8 +98,9 @@ def test_the_first_process_alone_prints_and_writes(tmp_path):
         2, SCRIPT, "train", *options(tmp_path, "--steps", "2", "--expect-devices", "2")
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.splitlines()[:2] == [
+    assert done.stdout.splitlines()[:3] == [
         "2 processes, 2 devices",
+        f"new run: {tmp_path / 'a'}",
         "--parallel auto: pmap on 2 devices",
     ]
     assert done.stdout.count("step 2/2") == 1

@@ -210,6 +210,8 @@ def test_normalisation_to_the_reference():
         0.0,
     ]  # mean .5, deviation 2
     assert float(shaping.normalise_to_reference(statistics, jnp.ones(3))["gain"]) == 1.0
+    # what is clipped is 2 · 4 − 3.5 = 4.5, and not 4; 2 · 2 − 3.5 = .5
+    assert shaped([4.0, 2.0, 0.0], statistics, reward_clip=3.0)[0].tolist() == [3.0, 0.5, 0.0]
 
 
 def test_equal_scores_are_not_scaled():
@@ -273,6 +275,19 @@ def test_running_moments_do_not_depend_on_the_number_of_devices():
     add = lambda s, v: masked.add_moments(masked.no_moments(), s, v, axis_name="devices")
     halves = jax.vmap(add, axis_name="devices")(scores.reshape(2, 2), valid.reshape(2, 2))
     toys.assert_close(jax.tree.map(lambda x: x[1], halves), whole, rtol=1e-6)
+    # the shaper's: 4 and 2 on one device, 1 and 0 on the other; mean 7 / 4, squares 8.75
+    run = lambda scores: shape(
+        scores,
+        ROLLOUT,
+        valid=VALID,
+        statistics=shaping.init_statistics(),
+        config=Config(reward_norm="running"),
+        axis_name="devices",
+    )[1]["reward"]
+    both = jnp.array([[4.0, 2.0, 99.0], [1.0, 0.0, 99.0]])
+    np.testing.assert_allclose(
+        jax.vmap(run, axis_name="devices")(both), [[4.0] * 2, [1.75] * 2, [8.75] * 2], rtol=1e-6
+    )
 
 
 def test_groups_of_equal_scores_are_not_informative():

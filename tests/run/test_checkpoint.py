@@ -255,6 +255,15 @@ def test_a_score_that_is_no_number_is_never_the_best(checkpoints, score):
     assert Checkpoints(checkpoints.folder, write=False).scores == {1: 0.1, 3: 0.0, 4: 0.0}
 
 
+def test_of_equal_scores_the_later_is_the_best(checkpoints):
+    for step, score in ((1, 0.5), (2, 0.5), (3, 0.1)):
+        checkpoints.save(state(step), score=score)
+    checkpoints.wait()
+    assert checkpoints.best_step() == 2
+    checkpoints.set_score(3, float("nan"))  # of an evaluation that was made up
+    assert checkpoints.best_step() == 2 and checkpoints.scores[3] is None
+
+
 def test_a_save_that_fails_is_told_and_the_third_ends_the_run(checkpoints, monkeypatch):
     checkpoints.save(state(1), score=0.0)
     checkpoints.wait()

@@ -72,7 +72,7 @@ def world(tmp_path):
     checkpoints.close()
 
 
-def go(world, step, config=CONFIG, evaluate=None, start=0, past=()):
+def go(world, step, config=CONFIG, evaluate=None, start=0, past=(), prompts=PROMPTS):
     state = ppo.init_state(
         config,
         {"w": jnp.zeros(2)},
@@ -86,7 +86,7 @@ def go(world, step, config=CONFIG, evaluate=None, start=0, past=()):
             config,
             step,
             state,
-            PROMPTS,
+            prompts,
             log=world.log,
             checkpoints=world.checkpoints,
             evaluate=evaluate,
@@ -142,6 +142,29 @@ def test_without_a_validation_the_batch_decides(world):
         loop.checkpoint_score({"loss": 0.5}) == -0.5
         and loop.checkpoint_score({"loss": 0.5, "reward": 2.0}) == 2.0
     )
+
+
+def test_each_step_takes_the_next_prompts(world):
+    """4 rows are 2 prompts of 2 rows each."""
+    asked = []
+    source = SimpleNamespace(batches=lambda config, cursor: asked.append(cursor))
+    go(world, Step(), replace(CONFIG, group_size=2, steps=3), prompts=source)
+    assert asked == [0, 2, 4]
+
+
+def test_the_last_step_is_evaluated(world):
+    """Step 5, beside every third."""
+    config = replace(CONFIG, steps=5)
+    go(world, Step(), config, evaluate=lambda state: {"score": float(state.step)})
+    assert [row["step"] for row in world.log.rows if "validation_score" in row] == [3, 5]
+
+
+def test_with_patience_the_best_batch_is_kept(world):
+    """There is no validation: of steps 3 and 6 the better is 3, which no `save_every` names."""
+    rewards = [0.0, 0.0, 9.0, 0.0, 0.0, 1.0]
+    step = Step(metrics=lambda step: {"reward": rewards[step - 1]})
+    go(world, step, replace(CONFIG, patience=5, save_every=100))
+    assert world.checkpoints.scores == {3: 9.0, 6: 1.0}
 
 
 def test_patience_ends_the_run_and_keeps_the_best(world):
@@ -280,6 +303,9 @@ def test_too_many_invalid_rewards(world):
     ) as caught:
         go(world, one)
     assert caught.value.code == 2
+    # of 2 · 4 rows that are made 1 is 12.5 %
+    twice = replace(CONFIG, group_size=2, oversample=2, filter_groups=True)
+    go(world, one, replace(twice, max_invalid_rewards=0.125))
 
 
 def test_a_failed_save_is_told_at_the_next_step_and_the_third_ends_the_run(world, monkeypatch):

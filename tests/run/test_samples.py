@@ -5,13 +5,11 @@ from jaxppo.run.samples import SampleLog
 
 
 def batch():
-    return {
-        "tokens": np.array([[0, 1, 2, 3], [4, 5, 6, 0]]),  # prompts of 2 tokens, responses of 2
-        "attend": np.array([[0, 1, 1, 1], [1, 1, 1, 0]], bool),
-        "mask": np.array([[1, 1], [1, 0]], np.float32),
-        "scores": np.array([[1, 2], [3, 4]], np.float32),
-        "reward": np.array([1.5, 3.5], np.float32),
-    }
+    """Prompts of two tokens, responses of two, two scores; -1 is padding."""
+    return np.array([[-1, 1, 2, 3, 1, 2], [4, 5, 6, -1, 3, 4]], np.float32)
+
+
+SIZES = {"prompt_length": 2, "length": 4, "weights": (("right", 1.0), ("short", 0.25))}
 
 
 def decode(rows):
@@ -19,7 +17,7 @@ def decode(rows):
 
 
 def test_the_first_and_every_tenth_step_are_written_without_padding(tmp_path):
-    log = SampleLog(tmp_path, decode, ["right", "short"], first_step=0)
+    log = SampleLog(tmp_path, decode, **SIZES, first_step=0)
     for step in range(1, 12):
         log.write(step, batch())
     rows = files.read_jsonl(tmp_path / "samples.jsonl")
@@ -28,7 +26,7 @@ def test_the_first_and_every_tenth_step_are_written_without_padding(tmp_path):
         "step": 1,
         "prompt": "1",
         "response": "2 3",
-        "reward": 1.5,
+        "reward": 1.5,  # 1 + .25 x 2
         "right": 1.0,
         "short": 2.0,
     }
@@ -36,9 +34,9 @@ def test_the_first_and_every_tenth_step_are_written_without_padding(tmp_path):
 
 
 def test_a_resumed_run_drops_the_steps_that_run_again(tmp_path):
-    log = SampleLog(tmp_path, decode, [], first_step=0)
+    log = SampleLog(tmp_path, decode, **SIZES, first_step=0)
     for step in (1, 10, 20):
         log.write(step, batch())
-    SampleLog(tmp_path, decode, [], first_step=15)
+    SampleLog(tmp_path, decode, **SIZES, first_step=15)
     rows = files.read_jsonl(tmp_path / "samples.jsonl")
     assert [row["step"] for row in rows] == [1, 1, 10, 10]

@@ -157,6 +157,46 @@ mesh: data=2,fsdp=2
     assert (options.distributed, options.resume, options.mesh) == ("off", True, "data=2,fsdp=2")
 
 
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("steps: 1_000", 1000),
+        ("steps: 1_000_000", 1_000_000),
+        ("steps: 012", 12),  # octal, 10, in YAML 1.1
+        ("steps: '12'", 12),
+        ("seed: +7", 7),
+        ("lr: 1e-4", 1e-4),  # text in YAML 1.1
+        ("lr: 1.e-4", 1e-4),
+        ("lr: .5", 0.5),
+        ("lr: 012", 12.0),
+        ("lr: 1_000", 1000.0),
+        ("lr: 2", 2.0),
+        ("kl_horizon: 1e4", 1e4),
+        ("clip_high: .inf", float("inf")),
+        ("clip_low: ~", None),
+        ("resume: yes", True),
+        ("resume: Off", False),
+        ("resume: True", True),
+        ("at: [012, 1_000]", (12, 1000)),
+        # texts that YAML 1.1 reads as something else
+        ("distributed: off", "off"),
+        ("name: no", "no"),
+        ("name: y", "y"),
+        ("name: 2024-01-01", "2024-01-01"),
+        ("name: 2024-13-45", "2024-13-45"),
+        ("name: 1_000", "1_000"),
+        ("name: 1e-4", "1e-4"),
+        ("name: '012'", "012"),
+        ("profile: 3:6", "3:6"),  # 186 in base 60
+        ("name: 0x10", "0x10"),
+        ("kind: one", "one"),
+    ],
+)
+def test_yaml_is_read_as_a_person_reads_it(tmp_path, line, value):
+    found = getattr(parsed(tmp_path, line + "\n"), line.split(":")[0])
+    assert found == value and type(found) is type(value)
+
+
 def test_what_is_hidden_in_a_record_is_left_out_with_a_note(tmp_path, capsys):
     stored = settings.to_dict(Mine()) | {"hub_token": config.HIDDEN, "steps": 3}
     options = parsed(tmp_path, json.dumps(stored), suffix="json")
@@ -196,11 +236,23 @@ def test_what_is_hidden_in_a_record_is_left_out_with_a_note(tmp_path, capsys):
         ("lr:\n", "lr is None, but must be float"),
         ("resume: 1\n", "resume is 1, but must be bool"),
         (
-            "distributed: off\n",
+            "distributed: false\n",
             "distributed is False, but must be str; write it in quotes if text is meant: "
             "distributed: '...'",
         ),
-        ("name: 2024-01-01\n", "but must be str; write it in quotes"),
+        ("name: 012\n", "name is 12, but must be str; write it in quotes"),
+        ("name: 1.10\n", "name is 1.1, but must be str; write it in quotes"),
+        ("name:\n", "name is None, but must be str"),
+        ("steps: 1:30\n", "steps is '1:30', but must be int"),
+        ("lr: 1:30\n", "lr is '1:30', but must be float"),
+        ("steps: 0x10\n", "steps is '0x10', but must be int"),
+        ("steps: 0o12\n", "steps is '0o12', but must be int"),
+        ("steps: 10_00\n", "steps is '10_00', but must be int"),
+        ("steps: 1,000\n", "steps is '1,000', but must be int"),
+        ("steps: 1e3\n", "steps is '1e3', but must be int"),
+        ("lr: yes\n", "lr is 'yes', but must be float"),
+        ("resume: y\n", "resume is 'y', but must be bool"),
+        ("at: [1:30]\n", "at is a list, but must be tuple[int, ...]"),
         ("kind: three\n", "kind is 'three', but must be one of one, two"),
         ("at: 3\n", "at is 3, but must be tuple[int, ...]"),
         ("at: [x]\n", "at is a list, but must be tuple[int, ...]"),
@@ -220,7 +272,6 @@ def test_what_is_hidden_in_a_record_is_left_out_with_a_note(tmp_path, capsys):
             "name: !!python/object/apply:os.system [touch x]\n",
             "not YAML (could not determine a constructor for the tag",
         ),
-        ("name: 2024-13-45\n", "is not YAML (month must be in 1..12)"),
         ("lr: &a 1\ncritic_lr: *a\n", "a.yaml, line 2: an alias (*a); write its value out"),
         ("at: " + "[" * 5000, "a.yaml is not YAML (maximum recursion depth exceeded"),
         (b"lr: 1 # \xff\n", "a.yaml is not UTF-8 (byte 9); save it as UTF-8"),
@@ -305,6 +356,16 @@ def test_plan_takes_a_record_in_its_place_or_a_file_but_not_both(tmp_path, capsy
     assert (options.batch_size, options.topology, options.config) == (32, "v5e:2x4", None)
     said = refused(tmp_path, capsys, "batch_size: 32\n", str(record), kind=plan.PlanOptions)
     assert said == "two files of settings, config.json and --config a.yaml; give one"
+
+
+def test_plan_takes_the_record_of_any_script_but_no_wrong_name_of_a_file(tmp_path, capsys):
+    stored = json.dumps(settings.to_dict(Mine(steps=3, hub_token="a")))
+    options = parsed(tmp_path, stored, suffix="json", kind=plan.PlanOptions)
+    assert (options.steps, options.record, options.config) == (3, tmp_path / "a.json", None)
+    said = refused(tmp_path, capsys, "lrr: 1\n", kind=plan.PlanOptions)
+    assert said.startswith("a.yaml: unknown setting 'lrr' (perhaps you meant lr)")
+    said = refused(tmp_path, capsys, stored, suffix="json", kind=RunConfig)
+    assert "a run's config.json goes with the script that wrote it" in said
 
 
 def test_help_mentions_it(capsys):

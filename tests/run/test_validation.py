@@ -1,12 +1,15 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from runs import RUN, TEXTS
 
 from jaxppo import ppo, supervised
 from jaxppo.data import rows
+from jaxppo.data.prompts import PromptSet
 from jaxppo.run import load, validation
 
 
@@ -41,3 +44,22 @@ def test_pairs_have_an_accuracy():
         np.log(2), rel=1e-5
     )  # the value head starts at 0: no opinion
     assert found["accuracy"] == found["score"] == 0.0
+
+
+def test_each_held_out_prompt_counts_once(monkeypatch):
+    """Of 3 prompts in batches of 2, rows 0, 1 and 2 in the noise: the fourth row is a copy, and row
+    0 has no reward. Columns are weighted with 2 and 1.
+    """
+    monkeypatch.setattr(validation, "ROWS", 2)
+    config, policy = load.load_policy(replace(RUN, lora=0))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    prompts = PromptSet(np.full((3, 4), 65, np.int32), np.ones((3, 4), bool))
+
+    def reward(params, rolled):
+        return jnp.stack([rolled.index * 1.0, jnp.full(2, 0.25)], 1), rolled.index != 0
+
+    parts = toys.parts(config, reward=reward, score_weights=(("row", 2.0), ("fixed", 1.0)))
+    found = validation.make_reward_validation(config, policy, parts, prompts)(state)
+    # (2 · 1 + .25 + 2 · 2 + .25) / 2
+    assert found["score"] == found["reward"] == 3.25
+    assert (found["score_row"], found["score_fixed"]) == (1.5, 0.25)

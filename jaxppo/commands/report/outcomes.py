@@ -44,7 +44,8 @@ def of_run(run: Run) -> Outcomes:
                 name == "validation_score" and score_repeats
             ):
                 found[name.removeprefix("validation_"), "validation, last"] = Outcome(x)
-    for name in figures.TRAINING:
+    named = dict.fromkeys(key for row in run.rows for key in row if key.startswith("score_"))
+    for name in ("reward", *named, *figures.TRAINING[1:]):
         if last := [row[name] for row in run.rows[-LAST:] if name in row]:
             found[name, "training"] = Outcome(sum(last) / len(last))
     return found
