@@ -31,7 +31,7 @@ import numpy as np
 
 from jaxppo import algorithms, cli, config, ppo, supervised, tasks, train
 from jaxppo.data import jsonl, prompts, rows, sentiment
-from jaxppo.data.examples import Example, Examples
+from jaxppo.data.examples import Example, Examples, drop_duplicates
 from jaxppo.errors import UserError
 from jaxppo.models import lora
 from jaxppo.parallel import processes
@@ -85,7 +85,7 @@ def main(options: Adversarial) -> None:
         texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
     else:
         texts = sentiment.load_reviews().texts[:: 40 if options.tiny else 1]
-    texts = [texts[i] for i in rows.deduplicate(texts)]
+    texts = drop_duplicates(texts, "texts")
     parts = rows.train_validation_split(texts, 0.2)
     training, held_out = ([Example("", texts[i]) for i in part] for part in parts)
     half = len(held_out) // 2
@@ -194,8 +194,9 @@ class Game:
         state.
         """
         resume = files.has_started(self.root / name)
-        config = replace(self.judge_config, name=name, steps=steps, resume=resume)
-        config = replace(config, data_changed="ok")  # each round has new samples
+        # each round has new samples
+        own = {"name": name, "steps": steps, "resume": resume, "data_changed": "ok"}
+        config = replace(self.judge_config, **own)
         real = [x.reference for x in self.examples.train]
         most = min(turn * config.batch_size // 2, len(real))  # half of the rows are sampled
         data, _ = self.real_and_sampled(random.Random(seed).sample(real, most), state, seed=seed)

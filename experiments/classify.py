@@ -29,6 +29,7 @@ import numpy as np
 from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.data.examples import drop_duplicates
 from jaxppo.errors import UserError
 from jaxppo.models import shapes, text_classifier
 from jaxppo.parallel import processes
@@ -103,8 +104,8 @@ def read_data(options: Classify) -> tuple[list[str], list, list[str]]:
             raise UserError(f"{options.data} has only one label, {names[0]!r}; give at least two")
         texts = [row["text"] for _, row in found]
         labels = [names.index(str(row["label"])) for _, row in found]
-    kept = rows.deduplicate(texts)
-    return [texts[i] for i in kept], [labels[i] for i in kept], names
+    kept = drop_duplicates(list(zip(texts, labels)), "labelled texts")
+    return [text for text, _ in kept], [label for _, label in kept], names
 
 
 def network(options: Classify, tokenizer, classes: int):

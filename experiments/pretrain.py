@@ -22,6 +22,7 @@ import numpy as np
 from jaxppo import cli, config, models, pretrained, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.data.examples import drop_duplicates
 from jaxppo.models import shapes
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
@@ -77,7 +78,7 @@ def main(options: Pretrain) -> None:
         texts = sentiment.load_reviews().texts
     else:
         texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
-    texts = [texts[i] for i in rows.deduplicate(texts)]
+    texts = drop_duplicates(texts, "texts")
     training, held_out = (
         [texts[i] for i in part] for part in rows.train_validation_split(texts, 0.1)
     )

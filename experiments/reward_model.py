@@ -26,6 +26,7 @@ import numpy as np
 from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.data.examples import drop_duplicates
 from jaxppo.errors import UserError
 from jaxppo.run import files, load, validation
 
@@ -104,6 +105,7 @@ def pairs(options: RewardModel, policy) -> list:
                     "but must be a text, or left out"
                 )
         triples = [(row.get("prompt", ""), row["better"], row["worse"]) for _, row in found]
+        triples = drop_duplicates(triples, "pairs")
     else:
         triples = pairs_of_reviews(seed=0)
     parts = split_in_three(
@@ -127,9 +129,10 @@ def labelled(options: RewardModel, policy) -> list:
                     f"{options.data}, line {line}: label is {label!r}, "
                     "but must be a probability between 0 and 1"
                 )
+        kept = drop_duplicates([(row["text"], row["label"]) for _, row in found], "labelled texts")
         texts, labels = (
-            [row["text"] for _, row in found],
-            np.asarray([row["label"] for _, row in found], np.float32),
+            [text for text, _ in kept],
+            np.asarray([label for _, label in kept], np.float32),
         )
     else:
         reviews = sentiment.load_reviews()

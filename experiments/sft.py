@@ -17,6 +17,7 @@ from typing import ClassVar
 from jaxppo import cli, config, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, prompts, rows, sentiment
+from jaxppo.data.examples import drop_duplicates
 from jaxppo.run import files, load, validation
 
 
@@ -68,7 +69,7 @@ def main(options: Sft) -> None:
     if options.data is not None:
         found = jsonl.read(options.data, strings=("prompt", "response"))
         pairs = [(row["prompt"], row["response"]) for _, row in found]
-        pairs = [pairs[i] for i in rows.deduplicate([" ".join(pair) for pair in pairs])]
+        pairs = drop_duplicates(pairs, "pairs")
         parts = [
             [pairs[i] for i in part]
             for part in rows.train_validation_split([prompt for prompt, _ in pairs], 0.1)

@@ -138,8 +138,18 @@ def _wrong_option(config: type, complaint: str) -> str:
     if not (found := re.match(r"Unrecognized options: ([\w.-]+)", complaint)):
         return ""
     names = [field.name for field in dataclasses.fields(config)]
-    meant = option_names.suggest(found[1], names, show=lambda x: option(x).replace("=", " "))
+    meant = option_names.suggest(found[1], names, show=as_option)
     return f"no option {found[1]}; {meant}" if meant else ""
+
+
+def as_option(setting: str) -> str:
+    """A setting, or setting=value, as it is typed.
+
+    >>> as_option("group_size"), as_option("loss=dual_clip")
+    ('--group-size', '--loss dual_clip')
+    """
+    name, equals, value = setting.partition("=")
+    return option(name) + f" {value}" * bool(equals)
 
 
 def keep_line_breaks(description: str) -> str:

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from jaxppo import config, option_names
+from jaxppo import config, option_help, option_names
 from jaxppo.presets import ALGORITHMS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -46,7 +46,7 @@ def test_the_files_of_a_preset(pages):
 
 def test_the_settings_are_complete(pages):
     text = pages.settings_list()
-    names = set(config.RunConfig.__dataclass_fields__) - {"eos", "pad"}  # scripts set these
+    names = set(config.RunConfig.__dataclass_fields__) - set(option_help.NEVER)
     assert set(re.findall(r"^\| `--([\w-]+)` \|", text, re.MULTILINE)) == {
         name.replace("_", "-") for name in names
     }

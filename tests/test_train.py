@@ -242,6 +242,15 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
 
 
+def test_resume_with_other_data_is_refused(straight, loaded, prompts):
+    other = encode([*TEXTS[:-1], "xy"], loaded[1].tokenizer, 4, too_long="last")
+    newest = straight[1] / "checkpoints" / "4"
+    assert manifest.read(newest)["data"] == rows.identity(prompts) != rows.identity(other)
+    with pytest.raises(UserError, match="the data are not those that this run began with"):
+        fit(straight[1], other, replace(RUN, resume=True))
+    fit(straight[1], other, replace(RUN, resume=True, data_changed="ok"))
+
+
 @pytest.mark.ci
 def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, prompts):
     """Steps 3 and 4 are evaluated. A signal in step 4 saves it without: no numbers in its line, no

@@ -1,17 +1,21 @@
 """Prompts with references, from JSON lines or a hub, split into three parts."""
 
 import hashlib
+import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Int64
 
 from jaxppo.data import jsonl
 from jaxppo.errors import UserError, first_line
+from jaxppo.parallel import processes
+
+T = TypeVar("T")
 
 FILE_ENDINGS = (".jsonl", ".json", ".gz", ".txt", ".csv")
 
@@ -52,6 +56,7 @@ def load(data: str) -> Examples:
         )
     else:
         found = from_hub(data)
+    found = drop_duplicates(found, "examples", key=_contents)
     # Recordings all have the same prompt; then the reference tells them apart.
     same_prompt = len({example.prompt for example in found}) == 1
     keys = [example.reference for example in found] if same_prompt else None
@@ -73,6 +78,33 @@ def read_examples(path: str | Path) -> list[Example]:
             raise UserError(f"{path}, line {line}: 'prompt' {wrong}")
         examples.append(_example(row))
     return examples
+
+
+def drop_duplicates(
+    items: Sequence[T], what: str, *, key: Callable[[T], Hashable] = lambda x: x
+) -> list[T]:
+    """Return the items without exact copies of earlier ones, and print how many of
+    them, `what`, there are.
+
+    >>> drop_duplicates([("a", "b"), ("A", "b"), ("a", "b")], "pairs")
+    1 of 3 pairs is an exact copy of another and was left out
+    [('a', 'b'), ('A', 'b')]
+    """
+    first: dict[Hashable, T] = {}
+    for item in items:
+        first.setdefault(key(item), item)
+    kept = list(first.values())
+    copies = len(items) - len(kept)
+    if copies and processes.is_main():
+        words = ("is an exact copy of another and was", "are exact copies of others and were")
+        print(f"{copies} of {len(items)} {what} {words[copies > 1]} left out")
+    return kept
+
+
+def _contents(example: Example) -> tuple[str, str, str]:
+    """All that is in an example; an object that is no JSON is like no other."""
+    extra = json.dumps(dict(example.extra), sort_keys=True, default=id)
+    return example.prompt, example.reference, extra
 
 
 def _example(row: dict[str, Any]) -> Example:

@@ -221,18 +221,6 @@ def labelled(
     return from_ids(ids, length, label=np.asarray(labels, np.float32))
 
 
-def deduplicate(texts: Sequence[str]) -> list[int]:
-    """Return the numbers of the first copies; case and white space do not matter.
-
-    >>> deduplicate(["A b", "c", "a  B"])
-    [0, 1]
-    """
-    seen: dict[str, int] = {}
-    for number, text in enumerate(texts):
-        seen.setdefault(_normalise(text), number)
-    return list(seen.values())
-
-
 def train_validation_split(
     texts: Sequence[str], share: float, *, seed: int = 0
 ) -> tuple[list[int], list[int]]:

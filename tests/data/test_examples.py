@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxppo.data.examples import Example, from_hub, load, read_examples, split_examples, split_rows
+from jaxppo.data.examples import (
+    Example,
+    drop_duplicates,
+    from_hub,
+    load,
+    read_examples,
+    split_examples,
+    split_rows,
+)
 from jaxppo.errors import UserError
 
 
@@ -52,6 +60,31 @@ def test_read(tmp_path):
     )
     assert read_examples(path) == [Example("1+1", "2", {"level": 3}), Example("2+2", "vier")]
     assert sorted(chain(*load(str(path)))) == read_examples(path)
+
+
+def test_only_exact_copies_are_left_out_and_counted(tmp_path, capsys):
+    """Case, white space, the reference and other fields tell examples apart."""
+    path = tmp_path / "a.jsonl"
+    own = [
+        {"prompt": "Say a", "reference": "a"},
+        {"prompt": "SAY A", "reference": "A"},
+        {"prompt": "Say  a", "reference": "a"},
+        {"prompt": "Say a", "reference": "a b"},
+        {"prompt": "Say a a", "reference": "b"},
+        {"prompt": "Say a", "reference": "a", "level": 1},
+    ]
+    write = lambda rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(own)
+    assert len(list(chain(*load(str(path))))) == 6
+    assert capsys.readouterr().out == ""
+    write([own[0], *own, own[5]])
+    assert sorted(x.reference for x in chain(*load(str(path)))) == ["A", "a", "a", "a", "a b", "b"]
+    said = "2 of 8 examples are exact copies of others and were left out\n"
+    assert capsys.readouterr().out == said
+
+
+def test_the_first_copies_stay_in_their_order():
+    assert drop_duplicates(["b", "a", "b", "c", "a"], "texts") == ["b", "a", "c"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 
 from jaxppo.config import RunConfig
 from jaxppo.data import rows
+from jaxppo.data.prompts import PromptSet
 from jaxppo.errors import UserError
 
 CONFIG = RunConfig(batch_size=4)
@@ -118,6 +119,36 @@ def test_recordings_are_not_cut_with_the_tokens():
     for batch in batches:
         np.testing.assert_array_equal(batch.extra["context"], features[batch.mask.sum(1) - 1])
     assert made.take(np.array([2])).extra["context"].tolist() == features[2:3].tolist()
+
+
+def test_data_are_told_apart_by_their_hash():
+    """By tokens, masks, every entry of extra and their order; not by how batches are drawn."""
+    ids = [[1, 2], [3, 4], [5, 6]]
+    made = rows.from_ids(ids, 3)
+    own = rows.identity(made)
+    assert len(own) == 16 and own == rows.identity(rows.from_ids(ids, 3))
+    assert own == rows.identity(replace(made, buckets=2))
+    others = [
+        rows.from_ids([[1, 2], [3, 4], [5, 7]], 3),
+        rows.from_ids(ids[::-1], 3),
+        rows.from_ids(ids, 4),
+        rows.from_ids(ids, 3, learned=[1, 1, 1]),
+        rows.from_ids(ids, 3, label=np.zeros(3, np.float32)),
+        rows.from_ids(ids, 3, label=np.ones(3, np.float32)),
+        PromptSet(made.tokens, made.mask),
+        PromptSet(made.tokens, made.mask, columns="ab"),
+        rows.NoisyRows(["a", "b"], np.zeros(2, np.float32), encode, 3, 0),
+        rows.NoisyRows(["ab"], np.zeros(2, np.float32), encode, 3, 0),
+    ]
+    assert len({own, *map(rows.identity, others)}) == 1 + len(others)
+
+
+def test_data_of_another_class_have_no_hash():
+    class Mine:
+        def batches(self, config, cursor):
+            raise NotImplementedError
+
+    assert rows.identity(Mine()) == ""
 
 
 def test_labels():

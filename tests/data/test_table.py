@@ -1,9 +1,10 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from jaxppo.data import table
+from jaxppo.data import rows, table
 from jaxppo.errors import UserError
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
@@ -76,6 +77,19 @@ def test_prompts_are_rendered_and_keep_the_number_of_their_row():
     assert found.extra["row"].tolist() == [2]  # the others are longer than 5 tokens
     found = table.encode_columns({"prompt": ["ab", CHAT]}, tokenizer(), 0)
     assert found.tokens.shape == (2, len("Be brief.|Hi>"))  # the length of the longest
+
+
+def test_columns_that_only_a_reward_reads_are_part_of_the_data():
+    """The tokens are the same for every answer, whatever its type."""
+    answers = [[1, 2], [1, 3], ["1", "2"], [None, None], [np.int32(1), np.zeros(2)]]
+    prompts = {"prompt": ["ab", "cd"]}
+    found = [table.encode_columns({**prompts, "answer": x}, tokenizer(), 2) for x in answers]
+    assert len({x.columns for x in found}) == len(answers)
+    assert len({rows.identity(x) for x in found}) == len(answers)
+    again = table.encode_columns({"answer": [1, 2], **prompts}, tokenizer(), 2)
+    assert rows.identity(again) == rows.identity(found[0])
+    unnamed = lambda: table.hash_columns({"x": [object()]})
+    assert unnamed() == unnamed()  # not by its address
 
 
 def test_texts_begin_with_the_start_token_and_chats_do_not():
