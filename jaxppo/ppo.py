@@ -56,7 +56,7 @@ def make_train_step(
 
     stop_axis: under vmap over runs, the axis whose runs decode until all have ended.
     """
-    model = nlpo.with_mask(model, config)
+    model, parts = nlpo.with_mask(model, config), types.checked(parts)
     update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
@@ -190,7 +190,9 @@ def score_rollout(
         weighted = shaping.weight_columns(baseline, parts.score_weights)
         baseline = row_scores(shape(weighted, greedy, valid))
         rolled = rolled.replace(extra={**rolled.extra, "greedy_scores": baseline})
-    metrics["invalid_rows"] = masked.total(~valid, jnp.ones_like(valid), axis_name=axis_name)
+    lost = jnp.stack([~valid, ~finite])
+    lost = masked.total(lost, jnp.ones_like(lost), axis=1, axis_name=axis_name)
+    metrics["invalid_rows"], metrics["nonfinite_rows"] = lost  # the second are among the first
     if not config.filter_groups:
         return Scored(rolled, shaped, valid, valid, metrics), statistics
     useful = shaping.informative(row_scores(scores), valid, group_size=config.group_size)

@@ -44,7 +44,7 @@ def rollout(
     *,
     length: int,
     sample: Config,
-    eos: int | None = None,
+    eos: int | tuple[int, ...] | None = None,
     pad: int | None = None,
     with_values: bool = True,
     greedy: bool = False,
@@ -57,10 +57,11 @@ def rollout(
     Args:
       keys: the noise, from `sampling.row_uniforms`.
       length: most tokens of a response; decoding stops when every row has ended.
-      sample: temperature, top_k, top_p, min_tokens, stop, and the ids `eos` and `pad`
-        unless given. Stop texts need frozen["stop"], the `sampling.Stops` that
-        `token_bytes.make_stops` makes from them: an operand of the program, which the
-        tokenizer's table would bloat as a constant.
+      sample: temperature, top_k, top_p, min_tokens, stop, and the ids `eos` (one or
+        several that end a response) and `pad` unless given. Stop texts need
+        frozen["stop"], the `sampling.Stops` that `token_bytes.make_stops` makes from
+        them: an operand of the program, which the tokenizer's table would bloat as a
+        constant.
       greedy: take the likeliest token; reference log-probs are 0.
       stop_axis: a vmapped axis whose programs decode until all of them have ended.
     """

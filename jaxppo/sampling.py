@@ -4,6 +4,7 @@ so that they cannot disagree.
 Temperature, top-k and nucleus sampling: https://arxiv.org/abs/1904.09751.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -78,13 +79,27 @@ def bars_eos(sample: Config) -> bool:
     >>> bars_eos(Config(min_tokens=2, eos=0))
     True
     """
-    return sample.min_tokens > 0 and sample.eos >= 0
+    return sample.min_tokens > 0 and sample.eos not in (-1, ())
+
+
+def is_eos(
+    tokens: Int[Array, "*s"], eos: int | tuple[int, ...] | Int[Array, ""]
+) -> Bool[Array, "*s"]:
+    """Whether a token is the end of text, or one of several: token = eosᵢ for any i.
+
+    >>> import jax.numpy as jnp
+    >>> is_eos(jnp.array([1, 2, 3]), (1, 3))
+    Array([ True, False,  True], dtype=bool)
+    """
+    if not isinstance(eos, tuple):
+        return tokens == eos
+    return functools.reduce(jnp.logical_or, [tokens == end for end in eos])
 
 
 def bar_eos(
     logits: Float[Array, "N V"], t: Int[Array, "N"] | Int[Array, ""], *, sample: Config
 ) -> Float[Array, "N V"]:
-    """Set the end of text to −inf where t < min_tokens: z_eos = −inf.
+    """Set the ends of text to −inf where t < min_tokens: z_eos = −inf.
 
     >>> import jax.numpy as jnp
     >>> sample = Config(min_tokens=1, eos=1)
@@ -95,8 +110,8 @@ def bar_eos(
     if not bars_eos(sample):
         return logits
     early = jnp.broadcast_to(t < sample.min_tokens, logits.shape[:1])
-    is_eos = jnp.arange(logits.shape[1]) == sample.eos
-    return jnp.where(early[:, None] & is_eos[None], -jnp.inf, logits)
+    ends = is_eos(jnp.arange(logits.shape[1]), sample.eos)
+    return jnp.where(early[:, None] & ends[None], -jnp.inf, logits)
 
 
 def process(
@@ -107,7 +122,7 @@ def process(
     t: Int[Array, "N"] | Int[Array, ""] | None = None,
 ) -> Float[Array, "N V"]:
     """Set tempered logits to −inf outside `allowed` and the keep-set of the settings:
-    z where allowed ∧ keep_set(z) > −inf. Before `min_tokens`, the end of text is not
+    z where allowed ∧ keep_set(z) > −inf. Before `min_tokens`, no end of text is
     allowed.
 
     t: the position in the response; needed if `bars_eos`.
@@ -163,20 +178,20 @@ def end_of_response(
     token: Int[Array, "B"],
     t: Int[Array, ""],
     *,
-    eos: int | Int[Array, ""],
+    eos: int | tuple[int, ...] | Int[Array, ""],
     sample: Config,
     stops: Stops | None = None,
     state: Int[Array, "B"] | None = None,
 ) -> tuple[Bool[Array, "B"], Int[Array, "B"] | None]:
-    """(whether a response ends with its token t, the next state of `stops`): token =
-    eos, or it completes a stop text and t ≥ min_tokens.
+    """(whether a response ends with its token t, the next state of `stops`): the token
+    is an end of text, or it completes a stop text and t ≥ min_tokens.
 
     >>> import jax.numpy as jnp
     >>> end_of_response(jnp.array([3, 1]), jnp.array(0), eos=1, sample=Config())[0]
     Array([False,  True], dtype=bool)
     """
     if stops is None:
-        return token == eos, state
+        return is_eos(token, eos), state
     column = stops.column[token]
     completed = stops.ends[state, column] & (t >= sample.min_tokens)
-    return (token == eos) | completed, stops.next[state, column]
+    return is_eos(token, eos) | completed, stops.next[state, column]

@@ -5,12 +5,16 @@ T response length, L = P + T, G samples per prompt, V vocabulary, D width, N lay
 H heads, R rewards.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from jaxppo.errors import UserError
 
 PyTree = Any
 Params = Mapping[str, Any]
@@ -157,6 +161,107 @@ class Parts(NamedTuple):
     # names and weights of the columns of `reward`'s scores [B R]; each column is logged
     # as score_<name>, and the weighted columns take part in training
     score_weights: tuple[tuple[str, float], ...] = ()
+
+
+# What each part is called with, and what it returns.
+CALLS = {
+    "reward": ("params, rollout", "(scores [B] or [B R], valid Bool[B])"),
+    "token_rewards": ("scores, rollout, *, kl_coef, kl", "rewards [B T]"),
+    "advantage": (
+        "rewards, scores, rollout, *, valid, statistics, axis_name",
+        "(advantages [B T], returns [B T], statistics as given)",
+    ),
+    "policy_loss": (
+        "logprobs, old_logprobs, advantages, mask, *, key",
+        "(per_token [B T], a dict of diagnostics [B T])",
+    ),
+    "aggregate": ("mask, *, axis_name", "weights [B T]"),
+    "kl": ("logprobs, ref_logprobs", "an array like each of them"),
+    "value_loss": ("values, old_values, returns", "losses [B T]"),
+    "correction": ("old_logprobs, sampler_logprobs, mask", "weights [B T]"),
+}
+
+
+def checked(parts: Parts) -> Parts:
+    """The same parts; while they are traced, how they are called and what they return
+    is checked. A wrong one raises UserError with the part, what is expected and what
+    was found.
+    """
+    columns = len(parts.score_weights)
+
+    def reward(out, params, rollout) -> tuple[bool, tuple]:
+        rows = np.shape(rollout.finished)
+        if not (isinstance(out, tuple) and len(out) == 2):
+            return False, rows
+        scores, valid = np.shape(out[0]), np.shape(out[1])
+        wide = len(scores) == 2 and scores[:1] == rows and columns in (0, scores[1])
+        good = (scores == rows and not columns) or wide
+        return good and valid == rows and out[1].dtype == bool, rows
+
+    def advantage(out, rewards, scores, rollout, *, statistics, **named) -> tuple[bool, tuple]:
+        shape, shapes = np.shape(rewards), lambda tree: jax.tree.map(np.shape, tree)
+        if not (isinstance(out, tuple) and len(out) == 3 and isinstance(out[2], Mapping)):
+            return False, shape
+        kept = {name: x for name, x in out[2].items() if name in statistics}
+        return shapes((*out[:2], kept)) == (shape, shape, shapes(dict(statistics))), shape
+
+    def policy_loss(out, logprobs, *args, **named) -> tuple[bool, tuple]:
+        shape = np.shape(logprobs)
+        good = isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], Mapping)
+        return good and {np.shape(x) for x in (out[0], *out[1].values())} == {shape}, shape
+
+    def kl(out, first, second) -> tuple[bool, tuple]:
+        shape = np.shape(first)[:-1] if parts.full_kl else np.shape(first)
+        return np.shape(out) == shape, shape
+
+    like_first = lambda out, x, *args, **named: (np.shape(out) == np.shape(x), np.shape(x))
+    like_mask = lambda out, scores, rollout, **named: like_first(out, rollout.mask)
+    rules = {"reward": reward, "token_rewards": like_mask, "advantage": advantage, "kl": kl}
+    rules |= {"policy_loss": policy_loss, "aggregate": like_first, "value_loss": like_first}
+    rules["correction"] = like_first
+    own = {name: part for name, part in parts._asdict().items() if name in rules and part}
+    return parts._replace(**{name: _checked(name, x, rules[name]) for name, x in own.items()})
+
+
+def _checked(name: str, part: Callable, rule: Callable[..., tuple[bool, tuple]]) -> Callable:
+    takes, returns = CALLS[name]
+
+    def call(*args, **named):
+        try:
+            inspect.signature(part).bind(*args, **named)
+        except ValueError:  # a function in C has no signature
+            pass
+        except TypeError as error:
+            given = "".join(f", {word}" for word in named if word not in takes)
+            raise UserError(
+                f"the part {name} is called as {name}({takes}{given}), which it does not take: "
+                f"{error}"
+            ) from None
+        out = part(*args, **named)
+        good, shape = rule(out, *args, **named)
+        if not good:
+            raise UserError(
+                f"the part {name} must return {returns}, here of the shape {list(shape)}, but it "
+                f"returns {_describe(out)}"
+            )
+        return out
+
+    return call
+
+
+def _describe(x: Any) -> str:
+    """Dtypes and shapes of a value, in one line.
+
+    >>> _describe((np.zeros(2), {"a": 1.0}, None))
+    '(float64[2], {a: float}, None)'
+    """
+    if isinstance(x, Mapping):
+        return "{" + ", ".join(f"{name}: {_describe(value)}" for name, value in x.items()) + "}"
+    if isinstance(x, tuple | list):
+        return "(" + ", ".join(map(_describe, x)) + ")"
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
+        return f"{x.dtype}{list(x.shape)}"
+    return "None" if x is None else type(x).__name__
 
 
 def check_prompts(prompts: Prompts, *, prompt_length: int) -> None:

@@ -231,7 +231,7 @@ def test_one_device_with_all_the_short_rows():
     """
     batch, lengths = shortest_first(prompts(0))
     assert lengths[:8].mean() < 3 and (lengths[32:] == SGD.response_length).all()
-    settings = replace(SGD, advantage="gae", aggregate="token_mean")
+    settings = replace(SGD, advantage="gae", aggregate="token_mean", whiten_rewards=True)
     want = run(settings, steps=1, batches=lambda _: batch)
     assert want[1][0]["length"] == pytest.approx(lengths.mean())
     assert_equal_runs(run(settings, "pmap", steps=1, batches=lambda _: batch), want)

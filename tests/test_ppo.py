@@ -182,6 +182,20 @@ def test_no_key_is_used_twice(llama, toy_step):
     assert np.isfinite(metrics["loss"])
 
 
+def test_the_update_has_another_key_than_the_samples(llama):
+    """The check above does not see it, since both are only folded and split: noise of row 0 would
+    be that of epoch 0.
+    """
+
+    def make_update(model, parts, config, *, axis_name=None):
+        none = dict.fromkeys(("skipped", "stopped", "empty", "last_approx_kl"), jnp.zeros(()))
+        return lambda state, batch, key: (state, none | {"key": jax.random.key_data(key)})
+
+    _, metrics = toys.step(llama, update=make_update)(toys.state(llama), PROMPTS)
+    samples, _ = jax.random.split(jax.random.fold_in(jax.random.key(0), 0))
+    assert metrics["key"].tolist() != jax.random.key_data(samples).tolist()
+
+
 # Rewards that fail
 
 
@@ -215,6 +229,7 @@ def test_invalid_rows_are_counted_and_leave_the_loss(spied, judge, fail):
     bad = ((spied.rollout.response == 5) * spied.rollout.mask).sum(1) > 0
     assert 0 < bad.sum() < 8
     assert float(metrics["invalid_rows"]) == bad.sum() == int(want.counters["invalid_rows"])
+    assert float(metrics["nonfinite_rows"]) == 0  # it is the reward
     hits = ((spied.rollout.response == 3) * spied.rollout.mask).sum(1)
     assert float(metrics["reward"]) == pytest.approx(hits[~bad].mean())
     judge(fails_for_some(fail))
@@ -274,7 +289,7 @@ def test_rows_whose_numbers_are_not_finite_are_invalid(llama):
         )
     )
     assert np.flatnonzero(~found.valid).tolist() == [1, 3, 6]
-    assert float(found.metrics["invalid_rows"]) == 3
+    assert float(found.metrics["invalid_rows"]) == float(found.metrics["nonfinite_rows"]) == 3
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.rollout))
 
 

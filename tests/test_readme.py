@@ -38,7 +38,8 @@ def test_the_python_of_the_readme(tmp_path, monkeypatch):
     """The six lines for one's own task, and the swapped loss."""
     blocks = pages_run.python_blocks(README)
     own = ast.parse(blocks[0]).body
-    assert len(blocks) == 2 and len(own) + len(own[2].body) == 6
+    (reward,) = [x for x in own if isinstance(x, ast.FunctionDef)]
+    assert len(blocks) == 2 and len(own) + len(reward.body) == 6
     found = pages_run.run_page(README, tmp_path, monkeypatch)
     run = found["run"]
     assert run.folder == Path("runs/my-loss") and (tmp_path / "runs" / "policy").is_dir()

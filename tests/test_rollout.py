@@ -399,3 +399,21 @@ def test_a_greedy_response_has_min_tokens(llama):
     assert int(short.mask[0].sum()) == 1
     done = toys.roll(llama, toys.prompts(), replace(settings, min_tokens=3), greedy=True)
     assert (done.mask.sum(1) > 3).all()
+
+
+def test_any_of_several_ends_of_text_finishes_a_row(llama):
+    """And with min_tokens none of them comes early, for the scorer as for the sampler."""
+    settings = replace(LONG, eos=(EOS, 5, 7))
+    rolled = toys.roll(llama, toys.prompts(), settings)
+    for tokens, mask, finished in zip(
+        np.asarray(rolled.response), np.asarray(rolled.mask), rolled.finished, strict=True
+    ):
+        length = int(mask.sum())
+        assert not np.isin(tokens[: length - 1], settings.eos).any()
+        assert bool(finished) == (tokens[length - 1] in settings.eos)
+    ends = np.asarray(rolled.response)[np.arange(8), np.asarray(rolled.mask).sum(1).astype(int) - 1]
+    assert len(np.intersect1d(ends, settings.eos)) > 1, "choose another key: one end of several"
+    held = replace(settings, min_tokens=4)
+    late = toys.roll(llama, toys.prompts(), held)
+    assert not np.isin(late.response[:, :4], settings.eos).any() and (late.mask[:, :5] == 1).all()
+    assert_scores_agree(llama, late, held, 1e-4)

@@ -185,3 +185,17 @@ def test_a_stop_text_before_min_tokens_is_no_end():
         )
         found.append(bool(ended[0]))
     assert found == [False, False, False, True]
+
+
+def test_any_of_several_ends_of_text_ends_a_response(strict):
+    tokens = jnp.array([0, 1, 2, 3])
+    for eos, expected in (((1, 3), [0, 1, 0, 1]), ((2,), [0, 0, 1, 0]), (2, [0, 0, 1, 0])):
+        ended, _ = sampling.end_of_response(tokens, jnp.array(0), eos=eos, sample=Config())
+        assert ended.tolist() == expected, eos
+
+
+def test_min_tokens_bars_all_ends_of_text(strict):
+    several = replace(HELD, eos=(0, 2))
+    assert sampling.bars_eos(several) and not sampling.bars_eos(replace(HELD, eos=()))
+    held = sampling.process(jnp.zeros((2, 4)), sample=several, t=jnp.array([1, 2]))
+    assert held.tolist() == [[-np.inf, 0.0, -np.inf, 0.0], [0.0] * 4]

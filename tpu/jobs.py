@@ -125,7 +125,7 @@ def stored_names(file: str, files: Sequence[str]) -> dict[str, str]:
             f"--config {file} is not a tracked file of {ROOT}, and only those are copied: "
             "write its path from there, git add it"
         )
-    text = (ROOT / file).read_text()
+    text = (ROOT / file).read_text("utf-8-sig")
     found: dict = {}
     if file.endswith(".json"):
         try:

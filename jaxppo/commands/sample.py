@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -18,8 +18,8 @@ import tyro
 from jaxppo import policy as policies
 from jaxppo import sampling
 from jaxppo.config import RunConfig
-from jaxppo.data import jsonl
-from jaxppo.data.prompts import encode, format_prompt, start_token, truncation_note
+from jaxppo.data import jsonl, textfile
+from jaxppo.data.prompts import as_ids, encode, format_prompt, start_token, truncation_note
 from jaxppo.errors import UserError
 from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def sample(options: SampleOptions) -> None:
         check_chat(policy.tokenizer, config.prompt_length)
     turn = lambda x: policy.tokenizer.apply_chat([{"role": "user", "content": x["prompt"]}])
     asked = [turn(x) if options.chat else format_prompt(config, x) for x in texts]
-    if note := truncation_note(asked, policy.tokenizer, config.prompt_length - (start is not None)):
+    if note := truncation_note(asked, policy.tokenizer, config.prompt_length - len(as_ids(start))):
         print(f"note: {note}", file=sys.stderr)
     prompts = encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
     before, gap = iter([x["prompt"] for x in texts] if options.chat else asked), "\t" * options.chat
@@ -120,18 +120,21 @@ def read_prompts(options: SampleOptions) -> list[dict[str, str]]:
         rows = [row for _, row in jsonl.read(options.file, strings=("prompt",))]
         return [{name: x for name, x in row.items() if isinstance(x, str)} for row in rows]
     texts = list(options.prompts)
-    try:
-        if not texts:
-            lines = options.file.read_text("utf-8").split("\n") if options.file else sys.stdin
-            texts = [line.rstrip("\r\n") for line in lines if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        source = options.file or "standard input"
-        raise UserError(f"{source} cannot be read as prompts ({error})") from error
+    if not texts:
+        text = textfile.read(options.file) if options.file else read_stdin()
+        texts = [line for line in text.split("\n") if line.strip()]
     if not texts:
         raise UserError(
             "no prompts; give some on the command line, with --file or on standard input"
         )
     return [{"prompt": text} for text in texts]
+
+
+def read_stdin() -> str:
+    """Read standard input to its end, as a text file."""
+    binary = getattr(sys.stdin, "buffer", None)
+    raw = sys.stdin.read().encode() if binary is None else binary.read()
+    return textfile.decode(raw, "standard input")
 
 
 def with_limits(
@@ -190,7 +193,7 @@ class Stream:
         self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(2, 3))
 
     def __call__(
-        self, text: str, *, seed: int, index: int = 0, start: int | None = None
+        self, text: str, *, seed: int, index: int = 0, start: int | Sequence[int] | None = None
     ) -> Iterator[int]:
         """Yield the ids of a response to the `index`-th prompt, including the one that
         ends it. A prompt that is too long loses its beginning.
@@ -225,11 +228,14 @@ def check_chat(tokenizer: Tokenizer, room: int) -> None:
         )
 
 
-def decode_stream(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
-    """Yield the text of tokens as they arrive. Text that may still change, such as the
-    first bytes of a character, is held back.
+def decode_stream(
+    tokenizer: Tokenizer, ids: Iterable[int], prompt: Sequence[int] = ()
+) -> Iterator[str]:
+    """Yield the text of tokens as they arrive behind those of a prompt. Text that may
+    still change, such as the first bytes of a character, is held back.
     """
-    known, sent = [], ""
+    known = list(prompt)
+    sent = tokenizer.decode(known).rstrip("\ufffd")
     for token in ids:
         known.append(token)
         text = tokenizer.decode(known)
@@ -260,12 +266,12 @@ def run_chat(
         text = format_prompt(stream.config, {"prompt": line})
         if chat:
             text = recent(messages, stream.tokenizer, room)
-        if note := truncation_note([text], stream.tokenizer, room - (start is not None)):
+        if note := truncation_note([text], stream.tokenizer, room - len(as_ids(start))):
             print(f"note: {note}", file=sys.stderr)
         ids = stream(text, seed=seed, index=index, start=start)
         answer = ""
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this answer only
-            for piece in decode_stream(stream.tokenizer, ids):
+            for piece in decode_stream(stream.tokenizer, ids, stream.tokenizer.encode(text)):
                 answer += piece
                 write(piece)
         write("\n")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
+from jaxppo.data import textfile
 from jaxppo.errors import UserError
 
 SPACE = " \t\r\n"  # JSON's white space
@@ -29,7 +30,7 @@ def read(
 ) -> Iterator[tuple[int, dict]]:
     """Yield each object with its line number, from 1; read names in .gz with gzip.
 
-    Blank lines, a byte order mark and Windows line ends are skipped. JSON is read
+    Blank lines and a byte order mark are skipped; lines end in any way. JSON is read
     strictly (RFC 8259): no NaN or Infinity, no number that float64 cannot hold, no key
     twice, no half of a surrogate pair.
 
@@ -77,8 +78,11 @@ def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, byt
     """Yield each line with its number; max_line + 1 bytes of one that is too long."""
     number, total, starts = 0, 0, True
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            while raw := bytes(file.readline(max_line + 1)):
+        with (
+            gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as binary,
+            textfile.lines(binary) as file,  # pyright: ignore[reportArgumentType]
+        ):
+            while raw := file.readline(max_line + 1).encode("latin-1"):
                 total += len(raw)
                 number += starts
                 if total > max_bytes:

@@ -84,23 +84,23 @@ def encode(
     *,
     extra: Mapping[str, np.ndarray] | None = None,
     too_long: Literal["drop", "first", "last", "error"] = "drop",
-    start: int | None = None,
+    start: int | Sequence[int] | None = None,
 ) -> PromptSet:
     """Encode prompts and pad them on the left to `length` tokens.
 
     With `too_long` "drop" longer prompts are left out and counted in a printed line;
-    "first" and "last" keep that end of them. `start` is a token id to put before each
-    prompt, and never cut off; `extra` holds arrays [N ...]. Raises UserError for a
-    prompt without tokens, an id outside the vocabulary, a prompt that is too long
-    ("error"), or when none fits.
+    "first" and "last" keep that end of them. `start` are token ids to put before each
+    prompt that does not begin with them, and never cut off; `extra` holds arrays [N
+    ...]. Raises UserError for a prompt without tokens, an id outside the vocabulary, a
+    prompt that is too long ("error"), or when none fits.
     """
-    head = [] if start is None else [start]
+    head = as_ids(start)
     room = length - len(head)
     if room < 1:
         raise UserError(
             f"a prompt length of {length} leaves no room for a prompt; use at least {1 + len(head)}"
         )
-    ids = [tokenizer.encode(text) for text in texts]
+    ids = [without_start(tokenizer.encode(text), head) for text in texts]
     for number, own in enumerate(ids):
         if not own:
             raise UserError(f"prompt {number} has no tokens ({texts[number]!r}); remove it")
@@ -125,6 +125,21 @@ def encode(
     _check_ids(tokens, kept, tokenizer)
     extra = {name: np.asarray(x)[kept] for name, x in (extra or {}).items()}
     return PromptSet(tokens.astype(np.int32), mask, extra)
+
+
+def as_ids(start: int | Sequence[int] | None) -> list[int]:
+    """Return the token ids that begin each text."""
+    return [] if start is None else [start] if isinstance(start, int) else list(start)
+
+
+def without_start(ids: list[int], start: list[int]) -> list[int]:
+    """Return the ids without `start`, if they begin with it: a text may have its own.
+
+    >>> without_start([1, 5, 6], [1]), without_start([5, 6], [1])
+    ([5, 6], [5, 6])
+    """
+    own = bool(start) and len(ids) > len(start) and ids[: len(start)] == start
+    return ids[len(start) :] if own else ids
 
 
 def pad_left(

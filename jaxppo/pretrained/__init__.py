@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import SOURCES, cache_folder, fetch
 from jaxppo.errors import PretrainedError, first_line
@@ -56,23 +58,36 @@ class Pretrained:
 
 def load(name_or_path: str | Path) -> Pretrained:
     """Load "smollm2", a checkpoint folder, a GGUF file, or a hub id, with "@revision".
-    Raises PretrainedError for an unknown name, an unsupported family, or a damaged
-    checkpoint, and FetchError when a download fails.
+    Raises PretrainedError for an unknown name, an unsupported family, a damaged
+    checkpoint, or a weight that is not finite, and FetchError when a download fails.
     """
     name = str(name_or_path)
     path = Path(name).expanduser()
     if name in BUNDLED:
         return _load_bundled(name)
     if path.is_dir():
-        return _load_folder(path)
+        return _check_finite(name, _load_folder(path))
     if path.is_file():
-        return _load_gguf(path)
+        return _check_finite(name, _load_gguf(path))
     if not isinstance(name_or_path, str) or not re.fullmatch(HUB_NAME, name):
         raise PretrainedError(
             f"there is no folder {name}; "
             f"give {', '.join(BUNDLED)}, a checkpoint folder, or a hub id"
         )
-    return _load_folder(_download(name))
+    return _check_finite(name, _load_folder(_download(name)))
+
+
+def _check_finite(name: str, model: Pretrained) -> Pretrained:
+    """Return the model. Raises PretrainedError with the tensor and how many of its
+    values are NaN or infinite.
+    """
+    for tensor, x in mapping.flatten(model.params).items():
+        if bad := x.size - int(np.isfinite(x).sum()):
+            raise PretrainedError(
+                f"{name}: {bad} of the {x.size} values of {tensor} are NaN or infinite; download "
+                "the checkpoint again, or use another"
+            )
+    return model
 
 
 def save(

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32
-from tokenizers import models, pre_tokenizers
+from tokenizers import AddedToken, models, pre_tokenizers
 
 from jaxppo.errors import PretrainedError, first_line
 from jaxppo.models.shapes import ModelConfig
-from jaxppo.pretrained.tokenizer import Tokenizer, byte_level
+from jaxppo.pretrained.tokenizer import Tokenizer, begin_with, byte_level
 
 # of all arrays together; a vocabulary of 256 thousand tokens has about 1.5 million
 MAX_VALUES = 2**23
@@ -29,7 +29,11 @@ MAX_DIMS = 4
 STRING, ARRAY = 8, 9
 BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 
-CONTROL = 3  # the type of special tokens
+# types of tokens: special ones, those that are never split, and ids without a token
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+# what the file calls them, and templates
+NAMED = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
+ENDS = ("eos", "eot", "eom")
 
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
@@ -257,18 +261,28 @@ def make_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
             "give a folder with a tokenizer.json"
         )
     merges = [tuple(merge.split(" ", 1)) for merge in about["merges"]]
-    ids = {token: i for i, token in enumerate(about["tokens"])}
-    types = zip(about["tokens"], about["token_type"], strict=True)
-    backend = byte_level(
-        models.BPE(ids, merges), special=[token for token, kind in types if kind == CONTROL]
-    )
+    kinds = list(zip(about["tokens"], about["token_type"], strict=True))
+    ids = {token: i for i, (token, kind) in enumerate(kinds) if kind != UNUSED}
+    of_kind = lambda wanted: [token for token, kind in kinds if kind == wanted]
+    backend = byte_level(models.BPE(ids, merges), special=of_kind(CONTROL))
+    backend.add_tokens([AddedToken(x, normalized=False) for x in of_kind(USER_DEFINED)])
     if pre == "smollm":  # each digit is a token of its own
         digits = pre_tokenizers.Digits(individual_digits=True)
         backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+    ids_of = {name: about.get(f"{name}_token_id") for name in (*NAMED, *ENDS)}
+    named = {name: int(i) for name, i in ids_of.items() if i is not None}
+    tokens = dict(enumerate(about["tokens"]))
+    if about.get("add_bos_token") and named.get("bos") in tokens:
+        backend.post_processor = begin_with({tokens[named["bos"]]: named["bos"]})
     return Tokenizer(
         backend,
-        eos_id=about.get("eos_token_id"),
-        bos_id=about.get("bos_token_id"),
-        pad_id=about.get("padding_token_id"),
+        eos_id=[named[name] for name in ENDS if name in named],
+        bos_id=named.get("bos"),
+        pad_id=named.get("padding"),
         chat_template=metadata.get("tokenizer.chat_template"),
+        special_tokens={
+            theirs: tokens[named[name]]
+            for name, theirs in NAMED.items()
+            if named.get(name) in tokens
+        },
     )

@@ -11,6 +11,12 @@ from jaxppo.models.shapes import ModelConfig, network
 from jaxppo.pretrained.tokenizer import END, Tokenizer, byte_level
 
 
+CHAT = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
 def byte_tokenizer() -> Tokenizer:
     """Return a tokenizer with one id for each byte (256) and the end of text."""
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -23,8 +29,11 @@ def byte_tokenizer() -> Tokenizer:
 def tiny_model(
     seed: int, kind: str = "transformer"
 ) -> tuple[ModelConfig, dict[str, Any], Tokenizer]:
-    """Return (config, random parameters without value head, tokenizer): two layers."""
+    """Return (config, random parameters without value head, tokenizer): two layers. The
+    tokenizer has a plain chat template.
+    """
     tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
     config = network(kind, vocab_size=tokenizer.vocab_size)
     params = dict(make(config).init(jax.random.key(seed)))
     params.pop("value")

@@ -67,7 +67,7 @@ def load_word_vectors(
         known.setdefault(tokenizer.token(i).strip("Ġ "), []).append(i)
     found = np.full((tokenizer.vocab_size, width), np.nan, np.float32)
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             for number, line in enumerate(iter(lambda: file.readline(MAX_LINE + 1), ""), 1):
                 try:
                     word, vector = _parse_vector(line, width)

@@ -1,6 +1,7 @@
 """Use a Python function of text as a reward: the program calls it on the host."""
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
@@ -12,13 +13,14 @@ from jax.experimental import io_callback
 
 from jaxppo.types import Params, RewardFn, Rollout
 
+Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]
 log = logging.getLogger(__name__)
 LARGEST = float(np.finfo(np.float32).max)
 
 
 def on_host(
     fn: Callable[..., Any],
-    decode: Callable[[Sequence[Sequence[int]]], Sequence[str]],
+    decode: Decode,
     *,
     pure: bool = True,
     batched: bool = False,
@@ -33,7 +35,10 @@ def on_host(
 
     Args:
         fn: the judge, called once per row.
-        decode: lists of token ids -> strings (`tokenizer.decode_batch`).
+        decode: lists of token ids -> strings (`tokenizer.decode_batch`, which keeps
+            special tokens inside an answer, such as `<think>`, if the chat template has
+            them; `partial(tokenizer.decode_batch, skip_special=False)` keeps them all).
+            A response is decoded together with its prompt (`decode_responses`).
         pure: False if calls depend on a state (randomness, a cache that changes
             scores): JAX may skip or repeat calls of a pure function.
         batched: `fn` takes lists of all prompts and responses and returns one number
@@ -51,14 +56,14 @@ def on_host(
     def score_rows(tokens, attend, mask, index, *more) -> np.ndarray:
         tokens, attend = np.asarray(tokens), np.asarray(attend)
         cut = tokens.shape[1] - mask.shape[1]
-        text = lambda rows, keep: decode(
-            [row[k].tolist() for row, k in zip(rows, keep, strict=True)]
+        kept = lambda rows, keep: [row[k].tolist() for row, k in zip(rows, keep, strict=True)]
+        prompts, responses = decode_responses(
+            decode, kept(tokens[:, :cut], attend[:, :cut]), kept(tokens[:, cut:], attend[:, cut:])
         )
-        prompts = text(tokens[:, :cut], attend[:, :cut])
-        texts = [prompts, text(tokens[:, cut:], attend[:, cut:])]
+        texts: list[Sequence[str]] = [prompts, responses]
         if references:
             ids, length = (np.asarray(x) for x in more)
-            texts.append(text(ids, np.arange(ids.shape[1])[None] < length[:, None]))
+            texts.append(decode(kept(ids, np.arange(ids.shape[1])[None] < length[:, None])))
         named: dict[str, list] = {}
         if columns is not None:
             of_rows = [int(row) for row in np.asarray(more[0])]
@@ -93,6 +98,26 @@ def on_host(
         return jnp.where(finite, found, 0.0), finite.all(-1) if scores else finite
 
     return reward
+
+
+def decode_responses(
+    decode: Decode, prompts: Sequence[list[int]], responses: Sequence[list[int]]
+) -> tuple[list[str], list[str]]:
+    """(texts of the prompts, texts of the responses). A response is what its prompt's
+    text goes on with: alone, it would lose the space that it begins with
+    (SentencePiece), or the rest of a character.
+    """
+    before = list(decode(prompts))
+    whole = decode([prompt + response for prompt, response in zip(prompts, responses, strict=True)])
+    return before, [_behind(*pair) for pair in zip(before, whole, strict=True)]
+
+
+def _behind(start: str, text: str) -> str:
+    """The text without what it has in common with `start`. The last character of a
+    prompt may be the response's: half of it is another one.
+    """
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(start, text, strict=False))
+    return text[sum(1 for _ in same) :]
 
 
 def _try(fn: Callable, *args, **named) -> Any:

@@ -225,6 +225,12 @@ def check_metrics(config: RunConfig, row: dict[str, float]) -> None:
         )
     share = row.get("invalid_rows", 0) / config.rows
     if share > config.max_invalid_rewards:
+        if 2 * row.get("nonfinite_rows", 0) >= row["invalid_rows"]:
+            raise UserError(
+                f"{row['nonfinite_rows'] / config.rows:.0%} of the rows of step {step} have logits "
+                f"that are NaN or infinite (--max-invalid-rewards {config.max_invalid_rewards:.0%})"
+                ": it is not the reward; start another run with a lower --lr or in --dtype float32"
+            )
         raise UserError(
             f"{share:.0%} of the rewards of step {step} are invalid (--max-invalid-rewards "
             f"{config.max_invalid_rewards:.0%}); fix the reward function and continue with --resume"

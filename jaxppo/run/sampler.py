@@ -10,6 +10,7 @@ from jaxppo import sampling
 from jaxppo.config import Config
 from jaxppo.data.prompts import PromptSet, numpy_prompts
 from jaxppo.parallel import processes, sharding
+from jaxppo.rewards.host import decode_responses
 from jaxppo.rollout import rollout
 from jaxppo.run.load import Policy
 from jaxppo.types import Model, Prompts, Rollout, TrainState
@@ -83,7 +84,6 @@ class Sampler:
         prompts = kept(done.tokens[:, :length], done.attend[:, :length])
         responses = kept(done.tokens[:, length:], done.mask > 0)
         kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)
-        decode = self.tokenizer.decode_batch
-        rest = (responses, kl.tolist(), done.finished.tolist())
-        rows = zip(decode(prompts), decode(responses), *rest, strict=True)
+        texts = decode_responses(self.tokenizer.decode_batch, prompts, responses)
+        rows = zip(*texts, responses, kl.tolist(), done.finished.tolist(), strict=True)
         return [Sample(*row) for row in rows]

@@ -14,6 +14,7 @@ import yaml
 
 from jaxppo import option_names
 from jaxppo.config import HIDDEN, Config
+from jaxppo.data import textfile
 from jaxppo.errors import UserError
 from jaxppo.presets import ALGORITHMS, preset
 
@@ -215,18 +216,7 @@ def _with_nearest(name: Any, names: set[str]) -> str:
 
 def _parse(path: Path) -> dict[str, Any]:
     """The mapping in a JSON or YAML file, unchecked. Raises UserError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes: it is no settings file")
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); give a file of settings"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+    text = textfile.read(path, max_bytes=MAX_BYTES, what="settings file")
     if path.suffix == ".json":
         stored, example = _parse_json(path, text), '{"lr": 0.001}'
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import parallel, ppo, presets, supervised
+from jaxppo import parallel, ppo, presets, supervised, types
 from jaxppo.config import RunConfig, validate
 from jaxppo.costs import chips, memory
 from jaxppo.data import rows
@@ -143,9 +143,11 @@ def reference_scores(
     and standard deviation 1. Prompts come from the end of the data's order.
     """
 
+    reward = types.checked(parts).reward
+
     def program(params, frozen, batch: Prompts, key):
         rolled = sample_responses(config, policy.model, params, frozen, batch, key)
-        scores, valid = parts.reward(frozen["reward"], rolled)
+        scores, valid = reward(frozen["reward"], rolled)
         return jnp.where(valid, shaping.row_scores(scores), jnp.nan)
 
     compiled, out = jax.jit(program), []

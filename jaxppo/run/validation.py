@@ -6,7 +6,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from jaxppo import supervised
+from jaxppo import supervised, types
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import PromptSet, numpy_prompts
 from jaxppo.data.rows import Rows
@@ -57,6 +57,7 @@ def make_reward_validation(
     prompts, with the same noise each time. `score` is the reward.
     """
     total, size = len(prompts.tokens), min(ROWS, len(prompts.tokens))
+    parts = types.checked(parts)
 
     def program(params, frozen, batch, key):
         rolled = sample_responses(config, policy.model, params, frozen, batch, key)

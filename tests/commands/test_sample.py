@@ -173,6 +173,13 @@ def test_half_a_character_is_held_back(loaded):
     assert list(sample.decode_stream(tokenizer, [tokenizer.eos_id])) == []
 
 
+def test_half_a_character_of_the_prompt_is_completed(loaded):
+    tokenizer = loaded[1].tokenizer
+    first, *rest = tokenizer.encode("€b")
+    prompt = [*tokenizer.encode("a"), first]
+    assert list(sample.decode_stream(tokenizer, rest, prompt)) == ["€", "b"]
+
+
 class Parrot(sample.Stream):
     """A stream that always gives the same answer, and records its prompts."""
 
@@ -353,6 +360,11 @@ def test_sources_of_prompts(tmp_path, monkeypatch):
     assert asked() == ["one", " two"]
     assert asked(file=tmp_path / "some.txt") == ["one", " two\u2028"]
     assert asked(file=tmp_path / "some.jsonl") == ["one", "t\nwo"]
+    (tmp_path / "some.txt").write_bytes(b"\xef\xbb\xbfone\r two\r\n")  # of another editor
+    assert asked(file=tmp_path / "some.txt") == ["one", " two"]
+    piped = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbfone\r\n two\r\n"), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", piped)
+    assert asked() == ["one", " two"]
     (tmp_path / "more.jsonl").write_text('{"prompt": "one", "aspect": "aim", "number": 3}\n')
     assert found(file=tmp_path / "more.jsonl") == [{"prompt": "one", "aspect": "aim"}]
 
@@ -361,8 +373,8 @@ def test_sources_of_prompts(tmp_path, monkeypatch):
     ("words", "complaint"),
     [
         (["x", "--file", "some.txt"], "give one of them"),
-        (["--file", "nowhere.txt"], "nowhere.txt cannot be read as prompts"),
-        (["--file", "bytes.txt"], "bytes.txt cannot be read as prompts"),
+        (["--file", "nowhere.txt"], "nowhere.txt cannot be read (No such file or directory)"),
+        (["--file", "bytes.txt"], "bytes.txt is not UTF-8 (byte 1); save it as UTF-8"),
         (["--file", "empty.txt"], "no prompts"),
         (["--file", "bad.jsonl"], "bad.jsonl, line 1"),
     ],

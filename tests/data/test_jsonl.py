@@ -248,3 +248,10 @@ def test_what_json_writes_is_read_back(tmp_path_factory, rows, plain):
     data = "\n".join(json.dumps(row, ensure_ascii=plain) for row in rows).encode()
     path = write(tmp_path_factory.mktemp("x"), data)
     assert [row for _, row in jsonl.read(path)] == rows
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_files_of_any_editor(tmp_path, end):
+    text = end.join([b'\xef\xbb\xbf{"a": "\xc3\xa4"}', b"", b'{"a": 2}', b""])
+    assert list(jsonl.read(write(tmp_path, text))) == [(1, {"a": "ä"}), (3, {"a": 2})]
+    assert "line 4: not JSON" in refused(write(tmp_path, text + b"{"))

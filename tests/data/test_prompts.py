@@ -165,6 +165,16 @@ def test_prompts_are_formatted_as_in_training():
     assert prompts.format_prompt(attribute, {"prompt": "a"}) == "{prompt.__class__}"
 
 
+def test_a_prompt_that_begins_with_the_start_has_one():
+    found = encode(["abc", "bc", "ac"], start=(1, 2))
+    # the first begins with a and b, the last with one of them only
+    assert [row[keep].tolist() for row, keep in zip(found.tokens, found.mask, strict=True)] == [
+        [1, 2, 3],
+        [1, 2, 2, 3],
+        [1, 2, 1, 3],
+    ]
+
+
 def test_start_token():
     assert prompts.start_token(replace(CONFIG, prompt_start=True), Letters()) == 26
     assert prompts.start_token(replace(CONFIG, prompt_start=False), Letters()) is None

@@ -138,11 +138,10 @@ def test_pretraining_writes_a_checkpoint(tmp_path, capsys, tokens, kind):
 
 def test_fine_tuning_writes_a_checkpoint(tmp_path, capsys):
     data = tmp_path / "pairs.jsonl"
-    data.write_text(
-        "".join(
-            json.dumps({"prompt": f"number {i}", "response": " is good"}) + "\n" for i in range(40)
-        )
-    )
+    # half of them differ from others in case alone, and two are exact copies
+    texts = [word.format(i) for i in range(20) for word in ("number {}", "NUMBER {}")]
+    pairs = [{"prompt": text, "response": " is good"} for text in [*texts, *texts[:2]]]
+    data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     small = ["--steps", "4", "--eval-every", "2", "--batch-size", "8", "--buckets", "2"]
     run(
         "sft",
@@ -162,7 +161,9 @@ def test_fine_tuning_writes_a_checkpoint(tmp_path, capsys):
         if "validation_perplexity" in row
     ]
     assert record["result"]["perplexity"] == min(row["validation_perplexity"] for row in seen)
-    assert "held-out perplexity" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "held-out perplexity" in said
+    assert "2 of 42 pairs are exact copies of others and were left out" in said
     tuned, start = pretrained.load(tmp_path / "sft" / "model"), tiny_model(0)
     assert tuned.config == start[0]
     kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]

@@ -18,6 +18,7 @@ from jaxppo.pretrained.gguf import (
     MAX_VALUES,
     check_bounds,
     llama_name,
+    make_tokenizer,
     read,
     unpermute,
 )
@@ -156,6 +157,32 @@ def test_small_tokenizer(tmp_path, tensors):
     ]  # digits stay single, specials are found in text
     assert tokenizer.decode([17, 18, 13, 1]) == "ab ab1"
     assert (tokenizer.eos_id, tokenizer.pad_id, tokenizer.start_id) == (1, 1, 0)
+
+
+def metadata(**own):
+    """What a file says of its tokenizer: 3 is a special token, 4 never split, 5 unused."""
+    tokens = ["<unk>", "<s>", "</s>", "<turn>", "<think>", *"ab", "[PAD7]", "ab"]
+    about = {"model": "gpt2", "pre": "default", "tokens": tokens, "merges": ["a b"]}
+    about |= {"token_type": [2, 3, 3, 3, 4, 1, 1, 5, 1], "eos_token_id": 2, **own}
+    return {f"tokenizer.ggml.{name}": x for name, x in about.items()}
+
+
+def test_all_that_the_metadata_say_of_tokens():
+    named = {"bos_token_id": 1, "eot_token_id": 3, "eom_token_id": 2, "unknown_token_id": 0}
+    found = make_tokenizer(metadata(**named, add_bos_token=True))
+    assert found.eos_ids == (2, 3) and found.bos_id == 1 and found.start_ids == (1,)
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert found.special_tokens == names
+    assert found.encode("<think>ab</s>") == [4, 8, 2]
+    assert found.decode([1, 4, 8, 2]) == "<think>ab"
+    assert found.missing(10).tolist() == [7, 9]  # unused, and a row more
+    assert make_tokenizer(metadata(**named)).start_ids == ()
+
+
+@pytest.mark.parametrize("own", [{"eos_token_id": 9}, {"eot_token_id": 7}, {"bos_token_id": 99}])
+def test_ids_that_no_token_has(own):
+    with pytest.raises(PretrainedError, match=f"id {max(own.values())} is outside its vocabulary"):
+        make_tokenizer(metadata(**own, add_bos_token=True))
 
 
 def test_unsupported_and_damaged_files(tmp_path, tensors):

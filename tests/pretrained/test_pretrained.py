@@ -49,6 +49,17 @@ def test_save_checks_the_parameters(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_weight_that_is_not_finite_is_named(model, tmp_path, bad):
+    kernel = model.params["layers_0"]["attention"]["q"]["kernel"]
+    kernel[1, 2] = kernel[3, 0] = bad
+    path = pretrained.save(tmp_path / "model", model.config, model.params, model.tokenizer)
+    with pytest.raises(PretrainedError) as caught:
+        pretrained.load(path)
+    said = f"2 of the {kernel.size} values of layers_0/attention/q/kernel are NaN or infinite"
+    assert str(caught.value).startswith(f"{path}: {said}; ")
+
+
 def test_save_leaves_nothing_when_the_disk_is_full(model, tmp_path, monkeypatch):
     def write_file(path, tensors):
         path.write_bytes(b"half")

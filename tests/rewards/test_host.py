@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo.rewards.host import on_host
+from jaxppo.rewards.host import decode_responses, on_host
 from jaxppo.rewards.in_program import count_token
 
 
@@ -190,3 +190,19 @@ def test_a_judge_that_fails_on_a_reference(rolled, caplog):
     assert scores.tolist() == [2.0] * 6 + [0.0] * 2 and valid.tolist() == [True] * 6 + [False] * 2
     said = {record.getMessage().split(" (")[0] for record in caplog.records}
     assert said == {"the reward of row 6", "the reward of row 7"}
+
+
+def test_a_response_is_what_its_prompt_goes_on_with():
+    """A decoder that drops the first space, as SentencePiece's, and joins bytes to characters."""
+    words = {1: b" the", 2: b" film", 3: b" is", 4: b"\xc3", 5: b"\xa9", 6: b"!"}
+
+    def decode(rows):
+        texts = [b"".join(words[i] for i in row).decode(errors="replace") for row in rows]
+        return [text.removeprefix(" ") for text in texts]
+
+    prompts, responses = decode_responses(
+        decode, [[1, 2], [1, 4], [1, 4], [], [1, 2]], [[3, 6], [5, 6], [6], [3], []]
+    )
+    # half a character of the prompt is one of the response, once it is whole
+    assert prompts == ["the film", "the\ufffd", "the\ufffd", "", "the film"]
+    assert responses == [" is!", "é!", "!", "is", ""]

@@ -308,6 +308,22 @@ def test_too_many_invalid_rewards(world):
     go(world, one, replace(twice, max_invalid_rewards=0.125))
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (0.0, "75% of the rewards of step 1 are invalid .* fix the reward function"),
+        (1.0, "75% of the rewards of step 1 are invalid .* fix the reward function"),
+        (2.0, "50% of the rows of step 1 have logits that are NaN or infinite .* not the reward"),
+    ],
+)
+def test_rows_without_logits_are_not_blamed_on_the_reward(world, rows, words):
+    """3 of 4 rows are invalid, 2 of them by their logits."""
+    bad = Step(metrics=lambda step: {"invalid_rows": 3.0, "nonfinite_rows": rows})
+    with pytest.raises(UserError, match=words) as caught:
+        go(world, bad)
+    assert caught.value.code == 2
+
+
 def test_a_failed_save_is_told_at_the_next_step_and_the_third_ends_the_run(world, monkeypatch):
     monkeypatch.setattr(checkpoint.manifest, "seal", lambda *_: 1 / 0)
     slow = lambda step: world.checkpoints.wait()

@@ -1,10 +1,18 @@
+from dataclasses import replace
+
 import jax
+import numpy as np
 import pytest
+import tokenizers
 from runs import RUN, TEXTS
+from tokenizers import decoders, models
 
 from jaxppo import ppo
+from jaxppo.commands.sample import decode_stream
 from jaxppo.data.prompts import PromptSet, encode
+from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import load, sampler
+from jaxppo.types import Rollout
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +59,25 @@ def test_parts_come_one_after_the_other(read, moved, prompts):
     parts = list(read.batches(moved, prompts, seed=0))
     assert [len(part) for part in parts] == [4, 3]
     assert [sample for part in parts for sample in part] == read(moved, prompts, seed=0)
+
+
+def test_a_response_keeps_the_space_that_its_prompt_goes_on_with(loaded):
+    """SentencePiece's decoder drops the first space of a text."""
+    backend = tokenizers.Tokenizer(
+        models.WordLevel({"▁the": 0, "▁film": 1, "▁is": 2, "</s>": 3}, unk_token="</s>")
+    )
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(["</s>"])
+    config, policy = loaded
+    policy = replace(policy, tokenizer=Tokenizer(backend, eos_id=3))
+    done = Rollout(
+        tokens=np.array([[0, 1, 2, 3]]),
+        attend=np.ones((1, 4), bool),
+        mask=np.ones((1, 2)),
+        finished=np.array([True]),
+        **dict.fromkeys(("logprobs", "raw_logprobs", "ref_logprobs", "values"), np.zeros((1, 2))),
+    )
+    (found,) = sampler.Sampler(config, policy)._texts(done)
+    assert (found.prompt, found.response) == ("the film", " is")
+    stream = decode_stream(policy.tokenizer, [2, 1, 3], [0, 1])
+    assert list(stream) == [" is", " film"]

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from jaxtyping import Float, Float32
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.pretrained import mapping, safetensors, settings
-from jaxppo.pretrained.tokenizer import Tokenizer, to_transformers
+from jaxppo.pretrained.tokenizer import Tokenizer, begin_with, to_transformers
 from jaxppo.run import manifest
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -89,6 +89,7 @@ def write_model(
     *,
     dtype: str,
     sampling: Mapping[str, Any],
+    start: Sequence[int] = (),
 ) -> None:
     """Write the files that `AutoModelForCausalLM` and `AutoTokenizer` load: weights,
     config.json, generation_config.json and the tokenizer's.
@@ -98,13 +99,15 @@ def write_model(
       params: nested dicts of float32 arrays without value head, kernels [in, out].
       dtype: float32 or bfloat16, of all tensors.
       sampling: settings for `generate`.
+      start: see `write_tokenizer`.
 
     Raises PretrainedError for a network that transformers has no class for, and for
     parameters of another shape.
     """
+    ends = tokenizer.eos_ids
     ids = {
         "bos_token_id": tokenizer.bos_id,
-        "eos_token_id": tokenizer.eos_id,
+        "eos_token_id": list(ends) if len(ends) > 1 else tokenizer.eos_id,
         "pad_token_id": tokenizer.pad_id,
     }
     stored = settings.to_transformers(model)
@@ -112,17 +115,26 @@ def write_model(
     write_json(folder / "config.json", {**stored, **ids, "dtype": dtype})
     write_json(folder / "generation_config.json", {"do_sample": True, **sampling, **ids})
     safetensors.write_file(folder / safetensors.SINGLE, cast(tensors, dtype), metadata=PYTORCH)
-    write_tokenizer(folder, model, tokenizer)
+    write_tokenizer(folder, model, tokenizer, start=start)
 
 
-def write_tokenizer(folder: Path, model: ModelConfig, tokenizer: Tokenizer) -> None:
-    """Write tokenizer.json and tokenizer_config.json. A post-processor that would add
-    tokens around a text is left out, as in training.
+def write_tokenizer(
+    folder: Path, model: ModelConfig, tokenizer: Tokenizer, *, start: Sequence[int] = ()
+) -> None:
+    """Write tokenizer.json and tokenizer_config.json. The tokenizer puts `start`, what
+    began every prompt in training, before a text if it did so by itself, and nothing
+    else.
     """
     tokenizer.save(folder)
     stored = json.loads((folder / TOKENIZER[0]).read_text("utf-8"))
     if "TemplateProcessing" in json.dumps(stored.get("post_processor")):
-        write_json(folder / TOKENIZER[0], stored | {"post_processor": None})
+        own = bool(start) and tuple(start) == tokenizer.start_ids
+        adding = (
+            json.loads(begin_with({tokenizer.token(i): i for i in start}).__getstate__())
+            if own
+            else None
+        )
+        write_json(folder / TOKENIZER[0], stored | {"post_processor": adding})
     write_json(folder / "tokenizer_config.json", to_transformers(tokenizer, model.max_length))
 
 

@@ -1,0 +1,46 @@
+"""Read text files of users: UTF-8 with or without a byte order mark, with any line
+ends.
+"""
+
+import io
+from pathlib import Path
+from typing import IO
+
+from jaxppo.errors import UserError
+
+
+def read(path: str | Path, *, max_bytes: int = 2**30, what: str = "text file") -> str:
+    r"""Return the text of a file, with \n as its line ends.
+
+    Raises UserError for a file that cannot be read, is not UTF-8, or has more than
+    `max_bytes`, and then is no `what`.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            raw = file.read(max_bytes + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a {what}") from None
+    if len(raw) > max_bytes:
+        raise UserError(f"{path} has more than {max_bytes:,} bytes: it is no {what}")
+    return decode(raw, path)
+
+
+def decode(raw: bytes, name: str | Path) -> str:
+    r"""Return text in UTF-8 without a byte order mark, with \n as its line ends. Raises
+    UserError with the number of the first wrong byte.
+
+    >>> decode(b"\xef\xbb\xbfa\r\nb\rc\n", "x.txt")
+    'a\nb\nc\n'
+    """
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def lines(file: IO[bytes]) -> io.TextIOWrapper:
+    r"""Wrap a binary file so that `readline` gives lines that end with \n, whatever the
+    file's line ends; `encode("latin-1")` gives their bytes.
+    """
+    return io.TextIOWrapper(file, encoding="latin-1", newline=None)

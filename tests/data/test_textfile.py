@@ -1,0 +1,41 @@
+import io
+
+import pytest
+
+from jaxppo.data import textfile
+from jaxppo.errors import UserError
+
+TEXT = "ä\u2028b\n\n c\n"  # a line separator of Unicode ends no line
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_text_is_the_same_from_every_editor(tmp_path, mark, end):
+    path = tmp_path / "a.txt"
+    path.write_bytes(mark + TEXT.replace("\n", end).encode())
+    assert textfile.read(path) == TEXT
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_lines_one_by_one(end):
+    file = textfile.lines(io.BytesIO(b"a\xff" + end + end + b"bcd"))
+    found = [file.readline(2).encode("latin-1") for _ in range(6)]
+    assert found == [b"a\xff", b"\n", b"\n", b"bc", b"d", b""]
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"ab\xff", "a.txt is not UTF-8 (byte 3); save it as UTF-8"),
+        ("ab".encode("utf-16"), "a.txt is not UTF-8 (byte 1); save it as UTF-8"),
+        (b"x" * 11, "a.txt has more than 10 bytes: it is no poem"),
+        (None, "a.txt cannot be read (No such file or directory); give a poem"),
+    ],
+)
+def test_what_is_no_text_is_one_line(tmp_path, monkeypatch, raw, words):
+    monkeypatch.chdir(tmp_path)
+    if raw is not None:
+        (tmp_path / "a.txt").write_bytes(raw)
+    with pytest.raises(UserError) as caught:
+        textfile.read("a.txt", max_bytes=10, what="poem")
+    assert str(caught.value) == words
