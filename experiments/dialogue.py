@@ -82,7 +82,7 @@ def main(options: Dialogue) -> None:
         score = in_program.reward_model(judges["reward"].model)
         parts = {
             "learned": (1.0, score),
-            "repetition": (options.repetition, in_program.repetition(eos=policy.tokenizer.eos_id)),
+            "repetition": (options.repetition, in_program.repetition(eos=policy.tokenizer.eos_ids)),
         }
         return rewards.Reward(combine.weighted_sum(parts), {"learned": judges["reward"].params})
 

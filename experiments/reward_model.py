@@ -112,8 +112,9 @@ def pairs(options: RewardModel, policy) -> list:
         [prompt or " ".join((better, worse)) for prompt, better, worse in triples]
     )  # a prompt's pairs stay together
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
+    start = load.own_start(options, policy.tokenizer)
     return [
-        rows.preferences([triples[i] for i in part], encode, options.length, eos=eos)
+        rows.preferences([triples[i] for i in part], encode, options.length, eos=eos, start=start)
         for part in parts
     ]
 
@@ -138,9 +139,12 @@ def labelled(options: RewardModel, policy) -> list:
         reviews = sentiment.load_reviews()
         texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
+    start = load.own_start(options, policy.tokenizer)
     parts = split_in_three(texts)
     return [
-        rows.labelled([texts[i] for i in part], labels[part], encode, options.length, eos=eos)
+        rows.labelled(
+            [texts[i] for i in part], labels[part], encode, options.length, eos=eos, start=start
+        )
         for part in parts
     ]
 

@@ -264,9 +264,9 @@ class Config(metaclass=_WithPreset):
     """renormalise log-probs over the allowed tokens; no = keep the unmasked log-prob of
     an allowed token, as RL4LMs does
     """
-    eos: int = -1
-    """token id that ends a response (scripts set it from the tokenizer); -1 = responses
-    always have full length"""
+    eos: int | tuple[int, ...] = -1
+    """token ids that end a response (scripts set them from the tokenizer); -1 =
+    responses always have full length"""
     pad: int = 0
     """token id written after the end; it is never attended to"""
 
@@ -383,7 +383,7 @@ RANGES: dict[str, str] = {
             # 0 is none, or never
             "critic_warmup", "lr_warmup", "log_samples", "min_tokens", "top_k", "lora",
             "overlong_buffer", "reward_reference", "backtracks", "keep_every", "eval_every",
-            "patience", "expect_devices", "pad",
+            "patience", "expect_devices", "pad", "start",
             # weights, penalties and rates, which would turn around below 0; 0 is off
             "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
             "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr",
@@ -581,9 +581,12 @@ class RunConfig(Config):
     # --- sampling
 
     prompt_start: bool = False
-    """begin prompts with the token that starts a document, in training and in
-    sampling
+    """begin prompts with the token that starts a document, in training and in sampling,
+    also where the tokenizer does not begin texts with a token
     """
+    start: tuple[int, ...] | None = None
+    """token ids that begin each prompt (scripts set them from the tokenizer); None = by
+    prompt_start alone"""
     prompt_format: str = "{prompt}"
     """format of the prompts given to `jaxppo sample`; tasks have their own"""
 

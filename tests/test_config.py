@@ -129,7 +129,8 @@ PROBES = (0, -1, math.nan, math.inf, -math.inf, 1e300)
 ZERO = {
     "critic_warmup", "lr_warmup", "log_samples", "min_tokens", "top_k", "lora", "overlong_buffer",
     "reward_reference", "backtracks", "keep_every", "eval_every", "patience", "expect_devices",
-    "pad", "eos", "seed", "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
+    "pad", "start", "eos", "seed", "beta", "beta_target", "value_coef", "lam_alpha",
+    "missing_eos_penalty",
     "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr", "critic_lr",
     "weight_decay", "cg_damping", "max_grad_norm", "gamma", "lam", "critic_lam",
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",

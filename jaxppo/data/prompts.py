@@ -216,8 +216,10 @@ def format_prompt(config: RunConfig, fields: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", value, config.prompt_format)
 
 
-def start_token(config: RunConfig, tokenizer: TokenizerLike) -> int | None:
-    """Return the id that every prompt of the run begins with, or None."""
+def start_token(config: RunConfig, tokenizer: TokenizerLike) -> int | tuple[int, ...] | None:
+    """Return the id or ids that every prompt of the run begins with, or None."""
+    if config.start is not None:
+        return config.start or None
     return tokenizer.start_id if config.prompt_start else None
 
 

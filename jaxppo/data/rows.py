@@ -13,15 +13,18 @@ from jaxppo.config import Config, RunConfig
 from jaxppo.data.prompts import (
     BatchSource,
     PromptSet,
+    as_ids,
     batch_indices,
     numpy_prompts,
     pad_left,
     stack_batches,
+    without_start,
 )
 from jaxppo.errors import UserError
 from jaxppo.types import Prompts
 
 Encode = Callable[[str], list[int]]
+Start = int | Sequence[int] | None  # ids that begin a text, unless it begins with them
 # entries of `extra` with a number for each token: they are cut with the tokens
 TOKENWISE = ("weight",)
 
@@ -163,11 +166,11 @@ def pack(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows
 
 
 def documents(
-    texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: int | None = None
+    texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: Start = None
 ) -> Rows:
     """Return a row a text: `start`, first tokens, and `eos` where there is room."""
-    head = [] if start is None else [start]
-    ids = [[*head, *encode(text), eos][:length] for text in texts]
+    head = as_ids(start)
+    ids = [[*head, *without_start(encode(text), head), eos][:length] for text in texts]
     return from_ids(ids, length, learned=[len(own) - len(head) for own in ids])
 
 
@@ -178,7 +181,7 @@ def responses(
     *,
     eos: int,
     longest: int | None = None,
-    start: int | None = None,
+    start: Start = None,
 ) -> Rows:
     """Return (prompt, response) pairs; only the response and its end have weight. A
     prompt that is too long loses its beginning. `longest` bounds a response with its
@@ -186,13 +189,13 @@ def responses(
     cut and has no end.
     """
     most = length - 1 if longest is None else longest
-    head = [] if start is None else [start]
+    head = as_ids(start)
     reserved = 0 if longest is None else longest
     ids, learned = [], []
     for prompt, response in pairs:
         own = [*encode(response), eos][:most]
         room = max(length - max(len(own), reserved) - len(head), 0)
-        asked = encode(prompt)
+        asked = without_start(encode(prompt), head)
         ids.append([*head, *asked[max(len(asked) - room, 0) :], *own])
         learned.append(len(own))
     return from_ids(ids, length, learned=learned)
@@ -205,19 +208,29 @@ def preferences(
     *,
     eos: int,
     longest: int | None = None,
+    start: Start = None,
 ) -> Rows:
     """Return (prompt, better response, worse response) as pairs of rows. `longest` cuts
     both responses: a policy's length must not give it away.
     """
     flat = [(prompt, response) for prompt, better, worse in triples for response in (better, worse)]
-    return replace(responses(flat, encode, length, eos=eos, longest=longest), unit=2)
+    made = responses(flat, encode, length, eos=eos, longest=longest, start=start)
+    return replace(made, unit=2)
 
 
 def labelled(
-    texts: Sequence[str], labels: Float32[np.ndarray, "N"], encode: Encode, length: int, *, eos: int
+    texts: Sequence[str],
+    labels: Float32[np.ndarray, "N"],
+    encode: Encode,
+    length: int,
+    *,
+    eos: int,
+    start: Start = None,
 ) -> Rows:
     """Return texts with the probability that each is positive."""
-    ids = [[*encode(text)[: length - 1], eos] for text in texts]
+    head = as_ids(start)
+    first = lambda text: [*head, *without_start(encode(text), head)][: length - 1]
+    ids = [[*first(text), eos] for text in texts]
     return from_ids(ids, length, label=np.asarray(labels, np.float32))
 
 

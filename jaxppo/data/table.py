@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from jaxppo.data import jsonl
-from jaxppo.data.prompts import PromptSet, TokenizerLike, encode
+from jaxppo.data.prompts import PromptSet, TokenizerLike, as_ids, encode
 from jaxppo.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
@@ -96,25 +96,25 @@ def encode_columns(
     length: int,
     *,
     too_long: Literal["drop", "last", "error"] = "drop",
-    start: int | None = None,
+    start: int | Sequence[int] | None = None,
 ) -> PromptSet:
     """Encode the prompts; `extra["row"]` has the number of each one's row.
 
-    `length`: tokens of a prompt; 0 takes that of the longest. `start`: a token id to
+    `length`: tokens of a prompt; 0 takes that of the longest. `start`: token ids to
     put before each text; a chat's template has its own.
     """
     texts = [render(prompt, tokenizer) for prompt in columns["prompt"]]
     if not isinstance(columns["prompt"][0], str):
         start = None
     if not length:
-        length = longest(texts, tokenizer) + (start is not None)
+        length = longest(texts, tokenizer) + len(as_ids(start))
     rows = np.arange(len(texts), dtype=np.int32)
     found = encode(texts, tokenizer, length, extra={ROW: rows}, too_long=too_long, start=start)
     return found._replace(columns=hash_columns(columns))
 
 
 def hash_columns(columns: Mapping[str, Sequence[Any]]) -> str:
-    """Return a hash of the columns; of values that are no JSON, only the types count."""
+    """Return a hash of the columns; of values that are not JSON, only types count."""
     plain = lambda x: x.tolist() if isinstance(x, np.ndarray | np.generic) else type(x).__name__
     texts = {name: json.dumps(list(values), default=plain) for name, values in columns.items()}
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]

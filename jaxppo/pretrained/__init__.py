@@ -40,7 +40,7 @@ HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
 HUB_FILES = [
     "config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model",
     "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "generation_config.json",
 ]
 # fmt: on
 # of each file `weights_hash` reads 64 pieces, evenly spaced: 4 MB of any size

@@ -10,7 +10,6 @@ from jaxppo.models import make
 from jaxppo.models.shapes import ModelConfig, network
 from jaxppo.pretrained.tokenizer import END, Tokenizer, byte_level
 
-
 CHAT = (
     "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant: {% endif %}"

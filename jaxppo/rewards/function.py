@@ -168,8 +168,8 @@ def _trial_names(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> list[str
             found = fn(first.pop("prompt"), "", **first)
     except Exception as error:  # the step will say what is wrong, for each row
         print(
-            f"note: {_name(fn)} raised {type(error).__name__} ({first_line(error)}) in a trial call "
-            "with an empty response; if it returns a dict, name its scores with weights"
+            f"note: {_name(fn)} raised {type(error).__name__} ({first_line(error)}) in a trial "
+            "call with an empty response; if it returns a dict, name its scores with weights"
         )
         return []
     return [str(name) for name in found] if isinstance(found, Mapping) else []

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -122,14 +123,21 @@ def _behind(start: str, text: str) -> str:
 
 def _try(fn: Callable, *args, **named) -> Any:
     """Return the result, or the exception: raised in a callback, it would destroy the
-    donated state of the step.
+    donated state of the step. The working directory stays, and a forked child ends.
     """
+    place, process = os.getcwd(), os.getpid()
     try:
         return fn(*args, **named)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # such as SystemExit or asyncio.CancelledError
         return error
+    finally:
+        if os.getpid() != process:
+            os._exit(0)
+        if os.getcwd() != place:
+            log.warning("a reward changed the working directory; it is %s again", place)
+            os.chdir(place)
 
 
 def _call_batched(fn: Callable, *texts: Sequence[str], **named: Sequence[Any]) -> list:

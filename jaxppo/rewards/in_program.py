@@ -62,7 +62,7 @@ def fluency(
     return reward
 
 
-def repetition(*, eos: int, n: int = 2, scale: float = 1.0) -> RewardFn:
+def repetition(*, eos: int | tuple[int, ...], n: int = 2, scale: float = 1.0) -> RewardFn:
     """score = −scale · `repeated_share` of the response's n-grams."""
 
     def reward(params: Params, rollout: Rollout):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxppo.sampling import is_eos
 from jaxppo.types import Params, RewardFn, Rollout
 
 
@@ -26,7 +27,7 @@ class Text(NamedTuple):
 Metric = Callable[[Text, Text], Float[Array, "B"]]
 
 
-def as_reward(metric: Metric, *, eos: int) -> RewardFn:
+def as_reward(metric: Metric, *, eos: int | tuple[int, ...]) -> RewardFn:
     """score = metric(response without its end of text, reference)."""
 
     def reward(params: Params, rollout: Rollout):
@@ -37,9 +38,9 @@ def as_reward(metric: Metric, *, eos: int) -> RewardFn:
     return reward
 
 
-def response_text(rollout: Rollout, *, eos: int) -> Text:
+def response_text(rollout: Rollout, *, eos: int | tuple[int, ...]) -> Text:
     """Return the sampled tokens without the end of text."""
-    kept = (rollout.mask > 0) & (rollout.response != eos)
+    kept = (rollout.mask > 0) & ~is_eos(rollout.response, eos)
     return Text(rollout.response, kept.sum(1).astype(jnp.int32))
 
 

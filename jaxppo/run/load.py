@@ -18,7 +18,7 @@ from jaxppo import policy as policies
 from jaxppo.config import Config, RunConfig
 from jaxppo.data.fetch import cache_folder
 from jaxppo.errors import UserError
-from jaxppo.models import lora, make_model
+from jaxppo.models import lora, make_model, missing
 from jaxppo.models.critic import init_value
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.models.shapes import ModelConfig
@@ -158,6 +158,7 @@ def make_policy(
     algorithms.check(config)  # find a wrong name before anything is compiled
     own = stack_layers(dict(weights)) if config.scan_layers else dict(weights)
     model, separate = make_model(config, shape)
+    model = missing.without(model, tokenizer.missing(shape.vocab_size))
     # a separate critic starts from the same weights; with adapters it shares them
     weights = {**own, "critic": own} if separate else own
     key = jax.random.key(config.seed)
@@ -184,8 +185,43 @@ def make_policy(
     if config.value_loss != "none" and config.value_init != "zero":
         params = init_value(params, jax.random.fold_in(key, 1), config.value_init, reward)
     params = params if mesh is None else sharding.place(params, mesh)
-    config = dataclasses.replace(config, eos=tokenizer.eos_id, pad=tokenizer.pad_id)
+    config = with_token_ids(_as_recorded(config), tokenizer)
     return config, Policy(model, params, frozen, tokenizer, shape)
+
+
+def _as_recorded(config: C) -> C:
+    """The settings with the token ids that the run to resume has recorded, if any."""
+    path = Path(config.runs) / config.name / "config.json"
+    if not config.resume or not path.exists():
+        return config
+    stored = read_config(type(config), path)
+    return dataclasses.replace(config, eos=stored.eos, start=stored.start)
+
+
+def with_token_ids(config: C, tokenizer: Tokenizer) -> C:
+    """Return the settings with the ids of the tokenizer: the ends of text, padding, and
+    what begins each prompt. That is what the tokenizer itself puts before a text; with
+    `prompt_start` and a tokenizer that puts nothing, the token that starts a document.
+
+    A run that was made before `start` was recorded keeps what it had: one end of text,
+    and no token of the tokenizer's own.
+    """
+    before = config.eos != -1 and config.start is None
+    several = len(tokenizer.eos_ids) > 1 and config.eos != tokenizer.eos_id
+    document = () if tokenizer.start_id is None else (tokenizer.start_id,)
+    return dataclasses.replace(
+        config,
+        eos=tokenizer.eos_ids if several else tokenizer.eos_id,
+        pad=tokenizer.pad_id,
+        start=(not before and tokenizer.start_ids) or document * config.prompt_start,
+    )
+
+
+def own_start(config: RunConfig, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return what the tokenizer itself puts before a text, unless the run has not: what
+    reward models read begins with it too.
+    """
+    return tokenizer.start_ids if config.start == tokenizer.start_ids else ()
 
 
 def check_fits(config: Config, shape: ModelConfig, tokenizer: Tokenizer) -> None:

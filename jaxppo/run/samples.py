@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from jaxppo.rewards.host import decode_responses
 from jaxppo.run.files import json_line, read_jsonl, write_jsonl
 
 EVERY = 10  # steps
@@ -45,9 +46,12 @@ class SampleLog:
         if step != 1 and step % EVERY:
             return
         tokens, scores = samples[:, : self.length].astype(int), samples[:, self.length :]
-        text = lambda rows: self.decode([row[row >= 0].tolist() for row in rows])
-        prompts = text(tokens[:, : self.prompt_length])
-        responses = text(tokens[:, self.prompt_length :])
+        kept = lambda rows: [row[row >= 0].tolist() for row in rows]
+        prompts, responses = decode_responses(
+            self.decode,
+            kept(tokens[:, : self.prompt_length]),
+            kept(tokens[:, self.prompt_length :]),
+        )
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, response, own in zip(prompts, responses, scores.tolist(), strict=True):
                 row = {"step": step, "prompt": prompt, "response": response}

@@ -270,7 +270,8 @@ def _parse_yaml(path: Path, text: str) -> Any:
     """
     try:
         # composing fails at once on deep nesting, and does not expand aliases
-        root, seen = yaml.compose(text, Loader=LOADER), set()
+        loader = LOADER(text)
+        root, seen = loader.get_single_node(), set()
         for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
             if str(key.value) in seen:
                 line = key.start_mark.line + 1
@@ -280,7 +281,7 @@ def _parse_yaml(path: Path, text: str) -> Any:
             if isinstance(token, yaml.AliasToken):
                 line, name = token.start_mark.line + 1, token.value[:40]
                 raise UserError(f"{path}, line {line}: an alias (*{name}); write its value out")
-        return yaml.load(text, Loader=LOADER)
+        return None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not YAML ({error.problem})") from None

@@ -110,10 +110,19 @@ def build_step(
         print(f"--parallel auto: {step.name}")
     if not isinstance(parts, Objective) and processes.is_main():
         print(f"algorithm {presets.describe(config)}")
+    if config.start and processes.is_main():
+        print(f"prompts begin with {spelled(policy, config.start)}, unless they are chats")
+    if isinstance(config.eos, tuple) and processes.is_main():
+        print(f"responses end with any of {spelled(policy, config.eos)}")
     slow_bfloat16 = jax.default_backend() == "cpu" and chips.lacks_bfloat16()
     if config.dtype == "bfloat16" and slow_bfloat16 and processes.is_main():
         print("note: this CPU has no unit for bfloat16: --dtype float32 is faster here")
     return step
+
+
+def spelled(policy: Policy, ids: tuple[int, ...]) -> str:
+    """Tokens as a text, such as "'<s>'"."""
+    return ", ".join(repr(policy.tokenizer.token(i)) for i in ids)
 
 
 def initial_state(

@@ -67,7 +67,9 @@ def encode_examples(
     for row, reference in enumerate(ids):
         padded[row, : len(reference)] = reference[:limit]
     lengths = np.asarray([min(len(reference), limit) for reference in ids], np.int32)
-    start = policy.tokenizer.start_id if config.prompt_start or task.start else None
+    start = prompts.start_token(config, policy.tokenizer)
+    if start is None and task.start:
+        start = policy.tokenizer.start_id
     encoded = prompts.encode(
         formatted.prompts,
         policy.tokenizer,
@@ -76,7 +78,7 @@ def encode_examples(
         extra={"reference": padded, "reference_length": lengths, **formatted.extra},
         start=start,
     )
-    room = config.prompt_length - (start is not None)
+    room = config.prompt_length - len(prompts.as_ids(start))
     if note := prompts.truncation_note(formatted.prompts, policy.tokenizer, room):
         print(f"note: {note}")
     if long := sum(len(reference) > limit for reference in ids):

@@ -30,11 +30,13 @@ class RewardModel(NamedTuple):
     length: int
     longest: int  # tokens of a response
     accuracy: float  # on held-out pairs
+    start: tuple[int, ...] = ()  # before each prompt
 
     def scores(self, samples: Sequence[Sample]) -> np.ndarray:
         """Score samples, [N]: the value at the last token."""
         pairs = [(sample.prompt, sample.response) for sample in samples]
-        read = rows.responses(pairs, self.encode, self.length, eos=self.eos, longest=self.longest)
+        limits = {"eos": self.eos, "longest": self.longest, "start": self.start}
+        read = rows.responses(pairs, self.encode, self.length, **limits)
         with sharding.rows_on_mesh(self.params, (read.tokens, read.mask)) as (tokens, mask):
             return np.asarray(processes.to_host(_last_value(self.model)(self.params, tokens, mask)))
 
@@ -68,9 +70,12 @@ def train_reward_model(
     settings, policy = load.load_policy(settings)
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     length, longest = settings.length, settings.response_length
+    start = load.own_start(settings, policy.tokenizer)
     prompts = [prompt or better + worse for prompt, better, worse in pairs]
     training, held_out = (
-        rows.preferences([pairs[i] for i in part], encode, length, eos=eos, longest=longest)
+        rows.preferences(
+            [pairs[i] for i in part], encode, length, eos=eos, longest=longest, start=start
+        )
         for part in rows.train_validation_split(prompts, 0.1)
     )
     objective = supervised.bradley_terry(policy.model, centring=0.01)
@@ -80,4 +85,4 @@ def train_reward_model(
     best = load.restore_best(place, state)
     params = lora.merge(policy.frozen["base"], best.params)
     accuracy = evaluate(best)["accuracy"]
-    return RewardModel(policy.model, params, encode, eos, length, longest, accuracy)
+    return RewardModel(policy.model, params, encode, eos, length, longest, accuracy, start)

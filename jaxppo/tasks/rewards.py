@@ -35,7 +35,7 @@ TextJudge = Callable[[str, str], float]  # (response, reference) -> score
 def _on_tokens(metric: token_metrics.Metric) -> MakeReward:
     """A metric of token ids, in the program."""
     return lambda options, policy: Reward(
-        token_metrics.as_reward(metric, eos=policy.tokenizer.eos_id), {}
+        token_metrics.as_reward(metric, eos=policy.tokenizer.eos_ids), {}
     )
 
 

@@ -176,6 +176,9 @@ def test_a_prompt_that_begins_with_the_start_has_one():
 
 
 def test_start_token():
+    recorded = replace(CONFIG, prompt_start=True, start=(3, 4))
+    assert prompts.start_token(recorded, Letters()) == (3, 4)
+    assert prompts.start_token(replace(recorded, start=()), Letters()) is None
     assert prompts.start_token(replace(CONFIG, prompt_start=True), Letters()) == 26
     assert prompts.start_token(replace(CONFIG, prompt_start=False), Letters()) is None
 

@@ -205,3 +205,18 @@ def test_noise_is_new_in_each_epoch_and_the_same_after_a_resume():
     assert seen(one) != seen(later) and any(len(words) < 7 for words in seen(one).values())
     two = own.batches(replace(config, steps_per_call=2), 0)
     np.testing.assert_array_equal(two.tokens, np.stack([one.tokens, later.tokens]))
+
+
+def test_every_kind_of_row_begins_with_the_start_once():
+    own, a, b = (7, 8), 97, 98
+    both = lambda text: [7, 8, a] if text == "<" else encode(text)  # "<" has its own
+    made = [
+        rows.documents(["b", "<"], both, 4, eos=0, start=own),
+        rows.responses([("b", ""), ("<", "")], both, 4, eos=0, start=own),
+        rows.preferences([("b", "", ""), ("<", "", "")], both, 4, eos=0, start=own).take(
+            np.array([0, 1])
+        ),
+        rows.labelled(["b", "<"], np.zeros(2, np.float32), both, 4, eos=0, start=own),
+    ]
+    for found in made:
+        assert {tuple(row) for row in found.tokens.tolist()} == {(7, 8, b, 0), (7, 8, a, 0)}

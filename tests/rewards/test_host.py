@@ -1,6 +1,9 @@
 import asyncio
 import logging
+import os
 import sys
+import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -206,3 +209,21 @@ def test_a_response_is_what_its_prompt_goes_on_with():
     # half a character of the prompt is one of the response, once it is whole
     assert prompts == ["the film", "the\ufffd", "the\ufffd", "", "the film"]
     assert responses == [" is!", "é!", "!", "is", ""]
+
+
+def test_the_working_directory_stays_and_a_forked_child_ends(rolled, tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+
+    def judge(prompts, responses):
+        os.chdir("below")
+        (tmp_path / f"{os.fork() > 0}").touch()  # parent and child both go on
+        return [1.0] * len(prompts)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # JAX and Python 3.12 warn of forks
+        scores, valid = on_host(judge, decode, batched=True)({}, rolled)
+        jax.block_until_ready(scores)
+    assert valid.all() and Path.cwd() == tmp_path
+    assert "a reward changed the working directory" in caplog.text
+    assert (tmp_path / "True").exists()

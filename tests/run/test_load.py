@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 
 import jax
@@ -7,14 +8,20 @@ import pytest
 import toys
 from flax.traverse_util import flatten_dict
 from runs import RUN
+from tokenizers import Tokenizer as Backend
 
-from jaxppo import errors, models, ppo, pretrained
+from jaxppo import algorithms, errors, models, ppo, pretrained
+from jaxppo.config import RunConfig
+from jaxppo.data.prompts import encode
 from jaxppo.errors import UserError
 from jaxppo.models import lora, scan
 from jaxppo.parallel import sharding
-from jaxppo.pretrained.tiny import tiny_model
-from jaxppo.run import load
+from jaxppo.pretrained.tiny import byte_tokenizer, tiny_model
+from jaxppo.pretrained.tokenizer import Tokenizer, begin_with
+from jaxppo.rewards.in_program import count_token
+from jaxppo.run import load, resume, sampler, start
 from jaxppo.run.checkpoint import Checkpoints
+from jaxppo.run.settings import read_config, to_dict
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +219,86 @@ def test_which_checkpoint(tmp_path):
     with pytest.raises(UserError, match="--checkpoint last"):
         found("last")
     assert load.checkpoint_step(Checkpoints(tmp_path / "none"), "3") is None
+
+
+def checkpoint(place, *, rows=0, ends=("<end>",), start=()):
+    """A folder with a model whose tokenizer has these ends of text, puts `start` before a text,
+    and is smaller than its embedding by `rows`.
+    """
+    own = byte_tokenizer()
+    backend = Backend.from_str(own._backend.to_str())
+    backend.add_special_tokens([*ends, *start])
+    if start:
+        backend.post_processor = begin_with({x: backend.token_to_id(x) for x in start})
+    made = Tokenizer(backend, eos_id=[backend.token_to_id(x) for x in ends])
+    shape = toys.llama().config
+    shape = replace(shape, vocab_size=made.vocab_size + rows, max_length=64)
+    params = jax.device_get(toys.random_params(models.make(shape)))
+    params.pop("value")
+    return pretrained.save(place, shape, params, made)
+
+
+def with_model(place, **changes):
+    return load.load_policy(replace(RUN, tiny=False, model=str(place), **changes))
+
+
+def test_all_ends_of_text_are_in_the_settings(tmp_path):
+    config, policy = with_model(checkpoint(tmp_path / "m", ends=("<end>", "<turn>")))
+    assert config.eos == policy.tokenizer.eos_ids == (257, 258)
+    assert with_model(tmp_path / "m", name="again")[0] == replace(config, name="again")
+
+
+def test_padding_rows_are_never_sampled(tmp_path):
+    """Half of the rows have no token."""
+    config, policy = with_model(checkpoint(tmp_path / "m", rows=258), response_length=16)
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    prompts = encode(["ab"] * 8, policy.tokenizer, 4)
+    done = sampler.Sampler(config, policy, rows=8)(state, prompts, seed=0)
+    assert max(max(sample.tokens) for sample in done) < 258
+
+
+@pytest.mark.parametrize(
+    ("before", "prompt_start", "expected"),
+    [
+        ((), False, ()),
+        ((), True, (256,)),  # <|endoftext|>
+        (("<s>",), False, (258,)),
+        (("<s>",), True, (258,)),  # not another token
+        (("<s>", "<b>"), False, (258, 259)),
+    ],
+)
+def test_prompts_begin_as_the_tokenizer_begins_a_text(tmp_path, before, prompt_start, expected):
+    place = checkpoint(tmp_path / "m", start=before)
+    config, policy = with_model(place, prompt_start=prompt_start)
+    assert config.start == expected
+    assert load.own_start(config, policy.tokenizer) == policy.tokenizer.start_ids
+
+
+def test_a_run_says_what_begins_and_ends_its_texts(tmp_path, capsys):
+    place = checkpoint(tmp_path / "m", ends=("<end>", "<turn>"), start=("<s>",))
+    for config, policy in (with_model(place), load.load_policy(RUN)):
+        start.build_step(config, policy, algorithms.make_parts(config, count_token(3)))
+    said = [line for line in capsys.readouterr().out.splitlines() if "algorithm" not in line]
+    assert said == [
+        "prompts begin with '<s>', unless they are chats",
+        "responses end with any of '<end>', '<turn>'",
+    ]
+
+
+@pytest.mark.parametrize(("prompt_start", "expected"), [(False, ()), (True, (256,))])
+def test_a_run_from_before_keeps_its_tokens(tmp_path, prompt_start, expected):
+    """Its config.json has one end of text and no `start`; sampling and resuming leave it so."""
+    place = checkpoint(tmp_path / "m", ends=("<end>", "<turn>"), start=("<s>",))
+    changes = {"prompt_start": prompt_start, "name": "old", "runs": str(tmp_path)}
+    now, policy = with_model(place, **changes)
+    assert (now.eos, now.start) == ((257, 258), (259,))
+    stored = to_dict(replace(now, eos=257))
+    del stored["start"]
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "config.json").write_text(json.dumps(stored))
+    old = read_config(RunConfig, tmp_path / "old" / "config.json")
+    for config in (old, replace(RUN, tiny=False, model=str(place), resume=True, **changes)):
+        found, policy = load.load_policy(config)
+        assert (found.eos, found.start) == (257, expected)
+        assert load.own_start(found, policy.tokenizer) == ()
+    resume.check_settings(found, tmp_path / "old")

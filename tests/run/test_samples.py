@@ -25,12 +25,12 @@ def test_the_first_and_every_tenth_step_are_written_without_padding(tmp_path):
     assert rows[0] == {
         "step": 1,
         "prompt": "1",
-        "response": "2 3",
+        "response": " 2 3",
         "reward": 1.5,  # 1 + .25 x 2
         "right": 1.0,
         "short": 2.0,
     }
-    assert rows[3]["prompt"] == "4 5" and rows[3]["response"] == "6"
+    assert rows[3]["prompt"] == "4 5" and rows[3]["response"] == " 6"
 
 
 def test_a_resumed_run_drops_the_steps_that_run_again(tmp_path):

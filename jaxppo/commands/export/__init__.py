@@ -130,14 +130,20 @@ def write(place: Path, found: Exported, options: ExportOptions) -> None:
         folder.write_adapter(
             place, policy.shape, adapters, alpha=config.lora_alpha, base=base, dtype=dtype
         )
-        folder.write_tokenizer(place, policy.shape, policy.tokenizer)
+        folder.write_tokenizer(place, policy.shape, policy.tokenizer, start=config.start or ())
     if not base:  # the whole network or, with an adapter, a base that no hub has
         path = place / folder.BASE if options.adapter else place
         path.mkdir(exist_ok=True)
         state = found.state.replace(params={}) if options.adapter else found.state
         params = jax.device_get(load.export_params(config, policy, state))
         folder.write_model(
-            path, policy.shape, params, policy.tokenizer, dtype=dtype, sampling=sampling
+            path,
+            policy.shape,
+            params,
+            policy.tokenizer,
+            dtype=dtype,
+            sampling=sampling,
+            start=config.start or (),
         )
     if config.value_loss != "none":
         folder.write_value(place, policy.shape, *critic_of(found), dtype=dtype)
@@ -170,8 +176,10 @@ def model_card(found: Exported, options: ExportOptions) -> str:
     last = record.rows[-1] if record.rows else {}
     group = records.groups([record])
     origin = "a new network" if config.tiny else scrub(config.model)
-    number = prompts.start_token(config, found.policy.tokenizer)
-    start = "" if number is None else found.policy.tokenizer.token(number)
+    tokenizer = found.policy.tokenizer
+    ids = prompts.as_ids(prompts.start_token(config, tokenizer))
+    own = tuple(ids) == tokenizer.start_ids  # then it adds them
+    start = "" if own else "".join(map(tokenizer.token, ids))
     versions = ", ".join(f"{name} {x}" for name, x in record.versions.items() if x)
     blocks = [
         Text(

@@ -13,6 +13,7 @@ from jaxppo.commands.report.records import Group, Run, counted
 from jaxppo.presets import ALGORITHMS
 from jaxppo.run import files
 
+NEVER = ("eos", "pad", "start")  # settings that scripts set
 SHOWN_SAMPLES = 10  # of a group
 MAX_CHARACTERS = 300  # of a sample
 # Columns of samples: these first, then others up to 8.
@@ -108,7 +109,7 @@ def settings_tables(groups: Sequence[Group]) -> list[Block]:
     base = records.defaults(groups[0].runs[0].settings)
     each = [records.group_settings(group.runs[0]) for group in groups]
     default = lambda name: setting_text(base.get(name, "–"))
-    names = dict.fromkeys(name for own in each for name in own if name not in ("eos", "pad"))
+    names = dict.fromkeys(name for own in each for name in own if name not in NEVER)
     differ = [
         name for name in names if any(own.get(name, ...) != each[0].get(name, ...) for own in each)
     ]
@@ -238,7 +239,7 @@ def options(settings: dict[str, Any]) -> str:
     # Options with values come last: after a list of values a new option must begin.
     switches_first = lambda pair: (not isinstance(pair[1], bool | list), pair[0])
     for name, x in sorted(settings.items(), key=switches_first):
-        if x == base.get(name, ...) or name in ("name", "runs", "resume", "results", "eos", "pad"):
+        if x == base.get(name, ...) or name in ("name", "runs", "resume", "results", *NEVER):
             continue
         option = f"--{name.replace('_', '-')}"
         if isinstance(x, bool):
