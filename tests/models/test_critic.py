@@ -88,3 +88,10 @@ def test_a_reward_model_of_another_shape_is_refused(pair):
     ):
         with pytest.raises(UserError, match="--value-init reward"):
             critic.init_value(pair.params, jax.random.key(0), "reward", other)
+
+
+def test_actor_and_critic_do_not_begin_with_the_same_weights(llama):
+    model = critic.with_critic(llama.model, llama.model, width=llama.config.width)
+    params = model.init(jax.random.key(0))
+    own, other = (x["embed"]["embedding"] for x in (params, params["critic"]))
+    assert (own != other).any()

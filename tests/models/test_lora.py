@@ -76,3 +76,10 @@ def test_folded_adapters_are_the_same_network():
     np.testing.assert_allclose(got, want, atol=1e-4)
     stacked = scan.unstack_layers(lora.fold(scan.stack_layers(params), alpha=16.0))
     toys.assert_close(stacked, folded, atol=1e-6)
+
+
+def test_adapters_are_added_before_rounding():
+    """1 in bfloat16, whose next number is 1 + 2⁻⁷, and an adapter of 2⁻⁹."""
+    one = jnp.ones((1, 1))
+    params = {"kernel": one.astype(jnp.bfloat16), "lora_a": one, "lora_b": one * 2**-9}
+    assert lora.fold(params, alpha=1.0)["kernel"].tolist() == [[1 + 2**-9]]
