@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxppo import algorithms, cli, config, ppo, supervised, tasks, train
+from jaxppo import algorithms, cli, ppo, supervised, tasks, train
 from jaxppo.data import jsonl, prompts, rows, sentiment
 from jaxppo.data.examples import Example, Examples, drop_duplicates
 from jaxppo.errors import UserError
@@ -71,9 +71,6 @@ class Adversarial(TaskConfig):
 def main(options: Adversarial) -> None:
     if options.reward:
         raise UserError("this script makes its own reward: leave --reward out")
-    config.validate_run(options)
-    load.use_compilation_cache()
-    root = stages.task_folder(options)
     if options.tiny:
         options = replace(stages.tiny_options(options), prompt_length=1, rounds=2, judge_steps=2)
     if options.steps % options.rounds:
@@ -81,6 +78,8 @@ def main(options: Adversarial) -> None:
             f"--steps {options.steps} does not divide into --rounds {options.rounds}; "
             "make it a multiple"
         )
+    root = stages.check(options)
+    load.use_compilation_cache()
     if options.data:
         texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
     else:

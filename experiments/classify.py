@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxppo import cli, config, supervised, train
+from jaxppo import cli, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
@@ -37,6 +37,7 @@ from jaxppo.pretrained import vocabulary
 from jaxppo.rewards import classifier
 from jaxppo.run import checkpoint, files, load, validation
 from jaxppo.run.load import Policy
+from jaxppo.run.start import check_run
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,10 @@ def network(options: Classify, tokenizer, classes: int):
 
 
 def main(options: Classify) -> None:
-    config.validate_run(options)
-    load.use_compilation_cache()
     options = replace(options, features=8, width=8, batch_size=8) if options.tiny else options
+    check_run(options, supervised=True)
+    load.use_compilation_cache()
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     texts, labels, names = read_data(options)
     rest, test = rows.train_validation_split(texts, 0.1)
     parts = rows.train_validation_split([texts[i] for i in rest], 0.1, seed=1)
@@ -149,7 +151,6 @@ def main(options: Classify) -> None:
     held_out, test = clear(held_out), clear(test)
     tokenizer = vocabulary.train_words([texts[i] for i in training], options.max_vocab)
     net, policy = network(options, tokenizer, len(names) or 1)
-    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     objective = supervised.cross_entropy(net)
     encode, length = tokenizer.encode, options.length
     chosen = lambda part: ([texts[i] for i in part], targets[part], encode, length)

@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import jax
 import numpy as np
 
-from jaxppo import cli, config, models, pretrained, supervised, train
+from jaxppo import cli, models, pretrained, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
@@ -27,6 +27,7 @@ from jaxppo.models import shapes
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.run import files, load, validation
+from jaxppo.run.start import check_run
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Pretrain(RunConfig):
 
 
 def main(options: Pretrain) -> None:
-    config.validate_run(options)
+    check_run(options, supervised=True)
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     if options.data is None:

@@ -23,12 +23,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from jaxppo import cli, config, supervised, train
+from jaxppo import cli, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
 from jaxppo.errors import UserError
 from jaxppo.run import files, load, validation
+from jaxppo.run.start import check_run
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def labelled(options: RewardModel, policy) -> list:
 
 
 def main(options: RewardModel) -> None:
-    config.validate_run(options)
+    check_run(options, supervised=True)
     if options.labels and options.dpo:
         raise UserError("--dpo learns from pairs: leave --labels out")
     load.use_compilation_cache()

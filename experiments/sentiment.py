@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from jaxppo import algorithms, cli, config
+from jaxppo import cli
 from jaxppo.config import RunConfig
 from jaxppo.data import prompts, sentiment
 from jaxppo.data.examples import Split
@@ -35,6 +35,7 @@ from jaxppo.rewards import in_program, text
 from jaxppo.rewards.host import on_host
 from jaxppo.run import files, load
 from jaxppo.run.load import Policy
+from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, rewards
 from jaxppo.tasks.judged import Judged
 from jaxppo.tasks.optimisation import train_and_measure
@@ -75,12 +76,13 @@ class Sentiment(RunConfig):
 
 
 def main(options: Sentiment) -> None:
-    config.validate_run(options)
-    algorithms.check(options)  # refuse a wrong name before anything is loaded
-    load.use_compilation_cache()
-    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     if options.tiny:
         options = replace(options, test_prompts=8, batch_size=8, response_length=8)
+    check_run(options)
+    if options.reward == "model":
+        load.reward_run(options)
+    load.use_compilation_cache()
+    folder = files.run_folder(options.runs, options.name, resume=options.resume)
     options, policy = load.load_policy(options)
     reviews, split, encode = load_prompts(options, policy)
     reward, accuracy = make_reward(options, policy, reviews, split, folder)

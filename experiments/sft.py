@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
-from jaxppo import cli, config, supervised, train
+from jaxppo import cli, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, prompts, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
 from jaxppo.run import files, load, validation
+from jaxppo.run.start import check_run
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
 
 
 def main(options: Sft) -> None:
-    config.validate_run(options)
+    check_run(options, supervised=True)
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     options, policy = load.load_policy(options, dropout=options.dropout)

@@ -358,6 +358,8 @@ CHOICES = {
     "whiten_ddof": (0, 1),
     "remat": ("none", "block", "full"),
     "data_changed": ("refuse", "ok"),
+    "parallel": ("auto", "jit", "pmap", "mesh"),
+    "distributed": ("auto", "on", "off"),
 }
 # The numbers that a setting may have: [ and ] include a bound, ( and ) exclude it.
 # "inf)" ends where a device's numbers end, "inf]" at infinity, which means no bound

@@ -277,8 +277,8 @@ def train_on(
     """`policy` with whole settings; `prompt_length` 0 is that of the longest prompt."""
     asked = config.prompt_length
     config = dataclasses.replace(config, prompt_length=asked or 1)
-    validate_run(config)
-    algorithms.check(config)
+    start.check_run(config)
+    files.check_new(config.runs, config.name, resume=config.resume)
     columns = table.read_columns(prompts)
     held_out = None if validation is None else table.read_columns(validation)
     load.use_compilation_cache()

@@ -35,6 +35,7 @@ from jaxppo.rewards import text
 from jaxppo.run import files, load
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
+from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, measure, rewards, sources, stages
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -176,6 +177,7 @@ def train_on_reviews(config: sentiment.Sentiment, arm: Arm, run: Run) -> dict:
     from its folder if it is finished. The folder's name depends on the settings. A run that
     diverged counts with its last checkpoint.
     """
+    check_run(config)
     root = Path(config.runs) / f"ablations-smollm2{'-tiny' * config.tiny}"
     config = replace(config, runs=str(root), seed=run.seed)
     config = replace(config, **arm_settings(config, arm))

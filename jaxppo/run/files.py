@@ -36,19 +36,28 @@ def check_name(name: str) -> None:
         raise UserError(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
 
 
+def check_new(root: str | Path, name: str, *, resume: bool) -> Path:
+    """The folder of a run. Raises UserError if a run of this name has begun and is not
+    resumed.
+    """
+    check_name(name)
+    folder = Path(root) / name
+    # of several processes, the first may have begun it just now
+    if processes.is_main() and (folder / "config.json").exists() and not resume:
+        raise UserError(f"{folder} exists: choose another --name, or continue it with --resume")
+    return folder
+
+
 def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     """Create the folder of a new run, or find that of a run to resume, and print which.
     A run to resume that has not begun is a new one.
 
     Raises UserError if a run of this name has begun and is not resumed.
     """
-    check_name(name)
-    folder = Path(root) / name
-    if not processes.is_main():  # process 0 checks
+    folder = check_new(root, name, resume=resume)
+    if not processes.is_main():
         return folder
     started = (folder / "config.json").exists()
-    if started and not resume:
-        raise UserError(f"{folder} exists: choose another --name, or continue it with --resume")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

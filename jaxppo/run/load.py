@@ -352,13 +352,19 @@ def _initial_critic(config: RunConfig) -> Params:
     return dict(lora.fold(merged, alpha=reward_config.lora_alpha))
 
 
-def _restore_reward_run(config: RunConfig) -> tuple[RunConfig, Policy, TrainState]:
+def reward_run(config: RunConfig) -> Path:
+    """The folder of the reward model's run. Raises UserError if there is none."""
     folder = Path(config.reward_model)
-    if not (folder / "config.json").exists():
+    if not config.reward_model or not (folder / "config.json").exists():
         raise UserError(
-            f"--reward-model {folder}: there is no run; give the folder of one of "
-            "experiments/reward_model.py"
+            f"--reward-model {config.reward_model or '(none)'}: there is no run; give the folder "
+            "of one of experiments/reward_model.py"
         )
+    return folder
+
+
+def _restore_reward_run(config: RunConfig) -> tuple[RunConfig, Policy, TrainState]:
+    folder = reward_run(config)
     found = restore(folder, mesh=configured_mesh(config))
     if "value" not in found[2].params:
         raise UserError(

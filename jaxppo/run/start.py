@@ -9,15 +9,16 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from jaxppo import parallel, ppo, presets, supervised, types
-from jaxppo.config import RunConfig, validate
+from jaxppo import algorithms, parallel, ppo, presets, types
+from jaxppo import supervised as objectives
+from jaxppo.config import RunConfig, validate, validate_run
 from jaxppo.costs import chips, memory
 from jaxppo.data import rows
 from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards import shaping
-from jaxppo.run import files, profiling, resume
+from jaxppo.run import files, load, profiling, resume
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
 from jaxppo.run.sampler import sample_responses
@@ -75,12 +76,16 @@ def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Ex
     return error
 
 
-def build_step(
-    config: RunConfig, policy: Policy, parts: Parts | Objective
-) -> parallel.CompiledStep:
-    """Compile the step in the configured mode. Raises UserError if the devices are not
-    those expected, or the batch does not divide over them.
+def check_run(config: RunConfig, *, supervised: bool = False) -> None:
+    """Raise UserError for settings with which a run cannot begin on these devices. Call
+    it before anything is downloaded or trained.
     """
+    validate_run(config)
+    algorithms.check(config)
+    if supervised and config.epochs * config.minibatches != 1:
+        raise UserError("a supervised step is one update: use --epochs 1 --minibatches 1")
+    if config.reward_model:
+        load.reward_run(config)
     found = len(jax.devices())
     if config.expect_devices and found != config.expect_devices:
         raise UserError(
@@ -93,10 +98,21 @@ def build_step(
             "or mesh"
         )
     validate(config, devices=parallel.row_shards(config.parallel, config.mesh))
+    if parallel.uses_mesh(config.parallel, config.mesh):
+        sharding.make_mesh(config.mesh)
+
+
+def build_step(
+    config: RunConfig, policy: Policy, parts: Parts | Objective
+) -> parallel.CompiledStep:
+    """Compile the step in the configured mode. Raises UserError if the devices are not
+    those expected, or the batch does not divide over them.
+    """
+    check_run(config, supervised=isinstance(parts, Objective))
 
     def make(axis_name: str | None):
         if isinstance(parts, Objective):
-            train_step = supervised.make_train_step(
+            train_step = objectives.make_train_step(
                 policy.model, parts, config, axis_name=axis_name
             )
         else:

@@ -15,8 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxppo import algorithms, models, pretrained, supervised, tasks, train
-from jaxppo.config import validate_run
+from jaxppo import models, parallel, pretrained, supervised, tasks, train
 from jaxppo.data import prompts, rows
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.rows import Rows
@@ -24,7 +23,7 @@ from jaxppo.errors import UserError
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
-from jaxppo.run import files, load, log, validation
+from jaxppo.run import files, load, log, start, validation
 from jaxppo.run.load import Policy
 from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
 from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
@@ -49,20 +48,32 @@ def run(
         make_reward: makes the reward of the policy optimisation.
         extra_metrics: more metrics of samples; its "score" chooses the checkpoint.
     """
-    validate_run(options)
-    algorithms.check(options)  # the baseline has other settings, and would train first
+    options = tiny_options(options) if options.tiny else options
+    task, root = task or tasks.get_task(options), check(options)
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
-    metrics.evaluate((task or tasks.get_task(options)).metrics, ["a"], ["a"])  # finds packages
+    metrics.evaluate(task.metrics, ["a"], ["a"])  # finds packages
     load.use_compilation_cache()
-    task, root = task or tasks.get_task(options), task_folder(options)
-    options = tiny_options(options) if options.tiny else options
     examples = examples or sources.load_examples(options)
     baseline = train_baseline(options, task, examples, root)
     result = optimise_policy(options, task, examples, root, baseline, make_reward, extra_metrics)
     if processes.is_main():
         write_report(options, root, result)
     return result
+
+
+def check(options: TaskConfig) -> Path:
+    """Return the stages' folder. Raises UserError for settings with which a stage
+    cannot begin, and for a folder that exists without --resume.
+    """
+    start.check_run(options)
+    devices = parallel.row_shards(options.parallel, options.mesh)
+    if odd := options.sft_batch_size % devices:
+        raise UserError(
+            f"--sft-batch-size {options.sft_batch_size} does not divide into {devices} devices; "
+            f"use {options.sft_batch_size + devices - odd}"
+        )
+    return task_folder(options)
 
 
 def task_folder(options: TaskConfig) -> Path:
@@ -164,6 +175,7 @@ def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, An
         "microbatches": 1,
         "group_size": 1,
         "oversample": 1,
+        "steps_per_call": 1,
         "filter_groups": False,
         "advantage": "gae",
         "loss": "clip",
