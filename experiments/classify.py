@@ -132,8 +132,8 @@ def network(options: Classify, tokenizer, classes: int):
 
 
 def main(options: Classify) -> None:
-    options = replace(options, features=8, width=8, batch_size=8) if options.tiny else options
     check_run(options, supervised=True)
+    options = replace(options, features=8, width=8, batch_size=8) if options.tiny else options
     load.use_compilation_cache()
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     texts, labels, names = read_data(options)

@@ -71,7 +71,7 @@ def main(options: Multitask) -> None:
             )
     reward_norm = options.reward_norm if len(chosen) > 1 else "none"
     options = replace(options, num_tasks=len(chosen), reward_norm=reward_norm)
-    stages.check(stages.tiny_options(options) if options.tiny else options)
+    stages.check(options)
     named = []
     for number, (name, task) in enumerate(zip(options.tasks, chosen)):
         own = sources.load_examples(replace(options, task=name))

@@ -76,9 +76,10 @@ class Sentiment(RunConfig):
 
 
 def main(options: Sentiment) -> None:
+    check_run(options)
     if options.tiny:
         options = replace(options, test_prompts=8, batch_size=8, response_length=8)
-    check_run(options)
+        check_run(options)
     if options.reward == "model":
         load.reward_run(options)
     load.use_compilation_cache()

@@ -18,8 +18,9 @@ import tyro
 from jaxppo import policy as policies
 from jaxppo import sampling
 from jaxppo.config import RunConfig
-from jaxppo.data import jsonl, textfile
+from jaxppo.data import table, textfile
 from jaxppo.data.prompts import as_ids, encode, format_prompt, start_token, truncation_note
+from jaxppo.data.table import Messages
 from jaxppo.errors import UserError
 from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
@@ -52,10 +53,13 @@ class SampleOptions:
     """
     file: Path | None = None
     """file of prompts, one in each line; in a .jsonl file each line is an object with
-    "prompt" and the other fields of the run's format
+    "prompt" (a text, or a chat as a list of messages) and the other fields of the run's
+    format
     """
     chat: bool = False
     """put prompts into the checkpoint's chat format; at a terminal, chat"""
+    system: str = ""
+    """with --chat: the system message; default: that of the checkpoint's format"""
     temperature: float | None = None
     """sampling temperature, 0 = greedy; default: the run's"""
     max_tokens: int | None = None
@@ -83,26 +87,36 @@ def sample(options: SampleOptions) -> None:
     if talking:
         print("each line is a prompt; Ctrl-D ends the session", file=sys.stderr)
         stream = Stream(config, policy, state, greedy=greedy)
-        run_chat(stream, typed_lines(), show, seed=options.seed, chat=options.chat)
+        run_chat(
+            stream, typed_lines(), show, seed=options.seed, chat=options.chat, system=options.system
+        )
         return
-    start = None if options.chat else start_token(config, policy.tokenizer)
+    chats = options.chat or not all(isinstance(x["prompt"], str) for x in texts)
+    start = None if chats else start_token(config, policy.tokenizer)
     if options.chat:
-        check_chat(policy.tokenizer, config.prompt_length)
-    turn = lambda x: policy.tokenizer.apply_chat([{"role": "user", "content": x["prompt"]}])
-    asked = [turn(x) if options.chat else format_prompt(config, x) for x in texts]
+        check_chat(policy.tokenizer, config.prompt_length, system=options.system)
+
+    def ask(row: dict[str, Any]) -> str:
+        if not isinstance(row["prompt"], str):
+            return policy.tokenizer.apply_chat(row["prompt"])
+        turn = [*first_messages(options.system), {"role": "user", "content": row["prompt"]}]
+        return policy.tokenizer.apply_chat(turn) if options.chat else format_prompt(config, row)
+
+    asked = [ask(row) for row in texts]
     if note := truncation_note(asked, policy.tokenizer, config.prompt_length - len(as_ids(start))):
         print(f"note: {note}", file=sys.stderr)
     prompts = encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
-    before, gap = iter([x["prompt"] for x in texts] if options.chat else asked), "\t" * options.chat
+    before, gap = iter([x["prompt"] for x in texts] if chats else asked), "\t" * chats
     draw = sampler.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
     for part in draw.batches(state, prompts, seed=options.seed):
         for done in part:
             prompt = next(before)
-            line = files.printable(prompt) + gap + files.printable(done.response)
+            shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+            line = files.printable(shown) + gap + files.printable(done.response)
             print(as_json(prompt, done, greedy=greedy) if options.json else line, flush=True)
 
 
-def as_json(prompt: str, done: Sample, *, greedy: bool) -> str:
+def as_json(prompt: str | Messages, done: Sample, *, greedy: bool) -> str:
     """A prompt and its response as a JSON object in one line."""
     # the log-ratio of a greedy response is no estimate of the KL
     kl = None if greedy or not math.isfinite(done.kl) else done.kl
@@ -110,15 +124,15 @@ def as_json(prompt: str, done: Sample, *, greedy: bool) -> str:
     return json.dumps({**named, "finished": done.finished, "tokens": done.tokens})
 
 
-def read_prompts(options: SampleOptions) -> list[dict[str, str]]:
+def read_prompts(options: SampleOptions) -> list[dict[str, Any]]:
     """Read prompts from the command line, a file or standard input. JSON lines may have
     more fields. Raises UserError when there are none.
     """
     if options.prompts and options.file:
         raise UserError("prompts on the command line and --file; give one of them")
     if options.file and options.file.suffix in (".jsonl", ".gz"):
-        rows = [row for _, row in jsonl.read(options.file, strings=("prompt",))]
-        return [{name: x for name, x in row.items() if isinstance(x, str)} for row in rows]
+        text = lambda row: {name: x for name, x in row.items() if isinstance(x, str)}
+        return [{**text(row), "prompt": row["prompt"]} for row in table.read_file(options.file)]
     texts = list(options.prompts)
     if not texts:
         text = textfile.read(options.file) if options.file else read_stdin()
@@ -216,15 +230,16 @@ class Stream:
                 return
 
 
-def check_chat(tokenizer: Tokenizer, room: int) -> None:
+def check_chat(tokenizer: Tokenizer, room: int, *, system: str = "") -> None:
     """Raise UserError if a chat turn of one word has more than `room` tokens, and
     PretrainedError without a chat template.
     """
-    least = len(tokenizer.encode(tokenizer.apply_chat([{"role": "user", "content": "?"}])))
+    turn = [*first_messages(system), {"role": "user", "content": "?"}]
+    least = len(tokenizer.encode(tokenizer.apply_chat(turn)))
     if least > room:
         raise UserError(
             f"--chat: a turn of one word has {least} tokens, but the run was trained on prompts "
-            f"of at most {room}; train with a larger --prompt-length"
+            f"of at most {room}; give a shorter --system, or train with a larger --prompt-length"
         )
 
 
@@ -246,8 +261,19 @@ def decode_stream(
         yield rest
 
 
+def first_messages(system: str) -> list[dict[str, str]]:
+    """What a conversation begins with: the system message, if there is one."""
+    return [{"role": "system", "content": system}] if system else []
+
+
 def run_chat(
-    stream: Stream, lines: Iterable[str], write: Callable[[str], Any], *, seed: int, chat: bool
+    stream: Stream,
+    lines: Iterable[str],
+    write: Callable[[str], Any],
+    *,
+    seed: int,
+    chat: bool,
+    system: str = "",
 ) -> None:
     """Answer each line, piece by piece. A line is a prompt in the run's format or, with
     `chat`, a turn in the checkpoint's chat format; the oldest turns are dropped when
@@ -260,12 +286,12 @@ def run_chat(
     room = stream.config.prompt_length
     start = None if chat else start_token(stream.config, stream.tokenizer)
     if chat:
-        check_chat(stream.tokenizer, room)  # before anybody types
+        check_chat(stream.tokenizer, room, system=system)  # before anybody types
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
         text = format_prompt(stream.config, {"prompt": line})
         if chat:
-            text = recent(messages, stream.tokenizer, room)
+            text = recent(messages, stream.tokenizer, room, system=system)
         if note := truncation_note([text], stream.tokenizer, room - len(as_ids(start))):
             print(f"note: {note}", file=sys.stderr)
         ids = stream(text, seed=seed, index=index, start=start)
@@ -278,13 +304,16 @@ def run_chat(
         messages.append({"role": "assistant", "content": answer.strip()})
 
 
-def recent(messages: list[dict[str, str]], tokenizer: Tokenizer, room: int) -> str:
+def recent(
+    messages: list[dict[str, str]], tokenizer: Tokenizer, room: int, *, system: str = ""
+) -> str:
     """The conversation as text of at most `room` tokens, without its oldest turns; the
-    last message always stays.
+    system message and the last message always stay.
     """
-    while len(messages) > 1 and len(tokenizer.encode(tokenizer.apply_chat(messages))) > room:
+    whole = lambda: tokenizer.apply_chat(first_messages(system) + messages)
+    while len(messages) > 1 and len(tokenizer.encode(whole())) > room:
         del messages[:2]
-    return tokenizer.apply_chat(messages)
+    return whole()
 
 
 def typed_lines() -> Iterator[str]:

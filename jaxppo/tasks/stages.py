@@ -48,8 +48,8 @@ def run(
         make_reward: makes the reward of the policy optimisation.
         extra_metrics: more metrics of samples; its "score" chooses the checkpoint.
     """
-    options = tiny_options(options) if options.tiny else options
     task, root = task or tasks.get_task(options), check(options)
+    options = tiny_options(options) if options.tiny else options
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
     metrics.evaluate(task.metrics, ["a"], ["a"])  # finds packages
@@ -67,6 +67,8 @@ def check(options: TaskConfig) -> Path:
     cannot begin, and for a folder that exists without --resume.
     """
     start.check_run(options)
+    if options.tiny:
+        start.check_run(tiny_options(options))
     devices = parallel.row_shards(options.parallel, options.mesh)
     if odd := options.sft_batch_size % devices:
         raise UserError(

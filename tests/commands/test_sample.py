@@ -401,3 +401,31 @@ def test_empty_standard_input(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", str(tmp_path)])
     assert exit_code() == 2
     assert capsys.readouterr().err.startswith("error: no prompts")
+
+
+@pytest.mark.ci
+def test_chats_of_a_file_and_a_system_message(tmp_path, capsys, monkeypatch):
+    """A run is sampled with the file of chats that it was trained on."""
+    chats = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "a?"}],
+        [{"role": "user", "content": "bc?"}],
+    ]
+    data = tmp_path / "chats.jsonl"
+    data.write_text("".join(json.dumps({"prompt": chat}) + "\n" for chat in chats))
+    options = ["--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "1"]
+    run_train(*options, "--batch-size", "4", "--response-length", "3")
+    run = str(tmp_path / "train")
+
+    def sampled(*words: str) -> list[str]:
+        monkeypatch.setattr(sys, "argv", ["jaxppo", "sample", run, *words])
+        commands.main()
+        return capsys.readouterr().out.splitlines()
+
+    capsys.readouterr()
+    lines = sampled("--file", str(data))
+    assert len(lines) == 2 and lines[0].startswith("a?\t") and lines[1].startswith("bc?\t")
+    found = [json.loads(line) for line in sampled("--file", str(data), "--json")]
+    assert [row["prompt"] for row in found] == chats
+    # the same chat, given as a turn and a system message, has the same response
+    given = sampled("--chat", "--system", "Be brief.", "a?")
+    assert given == lines[:1]
