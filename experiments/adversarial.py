@@ -71,6 +71,7 @@ class Adversarial(TaskConfig):
 def main(options: Adversarial) -> None:
     if options.reward:
         raise UserError("this script makes its own reward: leave --reward out")
+    root = stages.check(options)
     if options.tiny:
         options = replace(stages.tiny_options(options), prompt_length=1, rounds=2, judge_steps=2)
     if options.steps % options.rounds:
@@ -78,7 +79,6 @@ def main(options: Adversarial) -> None:
             f"--steps {options.steps} does not divide into --rounds {options.rounds}; "
             "make it a multiple"
         )
-    root = stages.check(options)
     load.use_compilation_cache()
     if options.data:
         texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]

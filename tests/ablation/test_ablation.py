@@ -6,14 +6,21 @@ import jax.numpy as jnp
 import pytest
 from toy_scale import SCALE
 
+from jaxppo import kl
 from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 from jaxppo.ablation.training import run_ablation
 from jaxppo.errors import UserError
 
+
+def wrong_sign(parts):
+    """The policy is rewarded for its distance from the reference."""
+    return parts._replace(kl=lambda logprobs, reference: -kl.k1(logprobs, reference))
+
+
 ARMS = {
     "held": Arm({"kl_coef": 0.1}),
     "twin": Arm({"kl_coef": 0.1}, first_seed=100),
-    "flipped": Arm({"kl_coef": -0.1}),
+    "flipped": Arm({"kl_coef": 0.1}, parts=wrong_sign),
 }
 PLANTED = Question(
     "planted",
@@ -73,7 +80,7 @@ def test_the_same_seeds_give_the_same_record(tmp_path, capsys):
         "gold",
     } <= set(records[0]["runs"][0])
     assert str(tmp_path) not in json.dumps(records[0])
-    assert "12 runs at once: flipped, held, twin" in capsys.readouterr().out  # one program
+    assert "8 runs at once: held, twin" in capsys.readouterr().out  # one program
 
 
 @pytest.mark.parametrize("option", ["seeds", "steps", "at_once"])
