@@ -67,7 +67,8 @@ def test_only_exact_copies_are_left_out_and_counted(tmp_path, capsys):
     path = tmp_path / "a.jsonl"
     own = [
         {"prompt": "Say a", "reference": "a"},
-        {"prompt": "SAY A", "reference": "A"},
+        {"prompt": "SAY A", "reference": "a"},
+        {"prompt": "Say a", "reference": "A"},
         {"prompt": "Say  a", "reference": "a"},
         {"prompt": "Say a", "reference": "a b"},
         {"prompt": "Say a a", "reference": "b"},
@@ -75,11 +76,12 @@ def test_only_exact_copies_are_left_out_and_counted(tmp_path, capsys):
     ]
     write = lambda rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     write(own)
-    assert len(list(chain(*load(str(path))))) == 6
+    assert len(list(chain(*load(str(path))))) == 7
     assert capsys.readouterr().out == ""
-    write([own[0], *own, own[5]])
-    assert sorted(x.reference for x in chain(*load(str(path)))) == ["A", "a", "a", "a", "a b", "b"]
-    said = "2 of 8 examples are exact copies of others and were left out\n"
+    write([own[0], *own, own[6]])
+    found = sorted(x.reference for x in chain(*load(str(path))))
+    assert found == ["A", "a", "a", "a", "a", "a b", "b"]
+    said = "2 of 9 examples are exact copies of others and were left out\n"
     assert capsys.readouterr().out == said
 
 
