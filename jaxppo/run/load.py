@@ -1,6 +1,7 @@
 """Load a policy to train, or a trained run."""
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -353,12 +354,19 @@ def _initial_critic(config: RunConfig) -> Params:
 
 
 def reward_run(config: RunConfig) -> Path:
-    """The folder of the reward model's run. Raises UserError if there is none."""
+    """The folder of the reward model's run. Raises UserError if there is none, or if it
+    trained a policy on pairs (--dpo): its value head is as new.
+    """
     folder = Path(config.reward_model)
     if not config.reward_model or not (folder / "config.json").exists():
         raise UserError(
             f"--reward-model {config.reward_model or '(none)'}: there is no run; give the folder "
             "of one of experiments/reward_model.py"
+        )
+    if json.loads((folder / "config.json").read_text()).get("dpo"):
+        raise UserError(
+            f"--reward-model {folder}: that run has no value head; train one with "
+            "experiments/reward_model.py, without --dpo"
         )
     return folder
 

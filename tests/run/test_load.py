@@ -302,3 +302,11 @@ def test_a_run_from_before_keeps_its_tokens(tmp_path, prompt_start, expected):
         assert (found.eos, found.start) == (257, expected)
         assert load.own_start(found, policy.tokenizer) == ()
     resume.check_settings(found, tmp_path / "old")
+
+
+def test_a_policy_of_dpo_is_no_reward_model(tmp_path):
+    (tmp_path / "config.json").write_text('{"dpo": true}')
+    with pytest.raises(UserError, match="that run has no value head"):
+        load.reward_run(replace(RUN, reward_model=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{}")
+    assert load.reward_run(replace(RUN, reward_model=str(tmp_path))) == tmp_path
