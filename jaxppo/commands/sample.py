@@ -77,6 +77,8 @@ class SampleOptions:
 def sample(options: SampleOptions) -> None:
     """Print one response to each prompt."""
     run = files.find_run(options.run)
+    if options.system and not options.chat:
+        raise UserError("--system is the system message of --chat; give both")
     given = bool(options.prompts or options.file or options.json)
     talking = not given and sys.stdin.isatty()
     texts = [] if talking else read_prompts(options)

@@ -233,5 +233,5 @@ def check_metrics(config: RunConfig, row: dict[str, float]) -> None:
             )
         raise UserError(
             f"{share:.0%} of the rewards of step {step} are invalid (--max-invalid-rewards "
-            f"{config.max_invalid_rewards:.0%}); fix the reward function and continue with --resume"
+            f"{config.max_invalid_rewards:.0%}); fix the reward function and start again"
         )
