@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxppo import algorithms, parallel, ppo
-from jaxppo.config import RunConfig, validate_run
+from jaxppo.config import RunConfig
 from jaxppo.costs import memory
 from jaxppo.data import prompts as encoding
 from jaxppo.data import table
@@ -25,12 +25,11 @@ from jaxppo.errors import Diverged, UserError
 from jaxppo.option_names import suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
-from jaxppo.run import files, load, loop, profiling, replay, resume, start, trackers
+from jaxppo.run import files, load, loop, profiling, replay, resume, start
 from jaxppo.run.load import Policy
 from jaxppo.run.lock import RunLock
-from jaxppo.run.log import FileLog, Log, plot_curves
+from jaxppo.run.log import Log, plot_curves
 from jaxppo.run.sampler import Sampler
-from jaxppo.run.samples import SampleLog
 from jaxppo.run.settings import checked_settings, read_config, to_dict
 from jaxppo.run.validation import make_reward_validation
 from jaxppo.supervised import Objective
@@ -61,7 +60,6 @@ def fit(
       UserError: the settings, the devices or the folder do not fit. See also
         `loop.run`.
     """
-    validate_run(config)
     step = start.build_step(config, policy, parts)
     params = policy.initial_params()
     state = ppo.init_state(config, params, policy.frozen, jax.random.key(config.seed))
@@ -98,26 +96,11 @@ def fit(
             files.write_command(folder)
         if not resuming:
             checkpoints.save(state, score=None)  # from here on, the run can be resumed
-        log = Log()
-        if writer:
-            first = int(state.step)
-            samples = None
-            if config.log_samples and not isinstance(parts, Objective):
-                samples = SampleLog(
-                    folder,
-                    policy.tokenizer.decode_batch,
-                    prompt_length=config.prompt_length,
-                    length=config.length,
-                    weights=parts.score_weights,
-                    first_step=first,
-                )
-            log = FileLog(folder, first_step=first, total_steps=config.steps, sample_log=samples)
-            log = trackers.with_trackers(log, config, folder)
+        first = int(state.step)
+        log = start.open_log(config, policy, parts, folder, first_step=first) if writer else Log()
         stack.callback(log.close)
-        meter, trace = (
-            start.make_meter(config, policy, parts, step),
-            profiling.Trace(config, folder),
-        )
+        meter = start.make_meter(config, policy, parts, step)
+        trace = profiling.Trace(config, folder)
         stack.callback(meter.close)
         stack.callback(trace.close)
         try:

@@ -66,6 +66,13 @@ def run_train(*args: str) -> None:
     cli.script(train, TrainOptions, args=[*args, *reward, "--parallel", "jit"])
 
 
+def two_prompts(folder: Path) -> Path:
+    """Write a file of prompts for `jaxppo train`."""
+    path = folder / "prompts.jsonl"
+    path.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    return path
+
+
 ROW = {"reward": 0.5, "skipped": 0.0, "barren_steps": 0.0}
 
 

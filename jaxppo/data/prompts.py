@@ -1,7 +1,7 @@
 """Encode prompts and draw batches of them in a reproducible order."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -57,6 +57,16 @@ class PromptSet(NamedTuple):
     def batches(self, config: RunConfig, cursor: int) -> Prompts:
         """Return the prompts of one dispatch; see `stack_batches`."""
         return stack_batches(self.batch, config, cursor, config.rows // config.group_size)
+
+    def in_order(self, size: int) -> Iterator[Prompts]:
+        """Yield all prompts once, `size` at a time; copies of the last one fill up the
+        last batch. `index` is the place in the set.
+        """
+        for start in range(0, len(self.tokens), size):
+            index = np.arange(start, start + size, dtype=np.int32)
+            rows = np.minimum(index, len(self.tokens) - 1)
+            extra = {name: x[rows] for name, x in self.extra.items()}
+            yield numpy_prompts(self.tokens[rows], self.mask[rows], extra, index=index)
 
 
 def numpy_prompts(

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +144,15 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     console.print(out)
 
 
+def score_keys(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """The metrics of named scores, in the order of the rows.
+
+    >>> score_keys([{"reward": 1.0, "score_right": 0.5}, {"score_short": 0.0}])
+    ['score_right', 'score_short']
+    """
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith("score_")))
+
+
 def plot_curves(folder: Path) -> Path:
     """Draw curves.png from metrics.jsonl: one panel for each main metric, over
     steps.
@@ -156,9 +165,7 @@ def plot_curves(folder: Path) -> Path:
     rows = read_metrics(folder)
     keys = dict.fromkeys(key for row in rows for key in row)
     scores = [
-        (key, key.replace("_", " ", 1), "mean, without its weight")
-        for key in keys
-        if key.startswith("score_")
+        (key, key.replace("_", " ", 1), "mean, without its weight") for key in score_keys(rows)
     ]
     drawn = lambda key: key in keys and (key == "reward" or any(row.get(key) for row in rows))
     panels = [panel for panel in (*PANELS, *scores) if drawn(panel[0])]

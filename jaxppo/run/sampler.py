@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from jaxppo import sampling
 from jaxppo.config import Config
-from jaxppo.data.prompts import PromptSet, numpy_prompts
+from jaxppo.data.prompts import PromptSet
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards.host import decode_responses
 from jaxppo.rollout import rollout
@@ -69,14 +68,10 @@ class Sampler:
     ) -> Iterator[list[Sample]]:
         """The same responses, up to `rows` at a time."""
         total = len(prompts.tokens)
-        for start in range(0, total, self.rows):
-            index = np.arange(start, start + self.rows, dtype=np.int32)
-            rows = np.minimum(index, total - 1)  # fill the last batch up with copies
-            extra = {name: x[rows] for name, x in prompts.extra.items()}
-            batch = numpy_prompts(prompts.tokens[rows], prompts.mask[rows], extra, index=index)
+        for number, batch in enumerate(prompts.in_order(self.rows)):
             with sharding.rows_on_mesh(state.params, batch) as batch:
                 done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
-            yield self._texts(jax.device_get(processes.to_host(done)))[: total - start]
+            yield self._texts(jax.device_get(processes.to_host(done)))[: total - number * self.rows]
 
     def _texts(self, done) -> list[Sample]:
         length = done.tokens.shape[1] - done.mask.shape[1]  # of the prompts

@@ -31,10 +31,7 @@ WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "of
 
 def to_dict(config) -> dict:
     """The settings as JSON values: paths become strings, and tuples lists."""
-    plain = lambda x: (
-        str(x) if isinstance(x, PurePath) else [plain(y) for y in x] if isinstance(x, tuple) else x
-    )
-    return {name: plain(x) for name, x in dataclasses.asdict(config).items()}
+    return {name: _plain(x) for name, x in dataclasses.asdict(config).items()}
 
 
 def read_config(kind: type[C], path: Path) -> C:

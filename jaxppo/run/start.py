@@ -18,10 +18,12 @@ from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards import shaping
-from jaxppo.run import files, load, profiling, resume
+from jaxppo.run import files, load, profiling, resume, trackers
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
+from jaxppo.run.log import FileLog, Log
 from jaxppo.run.sampler import sample_responses
+from jaxppo.run.samples import SampleLog
 from jaxppo.run.settings import to_dict
 from jaxppo.supervised import Objective
 from jaxppo.types import Parts, Prompts, TrainState
@@ -40,6 +42,24 @@ def open_checkpoints(
     return Checkpoints(
         folder / "checkpoints", about=about, keep_every=config.keep_every, write=write
     )
+
+
+def open_log(
+    config: RunConfig, policy: Policy, parts: Parts | Objective, folder: Path, *, first_step: int
+) -> Log:
+    """The log of the process that writes the run: its files, and trackers."""
+    samples = None
+    if config.log_samples and not isinstance(parts, Objective):
+        samples = SampleLog(
+            folder,
+            policy.tokenizer.decode_batch,
+            prompt_length=config.prompt_length,
+            length=config.length,
+            weights=parts.score_weights,
+            first_step=first_step,
+        )
+    log = FileLog(folder, first_step=first_step, total_steps=config.steps, sample_log=samples)
+    return trackers.with_trackers(log, config, folder)
 
 
 def config_hash(config: RunConfig) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxppo import supervised, types
 from jaxppo.config import RunConfig
-from jaxppo.data.prompts import PromptSet, numpy_prompts
+from jaxppo.data.prompts import PromptSet
 from jaxppo.data.rows import Rows
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards.shaping import row_scores, weight_columns
@@ -56,7 +56,7 @@ def make_reward_validation(
     """Make `evaluate(state)` for `train.fit`: means over the responses to held-out
     prompts, with the same noise each time. `score` is the reward.
     """
-    total, size = len(prompts.tokens), min(ROWS, len(prompts.tokens))
+    total = len(prompts.tokens)
     parts = types.checked(parts)
 
     def program(params, frozen, batch, key):
@@ -72,11 +72,7 @@ def make_reward_validation(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         parts_found = []
-        for first in range(0, total, size):
-            index = np.arange(first, first + size, dtype=np.int32)
-            rows = np.minimum(index, total - 1)  # the last batch is filled up with copies
-            extra = {name: x[rows] for name, x in prompts.extra.items()}
-            batch = numpy_prompts(prompts.tokens[rows], prompts.mask[rows], extra, index=index)
+        for batch in prompts.in_order(min(ROWS, total)):
             with sharding.rows_on_mesh(state.params, batch) as batch:
                 found = compiled(state.params, state.frozen, batch, jax.random.key(SEED))
             parts_found.append(jax.device_get(processes.to_host(found)))

@@ -4,7 +4,7 @@ import json
 import textwrap
 
 import pytest
-from runs import run_train
+from runs import run_train, two_prompts
 
 from jaxppo.commands import train
 from jaxppo.errors import UserError
@@ -70,8 +70,7 @@ def test_two_rewards_and_a_column(tmp_path, capsys):
 
 @pytest.mark.ci
 def test_a_second_run_of_the_same_name_needs_resume(tmp_path, capsys):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    data = two_prompts(tmp_path)
     options = [
         "--tiny",
         "--batch-size",
@@ -162,8 +161,7 @@ def test_data_without_usable_prompts(tmp_path, data, options, words, capsys):
     ],
 )
 def test_algorithm_by_name(tmp_path, options):
-    data = tmp_path / "prompts.jsonl"
-    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    data = two_prompts(tmp_path)
     small = [
         "--tiny",
         "--steps",

@@ -187,3 +187,12 @@ def test_truncation_note():
     note = prompts.truncation_note(["abc", "abcd", "a"], Letters(), 2)
     assert note.startswith("2 of 3 prompts have more than 2 tokens") and note.endswith("beginning")
     assert prompts.truncation_note(["ab"], Letters(), 2) == ""
+
+
+def test_prompts_in_order_fill_the_last_batch_with_copies():
+    tokens = np.arange(6, dtype=np.int32).reshape(3, 2)
+    found = prompts.PromptSet(tokens, tokens > -1, {"row": np.array([7, 8, 9])})
+    first, last = found.in_order(2)
+    assert first.tokens.tolist() == [[0, 1], [2, 3]] and first.index.tolist() == [0, 1]
+    assert last.tokens.tolist() == [[4, 5], [4, 5]] and last.index.tolist() == [2, 3]
+    assert last.extra["row"].tolist() == [9, 9]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from runs import run_script as run
-from runs import run_train
+from runs import run_train, two_prompts
 
 from jaxppo import pretrained
 from jaxppo.pretrained.tiny import tiny_model
@@ -188,8 +188,7 @@ def test_reward_model_on_pairs(tmp_path, capsys, dpo):
     name = "dpo/reward_model" if dpo else "reward_model/reward_model"
     assert json.loads((tmp_path / "results" / f"{name}.json").read_text())["result"] == stored
     assert (tmp_path / "reward_model" / "model").exists() == bool(dpo)
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    prompts = two_prompts(tmp_path)
     policy = ["--tiny", "--steps", "1", "--data", str(prompts), "--runs", str(tmp_path)]
     policy += ["--reward-model", str(tmp_path / "reward_model")]
     policy += [

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import modes_worker
 import numpy as np
 import pytest
-from runs import environment
+from runs import environment, two_prompts
 
 from jaxppo import launch
 from jaxppo.errors import UserError
@@ -76,8 +76,7 @@ def test_what_is_done_with_a_policy_that_no_process_has_whole(together, tmp_path
 
 
 def options(folder: Path, *more: str) -> list[str]:
-    data = folder / "prompts.jsonl"
-    data.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
+    data = two_prompts(folder)
     small = [
         "--tiny",
         "--batch-size",

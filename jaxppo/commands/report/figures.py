@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxppo.commands.report.records import Group, Run
 from jaxppo.run.files import printable
-from jaxppo.run.log import PANELS
+from jaxppo.run.log import PANELS, score_keys
 
 # The four darkest colours come first.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -82,14 +82,17 @@ class Line(NamedTuple):
     high: list[float]
 
 
+def training_keys(runs: Sequence[Run]) -> list[str]:
+    """The training metrics of a report; named scores follow the reward."""
+    reward, *others = TRAINING
+    return [reward, *score_keys(row for run in runs for row in run.rows), *others]
+
+
 def nonzero(runs: Sequence[Run]) -> list[str]:
     """The training metrics that are not 0 at every step."""
     values = lambda key: [row[key] for run in runs for row in run.rows if key in row]
     finite = lambda key: [x for x in values(key) if math.isfinite(x)]
-    named = dict.fromkeys(
-        key for run in runs for row in run.rows for key in row if key.startswith("score_")
-    )
-    keys = ("reward", *named, *TRAINING[1:])
+    keys = training_keys(runs)
     return [key for key in keys if any(finite(key)) or (values(key) and not finite(key))]
 
 

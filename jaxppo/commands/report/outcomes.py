@@ -44,8 +44,7 @@ def of_run(run: Run) -> Outcomes:
                 name == "validation_score" and score_repeats
             ):
                 found[name.removeprefix("validation_"), "validation, last"] = Outcome(x)
-    named = dict.fromkeys(key for row in run.rows for key in row if key.startswith("score_"))
-    for name in ("reward", *named, *figures.TRAINING[1:]):
+    for name in figures.training_keys([run]):
         if last := [row[name] for row in run.rows[-LAST:] if name in row]:
             found[name, "training"] = Outcome(sum(last) / len(last))
     return found
