@@ -35,8 +35,9 @@ from jaxppo.data.examples import Example, Examples, drop_duplicates
 from jaxppo.errors import UserError
 from jaxppo.models import lora
 from jaxppo.parallel import processes
+from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rewards import in_program, text
-from jaxppo.run import files, load, sampler, validation
+from jaxppo.run import files, load, resume, sampler, validation
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
 from jaxppo.tasks import TaskConfig, stages
@@ -79,6 +80,9 @@ def main(options: Adversarial) -> None:
             f"--steps {options.steps} does not divide into --rounds {options.rounds}; "
             "make it a multiple"
         )
+    # A line break is the prompt of every sentence.
+    task = tasks.Task("", "", (), prompt="\n", response="{reference}")
+    stages.check_resumed(options, task, root)
     load.use_compilation_cache()
     if options.data:
         texts = [row["text"] for _, row in jsonl.read(options.data, strings=("text",))]
@@ -89,8 +93,9 @@ def main(options: Adversarial) -> None:
     training, held_out = ([Example("", texts[i]) for i in part] for part in parts)
     half = len(held_out) // 2
     examples = Examples(training, held_out[:half], held_out[half:])
-    # A line break is the prompt of every sentence.
-    task = tasks.Task("", "", (), prompt="\n", response="{reference}")
+    if options.model:  # find out before anything is trained whether the prompt has room
+        settings, policy = load.load_policy(options)
+        line_breaks(settings, policy.tokenizer, 1)
     model = stages.train_baseline(options, task, examples, root)
     game = Game(options, root, model, examples)
     for number in range(1, options.rounds + 1):
@@ -107,6 +112,12 @@ def main(options: Adversarial) -> None:
             print(f"{name}: {x:.3f} -> {done['policy'][name]:.3f}")
 
 
+def line_breaks(config: Adversarial, tokenizer: Tokenizer, number: int) -> prompts.PromptSet:
+    """The prompt, so many times."""
+    start = prompts.start_token(config, tokenizer)
+    return prompts.encode(["\n"] * number, tokenizer, config.prompt_length, start=start)
+
+
 class Game:
     """Policy and discriminator. Each is a run with its own folder, so both can be resumed in any
     round.
@@ -116,6 +127,7 @@ class Game:
         self.options, self.root, self.examples = options, root, examples
         common = {"runs": str(root), "model": str(model), "tiny": False}
         config = replace(options, name="policy", **common)
+        resume.check_early(config)
         self.config, self.policy = load.load_policy(config)
         supervised = stages.supervised_settings(root, options.judge_steps) | {
             "lr_schedule": "constant",
@@ -148,9 +160,9 @@ class Game:
         )
         reward = lora.merge(self.discriminator.frozen["base"], state.params)
         policy, folder = self.copy(self.policy, reward=reward), self.root / "policy"
-        resume = files.has_started(folder)
-        config = replace(self.config, steps=steps, resume=resume)
-        files.run_folder(self.root, "policy", resume=resume)
+        started = files.has_started(folder)
+        config = replace(self.config, steps=steps, resume=started)
+        files.run_folder(self.root, "policy", resume=started)
         parts = algorithms.make_parts(config, in_program.reward_model(self.discriminator.model))
         train.fit(config, policy, parts, self.prompts(self.options.batch_size), folder=folder)
 
@@ -173,7 +185,7 @@ class Game:
         )
 
     def prompts(self, number: int) -> prompts.PromptSet:
-        return prompts.encode(["\n"] * number, self.policy.tokenizer, 1)
+        return line_breaks(self.config, self.policy.tokenizer, number)
 
     def real_and_sampled(self, texts: list[str], state, *, seed: int):
         """(rows of samples with label 0 and of the texts with label 1, the samples), as many
@@ -183,7 +195,8 @@ class Game:
         draw = sampler.Sampler(self.config, self.policy, rows=64)
         sampled = [sample.tokens for sample in draw(state, self.prompts(len(texts)), seed=seed)]
         real = [[*tokenizer.encode(text), tokenizer.eos_id][:most] for text in texts]
-        start = tokenizer.encode("\n")
+        prompt = self.prompts(1)
+        start = prompt.tokens[prompt.mask].tolist()
         label = np.repeat(np.asarray([0, 1], np.float32), len(texts))
         sequences = [start + ids for ids in sampled + real]
         return rows.from_ids(sequences, self.config.length, label=label), sampled
@@ -192,9 +205,9 @@ class Game:
         """Train a discriminator up to `steps`; the last `turn` of them are on samples of this
         state.
         """
-        resume = files.has_started(self.root / name)
+        started = files.has_started(self.root / name)
         # each round has new samples
-        own = {"name": name, "steps": steps, "resume": resume, "data_changed": "ok"}
+        own = {"name": name, "steps": steps, "resume": started, "data_changed": "ok"}
         config = replace(self.judge_config, **own)
         real = [x.reference for x in self.examples.train]
         most = min(turn * config.batch_size // 2, len(real))  # half of the rows are sampled
@@ -217,8 +230,15 @@ class Game:
             self.judge_config, self.discriminator, objective, data
         )
         objective = supervised.language_model(self.policy.model, self.config)
-        encode, eos = self.policy.tokenizer.encode, self.policy.tokenizer.eos_id
-        data = rows.responses([("\n", x) for x in real], encode, self.config.length, eos=eos)
+        tokenizer, pairs = self.policy.tokenizer, [("\n", x) for x in real]
+        data = rows.responses(
+            pairs,
+            tokenizer.encode,
+            self.config.length,
+            eos=tokenizer.eos_id,
+            longest=self.config.response_length,
+            start=prompts.start_token(self.config, tokenizer),
+        )
         perplexity = validation.make_validation(self.config, self.policy, objective, data)
         return {
             "told apart": accuracy(judge)["accuracy"],

@@ -35,7 +35,7 @@ from jaxppo.models import shapes, text_classifier
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.rewards import classifier
-from jaxppo.run import checkpoint, files, load, validation
+from jaxppo.run import checkpoint, files, load, resume, validation
 from jaxppo.run.load import Policy
 from jaxppo.run.start import check_run
 
@@ -135,6 +135,7 @@ def main(options: Classify) -> None:
     check_run(options, supervised=True)
     options = replace(options, features=8, width=8, batch_size=8) if options.tiny else options
     load.use_compilation_cache()
+    resume.check_early(options)
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     texts, labels, names = read_data(options)
     rest, test = rows.train_validation_split(texts, 0.1)

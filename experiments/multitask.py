@@ -71,14 +71,16 @@ def main(options: Multitask) -> None:
             )
     reward_norm = options.reward_norm if len(chosen) > 1 else "none"
     options = replace(options, num_tasks=len(chosen), reward_norm=reward_norm)
-    stages.check(options)
+    root = stages.check(options)
+    together = tasks.Task("", "", ("exact",), response="{reference}")
+    sized = stages.tiny_options(options) if options.tiny else options
+    stages.check_resumed(sized, together, root)
     named = []
     for number, (name, task) in enumerate(zip(options.tasks, chosen)):
         own = sources.load_examples(replace(options, task=name))
         named.append([tasks.multitask_examples(name, task, number, part) for part in own])
     parts = zip(*named, strict=True)  # training, validation and test of all tasks
     examples = Examples(*(tasks.mix_tasks(part, options.weights, seed=0) for part in parts))
-    together = tasks.Task("", "", ("exact",), response="{reference}")
 
     def make_reward(settings, policy) -> rewards.Reward:
         make = lambda name: rewards.make_reward(replace(settings, task=name), policy).fn

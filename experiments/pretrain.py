@@ -21,12 +21,12 @@ import numpy as np
 
 from jaxppo import cli, models, pretrained, supervised, train
 from jaxppo.config import RunConfig
-from jaxppo.data import jsonl, rows, sentiment
+from jaxppo.data import jsonl, prompts, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
 from jaxppo.models import shapes
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
-from jaxppo.run import files, load, validation
+from jaxppo.run import files, load, resume, validation
 from jaxppo.run.start import check_run
 
 
@@ -74,6 +74,7 @@ class Pretrain(RunConfig):
 def main(options: Pretrain) -> None:
     check_run(options, supervised=True)
     load.use_compilation_cache()
+    resume.check_early(options, but=("model", "tiny"))
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     if options.data is None:
         texts = sentiment.load_reviews().texts
@@ -113,8 +114,9 @@ def main(options: Pretrain) -> None:
     processes.wait_for_all("start")
     options = replace(options, model=str(start), tiny=False)
     options, policy = load.load_policy(options)
+    first, eos = prompts.start_token(options, policy.tokenizer), policy.tokenizer.eos_id
     pack = lambda some: rows.pack(
-        some, policy.tokenizer.encode, options.length, eos=policy.tokenizer.eos_id
+        some, policy.tokenizer.encode, options.length, eos=eos, start=first
     )
     objective = supervised.language_model(policy.model, options)
     evaluate = validation.make_validation(options, policy, objective, pack(held_out))

@@ -28,7 +28,7 @@ from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
 from jaxppo.errors import UserError
-from jaxppo.run import files, load, validation
+from jaxppo.run import files, load, resume, validation
 from jaxppo.run.start import check_run
 
 
@@ -155,6 +155,7 @@ def main(options: RewardModel) -> None:
     if options.labels and options.dpo:
         raise UserError("--dpo learns from pairs: leave --labels out")
     load.use_compilation_cache()
+    resume.check_early(options)
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     options, policy = load.load_policy(options, dropout=options.dropout)
     training, held_out, test = (

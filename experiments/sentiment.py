@@ -33,7 +33,7 @@ from jaxppo.data.examples import Split
 from jaxppo.parallel import processes
 from jaxppo.rewards import in_program, text
 from jaxppo.rewards.host import on_host
-from jaxppo.run import files, load
+from jaxppo.run import files, load, resume
 from jaxppo.run.load import Policy
 from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, rewards
@@ -83,6 +83,7 @@ def main(options: Sentiment) -> None:
     if options.reward == "model":
         load.reward_run(options)
     load.use_compilation_cache()
+    resume.check_early(options)
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     options, policy = load.load_policy(options)
     reviews, split, encode = load_prompts(options, policy)

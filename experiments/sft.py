@@ -18,7 +18,7 @@ from jaxppo import cli, supervised, train
 from jaxppo.config import RunConfig
 from jaxppo.data import jsonl, prompts, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
-from jaxppo.run import files, load, validation
+from jaxppo.run import files, load, resume, validation
 from jaxppo.run.start import check_run
 
 
@@ -64,6 +64,7 @@ def openings(texts: list[str], words: int = 8) -> list[tuple[str, str]]:
 def main(options: Sft) -> None:
     check_run(options, supervised=True)
     load.use_compilation_cache()
+    resume.check_early(options)
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     options, policy = load.load_policy(options, dropout=options.dropout)
     encode = policy.tokenizer.encode

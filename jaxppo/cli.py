@@ -147,9 +147,11 @@ def as_option(setting: str) -> str:
 
     >>> as_option("group_size"), as_option("loss=dual_clip")
     ('--group-size', '--loss dual_clip')
+    >>> as_option("loss_settings=ceiling:DELTA")
+    '--loss-settings ceiling DELTA'
     """
     name, equals, value = setting.partition("=")
-    return option(name) + f" {value}" * bool(equals)
+    return option(name) + f" {value.replace(':', ' ')}" * bool(equals)
 
 
 def keep_line_breaks(description: str) -> str:

@@ -92,6 +92,14 @@ class Config(metaclass=_WithPreset):
     """split the gradient of a minibatch into this many parts: same result, less
     memory
     """
+    tokens_per_microbatch: int = 0
+    """layout packed: tokens for which a gradient is computed at a time; 0 = chosen from
+    the batch (an eighth of a minibatch, and at least 512)
+    """
+    layout: str = "packed"
+    """packed (transformers: a prompt is read once a group, and only tokens that exist
+    are computed) | dense (every row is a whole row; other networks always are)
+    """
 
     # --- algorithm
 

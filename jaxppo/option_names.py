@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Callable, Collection
 
 # A name in each library, and the settings here; with `=` it is a certain value that
-# does the same. Settings with the same name and meaning are left out.
+# does the same (`name:VALUE` of `loss_settings`). Settings with the same name and
+# meaning are left out.
 LIBRARIES: dict[str, dict[str, str]] = {
     "TRL": {
         "adap_kl_ctrl": "kl_adaptive",
@@ -14,7 +15,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "cliprange": "clip_low clip_high",
         "cliprange_value": "value_clip",
         "dataset_name": "data",
-        "delta": "loss=dual_clip",
+        "delta": "loss=dual_clip loss_settings=ceiling:DELTA",
         "epsilon": "clip_low clip_high",
         "epsilon_high": "clip_high",
         "horizon": "kl_horizon",
@@ -94,7 +95,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
     },
     "verl": {
         "actor_rollout_ref.actor.clip_ratio": "clip_low clip_high",
-        "actor_rollout_ref.actor.clip_ratio_c": "loss=dual_clip",
+        "actor_rollout_ref.actor.clip_ratio_c": "loss=dual_clip loss_settings=ceiling:CLIP_RATIO_C",
         "actor_rollout_ref.actor.clip_ratio_high": "clip_high",
         "actor_rollout_ref.actor.clip_ratio_low": "clip_low",
         "actor_rollout_ref.actor.entropy_coeff": "entropy_coef",

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import kernels, kl, sampling
+from jaxppo import kernels, kl, packing, sampling
 from jaxppo.config import Config
 from jaxppo.models import layout
+from jaxppo.packing import Part
 from jaxppo.types import Model, Params, PyTree, Rollout
 
 FLOOR = -20.0  # log-prob of a token outside the keep-set of new parameters
@@ -85,14 +86,18 @@ def response_logprobs(
     with_values: bool = True,
     with_likeliest: bool = False,
     dropout_key=None,
+    part: Part | None = None,
 ) -> ResponseLogprobs:
     """Log-probs, entropy and values of a rollout's responses under `params`.
 
     Logits are computed at response positions only, in chunks if they need more than
     `config.logits_bytes` (and again in the backward pass).
+
+    part: compute these packed rows alone; the rows that are not among them are 0.
     """
-    hidden = states_before_tokens(model, params, rollout, dropout_key=dropout_key)
-    zeros = jnp.zeros(rollout.mask.shape, jnp.float32)
+    hidden = states_before_tokens(model, params, rollout, dropout_key=dropout_key, part=part)
+    response = rollout.response if part is None else part.response
+    zeros = jnp.zeros(response.shape, jnp.float32)
     values = model.value(params, hidden) if with_values else zeros
 
     def score(h, tokens, t=None):
@@ -100,12 +105,46 @@ def response_logprobs(
         found = choices(logits, tokens, config=config, allowed=model.allowed(params, h), t=t)
         return (*found, _is_likeliest(logits, tokens)) if with_likeliest else found
 
-    arrays = [hidden, rollout.response]
+    arrays = [hidden, response]
     if sampling.bars_eos(config):
-        arrays.append(jax.lax.broadcasted_iota(jnp.int32, rollout.mask.shape, 1))
+        arrays.append(_positions(rollout, part))
     found = _in_chunks(score, model, params, config, *arrays)
     logprobs, raw, entropy, likeliest = found if with_likeliest else (*found, zeros)
-    return ResponseLogprobs(logprobs, raw, entropy, values, likeliest)
+    found = ResponseLogprobs(logprobs, raw, entropy, values, likeliest)
+    return found if part is None else ResponseLogprobs(*(_rows(x, rollout, part) for x in found))
+
+
+def _rows(x: Array, rollout: Rollout, part: Part | None) -> Float[Array, "B T"]:
+    """What was computed, as an array of all rows."""
+    return x if part is None else packing.scatter(part, x, rollout.mask.shape)
+
+
+def _positions(rollout: Rollout, part: Part | None) -> Int[Array, "B T"]:
+    """The position in its response of each token that is computed."""
+    shape = rollout.mask.shape
+    if part is None:
+        return jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    return part.targets.reshape(-1, shape[1]) % shape[1]
+
+
+def rollout_logprobs(
+    model: Model,
+    params: Params,
+    rollout: Rollout,
+    *,
+    config: Config,
+    group_size: int,
+    axes: tuple[str | None, ...] = (),
+) -> ResponseLogprobs:
+    """`response_logprobs` without values and gradient, packed if the model packs.
+    `group_size` and `axes` as in `packing.make_sum`.
+    """
+    total = packing.make_sum(model, config, rollout, rollout.mask, group_size=group_size, axes=axes)
+    return total(
+        lambda part: response_logprobs(
+            model, params, rollout, config=config, with_values=False, part=part
+        )
+    )
 
 
 def _is_likeliest(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> Float[Array, "N"]:
@@ -121,12 +160,15 @@ def full_kl(
     *,
     config: Config,
     divergence: Callable = kl.full,
+    part: Part | None = None,
 ) -> Float[Array, "B T"]:
     """The divergence over the whole vocabulary in the state before each response token,
     after the temperature only. 0 where nothing was sampled. Logits are computed in
     chunks.
 
-    divergence: takes logits and reference logits [N V], returns [N].
+    Args:
+      divergence: takes logits and reference logits [N V], returns [N].
+      part: compute these packed rows alone.
     """
 
     def diverge(h, ref_h):
@@ -136,9 +178,10 @@ def full_kl(
         )
         return divergence(*tempered)
 
-    hidden = states_before_tokens(model, params, rollout)
-    ref_hidden = states_before_tokens(model, reference, rollout)
+    hidden = states_before_tokens(model, params, rollout, part=part)
+    ref_hidden = states_before_tokens(model, reference, rollout, part=part)
     value = _in_chunks(diverge, model, params, config, hidden, ref_hidden)
+    value = _rows(value, rollout, part)
     return jnp.where(rollout.mask > 0, value, 0.0)
 
 
@@ -166,9 +209,19 @@ def context(extra: PyTree) -> tuple[Array, Array] | None:
 
 
 def states_before_tokens(
-    model: Model, params: Params, rollout: Rollout, *, dropout_key=None
+    model: Model, params: Params, rollout: Rollout, *, dropout_key=None, part: Part | None = None
 ) -> Float[Array, "B T D"]:
     """The hidden state one slot before each response token: the one that chose it."""
+    if part is not None:
+        hidden, _ = model.apply(
+            params,
+            part.tokens,
+            part.attend,
+            positions=part.positions,
+            segments=part.segments,
+            dropout_key=dropout_key,
+        )
+        return jnp.take_along_axis(hidden, part.reads[..., None], 1)
     hidden, _ = model.apply(
         params,
         rollout.tokens,

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxppo import kl as kls
-from jaxppo import masked, policy, sampling, types
+from jaxppo import masked, packing, policy, sampling, types
 from jaxppo.config import Config
 from jaxppo.models import lora, nlpo
 from jaxppo.optimizers import make_optimizer
@@ -57,7 +57,8 @@ def make_train_step(
     stop_axis: under vmap over runs, the axis whose runs decode until all have ended.
     """
     model, parts = nlpo.with_mask(model, config), types.checked(parts)
-    update = (parts.update or make_update)(model, parts, config, axis_name=axis_name)
+    axes = {"axis_name": axis_name} | ({"stop_axis": stop_axis} if stop_axis else {})
+    update = (parts.update or make_update)(model, parts, config, **axes)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         types.check_prompts(prompts, prompt_length=config.prompt_length)
@@ -79,6 +80,7 @@ def make_train_step(
             noise,
             length=config.response_length,
             sample=config,
+            group_size=config.group_size,
             stop_axis=stop_axis,
         )
         with jax.named_scope("rollout"):  # the names appear in profiles
@@ -97,7 +99,7 @@ def make_train_step(
             row_scores(scored.scores),
             rolled,
             kl_coef=kl_coef,
-            kl=reward_kl(model, parts, config, state.params, frozen, rolled),
+            kl=reward_kl(model, parts, config, state.params, frozen, rolled, stop_axis),
         )
         if config.whiten_rewards:
             mask = rolled.mask * valid[:, None]
@@ -251,7 +253,13 @@ def first_samples(raw: Array, rolled: Rollout, config: Config) -> Array:
 
 
 def reward_kl(
-    model: Model, parts: Parts, config: Config, params: Params, frozen: Params, rolled: Rollout
+    model: Model,
+    parts: Parts,
+    config: Config,
+    params: Params,
+    frozen: Params,
+    rolled: Rollout,
+    stop_axis: str | None,
 ) -> Callable[[Array, Array], Array]:
     """The function (logprobs, ref_logprobs) -> KL a token for the reward; zeros if the
     KL is in the loss. A full KL is computed beforehand and ignores its arguments.
@@ -261,7 +269,14 @@ def reward_kl(
     if not parts.full_kl:
         return parts.kl
     whole, reference = lora.merge(frozen["base"], params), reference_params(params, frozen)
-    exact = policy.full_kl(model, whole, reference, rolled, config=config, divergence=parts.kl)
+    total = packing.make_sum(
+        model, config, rolled, rolled.mask, group_size=config.group_size, axes=(stop_axis,)
+    )
+    exact = total(
+        lambda part: policy.full_kl(
+            model, whole, reference, rolled, config=config, divergence=parts.kl, part=part
+        )
+    )
     return lambda *_: exact
 
 

@@ -7,6 +7,7 @@ coefficients of one publication; they were made for large models and batches.
 """
 
 import dataclasses
+import re
 from typing import Any, NamedTuple, TypeVar
 
 from jaxppo.errors import UserError
@@ -282,17 +283,20 @@ def preset(config: C, name: str) -> C:
     return dataclasses.replace(config, algorithm=name, **settings)  # pyright: ignore[reportArgumentType]
 
 
-def describe(config: Any) -> str:
+def describe(config: Any, functions: str = "") -> str:
     """The algorithm of a config and its settings; where they are not the preset's, with
-    the preset's in brackets.
+    the preset's in brackets. `functions` are those of `RunConfig.functions`: a part that
+    the user replaced stands instead of its setting.
 
     >>> from jaxppo.config import Config
-    >>> describe(Config(algorithm="reinforce", epochs=2))
-    'reinforce: loss reinforce, advantage returns, aggregate sequence_sum, value_loss
-    none, epochs 2 (preset: 1), minibatches 1'
+    >>> describe(Config(algorithm="reinforce", epochs=2), "reward r@a1, policy_loss mine@b2")
+    'reinforce: loss mine@b2 (preset: reinforce), advantage returns, aggregate
+    sequence_sum, value_loss none, epochs 2 (preset: 1), minibatches 1'
     """
-    words = []
-    for name, x in ALGORITHMS[config.algorithm].settings.items():
-        own = getattr(config, name)
-        words.append(f"{name} {own}" + f" (preset: {x})" * (own != x))
+    given = dict(re.findall(r"(\w+) (\S+?)(?:, |$)", functions))
+    given = {name.removeprefix("policy_"): x for name, x in given.items() if name != "reward"}
+    settings, words = ALGORITHMS[config.algorithm].settings, []
+    for name, x in {**settings, **given}.items():
+        own, usual = given.get(name) or getattr(config, name), settings.get(name, "none")
+        words.append(f"{name} {own}" + f" (preset: {usual})" * (own != usual))
     return f"{config.algorithm}: {', '.join(words)}"

@@ -2,14 +2,19 @@
 preallocated cache, all inside the program.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import policy, sampling
+from jaxppo import compaction, packing, policy, sampling
 from jaxppo.config import Config
-from jaxppo.models import lora
+from jaxppo.models import cache as caches
+from jaxppo.models import layout, lora
+from jaxppo.models.scan import unstack_layers
 from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
 
 
@@ -20,6 +25,7 @@ class Decoding(struct.PyTreeNode):
 
     t: Int[Array, ""]
     cache: PyTree
+    noise: Float[Array, "B T"]
     tokens: Int[Array, "B T"]
     mask: Bool[Array, "B T"]
     logprobs: Float[Array, "B T"]
@@ -48,6 +54,7 @@ def rollout(
     pad: int | None = None,
     with_values: bool = True,
     greedy: bool = False,
+    group_size: int = 1,
     stop_axis: str | None = None,
 ) -> Rollout:
     """Sample a response to each prompt, and compute the reference's log-probs of it.
@@ -63,6 +70,7 @@ def rollout(
         them: an operand of the program, which the tokenizer's table would bloat as a
         constant.
       greedy: take the likeliest token; reference log-probs are 0.
+      group_size: so many adjacent rows have the same prompt, which is read once.
       stop_axis: a vmapped axis whose programs decode until all of them have ended.
     """
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
@@ -70,21 +78,12 @@ def rollout(
         raise ValueError('stop texts need frozen["stop"] (`pretrained.token_bytes.make_stops`)')
     stops = frozen["stop"] if sample.stop else None
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
+    packed = packing.is_packed(model, sample)
+    # once, outside of the loop: a slice of stacked weights would be a copy at each token
+    whole = unstack_layers(whole)
+    decoder = Decoder(model, whole, sample, length, eos, pad, with_values, greedy, stops, stop_axis)
     with jax.named_scope("generate"):  # the names appear in plans and profiles
-        done = _decode(
-            model,
-            whole,
-            prompts,
-            keys,
-            length,
-            sample,
-            eos,
-            pad,
-            with_values,
-            greedy,
-            stop_axis,
-            stops,
-        )
+        done = _decode(decoder, prompts, keys, group_size=group_size if packed else None)
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
         attend=jnp.concatenate([prompts.mask, done.mask], 1),
@@ -100,8 +99,13 @@ def rollout(
     if greedy:
         return out  # a baseline: only its reward is used
     with jax.named_scope("reference"):
-        reference = policy.response_logprobs(
-            model, reference_params(params, frozen), out, config=sample, with_values=False
+        reference = policy.rollout_logprobs(
+            model,
+            reference_params(params, frozen),
+            out,
+            config=sample,
+            group_size=group_size,
+            axes=(stop_axis,),
         )
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
@@ -119,60 +123,109 @@ def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
 
 
 def _decode(
-    model,
-    params,
-    prompts,
-    noise,
-    length,
-    sample,
-    eos,
-    pad,
-    with_values,
-    greedy,
-    stop_axis,
-    stops=None,
+    decoder: "Decoder", prompts: Prompts, noise: Float[Array, "B T"], *, group_size: int | None
 ) -> Decoding:
-    rows, prompt_length = prompts.tokens.shape
+    """Prefill the prompts and decode until all rows have ended. With a group size, a
+    prompt is read once for its group, and rows that have ended stop costing; None is
+    the plain form.
+    """
+    model, params, pad = decoder.model, decoder.params, decoder.pad
+    (rows, prompt_length), length = prompts.tokens.shape, noise.shape[1]
     zeros = jnp.zeros((rows, length), jnp.float32)
+    context = policy.context(prompts.extra)
+    if group_size is None:
+        cache = model.init_cache(rows, prompt_length + length, model.dtype)
+        hidden, cache = model.apply(
+            params, prompts.tokens, prompts.mask, cache=cache, context=context
+        )
+        last = hidden[:, -1]
+    else:
+        first = lambda x: x.reshape(-1, group_size, *x.shape[1:])[:, 0]
+        cache = model.init_cache(rows // group_size, prompt_length, model.dtype)
+        hidden, cache = model.apply(params, first(prompts.tokens), first(prompts.mask), cache=cache)
+        last = jnp.repeat(hidden[:, -1], group_size, 0)
+        cache = model.init_cache(rows, length, model.dtype, prompt=cache)
     state = Decoding(
         t=jnp.zeros((), jnp.int32),
-        cache=model.init_cache(rows, prompt_length + length, model.dtype),
+        cache=cache,
+        noise=noise,
         tokens=jnp.full((rows, length), pad, jnp.int32),
         mask=jnp.zeros((rows, length), bool),
         logprobs=zeros,
         raw_logprobs=zeros,
         values=zeros,
         finished=jnp.zeros((rows,), bool),
-        stop_state=None if stops is None else jnp.zeros((rows,), jnp.int32),
+        stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
     )
+    state = decoder.choose(state, last)
+    with jax.named_scope("decode"):
+        if group_size is None:
+            return jax.lax.while_loop(decoder.running, decoder.step, state)
+        shards = layout.row_shards()
+        sizes = compaction.sizes(rows // group_size // shards, group_size, length)
+        return _decode_in_phases(decoder, state, sizes)
 
-    def read(state: Decoding, tokens, attend, context=None) -> tuple[Decoding, Array]:
-        """Feed tokens to the model: its new cache, and the last hidden states [B D]."""
-        hidden, cache = model.apply(params, tokens, attend, cache=state.cache, context=context)
-        return state.replace(cache=cache), hidden[:, -1]
 
-    def choose(state: Decoding, hidden: Float[Array, "B D"]) -> Decoding:
+def _decode_in_phases(
+    decoder: "Decoder", state: Decoding, sizes: Sequence[compaction.Size]
+) -> Decoding:
+    """Decode with rows of the first size until the next one holds all that have not
+    ended, then go on with those.
+    """
+    if len(sizes) == 1:
+        return jax.lax.while_loop(decoder.running, decoder.step, state)
+    now, after = sizes[:2]
+    live = lambda state: compaction.by_shard(~state.finished, now)
+    full = lambda state: decoder.agreed(~compaction.fits(live(state), after))
+    state = jax.lax.while_loop(
+        lambda state: decoder.running(state) & full(state), decoder.step, state
+    )
+    rows, prompts = compaction.choose(live(state), after)
+    take = lambda x: compaction.take(x, rows) if jnp.ndim(x) else x
+    cache = caches.take(state.cache, take, lambda x: compaction.take(x, prompts))
+    fewer = jax.tree.map(take, state.replace(cache=None)).replace(cache=cache)
+    fewer = _decode_in_phases(decoder, fewer, sizes[1:]).replace(cache=None)
+    put = lambda x, new: compaction.put(x, rows, new) if jnp.ndim(x) else new
+    return jax.tree.map(put, state.replace(cache=None), fewer)
+
+
+class Decoder(NamedTuple):
+    """What stays the same while decoding."""
+
+    model: Model
+    params: Params
+    sample: Config
+    length: int
+    eos: int | tuple[int, ...]
+    pad: int
+    with_values: bool
+    greedy: bool
+    stops: sampling.Stops | None
+    stop_axis: str | None
+
+    def choose(self, state: Decoding, hidden: Float[Array, "B D"]) -> Decoding:
         """Choose token t from the hidden state before it, and record it."""
+        model, params, sample = self.model, self.params, self.sample
         logits, allowed = model.logits(params, hidden), model.allowed(params, hidden)
         tempered = sampling.temper(logits, temperature=sample.temperature)
         # greedy ignores the keep-sets; for top-k and top-p this changes nothing
-        if greedy:
+        if self.greedy:
             kept = sampling.bar_eos(tempered, state.t, sample=sample)
         else:
             kept = sampling.process(tempered, sample=sample, allowed=allowed, t=state.t)
-        uniform = jax.lax.dynamic_index_in_dim(noise, state.t, 1, keepdims=False)
-        token = sampling.draw(kept, uniform, greedy=greedy)
+        uniform = jax.lax.dynamic_index_in_dim(state.noise, state.t, 1, keepdims=False)
+        token = sampling.draw(kept, uniform, greedy=self.greedy)
         logprob, raw, _ = policy.choices(logits, token, config=sample, allowed=allowed, t=state.t)
-        value = model.value(params, hidden) if with_values else jnp.zeros((rows,), jnp.float32)
+        value = model.value(params, hidden) if self.with_values else jnp.zeros_like(logprob)
         acting = ~state.finished
         ended, stop_state = sampling.end_of_response(
-            token, state.t, eos=eos, sample=sample, stops=stops, state=state.stop_state
+            token, state.t, eos=self.eos, sample=sample, stops=self.stops, state=state.stop_state
         )
         write = lambda x, new: jax.lax.dynamic_update_slice(x, new[:, None], (0, state.t))
         write_float = lambda x, new: write(x, jnp.where(acting, new, 0.0))
         return state.replace(
             t=state.t + 1,
-            tokens=write(state.tokens, jnp.where(acting, token, pad)),
+            tokens=write(state.tokens, jnp.where(acting, token, self.pad)),
             mask=write(state.mask, acting),
             logprobs=write_float(state.logprobs, logprob),
             raw_logprobs=write_float(state.raw_logprobs, raw),
@@ -181,18 +234,22 @@ def _decode(
             stop_state=stop_state,
         )
 
-    def step(state: Decoding) -> Decoding:
+    def step(self, state: Decoding) -> Decoding:
+        """Read the last token, and choose the next."""
+        rows = state.tokens.shape[0]
         last = jax.lax.dynamic_slice(state.tokens, (0, state.t - 1), (rows, 1))
         acted = jax.lax.dynamic_slice(state.mask, (0, state.t - 1), (rows, 1))
-        return choose(*read(state, last, acted))
+        hidden, cache = self.model.apply(self.params, last, acted, cache=state.cache)
+        return self.choose(state.replace(cache=cache), hidden[:, -1])
 
-    def not_done(state: Decoding) -> Bool[Array, ""]:
-        running = (~state.finished).any()
-        # a condition per run would copy the cache at each token
-        if stop_axis is not None:
-            running = jax.lax.pmax(running.astype(jnp.int32), stop_axis) > 0
-        return (state.t < length) & running
+    def running(self, state: Decoding) -> Bool[Array, ""]:
+        """Whether a row has not ended."""
+        return (state.t < self.length) & self.agreed((~state.finished).any())
 
-    first = choose(*read(state, prompts.tokens, prompts.mask, policy.context(prompts.extra)))
-    with jax.named_scope("decode"):
-        return jax.lax.while_loop(not_done, step, first)
+    def agreed(self, this: Bool[Array, ""]) -> Bool[Array, ""]:
+        """Whether it holds in any program of `stop_axis`: a condition per program would
+        copy the cache at each token.
+        """
+        if self.stop_axis is None:
+            return this
+        return jax.lax.pmax(this.astype(jnp.int32), self.stop_axis) > 0

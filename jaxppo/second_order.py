@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxppo import masked, optimizers, policy
+from jaxppo import masked, optimizers, packing, policy
 from jaxppo.config import Config
 from jaxppo.losses import token
 from jaxppo.models import lora
@@ -72,13 +72,21 @@ def natural_step(
 
 
 def make_natural_update(
-    model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, line_search: bool
+    model: Model,
+    parts: Parts,
+    config: Config,
+    *,
+    axis_name: str | None = None,
+    stop_axis: str | None = None,
+    line_search: bool,
 ) -> Callable:
     """update(state, batch, key) -> (state, metrics), like `update.make_update`: a
     natural-gradient step on the surrogate −r A, whatever `parts.policy_loss` is, then
     the critic's.
     """
-    critic = make_update(model, parts, config, axis_name=axis_name, critic_alone=True)
+    critic = make_update(
+        model, parts, config, axis_name=axis_name, stop_axis=stop_axis, critic_alone=True
+    )
     total = lambda x: x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def update(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
@@ -89,26 +97,34 @@ def make_natural_update(
         weights = parts.aggregate(mask, axis_name=axis_name)
         tokens = jnp.maximum(masked.total(mask, mask, axis_name=axis_name), 1)
 
-        def gain(theta):
-            found = policy.response_logprobs(
-                model, whole(theta), rolled, config=config, with_values=False
-            )
-            loss, _ = token.kl_penalty(
-                found.logprobs, batch.old_logprobs, batch.advantages, mask, beta=0.0
-            )
-            return -(weights * loss).sum(), found
+        axes = (axis_name, stop_axis)
+        over_parts = packing.make_sum(
+            model, config, rolled, mask, group_size=config.group_size, axes=axes
+        )
 
-        def divergence(theta):
+        def gain(theta, part):
+            found = policy.response_logprobs(
+                model, whole(theta), rolled, config=config, with_values=False, part=part
+            )
+            own = mask if part is None else jnp.where(part.rows[:, None], mask, 0.0)
+            loss, _ = token.kl_penalty(
+                found.logprobs, batch.old_logprobs, batch.advantages, own, beta=0.0
+            )
+            return -(weights * masked.keep(loss, own)).sum(), found
+
+        def divergence(theta, part):
             """KL(old ‖ theta), mean over all tokens; this device's share."""
-            kl = policy.full_kl(model, old, whole(theta), rolled, config=config)
+            kl = policy.full_kl(model, old, whole(theta), rolled, config=config, part=part)
             return masked.total(kl, mask) / tokens
 
         def fisher(v):
             """F v by reverse mode twice: the kernels have no forward-mode rules."""
-            slope = lambda theta: optax.tree.vdot(jax.grad(divergence)(theta), v)
-            return total(jax.grad(slope)(mine))
+            slope = lambda theta, part: optax.tree.vdot(jax.grad(divergence)(theta, part), v)
+            return total(over_parts(partial(jax.grad(slope), mine)))
 
-        (before, found), gradient = jax.value_and_grad(gain, has_aux=True)(mine)
+        (before, found), gradient = over_parts(
+            partial(jax.value_and_grad(gain, has_aux=True), mine)
+        )
         before, gradient = total(before), total(gradient)
         step = natural_step(
             gradient,
@@ -120,7 +136,9 @@ def make_natural_update(
 
         def attempt(halvings):
             theta = jax.tree.map(lambda p, s: p + 0.5**halvings * s, mine, step)
-            return halvings, theta, total(gain(theta)[0]) - before, total(divergence(theta))
+            better = over_parts(lambda part: gain(theta, part)[0])
+            moved = over_parts(partial(divergence, theta))
+            return halvings, theta, total(better) - before, total(moved)
 
         if line_search:
             limit = SLACK * config.trust_kl

@@ -262,6 +262,7 @@ def train_on(
     config = dataclasses.replace(config, prompt_length=asked or 1)
     start.check_run(config)
     files.check_new(config.runs, config.name, resume=config.resume)
+    resume.check_early(config, but=() if asked else ("prompt_length",))
     columns = table.read_columns(prompts)
     held_out = None if validation is None else table.read_columns(validation)
     load.use_compilation_cache()

@@ -85,7 +85,7 @@ class Model(NamedTuple):
     init: Callable[..., Params]  # init(key) -> params
     init_cache: Callable[..., PyTree]  # init_cache(batch, length, dtype) -> cache
     # apply(params, tokens [B L], attend [B L], *, cache, context, dropout_key)
-    # -> (hidden [B L D], cache)
+    # -> (hidden [B L D], cache); if it packs, also positions, segments
     apply: Callable[..., tuple[Array, PyTree]]
     logits: Callable[..., Array]  # logits(params, hidden [... D]) -> Float32[... V]
     value: Callable[..., Array]  # value(params, hidden [... D]) -> Float32[...]
@@ -94,6 +94,9 @@ class Model(NamedTuple):
     # allowed(params, hidden [... D]) -> Bool[... V], the tokens that may be sampled, or
     # None for all of them; sampler and scorer both apply it (models/nlpo.py)
     allowed: Callable[..., Array | None] = lambda params, hidden: None
+    # Whether rows may be packed: `apply` takes positions [B L] and segments [B L 2]
+    # (`models.attention.packed_mask`), `init_cache` a prompt (`models/cache.py`).
+    packs: bool = False
 
 
 class RewardFn(Protocol):

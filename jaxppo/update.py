@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import masked, optimizers, policy, sampling
+from jaxppo import masked, optimizers, packing, policy, sampling
 from jaxppo.config import Config
 from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
+from jaxppo.packing import Part
 from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
-
-# key of the token count in the metrics; no diagnostic has this name
-TOKENS = "__tokens"
 
 
 class LossConstants(NamedTuple):
@@ -57,22 +55,33 @@ def minibatch_units(
     return order.T
 
 
-def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None) -> Callable:
-    """loss(params, constants, weights, batch, key) -> (loss, metrics):
+def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
+    """loss(params, constants, weights, batch, key, part) -> (loss, (metrics, logprobs)):
     Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss.
 
     The weights [B T] carry the GLOBAL denominator of their minibatch, so losses and
     gradients are summed over devices and microbatches, never averaged. Metrics are sums
-    over tokens, `TOKENS` their number; `ratio_off` is a maximum.
+    over tokens. With a part (`packing.py`), only its rows count, and the log-probs of
+    the others are 0.
     """
 
     def loss_fn(
-        params: Params, constants: LossConstants, weights: Array, batch: Batch, key: Array
-    ) -> tuple[Float[Array, ""], dict]:
+        params: Params,
+        constants: LossConstants,
+        weights: Array,
+        batch: Batch,
+        key: Array,
+        part: Part | None = None,
+    ) -> tuple[Float[Array, ""], tuple[dict, Float[Array, "B T"]]]:
+        if part is not None:
+            batch = batch.replace(mask=jnp.where(part.rows[:, None], batch.mask, 0.0))
+            weights = jnp.where(part.rows[:, None], weights, 0.0)
         mask, rolled = batch.mask, batch.rollout
         has_critic = parts.value_loss is not None
         whole = lora.merge(constants.base, params)
-        new = policy.response_logprobs(model, whole, rolled, config=config, with_values=has_critic)
+        new = policy.response_logprobs(
+            model, whole, rolled, config=config, with_values=has_critic, part=part
+        )
         settings = {"beta": constants.beta} if parts.penalty else {}
         per_token, diagnostics = parts.policy_loss(
             new.logprobs, batch.old_logprobs, batch.advantages, mask, key=key, **settings
@@ -81,7 +90,7 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
             per_token = per_token * parts.correction(batch.old_logprobs, rolled.logprobs, mask)
         diagnostics = {**diagnostics, "policy_loss": per_token}
         if config.kl_place == "loss":
-            kl = _kl_loss(model, parts, config, whole, constants, batch, new)
+            kl = _kl_loss(model, parts, config, whole, constants, batch, new, part)
             per_token = per_token + constants.kl_coef * kl
             diagnostics["kl_loss"] = kl
         entropy = masked.keep(new.entropy, mask)
@@ -91,30 +100,29 @@ def make_loss(model: Model, parts: Parts, config: Config, axis_name: str | None)
             value = parts.value_loss(new.values, rolled.values, batch.returns)
             diagnostics["value_loss"] = masked.keep(value, mask)
             total = total + config.value_coef * (weights * diagnostics["value_loss"]).sum()
-        # the maximum over devices in `ratio_off` has no derivative
         diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, new.logprobs))
-        moved = log_ratio(logprobs, batch.old_logprobs, mask)
-        diagnostics["approx_kl"] = jnp.expm1(moved) - moved
-        if config.mask_top_p < 1 or sampling.has_keep_set(config):
-            diagnostics["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
-        diagnostics[TOKENS] = jnp.ones_like(mask)
-        total_of = partial(masked.total, mask=mask, axis_name=axis_name)
-        metrics = {name: total_of(x) for name, x in diagnostics.items()}
-        metrics["ratio_off"] = ratio_off(logprobs, batch.old_logprobs, mask, axis_name)
-        return total, metrics
+        metrics = {name: masked.total(x, mask) for name, x in diagnostics.items()}
+        return total, (metrics, logprobs)
 
     return loss_fn
 
 
 def _kl_loss(
-    model, parts: Parts, config: Config, whole: Params, constants: LossConstants, batch: Batch, new
+    model,
+    parts: Parts,
+    config: Config,
+    whole: Params,
+    constants: LossConstants,
+    batch: Batch,
+    new,
+    part,
 ) -> Float[Array, "B T"]:
     """The KL to the reference as a term of the loss, 0 at padding."""
     mask, rolled = batch.mask, batch.rollout
     if parts.full_kl:
         assert constants.reference is not None
         value = policy.full_kl(
-            model, whole, constants.reference, rolled, config=config, divergence=parts.kl
+            model, whole, constants.reference, rolled, config=config, divergence=parts.kl, part=part
         )
         value = masked.keep(value, mask)
     else:
@@ -133,6 +141,7 @@ def make_update(
     config: Config,
     *,
     axis_name: str | None = None,
+    stop_axis: str | None = None,
     critic_alone: bool = False,
 ) -> Callable:
     """update(state, batch, key) -> (state, metrics): all epochs and minibatches.
@@ -143,17 +152,33 @@ def make_update(
     own parameters are trained.
     """
     optimizer = optimizers.make_optimizer(config)
-    grad_fn = jax.value_and_grad(make_loss(model, parts, config, axis_name), has_aux=True)
-    accumulate = partial(accumulate_gradients, grad_fn, microbatches=config.microbatches)
+    grad_fn = jax.value_and_grad(make_loss(model, parts, config), has_aux=True)
+
+    def gradient(params, constants, weights, batch, key):
+        """((loss, (metrics, log-probs)), gradient), summed over parts or microbatches."""
+        if not packing.is_packed(model, config):
+            return accumulate_gradients(
+                grad_fn, params, constants, weights, batch, key, microbatches=config.microbatches
+            )
+        total = packing.make_sum(
+            model,
+            config,
+            batch.rollout,
+            batch.mask,
+            group_size=config.group_size,
+            axes=(axis_name, stop_axis),
+        )
+        return total(partial(grad_fn, params, constants, weights, batch, key))
 
     def train_minibatch(live, rows, key, constants, batch, alone: Bool[Array, ""] | None):
         params, opt_state = live
         mine = jax.tree.map(lambda x: x[rows], batch)
         weights = parts.aggregate(mine.mask, axis_name=axis_name)
-        (loss, metrics), grads = accumulate(params, constants, weights, mine, key)
+        (loss, (sums, logprobs)), grads = gradient(params, constants, weights, mine, key)
         # sums, not means: the weights already divide by the global count
         if axis_name is not None:
-            loss, grads = jax.lax.psum((loss, grads), axis_name)
+            loss, grads, sums = jax.lax.psum((loss, grads, sums), axis_name)
+        metrics = token_means(sums, logprobs, mine, config, axis_name)
         if alone is not None:  # before the optimizer, whose moments then see zeros
             grads = optimizers.zero_policy(grads, alone)
         norm = optax.tree.norm(grads)
@@ -224,13 +249,20 @@ def with_rescoring(make: Callable) -> Callable:
     """
 
     def make_rescored(
-        model: Model, parts: Parts, config: Config, *, axis_name: str | None = None
+        model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, **options
     ) -> Callable:
-        update = make(model, parts, config, axis_name=axis_name)
+        update = make(model, parts, config, axis_name=axis_name, **options)
 
         def rescored(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
             whole, rolled = lora.merge(state.frozen["base"], state.params), batch.rollout
-            new = policy.response_logprobs(model, whole, rolled, config=config, with_values=False)
+            new = policy.rollout_logprobs(
+                model,
+                whole,
+                rolled,
+                config=config,
+                group_size=config.group_size,
+                axes=(axis_name, options.get("stop_axis")),
+            )
             own = masked.keep(jax.lax.stop_gradient(new.logprobs), rolled.mask)
             off = ratio_off(own, batch.old_logprobs, rolled.mask, axis_name)
             state, metrics = update(state, batch.replace(old_logprobs=own), key)
@@ -250,38 +282,46 @@ def accumulate_gradients(
     key: Array,
     *,
     microbatches: int,
-) -> tuple[tuple[Array, dict], Params]:
-    """((loss, metrics), gradients) of a minibatch, computed in `microbatches` parts of
-    whole groups and summed: the same result with less memory, since the weights carry
-    the denominator of the whole minibatch.
+) -> tuple[tuple[Array, tuple[dict, Array]], Params]:
+    """((loss, (metrics, log-probs)), gradients) of a minibatch, computed in
+    `microbatches` parts and summed: the same result with less memory, since the weights
+    carry the denominator of the whole minibatch.
     """
     if microbatches == 1:
-        (loss, metrics), grads = grad_fn(params, constants, weights, batch, key)
-        return (loss, token_means(metrics)), grads
+        return grad_fn(params, constants, weights, batch, key)
     cut = lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])
     parts = jax.tree.map(cut, (weights, batch))
 
     def add(total, part_and_key):
         (weights, batch), key = part_and_key
-        (loss, metrics), grads = grad_fn(params, constants, weights, batch, key)
-        (old_loss, old_metrics), old_grads = total
-        joined = {name: x + old_metrics[name] for name, x in metrics.items()}
-        joined["ratio_off"] = jnp.maximum(metrics["ratio_off"], old_metrics["ratio_off"])
-        return ((old_loss + loss, joined), jax.tree.map(jnp.add, old_grads, grads)), None
+        (loss, (sums, logprobs)), grads = grad_fn(params, constants, weights, batch, key)
+        return jax.tree.map(jnp.add, total, (loss, sums, grads)), logprobs
 
     keys = jax.random.split(key, microbatches)
     first = jax.tree.map(lambda x: x[0], parts)
-    shapes = jax.eval_shape(grad_fn, params, constants, *first, keys[0])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (loss, (sums, _)), grads = jax.eval_shape(grad_fn, params, constants, *first, keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads))
     with jax.named_scope("microbatches"):
-        ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, (parts, keys))
-    return (loss, token_means(metrics)), grads
+        (loss, sums, grads), logprobs = jax.lax.scan(add, zeros, (parts, keys))
+    return (loss, (sums, logprobs.reshape(batch.mask.shape))), grads
 
 
-def token_means(metrics: dict) -> dict:
-    """Divide sums over tokens by the number of tokens; `ratio_off` is a maximum."""
-    tokens = jnp.maximum(metrics[TOKENS], 1)
-    return {n: x if n == "ratio_off" else x / tokens for n, x in metrics.items() if n != TOKENS}
+def token_means(
+    sums: dict, logprobs: Array, batch: Batch, config: Config, axis_name: str | None
+) -> dict:
+    """The metrics of a minibatch from sums over all devices: means over tokens, and how
+    far the new log-probs of this device's rows are from the old ones.
+    """
+    mask, old = batch.mask, batch.old_logprobs
+    moved = log_ratio(logprobs, old, mask)
+    far = {"approx_kl": jnp.expm1(moved) - moved}
+    if config.mask_top_p < 1 or sampling.has_keep_set(config):
+        far["outside_fraction"] = (logprobs <= policy.FLOOR).astype(jnp.float32)
+    total = partial(masked.total, mask=mask, axis_name=axis_name)
+    tokens = jnp.maximum(total(jnp.ones_like(mask)), 1)
+    found = {name: x / tokens for name, x in sums.items()}
+    found |= {name: total(x) / tokens for name, x in far.items()}
+    return found | {"ratio_off": ratio_off(logprobs, old, mask, axis_name)}
 
 
 def _summary(metrics: dict) -> dict:

@@ -35,8 +35,8 @@ def environment(**own: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(REPOSITORY), **own}
 
 
-def run_script(script: str, *args: str) -> None:
-    """Call a script's main with options from a command line, in this process."""
+def load_script(script: str):
+    """Import a script, and return the module."""
     spec = importlib.util.spec_from_file_location(
         script, REPOSITORY / "experiments" / f"{script}.py"
     )
@@ -44,6 +44,12 @@ def run_script(script: str, *args: str) -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules[script] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    return module
+
+
+def run_script(script: str, *args: str) -> None:
+    """Call a script's main with options from a command line, in this process."""
+    module = load_script(script)
     config = next(
         x for x in vars(module).values() if isinstance(x, type) and x.__module__ == script
     )

@@ -21,9 +21,10 @@ def test_every_setting_in_the_table_exists(name):
 def test_a_value_in_the_table_is_valid(name):
     for setting in settings_for(name):
         key, _, value = setting.partition("=")
-        kind = {"dtype", "loss", "remat", "kl_place", "track"}
-        assert key in kind and value in {
+        kind = {"dtype", "loss", "remat", "kl_place", "track", "loss_settings"}
+        assert key in kind and value.partition(":")[0] in {
             "bfloat16", "gspo", "dual_clip", "block", "loss", "reward", "tensorboard", "wandb",
+            "ceiling",
         }  # fmt: skip
 
 
@@ -44,6 +45,7 @@ def test_notes_are_about_settings():
         ("num_train_steps", "here it is steps (rollouts of a whole batch, each with its updates)"),
         ("Learning_Rate", "here it is lr"),
         ("epsilon", "here it is clip_low and clip_high"),
+        ("delta", "here it is loss=dual_clip and loss_settings=ceiling:DELTA"),
         ("bf16", "here it is dtype=bfloat16"),
         ("actor_rollout_ref.rollout.n", "here it is group_size"),
         ("rollout.n", "here it is group_size"),

@@ -515,7 +515,7 @@ def test_samples_of_a_run(door):
     assert train.open_run(run.folder).sample(["1 + 1 =", "2 + 2 ="], samples=2) == texts
 
 
-def test_a_run_is_resumed_and_another_gets_a_free_name(door):
+def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     run, root = door
     more = train.policy(
         SUMS,
@@ -539,6 +539,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door):
     assert other.folder.name == "policy-2" and other.metrics["policy_loss"].tolist() == [0.0]
     assert run.config.functions.startswith("reward right@")
     assert "policy_loss zero_loss@" in other.config.functions
+    assert ": loss zero_loss@" in capsys.readouterr().out  # what runs, not the setting's loss
     assert "advantage" not in other.config.functions  # that of the settings
     with pytest.raises(UserError, match="--resume with other settings .* --functions"):
         train.policy(SUMS, wrong, runs=str(root), resume=True, **{**SMALL, "steps": 4})

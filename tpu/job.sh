@@ -33,8 +33,9 @@ read_environment() {
   local line
   [ -f "$HOME/.jaxppo.env" ] || return 0
   while IFS= read -r line || [ -n "$line" ]; do # never evaluated: a value may contain anything
+    line=${line#$'\xef\xbb\xbf'} # a byte order mark
     [[ ${line%%=*} =~ ^[A-Za-z_][A-Za-z0-9_]*$ && $line == *=* ]] && export "${line%%=*}=${line#*=}"
-  done <"$HOME/.jaxppo.env"
+  done < <(tr '\r' '\n' <"$HOME/.jaxppo.env")
   return 0
 }
 

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,10 @@ from accelerators import Accelerator
 from basics import ROOT, Stop, find_secrets, tracked_files
 from gcloud_errors import last_line
 from slices import Slice
+
+sys.path.append(str(ROOT))  # jaxppo may not be installed; this part of it needs no package
+from jaxppo.data import textfile
+from jaxppo.errors import UserError
 
 NAME = r"(?=.*[^.])[A-Za-z0-9._-]{1,64}"  # of a run, and of its folder
 AGENT_KEY = "~/.ssh/google_compute_engine"  # gcloud's key
@@ -192,7 +197,11 @@ def check_environment(file: Path) -> None:
         raise Stop(f"--env-file {file}: no such file")
     if file.stat().st_mode & 0o077:
         raise Stop(f"--env-file {file} can be read by others: chmod 600 {file}")
-    for number, line in enumerate(file.read_text().splitlines(), 1):
+    try:
+        text = textfile.read(file, what="file of NAME=VALUE lines")
+    except UserError as error:
+        raise Stop(f"--env-file {error}") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if line and not line.startswith("#") and not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", line):
             raise Stop(
                 f"--env-file {file}, line {number}: write NAME=VALUE, "

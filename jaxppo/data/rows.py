@@ -155,9 +155,16 @@ def from_ids(
     return Rows(tokens.astype(np.int32), mask, extra)
 
 
-def pack(texts: Sequence[str], encode: Encode, length: int, *, eos: int) -> Rows:
-    """Return all texts, each with its end of text, in one stream cut into full rows."""
-    stream = [token for text in texts for token in (*encode(text), eos)]
+def pack(
+    texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: Start = None
+) -> Rows:
+    """Return all texts, each between `start` and the end of text, in one stream cut
+    into full rows. Where `start` is the end of the text before, it is there once.
+    """
+    head, stream = as_ids(start), []
+    for text in texts:
+        begun = stream[len(stream) - len(head) :] == head
+        stream += [*([] if begun else head), *without_start(encode(text), head), eos]
     number = len(stream) // length
     if not number:
         raise UserError(f"the texts have {len(stream)} tokens, too few for one row of {length}")

@@ -1,6 +1,7 @@
-"""Attention without parameters: masks, rotary positions, cache, weighted sum."""
+"""Attention without parameters: masks, rotary positions, weighted sums."""
 
 import re
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,6 +35,62 @@ def attend(
     return out.reshape(rows, heads, queries, size)
 
 
+def attend_cached(
+    q: Float[Array, "B H 1 D"],
+    k: Float[Array, "B K S D"],
+    v: Float[Array, "B K S D"],
+    visible: Bool[Array, "B 1 S"],
+    filled: Int[Array, ""],
+    prompt: tuple[Float[Array, "B/G K P D"], Float[Array, "B/G K P D"]],
+    prompt_visible: Bool[Array, "B/G 1 P"],
+) -> Float[Array, "B H 1 D"]:
+    """`attend` of one new token in each row, over a prompt that G adjacent rows share
+    and the row's own slots, with one softmax. The group's queries meet the prompt
+    together, and only as many own slots are read as are filled, up to the next of
+    `read_sizes`.
+    """
+    rows, heads, _, size = q.shape
+    groups, kv_heads, slots = prompt[0].shape[:3]
+    shape = (rows // groups, heads // kv_heads)  # samples of a prompt, query heads of a key head
+    sums = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
+    dot = partial(jnp.einsum, preferred_element_type=sums)
+
+    def together(x):  # [B K h ...] -> [B/G K G*h ...]
+        x = x.reshape(groups, shape[0], kv_heads, shape[1], x.shape[-1]).swapaxes(1, 2)
+        return x.reshape(groups, kv_heads, -1, x.shape[-1])
+
+    def apart(x):
+        x = x.reshape(groups, kv_heads, *shape, x.shape[-1]).swapaxes(1, 2)
+        return x.reshape(rows, kv_heads, shape[1], x.shape[-1])
+
+    q = q.reshape(rows, kv_heads, shape[1], size)
+    before = dot("bgqd,bgsd->bgqs", together(q), prompt[0]) * size**-0.5
+    before = apart(jnp.where(prompt_visible[:, None], before, NEGATIVE))
+
+    def read(length, q, k, v, visible, before):
+        k, v, visible = k[:, :, :length], v[:, :, :length], visible[:, :, :length]
+        scores = dot("bgqd,bgsd->bgqs", q, k) * size**-0.5
+        scores = jnp.where(visible[:, None], scores, NEGATIVE)
+        weights = jax.nn.softmax(jnp.concatenate([before, scores], -1)).astype(v.dtype)
+        return weights[..., :slots], dot("bgqs,bgsd->bgqd", weights[..., slots:], v)
+
+    sizes = read_sizes(k.shape[2])
+    branches = [partial(read, length) for length in sizes]
+    level = jnp.searchsorted(jnp.asarray(sizes), filled)
+    weights, own = jax.lax.switch(level, branches, q, k, v, visible, before)
+    shared = apart(dot("bgqs,bgsd->bgqd", together(weights), prompt[1]))
+    return (own + shared).reshape(rows, heads, 1, size)
+
+
+def read_sizes(slots: int) -> tuple[int, ...]:
+    """The numbers of slots of which a cache of `slots` reads the least that suffices.
+
+    >>> read_sizes(1024), read_sizes(24)
+    ((128, 256, 512, 1024), (24,))
+    """
+    return tuple(-(-slots // part) for part in (8, 4, 2) if slots >= 32 * part) + (slots,)
+
+
 def fits_cudnn(shape: tuple[int, ...], keys: int, dtype, backend: str) -> bool:
     """Whether cuDNN's flash attention takes queries [B H Q D] and `keys` keys."""
     _, _, queries, size = shape
@@ -57,27 +114,6 @@ def fused_attention(q, k, v, visible, *, implementation: str) -> Float[Array, "B
     return out.swapaxes(1, 2).astype(jnp.float32)
 
 
-def update_cache(
-    past, k: Float[Array, "B K Q D"], v: Float[Array, "B K Q D"], slot
-) -> tuple[tuple, Array, Array]:
-    """(the past with new keys and values at `slot`, all keys, all values [B K S D]). Of
-    scanned layers `past` is (keys, values, layer number), with all layers in one array
-    [N B K S D]: updated in place as a loop's carry, they are never copied.
-    """
-    keys, values, *layer = past
-
-    def write(old, new):
-        new = new.astype(old.dtype)
-        start = (*layer, 0, 0, slot, 0)
-        return jax.lax.dynamic_update_slice(old, new[None] if layer else new, start)
-
-    keys, values = write(keys, k), write(values, v)
-    if not layer:
-        return (keys, values), keys, values
-    take = lambda x: jax.lax.dynamic_index_in_dim(x, layer[0], keepdims=False)
-    return (keys, values, layer[0]), take(keys), take(values)
-
-
 def attention_mask(
     attend_all: Bool[Array, "B S"], slot: Int[Array, ""] | int, length: int, window: int | None
 ) -> Bool[Array, "B Q S"]:
@@ -88,6 +124,28 @@ def attention_mask(
     if window is not None:
         allowed &= key > query - window
     return allowed[None] & attend_all[:, None]
+
+
+def packed_mask(
+    attend: Bool[Array, "B L"],
+    segments: Int[Array, "B L 2"],
+    position: Int[Array, "B L"],
+    window: int | None,
+) -> Bool[Array, "B L L"]:
+    """Which slots each token of a packed row sees: those of its own prompt and of its
+    own response, up to itself.
+
+    segments: the number of the prompt, and that of the response; 0 for a prompt's own
+        tokens.
+    """
+    slot = jnp.arange(attend.shape[1], dtype=jnp.int32)
+    prompt, response = segments[..., 0], segments[..., 1]
+    same = prompt[:, :, None] == prompt[:, None]
+    own = (response[:, None] == 0) | (response[:, :, None] == response[:, None])
+    allowed = same & own & (slot[:, None] >= slot[None]) & attend[:, None]
+    if window is not None:
+        allowed &= position[:, None] > position[:, :, None] - window
+    return allowed
 
 
 def rotary_embedding(

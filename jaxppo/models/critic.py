@@ -22,13 +22,10 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
         # the actor's value head is not used
         return {**without(actor.init(actor_key), "value"), "critic": critic.init(critic_key)}
 
-    def init_cache(batch, length, dtype=actor.dtype):
-        return actor.init_cache(batch, length, dtype), critic.init_cache(batch, length, dtype)
+    def init_cache(batch, length, dtype=actor.dtype, **options):
+        return pair_of_caches(actor.init_cache, critic.init_cache, batch, length, dtype, **options)
 
-    def apply(
-        params, tokens, attend, *, cache=None, context=None, dropout_key=None
-    ) -> tuple[Array, Any]:
-        options: dict[str, Any] = {"context": context, "dropout_key": dropout_key}
+    def apply(params, tokens, attend, *, cache=None, **options) -> tuple[Array, Any]:
         own, other = (None, None) if cache is None else cache
         hidden, own = actor.apply(without(params, "critic"), tokens, attend, cache=own, **options)
         if "critic" in params:
@@ -42,7 +39,15 @@ def with_critic(actor: Model, critic: Model, *, width: int) -> Model:
     def value(params, hidden):
         return critic.value(params["critic"], hidden[..., width:])
 
-    return Model(init, init_cache, apply, logits, value, actor.head, actor.dtype)
+    packs = actor.packs and critic.packs
+    return Model(init, init_cache, apply, logits, value, actor.head, actor.dtype, packs=packs)
+
+
+def pair_of_caches(first, second, *args, prompt=None) -> tuple[Any, Any]:
+    """The caches of two networks that read the same tokens; `prompt` is a pair, too."""
+    if prompt is None:
+        return first(*args), second(*args)
+    return first(*args, prompt=prompt[0]), second(*args, prompt=prompt[1])
 
 
 def init_value(params: Params, key: Array, kind: str, reward: Params | None = None) -> dict:

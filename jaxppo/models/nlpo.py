@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 from jaxppo import sampling
 from jaxppo.config import Config
 from jaxppo.models import lora
+from jaxppo.models.critic import pair_of_caches
 from jaxppo.types import Model, Params, PyTree, TrainState
 
 
@@ -24,18 +25,16 @@ def with_mask(model: Model, config: Config) -> Model:
     width = lambda params: model.head(own(params)).shape[1]
     policy = lambda params, hidden: hidden[..., : -width(params)] if "lagged" in params else hidden
 
-    def init_cache(*args):
-        return model.init_cache(*args), model.init_cache(*args)
+    def init_cache(*args, **options):
+        return pair_of_caches(model.init_cache, model.init_cache, *args, **options)
 
-    def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
+    def apply(params, tokens, attend, *, cache=None, dropout_key=None, **options):
         one, other = (None, None) if cache is None else cache
         hidden, one = model.apply(
-            own(params), tokens, attend, cache=one, context=context, dropout_key=dropout_key
+            own(params), tokens, attend, cache=one, dropout_key=dropout_key, **options
         )
         if "lagged" in params:
-            lagged, other = model.apply(
-                params["lagged"], tokens, attend, cache=other, context=context
-            )
+            lagged, other = model.apply(params["lagged"], tokens, attend, cache=other, **options)
             hidden = jnp.concatenate([hidden, lagged], -1)
         return hidden, None if cache is None else (one, other)
 

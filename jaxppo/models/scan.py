@@ -26,10 +26,11 @@ def stack_leaves(*layers: Any) -> Any:
 
 
 def unstack_layers(params: Params) -> dict[str, Any]:
-    """The inverse of `stack_layers`."""
+    """The inverse of `stack_layers`; parameters that are not stacked stay as they are."""
     rest = {name: x for name, x in params.items() if name != "layers"}
-    if "critic" in rest:
-        rest["critic"] = unstack_layers(rest["critic"])
+    for name in ("critic", "lagged"):
+        if name in rest:
+            rest[name] = unstack_layers(rest[name])
     if "layers" not in params:
         return rest
     count = len(jax.tree.leaves(params["layers"])[0])

@@ -11,20 +11,22 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo.errors import UserError
+from jaxppo.models import cache as caches
 from jaxppo.models.attention import (
     apply_rotary,
     attend,
+    attend_cached,
     attention_mask,
+    packed_mask,
     rotary_embedding,
-    update_cache,
 )
+from jaxppo.models.cache import Cache
 from jaxppo.models.language_model import LanguageModel, as_model
 from jaxppo.models.layers import Linear, Norm, dropout
 from jaxppo.models.layout import constrain
+from jaxppo.models.scan import unstack_layers
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
@@ -37,18 +39,6 @@ ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),
 }
-
-# of one layer; scanned: of all
-Stored = tuple[Float[Array, "B H S D"], ...] | Float[Array, "N B H S D"]
-
-
-class Cache(struct.PyTreeNode):
-    """Keys and values of the tokens so far; every row fills the same slots."""
-
-    keys: Stored
-    values: Stored
-    attend: Bool[Array, "B S"]
-    filled: Int[Array, ""]  # slots in use
 
 
 class Attention(nn.Module):
@@ -76,9 +66,16 @@ class Attention(nn.Module):
         # heads before time: the keys of a head are contiguous in memory
         q, k, v = (y.transpose(0, 2, 1, 3).astype(self.dtype) for y in (q, k, v))
         q, k, v = (constrain(y, "rows", "heads", None, None) for y in (q, k, v))
+        prompt = None
         if past is not None:
-            past, k, v = update_cache(past, k, v, slot)
-        out = attend(q, k.astype(self.dtype), v.astype(self.dtype), visible)
+            keys, values, prompt = past
+            k, v = caches.write(keys, k, slot), caches.write(values, v, slot)
+            past = k, v
+        k, v = k.astype(self.dtype), v.astype(self.dtype)
+        if prompt is None:
+            out = attend(q, k, v, visible)
+        else:
+            out = attend_cached(q, k, v, visible[0], slot + length, prompt, visible[1])
         out = out.transpose(0, 2, 1, 3).reshape(rows, length, c.num_heads * c.head_dim)
         return Linear(c.width, c.out_bias, self.dtype, name="o")(out), past
 
@@ -115,13 +112,10 @@ class Block(nn.Module):
 
 
 class ScannedBlock(Block):
-    """A block as the body of a scan; carries x and all keys and values (or None)."""
+    """A block as the body of a scan, without a cache."""
 
-    def __call__(self, carry, layer, rotation, visible, slot):
-        x, stored = carry
-        past = None if stored is None else (*stored, layer)
-        x, past = super().__call__(x, rotation, visible, slot, past)
-        return (x, None if past is None else past[:2]), None
+    def __call__(self, x, rotation, visible):
+        return super().__call__(x, rotation, visible, 0, None)[0], None
 
 
 class Transformer(LanguageModel):
@@ -139,49 +133,64 @@ class Transformer(LanguageModel):
         settings = (c, self.dtype, self.rank, self.alpha)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
-            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *[nn.broadcast] * 3)}
+            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (nn.broadcast,) * 2}
             looped: Any = nn.scan(body, split_rngs={"params": True}, length=c.num_layers, **axes)
             self.layers: Any = looped(*settings)
         else:
             block = nn.remat(Block) if self.remat else Block
             self.layers = [block(*settings) for _ in range(c.num_layers)]
 
-    def __call__(self, tokens, attend_mask, cache=None, dropout_key=None):
+    def __call__(
+        self, tokens, attend_mask, cache=None, dropout_key=None, positions=None, segments=None
+    ):
         c = self.config
-        length = tokens.shape[1]
+        rows, length = tokens.shape
+        prompt = None if cache is None else cache.prompt
         if cache is None:
-            attend_all, slot, before = attend_mask, 0, jnp.zeros((tokens.shape[0], 1), jnp.int32)
+            attend_all, slot, before = attend_mask, 0, jnp.zeros((rows, 1), jnp.int32)
         else:
             slot = cache.filled
             before = cache.attend.sum(1, dtype=jnp.int32)[:, None]
             attend_all = jax.lax.dynamic_update_slice(cache.attend, attend_mask, (0, slot))
+        if prompt is not None:
+            read = prompt.attend.sum(1, dtype=jnp.int32)
+            before = before + jnp.repeat(read, rows // len(read))[:, None]
         position = jnp.maximum(before + jnp.cumsum(attend_mask, 1, dtype=jnp.int32) - 1, 0)
+        position = position if positions is None else positions
         x = self.rounded(self.embed.embedding[tokens])
         if c.positions == "learned":
             x = x + self.rounded(self.positions.embedding[position])
         x = constrain(dropout(x, c.dropout, dropout_key, 0), "rows", None, None)
         rotation = rotary_embedding(position, c) if c.positions == "rope" else None
-        visible = attention_mask(attend_all, slot, length, c.window)
+        if segments is not None:
+            visible = packed_mask(attend_mask, segments, position, c.window)
+        else:
+            visible = attention_mask(attend_all, slot, length, c.window)
+        if prompt is not None:
+            after = prompt.attend.shape[1] + slot
+            visible = visible, attention_mask(prompt.attend, after, length, c.window)
         x, stored = self.run_layers(x, cache, rotation, visible, slot)
         if cache is not None:
             keys, values = stored
-            cache = Cache(keys, values, attend_all, slot + length)
+            cache = Cache(keys, values, attend_all, slot + length, prompt)
         return self.hidden(x, dropout_key), cache
 
     def run_layers(self, x, cache, rotation, visible, slot) -> tuple[Any, Any]:
         """(the output of the last layer, keys and values of all layers or None)."""
         if self.scan:
-            stored = None if cache is None else (cache.keys, cache.values)
-            number = jnp.arange(self.config.num_layers, dtype=jnp.int32)
             with jax.named_scope("layers"):
-                return self.layers((x, stored), number, rotation, visible, slot)[0]
+                return self.layers(x, rotation, visible)
         if cache is None:
             for layer in self.layers:
                 x, _ = layer(x, rotation, visible, slot, None)
             return x, None
+        prompt = cache.prompt
+        shared = [None] * len(self.layers)
+        if prompt is not None:
+            shared = list(zip(prompt.keys, prompt.values, strict=True))
         new = []
-        for layer, *past in zip(self.layers, cache.keys, cache.values, strict=True):
-            x, past = layer(x, rotation, visible, slot, tuple(past))
+        for layer, *past in zip(self.layers, cache.keys, cache.values, shared, strict=True):
+            x, past = layer(x, rotation, visible, slot, past)
             new.append(past)
         return x, tuple(zip(*new, strict=True))
 
@@ -204,31 +213,39 @@ def make(
         raise UserError(NO_CONTEXT)
     compute = jnp.dtype(dtype)
     module = Transformer(config, compute, lora, lora_alpha, remat == "block", scan)
+    # A loop over stacked layers would copy each layer's weights at every token.
+    unrolled = Transformer(config, compute, lora, lora_alpha)
 
     def init(key):
         ones = jnp.ones((1, 2), jnp.int32)
         return module.init(key, ones, ones == 1)["params"]
 
-    def init_cache(batch, length, dtype=compute):
+    def init_cache(batch, length, dtype=compute, *, prompt=None):
         shape = (batch, config.num_kv_heads, length, config.head_dim)
-        axes = ("rows", "heads", None, None)
+        return caches.empty(config.num_layers, shape, dtype, prompt)
 
-        def zeros():
-            if scan:
-                return constrain(jnp.zeros((config.num_layers, *shape), dtype), None, *axes)
-            layers = range(config.num_layers)
-            return tuple(constrain(jnp.zeros(shape, dtype), *axes) for _ in layers)
-
-        return Cache(zeros(), zeros(), jnp.zeros((batch, length), bool), jnp.zeros((), jnp.int32))
-
-    def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
+    def apply(
+        params,
+        tokens,
+        attend,
+        *,
+        cache=None,
+        context=None,
+        dropout_key=None,
+        positions=None,
+        segments=None,
+    ):
         if context is not None:
             raise UserError(NO_CONTEXT)
+        if cache is not None:
+            params = unstack_layers(params)
+            return unrolled.apply({"params": params}, tokens, attend, cache)
 
         def run(params, tokens, attend) -> Any:
-            return module.apply({"params": params}, tokens, attend, cache, dropout_key)
+            return module.apply(
+                {"params": params}, tokens, attend, None, dropout_key, positions, segments
+            )
 
-        full = remat == "full" and cache is None
-        return (jax.checkpoint(run) if full else run)(params, tokens, attend)
+        return (jax.checkpoint(run) if remat == "full" else run)(params, tokens, attend)
 
-    return as_model(module, init, init_cache, apply)
+    return as_model(module, init, init_cache, apply)._replace(packs=True)

@@ -1,6 +1,7 @@
 """Resume a run: check that it is the same one, and finish what a signal left out."""
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import jax
@@ -14,17 +15,23 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.settings import read_config, to_dict
 from jaxppo.types import TrainState
 
+# settings that the model and the functions decide
+LOADED = ("eos", "pad", "start", "functions")
+
 
 def not_started(folder: Path, checkpoints: Checkpoints) -> bool:
     """Whether a run was killed before its first state was saved: no step is logged, and
     there is no checkpoint, not even a damaged one.
     """
-    path = folder / "metrics.jsonl"
-    empty = checkpoints.is_empty() and not (path.exists() and path.stat().st_size)
-    empty = bool(processes.broadcast_int(int(empty)))
+    empty = bool(processes.broadcast_int(int(_is_unsaved(folder, checkpoints))))
     if empty and processes.is_main() and (folder / "config.json").exists():
         print("the run ended before anything was saved: it starts from the beginning")
     return empty
+
+
+def _is_unsaved(folder: Path, checkpoints: Checkpoints) -> bool:
+    path = folder / "metrics.jsonl"
+    return checkpoints.is_empty() and not (path.exists() and path.stat().st_size)
 
 
 def restore_newest(
@@ -44,33 +51,58 @@ def restore_newest(
     return found
 
 
+def check_early(config: RunConfig, *, but: Collection[str] = ()) -> None:
+    """Raise UserError if a setting differs that must not change during the run that is
+    to be resumed. Call it before anything is loaded; `but` names settings that are not
+    known yet.
+    """
+    folder = Path(config.runs) / config.name
+    if not config.resume or not (folder / "config.json").exists():
+        return
+    if not _is_unsaved(folder, Checkpoints(folder / "checkpoints", write=False)):
+        _refuse(_changed_settings(config, folder, but={*LOADED, *but}))
+
+
 def check_settings(config: RunConfig, folder: Path) -> None:
     """Raise UserError if a setting differs that must not change during a run, and print
     the others that differ.
     """
-    read_config(RunConfig, folder / "config.json")  # raises UserError if it is damaged
-    stored = json.loads((folder / "config.json").read_text())
-    now = to_dict(config)
-    changed = {
-        name
-        for name in stored.keys() & now.keys()
-        if stored[name] != now[name] and stored[name] != HIDDEN
-    }
-    shown = lambda names: ", ".join(
-        f"--{name.replace('_', '-')} {stored[name]} -> {now[name]}" for name in sorted(names)
-    )
-    if changed - FREE:
-        raise UserError(
-            f"--resume with other settings would make it another run: {shown(changed - FREE)}; "
-            "start one under another --name"
-        )
-    if news := changed - {"resume", "runs", "name", "traceback"}:
-        print(f"changed since the run began: {shown(news)}")
+    changed = _changed_settings(config, folder)
+    _refuse(changed)
+    if news := changed.keys() - {"resume", "runs", "name", "traceback"}:
+        print(f"changed since the run began: {_shown(changed, news)}")
     if "steps" in changed and config.lr_schedule != "constant":
         print(
             f"note: the {config.lr_schedule} schedule now ends at step {config.steps}, so the "
             "learning rate jumps"
         )
+
+
+def _changed_settings(
+    config: RunConfig, folder: Path, *, but: Collection[str] = ()
+) -> dict[str, tuple]:
+    """(stored, present) values of the settings that differ."""
+    read_config(RunConfig, folder / "config.json")  # raises UserError if it is damaged
+    stored = json.loads((folder / "config.json").read_text())
+    now = to_dict(config)
+    return {
+        name: (stored[name], now[name])
+        for name in (stored.keys() & now.keys()) - {*but}
+        if stored[name] != now[name] and stored[name] != HIDDEN
+    }
+
+
+def _refuse(changed: dict[str, tuple]) -> None:
+    if fixed := changed.keys() - FREE:
+        raise UserError(
+            f"--resume with other settings would make it another run: {_shown(changed, fixed)}; "
+            "start one under another --name"
+        )
+
+
+def _shown(changed: dict[str, tuple], names: Collection[str]) -> str:
+    each = ((name, *changed[name]) for name in sorted(names))
+    return ", ".join(f"--{name.replace('_', '-')} {old} -> {new}" for name, old, new in each)
 
 
 def weight_hashes(config: RunConfig) -> dict[str, str]:

@@ -145,7 +145,7 @@ def build_step(
     if config.parallel == "auto" and processes.is_main():
         print(f"--parallel auto: {step.name}")
     if not isinstance(parts, Objective) and processes.is_main():
-        print(f"algorithm {presets.describe(config)}")
+        print(f"algorithm {presets.describe(config, config.functions)}")
     if config.start and processes.is_main():
         print(f"prompts begin with {spelled(policy, config.start)}, unless they are chats")
     if isinstance(config.eos, tuple) and processes.is_main():

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxppo import policy, supervised, train
+from jaxppo import parallel, policy, supervised, train
 from jaxppo.data import rows
 from jaxppo.models import lora
 from jaxppo.parallel import processes, sharding
-from jaxppo.run import files, load, validation
+from jaxppo.run import files, load, resume, validation
 from jaxppo.run.sampler import Sample
 from jaxppo.tasks import TaskConfig
 from jaxppo.tasks.stages import supervised_settings
@@ -46,6 +46,16 @@ def _last_value(model: Model) -> Callable:
     return jax.jit(functools.partial(policy.last_value, model))
 
 
+def rows_of_pairs(devices: int) -> int:
+    """Return the rows of a batch: 32, or the next number that gives each device the
+    same number of pairs.
+
+    >>> [rows_of_pairs(devices) for devices in (1, 8, 16, 32, 12)]
+    [32, 32, 32, 64, 48]
+    """
+    return -(-32 // (2 * devices)) * 2 * devices
+
+
 def train_reward_model(
     options: TaskConfig, pairs: list[tuple[str, str, str]], *, name: str, seed: int, steps: int
 ) -> RewardModel:
@@ -58,7 +68,7 @@ def train_reward_model(
     settings = dataclasses.replace(
         options,
         name=name,
-        batch_size=32,
+        batch_size=rows_of_pairs(parallel.row_shards(options.parallel, options.mesh)),
         lr=min(options.sft_lr, 5e-4),
         value_loss="mse",
         critic="shared",
@@ -67,6 +77,7 @@ def train_reward_model(
         seed=seed,
         **supervised_settings(place, steps),
     )
+    resume.check_early(settings)
     settings, policy = load.load_policy(settings)
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     length, longest = settings.length, settings.response_length

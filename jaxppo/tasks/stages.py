@@ -23,7 +23,7 @@ from jaxppo.errors import UserError
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
-from jaxppo.run import files, load, log, start, validation
+from jaxppo.run import files, load, log, resume, start, validation
 from jaxppo.run.load import Policy
 from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
 from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
@@ -53,10 +53,11 @@ def run(
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
     metrics.evaluate(task.metrics, ["a"], ["a"])  # finds packages
+    check_resumed(options, task, root)
     load.use_compilation_cache()
     examples = examples or sources.load_examples(options)
-    baseline = train_baseline(options, task, examples, root)
-    result = optimise_policy(options, task, examples, root, baseline, make_reward, extra_metrics)
+    train_baseline(options, task, examples, root)
+    result = optimise_policy(options, task, examples, root, make_reward, extra_metrics)
     if processes.is_main():
         write_report(options, root, result)
     return result
@@ -76,6 +77,14 @@ def check(options: TaskConfig) -> Path:
             f"use {options.sft_batch_size + devices - odd}"
         )
     return task_folder(options)
+
+
+def check_resumed(options: TaskConfig, task: Task, root: Path) -> None:
+    """Raise UserError if a setting has changed that must not, since either stage began.
+    Call it before anything is loaded.
+    """
+    for stage in (_supervised_config, _policy_config):
+        resume.check_early(stage(options, task, root))
 
 
 def task_folder(options: TaskConfig) -> Path:
@@ -107,14 +116,12 @@ def tiny_options(options: TaskConfig) -> TaskConfig:
     )
 
 
-def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root: Path) -> str:
-    """Return the checkpoint to start from: the options' model, or a new network with a
-    vocabulary of the training texts.
+def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root: Path) -> None:
+    """Make a new network with a vocabulary of the training texts, unless the options
+    name a model.
     """
-    if options.model:
-        return options.model
     place = root / "start"
-    if not place.exists() and processes.is_main():
+    if not options.model and not place.exists() and processes.is_main():
         own = format_examples(task, examples.train)
         texts = [prompt + x for prompt, x in zip(own.prompts, own.responses)]
         make_tokenizer = {
@@ -134,7 +141,6 @@ def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root
         params = jax.device_get({name: x for name, x in params.items() if name != "value"})
         pretrained.save(place, shape, params, tokenizer)
     processes.wait_for_all("start")
-    return str(place)
 
 
 def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
@@ -142,20 +148,8 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
     place = root / "supervised"
     if (place / "model").exists():
         return place / "model"
-    settings = dataclasses.replace(
-        options,
-        name="supervised",
-        runs=str(root),
-        model=initial_checkpoint(options, task, examples, root),
-        tiny=False,
-        batch_size=options.sft_batch_size,
-        lr=options.sft_lr,
-        value_loss="none",
-        patience=3,
-        **prompt_settings(options, task),
-        **supervised_settings(place, options.sft_steps, options.sft_eval_every),
-    )
-    settings, policy = load.load_policy(settings)
+    initial_checkpoint(options, task, examples, root)
+    settings, policy = load.load_policy(_supervised_config(options, task, root))
     parts = (examples.train, examples.validation[: options.test_rows])
     training, held_out = (_supervised_rows(settings, policy, task, part) for part in parts)
     objective = supervised.language_model(policy.model, settings, last=settings.response_length)
@@ -163,6 +157,22 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
     files.run_folder(root, "supervised", resume=settings.resume)
     state = train.fit(settings, policy, objective, training, folder=place, evaluate=evaluate)
     return load.save_model(settings, policy, load.restore_best(place, state), place / "model")
+
+
+def _supervised_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
+    return dataclasses.replace(
+        options,
+        name="supervised",
+        runs=str(root),
+        model=options.model or str(root / "start"),
+        tiny=False,
+        batch_size=options.sft_batch_size,
+        lr=options.sft_lr,
+        value_loss="none",
+        patience=3,
+        **prompt_settings(options, task),
+        **supervised_settings(root / "supervised", options.sft_steps, options.sft_eval_every),
+    )
 
 
 def supervised_settings(place: Path, steps: int, every: int = 0) -> dict[str, Any]:
@@ -215,22 +225,12 @@ def optimise_policy(
     task: Task,
     examples: Examples,
     root: Path,
-    baseline: Path,
     make_reward: MakeReward,
     extra_metrics: ExtraMetrics | None,
 ) -> dict[str, Any]:
     """Optimise the baseline, and measure both on the test examples."""
     place = root / "policy"
-    settings = dataclasses.replace(
-        options,
-        name="policy",
-        runs=str(root),
-        model=str(baseline),
-        tiny=False,
-        resume=files.has_started(place),
-        **prompt_settings(options, task),
-    )
-    settings, policy = load.load_policy(settings)
+    settings, policy = load.load_policy(_policy_config(options, task, root))
     reward = make_reward(settings, policy)
     encode = lambda part: encode_examples(settings, policy, task, part)
     training, _ = encode(examples.train)
@@ -249,6 +249,18 @@ def optimise_policy(
     )
     load.save_model(settings, policy, best, place / "model")
     return evaluator.compare(before, after) | {"best_step": int(best.step)}
+
+
+def _policy_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
+    return dataclasses.replace(
+        options,
+        name="policy",
+        runs=str(root),
+        model=str(root / "supervised" / "model"),
+        tiny=False,
+        resume=files.has_started(root / "policy"),
+        **prompt_settings(options, task),
+    )
 
 
 def write_report(options: TaskConfig, root: Path, result: dict[str, Any]) -> None:

@@ -33,6 +33,15 @@ def test_packed_text_is_one_stream():
         rows.pack(["a"], encode, 4, eos=0)
 
 
+def test_every_packed_text_has_a_start():
+    made = lambda texts, start: rows.pack(texts, encode, 3, eos=0, start=start).tokens.tolist()
+    assert made(["a", "b"], 7) == [[7, 97, 0], [7, 98, 0]]
+    assert made(["\7a", "b"], 7) == [[7, 97, 0], [7, 98, 0]]  # a text may have its own
+    # an end of text that also starts one is not there twice: 0 a 0 b 0
+    assert made(["a", "b"], 0) == [[0, 97, 0]]
+    assert made(["a", "bc"], 0) == [[0, 97, 0], [98, 99, 0]]
+
+
 def test_documents_end_where_there_is_room():
     made = rows.documents(["ab", "abcd"], encode, 4, eos=0, start=7)
     assert made.tokens.tolist() == [[7, 97, 98, 0], [7, 97, 98, 99]]

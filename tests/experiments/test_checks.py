@@ -68,11 +68,26 @@ def test_a_script_checks_its_folder_first(nothing_loaded, script, tmp_path, caps
     assert f"{tmp_path / 'a'} exists: choose another --name" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("tiny", [[], ["--tiny"]], ids=["whole", "tiny"])
+def test_a_script_checks_the_settings_to_resume_first(
+    nothing_loaded, script, tiny, tmp_path, capsys
+):
+    for folder in (tmp_path / "a", tmp_path / "a" / "supervised"):
+        (folder / "checkpoints" / "0").mkdir(parents=True)
+        (folder / "config.json").write_text('{"seed": 7}')
+    with pytest.raises(SystemExit) as stop:
+        run_script(script, "--runs", str(tmp_path), "--name", "a", "--resume", *tiny)
+    assert stop.value.code == 2
+    assert "another run: --seed 7 -> 0; start one under" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (["--expect-devices", "3"], "--expect-devices 3, but there are 8"),
         (["--name", "a"], "a exists: choose another --name"),
+        (["--name", "b", "--resume"], "another run: --seed 7 -> 0; start one under another --name"),
         (["--reward-model", "nowhere"], "--reward-model nowhere: there is no run"),
         (
             ["--batch-size", "8", "--parallel", "pmap"],
@@ -86,6 +101,8 @@ def test_a_script_checks_its_folder_first(nothing_loaded, script, tmp_path, caps
 def test_jaxppo_train_checks_first(nothing_loaded, args, words, tmp_path, capsys):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "config.json").write_text("{}")
+    (tmp_path / "b" / "checkpoints" / "0").mkdir(parents=True)
+    (tmp_path / "b" / "config.json").write_text('{"seed": 7, "prompt_length": 9, "eos": 3}')
     (tmp_path / "p.jsonl").write_text('{"prompt": "a"}\n')
     own = [] if {"--parallel", "--mesh"} & {*args} else ["--parallel", "jit"]
     with pytest.raises(SystemExit) as stop:

@@ -8,7 +8,7 @@ import pytest
 from runs import run_script as run
 from runs import run_train, two_prompts
 
-from jaxppo import pretrained
+from jaxppo import pretrained, train
 from jaxppo.pretrained.tiny import tiny_model
 from jaxppo.run import files
 
@@ -134,6 +134,40 @@ def test_pretraining_writes_a_checkpoint(tmp_path, capsys, tokens, kind):
     )
     rows = files.read_jsonl(tmp_path / "pretrain" / "metrics.jsonl")
     assert rows[-1]["loss"] < rows[0]["loss"] and rows[-1]["validation_perplexity"] < 300
+
+
+def test_pretraining_starts_texts_as_prompts_start(tmp_path, monkeypatch):
+    """The end of text, 0, is also the start of a document; it is once between two texts."""
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": f"x{i}"}) + "\n" for i in range(60)))
+    seen = []
+
+    class Seen(Exception):
+        pass
+
+    def fit(config, policy, objective, rows, **named):
+        seen.append((config.start, rows.tokens.reshape(-1)))
+        raise Seen
+
+    monkeypatch.setattr(train, "fit", fit)
+    small = ["--tokens", "words", "--width", "8", "--layers", "1", "--response-length", "2"]
+    for name, options in (("plain", []), ("start", ["--prompt-start"])):
+        with pytest.raises(Seen):
+            run(
+                "pretrain",
+                "--data",
+                str(data),
+                "--runs",
+                str(tmp_path),
+                "--name",
+                name,
+                *small,
+                *options,
+            )
+    (plain, before), (start, after) = seen
+    assert plain == () and before[0] != 0
+    assert start == (0,) and after[0] == 0
+    assert not ((after[1:] == 0) & (after[:-1] == 0)).any()
 
 
 def test_fine_tuning_writes_a_checkpoint(tmp_path, capsys):

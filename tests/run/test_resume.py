@@ -25,6 +25,20 @@ def test_a_schedule_that_ends_elsewhere_is_told(tmp_path, capsys, schedule, told
     assert "--steps 4 -> 8" in shown and ("the linear schedule now ends at step 8" in shown) == told
 
 
+def test_settings_are_checked_once_something_is_saved(tmp_path):
+    """Not those that the model decides, such as the end of text."""
+    config = replace(RUN, runs=str(tmp_path), name="a", resume=True)
+    resume.check_early(config)  # nothing is there yet
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "config.json").write_text('{"seed": 7, "eos": 3}')
+    resume.check_early(config)  # nothing is saved yet
+    (tmp_path / "a" / "checkpoints" / "0").mkdir(parents=True)
+    with pytest.raises(UserError, match="make it another run: --seed 7 -> 0; start one"):
+        resume.check_early(config)
+    resume.check_early(config, but=("seed",))
+    resume.check_early(replace(config, resume=False))
+
+
 def test_what_was_loaded_is_given_up_for_what_is_restored(tmp_path):
     """Parameters and moments; what is frozen is the same array, in use."""
     (tmp_path / "config.json").write_text(json.dumps(to_dict(RUN)))

@@ -18,3 +18,23 @@ def test_it_prefers_what_it_was_trained_to_prefer(tmp_path):
     samples = [Sample("copy 7\n=", response, [], 0.0, True) for response in ("yes", "no")]
     good, bad = model.scores(samples)
     assert good > bad and np.isfinite([good, bad]).all()
+
+
+@pytest.mark.parametrize(("devices", "rows"), [(16, 32), (32, 64)])
+def test_the_batch_follows_the_devices(tmp_path, monkeypatch, devices, rows):
+    """A pair is two rows, on one device."""
+    seen = []
+
+    class Seen(Exception):
+        pass
+
+    def load_policy(config):
+        seen.append(config.batch_size)
+        raise Seen
+
+    monkeypatch.setattr(reward_model.load, "load_policy", load_policy)
+    monkeypatch.setattr(reward_model.parallel, "row_shards", lambda mode, mesh: devices)
+    options = TaskConfig(task="spelling", tiny=True, runs=str(tmp_path))
+    with pytest.raises(Seen):
+        reward_model.train_reward_model(options, [], name="reward", seed=0, steps=2)
+    assert seen == [rows]

@@ -229,6 +229,10 @@ def test_the_environment_file_is_read_and_never_run(host):
     environment = (host.home / "environment").read_text().splitlines()
     assert {"TOKEN=a b=$(touch bad) `touch bad` 'x'", "LAST=2"} <= set(environment)
     assert not list(host.home.rglob("bad")) and "X=1" not in environment
+    # as an editor on Windows saves it
+    (host.home / ".jaxppo.env").write_bytes("\ufeffTOKEN=a\r\nLAST=2\r\n".encode())
+    assert host.job("exec", "--", "python", "0.py").returncode == 0
+    assert {b"TOKEN=a", b"LAST=2"} <= {*(host.home / "environment").read_bytes().split(b"\n")}
 
 
 @pytest.mark.parametrize(

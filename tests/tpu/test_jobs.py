@@ -2,8 +2,10 @@
 
 import doctest
 import os
+import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import accelerators
 import babysitting
@@ -235,17 +237,26 @@ def test_tracked_files_and_other_words_are_accepted(files, options):
         ("A=1\nexport B=2\n", 0o600, "line 2: write NAME=VALUE"),
         ("A = 1\n", 0o600, "line 1: write NAME=VALUE"),
         ("# a remark\n\nA=1\n_B2=x y=z\n", 0o600, None),
+        ("\ufeffA=1\r\nB=2\r\n", 0o600, None),  # as an editor on Windows saves it
+        (b"A=1\nB=\xe9\n", 0o600, r"is not UTF-8 \(byte 7\); save it as UTF-8"),
     ],
 )
 def test_the_file_of_secrets(tmp_path, text, mode, complaint):
     file = tmp_path / "secrets.env"
     if text is not None:
-        file.write_text(text)
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
         file.chmod(mode)
     if complaint is None:
         return jobs.check_environment(file)
     with pytest.raises(basics.Stop, match=complaint):
         jobs.check_environment(file)
+
+
+def test_the_launcher_needs_no_package(tmp_path):
+    """-S: no site-packages, so neither jaxppo nor JAX."""
+    command = [sys.executable, "-S", str(Path(jobs.__file__).with_name("tpu.py")), "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env={}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 FINGERPRINT = "3072 SHA256:mine me@here (RSA)"

@@ -119,18 +119,21 @@ def settings_tables(groups: Sequence[Group]) -> list[Block]:
         if name not in differ and each[0][name] != base.get(name, ...)
     ]
     seeds_of = lambda group: ", ".join(str(run.settings.get("seed", 0)) for run in group.runs)
-    seeds = ["seed", "0", *map(seeds_of, groups)]
+    seeds = [*map(seeds_of, groups)]
+    same = len({*seeds}) == 1
+    shared += [["seed", "0", seeds[0]]] * same
     header = ["setting", "default", "here"]
     if len(groups) == 1:
         about = Text("Settings that are not the library's defaults (a script may have its own):")
-        return [about, Table(header, [*shared, seeds], text_columns=None)]
+        return [about, Table(header, shared, text_columns=None)]
     rows = [
         [name, default(name), *(setting_text(own.get(name)) for own in each)] for name in differ
     ]
+    rows += [["seed", "0", *seeds]] * (not same)
     labels = [group.label for group in groups]
     return [
         Text("Settings in which the groups differ:"),
-        Table(["setting", "default", *labels], [*rows, seeds], text_columns=None),
+        Table(["setting", "default", *labels], rows, text_columns=None),
         Text("Shared settings that are not the library's defaults (a script may have its own):"),
         Table(header, shared, text_columns=None),
     ]

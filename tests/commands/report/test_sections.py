@@ -7,7 +7,8 @@ from runs import a_run
 
 from jaxppo import cli
 from jaxppo.commands import report
-from jaxppo.commands.report import sections
+from jaxppo.commands.report import records, sections
+from jaxppo.commands.report.pages import Table
 from jaxppo.config import RunConfig
 from jaxppo.errors import UserError
 from jaxppo.run.settings import to_dict
@@ -55,3 +56,17 @@ def test_options_give_the_settings_back(tmp_path):
         kl_coef=0.1,
     )
     assert cli.parse(RunConfig, args=shlex.split(sections.options(to_dict(mine)))) == mine
+
+
+@pytest.mark.parametrize(("more", "differ"), [([], False), ([[0.5, 0.5]], True)])
+def test_seeds_are_among_the_settings_that_differ_only_if_they_do(tmp_path, more, differ):
+    """Seeds 0 and 1 of both groups; or 0, 1 and 2 of the second."""
+    curves = [[0.0, 1.0], [1.0, 1.0]]
+    runs = [*seeds(tmp_path, "a", *curves), *seeds(tmp_path, "b", *curves, *more, lr=1.0)]
+    found = sections.settings_tables(records.groups([records.read(path) for path in runs]))
+    first, shared = (block.rows for block in found if isinstance(block, Table))
+    assert ["seed" in (row[0] for row in table) for table in (first, shared)] == [
+        differ,
+        not differ,
+    ]
+    assert ("seed", "0", "0, 1") == tuple(shared[-1]) or differ

@@ -1,0 +1,297 @@
+"""Lay out prompts and responses in packed rows, so that only tokens that exist are
+computed.
+
+A packed row has P + T slots. It holds a prompt once, then as many responses to it as
+fit, or several prompts with theirs; segments and positions tell the network who sees
+whom. Of its tokens at most T are responses', so that it costs what a row costs. A
+response is never split. Its last token predicts nothing and has no slot.
+
+How many packed rows there are is known only when the program runs, so they are worked
+off in a loop, some at a time (a `Part`). Each device packs its own rows.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxppo.config import Config
+from jaxppo.models import layout
+from jaxppo.types import Model, PyTree, Rollout
+
+LEAST_TOKENS = 512  # of a part: a matrix product of fewer tokens is slow
+PARTS = 8  # of a batch; more save little, fewer compute more empty slots
+
+
+class Places(NamedTuple):
+    """Where the rows [n] of a shard stand."""
+
+    row: Int[Array, "n"]  # the packed row
+    prompt: Int[Array, "n"]  # the slot where its prompt begins
+    first: Int[Array, "n"]  # the slot of its first response token
+    read: Int[Array, "n"]  # how many response tokens of others come before
+    owner: Bool[Array, "n"]  # its prompt stands there for it, and for those that follow
+
+
+class Layout(NamedTuple):
+    """The packed rows [R] of each shard [S], of which the first `count` are in use."""
+
+    slots: Int[Array, "S R C"]  # the token in each slot: row * L + column; n L = none
+    targets: Int[Array, "S R T"]  # the response tokens: row * T + t; n T = none
+    places: Places
+    count: Int[Array, ""]  # the largest of all shards
+
+
+class Part(NamedTuple):
+    """Some packed rows, as the network reads them."""
+
+    tokens: Int[Array, "R C"]
+    attend: Bool[Array, "R C"]
+    segments: Int[Array, "R C 2"]
+    positions: Int[Array, "R C"]
+    response: Int[Array, "R T"]
+    reads: Int[Array, "R T"]  # the slot before each response token
+    targets: Int[Array, "S K"]
+    rows: Bool[Array, "B"]  # the rows whose responses are here
+
+
+def place(
+    prompts: Int[Array, "n/G"], responses: Int[Array, "n"], *, capacity: int, most: int
+) -> Places:
+    """Find a packed row for each response: the longest first, beside its own prompt if
+    there is room, else in the fullest row that has room. A row without a response goes
+    nowhere (packed row n).
+
+    Args:
+      prompts: lengths of the prompts, each shared by G adjacent rows.
+      responses: lengths of the responses.
+      capacity: slots of a packed row.
+      most: most response tokens of a packed row.
+
+    >>> two = place(jnp.array([2]), jnp.array([3, 1]), capacity=6, most=4)
+    >>> two.row.tolist(), two.first.tolist(), two.read.tolist()
+    ([0, 0], [2, 4], [0, 3])
+    """
+    rows = responses.shape[0]
+    group_size = rows // prompts.shape[0]
+    order = jnp.argsort(-responses, stable=True)
+
+    def one(state, i):
+        used, read, begins = state  # of each packed row; begins [n n/G], -1 without a prompt
+        group, length = i // group_size, responses[i]
+        begin = begins[:, group]
+        needed = jnp.where(begin >= 0, 0, prompts[group]) + length - 1
+        room = (used + needed <= capacity) & (read + length <= most)
+        fullest = used + capacity * ((used > 0) + 2 * (begin >= 0))
+        at = jnp.argmax(jnp.where(room, fullest, -1))
+        exists, owner = length > 0, begin[at] < 0
+        prompt = jnp.where(owner, used[at], begin[at])
+        first = used[at] + jnp.where(owner, prompts[group], 0)
+        found = Places(jnp.where(exists, at, rows), prompt, first, read[at], owner & exists)
+        put = lambda x, index, new: x.at[index].set(jnp.where(exists, new, x[index]))
+        state = (
+            put(used, at, first + length - 1),
+            put(read, at, read[at] + length),
+            put(begins, (at, group), prompt),
+        )
+        return state, found
+
+    zeros = jnp.zeros((rows,), jnp.int32)
+    start = (zeros, zeros, jnp.full((rows, prompts.shape[0]), -1, jnp.int32))
+    found = jax.lax.scan(one, start, order.astype(jnp.int32))[1]
+    return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), found)
+
+
+def lay_out(
+    attend: Bool[Array, "B L"],
+    mask: Array,
+    *,
+    group_size: int,
+    multiple: int = 1,
+    shards: int = 1,
+    axes: tuple[str, ...] = (),
+) -> Layout:
+    """The layout of rows whose prompts are padded on the left; responses are the tokens
+    under `mask` [B T].
+
+    Args:
+      group_size: G adjacent rows have the same prompt.
+      multiple: the number of packed rows is one of it.
+      shards: of the rows, over devices.
+      axes: named axes over which `count` is the largest.
+    """
+    length, response = attend.shape[1], mask.shape[1]
+    rows = attend.shape[0] // shards
+    begins = length - response  # the responses' first column
+    packed = -(-rows // multiple) * multiple
+
+    def one(attend, mask) -> Layout:
+        prompts = attend[::group_size, :begins].sum(1, dtype=jnp.int32)
+        lengths = (mask > 0).sum(1, dtype=jnp.int32)
+        at = place(prompts, lengths, capacity=length, most=response)
+        row, column = jnp.arange(rows)[:, None], jnp.arange(length)[None]
+        t = column - begins
+        own = jnp.repeat(prompts, group_size)[:, None]
+        in_prompt = at.owner[:, None] & (t < 0) & (t >= -own)
+        in_response = (t >= 0) & (t < lengths[:, None] - 1)
+        slot = jnp.where(t < 0, at.prompt[:, None] + own + t, at.first[:, None] + t)
+        slots = _scatter(
+            row * length + column,
+            at.row[:, None] * length + slot,
+            in_prompt | in_response,
+            (packed, length),
+            rows * length,
+        )
+        t = jnp.arange(response)[None]
+        targets = _scatter(
+            row * response + t,
+            at.row[:, None] * response + at.read[:, None] + t,
+            t < lengths[:, None],
+            (packed, response),
+            rows * response,
+        )
+        return Layout(slots, targets, at, jnp.where(lengths > 0, at.row + 1, 0).max())
+
+    found = jax.vmap(one)(split(attend, shards), split(mask, shards))
+    count = found.count.max()
+    for axis in axes:
+        count = jax.lax.pmax(count, axis)
+    return found._replace(count=count)
+
+
+def _scatter(values: Array, where: Array, exists: Array, shape: tuple, none: int) -> Array:
+    """Integers put into an array of this shape, at flat places; `none` elsewhere."""
+    values, where = jnp.broadcast_arrays(values, jnp.where(exists, where, shape[0] * shape[1]))
+    full = jnp.full((shape[0] * shape[1],), none, jnp.int32)
+    return full.at[where.reshape(-1)].set(values.reshape(-1), mode="drop").reshape(shape)
+
+
+def take_part(
+    whole: Layout, rollout: Rollout, number: Int[Array, ""], size: int, *, group_size: int
+) -> Part:
+    """The packed rows number * size, ... of each shard."""
+    shards = whole.slots.shape[0]
+    rows = rollout.tokens.shape[0] // shards
+    length, response = rollout.tokens.shape[1], rollout.mask.shape[1]
+    begins = length - response
+    some = lambda x: jax.lax.dynamic_slice_in_dim(x, number * size, size)
+
+    def one(slots, targets, at: Places, tokens, attend):
+        slots, targets = some(slots), some(targets)
+        exists, wanted = slots < rows * length, targets < rows * response
+        row, column = (jnp.where(exists, x, 0) for x in jnp.divmod(slots, length))
+        target, t = (jnp.where(wanted, x, 0) for x in jnp.divmod(targets, response))
+        own = jnp.repeat(attend[::group_size, :begins].sum(1, dtype=jnp.int32), group_size)
+        segments = jnp.stack(
+            [
+                jnp.where(exists, 1 + at.prompt[row], 0),
+                jnp.where(exists & (column >= begins), 1 + row, 0),
+            ],
+            -1,
+        )
+        return Part(
+            tokens=jnp.where(exists, tokens[row, column], 0),
+            attend=exists,
+            segments=segments,
+            positions=jnp.where(exists, column - begins + own[row], 0),
+            response=tokens[target, begins + t],
+            reads=jnp.where(t > 0, at.first[target] + t, at.prompt[target] + own[target]) - 1,
+            targets=targets,
+            rows=(at.row >= number * size) & (at.row < (number + 1) * size),
+        )
+
+    cut = lambda x: split(x, shards)
+    found = jax.vmap(one)(*whole[:3], cut(rollout.tokens), cut(rollout.attend))
+    flat = jax.tree.map(join, found)
+    return flat._replace(targets=found.targets.reshape(shards, -1))
+
+
+def scatter(part: Part, x: Array, shape: tuple[int, int]) -> Array:
+    """Numbers of a part's response tokens [R T] as an array [B T] of the rows; 0
+    elsewhere.
+    """
+    shards = part.targets.shape[0]
+    size = shape[0] // shards * shape[1]
+    put = lambda targets, x: jnp.zeros((size,), x.dtype).at[targets].set(x, mode="drop")
+    out = jax.vmap(put)(part.targets, x.reshape(shards, -1))
+    return layout.constrain(out.reshape(shape), "rows", None)
+
+
+def split(x: Array, shards: int) -> Array:
+    """[B ...] as [S B/S ...]: the rows of each shard."""
+    x = x.reshape(shards, -1, *x.shape[1:])
+    return layout.constrain(x, "rows", *[None] * (x.ndim - 1))
+
+
+def join(x: Array) -> Array:
+    """The inverse of `split`."""
+    x = x.reshape(-1, *x.shape[2:])
+    return layout.constrain(x, "rows", *[None] * (x.ndim - 1))
+
+
+def is_packed(model: Model, config: Config) -> bool:
+    """Whether the rows of this model are packed."""
+    return model.packs and config.layout == "packed"
+
+
+def part_rows(config: Config, rows: int, length: int) -> int:
+    """Packed rows of a part, for so many rows of L tokens.
+
+    >>> part_rows(Config(), 16, 384), part_rows(Config(), 16, 33)
+    (2, 16)
+    >>> part_rows(Config(tokens_per_microbatch=1200), 16, 384)
+    3
+    """
+    if config.tokens_per_microbatch:
+        return min(max(config.tokens_per_microbatch // length, 1), rows)
+    parts = config.microbatches
+    if parts == 1:
+        parts = min(PARTS, max(rows * length // LEAST_TOKENS, 1))
+    return -(-rows // parts)
+
+
+def make_sum(
+    model: Model,
+    config: Config,
+    rollout: Rollout,
+    mask: Array,
+    *,
+    group_size: int,
+    axes: tuple[str | None, ...] = (),
+) -> Callable[[Callable[[Part | None], PyTree]], PyTree]:
+    """The function `total(fn)`: the sum of fn(part) over the parts of the rows, or
+    fn(None) if rows are not packed. A gradient is taken inside of `fn`.
+
+    Args:
+      mask: [B T], 1 on the response tokens that count.
+      axes: named axes whose programs run the loop equally often.
+    """
+    if not is_packed(model, config):
+        return lambda fn: fn(None)
+    shards = layout.row_shards()
+    size = part_rows(config, rollout.tokens.shape[0] // shards, rollout.tokens.shape[1])
+    whole = lay_out(
+        rollout.attend,
+        mask,
+        group_size=group_size,
+        multiple=size,
+        shards=shards,
+        axes=tuple(axis for axis in axes if axis is not None),
+    )
+    times = -(-whole.count // size)
+
+    def total(fn: Callable[[Part | None], PyTree]) -> PyTree:
+        one = lambda i: fn(take_part(whole, rollout, i, size, group_size=group_size))
+
+        def add(state: tuple[Array, Any]):
+            i, found = state
+            return i + 1, jax.tree.map(jnp.add, found, one(i))
+
+        zero = jnp.zeros((), jnp.int32)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, zero))
+        with jax.named_scope("parts"):
+            return jax.lax.while_loop(lambda state: state[0] < times, add, (zero, zeros))[1]
+
+    return total
