@@ -194,7 +194,8 @@ class Game:
         tokenizer, most = self.policy.tokenizer, self.options.response_length
         draw = sampler.Sampler(self.config, self.policy, rows=64)
         sampled = [sample.tokens for sample in draw(state, self.prompts(len(texts)), seed=seed)]
-        real = [[*tokenizer.encode(text), tokenizer.eos_id][:most] for text in texts]
+        encode = rows.inside(tokenizer.encode)
+        real = [[*encode(text), tokenizer.eos_id][:most] for text in texts]
         prompt = self.prompts(1)
         start = prompt.tokens[prompt.mask].tolist()
         label = np.repeat(np.asarray([0, 1], np.float32), len(texts))

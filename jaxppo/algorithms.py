@@ -13,6 +13,7 @@ from jaxppo import advantages, aggregate, estimators, kl, optimizers, second_ord
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import covariance, sequence, shared, token, value
+from jaxppo.presets import preset
 from jaxppo.rewards.shaping import token_rewards
 from jaxppo.types import Parts, PolicyLossFn, RewardFn
 
@@ -103,6 +104,39 @@ UPDATES: dict[str, Callable] = {
     "trpo": second_order.trpo,
     "npg": second_order.npg,
 }
+
+
+# settings that only some choices read: (setting of the choice, the choices)
+READ_BY: dict[str, tuple[str, set]] = {
+    **dict.fromkeys(("lam", "lam_alpha", "critic_lam"), ("advantage", {"gae"})),
+    "baseline_decay": ("advantage", {"moving_average"}),
+    **dict.fromkeys(
+        ("clip_low", "clip_high"),
+        (
+            "loss",
+            POLICY_LOSSES.keys() - {"reinforce", "kl_penalty", "sapo", "kl_cov", "awr", "dro"},
+        ),
+    ),
+    "beta_target": ("loss", {"kl_penalty"}),
+    "value_clip": ("value_loss", {"clipped"}),
+    "value_coef": ("value_loss", VALUE_LOSSES.keys() - {"none"}),
+    **dict.fromkeys(("kl_target", "kl_horizon"), ("kl_adaptive", {True})),
+}
+
+
+def without_effect(config: Config) -> list[str]:
+    """Sentences about settings that are neither the defaults nor the preset's, and that
+    no chosen part reads.
+
+    >>> without_effect(Config(lam=0.9, advantage="rloo"))
+    ['lam 0.9 has no effect with advantage rloo']
+    """
+    usual = preset(type(config)(), config.algorithm)
+    return [
+        f"{name} {getattr(config, name)} has no effect with {choice} {getattr(config, choice)}"
+        for name, (choice, readers) in READ_BY.items()
+        if getattr(config, choice) not in readers and getattr(config, name) != getattr(usual, name)
+    ]
 
 
 def look_up(table: dict, kind: str, name: str):

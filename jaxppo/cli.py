@@ -18,7 +18,7 @@ import tyro
 
 from jaxppo import option_names
 from jaxppo.config import Config, RunConfig, check_numbers, option
-from jaxppo.errors import RunError, UserError
+from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes
 from jaxppo.run import settings, signals
 
@@ -64,11 +64,27 @@ def script(
     except KeyboardInterrupt:
         print("stopped" + "; continue with --resume" * trains, file=sys.stderr)
         exit_process(130)
-    except Exception:
+    except Exception as error:
+        if problem := device_problem(error):
+            print(f"error: {problem}", file=sys.stderr)
+            exit_process(UserError.code)
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
         exit_process(1)
+
+
+def device_problem(error: Exception) -> str:
+    """Say that an error is JAX's, which has no device, or return ""."""
+    if not isinstance(error, RuntimeError | AssertionError):
+        return ""
+    try:
+        jax.devices()  # at once where there are some
+    except (RuntimeError, AssertionError) as found:  # JAX asserts that a plugin is there
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        cause = f"JAX_PLATFORMS is {asked!r}" if asked else first_line(found)
+        return f"JAX finds no device ({cause}); set JAX_PLATFORMS=cpu, or see `jaxppo doctor`"
+    return ""
 
 
 def exit_process(code: int) -> NoReturn:

@@ -68,7 +68,7 @@ def choose(live: Bool[Array, "S V W"], size: Size) -> tuple[Int[Array, "S R"], I
     """
     shards, blocks, width = live.shape
     order = jnp.argsort(~live, -1, stable=True)  # the live rows of a block first
-    rows = (order + width * jnp.arange(blocks)[:, None]).reshape(shards, -1, size.width)
+    rows = (order + width * jnp.arange(blocks)[None, :, None]).reshape(shards, -1, size.width)
     used = jnp.take_along_axis(live, order, -1).reshape(rows.shape).any(-1)
     chosen = jnp.argsort(~used, -1, stable=True)[:, : size.blocks]
     rows = jnp.take_along_axis(rows, chosen[:, :, None], 1).reshape(shards, -1)

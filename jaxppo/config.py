@@ -655,6 +655,8 @@ class RunConfig(Config):
     """names and hashes of the reward and the parts that are no settings, by which runs
     are told apart (set by train.policy)
     """
+    chats: bool = False
+    """prompts are chats, in the format of the checkpoint (set by train.policy)"""
     track: str = ""
     """tensorboard, wandb, or both with a comma: where to send metrics, besides
     metrics.jsonl (`pip install -e ".[track]"`)"""

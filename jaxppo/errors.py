@@ -29,6 +29,6 @@ class PretrainedError(UserError):
     """A checkpoint or its tokenizer cannot be used."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the name of its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

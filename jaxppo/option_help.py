@@ -22,7 +22,7 @@ FIRST = (
     "minibatches", "microbatches", "steps", "lr", "kl_coef", "temperature", "lora", "dtype", "seed",
     "name", "resume", "eval_every", "mesh",
 )  # fmt: skip
-NEVER = ("eos", "pad", "start", "functions")  # scripts set them
+NEVER = ("eos", "pad", "start", "functions", "chats")  # scripts set them
 TABLES = {
     "loss": algorithms.POLICY_LOSSES,
     "advantage": algorithms.ADVANTAGES,

@@ -3,6 +3,7 @@ do the same.
 """
 
 import difflib
+import re
 from collections.abc import Callable, Collection
 
 # A name in each library, and the settings here; with `=` it is a certain value that
@@ -225,6 +226,30 @@ def suggest(name: str, names: Collection[str], *, show: Callable[[str], str] = s
     found = near(sorted(names), 0.8) or [x for y in near(elsewhere, 0.8) for x in settings_for(y)]
     found = found or near(sorted(names), 0.8 if known else 0.6)
     return f"perhaps you meant {' and '.join(show(x) for x in found)}" if found else ""
+
+
+def as_keywords(text: str, switches: Collection[str], names: Collection[str]) -> str:
+    """Write the options in a text as keyword arguments of Python.
+
+    Args:
+      switches: the settings that are on or off.
+      names: all settings; other options stay.
+
+    >>> as_keywords("--batch-size 64, --resume and --dpo", ["resume"], ["batch_size"])
+    'batch_size=64, resume=True and --dpo'
+    """
+
+    def keyword(found: re.Match) -> str:
+        name, number = found[1].replace("-", "_"), found[2]
+        if name in switches:
+            return f"{name}=True"
+        if name.removeprefix("no_") in switches:
+            return f"{name.removeprefix('no_')}=False"
+        if name not in names:
+            return found[0]
+        return name + (f"={number}" if number else "")
+
+    return re.sub(r"(?<![\w-])--([a-z][a-z0-9-]*)(?: (-?\d[\d.e-]*\b))?", keyword, text)
 
 
 def _all_in(settings: list[str], names: Collection[str]) -> bool:

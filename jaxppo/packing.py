@@ -58,7 +58,7 @@ class Part(NamedTuple):
 
 
 def place(
-    prompts: Int[Array, "n/G"], responses: Int[Array, "n"], *, capacity: int, most: int
+    prompts: Int[Array, "g"], responses: Int[Array, "n"], *, capacity: int, most: int
 ) -> Places:
     """Find a packed row for each response: the longest first, beside its own prompt if
     there is room, else in the fullest row that has room. A row without a response goes
@@ -147,7 +147,7 @@ def lay_out(
         t = jnp.arange(response)[None]
         targets = _scatter(
             row * response + t,
-            at.row[:, None] * response + at.read[:, None] + t,
+            (at.row * response + at.read)[:, None] + t,
             t < lengths[:, None],
             (packed, response),
             rows * response,
@@ -163,7 +163,8 @@ def lay_out(
 
 def _scatter(values: Array, where: Array, exists: Array, shape: tuple, none: int) -> Array:
     """Integers put into an array of this shape, at flat places; `none` elsewhere."""
-    values, where = jnp.broadcast_arrays(values, jnp.where(exists, where, shape[0] * shape[1]))
+    where = jnp.where(exists, where, shape[0] * shape[1])
+    values = jnp.broadcast_to(values, where.shape)
     full = jnp.full((shape[0] * shape[1],), none, jnp.int32)
     return full.at[where.reshape(-1)].set(values.reshape(-1), mode="drop").reshape(shape)
 

@@ -285,18 +285,20 @@ def preset(config: C, name: str) -> C:
 
 def describe(config: Any, functions: str = "") -> str:
     """The algorithm of a config and its settings; where they are not the preset's, with
-    the preset's in brackets. `functions` are those of `RunConfig.functions`: a part that
-    the user replaced stands instead of its setting.
+    the preset's in brackets. `functions` are those of `RunConfig.functions`: a part
+    that the user replaced stands instead of its setting.
 
     >>> from jaxppo.config import Config
-    >>> describe(Config(algorithm="reinforce", epochs=2), "reward r@a1, policy_loss mine@b2")
+    >>> describe(
+    ...     Config(algorithm="reinforce", epochs=2), "reward r@a1, policy_loss mine@b2"
+    ... )
     'reinforce: loss mine@b2 (preset: reinforce), advantage returns, aggregate
     sequence_sum, value_loss none, epochs 2 (preset: 1), minibatches 1'
     """
     given = dict(re.findall(r"(\w+) (\S+?)(?:, |$)", functions))
     given = {name.removeprefix("policy_"): x for name, x in given.items() if name != "reward"}
     settings, words = ALGORITHMS[config.algorithm].settings, []
-    for name, x in {**settings, **given}.items():
+    for name in {**settings, **given}:
         own, usual = given.get(name) or getattr(config, name), settings.get(name, "none")
         words.append(f"{name} {own}" + f" (preset: {usual})" * (own != usual))
     return f"{config.algorithm}: {', '.join(words)}"

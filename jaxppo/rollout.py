@@ -31,7 +31,9 @@ class Decoding(struct.PyTreeNode):
     logprobs: Float[Array, "B T"]
     raw_logprobs: Float[Array, "B T"]
     values: Float[Array, "B T"]
-    finished: Bool[Array, "B"]
+    finished: Bool[Array, "B"]  # with an end of text or a stop text
+    done: Bool[Array, "B"]  # finished, or as long as it may be
+    limit: Int[Array, "B"]  # most tokens of a row's response
     stop_state: Int[Array, "B"] | None = None  # of `sampling.Stops`
 
 
@@ -63,6 +65,7 @@ def rollout(
 
     Args:
       keys: the noise, from `sampling.row_uniforms`.
+      prompts: `extra["max_tokens"]`, Int[B], limits single rows further.
       length: most tokens of a response; decoding stops when every row has ended.
       sample: temperature, top_k, top_p, min_tokens, stop, and the ids `eos` (one or
         several that end a response) and `pad` unless given. Stop texts need
@@ -79,7 +82,7 @@ def rollout(
     stops = frozen["stop"] if sample.stop else None
     whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
     packed = packing.is_packed(model, sample)
-    # once, outside of the loop: a slice of stacked weights would be a copy at each token
+    # once: a slice of stacked weights would be a copy at each token
     whole = unstack_layers(whole)
     decoder = Decoder(model, whole, sample, length, eos, pad, with_values, greedy, stops, stop_axis)
     with jax.named_scope("generate"):  # the names appear in plans and profiles
@@ -131,7 +134,7 @@ def _decode(
     """
     model, params, pad = decoder.model, decoder.params, decoder.pad
     (rows, prompt_length), length = prompts.tokens.shape, noise.shape[1]
-    zeros = jnp.zeros((rows, length), jnp.float32)
+    zeros, one = jnp.zeros((rows, length), jnp.float32), jnp.ones((rows,), jnp.int32)
     context = policy.context(prompts.extra)
     if group_size is None:
         cache = model.init_cache(rows, prompt_length + length, model.dtype)
@@ -155,6 +158,8 @@ def _decode(
         raw_logprobs=zeros,
         values=zeros,
         finished=jnp.zeros((rows,), bool),
+        done=jnp.zeros((rows,), bool),
+        limit=jnp.minimum(prompts.extra.get("max_tokens", length), length) * one,
         stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
     )
     state = decoder.choose(state, last)
@@ -175,7 +180,7 @@ def _decode_in_phases(
     if len(sizes) == 1:
         return jax.lax.while_loop(decoder.running, decoder.step, state)
     now, after = sizes[:2]
-    live = lambda state: compaction.by_shard(~state.finished, now)
+    live = lambda state: compaction.by_shard(~state.done, now)
     full = lambda state: decoder.agreed(~compaction.fits(live(state), after))
     state = jax.lax.while_loop(
         lambda state: decoder.running(state) & full(state), decoder.step, state
@@ -217,12 +222,13 @@ class Decoder(NamedTuple):
         token = sampling.draw(kept, uniform, greedy=self.greedy)
         logprob, raw, _ = policy.choices(logits, token, config=sample, allowed=allowed, t=state.t)
         value = model.value(params, hidden) if self.with_values else jnp.zeros_like(logprob)
-        acting = ~state.finished
+        acting = ~state.done
         ended, stop_state = sampling.end_of_response(
             token, state.t, eos=self.eos, sample=sample, stops=self.stops, state=state.stop_state
         )
         write = lambda x, new: jax.lax.dynamic_update_slice(x, new[:, None], (0, state.t))
         write_float = lambda x, new: write(x, jnp.where(acting, new, 0.0))
+        finished = state.finished | (acting & ended)
         return state.replace(
             t=state.t + 1,
             tokens=write(state.tokens, jnp.where(acting, token, self.pad)),
@@ -230,7 +236,8 @@ class Decoder(NamedTuple):
             logprobs=write_float(state.logprobs, logprob),
             raw_logprobs=write_float(state.raw_logprobs, raw),
             values=write_float(state.values, value),
-            finished=state.finished | (acting & ended),
+            finished=finished,
+            done=finished | (state.t + 1 >= state.limit),
             stop_state=stop_state,
         )
 
@@ -244,7 +251,7 @@ class Decoder(NamedTuple):
 
     def running(self, state: Decoding) -> Bool[Array, ""]:
         """Whether a row has not ended."""
-        return (state.t < self.length) & self.agreed((~state.finished).any())
+        return (state.t < self.length) & self.agreed((~state.done).any())
 
     def agreed(self, this: Bool[Array, ""]) -> Bool[Array, ""]:
         """Whether it holds in any program of `stop_axis`: a condition per program would

@@ -8,7 +8,7 @@ else.
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from jaxppo.costs import memory
 from jaxppo.data import prompts as encoding
 from jaxppo.data import table
 from jaxppo.data.prompts import BatchSource, PromptSet
-from jaxppo.errors import Diverged, UserError
-from jaxppo.option_names import suggest
+from jaxppo.errors import Diverged, RunError, UserError
+from jaxppo.option_names import as_keywords, suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
 from jaxppo.run import files, load, loop, profiling, replay, resume, start
@@ -135,6 +135,19 @@ def fit(
                     plot_curves(folder)
 
 
+@contextlib.contextmanager
+def _python_names() -> Iterator[None]:
+    """Name settings in errors as keyword arguments, not as options."""
+    try:
+        yield
+    except RunError as error:
+        fields = dataclasses.fields(RunConfig)
+        switches = [field.name for field in fields if isinstance(field.default, bool)]
+        names = [*(field.name for field in fields), "checkpoint"]
+        error.args = (as_keywords(str(error), switches, names),)
+        raise
+
+
 class Run:
     """A run on disk: its metrics, and its policy at any checkpoint that was kept."""
 
@@ -157,6 +170,7 @@ class Run:
         names = dict.fromkeys(name for row in rows for name in row)
         return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
 
+    @_python_names()
     def sample(
         self,
         prompts: Any,
@@ -187,6 +201,7 @@ class Run:
         sampler = Sampler(config, policy, rows=min(64, len(encoded.tokens)), greedy=greedy)
         return [found.response for found in sampler(state, encoded, seed=seed)]
 
+    @_python_names()
     def export(self, folder: str | Path, **options: Any) -> Path:
         """Write the model as `jaxppo export` does, and return the folder. `options`:
         checkpoint, dtype, adapter.
@@ -197,6 +212,7 @@ class Run:
         return Path(folder)
 
 
+@_python_names()
 def policy(
     prompts: Any,
     reward: Callable | Mapping[str, Callable] | None = None,
@@ -272,7 +288,8 @@ def train_on(
         columns, loaded.tokenizer, length, too_long=too_long, start=start_id
     )
     encoded = encode(columns, asked, too_long)
-    config = dataclasses.replace(config, prompt_length=encoded.tokens.shape[1])
+    chats = not all(isinstance(prompt, str) for prompt in columns["prompt"])
+    config = dataclasses.replace(config, prompt_length=encoded.tokens.shape[1], chats=chats)
     load.check_fits(config, loaded.shape, loaded.tokenizer)
     make = lambda columns: _named_reward(config, loaded, reward, columns, weights)
     named = make(columns)

@@ -29,7 +29,8 @@ class Prompts(struct.PyTreeNode):
     tokens: Int[Array, "B P"]  # padded on the left
     mask: Bool[Array, "B P"]  # True on the prompt's own tokens
     index: Int[Array, "B"]  # row in the global batch; the sampler's noise depends on it
-    # arrays [B ...]: references, labels, task ids, features
+    # arrays [B ...]: references, labels, task ids, features; "max_tokens" limits the
+    # response of each row
     extra: PyTree = struct.field(default_factory=dict)
 
 

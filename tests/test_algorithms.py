@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import advantages, aggregate, algorithms, estimators, kl, losses, masked
+from jaxppo import advantages, aggregate, algorithms, estimators, kl, losses, masked, presets
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import shared, token, value
@@ -154,3 +154,34 @@ def test_gae_leaves_out_invalid_rows(llama):
     np.testing.assert_array_equal(same, returns)
     want = advantages.gae(rewards, rolled.values, mask, gamma=0.9, lam=0.8)
     np.testing.assert_array_equal(plain, want[0])
+
+
+def test_a_setting_that_no_part_reads_is_told():
+    """Unless the default or the preset has it so."""
+    told = algorithms.without_effect
+    assert told(Config()) == told(Config(lam=0.9, clip_low=0.1)) == []
+    found = told(Config(advantage="rloo", loss="sapo", value_loss="none", lam=0.9, clip_high=0.3))
+    assert found == [
+        "lam 0.9 has no effect with advantage rloo",
+        "clip_high 0.3 has no effect with loss sapo",
+    ]
+    assert told(Config(kl_adaptive=False, kl_target=3.0)) == [
+        "kl_target 3.0 has no effect with kl_adaptive False"
+    ]
+    for name in presets.ALGORITHMS:
+        assert told(presets.preset(Config(), name)) == []
+
+
+def test_the_table_of_readers_is_that_of_the_parts():
+    tables = {
+        "advantage": algorithms.ADVANTAGES,
+        "loss": algorithms.POLICY_LOSSES,
+        "value_loss": algorithms.VALUE_LOSSES,
+        "kl_adaptive": {True, False},
+    }
+    for choice, readers in algorithms.READ_BY.values():
+        assert readers and readers <= {*tables[choice]}
+    for name, loss in algorithms.POLICY_LOSSES.items():
+        made = loss.make(Config(clip_low=0.123))
+        clips = getattr(made, "keywords", {}).get("low") == 0.123
+        assert clips == (name in algorithms.READ_BY["clip_low"][1])

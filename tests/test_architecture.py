@@ -17,8 +17,8 @@ PACKAGE = ROOT / "jaxppo"
 ORDER = [
     "errors", "presets", "config", "option_names", "types", "masked",
     "advantages", "losses", "kl", "aggregate", "kernels",
-    "sampling", "models", "policy",
-    "rollout", "rewards", "estimators", "optimizers", "update", "second_order",
+    "sampling", "models", "packing", "policy",
+    "compaction", "rollout", "rewards", "estimators", "optimizers", "update", "second_order",
     "parallel", "ppo", "supervised", "algorithms",
     "data", "pretrained", "costs", "run", "train",
     "ablation", "tasks",

@@ -100,6 +100,31 @@ def test_other_errors_are_not_hidden():
         run([], main)
 
 
+@pytest.mark.parametrize("kind", [RuntimeError, AssertionError])
+def test_no_device_is_one_line_and_2(kind, monkeypatch, capsys):
+    """JAX raises either, and a traceback of its own."""
+
+    def devices():
+        raise kind("no plugin")
+
+    def main(options):
+        cli.jax.devices()
+
+    monkeypatch.setattr(cli.jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    assert code_of(run, [], main) == 2
+    said = "JAX finds no device (JAX_PLATFORMS is 'cuda'); set JAX_PLATFORMS=cpu, or see"
+    assert capsys.readouterr().err == f"error: {said} `jaxppo doctor`\n"
+
+
+def test_an_error_with_devices_is_not_hidden():
+    def main(options):
+        raise RuntimeError("other")
+
+    with pytest.raises(RuntimeError, match="other"):
+        run([], main)
+
+
 def test_stopped_by_the_user(capsys):
     def main(options):
         raise KeyboardInterrupt

@@ -133,7 +133,8 @@ def test_rewards_of_tokens(spied):
 )
 def test_sampler_and_scorer_agree_on_the_first_minibatch(make, changes):
     toy, settings = make(), replace(SETTINGS, **changes)
-    state, metrics = toys.step(toy, settings)(toys.state(toy, settings), PROMPTS)
+    prompts = toys.grouped(settings.group_size)
+    state, metrics = toys.step(toy, settings)(toys.state(toy, settings), prompts)
     assert float(metrics["first_ratio_off"]) < (1e-4 if toy.model.dtype == jnp.float32 else 5e-2)
     assert all(np.isfinite(x) for x in metrics.values())
     assert int(state.counters["skipped_updates"]) == 0

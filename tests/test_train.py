@@ -16,6 +16,7 @@ from jaxppo.costs import memory
 from jaxppo.data import rows
 from jaxppo.data.prompts import encode
 from jaxppo.errors import RunError, UserError
+from jaxppo.pretrained.tokenizer import END
 from jaxppo.run import files, load, manifest, sampler, start
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.lock import RunLock
@@ -457,6 +458,12 @@ def test_devices_that_do_not_fit_are_refused(loaded, changes, words):
         assert word in str(caught.value)
 
 
+def test_a_setting_without_effect_is_told(loaded, capsys):
+    config = replace(loaded[0], kl_adaptive=False, kl_target=3.0)
+    start.build_step(config, loaded[1], algorithms.make_parts(config, reward))
+    assert "\nnote: kl_target 3.0 has no effect with kl_adaptive False\n" in capsys.readouterr().out
+
+
 # From Python
 
 
@@ -513,6 +520,8 @@ def test_samples_of_a_run(door):
     assert len(texts) == 4 and texts[0] != texts[1]
     assert run.sample("1 + 1 =", greedy=True) == run.sample("1 + 1 =", greedy=True, seed=5)
     assert train.open_run(run.folder).sample(["1 + 1 =", "2 + 2 ="], samples=2) == texts
+    with pytest.raises(UserError, match="^checkpoint=9: there is no such step"):
+        run.sample("1 + 1 =", checkpoint=9)
 
 
 def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
@@ -541,13 +550,26 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     assert "policy_loss zero_loss@" in other.config.functions
     assert ": loss zero_loss@" in capsys.readouterr().out  # what runs, not the setting's loss
     assert "advantage" not in other.config.functions  # that of the settings
-    with pytest.raises(UserError, match="--resume with other settings .* --functions"):
+    with pytest.raises(UserError, match="^resume=True with other settings .* functions reward"):
         train.policy(SUMS, wrong, runs=str(root), resume=True, **{**SMALL, "steps": 4})
     assert not (other.folder / "samples.jsonl").exists()
 
 
 def wrong(prompt, response):
     return 0.0
+
+
+@pytest.mark.ci
+def test_samples_of_chats_show_their_format(tmp_path):
+    """With its special tokens, here one that the user wrote; samples of texts have none."""
+    found = {}
+    for name, prompt in (("chat", [{"role": "user", "content": f"a{END}"}]), ("text", f"a{END}")):
+        settings = {**SMALL, "prompt_length": 32, "steps": 1, "name": name}
+        run = train.policy([prompt] * 4, wrong, runs=str(tmp_path), **settings)
+        rows = files.read_jsonl(run.folder / "samples.jsonl")
+        found[name] = run.config.chats, {row["prompt"] for row in rows}
+    assert found["chat"] == (True, {f"user: a{END}\nassistant: "})
+    assert found["text"] == (False, {"a"})
 
 
 def zero_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
@@ -564,12 +586,14 @@ def test_an_export_of_a_run(door, tmp_path):
     [
         ({"num_generations": 4}, "no setting 'num_generations'; here it is group_size"),
         ({"response_length": "long"}, "response_length is 'long', but must be int"),
-        ({"beta": 0.0}, "the weight of the KL to the reference is --kl-coef"),
+        ({"beta": 0.0}, "the weight of the KL to the reference is kl_coef"),
         ({"reward": lambda completions, **columns: 1}, "takes 'completions' first"),
         ({"prompts": "a text"}, "is one text"),
         ({"algorithm": "nonsense"}, "nonsense"),
         ({"reward": None}, "no reward"),
-        ({"batch_size": 7}, "--batch-size 7"),
+        ({"batch_size": 7}, "batch_size=7 does not divide into"),
+        ({"group_sizze": 2}, "no setting 'group_sizze'; perhaps you meant group_size"),
+        ({"advantage": "rloo", "group_size": 1}, "give group_size=2 or more"),
     ],
 )
 def test_what_python_cannot_train_with(tmp_path, given, words):

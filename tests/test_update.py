@@ -74,12 +74,12 @@ def loss_of(llama, settings=SETTINGS, **changes):
 def one_loss(llama, settings, **changes):
     """loss(params, batch) of one whole minibatch, with the means of its metrics."""
     parts = toys.parts(settings, **changes)
-    loss = update.make_loss(llama.model, parts, settings, None)
+    loss = update.make_loss(llama.model, parts, settings)
 
     def run(params, batch, fixed=None):
         fixed = fixed or update.LossConstants({})
-        total, metrics = loss(params, fixed, parts.aggregate(batch.mask), batch, KEY)
-        return total, update.token_means(metrics)
+        total, (sums, logprobs) = loss(params, fixed, parts.aggregate(batch.mask), batch, KEY)
+        return total, update.token_means(sums, logprobs, batch, settings, None)
 
     return run
 
@@ -320,7 +320,7 @@ def test_each_microbatch_has_its_own_noise(llama, state, batch):
     """A loss that draws one number: of four microbatches there are four, so they have a
     variance.
     """
-    settings = replace(SETTINGS, epochs=1, minibatches=1, microbatches=4)
+    settings = replace(SETTINGS, epochs=1, minibatches=1, microbatches=4, layout="dense")
 
     def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
         drawn = jnp.full_like(mask, jax.random.uniform(key))
@@ -394,7 +394,7 @@ def test_kl_stop_leaves_out_the_rest(llama, state, batch):
     """A large rate: after the first minibatch the policy is far off, so the other three of two
     epochs are left out.
     """
-    settings = replace(SETTINGS, lr=0.1, lr_schedule="constant", kl_stop=0.01)
+    settings = replace(SETTINGS, lr=0.1, lr_schedule="constant", kl_stop=0.01, layout="dense")
     own = batch.replace(old_logprobs=toys.score(llama, batch.rollout).logprobs)
     fresh = ppo.init_state(settings, llama.params, state.frozen, jax.random.key(0))
     watched = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))

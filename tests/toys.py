@@ -55,8 +55,8 @@ def random_params(model: Model, seed: int = 0) -> dict:
 
 
 @cache
-def make(shape: ModelConfig, dtype: str = "float32", lora: int = 0) -> Toy:
-    model = models.make(shape, dtype=dtype, lora=lora)
+def make(shape: ModelConfig, dtype: str = "float32", lora: int = 0, scan: bool = False) -> Toy:
+    model = models.make(shape, dtype=dtype, lora=lora, scan=scan)
     return Toy(shape, model, random_params(model))
 
 
@@ -88,6 +88,15 @@ def prompts(rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
     """Prompts of 1 to 4 tokens."""
     return ragged(
         [1 + i % SETTINGS.prompt_length for i in range(rows)], SETTINGS.prompt_length, seed
+    )
+
+
+def grouped(group_size: int, rows: int = SETTINGS.batch_size) -> Prompts:
+    """`prompts`, each for `group_size` adjacent rows."""
+    few = prompts(rows // group_size)
+    return Prompts(
+        *(jnp.repeat(x, group_size, 0) for x in (few.tokens, few.mask)),
+        jnp.arange(rows, dtype=jnp.int32),
     )
 
 

@@ -93,8 +93,9 @@ def sample(options: SampleOptions) -> None:
             stream, typed_lines(), show, seed=options.seed, chat=options.chat, system=options.system
         )
         return
-    chats = options.chat or not all(isinstance(x["prompt"], str) for x in texts)
-    start = None if chats else start_token(config, policy.tokenizer)
+    started = [not options.chat and isinstance(x["prompt"], str) for x in texts]
+    chats = not all(started)
+    start = start_token(config, policy.tokenizer) if any(started) else None
     if options.chat:
         check_chat(policy.tokenizer, config.prompt_length, system=options.system)
 
@@ -107,7 +108,8 @@ def sample(options: SampleOptions) -> None:
     asked = [ask(row) for row in texts]
     if note := truncation_note(asked, policy.tokenizer, config.prompt_length - len(as_ids(start))):
         print(f"note: {note}", file=sys.stderr)
-    prompts = encode(asked, policy.tokenizer, config.prompt_length, too_long="last", start=start)
+    options_of = {"too_long": "last", "start": start, "started": started}
+    prompts = encode(asked, policy.tokenizer, config.prompt_length, **options_of)
     before, gap = iter([x["prompt"] for x in texts] if chats else asked), "\t" * chats
     draw = sampler.Sampler(config, policy, rows=min(8, len(texts)), greedy=greedy)
     for part in draw.batches(state, prompts, seed=options.seed):

@@ -92,7 +92,7 @@ def load_function(name: str) -> Any:
     sys.path.insert(0, str(path.parent.absolute()))  # and the file's own imports
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # sys.exit() would end the command in silence
         reason = f"{type(error).__name__}: {first_line(error)}"
         raise UserError(f"--reward {name}: {path} cannot be run ({reason})") from error
     found = getattr(module, function, None)

@@ -102,6 +102,8 @@ def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, byt
 
 def _parse(raw: bytes, number: int, max_line: int, strings: Sequence[str]) -> dict | None:
     """Return the object of one line, or None for a blank one."""
+    if number == 1 and raw.startswith(textfile.LFS):
+        raise _BadLine(f"the file is {textfile.LFS_CURE}")
     if len(raw) > max_line and not raw.endswith(b"\n"):
         raise _BadLine(f"longer than {max_line} bytes; shorten it, or give one JSON object a line")
     try:

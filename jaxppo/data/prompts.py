@@ -95,14 +95,16 @@ def encode(
     extra: Mapping[str, np.ndarray] | None = None,
     too_long: Literal["drop", "first", "last", "error"] = "drop",
     start: int | Sequence[int] | None = None,
+    started: Sequence[bool] | None = None,
 ) -> PromptSet:
     """Encode prompts and pad them on the left to `length` tokens.
 
     With `too_long` "drop" longer prompts are left out and counted in a printed line;
     "first" and "last" keep that end of them. `start` are token ids to put before each
-    prompt that does not begin with them, and never cut off; `extra` holds arrays [N
-    ...]. Raises UserError for a prompt without tokens, an id outside the vocabulary, a
-    prompt that is too long ("error"), or when none fits.
+    prompt that does not begin with them, and never cut off; `started` says which
+    prompts, all by default. `extra` holds arrays [N ...]. Raises UserError for a prompt
+    without tokens, an id outside the vocabulary, a prompt that is too long ("error"),
+    or when none fits.
     """
     head = as_ids(start)
     room = length - len(head)
@@ -110,16 +112,19 @@ def encode(
         raise UserError(
             f"a prompt length of {length} leaves no room for a prompt; use at least {1 + len(head)}"
         )
-    ids = [without_start(tokenizer.encode(text), head) for text in texts]
+    heads = [head] * len(texts) if started is None else [head if own else [] for own in started]
+    pairs = zip(texts, heads, strict=True)
+    ids = [without_start(tokenizer.encode(text), own) for text, own in pairs]
+    rooms = [length - len(own) for own in heads]
     for number, own in enumerate(ids):
         if not own:
             raise UserError(f"prompt {number} has no tokens ({texts[number]!r}); remove it")
-        if len(own) > room and too_long == "error":
+        if len(own) > rooms[number] and too_long == "error":
             raise UserError(
-                f"prompt {number} has {len(own)} tokens, but {room} fit; "
+                f"prompt {number} has {len(own)} tokens, but {rooms[number]} fit; "
                 "raise the prompt length or shorten it"
             )
-    kept = [n for n, own in enumerate(ids) if too_long != "drop" or len(own) <= room]
+    kept = [n for n, own in enumerate(ids) if too_long != "drop" or len(own) <= rooms[n]]
     if not kept:
         most = f"; the longest has {max(map(len, ids))} tokens" if ids else ""
         raise UserError(
@@ -130,8 +135,9 @@ def encode(
         print(
             f"{dropped} of {len(texts)} prompts are longer than {length} tokens and were left out"
         )
-    cut = slice(-room, None) if too_long == "last" else slice(room)
-    tokens, mask = pad_left([head + ids[n][cut] for n in kept], length, tokenizer.pad_id)
+    cut = lambda n: slice(-rooms[n], None) if too_long == "last" else slice(rooms[n])
+    whole = [heads[n] + ids[n][cut(n)] for n in kept]
+    tokens, mask = pad_left(whole, length, tokenizer.pad_id)
     _check_ids(tokens, kept, tokenizer)
     extra = {name: np.asarray(x)[kept] for name, x in (extra or {}).items()}
     return PromptSet(tokens.astype(np.int32), mask, extra)

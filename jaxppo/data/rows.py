@@ -181,6 +181,24 @@ def documents(
     return from_ids(ids, length, learned=[len(own) - len(head) for own in ids])
 
 
+def inside(encode: Encode) -> Encode:
+    """Return what encodes a text inside a row: without the space that a tokenizer of
+    SentencePiece's kind puts before every text.
+    """
+    for anchor in ("\n", "=", "."):
+        before, both = encode(anchor), encode(f"{anchor}a")
+        if before and both[: len(before)] == before and both[len(before) :] != encode("a"):
+            break
+    else:
+        return encode
+
+    def encode_inside(text: str) -> list[int]:
+        ids = encode(anchor + text)
+        return ids[len(before) :] if ids[: len(before)] == before else encode(text)
+
+    return encode_inside
+
+
 def responses(
     pairs: Sequence[tuple[str, str]],
     encode: Encode,
@@ -190,17 +208,20 @@ def responses(
     longest: int | None = None,
     start: Start = None,
 ) -> Rows:
-    """Return (prompt, response) pairs; only the response and its end have weight. A
-    prompt that is too long loses its beginning. `longest` bounds a response with its
+    """Return (prompt, response) pairs; only the response and its end have weight. The
+    two are encoded apart, as in a rollout, where the prompt ends before anything is
+    sampled: no token reaches over the border. A prompt that is too long loses its
+    beginning. `longest` bounds a response with its
     end (L - 1 by default), and reserves as much room after each prompt; a longer one is
     cut and has no end.
     """
     most = length - 1 if longest is None else longest
     head = as_ids(start)
     reserved = 0 if longest is None else longest
+    encode_response = inside(encode)
     ids, learned = [], []
     for prompt, response in pairs:
-        own = [*encode(response), eos][:most]
+        own = [*encode_response(response), eos][:most]
         room = max(length - max(len(own), reserved) - len(head), 0)
         asked = without_start(encode(prompt), head)
         ids.append([*head, *asked[max(len(asked) - room, 0) :], *own])

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -46,8 +46,18 @@ def _rows(prompts: Any) -> list[dict[str, Any]]:
                 f"prompts={prompts[:60]!r} is one text; give a list of prompts, or a .jsonl file"
             )
         return read_file(prompts)
+    kind = type(prompts).__name__
     if not isinstance(prompts, Iterable):
-        raise UserError(f"prompts are a {type(prompts).__name__}; give a list, or a .jsonl file")
+        raise UserError(f"prompts are a {kind}; give a list, or a .jsonl file")
+    # iterating gives the names of columns, or of parts of a data set
+    if isinstance(prompts, Mapping) or hasattr(prompts, "columns"):
+        names = ", ".join(str(name)[:40] for name in list(prompts)[:5]) or "nothing"
+        raise UserError(
+            f"prompts are a {kind} of {names}, not rows; give a list of dicts with 'prompt', or "
+            "one part of a data set, such as data['train']"
+        )
+    if isinstance(prompts, Set):
+        raise UserError(f"prompts are a {kind}, which has no order; give a list, such as sorted()")
     rows = [dict(row) if isinstance(row, Mapping) else {"prompt": row} for row in prompts]
     for number, row in enumerate(rows):
         if problem := _problem(row.get("prompt")):
@@ -77,7 +87,8 @@ def _problem(prompt: Any) -> str:
             isinstance(x, Mapping) and isinstance(x.get("content"), str) and x.get("role")
         )
         if all(map(good, prompt)):
-            return ""
+            own = prompt[-1]["role"] == "assistant"
+            return "ends with the assistant's message; end it with the user's" if own else ""
         return 'is no chat; each message is {"role": "user", "content": "..."}'
     found = "missing" if prompt is None else f"a {type(prompt).__name__}"
     return f"is {found}; give a text, or a chat as a list of messages"
@@ -104,19 +115,27 @@ def encode_columns(
     put before each text; a chat's template has its own.
     """
     texts = [render(prompt, tokenizer) for prompt in columns["prompt"]]
-    if not isinstance(columns["prompt"][0], str):
-        start = None
+    started = [isinstance(prompt, str) for prompt in columns["prompt"]]
+    start = start if any(started) else None
     if not length:
         length = longest(texts, tokenizer) + len(as_ids(start))
     rows = np.arange(len(texts), dtype=np.int32)
-    found = encode(texts, tokenizer, length, extra={ROW: rows}, too_long=too_long, start=start)
+    options = {"too_long": too_long, "start": start, "started": started}
+    found = encode(texts, tokenizer, length, extra={ROW: rows}, **options)
     return found._replace(columns=hash_columns(columns))
 
 
 def hash_columns(columns: Mapping[str, Sequence[Any]]) -> str:
     """Return a hash of the columns; of values that are not JSON, only types count."""
     plain = lambda x: x.tolist() if isinstance(x, np.ndarray | np.generic) else type(x).__name__
-    texts = {name: json.dumps(list(values), default=plain) for name, values in columns.items()}
+
+    def text(values: Sequence[Any]) -> str:
+        try:  # keys that are not JSON do not count
+            return json.dumps(list(values), default=plain, skipkeys=True)
+        except (ValueError, RecursionError):  # a value that holds itself
+            return json.dumps([type(x).__name__ for x in values])
+
+    texts = {str(name): text(values) for name, values in columns.items()}
     return hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,6 +8,9 @@ from typing import IO
 
 from jaxppo.errors import UserError
 
+LFS = b"version https://git-lfs.github.com/spec/"  # a file that stands for a large one
+LFS_CURE = "a pointer of Git LFS, not the file; fetch the file with: git lfs pull"
+
 
 def read(path: str | Path, *, max_bytes: int = 2**30, what: str = "text file") -> str:
     r"""Return the text of a file, with \n as its line ends.
@@ -27,11 +30,13 @@ def read(path: str | Path, *, max_bytes: int = 2**30, what: str = "text file") -
 
 def decode(raw: bytes, name: str | Path) -> str:
     r"""Return text in UTF-8 without a byte order mark, with \n as its line ends. Raises
-    UserError with the number of the first wrong byte.
+    UserError with the number of the first wrong byte, and for a pointer of Git LFS.
 
     >>> decode(b"\xef\xbb\xbfa\r\nb\rc\n", "x.txt")
     'a\nb\nc\n'
     """
+    if raw.startswith(LFS):
+        raise UserError(f"{name} is {LFS_CURE}")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

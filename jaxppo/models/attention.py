@@ -41,8 +41,8 @@ def attend_cached(
     v: Float[Array, "B K S D"],
     visible: Bool[Array, "B 1 S"],
     filled: Int[Array, ""],
-    prompt: tuple[Float[Array, "B/G K P D"], Float[Array, "B/G K P D"]],
-    prompt_visible: Bool[Array, "B/G 1 P"],
+    prompt: tuple[Float[Array, "V K P D"], Float[Array, "V K P D"]],
+    prompt_visible: Bool[Array, "V 1 P"],
 ) -> Float[Array, "B H 1 D"]:
     """`attend` of one new token in each row, over a prompt that G adjacent rows share
     and the row's own slots, with one softmax. The group's queries meet the prompt
@@ -55,7 +55,7 @@ def attend_cached(
     sums = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
     dot = partial(jnp.einsum, preferred_element_type=sums)
 
-    def together(x):  # [B K h ...] -> [B/G K G*h ...]
+    def together(x):  # [B K h ...] -> [V K G*h ...]
         x = x.reshape(groups, shape[0], kv_heads, shape[1], x.shape[-1]).swapaxes(1, 2)
         return x.reshape(groups, kv_heads, -1, x.shape[-1])
 
@@ -142,7 +142,7 @@ def packed_mask(
     prompt, response = segments[..., 0], segments[..., 1]
     same = prompt[:, :, None] == prompt[:, None]
     own = (response[:, None] == 0) | (response[:, :, None] == response[:, None])
-    allowed = same & own & (slot[:, None] >= slot[None]) & attend[:, None]
+    allowed = same & own & attend[:, None] & (slot[:, None] >= slot[None])[None]
     if window is not None:
         allowed &= position[:, None] > position[:, :, None] - window
     return allowed

@@ -1,6 +1,6 @@
 """The keys and values that a transformer keeps of the tokens before."""
 
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ class Cache(struct.PyTreeNode):
     filled: Int[Array, ""]  # slots in use
     # the filled cache of B / G prompts, each of G adjacent rows; None: the rows hold
     # their prompts themselves
-    prompt: Self | None = None
+    prompt: Any = None
 
 
 def empty(

@@ -8,6 +8,7 @@
 Folders and hub ids may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or Mistral.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxppo.data import textfile
 from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import SOURCES, cache_folder, fetch
 from jaxppo.errors import PretrainedError, first_line
@@ -35,12 +37,14 @@ __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
 FORMAT = "jaxppo-1"
 BUNDLED = ("smollm2",)
 MAX_CONFIG_BYTES = 2**24
+ADAPTER = "adapter_config.json"  # of PEFT
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
 # fmt: off
 HUB_FILES = [
     "config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model",
     "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "additional_chat_templates/*.jinja", "generation_config.json",
+    ADAPTER,
 ]
 # fmt: on
 # of each file `weights_hash` reads 64 pieces, evenly spaced: 4 MB of any size
@@ -68,6 +72,9 @@ def load(name_or_path: str | Path) -> Pretrained:
     if path.is_dir():
         return _check_finite(name, _load_folder(path))
     if path.is_file():
+        _check_pointer(path)
+        if path.suffix == ".safetensors":
+            raise PretrainedError(f"{path} has weights only; give its folder, {path.parent}")
         return _check_finite(name, _load_gguf(path))
     if not isinstance(name_or_path, str) or not re.fullmatch(HUB_NAME, name):
         raise PretrainedError(
@@ -124,7 +131,7 @@ def save(
 
 def read_shape(folder: Path) -> ModelConfig:
     """Return a checkpoint's shape from config.json, or raise PretrainedError."""
-    stored = _read_config(folder / "config.json")
+    stored = _read_folder_config(folder)
     family = stored.get("model_type")
     if family not in settings.FAMILIES:
         raise PretrainedError(
@@ -195,7 +202,7 @@ def _load_gguf(path: Path) -> Pretrained:
 
 
 def _load_folder(folder: Path) -> Pretrained:
-    stored = _read_config(folder / "config.json")
+    stored = _read_folder_config(folder)
     if "format" in stored:
         return _load_own(folder, stored)
     shape, family = read_shape(folder), str(stored["model_type"])
@@ -223,6 +230,30 @@ def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
         ) from error
     flat = mapping.check_params(config, safetensors.read_folder(folder))
     return Pretrained(config, mapping.unflatten(flat), from_file(folder, ids))
+
+
+def _read_folder_config(folder: Path) -> dict[str, Any]:
+    """Return config.json. Raises PretrainedError for an adapter, with or without its
+    base, which transformers would load; and for files that are pointers of Git LFS.
+    """
+    if (folder / ADAPTER).is_file():
+        base = str(_read_config(folder / ADAPTER).get("base_model_name_or_path"))[:100]
+        raise PretrainedError(
+            f"{folder} holds an adapter of {base}; merge it into its base, with PEFT's "
+            "merge_and_unload, and save the whole model"
+        )
+    for path in sorted(folder.glob("*.*")):
+        if path.is_file():
+            _check_pointer(path)
+    return _read_config(folder / "config.json")
+
+
+def _check_pointer(path: Path) -> None:
+    """Raise PretrainedError for a pointer of Git LFS."""
+    # who reads the file says why it cannot be read
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        if file.read(len(textfile.LFS)) == textfile.LFS:
+            raise PretrainedError(f"{path} is {textfile.LFS_CURE}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

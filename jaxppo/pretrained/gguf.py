@@ -76,6 +76,11 @@ def read(path: Path) -> Gguf:
         check_bounds(path, {int(kind): sizes for kind, sizes in gguf.GGML_QUANT_SIZES.items()})
         reader = gguf.GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
+        if (parts := int(metadata.get("split.count", 1))) > 1:
+            raise PretrainedError(
+                f"{path} is one of {parts} parts of a model; join them with llama.cpp's "
+                "llama-gguf-split --merge"
+            )
         if metadata.get("general.architecture") != "llama":
             found = str(metadata.get("general.architecture"))[:40]
             raise PretrainedError(

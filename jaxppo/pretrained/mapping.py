@@ -53,6 +53,13 @@ GPT2_NAMES = {
 JOINT = r"(.*attn\.)c_attn\.(weight|bias)"
 # constants that old checkpoints stored
 BUFFERS = r"(.*\.)?(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)"
+# tensors that other libraries' wrappers add or rename, and what to do
+FOREIGN = {
+    r"base_model\.|.*\.lora_": "it is of an adapter: merge it into its base, and save the whole",
+    r"(_orig_mod|module)\.": "save the model inside the wrapper, such as torch.compile's",
+    r"(pretrained_model|v_head)\.": "it is of a value head: save the language model alone",
+    r"(score|classifier|qa_outputs)\.": "it is of another head: give a causal language model",
+}
 # what checkpoints of the body alone lack
 BODY = r"^(model|transformer)\."
 
@@ -82,8 +89,10 @@ def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[s
     for name, tensor in tensors.items():
         path = ours.get(re.sub(BODY, "", name))
         if path is None:
+            cure = next((x for pattern, x in FOREIGN.items() if re.match(pattern, name)), "")
             raise PretrainedError(
                 f"the checkpoint has a tensor {name!r} that its settings do not ask for"
+                + f"; {cure}" * bool(cure)
             )
         flat[path] = tensor.T if _is_transposed(family, path) else tensor
     return unflatten(check_params(model, flat))

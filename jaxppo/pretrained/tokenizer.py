@@ -50,6 +50,9 @@ class Tokenizer:
                 "the tokenizer names no end-of-text token; "
                 "set eos_token in its tokenizer_config.json"
             )
+        # a file may say that texts are padded or cut
+        backend.no_padding()
+        backend.no_truncation()
         self._backend = backend
         self._ids = np.unique(list(backend.get_vocab(with_added_tokens=True).values()))
         # the largest id + 1: there may be holes
@@ -246,8 +249,6 @@ def from_transformers(folder: Path) -> Tokenizer:
         raise PretrainedError(
             f"{folder} has a slow tokenizer; save it as tokenizer.json with transformers"
         )
-    backend.no_padding()
-    backend.no_truncation()
     special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
     stored = [_known_ids(_read_json(folder / name), special) for name in MODEL_FILES]
     own = found.eos_token_id

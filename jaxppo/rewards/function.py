@@ -12,17 +12,21 @@ columns that its parameters name, and runs on the host.
 import functools
 import hashlib
 import inspect
+import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
 from jaxppo.errors import UserError, first_line
-from jaxppo.rewards.host import on_host
+from jaxppo.rewards.host import call_apart, on_host, own_copy, signal_cure
 from jaxppo.types import Params, RewardFn, Rollout
 
 Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]
 Weights = tuple[tuple[str, float], ...]
+# what the second parameter of a function of text is usually called
+RESPONSES = ("response", "responses", "completion", "completions")
 
 
 class NamedReward(NamedTuple):
@@ -49,10 +53,18 @@ def from_user(
         a dict come from a trial call on the first row with an empty response; if it
         raises there, from the weights.
 
-    Raises UserError for a parameter that no column has, and for weights of other names.
+    Raises UserError for what is no such function, a parameter that no column has, and
+    weights that are not numbers or have other names.
     """
     weights = dict(weights or {})
+    for name, x in weights.items():
+        if not isinstance(x, numbers.Real) or not math.isfinite(x):
+            raise UserError(f"the weight of {name!r} is {x!r}; give a finite number")
+    for fn in reward.values() if isinstance(reward, Mapping) else [reward]:
+        _check(fn, columns)
     if isinstance(reward, Mapping):
+        if not reward:
+            raise UserError("the reward is an empty dict; give a function, or functions by name")
         names = list(reward)
         made = [_make(fn, decode, columns, ()) for fn in reward.values()]
         fn = _side_by_side(made)
@@ -113,12 +125,47 @@ def _side_by_side(rewards: Sequence[RewardFn]) -> RewardFn:
     return fn
 
 
+def _check(fn: Any, columns: Mapping[str, Sequence[Any]]) -> None:
+    """Raise UserError for what is no reward, or takes its arguments in other order."""
+    name = _name(fn)
+    if not callable(fn) or inspect.isclass(fn):
+        kind = f"the class {name}" if inspect.isclass(fn) else f"a {name}"
+        raise UserError(f"a reward is a function, or functions by name, but is {kind}")
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
+        raise UserError(
+            f"the reward {name} is async, which is not supported; give a function that runs it "
+            "with asyncio.run"
+        )
+    form = "reward(prompt, response, **columns), or rewards(prompts, responses, **columns)"
+    found = _signature(fn)
+    first = found[0].name if found else ""
+    if first in RESPONSES or (first in columns and first != "prompt"):
+        raise UserError(f"the reward {name} takes {first!r} first; here it is {form}")
+    second = _parameters(fn)[1].name
+    if second in columns and second not in RESPONSES:
+        raise UserError(f"the reward {name} takes {second!r} second; here it is {form}")
+
+
+def _signature(fn: Callable) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except ValueError:  # of some functions that are not written in Python
+        raise UserError(
+            f"the parameters of the reward {_name(fn)} are not known; wrap it in a function"
+        ) from None
+
+
 def _parameters(fn: Callable) -> list[inspect.Parameter]:
-    found = list(inspect.signature(fn).parameters.values())
-    if len(found) < 2:
+    """Return the parameters; raise UserError unless the first two go by position."""
+    found = _signature(fn)
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    places = sum(x.kind in by_place for x in found)
+    if places < 2:
+        hidden = any(x.kind is x.VAR_POSITIONAL for x in found)
         raise UserError(
             f"a reward takes (prompt, response, ...), but {_name(fn)} takes "
-            f"{len(found)} parameter{'s' * (len(found) != 1)}"
+            + ("*args; put functools.wraps on its decorator, or name them" * hidden)
+            + f"{places} parameter{'s' * (places != 1)} by position" * (not hidden)
         )
     return found
 
@@ -132,9 +179,11 @@ def _chosen_columns(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> dict[
     them for `**columns`.
     """
     chosen = {"prompt": columns["prompt"]}
+    taken = {x.name for x in _parameters(fn)[:2]}
     for parameter in _parameters(fn)[2:]:
         if parameter.kind is parameter.VAR_KEYWORD:
-            chosen = {**columns, **chosen}
+            others = {name: x for name, x in columns.items() if name not in taken}
+            chosen = {**others, **chosen}
         elif parameter.name in columns:
             chosen[parameter.name] = columns[parameter.name]
         elif (
@@ -153,23 +202,20 @@ def _trial_names(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> list[str
     none if it returns no dict, or raises.
     """
     chosen = _chosen_columns(fn, columns)
-    first = {name: values[0] for name, values in chosen.items()}
+    first = {name: own_copy(values[0]) for name, values in chosen.items()}
     batched = _parameters(fn)[0].name == "prompts"
-    if _parameters(fn)[0].name in ("completions", "completion"):
-        raise UserError(
-            f"the reward {_name(fn)} takes {_parameters(fn)[0].name!r} first; here it is "
-            "reward(prompt, response, **columns), or rewards(prompts, responses, **columns)"
-        )
-    try:
-        if batched:
-            prompts = [first.pop("prompt")]
-            found = next(iter(fn(prompts, [""], **{name: [x] for name, x in first.items()})))
-        else:
-            found = fn(first.pop("prompt"), "", **first)
-    except Exception as error:  # the step will say what is wrong, for each row
+    if batched:
+        named = {name: [x] for name, x in first.items() if name != "prompt"}
+        trial = lambda: next(iter(fn([first["prompt"]], [""], **named)))
+    else:
+        prompt = first.pop("prompt")
+        trial = lambda: fn(prompt, "", **first)
+    found = call_apart(trial)
+    if isinstance(found, BaseException):  # the step will say what is wrong, for each row
         print(
-            f"note: {_name(fn)} raised {type(error).__name__} ({first_line(error)}) in a trial "
+            f"note: {_name(fn)} raised {type(found).__name__} ({first_line(found)}) in a trial "
             "call with an empty response; if it returns a dict, name its scores with weights"
+            + signal_cure(found)
         )
         return []
     return [str(name) for name in found] if isinstance(found, Mapping) else []

@@ -1,9 +1,11 @@
 """Use a Python function of text as a reward: the program calls it on the host."""
 
+import copy
 import functools
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any
 
@@ -17,6 +19,10 @@ from jaxppo.types import Params, RewardFn, Rollout
 Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]
 log = logging.getLogger(__name__)
 LARGEST = float(np.finfo(np.float32).max)
+SIGNALS = (
+    " (the step calls rewards in another thread: turn off timeouts by signals, such as "
+    "timeout_seconds=None of math_verify, or use a RewardPool)"
+)
 
 
 def on_host(
@@ -68,7 +74,9 @@ def on_host(
         named: dict[str, list] = {}
         if columns is not None:
             of_rows = [int(row) for row in np.asarray(more[0])]
-            named = {name: [values[row] for row in of_rows] for name, values in columns.items()}
+            named = {
+                name: [own_copy(values[row]) for row in of_rows] for name, values in columns.items()
+            }
             texts[0] = named.pop("prompt", prompts)
         if batched:
             answers = _call_batched(fn, *texts, **named)
@@ -140,6 +148,41 @@ def _try(fn: Callable, *args, **named) -> Any:
             os.chdir(place)
 
 
+def call_apart(fn: Callable[[], Any]) -> Any:
+    """Return the result, or the exception, of a call in another thread than Python's
+    main one, as the step's calls are: signals do not work there.
+    """
+    found: list[Any] = []
+
+    def call() -> None:
+        try:
+            found.append(_try(fn))
+        except KeyboardInterrupt as error:
+            found.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], KeyboardInterrupt):
+        raise found[0]
+    return found[0]
+
+
+def signal_cure(error: Any) -> str:
+    """What to do about an error that says that signals do not work, or ""."""
+    return SIGNALS if isinstance(error, ValueError) and "main thread" in str(error) else ""
+
+
+def own_copy(value: Any) -> Any:
+    """Return a copy of a chat, list or array: a reward may change what it is given."""
+    if not isinstance(value, list | dict | set | bytearray | np.ndarray):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # something in it cannot be copied
+        return value
+
+
 def _call_batched(fn: Callable, *texts: Sequence[str], **named: Sequence[Any]) -> list:
     """Return one result per row; if the call fails, its exception for every row."""
     rows, answers = len(texts[0]), _try(fn, *texts, **named)
@@ -180,5 +223,6 @@ def _to_score(answer: Any, name: str) -> float:
     if isinstance(score, float):
         return score
     kind = type(score).__name__
-    log.warning("the reward of %s failed: %s: %s; the row is left out", name, kind, score)
+    said = f"{score}{signal_cure(score)}"
+    log.warning("the reward of %s failed: %s: %s; the row is left out", name, kind, said)
     return float("nan")

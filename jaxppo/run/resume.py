@@ -15,8 +15,8 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.settings import read_config, to_dict
 from jaxppo.types import TrainState
 
-# settings that the model and the functions decide
-LOADED = ("eos", "pad", "start", "functions")
+# settings that the model, the functions and the data decide
+LOADED = ("eos", "pad", "start", "functions", "chats")
 
 
 def not_started(folder: Path, checkpoints: Checkpoints) -> bool:

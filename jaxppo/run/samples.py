@@ -18,6 +18,8 @@ class SampleLog:
 
     Args:
       decode: lists of token ids -> strings.
+      show_prompts: decodes prompts as they are written; the tokens of a chat's format
+        may be there, too.
       prompt_length: tokens of a prompt.
       length: tokens of prompt and response.
       weights: of the named scores, in order (`Parts.score_weights`).
@@ -29,12 +31,14 @@ class SampleLog:
         folder: Path,
         decode: Callable[[Sequence[Sequence[int]]], Sequence[str]],
         *,
+        show_prompts: Callable[[Sequence[Sequence[int]]], Sequence[str]],
         prompt_length: int,
         length: int,
         weights: Sequence[tuple[str, float]],
         first_step: int,
     ):
         self.path, self.decode, self.weights = folder / "samples.jsonl", decode, weights
+        self.show_prompts = show_prompts
         self.prompt_length, self.length = prompt_length, length
         kept = [row for row in read_jsonl(self.path) if row.get("step", 0) <= first_step]
         write_jsonl(self.path, kept)
@@ -47,11 +51,10 @@ class SampleLog:
             return
         tokens, scores = samples[:, : self.length].astype(int), samples[:, self.length :]
         kept = lambda rows: [row[row >= 0].tolist() for row in rows]
-        prompts, responses = decode_responses(
-            self.decode,
-            kept(tokens[:, : self.prompt_length]),
-            kept(tokens[:, self.prompt_length :]),
-        )
+        prompts = kept(tokens[:, : self.prompt_length])
+        responses = kept(tokens[:, self.prompt_length :])
+        _, responses = decode_responses(self.decode, prompts, responses)
+        prompts = self.show_prompts(prompts)
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, response, own in zip(prompts, responses, scores.tolist(), strict=True):
                 row = {"step": step, "prompt": prompt, "response": response}

@@ -4,6 +4,7 @@ checkpoints; and what its errors mean.
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -53,6 +54,7 @@ def open_log(
         samples = SampleLog(
             folder,
             policy.tokenizer.decode_batch,
+            show_prompts=partial(policy.tokenizer.decode_batch, skip_special=not config.chats),
             prompt_length=config.prompt_length,
             length=config.length,
             weights=parts.score_weights,
@@ -146,6 +148,8 @@ def build_step(
         print(f"--parallel auto: {step.name}")
     if not isinstance(parts, Objective) and processes.is_main():
         print(f"algorithm {presets.describe(config, config.functions)}")
+        for text in algorithms.without_effect(config):
+            print(f"note: {text}")
     if config.start and processes.is_main():
         print(f"prompts begin with {spelled(policy, config.start)}, unless they are chats")
     if isinstance(config.eos, tuple) and processes.is_main():

@@ -13,6 +13,7 @@ from jaxppo import ppo, tasks
 from jaxppo.data import prompts
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.prompts import PromptSet
+from jaxppo.data.rows import inside
 from jaxppo.errors import UserError
 from jaxppo.run import files, load
 from jaxppo.run.load import Policy
@@ -62,7 +63,7 @@ def encode_examples(
     how many.
     """
     formatted, limit = format_examples(task, examples), config.response_length
-    ids = [policy.tokenizer.encode(text) for text in formatted.responses]
+    ids = [*map(inside(policy.tokenizer.encode), formatted.responses)]
     padded = np.zeros((len(ids), limit), np.int32)
     for row, reference in enumerate(ids):
         padded[row, : len(reference)] = reference[:limit]

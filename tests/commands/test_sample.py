@@ -413,7 +413,7 @@ def test_chats_of_a_file_and_a_system_message(tmp_path, capsys, monkeypatch):
     data = tmp_path / "chats.jsonl"
     data.write_text("".join(json.dumps({"prompt": chat}) + "\n" for chat in chats))
     options = ["--tiny", "--data", str(data), "--runs", str(tmp_path), "--steps", "1"]
-    run_train(*options, "--batch-size", "4", "--response-length", "3")
+    run_train(*options, "--batch-size", "4", "--response-length", "3", "--prompt-start")
     run = str(tmp_path / "train")
 
     def sampled(*words: str) -> list[str]:
@@ -426,6 +426,11 @@ def test_chats_of_a_file_and_a_system_message(tmp_path, capsys, monkeypatch):
     assert len(lines) == 2 and lines[0].startswith("a?\t") and lines[1].startswith("bc?\t")
     found = [json.loads(line) for line in sampled("--file", str(data), "--json")]
     assert [row["prompt"] for row in found] == chats
+    # a text among chats has the response that it has alone, with the run's start token
+    mixed = tmp_path / "mixed.jsonl"
+    mixed.write_text(json.dumps({"prompt": "ab"}) + "\n" + data.read_text())
+    alone, together = sampled("ab", "--json"), sampled("--file", str(mixed), "--json")
+    assert json.loads(alone[0])["tokens"] == json.loads(together[0])["tokens"]
     # the same chat, given as a turn and a system message, has the same response
     given = sampled("--chat", "--system", "Be brief.", "a?")
     assert given == lines[:1]

@@ -30,11 +30,13 @@ def test_a_function_of_a_file(tmp_path):
         ("{folder}/mine.py:absent", "has no function absent"),
         ("{folder}/mine.py:number", "has no function number"),
         ("{folder}/broken.py:reward", "cannot be run (ZeroDivisionError: division by zero)"),
+        ("{folder}/leaves.py:reward", "cannot be run (SystemExit: 0)"),
     ],
 )
 def test_a_function_that_cannot_be_loaded(tmp_path, name, words):
     mine(tmp_path, "number = 3\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     with pytest.raises(UserError) as error:
         train.load_function(name.format(folder=tmp_path))
     assert words in str(error.value) and "\n" not in str(error.value)

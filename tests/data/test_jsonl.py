@@ -255,3 +255,8 @@ def test_files_of_any_editor(tmp_path, end):
     text = end.join([b'\xef\xbb\xbf{"a": "\xc3\xa4"}', b"", b'{"a": 2}', b""])
     assert list(jsonl.read(write(tmp_path, text))) == [(1, {"a": "ä"}), (3, {"a": 2})]
     assert "line 4: not JSON" in refused(write(tmp_path, text + b"{"))
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    path = write(tmp_path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n")
+    assert refused(path).startswith(f"{path}, line 1: the file is a pointer of Git LFS")

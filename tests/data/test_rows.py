@@ -2,11 +2,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxppo.config import RunConfig
 from jaxppo.data import rows
 from jaxppo.data.prompts import PromptSet
 from jaxppo.errors import UserError
+from jaxppo.pretrained.tokenizer import Tokenizer
+from jaxppo.pretrained.vocabulary import train_bpe
 
 CONFIG = RunConfig(batch_size=4)
 
@@ -57,6 +61,54 @@ def test_only_responses_have_weight():
     made = rows.responses([("abcd", "efghij"), ("abcd", "ef")], encode, 5, eos=0, longest=3)
     assert made.tokens.tolist() == [[99, 100, 101, 102, 103], [99, 100, 101, 102, 0]]
     assert made.extra["weight"].sum() == 6
+
+
+TEXTS = ["The film is good, and the music is good.", "film= good \nfilm: bad  x", "é = 12"]
+SPACES = {
+    "metaspace": lambda: (pre_tokenizers.Metaspace(), None, decoders.Metaspace()),
+    "prepended": lambda: (  # as in Llama 2
+        None,
+        normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]),
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]),
+    ),
+}
+
+
+def sentencepiece(kind: str) -> Tokenizer:
+    """Byte pairs with a space before every text."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    pre, normalizer, decoder = SPACES[kind]()
+    if pre is not None:
+        backend.pre_tokenizer = pre
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    backend.decoder = decoder
+    trainer = trainers.BpeTrainer(vocab_size=80, special_tokens=["</s>"], show_progress=False)
+    backend.train_from_iterator(TEXTS, trainer)
+    return Tokenizer(backend, eos_id=0)
+
+
+@pytest.mark.parametrize("kind", ["bytes", *SPACES])
+@pytest.mark.parametrize(
+    ("prompt", "response"),
+    [
+        ("film=", "good"),  # no space between them
+        ("film=", " good"),  # and one, not two
+        ("The film is", " good, and the music"),
+        ("film:", " \nfilm"),
+        ("film=", "= film"),
+        ("film", "\n"),
+    ],
+)
+def test_a_row_is_the_prompt_and_the_response(kind, prompt, response):
+    """Nothing between them but what they hold, whatever the tokenizer puts before a text."""
+    tokenizer = train_bpe(TEXTS, 300) if kind == "bytes" else sentencepiece(kind)
+    made = rows.responses([(prompt, response)], tokenizer.encode, 32, eos=tokenizer.eos_id)
+    own = made.tokens[0][made.mask[0]].tolist()
+    assert tokenizer.decode(own) == prompt + response
+    # the prompt's tokens are those of a rollout
+    learned = made.extra["weight"][0][made.mask[0]] > 0
+    assert [x for x, y in zip(own, learned) if not y] == tokenizer.encode(prompt)
 
 
 def test_responses_with_a_start_token():

@@ -21,6 +21,15 @@ def tokenizer():
     )
 
 
+class Frame:
+    """A table as pandas has it: iterating gives the names of its columns."""
+
+    columns = ("prompt", "answer")
+
+    def __iter__(self):
+        return iter(self.columns)
+
+
 @pytest.mark.parametrize(
     ("prompts", "columns"),
     [
@@ -64,6 +73,11 @@ def test_a_bad_line_has_its_number_or_is_skipped(tmp_path):
         ([["a", "b"]], "prompt 0 is no chat"),
         ([[{"role": "user"}]], "prompt 0 is no chat"),
         (7, "prompts are a int"),
+        ({"train": [], "test": []}, "are a dict of train, test, not rows; give a list of dicts"),
+        ({"prompt": ["a"], "answer": [1]}, "are a dict of prompt, answer, not rows"),
+        (Frame(), "are a Frame of prompt, answer, not rows"),
+        ({"a", "b"}, "are a set, which has no order"),
+        ([[*CHAT, {"role": "assistant", "content": "Yo"}]], "ends with the assistant's message"),
     ],
 )
 def test_what_is_no_prompt(prompts, words):
@@ -97,3 +111,37 @@ def test_texts_begin_with_the_start_token_and_chats_do_not():
     assert found.tokens.tolist() == [[9, ord("a") % 50, ord("b") % 50]]
     found = table.encode_columns({"prompt": [CHAT]}, tokenizer(), 0, start=9)
     assert found.tokens[0, 0] == ord("B") % 50
+
+
+@pytest.mark.parametrize("prompts", [["ab", CHAT], [CHAT, "ab"]])
+def test_only_texts_get_the_start_token_where_chats_are_among_them(prompts):
+    columns = {"prompt": prompts}
+    found = table.encode_columns(columns, tokenizer(), 12, start=9, too_long="last")
+    rows = {type(prompts[row]): n for n, row in enumerate(found.extra["row"])}
+    ids = lambda kind: found.tokens[rows[kind]][found.mask[rows[kind]]].tolist()
+    assert ids(str) == [9, ord("a") % 50, ord("b") % 50]
+    assert ids(list) == [ord(c) % 50 for c in "Be brief.|Hi>"][-12:]  # nothing makes room for 9
+
+
+def test_values_that_are_not_json_are_part_of_the_data():
+    ring = []
+    ring.append(ring)
+    found = {table.hash_columns({"prompt": ["a"], "x": [x]}) for x in ({(1, 2): 3}, ring, 5)}
+    assert len(found) == 3
+
+
+def test_a_data_set_of_the_package_datasets():
+    """Its rows, a column, and one part of several; columns keep their types."""
+    datasets = pytest.importorskip("datasets", reason="needs the extra `data`")
+    chat = [{"role": "user", "content": "hi"}]
+    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}]
+    made = datasets.Dataset.from_list(rows)
+    assert table.read_columns(made) == {"prompt": ["a", "b"], "answer": [1, 2]}
+    assert table.read_columns(made["prompt"]) == {"prompt": ["a", "b"]}
+    assert table.read_columns(made.to_iterable_dataset())["answer"] == [1, 2]
+    chats = datasets.Dataset.from_list([{"prompt": chat}])
+    assert table.read_columns(chats) == {"prompt": [chat]}
+    parts = datasets.DatasetDict(train=made)
+    assert table.read_columns(parts["train"])["answer"] == [1, 2]
+    with pytest.raises(UserError, match=r"DatasetDict of train, not rows; .* data\['train'\]"):
+        table.read_columns(parts)

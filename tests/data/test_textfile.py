@@ -39,3 +39,9 @@ def test_what_is_no_text_is_one_line(tmp_path, monkeypatch, raw, words):
     with pytest.raises(UserError) as caught:
         textfile.read("a.txt", max_bytes=10, what="poem")
     assert str(caught.value) == words
+
+
+def test_a_pointer_of_git_lfs_is_no_text():
+    raw = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n"
+    with pytest.raises(UserError, match="^a.csv is a pointer of Git LFS.* git lfs pull$"):
+        textfile.decode(raw, "a.csv")

@@ -13,7 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import run_script, run_train, two_prompts
+from runs import REPOSITORY, load_script, run_script, run_train, two_prompts
+
+from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig
+from jaxppo.run.profiling import TIMING_KEYS
 
 pytestmark = pytest.mark.ci
 SMALL = ["--tiny", "--steps", "4", "--eval-every", "2", "--save-every", "2"]
@@ -34,10 +38,10 @@ class Copies:
     def hook(self, event: str, args: tuple) -> None:
         if not self.on or self.busy or event not in EVENTS:
             return
-        path = (
-            Path(os.fsdecode(args[0])) if isinstance(args[0], str | bytes | os.PathLike) else None
-        )
-        if path is None or not path.is_absolute() or self.folder not in path.parents:
+        if not isinstance(args[0], str | bytes | os.PathLike):
+            return  # an open file
+        path = Path(os.fsdecode(args[0])).absolute()
+        if self.folder not in path.parents:
             return
         if event == "open" and not (isinstance(args[1], str) and {*args[1]} & {*WRITES}):
             return
@@ -120,43 +124,49 @@ RUNS = {
     "adversarial": (texts, ["--tiny", "--steps", "4", "--save-every", "1"]),
     "train": (nothing, [*SMALL, "--batch-size", "4", "--response-length", "4"]),
 }
+RUNS["ablations/epochs"] = (nothing, ["--scale", "smollm2", "--tiny", "--results", "runs/results"])
 QUICK = ("sft", "train")
 
 
 def without_times(x):
     """A result without minutes, and without the option that resumes."""
     if isinstance(x, dict):
-        dropped = ("minutes", "resume")
+        dropped = ("minutes", "resume", *TIMING_KEYS)
         return {name: without_times(y) for name, y in x.items() if name not in dropped}
     return x
 
 
 def results(folder: Path) -> dict:
-    """What a run has found: its result, its outputs, and the last step of each metrics file."""
-    found = {}
-    for path in sorted(folder.rglob("*.json*")):
-        name = str(path.relative_to(folder))
-        if path.name in ("result.json", "outputs.jsonl"):
-            rows = [json.loads(path.read_text())] if path.suffix == ".json" else []
-            found[name] = [without_times(row) for row in rows] or path.read_text()
-        if path.name == "metrics.jsonl":
-            rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [row.get("loss") for row in rows]
-    return found
+    """What a run has found: its results, outputs and metrics, by file."""
+    names = ("result.json", "outputs.jsonl", "metrics.jsonl")
+    return {
+        str(path.relative_to(folder)): [
+            without_times(json.loads(text))
+            for text in ([path.read_text()] if path.suffix == ".json" else path.open())
+        ]
+        for path in folder.rglob("*.json*")
+        if path.name in names or path.parent.name == "results"
+    }
 
 
 @pytest.mark.parametrize(
     "name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in RUNS]
 )
-def test_killed_anywhere_and_resumed(name, tmp_path, capsys):
+def test_killed_anywhere_and_resumed(name, tmp_path, monkeypatch, capsys):
     data, options = RUNS[name]
     script, *more = name.split()
     folder, kept = tmp_path / "runs", tmp_path / "kept"
     folder.mkdir()
     command = [*more, *options, *data(tmp_path), "--runs", str(folder), "--name", "a"]
+    resume, call = ["--resume"], lambda *args: run_script(script, *args)
     if script == "train":
         command += ["--data", str(two_prompts(tmp_path))]
-    call = run_train if script == "train" else lambda *args: run_script(script, *args)
+        call = run_train
+    if script.startswith("ablations/"):  # its runs are in the working directory
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.syspath_prepend(REPOSITORY / "experiments" / "ablations")
+        resume, command = [], options
+        call = lambda *args: cli.script(load_script(script).main, AblationConfig, args=[*args])
     copies = Copies(folder, kept)
     copies.on = True
     call(*command)
@@ -170,7 +180,7 @@ def test_killed_anywhere_and_resumed(name, tmp_path, capsys):
         shutil.rmtree(folder)
         shutil.copytree(place, folder)
         try:
-            call(*command, "--resume")
+            call(*command, *resume)
         except SystemExit as stop:
             wrong |= {label: capsys.readouterr().err} if stop.code else {}
         found = results(folder)

@@ -129,24 +129,6 @@ def test_cudnn_is_used_on_a_gpu(monkeypatch):
     assert asked == ["cudnn"]
 
 
-def test_update_cache():
-    """Keys of two layers in one array: only slots 1 and 2 of the second layer are written."""
-    new = jnp.arange(1.0, 5.0).reshape(1, 1, 2, 2)
-    old = jnp.zeros((2, 1, 1, 4, 2))
-    (keys, values, layer), k, v = attention.update_cache((old, old, jnp.int32(1)), new, -new, 1)
-    want = [[0.0, 0.0], [1.0, 2.0], [3.0, 4.0], [0.0, 0.0]]
-    assert (
-        k[0, 0].tolist() == want
-        and keys[1, 0, 0].tolist() == want
-        and not keys[0].any()
-        and layer == 1
-    )
-    np.testing.assert_array_equal(v, -k)
-    np.testing.assert_array_equal(values, -keys)
-    (alone, _), k, _ = attention.update_cache((old[0], old[0]), new, new, 1)
-    assert alone[0, 0].tolist() == want and k[0, 0].tolist() == want
-
-
 @pytest.mark.parametrize(
     ("capability", "new"),
     [

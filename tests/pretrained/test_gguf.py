@@ -185,6 +185,20 @@ def test_ids_that_no_token_has(own):
         make_tokenizer(metadata(**own, add_bos_token=True))
 
 
+def test_a_part_of_a_split_file_is_named(tmp_path):
+    """The parts after the first have no settings but these."""
+    writer = gguf.GGUFWriter(tmp_path / "m-00002-of-00003.gguf", "llama")
+    writer.add_uint16("split.no", 1)
+    writer.add_uint16("split.count", 3)
+    writer.add_tensor("output_norm.weight", np.zeros(64, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(PretrainedError, match="is one of 3 parts of a model; join them"):
+        read(tmp_path / "m-00002-of-00003.gguf")
+
+
 def test_unsupported_and_damaged_files(tmp_path, tensors):
     with pytest.raises(PretrainedError, match="'gemma'"):
         read(write(tmp_path / "a.gguf", tensors, architecture="gemma"))

@@ -185,3 +185,21 @@ def test_other_kinds_are_saved_and_loaded(tmp_path, kind):
         mapping.check_params(
             dataclasses.replace(shape, width=16, head_dim=16, mlp_width=32), mapping.flatten(params)
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("base_model.model.lm_head.weight", "merge it into its base"),
+        ("model.layers.0.self_attn.q_proj.lora_A.weight", "merge it into its base"),
+        ("_orig_mod.lm_head.weight", "save the model inside the wrapper"),
+        ("module.lm_head.weight", "save the model inside the wrapper"),
+        ("pretrained_model.lm_head.weight", "save the language model alone"),
+        ("v_head.summary.weight", "save the language model alone"),
+        ("score.weight", "give a causal language model"),
+    ],
+)
+def test_tensors_of_other_libraries_say_what_to_do(name, cure):
+    with pytest.raises(PretrainedError) as caught:
+        mapping.from_checkpoint("llama", LLAMA, llama_tensors() | {name: number(2, 4)})
+    assert repr(name) in str(caught.value) and cure in str(caught.value)

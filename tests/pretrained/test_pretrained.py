@@ -229,3 +229,35 @@ def test_what_is_not_on_this_machine_has_no_hash(tmp_path):
         assert pretrained.weights_hash(name) == ""
     (tmp_path / "x.gguf").write_bytes(b"x")
     assert pretrained.weights_hash(str(tmp_path / "x.gguf")) != ""
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pointer_of_git_lfs_is_named(model, tmp_path, name):
+    path = pretrained.save(tmp_path / "model", model.config, model.params, model.tokenizer)
+    (path / name).write_text(LFS)
+    with pytest.raises(PretrainedError, match=f"{name} is a pointer of Git LFS.* git lfs pull"):
+        pretrained.load(path)
+    (tmp_path / "model.gguf").write_text(LFS)
+    with pytest.raises(PretrainedError, match=r"model.gguf is a pointer of Git LFS"):
+        pretrained.load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_an_adapter_is_refused_with_the_name_of_its_base(model, tmp_path, with_base):
+    """transformers would load the base and the adapter."""
+    path = tmp_path / "model"
+    if with_base:
+        pretrained.save(path, model.config, model.params, model.tokenizer)
+    path.mkdir(exist_ok=True)
+    (path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    with pytest.raises(PretrainedError, match="holds an adapter of some/base; merge it"):
+        pretrained.load(path)
+
+
+def test_a_file_of_weights_names_its_folder(model, tmp_path):
+    path = pretrained.save(tmp_path / "model", model.config, model.params, model.tokenizer)
+    with pytest.raises(PretrainedError, match=f"give its folder, {path}$"):
+        pretrained.load(path / "model.safetensors")

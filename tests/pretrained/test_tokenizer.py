@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -293,3 +294,12 @@ def test_any_folder_is_read_as_transformers_reads_it(backend, tmp_path_factory, 
         messages, tokenize=False, add_generation_prompt=True
     )
     assert (ours.eos_id, ours.bos_id) == (theirs.eos_token_id, theirs.bos_token_id)
+
+
+def test_texts_are_whole_whatever_the_file_says_of_padding(backend, tmp_path):
+    again = tokenizers.Tokenizer.from_str(backend.to_str())
+    again.enable_truncation(2)
+    again.enable_padding(length=9)
+    again.save(str(tmp_path / "tokenizer.json"))
+    found = from_file(tmp_path, {"eos_id": 3})
+    assert found.encode("zyxwv") == backend.encode("zyxwv").ids

@@ -1,3 +1,5 @@
+import signal
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,6 +108,15 @@ def test_a_reward_of_arrays_stays_as_it_is():
     assert function.from_user(reward, decode, COLUMNS) == (reward, ())
 
 
+async def wait(prompt, response):
+    return 1.0
+
+
+class Waiting:
+    async def __call__(self, prompt, response):
+        return 1.0
+
+
 @pytest.mark.parametrize(
     ("reward", "weights", "words"),
     [
@@ -113,9 +124,73 @@ def test_a_reward_of_arrays_stays_as_it_is():
         (lambda prompt: 1, None, "takes 1 parameter"),
         (lambda prompt, response: {"a": 1}, {"b": 1}, "no score is named 'b'"),
         (lambda params, rollout: 1, {"b": 1}, "leave them out"),
+        (lambda response, answer: 1, None, "takes 'response' first; here it is reward(prompt"),
+        (lambda completions, **rest: 1, None, "takes 'completions' first"),
+        ({"a": lambda completions, **rest: 1}, None, "takes 'completions' first"),
+        (lambda level, text, answer: 1, None, "takes 'level' first"),
+        (lambda prompt, answer: 1, None, "takes 'answer' second"),
+        (lambda *args, **named: 1, None, "put functools.wraps on its decorator"),
+        (lambda *, prompt, response: 1, None, "takes 0 parameters by position"),
+        (wait, None, "the reward wait is async"),
+        (Waiting(), None, "the reward Waiting is async"),
+        (Waiting, None, "but is the class Waiting"),
+        ([lambda prompt, response: 1], None, "but is a list"),
+        ("mine.py:reward", None, "but is a str"),
+        ({}, None, "an empty dict"),
+        (min, None, "the parameters of the reward min are not known"),
+        (lambda prompt, response: {"a": 1}, {"a": float("nan")}, "the weight of 'a' is nan"),
+        (lambda prompt, response: {"a": 1}, {"a": "x"}, "the weight of 'a' is 'x'"),
     ],
 )
 def test_rewards_that_cannot_be_used(reward, weights, words):
     with pytest.raises(UserError) as error:
         function.from_user(reward, decode, COLUMNS, weights=weights)
     assert words in str(error.value)
+
+
+def test_a_column_of_the_name_of_the_response_does_not_meet_it(monkeypatch):
+    """`response` is the model's, whatever the data have."""
+    monkeypatch.setitem(COLUMNS, "response", ["x", "y"])
+    seen = []
+
+    def reward(prompt, response, **columns):
+        seen.append((response, sorted(columns)))
+        return 1.0
+
+    assert score(reward)[1].all()
+    assert seen[-1] == ("11", ["answer", "level"])
+
+
+def test_a_reward_may_change_what_it_is_given(monkeypatch):
+    chats = [[{"role": "user", "content": x}] for x in "ab"]
+    monkeypatch.setitem(COLUMNS, "prompt", chats)
+    monkeypatch.setitem(COLUMNS, "tags", [[], []])
+
+    def reward(prompt, response, tags):
+        prompt.append({"role": "assistant", "content": response})
+        tags.append(response)
+        return len(prompt) + len(tags)
+
+    assert score(reward)[0].tolist() == [3, 3]  # 2 messages and 1 tag, also after the trial call
+    assert [len(x) for x in (*chats, *COLUMNS["tags"])] == [1, 1, 0, 0]
+
+
+def test_the_trial_call_is_no_better_than_those_of_the_step(capsys):
+    """Signals work in Python's main thread alone, and the step calls in another."""
+
+    def reward(prompt, response):
+        signal.signal(signal.SIGALRM, signal.getsignal(signal.SIGALRM))
+        return 1.0
+
+    score(reward)
+    said = capsys.readouterr().out
+    assert "signal only works in main thread" in said
+    assert "turn off timeouts by signals" in said and "RewardPool" in said
+
+
+def test_the_trial_call_can_be_stopped():
+    def reward(prompt, response):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(reward)

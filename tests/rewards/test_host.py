@@ -32,7 +32,7 @@ def test_decoded_text_arrives(rolled):
         seen.append((prompt, response))
         return len(response)
 
-    scores, valid = jax.jit(on_host(judge, decode))({}, rolled)
+    scores, valid = jax.block_until_ready(jax.jit(on_host(judge, decode))({}, rolled))
     cut, keep = 4, np.asarray(rolled.mask) > 0
     want = [
         (decode([row[:cut][on[:cut]]])[0], decode([row[cut:][sampled]])[0])

@@ -9,11 +9,16 @@ def batch():
     return np.array([[-1, 1, 2, 3, 1, 2], [4, 5, 6, -1, 3, 4]], np.float32)
 
 
-SIZES = {"prompt_length": 2, "length": 4, "weights": (("right", 1.0), ("short", 0.25))}
-
-
 def decode(rows):
     return [" ".join(map(str, row)) for row in rows]
+
+
+SIZES = {
+    "show_prompts": decode,
+    "prompt_length": 2,
+    "length": 4,
+    "weights": (("right", 1.0), ("short", 0.25)),
+}
 
 
 def test_the_first_and_every_tenth_step_are_written_without_padding(tmp_path):
@@ -40,3 +45,11 @@ def test_a_resumed_run_drops_the_steps_that_run_again(tmp_path):
     SampleLog(tmp_path, decode, **SIZES, first_step=15)
     rows = files.read_jsonl(tmp_path / "samples.jsonl")
     assert [row["step"] for row in rows] == [1, 1, 10, 10]
+
+
+def test_prompts_are_shown_in_their_own_way(tmp_path):
+    """The format of a chat has tokens that no response has."""
+    show = lambda rows: [f"<{text}>" for text in decode(rows)]
+    SampleLog(tmp_path, decode, **{**SIZES, "show_prompts": show}, first_step=0).write(1, batch())
+    rows = files.read_jsonl(tmp_path / "samples.jsonl")
+    assert [(row["prompt"], row["response"]) for row in rows] == [("<1>", " 2 3"), ("<4 5>", " 6")]

@@ -94,6 +94,16 @@ def prompting(c: RunConfig, start: str) -> list[str]:
             f"Every prompt began with the token {start!r}, which the tokenizer does not add: put "
             "it in front of your text."
         )
+    if c.chats:
+        out.append(
+            "Prompts were chats in the tokenizer's chat template: write them with "
+            "tokenizer.apply_chat_template(messages, add_generation_prompt=True)."
+        )
+    if c.stop:
+        out.append(
+            f"Responses also ended with any of the texts {', '.join(map(repr, c.stop))}: give them "
+            "to generate, with stop_strings=[...] and tokenizer=tokenizer."
+        )
     return out
 
 

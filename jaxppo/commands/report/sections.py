@@ -13,7 +13,7 @@ from jaxppo.commands.report.records import Group, Run, counted
 from jaxppo.presets import ALGORITHMS
 from jaxppo.run import files
 
-NEVER = ("eos", "pad", "start")  # settings that scripts set
+NEVER = ("eos", "pad", "start", "chats")  # settings that scripts set
 SHOWN_SAMPLES = 10  # of a group
 MAX_CHARACTERS = 300  # of a sample
 # Columns of samples: these first, then others up to 8.

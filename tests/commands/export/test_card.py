@@ -27,3 +27,9 @@ def test_the_card_tells_how_to_format_a_prompt():
         and "'<|endoftext|>', which the tokenizer does not add" in found[1]
     )
     assert card.prompting(RunConfig(), "") == []
+
+
+def test_the_card_tells_of_chats_and_stop_texts():
+    chats, stops = card.prompting(RunConfig(chats=True, stop=("###", "\n")), "")
+    assert "tokenizer.apply_chat_template(messages, add_generation_prompt=True)" in chats
+    assert "'###', '\\n'" in stops and "stop_strings=[...]" in stops
