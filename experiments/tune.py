@@ -26,7 +26,7 @@ from jaxppo.ablation import sweep
 from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 from jaxppo.ablation.training import run_ablation
 from jaxppo.errors import UserError
-from jaxppo.run import load
+from jaxppo.run import files, load
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def main(options: Tune) -> None:
         (answer,) = run_ablation(question, scale, check)["claims"]
         winner = default if answer["verdict"] == "disagrees" else winner
     settings = {**winner.settings, "steps": tried}  # the schedule was tried at this length
-    options.out.write_text("".join(f"{name}: {x}\n" for name, x in settings.items()))
+    text = "".join(f"{name}: {x}\n" for name, x in settings.items())
+    files.write_atomically(options.out, text)
     print(f"written: {options.out}: " + ", ".join(f"{name} {x:g}" for name, x in settings.items()))
 
 

@@ -17,11 +17,13 @@ from runs import REPOSITORY, load_script, run_script, run_train, two_prompts
 
 from jaxppo import cli
 from jaxppo.ablation.question import AblationConfig
+from jaxppo.run import files
 from jaxppo.run.profiling import TIMING_KEYS
 
 pytestmark = pytest.mark.ci
 SMALL = ["--tiny", "--steps", "4", "--eval-every", "2", "--save-every", "2"]
 TASK = [*SMALL[:2], "2", "--eval-every", "1", "--save-every", "1"]
+EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 WRITES = ("w", "a", "x", "+")
 MOST = int(os.environ.get("JAXPPO_KILLS", "4"))  # of one run
 
@@ -46,7 +48,9 @@ class Copies:
         if event == "open" and not (isinstance(args[1], str) and {*args[1]} & {*WRITES}):
             return
         self.busy = True
-        self.copy(f"{event} {path.relative_to(self.folder)}", path, args[1:2])
+        # another thread moves files meanwhile: no such moment
+        with contextlib.suppress(FileNotFoundError, shutil.Error):
+            self.copy(f"{event} {path.relative_to(self.folder)}", path, args[1:2])
         self.busy = False
 
     def copy(self, label: str, path: Path, mode: tuple) -> None:
@@ -56,15 +60,13 @@ class Copies:
         if key in self.found:
             return
         place = self.to / str(len(self.found))
-        shutil.copytree(self.folder, place, ignore_dangling_symlinks=True, copy_function=copied)
+        shutil.rmtree(place, ignore_errors=True)  # what failed
+        shutil.copytree(self.folder, place, copy_function=copied)
         if torn:
             file = place / path.relative_to(self.folder)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("")
         self.found[key] = (label, place)
-
-
-EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 
 
 def copied(source: str, target: str) -> None:
@@ -141,8 +143,10 @@ def results(folder: Path) -> dict:
     names = ("result.json", "outputs.jsonl", "metrics.jsonl")
     return {
         str(path.relative_to(folder)): [
-            without_times(json.loads(text))
-            for text in ([path.read_text()] if path.suffix == ".json" else path.open())
+            without_times(row)
+            for row in (
+                [json.loads(path.read_text())] if path.suffix == ".json" else files.read_jsonl(path)
+            )
         ]
         for path in folder.rglob("*.json*")
         if path.name in names or path.parent.name == "results"
@@ -169,8 +173,10 @@ def test_killed_anywhere_and_resumed(name, tmp_path, monkeypatch, capsys):
         call = lambda *args: cli.script(load_script(script).main, AblationConfig, args=[*args])
     copies = Copies(folder, kept)
     copies.on = True
-    call(*command)
-    copies.on = False
+    try:
+        call(*command)
+    finally:
+        copies.on = False
     expected = results(folder)
     assert expected
     moments = list(copies.found.values())
@@ -182,7 +188,8 @@ def test_killed_anywhere_and_resumed(name, tmp_path, monkeypatch, capsys):
         try:
             call(*command, *resume)
         except SystemExit as stop:
-            wrong |= {label: capsys.readouterr().err} if stop.code else {}
+            said = capsys.readouterr().err.splitlines()
+            wrong |= {label: said[-1]} if stop.code else {}
         found = results(folder)
         changed = [file for file in {**expected, **found} if found.get(file) != expected.get(file)]
         wrong |= {label: f"other {', '.join(changed)}"} if changed and label not in wrong else {}
