@@ -1,12 +1,19 @@
 """Operations and memory traffic of each phase of a step, from the shapes."""
 
-import math
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Int
 
-from jaxppo.config import RunConfig
+from jaxppo import compaction, packing
+from jaxppo.config import Config, RunConfig
+from jaxppo.models.attention import read_sizes
 from jaxppo.models.shapes import ModelConfig
+
+Lengths = Int[np.ndarray, "B"]
 
 
 def matrix_parameters(shape: ModelConfig) -> tuple[int, int]:
@@ -18,45 +25,166 @@ def matrix_parameters(shape: ModelConfig) -> tuple[int, int]:
     return shape.num_layers * block, shape.width * shape.vocab_size
 
 
+def response_lengths(rows: int, longest: int, mean: float = 0.0) -> Lengths:
+    """Lengths of responses with this mean, as if each token ended a response with the
+    same probability; all are the longest if the mean is 0.
+
+    >>> response_lengths(4, 100, 20).tolist()
+    [34, 12, 3, 31]
+    """
+    if not 0 < mean < longest:
+        return np.full(rows, longest)
+    share = (np.arange(rows) + 0.5) / rows
+    low, high = 0.0, 64.0 * longest  # of the mean before the longest are cut
+    for _ in range(60):
+        middle = (low + high) / 2
+        lengths = np.clip(np.ceil(-middle * np.log1p(-share)), 1, longest).astype(int)
+        low, high = (middle, high) if lengths.mean() < mean else (low, middle)
+    return np.random.default_rng(0).permutation(lengths)  # long and short ones in each group
+
+
+class Decoding(NamedTuple):
+    """What a device's decode loop does for all tokens together."""
+
+    tokens: int  # times that all weights are read
+    rows: int  # rows computed
+    pairs: int  # of a new token and one that it sees
+    prompt_slots: int  # of the cache, read
+    response_slots: int
+
+
+def decoding(config: Config, lengths: Lengths, *, packs: bool) -> Decoding:
+    """What decoding responses of these lengths takes. `packs`: whether prompts are
+    shared and rows that have ended leave (`compaction.py`).
+    """
+    rows, prompt, longest = len(lengths), config.prompt_length, config.response_length
+    if not packs:
+        steps, read = int(lengths.max()), config.length
+        pairs = rows * (prompt * steps + steps * (steps + 1) // 2)
+        return Decoding(
+            steps, rows * steps, pairs, rows * prompt * steps, rows * (read - prompt) * steps
+        )
+    sizes = compaction.sizes(rows // config.group_size, config.group_size, longest)
+    reads, size = read_sizes(longest), sizes.pop(0)
+    left = lengths.reshape(1, *size)
+    found = np.zeros(5, int)
+    for t in range(1, int(lengths.max()) + 1):  # token t is chosen from t - 1 before it
+        while sizes and bool(compaction.fits(jnp.asarray(left >= t), sizes[0])):
+            size = sizes.pop(0)
+            rows_left, _ = compaction.choose(jnp.asarray(left >= t), size)
+            left = left.reshape(-1)[np.asarray(rows_left)].reshape(1, *size)
+        now = size.blocks * size.width
+        slots = next(n for n in reads if n >= t)
+        found += [1, now, now * (prompt + t), size.blocks * prompt, now * slots]
+    return Decoding(*found.tolist())
+
+
+def packed_rows(config: Config, lengths: Lengths, minibatches: int = 1) -> int:
+    """Packed rows that a pass over responses of these lengths computes, the empty ones
+    of the last part of each minibatch included.
+    """
+    rows, group = len(lengths) // minibatches, config.group_size
+    columns = np.arange(config.length)[None]
+    attend = columns < config.prompt_length + lengths[:, None]
+    size = packing.part_rows(config, rows, config.length)
+
+    @jax.jit
+    def count(attend):
+        mask = attend[:, config.prompt_length :]
+        return packing.lay_out(attend, mask, group_size=group, multiple=size).count
+
+    groups = attend.reshape(-1, group, config.length)
+    some = (groups[number::minibatches].reshape(rows, -1) for number in range(minibatches))
+    return sum(-(-int(count(jnp.asarray(one))) // size) * size for one in some)
+
+
+def decode_bytes(
+    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, done: Decoding
+) -> dict[str, float]:
+    """Bytes that a device reads while it decodes: the weights once for each token, and
+    the slots of the caches.
+    """
+    blocks, head = matrix_parameters(shape)
+    bodies = _bodies(config)
+    size = jnp.dtype(config.dtype).itemsize
+    tensor = mesh.shape["tensor"]
+    cached = bodies * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size / tensor
+    return {
+        "weights": done.tokens * (bodies * blocks + head) * size / tensor,
+        "prompts": done.prompt_slots * cached,
+        "responses": done.response_slots * cached,
+    }
+
+
 def phase_costs(
-    config: RunConfig, shape: ModelConfig, mesh: Mesh | AbstractMesh
+    config: RunConfig, shape: ModelConfig, mesh: Mesh | AbstractMesh, mean: float = 0.0
 ) -> dict[str, tuple[float, float]]:
     """(operations, bytes moved) of each phase on each device.
 
     Operations: 2 for each weight and token forward, twice as many backward (as many
     with adapters, whose weight gradients are small), and 4 · width for each pair of
-    tokens in attention. Bytes: the weights once for each decoded token, and the keys
-    and values read. A separate critic adds a body without a head to generation and
-    update.
+    tokens in attention. Bytes: `decode_bytes`, and the weights once for each pass. A
+    separate critic adds a body without a head to generation and update.
 
-    Responses count at full length. Not counted: a reward model, recomputation
-    (--remat), a greedy baseline, the KL over the whole vocabulary, the lagged policy of
-    --mask-top-p, the second scoring of --old-logprobs.
+    Not counted: a reward model, recomputation (--remat), a greedy baseline, the KL over
+    the whole vocabulary, the lagged policy of --mask-top-p, the second scoring of
+    --old-logprobs.
+
+    mean: length of responses (`response_lengths`).
     """
     blocks, head = matrix_parameters(shape)
-    bodies = 2 if config.critic == "separate" and config.value_loss != "none" else 1
-    size = jnp.dtype(config.dtype).itemsize
-    rows, length, response = config.rows, config.length, config.response_length
-    attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * length * length / 2
-    body, chosen = rows * (2 * blocks * length + attention), rows * 2 * head * response
-    forward = bodies * body + chosen
-    # bytes of a token's keys and values
-    cached = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size
-    cache = bodies * cached * rows * (config.prompt_length + response / 2)
+    bodies, size = _bodies(config), jnp.dtype(config.dtype).itemsize
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
-    devices = math.prod(mesh.shape.values())
+    lengths = device_lengths(config, mesh, mean)
+    packs = is_packed(config, shape)
+    done = decoding(config, lengths, packs=packs)
+    pair = 4 * shape.num_layers * shape.num_heads * shape.head_dim
+    prompts = len(lengths) // (config.group_size if packs else 1)
+    generate = (
+        bodies
+        * (
+            2 * blocks * (prompts * config.prompt_length + done.rows)
+            + pair * (prompts * config.prompt_length**2 / 2 + done.pairs)
+        )
+        + 2 * head * done.rows
+    )
+    body = 2 * blocks * config.length + pair * config.length**2 / 2
+    chosen = 2 * head * config.response_length
+    kept = lengths[: len(lengths) // config.oversample]
+    passed, learned = (
+        (packed_rows(config, lengths), packed_rows(config, kept, config.minibatches))
+        if packs
+        else (len(lengths), len(kept))
+    )
     # Each device reads all weights, divided over the tensor axis only.
     weights = (bodies * blocks + head) * size / tensor
     passes = 2 if config.lora else 3
-    learned = config.batch_size / config.rows * config.epochs
     # Adam reads four float32 arrays and writes three.
     moments = 0 if config.lora else (bodies * blocks + head) * 4 * 7 / (tensor * fsdp)
     updates = config.epochs * config.minibatches
+    part = packing.part_rows(config, len(kept) // config.minibatches, config.length)
+    times = config.epochs * learned / part if packs else updates * config.microbatches
     return {
-        "generate": (forward / devices, response * weights + response * cache / devices),
-        "reference": ((body + chosen) / devices, (blocks + head) * size / tensor),
+        "generate": (generate / tensor, sum(decode_bytes(config, shape, mesh, done).values())),
+        "reference": (passed * (body + chosen) / tensor, (blocks + head) * size / tensor),
         "update": (
-            passes * learned * forward / devices,
-            updates * (passes * weights * config.microbatches + moments),
+            passes * config.epochs * learned * (bodies * body + chosen) / tensor,
+            times * passes * weights + updates * moments,
         ),
     }
+
+
+def device_lengths(config: Config, mesh: Mesh | AbstractMesh, mean: float) -> Lengths:
+    """Lengths of the responses of one device."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return response_lengths(config.rows // shards, config.response_length, mean)
+
+
+def is_packed(config: Config, shape: ModelConfig) -> bool:
+    """Whether this network's rows are packed."""
+    return shape.kind == "transformer" and config.layout == "packed"
+
+
+def _bodies(config: Config) -> int:
+    """Networks that read every token."""
+    return 2 if config.critic == "separate" and config.value_loss != "none" else 1

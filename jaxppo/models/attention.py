@@ -25,14 +25,56 @@ def attend(
         return fused_attention(q, k, v, visible, implementation="cudnn")
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
-    out_dtype = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
     # A group's query heads join along time: 4 dimensions are a third faster than 5.
     q = q.reshape(rows, groups, heads // groups * queries, size)
-    visible = jnp.tile(visible, (1, heads // groups, 1))[:, None]
-    scores = jnp.einsum("bgqd,bgsd->bgqs", q, k, preferred_element_type=out_dtype) * size**-0.5
-    weights = jax.nn.softmax(jnp.where(visible, scores, NEGATIVE)).astype(v.dtype)
-    out = jnp.einsum("bgqs,bgsd->bgqd", weights, v, preferred_element_type=out_dtype)
-    return out.reshape(rows, heads, queries, size)
+    visible = jnp.tile(visible, (1, heads // groups, 1))
+    return weighted_sum(q, k, v, visible).reshape(rows, heads, queries, size)
+
+
+@jax.custom_vjp
+def weighted_sum(
+    q: Float[Array, "B K Q D"],
+    k: Float[Array, "B K S D"],
+    v: Float[Array, "B K S D"],
+    visible: Bool[Array, "B Q S"],
+) -> Float[Array, "B K Q D"]:
+    """y = w v with w = softmax(q kᵀ / √D) over what is visible.
+
+    ∂w = ∂y vᵀ,  ∂s = w (∂w − Σ w ∂w),  ∂v = wᵀ ∂y,  ∂q = ∂s k / √D,  ∂k = ∂sᵀ q / √D
+
+    The backward pass keeps w alone, in the type of v, and rounds ∂y and ∂s like the
+    operands, as FlashAttention does (https://arxiv.org/abs/2205.14135).
+    """
+    return _weighted_sum_fwd(q, k, v, visible)[0]
+
+
+def _weighted_sum_fwd(q, k, v, visible):
+    scores = _product("bgqd,bgsd->bgqs", q, k) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE)).astype(v.dtype)
+    return _product("bgqs,bgsd->bgqd", weights, v), (q, k, v, weights, visible)
+
+
+def _weighted_sum_bwd(residuals, dy):
+    q, k, v, weights, visible = residuals
+    scale = q.shape[-1] ** -0.5
+    dy = dy.astype(v.dtype)
+    dw = _product("bgqd,bgsd->bgqs", dy, v)
+    w = weights.astype(dw.dtype)
+    ds = w * (dw - (w * dw).sum(-1, keepdims=True)) * scale
+    # A query that sees nothing has weights, but no gradient.
+    ds = jnp.where(visible[:, None], ds, 0.0).astype(v.dtype)
+    dq, dk = _product("bgqs,bgsd->bgqd", ds, k), _product("bgqs,bgqd->bgsd", ds, q)
+    dv = _product("bgqs,bgqd->bgsd", weights, dy)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
+
+
+def _product(subscripts: str, x: Array, y: Array) -> Array:
+    """A product with float32 sums; float64 stays float64."""
+    out = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    return jnp.einsum(subscripts, x, y, preferred_element_type=out)
 
 
 def attend_cached(
@@ -52,8 +94,6 @@ def attend_cached(
     rows, heads, _, size = q.shape
     groups, kv_heads, slots = prompt[0].shape[:3]
     shape = (rows // groups, heads // kv_heads)  # samples of a prompt, query heads of a key head
-    sums = jnp.float64 if q.dtype == jnp.float64 else jnp.float32
-    dot = partial(jnp.einsum, preferred_element_type=sums)
 
     def together(x):  # [B K h ...] -> [V K G*h ...]
         x = x.reshape(groups, shape[0], kv_heads, shape[1], x.shape[-1]).swapaxes(1, 2)
@@ -64,21 +104,21 @@ def attend_cached(
         return x.reshape(rows, kv_heads, shape[1], x.shape[-1])
 
     q = q.reshape(rows, kv_heads, shape[1], size)
-    before = dot("bgqd,bgsd->bgqs", together(q), prompt[0]) * size**-0.5
+    before = _product("bgqd,bgsd->bgqs", together(q), prompt[0]) * size**-0.5
     before = apart(jnp.where(prompt_visible[:, None], before, NEGATIVE))
 
     def read(length, q, k, v, visible, before):
         k, v, visible = k[:, :, :length], v[:, :, :length], visible[:, :, :length]
-        scores = dot("bgqd,bgsd->bgqs", q, k) * size**-0.5
+        scores = _product("bgqd,bgsd->bgqs", q, k) * size**-0.5
         scores = jnp.where(visible[:, None], scores, NEGATIVE)
         weights = jax.nn.softmax(jnp.concatenate([before, scores], -1)).astype(v.dtype)
-        return weights[..., :slots], dot("bgqs,bgsd->bgqd", weights[..., slots:], v)
+        return weights[..., :slots], _product("bgqs,bgsd->bgqd", weights[..., slots:], v)
 
     sizes = read_sizes(k.shape[2])
     branches = [partial(read, length) for length in sizes]
     level = jnp.searchsorted(jnp.asarray(sizes), filled)
     weights, own = jax.lax.switch(level, branches, q, k, v, visible, before)
-    shared = apart(dot("bgqs,bgsd->bgqd", together(weights), prompt[1]))
+    shared = apart(_product("bgqs,bgsd->bgqd", together(weights), prompt[1]))
     return (own + shared).reshape(rows, heads, 1, size)
 
 
@@ -88,7 +128,7 @@ def read_sizes(slots: int) -> tuple[int, ...]:
     >>> read_sizes(1024), read_sizes(24)
     ((128, 256, 512, 1024), (24,))
     """
-    return tuple(-(-slots // part) for part in (8, 4, 2) if slots >= 32 * part) + (slots,)
+    return (*(-(-slots // part) for part in (8, 4, 2) if slots >= 32 * part), slots)
 
 
 def fits_cudnn(shape: tuple[int, ...], keys: int, dtype, backend: str) -> bool:

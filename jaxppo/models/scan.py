@@ -26,7 +26,7 @@ def stack_leaves(*layers: Any) -> Any:
 
 
 def unstack_layers(params: Params) -> dict[str, Any]:
-    """The inverse of `stack_layers`; parameters that are not stacked stay as they are."""
+    """The inverse of `stack_layers`; other parameters stay as they are."""
     rest = {name: x for name, x in params.items() if name != "layers"}
     for name in ("critic", "lagged"):
         if name in rest:

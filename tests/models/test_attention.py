@@ -144,3 +144,30 @@ def test_older_gpus_have_no_cudnn_attention(capability, new):
     """A T4 has 7.5; a CPU has none, and AMD GPUs have a name."""
     assert attention.has_cudnn_attention(SimpleNamespace(compute_capability=capability)) == new
     assert not attention.has_cudnn_attention(SimpleNamespace())
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_attention_is_that_of_its_plain_form(dtype):
+    """Two rows, four query heads of two key heads; one query sees nothing."""
+    rng = np.random.default_rng(0)
+    draw = lambda heads: jnp.asarray(rng.standard_normal((2, heads, 6, 4)), dtype)
+    visible = jnp.asarray(rng.random((2, 6, 6)) < 0.6).at[0, 2].set(False)
+
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, 2, 1) for x in (k, v))
+        scores = jnp.einsum("bhqd,bhsd->bhqs", q, k, preferred_element_type=jnp.float32) / 2
+        weights = jax.nn.softmax(jnp.where(visible[:, None], scores, -1e30)).astype(dtype)
+        return jnp.einsum("bhqs,bhsd->bhqd", weights, v, preferred_element_type=jnp.float32)
+
+    args = draw(4), draw(2), draw(2)
+    loss = lambda fn: lambda *args: jnp.sin(fn(*args)).sum()
+    want = jax.jit(jax.value_and_grad(loss(plain), (0, 1, 2)))(*args)
+    got = jax.jit(
+        jax.value_and_grad(loss(lambda *args: attention.attend(*args, visible)), (0, 1, 2))
+    )(*args)
+    tolerance = 1e-5 if dtype == jnp.float32 else 4e-2
+    toys.assert_close(
+        *(jax.tree.map(lambda x: x.astype(jnp.float32), tree) for tree in (got, want)),
+        atol=tolerance,
+    )
+    assert [x.dtype for x in got[1]] == [dtype] * 3
