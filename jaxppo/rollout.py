@@ -163,33 +163,37 @@ def _decode(
         stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
     )
     state = decoder.choose(state, last)
-    with jax.named_scope("decode"):
-        if group_size is None:
+    if group_size is None:
+        with jax.named_scope("decode"):
             return jax.lax.while_loop(decoder.running, decoder.step, state)
-        shards = layout.row_shards()
-        sizes = compaction.sizes(rows // group_size // shards, group_size, length)
-        return _decode_in_phases(decoder, state, sizes)
+    shards = layout.row_shards()
+    sizes = compaction.sizes(rows // group_size // shards, group_size, length)
+    return _decode_in_phases(decoder, state, sizes, "decode")
 
 
 def _decode_in_phases(
-    decoder: "Decoder", state: Decoding, sizes: Sequence[compaction.Size]
+    decoder: "Decoder", state: Decoding, sizes: Sequence[compaction.Size], name: str
 ) -> Decoding:
     """Decode with rows of the first size until the next one holds all that have not
     ended, then go on with those.
+
+    name: of the loop, in plans.
     """
     if len(sizes) == 1:
-        return jax.lax.while_loop(decoder.running, decoder.step, state)
+        with jax.named_scope(name):
+            return jax.lax.while_loop(decoder.running, decoder.step, state)
     now, after = sizes[:2]
     live = lambda state: compaction.by_shard(~state.done, now)
     full = lambda state: decoder.agreed(~compaction.fits(live(state), after))
-    state = jax.lax.while_loop(
-        lambda state: decoder.running(state) & full(state), decoder.step, state
-    )
+    with jax.named_scope(name):
+        state = jax.lax.while_loop(
+            lambda state: decoder.running(state) & full(state), decoder.step, state
+        )
     rows, prompts = compaction.choose(live(state), after)
     take = lambda x: compaction.take(x, rows) if jnp.ndim(x) else x
     cache = caches.take(state.cache, take, lambda x: compaction.take(x, prompts))
     fewer = jax.tree.map(take, state.replace(cache=None)).replace(cache=cache)
-    fewer = _decode_in_phases(decoder, fewer, sizes[1:]).replace(cache=None)
+    fewer = _decode_in_phases(decoder, fewer, sizes[1:], "fewer_rows").replace(cache=None)
     put = lambda x, new: compaction.put(x, rows, new) if jnp.ndim(x) else new
     return jax.tree.map(put, state.replace(cache=None), fewer)
 

@@ -56,7 +56,8 @@ def minibatch_units(
 
 
 def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
-    """loss(params, constants, weights, batch, key, part) -> (loss, (metrics, logprobs)):
+    """loss(params, constants, weights, batch, key, part) ->
+    (loss, (metrics, logprobs)):
     Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss.
 
     The weights [B T] carry the GLOBAL denominator of their minibatch, so losses and
@@ -155,7 +156,7 @@ def make_update(
     grad_fn = jax.value_and_grad(make_loss(model, parts, config), has_aux=True)
 
     def gradient(params, constants, weights, batch, key):
-        """((loss, (metrics, log-probs)), gradient), summed over parts or microbatches."""
+        """((loss, (metrics, log-probs)), gradient), the sum of all parts."""
         if not packing.is_packed(model, config):
             return accumulate_gradients(
                 grad_fn, params, constants, weights, batch, key, microbatches=config.microbatches

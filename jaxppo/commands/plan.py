@@ -11,6 +11,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import jax
 import tyro
@@ -43,7 +44,8 @@ SHAPES: dict[str, ModelConfig] = {
 }
 
 NOT_KNOWN = (
-    "not known: the real length of responses (counted at full length), the cost of the reward, how "
+    "not known: the real length of responses (counted at full length without --mean-response), "
+    "the cost of the reward, how "
     "much communication overlaps with computation, latency of the links, fragmentation, other "
     "programs on the chip, the host"
 )
@@ -60,6 +62,8 @@ class PlanOptions(RunConfig):
     $ jaxppo plan --config runs/sentiment/config.json --batch-size 256
     """
 
+    RANGES: ClassVar = {"mean_response": "[0, inf)"}
+
     config: tyro.conf.Positional[Path | None] = None
     """config.json of a run, whose settings are taken as they are; to override some, use
     --config instead
@@ -70,6 +74,8 @@ class PlanOptions(RunConfig):
     """chip and size of the slice: v4, v5e, v5p or v6e, such as v5e:2x4; default: this
     machine's devices
     """
+    mean_response: float = 0.0
+    """mean length of responses, for operations and bytes; 0 = full length"""
 
 
 def plan(options: PlanOptions) -> None:
@@ -91,7 +97,7 @@ def plan(options: PlanOptions) -> None:
         chip, devices = chips.topology(options.topology)
     devices = devices or chips.local_devices()
     shape = shape or shape_of(config.model)
-    report = compiled.compile_plan(config, shape, devices)
+    report = compiled.compile_plan(config, shape, devices, mean_response=options.mean_response)
     print(report_text(config, shape, chip, report))
     if report.refused or (chip and not fits(chip, report)):
         raise SystemExit(2)
@@ -189,8 +195,13 @@ def time_lines(config: RunConfig, chip: Chip | None, report: Plan) -> list[str]:
             each = ", ".join(f"{means} {seconds:.3f}" for means, seconds in bounds[name].items())
             line += f"   at least {bounds[name][binding]:.3f} s, bound by {binding} ({each})"
         lines.append(line)
+    if report.decode:
+        parts = ", ".join(f"{name} {x / 1e9:.1f}" for name, x in report.decode.items())
+        lines.append(f"the decode loop reads {sum(report.decode.values()) / 1e9:.1f} GB: {parts}")
+        computed, real = report.positions
+        lines.append(f"an epoch of the update computes {computed:,} positions for {real:,} tokens")
     if chip:
-        rate = config.rows * config.response_length / total
+        rate = config.rows * (report.mean_response or config.response_length) / total
         lines.append(f"a step takes at least {total:.3f} s: {rate:.0f} tokens/s at most")
     return lines
 

@@ -28,6 +28,7 @@ class Plan:
 
     devices: int
     mesh: str
+    mean_response: float = 0.0  # 0 = full length
     seconds: float = 0.0  # to compile
     arguments: int = 0
     outputs: int = 0
@@ -36,6 +37,9 @@ class Plan:
     code: int = 0  # the program itself
     collectives: dict[Collective, int] = field(default_factory=dict)  # how many of each
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)  # (operations, bytes)
+    decode: dict[str, float] = field(default_factory=dict)  # bytes read: `phases.decode_bytes`
+    # of an epoch of the update: computed, and with tokens
+    positions: tuple[int, int] = (0, 0)
     matrix_shapes: frozenset[tuple[int, ...]] = frozenset()  # of the parameters
     involuntary: tuple[str, ...] = ()  # `program.rematerialisations`
     inside: tuple[str, ...] = ()  # the phases that this program has
@@ -76,9 +80,12 @@ def abstract_prompts(config: RunConfig, shape: ModelConfig) -> Prompts:
     return Prompts(array(size, jnp.int32), array(size, bool), index, extra)
 
 
-def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Plan:
+def compile_plan(
+    config: RunConfig, shape: ModelConfig, devices: list, *, mean_response: float = 0.0
+) -> Plan:
     """Compile the whole step for these devices. Its reward only counts a token: a
-    reward model comes on top.
+    reward model comes on top. Operations and bytes are those of responses of this mean
+    length; 0 is full length.
     """
     mesh_text = config.mesh or f"data={len(devices)}"
     mesh = sharding.make_mesh(mesh_text, devices)
@@ -93,8 +100,11 @@ def compile_plan(config: RunConfig, shape: ModelConfig, devices: list) -> Plan:
     plan = Plan(
         len(devices),
         mesh_text,
+        mean_response,
         arguments=state_bytes(state, mesh),
-        phases=phases.phase_costs(config, shape, mesh),
+        phases=phases.phase_costs(config, shape, mesh, mean_response),
+        decode=phases.decode_bytes(config, shape, mesh, mean_response),
+        positions=phases.update_positions(config, shape, mesh, mean_response),
         matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
     )
     with chips.capture_stderr() as said:
@@ -132,6 +142,7 @@ def loop_trips(config: RunConfig, shape: ModelConfig) -> dict[str, int]:
         "epochs": config.epochs,
         "minibatches": config.minibatches,
         "microbatches": config.microbatches,
+        "fewer_rows": 0,  # instead of decode, which is counted at full length
         "layers": shape.num_layers,
     }
 

@@ -30,7 +30,7 @@ def response_lengths(rows: int, longest: int, mean: float = 0.0) -> Lengths:
     same probability; all are the longest if the mean is 0.
 
     >>> response_lengths(4, 100, 20).tolist()
-    [34, 12, 3, 31]
+    [21, 3, 11, 45]
     """
     if not 0 < mean < longest:
         return np.full(rows, longest)
@@ -99,11 +99,19 @@ def packed_rows(config: Config, lengths: Lengths, minibatches: int = 1) -> int:
 
 
 def decode_bytes(
-    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, done: Decoding
+    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, mean: float = 0.0
 ) -> dict[str, float]:
-    """Bytes that a device reads while it decodes: the weights once for each token, and
-    the slots of the caches.
+    """Bytes that a device reads while it decodes responses of this mean length: the
+    weights once for each token, and the slots of the caches.
     """
+    return loop_bytes(config, shape, mesh, device_lengths(config, mesh, mean))
+
+
+def loop_bytes(
+    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, lengths: Lengths
+) -> dict[str, float]:
+    """`decode_bytes` of responses of these lengths on a device."""
+    done = decoding(config, lengths, packs=is_packed(config, shape))
     blocks, head = matrix_parameters(shape)
     bodies = _bodies(config)
     size = jnp.dtype(config.dtype).itemsize
@@ -165,13 +173,26 @@ def phase_costs(
     part = packing.part_rows(config, len(kept) // config.minibatches, config.length)
     times = config.epochs * learned / part if packs else updates * config.microbatches
     return {
-        "generate": (generate / tensor, sum(decode_bytes(config, shape, mesh, done).values())),
+        "generate": (generate / tensor, sum(loop_bytes(config, shape, mesh, lengths).values())),
         "reference": (passed * (body + chosen) / tensor, (blocks + head) * size / tensor),
         "update": (
             passes * config.epochs * learned * (bodies * body + chosen) / tensor,
             times * passes * weights + updates * moments,
         ),
     }
+
+
+def update_positions(
+    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, mean: float = 0.0
+) -> tuple[int, int]:
+    """(positions that an epoch of the update computes on a device, tokens among them)."""
+    lengths = device_lengths(config, mesh, mean)
+    kept = lengths[: len(lengths) // config.oversample]
+    rows, prompts = len(kept), len(kept)
+    if is_packed(config, shape):
+        rows = packed_rows(config, kept, config.minibatches)
+        prompts //= config.group_size
+    return rows * config.length, prompts * config.prompt_length + int(kept.sum())
 
 
 def device_lengths(config: Config, mesh: Mesh | AbstractMesh, mean: float) -> Lengths:

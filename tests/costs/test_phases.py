@@ -1,6 +1,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 
 from jaxppo.config import RunConfig
@@ -26,21 +27,68 @@ def test_weights_in_products():
 
 
 def test_phases_by_hand():
-    """One device, one row: 2 · 6144 weights · 12 tokens + 2 · 1024 · 8 + attention 4 · 2 · 16 · 12²
-    / 2.
+    """One device, one row: 2 · 6144 weights · 12 tokens + 2 · 1024 · 8 + attention, 4 · 2 · 16 for
+    each of 12² / 2 pairs. Of the tokens that it generates each sees itself: half a pair more.
     """
     one = dataclasses.replace(SETTINGS, batch_size=1, minibatches=1)
     mesh = sharding.make_mesh("data=1", jax.devices()[:1])
     found = phases.phase_costs(one, TINY, mesh)
     forward = 2 * 6144 * 12 + 2 * 1024 * 8 + 4 * 2 * 16 * 12 * 12 / 2
-    assert found["generate"][0] == found["reference"][0] == forward
+    assert found["reference"][0] == forward
+    assert found["generate"][0] == forward + 4 * 2 * 16 * 8 / 2
     assert found["update"][0] == 3 * forward
-    # 8 tokens read 7168 weights of 4 bytes, and 2 · 2 layers · 2 heads · 4 · 4 bytes of each of 4 +
-    # 8 / 2 cached tokens
-    assert found["generate"][1] == 8 * 7168 * 4 + 8 * 2 * 2 * 2 * 4 * 4 * 8
+    # 8 tokens read 7168 weights of 4 bytes, and 2 · 2 layers · 2 heads · 4 · 4 bytes of each of the
+    # 4 + 8 slots of the cache
+    assert found["generate"][1] == 8 * 7168 * 4 + 8 * 2 * 2 * 2 * 4 * 4 * 12
     assert found["update"][1] == 3 * 7168 * 4 + 7168 * 28  # and Adam's seven passes
     adapters = phases.phase_costs(dataclasses.replace(one, lora=8), TINY, mesh)
     assert adapters["update"] == (2 * forward, 2 * 7168 * 4)
+
+
+GROUPS = dataclasses.replace(
+    SETTINGS, batch_size=16, group_size=8, prompt_length=100, response_length=64
+)
+
+
+def test_what_a_decode_loop_does():
+    """Two prompts of 100 tokens with 8 responses each; at most 64 tokens, of which the cache reads
+    32 or all. All responses have 10 tokens but one of 40: 10 tokens for 16 rows, then 30 for the 8
+    that are the fewest.
+    """
+    lengths = np.full(16, 10)
+    lengths[3] = 40
+    done = phases.decoding(GROUPS, lengths, packs=True)
+    assert done.tokens == 40
+    assert done.rows == 10 * 16 + 30 * 8
+    assert done.prompt_slots == 40 * 2 * 100  # blocks of 8, then of 4 rows
+    assert done.response_slots == 32 * (10 * 16 + 22 * 8) + 64 * 8 * 8
+    dense = phases.decoding(GROUPS, lengths, packs=False)
+    assert dense.rows == 40 * 16
+    assert (dense.prompt_slots, dense.response_slots) == (40 * 16 * 100, 40 * 16 * 64)
+
+
+def test_positions_of_an_update():
+    """Two minibatches of one group of 8, whose 80 response tokens need two packed rows of at most
+    64: with parts of 4 packed rows (two parts of the 8 · 164 slots have 512 or more) four each,
+    with parts of one two.
+    """
+    mesh = sharding.make_mesh("data=1", jax.devices()[:1])
+    assert phases.packed_rows(GROUPS, np.full(16, 10), minibatches=2) == 8
+    single = dataclasses.replace(GROUPS, tokens_per_microbatch=164)
+    assert phases.packed_rows(single, np.full(16, 10), minibatches=2) == 4
+    full, tokens = phases.update_positions(single, TINY, mesh)
+    assert (full, tokens) == (16 * 164, 2 * 100 + 16 * 64)
+    dense = dataclasses.replace(GROUPS, layout="dense")
+    assert phases.update_positions(dense, TINY, mesh) == (16 * 164, 16 * 164)
+
+
+def test_lengths_have_their_mean():
+    lengths = phases.response_lengths(64, 1024, 340)
+    assert (
+        lengths.mean() == pytest.approx(340, abs=1) and 1 <= lengths.min() < lengths.max() <= 1024
+    )
+    assert phases.response_lengths(3, 7).tolist() == [7, 7, 7]
+    assert phases.response_lengths(3, 7, 9).tolist() == [7, 7, 7]
 
 
 def test_eight_devices_share_the_work():
