@@ -38,6 +38,7 @@ class Pretrain(RunConfig):
     }
 
     name: str = "pretrain"
+    layout: str = "dense"  # rows are cut from one stream, and full
     prompt_length: int = 1
     response_length: int = 63
     batch_size: int = 32

@@ -359,6 +359,7 @@ CHOICES = {
     "lr_schedule": ("linear", "cosine", "constant"),
     "kl_place": ("reward", "loss"),
     "kl_rule": ("ziegler", "ppo"),
+    "layout": ("packed", "dense"),
     "old_logprobs": ("sampler", "scorer"),
     "critic": ("shared", "separate"),
     "value_init": ("zero", "normal", "reward"),
@@ -392,8 +393,8 @@ RANGES: dict[str, str] = {
         (
             # 0 is none, or never
             "critic_warmup", "lr_warmup", "log_samples", "min_tokens", "top_k", "lora",
-            "overlong_buffer", "reward_reference", "backtracks", "keep_every", "eval_every",
-            "patience", "expect_devices", "pad", "start",
+            "tokens_per_microbatch", "overlong_buffer", "reward_reference", "backtracks",
+            "keep_every", "eval_every", "patience", "expect_devices", "pad", "start",
             # weights, penalties and rates, which would turn around below 0; 0 is off
             "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
             "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr",
@@ -531,22 +532,26 @@ def validate(config: Config, *, devices: int = 1) -> None:
 
 
 def _check_division(config: Config, devices: int) -> None:
-    """Devices, minibatches and microbatches all get whole groups."""
-    batch = config.batch_size
+    """Devices and minibatches get whole groups; dense microbatches are of one size."""
+    batch, packed = config.batch_size, config.layout == "packed"
     # (factor, in words, how to change it, its least useful value: a group needs two)
     factors = [
         (devices, "{} devices", "{} devices", 1),
         (config.minibatches, "{} minibatches", "--minibatches {}", 1),
-        (config.microbatches, "{} microbatches", "--microbatches {}", 1),
+        (1 if packed else config.microbatches, "{} microbatches", "--microbatches {}", 1),
         (config.group_size, "groups of {}", "--group-size {}", 2),
     ]
-    unit = math.prod(factor for factor, *_ in factors)
-    if batch % unit == 0:
+    sizes = [factor for factor, *_ in factors]
+
+    def unit(devices, minibatches, microbatches, group_size) -> int:
+        return devices * minibatches * math.lcm(microbatches, group_size)
+
+    if batch % unit(*sizes) == 0:
         return
-    cures = [f"--batch-size {math.ceil(batch / unit) * unit}"]
-    for factor, _, change, least in factors:
-        rest = unit // factor  # of the other factors
-        smaller = (x for x in range(factor - 1, least - 1, -1) if batch % (rest * x) == 0)
+    cures = [f"--batch-size {math.ceil(batch / unit(*sizes)) * unit(*sizes)}"]
+    for at, (factor, _, change, least) in enumerate(factors):
+        works = lambda x, at=at: batch % unit(*sizes[:at], x, *sizes[at + 1 :]) == 0
+        smaller = (x for x in range(factor - 1, least - 1, -1) if works(x))
         cures += [change.format(x).removesuffix("s" * (x == 1)) for x in smaller][:1]
     parts = " x ".join(words.format(factor) for factor, words, *_ in factors if factor > 1)
     raise UserError(f"--batch-size {batch} does not divide into {parts}; use {', or '.join(cures)}")
@@ -687,17 +692,17 @@ class RunConfig(Config):
     """seconds of silence after which a process counts as dead, and the others end"""
 
 
-# Settings that may change when a run is resumed: they do not change its numbers, or
-# only when it ends. Three exceptions are deliberate: `steps` is also where a schedule
-# ends; `microbatches` changes the losses kl_cov and clip_cov, which rank the tokens of
-# a microbatch; `microbatches`, `parallel` and `mesh` change the dropout of a supervised
-# stage.
+# Settings that may change when a run is resumed: they do not change its numbers beyond
+# rounding, or only when it ends. Three exceptions are deliberate: `steps` is also where
+# a schedule ends; `layout`, `microbatches` and `tokens_per_microbatch` change the
+# losses kl_cov and clip_cov, which rank the tokens of a microbatch; `microbatches`,
+# `parallel` and `mesh` change the dropout of a supervised stage.
 FREE = {
-    "steps", "microbatches", "remat", "logits_bytes", "name", "runs", "resume", "save_every",
-    "keep_every", "eval_every", "patience", "prompt_format", "steps_per_call", "parallel", "mesh",
-    "expect_devices", "distributed", "connect_timeout", "heartbeat", "max_bad_steps",
-    "max_invalid_rewards", "debug_nans", "profile", "track", "traceback", "results", "log_samples",
-    "data_changed",
+    "steps", "layout", "microbatches", "tokens_per_microbatch", "remat", "logits_bytes", "name",
+    "runs", "resume", "save_every", "keep_every", "eval_every", "patience", "prompt_format",
+    "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout",
+    "heartbeat", "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track",
+    "traceback", "results", "log_samples", "data_changed",
 }  # fmt: skip
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package of each

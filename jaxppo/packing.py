@@ -55,6 +55,7 @@ class Part(NamedTuple):
     reads: Int[Array, "R T"]  # the slot before each response token
     targets: Int[Array, "S K"]
     rows: Bool[Array, "B"]  # the rows whose responses are here
+    number: Int[Array, ""]
 
 
 def place(
@@ -201,12 +202,13 @@ def take_part(
             reads=jnp.where(t > 0, at.first[target] + t, at.prompt[target] + own[target]) - 1,
             targets=targets,
             rows=(at.row >= number * size) & (at.row < (number + 1) * size),
+            number=slots,
         )
 
     cut = lambda x: split(x, shards)
     found = jax.vmap(one)(*whole[:3], cut(rollout.tokens), cut(rollout.attend))
     flat = jax.tree.map(join, found)
-    return flat._replace(targets=found.targets.reshape(shards, -1))
+    return flat._replace(targets=found.targets.reshape(shards, -1), number=jnp.asarray(number))
 
 
 def scatter(part: Part, x: Array, shape: tuple[int, int]) -> Array:

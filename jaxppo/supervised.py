@@ -15,19 +15,20 @@ An `Objective` defines the loss of a row; `make_train_step` turns it into
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from jaxppo import masked, optimizers, policy
+from jaxppo import masked, optimizers, packing, policy
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import preference
 from jaxppo.models import lora, text_classifier
 from jaxppo.models.text_classifier import Classifier
+from jaxppo.packing import Part
 from jaxppo.policy import last_value
 from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Prompts, Rollout, TrainState
@@ -39,9 +40,10 @@ class Objective(NamedTuple):
     """The loss Σ w cost / Σ w of items: rows [B], pairs [B / 2], tokens [B L − 1]."""
 
     weights: Callable[[Prompts], Array]
-    # costs(parameters, reference, rows, dropout key)
-    costs: Callable[[Params, Params | None, Prompts, Any], Costs]
+    # costs(parameters, reference, rows, dropout key), and part= if rows are packed
+    costs: Callable[..., Costs]
     unit: int = 1  # rows of an item: 2 for pairs
+    packs: bool = False  # its items are tokens, whose costs a part can compute alone
 
 
 def make_train_step(
@@ -54,6 +56,7 @@ def make_train_step(
         raise UserError("a supervised step is one update: use --epochs 1 --minibatches 1")
     optimizer = optimizers.make_optimizer(config)
     grad_fn = jax.value_and_grad(_make_loss(objective), has_aux=True)
+    packed = objective.packs and packing.is_packed(model, config)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:
         own, unit = prompts.index.shape[0], objective.unit
@@ -63,12 +66,22 @@ def make_train_step(
                 f" of {unit} a device"
             )
         frozen = {**state.frozen, "base": policy.cast(state.frozen["base"], model.dtype)}
+        prompts = left_aligned(prompts) if packed else prompts
         weights = normalised_weights(objective, prompts, axis_name)
         key = jax.random.fold_in(state.key, state.step)
         key = jax.random.fold_in(key, prompts.index[0])  # other noise on each device
-        (loss, metrics), grads = _by_microbatches(
-            grad_fn, config.microbatches, objective, state.params, frozen, weights, prompts, key
-        )
+        known = (state.params, frozen, weights, prompts)
+        if packed:
+            rows = as_response(prompts, config)[0]
+            total = packing.make_sum(
+                model, config, rows, rows.mask, group_size=1, axes=(axis_name,)
+            )
+            in_part = lambda part: grad_fn(*known, jax.random.fold_in(key, part.number), part)
+            (loss, metrics), grads = total(in_part)
+        else:
+            (loss, metrics), grads = _by_microbatches(
+                grad_fn, config.microbatches, objective, *known, key
+            )
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
         norm = optax.tree.norm(grads)
@@ -131,10 +144,12 @@ def normalised_weights(objective: Objective, prompts: Prompts, axis_name: str | 
 
 def _make_loss(objective: Objective) -> Callable:
     def loss_fn(
-        params: Params, frozen: Params, weights: Array, prompts: Prompts, key
+        params: Params, frozen: Params, weights: Array, prompts: Prompts, key, part=None
     ) -> tuple[Array, dict]:
         whole = lora.merge(frozen["base"], params)
-        costs, metrics = objective.costs(whole, reference_params(params, frozen), prompts, key)
+        reference = reference_params(params, frozen)
+        options = {} if part is None else {"part": part}
+        costs, metrics = objective.costs(whole, reference, prompts, key, **options)
         metrics = jax.lax.stop_gradient(metrics)
         return (weights * costs).sum(), {n: (weights * x).sum() for n, x in metrics.items()}
 
@@ -156,6 +171,16 @@ def _by_microbatches(grad_fn, parts: int, objective, params, frozen, weights, pr
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     add = lambda total, piece: (jax.tree.map(jnp.add, total, grad_fn(params, frozen, *piece)), None)
     return jax.lax.scan(add, zeros, pieces)[0]
+
+
+def left_aligned(prompts: Prompts) -> Prompts:
+    """The rows with their padding on the right, their weights too."""
+    length = prompts.mask.shape[1]
+    first = jnp.argmax(prompts.mask, 1)[:, None]
+    columns = (jnp.arange(length)[None] + first) % length
+    move = lambda x: jnp.take_along_axis(x, columns, 1)
+    extra = {**prompts.extra, "weight": move(prompts.extra["weight"])}
+    return prompts.replace(tokens=move(prompts.tokens), mask=move(prompts.mask), extra=extra)
 
 
 def as_response(
@@ -194,7 +219,7 @@ def language_model(model: Model, config: Config, *, last: int | None = None) -> 
     many tokens of a row get logits: most of a small network's work.
     """
 
-    def costs(params, reference, prompts, key) -> Costs:
+    def costs(params, reference, prompts, key, part: Part | None = None) -> Costs:
         rollout, plain = as_response(prompts, config, last=last)
         found = policy.response_logprobs(
             model,
@@ -204,11 +229,12 @@ def language_model(model: Model, config: Config, *, last: int | None = None) -> 
             with_values=False,
             with_likeliest=True,
             dropout_key=key,
+            part=part,
         )
         return -found.raw_logprobs, {"entropy": found.entropy, "token_accuracy": found.likeliest}
 
     weights = lambda prompts: _token_weights(prompts)[:, -(last or prompts.mask.shape[1]) :]
-    return Objective(weights, costs)
+    return Objective(weights, costs, packs=last is None)
 
 
 def bradley_terry(model: Model, *, margin: float = 0.0, centring: float = 0.0) -> Objective:

@@ -26,13 +26,14 @@ CASES = {  # name -> (settings, mode, mesh, options of `run`)
     ),
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
     "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
+    "packed groups": ("grpo", "mesh", "data=2,fsdp=2", {"uneven": True, "steps": 2}),
 }
 
 
 def settings_of(name: str, changes: dict):
     import test_modes
 
-    return replace({"adam": test_modes.SETTINGS, "sgd": test_modes.SGD}[name], **changes)
+    return replace((test_modes.OPTIMIZERS | test_modes.PACKED)[name], **changes)
 
 
 def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
@@ -47,6 +48,8 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
     settings = settings_of(kind, {} if reference else options.pop("changes", {}))
     options.pop("changes", None)
     reward = test_modes.host_reward() if options.pop("host", False) else None
+    if options.pop("uneven", False):
+        options["batches"] = lambda number: test_modes.uneven(number, settings)
     if reference:
         mode, mesh = "jit", ""
         options.pop("remat", None)

@@ -64,15 +64,6 @@ def defaults(kind: type):
     return kind(**needed)
 
 
-def kinds_in(module) -> list[type]:
-    """The classes of settings that a module defines."""
-    return [
-        x
-        for x in vars(module).values()
-        if isinstance(x, type) and dataclasses.is_dataclass(x) and x.__module__ == module.__name__
-    ]
-
-
 OWN = [Config, RunConfig, TaskConfig, ToyConfig, AblationConfig]
 OWN += [TrainOptions, PlanOptions, SampleOptions, EvalOptions]
 
@@ -83,13 +74,16 @@ def scripts() -> dict[str, type]:
     found, before = {}, [*sys.path]
     sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
     paths = sorted([*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.glob("benchmarks/*.py")])
-    for path in (x for x in paths if "cli.script(main" in x.read_text()):
+    for path in paths:
+        name = re.search(r"cli\.script\(main, (\w+)", path.read_text())
+        if name is None:
+            continue
         spec = importlib.util.spec_from_file_location(f"settings_of_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their module up
         spec.loader.exec_module(module)
-        (found[f"{path.parent.name}/{path.stem}"],) = kinds_in(module)
+        found[f"{path.parent.name}/{path.stem}"] = getattr(module, name[1])
     sys.path[:] = before
     return found
 
@@ -134,7 +128,7 @@ ZERO = {
     "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr", "critic_lr",
     "weight_decay", "cg_damping", "max_grad_norm", "gamma", "lam", "critic_lam",
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
-    "whiten_ddof",
+    "tokens_per_microbatch", "whiten_ddof",
 }  # fmt: skip
 MINUS_ONE = {"eos", "entropy_coef", "missing_eos_score", "loss_settings"}
 
@@ -231,6 +225,7 @@ def test_settings_of_records_are_valid(path, scripts):
         ),
         ({"num_tasks": 0}, 1, ["--num-tasks", "0"]),
         ({"whiten_ddof": 2}, 1, ["--whiten-ddof", "2", "0, 1"]),
+        ({"layout": "padded"}, 1, ["--layout 'padded'", "packed, dense"]),
     ],
 )
 def test_errors_name_both_numbers_and_what_to_do(changes, devices, words):
@@ -264,6 +259,11 @@ def test_errors_name_both_numbers_and_what_to_do(changes, devices, words):
             64, 1, 4, 3, 1, "4 minibatches x 3 microbatches",
             "--batch-size 72, or --microbatches 2",
         ),
+        # minibatches of a multiple of lcm(6, 4) = 12 rows: 24 = 2 x 12; 16 / 2 = 2 x 4
+        (
+            16, 1, 2, 6, 4, "2 minibatches x 6 microbatches x groups of 4",
+            "--batch-size 24, or --microbatches 4",
+        ),
         # a group of one has no advantage: 9 = 9 x 1 is no cure
         (9, 1, 1, 1, 2, "groups of 2", "--batch-size 10"),
         (9, 2, 1, 1, 1, "2 devices", "--batch-size 10, or 1 device"),
@@ -273,7 +273,11 @@ def test_a_divisibility_error_has_a_value_that_works_for_each_number(
     batch, devices, minibatches, microbatches, group, parts, cures
 ):
     settings = Config(
-        batch_size=batch, minibatches=minibatches, microbatches=microbatches, group_size=group
+        batch_size=batch,
+        minibatches=minibatches,
+        microbatches=microbatches,
+        group_size=group,
+        layout="dense",
     )
     with pytest.raises(UserError) as caught:
         validate(settings, devices=devices)
@@ -284,6 +288,15 @@ def test_a_divisibility_error_has_a_value_that_works_for_each_number(
         else:
             name, value = cure.removeprefix("--").replace("-", "_").split()
             validate(replace(settings, **{name: int(value)}), devices=devices)
+
+
+def test_a_microbatch_may_cut_a_group_and_packed_rows_anywhere():
+    """Minibatches of 8 rows, two groups of 4: 8 microbatches of a row, not 3; packed, any."""
+    settings = Config(batch_size=16, minibatches=2, microbatches=8, group_size=4, layout="dense")
+    validate(settings)
+    with pytest.raises(UserError, match="3 microbatches"):
+        validate(replace(settings, microbatches=3))
+    validate(replace(settings, microbatches=3, layout="packed"))
 
 
 @pytest.mark.parametrize(

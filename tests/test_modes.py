@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, models, parallel, ppo, sampling
+from jaxppo import algorithms, compaction, models, parallel, ppo, sampling
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
 from jaxppo.models.scan import stack_layers, unstack_layers
+from jaxppo.presets import preset
 from jaxppo.rewards.host import on_host
 from jaxppo.rewards.in_program import count_token
 from jaxppo.rollout import rollout
@@ -37,6 +38,14 @@ SETTINGS = replace(
 )
 SGD = replace(SETTINGS, optimizer="sgd", lr=1e-2)
 OPTIMIZERS = {"adam": SETTINGS, "sgd": SGD}
+# parts of two packed rows
+PACKED = {
+    "ppo": replace(SGD, tokens_per_microbatch=18),
+    **{
+        name: replace(preset(SGD, name), batch_size=128, tokens_per_microbatch=18)
+        for name in ("grpo", "dapo")
+    },
+}
 
 
 class Case(NamedTuple):
@@ -80,6 +89,17 @@ PAIRWISE = [
 def prompts(number: int):
     """Lengths differ: device 0 of 8 has the shortest rows only."""
     return jax.device_get(toys.ragged([1 + i // 16 for i in range(64)], 4, seed=number))
+
+
+def uneven(number: int, settings):
+    """Whole groups, whose responses are longer from device to device: one token at most on the
+    first of 8, and any number on the last four.
+    """
+    rows, size = settings.batch_size, settings.group_size
+    few = toys.ragged([1 + i % 4 for i in range(rows // size)], 4, seed=number)
+    batch = jax.tree.map(lambda x: np.repeat(x, size, 0), jax.device_get(few))
+    row = np.arange(rows, dtype=np.int32)
+    return batch.replace(index=row, extra={"max_tokens": 1 + 8 * row // rows})
 
 
 def shortest_first(batch):
@@ -162,9 +182,9 @@ def one_device():
     """The reference of each kind of settings, computed once."""
     known = {}
 
-    def get(name, settings, *, case=None):
+    def get(name, settings, *, case=None, **options):
         if name not in known:
-            known[name] = run_case(case) if case else run(settings)
+            known[name] = run_case(case) if case else run(settings, **options)
         return known[name]
 
     return get
@@ -244,6 +264,31 @@ def test_groups_and_no_critic(one_device):
         SGD, advantage="group", group_size=2, value_loss="none", aggregate="sequence_mean"
     )
     assert_equal_runs(run(settings, "mesh", "data=4,fsdp=2"), one_device("groups", settings))
+
+
+IN_CI = {
+    ("ppo", "data=8"), ("grpo", "pmap"), ("grpo", "data=2,fsdp=2,tensor=2"), ("dapo", "fsdp=8"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        pytest.param(name, mode, marks=() if (name, mode) in IN_CI else pytest.mark.slow)
+        for name in PACKED
+        for mode in ("pmap", "data=8", "fsdp=8", "data=2,fsdp=2,tensor=2")
+    ],
+)
+def test_devices_with_more_and_fewer_packed_rows(one_device, monkeypatch, name, mode):
+    """All run the loop over parts as often as the fullest, and decode until the last has ended."""
+    monkeypatch.setattr(compaction, "LEAST_LENGTH", 2)
+    monkeypatch.setattr(compaction, "LEAST_ROWS", 4)
+    settings = PACKED[name]
+    batches = lambda number: uneven(number, settings)
+    how = ("pmap", "") if mode == "pmap" else ("mesh", mode)
+    want = one_device(f"packed {name}", settings, batches=batches)
+    assert all(row["first_ratio_off"] < 1e-4 and row["skipped"] == 0 for row in want[1])
+    assert_equal_runs(run(settings, *how, batches=batches), want)
 
 
 @pytest.mark.parametrize(

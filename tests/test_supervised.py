@@ -8,7 +8,7 @@ import optax
 import pytest
 import toys
 
-from jaxppo import models, parallel, policy, ppo, supervised
+from jaxppo import models, packing, parallel, policy, ppo, supervised
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.models import lora, text_classifier
@@ -166,6 +166,30 @@ def test_microbatches_give_the_same_update(llama, kind):
     toys.assert_close(state.params, want.params, atol=2e-5)
     for name in metrics:
         np.testing.assert_allclose(got[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_packed_rows_give_the_update_of_padded_ones(llama, monkeypatch):
+    """Rows of 5, 6, 3 and 6 tokens with weights: a token alone and an empty row, too. Packed two a
+    part, loss, metrics and parameters are those of whole rows.
+    """
+    monkeypatch.setattr(packing, "LEAST_TOKENS", 12)
+    some = rows()
+    mask = some.mask.at[6, :5].set(False).at[7].set(False)
+    some = some.replace(mask=mask, extra={"weight": some.extra["weight"] * mask})
+    objective = language(llama.model)
+    got, metrics = once(llama.model, objective, llama.params, some)
+    dense = replace(SETTINGS, layout="dense")
+    want, wanted = once(llama.model, objective, llama.params, some, dense)
+    toys.assert_close(got.params, want.params, atol=1e-5)
+    toys.assert_close(metrics, wanted, atol=1e-5)
+
+
+def test_rows_move_to_the_left():
+    """Row 2 has three tokens: they come first, their weights with them."""
+    moved = supervised.left_aligned(rows())
+    assert moved.tokens[2].tolist() == [9, 2, 3, 0, 0, 0]
+    assert moved.mask[2].tolist() == [True] * 3 + [False] * 3
+    assert moved.extra["weight"][1].tolist() == [0, 0, 0, 1, 1, 1]  # full: as it was
 
 
 def test_a_language_model_learns_its_text(llama):

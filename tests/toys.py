@@ -91,9 +91,9 @@ def prompts(rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
     )
 
 
-def grouped(group_size: int, rows: int = SETTINGS.batch_size) -> Prompts:
+def grouped(group_size: int, rows: int = SETTINGS.batch_size, seed: int = 0) -> Prompts:
     """`prompts`, each for `group_size` adjacent rows."""
-    few = prompts(rows // group_size)
+    few = prompts(rows // group_size, seed)
     return Prompts(
         *(jnp.repeat(x, group_size, 0) for x in (few.tokens, few.mask)),
         jnp.arange(rows, dtype=jnp.int32),

@@ -15,17 +15,31 @@ def trivial(state: TrainState, prompts):
     return state.replace(step=state.step + 1, params=params), {"used": used}
 
 
-def test_k_steps_are_k_executions_of_one_program(toy_step):
-    """Traced and compiled once, with nothing going to or coming from the host between."""
-    state, batches = toy_step.state(), [jax.device_put(toys.prompts(seed=k)) for k in range(4)]
-    state, _ = toy_step(state, batches[0])
-    rows = []
+@pytest.fixture(scope="module", params=["alone", "in groups"])
+def a_step(request, toy_step) -> toys.Step:
+    """The step of rows alone, and one of groups whose packed rows are worked off in parts; the
+    number of parts is known only when it runs.
+    """
+    grouped = {"group_size": 4, "advantage": "group", "tokens_per_microbatch": 1}
+    return toy_step if request.param == "alone" else toys.Step(**grouped)
+
+
+def test_k_steps_are_k_executions_of_one_program(a_step):
+    """Traced and compiled once, with nothing going to or coming from the host between. The old
+    state is gone.
+    """
+    size = a_step.settings.group_size
+    batches = [jax.device_put(toys.grouped(size, seed=k)) for k in range(4)]
+    state, _ = a_step(a_step.state(), batches[0])
+    rows, old = [], []
     with jax.transfer_guard("disallow"):
         for batch in batches[1:]:
-            state, metrics = toy_step(state, batch)
+            old += jax.tree.leaves(state.replace(frozen=None))
+            state, metrics = a_step(state, batch)
             rows.append(metrics)
-    assert toy_step.compiled.traces == 1
-    assert toy_step.compiled.program._cache_size() == 1
+    assert a_step.compiled.traces == 1
+    assert a_step.compiled.program._cache_size() == 1
+    assert all(x.is_deleted() for x in old)
     assert int(state.step) == 4
     assert len({float(metrics["loss"]) for metrics in rows}) == 3
 
