@@ -193,13 +193,14 @@ def take_part(
             ],
             -1,
         )
+        read = jnp.where(t > 0, at.first[target] + t, at.prompt[target] + own[target]) - 1
         return Part(
             tokens=jnp.where(exists, tokens[row, column], 0),
             attend=exists,
             segments=segments,
             positions=jnp.where(exists, column - begins + own[row], 0),
             response=tokens[target, begins + t],
-            reads=jnp.where(t > 0, at.first[target] + t, at.prompt[target] + own[target]) - 1,
+            reads=jnp.where(wanted, read, 0),  # beyond the row is NaN
             targets=targets,
             rows=(at.row >= number * size) & (at.row < (number + 1) * size),
             number=slots,

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxppo import masked, optimizers, packing, policy, sampling
 from jaxppo.config import Config
+from jaxppo.errors import UserError
 from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
 from jaxppo.packing import Part
@@ -290,6 +291,8 @@ def accumulate_gradients(
     """
     if microbatches == 1:
         return grad_fn(params, constants, weights, batch, key)
+    if (rows := len(batch.mask)) % microbatches:
+        raise UserError(f"--microbatches {microbatches} does not divide minibatches of {rows} rows")
     cut = lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])
     parts = jax.tree.map(cut, (weights, batch))
 

@@ -75,9 +75,10 @@ def test_rows_that_have_ended_leave_the_others_as_they_were(monkeypatch, group_s
     toys.assert_close(packed.replace(tokens=None), plain.replace(tokens=None), atol=1e-5)
 
 
-def test_only_live_rows_are_decoded(monkeypatch):
-    """16 rows of which 15 end at their first token: what the network reads afterwards are
-    2 rows.
+@pytest.mark.parametrize("ends", ["text", "limit"])
+def test_only_live_rows_are_decoded(monkeypatch, ends):
+    """16 rows of which 15 end at their first token, or have limits of 1, 5, 9, ...: what the
+    network reads afterwards are 2 rows.
     """
     monkeypatch.setattr(compaction, "LEAST_ROWS", 2)
     toy, read = toys.llama(), []
@@ -88,9 +89,11 @@ def test_only_live_rows_are_decoded(monkeypatch):
         return toy.model.apply(params, tokens, attend, **options)
 
     settings = replace(toys.SETTINGS, batch_size=16, response_length=64, min_tokens=0)
-    prompts = toys.grouped(1, 16)
+    prompts, eos = toys.grouped(1, 16), settings.eos
+    if ends == "limit":
+        prompts, eos = prompts.replace(extra={"max_tokens": 1 + 4 * jnp.arange(16)}), -1
     watched = toys.Toy(toy.config, toy.model._replace(apply=apply), toy.params)
-    rolled = toys.roll(watched, prompts, settings, length=64, key=3)
+    rolled = toys.roll(watched, prompts, settings, length=64, key=3, eos=eos)
     jax.effects_barrier()
     lengths = np.asarray(rolled.mask.sum(1))
     # after token t, rows longer than t go on; half of the rows suffice as soon as they hold them

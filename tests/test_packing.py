@@ -105,6 +105,7 @@ def test_any_lengths(drawn):
                 part.response[packed],
                 strict=True,
             ):
+                assert 0 <= read < LENGTH  # also where nothing is read: NaN would come back
                 if target == N * T:
                     continue
                 row, t = divmod(int(target), T)
@@ -144,6 +145,14 @@ def test_shards_pack_their_own_rows():
     assert int(whole.count) == 4  # of the fuller shard
 
 
+def test_programs_of_one_axis_run_equally_often():
+    """Two runs: responses that fill eight packed rows, and none."""
+    runs = [rows_of([P, P], lengths) for lengths in ([T] * N, [0] * N)]
+    attend, mask = (jnp.stack(x) for x in zip(*runs, strict=True))
+    count = lambda *run: packing.lay_out(*run, group_size=G, axes=("runs",)).count
+    assert jax.vmap(count, axis_name="runs")(attend, mask).tolist() == [N, N]
+
+
 def test_numbers_go_back_to_their_rows():
     attend, mask = rows_of([2, 3], [3, 0, 6, 1, 2, 2, 0, 5])
     whole, rolled = laid_out(attend, mask), numbered(attend, mask)
@@ -152,6 +161,18 @@ def test_numbers_go_back_to_their_rows():
         part = part_of(whole, rolled, number)
         total = total + packing.scatter(part, part.response.astype(jnp.float32), (N, T))
     np.testing.assert_array_equal(total, rolled.response * mask)
+
+
+def test_what_reads_nothing_stays_within_its_row():
+    """Group 0, of one prompt token, has no responses. The prompts of groups 1 and 2, two tokens of
+    row 2's three and none of row 4's one fill a packed row: 4 + 4 + 2 = 10 slots. What empty
+    places read, multiplied by weights of 0, must not be NaN.
+    """
+    attend, mask = rows_of([1, 4, 4, 4], [0, 0, 3, 0, 1, 0, 0, 0], group_size=2)
+    whole = laid_out(attend, mask, group_size=2)
+    part = part_of(whole, numbered(attend, mask), 0, size=1, group_size=2)
+    assert int(whole.count) == 1 and part.attend.all()
+    assert part.reads.tolist() == [[3, 4, 5, 9, 0, 0]]
 
 
 def test_parts_of_a_batch():

@@ -9,6 +9,7 @@ import toys
 from toys import SETTINGS
 
 from jaxppo import aggregate, algorithms, kl, ppo, update
+from jaxppo.errors import UserError
 from jaxppo.losses import shared, token
 from jaxppo.losses.value import value_clipped
 from jaxppo.types import Batch
@@ -314,6 +315,14 @@ def test_microbatches_change_nothing(llama, state, batch):
         ]
         toys.assert_close(runs[0][0].params, runs[1][0].params, atol=2e-6)
         toys.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-4)
+
+
+def test_dense_microbatches_are_equally_large(llama, state, batch):
+    """`validate` does not know which networks pack their rows. Minibatches have 4 rows."""
+    settings = replace(SETTINGS, microbatches=3, layout="dense")
+    step = update.make_update(llama.model, toys.parts(settings), settings)
+    with pytest.raises(UserError, match="--microbatches 3 does not divide minibatches of 4 rows"):
+        jax.eval_shape(step, state, batch, KEY)
 
 
 def test_each_microbatch_has_its_own_noise(llama, state, batch):

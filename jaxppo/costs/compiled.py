@@ -28,7 +28,6 @@ class Plan:
 
     devices: int
     mesh: str
-    mean_response: float = 0.0  # 0 = full length
     seconds: float = 0.0  # to compile
     arguments: int = 0
     outputs: int = 0
@@ -37,15 +36,16 @@ class Plan:
     code: int = 0  # the program itself
     collectives: dict[Collective, int] = field(default_factory=dict)  # how many of each
     phases: dict[str, tuple[float, float]] = field(default_factory=dict)  # (operations, bytes)
-    decode: dict[str, float] = field(default_factory=dict)  # bytes read: `phases.decode_bytes`
-    # of an epoch of the update: computed, and with tokens
-    positions: tuple[int, int] = (0, 0)
     matrix_shapes: frozenset[tuple[int, ...]] = frozenset()  # of the parameters
     involuntary: tuple[str, ...] = ()  # `program.rematerialisations`
     inside: tuple[str, ...] = ()  # the phases that this program has
     # The compiler's message when memory did not suffice; `temporaries` is then all that
     # comes on top of the arguments.
     refused: str = ""
+    mean_response: float = 0.0  # 0 = full length
+    decode: dict[str, float] = field(default_factory=dict)  # bytes read: `phases.decode_bytes`
+    # of an epoch of the update: computed, and with tokens
+    positions: tuple[int, int] = (0, 0)
 
     @property
     def peak(self) -> int:
@@ -100,7 +100,7 @@ def compile_plan(
     plan = Plan(
         len(devices),
         mesh_text,
-        mean_response,
+        mean_response=mean_response,
         arguments=state_bytes(state, mesh),
         phases=phases.phase_costs(config, shape, mesh, mean_response),
         decode=phases.decode_bytes(config, shape, mesh, mean_response),

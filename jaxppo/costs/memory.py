@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxppo import packing
 from jaxppo.config import Config, RunConfig
 from jaxppo.errors import UserError
 from jaxppo.parallel import sharding
@@ -48,7 +49,12 @@ def minimum_bytes(
     """
     mesh = sharding.mesh_of(state.params)
     rows = config.rows // shares
-    cache = jax.eval_shape(lambda: jax.tree.leaves(model.init_cache(rows, config.length)))
+    if packing.is_packed(model, config):
+        prompts = rows // config.group_size, config.prompt_length
+        parts = [prompts, (rows, config.response_length)]
+    else:
+        parts = [(rows, config.length)]
+    cache = jax.eval_shape(lambda: [jax.tree.leaves(model.init_cache(*part)) for part in parts])
     vocabulary = jax.eval_shape(model.head, jax.eval_shape(model.init, jax.random.key(0))).shape[0]
     cut = 1 if mesh is None else mesh.shape["tensor"]  # heads and vocabulary
     return (
@@ -90,7 +96,12 @@ def suggestions(config: RunConfig, *, devices: int | None = None, most: int = 3)
     out = []
     if config.remat == "none":
         out.append("--remat block (activations are computed twice)")
-    if rows // config.group_size > config.microbatches:
+    own = rows // devices if rows % devices == 0 else rows
+    part = packing.part_rows(config, own, config.length)
+    if config.layout == "packed" and part > 1:
+        tokens = part // 2 * config.length
+        out.append(f"--tokens-per-microbatch {tokens} (a minibatch's gradient in more parts)")
+    if config.layout == "dense" and own > config.microbatches:
         out.append(
             f"--microbatches {config.microbatches * 2} (a minibatch's gradient in more parts)"
         )

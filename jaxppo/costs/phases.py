@@ -185,7 +185,7 @@ def phase_costs(
 def update_positions(
     config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, mean: float = 0.0
 ) -> tuple[int, int]:
-    """(positions that an epoch of the update computes on a device, tokens among them)."""
+    """(positions of an epoch of the update on a device, tokens among them)."""
     lengths = device_lengths(config, mesh, mean)
     kept = lengths[: len(lengths) // config.oversample]
     rows, prompts = len(kept), len(kept)

@@ -28,8 +28,8 @@ def test_bytes_of_a_tree():
 
 
 def test_minimum_bytes_of_a_step():
-    """State, gradient, cache (32 rows, 2 layers, keys and values, 2 heads of 4, 12 tokens, 4 bytes;
-    and a mask), logits.
+    """State, gradient, caches (32 rows, 2 layers, keys and values, 2 heads of 4, 4 + 8 tokens, 4
+    bytes; and two masks and slots), logits.
     """
     model = models.make(SHAPE)
     params = model.init(jax.random.key(0))
@@ -37,7 +37,7 @@ def test_minimum_bytes_of_a_step():
         SETTINGS, params, {"base": {}, "reference": None, "reward": {}}, jax.random.key(0)
     )
     parameters = memory.tree_bytes(params)
-    cache = 32 * 2 * 2 * 2 * 4 * 12 * 4 + 32 * 12 + 4
+    cache = 32 * 2 * 2 * 2 * 4 * 12 * 4 + 32 * 12 + 2 * 4
     assert (
         memory.minimum_bytes(SETTINGS, model, state, shares=1)
         == memory.tree_bytes(state) + parameters + cache + 32 * 64 * 4
@@ -46,7 +46,7 @@ def test_minimum_bytes_of_a_step():
     alone = memory.minimum_bytes(SETTINGS, model, state, shares=1) - memory.minimum_bytes(
         SETTINGS, model, state, shares=8
     )
-    assert alone == (cache - 4) * 7 / 8 + 28 * 64 * 4
+    assert alone == (cache - 2 * 4) * 7 / 8 + 28 * 64 * 4
 
 
 def test_over_a_mesh_a_device_needs_its_share():
@@ -109,14 +109,30 @@ def test_suggestions_in_order():
     found = memory.suggestions(SETTINGS, devices=4, most=9)
     assert [text.split(" ")[0] for text in found] == [
         "--remat",
-        "--microbatches",
+        "--tokens-per-microbatch",
         "--lora",
         "--mesh",
         "--dtype",
         "--batch-size",
     ]
     done = replace(
-        SETTINGS, remat="block", microbatches=16, lora=8, dtype="bfloat16", mesh="fsdp=4"
+        SETTINGS, remat="block", tokens_per_microbatch=1, lora=8, dtype="bfloat16", mesh="fsdp=4"
     )
     assert memory.suggestions(done, devices=4) == ["--batch-size 16"]
     assert len(memory.suggestions(SETTINGS)) == 3
+    dense = memory.suggestions(replace(SETTINGS, layout="dense"), devices=4)
+    assert dense[1].startswith("--microbatches 2 ")
+
+
+def test_groups_share_the_cache_of_their_prompt():
+    """Of 32 rows in groups of 8, 4 prompts of 4 tokens: 28 fewer, each of 128 bytes a token (2
+    layers, keys and values, 2 heads of 4, 4 bytes) and one of the mask.
+    """
+    model = models.make(SHAPE)
+    params = model.init(jax.random.key(0))
+    frozen = {"base": {}, "reference": None, "reward": {}}
+    state = ppo.init_state(SETTINGS, params, frozen, jax.random.key(0))
+    need = lambda group: memory.minimum_bytes(
+        replace(SETTINGS, group_size=group), model, state, shares=1
+    )
+    assert need(1) - need(8) == 28 * 4 * (128 + 1)
