@@ -37,6 +37,14 @@ def assert_scores_agree(toy, rolled, settings, tolerance):
     np.testing.assert_allclose(ratio, 1.0, atol=tolerance)
 
 
+def test_rows_have_limits_of_their_own(llama):
+    """Limits of 1, 2, ... 8 tokens, and at most 5 of all."""
+    prompts = toys.prompts().replace(extra={"max_tokens": 1 + jnp.arange(8)})
+    rolled = toys.roll(llama, prompts, eos=-1)
+    assert rolled.mask.sum(1).tolist() == [1, 2, 3, 4, 5, 5, 5, 5]
+    assert not rolled.finished.any()
+
+
 def test_sampler_and_scorer_agree(family, rolled):
     assert_scores_agree(family, rolled, LONG, 1e-4)
 
