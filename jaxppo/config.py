@@ -543,8 +543,9 @@ def _check_division(config: Config, devices: int) -> None:
     ]
     sizes = [factor for factor, *_ in factors]
 
-    def unit(devices, minibatches, microbatches, group_size) -> int:
-        return devices * minibatches * math.lcm(microbatches, group_size)
+    def unit(*sizes: int) -> int:
+        *others, microbatches, group_size = sizes
+        return math.prod(others) * math.lcm(microbatches, group_size)
 
     if batch % unit(*sizes) == 0:
         return

@@ -212,7 +212,7 @@ def take_part(
     return flat._replace(targets=found.targets.reshape(shards, -1), number=jnp.asarray(number))
 
 
-def scatter(part: Part, x: Array, shape: tuple[int, int]) -> Array:
+def scatter(part: Part, x: Array, shape: tuple[int, ...]) -> Array:
     """Numbers of a part's response tokens [R T] as an array [B T] of the rows; 0
     elsewhere.
     """

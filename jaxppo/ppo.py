@@ -57,7 +57,7 @@ def make_train_step(
     stop_axis: under vmap over runs, the axis whose runs decode until all have ended.
     """
     model, parts = nlpo.with_mask(model, config), types.checked(parts)
-    axes = {"axis_name": axis_name} | ({"stop_axis": stop_axis} if stop_axis else {})
+    axes: dict = {"axis_name": axis_name} | ({"stop_axis": stop_axis} if stop_axis else {})
     update = (parts.update or make_update)(model, parts, config, **axes)
 
     def train_step(state: TrainState, prompts: Prompts) -> tuple[TrainState, dict]:

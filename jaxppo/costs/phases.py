@@ -48,7 +48,7 @@ class Decoding(NamedTuple):
 
     tokens: int  # times that all weights are read
     rows: int  # rows computed
-    pairs: int  # of a new token and one that it sees
+    pairs: float  # of a new token and one that it sees, its own half
     prompt_slots: int  # of the cache, read
     response_slots: int
 
@@ -60,14 +60,14 @@ def decoding(config: Config, lengths: Lengths, *, packs: bool) -> Decoding:
     rows, prompt, longest = len(lengths), config.prompt_length, config.response_length
     if not packs:
         steps, read = int(lengths.max()), config.length
-        pairs = rows * (prompt * steps + steps * (steps + 1) // 2)
+        pairs = rows * (prompt * steps + steps**2 / 2)
         return Decoding(
             steps, rows * steps, pairs, rows * prompt * steps, rows * (read - prompt) * steps
         )
     sizes = compaction.sizes(rows // config.group_size, config.group_size, longest)
     reads, size = read_sizes(longest), sizes.pop(0)
     left = lengths.reshape(1, *size)
-    found = np.zeros(5, int)
+    found = np.zeros(5)
     for t in range(1, int(lengths.max()) + 1):  # token t is chosen from t - 1 before it
         while sizes and bool(compaction.fits(jnp.asarray(left >= t), sizes[0])):
             size = sizes.pop(0)
@@ -75,8 +75,9 @@ def decoding(config: Config, lengths: Lengths, *, packs: bool) -> Decoding:
             left = left.reshape(-1)[np.asarray(rows_left)].reshape(1, *size)
         now = size.blocks * size.width
         slots = next(n for n in reads if n >= t)
-        found += [1, now, now * (prompt + t), size.blocks * prompt, now * slots]
-    return Decoding(*found.tolist())
+        found += [1, now, now * (prompt + t - 0.5), size.blocks * prompt, now * slots]
+    tokens, computed, pairs, *slots = found.tolist()
+    return Decoding(int(tokens), int(computed), pairs, *map(int, slots))
 
 
 def packed_rows(config: Config, lengths: Lengths, minibatches: int = 1) -> int:

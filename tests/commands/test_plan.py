@@ -60,7 +60,9 @@ def test_the_report_says_what_fits():
     assert REPORT.peak == 18 * GIB  # 10 + 1 − 1 + 7 + 1
     text = text_of(REPORT)
     assert "DOES NOT FIT: 18.00 GiB of 15.75 GiB on a TPU v5e (114%), 2.25 GiB too much" in text
-    assert text.index("--remat block") < text.index("--tokens-per-microbatch") < text.index("--lora 8")
+    assert (
+        text.index("--remat block") < text.index("--tokens-per-microbatch") < text.index("--lora 8")
+    )
     # 2e12 / 197e12 = .0102 s of compute against .0012 of memory; 819e9 bytes are 1 s
     assert (
         "at least 0.010 s, bound by compute" in text and "at least 1.000 s, bound by memory" in text

@@ -208,9 +208,9 @@ def test_flops_of_a_critic_of_its_own():
         phases.phase_costs(config, SHAPE, one)["generate"] for config in (shared, separate)
     )
     blocks *= (
-        4  # bytes of float32, read for each token; and keys and values of as many tokens again
+        4  # bytes of float32, read for each token; and keys and values of all slots of the cache
     )
-    cache = 2 * 2 * 2 * 4 * 4 * RUN.rows * (RUN.prompt_length + RUN.response_length / 2)
+    cache = 2 * 2 * 2 * 4 * 4 * RUN.rows * RUN.length
     assert beside - alone == pytest.approx(RUN.response_length * (blocks + cache))
 
 

@@ -69,4 +69,4 @@ def test_seeds_are_among_the_settings_that_differ_only_if_they_do(tmp_path, more
         differ,
         not differ,
     ]
-    assert ("seed", "0", "0, 1") == tuple(shared[-1]) or differ
+    assert tuple(shared[-1]) == ("seed", "0", "0, 1") or differ
