@@ -145,3 +145,22 @@ def test_a_missing_peer_is_one_line_with_the_recipe(tmp_path):
     )
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "trl==1.12.0" in done.stderr
+
+
+@pytest.mark.ci
+def test_ragged_prints_one_object_as_its_last_line():
+    """16 rollouts of the fixed lengths, cut at 16, in two groups of 8 prompt tokens: 2 · 8 + 241
+    tokens exist. Dense, 16 rows of 24.
+    """
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "ragged.py"), "--size", "tiny", "--steps", "1", "--json"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["tokens"] == 2 * 8 + 241 and found["positions_dense"] == 16 * 24
+    assert found["positions_packed"] <= found["positions_dense"]
+    assert found["ratio"] == pytest.approx(found["packed_s"] / found["dense_s"])

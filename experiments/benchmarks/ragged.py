@@ -10,26 +10,17 @@ Work       GRPO, 64 rollouts, prompt 128, responses up to 256 tokens whose lengt
 Command    python experiments/benchmarks/ragged.py                # S, float32, groups of 8
            python experiments/benchmarks/ragged.py --size 135M --dtype bfloat16 --steps 3
            python experiments/benchmarks/ragged.py --group-size 1 --full   # nothing to gain
-           python experiments/benchmarks/ragged.py --peer trl     # TRL's GRPO on the same lengths
-Minutes    2 for S, 10 for 135M (2 CPU cores), TRL 2 more. The machine must be quiet.
+Minutes    4 for S (2 CPU cores). The machine must be quiet.
 Columns    step: median seconds of the whole program, dense and packed in turns in one process.
            rollout: the part before the reward, compiled alone. positions: what an epoch of the
            update computes. floor: the arithmetic of the tokens that exist, at the best rate of a
            matrix product measured in the same process.
-
-For TRL, make a virtual environment:
-
-    python3 -m venv ~/.cache/jaxppo/grpo-venv
-    ~/.cache/jaxppo/grpo-venv/bin/pip install torch==2.13.0
-    ~/.cache/jaxppo/grpo-venv/bin/pip install trl==1.16.0 transformers==5.23.0 accelerate datasets
 """
 
 import dataclasses
 import json
 import os
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +34,6 @@ import own_step
 
 from jaxppo import algorithms, cli, models, packing, parallel, policy, ppo, sampling, update
 from jaxppo.config import Config
-from jaxppo.errors import UserError
 from jaxppo.models import lora, shapes
 from jaxppo.rewards import in_program
 from jaxppo.rollout import rollout
@@ -55,7 +45,7 @@ LENGTHS = json.loads((HERE / "lengths.json").read_text())
 
 @dataclass(frozen=True)
 class Options:
-    RANGES: ClassVar = {"steps": "(0, inf)", "group_size": "(0, inf)", "turns": "(0, inf)"}
+    RANGES: ClassVar = {"steps": "(0, inf)", "group_size": "(0, inf)"}
 
     size: Literal["S", "135M", "tiny"] = "S"
     """shape of the network; tiny is a smoke test"""
@@ -66,12 +56,6 @@ class Options:
     """all responses have the full length"""
     steps: int = 5
     """steps timed of each layout, after one of warm-up"""
-    peer: Literal["none", "trl"] = "none"
-    """also run TRL's GRPOTrainer on the same lengths"""
-    turns: int = 1
-    """with a peer: how often it runs"""
-    peer_python: Path = Path("~/.cache/jaxppo/grpo-venv/bin/python")
-    """the python of the peer's virtual environment"""
     json: bool = False
     """print the numbers as one line of JSON, the last"""
 
@@ -160,8 +144,6 @@ def main(options: Options) -> None:
         f"packed / dense {found['ratio']:.3f}; floor of the tokens that exist {least:.3f} s: "
         f"packed {found['times_floor']:.2f} x"
     )
-    if options.peer == "trl":
-        found |= measure_trl(options, work, lengths, packed, found)
     if options.json:
         print(json.dumps(found))
 
@@ -290,46 +272,6 @@ def floor_seconds(work: Work, lengths: np.ndarray, group: int, rate: float) -> f
     once = 2.0 * (trunk * tokens + head * response) + pair * pairs
     passes = 2 + (2 if work.lora else 3) * work.epochs
     return passes * once / rate
-
-
-def measure_trl(
-    options: Options, work: Work, lengths: np.ndarray, ours: Subject, found: dict
-) -> dict:
-    """Seconds a step of TRL's GRPOTrainer, in turns with ours."""
-    python = options.peer_python.expanduser()
-    if not python.exists():
-        recipe = "; ".join(text.strip() for text in (__doc__ or "").splitlines()[-3:])
-        raise UserError(f"no TRL at {python}; give --peer-python, or make it: {recipe}")
-    spec = {
-        "model": dataclasses.asdict(work.model),
-        "lora": work.lora,
-        "prompt": work.prompt,
-        "response": work.response,
-        "lengths": lengths.tolist(),
-        "group_size": options.group_size,
-        "epochs": work.epochs,
-        "minibatches": ours.config.minibatches,
-        "steps": options.steps,
-    }
-    env = os.environ | {
-        "ACCELERATE_MIXED_PRECISION": "bf16" if options.dtype == "bfloat16" else "no",
-        "HF_HUB_OFFLINE": "1",
-    }
-    own, peer = [], []
-    for _ in range(options.turns):
-        command = [str(python), str(HERE / "trl_grpo.py"), json.dumps(spec)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-        if done.returncode:
-            print(done.stderr[-3000:], file=sys.stderr)
-            raise UserError(f"trl_grpo.py failed with exit code {done.returncode}")
-        peer += json.loads(done.stdout.strip().splitlines()[-1])["steps_s"]
-        clock = own_step.Clock()
-        for _ in range(options.steps):
-            clock(ours.step)
-        own += clock.wall
-    trl, us = statistics.median(peer), statistics.median(own)
-    print(f"trl     {trl:.3f} s a step; ours, in turns, {us:.3f} s: {trl / us:.2f} x")
-    return {"trl_s": trl, "packed_beside_trl_s": us, "trl_ratio": trl / us}
 
 
 if __name__ == "__main__":
