@@ -80,27 +80,32 @@ def place(
     order = jnp.argsort(-responses, stable=True)
 
     def one(state, i):
-        used, read, begins = state  # of each packed row; begins [n n/G], -1 without a prompt
+        used, read, begins = state  # of each packed row; begins [n/G n], -1 without a prompt
         group, length = i // group_size, responses[i]
-        begin = begins[:, group]
+        none = jnp.full((rows,), -1, jnp.int32)
+        # Alone, a row shares its prompt with nobody.
+        begin = none if begins is None else jax.lax.dynamic_index_in_dim(begins, group, 0, False)
         needed = jnp.where(begin >= 0, 0, prompts[group]) + length - 1
         room = (used + needed <= capacity) & (read + length <= most)
         fullest = used + capacity * ((used > 0) + 2 * (begin >= 0))
-        at = jnp.argmax(jnp.where(room, fullest, -1))
+        at = jnp.argmax(jnp.where(room, fullest, -1)).astype(jnp.int32)
         exists, owner = length > 0, begin[at] < 0
         prompt = jnp.where(owner, used[at], begin[at])
         first = used[at] + jnp.where(owner, prompts[group], 0)
         found = Places(jnp.where(exists, at, rows), prompt, first, read[at], owner & exists)
-        put = lambda x, index, new: x.at[index].set(jnp.where(exists, new, x[index]))
-        state = (
-            put(used, at, first + length - 1),
-            put(read, at, read[at] + length),
-            put(begins, (at, group), prompt),
-        )
-        return state, found
+
+        def put(x, new):  # in place, which a scatter is not
+            new = jnp.where(exists, new, x[at])
+            return jax.lax.dynamic_update_index_in_dim(x, new, at, 0)
+
+        if begins is not None:
+            row = put(begin, prompt)
+            begins = jax.lax.dynamic_update_index_in_dim(begins, row, group, 0)
+        return (put(used, first + length - 1), put(read, read[at] + length), begins), found
 
     zeros = jnp.zeros((rows,), jnp.int32)
-    start = (zeros, zeros, jnp.full((rows, prompts.shape[0]), -1, jnp.int32))
+    groups = prompts.shape[0]
+    start = (zeros, zeros, None if group_size == 1 else jnp.full((groups, rows), -1, jnp.int32))
     found = jax.lax.scan(one, start, order.astype(jnp.int32))[1]
     return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), found)
 
