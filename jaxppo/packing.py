@@ -33,6 +33,7 @@ class Places(NamedTuple):
     first: Int[Array, "n"]  # the slot of its first response token
     read: Int[Array, "n"]  # how many response tokens of others come before
     owner: Bool[Array, "n"]  # its prompt stands there for it, and for those that follow
+    own: Int[Array, "n"]  # the length of its prompt
 
 
 class Layout(NamedTuple):
@@ -55,7 +56,7 @@ class Part(NamedTuple):
     reads: Int[Array, "R T"]  # the slot before each response token
     targets: Int[Array, "S K"]
     rows: Bool[Array, "B"]  # the rows whose responses are here
-    number: Int[Array, ""]
+    number: Int[Array, ""] | None = None
 
 
 def place(
@@ -92,15 +93,15 @@ def place(
         exists, owner = length > 0, begin[at] < 0
         prompt = jnp.where(owner, used[at], begin[at])
         first = used[at] + jnp.where(owner, prompts[group], 0)
-        found = Places(jnp.where(exists, at, rows), prompt, first, read[at], owner & exists)
+        row = jnp.where(exists, at, rows)
+        found = Places(row, prompt, first, read[at], owner & exists, prompts[group])
 
         def put(x, new):  # in place, which a scatter is not
             new = jnp.where(exists, new, x[at])
             return jax.lax.dynamic_update_index_in_dim(x, new, at, 0)
 
         if begins is not None:
-            row = put(begin, prompt)
-            begins = jax.lax.dynamic_update_index_in_dim(begins, row, group, 0)
+            begins = jax.lax.dynamic_update_index_in_dim(begins, put(begin, prompt), group, 0)
         return (put(used, first + length - 1), put(read, read[at] + length), begins), found
 
     zeros = jnp.zeros((rows,), jnp.int32)
@@ -139,10 +140,9 @@ def lay_out(
         at = place(prompts, lengths, capacity=length, most=response)
         row, column = jnp.arange(rows)[:, None], jnp.arange(length)[None]
         t = column - begins
-        own = jnp.repeat(prompts, group_size)[:, None]
-        in_prompt = at.owner[:, None] & (t < 0) & (t >= -own)
+        in_prompt = at.owner[:, None] & (t < 0) & (t >= -at.own[:, None])
         in_response = (t >= 0) & (t < lengths[:, None] - 1)
-        slot = jnp.where(t < 0, at.prompt[:, None] + own + t, at.first[:, None] + t)
+        slot = jnp.where(t < 0, (at.prompt + at.own)[:, None] + t, at.first[:, None] + t)
         slots = _scatter(
             row * length + column,
             at.row[:, None] * length + slot,
@@ -175,9 +175,7 @@ def _scatter(values: Array, where: Array, exists: Array, shape: tuple, none: int
     return full.at[where.reshape(-1)].set(values.reshape(-1), mode="drop").reshape(shape)
 
 
-def take_part(
-    whole: Layout, rollout: Rollout, number: Int[Array, ""], size: int, *, group_size: int
-) -> Part:
+def take_part(whole: Layout, rollout: Rollout, number: Int[Array, ""], size: int) -> Part:
     """The packed rows number * size, ... of each shard."""
     shards = whole.slots.shape[0]
     rows = rollout.tokens.shape[0] // shards
@@ -185,12 +183,11 @@ def take_part(
     begins = length - response
     some = lambda x: jax.lax.dynamic_slice_in_dim(x, number * size, size)
 
-    def one(slots, targets, at: Places, tokens, attend):
+    def one(slots, targets, at: Places, tokens):
         slots, targets = some(slots), some(targets)
         exists, wanted = slots < rows * length, targets < rows * response
         row, column = (jnp.where(exists, x, 0) for x in jnp.divmod(slots, length))
         target, t = (jnp.where(wanted, x, 0) for x in jnp.divmod(targets, response))
-        own = jnp.repeat(attend[::group_size, :begins].sum(1, dtype=jnp.int32), group_size)
         segments = jnp.stack(
             [
                 jnp.where(exists, 1 + at.prompt[row], 0),
@@ -198,21 +195,19 @@ def take_part(
             ],
             -1,
         )
-        read = jnp.where(t > 0, at.first[target] + t, at.prompt[target] + own[target]) - 1
+        read = jnp.where(t > 0, at.first[target] + t, (at.prompt + at.own)[target]) - 1
         return Part(
             tokens=jnp.where(exists, tokens[row, column], 0),
             attend=exists,
             segments=segments,
-            positions=jnp.where(exists, column - begins + own[row], 0),
+            positions=jnp.where(exists, column - begins + at.own[row], 0),
             response=tokens[target, begins + t],
             reads=jnp.where(wanted, read, 0),  # beyond the row is NaN
             targets=targets,
             rows=(at.row >= number * size) & (at.row < (number + 1) * size),
-            number=slots,
         )
 
-    cut = lambda x: split(x, shards)
-    found = jax.vmap(one)(*whole[:3], cut(rollout.tokens), cut(rollout.attend))
+    found = jax.vmap(one)(*whole[:3], split(rollout.tokens, shards))
     flat = jax.tree.map(join, found)
     return flat._replace(targets=found.targets.reshape(shards, -1), number=jnp.asarray(number))
 
@@ -226,6 +221,11 @@ def scatter(part: Part, x: Array, shape: tuple[int, ...]) -> Array:
     put = lambda targets, x: jnp.zeros((size,), x.dtype).at[targets].set(x, mode="drop")
     out = jax.vmap(put)(part.targets, x.reshape(shards, -1))
     return layout.constrain(out.reshape(shape), "rows", None)
+
+
+def only(part: Part | None, x: Array) -> Array:
+    """x [B T] on the rows of a part, 0 elsewhere; x itself without a part."""
+    return x if part is None else jnp.where(part.rows[:, None], x, 0.0)
 
 
 def split(x: Array, shards: int) -> Array:
@@ -292,7 +292,7 @@ def make_sum(
     times = -(-whole.count // size)
 
     def total(fn: Callable[[Part | None], PyTree]) -> PyTree:
-        one = lambda i: fn(take_part(whole, rollout, i, size, group_size=group_size))
+        one = lambda i: fn(take_part(whole, rollout, i, size))
         if whole.slots.shape[1] == size:  # a loop would hold the sum twice
             return one(jnp.zeros((), jnp.int32))
 

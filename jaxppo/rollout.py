@@ -134,7 +134,8 @@ def _decode(
     """
     model, params, pad = decoder.model, decoder.params, decoder.pad
     (rows, prompt_length), length = prompts.tokens.shape, noise.shape[1]
-    zeros, one = jnp.zeros((rows, length), jnp.float32), jnp.ones((rows,), jnp.int32)
+    zeros = jnp.zeros((rows, length), jnp.float32)
+    limit = jnp.asarray(prompts.extra.get("max_tokens", length), jnp.int32)
     context = policy.context(prompts.extra)
     if group_size is None:
         cache = model.init_cache(rows, prompt_length + length, model.dtype)
@@ -159,7 +160,7 @@ def _decode(
         values=zeros,
         finished=jnp.zeros((rows,), bool),
         done=jnp.zeros((rows,), bool),
-        limit=jnp.minimum(prompts.extra.get("max_tokens", length), length) * one,
+        limit=jnp.broadcast_to(jnp.minimum(limit, length), (rows,)),
         stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
     )
     state = decoder.choose(state, last)

@@ -106,7 +106,7 @@ def make_natural_update(
             found = policy.response_logprobs(
                 model, whole(theta), rolled, config=config, with_values=False, part=part
             )
-            own = mask if part is None else jnp.where(part.rows[:, None], mask, 0.0)
+            own = packing.only(part, mask)
             loss, _ = token.kl_penalty(
                 found.logprobs, batch.old_logprobs, batch.advantages, own, beta=0.0
             )

@@ -16,7 +16,7 @@ from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
-from jaxppo.packing import Part
+from jaxppo.packing import Part, only
 from jaxppo.rollout import reference_params
 from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
 
@@ -75,9 +75,7 @@ def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
         key: Array,
         part: Part | None = None,
     ) -> tuple[Float[Array, ""], tuple[dict, Float[Array, "B T"]]]:
-        if part is not None:
-            batch = batch.replace(mask=jnp.where(part.rows[:, None], batch.mask, 0.0))
-            weights = jnp.where(part.rows[:, None], weights, 0.0)
+        batch, weights = batch.replace(mask=only(part, batch.mask)), only(part, weights)
         mask, rolled = batch.mask, batch.rollout
         has_critic = parts.value_loss is not None
         whole = lora.merge(constants.base, params)

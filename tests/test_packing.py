@@ -31,9 +31,9 @@ def laid_out(attend, mask, group_size=G, multiple=1, shards=1):
     return packing.lay_out(attend, mask, group_size=group_size, multiple=multiple, shards=shards)
 
 
-@partial(jax.jit, static_argnames=("size", "group_size"))
-def part_of(whole, rolled, number, size=2, group_size=G):
-    return packing.take_part(whole, rolled, number, size, group_size=group_size)
+@partial(jax.jit, static_argnames="size")
+def part_of(whole, rolled, number, size=2):
+    return packing.take_part(whole, rolled, number, size)
 
 
 def numbered(attend, mask):
@@ -170,7 +170,7 @@ def test_what_reads_nothing_stays_within_its_row():
     """
     attend, mask = rows_of([1, 4, 4, 4], [0, 0, 3, 0, 1, 0, 0, 0], group_size=2)
     whole = laid_out(attend, mask, group_size=2)
-    part = part_of(whole, numbered(attend, mask), 0, size=1, group_size=2)
+    part = part_of(whole, numbered(attend, mask), 0, size=1)
     assert int(whole.count) == 1 and part.attend.all()
     assert part.reads.tolist() == [[3, 4, 5, 9, 0, 0]]
 

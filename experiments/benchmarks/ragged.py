@@ -32,8 +32,9 @@ import jax.numpy as jnp
 import numpy as np
 import own_step
 
-from jaxppo import algorithms, cli, models, packing, parallel, policy, ppo, sampling, update
+from jaxppo import algorithms, cli, models, parallel, policy, ppo, sampling, update
 from jaxppo.config import Config
+from jaxppo.costs import phases
 from jaxppo.models import lora, shapes
 from jaxppo.rewards import in_program
 from jaxppo.rollout import rollout
@@ -228,25 +229,18 @@ def positions_of_an_epoch(config: Config, work: Work, lengths: np.ndarray) -> di
     """Positions that one epoch of the update computes in each layout (packed: the mean over the
     step's epochs), and tokens that exist: each prompt once, and the responses.
     """
-    columns = jnp.arange(work.prompt + work.response)[None]
-    attend = columns < work.prompt + jnp.asarray(lengths)[:, None]
-    mask, group = attend[:, work.prompt :], config.group_size
-    length = attend.shape[1]
-    size = packing.part_rows(config, work.rows // config.minibatches, length)
-
-    def of_minibatch(units):
-        rows = (units[:, None] * group + jnp.arange(group)[None]).reshape(-1)
-        whole = packing.lay_out(attend[rows], mask[rows], group_size=group, multiple=size)
-        return -(-whole.count // size) * size * length
-
+    group, length = config.group_size, config.length
     draw = partial(update.minibatch_units, units=work.rows // group, minibatches=config.minibatches)
     number = 8  # permutations
-    chosen = jax.vmap(draw)(jax.random.split(jax.random.key(0), number))
-    packed = jax.jit(jax.vmap(jax.vmap(of_minibatch)))(chosen).sum() / number
+    chosen = np.asarray(jax.vmap(draw)(jax.random.split(jax.random.key(0), number)))
+    groups = lengths.reshape(-1, group)
+    # `packed_rows` deals groups to the minibatches in turn
+    orders = (groups[units.T.reshape(-1)].reshape(-1) for units in chosen)
+    packed = sum(phases.packed_rows(config, order, config.minibatches) for order in orders)
     return {
         "tokens": int(work.rows // group * work.prompt + lengths.sum()),
         "dense": work.rows * length,
-        "packed": round(float(packed)),
+        "packed": round(packed * length / number),
     }
 
 

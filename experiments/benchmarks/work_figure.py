@@ -8,7 +8,7 @@ single responses. Right, what the decode loop of SmolLM2-135M reads on each devi
 tokens, bfloat16.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -44,8 +44,14 @@ def draw_positions(axis) -> None:
     lengths = ragged.response_lengths(work, full=False)
     names, bars = [], {"dense": [], "packed": [], "tokens": []}
     for group in (8, 1):
-        subject = RunConfig(batch_size=work.rows, group_size=group, minibatches=4)
-        found = ragged.positions_of_an_epoch(subject, work, lengths)
+        settings = RunConfig(
+            batch_size=work.rows,
+            group_size=group,
+            minibatches=4,
+            prompt_length=work.prompt,
+            response_length=work.response,
+        )
+        found = ragged.positions_of_an_epoch(settings, work, lengths)
         names.append(f"G = {group}")
         for name, values in bars.items():
             values.append(found[name])
@@ -74,8 +80,8 @@ def draw_bytes(axis) -> None:
     lengths = np.asarray(ragged.LENGTHS["plan"])
     below = np.zeros(2)
     kinds = [
-        phases.loop_bytes(replace(settings, layout=name), shape, mesh, lengths)
-        for name in ("dense", "packed")
+        phases.decode_bytes(settings, shape, mesh, phases.decoding(settings, lengths, packs=packs))
+        for packs in (False, True)
     ]
     for part in ("weights", "prompts", "responses"):
         sizes = np.array([kind[part] / 1e9 for kind in kinds])

@@ -96,6 +96,8 @@ def compile_plan(
     model, state = abstract_state(config, shape)
     parts = algorithms.make_parts(config, in_program.count_token(1))
     step = parallel.MeshStep(ppo.make_train_step(model, parts, config), mesh)
+    lengths = phases.device_lengths(config, mesh, mean_response)
+    decoding = phases.decoding(config, lengths, packs=phases.is_packed(config, shape))
     started = time.monotonic()
     plan = Plan(
         len(devices),
@@ -103,7 +105,7 @@ def compile_plan(
         mean_response=mean_response,
         arguments=state_bytes(state, mesh),
         phases=phases.phase_costs(config, shape, mesh, mean_response),
-        decode=phases.decode_bytes(config, shape, mesh, mean_response),
+        decode=phases.decode_bytes(config, shape, mesh, decoding),
         positions=phases.update_positions(config, shape, mesh, mean_response),
         matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
     )

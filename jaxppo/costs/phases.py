@@ -68,8 +68,10 @@ def decoding(config: Config, lengths: Lengths, *, packs: bool) -> Decoding:
     reads, size = read_sizes(longest), sizes.pop(0)
     left = lengths.reshape(1, *size)
     found = np.zeros(5)
+    ends = set(lengths.tolist())
     for t in range(1, int(lengths.max()) + 1):  # token t is chosen from t - 1 before it
-        while sizes and bool(compaction.fits(jnp.asarray(left >= t), sizes[0])):
+        ended = t - 1 in ends  # else as many fit as before
+        while ended and sizes and bool(compaction.fits(jnp.asarray(left >= t), sizes[0])):
             size = sizes.pop(0)
             rows_left, _ = compaction.choose(jnp.asarray(left >= t), size)
             left = left.reshape(-1)[np.asarray(rows_left)].reshape(1, *size)
@@ -84,35 +86,37 @@ def packed_rows(config: Config, lengths: Lengths, minibatches: int = 1) -> int:
     """Packed rows that a pass over responses of these lengths computes, the empty ones
     of the last part of each minibatch included.
     """
-    rows, group = len(lengths) // minibatches, config.group_size
-    columns = np.arange(config.length)[None]
-    attend = columns < config.prompt_length + lengths[:, None]
+    rows = len(lengths) // minibatches
     size = packing.part_rows(config, rows, config.length)
+    groups = lengths.reshape(-1, config.group_size)
+    some = [groups[number::minibatches].reshape(-1) for number in range(minibatches)]
+    # A full response leaves no room for others: a run's start need not place them.
+    full = (lengths == config.response_length).all()
+    counts = [rows if full else _packed(config, one) for one in some]
+    return sum(-(-count // size) * size for count in counts)
 
-    @jax.jit
-    def count(attend):
-        mask = attend[:, config.prompt_length :]
-        return packing.lay_out(attend, mask, group_size=group, multiple=size).count
 
-    groups = attend.reshape(-1, group, config.length)
-    some = (groups[number::minibatches].reshape(rows, -1) for number in range(minibatches))
-    return sum(-(-int(count(jnp.asarray(one))) // size) * size for one in some)
+def _packed(config: Config, lengths: Lengths) -> int:
+    """Packed rows that hold responses of these lengths, with full prompts."""
+    prompts = jnp.full((len(lengths) // config.group_size,), config.prompt_length, jnp.int32)
+    found = _place(
+        prompts,
+        jnp.asarray(lengths, jnp.int32),
+        capacity=config.length,
+        most=config.response_length,
+    )
+    return 1 + int(found.row.max())
+
+
+_place = jax.jit(packing.place, static_argnames=("capacity", "most"))
 
 
 def decode_bytes(
-    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, mean: float = 0.0
+    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, done: Decoding
 ) -> dict[str, float]:
-    """Bytes that a device reads while it decodes responses of this mean length: the
-    weights once for each token, and the slots of the caches.
+    """Bytes that a device reads while it decodes: the weights once for each token, and
+    the slots of the caches.
     """
-    return loop_bytes(config, shape, mesh, device_lengths(config, mesh, mean))
-
-
-def loop_bytes(
-    config: Config, shape: ModelConfig, mesh: Mesh | AbstractMesh, lengths: Lengths
-) -> dict[str, float]:
-    """`decode_bytes` of responses of these lengths on a device."""
-    done = decoding(config, lengths, packs=is_packed(config, shape))
     blocks, head = matrix_parameters(shape)
     bodies = _bodies(config)
     size = jnp.dtype(config.dtype).itemsize
@@ -174,7 +178,7 @@ def phase_costs(
     part = packing.part_rows(config, len(kept) // config.minibatches, config.length)
     times = config.epochs * learned / part if packs else updates * config.microbatches
     return {
-        "generate": (generate / tensor, sum(loop_bytes(config, shape, mesh, lengths).values())),
+        "generate": (generate / tensor, sum(decode_bytes(config, shape, mesh, done).values())),
         "reference": (passed * (body + chosen) / tensor, (blocks + head) * size / tensor),
         "update": (
             passes * config.epochs * learned * (bodies * body + chosen) / tensor,

@@ -49,8 +49,7 @@ def weighted_sum(
 
 
 def _weighted_sum_fwd(q, k, v, visible):
-    scores = _product("bgqd,bgsd->bgqs", q, k) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(visible[:, None], scores, NEGATIVE)).astype(v.dtype)
+    weights = jax.nn.softmax(_scores(q, k, visible)).astype(v.dtype)
     return _product("bgqs,bgsd->bgqd", weights, v), (q, k, v, weights, visible)
 
 
@@ -69,6 +68,12 @@ def _weighted_sum_bwd(residuals, dy):
 
 
 weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
+
+
+def _scores(q, k, visible):
+    """q kᵀ / √D where it is visible, else the lowest number."""
+    scores = _product("bgqd,bgsd->bgqs", q, k) * q.shape[-1] ** -0.5
+    return jnp.where(visible[:, None], scores, NEGATIVE)
 
 
 def _product(subscripts: str, x: Array, y: Array) -> Array:
@@ -104,14 +109,12 @@ def attend_cached(
         return x.reshape(rows, kv_heads, shape[1], x.shape[-1])
 
     q = q.reshape(rows, kv_heads, shape[1], size)
-    before = _product("bgqd,bgsd->bgqs", together(q), prompt[0]) * size**-0.5
-    before = apart(jnp.where(prompt_visible[:, None], before, NEGATIVE))
+    before = apart(_scores(together(q), prompt[0], prompt_visible))
 
     def read(length, q, k, v, visible, before):
         k, v, visible = k[:, :, :length], v[:, :, :length], visible[:, :, :length]
-        scores = _product("bgqd,bgsd->bgqs", q, k) * size**-0.5
-        scores = jnp.where(visible[:, None], scores, NEGATIVE)
-        weights = jax.nn.softmax(jnp.concatenate([before, scores], -1)).astype(v.dtype)
+        scores = jnp.concatenate([before, _scores(q, k, visible)], -1)
+        weights = jax.nn.softmax(scores).astype(v.dtype)
         return weights[..., :slots], _product("bgqs,bgsd->bgqd", weights[..., slots:], v)
 
     sizes = read_sizes(k.shape[2])
