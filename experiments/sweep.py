@@ -65,6 +65,8 @@ def main(options: Sweep) -> None:
         results=options.results,
         tiny=options.tiny,
         steps=options.steps,
+        runs=options.runs,
+        resume=options.resume,
     )
     run_ablation(Question("sweep", arms, (), ("end", "area", "entropy", "kl")), scale, asked)
     if options.alone:

@@ -56,6 +56,10 @@ class Tune:
     """of the draws"""
     out: Path = Path("tuned.yaml")
     """file of the winner's settings"""
+    runs: str = "runs"
+    """folder that keeps what each run found"""
+    resume: bool = False
+    """train only the runs that an earlier call has not finished"""
     tiny: bool = False
     traceback: bool = False
 
@@ -93,8 +97,15 @@ def main(options: Tune) -> None:
     scale = SCALES[options.scale](options.tiny)
     first = arms = draw_candidates(options, scale.config)
     tried = steps = options.steps
+    kept = {"tiny": options.tiny, "runs": options.runs}
     while len(arms) > 1:
-        asked = AblationConfig(seeds=options.seeds, steps=steps, tiny=options.tiny)
+        asked = AblationConfig(
+            # later rounds add to the file of the first
+            seeds=options.seeds,
+            steps=steps,
+            resume=options.resume or arms is not first,
+            **kept,
+        )
         found = run_ablation(Question("tune", arms, (), ("end",)), scale, asked)
         # by the mean: an interquartile mean could hide a task on which all seeds fail
         best = sorted(arms, key=lambda name: -found["arms"][name]["end"]["mean"][0])
@@ -110,7 +121,7 @@ def main(options: Tune) -> None:
             "tuned",
             "as configured",
         )
-        check = AblationConfig(seeds=options.check, steps=tried, tiny=options.tiny)
+        check = AblationConfig(seeds=options.check, steps=tried, resume=options.resume, **kept)
         question = Question("check", both, (claim,), ("end", "area"))
         (answer,) = run_ablation(question, scale, check)["claims"]
         winner = default if answer["verdict"] == "disagrees" else winner

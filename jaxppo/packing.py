@@ -11,6 +11,7 @@ off in a loop, some at a time (a `Part`). Each device packs its own rows.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Bool, Int
 
 from jaxppo.config import Config
 from jaxppo.models import layout
-from jaxppo.types import Model, PyTree, Rollout
+from jaxppo.types import Model, Params, PyTree, Rollout
 
 LEAST_TOKENS = 512  # of a part: a matrix product of fewer tokens is slow
 PARTS = 8  # of a batch; more save little, fewer compute more empty slots
@@ -306,3 +307,22 @@ def make_sum(
             return jax.lax.while_loop(lambda state: state[0] < times, add, (zero, zeros))[1]
 
     return total
+
+
+def differentiable(
+    total: Callable, fn: Callable[[Params, Part | None], Array]
+) -> Callable[[Params], Array]:
+    """The sum of fn(params, part) as a function of `params` that has a gradient: the
+    backward pass computes each part once more.
+    """
+
+    @jax.custom_vjp
+    def whole(params: Params) -> Array:
+        return total(partial(fn, params))
+
+    def backward(params: Params, cotangent: Array) -> tuple[Params]:
+        one = lambda part: jax.vjp(lambda params: fn(params, part), params)[1](cotangent)
+        return total(one)
+
+    whole.defvjp(lambda params: (whole(params), params), backward)
+    return whole

@@ -15,6 +15,7 @@ An `Objective` defines the loss of a row; `make_train_step` turns it into
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -40,10 +41,11 @@ class Objective(NamedTuple):
     """The loss Σ w cost / Σ w of items: rows [B], pairs [B / 2], tokens [B L − 1]."""
 
     weights: Callable[[Prompts], Array]
-    # costs(parameters, reference, rows, dropout key), and part= if rows are packed
+    # costs(parameters, reference, rows, dropout key);
+    # of packed rows: part= for items that are tokens, total= for pairs
     costs: Callable[..., Costs]
     unit: int = 1  # rows of an item: 2 for pairs
-    packs: bool = False  # its items are tokens, whose costs a part can compute alone
+    packs: bool = False  # its costs come from log-probs of tokens, which parts can compute
 
 
 def make_train_step(
@@ -76,8 +78,11 @@ def make_train_step(
             total = packing.make_sum(
                 model, config, rows, rows.mask, group_size=1, axes=(axis_name,)
             )
-            in_part = lambda part: grad_fn(*known, jax.random.fold_in(key, part.number), part)
-            (loss, metrics), grads = total(in_part)
+            if unit == 1:
+                one = lambda part: grad_fn(*known, jax.random.fold_in(key, part.number), part=part)
+                (loss, metrics), grads = total(one)
+            else:  # the two rows of a pair may be in different parts
+                (loss, metrics), grads = grad_fn(*known, key, total=total)
         else:
             (loss, metrics), grads = _by_microbatches(
                 grad_fn, config.microbatches, objective, *known, key
@@ -144,12 +149,11 @@ def normalised_weights(objective: Objective, prompts: Prompts, axis_name: str | 
 
 def _make_loss(objective: Objective) -> Callable:
     def loss_fn(
-        params: Params, frozen: Params, weights: Array, prompts: Prompts, key, part=None
+        params: Params, frozen: Params, weights: Array, prompts: Prompts, key, **packed
     ) -> tuple[Array, dict]:
         whole = lora.merge(frozen["base"], params)
         reference = reference_params(params, frozen)
-        options = {} if part is None else {"part": part}
-        costs, metrics = objective.costs(whole, reference, prompts, key, **options)
+        costs, metrics = objective.costs(whole, reference, prompts, key, **packed)
         metrics = jax.lax.stop_gradient(metrics)
         return (weights * costs).sum(), {n: (weights * x).sum() for n, x in metrics.items()}
 
@@ -281,22 +285,29 @@ def dpo(
 ) -> Objective:
     """`losses.dpo` on the summed log-probs of each text's weighted tokens."""
 
-    def costs(params, reference, prompts, key) -> Costs:
+    def costs(params, reference, prompts, key, total=None) -> Costs:
         rollout, plain = as_response(prompts, config)
 
-        def total(params, key):
+        def of_rows(params: Params, part: Part | None, key=None) -> Array:
+            if key is not None and part is not None:
+                key = jax.random.fold_in(key, part.number)
             found = policy.response_logprobs(
-                model, params, rollout, config=plain, with_values=False, dropout_key=key
+                model, params, rollout, config=plain, with_values=False, dropout_key=key, part=part
             )
             return (found.raw_logprobs * _token_weights(prompts)).sum(1)
 
-        own, ref = total(params, key), jax.lax.stop_gradient(total(reference, None))
+        reference = jax.lax.stop_gradient(reference)
+        if total is None:
+            own, ref = of_rows(params, None, key), of_rows(reference, None)
+        else:
+            own = packing.differentiable(total, partial(of_rows, key=key))(params)
+            ref = total(partial(of_rows, reference))
         gap = (own - ref)[0::2] - (own - ref)[1::2]
         pairs = (own[0::2], own[1::2], ref[0::2], ref[1::2])
         loss = preference.dpo(*pairs, beta=beta, label_smoothing=label_smoothing)
         return loss, {"accuracy": (gap > 0).astype(jnp.float32), "gap": beta * gap}
 
-    return Objective(_ones(2), costs, unit=2)
+    return Objective(_ones(2), costs, unit=2, packs=True)
 
 
 def _ones(unit: int) -> Callable[[Prompts], Array]:

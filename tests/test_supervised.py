@@ -184,6 +184,30 @@ def test_packed_rows_give_the_update_of_padded_ones(llama, monkeypatch):
     toys.assert_close(metrics, wanted, atol=1e-5)
 
 
+@pytest.mark.parametrize("adapters", [0, 2])
+def test_packed_pairs_give_the_update_of_padded_ones(llama, monkeypatch, adapters):
+    """DPO: the rows of a pair stand in different parts. One row has no weight."""
+    monkeypatch.setattr(packing, "LEAST_TOKENS", 12)
+    some = rows()
+    some = some.replace(extra={"weight": some.extra["weight"].at[5].set(0.0)})
+    model = models.make(toys.LLAMA, lora=adapters)
+    trained, base = toys.random_params(model), {}
+    reference = jax.tree.map(lambda x: 0.9 * x, trained)
+    if adapters:
+        trained, base = lora.split(trained, lora.is_trained)
+        reference = None
+    objective = supervised.dpo(model, SETTINGS, beta=0.5)
+
+    def update(layout):
+        config = replace(SETTINGS, layout=layout)
+        return once(model, objective, trained, some, config, base=base, reference=reference)
+
+    (got, metrics), (want, wanted) = update("packed"), update("dense")
+    assert float(wanted["grad_norm"]) > 1e-3 and float(wanted["gap"]) != 0
+    toys.assert_close(got.params, want.params, atol=1e-5)
+    toys.assert_close(metrics, wanted, atol=1e-5)
+
+
 def test_rows_move_to_the_left():
     """Row 2 has three tokens: they come first, their weights with them."""
     moved = supervised.left_aligned(rows())

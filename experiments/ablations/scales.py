@@ -255,5 +255,5 @@ def run(question: Question, options: AblationConfig, **settings) -> dict:
         )
     load.use_compilation_cache()
     scale = SCALES[options.scale](options.tiny, **chosen)
-    config = replace(scale.config, name=question.name)
+    config = replace(scale.config, name=question.name, runs=options.runs)
     return run_ablation(question, scale._replace(config=config), options)

@@ -97,6 +97,10 @@ class AblationConfig:
     """most runs in one program; 0 = the scale's default"""
     results: str = ""
     """folder that gets <question>-<scale>.json; empty = none"""
+    runs: str = "runs"
+    """folder that keeps what each run found, until the next call"""
+    resume: bool = False
+    """train only the runs that an earlier call has not finished"""
     tiny: bool = False
     """smoke test: two steps of two seeds; its record has -tiny in its name"""
     traceback: bool = False

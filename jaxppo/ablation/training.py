@@ -1,8 +1,11 @@
 """Train the arms of a question in as few programs as possible, and measure them."""
 
 import dataclasses
+import hashlib
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -23,21 +26,26 @@ from jaxppo.ablation.question import (
     resolve_arm,
 )
 from jaxppo.ablation.record import make_record, print_record
+from jaxppo.config import FREE
 from jaxppo.errors import UserError
 from jaxppo.run import files
 from jaxppo.run.load import Policy
 from jaxppo.run.sampler import sample_responses
+from jaxppo.run.settings import to_dict
 from jaxppo.types import Parts
 
 JUDGED_ROLLOUTS = 256  # the judge measures at least so many of each policy
 UNSEEN = 2**30  # a cursor that training never reaches
+# other fields of a scale's settings: how many runs, and how they are shown
+NOT_IN_KEY = FREE - {"steps"} | {"seed", "seeds", "at_once", "alone", "sweep", "tasks"}
 
 Row = tuple[str, Arm, str, int]  # arm's name, arm, task, seed
 
 
 def run_ablation(question: Question, scale: Scale, options: AblationConfig) -> dict[str, Any]:
     """Train every arm on every task and seed; print the table and the verdicts; return
-    the record, which is also written to `options.results`.
+    the record, which is also written to `options.results`. What each program found is
+    kept in `options.runs`, so that `options.resume` can continue after a kill.
 
     Raises UserError for a claim about an unknown arm or metric, or settings that cannot
     run.
@@ -50,13 +58,14 @@ def run_ablation(question: Question, scale: Scale, options: AblationConfig) -> d
         for task in scale.tasks
         for seed in range(arm.first_seed, arm.first_seed + seeds)
     ]
+    name = f"{question.name}-{scale.name}{'-tiny' * options.tiny}"
     started = time.monotonic()
     if scale.alone:
         found = train_one_by_one(scale, rows)
         minutes = sum(row.pop("minutes") for row in found)
     else:
         groups = group_by_program(scale, rows, options.at_once or scale.at_once)
-        found = [row for arm, runs in groups for row in train_group(scale, arm, runs)]
+        found = train_groups(scale, groups, Path(options.runs, f"{name}.jsonl"), options.resume)
         minutes = (time.monotonic() - started) / 60
     order = list(question.arms)
     found.sort(
@@ -66,7 +75,6 @@ def run_ablation(question: Question, scale: Scale, options: AblationConfig) -> d
     record = make_record(question, scale, found)
     record["about"] = {"versions": files.versions(), "minutes": round(minutes, 2)}
     print_record(question, record)
-    name = f"{question.name}-{scale.name}{'-tiny' * options.tiny}"
     if place := files.write_record(options.results, name, record):
         print(f"written: {place}")
     return record
@@ -115,6 +123,40 @@ def group_by_program(
             size = -(-len(same) // pieces)
             out += [(arm, same[start : start + size]) for start in range(0, len(same), size)]
     return out
+
+
+def train_groups(
+    scale: Scale, groups: Sequence[tuple[Arm, list[sweep.Run]]], place: Path, resume: bool
+) -> list[dict[str, Any]]:
+    """Train each group, and keep its rows in the file `place`. `resume` takes the rows
+    of runs with the same settings from there.
+    """
+    key = lambda arm, run: run_key(scale, arm, run)
+    kept = {row["key"]: row for row in files.read_jsonl(place)} if resume else {}
+    known = [key(arm, run) in kept for arm, runs in groups for run in runs]
+    if resume:
+        print(f"{sum(known)} of {len(known)} runs are finished in {place}", flush=True)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    files.write_jsonl(place, list(kept.values()))  # without a half-written line
+    found = []
+    for arm, runs in groups:
+        if left := [run for run in runs if key(arm, run) not in kept]:
+            rows = train_group(scale, arm, left)
+            new = {key(arm, run): row for run, row in zip(left, rows, strict=True)}
+            kept |= {name: {"key": name} | row for name, row in new.items()}
+            files.write_jsonl(place, list(kept.values()))
+        found += [kept[key(arm, run)] for run in runs]
+    # null is NaN
+    number = lambda x: float("nan") if x is None else x
+    return [{name: number(x) for name, x in row.items() if name != "key"} for row in found]
+
+
+def run_key(scale: Scale, arm: Arm, run: sweep.Run) -> str:
+    """A hash of everything that decides what a run finds, but for the code."""
+    settings = {name: x for name, x in to_dict(scale.config).items() if name not in NOT_IN_KEY}
+    changed = [f and f.__qualname__ for f in (arm.parts, arm.model)]
+    whole = [settings | dict(run.settings), run.arm, run.task, run.seed, changed, bool(scale.judge)]
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def train_group(scale: Scale, arm: Arm, runs: list[sweep.Run]) -> list[dict[str, Any]]:

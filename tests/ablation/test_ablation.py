@@ -37,7 +37,7 @@ PLANTED = Question(
 @pytest.mark.slow
 @pytest.mark.learning
 def test_a_bad_arm_is_worse_and_a_twin_is_not(tmp_path):
-    options = AblationConfig(results=str(tmp_path))
+    options = AblationConfig(results=str(tmp_path), runs=str(tmp_path))
     record = run_ablation(PLANTED, SCALE, options)
     assert [claim["verdict"] for claim in record["claims"]] == [
         "agrees",
@@ -63,7 +63,8 @@ def test_the_same_seeds_give_the_same_record(tmp_path, capsys):
     question = PLANTED._replace(metrics=("end", "gold"))  # the judge's numbers, too
     records = []
     for name in ("one", "other"):
-        run_ablation(question, SCALE, AblationConfig(tiny=True, results=str(tmp_path / name)))
+        place = str(tmp_path / name)
+        run_ablation(question, SCALE, AblationConfig(tiny=True, results=place, runs=place))
         text = (tmp_path / name / "planted-ladder-tiny.json").read_text()
         records.append({key: x for key, x in json.loads(text).items() if key != "about"})
     assert json.dumps(records[0]) == json.dumps(records[1])
@@ -91,7 +92,7 @@ def test_negative_options_are_refused(option):
 
 
 @pytest.mark.slow
-def test_the_judge_ignores_the_arms_change_of_the_model():
+def test_the_judge_ignores_the_arms_change_of_the_model(tmp_path):
     """A changed model that always samples 3 gets the best reward in training; the judge samples
     from the policy alone.
     """
@@ -109,7 +110,8 @@ def test_the_judge_ignores_the_arms_change_of_the_model():
         (),
         ("end", "score"),
     )
-    record = run_ablation(question, SCALE._replace(tasks=("token",)), AblationConfig(tiny=True))
+    options = AblationConfig(tiny=True, runs=str(tmp_path))
+    record = run_ablation(question, SCALE._replace(tasks=("token",)), options)
     arms = record["arms"]
     assert arms["threes"]["end"]["mean"][0] == 1.0 and arms["plain"]["end"]["mean"][0] < 0.3
     assert arms["threes"]["score"]["mean"] == arms["plain"]["score"]["mean"]

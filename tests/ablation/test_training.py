@@ -4,12 +4,20 @@ import types
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from toy_scale import CONFIG, SCALE
 
-from jaxppo.ablation import toy_tasks
+from jaxppo.ablation import toy_tasks, training
 from jaxppo.ablation.question import Arm
 from jaxppo.ablation.sweep import Result, Run
-from jaxppo.ablation.training import group_by_program, judge_policies, summarise
+from jaxppo.ablation.training import (
+    group_by_program,
+    judge_policies,
+    run_key,
+    summarise,
+    train_groups,
+)
+from jaxppo.run import files
 
 
 def test_the_judge_reads_the_same_number_of_rollouts_of_every_arm():
@@ -55,6 +63,56 @@ def test_summary_of_a_run():
         and found["first_ratio_off"] == 0.5
     )
     assert found["mean_entropy"] == 2.0 and math.isnan(found["entropy"])
+
+
+def test_a_killed_ablation_trains_only_what_is_missing(tmp_path, monkeypatch, capsys):
+    trained: list[str] = []
+
+    def train_group(scale, arm, runs):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.extend(run.arm for run in runs)
+        return [{"arm": run.arm, "end": math.nan, "kl": 0.1} for run in runs]
+
+    monkeypatch.setattr(training, "train_group", train_group)
+    groups = [
+        (Arm(), [Run("a", seed, {"lr": 1e-3}) for seed in (0, 1)]),
+        (Arm(), [Run("b", 0, {})]),
+    ]
+    place = tmp_path / "runs" / "q.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        train_groups(SCALE, groups, place, True)  # an empty disk
+    with place.open("a") as file:
+        file.write('{"key": "half a l')
+    trained.append("third")  # 3 from here on: nothing is interrupted
+    found = train_groups(SCALE, groups, place, True)
+    assert trained == ["a", "a", "third", "b"]
+    assert [row["arm"] for row in found] == ["a", "a", "b"] and "key" not in found[0]
+    assert math.isnan(found[0]["end"]) and found[2]["kl"] == 0.1
+    assert len(files.read_jsonl(place)) == 3
+    assert "0 of 3 runs are finished" in (said := capsys.readouterr().out)
+    assert "2 of 3 runs are finished" in said
+    train_groups(SCALE, groups, place, False)  # from the beginning
+    assert trained[4:] == ["a", "a", "b"]
+
+
+def test_what_decides_a_run_is_in_its_key():
+    run, arm = Run("a", 0, {"lr": 1e-3}, "token"), Arm()
+    key = run_key(SCALE, arm, run)
+    other = lambda **changes: SCALE._replace(config=dataclasses.replace(CONFIG, **changes))
+    assert run_key(other(name="other", runs="there", resume=True), arm, run) == key
+    assert run_key(other(layout="dense"), arm, run) == key  # as --resume of a run has it
+    different = [
+        run_key(other(steps=99), arm, run),
+        run_key(other(gamma=0.5), arm, run),
+        run_key(SCALE._replace(judge=None), arm, run),
+        run_key(SCALE, Arm(parts=run_key), run),
+        run_key(SCALE, arm, run._replace(seed=1)),
+        run_key(SCALE, arm, run._replace(task="prompt")),
+        run_key(SCALE, arm, run._replace(settings={"lr": 2e-3})),
+        run_key(SCALE, arm, run._replace(arm="b")),
+    ]
+    assert len({key, *different}) == 9
 
 
 def test_arms_share_programs_where_they_can():

@@ -25,8 +25,10 @@ QUESTIONS = sorted(
 )
 
 
-def run(script: str, *args: str, cwd: Path | None = None) -> str:
-    """Run a script in its own process with one device; returns what it prints."""
+def run(script: str, *args: str, cwd: Path) -> str:
+    """Run a script in its own process, in the folder `cwd`, with one device; returns what it
+    prints.
+    """
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, str(EXPERIMENTS / f"{script}.py"), *args]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=cwd)
@@ -53,7 +55,7 @@ def refused(monkeypatch, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_an_ablation(tmp_path, name):
-    out = run(f"ablations/{name}", "--tiny", "--results", str(tmp_path))
+    out = run(f"ablations/{name}", "--tiny", "--results", str(tmp_path), cwd=tmp_path)
     record = json.loads((tmp_path / f"{name}-ladder-tiny.json").read_text())
     assert record["question"] == name and {row["seed"] for row in record["runs"]} == {0, 1}
     for claim in record["claims"]:
@@ -66,7 +68,7 @@ def test_an_ablation(tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gamma", "architectures"])
 def test_an_ablation_of_a_language_task(tmp_path, name):
-    run(f"ablations/{name}", "--tiny", "--scale", "small", "--results", str(tmp_path))
+    run(f"ablations/{name}", "--tiny", "--scale", "small", "--results", str(tmp_path), cwd=tmp_path)
     record = json.loads((tmp_path / f"{name}-small-tiny.json").read_text())
     assert record["tasks"] == ["spelling"] and record["config"]["task"] == "spelling"
     assert str(tmp_path) not in json.dumps(record)
@@ -145,6 +147,7 @@ def test_a_sweep_prints_its_speedup(tmp_path):
         "lr=1e-3,3e-3",
         "--results",
         str(tmp_path),
+        cwd=tmp_path,
     )
     assert re.search(
         r"a step of 2 runs at once: [\d.]+ s; of one alone: [\d.]+ s; "
@@ -161,7 +164,7 @@ def test_a_sweep_prints_its_speedup(tmp_path):
 def test_tuning_writes_a_file_of_settings(tmp_path):
     file = tmp_path / "tuned.yaml"
     small = ["--tiny", "--candidates", "4", "--keep", "2", "--check", "2", "--out", str(file)]
-    out = run("tune", *small, "--ranges", "lr=1e-4:1e-2:log", "lam=.8:1")
+    out = run("tune", *small, "--ranges", "lr=1e-4:1e-2:log", "lam=.8:1", cwd=tmp_path)
     assert len(re.findall("tune: mean", out)) == 2  # four candidates, then two
     assert "written: " in out and {
         line.split(":")[0] for line in file.read_text().splitlines()
@@ -179,6 +182,7 @@ def test_tuning_writes_a_file_of_settings(tmp_path):
         str(file),
         "--results",
         str(tmp_path),
+        cwd=tmp_path,
     )
     settings = json.loads((tmp_path / "sweep-ladder-tiny.json").read_text())["config"]
     assert f"lr: {settings['lr']}" in file.read_text()
@@ -198,9 +202,8 @@ def test_a_wrong_range_is_refused(refused, tmp_path, text):
 
 @pytest.mark.slow
 def test_the_benchmark_of_sweeps(tmp_path):
-    out = run(
-        "benchmarks/sweep", "--seeds", "2", "--steps", "8", "--batch-size", "16", "--width", "32"
-    )
+    small = ["--seeds", "2", "--steps", "8", "--batch-size", "16", "--width", "32"]
+    out = run("benchmarks/sweep", *small, cwd=tmp_path)
     assert len(re.findall(r"^\| ratio \|", out, re.M)) == 2
     assert float(re.findall(r"differ by at most ([\d.]+)", out)[0]) < 0.05
 

@@ -126,7 +126,13 @@ RUNS = {
     "adversarial": (texts, ["--tiny", "--steps", "4", "--save-every", "1"]),
     "train": (nothing, [*SMALL, "--batch-size", "4", "--response-length", "4"]),
 }
-RUNS["ablations/epochs"] = (nothing, ["--scale", "smollm2", "--tiny", "--results", "runs/results"])
+SWEEP = ["--tasks", "token", "--sweep", "lr=1e-3,3e-3", "--seeds", "1", "--at-once", "1"]
+RUNS |= {
+    "ablations/gamma": (nothing, ["--tiny", "--results", "runs/results"]),
+    "ablations/epochs": (nothing, ["--scale", "smollm2", "--tiny", "--results", "runs/results"]),
+    "sweep": (nothing, ["--tiny", "--no-alone", "--results", "runs/results", *SWEEP]),
+    "tune": (nothing, ["--tiny", "--candidates", "2", "--keep", "2", "--out", "runs/tuned.yaml"]),
+}
 QUICK = ("sft", "train")
 
 
@@ -141,7 +147,8 @@ def without_times(x):
 def results(folder: Path) -> dict:
     """What a run has found: its results, outputs and metrics, by file."""
     names = ("result.json", "outputs.jsonl", "metrics.jsonl")
-    return {
+    tuned = [path.read_text() for path in folder.glob("tuned.yaml")]
+    return {"tuned": tuned} | {
         str(path.relative_to(folder)): [
             without_times(row)
             for row in (
@@ -166,10 +173,12 @@ def test_killed_anywhere_and_resumed(name, tmp_path, monkeypatch, capsys):
     if script == "train":
         command += ["--data", str(two_prompts(tmp_path))]
         call = run_train
-    if script.startswith("ablations/"):  # its runs are in the working directory
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.syspath_prepend(REPOSITORY / "experiments" / "ablations")
-        resume, command = [], options
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(REPOSITORY / "experiments" / "ablations")
+    if script == "tune":
+        command = options
+    if script.startswith("ablations/"):
+        command = options
         call = lambda *args: cli.script(load_script(script).main, AblationConfig, args=[*args])
     copies = Copies(folder, kept)
     copies.on = True
