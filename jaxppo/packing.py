@@ -57,7 +57,7 @@ class Part(NamedTuple):
     reads: Int[Array, "R T"]  # the slot before each response token
     targets: Int[Array, "S K"]
     rows: Bool[Array, "B"]  # the rows whose responses are here
-    number: Int[Array, ""] | None = None
+    number: Int[Array, ""] | int = 0
 
 
 def place(

@@ -10,11 +10,15 @@ Work       GRPO, 64 rollouts, prompt 128, responses up to 256 tokens whose lengt
 Command    python experiments/benchmarks/ragged.py                # S, float32, groups of 8
            python experiments/benchmarks/ragged.py --size 135M --dtype bfloat16 --steps 3
            python experiments/benchmarks/ragged.py --group-size 1 --full   # nothing to gain
+           python experiments/benchmarks/ragged.py --peer trl   # and TRL 1.16's GRPO trainer
 Minutes    4 for S (2 CPU cores). The machine must be quiet.
 Columns    step: median seconds of the whole program, dense and packed in turns in one process.
            rollout: the part before the reward, compiled alone. positions: what an epoch of the
            update computes. floor: the arithmetic of the tokens that exist, at the best rate of a
            matrix product measured in the same process.
+
+`--peer trl` runs TRL's trainer on the same lengths (`trl_grpo.py`), at S, in the virtual
+environment of `step.py` with trl==1.16.0.
 """
 
 import dataclasses
@@ -31,10 +35,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import own_step
+import step
 
 from jaxppo import algorithms, cli, models, parallel, policy, ppo, sampling, update
 from jaxppo.config import Config
 from jaxppo.costs import phases
+from jaxppo.errors import UserError
 from jaxppo.models import lora, shapes
 from jaxppo.rewards import in_program
 from jaxppo.rollout import rollout
@@ -57,6 +63,10 @@ class Options:
     """all responses have the full length"""
     steps: int = 5
     """steps timed of each layout, after one of warm-up"""
+    peer: Literal["none", "trl"] = "none"
+    """also run TRL's GRPO trainer on the same work"""
+    peer_python: Path = Path("~/.cache/jaxppo/trl-venv/bin/python")
+    """the python of the peer's virtual environment"""
     json: bool = False
     """print the numbers as one line of JSON, the last"""
 
@@ -105,6 +115,12 @@ WORKS = {
 
 def main(options: Options) -> None:
     work = WORKS[options.size]
+    if options.peer == "trl":
+        step.check_peer(options.peer_python)
+        if work.lora:
+            raise UserError(
+                f"--peer trl --size {options.size}: TRL is compared at S, without adapters"
+            )
     lengths = response_lengths(work, full=options.full)
     dense, packed = (Subject(options, work, lengths, layout) for layout in ("dense", "packed"))
     clocks = {subject: own_step.Clock() for subject in (dense, packed)}
@@ -145,6 +161,13 @@ def main(options: Options) -> None:
         f"packed / dense {found['ratio']:.3f}; floor of the tokens that exist {least:.3f} s: "
         f"packed {found['times_floor']:.2f} x"
     )
+    if options.peer == "trl":
+        found["trl"] = measure_trl(options, work, dense.config, lengths)
+        seconds = found["trl"]["step_s"]
+        print(
+            f"trl {found['trl']['trl']} {seconds:.3f} s a step: "
+            f"{seconds / found['packed_s']:.1f} x packed, {seconds / found['dense_s']:.1f} x dense"
+        )
     if options.json:
         print(json.dumps(found))
 
@@ -223,6 +246,26 @@ class Subject:
         for _ in range(steps + 1):
             clock(roll, self.state.params, self.state.frozen, self.prompts)
         return statistics.median(clock.wall[1:])
+
+
+def measure_trl(options: Options, work: Work, config: Config, lengths: np.ndarray) -> dict:
+    """What `trl_grpo.py` finds on the same work."""
+    names = ("rows", "prompt", "response")
+    spec = {
+        "model": dataclasses.asdict(work.model),
+        "work": {name: getattr(work, name) for name in names},
+        "lengths": lengths.tolist(),
+        "group_size": config.group_size,
+        "epochs": config.epochs,
+        "minibatches": config.minibatches,
+        "kl_coef": config.kl_coef,
+        "steps": options.steps,
+    }
+    row = {"size": options.size, "dtype": options.dtype, "threads": "all"}
+    precision = "bf16" if options.dtype == "bfloat16" else "no"
+    extra = {"ACCELERATE_MIXED_PRECISION": precision, "HF_HUB_OFFLINE": "1"}
+    python = str(options.peer_python.expanduser())
+    return step.run_child(python, "trl_grpo.py", spec, row, extra)
 
 
 def positions_of_an_epoch(config: Config, work: Work, lengths: np.ndarray) -> dict[str, int]:

@@ -94,11 +94,8 @@ def main(options: Options) -> None:
             f"--threads {options.threads} needs Linux, which can hold a process on one core; "
             "use --threads all"
         )
-    if options.peer == "trl" and not options.peer_python.expanduser().exists():
-        recipe = "; ".join(text.strip() for text in (__doc__ or "").splitlines()[-3:])
-        raise UserError(
-            f"no TRL at {options.peer_python}; give --peer-python, or make it: {recipe}"
-        )
+    if options.peer == "trl":
+        check_peer(options.peer_python)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     load = f"load {os.getloadavg()[0]:.1f} (below 0.5 is quiet)"
     print(f"{cpu_name()}, {cores()} cores, {load}\n{HEADER}", flush=True)
@@ -106,6 +103,13 @@ def main(options: Options) -> None:
         for size in options.size:
             for dtype in BOTH if options.dtype == "both" else (options.dtype,):
                 measure(options, {"size": size, "dtype": dtype, "threads": threads})
+
+
+def check_peer(python: Path) -> None:
+    """Raise UserError if the peer's virtual environment is missing."""
+    if not python.expanduser().exists():
+        recipe = "; ".join(text.strip() for text in (__doc__ or "").splitlines()[-3:])
+        raise UserError(f"no TRL at {python}; give --peer-python, or make it: {recipe}")
 
 
 def measure(options: Options, row: dict) -> None:
