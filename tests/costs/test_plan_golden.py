@@ -92,7 +92,7 @@ def check(name: str) -> compiled.Plan:
     return report
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_smollm2_on_four_chips_of_a_v5e():
     """Data-parallel: a token needs only the stop test; an update sums all gradients once (the tied
     head's perhaps apart from the embedding's).

@@ -174,7 +174,8 @@ def test_killed_anywhere_and_resumed(name, tmp_path, monkeypatch, capsys):
         command += ["--data", str(two_prompts(tmp_path))]
         call = run_train
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(REPOSITORY / "experiments" / "ablations")
+    for place in ("experiments", "experiments/ablations"):
+        monkeypatch.syspath_prepend(REPOSITORY / place)
     if script == "tune":
         command = options
     if script.startswith("ablations/"):
