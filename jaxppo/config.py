@@ -308,11 +308,15 @@ class Config(metaclass=_WithPreset):
     # --- model and adapters
 
     lora: int = 8
-    """rank of the low-rank adapters on the q and v projections; 0 = train all
-    weights
+    """rank of the low-rank adapters; 0 = train all weights"""
+    lora_on: str = "q,v"
+    """layers with adapters: all (linear layers but the output) | attention | mlp | some
+    of q, k, v, o, gate, up, down, with commas
     """
     lora_alpha: float = 16.0
     """adapters are scaled by lora_alpha / lora"""
+    rslora: bool = False
+    """rank-stabilised: scale adapters by lora_alpha / sqrt(lora)"""
 
     # --- precision and memory
 

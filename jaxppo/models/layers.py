@@ -1,6 +1,6 @@
 """Shared layers: linear maps with adapters, norms, dropout, and the value head."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,6 +8,21 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxppo import kernels
+
+
+class Adapters(NamedTuple):
+    """The adapters of a network: of this rank, on these linear layers of each block,
+    scaled by alpha / rank.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    on: tuple[str, ...] = ()
+
+    def linear(self, name: str, features: int, use_bias: bool, dtype: Any) -> "Linear":
+        """The layer of this name, with an adapter if it is one of `on`."""
+        rank = self.rank if name in self.on else 0
+        return Linear(features, use_bias, dtype, rank, self.alpha, name=name)
 
 
 class Linear(nn.Module):

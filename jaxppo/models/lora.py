@@ -10,9 +10,44 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxppo.config import Config
+from jaxppo.errors import UserError
 from jaxppo.types import Params
 
 TRAINED_WITH_LORA = ("lora_a", "lora_b", "value")
+# The linear layers of a block, and the names of several of them. The output layer has no
+# adapter, as with PEFT's all-linear.
+ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+GROUPS = {"all": ATTENTION + MLP, "attention": ATTENTION, "mlp": MLP}
+
+
+def layers(names: str, *, gated: bool) -> tuple[str, ...]:
+    """The linear layers that `--lora-on` names, in the order of a block. A network that
+    is not `gated` has no gate. Raises UserError for a layer that the network lacks.
+
+    >>> layers("mlp,q", gated=False)
+    ('q', 'up', 'down')
+    """
+    known = tuple(name for name in GROUPS["all"] if gated or name != "gate")
+    chosen: set[str] = set()
+    for name in names.split(","):
+        if name not in (*GROUPS, *known):
+            raise UserError(
+                f"--lora-on {names}: the network has no linear layers {name!r}; choose all, "
+                f"attention, mlp, or some of {', '.join(known)}, with commas"
+            )
+        chosen |= set(GROUPS.get(name, (name,)))
+    return tuple(name for name in known if name in chosen)
+
+
+def alpha_of(config: Config) -> float:
+    """The α of the scale α / r. With `rslora` it is √r times `lora_alpha`, so that the
+    scale is lora_alpha / √r (https://arxiv.org/abs/2312.03732).
+
+    >>> alpha_of(Config(lora=4, lora_alpha=16.0, rslora=True)) / 4  # 16 / √4
+    8.0
+    """
+    return config.lora_alpha * (config.lora**0.5 if config.rslora else 1.0)
 
 
 def merge(base: Params, trained: Params) -> dict:

@@ -247,7 +247,7 @@ def export_params(config: Config, policy: Policy, state: TrainState) -> Params:
     merged = lora.merge(policy.exact_base(config), state.params)
     own = {name: x for name, x in merged.items() if name not in ("value", "critic")}
     return jax.tree.map(
-        lambda x: x.astype(jnp.float32), unstack_layers(lora.fold(own, alpha=config.lora_alpha))
+        lambda x: x.astype(jnp.float32), unstack_layers(lora.fold(own, alpha=lora.alpha_of(config)))
     )
 
 
@@ -350,7 +350,7 @@ def _initial_critic(config: RunConfig) -> Params:
     if config.lora:  # the critic shares the base, and starts from the adapters
         return dict(state.params)
     merged = lora.merge(policy.frozen["base"], state.params)
-    return dict(lora.fold(merged, alpha=reward_config.lora_alpha))
+    return dict(lora.fold(merged, alpha=lora.alpha_of(reward_config)))
 
 
 def reward_run(config: RunConfig) -> Path:

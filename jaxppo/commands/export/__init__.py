@@ -162,7 +162,7 @@ def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
     whole = lora.merge(found.policy.exact_base(found.config), found.state.params)
     if "critic" not in whole:
         return jax.device_get(whole["value"]), None
-    folded = lora.fold(whole["critic"], alpha=found.config.lora_alpha)
+    folded = lora.fold(whole["critic"], alpha=lora.alpha_of(found.config))
     critic = jax.device_get(unstack_layers(folded))
     return critic.pop("value"), critic
 
