@@ -15,8 +15,8 @@ from jaxppo.errors import UserError
 from jaxppo.types import Params
 
 TRAINED_WITH_LORA = ("lora_a", "lora_b", "value")
-# The linear layers of a block, and the names of several of them. The output layer has no
-# adapter, as with PEFT's all-linear.
+# The linear layers of a block, and names of several of them. As with PEFT's all-linear,
+# the output layer has no adapter.
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
 GROUPS = {"all": ATTENTION + MLP, "attention": ATTENTION, "mlp": MLP}
 
