@@ -46,6 +46,7 @@ class Plan:
     decode: dict[str, float] = field(default_factory=dict)  # bytes read: `phases.decode_bytes`
     # of an epoch of the update: computed, and with tokens
     positions: tuple[int, int] = (0, 0)
+    adapters: int = 0  # their parameters, whole
 
     @property
     def peak(self) -> int:
@@ -107,6 +108,7 @@ def compile_plan(
         phases=phases.phase_costs(config, shape, mesh, mean_response),
         decode=phases.decode_bytes(config, shape, mesh, decoding),
         positions=phases.update_positions(config, shape, mesh, mean_response),
+        adapters=lora.count_adapters(state.params),
         matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
     )
     with chips.capture_stderr() as said:

@@ -139,9 +139,9 @@ def phase_costs(
     tokens in attention. Bytes: `decode_bytes`, and the weights once for each pass. A
     separate critic adds a body without a head to generation and update.
 
-    Not counted: a reward model, recomputation (--remat), a greedy baseline, the KL over
-    the whole vocabulary, the lagged policy of --mask-top-p, the second scoring of
-    --old-logprobs.
+    Not counted: the adapters' own products, a reward model, recomputation (--remat), a
+    greedy baseline, the KL over the whole vocabulary, the lagged policy of
+    --mask-top-p, the second scoring of --old-logprobs.
 
     mean: length of responses (`response_lengths`).
     """

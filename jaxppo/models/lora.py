@@ -14,7 +14,8 @@ from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.types import Params
 
-TRAINED_WITH_LORA = ("lora_a", "lora_b", "value")
+ADAPTER = ("lora_a", "lora_b")
+TRAINED_WITH_LORA = (*ADAPTER, "value")
 # The linear layers of a block, and names of several of them. As with PEFT's all-linear,
 # the output layer has no adapter.
 ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
@@ -101,3 +102,8 @@ def is_trained(path: tuple[str, ...]) -> bool:
 def count(params: Params) -> int:
     """The number of scalars in a tree."""
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def count_adapters(params: Params) -> int:
+    """The number of scalars in the adapters of a tree."""
+    return count(split(params, lambda path: path[-1] in ADAPTER)[0])
