@@ -324,6 +324,10 @@ class Config(metaclass=_WithPreset):
     """float32 | bfloat16: inputs of matrix products; parameters and statistics stay
     float32
     """
+    base_dtype: str = "same"
+    """same (as dtype) | int8: weights of the frozen base below adapters, or of the
+    reference, in the linear layers of a transformer's blocks
+    """
     remat: str = "none"
     """none | block (keep only the inputs of each layer and recompute the rest in the
     backward pass; on a CPU with --scan-layers, or XLA undoes it) | full (recompute
@@ -360,6 +364,7 @@ class Config(metaclass=_WithPreset):
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "base_dtype": ("same", "int8"),
     "lr_schedule": ("linear", "cosine", "constant"),
     "kl_place": ("reward", "loss"),
     "kl_rule": ("ziegler", "ppo"),

@@ -158,8 +158,10 @@ def test_killed_in_a_save(undisturbed, tmp_path, where):
 
 @pytest.mark.ci
 def test_killed_with_adapters_on_every_layer(tmp_path):
-    """Between data and manifest of the first step's save; two steps in all."""
-    own = ["--lora-on", "all", "--rslora", "--save-every", "1"]
+    """Between data and manifest of the first step's save; two steps in all. The base below them
+    is in 8 bits.
+    """
+    own = ["--lora-on", "all", "--rslora", "--base-dtype", "int8", "--save-every", "1"]
     for folder, options in (("one", {}), ("two", {"FAULTY_DIE": "manifest", "FAULTY_AT": "1"})):
         code, _, err = run(tmp_path / folder, *own, steps=2, **options)
         assert code == (-signal.SIGKILL if options else 0), err

@@ -15,7 +15,7 @@ import toys
 
 from jaxppo import algorithms, compaction, models, parallel, ppo, sampling
 from jaxppo.errors import UserError
-from jaxppo.models import lora, shapes
+from jaxppo.models import int8, lora, shapes
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.presets import preset
 from jaxppo.rewards.host import on_host
@@ -150,6 +150,7 @@ def run(
     frozen = {"base": {}, "reference": reference, "reward": {}}
     if settings.lora:
         params, base = lora.split(params, lora.is_trained)
+        base = int8.quantise(base) if settings.base_dtype == "int8" else base
         frozen |= {"base": base, "reference": None}
     frozen |= {} if stops is None else {"stop": stops}
     state = step.place(ppo.init_state(settings, params, frozen, jax.random.key(0)))
@@ -272,11 +273,15 @@ def test_groups_and_no_critic(one_device):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("scan", [False, True])
-def test_adapters_on_every_layer_over_a_mesh(one_device, scan):
-    settings = replace(SGD, lora=2, lora_on="all", lora_alpha=1.0)
-    want = one_device("adapters", settings)
-    assert_equal_runs(run(settings, "mesh", "data=2,fsdp=2,tensor=2", scan=scan), want)
+@pytest.mark.parametrize(
+    ("base", "scan", "mode"),
+    [("same", False, "mesh"), ("same", True, "mesh"), ("int8", True, "mesh"), ("int8", 0, "pmap")],
+)
+def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
+    settings = replace(SGD, lora=2, lora_on="all", lora_alpha=1.0, base_dtype=base)
+    want = one_device(f"adapters {base}", settings)
+    mesh = "data=2,fsdp=2,tensor=2" if mode == "mesh" else ""
+    assert_equal_runs(run(settings, mode, mesh, scan=bool(scan)), want)
     first = toys.random_params(models.make(SHAPE, lora=2, lora_on="all"), seed=1)
     first = lora.split(first, lora.is_trained)[0]
     moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), first, want[0].params)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxppo import kernels
+from jaxppo.models.int8 import SCALE
 
 
 class Adapters(NamedTuple):
@@ -26,7 +27,9 @@ class Adapters(NamedTuple):
 
 
 class Linear(nn.Module):
-    """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters."""
+    """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters. W may
+    be in 8 bits (`int8.quantise`).
+    """
 
     features: int
     use_bias: bool = False
@@ -39,7 +42,10 @@ class Linear(nn.Module):
     def __call__(self, x):
         width, zeros = x.shape[-1], nn.initializers.zeros
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
-        y = kernels.matmul(x, kernel, self.dtype)
+        if self.has_variable("params", SCALE):
+            y = kernels.matmul_int8(x, kernel, self.get_variable("params", SCALE), self.dtype)
+        else:
+            y = kernels.matmul(x, kernel, self.dtype)
         # The reference policy is the same module without adapters in its parameters.
         if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
             normal = nn.initializers.normal(width**-0.5)

@@ -88,6 +88,8 @@ def fold(params: Params, *, alpha: float) -> dict:
     out: dict[str, Any] = {
         name: fold(x, alpha=alpha) if isinstance(x, dict) else x for name, x in params.items()
     }
+    if "kernel_scale" in out:  # in 8 bits: `int8.quantise`
+        out["kernel"] = out["kernel"] * out.pop("kernel_scale")[..., None, :]
     if "lora_a" in out:
         a, b = out.pop("lora_a"), out.pop("lora_b")
         out["kernel"] = out["kernel"].astype(a.dtype) + (alpha / a.shape[-1]) * (a @ b)
