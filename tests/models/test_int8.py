@@ -19,6 +19,10 @@ def floats(params):
     return lora.fold(params, alpha=1.0)
 
 
+def flat_of(tree):
+    return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
+
+
 def weights(shape, *, lora_on="all", scale=1.0):
     """(a model with adapters, its base, its adapters), all random."""
     model = models.make(shape, lora=2, lora_on=lora_on)
@@ -80,6 +84,9 @@ def test_eight_bits_equal_their_numbers_in_float32(shape):
     np.testing.assert_allclose(got, want, atol=1e-5)
     slope = jax.grad(lambda trained, base: jnp.sin(logits(trained, base)).sum())
     toys.assert_close(slope(trained, small), slope(trained, floats(small)), atol=1e-4, rtol=1e-4)
+    twice = jax.grad(lambda x: jnp.vdot(*map(flat_of, (slope(x, small), x))))
+    want_twice = jax.grad(lambda x: jnp.vdot(*map(flat_of, (slope(x, floats(small)), x))))
+    toys.assert_close(twice(trained), want_twice(trained), atol=1e-3, rtol=1e-3)
     params, cache, parts = lora.merge(small, trained), model.init_cache(3, 4), []
     for start, end in ((0, 3), (3, 4)):
         own = prompts.tokens[:, start:end], prompts.mask[:, start:end]
