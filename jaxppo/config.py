@@ -308,17 +308,25 @@ class Config(metaclass=_WithPreset):
     # --- model and adapters
 
     lora: int = 8
-    """rank of the low-rank adapters on the q and v projections; 0 = train all
-    weights
+    """rank of the low-rank adapters; 0 = train all weights"""
+    lora_on: str = "q,v"
+    """layers with adapters: all (linear layers but the output) | attention | mlp | some
+    of q, k, v, o, gate, up, down, with commas
     """
     lora_alpha: float = 16.0
     """adapters are scaled by lora_alpha / lora"""
+    rslora: bool = False
+    """rank-stabilised: scale adapters by lora_alpha / sqrt(lora)"""
 
     # --- precision and memory
 
     dtype: str = "float32"
     """float32 | bfloat16: inputs of matrix products; parameters and statistics stay
     float32
+    """
+    base_dtype: str = "same"
+    """same (as dtype) | int8: weights of the frozen base below adapters, or of the
+    reference, in the linear layers of a transformer's blocks
     """
     remat: str = "none"
     """none | block (keep only the inputs of each layer and recompute the rest in the
@@ -356,6 +364,7 @@ class Config(metaclass=_WithPreset):
 
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
+    "base_dtype": ("same", "int8"),
     "lr_schedule": ("linear", "cosine", "constant"),
     "kl_place": ("reward", "loss"),
     "kl_rule": ("ziegler", "ppo"),

@@ -14,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.layout import Layout, with_layout_constraint
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Int8
 
 # outside jit, weights may still be NumPy arrays
 Matrix = Float[Array, "_ _"] | Float[np.ndarray, "_ _"]
+Int8Matrix = Int8[Array, "_ _"] | Int8[np.ndarray, "_ _"]
 BLOCK = 256  # tokens in a block of the two-level sampler
 
 
 def matmul_plain(
-    x: Float[Array, "... K"], w: Matrix, dtype=jnp.float32, rows: bool = False
+    x: Float[Array, "... K"], w: Matrix | Int8Matrix, dtype=jnp.float32, rows: bool = False
 ) -> Float[Array, "... N"]:
     """y = x @ w, or x @ w.T with `rows`: operands rounded to `dtype`, float32 sums.
 
@@ -75,6 +76,46 @@ def _matmul_bwd(dtype, rows, residuals, dy):
 
 
 _matmul.defvjp(_matmul_fwd, _matmul_bwd)
+
+
+def matmul_int8(
+    x: Float[Array, "... K"],
+    w: Int8Matrix,
+    scale: Float[Array, "_"] | Float[np.ndarray, "_"],
+    dtype=jnp.float32,
+) -> Float[Array, "... N"]:
+    """y = (x @ w) · scale with a frozen w in 8 bits, which gets no gradient: operands
+    rounded to `dtype`, which holds whole numbers up to 127, float32 sums.
+
+    >>> w = jnp.array([[100, 2]], jnp.int8)
+    >>> matmul_int8(jnp.ones((1, 1)), w, jnp.array([0.5, 0.25]))
+    Array([[50. ,  0.5]], dtype=float32)
+    """
+    return cast(Array, _matmul_int8(x, w, scale, dtype))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _matmul_int8(x, w, scale, dtype):
+    # Tied to x, or XLA would convert all weights before a decode loop, and keep them.
+    x, w = jax.lax.optimization_barrier((x, w))
+    y = matmul_plain(x, w, dtype)
+    return y * jnp.reshape(jnp.asarray(scale), (1,) * (y.ndim - 1) + (-1,))
+
+
+def _matmul_int8_fwd(x, w, scale, dtype):
+    # The 8 bits are kept for the backward pass: rounded weights would be 2 to 4 times
+    # the bytes. The empty array holds the type of x.
+    return _matmul_int8(x, w, scale, dtype), (w, scale, jnp.zeros((0,), x.dtype))
+
+
+def _matmul_int8_bwd(dtype, residuals, dy):
+    w, scale, like = residuals
+    dy, w = jax.lax.optimization_barrier((dy, w))
+    dy = dy * jnp.reshape(jnp.asarray(scale), (1,) * (dy.ndim - 1) + (-1,))
+    return matmul_plain(dy, w, dtype, rows=True).astype(like.dtype), None, None
+
+
+_matmul_int8.defvjp(_matmul_int8_fwd, _matmul_int8_bwd)
 
 
 def _sum_dtype(x_dtype, dtype):

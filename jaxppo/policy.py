@@ -33,7 +33,7 @@ class ResponseLogprobs(NamedTuple):
 
 def cast(params: Params, dtype) -> Params:
     """Round matrices to the compute dtype, once, outside the decode loop. Vectors
-    (norms, biases) stay as they are.
+    (norms, biases) and matrices in 8 bits stay as they are.
 
     >>> import jax.numpy as jnp
     >>> params = {"b": jnp.ones(2), "w": jnp.ones((2, 2))}
@@ -43,7 +43,8 @@ def cast(params: Params, dtype) -> Params:
 
     def rounded(path, x):
         names = [part.key for part in path]
-        exact = "value" in names  # the value head is tiny and its products are float32
+        # the value head is tiny and its products are float32
+        exact = "value" in names or x.dtype == jnp.int8
         dimensions = x.ndim - ("layers" in names)  # scanned layers have one more
         return x if exact or dimensions < 2 else x.astype(dtype)
 

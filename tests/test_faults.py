@@ -156,6 +156,23 @@ def test_killed_in_a_save(undisturbed, tmp_path, where):
     assert all(path.name.isdigit() for path in folder.iterdir())  # nothing half written is left
 
 
+@pytest.mark.ci
+def test_killed_with_adapters_on_every_layer(tmp_path):
+    """Between data and manifest of the first step's save; two steps in all. The base below them
+    is in 8 bits.
+    """
+    own = ["--lora-on", "all", "--rslora", "--base-dtype", "int8", "--save-every", "1"]
+    for folder, options in (("one", {}), ("two", {"FAULTY_DIE": "manifest", "FAULTY_AT": "1"})):
+        code, _, err = run(tmp_path / folder, *own, steps=2, **options)
+        assert code == (-signal.SIGKILL if options else 0), err
+    code, _, err = run(tmp_path / "two", *own, "--resume", steps=2)
+    assert code == 0, err
+    assert_same_run(tmp_path / "two", tmp_path / "one", step=2)
+    moved = {name for name, x in last_state(tmp_path / "one", 2).items() if x.any()}
+    for layer in ("q", "k", "v", "o", "gate", "up", "down"):
+        assert any(f"'{layer}']['lora_b']" in name for name in moved)
+
+
 @pytest.mark.slow
 def test_killed_before_the_first_step_can_be_resumed(undisturbed, tmp_path):
     process = start(tmp_path)

@@ -51,6 +51,20 @@ def test_matmul_by_hand():
     assert gradient.tolist() == [[1.0, 2.0], [1.0, 2.0]]
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_matmul_int8_equals_a_product_with_its_numbers(dtype, tolerance):
+    """In the backward pass, too; weights in NumPy; the weights get no gradient."""
+    w = np.random.default_rng(0).integers(-127, 128, (8, 5)).astype(np.int8)
+    x, scale, dy = normal(2, 3, 8), abs(normal(5)) / 127, normal(2, 3, 5)
+    dtype = jnp.dtype(dtype)
+    tuned, pull = jax.vjp(lambda x: kernels.matmul_int8(x, w, scale, dtype), x)
+    plain, plain_pull = jax.vjp(lambda x: x @ (w * scale[None]), x)
+    np.testing.assert_allclose(tuned, plain, rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(pull(dy)[0], plain_pull(dy)[0], rtol=tolerance, atol=4 * tolerance)
+    none = jax.grad(lambda scale: kernels.matmul_int8(x, w, scale, dtype).sum())(scale)
+    assert not none.any()
+
+
 def test_matmul_rounds_its_operands_and_not_its_sums():
     x, w = jnp.array([[1.0 + 2**-12, 256.0]]), jnp.array([[1.0], [1.0]])
     # bfloat16 has 8 bits: 1 + 2^-12 becomes 1; the sum 257 needs 9 and is exact, since it is

@@ -72,7 +72,9 @@ class Case(NamedTuple):
 
 def start(case: Case, settings, *, seed: int = 0):
     """(the model, the state before the first step)."""
-    model = models.make(case.shape, lora=settings.lora, **dict(case.model))
+    model = models.make(
+        case.shape, lora=settings.lora, lora_on=settings.lora_on, **dict(case.model)
+    )
     if settings.critic == "separate":
         model = critic.with_critic(model, models.make(case.shape), width=case.shape.width)
     params = toys.random_params(model, seed)
@@ -173,6 +175,9 @@ CI = {
         {**GROUPS, "loss": "gspo", "lora": 2, "microbatches": 3, "aggregate": "constant"},
         DEEP,
         (("scan", True), ("remat", "block")),
+    ),
+    "adapters on every layer": Case(
+        {**GROUPS, "lora": 2, "lora_on": "all"}, model=(("lora_alpha", 1.0),)
     ),
     "nlpo, window": Case(
         {"mask_top_p": 0.8, "mask_every": 2, "stop": ("two",)}, WINDOW, fewer_rows=True

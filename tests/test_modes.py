@@ -15,7 +15,7 @@ import toys
 
 from jaxppo import algorithms, compaction, models, parallel, ppo, sampling
 from jaxppo.errors import UserError
-from jaxppo.models import shapes
+from jaxppo.models import int8, lora, shapes
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.presets import preset
 from jaxppo.rewards.host import on_host
@@ -139,13 +139,19 @@ def run(
     stops=None,
 ):
     """(the state at the end, with unrolled layers; the metrics of each step)."""
-    model = models.make(SHAPE, remat=remat, scan=scan)
+    own = {"lora": settings.lora, "lora_on": settings.lora_on, "lora_alpha": settings.lora_alpha}
+    model = models.make(SHAPE, **own, remat=remat, scan=scan)
     parts = algorithms.make_parts(settings, reward or count_token(3))
     make = lambda axis_name: ppo.make_train_step(model, parts, settings, axis_name=axis_name)
     step = parallel.compile_for_mode(make, mode=mode, mesh=mesh)
     laid = stack_layers if scan else toys.copied
-    params, reference = (laid(toys.random_params(models.make(SHAPE), seed=seed)) for seed in (1, 2))
+    plain = models.make(SHAPE, **own)
+    params, reference = (laid(toys.random_params(plain, seed=seed)) for seed in (1, 2))
     frozen = {"base": {}, "reference": reference, "reward": {}}
+    if settings.lora:
+        params, base = lora.split(params, lora.is_trained)
+        base = int8.quantise(base) if settings.base_dtype == "int8" else base
+        frozen |= {"base": base, "reference": None}
     frozen |= {} if stops is None else {"stop": stops}
     state = step.place(ppo.init_state(settings, params, frozen, jax.random.key(0)))
     rows = []
@@ -264,6 +270,22 @@ def test_groups_and_no_critic(one_device):
         SGD, advantage="group", group_size=2, value_loss="none", aggregate="sequence_mean"
     )
     assert_equal_runs(run(settings, "mesh", "data=4,fsdp=2"), one_device("groups", settings))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    ("base", "scan", "mode"),
+    [("same", False, "mesh"), ("same", True, "mesh"), ("int8", True, "mesh"), ("int8", 0, "pmap")],
+)
+def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
+    settings = replace(SGD, lora=2, lora_on="all", lora_alpha=1.0, base_dtype=base)
+    want = one_device(f"adapters {base}", settings)
+    mesh = "data=2,fsdp=2,tensor=2" if mode == "mesh" else ""
+    assert_equal_runs(run(settings, mode, mesh, scan=bool(scan)), want)
+    first = toys.random_params(models.make(SHAPE, lora=2, lora_on="all"), seed=1)
+    first = lora.split(first, lora.is_trained)[0]
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), first, want[0].params)
+    assert min(jax.tree.leaves(moved["layers_0"])) > 1e-6  # each of the adapters
 
 
 IN_CI = {

@@ -146,6 +146,9 @@ def report_text(config: RunConfig, shape: ModelConfig, chip: Chip | None, report
             f"the compiler gave up: {report.refused}",
             f"per device: arguments {gib(report.arguments)}",
         ]
+    if report.adapters:
+        where = f"of rank {config.lora} on {config.lora_on}"
+        lines.append(f"{report.adapters:,} parameters of adapters {where} are trained")
     if chip:
         lines += fit_lines(config, chip, report)
     lines += time_lines(config, chip, report)

@@ -15,7 +15,7 @@ from jaxppo import algorithms, models, parallel, policy, ppo
 from jaxppo.config import RunConfig, validate
 from jaxppo.costs import chips, phases, program
 from jaxppo.costs.program import Collective
-from jaxppo.models import lora
+from jaxppo.models import int8, lora
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.parallel import sharding
 from jaxppo.rewards import in_program
@@ -46,6 +46,7 @@ class Plan:
     decode: dict[str, float] = field(default_factory=dict)  # bytes read: `phases.decode_bytes`
     # of an epoch of the update: computed, and with tokens
     positions: tuple[int, int] = (0, 0)
+    adapters: int = 0  # their parameters, whole
 
     @property
     def peak(self) -> int:
@@ -59,9 +60,12 @@ def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Model, TrainS
     def make(key):
         trained, base = model.init(key), {}
         reference = {name: x for name, x in trained.items() if name != "critic"}
+        still = int8.quantise if config.base_dtype == "int8" else lambda params: params
         if config.lora:
             trained, base = lora.split(trained, lora.is_trained)
-            base, reference = policy.cast(base, model.dtype), None
+            base, reference = policy.cast(still(base), model.dtype), None
+        else:
+            reference = still(reference)
         frozen = {"base": base, "reference": reference, "reward": {}}
         return ppo.init_state(config, trained, frozen, key)
 
@@ -107,6 +111,7 @@ def compile_plan(
         phases=phases.phase_costs(config, shape, mesh, mean_response),
         decode=phases.decode_bytes(config, shape, mesh, decoding),
         positions=phases.update_positions(config, shape, mesh, mean_response),
+        adapters=lora.count_adapters(state.params),
         matrix_shapes=matrix_shapes((state.params, state.frozen["base"]), mesh),
     )
     with chips.capture_stderr() as said:

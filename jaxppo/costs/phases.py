@@ -117,16 +117,25 @@ def decode_bytes(
     """Bytes that a device reads while it decodes: the weights once for each token, and
     the slots of the caches.
     """
-    blocks, head = matrix_parameters(shape)
-    bodies = _bodies(config)
-    size = jnp.dtype(config.dtype).itemsize
-    tensor = mesh.shape["tensor"]
-    cached = bodies * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size / tensor
+    size, tensor = jnp.dtype(config.dtype).itemsize, mesh.shape["tensor"]
+    cached = (
+        _bodies(config) * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size / tensor
+    )
     return {
-        "weights": done.tokens * (bodies * blocks + head) * size / tensor,
+        "weights": done.tokens * policy_bytes(config, shape) / tensor,
         "prompts": done.prompt_slots * cached,
         "responses": done.response_slots * cached,
     }
+
+
+def policy_bytes(config: Config, shape: ModelConfig, *, frozen: bool = False) -> int:
+    """Bytes of the weights that a pass over the policy, or the `frozen` reference,
+    reads.
+    """
+    blocks, head = matrix_parameters(shape)
+    size, bodies = jnp.dtype(config.dtype).itemsize, 1 if frozen else _bodies(config)
+    int8 = config.base_dtype == "int8" and (frozen or config.lora > 0)
+    return bodies * blocks * (1 if int8 else size) + head * size
 
 
 def phase_costs(
@@ -139,14 +148,14 @@ def phase_costs(
     tokens in attention. Bytes: `decode_bytes`, and the weights once for each pass. A
     separate critic adds a body without a head to generation and update.
 
-    Not counted: a reward model, recomputation (--remat), a greedy baseline, the KL over
-    the whole vocabulary, the lagged policy of --mask-top-p, the second scoring of
-    --old-logprobs.
+    Not counted: the adapters' own products, a reward model, recomputation (--remat), a
+    greedy baseline, the KL over the whole vocabulary, the lagged policy of
+    --mask-top-p, the second scoring of --old-logprobs.
 
     mean: length of responses (`response_lengths`).
     """
     blocks, head = matrix_parameters(shape)
-    bodies, size = _bodies(config), jnp.dtype(config.dtype).itemsize
+    bodies = _bodies(config)
     tensor, fsdp = mesh.shape["tensor"], mesh.shape["fsdp"]
     lengths = device_lengths(config, mesh, mean)
     packs = is_packed(config, shape)
@@ -170,7 +179,7 @@ def phase_costs(
         else (len(lengths), len(kept))
     )
     # Each device reads all weights, divided over the tensor axis only.
-    weights = (bodies * blocks + head) * size / tensor
+    weights = policy_bytes(config, shape) / tensor
     passes = 2 if config.lora else 3
     # Adam reads four float32 arrays and writes three.
     moments = 0 if config.lora else (bodies * blocks + head) * 4 * 7 / (tensor * fsdp)
@@ -179,7 +188,10 @@ def phase_costs(
     times = config.epochs * learned / part if packs else updates * config.microbatches
     return {
         "generate": (generate / tensor, sum(decode_bytes(config, shape, mesh, done).values())),
-        "reference": (passed * (body + chosen) / tensor, (blocks + head) * size / tensor),
+        "reference": (
+            passed * (body + chosen) / tensor,
+            policy_bytes(config, shape, frozen=True) / tensor,
+        ),
         "update": (
             passes * config.epochs * learned * (bodies * body + chosen) / tensor,
             times * passes * weights + updates * moments,

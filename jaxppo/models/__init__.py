@@ -2,7 +2,7 @@
 
 from jaxppo.config import Config
 from jaxppo.errors import UserError
-from jaxppo.models import convolution, recurrent, transformer
+from jaxppo.models import convolution, lora, recurrent, transformer
 from jaxppo.models.critic import init_value, with_critic
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
@@ -31,7 +31,8 @@ def make_model(config: Config, shape: ModelConfig) -> tuple[Model, bool]:
         shape,
         dtype=config.dtype,
         lora=config.lora,
-        lora_alpha=config.lora_alpha,
+        lora_alpha=lora.alpha_of(config),
+        lora_on=config.lora_on,
         remat=config.remat,
         scan=config.scan_layers,
     )

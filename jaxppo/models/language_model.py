@@ -100,6 +100,7 @@ def from_body(
     dtype: str = "float32",
     lora: int = 0,
     lora_alpha: float = 16.0,
+    lora_on: str = "q,v",
     remat: str = "none",
     scan: bool = False,
 ) -> Model:
@@ -108,7 +109,7 @@ def from_body(
     tokens bring the context. Raises UserError for adapters, scanned layers, a wrong
     context.
     """
-    del lora_alpha
+    del lora_alpha, lora_on
     if lora or scan:
         what = "adapters: use --lora 0" if lora else "scanned layers: run without --scan-layers"
         raise UserError(f"a {config.kind} policy has no {what}")

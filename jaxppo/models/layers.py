@@ -1,6 +1,6 @@
 """Shared layers: linear maps with adapters, norms, dropout, and the value head."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -8,10 +8,28 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxppo import kernels
+from jaxppo.models.int8 import SCALE
+
+
+class Adapters(NamedTuple):
+    """The adapters of a network: of this rank, on these linear layers of each block,
+    scaled by alpha / rank.
+    """
+
+    rank: int = 0
+    alpha: float = 16.0
+    on: tuple[str, ...] = ()
+
+    def linear(self, name: str, features: int, use_bias: bool, dtype: Any) -> "Linear":
+        """The layer of this name, with an adapter if it is one of `on`."""
+        rank = self.rank if name in self.on else 0
+        return Linear(features, use_bias, dtype, rank, self.alpha, name=name)
 
 
 class Linear(nn.Module):
-    """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters."""
+    """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters. W may
+    be in 8 bits (`int8.quantise`).
+    """
 
     features: int
     use_bias: bool = False
@@ -24,7 +42,10 @@ class Linear(nn.Module):
     def __call__(self, x):
         width, zeros = x.shape[-1], nn.initializers.zeros
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
-        y = kernels.matmul(x, kernel, self.dtype)
+        if self.has_variable("params", SCALE):
+            y = kernels.matmul_int8(x, kernel, self.get_variable("params", SCALE), self.dtype)
+        else:
+            y = kernels.matmul(x, kernel, self.dtype)
         # The reference policy is the same module without adapters in its parameters.
         if self.rank and (self.is_initializing() or self.has_variable("params", "lora_a")):
             normal = nn.initializers.normal(width**-0.5)

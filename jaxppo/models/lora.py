@@ -10,9 +10,45 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxppo.config import Config
+from jaxppo.errors import UserError
 from jaxppo.types import Params
 
-TRAINED_WITH_LORA = ("lora_a", "lora_b", "value")
+ADAPTER = ("lora_a", "lora_b")
+TRAINED_WITH_LORA = (*ADAPTER, "value")
+# The linear layers of a block, and names of several of them. As with PEFT's all-linear,
+# the output layer has no adapter.
+ATTENTION, MLP = ("q", "k", "v", "o"), ("gate", "up", "down")
+GROUPS = {"all": ATTENTION + MLP, "attention": ATTENTION, "mlp": MLP}
+
+
+def layers(names: str, *, gated: bool) -> tuple[str, ...]:
+    """The linear layers that `--lora-on` names, in the order of a block. A network that
+    is not `gated` has no gate. Raises UserError for a layer that the network lacks.
+
+    >>> layers("mlp,q", gated=False)
+    ('q', 'up', 'down')
+    """
+    known = tuple(name for name in GROUPS["all"] if gated or name != "gate")
+    chosen: set[str] = set()
+    for name in names.split(","):
+        if name not in (*GROUPS, *known):
+            raise UserError(
+                f"--lora-on {names}: the network has no linear layers {name!r}; choose all, "
+                f"attention, mlp, or some of {', '.join(known)}, with commas"
+            )
+        chosen |= set(GROUPS.get(name, (name,)))
+    return tuple(name for name in known if name in chosen)
+
+
+def alpha_of(config: Config) -> float:
+    """The α of the scale α / r. With `rslora` it is √r times `lora_alpha`, so that the
+    scale is lora_alpha / √r (https://arxiv.org/abs/2312.03732).
+
+    >>> alpha_of(Config(lora=4, lora_alpha=16.0, rslora=True)) / 4  # 16 / √4
+    8.0
+    """
+    return config.lora_alpha * (config.lora**0.5 if config.rslora else 1.0)
 
 
 def merge(base: Params, trained: Params) -> dict:
@@ -52,6 +88,8 @@ def fold(params: Params, *, alpha: float) -> dict:
     out: dict[str, Any] = {
         name: fold(x, alpha=alpha) if isinstance(x, dict) else x for name, x in params.items()
     }
+    if "kernel_scale" in out:  # in 8 bits: `int8.quantise`
+        out["kernel"] = out["kernel"] * out.pop("kernel_scale")[..., None, :]
     if "lora_a" in out:
         a, b = out.pop("lora_a"), out.pop("lora_b")
         out["kernel"] = out["kernel"].astype(a.dtype) + (alpha / a.shape[-1]) * (a @ b)
@@ -66,3 +104,8 @@ def is_trained(path: tuple[str, ...]) -> bool:
 def count(params: Params) -> int:
     """The number of scalars in a tree."""
     return sum(x.size for x in jax.tree.leaves(params))
+
+
+def count_adapters(params: Params) -> int:
+    """The number of scalars in the adapters of a tree."""
+    return count(split(params, lambda path: path[-1] in ADAPTER)[0])

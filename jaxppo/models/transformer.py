@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jaxppo.errors import UserError
 from jaxppo.models import cache as caches
+from jaxppo.models import lora as adapters
 from jaxppo.models.attention import (
     apply_rotary,
     attend,
@@ -24,7 +25,7 @@ from jaxppo.models.attention import (
 )
 from jaxppo.models.cache import Cache
 from jaxppo.models.language_model import LanguageModel, as_model
-from jaxppo.models.layers import Linear, Norm, dropout
+from jaxppo.models.layers import Adapters, Norm, dropout
 from jaxppo.models.layout import constrain
 from jaxppo.models.scan import unstack_layers
 from jaxppo.models.shapes import ModelConfig
@@ -44,20 +45,19 @@ ACTIVATIONS = {
 class Attention(nn.Module):
     config: ModelConfig
     dtype: Any
-    rank: int
-    alpha: float
+    adapters: Adapters
 
     @nn.compact
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
         rows, length, _ = x.shape
 
-        def project(name, heads, rank):
-            linear = Linear(heads * c.head_dim, c.qkv_bias, self.dtype, rank, self.alpha, name=name)
+        def project(name, heads):
+            linear = self.adapters.linear(name, heads * c.head_dim, c.qkv_bias, self.dtype)
             return linear(x).reshape(rows, length, heads, c.head_dim)
 
-        q, k = project("q", c.num_heads, self.rank), project("k", c.num_kv_heads, 0)
-        v = project("v", c.num_kv_heads, self.rank)
+        q, k = project("q", c.num_heads), project("k", c.num_kv_heads)
+        v = project("v", c.num_kv_heads)
         if c.qk_norm:
             q = Norm("rms", c.norm_eps, name="q_norm")(q)
             k = Norm("rms", c.norm_eps, name="k_norm")(k)
@@ -77,37 +77,39 @@ class Attention(nn.Module):
         else:
             out = attend_cached(q, k, v, visible[0], slot + length, prompt, visible[1])
         out = out.transpose(0, 2, 1, 3).reshape(rows, length, c.num_heads * c.head_dim)
-        return Linear(c.width, c.out_bias, self.dtype, name="o")(out), past
+        return self.adapters.linear("o", c.width, c.out_bias, self.dtype)(out), past
 
 
 class MLP(nn.Module):
     config: ModelConfig
     dtype: Any
+    adapters: Adapters
 
     @nn.compact
     def __call__(self, x):
         c, activation = self.config, ACTIVATIONS[self.config.activation]
-        wide = lambda name: Linear(c.mlp_width, c.mlp_bias, self.dtype, name=name)(x)
+        linear = lambda name, size: self.adapters.linear(name, size, c.mlp_bias, self.dtype)
+        wide = lambda name: linear(name, c.mlp_width)(x)
         up = wide("up")
         h = activation(wide("gate")) * up if c.gated else activation(up)
         h = constrain(h, "rows", None, "mlp")
-        return Linear(c.width, c.mlp_bias, self.dtype, name="down")(h)
+        return linear("down", c.width)(h)
 
 
 class Block(nn.Module):
     config: ModelConfig
     dtype: Any
-    rank: int
-    alpha: float
+    adapters: Adapters
 
     @nn.compact
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
         normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
-        attention = Attention(c, self.dtype, self.rank, self.alpha, name="attention")
+        attention = Attention(c, self.dtype, self.adapters, name="attention")
         out, past = attention(normed, rotation, visible, slot, past)
         x = x + out
-        x = x + MLP(c, self.dtype, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
+        mlp = MLP(c, self.dtype, self.adapters, name="mlp")
+        x = x + mlp(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
         return constrain(x, "rows", None, None), past
 
 
@@ -119,8 +121,7 @@ class ScannedBlock(Block):
 
 
 class Transformer(LanguageModel):
-    rank: int = 0
-    alpha: float = 16.0
+    adapters: Adapters = Adapters()
     remat: bool = False
     scan: bool = False
 
@@ -130,7 +131,7 @@ class Transformer(LanguageModel):
         if c.positions == "learned":
             init = nn.initializers.normal(0.02)
             self.positions = nn.Embed(c.max_length, c.width, embedding_init=init)
-        settings = (c, self.dtype, self.rank, self.alpha)
+        settings = (c, self.dtype, self.adapters)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
             axes: Any = {"variable_axes": {"params": 0}, "in_axes": (nn.broadcast,) * 2}
@@ -201,20 +202,22 @@ def make(
     dtype: str = "float32",
     lora: int = 0,
     lora_alpha: float = 16.0,
+    lora_on: str = "q,v",
     remat: str = "none",
     scan: bool = False,
 ) -> Model:
     """The transformer of `config`, with float32 parameters and kernels [in out]. `lora`
-    > 0 adds adapters of that rank to the q and v projections. `remat` keeps the inputs
-    of each block (block) or nothing (full) for the backward pass. Raises UserError if a
-    context is given.
+    > 0 adds adapters of that rank, scaled by lora_alpha / lora, to the linear layers
+    `lora_on` (`lora.layers`). `remat` keeps the inputs of each block (block) or nothing
+    (full) for the backward pass. Raises UserError if a context is given.
     """
     if config.context_width:
         raise UserError(NO_CONTEXT)
     compute = jnp.dtype(dtype)
-    module = Transformer(config, compute, lora, lora_alpha, remat == "block", scan)
+    own = Adapters(lora, lora_alpha, adapters.layers(lora_on, gated=config.gated))
+    module = Transformer(config, compute, own, remat == "block", scan)
     # A loop over stacked layers would copy each layer's weights at every token.
-    unrolled = Transformer(config, compute, lora, lora_alpha)
+    unrolled = Transformer(config, compute, own)
 
     def init(key):
         ones = jnp.ones((1, 2), jnp.int32)

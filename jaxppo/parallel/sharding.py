@@ -23,7 +23,7 @@ from jaxppo.types import PyTree
 LARGE = 2**20  # bytes above which every array is sharded if it can be
 
 # The end of a parameter's path -> the logical axis of each of its dimensions. Kernels
-# are [in, out].
+# are [in, out]; adapters, [in, rank] and [rank, out], are sharded as their kernel is.
 RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("embed", "embedding"): ("vocab", "width"),
     ("positions", "embedding"): (None, "width"),
@@ -35,6 +35,12 @@ RULES: dict[tuple[str, ...], tuple[str | None, ...]] = {
     ("up", "kernel"): ("width", "mlp"),
     ("gate", "kernel"): ("width", "mlp"),
     ("down", "kernel"): ("mlp", "width"),
+}
+RULES |= {
+    (layer, name): (axes[0], None) if name == "lora_a" else (None, axes[1])
+    for (layer, leaf), axes in RULES.items()
+    if leaf == "kernel"
+    for name in ("lora_a", "lora_b")
 }
 
 

@@ -2,6 +2,7 @@
 
     model = load("smollm2")  # SmolLM2-135M-Instruct, fetched once and cached
     model = load("path/to/folder")  # a safetensors checkpoint
+    model = load("path/to/adapter")  # of PEFT, merged into its base
     model = load("path/to/model.gguf")
     model = load("HuggingFaceTB/SmolLM2-360M")  # model hub; `name@revision` pins it
 
@@ -28,7 +29,7 @@ from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import SOURCES, cache_folder, fetch
 from jaxppo.errors import PretrainedError, first_line
 from jaxppo.models.shapes import ModelConfig
-from jaxppo.pretrained import gguf, mapping, safetensors, settings
+from jaxppo.pretrained import gguf, mapping, peft, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, from_file, from_transformers
 
 __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
@@ -37,14 +38,13 @@ __all__ = ["Pretrained", "PretrainedError", "Tokenizer", "load", "save"]
 FORMAT = "jaxppo-1"
 BUNDLED = ("smollm2",)
 MAX_CONFIG_BYTES = 2**24
-ADAPTER = "adapter_config.json"  # of PEFT
 HUB_NAME = r"\w[\w.-]*(/\w[\w.-]*)?(@[\w./-]+)?"
 # fmt: off
 HUB_FILES = [
     "config.json", "model*.safetensors", safetensors.INDEX, "tokenizer*.json", "tokenizer.model",
     "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "additional_chat_templates/*.jinja", "generation_config.json",
-    ADAPTER,
+    peft.CONFIG, peft.WEIGHTS, f"{peft.BASE}/*.json", f"{peft.BASE}/*.safetensors",
 ]
 # fmt: on
 # of each file `weights_hash` reads 64 pieces, evenly spaced: 4 MB of any size
@@ -161,7 +161,8 @@ def weights_hash(name: str) -> str:
         return ""
     files = [path]
     if path.is_dir():
-        files = sorted(x for x in path.iterdir() if x.suffix in (".safetensors", ".gguf"))
+        own = [*path.iterdir(), *(path / peft.BASE).glob("*")]
+        files = sorted(x for x in own if x.suffix in (".safetensors", ".gguf"))
     found = hashlib.sha256()
     for file in files:
         size = file.stat().st_size
@@ -202,6 +203,8 @@ def _load_gguf(path: Path) -> Pretrained:
 
 
 def _load_folder(folder: Path) -> Pretrained:
+    if (folder / peft.WEIGHTS).is_file() and (folder / peft.CONFIG).is_file():
+        return _load_adapter(folder)
     stored = _read_folder_config(folder)
     if "format" in stored:
         return _load_own(folder, stored)
@@ -210,6 +213,30 @@ def _load_folder(folder: Path) -> Pretrained:
     config = mapping.untie(family, shape, tensors)
     params = mapping.from_checkpoint(family, config, tensors)
     return Pretrained(config, params, from_transformers(folder))
+
+
+def _load_adapter(folder: Path) -> Pretrained:
+    """Load the base of a PEFT adapter, which is in the folder base/ or has the name in
+    adapter_config.json, and merge the adapter into it.
+    """
+    stored = _read_config(folder / peft.CONFIG)
+    base = Path(str(stored.get("base_model_name_or_path")))
+    base = folder / peft.BASE if (folder / peft.BASE).is_dir() else base
+    if stored.get("peft_type") != "LORA" or (base / peft.CONFIG).is_file():
+        raise _other_adapter(folder, stored)
+    revision = f"@{stored['revision']}" if stored.get("revision") and not base.is_dir() else ""
+    whole = load(f"{base}{revision}")
+    family, tensors = settings.family_of(whole.config), safetensors.read_file(folder / peft.WEIGHTS)
+    return dataclasses.replace(whole, params=peft.merge(family, whole.params, stored, tensors))
+
+
+def _other_adapter(folder: Path, stored: Mapping[str, Any]) -> PretrainedError:
+    """The error for an adapter that cannot be merged here."""
+    base = str(stored.get("base_model_name_or_path"))[:100]
+    return PretrainedError(
+        f"{folder} holds an adapter of {base}; merge it into its base, with PEFT's "
+        "merge_and_unload, and save the whole model"
+    )
 
 
 def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
@@ -233,15 +260,11 @@ def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
 
 
 def _read_folder_config(folder: Path) -> dict[str, Any]:
-    """Return config.json. Raises PretrainedError for an adapter, with or without its
-    base, which transformers would load; and for files that are pointers of Git LFS.
+    """Return config.json. Raises PretrainedError for an adapter without its weights,
+    whose base transformers would load, and for files that are pointers of Git LFS.
     """
-    if (folder / ADAPTER).is_file():
-        base = str(_read_config(folder / ADAPTER).get("base_model_name_or_path"))[:100]
-        raise PretrainedError(
-            f"{folder} holds an adapter of {base}; merge it into its base, with PEFT's "
-            "merge_and_unload, and save the whole model"
-        )
+    if (folder / peft.CONFIG).is_file():
+        raise _other_adapter(folder, _read_config(folder / peft.CONFIG))
     for path in sorted(folder.glob("*.*")):
         if path.is_file():
             _check_pointer(path)

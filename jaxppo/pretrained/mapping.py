@@ -71,7 +71,7 @@ def untie(family: str, model: ModelConfig, tensors: Tensors) -> ModelConfig:
     head = tensors.get("lm_head.weight")
     if not model.tied or head is None:
         return model
-    name = re.sub(BODY, "", _their_name(family, "embed/embedding"))
+    name = re.sub(BODY, "", their_name(family, "embed/embedding"))
     embedding = next((x for n, x in tensors.items() if re.sub(BODY, "", n) == name), head)
     return model if np.array_equal(head, embedding) else dataclasses.replace(model, tied=False)
 
@@ -84,7 +84,7 @@ def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[s
     if model.tied:  # some writers store the shared matrix twice
         tensors.pop("lm_head.weight", None)
     _check_layers(model, tensors)
-    ours = {re.sub(BODY, "", _their_name(family, path)): path for path in param_shapes(model)}
+    ours = {re.sub(BODY, "", their_name(family, path)): path for path in param_shapes(model)}
     flat = {}
     for name, tensor in tensors.items():
         path = ours.get(re.sub(BODY, "", name))
@@ -104,11 +104,12 @@ def to_checkpoint(
     """Return a family's tensors. Raises PretrainedError for wrong parameters."""
     tensors = {}
     for path, x in check_params(model, flatten(params)).items():
-        tensors[_their_name(family, path)] = x.T if _is_transposed(family, path) else x
+        tensors[their_name(family, path)] = x.T if _is_transposed(family, path) else x
     return _join_qkv(tensors) if family == "gpt2" else tensors
 
 
-def _their_name(family: str, path: str) -> str:
+def their_name(family: str, path: str) -> str:
+    """Return the name of a parameter in a family's checkpoints."""
     module, _, leaf = path.rpartition("/")
     gpt2 = family == "gpt2"
     layers, names = ("transformer.h", GPT2_NAMES) if gpt2 else ("model.layers", LLAMA_NAMES)

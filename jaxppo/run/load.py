@@ -19,7 +19,7 @@ from jaxppo import policy as policies
 from jaxppo.config import Config, RunConfig
 from jaxppo.data.fetch import cache_folder
 from jaxppo.errors import UserError
-from jaxppo.models import lora, make_model, missing
+from jaxppo.models import int8, lora, make_model, missing
 from jaxppo.models.critic import init_value
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.models.shapes import ModelConfig
@@ -60,11 +60,12 @@ class Policy:
 
     def exact_base(self, config: Config) -> Params:
         """The frozen base below adapters as the checkpoint stores it, before it was
-        rounded to the compute dtype.
+        rounded to the compute dtype or to 8 bits.
         """
-        if not self.frozen["base"] or config.dtype == "float32" or self.reload is None:
+        exact = config.dtype == "float32" and config.base_dtype == "same"
+        if not self.frozen["base"] or exact or self.reload is None:
             return self.frozen["base"]
-        return self.reload(dtype="float32").frozen["base"]
+        return self.reload(dtype="float32", base_dtype="same").frozen["base"]
 
 
 def use_compilation_cache() -> None:
@@ -170,14 +171,19 @@ def make_policy(
     on_devices = lambda tree, array: (
         jax.tree.map(array, tree) if mesh is None else sharding.place(tree, mesh)
     )
+    still = own  # what is not trained
+    if config.base_dtype == "int8":
+        if shape.kind != "transformer":
+            raise UserError(f"a {shape.kind} policy has no --base-dtype int8: leave it out")
+        still = int8.quantise(own)
     if config.lora:
         # The base is never updated, so it is rounded once, here.
-        base = policies.cast(on_devices(own, jnp.asarray), model.dtype)
+        base = policies.cast(on_devices(still, jnp.asarray), model.dtype)
         base = {**base, "critic": base} if separate else base
         params, frozen = new, {"base": base, "reference": None, "reward": {}}
     else:
         # Two copies: `params` is donated to each step, the reference is not.
-        reference = on_devices(own, jnp.array)
+        reference = on_devices(still, jnp.array)
         params = lora.merge(on_devices(weights, jnp.array), new)
         frozen = {"base": {}, "reference": reference, "reward": {}}
     if config.stop:
@@ -247,7 +253,7 @@ def export_params(config: Config, policy: Policy, state: TrainState) -> Params:
     merged = lora.merge(policy.exact_base(config), state.params)
     own = {name: x for name, x in merged.items() if name not in ("value", "critic")}
     return jax.tree.map(
-        lambda x: x.astype(jnp.float32), unstack_layers(lora.fold(own, alpha=config.lora_alpha))
+        lambda x: x.astype(jnp.float32), unstack_layers(lora.fold(own, alpha=lora.alpha_of(config)))
     )
 
 
@@ -350,7 +356,7 @@ def _initial_critic(config: RunConfig) -> Params:
     if config.lora:  # the critic shares the base, and starts from the adapters
         return dict(state.params)
     merged = lora.merge(policy.frozen["base"], state.params)
-    return dict(lora.fold(merged, alpha=reward_config.lora_alpha))
+    return dict(lora.fold(merged, alpha=lora.alpha_of(reward_config)))
 
 
 def reward_run(config: RunConfig) -> Path:

@@ -16,7 +16,7 @@ from jaxppo.costs.chips import GIB
 from jaxppo.costs.hlo import Loop
 from jaxppo.costs.program import Collective
 from jaxppo.errors import UserError
-from jaxppo.models import shapes
+from jaxppo.models import lora, shapes
 from jaxppo.run.settings import to_dict
 from jaxppo.tasks import TaskConfig
 
@@ -78,6 +78,20 @@ def test_smaller_activations_do_not_help_if_the_arguments_are_too_large():
     text = text_of(dataclasses.replace(REPORT, arguments=16 * GIB))
     assert text.index("--lora 8") < text.index("--mesh fsdp=4") < text.index("--remat block")
     assert "microbatch" not in text
+
+
+def test_the_parameters_of_adapters_are_counted():
+    """Two layers of rank 2: q and o 64 each, k and v 48 each, three of the MLP 128 each, 1216 in
+    all; as many for a separate critic.
+    """
+    adapted = dataclasses.replace(SETTINGS, lora=2, lora_on="all", value_loss="none")
+    text = text_of(dataclasses.replace(REPORT, adapters=1216), adapted)
+    assert "\n1,216 parameters of adapters of rank 2 on all are trained\n" in text
+    assert "adapters" not in text_of(REPORT)
+    for changes, count in ({}, 1), ({"critic": "separate", "value_loss": "mse"}, 2):
+        config = dataclasses.replace(adapted, **changes)
+        state = compiled.abstract_state(config, TINY)[1]
+        assert lora.count_adapters(state.params) == count * 1216
 
 
 def test_links_can_bind():

@@ -120,3 +120,25 @@ def test_warnings_of_the_compiler_are_read(monkeypatch):
     with chips.capture_stderr() as said:
         jax.jit(turn).lower(jax.ShapeDtypeStruct((8, 16, 8), jnp.float32)).compile()
     assert len(program.rematerialisations("".join(said))) == 1
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_frozen_weights_stay_in_8_bits_on_a_tpu():
+    """The plan's arguments have a byte less for each of the blocks' weights, 2 · (4 · 512² + 3 ·
+    512 · 1536), but for 4 bytes a scale; and no converted copy is among the temporaries.
+    """
+    shape = shapes.llama(
+        vocab_size=64, width=512, num_layers=2, num_heads=4, num_kv_heads=4, max_length=64
+    )
+    settings = dataclasses.replace(
+        SETTINGS, lora=2, dtype="bfloat16", scan_layers=True, value_loss="none", minibatches=1
+    )
+    _, devices = chips.topology("v5e:1x1")
+    same, small = (
+        compiled.compile_plan(dataclasses.replace(settings, base_dtype=x), shape, devices)
+        for x in ("same", "int8")
+    )
+    saved = 2 * (4 * 512**2 + 3 * 512 * 1536) - 4 * 2 * (5 * 512 + 2 * 1536)
+    assert same.arguments - small.arguments == pytest.approx(saved, rel=0.02)
+    assert small.temporaries <= same.temporaries

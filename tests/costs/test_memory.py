@@ -7,7 +7,7 @@ import pytest
 
 from jaxppo import models, ppo
 from jaxppo.config import RunConfig
-from jaxppo.costs import memory
+from jaxppo.costs import compiled, memory
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
 from jaxppo.parallel import sharding
@@ -122,6 +122,19 @@ def test_suggestions_in_order():
     assert len(memory.suggestions(SETTINGS)) == 3
     dense = memory.suggestions(replace(SETTINGS, layout="dense"), devices=4)
     assert dense[1].startswith("--microbatches 2 ")
+
+
+@pytest.mark.parametrize("adapters", [2, 0])
+def test_frozen_weights_in_8_bits_take_a_byte(adapters):
+    """A layer has 2 · 256 + 2 · 128 + 3 · 768 = 3072 weights of linear layers, with 3 bytes less
+    each, and 2 · 16 + 2 · 8 + 2 · 48 + 16 = 160 scales of 4 bytes.
+    """
+    need = {}
+    for base_dtype in ("same", "int8"):
+        config = replace(SETTINGS, lora=adapters, base_dtype=base_dtype)
+        model, state = compiled.abstract_state(config, SHAPE)
+        need[base_dtype] = memory.minimum_bytes(config, model, state, shares=1)
+    assert need["same"] - need["int8"] == 2 * (3 * 3072 - 4 * 160)
 
 
 def test_groups_share_the_cache_of_their_prompt():

@@ -44,6 +44,23 @@ def test_phases_by_hand():
     assert adapters["update"] == (2 * forward, 2 * 7168 * 4)
 
 
+def test_frozen_weights_in_8_bits_are_a_byte_each():
+    """6144 weights of blocks; the 1024 of the head have 4 bytes. Without adapters only the
+    reference's.
+    """
+    assert phases.policy_bytes(SETTINGS, TINY) == 4 * 7168
+    small = dataclasses.replace(SETTINGS, base_dtype="int8")
+    assert phases.policy_bytes(small, TINY) == 4 * 7168
+    assert phases.policy_bytes(small, TINY, frozen=True) == 6144 + 4 * 1024
+    adapted = dataclasses.replace(small, lora=8)
+    assert phases.policy_bytes(adapted, TINY) == 6144 + 4 * 1024
+    both = dataclasses.replace(adapted, critic="separate")
+    assert phases.policy_bytes(both, TINY) == 2 * 6144 + 4 * 1024
+    mesh = sharding.make_mesh("data=1", jax.devices()[:1])
+    one = dataclasses.replace(adapted, batch_size=1, minibatches=1)
+    assert phases.phase_costs(one, TINY, mesh)["reference"][1] == 6144 + 4 * 1024
+
+
 GROUPS = dataclasses.replace(
     SETTINGS, batch_size=16, group_size=8, prompt_length=100, response_length=64
 )

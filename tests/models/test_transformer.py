@@ -176,8 +176,9 @@ def test_initial_parameters():
     assert float(np.std(params["embed"]["embedding"])) == pytest.approx(0.02, rel=0.2)
 
 
-def test_new_adapters_change_nothing():
-    plain, adapted = models.make(LLAMA), models.make(LLAMA, lora=2)
+@pytest.mark.parametrize("on", ["q,v", "all"])
+def test_new_adapters_change_nothing(on):
+    plain, adapted = models.make(LLAMA), models.make(LLAMA, lora=2, lora_on=on)
     params = jax.jit(adapted.init)(jax.random.key(0))
     prompts = toys.prompts()
     trained, base = lora.split(params, lora.is_trained)

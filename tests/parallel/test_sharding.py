@@ -42,6 +42,27 @@ def test_parameters_and_their_moments_lie_alike():
     assert found["key"] == PartitionSpec()
 
 
+@pytest.mark.parametrize("scan", [False, True])
+def test_adapters_lie_as_their_kernel(scan):
+    """A [in, rank] as the kernel's rows, B [rank, out] as its columns; the rank is whole."""
+    shape = shapes.llama(
+        vocab_size=16, width=16, num_layers=4, num_heads=4, num_kv_heads=4, max_length=16
+    )
+    params = jax.eval_shape(
+        models.make(shape, lora=2, lora_on="all", scan=scan).init, jax.random.key(0)
+    )
+    found = specs(sharding.make_mesh("fsdp=4,tensor=2"), params)
+    checked = 0
+    for name, spec in found.items():
+        if name.endswith("/lora_a"):
+            place, lead = name.removesuffix("lora_a"), [None] * scan
+            *_, rows, columns = found[f"{place}kernel"]
+            assert spec == PartitionSpec(*lead, rows, None) and rows
+            assert found[f"{place}lora_b"] == PartitionSpec(*lead, None, columns) and columns
+            checked += 1
+    assert checked == (7 if scan else 4 * 7)
+
+
 def test_scanned_layers_lie_as_each_would():
     """One array for all layers: its first dimension is never cut for a name's sake."""
     shape = shapes.llama(

@@ -175,6 +175,31 @@ def test_an_export_of_a_bfloat16_run_has_the_base_as_it_was_stored():
     toys.assert_same(whole, stored)
 
 
+@pytest.mark.parametrize("changes", [{}, {"scan_layers": True}, {"lora": 0}])
+def test_frozen_weights_in_8_bits(loaded, changes):
+    """The base below adapters, of a separate critic, too, or the reference; not what is trained."""
+    config, policy = load.load_policy(
+        replace(RUN, base_dtype="int8", critic="separate", dtype="bfloat16", **changes)
+    )
+    frozen = policy.frozen["base" if config.lora else "reference"]
+    flat = flatten_dict(frozen, sep="/")
+    kernels = {x.dtype for name, x in flat.items() if name.endswith("kernel")}
+    assert kernels == {jnp.dtype("int8")}
+    assert {x.dtype for name, x in flat.items() if name.endswith("scale")} == {jnp.dtype("float32")}
+    assert flat["embed/embedding"].dtype == ("bfloat16" if config.lora else "float32")
+    assert ("critic" in frozen) == bool(config.lora)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(policy.params))
+
+
+def test_an_export_of_a_run_in_8_bits_has_the_base_as_it_was_stored(loaded):
+    config, policy = load.load_policy(replace(RUN, base_dtype="int8"))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    whole = load.export_params(config, policy, state)
+    toys.assert_same(whole, load.export_params(*loaded, state))
+    with pytest.raises(UserError, match="a gru policy has no --base-dtype int8: leave it out"):
+        load.load_policy(replace(RUN, base_dtype="int8", model_kind="gru", lora=0))
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o777])
 def test_a_cache_that_others_can_write_to_is_not_used(tmp_path, monkeypatch, capsys, mode):
     """Who can put a program there can run code in this process."""

@@ -22,7 +22,7 @@ from jaxppo.data import prompts
 from jaxppo.data.fetch import SOURCES
 from jaxppo.models import lora
 from jaxppo.models.scan import unstack_layers
-from jaxppo.pretrained import BUNDLED
+from jaxppo.pretrained import BUNDLED, peft
 from jaxppo.run import files, load, manifest
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
@@ -127,12 +127,11 @@ def write(place: Path, found: Exported, options: ExportOptions) -> None:
     base = hub_base(config) if options.adapter else ""
     if options.adapter:
         adapters = folder.adapters(found.state.params)
-        folder.write_adapter(
-            place, policy.shape, adapters, alpha=config.lora_alpha, base=base, dtype=dtype
-        )
+        scale = {"alpha": config.lora_alpha, "rslora": config.rslora}
+        folder.write_adapter(place, policy.shape, adapters, **scale, base=base, dtype=dtype)
         folder.write_tokenizer(place, policy.shape, policy.tokenizer, start=config.start or ())
     if not base:  # the whole network or, with an adapter, a base that no hub has
-        path = place / folder.BASE if options.adapter else place
+        path = place / peft.BASE if options.adapter else place
         path.mkdir(exist_ok=True)
         state = found.state.replace(params={}) if options.adapter else found.state
         params = jax.device_get(load.export_params(config, policy, state))
@@ -162,7 +161,7 @@ def critic_of(found: Exported) -> tuple[dict[str, Any], dict[str, Any] | None]:
     whole = lora.merge(found.policy.exact_base(found.config), found.state.params)
     if "critic" not in whole:
         return jax.device_get(whole["value"]), None
-    folded = lora.fold(whole["critic"], alpha=found.config.lora_alpha)
+    folded = lora.fold(whole["critic"], alpha=lora.alpha_of(found.config))
     critic = jax.device_get(unstack_layers(folded))
     return critic.pop("value"), critic
 

@@ -18,20 +18,18 @@ from jaxtyping import Float, Float32
 
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
-from jaxppo.pretrained import mapping, safetensors, settings
+from jaxppo.pretrained import mapping, peft, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, begin_with, to_transformers
 from jaxppo.run import manifest
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 VALUE, CARD = "value_head.safetensors", "README.md"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 MODEL = ("config.json", "generation_config.json", safetensors.SINGLE, *TOKENIZER)
-BASE = "base"  # folder of an adapter's base that no hub has
 
 # All files that an export may have.
-FILES = (CARD, *MODEL, ADAPTER, ADAPTER_CONFIG, VALUE, *(f"{BASE}/{name}" for name in MODEL))
+FILES = (CARD, *MODEL, peft.WEIGHTS, peft.CONFIG, VALUE, *(f"{peft.BASE}/{name}" for name in MODEL))
 
 PYTORCH = {"format": "pt"}
 
@@ -146,21 +144,16 @@ def write_adapter(
     alpha: float,
     base: str,
     dtype: str,
+    rslora: bool = False,
 ) -> None:
-    """Write adapter_config.json and adapter_model.safetensors
-    (https://huggingface.co/docs/peft/developer_guides/checkpoint).
+    """Write adapter_config.json and adapter_model.safetensors.
 
     Args:
-      adapters: layers_<i>/attention/{q,v}/{lora_a [in r], lora_b [r out]}.
-      alpha: the scale is alpha / r, here and in PEFT.
+      adapters, alpha, rslora: as in `peft.from_run`.
       base: hub id of the base model, perhaps with "@revision"; "" = unknown.
     """
     family = settings.family_of(model)
-    tensors = adapter_tensors(family, model, adapters)
-    rank = next(iter(mapping.flatten(adapters).values())).shape[-1]
-    joint = family == "gpt2"
-    # The joint matrix has twice the rank, and alpha / r must stay the same.
-    scale = (2 if joint else 1) * alpha
+    own, tensors = peft.from_run(family, model, adapters, alpha=alpha, rslora=rslora)
     name, _, revision = base.partition("@")
     stored = {
         "peft_type": "LORA",
@@ -168,18 +161,14 @@ def write_adapter(
         "base_model_name_or_path": name or None,
         "revision": revision or None,
         "inference_mode": True,
-        "r": 2 * rank if joint else rank,
-        "lora_alpha": int(scale) if scale == int(scale) else scale,
         "lora_dropout": 0.0,
         "bias": "none",
-        "use_rslora": False,
         "use_dora": False,
         "modules_to_save": None,
-        "target_modules": ["c_attn"] if joint else ["q_proj", "v_proj"],
-        "fan_in_fan_out": joint,  # GPT-2's layers store [in, out]
+        **own,
     }
-    write_json(folder / ADAPTER_CONFIG, stored)
-    safetensors.write_file(folder / ADAPTER, cast(tensors, dtype), metadata=PYTORCH)
+    write_json(folder / peft.CONFIG, stored)
+    safetensors.write_file(folder / peft.WEIGHTS, cast(tensors, dtype), metadata=PYTORCH)
 
 
 def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,45 +191,6 @@ def adapters(trained: Mapping[str, Any]) -> dict[str, Any]:
             "the run has no adapters: it trained every weight (--lora 0); leave --adapter out"
         )
     return mapping.unflatten(out)
-
-
-def adapter_tensors(
-    family: str, model: ModelConfig, adapters: Mapping[str, Any]
-) -> dict[str, Float32[np.ndarray, "..."]]:
-    """PEFT's lora_A [r in] and lora_B [out r] under PEFT's names.
-
-    GPT-2 has q, k and v in one matrix. Its adapter has twice the rank: A = (A_q; A_v),
-    and B has the blocks B_q, 0 and B_v.
-
-    Raises PretrainedError for adapters of anything but q and v in every layer.
-    """
-    flat, out = mapping.flatten(adapters), {}
-    names = [
-        f"layers_{i}/attention/{part}/lora_{x}"
-        for i in range(model.num_layers)
-        for part in "qv"
-        for x in "ab"
-    ]
-    if set(flat) != set(names):
-        raise PretrainedError(
-            f"only adapters of q and v can be exported: {sorted(set(flat) ^ set(names))[0]}"
-        )
-    for i in range(model.num_layers):
-        a_q, b_q, a_v, b_v = (
-            np.asarray(flat[name], np.float32).T for name in names[4 * i : 4 * i + 4]
-        )
-        if family == "gpt2":
-            place = f"base_model.model.transformer.h.{i}.attn.c_attn"
-            k = np.zeros((model.num_kv_heads * model.head_dim, b_q.shape[1]), np.float32)
-            out[f"{place}.lora_A.weight"] = np.concatenate([a_q, a_v])
-            out[f"{place}.lora_B.weight"] = np.block(
-                [[b_q, np.zeros_like(b_q)], [k, k], [np.zeros_like(b_v), b_v]]
-            )
-            continue
-        for part, a, b in (("q", a_q, b_q), ("v", a_v, b_v)):
-            place = f"base_model.model.model.layers.{i}.self_attn.{part}_proj"
-            out |= {f"{place}.lora_A.weight": a, f"{place}.lora_B.weight": b}
-    return out
 
 
 def write_value(

@@ -4,9 +4,9 @@ import re
 import sys
 from pathlib import Path
 
-from jaxppo.commands.export.folder import ADAPTER, ADAPTER_CONFIG, CARD, FILES, TOKENIZER
+from jaxppo.commands.export.folder import CARD, FILES, TOKENIZER
 from jaxppo.errors import PretrainedError, UserError
-from jaxppo.pretrained import safetensors
+from jaxppo.pretrained import peft, safetensors
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -55,7 +55,9 @@ def exported(folder: Path) -> list[str]:
     files = [
         name for name in FILES if (folder / name).is_file() and not (folder / name).is_symlink()
     ]
-    whole = {"config.json", safetensors.SINGLE} <= {*files} or {ADAPTER_CONFIG, ADAPTER} <= {*files}
+    whole = {"config.json", safetensors.SINGLE} <= {*files} or {peft.CONFIG, peft.WEIGHTS} <= {
+        *files
+    }
     if not whole or not {CARD, *TOKENIZER} <= {*files}:
         raise PretrainedError(f"{folder} is no folder of `jaxppo export`; export the run first")
     return files

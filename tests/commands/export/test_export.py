@@ -344,6 +344,63 @@ def test_peft_itself_reads_an_adapter(name, run_of, tmp_path):
     np.testing.assert_allclose(got[mask], want[mask], atol=2e-5)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("on", ["all", "k,o,down"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_adapters_on_other_layers(name, on, tmp_path):
+    """Rank-stabilised: ours applied, ours merged, PEFT's, and PEFT's read back are the same."""
+    peft = pytest.importorskip("peft", reason="PEFT comes with the extra `parity`")
+    run = make_run(tmp_path / "x", SHAPES[name], lora_on=on, rslora=True)
+    adapter = written(run, tmp_path / "adapter", adapter=True)
+    tokens, mask = prompts()
+    found = found_in(run)
+    params = lora.merge(found.policy.frozen["base"], found.state.params)
+    want, _ = our_hidden(found.policy.model, params, tokens, mask)
+    merged, back = language_model(run), pretrained.load(adapter)
+    assert back.config == SHAPES[name]
+    for weights_of in (mapping.unflatten(merged), back.params):
+        ours, _ = our_hidden(models.make(SHAPES[name]), weights_of, tokens, mask)
+        np.testing.assert_allclose(ours[mask], want[mask], atol=2e-5)
+    model = peft.PeftModel.from_pretrained(in_torch(adapter / "base"), adapter)
+    got, _ = torch_hidden(model.eval(), tokens, mask)
+    np.testing.assert_allclose(got[mask], want[mask], atol=2e-5)
+    plain, _ = our_hidden(found.policy.model, found.policy.frozen["base"], tokens, mask)
+    assert np.abs(plain - want)[mask].max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:fan_in_fan_out")
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"target_modules": "all-linear", "rank_pattern": {"v_proj": 3}}),
+        ("gpt2", {"target_modules": "all-linear", "alpha_pattern": {"c_attn": 5}}),
+        ("gpt2 untied", {"target_modules": ["c_attn", "mlp.c_proj"], "use_rslora": True}),
+    ],
+)
+def test_an_adapter_that_peft_wrote_is_read(name, options, tmp_path):
+    peft = pytest.importorskip("peft", reason="PEFT comes with the extra `parity`")
+    torch = pytest.importorskip("torch")
+    base, shape = tmp_path / "base", SHAPES[name]
+    base.mkdir()
+    folder.write_model(
+        base, shape, weights(shape), byte_tokenizer(), dtype="float32", sampling=SAMPLING
+    )
+    settings_ = peft.LoraConfig(r=2, lora_alpha=6, task_type="CAUSAL_LM", **options)
+    model = peft.get_peft_model(in_torch(base), settings_)
+    torch.manual_seed(0)
+    for key, x in model.named_parameters():
+        if "lora_" in key:
+            torch.nn.init.normal_(x, std=0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    tokens, mask = prompts()
+    want, _ = torch_hidden(model.eval(), tokens, mask)
+    read = pretrained.load(tmp_path / "adapter")  # which names its base
+    got, _ = our_hidden(models.make(shape), read.params, tokens, mask)
+    np.testing.assert_allclose(got[mask], want[mask], atol=2e-5)
+    plain, _ = our_hidden(models.make(shape), weights(shape), tokens, mask)
+    assert np.abs(plain - want)[mask].max() > 1e-2
+
+
 def test_an_adapter_names_its_base_on_the_hub(tmp_path, monkeypatch):
     run = make_run(tmp_path / "x")
     start = pretrained.load(tmp_path / "x" / "start")
