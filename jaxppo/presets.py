@@ -186,6 +186,14 @@ ALGORITHMS: dict[str, Preset] = {
             **NO_KL, **ONE_PASS,
         },
     ),
+    "max_rl": Preset(
+        "score differences over the group's mean: the rarer a right answer, the more it counts",
+        "https://arxiv.org/abs/2602.02710",
+        {
+            "loss": "reinforce", "advantage": "max_rl", "aggregate": "sequence_sum", **GROUPS,
+            **NO_KL, **ONE_PASS,
+        },
+    ),
     "gdpo": Preset(
         "several rewards, each normalised in its group before they are summed",
         "https://arxiv.org/abs/2601.05242",

@@ -198,6 +198,12 @@ def gdpo(b):
     return spread(advantages.gdpo(scores, group_size=2), b.mask)
 
 
+def right(b):
+    """MaxRL, for right answers: 1 where R > 0, else 0."""
+    scores = jnp.where(jnp.sum(b.rewards, -1) > 0, 1.0, 0.0)
+    return spread(advantages.max_rl(scores, group_size=len(scores), eps=0.0), b.mask)
+
+
 def less_batch_mean(b):
     scores = jnp.sum(b.rewards, -1)
     return spread(scores - masked.mean(scores, jnp.ones_like(scores)), b.mask)
@@ -376,6 +382,27 @@ def sign(r, s, *_):
     return (r - s) / 2 / (jnp.abs(r - s) / np.sqrt(2.0) + 1e-6)
 
 
+def best(x: Exact, f) -> jax.Array:
+    """E[f(p, p')] of two sequences' rewards, differentiated through their probabilities."""
+    prob = jnp.exp(jnp.sum(x.logprobs, -1))
+    return prob @ f(x.scores[:, None], x.scores[None]) @ prob
+
+
+def chance(x: Exact) -> jax.Array:
+    """p = P(R > 0)."""
+    return jnp.sum(jnp.where(x.scores > 0, jnp.exp(jnp.sum(x.logprobs, -1)), 0.0))
+
+
+def over_batch(x: Exact) -> jax.Array:
+    """`group_over_batch` with two groups of 2, mean over the three others: weights [N 1]."""
+    r = x.scores
+    four = jnp.stack(jnp.meshgrid(r, r, r, r, indexing="ij"))
+    half = (r[:, None] - r[None]) / 2
+    return jnp.einsum(
+        "ij,ijkl,j,k,l->i", half, 1 / (jnp.std(four, 0, ddof=1) + 1e-4), *[x.prob] * 3
+    )[:, None]
+
+
 def wins(x: Exact) -> jax.Array:
     """GDPO's advantage with two groups of 2, mean over the three others: weights [N 1].
 
@@ -532,6 +559,37 @@ ROWS = (
         lambda x: score(x, pairs(x, sign)),
         advantage=grouped(advantages.group, group_size=2),
         batch=2,
+    ),
+    Row(
+        "`group_over_batch`, two groups of 2",
+        "biased: half the difference to a second sample, over the batch's deviation, held fixed",
+        lambda x: score(x, over_batch(x)),
+        advantage=grouped(advantages.group_over_batch, group_size=2),
+        batch=4,
+    ),
+    Row(
+        "`pass_at_k` without std, k = 2",
+        "biased: half the gradient of E[max R]",
+        lambda x: best(x, jnp.maximum) / 2,
+        advantage=grouped(advantages.pass_at_k, group_size=2, normalise_std=False),
+        batch=2,
+    ),
+    Row(
+        "`pass_at_k`, k = 2",
+        "biased: √2 times the chance to win against a second sample, held fixed",
+        lambda x: score(x, pairs(x, lambda r, s, *_: jnp.maximum(sign(r, s), 0) * 2)),
+        advantage=grouped(advantages.pass_at_k, group_size=2),
+        batch=2,
+    ),
+    *(
+        Row(
+            f"`max_rl`, G = {g}",
+            f"biased: the gradient of {text}, p the chance that R > 0",
+            lambda x, g=g: -sum((1 - chance(x)) ** k / k for k in range(1, g)),
+            advantage=right,
+            batch=g,
+        )
+        for g, text in ((2, "p"), (3, "p − (1 − p)²/2"))
     ),
     Row(
         "`opo`, G = 2",

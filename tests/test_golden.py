@@ -696,6 +696,20 @@ def group(g, scores, lengths, valid):
     )
 
 
+def pass_at_k(g, scores, lengths, valid):
+    return advantages.pass_at_k(scores, group_size=g.group_size, valid=valid)
+
+
+def group_over_batch(g):
+    return {"advantages": advantages.group_over_batch(g["rewards"], group_size=g.group_size)}
+
+
+def rloo_over_batch(g):
+    """Leave-one-out advantages have mean 0 in each group: what is left is the deviation."""
+    scores = rloo(g, g["rewards"], None, None)
+    return {"advantages": advantages.group_over_batch(scores, group_size=g.group_size)}
+
+
 def rloo(g, scores, lengths, valid):
     if g.hyper.get("beta"):
         penalty = masked.total(
@@ -790,6 +804,7 @@ MAPPED = {
     r"verl/kl/": kl_of,
     r"verl/grpo_adv/(std|nostd)/group_even": grouped(group),
     r"verl/grpo_adv_vectorized/(std|nostd)/group_even": grouped(group),
+    r"verl/grpo_passk/": grouped(pass_at_k),
     r"verl/rloo/group_even": grouped(rloo),
     r"verl/rloo_vectorized/": grouped(rloo),
     r"verl/opo/group_even": grouped(opo),
@@ -809,8 +824,10 @@ MAPPED = {
     # their value holds −A for a row without tokens
     r"trl/gmpo/": partial(geo_mean, only=("grad_logprob",)),
     r"trl/grpo_adv/(group|none)/": grouped(group),
+    r"trl/grpo_adv/batch/": group_over_batch,
     r"trl/grpo_adv/normalize_then_sum/": gdpo,
     r"trl/rloo_adv/norm0_": trl_rloo,
+    r"trl/rloo_adv/norm1_": rloo_over_batch,
     r"trl/tis/token_truncate/": truncated,
     r"trl_ppo/masked_whiten/": whiten(1),
     r"trl_ppo/loss/": trl_ppo_loss,
@@ -901,7 +918,7 @@ LOOSE = {  # less than 1e-7 away, for a known reason
     r"openrlhf/masked_normalize_dim1/": "holds the variance above eps instead of adding it",
     r"nemo/gae/vapo_lenadapt_a0.5/": "computes lambda in float32",
     r"openrlhf/adv/": "whitens with max(var, 1e-8) in place of var + 1e-8",
-    r"trl_ppo/masked_whiten/|trl/grpo_adv/": "computes n / (n - 1) in float32",
+    r"trl_ppo/masked_whiten/|trl/grpo_adv/|trl/rloo_adv/norm1_": "computes n / (n - 1) in float32",
     r"trl/grpo_loss/sapo/": "holds its temperatures in float32",
 }
 

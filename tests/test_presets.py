@@ -37,6 +37,7 @@ NAMES = {
     "vapo",
     "opo",
     "gpg",
+    "max_rl",
     "awr",
     "nlpo",
 }

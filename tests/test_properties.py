@@ -275,12 +275,15 @@ def test_extreme_pairs_and_logits_stay_finite(x):
 ESTIMATORS = {
     "group": advantages.group,
     "plain": partial(advantages.group, normalise_std=False),
+    "group_over_batch": advantages.group_over_batch,
+    "max_rl": advantages.max_rl,
+    "pass_at_k": advantages.pass_at_k,
     "rloo": advantages.rloo,
     "opo": lambda s, **kw: advantages.opo(s, jnp.arange(1.0, 1 + len(s)), **kw),
     "gpg": advantages.gpg,
     "gdpo": lambda s, **kw: advantages.gdpo(s[:, None], **kw),
 }
-BY_BATCH = {"gpg", "gdpo"}  # scale by what the other groups are
+BY_BATCH = {"gpg", "gdpo", "group_over_batch"}  # scale by what the other groups are
 
 
 @partial(jax.jit, static_argnames="size")
