@@ -42,8 +42,11 @@ POLICY_LOSSES = {
     "gspo": with_clip(sequence.gspo),
     "gspo_token": with_clip(sequence.gspo_token),
     "cispo": with_clip(token.cispo),
+    "two_sided": with_clip(token.two_sided),
     "sapo": Choice(lambda c: token.sapo),
     "gmpo": with_clip(sequence.gmpo),
+    "rloo_clip": with_clip(sequence.rloo_clip),
+    "vespo": Choice(lambda c: sequence.vespo),
     "clip_cov": with_clip(covariance.clip_cov),
     "kl_cov": Choice(lambda c: covariance.kl_cov),
     "dppo_tv": with_clip(token.dppo_tv),
@@ -117,7 +120,8 @@ READ_BY: dict[str, tuple[str, set]] = {
         ("clip_low", "clip_high"),
         (
             "loss",
-            POLICY_LOSSES.keys() - {"reinforce", "kl_penalty", "sapo", "kl_cov", "awr", "dro"},
+            POLICY_LOSSES.keys()
+            - {"reinforce", "kl_penalty", "sapo", "vespo", "kl_cov", "awr", "dro"},
         ),
     ),
     "beta_target": ("loss", {"kl_penalty"}),

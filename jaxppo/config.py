@@ -140,6 +140,12 @@ class Config(metaclass=_WithPreset):
     """other settings of the loss by name, such as: tau_positive 1.0 tau_negative
     1.05
     """
+    likelihood_coef: float = 0.0
+    """weight of the likelihood of right answers, a term besides the loss (VAPO: .1);
+    0 = none
+    """
+    likelihood_threshold: float = 0.0
+    """an answer is right if its score is above this"""
     beta: float = 1.0
     """weight of the pull towards the old policy in the losses kl_penalty and dro"""
     beta_target: float = 0.0
@@ -397,8 +403,8 @@ RANGES: dict[str, str] = {
             "keep_every", "eval_every", "patience", "expect_devices", "pad", "start",
             # weights, penalties and rates, which would turn around below 0; 0 is off
             "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
-            "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr",
-            "critic_lr", "weight_decay", "cg_damping",
+            "overlong_penalty", "reward_clip", "likelihood_coef", "kl_coef", "kl_coef_min",
+            "kl_stop", "lr", "critic_lr", "weight_decay", "cg_damping",
         ),
         "[0, inf)",
     ),
@@ -408,13 +414,18 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
     **dict.fromkeys(("top_p", "mask_top_p"), "(0, 1]"),
     "baseline_decay": "[0, 1)",  # 1 would keep the first baseline, 0
-    **dict.fromkeys(("entropy_coef", "missing_eos_score", "loss_settings"), "(-inf, inf)"),
+    **dict.fromkeys(
+        ("entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings"),
+        "(-inf, inf)",
+    ),
     "whiten_ddof": "[0, 1]",
     "eos": "[-1, inf)",
     "logits_bytes": "[1, 1e15]",
     "seed": "[0, 4294967295]",  # JAX's keys have 32 bits of a seed
     # names in `loss_settings`
     **dict.fromkeys(("low", "high"), "(0, inf]"),
+    **dict.fromkeys(("k_positive", "k_negative"), "[0, inf)"),
+    **dict.fromkeys(("lambda_positive", "lambda_negative"), "[0, inf)"),
     **dict.fromkeys(("tau_positive", "tau_negative", "cap", "weight_max"), "(0, inf)"),
     "ceiling": "(1, inf)",
     "fraction": "[0, 1]",
@@ -565,6 +576,7 @@ def _check_natural(config: Config) -> None:
     ignored = {
         "--kl-place loss": config.kl_place == "loss" and config.kl_coef > 0,
         "--entropy-coef": config.entropy_coef != 0,
+        "--likelihood-coef": config.likelihood_coef != 0,
         "--kl-stop": config.kl_stop > 0,
         "--correction": config.correction != "none",
         "--critic-warmup": config.critic_warmup > 0,

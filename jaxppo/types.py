@@ -61,6 +61,8 @@ class Batch(struct.PyTreeNode):
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     returns: Float[Array, "B T"]
+    scores: PyTree = None  # Float[B] after shaping, for the term on right answers, or None
+    right: PyTree = None  # Float[B T], a minibatch's weights of that term, or None
 
 
 class TrainState(struct.PyTreeNode):

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxppo import masked, optimizers, packing, policy, sampling
 from jaxppo.config import Config
 from jaxppo.errors import UserError
+from jaxppo.losses import token
 from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
 from jaxppo.packing import Part, only
@@ -59,7 +60,8 @@ def minibatch_units(
 def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
     """loss(params, constants, weights, batch, key, part) ->
     (loss, (metrics, logprobs)):
-    Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss.
+    Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss, and with a
+    likelihood term − μ Σ w' log π, over right answers alone.
 
     The weights [B T] carry the GLOBAL denominator of their minibatch, so losses and
     gradients are summed over devices and microbatches, never averaged. Metrics are sums
@@ -100,6 +102,10 @@ def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
             value = parts.value_loss(new.values, rolled.values, batch.returns)
             diagnostics["value_loss"] = masked.keep(value, mask)
             total = total + config.value_coef * (weights * diagnostics["value_loss"]).sum()
+        if config.likelihood_coef:
+            right = {"scores": batch.scores, "threshold": config.likelihood_threshold}
+            diagnostics["likelihood_loss"] = token.likelihood(new.logprobs, mask=mask, **right)
+            total += config.likelihood_coef * (batch.right * diagnostics["likelihood_loss"]).sum()
         diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, new.logprobs))
         metrics = {name: masked.total(x, mask) for name, x in diagnostics.items()}
         return total, (metrics, logprobs)
@@ -174,6 +180,10 @@ def make_update(
         params, opt_state = live
         mine = jax.tree.map(lambda x: x[rows], batch)
         weights = parts.aggregate(mine.mask, axis_name=axis_name)
+        if config.likelihood_coef:
+            right = (mine.scores > config.likelihood_threshold)[:, None]
+            right = jnp.where(right, mine.mask, 0.0)
+            mine = mine.replace(right=parts.aggregate(right, axis_name=axis_name))
         (loss, (sums, logprobs)), grads = gradient(params, constants, weights, mine, key)
         # sums, not means: the weights already divide by the global count
         if axis_name is not None:

@@ -438,6 +438,22 @@ def kept_by_gspo(x: Exact) -> jax.Array:
     return score(x, jnp.where(jnp.where(a > 0, s < 1 + 4e-4, s > 1 - 3e-4), s * a, 0))
 
 
+def sequence_product(x: Exact) -> jax.Array:
+    """The product of a sequence's ratios, [N 1]."""
+    return jnp.prod(x.ratio, -1, keepdims=True)
+
+
+def kept_by_rloo_clip(x: Exact) -> jax.Array:
+    w, a = sequence_product(x), x.scores[:, None]
+    return score(x, jnp.where(jnp.where(a > 0, w < 1.2, w > 0.8), w * a, 0))
+
+
+def weighed_by_vespo(x: Exact) -> jax.Array:
+    w, a = sequence_product(x), x.scores[:, None]
+    weight = jnp.where(a >= 0, w**2 * jnp.exp(3 * (1 - w)), w**3 * jnp.exp(2 * (1 - w)))
+    return score(x, weight * a)
+
+
 def wrong_critic(x: Exact) -> jax.Array:
     """δ is wrong by e₊ − e; the sum with λ leaves −eₜ, a baseline, and (1 − λ) Σₖ λᵏ⁻¹ eₜ₊ₖ."""
     e = jnp.asarray(ERROR[world().states] * world().mask)
@@ -473,6 +489,7 @@ ROWS = (
             token.clip,
             token.dual_clip,
             token.cispo,
+            token.two_sided,
             token.sapo,
             token.dppo_tv,
             token.dppo_kl,
@@ -481,7 +498,13 @@ ROWS = (
             partial(token.dro, beta=0.5),
         )
     ),
-    *(Row(f"`{f.__name__}`", "exact", loss=f, advantage=whole) for f in ON_SEQUENCES),
+    *(
+        Row(f"`{f.__name__}`", "exact", loss=f, advantage=whole)
+        for f in (sequence.vespo, *ON_SEQUENCES)
+    ),
+    Row(
+        "`rloo_clip`", "exact", loss=sequence.rloo_clip, advantage=whole, aggregate="sequence_mean"
+    ),
     *(
         Row(f"`{f.__name__}`", EVERY, per_token, loss=f, advantage=whole, aggregate="sequence_mean")
         for f in ON_SEQUENCES
@@ -497,6 +520,13 @@ ROWS = (
         "biased: the gradient of E[exp R]",
         lambda x: jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1) + x.scores)),
         loss=token.awr,
+        advantage=whole,
+    ),
+    Row(
+        "`likelihood` alone",
+        "biased: the gradient of the chance that R > 0",
+        chance,
+        loss=lambda lp, old, a, mask, key: (token.likelihood(lp, a[:, 0], mask), {}),
         advantage=whole,
     ),
     # baselines
@@ -833,6 +863,13 @@ ROWS = (
         off_policy=True,
     ),
     Row(
+        "`two_sided`, ε = .5, old samples",
+        "biased: the same, ratios outside of .5 to 1.5 are 0",
+        lambda x: score(x, x.to_go * jnp.where(jnp.abs(x.ratio - 1) > 0.5, 0, x.ratio)),
+        loss=partial(token.two_sided, low=0.5, high=0.5),
+        off_policy=True,
+    ),
+    Row(
         f"{TRUNCATED}, old samples",
         "biased: the same, ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)),
@@ -849,6 +886,31 @@ ROWS = (
             off_policy=True,
         )
         for f in ON_SEQUENCES
+    ),
+    Row(
+        "`rloo_clip` without bounds, old samples",
+        "exact",
+        loss=partial(sequence.rloo_clip, low=1.0, high=jnp.inf),
+        advantage=whole,
+        aggregate="sequence_mean",
+        off_policy=True,
+    ),
+    Row(
+        "`rloo_clip`, old samples",
+        "biased: no gradient beyond the bounds",
+        kept_by_rloo_clip,
+        loss=sequence.rloo_clip,
+        advantage=whole,
+        aggregate="sequence_mean",
+        off_policy=True,
+    ),
+    Row(
+        "`vespo`, old samples",
+        "biased: Wᵏ exp(λ (1 − W)) for the product W of a sequence's ratios",
+        weighed_by_vespo,
+        loss=sequence.vespo,
+        advantage=whole,
+        off_policy=True,
     ),
     Row(
         "`gspo`, old samples",

@@ -70,7 +70,19 @@ LOGPROBS, OLD = (
 
 @pytest.mark.parametrize(
     "name",
-    ["clip", "dual_clip", "gspo", "gspo_token", "cispo", "gmpo", "clip_cov", "dppo_tv", "dppo_kl"],
+    [
+        "clip",
+        "dual_clip",
+        "gspo",
+        "gspo_token",
+        "cispo",
+        "gmpo",
+        "clip_cov",
+        "dppo_tv",
+        "dppo_kl",
+        "rloo_clip",
+        "two_sided",
+    ],
 )
 def test_bounds_are_the_losses_own_unless_given(name):
     """So that `--loss gspo` alone is GSPO, and not GSPO with PPO's bounds."""

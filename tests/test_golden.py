@@ -97,6 +97,11 @@ AGGREGATES = {
 }
 
 
+def all_rows(g):
+    """The share of rows with tokens: TRL and Liger divide by all rows."""
+    return jnp.mean(jnp.max(g["mask"], axis=1))
+
+
 def weights_of(g):
     """The weights of an entry's mode; rows without tokens count where the implementation counts
     them.
@@ -107,11 +112,10 @@ def weights_of(g):
         or h.get("loss_type")
         or {True: "token-mean", False: "seq-mean-token-mean"}[h.get("token_level_loss", True)]
     )
-    all_rows = jnp.mean(jnp.max(mask, axis=1))  # trl and Liger divide by all rows
     if mode in ("grpo", "sapo"):
-        return aggregate.sequence_mean(mask) * all_rows
+        return aggregate.sequence_mean(mask) * all_rows(g)
     if mode == "dr_grpo":
-        return aggregate.constant(mask, length=20) * all_rows
+        return aggregate.constant(mask, length=20) * all_rows(g)
     if mode in ("bnpo", "dapo", "cispo"):
         return aggregate.token_mean(mask)
     if mode in ("seq-mean-token-sum-norm", "sequence-mean-token-scale"):
@@ -260,7 +264,7 @@ def cispo_absolute(g):
 
 def geo_mean(g, only=("loss", "grad_logprob")):
     """Their mean is over all rows, and a row without tokens adds 0."""
-    weights = aggregate.sequence_mean(g["mask"]) * jnp.mean(jnp.max(g["mask"], axis=1))
+    weights = aggregate.sequence_mean(g["mask"]) * all_rows(g)
     kl_term = kl.k3 if g.hyper.get("beta") else None
     return policy(
         g, partial(sequence.gmpo, **bounds(g)), weights=weights, only=only, kl_term=kl_term
@@ -278,6 +282,46 @@ def gmpo_rows(g):
         "per_sequence_loss": (rows, jnp.max(mask, axis=1)),
         "grad_of_sum": jax.grad(lambda lp: jnp.sum(loss(lp)))(g["logprobs"]),
     }
+
+
+def luspo(loss):
+    """The sum over a row's tokens, whose mean is over all rows."""
+    return lambda g: policy(
+        g, partial(loss, **bounds(g)), weights=aggregate.sequence_sum(g["mask"]) * all_rows(g)
+    )
+
+
+def vespo(g):
+    return policy(g, sequence.vespo, weights=aggregate.token_mean(g["mask"]))
+
+
+def vespo_weight(g):
+    """Advantages of 1 or −1 and log-probs of −1 leave the weight; a row without tokens has 1."""
+    lp, mask = g["logprob"], g["mask"]
+    adv = jnp.where(g["advantages"] >= 0, 1.0, -1.0)
+    shift = g["old_logprob"] - lp - 1
+    loss = sequence.vespo(-jnp.ones_like(lp), shift, adv, mask)[0]
+    rows = masked.mean(loss * adv, mask, axis=1)
+    return {"phi": (rows[:, None], jnp.max(mask, axis=1, keepdims=True))}
+
+
+def rloo_clip(g):
+    """Their value holds −A for a row without tokens."""
+    weights = aggregate.sequence_mean(g["mask"]) * all_rows(g)
+    loss = partial(sequence.rloo_clip, **bounds(g))
+    return policy(g, loss, weights=weights, only=("grad_logprob",))
+
+
+def likelihood(g):
+    """A clipped loss, and the mean over the tokens of rows with a reward above 0."""
+    found, mask = clip(g), g["mask"]
+    right = mask * (g["rewards"] > 0)[:, None]
+    term = lambda lp: (
+        g.hyper["positive_example_nll_weight"]
+        * jnp.sum(aggregate.token_mean(right) * token.likelihood(lp, g["rewards"], mask))
+    )
+    value, gradient = jax.value_and_grad(term)(g["logprobs"])
+    return {"loss": found["loss"] + value, "grad_logprob": found["grad_logprob"] + gradient}
 
 
 def clip_cov(g):
@@ -819,6 +863,11 @@ MAPPED = {
     r"trl/grpo_loss/gspo_": bounded(sequence.gspo),
     r"trl/grpo_loss/cispo_": cispo_absolute,
     r"trl/grpo_loss/sapo/": sapo,
+    r"trl/grpo_loss/luspo/": luspo(token.clip),
+    r"trl/grpo_loss/luspo_seq/": luspo(sequence.gspo),
+    r"trl/grpo_loss/vespo/": vespo,
+    r"trl/vespo_phi/": vespo_weight,
+    r"trl/rloo_loss/": rloo_clip,
     r"trl/grpo_loss/dapo_tis/": clip_corrected,
     r"trl/grpo_loss/grpo_entropy0.01/": pg_with_entropy,
     # their value holds −A for a row without tokens
@@ -854,6 +903,8 @@ MAPPED = {
     r"liger/grpo_loss/(grpo|bnpo|dr_grpo|dapo_beta0.04)/": clip,
     r"liger/grpo_loss/cispo_": cispo_absolute,
     r"liger/grpo_loss/sapo/": sapo,
+    r"liger/grpo_loss/luspo_seq/": luspo(sequence.gspo),
+    r"liger/grpo_loss/vespo/": vespo,
     r"liger/grpo_loss/gspo/": bounded(sequence.gspo),
     r"areal/actor/(sym|cliphigher_dual1.5)/": clip,
     r"areal/actor/gspo/": bounded(sequence.gspo),
@@ -872,6 +923,7 @@ MAPPED = {
     r"nemo/loss/gspo/": bounded(sequence.gspo),
     r"nemo/loss/cispo/": bounded(token.cispo),
     r"nemo/loss/tis/": clip_corrected,
+    r"nemo/loss/vapo_nll": likelihood,
     # trlx, GMPO, AWR, Entropy-Mechanism-of-RL, and the re-implementations of lm-human-preferences
     r"trlx/gae/": gae,
     r"trlx/whiten/": whiten(1),

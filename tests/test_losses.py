@@ -19,8 +19,11 @@ POLICY = {
     "gspo": sequence.gspo,
     "gspo_token": sequence.gspo_token,
     "cispo": token.cispo,
+    "two_sided": token.two_sided,
     "sapo": token.sapo,
     "gmpo": sequence.gmpo,
+    "rloo_clip": sequence.rloo_clip,
+    "vespo": sequence.vespo,
     "kl_cov": partial(covariance.kl_cov, fraction=0.3),
     "clip_cov": partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.2),
     "dro": partial(token.dro, beta=0.5),
@@ -148,6 +151,25 @@ def test_cispo():
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[0.0, 1.0]])
 
 
+def test_two_sided():
+    # 0.1 and 5 lie outside of [0.2, 4], whatever the sign of A: neither value nor slope
+    ratios, adv = [0.1, 0.5, 3.0, 5.0], [1.0, -1.0, 2.0, -2.0]
+    found, diagnostics = per_token(token.two_sided, ratios, adv)
+    np.testing.assert_allclose(found, [[0.0, 0.5, -6.0, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(diagnostics["clip_fraction"], [[1.0, 0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(
+        slope(token.two_sided, ratios, adv), [[0.0, 0.5, -6.0, 0.0]], rtol=1e-6
+    )
+
+
+def test_likelihood():
+    # Scores 1 and 0.5: only 1 is above 0.5
+    lp, mask = jnp.array([[-1.0, -2.0], [-3.0, -4.0]]), jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    f = lambda lp: token.likelihood(lp, jnp.array([1.0, 0.5]), mask, threshold=0.5)
+    np.testing.assert_array_equal(f(lp), [[1.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(jax.grad(lambda lp: f(lp).sum())(lp), [[-1, 0], [0, 0]])
+
+
 def test_sapo():
     # 4 / τ σ(τ (r − 1)): at r = 1 it is 2 / τ with slope 1
     found, _ = per_token(token.sapo, [1.0, 1.0, 2.0], [1.0, -1.0, 1.0])
@@ -206,6 +228,33 @@ def test_gspo():
     np.testing.assert_allclose(
         gradient, [[-np.exp(0.1) / 2] * 2 + [0.0], [0.0, 0.0, 0.0]], rtol=1e-6
     )
+
+
+def test_rloo_clip():
+    # Row 1: Σ d = 0.1, A = (1 + 3) / 2 = 2. Row 2: Σ d = 0.5, beyond 1.2: held for
+    # A > 0. Row 3: not held for A < 0.
+    lp = jnp.array([[0.3, -0.2, 9.0], [0.25, 0.25, 9.0], [0.25, 0.25, 9.0]])
+    adv = jnp.array([[1.0, 3.0, 9.0], [1.0, 1.0, 9.0], [-1.0, -1.0, 9.0]])
+    mask = jnp.array([[1.0, 1.0, 0.0]] * 3)
+    f = lambda lp: sequence.rloo_clip(lp, jnp.zeros_like(lp), adv, mask, low=0.2, high=0.2)[0]
+    rows = [-2 * np.exp(0.1), -1.2, np.exp(0.5)]
+    np.testing.assert_allclose(f(lp), np.outer(rows, [1, 1, 0]), rtol=1e-6)
+    # The mean over rows of a row's loss: −w A for each of its tokens, / 3
+    gradient = jax.grad(lambda lp: jnp.sum(aggregate.sequence_mean(mask) * f(lp)))(lp)
+    slopes = [-2 * np.exp(0.1) / 3, 0.0, np.exp(0.5) / 3]
+    np.testing.assert_allclose(gradient, np.outer(slopes, [1, 1, 0]), rtol=1e-6)
+
+
+def test_vespo():
+    # W = e^ln 2 = 2 and 1 / 2. A > 0: 2² e^−3; A < 0: 2⁻³ e^(2 · 1/2). The weight has no slope.
+    half = np.log(2) / 2
+    lp, mask = jnp.array([[-1.0, -2.0], [-1.0, -2.0]]), jnp.ones((2, 2))
+    old, adv = lp - jnp.array([[half] * 2, [-half] * 2]), jnp.array([[1.0, 1.0], [-2.0, -2.0]])
+    f = lambda lp: sequence.vespo(lp, old, adv, mask)[0]
+    up, down = 4 * np.exp(-3), np.exp(1) / 8
+    np.testing.assert_allclose(f(lp), [[up, 2 * up], [-2 * down, -4 * down]], rtol=1e-5)
+    gradient = jax.grad(lambda lp: f(lp).sum())(lp)
+    np.testing.assert_allclose(gradient, [[-up] * 2, [2 * down] * 2], rtol=1e-5)
 
 
 def test_gmpo():
@@ -381,7 +430,19 @@ def test_gspo_token_with_one_advantage_is_gspo():
 
 
 @pytest.mark.parametrize(
-    "name", ["clip", "dual_clip", "gspo_token", "cispo", "sapo", "dppo_tv", "dppo_kl", "reinforce"]
+    "name",
+    [
+        "clip",
+        "dual_clip",
+        "gspo_token",
+        "cispo",
+        "two_sided",
+        "sapo",
+        "vespo",
+        "dppo_tv",
+        "dppo_kl",
+        "reinforce",
+    ],
 )
 def test_on_policy_all_have_the_policy_gradient(name):
     lp, _, adv, mask = rollout(3)
@@ -474,6 +535,9 @@ def test_dtype_is_kept(dtype, mask_dtype):
         (token.dual_clip, ("low", "high", "ceiling")),
         (sequence.gspo, ("low", "high")),
         (sequence.gmpo, ("low", "high")),
+        (sequence.rloo_clip, ("low", "high")),
+        (sequence.vespo, ("k_positive", "lambda_positive", "k_negative", "lambda_negative")),
+        (token.two_sided, ("low", "high")),
         (token.cispo, ("low", "high")),
         (token.sapo, ("tau_positive", "tau_negative")),
         (covariance.kl_cov, ("fraction", "coef")),

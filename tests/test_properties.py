@@ -29,6 +29,9 @@ POLICY = named(
     token.dppo_kl,
     token.awr,
     kl_penalty=partial(token.kl_penalty, beta=0.5),
+    rloo_clip=sequence.rloo_clip,
+    vespo=sequence.vespo,
+    two_sided=token.two_sided,
     gspo=partial(sequence.gspo, low=0.2, high=0.2),
     gspo_token=partial(sequence.gspo_token, low=0.2, high=0.2),
     clip_cov=partial(
@@ -228,6 +231,8 @@ BY_RATIO = (
     "kl_penalty",
     "gspo",
     "gspo_token",
+    "rloo_clip",
+    "two_sided",
     "sapo",
     "gmpo",
     "truncated_importance",

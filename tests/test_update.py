@@ -288,6 +288,32 @@ def test_two_devices_equal_one(llama, run, state, batch):
             toys.assert_close({k: x[d] for k, x in metrics.items()}, want, atol=1e-5, rtol=1e-4)
 
 
+def test_the_likelihood_term_is_a_mean_over_right_answers(llama, state, batch):
+    """Of all devices, and whatever the number of parts: rows 1, 3 and 6 have a score above .5 (so
+    has row 2, which is invalid).
+    """
+    settings = replace(SETTINGS, epochs=1, minibatches=1, microbatches=2, lr=0.0)
+    scores = jnp.array([0.0, 1.0, 1.0, 0.6, 0.5, -1.0, 2.0, 0.4])
+    rows = batch.replace(scores=scores)
+    with_term = replace(settings, likelihood_coef=0.3, likelihood_threshold=0.5)
+
+    def loss(settings, axis_name=None):
+        run = update.make_update(llama.model, toys.parts(settings), settings, axis_name=axis_name)
+        if axis_name is None:
+            return jax.jit(lambda b: run(state, b, KEY)[1]["loss"])(rows)
+        halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), rows)
+        return jax.jit(jax.vmap(lambda b: run(state, b, KEY)[1]["loss"], axis_name="d"))(halves)[0]
+
+    logprobs, right = (
+        toys.score(llama, batch.rollout).logprobs,
+        batch.mask * (scores > 0.5)[:, None],
+    )
+    assert right[jnp.array([1, 3, 6])].any(1).all() and not right[2].any()
+    want = loss(settings) - 0.3 * (right * logprobs).sum() / right.sum()
+    np.testing.assert_allclose(loss(with_term), want, rtol=1e-5)
+    np.testing.assert_allclose(loss(with_term, "d"), want, rtol=1e-5)
+
+
 def test_groups_stay_together(llama, state, batch):
     """Each row's advantage is its group's number; in a minibatch neighbours have the same."""
     settings = replace(SETTINGS, group_size=2, epochs=1)

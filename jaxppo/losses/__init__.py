@@ -20,9 +20,11 @@ To add a loss, write it here and give it a row in `algorithms.POLICY_LOSSES`.
 
 In the formulas d = logprobs − old_logprobs, r = exp(d), and A is the advantage.
 
-One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo, sapo,
-                         dppo_tv, dppo_kl, and for data of another policy dro, awr
-Whole sequences          `sequence`: gspo, gspo_token, gmpo
+One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo,
+                         two_sided, sapo, dppo_tv, dppo_kl, and for data of another
+                         policy dro, awr
+Whole sequences          `sequence`: gspo, gspo_token, gmpo, rloo_clip, vespo
+Right answers            `token`: likelihood, a term besides a policy loss
 Selected tokens          `covariance`: kl_cov, clip_cov
 Critic and entropy       `value`: value_mse, value_clipped, value_huber, entropy
 Pairs of responses       `preference`: dpo, ipo
@@ -31,7 +33,7 @@ Off-policy correction    `shared`: truncated_importance
 
 from jaxppo.losses.covariance import clip_cov, kl_cov
 from jaxppo.losses.preference import dpo, ipo
-from jaxppo.losses.sequence import gmpo, gspo, gspo_token
+from jaxppo.losses.sequence import gmpo, gspo, gspo_token, rloo_clip, vespo
 from jaxppo.losses.shared import truncated_importance
 from jaxppo.losses.token import (
     awr,
@@ -42,8 +44,10 @@ from jaxppo.losses.token import (
     dro,
     dual_clip,
     kl_penalty,
+    likelihood,
     reinforce,
     sapo,
+    two_sided,
 )
 from jaxppo.losses.value import entropy, value_clipped, value_huber, value_mse
 
@@ -64,10 +68,14 @@ __all__ = [
     "ipo",
     "kl_cov",
     "kl_penalty",
+    "likelihood",
     "reinforce",
+    "rloo_clip",
     "sapo",
     "truncated_importance",
+    "two_sided",
     "value_clipped",
     "value_huber",
     "value_mse",
+    "vespo",
 ]
