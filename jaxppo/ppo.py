@@ -117,7 +117,7 @@ def make_train_step(
             )
         mask = rolled.mask * learn[:, None].astype(rolled.mask.dtype)
         scores = row_scores(scored.scores)
-        batch = Batch(rolled, mask, rolled.logprobs, advantages, returns, scores)
+        batch = Batch(rolled, mask, rolled.logprobs, advantages, returns, scores=scores)
 
         # 5. update
         with jax.named_scope("update"):

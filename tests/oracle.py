@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jaxppo import advantages, aggregate, kl, masked
-from jaxppo.losses import covariance, sequence, shared, token
+from jaxppo.losses import correction, covariance, sequence, token
 
 VOCAB, LENGTH, END, STATES = 3, 3, 2, 7
 BETA, LAM = 0.3, 0.5
@@ -71,6 +71,7 @@ class Batch(NamedTuple):
     error: jax.Array
     full: jax.Array
     greedy: jax.Array
+    entropy: jax.Array
 
 
 class Exact(NamedTuple):
@@ -132,18 +133,27 @@ def one_action(loss):
     return whole
 
 
-def corrected(cap=2.0):
+def corrected(**options):
     """REINFORCE times the `correction`, as in `update`. `old` is from the sampler, `logprobs` from
     the policy.
     """
+    return times_mask(partial(correction.importance, **options))
+
+
+def times_mask(factor):
+    """REINFORCE times a weight or mask of (old log-probs, sampler's, mask)."""
 
     def loss(logprobs, old, a, mask, *, key=None):
         per_token, diagnostics = token.reinforce(logprobs, logprobs, a, mask)
-        return per_token * shared.truncated_importance(
-            lax.stop_gradient(logprobs), old, mask, cap=cap
-        ), diagnostics
+        return per_token * factor(lax.stop_gradient(logprobs), old, mask), diagnostics
 
     return loss
+
+
+def near(logprobs, old, a, mask, *, key=None):
+    """REINFORCE without bad sequences that are far from the sampler."""
+    kept = correction.off_policy_mask(logprobs, old, a, mask, threshold=0.1)
+    return token.reinforce(logprobs, logprobs, a * kept, mask)
 
 
 def token_kl(f):
@@ -186,6 +196,11 @@ def gae(lam, wrong):
 
 def grouped(f, **options):
     return lambda b: spread(f(jnp.sum(b.rewards, -1), **options), b.mask)
+
+
+def top_half(b):
+    """Returns-to-go of the half of the tokens with the highest entropy."""
+    return to_go(b) * correction.top_entropy(b.entropy, b.mask, fraction=0.5)
 
 
 def opo(b):
@@ -256,6 +271,7 @@ def surrogate(row: Row, tables, index) -> jax.Array:
         jnp.asarray(ERROR)[states],
         kl.full(new, ref)[states],
         jnp.full(len(index), greedy),
+        entropies(new)[states],
     )
     if row.in_reward is not None:
         b = b._replace(rewards=b.rewards - BETA * masked.keep(row.in_reward(b), mask))
@@ -343,6 +359,10 @@ def values(logprobs, gamma: float = 1.0):
 
 def state_values(logprobs):
     return jnp.sum(jnp.exp(logprobs) * values(logprobs), -1)
+
+
+def entropies(logprobs):
+    return -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
 
 
 def visits(logprobs):
@@ -443,6 +463,28 @@ def sequence_product(x: Exact) -> jax.Array:
     return jnp.prod(x.ratio, -1, keepdims=True)
 
 
+def kept_by_entropy(x: Exact) -> jax.Array:
+    """Tokens at or above the median of their sequence."""
+    h = jnp.where(world().mask > 0, lax.stop_gradient(entropies(x.new))[world().states], jnp.nan)
+    return score(x, jnp.where(h >= jnp.nanmedian(h, -1, keepdims=True), x.to_go, 0))
+
+
+def product_within(x: Exact) -> jax.Array:
+    w = sequence_product(x)
+    return ((w >= 0.5) & (w <= 2)).astype(w.dtype)
+
+
+def kept_near(x: Exact) -> jax.Array:
+    far = -jnp.log(sequence_mean_ratio(x)) > 0.1
+    return score(x, jnp.where(far & (x.scores[:, None] < 0), 0, x.scores[:, None]))
+
+
+def normalised(x: Exact) -> jax.Array:
+    """Sequences' ratios over their mean in a batch of 2, mean over the other: weights [N 1]."""
+    w = jnp.prod(x.ratio, -1)
+    return jnp.sum(x.prob[None] * 2 * w[:, None] / (w[:, None] + w[None]), -1, keepdims=True)
+
+
 def kept_by_rloo_clip(x: Exact) -> jax.Array:
     w, a = sequence_product(x), x.scores[:, None]
     return score(x, jnp.where(jnp.where(a > 0, w < 1.2, w > 0.8), w * a, 0))
@@ -478,7 +520,7 @@ ON_SEQUENCES = (sequence.gspo, sequence.gspo_token, sequence.gmpo)
 STATES_FIXED = "biased: the slope of each state's KL, how often states are met held fixed"
 EVERY = "biased: a token of a sequence of n counts 1/n"
 REINFORCE = "`reinforce`"
-TRUNCATED = "`truncated_importance`"
+IMPORTANCE = "`importance`"
 OLD_STATES = "biased: states and values of the old policy (TRPO's surrogate)"
 
 ROWS = (
@@ -528,6 +570,12 @@ ROWS = (
         chance,
         loss=lambda lp, old, a, mask, key: (token.likelihood(lp, a[:, 0], mask), {}),
         advantage=whole,
+    ),
+    Row(
+        "`top_entropy`, half of the tokens",
+        "biased: the other tokens are left out",
+        kept_by_entropy,
+        advantage=top_half,
     ),
     # baselines
     Row("whole return", "exact", advantage=whole),
@@ -796,18 +844,18 @@ ROWS = (
         advantage=whole,
         off_policy=True,
     ),
-    Row(f"{TRUNCATED}, on policy", "exact", loss=corrected()),
+    Row(f"{IMPORTANCE}, on policy", "exact", loss=corrected()),
     Row(
-        f"{TRUNCATED} without cap, one token, old samples",
+        f"{IMPORTANCE} without bounds, one token, old samples",
         "exact",
-        loss=corrected(jnp.inf),
+        loss=corrected(high=jnp.inf),
         length=1,
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED} without cap, a sequence as one token, old samples",
+        f"{IMPORTANCE} without bounds, a sequence as one token, old samples",
         "exact",
-        loss=one_action(corrected(jnp.inf)),
+        loss=one_action(corrected(high=jnp.inf)),
         advantage=whole,
         off_policy=True,
     ),
@@ -820,7 +868,7 @@ ROWS = (
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED}, one token, old samples",
+        f"{IMPORTANCE}, one token, old samples",
         "biased: ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)),
         loss=corrected(),
@@ -828,7 +876,7 @@ ROWS = (
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED}, a sequence as one token, old samples",
+        f"{IMPORTANCE}, a sequence as one token, old samples",
         "biased: ratios held at most at 2",
         lambda x: score(x, (x.scores * jnp.minimum(jnp.prod(x.ratio, -1), 2))[:, None]),
         loss=one_action(corrected()),
@@ -837,22 +885,82 @@ ROWS = (
     ),
     *(
         Row(
-            f"{name} without {limit}, old samples",
+            f"{name} without bounds, old samples",
             OLD_STATES,
             lambda x: improvement(x, x.old),
             loss=loss,
             off_policy=True,
         )
-        for name, limit, loss in (
-            ("`clip`", "bounds", no_clip),
-            (TRUNCATED, "cap", corrected(jnp.inf)),
-        )
+        for name, loss in (("`clip`", no_clip), (IMPORTANCE, corrected(high=jnp.inf)))
     ),
     Row(
         "`clip`, old samples",
         "biased: the same, and no gradient beyond the bounds",
         kept_by_clip,
         loss=token.clip,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences without bounds, old samples",
+        "exact",
+        loss=corrected(level="sequence", high=jnp.inf),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences, old samples",
+        "biased: the product of a sequence's ratios held at most at 2",
+        lambda x: score(x, jnp.minimum(sequence_product(x), 2) * x.scores[:, None]),
+        loss=corrected(level="sequence"),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences, masked, old samples",
+        "biased: sequences with a product outside of .5 to 2 are left out",
+        lambda x: score(x, product_within(x) * sequence_product(x) * x.scores[:, None]),
+        loss=corrected(level="sequence", rule="mask", low=0.5),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences, normalised, batch of 2, old samples",
+        "biased: the mean of the weights is a ratio of two estimates",
+        lambda x: score(x, normalised(x) * x.scores[:, None]),
+        loss=corrected(level="sequence", high=jnp.inf, normalise=True),
+        advantage=whole,
+        batch=2,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE}, geometric, without bounds, old samples",
+        "biased: the ratios' geometric mean for their product",
+        lambda x: score(x, sequence_mean_ratio(x) * x.scores[:, None]),
+        loss=corrected(level="geometric", high=jnp.inf),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE}, masked, old samples",
+        "biased: the same, ratios outside of .5 to 2 are 0",
+        lambda x: score(x, x.to_go * jnp.where((x.ratio < 0.5) | (x.ratio > 2), 0, x.ratio)),
+        loss=corrected(rule="mask", low=0.5),
+        off_policy=True,
+    ),
+    Row(
+        "`rejection` by the sum of k1, old samples",
+        "biased: no weights, sequences with a product outside of .5 to 2 are left out",
+        lambda x: score(x, product_within(x) * x.scores[:, None]),
+        loss=times_mask(partial(correction.rejection, over="row_sum", low=0.5, high=2.0)),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        "`off_policy_mask`, old samples",
+        "biased: no weights, bad sequences are left out that have become rarer",
+        kept_near,
+        loss=near,
+        advantage=whole,
         off_policy=True,
     ),
     Row(
@@ -870,7 +978,7 @@ ROWS = (
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED}, old samples",
+        f"{IMPORTANCE}, old samples",
         "biased: the same, ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)),
         loss=corrected(),

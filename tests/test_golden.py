@@ -18,7 +18,7 @@ import pytest
 from jaxppo import advantages, aggregate, kl, losses, masked, sampling
 from jaxppo import policy as policies
 from jaxppo.config import Config
-from jaxppo.losses import covariance, sequence, shared, token
+from jaxppo.losses import correction, covariance, sequence, token
 from jaxppo.losses.preference import dpo, ipo
 from jaxppo.losses.value import value_clipped, value_mse
 from jaxppo.models import nlpo
@@ -126,7 +126,7 @@ def weights_of(g):
 # --- policy losses
 
 
-def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
+def policy(g, loss, *, weights=None, kl_term=None, factor=None, only=None):
     """The scalar loss, its gradient, and the share of clipped tokens."""
     old, adv, mask = (
         g["old_logprobs"] if "old_logprobs" in g else g["logprobs"],
@@ -138,7 +138,7 @@ def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
 
     def objective(logprobs):
         per_token, diagnostics = loss(logprobs, old, adv, mask)
-        per_token = per_token if correction is None else per_token * correction
+        per_token = per_token if factor is None else per_token * factor
         if kl_term is not None:
             per_token = per_token + beta * masked.keep(kl_term(logprobs, g["ref_logprobs"]), mask)
         return jnp.sum(weights * per_token), {
@@ -220,13 +220,29 @@ def clip_corrected(g):
     """The loss times weights against a sampler that is not quite the policy."""
     given = {"rollout_is_weights", "importance_sampling_ratio"} & set(g.inputs)
     if given:
-        return clip(g, correction=g[given.pop()])
-    return clip(
-        g,
-        correction=shared.truncated_importance(
-            g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=2.0
-        ),
-    )
+        return clip(g, factor=g[given.pop()])
+    low, high, rule = 0.0, 2.0, "truncate"
+    if g.name.startswith("openrlhf"):
+        low, high = g.hyper["vllm_is_truncated_threshold"]
+    if "icepop" in g.name:
+        low, rule = 0.5, "mask"
+    logprobs = g["old_logprobs"], g["sampler_logprobs"], g["mask"]
+    if "seqmasktis" in g.name:  # rows by their geometric mean; the weights are not held
+        rows = correction.rejection(*logprobs, over="row_mean", low=low, high=high)
+        return clip(g, factor=rows * correction.importance(*logprobs, high=jnp.inf))
+    return clip(g, factor=correction.importance(*logprobs, rule=rule, low=low, high=high))
+
+
+def clip_masked(g):
+    """A mask on the loss, the denominators as they were."""
+    mask = g["mask"]
+    if "top_entropy_quantile" in g.hyper:
+        fraction = g.hyper["top_entropy_quantile"]
+        return clip(g, factor=correction.top_entropy(g["entropies"], mask, fraction=fraction))
+    threshold = g.hyper["off_policy_mask_threshold"]
+    lp, old, adv = g["logprobs"], g["old_logprobs"], g["advantages"]
+    kept = correction.off_policy_mask(lp, old, adv, mask, threshold=threshold)
+    return clip(g, factor=kept)
 
 
 def with_ratio(estimator, g):
@@ -789,12 +805,42 @@ def gdpo(g):
     }
 
 
-def truncated(g):
-    cap = g.hyper.get("rollout_is_threshold", g.hyper.get("clip_max"))
-    weights = shared.truncated_importance(
-        g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=cap
+def importance(g):
+    """verl: a pair of bounds is a mask. TRL: one weight a row, where it is the row's."""
+    h, mask = g.hyper, g["mask"]
+    threshold = h.get("rollout_is_threshold", h.get("clip_max"))
+    masks = isinstance(threshold, str) or "mask" in h.get("mode", "")
+    low, high = map(float, threshold.split("_")) if isinstance(threshold, str) else (0.0, threshold)
+    level = h.get("rollout_is") or h["mode"].split("_")[0]
+    weights = correction.importance(
+        g["old_logprobs"],
+        g["sampler_logprobs"],
+        mask,
+        level=level,
+        rule="mask" if masks else "truncate",
+        low=h.get("clip_min") or low,
+        high=high,
+        normalise=h.get("rollout_is_batch_normalize", False),
     )
-    return {"weights": weights, "ratio": (weights, g["mask"])}
+    rows = level == "sequence"
+    found = (weights[:, :1], mask[:, :1]) if rows else (weights, mask)
+    return {"weights": weights, "ratio": found}
+
+
+def rejection(g):
+    over, estimator = g.hyper["rollout_rs"].replace("seq_", "row_").rsplit("_", 1)
+    bounds = [float(x) for x in g.hyper["rollout_rs_threshold"].split("_")]
+    return {
+        "mask": correction.rejection(
+            g["old_logprobs"],
+            g["sampler_logprobs"],
+            g["mask"],
+            estimator=estimator,
+            over=over,
+            low=bounds[0] if len(bounds) == 2 else None,
+            high=bounds[-1],
+        )
+    }
 
 
 def _with(g, hyper=None, **arrays):
@@ -827,7 +873,8 @@ MAPPED = {
     r"verl/masked_var/": variance,
     r"verl/agg_loss/[^/]+/(default|loss_scale_factor20)/": aggregation,
     r"verl/ppo_clip/": clip,
-    r"verl/tis/token/thr(2.0|1.2)/bn0": truncated,
+    r"verl/tis/": importance,
+    r"verl/rollout_rs/": rejection,
     r"verl/ppo_clip_tis/": clip_corrected,
     r"verl/gspo/.*/adv_seq_bt": bounded(sequence.gspo),
     r"verl/gspo/.*/adv_token": bounded(sequence.gspo_token),
@@ -869,6 +916,7 @@ MAPPED = {
     r"trl/vespo_phi/": vespo_weight,
     r"trl/rloo_loss/": rloo_clip,
     r"trl/grpo_loss/dapo_tis/": clip_corrected,
+    r"trl/grpo_loss/grpo_(offpolicymask|topentropy)": clip_masked,
     r"trl/grpo_loss/grpo_entropy0.01/": pg_with_entropy,
     # their value holds −A for a row without tokens
     r"trl/gmpo/": partial(geo_mean, only=("grad_logprob",)),
@@ -877,12 +925,13 @@ MAPPED = {
     r"trl/grpo_adv/normalize_then_sum/": gdpo,
     r"trl/rloo_adv/norm0_": trl_rloo,
     r"trl/rloo_adv/norm1_": rloo_over_batch,
-    r"trl/tis/token_truncate/": truncated,
+    r"trl/tis/": importance,
     r"trl_ppo/masked_whiten/": whiten(1),
     r"trl_ppo/loss/": trl_ppo_loss,
     r"trl_gspo_token/": bounded(sequence.gspo_token),
     # OpenRLHF
     r"openrlhf/policy/ppo_(sym|cliphigher|dual1.5|seqmean)/": clip,
+    r"openrlhf/policy/ppo_(tis|icepop|seqmasktis)/": clip_corrected,
     r"openrlhf/policy/gspo_.*/adv_seq_bt": lambda g: bounded(sequence.gspo)(
         _with(g, hyper={"token_level_loss": False})
     ),
@@ -922,7 +971,7 @@ MAPPED = {
     r"nemo/loss/reinforce/": simple(token.reinforce),
     r"nemo/loss/gspo/": bounded(sequence.gspo),
     r"nemo/loss/cispo/": bounded(token.cispo),
-    r"nemo/loss/tis/": clip_corrected,
+    r"nemo/loss/(tis|icepop)/": clip_corrected,
     r"nemo/loss/vapo_nll": likelihood,
     # trlx, GMPO, AWR, Entropy-Mechanism-of-RL, and the re-implementations of lm-human-preferences
     r"trlx/gae/": gae,
@@ -966,6 +1015,7 @@ def mapper(name):
 LOOSE = {  # less than 1e-7 away, for a known reason
     # divides a row by n + 1e-8, and n is 1 in one row
     r"verl/.*/seq-mean-token-mean/|verl/(gspo|sapo|geo_mean)/": "n + 1e-8",
+    r"verl/tis/sequence/.*/bn1/": "n + 1e-8",
     r"openrlhf/(policy/ppo_seqmean|sft/tok0)/|nemo/loss/(seqmean|gspo)/": "n + 1e-8",
     r"openrlhf/masked_normalize_dim1/": "holds the variance above eps instead of adding it",
     r"nemo/gae/vapo_lenadapt_a0.5/": "computes lambda in float32",

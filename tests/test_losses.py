@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxppo import aggregate
-from jaxppo.losses import covariance, preference, sequence, shared, token, value
+from jaxppo.losses import correction, covariance, preference, sequence, token, value
 from jaxppo.losses.value import value_clipped, value_huber, value_mse
 
 POLICY = {
@@ -313,17 +313,89 @@ def test_clip_cov():
         run(key=None)
 
 
-def test_truncated_importance():
-    old, sampler, mask = log(0.5, 0.9, 0.5), log(1.0, 0.1, 1.0), jnp.array([[1.0, 1.0, 0.0]])
-    np.testing.assert_allclose(
-        shared.truncated_importance(old, sampler, mask), [[0.5, 2.0, 0.0]], rtol=1e-6
+# Ratios 0.5, 4, (padding) and 2, 1, 3: products 2 and 6, roots √2 and ∛6
+CORRECTED, MASKED = log(0.5, 4.0, 9.0), jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+CORRECTED = jnp.concatenate([CORRECTED, log(2.0, 1.0, 3.0)])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [[0.5, 2, 0], [2, 1, 2]]),
+        ({"low": 0.8, "high": np.inf}, [[0.8, 4, 0], [2, 1, 3]]),
+        ({"rule": "mask", "low": 0.8, "high": 3.5}, [[0, 0, 0], [2, 1, 3]]),
+        ({"level": "sequence", "high": 5.0}, [[2, 2, 0], [5, 5, 5]]),
+        ({"level": "sequence", "rule": "mask", "high": 5.0}, [[2, 2, 0], [0, 0, 0]]),
+        ({"level": "geometric", "high": 1.5}, [[2**0.5] * 2 + [0], [1.5] * 3]),
+        # (0.5 + 2 + 2 + 1 + 2) / 5 = 1.5 of the tokens, (2 + 5) / 2 = 3.5 of the rows
+        ({"normalise": True}, np.array([[0.5, 2, 0], [2, 1, 2]]) / 1.5),
+        (
+            {"level": "sequence", "high": 5.0, "normalise": True},
+            np.array([[2, 2, 0], [5, 5, 5]]) / 3.5,
+        ),
+    ],
+)
+def test_importance(options, expected):
+    run = lambda x: correction.importance(x, jnp.zeros_like(x), MASKED, **options)
+    np.testing.assert_allclose(run(CORRECTED), expected, rtol=1e-5)
+    np.testing.assert_array_equal(jax.grad(lambda x: run(x).sum())(CORRECTED), 0.0)
+
+
+def test_normalised_importance_is_that_of_all_devices():
+    f = lambda x, m: correction.importance(x, 0 * x, m, normalise=True, axis_name="d")
+    split = jax.vmap(f, axis_name="d")(CORRECTED[:, None], MASKED[:, None])
+    whole = correction.importance(CORRECTED, 0 * CORRECTED, MASKED, normalise=True)
+    np.testing.assert_allclose(split[:, 0], whole, rtol=1e-6)
+    # No weight is left: 0, not 0 / 0
+    none = {"rule": "mask", "low": 10.0, "high": 11.0, "normalise": True}
+    np.testing.assert_array_equal(correction.importance(CORRECTED, CORRECTED, MASKED, **none), 0)
+
+
+# r − 1 − log r of 0.5, 4, 2, 1, 3: 0.193, 1.614, 0.307, 0, 0.901
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"low": 0.8, "high": 3.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"low": 0.8}, [[0, 1, 0], [1, 1, 1]]),
+        ({"over": "row_sum", "high": 5.0}, [[1, 1, 0], [0, 0, 0]]),
+        ({"over": "row_mean", "low": 1.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"over": "row_max", "high": 3.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"estimator": "k3", "high": 0.5}, [[1, 0, 0], [1, 1, 0]]),
+        # sums 1.807 and 1.208, means 0.904 and 0.403
+        ({"estimator": "k3", "over": "row_sum", "high": 1.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"estimator": "k3", "over": "row_mean", "low": 0.5}, [[1, 1, 0], [0, 0, 0]]),
+        ({"estimator": "k3", "over": "row_max", "high": 1.0}, [[0, 0, 0], [1, 1, 1]]),
+        ({}, [[1, 1, 0], [1, 1, 1]]),
+    ],
+)
+def test_rejection(options, expected):
+    kept = correction.rejection(CORRECTED, jnp.zeros_like(CORRECTED), MASKED, **options)
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_off_policy_mask():
+    # Mean fall of the log-probs: 0.5, 0.5, 0.1; only a bad row that has fallen far is left out.
+    sampler = jnp.array([[-1.0, -1.0, 9.0]] * 3)
+    lp = sampler - jnp.array([[0.2, 0.8, 9.0], [0.2, 0.8, 9.0], [0.1, 0.1, 9.0]])
+    adv = jnp.array([[1.0, -0.5, 9.0], [-1.0, 0.5, 9.0], [-1.0, -1.0, 9.0]])
+    mask = jnp.array([[1.0, 1.0, 0.0]] * 3)
+    kept = correction.off_policy_mask(lp, sampler, adv, mask, threshold=0.4)
+    np.testing.assert_array_equal(kept, [[1, 1, 0], [0, 0, 0], [1, 1, 0]])
+    # the gradient of what it multiplies is not that of where it changes
+    slope = jax.grad(
+        lambda x: correction.off_policy_mask(x, sampler, adv, mask, threshold=0.4).sum()
     )
-    np.testing.assert_allclose(
-        shared.truncated_importance(old, sampler, mask, cap=20.0), [[0.5, 9.0, 0.0]], rtol=1e-6
-    )
-    np.testing.assert_array_equal(
-        jax.grad(lambda x: shared.truncated_importance(x, sampler, mask).sum())(old), 0.0
-    )
+    np.testing.assert_array_equal(slope(lp), 0.0)
+
+
+def test_top_entropy():
+    # 0, 1, 2, 3, 4: the 0.75-quantile is 3
+    entropy, mask = jnp.array([[0.0, 3.0, 9.0], [4.0, 1.0, 2.0]]), MASKED
+    want = [[0, 1, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(correction.top_entropy(entropy, mask, fraction=0.25), want)
+    f = partial(correction.top_entropy, fraction=0.25, axis_name="d")
+    split = jax.vmap(f, axis_name="d")(entropy[:, None], mask[:, None])  # each row on a device
+    np.testing.assert_array_equal(split[:, 0], want)
 
 
 def test_value_losses():

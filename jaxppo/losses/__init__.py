@@ -28,13 +28,14 @@ Right answers            `token`: likelihood, a term besides a policy loss
 Selected tokens          `covariance`: kl_cov, clip_cov
 Critic and entropy       `value`: value_mse, value_clipped, value_huber, entropy
 Pairs of responses       `preference`: dpo, ipo
-Off-policy correction    `shared`: truncated_importance
+Factors of the loss,     `correction`: importance, rejection, off_policy_mask,
+and what is left out     top_entropy
 """
 
+from jaxppo.losses.correction import importance, off_policy_mask, rejection, top_entropy
 from jaxppo.losses.covariance import clip_cov, kl_cov
 from jaxppo.losses.preference import dpo, ipo
 from jaxppo.losses.sequence import gmpo, gspo, gspo_token, rloo_clip, vespo
-from jaxppo.losses.shared import truncated_importance
 from jaxppo.losses.token import (
     awr,
     cispo,
@@ -65,14 +66,17 @@ __all__ = [
     "gmpo",
     "gspo",
     "gspo_token",
+    "importance",
     "ipo",
     "kl_cov",
     "kl_penalty",
     "likelihood",
+    "off_policy_mask",
     "reinforce",
+    "rejection",
     "rloo_clip",
     "sapo",
-    "truncated_importance",
+    "top_entropy",
     "two_sided",
     "value_clipped",
     "value_huber",

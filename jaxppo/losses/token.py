@@ -223,7 +223,7 @@ def likelihood(logprobs: BT, scores: B, mask: Mask, *, threshold: Scalar = 0.0) 
     Array([[1., 2.],
            [0., 0.]], dtype=float32)
     """
-    return -masked.keep(logprobs, mask.astype(bool) & (scores > threshold)[:, None])
+    return masked.keep(-logprobs, mask.astype(bool) & (scores > threshold)[:, None])
 
 
 def clipped_surrogate(
