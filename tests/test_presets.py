@@ -199,10 +199,12 @@ IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
 """One of each kind of program; the others differ from one of these in a loss, an advantage or a
 number.
 """
+NEWEST = ("rloo_clip", "luspo", "vespo", "max_rl", "sao")
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS]
+    "name",
+    [pytest.param(x, marks=() if x in IN_CI + NEWEST else pytest.mark.slow) for x in ALGORITHMS],
 )
 def test_every_preset_runs_and_is_the_same_under_pmap(name):
     """Two steps, on one device and on two."""

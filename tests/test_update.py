@@ -189,6 +189,13 @@ def test_a_batch_is_weighed_once(batch):
     np.testing.assert_array_equal(found.mask, kept)
     top = kept * (entropy >= jnp.median(entropy[kept > 0]))
     np.testing.assert_allclose(found.weights, top * np.exp(0.3), rtol=1e-5)
+    # statistics of the whole batch, on any number of devices
+    settings = replace(settings, correction_normalise=True)
+    run = lambda axis_name: lambda b: update.weigh(b, toys.parts(settings), settings, axis_name)
+    rows = batch.replace(rollout=rolled)
+    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), rows)
+    halves = jax.vmap(run("d"), axis_name="d")(halves)
+    toys.assert_close(halves.weights.reshape(8, 5), run(None)(rows).weights, rtol=1e-5)
     plain = update.weigh(batch, toys.parts(), SETTINGS, None)
     assert plain.weights is None and plain.mask is batch.mask
 
