@@ -85,8 +85,8 @@ def vespo(logprobs: BT, old_logprobs: BT, advantages: BT, mask: Mask, *,
     >>> print(jax.device_get(loss).round(3))  # W = 2: φ = 4 exp(−3)
     [[0.1   0.199 0.   ]]
     """
-    ratio, a = _sequence_ratio(logprobs, old_logprobs, mask, masked.total), advantages
-    ratio, a = jax.lax.stop_gradient(ratio), masked.keep(a, mask)
+    ratio = jax.lax.stop_gradient(_sequence_ratio(logprobs, old_logprobs, mask, masked.total))
+    a = masked.keep(advantages, mask)
     choose = lambda *x: jnp.where(a >= 0, *(jnp.asarray(y, a.dtype) for y in x))
     k, lam = choose(k_positive, k_negative), choose(lambda_positive, lambda_negative)
     weight = jnp.exp(k * jnp.log(ratio) + lam * (1 - ratio))
