@@ -133,6 +133,11 @@ def test_policy_loss_with_a_constant_factor(name, x64):
     second_order(formula, lp)
 
 
+def test_likelihood(x64):
+    scores, mask = jnp.array([1.0, 0.0, 2.0]), jnp.asarray(MASK)
+    second_order(lambda lp: token.likelihood(lp, scores, mask), LP)
+
+
 def test_aggregated_losses(x64):
     modes = [
         aggregate.token_mean,
