@@ -393,6 +393,8 @@ def test_top_entropy():
     entropy, mask = jnp.array([[0.0, 3.0, 9.0], [4.0, 1.0, 2.0]]), MASKED
     want = [[0, 1, 0], [1, 0, 0]]
     np.testing.assert_array_equal(correction.top_entropy(entropy, mask, fraction=0.25), want)
+    tied = correction.top_entropy(jnp.array([[1.0, 1.000001, 0.0]]), jnp.ones((1, 3)), fraction=0.1)
+    np.testing.assert_array_equal(tied, [[1, 1, 0]])
     f = partial(correction.top_entropy, fraction=0.25, axis_name="d")
     split = jax.vmap(f, axis_name="d")(entropy[:, None], mask[:, None])  # each row on a device
     np.testing.assert_array_equal(split[:, 0], want)

@@ -115,7 +115,8 @@ def top_entropy(entropy: BT, mask: Mask, *, fraction: Scalar, axis_name: AxisNam
     """1 on the fraction of the batch's tokens with the highest entropy
     (https://arxiv.org/abs/2506.01939): H ≥ its (1 − fraction)-quantile.
 
-    It multiplies per_token, and leaves denominators as they are.
+    Equal entropies count alike. It multiplies per_token, and leaves denominators as
+    they are.
 
     >>> h = jnp.array([[0.1, 2.0, 1.0], [3.0, 0.0, 9.0]])
     >>> mask = jnp.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
@@ -124,7 +125,9 @@ def top_entropy(entropy: BT, mask: Mask, *, fraction: Scalar, axis_name: AxisNam
            [1., 0., 0.]], dtype=float32)
     """
     least = masked.quantile(entropy, mask, 1 - fraction, axis_name=axis_name)
-    return _as_mask(entropy >= least, mask, entropy)
+    # Responses to one prompt begin in one state: their first entropies differ by
+    # rounding alone, which must not decide.
+    return _as_mask(entropy >= least - 1e-5, mask, entropy)
 
 
 def _within(x: Array, low: Scalar, high: Scalar) -> Array:
