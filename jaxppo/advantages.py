@@ -128,6 +128,76 @@ def group(
     return masked.keep(difference, m).reshape(-1)
 
 
+def group_over_batch(
+    scores: B,
+    *,
+    group_size: int,
+    eps: float = 1e-4,
+    valid: Valid = None,
+    axis_name: AxisName = None,
+) -> B:
+    """`group` with the deviation of the whole batch: (Rᵢ − group mean) / (batch std +
+    eps), ddof = 1 (https://arxiv.org/abs/2508.08221).
+
+    A group whose scores are nearly equal does not count more than others. (Neither this
+    nor `group` leaves the row itself out of the deviation, as one implementation does:
+    in a small group the rest may differ by almost nothing.) Raises ValueError if the
+    rows are not a multiple of group_size.
+
+    >>> x = group_over_batch(jnp.array([0.0, 4.0, 4.0, 4.0]), group_size=2)
+    >>> print(jax.device_get(x).round(3))
+    [-1.  1.  0.  0.]
+    """
+    scores, m = _groups(scores, valid, group_size)
+    std = _root(masked.var(scores, m, ddof=1, axis_name=axis_name))
+    return masked.keep(_centre(scores, m) / (std + eps), m).reshape(-1)
+
+
+def max_rl(scores: B, *, group_size: int, eps: float = 1e-6, valid: Valid = None) -> B:
+    """Maximum likelihood RL: (Rᵢ − mean) / (mean + eps), for scores of 0 and 1
+    (https://arxiv.org/abs/2602.02710).
+
+    The rarer success is in a group, the more it counts. A group whose mean is not
+    positive gives 0: negative scores have no likelihood. Raises ValueError if the rows
+    are not a multiple of group_size.
+
+    >>> x = max_rl(jnp.array([1.0, 0.0, 0.0, 0.0]), group_size=4)
+    >>> print(jax.device_get(x).round(3))
+    [ 3. -1. -1. -1.]
+    """
+    scores, m = _groups(scores, valid, group_size)
+    mean = jnp.sum(scores, axis=-1, keepdims=True) / jnp.maximum(_count(m, scores.dtype), 1)
+    positive = mean > 0
+    relative = _centre(scores, m) / (jnp.where(positive, mean, 1) + eps)
+    return masked.keep(relative, m & positive).reshape(-1)
+
+
+def pass_at_k(
+    scores: B,
+    *,
+    group_size: int,
+    normalise_std: bool = True,
+    eps: float = 1e-6,
+    valid: Valid = None,
+) -> B:
+    """For the best of k = group_size responses: its score minus the second best, 0 for
+    the others (https://arxiv.org/abs/2503.19595); over (std + eps), ddof = 1.
+
+    max_j Rⱼ − max_{j≠i} Rⱼ, so that E[max] rises and not E[R]. Two best rows give 0.
+    Raises ValueError if the rows are not a multiple of group_size.
+
+    >>> pass_at_k(jnp.array([1.0, 2.0, 5.0]), group_size=3, normalise_std=False)
+    Array([0., 0., 3.], dtype=float32)
+    """
+    scores, m = _groups(scores, valid, group_size)
+    difference = _centre(scores, m)
+    known = jnp.where(m, difference, -jnp.inf)
+    best = jnp.argmax(known, axis=-1, keepdims=True) == jnp.arange(group_size)[None]
+    second = jnp.max(jnp.where(best, -jnp.inf, known), axis=-1, keepdims=True)
+    lead = jnp.where(best & m & jnp.isfinite(second), difference - second, 0)
+    return (lead / (_std(difference, m) + eps) if normalise_std else lead).reshape(-1)
+
+
 def rloo(scores: B, *, group_size: int, valid: Valid = None) -> B:
     """The score minus the mean of the others in the group: Rᵢ − mean_{j≠i} Rⱼ
     (https://arxiv.org/abs/2402.14740).
@@ -201,9 +271,7 @@ def gdpo(
     columns = jnp.stack([normalise(x) for x in scores.T], axis=1)
     summed = jnp.sum(columns if weights is None else columns * weights[None, :], axis=1)
     m = jnp.ones_like(summed, bool) if valid is None else valid
-    variance = masked.var(summed, m, ddof=1, axis_name=axis_name)
-    # the slope of the square root at 0 is infinite
-    std = jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1)), 0)
+    std = _root(masked.var(summed, m, ddof=1, axis_name=axis_name))
     return masked.keep((summed - masked.mean(summed, m, axis_name=axis_name)) / (std + eps), m)
 
 
@@ -249,5 +317,9 @@ def _centre(scores: Array, m: Array, weights: Array | None = None) -> Array:
 
 def _std(difference: Array, m: Array) -> Array:
     squares = jnp.sum(jnp.where(m, jnp.square(difference), 0), axis=-1, keepdims=True)
-    variance = squares / jnp.maximum(_count(m, difference.dtype) - 1, 1)
-    return jnp.sqrt(jnp.where(variance > 0, variance, 1)) * (variance > 0).astype(difference.dtype)
+    return _root(squares / jnp.maximum(_count(m, difference.dtype) - 1, 1))
+
+
+def _root(x: Array) -> Array:
+    """√x with slope 0 at 0, where it is infinite."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from jaxppo import advantages, aggregate, estimators, kl, optimizers, second_order, update
 from jaxppo.config import Config
 from jaxppo.errors import UserError
-from jaxppo.losses import covariance, sequence, shared, token, value
+from jaxppo.losses import correction, covariance, sequence, token, value
 from jaxppo.presets import preset
 from jaxppo.rewards.shaping import token_rewards
 from jaxppo.types import Parts, PolicyLossFn, RewardFn
@@ -42,8 +42,11 @@ POLICY_LOSSES = {
     "gspo": with_clip(sequence.gspo),
     "gspo_token": with_clip(sequence.gspo_token),
     "cispo": with_clip(token.cispo),
+    "two_sided": with_clip(token.two_sided),
     "sapo": Choice(lambda c: token.sapo),
     "gmpo": with_clip(sequence.gmpo),
+    "rloo_clip": with_clip(sequence.rloo_clip),
+    "vespo": Choice(lambda c: sequence.vespo),
     "clip_cov": with_clip(covariance.clip_cov),
     "kl_cov": Choice(lambda c: covariance.kl_cov),
     "dppo_tv": with_clip(token.dppo_tv),
@@ -60,6 +63,9 @@ ADVANTAGES = {
     "batch_mean": Choice(estimators.on_rows(estimators.batch_mean)),
     "group": Choice(estimators.on_rows(advantages.group), grouped=True),
     "group_mean": Choice(estimators.on_rows(group_mean), grouped=True),
+    "group_over_batch": Choice(estimators.on_rows(advantages.group_over_batch), grouped=True),
+    "max_rl": Choice(estimators.on_rows(advantages.max_rl), grouped=True),
+    "pass_at_k": Choice(estimators.on_rows(advantages.pass_at_k), grouped=True),
     "rloo": Choice(estimators.on_rows(advantages.rloo), grouped=True),
     "opo": Choice(estimators.on_rows(advantages.opo), grouped=True),
     "gpg": Choice(estimators.on_rows(advantages.gpg), grouped=True),
@@ -97,7 +103,41 @@ VALUE_LOSSES: dict[str, Callable] = {
     "none": lambda c: None,
 }
 
-CORRECTIONS: dict[str, Callable | None] = {"none": None, "truncated": shared.truncated_importance}
+
+def importance(rule: str, level: str) -> Callable[[Config], Callable]:
+    """Importance weights with the bounds of the settings."""
+    return lambda c: partial(
+        correction.importance,
+        level=level,
+        rule=rule,
+        low=c.correction_low,
+        high=c.correction_high,
+        normalise=c.correction_normalise,
+    )
+
+
+CORRECTIONS: dict[str, Callable] = {
+    "none": lambda c: None,
+    "truncated": importance("truncate", "token"),
+    "truncated_sequence": importance("truncate", "sequence"),
+    "truncated_geometric": importance("truncate", "geometric"),
+    "masked": importance("mask", "token"),
+    "masked_sequence": importance("mask", "sequence"),
+    "masked_geometric": importance("mask", "geometric"),
+}
+
+
+def rejection(over: str, estimator: str) -> Callable[[Config], Callable]:
+    """A mask with the bounds of the settings."""
+    bounds = lambda c: {"low": c.rejection_low, "high": c.rejection_high}
+    return lambda c: partial(correction.rejection, over=over, estimator=estimator, **bounds(c))
+
+
+REJECTIONS: dict[str, Callable] = {"none": lambda c: None} | {
+    f"{over}_{estimator}": rejection(over, estimator)
+    for estimator in ("k1", "k3")
+    for over in ("token", "row_sum", "row_mean", "row_max")
+}
 
 UPDATES: dict[str, Callable] = {
     "gradient": update.make_update,
@@ -114,8 +154,16 @@ READ_BY: dict[str, tuple[str, set]] = {
         ("clip_low", "clip_high"),
         (
             "loss",
-            POLICY_LOSSES.keys() - {"reinforce", "kl_penalty", "sapo", "kl_cov", "awr", "dro"},
+            POLICY_LOSSES.keys()
+            - {"reinforce", "kl_penalty", "sapo", "vespo", "kl_cov", "awr", "dro"},
         ),
+    ),
+    **dict.fromkeys(
+        ("correction_low", "correction_high", "correction_normalise"),
+        ("correction", CORRECTIONS.keys() - {"none"}),
+    ),
+    **dict.fromkeys(
+        ("rejection_low", "rejection_high"), ("rejection", REJECTIONS.keys() - {"none"})
     ),
     "beta_target": ("loss", {"kl_penalty"}),
     "value_clip": ("value_loss", {"clipped"}),
@@ -176,7 +224,8 @@ def make_parts(config: Config, reward: RewardFn) -> Parts:
         aggregate=look_up(AGGREGATES, "aggregate", config.aggregate)(config),
         kl=look_up(KLS | FULL_KLS, "kl", config.kl),
         value_loss=look_up(VALUE_LOSSES, "value-loss", config.value_loss)(config),
-        correction=look_up(CORRECTIONS, "correction", config.correction),
+        correction=look_up(CORRECTIONS, "correction", config.correction)(config),
+        rejection=look_up(REJECTIONS, "rejection", config.rejection)(config),
         update=make_update
         if config.old_logprobs == "sampler"
         else update.with_rescoring(make_update),

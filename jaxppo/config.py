@@ -125,8 +125,30 @@ class Config(metaclass=_WithPreset):
     differently (another precision, another temperature)
     """
     correction: str = "none"
-    """none | truncated: importance weights of the scorer against the sampler (1 unless
-    --old-logprobs scorer)"""
+    """importance weights of the scorer against the sampler (1 unless --old-logprobs
+    scorer), held at their bounds (truncated) or 0 beyond (masked), a token or a
+    response
+    """
+    correction_low: float = 0.0
+    """least importance weight"""
+    correction_high: float = 2.0
+    """largest importance weight; inf = none"""
+    correction_normalise: bool = False
+    """divide importance weights by their mean over the batch"""
+    rejection: str = "none"
+    """leave out tokens or responses (row_) by an estimate of the KL between sampler and
+    scorer
+    """
+    rejection_low: float | None = None
+    """smallest estimate that is kept: a ratio for k1, nats for k3; None = no bound"""
+    rejection_high: float | None = None
+    """largest estimate that is kept; None = no bound"""
+    off_policy_threshold: float = 0.0
+    """leave out responses with a negative advantage whose log-prob has fallen by more
+    than this since they were sampled, in nats a token; 0 = none
+    """
+    top_entropy: float = 1.0
+    """learn from this share of the tokens, those of highest entropy; 1 = all"""
     update: str = "gradient"
     """gradient (epochs x minibatches) | trpo | npg (one natural-gradient step a
     batch)
@@ -140,6 +162,12 @@ class Config(metaclass=_WithPreset):
     """other settings of the loss by name, such as: tau_positive 1.0 tau_negative
     1.05
     """
+    likelihood_coef: float = 0.0
+    """weight of the likelihood of right answers, a term besides the loss (VAPO: .1);
+    0 = none
+    """
+    likelihood_threshold: float = 0.0
+    """an answer is right if its score is above this"""
     beta: float = 1.0
     """weight of the pull towards the old policy in the losses kl_penalty and dro"""
     beta_target: float = 0.0
@@ -406,24 +434,32 @@ RANGES: dict[str, str] = {
             "keep_every", "eval_every", "patience", "expect_devices", "pad", "start",
             # weights, penalties and rates, which would turn around below 0; 0 is off
             "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
-            "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr",
-            "critic_lr", "weight_decay", "cg_damping",
+            "overlong_penalty", "reward_clip", "likelihood_coef", "off_policy_threshold",
+            "correction_low", "rejection_low", "kl_coef", "kl_coef_min",
+            "kl_stop", "lr", "critic_lr", "weight_decay", "cg_damping",
         ),
         "[0, inf)",
     ),
     # distances, of which 0 would let nothing move
-    **dict.fromkeys(("clip_low", "clip_high", "value_clip"), "(0, inf]"),
+    **dict.fromkeys(
+        ("clip_low", "clip_high", "value_clip", "correction_high", "rejection_high"), "(0, inf]"
+    ),
     "max_grad_norm": "[0, inf]",
     **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
-    **dict.fromkeys(("top_p", "mask_top_p"), "(0, 1]"),
+    **dict.fromkeys(("top_p", "mask_top_p", "top_entropy"), "(0, 1]"),
     "baseline_decay": "[0, 1)",  # 1 would keep the first baseline, 0
-    **dict.fromkeys(("entropy_coef", "missing_eos_score", "loss_settings"), "(-inf, inf)"),
+    **dict.fromkeys(
+        ("entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings"),
+        "(-inf, inf)",
+    ),
     "whiten_ddof": "[0, 1]",
     "eos": "[-1, inf)",
     "logits_bytes": "[1, 1e15]",
     "seed": "[0, 4294967295]",  # JAX's keys have 32 bits of a seed
     # names in `loss_settings`
     **dict.fromkeys(("low", "high"), "(0, inf]"),
+    **dict.fromkeys(("k_positive", "k_negative"), "[0, inf)"),
+    **dict.fromkeys(("lambda_positive", "lambda_negative"), "[0, inf)"),
     **dict.fromkeys(("tau_positive", "tau_negative", "cap", "weight_max"), "(0, inf)"),
     "ceiling": "(1, inf)",
     "fraction": "[0, 1]",
@@ -530,6 +566,10 @@ def validate(config: Config, *, devices: int = 1) -> None:
             f"--overlong-buffer {config.overlong_buffer} is longer than "
             f"--response-length {config.response_length}; shorten it"
         )
+    if config.rejection != "none" and config.rejection_low is config.rejection_high is None:
+        raise UserError(
+            f"--rejection {config.rejection} needs --rejection-low, --rejection-high or both"
+        )
     if "" in config.stop:
         raise UserError("--stop has an empty text, which would end every response; leave it out")
     if config.min_tokens > config.response_length:
@@ -574,8 +614,12 @@ def _check_natural(config: Config) -> None:
     ignored = {
         "--kl-place loss": config.kl_place == "loss" and config.kl_coef > 0,
         "--entropy-coef": config.entropy_coef != 0,
+        "--likelihood-coef": config.likelihood_coef != 0,
         "--kl-stop": config.kl_stop > 0,
         "--correction": config.correction != "none",
+        "--rejection": config.rejection != "none",
+        "--off-policy-threshold": config.off_policy_threshold > 0,
+        "--top-entropy": config.top_entropy < 1,
         "--critic-warmup": config.critic_warmup > 0,
     }
     for name in (name for name, given in ignored.items() if given):

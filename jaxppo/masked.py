@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Shaped
 
-from jaxppo.types import BT
+from jaxppo.types import BT, Scalar
 
 Mask = Bool[Array, "B T"] | BT  # not zero on the tokens that take part
 AxisName = str | tuple[str, ...] | None
@@ -100,6 +100,18 @@ def whiten_as(
     centre = mean(x, mask, axis_name=axis_name)
     white = (y - centre) * lax.rsqrt(var(x, mask, ddof=ddof, axis_name=axis_name) + eps)
     return white if shift_mean else white + centre
+
+
+def quantile(x: S, mask: S, q: Scalar, *, axis_name: AxisName = None) -> Float[Array, ""]:
+    """The q-quantile under the mask, linear between neighbours in order: xᵢ + (p − i)
+    (xᵢ₊₁ − xᵢ), p = q (n − 1), i = ⌊p⌋; 0 where the mask is empty.
+
+    >>> quantile(jnp.array([3.0, 1.0, jnp.inf]), jnp.array([1.0, 1.0, 0.0]), 0.25)
+    Array(1.5, dtype=float32)
+    """
+    kept = jnp.where(mask.astype(bool), x, jnp.nan)
+    everywhere = kept if axis_name is None else lax.all_gather(kept, axis_name)
+    return jnp.nan_to_num(jnp.nanquantile(everywhere, q))
 
 
 class Moments(NamedTuple):

@@ -28,6 +28,8 @@ TABLES = {
     "advantage": algorithms.ADVANTAGES,
     "aggregate": algorithms.AGGREGATES,
     "value_loss": algorithms.VALUE_LOSSES,
+    "correction": algorithms.CORRECTIONS,
+    "rejection": algorithms.REJECTIONS,
 }
 ABOUT = {
     "-h, --help": "show the options that most runs need",

@@ -116,7 +116,8 @@ def make_train_step(
                 axis_name=axis_name,
             )
         mask = rolled.mask * learn[:, None].astype(rolled.mask.dtype)
-        batch = Batch(rolled, mask, rolled.logprobs, advantages, returns)
+        scores = row_scores(scored.scores)
+        batch = Batch(rolled, mask, rolled.logprobs, advantages, returns, scores=scores)
 
         # 5. update
         with jax.named_scope("update"):

@@ -97,6 +97,14 @@ ALGORITHMS: dict[str, Preset] = {
             "group_size": 4, **ONE_PASS,
         },
     ),
+    "rloo_clip": Preset(
+        "RLOO with PPO's clip on the ratio of the whole sequence, as in TRL",
+        "https://arxiv.org/abs/2402.14740",
+        {
+            "loss": "rloo_clip", "advantage": "rloo", "aggregate": "sequence_mean",
+            **CRITIC_FREE, "group_size": 4,
+        },
+    ),
     "remax": Preset(
         "REINFORCE with the score of the greedy response as baseline",
         "https://arxiv.org/abs/2310.10505",
@@ -145,6 +153,16 @@ ALGORITHMS: dict[str, Preset] = {
         "https://arxiv.org/abs/2507.18071",
         {"loss": "gspo", "advantage": "group", "aggregate": "sequence_mean", **GROUPS, **NO_KL},
     ),
+    "luspo": Preset(
+        "GSPO with the sum over a sequence's tokens: long responses do not count less a token",
+        "https://arxiv.org/abs/2602.05261",
+        {"loss": "gspo", "advantage": "group", "aggregate": "sequence_sum", **GROUPS, **NO_KL},
+    ),
+    "vespo": Preset(
+        "GRPO with a soft weight of the whole sequence's ratio instead of the clip",
+        "https://arxiv.org/abs/2602.10693",
+        {"loss": "vespo", "advantage": "group", "aggregate": "token_mean", **GROUPS, **NO_KL},
+    ),
     "cispo": Preset(
         "clipped importance weights that keep every token's gradient",
         "https://arxiv.org/abs/2506.13585",
@@ -161,13 +179,24 @@ ALGORITHMS: dict[str, Preset] = {
         {"loss": "sapo", "advantage": "group", "aggregate": "sequence_mean", **GROUPS, **NO_KL},
     ),
     "vapo": Preset(
-        "PPO with lambda 1 for the critic, a length-adaptive lambda, a higher upper clip "
-        "(without the likelihood term)",
+        "PPO with lambda 1 for the critic, a length-adaptive lambda, a higher upper clip, "
+        "and the likelihood of right answers",
         "https://arxiv.org/abs/2504.05118",
         {
             "loss": "clip", "clip_low": 0.2, "clip_high": 0.28, "advantage": "gae",
             "critic_lam": 1.0, "lam_alpha": 0.05, "aggregate": "token_mean",
-            "value_loss": "clipped", "critic": "separate", "critic_warmup": 5, **NO_KL,
+            "value_loss": "clipped", "critic": "separate", "critic_warmup": 5,
+            "likelihood_coef": 0.1, **NO_KL,
+        },
+    ),
+    "sao": Preset(
+        "PPO as in VAPO, with one ratio to the sampler that masks tokens on either side "
+        "(one critic update a step, all of the critic trained)",
+        "https://arxiv.org/abs/2607.07508",
+        {
+            "loss": "two_sided", "advantage": "gae", "critic_lam": 1.0, "lam_alpha": 0.05,
+            "aggregate": "token_mean", "value_loss": "clipped", "critic": "separate",
+            "critic_warmup": 10, **NO_KL,
         },
     ),
     "opo": Preset(
@@ -183,6 +212,14 @@ ALGORITHMS: dict[str, Preset] = {
         "https://arxiv.org/abs/2504.02546",
         {
             "loss": "reinforce", "advantage": "gpg", "aggregate": "token_mean", **GROUPS,
+            **NO_KL, **ONE_PASS,
+        },
+    ),
+    "max_rl": Preset(
+        "score differences over the group's mean: the rarer a right answer, the more it counts",
+        "https://arxiv.org/abs/2602.02710",
+        {
+            "loss": "reinforce", "advantage": "max_rl", "aggregate": "sequence_sum", **GROUPS,
             **NO_KL, **ONE_PASS,
         },
     ),

@@ -35,6 +35,7 @@ class Decoding(struct.PyTreeNode):
     done: Bool[Array, "B"]  # finished, or as long as it may be
     limit: Int[Array, "B"]  # most tokens of a row's response
     stop_state: Int[Array, "B"] | None = None  # of `sampling.Stops`
+    entropy: Float[Array, "B T"] | None = None  # for `top_entropy`
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
@@ -98,6 +99,7 @@ def rollout(
         values=done.values,
         index=prompts.index,
         extra=prompts.extra,
+        entropy=done.entropy,
     )
     if greedy:
         return out  # a baseline: only its reward is used
@@ -162,6 +164,7 @@ def _decode(
         done=jnp.zeros((rows,), bool),
         limit=jnp.broadcast_to(jnp.minimum(limit, length), (rows,)),
         stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
+        entropy=zeros if decoder.sample.top_entropy < 1 else None,
     )
     state = decoder.choose(state, last)
     if group_size is None:
@@ -225,7 +228,9 @@ class Decoder(NamedTuple):
             kept = sampling.process(tempered, sample=sample, allowed=allowed, t=state.t)
         uniform = jax.lax.dynamic_index_in_dim(state.noise, state.t, 1, keepdims=False)
         token = sampling.draw(kept, uniform, greedy=self.greedy)
-        logprob, raw, _ = policy.choices(logits, token, config=sample, allowed=allowed, t=state.t)
+        logprob, raw, entropy = policy.choices(
+            logits, token, config=sample, allowed=allowed, t=state.t
+        )
         value = model.value(params, hidden) if self.with_values else jnp.zeros_like(logprob)
         acting = ~state.done
         ended, stop_state = sampling.end_of_response(
@@ -244,6 +249,7 @@ class Decoder(NamedTuple):
             finished=finished,
             done=finished | (state.t + 1 >= state.limit),
             stop_state=stop_state,
+            entropy=None if state.entropy is None else write_float(state.entropy, entropy),
         )
 
     def step(self, state: Decoding) -> Decoding:

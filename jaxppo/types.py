@@ -47,6 +47,7 @@ class Rollout(struct.PyTreeNode):
     values: Float[Array, "B T"]  # 0 without a critic
     extra: PyTree = struct.field(default_factory=dict)
     index: PyTree = None  # Int[B] of `Prompts`, or None
+    entropy: PyTree = None  # Float[B T] of the sampler, in nats, if something reads it
 
     @property
     def response(self) -> Int[Array, "B T"]:
@@ -61,6 +62,9 @@ class Batch(struct.PyTreeNode):
     old_logprobs: Float[Array, "B T"]
     advantages: Float[Array, "B T"]
     returns: Float[Array, "B T"]
+    weights: PyTree = None  # Float[B T], factors of the policy loss, or None
+    scores: PyTree = None  # Float[B] after shaping, for the term on right answers, or None
+    right: PyTree = None  # Float[B T], a minibatch's weights of that term, or None
 
 
 class TrainState(struct.PyTreeNode):
@@ -153,7 +157,8 @@ class Parts(NamedTuple):
     aggregate: AggregateFn
     kl: Callable[[Array, Array], Array]
     value_loss: Callable[..., Array] | None  # None = no critic
-    correction: Callable[[Array, Array, Array], Array] | None = None
+    correction: Callable[..., Array] | None = None
+    rejection: Callable[[Array, Array, Array], Array] | None = None
     # make_update(model, parts, config, axis_name=); None = `update.make_update`
     update: Callable[..., Callable] | None = None
     # `advantage` reads extra["greedy_scores"]: scores of a second, greedy rollout
@@ -182,7 +187,8 @@ CALLS = {
     "aggregate": ("mask, *, axis_name", "weights [B T]"),
     "kl": ("logprobs, ref_logprobs", "an array like each of them"),
     "value_loss": ("values, old_values, returns", "losses [B T]"),
-    "correction": ("old_logprobs, sampler_logprobs, mask", "weights [B T]"),
+    "correction": ("old_logprobs, sampler_logprobs, mask, *, axis_name", "weights [B T]"),
+    "rejection": ("old_logprobs, sampler_logprobs, mask", "a mask [B T]"),
 }
 
 
@@ -222,7 +228,7 @@ def checked(parts: Parts) -> Parts:
     like_mask = lambda out, scores, rollout, **named: like_first(out, rollout.mask)
     rules = {"reward": reward, "token_rewards": like_mask, "advantage": advantage, "kl": kl}
     rules |= {"policy_loss": policy_loss, "aggregate": like_first, "value_loss": like_first}
-    rules["correction"] = like_first
+    rules |= {"correction": like_first, "rejection": like_first}
     own = {name: part for name, part in parts._asdict().items() if name in rules and part}
     return parts._replace(**{name: _checked(name, x, rules[name]) for name, x in own.items()})
 

@@ -2,6 +2,7 @@
 x minibatches as two scans.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxppo import masked, optimizers, packing, policy, sampling
 from jaxppo.config import Config
 from jaxppo.errors import UserError
+from jaxppo.losses import correction, token
 from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
 from jaxppo.packing import Part, only
@@ -59,7 +61,8 @@ def minibatch_units(
 def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
     """loss(params, constants, weights, batch, key, part) ->
     (loss, (metrics, logprobs)):
-    Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss.
+    Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss, and with a
+    likelihood term − μ Σ w' log π, over right answers alone.
 
     The weights [B T] carry the GLOBAL denominator of their minibatch, so losses and
     gradients are summed over devices and microbatches, never averaged. Metrics are sums
@@ -86,8 +89,14 @@ def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
         per_token, diagnostics = parts.policy_loss(
             new.logprobs, batch.old_logprobs, batch.advantages, mask, key=key, **settings
         )
-        if parts.correction is not None:
-            per_token = per_token * parts.correction(batch.old_logprobs, rolled.logprobs, mask)
+        factors = [] if batch.weights is None else [batch.weights]
+        if config.off_policy_threshold:
+            near, threshold = correction.off_policy_mask, config.off_policy_threshold
+            logprobs = new.logprobs, rolled.logprobs
+            factors.append(near(*logprobs, batch.advantages, mask, threshold=threshold))
+        if factors:
+            diagnostics = {**diagnostics, "weight": math.prod(factors)}
+            per_token = per_token * diagnostics["weight"]
         diagnostics = {**diagnostics, "policy_loss": per_token}
         if config.kl_place == "loss":
             kl = _kl_loss(model, parts, config, whole, constants, batch, new, part)
@@ -100,6 +109,10 @@ def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
             value = parts.value_loss(new.values, rolled.values, batch.returns)
             diagnostics["value_loss"] = masked.keep(value, mask)
             total = total + config.value_coef * (weights * diagnostics["value_loss"]).sum()
+        if config.likelihood_coef:
+            right = {"scores": batch.scores, "threshold": config.likelihood_threshold}
+            diagnostics["likelihood_loss"] = token.likelihood(new.logprobs, mask=mask, **right)
+            total += config.likelihood_coef * (batch.right * diagnostics["likelihood_loss"]).sum()
         diagnostics, logprobs = jax.lax.stop_gradient((diagnostics, new.logprobs))
         metrics = {name: masked.total(x, mask) for name, x in diagnostics.items()}
         return total, (metrics, logprobs)
@@ -164,7 +177,8 @@ def make_update(
             model,
             config,
             batch.rollout,
-            batch.mask,
+            # of whole rows: a layout has no gaps where tokens are left out
+            jnp.where(batch.mask.any(1, keepdims=True), batch.rollout.mask, 0),
             group_size=config.group_size,
             axes=(axis_name, stop_axis),
         )
@@ -174,6 +188,10 @@ def make_update(
         params, opt_state = live
         mine = jax.tree.map(lambda x: x[rows], batch)
         weights = parts.aggregate(mine.mask, axis_name=axis_name)
+        if config.likelihood_coef:
+            right = (mine.scores > config.likelihood_threshold)[:, None]
+            right = jnp.where(right, mine.mask, 0.0)
+            mine = mine.replace(right=parts.aggregate(right, axis_name=axis_name))
         (loss, (sums, logprobs)), grads = gradient(params, constants, weights, mine, key)
         # sums, not means: the weights already divide by the global count
         if axis_name is not None:
@@ -207,6 +225,7 @@ def make_update(
         alone = state.step < config.critic_warmup if config.critic_warmup else None
         alone = jnp.ones((), bool) if critic_alone else alone
         constants = loss_constants(state, parts, config)
+        sampled, batch = batch.mask, weigh(batch, parts, config, axis_name)
         step = partial(train_minibatch, constants=constants, batch=batch, alone=alone)
 
         def unless_stopped(carry, rows_and_key):
@@ -237,9 +256,32 @@ def make_update(
         with jax.named_scope("epochs"):
             carry, metrics = jax.lax.scan(epoch, carry, jax.random.split(key, config.epochs))
         params, opt_state = carry[0]
-        return state.replace(params=params, opt_state=opt_state), _summary(metrics)
+        metrics = _summary(metrics)
+        if parts.rejection is not None:
+            left = sampled - batch.mask
+            metrics["rejected"] = masked.mean(left, sampled, axis_name=axis_name)
+        return state.replace(params=params, opt_state=opt_state), metrics
 
     return update
+
+
+def weigh(batch: Batch, parts: Parts, config: Config, axis_name: str | None) -> Batch:
+    """The batch without what `Parts.rejection` leaves out, and with the factors of its
+    tokens: those of `Parts.correction`, and 0 below the share of `top_entropy`. All
+    come from the sampler's numbers, so they are computed once for all epochs.
+    """
+    old, sampler, mask = batch.old_logprobs, batch.rollout.logprobs, batch.mask
+    factors = []
+    if parts.rejection is not None:
+        mask = parts.rejection(old, sampler, mask)
+    if parts.correction is not None:
+        factors.append(parts.correction(old, sampler, mask, axis_name=axis_name))
+    if config.top_entropy < 1:
+        entropy, fraction = batch.rollout.entropy, config.top_entropy
+        factors.append(
+            correction.top_entropy(entropy, mask, fraction=fraction, axis_name=axis_name)
+        )
+    return batch.replace(mask=mask, weights=math.prod(factors) if factors else None)
 
 
 def with_rescoring(make: Callable) -> Callable:

@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from jaxppo import advantages, aggregate, kl, masked
-from jaxppo.losses import covariance, sequence, shared, token
+from jaxppo.losses import correction, covariance, sequence, token
 
 VOCAB, LENGTH, END, STATES = 3, 3, 2, 7
 BETA, LAM = 0.3, 0.5
@@ -71,6 +71,7 @@ class Batch(NamedTuple):
     error: jax.Array
     full: jax.Array
     greedy: jax.Array
+    entropy: jax.Array
 
 
 class Exact(NamedTuple):
@@ -132,18 +133,27 @@ def one_action(loss):
     return whole
 
 
-def corrected(cap=2.0):
+def corrected(**options):
     """REINFORCE times the `correction`, as in `update`. `old` is from the sampler, `logprobs` from
     the policy.
     """
+    return times_mask(partial(correction.importance, **options))
+
+
+def times_mask(factor):
+    """REINFORCE times a weight or mask of (old log-probs, sampler's, mask)."""
 
     def loss(logprobs, old, a, mask, *, key=None):
         per_token, diagnostics = token.reinforce(logprobs, logprobs, a, mask)
-        return per_token * shared.truncated_importance(
-            lax.stop_gradient(logprobs), old, mask, cap=cap
-        ), diagnostics
+        return per_token * factor(lax.stop_gradient(logprobs), old, mask), diagnostics
 
     return loss
+
+
+def near(logprobs, old, a, mask, *, key=None):
+    """REINFORCE without bad sequences that are far from the sampler."""
+    kept = correction.off_policy_mask(logprobs, old, a, mask, threshold=0.1)
+    return token.reinforce(logprobs, logprobs, a * kept, mask)
 
 
 def token_kl(f):
@@ -188,6 +198,11 @@ def grouped(f, **options):
     return lambda b: spread(f(jnp.sum(b.rewards, -1), **options), b.mask)
 
 
+def top_half(b):
+    """Returns-to-go of the half of the tokens with the highest entropy."""
+    return to_go(b) * correction.top_entropy(b.entropy, b.mask, fraction=0.5)
+
+
 def opo(b):
     return spread(advantages.opo(jnp.sum(b.rewards, -1), jnp.sum(b.mask, -1), group_size=2), b.mask)
 
@@ -196,6 +211,12 @@ def gdpo(b):
     """Two rewards with sum R: that of the first token and that of the rest."""
     scores = jnp.stack([b.rewards[:, 0], jnp.sum(b.rewards[:, 1:], -1)], -1)
     return spread(advantages.gdpo(scores, group_size=2), b.mask)
+
+
+def right(b):
+    """MaxRL, for right answers: 1 where R > 0, else 0."""
+    scores = jnp.where(jnp.sum(b.rewards, -1) > 0, 1.0, 0.0)
+    return spread(advantages.max_rl(scores, group_size=len(scores), eps=0.0), b.mask)
 
 
 def less_batch_mean(b):
@@ -250,6 +271,7 @@ def surrogate(row: Row, tables, index) -> jax.Array:
         jnp.asarray(ERROR)[states],
         kl.full(new, ref)[states],
         jnp.full(len(index), greedy),
+        entropies(new)[states],
     )
     if row.in_reward is not None:
         b = b._replace(rewards=b.rewards - BETA * masked.keep(row.in_reward(b), mask))
@@ -339,6 +361,10 @@ def state_values(logprobs):
     return jnp.sum(jnp.exp(logprobs) * values(logprobs), -1)
 
 
+def entropies(logprobs):
+    return -jnp.sum(jnp.exp(logprobs) * logprobs, -1)
+
+
 def visits(logprobs):
     """The expected visits of each state in a sequence, a constant."""
     p = lax.stop_gradient(jnp.exp(logprobs))
@@ -376,6 +402,27 @@ def sign(r, s, *_):
     return (r - s) / 2 / (jnp.abs(r - s) / np.sqrt(2.0) + 1e-6)
 
 
+def best(x: Exact, f) -> jax.Array:
+    """E[f(p, p')] of two sequences' rewards, differentiated through their probabilities."""
+    prob = jnp.exp(jnp.sum(x.logprobs, -1))
+    return prob @ f(x.scores[:, None], x.scores[None]) @ prob
+
+
+def chance(x: Exact) -> jax.Array:
+    """p = P(R > 0)."""
+    return jnp.sum(jnp.where(x.scores > 0, jnp.exp(jnp.sum(x.logprobs, -1)), 0.0))
+
+
+def over_batch(x: Exact) -> jax.Array:
+    """`group_over_batch` with two groups of 2, mean over the three others: weights [N 1]."""
+    r = x.scores
+    four = jnp.stack(jnp.meshgrid(r, r, r, r, indexing="ij"))
+    half = (r[:, None] - r[None]) / 2
+    return jnp.einsum(
+        "ij,ijkl,j,k,l->i", half, 1 / (jnp.std(four, 0, ddof=1) + 1e-4), *[x.prob] * 3
+    )[:, None]
+
+
 def wins(x: Exact) -> jax.Array:
     """GDPO's advantage with two groups of 2, mean over the three others: weights [N 1].
 
@@ -411,6 +458,44 @@ def kept_by_gspo(x: Exact) -> jax.Array:
     return score(x, jnp.where(jnp.where(a > 0, s < 1 + 4e-4, s > 1 - 3e-4), s * a, 0))
 
 
+def sequence_product(x: Exact) -> jax.Array:
+    """The product of a sequence's ratios, [N 1]."""
+    return jnp.prod(x.ratio, -1, keepdims=True)
+
+
+def kept_by_entropy(x: Exact) -> jax.Array:
+    """Tokens at or above the median of their sequence."""
+    h = jnp.where(world().mask > 0, lax.stop_gradient(entropies(x.new))[world().states], jnp.nan)
+    return score(x, jnp.where(h >= jnp.nanmedian(h, -1, keepdims=True), x.to_go, 0))
+
+
+def product_within(x: Exact) -> jax.Array:
+    w = sequence_product(x)
+    return ((w >= 0.5) & (w <= 2)).astype(w.dtype)
+
+
+def kept_near(x: Exact) -> jax.Array:
+    far = -jnp.log(sequence_mean_ratio(x)) > 0.1
+    return score(x, jnp.where(far & (x.scores[:, None] < 0), 0, x.scores[:, None]))
+
+
+def normalised(x: Exact) -> jax.Array:
+    """Sequences' ratios over their mean in a batch of 2, mean over the other: weights [N 1]."""
+    w = jnp.prod(x.ratio, -1)
+    return jnp.sum(x.prob[None] * 2 * w[:, None] / (w[:, None] + w[None]), -1, keepdims=True)
+
+
+def kept_by_rloo_clip(x: Exact) -> jax.Array:
+    w, a = sequence_product(x), x.scores[:, None]
+    return score(x, jnp.where(jnp.where(a > 0, w < 1.2, w > 0.8), w * a, 0))
+
+
+def weighed_by_vespo(x: Exact) -> jax.Array:
+    w, a = sequence_product(x), x.scores[:, None]
+    weight = jnp.where(a >= 0, w**2 * jnp.exp(3 * (1 - w)), w**3 * jnp.exp(2 * (1 - w)))
+    return score(x, weight * a)
+
+
 def wrong_critic(x: Exact) -> jax.Array:
     """δ is wrong by e₊ − e; the sum with λ leaves −eₜ, a baseline, and (1 − λ) Σₖ λᵏ⁻¹ eₜ₊ₖ."""
     e = jnp.asarray(ERROR[world().states] * world().mask)
@@ -435,7 +520,7 @@ ON_SEQUENCES = (sequence.gspo, sequence.gspo_token, sequence.gmpo)
 STATES_FIXED = "biased: the slope of each state's KL, how often states are met held fixed"
 EVERY = "biased: a token of a sequence of n counts 1/n"
 REINFORCE = "`reinforce`"
-TRUNCATED = "`truncated_importance`"
+IMPORTANCE = "`importance`"
 OLD_STATES = "biased: states and values of the old policy (TRPO's surrogate)"
 
 ROWS = (
@@ -446,6 +531,7 @@ ROWS = (
             token.clip,
             token.dual_clip,
             token.cispo,
+            token.two_sided,
             token.sapo,
             token.dppo_tv,
             token.dppo_kl,
@@ -454,7 +540,13 @@ ROWS = (
             partial(token.dro, beta=0.5),
         )
     ),
-    *(Row(f"`{f.__name__}`", "exact", loss=f, advantage=whole) for f in ON_SEQUENCES),
+    *(
+        Row(f"`{f.__name__}`", "exact", loss=f, advantage=whole)
+        for f in (sequence.vespo, *ON_SEQUENCES)
+    ),
+    Row(
+        "`rloo_clip`", "exact", loss=sequence.rloo_clip, advantage=whole, aggregate="sequence_mean"
+    ),
     *(
         Row(f"`{f.__name__}`", EVERY, per_token, loss=f, advantage=whole, aggregate="sequence_mean")
         for f in ON_SEQUENCES
@@ -471,6 +563,19 @@ ROWS = (
         lambda x: jnp.sum(jnp.exp(jnp.sum(x.logprobs, -1) + x.scores)),
         loss=token.awr,
         advantage=whole,
+    ),
+    Row(
+        "`likelihood` alone",
+        "biased: the gradient of the chance that R > 0",
+        chance,
+        loss=lambda lp, old, a, mask, key: (token.likelihood(lp, a[:, 0], mask), {}),
+        advantage=whole,
+    ),
+    Row(
+        "`top_entropy`, half of the tokens",
+        "biased: the other tokens are left out",
+        kept_by_entropy,
+        advantage=top_half,
     ),
     # baselines
     Row("whole return", "exact", advantage=whole),
@@ -532,6 +637,37 @@ ROWS = (
         lambda x: score(x, pairs(x, sign)),
         advantage=grouped(advantages.group, group_size=2),
         batch=2,
+    ),
+    Row(
+        "`group_over_batch`, two groups of 2",
+        "biased: half the difference to a second sample, over the batch's deviation, held fixed",
+        lambda x: score(x, over_batch(x)),
+        advantage=grouped(advantages.group_over_batch, group_size=2),
+        batch=4,
+    ),
+    Row(
+        "`pass_at_k` without std, k = 2",
+        "biased: half the gradient of E[max R]",
+        lambda x: best(x, jnp.maximum) / 2,
+        advantage=grouped(advantages.pass_at_k, group_size=2, normalise_std=False),
+        batch=2,
+    ),
+    Row(
+        "`pass_at_k`, k = 2",
+        "biased: √2 times the chance to win against a second sample, held fixed",
+        lambda x: score(x, pairs(x, lambda r, s, *_: jnp.maximum(sign(r, s), 0) * 2)),
+        advantage=grouped(advantages.pass_at_k, group_size=2),
+        batch=2,
+    ),
+    *(
+        Row(
+            f"`max_rl`, G = {g}",
+            f"biased: the gradient of {text}, p the chance that R > 0",
+            lambda x, g=g: -sum((1 - chance(x)) ** k / k for k in range(1, g)),
+            advantage=right,
+            batch=g,
+        )
+        for g, text in ((2, "p"), (3, "p − (1 − p)²/2"))
     ),
     Row(
         "`opo`, G = 2",
@@ -708,18 +844,18 @@ ROWS = (
         advantage=whole,
         off_policy=True,
     ),
-    Row(f"{TRUNCATED}, on policy", "exact", loss=corrected()),
+    Row(f"{IMPORTANCE}, on policy", "exact", loss=corrected()),
     Row(
-        f"{TRUNCATED} without cap, one token, old samples",
+        f"{IMPORTANCE} without bounds, one token, old samples",
         "exact",
-        loss=corrected(jnp.inf),
+        loss=corrected(high=jnp.inf),
         length=1,
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED} without cap, a sequence as one token, old samples",
+        f"{IMPORTANCE} without bounds, a sequence as one token, old samples",
         "exact",
-        loss=one_action(corrected(jnp.inf)),
+        loss=one_action(corrected(high=jnp.inf)),
         advantage=whole,
         off_policy=True,
     ),
@@ -732,7 +868,7 @@ ROWS = (
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED}, one token, old samples",
+        f"{IMPORTANCE}, one token, old samples",
         "biased: ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)),
         loss=corrected(),
@@ -740,7 +876,7 @@ ROWS = (
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED}, a sequence as one token, old samples",
+        f"{IMPORTANCE}, a sequence as one token, old samples",
         "biased: ratios held at most at 2",
         lambda x: score(x, (x.scores * jnp.minimum(jnp.prod(x.ratio, -1), 2))[:, None]),
         loss=one_action(corrected()),
@@ -749,22 +885,82 @@ ROWS = (
     ),
     *(
         Row(
-            f"{name} without {limit}, old samples",
+            f"{name} without bounds, old samples",
             OLD_STATES,
             lambda x: improvement(x, x.old),
             loss=loss,
             off_policy=True,
         )
-        for name, limit, loss in (
-            ("`clip`", "bounds", no_clip),
-            (TRUNCATED, "cap", corrected(jnp.inf)),
-        )
+        for name, loss in (("`clip`", no_clip), (IMPORTANCE, corrected(high=jnp.inf)))
     ),
     Row(
         "`clip`, old samples",
         "biased: the same, and no gradient beyond the bounds",
         kept_by_clip,
         loss=token.clip,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences without bounds, old samples",
+        "exact",
+        loss=corrected(level="sequence", high=jnp.inf),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences, old samples",
+        "biased: the product of a sequence's ratios held at most at 2",
+        lambda x: score(x, jnp.minimum(sequence_product(x), 2) * x.scores[:, None]),
+        loss=corrected(level="sequence"),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences, masked, old samples",
+        "biased: sequences with a product outside of .5 to 2 are left out",
+        lambda x: score(x, product_within(x) * sequence_product(x) * x.scores[:, None]),
+        loss=corrected(level="sequence", rule="mask", low=0.5),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE} of sequences, normalised, batch of 2, old samples",
+        "biased: the mean of the weights is a ratio of two estimates",
+        lambda x: score(x, normalised(x) * x.scores[:, None]),
+        loss=corrected(level="sequence", high=jnp.inf, normalise=True),
+        advantage=whole,
+        batch=2,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE}, geometric, without bounds, old samples",
+        "biased: the ratios' geometric mean for their product",
+        lambda x: score(x, sequence_mean_ratio(x) * x.scores[:, None]),
+        loss=corrected(level="geometric", high=jnp.inf),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE}, masked, old samples",
+        "biased: the same, ratios outside of .5 to 2 are 0",
+        lambda x: score(x, x.to_go * jnp.where((x.ratio < 0.5) | (x.ratio > 2), 0, x.ratio)),
+        loss=corrected(rule="mask", low=0.5),
+        off_policy=True,
+    ),
+    Row(
+        "`rejection` by the sum of k1, old samples",
+        "biased: no weights, sequences with a product outside of .5 to 2 are left out",
+        lambda x: score(x, product_within(x) * x.scores[:, None]),
+        loss=times_mask(partial(correction.rejection, over="row_sum", low=0.5, high=2.0)),
+        advantage=whole,
+        off_policy=True,
+    ),
+    Row(
+        "`off_policy_mask`, old samples",
+        "biased: no weights, bad sequences are left out that have become rarer",
+        kept_near,
+        loss=near,
+        advantage=whole,
         off_policy=True,
     ),
     Row(
@@ -775,7 +971,14 @@ ROWS = (
         off_policy=True,
     ),
     Row(
-        f"{TRUNCATED}, old samples",
+        "`two_sided`, ε = .5, old samples",
+        "biased: the same, ratios outside of .5 to 1.5 are 0",
+        lambda x: score(x, x.to_go * jnp.where(jnp.abs(x.ratio - 1) > 0.5, 0, x.ratio)),
+        loss=partial(token.two_sided, low=0.5, high=0.5),
+        off_policy=True,
+    ),
+    Row(
+        f"{IMPORTANCE}, old samples",
         "biased: the same, ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)),
         loss=corrected(),
@@ -791,6 +994,31 @@ ROWS = (
             off_policy=True,
         )
         for f in ON_SEQUENCES
+    ),
+    Row(
+        "`rloo_clip` without bounds, old samples",
+        "exact",
+        loss=partial(sequence.rloo_clip, low=1.0, high=jnp.inf),
+        advantage=whole,
+        aggregate="sequence_mean",
+        off_policy=True,
+    ),
+    Row(
+        "`rloo_clip`, old samples",
+        "biased: no gradient beyond the bounds",
+        kept_by_rloo_clip,
+        loss=sequence.rloo_clip,
+        advantage=whole,
+        aggregate="sequence_mean",
+        off_policy=True,
+    ),
+    Row(
+        "`vespo`, old samples",
+        "biased: Wᵏ exp(λ (1 − W)) for the product W of a sequence's ratios",
+        weighed_by_vespo,
+        loss=sequence.vespo,
+        advantage=whole,
+        off_policy=True,
     ),
     Row(
         "`gspo`, old samples",

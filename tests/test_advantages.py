@@ -91,6 +91,36 @@ def test_group():
     np.testing.assert_allclose(plain, expected, atol=1e-6)
 
 
+def test_group_over_batch():
+    # Mean of all 3, squares 4 + 0 + 25 + 1 + 1 + 1 = 32, variance 32 / 5 = 6.4
+    expected = np.array([-3.0, -1.0, 4.0, 0.0, 0.0, 0.0]) / (np.sqrt(6.4) + 0.5)
+    adv = advantages.group_over_batch(SCORES, group_size=3, eps=0.5)
+    np.testing.assert_allclose(adv, expected, rtol=1e-6)
+    f = partial(advantages.group_over_batch, group_size=3, eps=0.5, axis_name="d")
+    split = jax.vmap(f, axis_name="d")(SCORES.reshape(2, 3))
+    np.testing.assert_allclose(split.reshape(-1), expected, rtol=1e-6)
+
+
+def test_max_rl():
+    # Means 1 / 3 and 2 / 3: (1 − 1/3) / (1/3) = 2, −1; (1 − 2/3) / (2/3) = 1/2, −1. All wrong: 0.
+    scores = jnp.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
+    adv = advantages.max_rl(scores, group_size=3, eps=0.0)
+    np.testing.assert_allclose(adv, [-1, 2, -1, 0.5, 0.5, -1, 0, 0, 0], rtol=1e-6)
+    # A mean of 0 or less has no meaning: 0, not a division by it
+    for low in ([-1.0, 1.0], [-3.0, 1.0]):
+        np.testing.assert_array_equal(advantages.max_rl(jnp.array(low), group_size=2), 0.0)
+
+
+def test_pass_at_k():
+    # 8 − 3 = 5 over √13 + 0.5; two best have no lead
+    plain = advantages.pass_at_k(SCORES, group_size=3, normalise_std=False)
+    np.testing.assert_allclose(plain, [0.0, 0.0, 5.0, 0.0, 0.0, 0.0], atol=1e-6)
+    adv = advantages.pass_at_k(SCORES, group_size=3, eps=0.5)
+    np.testing.assert_allclose(adv[2], 5 / (np.sqrt(13) + 0.5), rtol=1e-6)
+    tied = advantages.pass_at_k(jnp.array([4.0, 1.0, 4.0]), group_size=3)
+    np.testing.assert_array_equal(tied, 0.0)
+
+
 def test_rloo_is_group_without_deviation_times_g_over_g_minus_1():
     # 1 − (3 + 8) / 2 = −4.5, 3 − 4.5 = −1.5, 8 − 2 = 6
     adv = advantages.rloo(SCORES, group_size=3)
@@ -139,6 +169,9 @@ def with_lengths(f):
 ESTIMATORS = {
     "group": advantages.group,
     "plain": partial(advantages.group, normalise_std=False),
+    "group_over_batch": advantages.group_over_batch,
+    "max_rl": advantages.max_rl,
+    "pass_at_k": advantages.pass_at_k,
     "rloo": advantages.rloo,
     "opo": with_lengths(advantages.opo),
     "gpg": advantages.gpg,
@@ -154,13 +187,15 @@ def test_invalid_rows_do_not_count(name):
     valid = jnp.array([True, False, True, True, False, False, False, False, False])
     adv = ESTIMATORS[name](scores, group_size=3, valid=valid)
     pair = ESTIMATORS[name](jnp.array([1.0, 8.0]), group_size=2)
-    assert (adv[0] < 0) and adv[1] == 0.0
+    assert (adv[0] < 0 or name == "pass_at_k") and adv[1] == 0.0
     np.testing.assert_array_equal(adv[3:], 0.0)
     if name == "gpg":  # of three valid rows two are in a group that tells something
         pair = pair * 3 / 2
     if name == "gdpo":  # the batch has a third row at 0: deviation 1/√2 in place of 1
         pair = pair * np.sqrt(2)
-    np.testing.assert_allclose(adv[jnp.array([0, 2])], pair, rtol=1e-5)
+    if name == "group_over_batch":  # 1, 8, 2: variance 43 / 3 in place of 49 / 2
+        pair = pair * np.sqrt(49 / 2 * 3 / 43)
+    np.testing.assert_allclose(adv[jnp.array([0, 2])], pair, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -233,15 +268,21 @@ def test_padding_and_row_order_have_no_effect(seed, junk):
         assert (np.asarray(a)[~mask] == 0).all()
 
 
+UNSHIFTED, UNCENTRED = {"max_rl"}, {"pass_at_k"}
+
+
 @jax.jit
 def on_groups(scores):
-    return [f(scores, group_size=3) for f in ESTIMATORS.values()]
+    return {name: f(scores, group_size=3) for name, f in ESTIMATORS.items()}
 
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), shift=st.floats(-100, 100, width=32))
 def test_group_advantages_ignore_shifts_and_sum_to_zero(seed, shift):
     scores = np.random.default_rng(seed).integers(0, 4, size=6).astype(np.float32)
-    for a, b in zip(on_groups(scores), on_groups(scores + np.float32(shift)), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-3)
-        np.testing.assert_allclose(a.reshape(2, 3).sum(1), 0.0, atol=1e-4)
+    moved = on_groups(scores + np.float32(shift))
+    for name, adv in on_groups(scores).items():
+        if name not in UNSHIFTED:
+            np.testing.assert_allclose(adv, moved[name], atol=2e-3, err_msg=name)
+        if name not in UNCENTRED:
+            np.testing.assert_allclose(adv.reshape(2, 3).sum(1), 0.0, atol=1e-4, err_msg=name)

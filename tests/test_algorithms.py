@@ -9,7 +9,7 @@ import toys
 from jaxppo import advantages, aggregate, algorithms, estimators, kl, losses, masked, presets
 from jaxppo.config import Config
 from jaxppo.errors import UserError
-from jaxppo.losses import shared, token, value
+from jaxppo.losses import correction, token, value
 from jaxppo.rewards.in_program import count_token
 from jaxppo.rewards.shaping import token_rewards
 
@@ -39,6 +39,7 @@ def test_defaults_are_ppo():
         ("aggregate", algorithms.AGGREGATES),
         ("kl", algorithms.KLS | algorithms.FULL_KLS),
         ("correction", algorithms.CORRECTIONS),
+        ("rejection", algorithms.REJECTIONS),
         ("update", algorithms.UPDATES),
         ("value_loss", algorithms.VALUE_LOSSES),
     ],
@@ -70,7 +71,19 @@ LOGPROBS, OLD = (
 
 @pytest.mark.parametrize(
     "name",
-    ["clip", "dual_clip", "gspo", "gspo_token", "cispo", "gmpo", "clip_cov", "dppo_tv", "dppo_kl"],
+    [
+        "clip",
+        "dual_clip",
+        "gspo",
+        "gspo_token",
+        "cispo",
+        "gmpo",
+        "clip_cov",
+        "dppo_tv",
+        "dppo_kl",
+        "rloo_clip",
+        "two_sided",
+    ],
 )
 def test_bounds_are_the_losses_own_unless_given(name):
     """So that `--loss gspo` alone is GSPO, and not GSPO with PPO's bounds."""
@@ -108,11 +121,19 @@ def test_straight_through_estimators():
 
 
 def test_a_correction_by_name():
-    assert (
-        algorithms.make_parts(Config(correction="truncated"), REWARD).correction
-        is shared.truncated_importance
-    )
+    config = Config(correction="masked_geometric", correction_low=0.5, correction_normalise=True)
+    made = algorithms.make_parts(config, REWARD).correction
+    want = {"level": "geometric", "rule": "mask", "low": 0.5, "high": 2.0, "normalise": True}
+    assert made.func is correction.importance and made.keywords == want
     assert algorithms.make_parts(Config(), REWARD).correction is None
+
+
+def test_a_rejection_by_name():
+    config = Config(rejection="row_max_k3", rejection_high=0.1)
+    made = algorithms.make_parts(config, REWARD).rejection
+    want = {"over": "row_max", "estimator": "k3", "low": None, "high": 0.1}
+    assert made.func is correction.rejection and made.keywords == want
+    assert algorithms.make_parts(Config(), REWARD).rejection is None
 
 
 def test_value_losses_are_called_alike():
@@ -165,6 +186,9 @@ def test_a_setting_that_no_part_reads_is_told():
         "lam 0.9 has no effect with advantage rloo",
         "clip_high 0.3 has no effect with loss sapo",
     ]
+    assert told(Config(correction_high=3.0)) == [
+        "correction_high 3.0 has no effect with correction none"
+    ]
     assert told(Config(kl_adaptive=False, kl_target=3.0)) == [
         "kl_target 3.0 has no effect with kl_adaptive False"
     ]
@@ -177,6 +201,8 @@ def test_the_table_of_readers_is_that_of_the_parts():
         "advantage": algorithms.ADVANTAGES,
         "loss": algorithms.POLICY_LOSSES,
         "value_loss": algorithms.VALUE_LOSSES,
+        "correction": algorithms.CORRECTIONS,
+        "rejection": algorithms.REJECTIONS,
         "kl_adaptive": {True, False},
     }
     for choice, readers in algorithms.READ_BY.values():

@@ -128,9 +128,10 @@ ZERO = {
     "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr", "critic_lr",
     "weight_decay", "cg_damping", "max_grad_norm", "gamma", "lam", "critic_lam",
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
-    "tokens_per_microbatch", "whiten_ddof",
+    "tokens_per_microbatch", "whiten_ddof", "likelihood_coef", "likelihood_threshold",
+    "off_policy_threshold", "correction_low", "rejection_low",
 }  # fmt: skip
-MINUS_ONE = {"eos", "entropy_coef", "missing_eos_score", "loss_settings"}
+MINUS_ONE = {"eos", "entropy_coef", "likelihood_threshold", "missing_eos_score", "loss_settings"}
 
 
 @pytest.mark.parametrize("name", numbers_of(RunConfig))
@@ -208,6 +209,9 @@ def test_settings_of_records_are_valid(path, scripts):
         ({"filter_groups": True}, 1, ["--filter-groups", "--group-size 1"]),
         ({"update": "trpo", "kl_place": "loss"}, 1, ["--kl-place loss", "--update trpo"]),
         ({"update": "npg", "entropy_coef": 0.1}, 1, ["--entropy-coef", "--update npg"]),
+        ({"rejection": "token_k1"}, 1, ["--rejection token_k1", "--rejection-low"]),
+        ({"update": "trpo", "top_entropy": 0.2}, 1, ["--top-entropy", "--update trpo"]),
+        ({"update": "npg", "likelihood_coef": 0.1}, 1, ["--likelihood-coef", "--update npg"]),
         ({"update": "trpo", "kl_stop": 0.1}, 1, ["--kl-stop", "--update trpo"]),
         ({"update": "trpo", "dtype": "bfloat16"}, 1, ["--update trpo", "--dtype float32"]),
         ({"top_k": -1}, 1, ["--top-k must be 0 or more", "-1"]),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxppo import advantages, kernels, kl, masked
-from jaxppo.losses import covariance, preference, sequence, shared, token, value
+from jaxppo.losses import correction, covariance, preference, sequence, token, value
 from jaxppo.models.layers import Linear
 
 RNG = np.random.default_rng(0)
@@ -122,7 +122,27 @@ def test_gspo_equals_clip_where_all_tokens_of_a_row_moved_equally():
 
 
 def test_no_correction_if_the_sampler_is_the_policy():
-    np.testing.assert_array_equal(shared.truncated_importance(LP, LP, MASK), MASK)
+    for level in ("token", "sequence", "geometric"):
+        for options in ({}, {"rule": "mask", "low": 0.5}, {"normalise": True}):
+            weights = correction.importance(LP, LP, MASK, level=level, **options)
+            np.testing.assert_array_equal(weights, MASK)
+    for estimator, bounds in (("k1", {"low": 0.9, "high": 1.1}), ("k3", {"high": 0.1})):
+        for over in ("token", "row_sum", "row_mean", "row_max"):
+            kept = correction.rejection(LP, LP, MASK, estimator=estimator, over=over, **bounds)
+            np.testing.assert_array_equal(kept, MASK)
+    far = correction.off_policy_mask(LP, LP, ADV, MASK, threshold=0.0)
+    np.testing.assert_array_equal(far, MASK)
+
+
+def test_levels_of_importance_on_one_token_are_the_same():
+    columns = [a.reshape(-1, 1) for a in (LP, OLD, MASK)]
+    want = correction.importance(*columns)
+    for level in ("sequence", "geometric"):
+        np.testing.assert_array_equal(correction.importance(*columns, level=level), want)
+
+
+def test_all_tokens_are_the_top():
+    np.testing.assert_array_equal(correction.top_entropy(ADV, MASK, fraction=1.0), MASK)
 
 
 # --- value losses, preferences, entropy

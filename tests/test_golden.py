@@ -18,7 +18,7 @@ import pytest
 from jaxppo import advantages, aggregate, kl, losses, masked, sampling
 from jaxppo import policy as policies
 from jaxppo.config import Config
-from jaxppo.losses import covariance, sequence, shared, token
+from jaxppo.losses import correction, covariance, sequence, token
 from jaxppo.losses.preference import dpo, ipo
 from jaxppo.losses.value import value_clipped, value_mse
 from jaxppo.models import nlpo
@@ -97,6 +97,11 @@ AGGREGATES = {
 }
 
 
+def all_rows(g):
+    """The share of rows with tokens: TRL and Liger divide by all rows."""
+    return jnp.mean(jnp.max(g["mask"], axis=1))
+
+
 def weights_of(g):
     """The weights of an entry's mode; rows without tokens count where the implementation counts
     them.
@@ -107,11 +112,10 @@ def weights_of(g):
         or h.get("loss_type")
         or {True: "token-mean", False: "seq-mean-token-mean"}[h.get("token_level_loss", True)]
     )
-    all_rows = jnp.mean(jnp.max(mask, axis=1))  # trl and Liger divide by all rows
     if mode in ("grpo", "sapo"):
-        return aggregate.sequence_mean(mask) * all_rows
+        return aggregate.sequence_mean(mask) * all_rows(g)
     if mode == "dr_grpo":
-        return aggregate.constant(mask, length=20) * all_rows
+        return aggregate.constant(mask, length=20) * all_rows(g)
     if mode in ("bnpo", "dapo", "cispo"):
         return aggregate.token_mean(mask)
     if mode in ("seq-mean-token-sum-norm", "sequence-mean-token-scale"):
@@ -122,7 +126,7 @@ def weights_of(g):
 # --- policy losses
 
 
-def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
+def policy(g, loss, *, weights=None, kl_term=None, factor=None, only=None):
     """The scalar loss, its gradient, and the share of clipped tokens."""
     old, adv, mask = (
         g["old_logprobs"] if "old_logprobs" in g else g["logprobs"],
@@ -134,7 +138,7 @@ def policy(g, loss, *, weights=None, kl_term=None, correction=None, only=None):
 
     def objective(logprobs):
         per_token, diagnostics = loss(logprobs, old, adv, mask)
-        per_token = per_token if correction is None else per_token * correction
+        per_token = per_token if factor is None else per_token * factor
         if kl_term is not None:
             per_token = per_token + beta * masked.keep(kl_term(logprobs, g["ref_logprobs"]), mask)
         return jnp.sum(weights * per_token), {
@@ -216,13 +220,29 @@ def clip_corrected(g):
     """The loss times weights against a sampler that is not quite the policy."""
     given = {"rollout_is_weights", "importance_sampling_ratio"} & set(g.inputs)
     if given:
-        return clip(g, correction=g[given.pop()])
-    return clip(
-        g,
-        correction=shared.truncated_importance(
-            g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=2.0
-        ),
-    )
+        return clip(g, factor=g[given.pop()])
+    low, high, rule = 0.0, 2.0, "truncate"
+    if g.name.startswith("openrlhf"):
+        low, high = g.hyper["vllm_is_truncated_threshold"]
+    if "icepop" in g.name:
+        low, rule = 0.5, "mask"
+    logprobs = g["old_logprobs"], g["sampler_logprobs"], g["mask"]
+    if "seqmasktis" in g.name:  # rows by their geometric mean; the weights are not held
+        rows = correction.rejection(*logprobs, over="row_mean", low=low, high=high)
+        return clip(g, factor=rows * correction.importance(*logprobs, high=jnp.inf))
+    return clip(g, factor=correction.importance(*logprobs, rule=rule, low=low, high=high))
+
+
+def clip_masked(g):
+    """A mask on the loss, the denominators as they were."""
+    mask = g["mask"]
+    if "top_entropy_quantile" in g.hyper:
+        fraction = g.hyper["top_entropy_quantile"]
+        return clip(g, factor=correction.top_entropy(g["entropies"], mask, fraction=fraction))
+    threshold = g.hyper["off_policy_mask_threshold"]
+    lp, old, adv = g["logprobs"], g["old_logprobs"], g["advantages"]
+    kept = correction.off_policy_mask(lp, old, adv, mask, threshold=threshold)
+    return clip(g, factor=kept)
 
 
 def with_ratio(estimator, g):
@@ -260,7 +280,7 @@ def cispo_absolute(g):
 
 def geo_mean(g, only=("loss", "grad_logprob")):
     """Their mean is over all rows, and a row without tokens adds 0."""
-    weights = aggregate.sequence_mean(g["mask"]) * jnp.mean(jnp.max(g["mask"], axis=1))
+    weights = aggregate.sequence_mean(g["mask"]) * all_rows(g)
     kl_term = kl.k3 if g.hyper.get("beta") else None
     return policy(
         g, partial(sequence.gmpo, **bounds(g)), weights=weights, only=only, kl_term=kl_term
@@ -278,6 +298,46 @@ def gmpo_rows(g):
         "per_sequence_loss": (rows, jnp.max(mask, axis=1)),
         "grad_of_sum": jax.grad(lambda lp: jnp.sum(loss(lp)))(g["logprobs"]),
     }
+
+
+def luspo(loss):
+    """The sum over a row's tokens, whose mean is over all rows."""
+    return lambda g: policy(
+        g, partial(loss, **bounds(g)), weights=aggregate.sequence_sum(g["mask"]) * all_rows(g)
+    )
+
+
+def vespo(g):
+    return policy(g, sequence.vespo, weights=aggregate.token_mean(g["mask"]))
+
+
+def vespo_weight(g):
+    """Advantages of 1 or −1 and log-probs of −1 leave the weight; a row without tokens has 1."""
+    lp, mask = g["logprob"], g["mask"]
+    adv = jnp.where(g["advantages"] >= 0, 1.0, -1.0)
+    shift = g["old_logprob"] - lp - 1
+    loss = sequence.vespo(-jnp.ones_like(lp), shift, adv, mask)[0]
+    rows = masked.mean(loss * adv, mask, axis=1)
+    return {"phi": (rows[:, None], jnp.max(mask, axis=1, keepdims=True))}
+
+
+def rloo_clip(g):
+    """Their value holds −A for a row without tokens."""
+    weights = aggregate.sequence_mean(g["mask"]) * all_rows(g)
+    loss = partial(sequence.rloo_clip, **bounds(g))
+    return policy(g, loss, weights=weights, only=("grad_logprob",))
+
+
+def likelihood(g):
+    """A clipped loss, and the mean over the tokens of rows with a reward above 0."""
+    found, mask = clip(g), g["mask"]
+    right = mask * (g["rewards"] > 0)[:, None]
+    term = lambda lp: (
+        g.hyper["positive_example_nll_weight"]
+        * jnp.sum(aggregate.token_mean(right) * token.likelihood(lp, g["rewards"], mask))
+    )
+    value, gradient = jax.value_and_grad(term)(g["logprobs"])
+    return {"loss": found["loss"] + value, "grad_logprob": found["grad_logprob"] + gradient}
 
 
 def clip_cov(g):
@@ -696,6 +756,20 @@ def group(g, scores, lengths, valid):
     )
 
 
+def pass_at_k(g, scores, lengths, valid):
+    return advantages.pass_at_k(scores, group_size=g.group_size, valid=valid)
+
+
+def group_over_batch(g):
+    return {"advantages": advantages.group_over_batch(g["rewards"], group_size=g.group_size)}
+
+
+def rloo_over_batch(g):
+    """Leave-one-out advantages have mean 0 in each group: what is left is the deviation."""
+    scores = rloo(g, g["rewards"], None, None)
+    return {"advantages": advantages.group_over_batch(scores, group_size=g.group_size)}
+
+
 def rloo(g, scores, lengths, valid):
     if g.hyper.get("beta"):
         penalty = masked.total(
@@ -731,12 +805,42 @@ def gdpo(g):
     }
 
 
-def truncated(g):
-    cap = g.hyper.get("rollout_is_threshold", g.hyper.get("clip_max"))
-    weights = shared.truncated_importance(
-        g["old_logprobs"], g["sampler_logprobs"], g["mask"], cap=cap
+def importance(g):
+    """verl: a pair of bounds is a mask. TRL: one weight a row, where it is the row's."""
+    h, mask = g.hyper, g["mask"]
+    threshold = h.get("rollout_is_threshold", h.get("clip_max"))
+    masks = isinstance(threshold, str) or "mask" in h.get("mode", "")
+    low, high = map(float, threshold.split("_")) if isinstance(threshold, str) else (0.0, threshold)
+    level = h.get("rollout_is") or h["mode"].split("_")[0]
+    weights = correction.importance(
+        g["old_logprobs"],
+        g["sampler_logprobs"],
+        mask,
+        level=level,
+        rule="mask" if masks else "truncate",
+        low=h.get("clip_min") or low,
+        high=high,
+        normalise=h.get("rollout_is_batch_normalize", False),
     )
-    return {"weights": weights, "ratio": (weights, g["mask"])}
+    rows = level == "sequence"
+    found = (weights[:, :1], mask[:, :1]) if rows else (weights, mask)
+    return {"weights": weights, "ratio": found}
+
+
+def rejection(g):
+    over, estimator = g.hyper["rollout_rs"].replace("seq_", "row_").rsplit("_", 1)
+    bounds = [float(x) for x in g.hyper["rollout_rs_threshold"].split("_")]
+    return {
+        "mask": correction.rejection(
+            g["old_logprobs"],
+            g["sampler_logprobs"],
+            g["mask"],
+            estimator=estimator,
+            over=over,
+            low=bounds[0] if len(bounds) == 2 else None,
+            high=bounds[-1],
+        )
+    }
 
 
 def _with(g, hyper=None, **arrays):
@@ -769,7 +873,8 @@ MAPPED = {
     r"verl/masked_var/": variance,
     r"verl/agg_loss/[^/]+/(default|loss_scale_factor20)/": aggregation,
     r"verl/ppo_clip/": clip,
-    r"verl/tis/token/thr(2.0|1.2)/bn0": truncated,
+    r"verl/tis/": importance,
+    r"verl/rollout_rs/": rejection,
     r"verl/ppo_clip_tis/": clip_corrected,
     r"verl/gspo/.*/adv_seq_bt": bounded(sequence.gspo),
     r"verl/gspo/.*/adv_token": bounded(sequence.gspo_token),
@@ -790,6 +895,7 @@ MAPPED = {
     r"verl/kl/": kl_of,
     r"verl/grpo_adv/(std|nostd)/group_even": grouped(group),
     r"verl/grpo_adv_vectorized/(std|nostd)/group_even": grouped(group),
+    r"verl/grpo_passk/": grouped(pass_at_k),
     r"verl/rloo/group_even": grouped(rloo),
     r"verl/rloo_vectorized/": grouped(rloo),
     r"verl/opo/group_even": grouped(opo),
@@ -804,19 +910,28 @@ MAPPED = {
     r"trl/grpo_loss/gspo_": bounded(sequence.gspo),
     r"trl/grpo_loss/cispo_": cispo_absolute,
     r"trl/grpo_loss/sapo/": sapo,
+    r"trl/grpo_loss/luspo/": luspo(token.clip),
+    r"trl/grpo_loss/luspo_seq/": luspo(sequence.gspo),
+    r"trl/grpo_loss/vespo/": vespo,
+    r"trl/vespo_phi/": vespo_weight,
+    r"trl/rloo_loss/": rloo_clip,
     r"trl/grpo_loss/dapo_tis/": clip_corrected,
+    r"trl/grpo_loss/grpo_(offpolicymask|topentropy)": clip_masked,
     r"trl/grpo_loss/grpo_entropy0.01/": pg_with_entropy,
     # their value holds −A for a row without tokens
     r"trl/gmpo/": partial(geo_mean, only=("grad_logprob",)),
     r"trl/grpo_adv/(group|none)/": grouped(group),
+    r"trl/grpo_adv/batch/": group_over_batch,
     r"trl/grpo_adv/normalize_then_sum/": gdpo,
     r"trl/rloo_adv/norm0_": trl_rloo,
-    r"trl/tis/token_truncate/": truncated,
+    r"trl/rloo_adv/norm1_": rloo_over_batch,
+    r"trl/tis/": importance,
     r"trl_ppo/masked_whiten/": whiten(1),
     r"trl_ppo/loss/": trl_ppo_loss,
     r"trl_gspo_token/": bounded(sequence.gspo_token),
     # OpenRLHF
     r"openrlhf/policy/ppo_(sym|cliphigher|dual1.5|seqmean)/": clip,
+    r"openrlhf/policy/ppo_(tis|icepop|seqmasktis)/": clip_corrected,
     r"openrlhf/policy/gspo_.*/adv_seq_bt": lambda g: bounded(sequence.gspo)(
         _with(g, hyper={"token_level_loss": False})
     ),
@@ -837,6 +952,8 @@ MAPPED = {
     r"liger/grpo_loss/(grpo|bnpo|dr_grpo|dapo_beta0.04)/": clip,
     r"liger/grpo_loss/cispo_": cispo_absolute,
     r"liger/grpo_loss/sapo/": sapo,
+    r"liger/grpo_loss/luspo_seq/": luspo(sequence.gspo),
+    r"liger/grpo_loss/vespo/": vespo,
     r"liger/grpo_loss/gspo/": bounded(sequence.gspo),
     r"areal/actor/(sym|cliphigher_dual1.5)/": clip,
     r"areal/actor/gspo/": bounded(sequence.gspo),
@@ -854,7 +971,8 @@ MAPPED = {
     r"nemo/loss/reinforce/": simple(token.reinforce),
     r"nemo/loss/gspo/": bounded(sequence.gspo),
     r"nemo/loss/cispo/": bounded(token.cispo),
-    r"nemo/loss/tis/": clip_corrected,
+    r"nemo/loss/(tis|icepop)/": clip_corrected,
+    r"nemo/loss/vapo_nll": likelihood,
     # trlx, GMPO, AWR, Entropy-Mechanism-of-RL, and the re-implementations of lm-human-preferences
     r"trlx/gae/": gae,
     r"trlx/whiten/": whiten(1),
@@ -897,11 +1015,12 @@ def mapper(name):
 LOOSE = {  # less than 1e-7 away, for a known reason
     # divides a row by n + 1e-8, and n is 1 in one row
     r"verl/.*/seq-mean-token-mean/|verl/(gspo|sapo|geo_mean)/": "n + 1e-8",
+    r"verl/tis/sequence/.*/bn1/": "n + 1e-8",
     r"openrlhf/(policy/ppo_seqmean|sft/tok0)/|nemo/loss/(seqmean|gspo)/": "n + 1e-8",
     r"openrlhf/masked_normalize_dim1/": "holds the variance above eps instead of adding it",
     r"nemo/gae/vapo_lenadapt_a0.5/": "computes lambda in float32",
     r"openrlhf/adv/": "whitens with max(var, 1e-8) in place of var + 1e-8",
-    r"trl_ppo/masked_whiten/|trl/grpo_adv/": "computes n / (n - 1) in float32",
+    r"trl_ppo/masked_whiten/|trl/grpo_adv/|trl/rloo_adv/norm1_": "computes n / (n - 1) in float32",
     r"trl/grpo_loss/sapo/": "holds its temperatures in float32",
 }
 

@@ -1,8 +1,8 @@
 """Every derivative against central differences, to second order, forward and backward, in float64.
 
-A loss that holds a factor constant (cispo, dppo_tv, dppo_kl, gspo_token) cannot be checked so: its
-gradient is not the slope of its value. It is compared with its formula written by hand, the factor
-an argument, and that formula is checked.
+A loss that holds a factor constant (cispo, dppo_tv, dppo_kl, gspo_token, vespo) cannot be checked
+so: its gradient is not the slope of its value. It is compared with its formula written by hand, the
+factor an argument, and that formula is checked.
 """
 
 from functools import partial
@@ -32,8 +32,10 @@ SMOOTH = {
     "dual_clip": token.dual_clip,
     "kl_penalty": partial(token.kl_penalty, beta=0.5),
     "gspo": partial(sequence.gspo, low=0.2, high=0.2),
+    "two_sided": partial(token.two_sided, low=0.4, high=0.5),
     "sapo": token.sapo,
     "gmpo": sequence.gmpo,
+    "rloo_clip": sequence.rloo_clip,
     "clip_cov": partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.2, key=KEY),
     "kl_cov": partial(covariance.kl_cov, fraction=0.3),
     "dro": partial(token.dro, beta=0.5),
@@ -44,6 +46,7 @@ STOPPED = {
     "dppo_tv": partial(token.dppo_tv, cap=3.0),  # the largest ratio is e^1.5 = 4.5
     "dppo_kl": partial(token.dppo_kl, cap=3.0),
     "gspo_token": partial(sequence.gspo_token, low=0.2, high=0.2),
+    "vespo": sequence.vespo,
 }
 
 
@@ -68,7 +71,13 @@ def test_the_inputs_are_away_from_kinks(name, x64):
     moves = np.random.default_rng(1).choice([-1.0, 1.0], (64, *LP.shape))
     there = jax.vmap(f)(jnp.asarray(moves))
     branches = set(here) - {"approx_kl"}
-    assert branches or name in {"reinforce", "kl_penalty", "sapo", "dro"}  # these have none
+    assert branches or name in {
+        "reinforce",
+        "kl_penalty",
+        "sapo",
+        "dro",
+        "vespo",
+    }  # these have none
     for branch in branches:
         assert 0 < here[branch].sum() < MASK.sum(), branch
         np.testing.assert_array_equal(
@@ -89,6 +98,9 @@ def constant_factor(name):
     if name == "gspo_token":  # s / sg(π), s = exp of the row's mean
         s = np.exp((MASK * D).sum(1, keepdims=True) / MASK.sum(1, keepdims=True))
         return s / q
+    if name == "vespo":
+        w = np.exp((MASK * D).sum(1, keepdims=True))
+        return np.where(ADV >= 0, w**2 * np.exp(3 * (1 - w)), w**3 * np.exp(2 * (1 - w)))
     if name == "dppo_tv":
         outside = np.where(ADV > 0, q - p > 0.15, q - p < -0.15)
     else:
@@ -119,6 +131,11 @@ def test_policy_loss_with_a_constant_factor(name, x64):
     bend = lambda f: jax.jvp(jax.grad(total(f)), (lp,), (turn,))[1]
     np.testing.assert_allclose(bend(loss), bend(formula), rtol=1e-12)
     second_order(formula, lp)
+
+
+def test_likelihood(x64):
+    scores, mask = jnp.array([1.0, 0.0, 2.0]), jnp.asarray(MASK)
+    second_order(lambda lp: token.likelihood(lp, scores, mask), LP)
 
 
 def test_aggregated_losses(x64):

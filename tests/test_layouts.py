@@ -163,7 +163,8 @@ CI = {
     "scorer, full KL in the loss, entropy": Case(
         {
             **GROUPS, **IN_LOSS, "kl": "full", "kl_importance": True, "old_logprobs": "scorer",
-            "correction": "truncated", "entropy_coef": 0.01, "aggregate": "sequence_sum",
+            "correction": "truncated", "top_entropy": 0.5, "entropy_coef": 0.01,
+            "aggregate": "sequence_sum",
         },
         reward=some_invalid,
     ),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxppo import aggregate
-from jaxppo.losses import covariance, preference, sequence, shared, token, value
+from jaxppo.losses import correction, covariance, preference, sequence, token, value
 from jaxppo.losses.value import value_clipped, value_huber, value_mse
 
 POLICY = {
@@ -19,8 +19,11 @@ POLICY = {
     "gspo": sequence.gspo,
     "gspo_token": sequence.gspo_token,
     "cispo": token.cispo,
+    "two_sided": token.two_sided,
     "sapo": token.sapo,
     "gmpo": sequence.gmpo,
+    "rloo_clip": sequence.rloo_clip,
+    "vespo": sequence.vespo,
     "kl_cov": partial(covariance.kl_cov, fraction=0.3),
     "clip_cov": partial(covariance.clip_cov, lower=0.0, upper=1e9, fraction=0.2),
     "dro": partial(token.dro, beta=0.5),
@@ -148,6 +151,25 @@ def test_cispo():
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[0.0, 1.0]])
 
 
+def test_two_sided():
+    # 0.1 and 5 lie outside of [0.2, 4], whatever the sign of A: neither value nor slope
+    ratios, adv = [0.1, 0.5, 3.0, 5.0], [1.0, -1.0, 2.0, -2.0]
+    found, diagnostics = per_token(token.two_sided, ratios, adv)
+    np.testing.assert_allclose(found, [[0.0, 0.5, -6.0, 0.0]], rtol=1e-6)
+    np.testing.assert_array_equal(diagnostics["clip_fraction"], [[1.0, 0.0, 0.0, 1.0]])
+    np.testing.assert_allclose(
+        slope(token.two_sided, ratios, adv), [[0.0, 0.5, -6.0, 0.0]], rtol=1e-6
+    )
+
+
+def test_likelihood():
+    # Scores 1 and 0.5: only 1 is above 0.5
+    lp, mask = jnp.array([[-1.0, -2.0], [-3.0, -4.0]]), jnp.array([[1.0, 0.0], [1.0, 1.0]])
+    f = lambda lp: token.likelihood(lp, jnp.array([1.0, 0.5]), mask, threshold=0.5)
+    np.testing.assert_array_equal(f(lp), [[1.0, 0.0], [0.0, 0.0]])
+    np.testing.assert_array_equal(jax.grad(lambda lp: f(lp).sum())(lp), [[-1, 0], [0, 0]])
+
+
 def test_sapo():
     # 4 / τ σ(τ (r − 1)): at r = 1 it is 2 / τ with slope 1
     found, _ = per_token(token.sapo, [1.0, 1.0, 2.0], [1.0, -1.0, 1.0])
@@ -208,6 +230,33 @@ def test_gspo():
     )
 
 
+def test_rloo_clip():
+    # Row 1: Σ d = 0.1, A = (1 + 3) / 2 = 2. Row 2: Σ d = 0.5, beyond 1.2: held for
+    # A > 0. Row 3: not held for A < 0.
+    lp = jnp.array([[0.3, -0.2, 9.0], [0.25, 0.25, 9.0], [0.25, 0.25, 9.0]])
+    adv = jnp.array([[1.0, 3.0, 9.0], [1.0, 1.0, 9.0], [-1.0, -1.0, 9.0]])
+    mask = jnp.array([[1.0, 1.0, 0.0]] * 3)
+    f = lambda lp: sequence.rloo_clip(lp, jnp.zeros_like(lp), adv, mask, low=0.2, high=0.2)[0]
+    rows = [-2 * np.exp(0.1), -1.2, np.exp(0.5)]
+    np.testing.assert_allclose(f(lp), np.outer(rows, [1, 1, 0]), rtol=1e-6)
+    # The mean over rows of a row's loss: −w A for each of its tokens, / 3
+    gradient = jax.grad(lambda lp: jnp.sum(aggregate.sequence_mean(mask) * f(lp)))(lp)
+    slopes = [-2 * np.exp(0.1) / 3, 0.0, np.exp(0.5) / 3]
+    np.testing.assert_allclose(gradient, np.outer(slopes, [1, 1, 0]), rtol=1e-6)
+
+
+def test_vespo():
+    # W = e^ln 2 = 2 and 1 / 2. A > 0: 2² e^−3; A < 0: 2⁻³ e^(2 · 1/2). The weight has no slope.
+    half = np.log(2) / 2
+    lp, mask = jnp.array([[-1.0, -2.0], [-1.0, -2.0]]), jnp.ones((2, 2))
+    old, adv = lp - jnp.array([[half] * 2, [-half] * 2]), jnp.array([[1.0, 1.0], [-2.0, -2.0]])
+    f = lambda lp: sequence.vespo(lp, old, adv, mask)[0]
+    up, down = 4 * np.exp(-3), np.exp(1) / 8
+    np.testing.assert_allclose(f(lp), [[up, 2 * up], [-2 * down, -4 * down]], rtol=1e-5)
+    gradient = jax.grad(lambda lp: f(lp).sum())(lp)
+    np.testing.assert_allclose(gradient, [[-up] * 2, [2 * down] * 2], rtol=1e-5)
+
+
 def test_gmpo():
     # A > 0: d = 0.8 held at 0.4, −0.9 not held: mean −0.25. A < 0: 0.8 not held, −0.9 held at −0.4:
     # mean 0.2
@@ -264,17 +313,91 @@ def test_clip_cov():
         run(key=None)
 
 
-def test_truncated_importance():
-    old, sampler, mask = log(0.5, 0.9, 0.5), log(1.0, 0.1, 1.0), jnp.array([[1.0, 1.0, 0.0]])
-    np.testing.assert_allclose(
-        shared.truncated_importance(old, sampler, mask), [[0.5, 2.0, 0.0]], rtol=1e-6
+# Ratios 0.5, 4, (padding) and 2, 1, 3: products 2 and 6, roots √2 and ∛6
+CORRECTED, MASKED = log(0.5, 4.0, 9.0), jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]])
+CORRECTED = jnp.concatenate([CORRECTED, log(2.0, 1.0, 3.0)])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [[0.5, 2, 0], [2, 1, 2]]),
+        ({"low": 0.8, "high": np.inf}, [[0.8, 4, 0], [2, 1, 3]]),
+        ({"rule": "mask", "low": 0.8, "high": 3.5}, [[0, 0, 0], [2, 1, 3]]),
+        ({"level": "sequence", "high": 5.0}, [[2, 2, 0], [5, 5, 5]]),
+        ({"level": "sequence", "rule": "mask", "high": 5.0}, [[2, 2, 0], [0, 0, 0]]),
+        ({"level": "geometric", "high": 1.5}, [[2**0.5] * 2 + [0], [1.5] * 3]),
+        # (0.5 + 2 + 2 + 1 + 2) / 5 = 1.5 of the tokens, (2 + 5) / 2 = 3.5 of the rows
+        ({"normalise": True}, np.array([[0.5, 2, 0], [2, 1, 2]]) / 1.5),
+        (
+            {"level": "sequence", "high": 5.0, "normalise": True},
+            np.array([[2, 2, 0], [5, 5, 5]]) / 3.5,
+        ),
+    ],
+)
+def test_importance(options, expected):
+    run = lambda x: correction.importance(x, jnp.zeros_like(x), MASKED, **options)
+    np.testing.assert_allclose(run(CORRECTED), expected, rtol=1e-5)
+    np.testing.assert_array_equal(jax.grad(lambda x: run(x).sum())(CORRECTED), 0.0)
+
+
+def test_normalised_importance_is_that_of_all_devices():
+    f = lambda x, m: correction.importance(x, 0 * x, m, normalise=True, axis_name="d")
+    split = jax.vmap(f, axis_name="d")(CORRECTED[:, None], MASKED[:, None])
+    whole = correction.importance(CORRECTED, 0 * CORRECTED, MASKED, normalise=True)
+    np.testing.assert_allclose(split[:, 0], whole, rtol=1e-6)
+    # No weight is left: 0, not 0 / 0
+    none = {"rule": "mask", "low": 10.0, "high": 11.0, "normalise": True}
+    np.testing.assert_array_equal(correction.importance(CORRECTED, CORRECTED, MASKED, **none), 0)
+
+
+# r − 1 − log r of 0.5, 4, 2, 1, 3: 0.193, 1.614, 0.307, 0, 0.901
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"low": 0.8, "high": 3.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"low": 0.8}, [[0, 1, 0], [1, 1, 1]]),
+        ({"over": "row_sum", "high": 5.0}, [[1, 1, 0], [0, 0, 0]]),
+        ({"over": "row_mean", "low": 1.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"over": "row_max", "high": 3.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"estimator": "k3", "high": 0.5}, [[1, 0, 0], [1, 1, 0]]),
+        # sums 1.807 and 1.208, means 0.904 and 0.403
+        ({"estimator": "k3", "over": "row_sum", "high": 1.5}, [[0, 0, 0], [1, 1, 1]]),
+        ({"estimator": "k3", "over": "row_mean", "low": 0.5}, [[1, 1, 0], [0, 0, 0]]),
+        ({"estimator": "k3", "over": "row_max", "high": 1.0}, [[0, 0, 0], [1, 1, 1]]),
+        ({}, [[1, 1, 0], [1, 1, 1]]),
+    ],
+)
+def test_rejection(options, expected):
+    kept = correction.rejection(CORRECTED, jnp.zeros_like(CORRECTED), MASKED, **options)
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_off_policy_mask():
+    # Mean fall of the log-probs: 0.5, 0.5, 0.1; only a bad row that has fallen far is left out.
+    sampler = jnp.array([[-1.0, -1.0, 9.0]] * 3)
+    lp = sampler - jnp.array([[0.2, 0.8, 9.0], [0.2, 0.8, 9.0], [0.1, 0.1, 9.0]])
+    adv = jnp.array([[1.0, -0.5, 9.0], [-1.0, 0.5, 9.0], [-1.0, -1.0, 9.0]])
+    mask = jnp.array([[1.0, 1.0, 0.0]] * 3)
+    kept = correction.off_policy_mask(lp, sampler, adv, mask, threshold=0.4)
+    np.testing.assert_array_equal(kept, [[1, 1, 0], [0, 0, 0], [1, 1, 0]])
+    # the gradient of what it multiplies is not that of where it changes
+    slope = jax.grad(
+        lambda x: correction.off_policy_mask(x, sampler, adv, mask, threshold=0.4).sum()
     )
-    np.testing.assert_allclose(
-        shared.truncated_importance(old, sampler, mask, cap=20.0), [[0.5, 9.0, 0.0]], rtol=1e-6
-    )
-    np.testing.assert_array_equal(
-        jax.grad(lambda x: shared.truncated_importance(x, sampler, mask).sum())(old), 0.0
-    )
+    np.testing.assert_array_equal(slope(lp), 0.0)
+
+
+def test_top_entropy():
+    # 0, 1, 2, 3, 4: the 0.75-quantile is 3
+    entropy, mask = jnp.array([[0.0, 3.0, 9.0], [4.0, 1.0, 2.0]]), MASKED
+    want = [[0, 1, 0], [1, 0, 0]]
+    np.testing.assert_array_equal(correction.top_entropy(entropy, mask, fraction=0.25), want)
+    tied = correction.top_entropy(jnp.array([[1.0, 1.000001, 0.0]]), jnp.ones((1, 3)), fraction=0.1)
+    np.testing.assert_array_equal(tied, [[1, 1, 0]])
+    f = partial(correction.top_entropy, fraction=0.25, axis_name="d")
+    split = jax.vmap(f, axis_name="d")(entropy[:, None], mask[:, None])  # each row on a device
+    np.testing.assert_array_equal(split[:, 0], want)
 
 
 def test_value_losses():
@@ -381,7 +504,19 @@ def test_gspo_token_with_one_advantage_is_gspo():
 
 
 @pytest.mark.parametrize(
-    "name", ["clip", "dual_clip", "gspo_token", "cispo", "sapo", "dppo_tv", "dppo_kl", "reinforce"]
+    "name",
+    [
+        "clip",
+        "dual_clip",
+        "gspo_token",
+        "cispo",
+        "two_sided",
+        "sapo",
+        "vespo",
+        "dppo_tv",
+        "dppo_kl",
+        "reinforce",
+    ],
 )
 def test_on_policy_all_have_the_policy_gradient(name):
     lp, _, adv, mask = rollout(3)
@@ -474,6 +609,9 @@ def test_dtype_is_kept(dtype, mask_dtype):
         (token.dual_clip, ("low", "high", "ceiling")),
         (sequence.gspo, ("low", "high")),
         (sequence.gmpo, ("low", "high")),
+        (sequence.rloo_clip, ("low", "high")),
+        (sequence.vespo, ("k_positive", "lambda_positive", "k_negative", "lambda_negative")),
+        (token.two_sided, ("low", "high")),
         (token.cispo, ("low", "high")),
         (token.sapo, ("tau_positive", "tau_negative")),
         (covariance.kl_cov, ("fraction", "coef")),

@@ -24,6 +24,16 @@ def test_variance():
     np.testing.assert_allclose(masked.var(X, MASK, ddof=1), 17 / 3, rtol=1e-6)
 
 
+def test_quantile():
+    # Of 1, 2, 4, 8: position 0.5 · 3 = 1.5, between 2 and 4; the ends; over devices, and of nothing
+    x = jnp.array([[4.0, 1.0, jnp.inf], [8.0, 2.0, jnp.nan]])
+    mask = jnp.array([[True, True, False], [True, True, False]])
+    assert [float(masked.quantile(x, mask, q)) for q in (0.0, 0.5, 1.0)] == [1.0, 3.0, 8.0]
+    split = jax.vmap(lambda x, m: masked.quantile(x, m, 0.5, axis_name="d"), axis_name="d")
+    np.testing.assert_array_equal(split(x, mask), [3.0, 3.0])
+    assert float(masked.quantile(x, jnp.zeros_like(mask), 0.5)) == 0.0
+
+
 @pytest.mark.parametrize("ddof", [0, 1])
 def test_whiten(ddof):
     white = masked.whiten(X, MASK, ddof=ddof)

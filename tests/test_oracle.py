@@ -124,7 +124,7 @@ def test_a_false_claim_fails(x64):
     named = {(row.name, row.kl, row.place): row for row in ROWS}
     exact, scaled = named["`rloo`, G = 2 or 3", "", ""], named["`group` without std, G = 2", "", ""]
     biased = named["`reinforce`", "k3", "loss"]
-    corrected = named["`truncated_importance` without cap, one token, old samples", "", ""]
+    corrected = named["`importance` without bounds, one token, old samples", "", ""]
     discounted = named["`returns_to_go`, γ = .5", "", ""]
     # forgets the token's own reward
     late = lambda b: advantages.returns_to_go(b.rewards, b.mask, gamma=1.0) - b.rewards

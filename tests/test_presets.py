@@ -25,18 +25,23 @@ NAMES = {
     "trpo",
     "npg",
     "rloo",
+    "rloo_clip",
     "remax",
     "reinforce_plus_plus",
     "grpo",
     "dr_grpo",
     "dapo",
     "gspo",
+    "luspo",
+    "vespo",
     "cispo",
     "gmpo",
     "sapo",
     "vapo",
+    "sao",
     "opo",
     "gpg",
+    "max_rl",
     "awr",
     "nlpo",
 }
@@ -194,14 +199,11 @@ IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
 """One of each kind of program; the others differ from one of these in a loss, an advantage or a
 number.
 """
+NEWEST = ("rloo_clip", "luspo", "vespo", "max_rl", "sao")
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS]
-)
-def test_every_preset_runs_and_is_the_same_under_pmap(name):
+def assert_same_under_pmap(settings: Config):
     """Two steps, on one device and on two."""
-    settings = small(name, lr=1e-4)
     one, two = Learner(settings), Learner(settings, mode="pmap")
     for a, b in zip(one.run(2), two.run(2), strict=True):
         assert all(np.isfinite(x) for x in a.values()), a
@@ -210,6 +212,21 @@ def test_every_preset_runs_and_is_the_same_under_pmap(name):
         for key in a:
             np.testing.assert_allclose(b[key], a[key], atol=2e-5, rtol=2e-4, err_msg=key)
     toys.assert_close(two.params, one.params, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=() if x in IN_CI + NEWEST else pytest.mark.slow) for x in ALGORITHMS],
+)
+def test_every_preset_runs_and_is_the_same_under_pmap(name):
+    assert_same_under_pmap(small(name, lr=1e-4))
+
+
+def test_weights_and_masks_of_the_batch_are_the_same_under_pmap():
+    weights = {"correction": "masked_sequence", "correction_low": 0.5, "correction_normalise": True}
+    masks = {"rejection": "row_mean_k3", "rejection_high": 0.1, "off_policy_threshold": 0.1}
+    others = {"old_logprobs": "scorer", "top_entropy": 0.3, "likelihood_coef": 0.1, "epochs": 2}
+    assert_same_under_pmap(small("grpo", lr=1e-4, **weights, **masks, **others))
 
 
 # In RL4LMs' form a token that the mask forces still has a gradient, with whitened noise for an

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxppo import advantages, aggregate, kl, masked
-from jaxppo.losses import covariance, preference, sequence, shared, token, value
+from jaxppo.losses import correction, covariance, preference, sequence, token, value
 
 ROWS, LENGTH = 4, 5
 JUNK = st.sampled_from([np.nan, np.inf, -np.inf, 3e38])
@@ -29,6 +29,9 @@ POLICY = named(
     token.dppo_kl,
     token.awr,
     kl_penalty=partial(token.kl_penalty, beta=0.5),
+    rloo_clip=sequence.rloo_clip,
+    vespo=sequence.vespo,
+    two_sided=token.two_sided,
     gspo=partial(sequence.gspo, low=0.2, high=0.2),
     gspo_token=partial(sequence.gspo_token, low=0.2, high=0.2),
     clip_cov=partial(
@@ -49,7 +52,18 @@ TOKENS = POLICY | {
     "value_mse": lambda x, y, z, m: value.value_mse(x, y, mask=m),
     "value_clipped": lambda x, y, z, m: value.value_clipped(x, y, z, mask=m),
     "value_huber": lambda x, y, z, m: value.value_huber(x, y, mask=m),
-    "truncated_importance": lambda x, y, z, m: shared.truncated_importance(x, y, m),
+    "importance": lambda x, y, z, m: tuple(
+        correction.importance(x, y, m, level=level, rule=rule, normalise=True)
+        for level in ("token", "sequence", "geometric")
+        for rule in ("truncate", "mask")
+    ),
+    "rejection": lambda x, y, z, m: tuple(
+        correction.rejection(x, y, m, estimator=estimator, over=over, high=1.5)
+        for estimator in ("k1", "k3")
+        for over in ("token", "row_sum", "row_mean", "row_max")
+    ),
+    "off_policy_mask": lambda x, y, z, m: correction.off_policy_mask(x, y, z, m, threshold=0.1),
+    "top_entropy": lambda x, y, z, m: correction.top_entropy(x, m, fraction=0.3),
     "total": lambda x, y, z, m: masked.total(x, m),
     "mean": lambda x, y, z, m: masked.mean(x, m),
     "var": lambda x, y, z, m: masked.var(x, m, ddof=1),
@@ -228,9 +242,11 @@ BY_RATIO = (
     "kl_penalty",
     "gspo",
     "gspo_token",
+    "rloo_clip",
+    "two_sided",
     "sapo",
     "gmpo",
-    "truncated_importance",
+    "importance",
     "k3",
 )
 
@@ -275,12 +291,15 @@ def test_extreme_pairs_and_logits_stay_finite(x):
 ESTIMATORS = {
     "group": advantages.group,
     "plain": partial(advantages.group, normalise_std=False),
+    "group_over_batch": advantages.group_over_batch,
+    "max_rl": advantages.max_rl,
+    "pass_at_k": advantages.pass_at_k,
     "rloo": advantages.rloo,
     "opo": lambda s, **kw: advantages.opo(s, jnp.arange(1.0, 1 + len(s)), **kw),
     "gpg": advantages.gpg,
     "gdpo": lambda s, **kw: advantages.gdpo(s[:, None], **kw),
 }
-BY_BATCH = {"gpg", "gdpo"}  # scale by what the other groups are
+BY_BATCH = {"gpg", "gdpo", "group_over_batch"}  # scale by what the other groups are
 
 
 @partial(jax.jit, static_argnames="size")

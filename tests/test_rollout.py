@@ -37,6 +37,14 @@ def assert_scores_agree(toy, rolled, settings, tolerance):
     np.testing.assert_allclose(ratio, 1.0, atol=tolerance)
 
 
+def test_the_entropy_is_kept_where_something_reads_it(family):
+    settings = replace(SETTINGS, top_entropy=0.5)
+    rolled = toys.roll(family, toys.prompts(), settings)
+    want = toys.score(family, rolled).entropy * rolled.mask
+    np.testing.assert_allclose(rolled.entropy, want, atol=1e-5)
+    assert toys.roll(family, toys.prompts()).entropy is None
+
+
 def test_rows_have_limits_of_their_own(llama):
     """Limits of 1, 2, ... 8 tokens, and at most 5 of all."""
     prompts = toys.prompts().replace(extra={"max_tokens": 1 + jnp.arange(8)})

@@ -143,9 +143,9 @@ PARTS = {
         "returns float32[8]",
     ),
     "a correction of rows": (
-        {"correction": lambda old, sampler, mask: mask.sum(1)},
-        "the part correction must return weights [B T], here of the shape [4, 5], but it returns "
-        "float32[4]",
+        {"correction": lambda old, sampler, mask, *, axis_name: mask.sum(1)},
+        "the part correction must return weights [B T], here of the shape [8, 5], but it returns "
+        "float32[8]",
     ),
     "scores alone": (
         {"reward": lambda params, rollout: rollout.mask.sum(1)},

@@ -10,7 +10,7 @@ from toys import SETTINGS
 
 from jaxppo import aggregate, algorithms, kl, ppo, update
 from jaxppo.errors import UserError
-from jaxppo.losses import shared, token
+from jaxppo.losses import correction, token
 from jaxppo.losses.value import value_clipped
 from jaxppo.types import Batch
 
@@ -95,8 +95,8 @@ def loss(llama):
     [
         ({"entropy_coef": 0.3, "value_coef": 0.7}, {}),
         (
-            {"aggregate": "sequence_mean", "value_loss": "none"},
-            {"correction": shared.truncated_importance},
+            {"aggregate": "sequence_mean", "value_loss": "none", "off_policy_threshold": 0.4},
+            {"correction": correction.importance},
         ),
     ],
 )
@@ -108,7 +108,12 @@ def test_loss_is_the_sum_of_its_parts(llama, batch, changes, parts):
     if parts:
         # old_logprobs are the sampler's own: the correction is 1 unless they differ
         batch = batch.replace(rollout=batch.rollout.replace(logprobs=batch.old_logprobs + 0.5))
-        per_token = per_token * np.exp(-0.5)
+        batch = update.weigh(batch, toys.parts(settings, **parts), settings, None)
+        near = correction.off_policy_mask(
+            scores.logprobs, batch.rollout.logprobs, batch.advantages, mask, threshold=0.4
+        )
+        assert 0 < near.sum() < mask.sum()
+        per_token = per_token * np.exp(-0.5) * near
     weights = getattr(aggregate, settings.aggregate)(mask)
     want = (weights * (per_token - settings.entropy_coef * scores.entropy)).sum()
     if settings.value_loss != "none":
@@ -116,6 +121,7 @@ def test_loss_is_the_sum_of_its_parts(llama, batch, changes, parts):
         want += settings.value_coef * (weights * value).sum()
     (got, metrics), _ = loss_of(llama, settings, **parts)(llama.params, batch)
     assert float(got) == pytest.approx(float(want), rel=1e-5)
+    assert ("weight" in metrics) == bool(parts)
     assert ("value_loss" in metrics) == (settings.value_loss != "none")
     assert float(metrics["entropy"]) == pytest.approx(
         float((scores.entropy * mask).sum() / mask.sum()), rel=1e-5
@@ -167,6 +173,50 @@ def test_gradient_of_the_loss_against_differences(llama, batch, loss):
         for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(direction), strict=True)
     )
     assert (at(2e-3) - at(-2e-3)) / 4e-3 == pytest.approx(slope, rel=0.01)
+
+
+def test_a_batch_is_weighed_once(batch):
+    """Tokens beyond the bounds leave the mask; importance weights times the mask of the highest
+    entropies, both of what is left.
+    """
+    settings = replace(SETTINGS, top_entropy=0.5, correction="truncated", rejection="token_k1")
+    settings = replace(settings, rejection_high=1.5)
+    entropy, even = jnp.arange(40.0).reshape(8, 5), jnp.arange(5)[None] % 2 == 0
+    sampler = batch.old_logprobs + jnp.where(even, -0.3, -0.6)
+    rolled = batch.rollout.replace(entropy=entropy, logprobs=sampler)
+    found = update.weigh(batch.replace(rollout=rolled), toys.parts(settings), settings, None)
+    kept = batch.mask * even  # e^.3 = 1.35, e^.6 = 1.82
+    np.testing.assert_array_equal(found.mask, kept)
+    top = kept * (entropy >= jnp.median(entropy[kept > 0]))
+    np.testing.assert_allclose(found.weights, top * np.exp(0.3), rtol=1e-5)
+    # statistics of the whole batch, on any number of devices
+    settings = replace(settings, correction_normalise=True)
+    run = lambda axis_name: lambda b: update.weigh(b, toys.parts(settings), settings, axis_name)
+    rows = batch.replace(rollout=rolled)
+    halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), rows)
+    halves = jax.vmap(run("d"), axis_name="d")(halves)
+    toys.assert_close(halves.weights.reshape(8, 5), run(None)(rows).weights, rtol=1e-5)
+    plain = update.weigh(batch, toys.parts(), SETTINGS, None)
+    assert plain.weights is None and plain.mask is batch.mask
+
+
+def test_tokens_are_left_out_in_either_layout(llama, state, batch):
+    """A response with gaps in its mask is scored whole."""
+    settings = replace(SETTINGS, rejection="token_k1", rejection_low=0.7, rejection_high=1.4)
+    sampler = batch.old_logprobs + jnp.where(jnp.arange(5)[None] == 1, 1.0, 0.1)
+    rows = batch.replace(rollout=batch.rollout.replace(logprobs=sampler))
+    kept = update.weigh(rows, toys.parts(settings), settings, None).mask
+    gaps = (kept[:, :-2] > 0) & (kept[:, 1:-1] == 0) & (kept[:, 2:] > 0)
+    assert gaps.any()
+    rejected = float(1 - kept.sum() / rows.mask.sum())
+    found = []
+    for layout in ("packed", "dense"):
+        own = replace(settings, layout=layout)
+        run = jax.jit(update.make_update(llama.model, toys.parts(own), own))
+        new, metrics = run(state, rows, KEY)
+        found.append((new.params, metrics))
+        assert float(metrics["rejected"]) == pytest.approx(rejected, abs=1e-6)
+    toys.assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
 # The whole update
@@ -286,6 +336,32 @@ def test_two_devices_equal_one(llama, run, state, batch):
         for d in range(2):
             toys.assert_close(jax.tree.map(lambda x: x[d], two.params), one.params, atol=2e-6)
             toys.assert_close({k: x[d] for k, x in metrics.items()}, want, atol=1e-5, rtol=1e-4)
+
+
+def test_the_likelihood_term_is_a_mean_over_right_answers(llama, state, batch):
+    """Of all devices, and whatever the number of parts: rows 1, 3 and 6 have a score above .5 (so
+    has row 2, which is invalid).
+    """
+    settings = replace(SETTINGS, epochs=1, minibatches=1, microbatches=2, lr=0.0)
+    scores = jnp.array([0.0, 1.0, 1.0, 0.6, 0.5, -1.0, 2.0, 0.4])
+    rows = batch.replace(scores=scores)
+    with_term = replace(settings, likelihood_coef=0.3, likelihood_threshold=0.5)
+
+    def loss(settings, axis_name=None):
+        run = update.make_update(llama.model, toys.parts(settings), settings, axis_name=axis_name)
+        if axis_name is None:
+            return jax.jit(lambda b: run(state, b, KEY)[1]["loss"])(rows)
+        halves = jax.tree.map(lambda x: x.reshape(2, 4, *x.shape[1:]), rows)
+        return jax.jit(jax.vmap(lambda b: run(state, b, KEY)[1]["loss"], axis_name="d"))(halves)[0]
+
+    logprobs, right = (
+        toys.score(llama, batch.rollout).logprobs,
+        batch.mask * (scores > 0.5)[:, None],
+    )
+    assert right[jnp.array([1, 3, 6])].any(1).all() and not right[2].any()
+    want = loss(settings) - 0.3 * (right * logprobs).sum() / right.sum()
+    np.testing.assert_allclose(loss(with_term), want, rtol=1e-5)
+    np.testing.assert_allclose(loss(with_term, "d"), want, rtol=1e-5)
 
 
 def test_groups_stay_together(llama, state, batch):

@@ -20,19 +20,22 @@ To add a loss, write it here and give it a row in `algorithms.POLICY_LOSSES`.
 
 In the formulas d = logprobs − old_logprobs, r = exp(d), and A is the advantage.
 
-One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo, sapo,
-                         dppo_tv, dppo_kl, and for data of another policy dro, awr
-Whole sequences          `sequence`: gspo, gspo_token, gmpo
+One token at a time      `token`: reinforce, clip, dual_clip, kl_penalty, cispo,
+                         two_sided, sapo, dppo_tv, dppo_kl, and for data of another
+                         policy dro, awr
+Whole sequences          `sequence`: gspo, gspo_token, gmpo, rloo_clip, vespo
+Right answers            `token`: likelihood, a term besides a policy loss
 Selected tokens          `covariance`: kl_cov, clip_cov
 Critic and entropy       `value`: value_mse, value_clipped, value_huber, entropy
 Pairs of responses       `preference`: dpo, ipo
-Off-policy correction    `shared`: truncated_importance
+Factors of the loss,     `correction`: importance, rejection, off_policy_mask,
+and what is left out     top_entropy
 """
 
+from jaxppo.losses.correction import importance, off_policy_mask, rejection, top_entropy
 from jaxppo.losses.covariance import clip_cov, kl_cov
 from jaxppo.losses.preference import dpo, ipo
-from jaxppo.losses.sequence import gmpo, gspo, gspo_token
-from jaxppo.losses.shared import truncated_importance
+from jaxppo.losses.sequence import gmpo, gspo, gspo_token, rloo_clip, vespo
 from jaxppo.losses.token import (
     awr,
     cispo,
@@ -42,8 +45,10 @@ from jaxppo.losses.token import (
     dro,
     dual_clip,
     kl_penalty,
+    likelihood,
     reinforce,
     sapo,
+    two_sided,
 )
 from jaxppo.losses.value import entropy, value_clipped, value_huber, value_mse
 
@@ -61,13 +66,20 @@ __all__ = [
     "gmpo",
     "gspo",
     "gspo_token",
+    "importance",
     "ipo",
     "kl_cov",
     "kl_penalty",
+    "likelihood",
+    "off_policy_mask",
     "reinforce",
+    "rejection",
+    "rloo_clip",
     "sapo",
-    "truncated_importance",
+    "top_entropy",
+    "two_sided",
     "value_clipped",
     "value_huber",
     "value_mse",
+    "vespo",
 ]

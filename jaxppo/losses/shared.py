@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool
 
 from jaxppo import masked
 from jaxppo.masked import Mask
-from jaxppo.types import BT, Scalar
+from jaxppo.types import BT
 
 CLAMP = 20.0  # e²⁰ is about 5e8: no overflow in float32, even squared
 Key = Array | None
@@ -31,20 +31,3 @@ def finish(per_token: BT, d: BT, mask: Mask, **indicators: Bool[Array, "B T"]) -
     }
     diagnostics["approx_kl"] = lax.stop_gradient(masked.keep(jnp.expm1(d) - d, mask))
     return masked.keep(per_token, mask), diagnostics
-
-
-def truncated_importance(
-    old_logprobs: BT, sampler_logprobs: BT, mask: Mask, *, cap: Scalar = 2.0
-) -> BT:
-    """Importance weights min(π_old / π_sampler, cap) for a sampler that differs from
-    the policy: constants, 0 at padding.
-
-    A `correction`: it multiplies per_token (https://fengyao.notion.site/off-policy-rl).
-
-    >>> old, sampler = jnp.array([[0.5, 0.9, 0.5]]), jnp.array([[1.0, 0.1, 1.0]])
-    >>> mask = jnp.array([[1.0, 1.0, 0.0]])
-    >>> truncated_importance(jnp.log(old), jnp.log(sampler), mask)
-    Array([[0.5, 2. , 0. ]], dtype=float32)
-    """
-    ratio = jnp.minimum(jnp.exp(log_ratio(old_logprobs, sampler_logprobs, mask)), cap)
-    return lax.stop_gradient(masked.keep(ratio, mask))

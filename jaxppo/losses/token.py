@@ -7,7 +7,7 @@ from jaxtyping import Array
 from jaxppo import masked
 from jaxppo.losses.shared import CLAMP, Key, Loss, finish, log_ratio
 from jaxppo.masked import Mask
-from jaxppo.types import BT, Scalar
+from jaxppo.types import BT, B, Scalar
 
 # Policy gradient and PPO
 
@@ -96,6 +96,25 @@ def cispo(logprobs: BT, old_logprobs: BT, advantages: BT, mask: Mask, *,
     weight = jnp.clip(ratio, 1 - low, 1 + high)
     per_token = -weight * masked.keep(advantages, mask) * masked.keep(logprobs, mask)
     return finish(per_token, d, mask, clip_fraction=weight != ratio)
+
+
+def two_sided(logprobs: BT, old_logprobs: BT, advantages: BT, mask: Mask, *,
+              low: Scalar = 0.8, high: Scalar = 3.0, key: Key = None) -> Loss:  # fmt: skip
+    """−r A, and 0 where the ratio leaves [1 − low, 1 + high], on either side and for
+    either sign of A (SAO, https://arxiv.org/abs/2607.07508).
+
+    `clip` lets a token come back from outside of its bounds; this does not. The
+    denominators stay as they are.
+
+    >>> lp, a = jnp.log(jnp.array([[1.5, 5.0, 5.0]])), jnp.array([[1.0, 1.0, -1.0]])
+    >>> print(jax.device_get(two_sided(lp, 0 * lp, a, jnp.ones((1, 3)))[0]).round(3))
+    [[-1.5  0.   0. ]]
+    """
+    d = log_ratio(logprobs, old_logprobs, mask)
+    ratio = jnp.exp(d)
+    outside = (ratio < 1 - low) | (ratio > 1 + high)
+    per_token = jnp.where(outside, 0, -ratio * masked.keep(advantages, mask))
+    return finish(per_token, d, mask, clip_fraction=outside)
 
 
 def sapo(logprobs: BT, old_logprobs: BT, advantages: BT, mask: Mask, *, tau_positive: Scalar = 1.0,
@@ -190,6 +209,21 @@ def awr(logprobs: BT, old_logprobs: BT, advantages: BT, mask: Mask, *, temperatu
     weight = jnp.where(capped, weight_max, jnp.exp(jnp.where(capped, 0, exponent)))
     per_token = -weight * masked.keep(logprobs, mask)
     return finish(per_token, log_ratio(logprobs, old_logprobs, mask), mask, clip_fraction=capped)
+
+
+def likelihood(logprobs: BT, scores: B, mask: Mask, *, threshold: Scalar = 0.0) -> BT:
+    """Imitation of right answers: −log π on the rows with a score above the threshold,
+    else 0 (VAPO, https://arxiv.org/abs/2504.05118).
+
+    A term besides a policy loss. VAPO's is a mean over the tokens of those rows:
+    aggregate over their mask, not over that of all rows.
+
+    >>> lp, m = jnp.array([[-1.0, -2.0], [-3.0, -4.0]]), jnp.ones((2, 2))
+    >>> likelihood(lp, jnp.array([1.0, 0.0]), m)
+    Array([[1., 2.],
+           [0., 0.]], dtype=float32)
+    """
+    return masked.keep(-logprobs, mask.astype(bool) & (scores > threshold)[:, None])
 
 
 def clipped_surrogate(
