@@ -8,27 +8,32 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxppo import kernels
+from jaxppo.models import layout
 from jaxppo.models.int8 import SCALE
 
 
 class Adapters(NamedTuple):
     """The adapters of a network: of this rank, on these linear layers of each block,
-    scaled by alpha / rank.
+    scaled by alpha / rank. `gather_late`: see `Linear`.
     """
 
     rank: int = 0
     alpha: float = 16.0
     on: tuple[str, ...] = ()
+    gather_late: bool = False
 
     def linear(self, name: str, features: int, use_bias: bool, dtype: Any) -> "Linear":
         """The layer of this name, with an adapter if it is one of `on`."""
         rank = self.rank if name in self.on else 0
-        return Linear(features, use_bias, dtype, rank, self.alpha, name=name)
+        return Linear(
+            features, use_bias, dtype, rank, self.alpha, gather_late=self.gather_late, name=name
+        )
 
 
 class Linear(nn.Module):
     """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters. W may
-    be in 8 bits (`int8.quantise`).
+    be in 8 bits (`int8.quantise`). With `gather_late`, W is gathered from its shards
+    only once x is known, so that unrolled layers do not all stand in memory at once.
     """
 
     features: int
@@ -37,11 +42,14 @@ class Linear(nn.Module):
     rank: int = 0
     alpha: float = 16.0
     kernel_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+    gather_late: bool = False
 
     @nn.compact
     def __call__(self, x):
         width, zeros = x.shape[-1], nn.initializers.zeros
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
+        if self.gather_late and layout.shards_parameters():
+            x, kernel = jax.lax.optimization_barrier((x, kernel))
         if self.has_variable("params", SCALE):
             y = kernels.matmul_int8(x, kernel, self.get_variable("params", SCALE), self.dtype)
         else:

@@ -23,20 +23,30 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 
 def row_shards() -> int:
     """The number of devices over which the rows are split; 1 without a mesh."""
+    return math.prod(_mesh_shape().get(axis, 1) for axis in ROWS)
+
+
+def shards_parameters() -> bool:
+    """Whether parameters are gathered where they are needed."""
+    return _mesh_shape().get("fsdp", 1) > 1
+
+
+def _mesh_shape() -> dict[str, int]:
+    """The sizes of our axes on the abstract mesh around the program; {} without one."""
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in ROWS) if set(AXES) <= set(mesh.axis_names) else 1
+    return dict(mesh.shape) if set(AXES) <= set(mesh.axis_names) else {}
 
 
 def constrain(x: Any, *names: str | None) -> Any:
     """`x` sharded over the logical axes `names`, on the abstract mesh around the
     program; unchanged without a mesh. A dimension that is not divisible stays whole.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not set(AXES) <= set(mesh.axis_names):
+    sizes = _mesh_shape()
+    if not sizes:
         return x
     parts = [LOGICAL[name] for name in names]
     fits = [
-        size % math.prod(mesh.shape[axis] for axis in part) == 0
+        size % math.prod(sizes[axis] for axis in part) == 0
         for part, size in zip(parts, x.shape, strict=True)
     ]
     spec = PartitionSpec(*(part if part and fit else None for part, fit in zip(parts, fits)))

@@ -217,7 +217,7 @@ def make(
     own = Adapters(lora, lora_alpha, adapters.layers(lora_on, gated=config.gated))
     module = Transformer(config, compute, own, remat == "block", scan)
     # A loop over stacked layers would copy each layer's weights at every token.
-    unrolled = Transformer(config, compute, own)
+    unrolled = Transformer(config, compute, own._replace(gather_late=True))
 
     def init(key):
         ones = jnp.ones((1, 2), jnp.int32)

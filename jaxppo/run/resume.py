@@ -17,6 +17,8 @@ from jaxppo.types import TrainState
 
 # settings that the model, the functions and the data decide
 LOADED = ("eos", "pad", "start", "functions", "chats")
+# what runs had before there was a setting, where a preset has another value now
+BEFORE = {"likelihood_coef": 0.0}
 
 
 def not_started(folder: Path, checkpoints: Checkpoints) -> bool:
@@ -83,7 +85,7 @@ def _changed_settings(
 ) -> dict[str, tuple]:
     """(stored, present) values of the settings that differ."""
     read_config(RunConfig, folder / "config.json")  # raises UserError if it is damaged
-    stored = json.loads((folder / "config.json").read_text())
+    stored = BEFORE | json.loads((folder / "config.json").read_text())
     now = to_dict(config)
     return {
         name: (stored[name], now[name])

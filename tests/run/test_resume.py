@@ -39,6 +39,16 @@ def test_settings_are_checked_once_something_is_saved(tmp_path):
     resume.check_early(replace(config, resume=False))
 
 
+def test_a_preset_that_has_changed_is_told(tmp_path):
+    """VAPO got its likelihood term later: a run made before is continued without it, or not."""
+    config = replace(RUN, runs=str(tmp_path), name="a", resume=True)
+    (tmp_path / "a" / "checkpoints" / "0").mkdir(parents=True)
+    (tmp_path / "a" / "config.json").write_text('{"steps": 4}')
+    resume.check_early(config)
+    with pytest.raises(UserError, match=r"--likelihood-coef 0.0 -> 0.1; start one"):
+        resume.check_early(replace(config, likelihood_coef=0.1))
+
+
 def test_what_was_loaded_is_given_up_for_what_is_restored(tmp_path):
     """Parameters and moments; what is frozen is the same array, in use."""
     (tmp_path / "config.json").write_text(json.dumps(to_dict(RUN)))
