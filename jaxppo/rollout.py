@@ -218,7 +218,8 @@ class Decoder(NamedTuple):
 
     def choose(self, state: Decoding, hidden: Float[Array, "B D"]) -> Decoding:
         """Choose token t from the hidden state before it, and record it."""
-        model, params, sample = self.model, self.params, self.sample
+        model, sample = self.model, self.sample
+        hidden, params = layout.gather_after(hidden, self.params)
         logits, allowed = model.logits(params, hidden), model.allowed(params, hidden)
         tempered = sampling.temper(logits, temperature=sample.temperature)
         # greedy ignores the keep-sets; for top-k and top-p this changes nothing

@@ -32,8 +32,7 @@ class Adapters(NamedTuple):
 
 class Linear(nn.Module):
     """y = x W + b, plus (alpha / rank) (x A) B if the parameters hold adapters. W may
-    be in 8 bits (`int8.quantise`). With `gather_late`, W is gathered from its shards
-    only once x is known, so that unrolled layers do not all stand in memory at once.
+    be in 8 bits (`int8.quantise`). `gather_late`: as `layout.gather_after` has it.
     """
 
     features: int
@@ -48,8 +47,8 @@ class Linear(nn.Module):
     def __call__(self, x):
         width, zeros = x.shape[-1], nn.initializers.zeros
         kernel = self.param("kernel", self.kernel_init, (width, self.features), jnp.float32)
-        if self.gather_late and layout.shards_parameters():
-            x, kernel = jax.lax.optimization_barrier((x, kernel))
+        if self.gather_late:
+            x, kernel = layout.gather_after(x, kernel)
         if self.has_variable("params", SCALE):
             y = kernels.matmul_int8(x, kernel, self.get_variable("params", SCALE), self.dtype)
         else:

@@ -26,9 +26,12 @@ def row_shards() -> int:
     return math.prod(_mesh_shape().get(axis, 1) for axis in ROWS)
 
 
-def shards_parameters() -> bool:
-    """Whether parameters are gathered where they are needed."""
-    return _mesh_shape().get("fsdp", 1) > 1
+def gather_after(x: Any, weights: Any) -> tuple[Any, Any]:
+    """(x, weights), of which the weights are gathered from their shards only once x is
+    known: all layers' at once would fill the memory.
+    """
+    sharded = _mesh_shape().get("fsdp", 1) > 1
+    return jax.lax.optimization_barrier((x, weights)) if sharded else (x, weights)
 
 
 def _mesh_shape() -> dict[str, int]:
