@@ -18,7 +18,7 @@ ORDER = [
     "errors", "presets", "config", "option_names", "types", "masked",
     "advantages", "losses", "kl", "aggregate", "kernels",
     "sampling", "models", "packing", "policy",
-    "compaction", "rollout", "rewards", "estimators", "optimizers", "update", "second_order",
+    "compaction", "rollout", "distillation", "rewards", "estimators", "optimizers", "update", "second_order",
     "parallel", "ppo", "supervised", "algorithms",
     "data", "pretrained", "costs", "run", "train",
     "ablation", "tasks",
