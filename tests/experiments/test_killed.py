@@ -126,6 +126,7 @@ RUNS = {
     "adversarial": (texts, ["--tiny", "--steps", "4", "--save-every", "1"]),
     "train": (nothing, [*SMALL, "--batch-size", "4", "--response-length", "4"]),
 }
+RUNS["train --teacher self --distil jsd"] = RUNS["train"]
 RUNS["ablations/epochs"] = (nothing, ["--scale", "smollm2", "--tiny", "--results", "runs/results"])
 QUICK = ("sft", "train")
 
