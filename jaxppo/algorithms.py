@@ -96,6 +96,13 @@ KLS: dict[str, Callable] = {
 }
 FULL_KLS: dict[str, Callable] = {"full": kl.full}  # `Parts.full_kl`
 
+DIVERGENCES: dict[str, Callable] = {  # of `Parts.divergence`
+    "reward": lambda c: None,
+    "reverse": lambda c: kl.full,
+    "forward": lambda c: kl.forward,
+    "jsd": lambda c: partial(kl.jensen_shannon, beta=c.distil_beta),
+}
+
 VALUE_LOSSES: dict[str, Callable] = {
     "mse": lambda c: lambda values, old_values, returns: value.value_mse(values, returns),
     "clipped": lambda c: partial(value.value_clipped, eps=c.value_clip),
@@ -166,6 +173,7 @@ READ_BY: dict[str, tuple[str, set]] = {
         ("rejection_low", "rejection_high"), ("rejection", REJECTIONS.keys() - {"none"})
     ),
     "beta_target": ("loss", {"kl_penalty"}),
+    "distil_beta": ("distil", {"jsd"}),
     "value_clip": ("value_loss", {"clipped"}),
     "value_coef": ("value_loss", VALUE_LOSSES.keys() - {"none"}),
     **dict.fromkeys(("kl_target", "kl_horizon"), ("kl_adaptive", {True})),
@@ -232,6 +240,7 @@ def make_parts(config: Config, reward: RewardFn) -> Parts:
         greedy=advantage.greedy,
         penalty=POLICY_LOSSES[config.loss].penalty,
         full_kl=config.kl in FULL_KLS,
+        divergence=look_up(DIVERGENCES, "distil", config.distil)(config),
     )
 
 

@@ -276,6 +276,20 @@ class Config(metaclass=_WithPreset):
     """skip the remaining minibatches of a step above this KL to the sampling policy, in
     nats a token; 0 = never"""
 
+    # --- distillation
+
+    distil: str = "reward"
+    """what is learned from --teacher: reward (log-prob of the teacher minus that of the
+    policy, on each token) | reverse | forward | jsd (divergences over the vocabulary,
+    added to the loss)
+    """
+    distil_coef: float = 1.0
+    """weight of the teacher's reward or loss"""
+    distil_beta: float = 0.5
+    """distil jsd: share of the teacher in the mixture; near 0 it acts as forward, near
+    1 as reverse
+    """
+
     # --- sampling
 
     temperature: float = 1.0
@@ -436,7 +450,7 @@ RANGES: dict[str, str] = {
             "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
             "overlong_penalty", "reward_clip", "likelihood_coef", "off_policy_threshold",
             "correction_low", "rejection_low", "kl_coef", "kl_coef_min",
-            "kl_stop", "lr", "critic_lr", "weight_decay", "cg_damping",
+            "kl_stop", "distil_coef", "lr", "critic_lr", "weight_decay", "cg_damping",
         ),
         "[0, inf)",
     ),
@@ -447,6 +461,7 @@ RANGES: dict[str, str] = {
     "max_grad_norm": "[0, inf]",
     **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
     **dict.fromkeys(("top_p", "mask_top_p", "top_entropy"), "(0, 1]"),
+    "distil_beta": "(0, 1)",
     "baseline_decay": "[0, 1)",  # 1 would keep the first baseline, 0
     **dict.fromkeys(
         ("entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings"),
@@ -615,6 +630,7 @@ def _check_natural(config: Config) -> None:
         "--kl-place loss": config.kl_place == "loss" and config.kl_coef > 0,
         "--entropy-coef": config.entropy_coef != 0,
         "--likelihood-coef": config.likelihood_coef != 0,
+        f"--distil {config.distil}": config.distil != "reward",
         "--kl-stop": config.kl_stop > 0,
         "--correction": config.correction != "none",
         "--rejection": config.rejection != "none",
@@ -646,6 +662,14 @@ class RunConfig(Config):
     (--tiny, experiments/pretrain.py)"""
     tiny: bool = False
     """smoke test: a small random model with a byte vocabulary"""
+
+    # --- distillation
+
+    teacher: str = ""
+    """a network that the policy learns from: a local folder, the folder of a run, a hub
+    id, smollm2, or self (the policy's start). A column "hint" of the prompts' file is
+    put in front of what it reads
+    """
 
     # --- sampling
 
@@ -804,6 +828,9 @@ def validate_run(config: RunConfig) -> None:
         raise UserError(
             f"--mesh {config.mesh} needs --parallel mesh, not --parallel {config.parallel}"
         )
+    if not config.teacher and (config.distil != "reward" or config.algorithm == "distil"):
+        what = f"--distil {config.distil}" if config.distil != "reward" else "--algorithm distil"
+        raise UserError(f"{what} needs --teacher: a network, or self")
     tracker_names(config)
     profiled_steps(config)
     for name in ("steps", "save_every", "eval_every"):

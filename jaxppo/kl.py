@@ -88,10 +88,44 @@ def full(logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"]) -> S:
     >>> print(jax.device_get(full(jnp.log(p), jnp.log(q))).round(3))
     0.144
     """
-    possible = logits > -jnp.inf  # 0 · (−inf − …) would be NaN
-    logprobs, ref_logprobs = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
-    difference = jnp.where(possible, logprobs, 0) - jnp.where(possible, ref_logprobs, 0)
+    return _divergence(jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits))
+
+
+def _divergence(logprobs: Float[Array, "*s V"], other: Float[Array, "*s V"]) -> S:
+    """`full` of log-probs."""
+    possible = logprobs > -jnp.inf  # 0 · (−inf − …) would be NaN
+    difference = jnp.where(possible, logprobs, 0) - jnp.where(possible, other, 0)
     return jnp.sum(jnp.exp(logprobs) * difference, axis=-1)
+
+
+def forward(logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"]) -> S:
+    """The other direction of `full`: Σᵥ π_ref(v) (log π_ref(v) − log π(v)). Its
+    gradient is that of the cross-entropy with π_ref as soft labels.
+
+    >>> p, q = jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75])
+    >>> print(jax.device_get(forward(jnp.log(p), jnp.log(q))).round(3))
+    0.131
+    """
+    return full(ref_logits, logits)
+
+
+def jensen_shannon(
+    logits: Float[Array, "*s V"], ref_logits: Float[Array, "*s V"], *, beta: float = 0.5
+) -> S:
+    """The generalised Jensen-Shannon divergence of GKD:
+    β KL(π_ref‖m) + (1 − β) KL(π‖m), m = β π_ref + (1 − β) π, 0 < β < 1
+    (https://arxiv.org/abs/2306.13649, section 2). It is at most log 2. Divided by β it
+    nears `forward` for β → 0; divided by 1 − β, `full` for β → 1.
+
+    >>> p, q = jnp.array([0.5, 0.5]), jnp.array([0.25, 0.75])
+    >>> print(jax.device_get(jensen_shannon(jnp.log(p), jnp.log(q))).round(3))
+    0.034
+    """
+    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(ref_logits)
+    possible = jnp.maximum(p, q) > -jnp.inf
+    known = lambda x: jnp.where(possible, x, 0)  # the sum of two zeros has no gradient
+    middle = jnp.logaddexp(known(q) + jnp.log(beta), known(p) + jnp.log1p(-beta))
+    return beta * _divergence(q, middle) + (1 - beta) * _divergence(p, middle)
 
 
 def adapt(coef: Scalar, kl: Scalar, *, target: Scalar, horizon: Scalar, num_rows: Scalar) -> Scalar:

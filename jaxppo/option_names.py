@@ -55,6 +55,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "scale_rewards": "advantage",
         "score_clip": "reward_clip",
         "sft_model_path": "model",
+        "teacher_model_name_or_path": "teacher",
         "steps_per_generation": "minibatches",
         "stop_sequences": "stop",
         "stop_strings": "stop",

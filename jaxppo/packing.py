@@ -214,14 +214,26 @@ def take_part(whole: Layout, rollout: Rollout, number: Int[Array, ""], size: int
 
 
 def scatter(part: Part, x: Array, shape: tuple[int, ...]) -> Array:
-    """Numbers of a part's response tokens [R T] as an array [B T] of the rows; 0
+    """What a part's response tokens have [R T ...] as an array [B T ...] of the rows; 0
     elsewhere.
     """
-    shards = part.targets.shape[0]
+    shards, rest = part.targets.shape[0], x.shape[2:]
     size = shape[0] // shards * shape[1]
-    put = lambda targets, x: jnp.zeros((size,), x.dtype).at[targets].set(x, mode="drop")
-    out = jax.vmap(put)(part.targets, x.reshape(shards, -1))
-    return layout.constrain(out.reshape(shape), "rows", None)
+    put = lambda targets, x: jnp.zeros((size, *rest), x.dtype).at[targets].set(x, mode="drop")
+    out = jax.vmap(put)(part.targets, x.reshape(shards, -1, *rest))
+    return layout.constrain(out.reshape(*shape, *rest), "rows", *[None] * (1 + len(rest)))
+
+
+def gather(part: Part, x: Array) -> Array:
+    """The inverse of `scatter`: what the rows have [B T ...] at a part's response
+    tokens [R T ...]; 0 where there is none.
+    """
+    rest = x.shape[2:]
+    whole = split(x.reshape(-1, *rest), part.targets.shape[0])
+    take = lambda targets, x: x.at[targets].get(mode="fill", fill_value=0)
+    out = jax.vmap(take)(part.targets, whole)
+    out = out.reshape(*part.response.shape, *rest)
+    return layout.constrain(out, "rows", *[None] * (1 + len(rest)))
 
 
 def only(part: Part | None, x: Array) -> Array:

@@ -5,6 +5,7 @@ Token t of a response (slot P + t of the row) is chosen by the logits of slot P 
 and the value of time t is that slot's value.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ class ResponseLogprobs(NamedTuple):
     entropy: Float[Array, "B T"]  # nats, after the temperature only
     values: Float[Array, "B T"]  # 0 unless asked for
     likeliest: Float[Array, "B T"]  # 1 where no token is likelier; 0 unless asked for
+    divergence: Float[Array, "B T"]  # from another network; 0 unless asked for
+    states: PyTree = None  # Float[B T D] before each token, or None
 
 
 def cast(params: Params, dtype) -> Params:
@@ -86,6 +89,8 @@ def response_logprobs(
     config: Config,
     with_values: bool = True,
     with_likeliest: bool = False,
+    with_states: bool = False,
+    against: tuple[Callable, Array] | None = None,
     dropout_key=None,
     part: Part | None = None,
 ) -> ResponseLogprobs:
@@ -94,28 +99,40 @@ def response_logprobs(
     Logits are computed at response positions only, in chunks if they need more than
     `config.logits_bytes` (and again in the backward pass).
 
-    part: compute these packed rows alone; the rows that are not among them are 0.
+    Args:
+      against: (divergence, array [B T ...]); `divergence(logits, x)` of the logits
+        [N V] after the temperature and the rows x [N ...] of the array returns [N].
+      part: compute these packed rows alone; the rows that are not among them are 0.
     """
     hidden = states_before_tokens(model, params, rollout, dropout_key=dropout_key, part=part)
     response = rollout.response if part is None else part.response
     zeros = jnp.zeros(response.shape, jnp.float32)
     values = model.value(params, hidden) if with_values else zeros
 
-    def score(h, tokens, t=None):
+    def score(h, tokens, t=None, other=None):
         logits = model.logits(params, h)
-        found = choices(logits, tokens, config=config, allowed=model.allowed(params, h), t=t)
-        return (*found, _is_likeliest(logits, tokens)) if with_likeliest else found
+        own = choices(logits, tokens, config=config, allowed=model.allowed(params, h), t=t)
+        found = dict(zip(ResponseLogprobs._fields, own))  # the first three
+        if with_likeliest:
+            found["likeliest"] = _is_likeliest(logits, tokens)
+        if against is not None:
+            tempered = sampling.temper(logits, temperature=config.temperature)
+            found["divergence"] = against[0](tempered, other)
+        return found
 
-    arrays = [hidden, response]
+    arrays = {"h": hidden, "tokens": response}
     if sampling.bars_eos(config):
-        arrays.append(_positions(rollout, part))
-    found = _in_chunks(score, model, params, config, *arrays)
-    logprobs, raw, entropy, likeliest = found if with_likeliest else (*found, zeros)
-    found = ResponseLogprobs(logprobs, raw, entropy, values, likeliest)
-    return found if part is None else ResponseLogprobs(*(_rows(x, rollout, part) for x in found))
+        arrays["t"] = _positions(rollout, part)
+    if against is not None:
+        arrays["other"] = against[1] if part is None else packing.gather(part, against[1])
+    found = {"values": values, "likeliest": zeros, "divergence": zeros}
+    found |= _in_chunks(score, model, params, config, **arrays)
+    # rounded as operands of the head are
+    found["states"] = hidden.astype(model.dtype) if with_states else None
+    return jax.tree.map(lambda x: _rows(x, rollout, part), ResponseLogprobs(**found))
 
 
-def _rows(x: Array, rollout: Rollout, part: Part | None) -> Float[Array, "B T"]:
+def _rows(x: Array, rollout: Rollout, part: Part | None) -> Float[Array, "B T ..."]:
     """What was computed, as an array of all rows."""
     return x if part is None else packing.scatter(part, x, rollout.mask.shape)
 
@@ -136,16 +153,14 @@ def rollout_logprobs(
     config: Config,
     group_size: int,
     axes: tuple[str | None, ...] = (),
+    with_states: bool = False,
 ) -> ResponseLogprobs:
     """`response_logprobs` without values and gradient, packed if the model packs.
     `group_size` and `axes` as in `packing.make_sum`.
     """
+    options = {"config": config, "with_values": False, "with_states": with_states}
     total = packing.make_sum(model, config, rollout, rollout.mask, group_size=group_size, axes=axes)
-    return total(
-        lambda part: response_logprobs(
-            model, params, rollout, config=config, with_values=False, part=part
-        )
-    )
+    return total(lambda part: response_logprobs(model, params, rollout, part=part, **options))
 
 
 def _is_likeliest(logits: Float[Array, "N V"], tokens: Int[Array, "N"]) -> Float[Array, "N"]:
@@ -181,7 +196,7 @@ def full_kl(
 
     hidden = states_before_tokens(model, params, rollout, part=part)
     ref_hidden = states_before_tokens(model, reference, rollout, part=part)
-    value = _in_chunks(diverge, model, params, config, hidden, ref_hidden)
+    value = _in_chunks(diverge, model, params, config, h=hidden, ref_h=ref_hidden)
     value = _rows(value, rollout, part)
     return jnp.where(rollout.mask > 0, value, 0.0)
 
@@ -233,21 +248,21 @@ def states_before_tokens(
     return hidden[:, -rollout.mask.shape[1] - 1 : -1]
 
 
-def _in_chunks(fn, model, params, config, *arrays):
-    """fn(*rows) for all rows of the arrays [B T ...], with at most `logits_bytes` of
-    logits at a time on each device.
+def _in_chunks(fn, model, params, config, *, h, **arrays):
+    """fn(h=rows, ...) for all rows of the arrays [B T ...], with at most `logits_bytes`
+    of logits at a time on each device.
     """
-    shape = arrays[0].shape[:2]
-    rows = [x.reshape(-1, *x.shape[2:]) for x in arrays]
-    local_rows = rows[0].shape[0] // layout.row_shards()
+    shape = h.shape[:2]
+    rows = {name: x.reshape(-1, *x.shape[2:]) for name, x in {"h": h, **arrays}.items()}
+    local_rows = math.prod(shape) // layout.row_shards()
     chunks = number_of_chunks(local_rows, model.head(params).shape[0], config.logits_bytes)
     if chunks == 1:
-        out = fn(*rows)
+        out = fn(**rows)
     else:
         # A chunk takes every `chunks`-th row, so that all devices work on each chunk.
         cut = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
         with jax.named_scope("chunks"):
-            out = jax.lax.map(lambda x: jax.checkpoint(fn)(*x), tuple(cut(x) for x in rows))
+            out = jax.lax.map(lambda x: jax.checkpoint(fn)(**x), jax.tree.map(cut, rows))
         out = jax.tree.map(lambda x: x.swapaxes(0, 1), out)
     return jax.tree.map(lambda x: x.reshape(shape), out)
 

@@ -5,7 +5,7 @@
     2. reward       score each response (one or several scores), shape scores, decide
                     which rows are valid and worth learning from
     3. KL penalty   subtract the KL to the reference from the reward of each token (or
-                    leave it to the loss)
+                    leave it to the loss); add what a teacher thinks of it
     4. advantages   from rewards and values, a group, or a greedy response
     5. update       epochs x minibatches of policy and value loss, clipped gradients,
                     Adam (or one natural-gradient step)
@@ -25,8 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from jaxppo import distillation, masked, packing, policy, sampling, types
 from jaxppo import kl as kls
-from jaxppo import masked, packing, policy, sampling, types
 from jaxppo.config import Config
 from jaxppo.models import lora, nlpo
 from jaxppo.optimizers import make_optimizer
@@ -101,6 +101,19 @@ def make_train_step(
             kl_coef=kl_coef,
             kl=reward_kl(model, parts, config, state.params, frozen, rolled, stop_axis),
         )
+        if parts.teacher is not None:
+            with jax.named_scope("teacher"):
+                rolled, gains = distillation.ask(
+                    parts.teacher,
+                    distillation.teacher_params(state.params, frozen),
+                    rolled,
+                    config=config,
+                    with_states=parts.divergence is not None,
+                    axes=(stop_axis,),
+                )
+            scored.metrics["teacher_kl"] = response_mean(-gains, rolled, valid, axis_name)
+            if parts.divergence is None:
+                rewards = rewards + config.distil_coef * gains
         if config.whiten_rewards:
             mask = rolled.mask * valid[:, None]
             rewards = masked.whiten(rewards, mask, shift_mean=False, axis_name=axis_name)
@@ -294,9 +307,8 @@ def control(
     next step), over all devices.
     """
     measurable = valid & (rolled.mask.sum(1) > 0)
-    row_kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
-    kl = masked.mean(row_kl, measurable, axis_name=axis_name)
-    rows = masked.total(jnp.ones_like(row_kl), jnp.ones_like(valid), axis_name=axis_name)
+    kl = response_mean(rolled.raw_logprobs - rolled.ref_logprobs, rolled, valid, axis_name)
+    rows = masked.total(jnp.ones(valid.shape), jnp.ones_like(valid), axis_name=axis_name)
     measured = masked.total(measurable, measurable, axis_name=axis_name) > 0
     coef = state.controller["kl_coef"]
     controller = {
@@ -304,6 +316,12 @@ def control(
         "beta": _adapt_beta(state.controller["beta"], metrics["last_approx_kl"], parts, config),
     }
     return kl, rows, controller
+
+
+def response_mean(x: Array, rolled: Rollout, valid: Array, axis_name: str | None) -> Array:
+    """The sum of x [B T] over a response, as a mean over valid responses."""
+    measurable = valid & (rolled.mask.sum(1) > 0)
+    return masked.mean((x * rolled.mask).sum(1), measurable, axis_name=axis_name)
 
 
 def count_failures(state: TrainState, metrics: dict, updates: Array | float) -> dict:

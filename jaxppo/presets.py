@@ -231,6 +231,15 @@ ALGORITHMS: dict[str, Preset] = {
             **K3_IN_LOSS,
         },
     ),
+    "distil": Preset(
+        "on-policy distillation: each token's log-prob under a teacher minus the policy's own, "
+        "which --teacher gives (no reward needed)",
+        "https://arxiv.org/abs/2306.13649",
+        {
+            "loss": "reinforce", "advantage": "returns", "gamma": 0.0, "distil": "reward",
+            "aggregate": "token_mean", **CRITIC_FREE, **NO_KL, **ONE_PASS,
+        },
+    ),
     "awr": Preset(
         "imitation of the responses, weighted by the exponential of their whitened advantage",
         "https://arxiv.org/abs/1910.00177",

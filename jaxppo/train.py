@@ -60,6 +60,8 @@ def fit(
       UserError: the settings, the devices or the folder do not fit. See also
         `loop.run`.
     """
+    if config.teacher and isinstance(parts, Parts):
+        policy, parts = load.with_teacher(config, policy, parts, prompts)
     step = start.build_step(config, policy, parts)
     params = policy.initial_params()
     state = ppo.init_state(config, params, policy.frozen, jax.random.key(config.seed))
@@ -230,7 +232,8 @@ def policy(
         path of a .jsonl file (`data.table.read_columns`).
       reward: `reward(prompt, response, **columns) -> float` or a dict of named floats;
         or all rows at once, `rewards(prompts, responses, **columns)`; or functions by
-        name (`rewards.function.from_user`). None: the reward model of `reward_model`.
+        name (`rewards.function.from_user`). None: the reward model of `reward_model`,
+        or a `teacher` alone.
       weights: of named scores; 1 by default.
       validation: held-out prompts, of the same form. Their reward chooses the best
         checkpoint; without them, the training reward does.
@@ -288,6 +291,8 @@ def train_on(
         columns, loaded.tokenizer, length, too_long=too_long, start=start_id
     )
     encoded = encode(columns, asked, too_long)
+    if config.teacher and "hint" in columns:
+        encoded = table.with_hints(encoded, columns, loaded.tokenizer, start=start_id)
     chats = not all(isinstance(prompt, str) for prompt in columns["prompt"])
     config = dataclasses.replace(config, prompt_length=encoded.tokens.shape[1], chats=chats)
     load.check_fits(config, loaded.shape, loaded.tokenizer)
@@ -300,6 +305,8 @@ def train_on(
         judged = own._replace(reward=make(held_out).fn)
         rows = encode(held_out, config.prompt_length, "last")
         evaluate = make_reward_validation(config, loaded, judged, rows)
+    if named.fn is in_program.no_reward and processes.is_main():
+        print(f"no reward: the policy learns from --teacher {config.teacher} alone")
     folder = files.run_folder(config.runs, config.name, resume=config.resume)
     fit(config, loaded, own, encoded, folder=folder, evaluate=evaluate)
     return Run(folder)
@@ -314,8 +321,12 @@ def _named_reward(
 ) -> function.NamedReward:
     if reward is not None:
         return function.from_user(reward, policy.tokenizer.decode_batch, columns, weights=weights)
+    if not config.reward_model and config.teacher:
+        return function.NamedReward(in_program.no_reward)
     if not config.reward_model:
-        raise UserError("no reward; give a function, or the folder of a run as reward_model")
+        raise UserError(
+            "no reward; give a function, the folder of a run as reward_model, or a teacher"
+        )
     model, policy.frozen["reward"] = load.load_reward_model(config, policy.tokenizer)
     return function.NamedReward(in_program.reward_model(model))
 

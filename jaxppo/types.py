@@ -74,7 +74,7 @@ class TrainState(struct.PyTreeNode):
     key: jax.Array  # typed PRNG key of the run; every step folds its number in
     params: Params  # only what is trained
     # {"base": untrained weights, "reference": None = base, "reward": ...}, with stop
-    # texts also "stop", a `sampling.Stops`
+    # texts also "stop", a `sampling.Stops`; with another network as teacher "teacher"
     frozen: Params
     opt_state: PyTree
     controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
@@ -167,6 +167,11 @@ class Parts(NamedTuple):
     penalty: bool = False
     # `kl` takes the logits [N V] of policy and reference instead of log-probs
     full_kl: bool = False
+    # the network of frozen["teacher"] (None = the reference's parameters), which reads
+    # every rollout, and what the policy learns of it (`distillation.py`): a divergence
+    # that takes the logits [N V] of policy and teacher, or, if None, a reward of tokens
+    teacher: Model | None = None
+    divergence: Callable[[Array, Array], Array] | None = None
     # names and weights of the columns of `reward`'s scores [B R]; each column is logged
     # as score_<name>, and the weighted columns take part in training
     score_weights: tuple[tuple[str, float], ...] = ()
@@ -186,6 +191,7 @@ CALLS = {
     ),
     "aggregate": ("mask, *, axis_name", "weights [B T]"),
     "kl": ("logprobs, ref_logprobs", "an array like each of them"),
+    "divergence": ("logits, teacher_logits", "numbers [N] of their rows [N V]"),
     "value_loss": ("values, old_values, returns", "losses [B T]"),
     "correction": ("old_logprobs, sampler_logprobs, mask, *, axis_name", "weights [B T]"),
     "rejection": ("old_logprobs, sampler_logprobs, mask", "a mask [B T]"),
@@ -229,6 +235,7 @@ def checked(parts: Parts) -> Parts:
     rules = {"reward": reward, "token_rewards": like_mask, "advantage": advantage, "kl": kl}
     rules |= {"policy_loss": policy_loss, "aggregate": like_first, "value_loss": like_first}
     rules |= {"correction": like_first, "rejection": like_first}
+    rules["divergence"] = lambda out, x, _: (np.shape(out) == np.shape(x)[:-1], np.shape(x)[:-1])
     own = {name: part for name, part in parts._asdict().items() if name in rules and part}
     return parts._replace(**{name: _checked(name, x, rules[name]) for name, x in own.items()})
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import masked, optimizers, packing, policy, sampling
+from jaxppo import distillation, masked, optimizers, packing, policy, sampling
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import correction, token
@@ -30,14 +30,18 @@ class LossConstants(NamedTuple):
     reference: Params | None = None  # whole parameters, for a KL over the vocabulary
     kl_coef: Scalar = 0.0  # of a KL in the loss
     beta: Scalar = 0.0  # of a policy loss with `Parts.penalty`
+    teacher: Params | None = None  # whole parameters, for `Parts.divergence`
 
 
 def loss_constants(state: TrainState, parts: Parts, config: Config) -> LossConstants:
     """The constants of a state's loss."""
     full = config.kl_place == "loss" and parts.full_kl
     reference = reference_params(state.params, state.frozen) if full else None
-    controller = state.controller
-    return LossConstants(state.frozen["base"], reference, controller["kl_coef"], controller["beta"])
+    teacher = None
+    if parts.teacher is not None and parts.divergence is not None:
+        teacher = distillation.teacher_params(state.params, state.frozen)
+    base, controller = state.frozen["base"], state.controller
+    return LossConstants(base, reference, controller["kl_coef"], controller["beta"], teacher)
 
 
 def minibatch_units(
@@ -61,8 +65,9 @@ def minibatch_units(
 def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
     """loss(params, constants, weights, batch, key, part) ->
     (loss, (metrics, logprobs)):
-    Σ w (policy loss + c_KL KL − c_H entropy) + c_V Σ w value loss, and with a
-    likelihood term − μ Σ w' log π, over right answers alone.
+    Σ w (policy loss + c_KL KL + c_T D − c_H entropy) + c_V Σ w value loss, D being the
+    divergence from a teacher; and with a likelihood term − μ Σ w' log π, over right
+    answers alone.
 
     The weights [B T] carry the GLOBAL denominator of their minibatch, so losses and
     gradients are summed over devices and microbatches, never averaged. Metrics are sums
@@ -82,8 +87,15 @@ def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
         mask, rolled = batch.mask, batch.rollout
         has_critic = parts.value_loss is not None
         whole = lora.merge(constants.base, params)
+        against = None
+        if parts.teacher is not None and parts.divergence is not None:
+            assert constants.teacher is not None
+            diverge = distillation.against(
+                parts.teacher, constants.teacher, parts.divergence, config=config
+            )
+            against = diverge, rolled.extra["teacher_states"]
         new = policy.response_logprobs(
-            model, whole, rolled, config=config, with_values=has_critic, part=part
+            model, whole, rolled, config=config, with_values=has_critic, against=against, part=part
         )
         settings = {"beta": constants.beta} if parts.penalty else {}
         per_token, diagnostics = parts.policy_loss(
@@ -102,6 +114,9 @@ def make_loss(model: Model, parts: Parts, config: Config) -> Callable:
             kl = _kl_loss(model, parts, config, whole, constants, batch, new, part)
             per_token = per_token + constants.kl_coef * kl
             diagnostics["kl_loss"] = kl
+        if against is not None:
+            diagnostics["teacher_loss"] = masked.keep(new.divergence, mask)
+            per_token = per_token + config.distil_coef * diagnostics["teacher_loss"]
         entropy = masked.keep(new.entropy, mask)
         total = (weights * (per_token - config.entropy_coef * entropy)).sum()
         diagnostics["entropy"] = entropy

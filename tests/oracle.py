@@ -72,6 +72,8 @@ class Batch(NamedTuple):
     full: jax.Array
     greedy: jax.Array
     entropy: jax.Array
+    forward: jax.Array
+    jsd: jax.Array
 
 
 class Exact(NamedTuple):
@@ -272,6 +274,8 @@ def surrogate(row: Row, tables, index) -> jax.Array:
         kl.full(new, ref)[states],
         jnp.full(len(index), greedy),
         entropies(new)[states],
+        kl.forward(new, ref)[states],
+        kl.jensen_shannon(new, ref, beta=0.3)[states],
     )
     if row.in_reward is not None:
         b = b._replace(rewards=b.rewards - BETA * masked.keep(row.in_reward(b), mask))
@@ -386,6 +390,8 @@ def improvement(x: Exact, policy, gamma: float = 1.0) -> jax.Array:
 
 reverse = lambda p, q: jnp.sum(jnp.exp(p) * (p - q), -1)
 forward = lambda p, q: jnp.sum(jnp.exp(q) * (q - p), -1)
+mixture = lambda p, q: jnp.log(0.7 * jnp.exp(p) + 0.3 * jnp.exp(q))
+jensen_shannon = lambda p, q: 0.3 * reverse(q, mixture(p, q)) + 0.7 * reverse(p, mixture(p, q))
 variation = lambda p, q: jnp.sum(jnp.abs(jnp.exp(p) - jnp.exp(q)), -1)
 
 
@@ -797,12 +803,22 @@ ROWS = (
             ("k1 or k3 × token ratio", token_ratio(kl.k3)),
         )
     ),
+    *(
+        Row(
+            REINFORCE,
+            "biased: the slope of each state's forward KL, states held fixed",
+            held_fixed(forward),
+            kl=label,
+            in_loss=f,
+        )
+        for label, f in (("k3", token_kl(kl.k3)), ("`forward`", lambda b: b.forward))
+    ),
     Row(
         REINFORCE,
-        "biased: the slope of each state's forward KL, states held fixed",
-        held_fixed(forward),
-        kl="k3",
-        in_loss=token_kl(kl.k3),
+        "biased: the slope of each state's Jensen-Shannon divergence, states held fixed",
+        held_fixed(jensen_shannon),
+        kl="`jensen_shannon`, β = .3",
+        in_loss=lambda b: b.jsd,
     ),
     Row(
         REINFORCE,

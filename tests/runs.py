@@ -67,7 +67,7 @@ def short_words(prompt: str, response: str) -> float:
 
 def run_train(*args: str) -> None:
     """Call `jaxppo train` in this process, with `short_words` unless there is a reward."""
-    given = {"--reward", "--reward-model"} & {*args}
+    given = {"--reward", "--reward-model", "--teacher"} & {*args}
     reward = [] if given else ["--reward", f"{__file__}:short_words"]
     cli.script(train, TrainOptions, args=[*args, *reward, "--parallel", "jit"])
 

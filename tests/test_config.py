@@ -129,7 +129,7 @@ ZERO = {
     "weight_decay", "cg_damping", "max_grad_norm", "gamma", "lam", "critic_lam",
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
     "tokens_per_microbatch", "whiten_ddof", "likelihood_coef", "likelihood_threshold",
-    "off_policy_threshold", "correction_low", "rejection_low",
+    "off_policy_threshold", "correction_low", "rejection_low", "distil_coef",
 }  # fmt: skip
 MINUS_ONE = {"eos", "entropy_coef", "likelihood_threshold", "missing_eos_score", "loss_settings"}
 
@@ -213,6 +213,8 @@ def test_settings_of_records_are_valid(path, scripts):
         ({"update": "trpo", "top_entropy": 0.2}, 1, ["--top-entropy", "--update trpo"]),
         ({"update": "npg", "likelihood_coef": 0.1}, 1, ["--likelihood-coef", "--update npg"]),
         ({"update": "trpo", "kl_stop": 0.1}, 1, ["--kl-stop", "--update trpo"]),
+        ({"update": "trpo", "distil": "jsd"}, 1, ["--distil jsd", "--update trpo"]),
+        ({"distil_beta": 1.0}, 1, ["--distil-beta", "(0, 1)", "1"]),
         ({"update": "trpo", "dtype": "bfloat16"}, 1, ["--update trpo", "--dtype float32"]),
         ({"top_k": -1}, 1, ["--top-k must be 0 or more", "-1"]),
         ({"logits_bytes": 0}, 1, ["--logits-bytes must be 1 or more"]),
@@ -318,6 +320,8 @@ def test_a_microbatch_may_cut_a_group_and_packed_rows_anywhere():
             {"steps": 12, "steps_per_call": 4, "save_every": 8, "eval_every": 2},
             ["--eval-every 2", "--steps-per-call 4"],
         ),
+        ({"distil": "forward"}, ["--distil forward needs --teacher"]),
+        ({"algorithm": "distil"}, ["--algorithm distil needs --teacher"]),
         ({"batch_size": 30, "minibatches": 4}, ["30", "4"]),  # the step's own rules hold too
     ],
 )

@@ -66,6 +66,40 @@ def test_full_ignores_impossible_tokens():
     assert kl.full(p, both) == 0.0 and np.isfinite(jax.grad(kl.full)(p, both)).all()
 
 
+def test_forward_and_jensen_shannon():
+    """forward: 0.25 ln(0.25 / 0.5) + 0.75 ln(0.75 / 0.5) = 0.75 ln 3 − ln 2. With beta .3 the
+    mixture is m = 0.3 (0.25, 0.75) + 0.7 (0.5, 0.5) = (0.425, 0.575).
+    """
+    p, q = jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.25, 0.75]))
+    np.testing.assert_allclose(kl.forward(p, q), 0.75 * np.log(3) - np.log(2), rtol=1e-5)
+    teacher = 0.25 * np.log(0.25 / 0.425) + 0.75 * np.log(0.75 / 0.575)
+    policy = 0.5 * np.log(0.5 / 0.425) + 0.5 * np.log(0.5 / 0.575)
+    found = kl.jensen_shannon(p + 3.0, q - 2.0, beta=0.3)
+    np.testing.assert_allclose(found, 0.3 * teacher + 0.7 * policy, rtol=1e-4)
+    assert kl.jensen_shannon(jnp.zeros((2, 3, 5)), jnp.zeros((2, 3, 5))).shape == (2, 3)
+
+
+def test_jensen_shannon_nears_either_divergence(x64):
+    p, q = jnp.array([0.3, -0.2, 0.9]), jnp.array([0.0, 0.5, 0.1])
+    for beta, size, divergence in ((1e-6, 1e-6, kl.forward), (1 - 1e-6, 1e-6, kl.full)):
+        f = lambda z, beta=beta, size=size: kl.jensen_shannon(z, q, beta=beta) / size
+        found, want = jax.value_and_grad(f)(p), jax.value_and_grad(divergence)(p, q)
+        np.testing.assert_allclose(found[0], want[0], rtol=1e-4)
+        np.testing.assert_allclose(found[1], want[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("divergence", [kl.full, kl.forward, kl.jensen_shannon])
+def test_impossible_tokens_are_no_nan(divergence):
+    """Both give 1/2 to each of two tokens, the policy or both none to others."""
+    none = -jnp.inf
+    p, q = jnp.array([0.0, 0.0, none, none]), jnp.array([1.0, 1.0, none, none])
+    value, gradient = jax.value_and_grad(divergence)(p, q)
+    np.testing.assert_allclose([value, *gradient], 0.0, atol=1e-6)
+    if divergence is not kl.forward:  # infinite, where the policy cannot do what the teacher does
+        both = jax.value_and_grad(divergence)(p, jnp.array([1.0, 1.0, 1.0, none]))
+        assert np.isfinite(both[0]) and both[0] > 0.1 and np.isfinite(both[1]).all()
+
+
 def test_straight_through():
     f = lambda x: kl.straight_through(kl.k3(x, jnp.float32(0)), kl.k2(x, jnp.float32(0)))
     value, slope = jax.value_and_grad(f)(jnp.float32(0.7))

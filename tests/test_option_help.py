@@ -10,8 +10,8 @@ from jaxppo.config import Config, RunConfig
 from jaxppo.option_help import FIRST, NEVER, TABLES, describe, format_help
 
 GROUPS = [
-    "batch", "algorithm", "advantages", "reward", "KL to the reference", "sampling", "optimizer",
-    "model and adapters", "precision and memory", "run", "devices",
+    "batch", "algorithm", "advantages", "reward", "KL to the reference", "distillation", "sampling",
+    "optimizer", "model and adapters", "precision and memory", "run", "devices",
 ]  # fmt: skip
 
 
@@ -74,6 +74,7 @@ def test_the_groups_are_in_order():
         ("missing_eos_penalty", "reward"),
         ("reward_model", "reward"),
         ("kl_coef", "KL to the reference"),
+        ("teacher", "distillation"),
         ("temperature", "sampling"),
         ("lr", "optimizer"),
         ("lora", "model and adapters"),

@@ -163,6 +163,23 @@ def test_numbers_go_back_to_their_rows():
     np.testing.assert_array_equal(total, rolled.response * mask)
 
 
+def test_what_the_rows_have_comes_to_their_parts():
+    """`gather` and `scatter` are inverse, for numbers and vectors; empty places get 0."""
+    attend, mask = rows_of([2, 3], [3, 0, 6, 1, 2, 2, 0, 5])
+    whole, rolled = laid_out(attend, mask), numbered(attend, mask)
+    numbers = jnp.arange(1.0, N * T * 2 + 1).reshape(N, T, 2)
+    total = jnp.zeros((N, T, 2))
+    for number in range(N // 2):
+        part = part_of(whole, rolled, number)
+        found = packing.gather(part, numbers)
+        exists = part.targets.reshape(2, T) < N * T
+        assert found.shape == (2, T, 2) and not (np.asarray(found) == 0)[exists].any()
+        assert not np.asarray(found)[~np.asarray(exists)].any()
+        np.testing.assert_array_equal(packing.gather(part, numbers[..., 0]), found[..., 0])
+        total = total + packing.scatter(part, found, (N, T))
+    np.testing.assert_array_equal(total, numbers * mask[..., None])
+
+
 def test_what_reads_nothing_stays_within_its_row():
     """Group 0, of one prompt token, has no responses. The prompts of groups 1 and 2, two tokens of
     row 2's three and none of row 4's one fill a packed row: 4 + 4 + 2 = 10 slots. What empty

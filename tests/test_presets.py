@@ -42,6 +42,7 @@ NAMES = {
     "opo",
     "gpg",
     "max_rl",
+    "distil",
     "awr",
     "nlpo",
 }
@@ -199,7 +200,7 @@ IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
 """One of each kind of program; the others differ from one of these in a loss, an advantage or a
 number.
 """
-NEWEST = ("rloo_clip", "luspo", "vespo", "max_rl", "sao")
+NEWEST = ("rloo_clip", "luspo", "vespo", "max_rl", "sao", "distil")
 
 
 def assert_same_under_pmap(settings: Config):

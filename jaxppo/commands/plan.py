@@ -25,6 +25,7 @@ from jaxppo.costs.program import Collective
 from jaxppo.errors import UserError
 from jaxppo.models.shapes import ModelConfig, gpt2, llama
 from jaxppo.parallel import sharding
+from jaxppo.run import files
 from jaxppo.run.settings import read_config
 
 LLAMA_7B = llama(
@@ -97,7 +98,10 @@ def plan(options: PlanOptions) -> None:
         chip, devices = chips.topology(options.topology)
     devices = devices or chips.local_devices()
     shape = shape or shape_of(config.model)
-    report = compiled.compile_plan(config, shape, devices, mean_response=options.mean_response)
+    teacher = shape_of(config.teacher) if config.teacher not in ("", "self") else None
+    report = compiled.compile_plan(
+        config, shape, devices, mean_response=options.mean_response, teacher=teacher
+    )
     print(report_text(config, shape, chip, report))
     if report.refused or (chip and not fits(chip, report)):
         raise SystemExit(2)
@@ -119,9 +123,11 @@ def new_network(path: Path) -> ModelConfig:
 
 
 def shape_of(name: str) -> ModelConfig:
-    """A named shape, or that of a local folder's config.json."""
+    """A named shape, or that of a local folder: a run, or one with a config.json."""
     if name in SHAPES:
         return SHAPES[name]
+    if (run := files.trained_run(name)) is not None:
+        return shape_of(read_config(RunConfig, run / "config.json").model)
     if not (Path(name) / "config.json").exists():
         raise UserError(
             f"--model {name!r}: to plan, choose one of {', '.join(SHAPES)}, or a folder with a "

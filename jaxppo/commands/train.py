@@ -40,7 +40,7 @@ class TrainOptions(RunConfig):
     """prompts: a .jsonl file, {"prompt": ...} a line with any further columns"""
     reward: tuple[str, ...] = ()
     """FILE.py:FUNCTION, one or more; several are named after their functions and added
-    up. Without it: the score of --reward-model"""
+    up. Without it: the score of --reward-model, or --teacher alone"""
     weights: tuple[tuple[str, float], ...] = ()
     """weights of named scores, such as: right 1 short 0.5; 1 by default"""
     validation: str = ""

@@ -53,8 +53,12 @@ class Plan:
         return self.arguments + self.outputs - self.aliased + self.temporaries + self.code
 
 
-def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Model, TrainState]:
-    """The model and the shapes of a run's first state; nothing is computed."""
+def abstract_state(
+    config: RunConfig, shape: ModelConfig, teacher: Model | None = None
+) -> tuple[Model, TrainState]:
+    """The model and the shapes of a run's first state; nothing is computed. The weights
+    of a teacher are its own.
+    """
     model, _ = models.make_model(config, shape)
 
     def make(key):
@@ -67,6 +71,8 @@ def abstract_state(config: RunConfig, shape: ModelConfig) -> tuple[Model, TrainS
         else:
             reference = still(reference)
         frozen = {"base": base, "reference": reference, "reward": {}}
+        if teacher is not None:
+            frozen["teacher"] = policy.cast(teacher.init(key), teacher.dtype)
         return ppo.init_state(config, trained, frozen, key)
 
     return model, jax.eval_shape(make, jax.random.key(0))
@@ -85,11 +91,17 @@ def abstract_prompts(config: RunConfig, shape: ModelConfig) -> Prompts:
 
 
 def compile_plan(
-    config: RunConfig, shape: ModelConfig, devices: list, *, mean_response: float = 0.0
+    config: RunConfig,
+    shape: ModelConfig,
+    devices: list,
+    *,
+    mean_response: float = 0.0,
+    teacher: ModelConfig | None = None,
 ) -> Plan:
     """Compile the whole step for these devices. Its reward only counts a token: a
     reward model comes on top. Operations and bytes are those of responses of this mean
-    length; 0 is full length.
+    length, those of a teacher's reading left out; 0 is full length. A teacher without a
+    shape is the policy's own start.
     """
     mesh_text = config.mesh or f"data={len(devices)}"
     mesh = sharding.make_mesh(mesh_text, devices)
@@ -97,8 +109,11 @@ def compile_plan(
     # the table of stop texts needs the tokenizer; it is small, and decoding may take
     # its full length
     config = dataclasses.replace(config, stop=())
-    model, state = abstract_state(config, shape)
+    reads = teacher and models.make(teacher, dtype=config.dtype, scan=config.scan_layers)
+    model, state = abstract_state(config, shape, reads)
     parts = algorithms.make_parts(config, in_program.count_token(1))
+    if config.teacher:
+        parts = parts._replace(teacher=reads or model)
     step = parallel.MeshStep(ppo.make_train_step(model, parts, config), mesh)
     lengths = phases.device_lengths(config, mesh, mean_response)
     decoding = phases.decoding(config, lengths, packs=phases.is_packed(config, shape))

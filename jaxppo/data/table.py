@@ -125,6 +125,34 @@ def encode_columns(
     return found._replace(columns=hash_columns(columns))
 
 
+def with_hints(
+    prompts: PromptSet,
+    columns: Mapping[str, Sequence[Any]],
+    tokenizer: ChatTokenizer,
+    *,
+    start: int | Sequence[int] | None = None,
+) -> PromptSet:
+    """Add what a teacher reads: the whole prompts with the column "hint" in front, as
+    it is; in a chat, in front of the last message. They are extra["hint_tokens"]
+    [N P'] and extra["hint_mask"]. A row without a hint has the prompt alone.
+    """
+    rows = prompts.extra[ROW].tolist()
+    hints = [columns["hint"][row] or "" for row in rows]
+    if wrong := [row for row, hint in zip(rows, hints, strict=True) if not isinstance(hint, str)]:
+        raise UserError(f"the hint of prompt {wrong[0]} is no text")
+    pairs = zip(hints, (columns["prompt"][row] for row in rows), strict=True)
+    texts = {"prompt": [_with_hint(hint, prompt) for hint, prompt in pairs]}
+    found = encode_columns(texts, tokenizer, 0, start=start)
+    extra = {"hint_tokens": found.tokens, "hint_mask": found.mask}
+    return prompts._replace(extra={**prompts.extra, **extra})
+
+
+def _with_hint(hint: str, prompt: str | Messages) -> str | Messages:
+    if isinstance(prompt, str):
+        return hint + prompt
+    return [*prompt[:-1], {**prompt[-1], "content": hint + prompt[-1]["content"]}]
+
+
 def hash_columns(columns: Mapping[str, Sequence[Any]]) -> str:
     """Return a hash of the columns; of values that are not JSON, only types count."""
     plain = lambda x: x.tolist() if isinstance(x, np.ndarray | np.generic) else type(x).__name__

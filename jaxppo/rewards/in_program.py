@@ -26,6 +26,11 @@ def count_token(token: Int | int) -> RewardFn:
     return reward
 
 
+def no_reward(params: Params, rollout: Rollout):
+    """score = 0, for a policy that learns from a teacher alone."""
+    return jnp.zeros(rollout.finished.shape), jnp.ones(rollout.finished.shape, bool)
+
+
 def reward_model(model: Model, *, scale: float = 1.0) -> RewardFn:
     """score = scale · value at the last token of prompt and response.
 

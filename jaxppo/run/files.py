@@ -102,6 +102,15 @@ def find_run(folder: Path) -> Path:
     )
 
 
+def trained_run(name: str) -> Path | None:
+    """The folder of the run that has checkpoints: the one of this name, or its `policy`
+    stage; None for anything else, such as a checkpoint of weights.
+    """
+    folder = Path(name).expanduser()
+    places = (place for place in (folder, folder / "policy") if (place / "checkpoints").is_dir())
+    return next(places, None)
+
+
 def write_config(folder: Path, config: dict) -> None:
     """Write config.json atomically, without secrets."""
     write_atomically(folder / "config.json", json.dumps(hide_secrets(config), indent=2) + "\n")

@@ -18,8 +18,9 @@ from jaxppo import algorithms, parallel, ppo, pretrained
 from jaxppo import policy as policies
 from jaxppo.config import Config, RunConfig
 from jaxppo.data.fetch import cache_folder
+from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import UserError
-from jaxppo.models import int8, lora, make_model, missing
+from jaxppo.models import int8, lora, make, make_model, missing
 from jaxppo.models.critic import init_value
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.models.shapes import ModelConfig
@@ -30,7 +31,7 @@ from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, resume
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.settings import read_config
-from jaxppo.types import Model, Params, TrainState
+from jaxppo.types import Model, Params, Parts, TrainState
 
 C = TypeVar("C", bound=RunConfig)
 
@@ -340,14 +341,54 @@ def load_reward_model(config: RunConfig, tokenizer: Tokenizer) -> tuple[Model, P
     Raises UserError if that run has no value head, or another tokenizer.
     """
     _, policy, state = _restore_reward_run(config)
-    text = "The film: déjà vu, 12 times - or 3.5?\n"
-    same_size = policy.tokenizer.vocab_size == tokenizer.vocab_size
-    if not same_size or policy.tokenizer.encode(text) != tokenizer.encode(text):
-        raise UserError(
-            f"--reward-model {config.reward_model} has another tokenizer than the policy; train it "
-            "on --model's"
-        )
+    _check_same(f"--reward-model {config.reward_model}", policy.tokenizer, tokenizer)
     return policy.model, lora.merge(policy.frozen["base"], state.params)
+
+
+def _check_same(option: str, own: Tokenizer, tokenizer: Tokenizer) -> None:
+    """Raise UserError if the tokenizers differ."""
+    text = "The film: déjà vu, 12 times - or 3.5?\n"
+    if own.vocab_size != tokenizer.vocab_size or own.encode(text) != tokenizer.encode(text):
+        raise UserError(f"{option} has another tokenizer than the policy; train it on --model's")
+
+
+def with_teacher(
+    config: RunConfig, policy: Policy, parts: Parts, prompts: BatchSource
+) -> tuple[Policy, Parts]:
+    """The policy and the parts with --teacher: its parameters, in the compute dtype,
+    are frozen["teacher"]; `self` reads with those of the reference.
+
+    Raises UserError if it has another tokenizer, or its prompts are too long for it.
+    """
+    name, model, shape, params = config.teacher, policy.model, policy.shape, None
+    if name != "self":
+        shape, weights, tokenizer = _read_teacher(config)
+        _check_same(f"--teacher {name}", tokenizer, policy.tokenizer)
+        check_fits(config, shape, tokenizer)
+        model = make(shape, dtype=config.dtype, scan=config.scan_layers)
+        model = missing.without(model, tokenizer.missing(shape.vocab_size))
+        own = stack_layers(dict(weights)) if config.scan_layers else dict(weights)
+        mesh = configured_mesh(config)
+        own = jax.tree.map(jnp.asarray, own) if mesh is None else sharding.place(own, mesh)
+        params = policies.cast(own, model.dtype)
+    hinted = prompts.extra.get("hint_tokens") if isinstance(prompts, PromptSet) else None
+    if hinted is not None and hinted.shape[1] + config.response_length > shape.max_length:
+        raise UserError(
+            f"--teacher {name} takes {shape.max_length} tokens, but prompts with hints have up to "
+            f"{hinted.shape[1]}, and responses {config.response_length}; shorten the hints"
+        )
+    frozen = {**policy.frozen, "teacher": params}
+    return dataclasses.replace(policy, frozen=frozen), parts._replace(teacher=model)
+
+
+def _read_teacher(config: RunConfig) -> tuple[ModelConfig, Mapping[str, Any], Tokenizer]:
+    """Shape, weights and tokenizer of a checkpoint, or of a run at its best step."""
+    folder = files.trained_run(config.teacher)
+    if folder is None:
+        loaded = pretrained.load(config.teacher)
+        return loaded.config, loaded.params, loaded.tokenizer
+    stored, policy, state = restore(folder, mesh=configured_mesh(config))
+    return policy.shape, export_params(stored, policy, state), policy.tokenizer
 
 
 def _initial_critic(config: RunConfig) -> Params:

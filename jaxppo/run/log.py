@@ -18,6 +18,7 @@ from jaxppo.run.samples import SampleLog
 PANELS = (  # (key in metrics.jsonl, title, unit)
     ("reward", "reward", "score a response"),
     ("kl", "KL to the reference", "nats a response"),
+    ("teacher_kl", "KL to the teacher", "nats a response"),
     ("entropy", "entropy", "nats a token"),
     ("clip_fraction", "clipped tokens", "share"),
     ("explained_variance", "explained variance of the critic", "share"),

@@ -62,7 +62,8 @@ def run(
         for row in rows:
             check_metrics(config, row)
         slow, again = signals.slow_warning(stopwatch.longest), stopwatch.recompilation_warning()
-        for text in (checkpoints.pop_error(), slow, again, flat.warning(rows)):
+        equal = "" if config.teacher else flat.warning(rows)
+        for text in (checkpoints.pop_error(), slow, again, equal):
             if text:
                 log.say(f"warning: {text}")
 

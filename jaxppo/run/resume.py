@@ -108,24 +108,29 @@ def _shown(changed: dict[str, tuple], names: Collection[str]) -> str:
 
 
 def weight_hashes(config: RunConfig) -> dict[str, str]:
-    """Hashes of the weights that a run needs and does not save: the base model and the
-    reward model. "" where a download is verified anyway, or there is nothing to hash.
+    """Hashes of the weights that a run needs and does not save: the base model, the
+    reward model and the teacher. "" where a download is verified anyway, or there is
+    nothing to hash.
     """
-    verified = config.tiny or config.model in pretrained.BUNDLED
-    hashes = {
-        "model": "" if verified else pretrained.weights_hash(config.model),
-        "reward_model": "",
+
+    def of_run(folder: Path) -> str:
+        found = Checkpoints(folder / "checkpoints", write=False)
+        return str(found.read_manifest(found.best_step()).get("sha256", ""))[:16]
+
+    def of_model(name: str) -> str:
+        return "" if name in pretrained.BUNDLED else pretrained.weights_hash(name)
+
+    run = files.trained_run(config.teacher) if config.teacher else None
+    return {
+        "model": "" if config.tiny else of_model(config.model),
+        "reward_model": of_run(Path(config.reward_model)) if config.reward_model else "",
+        "teacher": of_model(config.teacher) if run is None else of_run(run),
     }
-    if config.reward_model:
-        reward = Checkpoints(Path(config.reward_model) / "checkpoints", write=False)
-        record = reward.read_manifest(reward.best_step())
-        hashes["reward_model"] = str(record.get("sha256", ""))[:16]
-    return hashes
 
 
 def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
-    """Raise UserError if the base or reward model has changed since the run began:
-    adapters on another base are another policy.
+    """Raise UserError if the base, reward model or teacher has changed since the run
+    began: adapters on another base are another policy.
     """
     now, stored = weight_hashes(config), checkpoints.read_manifest().get("weights", {})
     for name in now:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from jaxppo import models
 from jaxppo.commands import plan
 from jaxppo.config import RunConfig
 from jaxppo.costs import chips, compiled, program
@@ -47,6 +48,33 @@ def test_shapes_of_the_parameters_matrices():
         (2, 16, 24),
         (16, 24),
     }
+
+
+def test_a_teacher_has_its_own_weights():
+    """Those of `self` are the reference's."""
+    teacher = shapes.llama(
+        vocab_size=64, width=32, num_layers=1, num_heads=4, num_kv_heads=2, max_length=64
+    )
+    reads = models.make(teacher, dtype="bfloat16")
+    _, state = compiled.abstract_state(SETTINGS, TINY, reads)
+    embedding = state.frozen["teacher"]["embed"]["embedding"]
+    assert (embedding.shape, embedding.dtype) == ((64, 32), jnp.bfloat16)
+    assert "teacher" not in compiled.abstract_state(SETTINGS, TINY)[1].frozen
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("name", ["self", "other"])
+def test_a_plan_with_a_teacher(name):
+    settings = dataclasses.replace(SETTINGS, mesh="data=8", teacher=name, distil="forward")
+    shape = None if name == "self" else TINY
+    found = compiled.compile_plan(settings, TINY, jax.devices(), teacher=shape)
+    plain = compiled.compile_plan(dataclasses.replace(SETTINGS, mesh="data=8"), TINY, jax.devices())
+    params = compiled.abstract_state(SETTINGS, TINY)[1].params
+    # all its weights; a value head, which nobody asks, is dropped
+    more = sum(
+        4 * x.size for name in params.keys() - {"value"} for x in jax.tree.leaves(params[name])
+    )
+    assert found.arguments - plain.arguments == (0 if name == "self" else more)
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,30 @@ def test_only_texts_get_the_start_token_where_chats_are_among_them(prompts):
     assert ids(list) == [ord(c) % 50 for c in "Be brief.|Hi>"][-12:]  # nothing makes room for 9
 
 
+def test_hints_stand_in_front_of_what_a_teacher_reads():
+    """A prompt that is too long is left out with its hint. In a chat the hint goes before the
+    question.
+    """
+    columns = {"prompt": ["cd", "abcdefghijklmnop", CHAT], "hint": ["ab", "no", "Oh: "]}
+    few = table.encode_columns(columns, tokenizer(), 13, start=9)
+    found = table.with_hints(few, columns, tokenizer(), start=9)
+    rows = zip(found.extra["hint_tokens"], found.extra["hint_mask"], strict=True)
+    ids = lambda text: [ord(c) % 50 for c in text]
+    read = [tokens[mask].tolist() for tokens, mask in rows]
+    assert read == [[9, *ids("abcd")], ids("Be brief.|Oh: Hi>")]
+    assert found.extra["row"].tolist() == [0, 2] and found.tokens is few.tokens
+
+
+def test_without_a_hint_the_teacher_reads_the_prompt():
+    columns = {"prompt": ["cd", "abc"], "hint": [None, ""]}
+    few = table.encode_columns(columns, tokenizer(), 0)
+    extra = table.with_hints(few, columns, tokenizer()).extra
+    np.testing.assert_array_equal(extra["hint_tokens"], few.tokens)
+    np.testing.assert_array_equal(extra["hint_mask"], few.mask)
+    with pytest.raises(UserError, match="the hint of prompt 1 is no text"):
+        table.with_hints(few, {**columns, "hint": ["a", 3]}, tokenizer())
+
+
 def test_values_that_are_not_json_are_part_of_the_data():
     ring = []
     ring.append(ring)

@@ -16,6 +16,7 @@ SCRIPTS = [
     "adversarial",
     "classify",
     "dialogue",
+    "distil",
     "entities",
     "multitask",
     "pretrain",

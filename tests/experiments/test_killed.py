@@ -133,6 +133,7 @@ RUNS |= {
     "sweep": (nothing, ["--tiny", "--no-alone", "--results", "runs/results", *SWEEP]),
     "tune": (nothing, ["--tiny", "--candidates", "2", "--keep", "2", "--out", "runs/tuned.yaml"]),
 }
+RUNS["train --teacher self --distil jsd"] = RUNS["train"]
 QUICK = ("sft", "train")
 
 

@@ -69,6 +69,16 @@ def test_a_task_on_its_own_data(tmp_path, script):
     assert result(tmp_path, "a")["test_rows"] == 8
 
 
+def test_a_teacher_and_its_student(tmp_path, data):
+    options = [*SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a"]
+    run("distil", *options, "--arms", "supervised", "forward")
+    found = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert found["arms"].keys() == {"supervised", "forward"}
+    assert all({"exact", "cer"} <= set(metrics) for metrics in found["arms"].values())
+    rows = (tmp_path / "a" / "forward" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["teacher_loss"] > 0
+
+
 @pytest.mark.slow
 def test_dialogue_has_a_reward_model_and_a_judge(tmp_path, data, capsys):
     small = ["--reward-steps", "2", "--reward-pairs", "40"]

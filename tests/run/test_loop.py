@@ -373,6 +373,11 @@ def test_rewards_without_spread_are_warned_about_once(world, metrics, words):
     assert len(world.log.said) == (words != "") and all(words in text for text in world.log.said)
 
 
+def test_with_a_teacher_equal_rewards_are_no_suspicion(world):
+    go(world, Step(metrics=lambda step: {"reward_std": 0.0}), replace(CONFIG, teacher="self"))
+    assert world.log.said == []
+
+
 def test_one_step_with_spread_ends_the_suspicion(world):
     go(world, Step(metrics=lambda step: {"reward_std": float(step == 2)}))
     assert world.log.said == []

@@ -79,13 +79,19 @@ def test_weights_that_a_run_stands_on_may_not_change(tmp_path):
         UserError, match=f"--model {base} holds other weights than when this run began"
     ):
         resume.check_weights(config, checkpoints)
-    assert resume.weight_hashes(RUN) == {"model": "", "reward_model": ""}  # a tiny one is made anew
+    none = {"model": "", "reward_model": "", "teacher": ""}
+    assert resume.weight_hashes(RUN) == none  # a tiny one is made anew
+    assert resume.weight_hashes(replace(RUN, teacher="self")) == none
+    other = resume.weight_hashes(replace(RUN, teacher=str(base)))
+    assert other["teacher"] == resume.weight_hashes(config)["model"] != ""
     judge = tmp_path / "judge" / "checkpoints" / "3"
     judge.mkdir(parents=True)
     manifest.seal(judge, {"step": 3, "score": 0.5})
     first = resume.weight_hashes(replace(config, reward_model=str(tmp_path / "judge")))[
         "reward_model"
     ]
+    teacher = resume.weight_hashes(replace(config, teacher=str(tmp_path / "judge")))["teacher"]
+    assert teacher == first  # a run is known by its best checkpoint
     manifest.seal(judge, {"step": 3, "score": 0.6})
     assert (
         len(first) == 16

@@ -1,0 +1,155 @@
+"""A large model teaches a small one: on the small one's own samples, or on the large one's.
+
+Question   At equal numbers of samples, is more learned from a teacher that reads the student's
+           samples (on-policy distillation) than from responses that the teacher writes?
+Method     The teacher is SmolLM2 after a supervised stage. The student is new, with the teacher's
+           vocabulary, and has seen a few pairs itself. `supervised` trains it on the teacher's
+           samples; `reward`, `reverse`, `forward` and `jsd` let the teacher read the student's.
+           None of them has a reward, or reads a reference.
+Command    python experiments/distil.py              # --seed 1 --name distil-1
+           # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
+Data       Procedural words to spell backwards of reasoning-gym (Apache-2.0), as in reasoning.py.
+Expected   Not measured yet.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+
+from jaxppo import algorithms, cli, models, ppo, presets, pretrained, supervised, tasks, train
+from jaxppo.data import prompts, rows
+from jaxppo.data.examples import Examples
+from jaxppo.errors import UserError
+from jaxppo.models import shapes
+from jaxppo.rewards import in_program
+from jaxppo.run import files, load
+from jaxppo.run.sampler import Sampler
+from jaxppo.tasks import Task, TaskConfig, sources, stages
+from jaxppo.tasks.measure import Evaluator, encode_examples, format_examples
+
+ARMS = ("supervised", "reward", "reverse", "forward", "jsd")
+
+
+@dataclass(frozen=True)
+class Distil(TaskConfig):
+    RANGES: ClassVar = {"teacher_steps": "(0, inf)"}
+
+    task: str = "spelling"
+    name: str = "distil"
+    model: str = "smollm2"
+    prompt_length: int = 24
+    response_length: int = 16
+    width: int = 192
+    layers: int = 6
+    dropout: float = 0.0
+    lora: int = 8
+    sft_steps: int = 200
+    sft_lr: float = 1e-3
+    steps: int = 300
+    batch_size: int = 64
+    minibatches: int = 1
+    value_loss: str = "none"
+    lr: float = 5e-4
+    eval_every: int = 30
+    save_every: int = 30
+    teacher_steps: int = 400
+    """most steps of the teacher's supervised stage"""
+    arms: tuple[str, ...] = ARMS
+    """ways to learn from the teacher"""
+
+
+def new_student(options: TaskConfig, teacher: Path, place: Path) -> Path:
+    """Save a random network with the teacher's vocabulary."""
+    if not place.exists():
+        large = pretrained.load(teacher)
+        sizes = {"width": options.width, "num_layers": options.layers}
+        vocab_size = large.config.vocab_size
+        shape = shapes.network("transformer", vocab_size=vocab_size, **sizes)
+        params = dict(models.make(shape).init(jax.random.key(options.seed)))
+        params.pop("value")
+        pretrained.save(place, shape, jax.device_get(params), large.tokenizer)
+    return place
+
+
+def teachers_samples(
+    options: TaskConfig, task: Task, examples: Examples, teacher: Path, number: int
+) -> list[tuple[str, str]]:
+    """So many (prompt, response) pairs, sampled from the teacher."""
+    config, policy = load.load_policy(replace(options, model=str(teacher), lora=0))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    asked, _ = encode_examples(config, policy, task, examples.train)
+    texts = format_examples(task, examples.train).prompts
+    pairs, sampler = [], Sampler(config, policy)
+    for seed in range(-(-number // len(texts))):
+        found = sampler(state, asked, seed=seed)
+        pairs += [(text, x.response) for text, x in zip(texts, found, strict=True)]
+    return pairs[:number]
+
+
+def learn(
+    options: TaskConfig, task: Task, examples: Examples, arm: str, teacher: Path
+) -> dict[str, Any]:
+    """Train the student in one way, and measure it on test examples."""
+    place = Path(options.runs) / arm
+    resuming = files.has_started(place)
+    settings = replace(options, name=arm, resume=resuming)
+    if arm == "supervised":
+        changes = stages.supervised_settings(place, options.steps)
+        settings = replace(settings, **{**changes, "eval_every": options.eval_every})
+    else:
+        settings = presets.preset(replace(settings, teacher=str(teacher)), "distil")
+        settings = replace(settings, distil=arm)
+    settings, policy = load.load_policy(settings)
+    encode = lambda part: encode_examples(settings, policy, task, part)
+    held_out, test = (
+        encode(part[: options.test_rows]) for part in (examples.validation, examples.test)
+    )
+    if arm == "supervised":
+        number = options.steps * options.batch_size
+        data = rows.responses(
+            teachers_samples(options, task, examples, teacher, number),
+            policy.tokenizer.encode,
+            settings.length,
+            eos=policy.tokenizer.eos_id,
+            longest=settings.response_length,
+            start=prompts.start_token(settings, policy.tokenizer),
+        )
+        last = settings.response_length
+        parts = supervised.language_model(policy.model, settings, last=last)
+    else:
+        data, _ = encode(examples.train)
+        parts = algorithms.make_parts(settings, in_program.no_reward)
+    evaluator = Evaluator(settings, policy, task, None)
+    evaluate = lambda state: evaluator.compute(evaluator.sample(state, *held_out))
+    files.run_folder(options.runs, arm, resume=resuming)
+    state = train.fit(settings, policy, parts, data, folder=place, evaluate=evaluate)
+    best = load.restore_best(place, state)
+    return evaluator.compute(evaluator.sample(best, *test)) | {"step": int(best.step)}
+
+
+def main(options: Distil) -> None:
+    if wrong := [arm for arm in options.arms if arm not in ARMS]:
+        raise UserError(f"--arms {wrong[0]!r}: choose among {', '.join(ARMS)}")
+    task, root = tasks.get_task(options), stages.check(options)
+    load.use_compilation_cache()
+    examples = sources.load_examples(options)
+    own = stages.tiny_options(options) if options.tiny else options
+    own = replace(own, tiny=False, **stages.prompt_settings(options, task))
+    large = own if options.tiny else replace(own, sft_steps=options.teacher_steps)
+    teacher = stages.train_baseline(large, task, examples, root / "teacher")
+    start = new_student(own, teacher, root / "new")
+    small = replace(own, model=str(start), lora=0)
+    student = stages.train_baseline(small, task, examples, root / "student")
+    small = replace(small, model=str(student), runs=str(root))
+    found = {arm: learn(small, task, examples, arm, teacher) for arm in options.arms}
+    record = {"seed": options.seed, "config": files.portable_settings(options), "arms": found}
+    files.write_record(str(root), "result", record)
+    files.write_record(options.results, f"distil/{options.name}", record)
+    for arm, metrics in found.items():
+        print(arm + ": " + ", ".join(f"{name} {x:.3f}" for name, x in metrics.items()))
+
+
+if __name__ == "__main__":
+    cli.script(main, Distil)
