@@ -21,10 +21,15 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def row_shards() -> int:
-    """The number of devices over which the rows are split; 1 without a mesh."""
+def row_shards(groups: int = 0) -> int:
+    """The number of devices over which the rows of so many groups are split; 1 without
+    a mesh, and if they do not divide: then they stay whole.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape[axis] for axis in ROWS) if set(AXES) <= set(mesh.axis_names) else 1
+    if not set(AXES) <= set(mesh.axis_names):
+        return 1
+    shards = math.prod(mesh.shape[axis] for axis in ROWS)
+    return 1 if groups % shards else shards
 
 
 def constrain(x: Any, *names: str | None) -> Any:
