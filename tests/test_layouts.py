@@ -20,6 +20,7 @@ from jaxppo.rewards.in_program import count_token
 T = 6
 LLAMA, DEEP = toys.LLAMA, replace(toys.LLAMA, num_layers=2)
 WINDOW = replace(LLAMA, window=4)
+MIXED = replace(DEEP, window=4, no_window=(1,), no_rope=(0,))
 # SGD for it: the bias of its keys has no gradient but rounding, which Adam would scale up
 GPT2 = replace(toys.GPT2, num_layers=2)
 SETTINGS = replace(
@@ -178,6 +179,9 @@ CI = {
     "nlpo, window": Case(
         {"mask_top_p": 0.8, "mask_every": 2, "stop": ("two",)}, WINDOW, fewer_rows=True
     ),
+    "layers that differ, scanned": Case(
+        {**GROUPS, "lora": 2}, MIXED, (("scan", True),), fewer_rows=True
+    ),
     "remax, learned positions": Case(
         {
             "advantage": "remax", "value_loss": "none", "loss": "kl_penalty", "beta_target": 0.01,
@@ -295,6 +299,7 @@ LENGTHS = {
 NETWORKS = {
     "llama": (DEEP, ()),
     "window": (replace(DEEP, window=3), ()),
+    "layers that differ": (MIXED, ()),
     "gpt2": (GPT2, ()),
     "scanned": (DEEP, (("scan", True),)),
     "recomputed": (DEEP, (("remat", "block"),)),

@@ -35,6 +35,10 @@ class ModelConfig:
     tied: bool = True
     window: int | None = None
     """sliding-window attention: a token sees itself and the previous window - 1"""
+    no_window: tuple[int, ...] = ()
+    """numbers of layers, from 0, that see everything in spite of `window`"""
+    no_rope: tuple[int, ...] = ()
+    """numbers of layers, from 0, that do not rotate (NoPE, as in SmolLM3)"""
     kind: str = "transformer"
     """transformer | gru | lstm | convolution | window"""
     kernel: int = 4

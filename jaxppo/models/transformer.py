@@ -112,9 +112,17 @@ class Block(nn.Module):
 
 
 class ScannedBlock(Block):
-    """A block as the body of a scan, without a cache."""
+    """A block as the body of a scan, without a cache. `kind`: whether this layer is in
+    `no_rope` and in `no_window`.
+    """
 
-    def __call__(self, x, rotation, visible):
+    def __call__(self, x, kind, rotation, seen):
+        visible = seen[0]
+        if kind is not None:
+            unrotated, wide = kind
+            cos, sin = rotation
+            rotation = jnp.where(unrotated, 1.0, cos), jnp.where(unrotated, 0.0, sin)
+            visible = jnp.where(wide, seen[1], visible)
         return super().__call__(x, rotation, visible, 0, None)[0], None
 
 
@@ -133,7 +141,7 @@ class Transformer(LanguageModel):
         settings = (c, self.dtype, self.rank, self.alpha)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
-            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (nn.broadcast,) * 2}
+            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *(nn.broadcast,) * 2)}
             looped: Any = nn.scan(body, split_rngs={"params": True}, length=c.num_layers, **axes)
             self.layers: Any = looped(*settings)
         else:
@@ -162,35 +170,51 @@ class Transformer(LanguageModel):
             x = x + self.rounded(self.positions.embedding[position])
         x = constrain(dropout(x, c.dropout, dropout_key, 0), "rows", None, None)
         rotation = rotary_embedding(position, c) if c.positions == "rope" else None
-        if segments is not None:
-            visible = packed_mask(attend_mask, segments, position, c.window)
-        else:
-            visible = attention_mask(attend_all, slot, length, c.window)
-        if prompt is not None:
+
+        def see(window: int | None) -> Any:
+            if segments is not None:
+                return packed_mask(attend_mask, segments, position, window)
+            own = attention_mask(attend_all, slot, length, window)
+            if prompt is None:
+                return own
             after = prompt.attend.shape[1] + slot
-            visible = visible, attention_mask(prompt.attend, after, length, c.window)
-        x, stored = self.run_layers(x, cache, rotation, visible, slot)
+            return own, attention_mask(prompt.attend, after, length, window)
+
+        seen = (see(c.window), *([see(None)] if c.no_window else []))
+        x, stored = self.run_layers(x, cache, rotation, seen, slot)
         if cache is not None:
             keys, values = stored
             cache = Cache(keys, values, attend_all, slot + length, prompt)
         return self.hidden(x, dropout_key), cache
 
-    def run_layers(self, x, cache, rotation, visible, slot) -> tuple[Any, Any]:
-        """(the output of the last layer, keys and values of all layers or None)."""
+    def run_layers(self, x, cache, rotation, seen, slot) -> tuple[Any, Any]:
+        """(the output of the last layer, keys and values of all layers or None).
+
+        seen: what tokens see in layers with the window, and without it.
+        """
+        c, numbers = self.config, range(self.config.num_layers)
         if self.scan:
+            kind = None
+            if c.no_rope or c.no_window:
+                seen = seen[0], seen[-1]
+                kind = tuple(
+                    jnp.array([i in own for i in numbers]) for own in (c.no_rope, c.no_window)
+                )
             with jax.named_scope("layers"):
-                return self.layers(x, rotation, visible)
+                return self.layers(x, kind, rotation, seen)
+        kinds = [(None if i in c.no_rope else rotation, seen[i in c.no_window]) for i in numbers]
         if cache is None:
-            for layer in self.layers:
-                x, _ = layer(x, rotation, visible, slot, None)
+            for layer, kind in zip(self.layers, kinds, strict=True):
+                x, _ = layer(x, *kind, slot, None)
             return x, None
         prompt = cache.prompt
         shared = [None] * len(self.layers)
         if prompt is not None:
             shared = list(zip(prompt.keys, prompt.values, strict=True))
         new = []
-        for layer, *past in zip(self.layers, cache.keys, cache.values, shared, strict=True):
-            x, past = layer(x, rotation, visible, slot, past)
+        pasts = zip(cache.keys, cache.values, shared, strict=True)
+        for layer, kind, past in zip(self.layers, kinds, pasts, strict=True):
+            x, past = layer(x, *kind, slot, past)
             new.append(past)
         return x, tuple(zip(*new, strict=True))
 

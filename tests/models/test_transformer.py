@@ -18,6 +18,8 @@ SHAPES = {
     "qwen3": replace(LLAMA, qk_norm=True, rope_theta=1e6),
     "llama3": replace(LLAMA, rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "mistral": replace(LLAMA, window=3, num_kv_heads=1),
+    "smollm3": replace(LLAMA, no_rope=(1,)),
+    "mixed windows": replace(LLAMA, window=3, no_window=(0,), no_rope=(0,)),
 }
 
 
@@ -80,7 +82,7 @@ def test_causality(toy, whole):
     assert not changed[:, :6].any()
     assert changed[:3, 6].all()
     # each of two layers carries it window − 1 tokens further
-    reach = 6 + 2 * ((toy.config.window or 10) - 1)
+    reach = 6 + 2 * ((toy.config.window or 10) - 1) + 10 * len(toy.config.no_window)
     assert not changed[:, reach + 1 :].any()
     assert changed[:3, 7].all()
 

@@ -43,6 +43,7 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 SLIDING = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0}
+SMOLLM3 = {"no_rope_layer_interval": 2, "pad_token_id": 0}
 GPT2 = {
     "vocab_size": V,
     "n_embd": 32,
@@ -73,6 +74,18 @@ FAMILIES = {
         },
     ),
     "qwen2 window": ("Qwen2", SMALL | SLIDING),
+    "qwen2 window in some layers": (
+        "Qwen2",
+        SMALL | SLIDING | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "smollm3": ("SmolLM3", SMALL | SMOLLM3),
+    "smollm3 biases, window": (
+        "SmolLM3",
+        SMALL
+        | SMOLLM3
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+        | {"use_sliding_window": True, "sliding_window": 4},
+    ),
     "qwen3": ("Qwen3", SMALL | {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 biases": (
         "Qwen3",

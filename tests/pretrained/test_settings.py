@@ -1,7 +1,14 @@
 """A checkpoint's config.json becomes our settings, or is refused with a reason."""
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
@@ -111,8 +118,22 @@ def test_windows():
     # transformers' Llama has no window, whatever its file says
     stored = LlamaConfig(**SMALL).to_dict() | {"layer_types": ["sliding_attention"] * 2}
     assert from_transformers(stored | {"sliding_window": 7}).window is None
-    with pytest.raises(PretrainedError, match="some layers only"):
-        small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=1)
+    mixed = small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=1)
+    assert (mixed.window, mixed.no_window) == (7, (0,))
+    with pytest.raises(PretrainedError, match="kind of layer 'chunked_attention'"):
+        from_transformers(layers_of("chunked_attention"))
+
+
+def layers_of(kind: str) -> dict:
+    return Qwen2Config(**SMALL).to_dict() | {"layer_types": [kind] * 2}
+
+
+def test_layers_without_rotation():
+    """SmolLM3's fourth, or those of its list. It has a window only if it is told to use it."""
+    found = small(SmolLM3Config, num_hidden_layers=4, sliding_window=7)
+    assert (found.no_rope, found.window, found.no_window) == ((3,), None, ())
+    own = small(SmolLM3Config, no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=7)
+    assert (own.no_rope, own.window, own.no_window) == ((0,), 7, (1,))
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,13 @@ MORE = {  # every other point of the families' space
         LLAMA, qk_norm=True, qkv_bias=True, out_bias=True, tied=False
     ),
     "qwen3 window": dataclasses.replace(LLAMA, qk_norm=True, window=4),
+    "qwen2 window in some layers": dataclasses.replace(
+        LLAMA, qkv_bias=True, num_layers=2, window=4, no_window=(1,)
+    ),
+    "smollm3": dataclasses.replace(LLAMA, num_layers=2, no_rope=(1,)),
+    "smollm3 biases, window": dataclasses.replace(
+        LLAMA, num_layers=2, no_rope=(1,), window=4, no_window=(0,), qkv_bias=True, out_bias=True
+    ),
     "gpt2 exact gelu": dataclasses.replace(GPT2, activation="gelu", mlp_width=40),
 }
 SIZES = RunConfig(batch_size=4, prompt_length=8, response_length=6, minibatches=2)
