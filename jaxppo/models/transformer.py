@@ -1,4 +1,5 @@
-"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen and Mistral are settings.
+"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen, Mistral and Gemma 2 are
+settings.
 
 The residual stream, norms and softmax are float32; `dtype` is that of the inputs of
 matrix products. Positions come from the attention mask, so padding on the left has no
@@ -63,6 +64,8 @@ class Attention(nn.Module):
             k = Norm("rms", c.norm_eps, name="k_norm")(k)
         if rotation is not None:
             q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
+        if c.query_size is not None:
+            q = q * (c.head_dim / c.query_size) ** 0.5
         # heads before time: the keys of a head are contiguous in memory
         q, k, v = (y.transpose(0, 2, 1, 3).astype(self.dtype) for y in (q, k, v))
         q, k, v = (constrain(y, "rows", "heads", None, None) for y in (q, k, v))
@@ -73,9 +76,10 @@ class Attention(nn.Module):
             past = k, v
         k, v = k.astype(self.dtype), v.astype(self.dtype)
         if prompt is None:
-            out = attend(q, k, v, visible)
+            out = attend(q, k, v, visible, c.score_cap)
         else:
-            out = attend_cached(q, k, v, visible[0], slot + length, prompt, visible[1])
+            filled = slot + length
+            out = attend_cached(q, k, v, visible[0], filled, prompt, visible[1], c.score_cap)
         out = out.transpose(0, 2, 1, 3).reshape(rows, length, c.num_heads * c.head_dim)
         return Linear(c.width, c.out_bias, self.dtype, name="o")(out), past
 
@@ -103,11 +107,13 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
-        normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
+        norm = lambda name, x: Norm(c.norm, c.norm_eps, name=name)(x)
+        behind = norm if c.post_norms else lambda name, x: x
         attention = Attention(c, self.dtype, self.rank, self.alpha, name="attention")
-        out, past = attention(normed, rotation, visible, slot, past)
-        x = x + out
-        x = x + MLP(c, self.dtype, name="mlp")(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
+        out, past = attention(norm("attention_norm", x), rotation, visible, slot, past)
+        x = x + behind("attention_post_norm", out)
+        out = MLP(c, self.dtype, name="mlp")(norm("mlp_norm", x))
+        x = x + behind("mlp_post_norm", out)
         return constrain(x, "rows", None, None), past
 
 
@@ -166,6 +172,8 @@ class Transformer(LanguageModel):
         position = jnp.maximum(before + jnp.cumsum(attend_mask, 1, dtype=jnp.int32) - 1, 0)
         position = position if positions is None else positions
         x = self.rounded(self.embed.embedding[tokens])
+        if c.scaled_embedding:
+            x = x * c.width**0.5
         if c.positions == "learned":
             x = x + self.rounded(self.positions.embedding[position])
         x = constrain(dropout(x, c.dropout, dropout_key, 0), "rows", None, None)

@@ -5,7 +5,8 @@
     model = load("path/to/model.gguf")
     model = load("HuggingFaceTB/SmolLM2-360M")  # model hub; `name@revision` pins it
 
-Folders and hub ids may be GPT-2, Llama, SmolLM, SmolLM3, Qwen2, Qwen2.5, Qwen3 or Mistral.
+Folders and hub ids may be GPT-2, Llama, SmolLM (1 to 3), Qwen2, Qwen2.5, Qwen3, Mistral
+or Gemma 2.
 """
 
 import contextlib

@@ -44,6 +44,14 @@ LLAMA3 = {
 }
 SLIDING = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0}
 SMOLLM3 = {"no_rope_layer_interval": 2, "pad_token_id": 0}
+# caps so low that they bend
+GEMMA2 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 0.5,
+    "final_logit_softcapping": 2.0,
+}
 GPT2 = {
     "vocab_size": V,
     "n_embd": 32,
@@ -85,6 +93,18 @@ FAMILIES = {
         | SMOLLM3
         | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
         | {"use_sliding_window": True, "sliding_window": 4},
+    ),
+    "gemma2": ("Gemma2", SMALL | GEMMA2),
+    "gemma2 no caps, no window": (
+        "Gemma2",
+        SMALL
+        | GEMMA2
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        | {
+            "layer_types": ["full_attention"] * 2,
+            "query_pre_attn_scalar": 16,
+            "attention_bias": True,
+        },
     ),
     "qwen3": ("Qwen3", SMALL | {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 biases": (

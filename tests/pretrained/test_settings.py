@@ -2,6 +2,7 @@
 
 import pytest
 from transformers import (
+    Gemma2Config,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -128,6 +129,15 @@ def layers_of(kind: str) -> dict:
     return Qwen2Config(**SMALL).to_dict() | {"layer_types": [kind] * 2}
 
 
+def test_gemma2():
+    found = small(Gemma2Config, head_dim=16, query_pre_attn_scalar=8, sliding_window=7)
+    assert (found.window, found.no_window, found.query_size) == (7, (1,), 8)
+    assert (found.norm, found.post_norms, found.scaled_embedding) == ("rms_plus_one", True, True)
+    assert (found.score_cap, found.logit_cap, found.activation) == (50.0, 30.0, "gelu_tanh")
+    plain = small(Gemma2Config, head_dim=16, query_pre_attn_scalar=16, sliding_window=None)
+    assert (plain.window, plain.no_window, plain.query_size) == (None, (), None)
+
+
 def test_layers_without_rotation():
     """SmolLM3's fourth, or those of its list. It has a window only if it is told to use it."""
     found = small(SmolLM3Config, num_hidden_layers=4, sliding_window=7)
@@ -139,7 +149,11 @@ def test_layers_without_rotation():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "t5"}, "supported ones are gpt2, llama, mistral, qwen2, qwen3"),
+        ({"model_type": "t5"}, "are gpt2, llama, mistral, qwen2, qwen3, smollm3, gemma2"),
+        (
+            Gemma2Config(use_bidirectional_attention=True).to_dict(),
+            "sets use_bidirectional_attention, which is not supported",
+        ),
         (LlamaConfig(hidden_act="relu").to_dict(), "'relu'"),
         (
             LlamaConfig(
