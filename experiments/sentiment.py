@@ -99,6 +99,7 @@ def main(options: Sentiment) -> None:
         folder=folder,
         measure=lambda state: [judge(state, test, seed) for seed in JUDGE_SEEDS],
         evaluate=lambda state: judged.summarise(judge(state, validation, JUDGE_SEEDS[0])),
+        validation=validation,
     )
     if processes.is_main():
         report(options, folder, before, after, accuracy, int(best.step))

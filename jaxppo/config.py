@@ -432,8 +432,8 @@ RANGES: dict[str, str] = {
             # how many of something that there must be
             "batch_size", "prompt_length", "response_length", "group_size", "epochs",
             "minibatches", "microbatches", "steps", "oversample", "mask_every", "num_tasks",
-            "cg_iterations", "save_every", "steps_per_call", "max_bad_steps", "connect_timeout",
-            "heartbeat",
+            "cg_iterations", "save_every", "eval_samples", "steps_per_call", "max_bad_steps",
+            "connect_timeout", "heartbeat",
             # divisors, and what would learn nothing at 0
             "temperature", "kl_target", "kl_horizon", "trust_kl", "lora_alpha",
             "adam_eps",  # a moment of 0 would be divided by it
@@ -464,7 +464,10 @@ RANGES: dict[str, str] = {
     "distil_beta": "(0, 1)",
     "baseline_decay": "[0, 1)",  # 1 would keep the first baseline, 0
     **dict.fromkeys(
-        ("entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings"),
+        (
+            "entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings",
+            "eval_right",
+        ),
         "(-inf, inf)",
     ),
     "whiten_ddof": "[0, 1]",
@@ -655,7 +658,7 @@ class RunConfig(Config):
 
     model: str = "smollm2"
     """smollm2 (downloaded once, 93 MB), a local folder, or a hub id: GPT-2, Llama,
-    SmolLM, Qwen2/2.5/3 or Mistral in safetensors
+    SmolLM, Qwen2/2.5/3, Mistral or Gemma 2 in safetensors
     """
     model_kind: str = "transformer"
     """transformer | gru | lstm | convolution | window: kind of a newly made network
@@ -710,6 +713,12 @@ class RunConfig(Config):
     """
     eval_every: int = 20
     """steps between evaluations on validation prompts; 0 = never"""
+    eval_samples: int = 1
+    """samples of each validation prompt; k > 1 adds their mean reward (avg@k), pass@1,
+    2, 4, ... k, and whether the most frequent response is right (maj@k)
+    """
+    eval_right: float = 1.0
+    """least reward of a right response, for pass@k and maj@k"""
     log_samples: int = 4
     """responses of a batch that are written to samples.jsonl with their scores, at the
     first step and every 10 steps; 0 = none
@@ -777,7 +786,8 @@ class RunConfig(Config):
 # `parallel` and `mesh` change the dropout of a supervised stage.
 FREE = {
     "steps", "layout", "microbatches", "tokens_per_microbatch", "remat", "logits_bytes", "name",
-    "runs", "resume", "save_every", "keep_every", "eval_every", "patience", "prompt_format",
+    "runs", "resume", "save_every", "keep_every", "eval_every", "eval_samples", "eval_right",
+    "patience", "prompt_format",
     "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout",
     "heartbeat", "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track",
     "traceback", "results", "log_samples", "data_changed",

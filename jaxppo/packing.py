@@ -292,7 +292,7 @@ def make_sum(
     """
     if not is_packed(model, config):
         return lambda fn: fn(None)
-    shards = layout.row_shards()
+    shards = layout.row_shards(rollout.tokens.shape[0] // group_size)
     size = part_rows(config, rollout.tokens.shape[0] // shards, rollout.tokens.shape[1])
     whole = lay_out(
         rollout.attend,

@@ -170,7 +170,7 @@ def _decode(
     if group_size is None:
         with jax.named_scope("decode"):
             return jax.lax.while_loop(decoder.running, decoder.step, state)
-    shards = layout.row_shards()
+    shards = layout.row_shards(rows // group_size)
     sizes = compaction.sizes(rows // group_size // shards, group_size, length)
     return _decode_in_phases(decoder, state, sizes, "decode")
 

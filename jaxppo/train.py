@@ -277,6 +277,8 @@ def train_on(
     too_long: Literal["drop", "last", "error"] = "drop",
 ) -> Run:
     """`policy` with whole settings; `prompt_length` 0 is that of the longest prompt."""
+    if config.eval_samples > 1 and validation is None:
+        raise UserError(f"--eval-samples {config.eval_samples} needs validation prompts")
     asked = config.prompt_length
     config = dataclasses.replace(config, prompt_length=asked or 1)
     start.check_run(config)

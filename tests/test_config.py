@@ -130,8 +130,12 @@ ZERO = {
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
     "tokens_per_microbatch", "whiten_ddof", "likelihood_coef", "likelihood_threshold",
     "off_policy_threshold", "correction_low", "rejection_low", "distil_coef",
+    "eval_right",
 }  # fmt: skip
-MINUS_ONE = {"eos", "entropy_coef", "likelihood_threshold", "missing_eos_score", "loss_settings"}
+MINUS_ONE = {
+    "eos", "entropy_coef", "likelihood_threshold", "missing_eos_score", "loss_settings",
+    "eval_right",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", numbers_of(RunConfig))

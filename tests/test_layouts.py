@@ -20,6 +20,11 @@ from jaxppo.rewards.in_program import count_token
 T = 6
 LLAMA, DEEP = toys.LLAMA, replace(toys.LLAMA, num_layers=2)
 WINDOW = replace(LLAMA, window=4)
+MIXED = replace(DEEP, window=4, no_window=(1,), no_rope=(0,))
+CAPPED = replace(
+    DEEP, window=4, no_window=(1,), norm="rms_plus_one", post_norms=True,
+    scaled_embedding=True, query_size=3, score_cap=0.5, logit_cap=2.0,
+)  # fmt: skip
 # SGD for it: the bias of its keys has no gradient but rounding, which Adam would scale up
 GPT2 = replace(toys.GPT2, num_layers=2)
 SETTINGS = replace(
@@ -183,6 +188,10 @@ CI = {
     "nlpo, window": Case(
         {"mask_top_p": 0.8, "mask_every": 2, "stop": ("two",)}, WINDOW, fewer_rows=True
     ),
+    "layers that differ, scanned": Case(
+        {**GROUPS, "lora": 2}, MIXED, (("scan", True),), fewer_rows=True
+    ),
+    "soft caps, norms behind": Case(GROUPS, CAPPED, fewer_rows=True),
     "remax, learned positions": Case(
         {
             "advantage": "remax", "value_loss": "none", "loss": "kl_penalty", "beta_target": 0.01,
@@ -300,6 +309,8 @@ LENGTHS = {
 NETWORKS = {
     "llama": (DEEP, ()),
     "window": (replace(DEEP, window=3), ()),
+    "layers that differ": (MIXED, ()),
+    "soft caps": (CAPPED, ()),
     "gpt2": (GPT2, ()),
     "scanned": (DEEP, (("scan", True),)),
     "recomputed": (DEEP, (("remat", "block"),)),

@@ -58,13 +58,13 @@ class PromptSet(NamedTuple):
         """Return the prompts of one dispatch; see `stack_batches`."""
         return stack_batches(self.batch, config, cursor, config.rows // config.group_size)
 
-    def in_order(self, size: int) -> Iterator[Prompts]:
-        """Yield all prompts once, `size` at a time; copies of the last one fill up the
-        last batch. `index` is the place in the set.
+    def in_order(self, size: int, *, copies: int = 1) -> Iterator[Prompts]:
+        """Yield all prompts once, or so many adjacent copies of each, in batches of
+        `size` rows; the last prompt fills up the last batch. `index` counts the rows.
         """
-        for start in range(0, len(self.tokens), size):
+        for start in range(0, len(self.tokens) * copies, size):
             index = np.arange(start, start + size, dtype=np.int32)
-            rows = np.minimum(index, len(self.tokens) - 1)
+            rows = np.minimum(index // copies, len(self.tokens) - 1)
             extra = {name: x[rows] for name, x in self.extra.items()}
             yield numpy_prompts(self.tokens[rows], self.mask[rows], extra, index=index)
 

@@ -18,17 +18,29 @@ def attend(
     k: Float[Array, "B K S D"],
     v: Float[Array, "B K S D"],
     visible: Bool[Array, "B Q S"],
+    cap: float | None = None,
 ) -> Float[Array, "B H Q D"]:
-    """softmax(q kᵀ / √D) v in float32; H / K query heads share one key/value head."""
+    """softmax(q kᵀ / √D) v in float32; H / K query heads share one key/value head.
+
+    With a cap, scores s become cap · tanh(s / cap) (https://arxiv.org/abs/2408.00118).
+    """
     backend, device = jax.default_backend(), jax.devices()[0]
-    if fits_cudnn(q.shape, k.shape[2], q.dtype, backend) and has_cudnn_attention(device):
+    if (
+        cap is None
+        and fits_cudnn(q.shape, k.shape[2], q.dtype, backend)
+        and has_cudnn_attention(device)
+    ):
         return fused_attention(q, k, v, visible, implementation="cudnn")
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
     # A group's query heads join along time: 4 dimensions are a third faster than 5.
     q = q.reshape(rows, groups, heads // groups * queries, size)
     visible = jnp.tile(visible, (1, heads // groups, 1))
-    return weighted_sum(q, k, v, visible).reshape(rows, heads, queries, size)
+    if cap is None:
+        out = weighted_sum(q, k, v, visible)
+    else:
+        out = _weighted_sum_fwd(q, k, v, visible, cap)[0]
+    return out.reshape(rows, heads, queries, size)
 
 
 @jax.custom_vjp
@@ -48,8 +60,8 @@ def weighted_sum(
     return _weighted_sum_fwd(q, k, v, visible)[0]
 
 
-def _weighted_sum_fwd(q, k, v, visible):
-    weights = jax.nn.softmax(_scores(q, k, visible)).astype(v.dtype)
+def _weighted_sum_fwd(q, k, v, visible, cap=None):
+    weights = jax.nn.softmax(_scores(q, k, visible, cap)).astype(v.dtype)
     return _product("bgqs,bgsd->bgqd", weights, v), (q, k, v, weights, visible)
 
 
@@ -70,9 +82,14 @@ def _weighted_sum_bwd(residuals, dy):
 weighted_sum.defvjp(_weighted_sum_fwd, _weighted_sum_bwd)
 
 
-def _scores(q, k, visible):
-    """q kᵀ / √D where it is visible, else the lowest number."""
-    scores = _product("bgqd,bgsd->bgqs", q, k) * q.shape[-1] ** -0.5
+def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """cap · tanh(x / cap); x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
+def _scores(q, k, visible, cap):
+    """q kᵀ / √D, capped, where it is visible, else the lowest number."""
+    scores = soft_cap(_product("bgqd,bgsd->bgqs", q, k) * q.shape[-1] ** -0.5, cap)
     return jnp.where(visible[:, None], scores, NEGATIVE)
 
 
@@ -90,6 +107,7 @@ def attend_cached(
     filled: Int[Array, ""],
     prompt: tuple[Float[Array, "V K P D"], Float[Array, "V K P D"]],
     prompt_visible: Bool[Array, "V 1 P"],
+    cap: float | None = None,
 ) -> Float[Array, "B H 1 D"]:
     """`attend` of one new token in each row, over a prompt that G adjacent rows share
     and the row's own slots, with one softmax. The group's queries meet the prompt
@@ -109,11 +127,11 @@ def attend_cached(
         return x.reshape(rows, kv_heads, shape[1], x.shape[-1])
 
     q = q.reshape(rows, kv_heads, shape[1], size)
-    before = apart(_scores(together(q), prompt[0], prompt_visible))
+    before = apart(_scores(together(q), prompt[0], prompt_visible, cap))
 
     def read(length, q, k, v, visible, before):
         k, v, visible = k[:, :, :length], v[:, :, :length], visible[:, :, :length]
-        scores = jnp.concatenate([before, _scores(q, k, visible)], -1)
+        scores = jnp.concatenate([before, _scores(q, k, visible, cap)], -1)
         weights = jax.nn.softmax(scores).astype(v.dtype)
         return weights[..., :slots], _product("bgqs,bgsd->bgqd", weights[..., slots:], v)
 

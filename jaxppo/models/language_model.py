@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from jaxppo import kernels
 from jaxppo.errors import UserError
+from jaxppo.models.attention import soft_cap
 from jaxppo.models.audio import AudioAttention, Encoder, check_context
 from jaxppo.models.layers import Linear, Norm, Value, dropout
 from jaxppo.models.shapes import ModelConfig
@@ -47,9 +48,11 @@ class LanguageModel(nn.Module):
         return hidden
 
     def logits(self, hidden):
-        if not self.config.tied:
-            return self.head(hidden)
-        return kernels.matmul(hidden, self.embed.embedding, self.dtype, rows=True)
+        if self.config.tied:
+            found = kernels.matmul(hidden, self.embed.embedding, self.dtype, rows=True)
+        else:
+            found = self.head(hidden)
+        return soft_cap(found, self.config.logit_cap)
 
     def values(self, hidden):
         return self.value(hidden)

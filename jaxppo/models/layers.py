@@ -66,7 +66,9 @@ class Linear(nn.Module):
 
 
 class Norm(nn.Module):
-    """RMSNorm, or LayerNorm with bias, in float32 over the last dimension."""
+    """RMSNorm, or LayerNorm with bias, in float32 over the last dimension. `kind` as in
+    `ModelConfig.norm`.
+    """
 
     kind: str
     eps: float
@@ -74,8 +76,11 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x):
         vector = lambda name, init: self.param(name, init, (x.shape[-1],), jnp.float32)
-        scale = _last_axis(vector("scale", nn.initializers.ones), x)
-        if self.kind == "rms":
+        plus_one = self.kind == "rms_plus_one"
+        first = nn.initializers.zeros if plus_one else nn.initializers.ones
+        scale = _last_axis(vector("scale", first), x)
+        scale = scale + 1 if plus_one else scale
+        if self.kind != "layer":
             return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.eps) * scale
         bias = _last_axis(vector("bias", nn.initializers.zeros), x)
         centred = x - x.mean(-1, keepdims=True)

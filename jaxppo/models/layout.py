@@ -21,9 +21,12 @@ LOGICAL: dict[str | None, tuple[str, ...]] = {
 }
 
 
-def row_shards() -> int:
-    """The number of devices over which the rows are split; 1 without a mesh."""
-    return math.prod(_mesh_shape().get(axis, 1) for axis in ROWS)
+def row_shards(groups: int = 0) -> int:
+    """The number of devices over which the rows of so many groups are split; 1 without
+    a mesh, and if they do not divide: then they stay whole.
+    """
+    shards = math.prod(_mesh_shape().get(axis, 1) for axis in ROWS)
+    return 1 if groups % shards else shards
 
 
 def gather_after(x: Any, weights: Any) -> tuple[Any, Any]:

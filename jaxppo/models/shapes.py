@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a network; GPT-2, Llama, Qwen and Mistral are transformers."""
+    """The shape of a network; GPT-2, Llama, Qwen, Mistral, Gemma 2 are transformers."""
 
     vocab_size: int
     width: int
@@ -23,7 +23,7 @@ class ModelConfig:
     rope_scaling: tuple[float, float, float, float] | None = None
     """Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_length"""
     norm: str = "rms"
-    """rms | layer"""
+    """rms | rms_plus_one (it multiplies by 1 + scale, as Gemma does) | layer"""
     norm_eps: float = 1e-5
     activation: str = "silu"
     """silu | gelu | gelu_tanh"""
@@ -35,6 +35,20 @@ class ModelConfig:
     tied: bool = True
     window: int | None = None
     """sliding-window attention: a token sees itself and the previous window - 1"""
+    no_window: tuple[int, ...] = ()
+    """numbers of layers, from 0, that see everything in spite of `window`"""
+    no_rope: tuple[int, ...] = ()
+    """numbers of layers, from 0, that do not rotate (NoPE, as in SmolLM3)"""
+    post_norms: bool = False
+    """norms behind attention and MLP too, before they are added (Gemma 2)"""
+    scaled_embedding: bool = False
+    """embeddings times √width"""
+    query_size: int | None = None
+    """attention scores are divided by its root, not by that of head_dim"""
+    score_cap: float | None = None
+    """attention scores s become cap · tanh(s / cap)"""
+    logit_cap: float | None = None
+    """logits likewise"""
     kind: str = "transformer"
     """transformer | gru | lstm | convolution | window"""
     kernel: int = 4

@@ -1,4 +1,5 @@
-"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen and Mistral are settings.
+"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen, Mistral and Gemma 2 are
+settings.
 
 The residual stream, norms and softmax are float32; `dtype` is that of the inputs of
 matrix products. Positions come from the attention mask, so padding on the left has no
@@ -63,6 +64,8 @@ class Attention(nn.Module):
             k = Norm("rms", c.norm_eps, name="k_norm")(k)
         if rotation is not None:
             q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
+        if c.query_size is not None:
+            q = q * (c.head_dim / c.query_size) ** 0.5
         # heads before time: the keys of a head are contiguous in memory
         q, k, v = (y.transpose(0, 2, 1, 3).astype(self.dtype) for y in (q, k, v))
         q, k, v = (constrain(y, "rows", "heads", None, None) for y in (q, k, v))
@@ -73,9 +76,10 @@ class Attention(nn.Module):
             past = k, v
         k, v = k.astype(self.dtype), v.astype(self.dtype)
         if prompt is None:
-            out = attend(q, k, v, visible)
+            out = attend(q, k, v, visible, c.score_cap)
         else:
-            out = attend_cached(q, k, v, visible[0], slot + length, prompt, visible[1])
+            filled = slot + length
+            out = attend_cached(q, k, v, visible[0], filled, prompt, visible[1], c.score_cap)
         out = out.transpose(0, 2, 1, 3).reshape(rows, length, c.num_heads * c.head_dim)
         return self.adapters.linear("o", c.width, c.out_bias, self.dtype)(out), past
 
@@ -104,19 +108,28 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, rotation, visible, slot, past):
         c = self.config
-        normed = Norm(c.norm, c.norm_eps, name="attention_norm")(x)
+        norm = lambda name, x: Norm(c.norm, c.norm_eps, name=name)(x)
+        behind = norm if c.post_norms else lambda name, x: x
         attention = Attention(c, self.dtype, self.adapters, name="attention")
-        out, past = attention(normed, rotation, visible, slot, past)
-        x = x + out
-        mlp = MLP(c, self.dtype, self.adapters, name="mlp")
-        x = x + mlp(Norm(c.norm, c.norm_eps, name="mlp_norm")(x))
+        out, past = attention(norm("attention_norm", x), rotation, visible, slot, past)
+        x = x + behind("attention_post_norm", out)
+        out = MLP(c, self.dtype, self.adapters, name="mlp")(norm("mlp_norm", x))
+        x = x + behind("mlp_post_norm", out)
         return constrain(x, "rows", None, None), past
 
 
 class ScannedBlock(Block):
-    """A block as the body of a scan, without a cache."""
+    """A block as the body of a scan, without a cache. `kind`: whether this layer is in
+    `no_rope` and in `no_window`.
+    """
 
-    def __call__(self, x, rotation, visible):
+    def __call__(self, x, kind, rotation, seen):
+        visible = seen[0]
+        if kind is not None:
+            unrotated, wide = kind
+            cos, sin = rotation
+            rotation = jnp.where(unrotated, 1.0, cos), jnp.where(unrotated, 0.0, sin)
+            visible = jnp.where(wide, seen[1], visible)
         return super().__call__(x, rotation, visible, 0, None)[0], None
 
 
@@ -134,7 +147,7 @@ class Transformer(LanguageModel):
         settings = (c, self.dtype, self.adapters)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
-            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (nn.broadcast,) * 2}
+            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *(nn.broadcast,) * 2)}
             looped: Any = nn.scan(body, split_rngs={"params": True}, length=c.num_layers, **axes)
             self.layers: Any = looped(*settings)
         else:
@@ -159,39 +172,57 @@ class Transformer(LanguageModel):
         position = jnp.maximum(before + jnp.cumsum(attend_mask, 1, dtype=jnp.int32) - 1, 0)
         position = position if positions is None else positions
         x = self.rounded(self.embed.embedding[tokens])
+        if c.scaled_embedding:
+            x = x * c.width**0.5
         if c.positions == "learned":
             x = x + self.rounded(self.positions.embedding[position])
         x = constrain(dropout(x, c.dropout, dropout_key, 0), "rows", None, None)
         rotation = rotary_embedding(position, c) if c.positions == "rope" else None
-        if segments is not None:
-            visible = packed_mask(attend_mask, segments, position, c.window)
-        else:
-            visible = attention_mask(attend_all, slot, length, c.window)
-        if prompt is not None:
+
+        def see(window: int | None) -> Any:
+            if segments is not None:
+                return packed_mask(attend_mask, segments, position, window)
+            own = attention_mask(attend_all, slot, length, window)
+            if prompt is None:
+                return own
             after = prompt.attend.shape[1] + slot
-            visible = visible, attention_mask(prompt.attend, after, length, c.window)
-        x, stored = self.run_layers(x, cache, rotation, visible, slot)
+            return own, attention_mask(prompt.attend, after, length, window)
+
+        seen = (see(c.window), *([see(None)] if c.no_window else []))
+        x, stored = self.run_layers(x, cache, rotation, seen, slot)
         if cache is not None:
             keys, values = stored
             cache = Cache(keys, values, attend_all, slot + length, prompt)
         return self.hidden(x, dropout_key), cache
 
-    def run_layers(self, x, cache, rotation, visible, slot) -> tuple[Any, Any]:
-        """(the output of the last layer, keys and values of all layers or None)."""
+    def run_layers(self, x, cache, rotation, seen, slot) -> tuple[Any, Any]:
+        """(the output of the last layer, keys and values of all layers or None).
+
+        seen: what tokens see in layers with the window, and without it.
+        """
+        c, numbers = self.config, range(self.config.num_layers)
         if self.scan:
+            kind = None
+            if c.no_rope or c.no_window:
+                seen = seen[0], seen[-1]
+                kind = tuple(
+                    jnp.array([i in own for i in numbers]) for own in (c.no_rope, c.no_window)
+                )
             with jax.named_scope("layers"):
-                return self.layers(x, rotation, visible)
+                return self.layers(x, kind, rotation, seen)
+        kinds = [(None if i in c.no_rope else rotation, seen[i in c.no_window]) for i in numbers]
         if cache is None:
-            for layer in self.layers:
-                x, _ = layer(x, rotation, visible, slot, None)
+            for layer, kind in zip(self.layers, kinds, strict=True):
+                x, _ = layer(x, *kind, slot, None)
             return x, None
         prompt = cache.prompt
         shared = [None] * len(self.layers)
         if prompt is not None:
             shared = list(zip(prompt.keys, prompt.values, strict=True))
         new = []
-        for layer, *past in zip(self.layers, cache.keys, cache.values, shared, strict=True):
-            x, past = layer(x, rotation, visible, slot, past)
+        pasts = zip(cache.keys, cache.values, shared, strict=True)
+        for layer, kind, past in zip(self.layers, kinds, pasts, strict=True):
+            x, past = layer(x, *kind, slot, past)
             new.append(past)
         return x, tuple(zip(*new, strict=True))
 

@@ -6,7 +6,8 @@
     model = load("path/to/model.gguf")
     model = load("HuggingFaceTB/SmolLM2-360M")  # model hub; `name@revision` pins it
 
-Folders and hub ids may be GPT-2, Llama, SmolLM, Qwen2, Qwen2.5, Qwen3 or Mistral.
+Folders and hub ids may be GPT-2, Llama, SmolLM (1 to 3), Qwen2, Qwen2.5, Qwen3, Mistral
+or Gemma 2.
 """
 
 import contextlib
@@ -247,9 +248,9 @@ def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
             "save it again"
         )
     try:
-        model = dict(stored["model"])
-        if model["rope_scaling"] is not None:  # JSON has no tuples
-            model["rope_scaling"] = tuple(model["rope_scaling"])
+        # JSON has no tuples
+        as_tuple = lambda x: tuple(x) if isinstance(x, list) else x
+        model: Any = {name: as_tuple(x) for name, x in dict(stored["model"]).items()}
         config, ids = ModelConfig(**model), dict(stored["tokenizer"])
     except (KeyError, TypeError, ValueError) as error:
         raise PretrainedError(

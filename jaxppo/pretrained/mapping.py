@@ -34,6 +34,12 @@ LLAMA_NAMES = {
     "mlp/down": "mlp.down_proj",
 }
 
+GEMMA2_NAMES = LLAMA_NAMES | {
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+
 GPT2_NAMES = {
     "embed": "transformer.wte",
     "positions": "transformer.wpe",
@@ -112,7 +118,8 @@ def their_name(family: str, path: str) -> str:
     """Return the name of a parameter in a family's checkpoints."""
     module, _, leaf = path.rpartition("/")
     gpt2 = family == "gpt2"
-    layers, names = ("transformer.h", GPT2_NAMES) if gpt2 else ("model.layers", LLAMA_NAMES)
+    layers = "transformer.h" if gpt2 else "model.layers"
+    names = {"gpt2": GPT2_NAMES, "gemma2": GEMMA2_NAMES}.get(family, LLAMA_NAMES)
     prefix = ""
     if layer := re.match(r"layers_(\d+)/", module):
         prefix, module = f"{layers}.{layer[1]}.", module[layer.end() :]
@@ -180,7 +187,8 @@ def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
             found |= {f"layers_{layer}/{name}/bias": (columns,)} if bias else {}
         for part in "qk" if model.qk_norm else "":
             found[f"layers_{layer}/attention/{part}_norm/scale"] = (model.head_dim,)
-        norms |= {f"layers_{layer}/attention_norm": d, f"layers_{layer}/mlp_norm": d}
+        places = ("norm", "post_norm") if model.post_norms else ("norm",)
+        norms |= {f"layers_{layer}/{x}_{y}": d for x in ("attention", "mlp") for y in places}
     for name, size in norms.items():
         found[f"{name}/scale"] = (size,)
         found |= {f"{name}/bias": (size,)} if model.norm == "layer" else {}

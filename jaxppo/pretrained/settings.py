@@ -7,7 +7,8 @@ from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
 
 # SmolLM is a llama, Qwen2.5 a qwen2
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2")
+BIASED = ("llama", "qwen3", "smollm3", "gemma2")  # where attention_bias is a setting
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -39,6 +40,11 @@ GPT2_SHAPE = {
 GPT2_ONLY = {
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
+}
+GEMMA2_SHAPE = {"norm": "rms_plus_one", "post_norms": True, "scaled_embedding": True}
+PLAIN_SHAPE = {
+    "post_norms": False, "scaled_embedding": False, "query_size": None, "score_cap": None,
+    "logit_cap": None,
 }
 ROPE_SCALING = (
     "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
@@ -107,22 +113,44 @@ def _from_gpt2(stored: Mapping[str, Any]) -> ModelConfig:
 
 def _from_llama(stored: Mapping[str, Any]) -> ModelConfig:
     family, heads = stored["model_type"], stored["num_attention_heads"]
-    bias = bool(stored.get("attention_bias")) if family in ("llama", "qwen3") else False
+    bias = family in BIASED and bool(stored.get("attention_bias"))
+    window, no_window = _windows(stored)
+    rotated = stored["no_rope_layers"] if family == "smollm3" else ()
     theta, scaling = _rope(stored["rope_parameters"])
-    _choose("activation", stored["hidden_act"], ACTIVATIONS)
+    activation = stored["hidden_activation" if family == "gemma2" else "hidden_act"]
+    _choose("activation", activation, ACTIVATIONS)
     return ModelConfig(
         **{ours: stored[name] for ours, name in LLAMA_FIELDS.items()},
+        **(_only_gemma2(stored) if family == "gemma2" else {}),
         num_kv_heads=stored.get("num_key_value_heads") or heads,
         head_dim=stored.get("head_dim") or stored["hidden_size"] // heads,
         rope_theta=theta,
         rope_scaling=scaling,
-        activation=ACTIVATIONS[stored["hidden_act"]],
+        activation=ACTIVATIONS[activation],
         qkv_bias=bias or family == "qwen2",
         out_bias=bias,
-        mlp_bias=bool(stored.get("mlp_bias")) and family == "llama",
+        mlp_bias=bool(stored.get("mlp_bias")) and family in ("llama", "smollm3"),
         qk_norm=family == "qwen3",
-        window=_window(stored),
+        window=window,
+        no_window=no_window,
+        no_rope=tuple(i for i, rotates in enumerate(rotated) if not rotates),
     )
+
+
+def _only_gemma2(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what other families do not have."""
+    if stored["use_bidirectional_attention"]:
+        raise PretrainedError(
+            "the checkpoint sets use_bidirectional_attention, which is not supported"
+        )
+    query, size = stored["query_pre_attn_scalar"], stored["head_dim"]
+    cap = lambda name: None if stored[name] is None else float(stored[name])
+    return {
+        **GEMMA2_SHAPE,
+        "query_size": None if query == size else query,
+        "score_cap": cap("attn_logit_softcapping"),
+        "logit_cap": cap("final_logit_softcapping"),
+    }
 
 
 def _rope(rope: Mapping[str, Any]) -> tuple[float, tuple[float, float, float, float] | None]:
@@ -139,22 +167,22 @@ def _rope(rope: Mapping[str, Any]) -> tuple[float, tuple[float, float, float, fl
     return float(rope["rope_theta"]), (factor, low, high, original)
 
 
-def _window(stored: Mapping[str, Any]) -> int | None:
-    """Return the sliding window, when all layers have it; 0 and -1 mean none. Llama has
-    none in transformers, whatever the file says.
+def _windows(stored: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
+    """Return the sliding window, and the numbers of the layers without it; 0 and -1
+    mean none. Llama has none in transformers, whatever the file says.
     """
-    window = stored.get("sliding_window")
+    window, family = stored.get("sliding_window"), stored["model_type"]
     window = window if window is not None and window > 0 else None
-    if stored["model_type"] in ("mistral", "llama"):
-        return window if stored["model_type"] == "mistral" else None
-    kinds = set(stored.get("layer_types") or ["full_attention"])
-    if kinds == {"sliding_attention"}:
-        return window
-    if kinds != {"full_attention"}:
-        raise PretrainedError(
-            "the checkpoint has a sliding window in some layers only, which is not supported"
-        )
-    return None
+    kinds = stored.get("layer_types") or []
+    if family == "mistral":
+        return window, ()
+    if family == "llama" or (family == "smollm3" and not stored["use_sliding_window"]):
+        return None, ()
+    for kind in kinds:
+        _choose("kind of layer", kind, ("full_attention", "sliding_attention"))
+    if window is None or "sliding_attention" not in kinds:
+        return None, ()
+    return window, tuple(i for i, kind in enumerate(kinds) if kind == "full_attention")
 
 
 def family_of(model: ModelConfig) -> str:
@@ -163,20 +191,27 @@ def family_of(model: ModelConfig) -> str:
     biases = (model.qkv_bias, model.out_bias, model.mlp_bias)
     if has(kind="transformer", context_width=0):
         if (
-            has(**GPT2_SHAPE, qk_norm=False, window=None, num_kv_heads=model.num_heads)
+            has(**GPT2_SHAPE, **PLAIN_SHAPE, qk_norm=False, window=None, no_rope=())
+            and has(num_kv_heads=model.num_heads)
             and model.head_dim * model.num_heads == model.width
         ):
             return "gpt2"
-        if has(positions="rope", norm="rms", gated=True):
-            if model.qk_norm and biases in ((False, False, False), (True, True, False)):
-                return "qwen3"
-            if not model.qk_norm and biases == (True, False, False):
-                return "qwen2"
-            if not model.qk_norm and model.qkv_bias == model.out_bias:
-                if model.window is None:
-                    return "llama"
-                if not any(biases):
-                    return "mistral"
+        modern = has(positions="rope", gated=True)
+        plain, alike = has(**PLAIN_SHAPE, norm="rms"), has(qkv_bias=model.out_bias)
+        families = {
+            "qwen3": model.qk_norm and biases in ((False, False, False), (True, True, False)),
+            "qwen2": not model.qk_norm and biases == (True, False, False),
+            "llama": has(qk_norm=False, window=None) and alike,
+            "mistral": has(qk_norm=False, no_window=()) and not any(biases),
+        }
+        if not has(no_rope=()):
+            families = {"smollm3": not model.qk_norm and alike}
+        if not plain:
+            families = {
+                "gemma2": has(**GEMMA2_SHAPE, no_rope=(), qk_norm=False, mlp_bias=False) and alike
+            }
+        if found := [family for family, fits in families.items() if modern and fits]:
+            return found[0]
     what = "a transformer of this shape" if has(kind="transformer") else f"a {model.kind} policy"
     raise PretrainedError(f"transformers has no class for {what}; only jaxppo can load it")
 
@@ -184,7 +219,8 @@ def family_of(model: ModelConfig) -> str:
 def to_transformers(model: ModelConfig) -> dict[str, Any]:
     """Return what config.json says of the network. Raises PretrainedError."""
     family = family_of(model)
-    name = "GPT2LMHeadModel" if family == "gpt2" else f"{family.capitalize()}ForCausalLM"
+    names = {"gpt2": "GPT2LMHeadModel", "smollm3": "SmolLM3ForCausalLM"}
+    name = names.get(family, f"{family.capitalize()}ForCausalLM")
     fields = GPT2_FIELDS if family == "gpt2" else LLAMA_FIELDS
     return {
         "architectures": [name],
@@ -210,24 +246,37 @@ def _to_llama(model: ModelConfig, family: str) -> dict[str, Any]:
         *factors, original = model.rope_scaling
         rope |= dict(zip(ROPE_SCALING, [*factors, int(original)], strict=True))
         rope["rope_type"] = "llama3"
+    activation = {"gelu_tanh": "gelu_pytorch_tanh"}.get(model.activation, model.activation)
     out: dict[str, Any] = {
         "num_key_value_heads": model.num_kv_heads,
         "head_dim": model.head_dim,
         "attention_dropout": 0.0,
-        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(model.activation, model.activation),
+        "hidden_activation" if family == "gemma2" else "hidden_act": activation,
         "rope_parameters": rope,
         # transformers 4 reads it here; without it, it silently takes its default
         "rope_theta": model.rope_theta,
     }
     if model.rope_scaling is not None:
         out["rope_scaling"] = rope
-    if family in ("llama", "qwen3"):
+    if family in BIASED:
         out["attention_bias"] = model.qkv_bias
-    if family == "llama":
+    if family in ("llama", "smollm3"):
         out["mlp_bias"] = model.mlp_bias
+    if family == "smollm3":
+        out["no_rope_layers"] = [int(i not in model.no_rope) for i in range(model.num_layers)]
     if family == "mistral":
         out["sliding_window"] = model.window
-    elif model.window is not None:
-        out["layer_types"] = ["sliding_attention"] * model.num_layers
+    elif family == "gemma2":
+        out |= {
+            "query_pre_attn_scalar": model.query_size or model.head_dim,
+            "attn_logit_softcapping": model.score_cap,
+            "final_logit_softcapping": model.logit_cap,
+            # transformers' class needs both, also where no layer has the window
+            "layer_types": ["full_attention"] * model.num_layers,
+            "sliding_window": model.max_length,
+        }
+    if model.window is not None and family != "mistral":
+        kinds = ("sliding_attention", "full_attention")
+        out["layer_types"] = [kinds[i in model.no_window] for i in range(model.num_layers)]
         out |= {"use_sliding_window": True, "sliding_window": model.window, "max_window_layers": 0}
     return out

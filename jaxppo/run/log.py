@@ -170,11 +170,17 @@ def plot_curves(folder: Path) -> Path:
     ]
     drawn = lambda key: key in keys and (key == "reward" or any(row.get(key) for row in rows))
     panels = [panel for panel in (*PANELS, *scores) if drawn(panel[0])]
+    if sampled := [key for key in keys if "@" in key]:
+        panels.append(("@", "several samples of a validation prompt", "score, share of prompts"))
     height = max(2, -(-len(panels) // 3))
     size = (12, 3 * height)
     figure, axes = plt.subplots(height, 3, figsize=size, constrained_layout=True, sharex=True)
     for axis, (key, title, unit) in zip(axes.flat, panels, strict=False):
-        _plot_metric(axis, rows, key)
+        if key == "@":
+            for name in sampled:
+                _plot_evaluations(axis, rows, name, label=name.removeprefix("validation_"))
+        else:
+            _plot_metric(axis, rows, key)
         axis.set(title=title, ylabel=unit)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
@@ -193,10 +199,15 @@ def _plot_metric(axis, rows: Sequence[dict[str, float]], key: str) -> None:
     axis.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=1, label="each step")
     smooth = _running_mean(values, 10)
     axis.plot(steps, smooth, color="tab:blue", linewidth=2, label="mean of 10")
-    validation = f"validation_{key}"
-    points = [(row["step"], row[validation]) for row in rows if validation in row]
+    look = {"color": "tab:orange", "label": "validation prompts"}
+    _plot_evaluations(axis, rows, f"validation_{key}", **look)
+
+
+def _plot_evaluations(axis, rows: Sequence[dict[str, float]], key: str, **look: str) -> None:
+    """A metric that only some steps have."""
+    points = [(row["step"], row[key]) for row in rows if key in row]
     if points:
-        axis.plot(*zip(*points, strict=True), "o--", color="tab:orange", label="validation prompts")
+        axis.plot(*zip(*points, strict=True), "o--", **look)
 
 
 def _running_mean(values: Sequence[float], window: int) -> list[float]:

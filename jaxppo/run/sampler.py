@@ -16,9 +16,19 @@ from jaxppo.types import Model, Prompts, Rollout, TrainState
 
 
 def sample_responses(
-    config: Config, model: Model, params, frozen, prompts: Prompts, key, *, greedy: bool = False
+    config: Config,
+    model: Model,
+    params,
+    frozen,
+    prompts: Prompts,
+    key,
+    *,
+    greedy: bool = False,
+    group_size: int = 1,
 ) -> Rollout:
-    """Roll out without values, with noise from `key` and the prompts' indices."""
+    """Roll out without values, with noise from `key` and the prompts' indices.
+    `group_size` adjacent rows have the same prompt.
+    """
     return rollout(
         model,
         params,
@@ -31,7 +41,17 @@ def sample_responses(
         pad=config.pad,
         with_values=False,
         greedy=greedy,
+        group_size=group_size,
     )
+
+
+def decode_rollout(tokenizer, done: Rollout) -> tuple[list[str], list[str], list[list[int]]]:
+    """(texts of the prompts, texts of the responses, their token ids)."""
+    length = done.tokens.shape[1] - done.mask.shape[1]  # of the prompts
+    kept = lambda rows, mask: [row[m].tolist() for row, m in zip(rows, mask, strict=True)]
+    prompts = kept(done.tokens[:, :length], done.attend[:, :length])
+    responses = kept(done.tokens[:, length:], done.mask > 0)
+    return *decode_responses(tokenizer.decode_batch, prompts, responses), responses
 
 
 class Sample(NamedTuple):
@@ -74,11 +94,7 @@ class Sampler:
             yield self._texts(jax.device_get(processes.to_host(done)))[: total - number * self.rows]
 
     def _texts(self, done) -> list[Sample]:
-        length = done.tokens.shape[1] - done.mask.shape[1]  # of the prompts
-        kept = lambda rows, mask: [row[m].tolist() for row, m in zip(rows, mask, strict=True)]
-        prompts = kept(done.tokens[:, :length], done.attend[:, :length])
-        responses = kept(done.tokens[:, length:], done.mask > 0)
         kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)
-        texts = decode_responses(self.tokenizer.decode_batch, prompts, responses)
-        rows = zip(*texts, responses, kl.tolist(), done.finished.tolist(), strict=True)
+        texts = decode_rollout(self.tokenizer, done)
+        rows = zip(*texts, kl.tolist(), done.finished.tolist(), strict=True)
         return [Sample(*row) for row in rows]

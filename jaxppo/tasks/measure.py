@@ -15,6 +15,7 @@ from jaxppo.data.examples import Example, Examples
 from jaxppo.data.prompts import PromptSet
 from jaxppo.data.rows import inside
 from jaxppo.errors import UserError
+from jaxppo.rewards import at_k
 from jaxppo.run import files, load
 from jaxppo.run.load import Policy
 from jaxppo.run.sampler import Sample, Sampler
@@ -166,7 +167,7 @@ def evaluate_run(
     95 % bootstrap intervals, and all `outputs`.
 
     With `samples` > 1 also pass@k, the chance that one of k samples is right, for
-    k = 1, 2, 4, ...
+    k = 1, 2, 4, ... and `samples`.
 
     The examples are all of `data`; without it, the test part of the run's own data or,
     for another task, of the task's. A run of several tasks is measured on one of them,
@@ -205,21 +206,10 @@ def evaluate_run(
     if samples > 1:
         sample = Sampler(config, policy, rows=min(64, rows))
         drawn = [sample(state, prompts, seed=seed) for seed in range(samples)]
-        values |= _pass_at_powers(drawn, references)
+        pairs = [zip(samples, references, strict=True) for samples in drawn]
+        right = np.array([[sample.response.strip() == r for sample, r in row] for row in pairs])
+        values |= at_k.pass_at_powers(right.T)
     lines = zip(found.samples, found.responses, references, strict=True)
     outputs = [{"prompt": s.prompt, "response": x, "reference": r} for s, x, r in lines]
     about = {"task": name, "step": int(state.step), "test_rows": len(references)}
     return {**about, **values, "outputs": outputs}
-
-
-def _pass_at_powers(drawn: list[list[Sample]], references: list[str]) -> dict[str, float]:
-    """Return pass@k for k = 1, 2, 4, ... up to the number of samples per reference."""
-    n = len(drawn)
-    right = np.asarray(
-        [
-            [sample.response.strip() == r for sample, r in zip(samples, references, strict=True)]
-            for samples in drawn
-        ]
-    ).sum(0)
-    powers = [2**i for i in range(n.bit_length())]
-    return {f"pass@{k}": float(np.mean(metrics.pass_at_k(right, n, k))) for k in powers}

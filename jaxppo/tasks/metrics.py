@@ -24,7 +24,7 @@ from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from jaxppo.errors import UserError
 from jaxppo.rewards import text
@@ -105,22 +105,6 @@ def paired_difference(
         return _jackknife(other - one, other_without - one_without, level)
     gain = lambda sums: np.subtract(*(metric.reduce(x) for x in reversed(np.split(sums, 2, -1))))
     return float(gain(both.sum(0))), *_percentiles(gain(_resample(both, seed, samples)), level)
-
-
-def pass_at_k(right: Int[np.ndarray, "N"], n: int, k: int) -> Float[np.ndarray, "N"]:
-    """Return the chance that one of k samples is right, for problems of whose n samples
-    `right` were: 1 − C(n − c, k) / C(n, k), unbiased (Chen et al. 2021,
-    https://arxiv.org/abs/2107.03374). Raises UserError if k or a count does not fit n.
-
-    >>> pass_at_k(np.array([0, 1, 3]), 4, 2)  # c = 1: C(3, 2) / C(4, 2) = 3 / 6 miss
-    array([0. , 0.5, 1. ])
-    """
-    right = np.asarray(right)
-    if not 1 <= k <= n or right.min(initial=0) < 0 or right.max(initial=0) > n:
-        raise UserError(f"pass@{k} needs 1 to {n} samples to draw of {n}, and counts in 0 to {n}")
-    # C(n − c, k) / C(n, k) = Π (1 − k / i) over i = n, n − 1, ..., n − c + 1
-    missed = np.concatenate([[1.0], np.cumprod(1 - k / np.arange(n, 0, -1))])
-    return 1 - missed[right]
 
 
 def _row_sums(metric: Metric, responses: Texts, references: Texts) -> Float[np.ndarray, "N K"]:

@@ -246,6 +246,7 @@ def optimise_policy(
         folder=place,
         measure=lambda state: evaluator.sample(state, *test),
         evaluate=lambda state: evaluator.compute(evaluator.sample(state, *held_out)),
+        validation=held_out[0],
     )
     load.save_model(settings, policy, best, place / "model")
     return evaluator.compare(before, after) | {"best_step": int(best.step)}

@@ -6,7 +6,7 @@ import textwrap
 import pytest
 from runs import run_train, two_prompts
 
-from jaxppo.commands import train
+from jaxppo.commands import report, train
 from jaxppo.errors import UserError
 
 
@@ -68,6 +68,31 @@ def test_two_rewards_and_a_column(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run_train(*options[2:], *rewards)
     assert stop.value.code == 2 and "--data is missing" in capsys.readouterr().err
+
+
+@pytest.mark.ci
+def test_several_samples_of_each_validation_prompt(tmp_path, capsys):
+    """They are in metrics.jsonl, the curves and the report; without validation prompts they are
+    refused. A score of .5 or more is right.
+    """
+    path = mine(tmp_path, "def reward(prompt, response):\n    return len(response) % 2 / 2\n")
+    data = two_prompts(tmp_path)
+    options = ["--tiny", "--steps", "2", "--batch-size", "4", "--response-length", "3"]
+    options += ["--data", str(data), "--reward", f"{path}:reward", "--runs", str(tmp_path)]
+    options += ["--eval-every", "2", "--eval-samples", "4", "--eval-right", "0.5"]
+    with pytest.raises(SystemExit) as stop:
+        run_train(*options)
+    assert stop.value.code == 2 and "--eval-samples 4 needs validation" in capsys.readouterr().err
+    run_train(*options, "--validation", str(data))
+    row = json.loads((tmp_path / "train" / "metrics.jsonl").read_text().splitlines()[-1])
+    names = ["avg@4", "maj@4", "pass@4", "pass@2", "pass@1"]
+    assert [name for name in row if "@" in name] == [f"validation_{name}" for name in names]
+    assert row["validation_avg@4"] == row["validation_reward"] == row["validation_pass@1"] / 2
+    assert row["validation_pass@1"] <= row["validation_pass@2"] <= row["validation_pass@4"]
+    report.write([tmp_path / "train"], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "avg@4 (score a response)" in page
+    assert all(f"{name} (share of prompts)" in page for name in names[1:])
 
 
 @pytest.mark.ci

@@ -66,6 +66,25 @@ def test_grouped_heads_are_repeated_heads():
     np.testing.assert_allclose(got[:, :, 0], v.repeat(2, 1)[:, :, 0], atol=1e-6)
 
 
+def test_capped_scores_by_hand():
+    """Scores 2 and −2 of a cap 1 are ±tanh 2 = ±.964: weights 1 / (1 + e^∓1.928)."""
+    q = jnp.full((1, 1, 1, 4), 1.0)
+    k = jnp.stack([jnp.full(4, 1.0), jnp.full(4, -1.0)])[None, None]  # q · k / √4
+    v = jnp.stack([jnp.full(4, 1.0), jnp.full(4, 0.0)])[None, None]
+    got = attention.attend(q, k, v, jnp.ones((1, 1, 2), bool), 1.0)
+    np.testing.assert_allclose(got, 1 / (1 + np.exp(-2 * np.tanh(2.0))), rtol=1e-6)
+
+
+def test_a_cap_far_above_the_scores_changes_nothing(x64):
+    """Neither the output nor its gradient, which has another backward pass."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, h, 3, 4))) for h in (4, 2, 2))
+    visible = jnp.broadcast_to(jnp.tril(jnp.ones((3, 3), bool)), (2, 3, 3))
+    total = lambda cap: lambda q, k, v: jnp.sin(attention.attend(q, k, v, visible, cap)).sum()
+    one, other = (jax.grad(total(cap), (0, 1, 2))(q, k, v) for cap in (None, 1e5))
+    toys.assert_close(one, other, atol=1e-8)
+
+
 def test_a_query_that_sees_nothing_is_finite():
     ones = jnp.ones((1, 1, 2, 4))
     visible = jnp.array([[[False, False], [True, True]]])

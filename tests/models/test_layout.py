@@ -35,7 +35,8 @@ def test_constrain_shards_activations(shape, names, spec):
 def test_row_shards():
     mesh = sharding.make_mesh("data=2,fsdp=2,tensor=2")
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        assert layout.row_shards() == 4
+        assert layout.row_shards() == layout.row_shards(8) == 4
+        assert layout.row_shards(6) == 1  # they stay whole
     assert layout.row_shards() == 1
 
 

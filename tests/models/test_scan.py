@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,6 +49,16 @@ def test_numpy_arrays_stay_on_the_host(both):
     host = scan.stack_layers(jax.device_get(params))
     assert all(isinstance(x, np.ndarray) for x in jax.tree.leaves(host))
     toys.assert_same(host, stacked)
+
+
+def test_scanned_layers_that_differ_equal_unrolled_ones():
+    """One does not rotate, another has no window."""
+    shape = replace(SHAPE, window=3, no_window=(1,), no_rope=(0, 1))
+    unrolled, scanned = models.make(shape), models.make(shape, scan=True)
+    params, prompts = toys.random_params(unrolled, seed=1), toys.prompts()
+    want, _ = jax.jit(unrolled.apply)(params, prompts.tokens, prompts.mask)
+    got, _ = jax.jit(scanned.apply)(scan.stack_layers(params), prompts.tokens, prompts.mask)
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["none", "block", "full"])

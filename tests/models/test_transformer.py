@@ -11,6 +11,18 @@ from jaxppo import models
 from jaxppo.models import lora
 
 LLAMA, GPT2 = replace(toys.LLAMA, num_layers=2), replace(toys.GPT2, num_layers=2)
+GEMMA2 = replace(
+    LLAMA,
+    window=3,
+    no_window=(1,),
+    norm="rms_plus_one",
+    post_norms=True,
+    scaled_embedding=True,
+    query_size=3,
+    score_cap=0.5,
+    logit_cap=2.0,
+    activation="gelu_tanh",
+)
 SHAPES = {
     "llama": LLAMA,
     "gpt2": GPT2,
@@ -18,6 +30,9 @@ SHAPES = {
     "qwen3": replace(LLAMA, qk_norm=True, rope_theta=1e6),
     "llama3": replace(LLAMA, rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "mistral": replace(LLAMA, window=3, num_kv_heads=1),
+    "smollm3": replace(LLAMA, no_rope=(1,)),
+    "gemma2": GEMMA2,
+    "mixed windows": replace(LLAMA, window=3, no_window=(0,), no_rope=(0,)),
 }
 
 
@@ -80,7 +95,7 @@ def test_causality(toy, whole):
     assert not changed[:, :6].any()
     assert changed[:3, 6].all()
     # each of two layers carries it window − 1 tokens further
-    reach = 6 + 2 * ((toy.config.window or 10) - 1)
+    reach = 6 + 2 * ((toy.config.window or 10) - 1) + 10 * len(toy.config.no_window)
     assert not changed[:, reach + 1 :].any()
     assert changed[:3, 7].all()
 
@@ -110,7 +125,9 @@ def test_head_is_the_matrix_behind_the_logits(toy):
     hidden = jnp.asarray(np.random.default_rng(0).standard_normal((3, 16)), jnp.float32)
     head = toy.model.head(toy.params)
     assert head.shape == (toys.VOCAB, 16)
-    np.testing.assert_allclose(toy.model.logits(toy.params, hidden), hidden @ head.T, atol=1e-5)
+    cap = toy.config.logit_cap or 1e4
+    want = cap * np.tanh(hidden @ head.T / cap)
+    np.testing.assert_allclose(toy.model.logits(toy.params, hidden), want, atol=1e-5)
 
 
 def test_two_tokens_by_hand():

@@ -43,6 +43,15 @@ LLAMA3 = {
     "original_max_position_embeddings": 16,
 }
 SLIDING = {"sliding_window": 4, "use_sliding_window": True, "max_window_layers": 0}
+SMOLLM3 = {"no_rope_layer_interval": 2, "pad_token_id": 0}
+# caps so low that they bend
+GEMMA2 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "attn_logit_softcapping": 0.5,
+    "final_logit_softcapping": 2.0,
+}
 GPT2 = {
     "vocab_size": V,
     "n_embd": 32,
@@ -73,6 +82,30 @@ FAMILIES = {
         },
     ),
     "qwen2 window": ("Qwen2", SMALL | SLIDING),
+    "qwen2 window in some layers": (
+        "Qwen2",
+        SMALL | SLIDING | {"layer_types": ["full_attention", "sliding_attention"]},
+    ),
+    "smollm3": ("SmolLM3", SMALL | SMOLLM3),
+    "smollm3 biases, window": (
+        "SmolLM3",
+        SMALL
+        | SMOLLM3
+        | {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": False}
+        | {"use_sliding_window": True, "sliding_window": 4},
+    ),
+    "gemma2": ("Gemma2", SMALL | GEMMA2),
+    "gemma2 no caps, no window": (
+        "Gemma2",
+        SMALL
+        | GEMMA2
+        | {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+        | {
+            "layer_types": ["full_attention"] * 2,
+            "query_pre_attn_scalar": 16,
+            "attention_bias": True,
+        },
+    ),
     "qwen3": ("Qwen3", SMALL | {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 biases": (
         "Qwen3",

@@ -83,6 +83,26 @@ def test_llama_linear_layers_are_transposed(prefix):
     )
 
 
+def test_the_four_norms_of_a_layer_of_gemma2():
+    """post_attention_layernorm is elsewhere the norm before the MLP, here the one behind
+    attention.
+    """
+    shape = dataclasses.replace(LLAMA, post_norms=True)
+    theirs = {
+        "attention_norm": "input_layernorm",
+        "attention_post_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "mlp_post_norm": "post_feedforward_layernorm",
+    }
+    stored = llama_tensors() | {
+        f"model.layers.0.{name}.weight": number(4) + i for i, name in enumerate(theirs.values())
+    }
+    params = mapping.from_checkpoint("gemma2", shape, stored)
+    assert [float(params["layers_0"][name]["scale"][0]) for name in theirs] == [0, 1, 2, 3]
+    again = mapping.to_checkpoint("gemma2", shape, params)
+    assert all(np.array_equal(again[name], x) for name, x in stored.items())
+
+
 def test_gpt2_joint_projection_is_cut_in_three():
     params = mapping.from_checkpoint(
         "gpt2", GPT2, gpt2_tensors()

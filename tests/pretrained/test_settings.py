@@ -1,7 +1,15 @@
 """A checkpoint's config.json becomes our settings, or is refused with a reason."""
 
 import pytest
-from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from transformers import (
+    Gemma2Config,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
@@ -111,14 +119,41 @@ def test_windows():
     # transformers' Llama has no window, whatever its file says
     stored = LlamaConfig(**SMALL).to_dict() | {"layer_types": ["sliding_attention"] * 2}
     assert from_transformers(stored | {"sliding_window": 7}).window is None
-    with pytest.raises(PretrainedError, match="some layers only"):
-        small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=1)
+    mixed = small(Qwen2Config, sliding_window=7, use_sliding_window=True, max_window_layers=1)
+    assert (mixed.window, mixed.no_window) == (7, (0,))
+    with pytest.raises(PretrainedError, match="kind of layer 'chunked_attention'"):
+        from_transformers(layers_of("chunked_attention"))
+
+
+def layers_of(kind: str) -> dict:
+    return Qwen2Config(**SMALL).to_dict() | {"layer_types": [kind] * 2}
+
+
+def test_gemma2():
+    found = small(Gemma2Config, head_dim=16, query_pre_attn_scalar=8, sliding_window=7)
+    assert (found.window, found.no_window, found.query_size) == (7, (1,), 8)
+    assert (found.norm, found.post_norms, found.scaled_embedding) == ("rms_plus_one", True, True)
+    assert (found.score_cap, found.logit_cap, found.activation) == (50.0, 30.0, "gelu_tanh")
+    plain = small(Gemma2Config, head_dim=16, query_pre_attn_scalar=16, sliding_window=None)
+    assert (plain.window, plain.no_window, plain.query_size) == (None, (), None)
+
+
+def test_layers_without_rotation():
+    """SmolLM3's fourth, or those of its list. It has a window only if it is told to use it."""
+    found = small(SmolLM3Config, num_hidden_layers=4, sliding_window=7)
+    assert (found.no_rope, found.window, found.no_window) == ((3,), None, ())
+    own = small(SmolLM3Config, no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=7)
+    assert (own.no_rope, own.window, own.no_window) == ((0,), 7, (1,))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"model_type": "t5"}, "supported ones are gpt2, llama, mistral, qwen2, qwen3"),
+        ({"model_type": "t5"}, "are gpt2, llama, mistral, qwen2, qwen3, smollm3, gemma2"),
+        (
+            Gemma2Config(use_bidirectional_attention=True).to_dict(),
+            "sets use_bidirectional_attention, which is not supported",
+        ),
         (LlamaConfig(hidden_act="relu").to_dict(), "'relu'"),
         (
             LlamaConfig(

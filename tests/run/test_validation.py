@@ -10,6 +10,7 @@ from runs import RUN, TEXTS
 from jaxppo import ppo, supervised
 from jaxppo.data import rows
 from jaxppo.data.prompts import PromptSet
+from jaxppo.parallel import sharding
 from jaxppo.run import load, validation
 
 
@@ -63,3 +64,57 @@ def test_each_held_out_prompt_counts_once(monkeypatch):
     # (2 · 1 + .25 + 2 · 2 + .25) / 2
     assert found["score"] == found["reward"] == 3.25
     assert (found["score_row"], found["score_fixed"]) == (1.5, 0.25)
+
+
+def reward_of_row(params, rolled):
+    return rolled.index * 1.0, rolled.index != 5
+
+
+def test_several_samples_of_a_prompt(monkeypatch):
+    """3 prompts, 2 samples each, 2 prompts at a time: rows 0 to 5 have the scores 0 to 5, and row 5
+    is invalid, so prompt 2 has no pass@k. The text of both samples is made the same, so the first
+    is the majority.
+    """
+    monkeypatch.setattr(validation, "ROWS", 4)
+    texts = lambda tokenizer, done: ([], ["same"] * len(done.tokens), [])
+    monkeypatch.setattr(validation, "decode_rollout", texts)
+    config, policy = load.load_policy(replace(RUN, lora=0, eval_samples=2, eval_right=2.0))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    prompts = PromptSet(np.array([[65] * 4, [66] * 4, [67] * 4], np.int32), np.ones((3, 4), bool))
+    found = {}
+    for layout in ("packed", "dense"):  # packed rows share their prompt's prefill
+        config = replace(config, layout=layout)
+        parts = toys.parts(config, reward=reward_of_row)
+        found[layout] = validation.make_reward_validation(config, policy, parts, prompts)(state)
+    assert found["packed"] == pytest.approx(found["dense"], rel=1e-5)
+    got = found["packed"]
+    assert got["reward"] == got["score"] == 2  # (0 + 1 + 2 + 3 + 4) / 5
+    assert {name: x for name, x in got.items() if "@" in name} == {
+        "avg@2": 1.5,  # (0 + 1 + 2 + 3) / 4
+        "maj@2": 0.5,  # row 2 is right, row 0 is not
+        "pass@2": 0.5,
+        "pass@1": 0.5,  # rows 2 and 3 of 4
+    }
+    more = validation.add_samples(lambda state: {"score": 7.0}, config, policy, parts, prompts)
+    assert more(state) == {"score": 7.0} | {name: x for name, x in got.items() if "@" in name}
+    one = replace(config, eval_samples=1)
+    evaluate = lambda state: {"score": 7.0}
+    assert validation.add_samples(evaluate, one, policy, parts, prompts) is evaluate
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("samples", [1, 2])
+def test_prompts_that_do_not_divide_among_the_devices(samples):
+    """3 prompts on 2 devices: with 2 samples each the 6 rows would, but their groups do not."""
+    config = replace(RUN, lora=0, eval_samples=samples)
+    found = []
+    for mesh in (None, sharding.make_mesh("data=2", jax.devices()[:2])):
+        _, policy = load.load_policy(config, mesh=mesh)
+        state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+        prompts = PromptSet(
+            np.array([[65] * 4, [66] * 4, [67] * 4], np.int32), np.ones((3, 4), bool)
+        )
+        last = lambda params, rolled: (rolled.tokens[:, -1] % 2.0, rolled.finished | True)
+        parts = toys.parts(config, reward=last)
+        found.append(validation.make_reward_validation(config, policy, parts, prompts)(state))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)

@@ -325,19 +325,6 @@ def test_the_jackknife_knows_how_much_distinct_varies():
     assert 0.8 < np.mean(said) / np.std(values) < 1.6
 
 
-def test_pass_at_k_by_counting():
-    """1 − C(n − c, k) / C(n, k), and its mean over binomial counts is 1 − (1 − p)ᵏ: nothing is
-    added by the estimate.
-    """
-    for n in (1, 5, 20):
-        for k in range(1, n + 1):
-            got = metrics.pass_at_k(np.arange(n + 1), n, k)
-            want = [1 - math.comb(n - c, k) / math.comb(n, k) for c in range(n + 1)]
-            np.testing.assert_allclose(got, want, atol=1e-12)
-            chance = [math.comb(n, c) * 0.3**c * 0.7 ** (n - c) for c in range(n + 1)]
-            assert got @ chance == pytest.approx(1 - 0.7**k)
-
-
 def test_means_over_seeds():
     """1 2 3: 2 ± 4.3027 · 1 / √3; t of one degree of freedom is 12.706: 1.5 ± 12.706 · .7071 /
     √2.
@@ -363,6 +350,3 @@ def test_what_cannot_be_measured():
         metrics.paired_difference(METRICS["exact"], ["a"], ["a", "b"], ["a"], seed=0)
     with pytest.raises(UserError, match="no responses"):
         metrics.interval(METRICS["distinct_1"], [], [], seed=0)
-    for right, n, k in (([1], 4, 5), ([1], 4, 0), ([5], 4, 1), ([-1], 4, 1)):
-        with pytest.raises(UserError, match=f"pass@{k} needs"):
-            metrics.pass_at_k(np.array(right), n, k)

@@ -37,6 +37,7 @@ def options(folder, **changes) -> TaskConfig:
         "advantage": "rloo",
         "value_loss": "none",
         "eval_every": 1,
+        "eval_samples": 2,
         "save_every": 1,
     }
     return TaskConfig(**base | sizes | changes)
@@ -72,6 +73,8 @@ def test_files_and_results(done):
             stored["gain"][metric],
         )
         assert gain == pytest.approx(after - before) and low <= gain <= high
+    for row in files.read_jsonl(root / "policy" / "metrics.jsonl"):
+        assert row["validation_pass@1"] <= row["validation_pass@2"] and "validation_avg@2" in row
     outputs = files.read_jsonl(root / "outputs.jsonl")
     assert (
         len(outputs) == 8

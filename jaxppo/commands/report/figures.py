@@ -34,6 +34,7 @@ UNITS |= dict.fromkeys(("accuracy", "distinct_1", "distinct_2", "repetition"), "
 UNITS |= dict.fromkeys(("exact", "answer_exact"), "share of rows")
 UNITS |= dict.fromkeys(("answer_f1", "entity_f1", "rouge1", "rouge2", "rougeL"), "0 to 1")
 UNITS |= dict.fromkeys(("bleu", "chrf"), "0 to 100")
+UNITS |= {"avg": "score a response"} | dict.fromkeys(("pass", "maj"), "share of prompts")
 
 TRAINING = (
     "reward",
@@ -70,7 +71,9 @@ def unit(name: str, *, training: bool) -> str:
     >>> unit("length", training=True), unit("length", training=False)
     ('tokens a response', 'words a response')
     """
-    return "words a response" if name == "length" and not training else UNITS.get(name, "")
+    if name == "length" and not training:
+        return "words a response"
+    return UNITS.get(name.partition("@")[0], "")  # pass@4, ...
 
 
 class Line(NamedTuple):

@@ -35,6 +35,15 @@ LLAMA = shapes.llama(
     vocab_size=257, width=16, num_layers=2, num_heads=4, num_kv_heads=2, max_length=64
 )
 GPT2 = shapes.gpt2(vocab_size=257, width=16, num_layers=2, num_heads=4, max_length=64)
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    norm="rms_plus_one",
+    post_norms=True,
+    scaled_embedding=True,
+    score_cap=0.5,
+    logit_cap=2.0,
+    activation="gelu_tanh",
+)
 SHAPES = {
     "llama": LLAMA,
     "llama untied": dataclasses.replace(LLAMA, tied=False),
@@ -56,6 +65,15 @@ MORE = {  # every other point of the families' space
         LLAMA, qk_norm=True, qkv_bias=True, out_bias=True, tied=False
     ),
     "qwen3 window": dataclasses.replace(LLAMA, qk_norm=True, window=4),
+    "qwen2 window in some layers": dataclasses.replace(
+        LLAMA, qkv_bias=True, window=4, no_window=(1,)
+    ),
+    "smollm3": dataclasses.replace(LLAMA, no_rope=(1,)),
+    "smollm3 biases, window": dataclasses.replace(
+        LLAMA, no_rope=(1,), window=4, no_window=(0,), qkv_bias=True, out_bias=True
+    ),
+    "gemma2": dataclasses.replace(GEMMA2, window=4, no_window=(1,), query_size=3),
+    "gemma2 biases": dataclasses.replace(GEMMA2, qkv_bias=True, out_bias=True, tied=False),
     "gpt2 exact gelu": dataclasses.replace(GPT2, activation="gelu", mlp_width=40),
 }
 SIZES = RunConfig(batch_size=4, prompt_length=8, response_length=6, minibatches=2)

@@ -82,6 +82,10 @@ def test_shapes_between_the_families():
         {"gated": False},
         {"qkv_bias": True, "mlp_bias": True},
         {"window": 4, "mlp_bias": True},
+        {"window": 4, "no_window": (0,)},
+        {"no_rope": (0,), "qk_norm": True},
+        {"post_norms": True},
+        {"logit_cap": 2.0},
     ):
         with pytest.raises(PretrainedError, match="no class for a transformer of this shape"):
             settings.family_of(dataclasses.replace(LLAMA, **change))
