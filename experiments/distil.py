@@ -24,11 +24,12 @@ from jaxppo.data.examples import Examples
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
 from jaxppo.rewards import in_program
-from jaxppo.run import files, load
+from jaxppo.run import files, load, resume
 from jaxppo.run.sampler import Sampler
 from jaxppo.tasks import Task, TaskConfig, sources, stages
 from jaxppo.tasks.measure import Evaluator, encode_examples, format_examples
 
+BASELINE = "supervised/model"  # of a task's supervised stage
 ARMS = ("supervised", "reward", "reverse", "forward", "jsd")
 
 
@@ -74,9 +75,10 @@ def new_student(options: TaskConfig, teacher: Path, place: Path) -> Path:
 
 
 def teachers_samples(
-    options: TaskConfig, task: Task, examples: Examples, teacher: Path, number: int
+    options: TaskConfig, task: Task, examples: Examples, number: int
 ) -> list[tuple[str, str]]:
     """So many (prompt, response) pairs, sampled from the teacher."""
+    teacher = Path(options.runs) / "teacher" / BASELINE
     config, policy = load.load_policy(replace(options, model=str(teacher), lora=0))
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     asked, _ = encode_examples(config, policy, task, examples.train)
@@ -88,20 +90,22 @@ def teachers_samples(
     return pairs[:number]
 
 
-def learn(
-    options: TaskConfig, task: Task, examples: Examples, arm: str, teacher: Path
-) -> dict[str, Any]:
+def settings_of(options: TaskConfig, arm: str) -> TaskConfig:
+    """The settings of one way to learn."""
+    root = Path(options.runs)
+    own = replace(options, name=arm, model=str(root / "student" / BASELINE), lora=0)
+    if arm == "supervised":
+        changes = stages.supervised_settings(root / arm, options.steps)
+        return replace(own, **{**changes, "eval_every": options.eval_every})
+    own = replace(own, teacher=str(root / "teacher" / BASELINE))
+    own = replace(own, resume=files.has_started(root / arm))
+    return replace(presets.preset(own, "distil"), distil=arm)
+
+
+def learn(options: TaskConfig, task: Task, examples: Examples, arm: str) -> dict[str, Any]:
     """Train the student in one way, and measure it on test examples."""
     place = Path(options.runs) / arm
-    resuming = files.has_started(place)
-    settings = replace(options, name=arm, resume=resuming)
-    if arm == "supervised":
-        changes = stages.supervised_settings(place, options.steps)
-        settings = replace(settings, **{**changes, "eval_every": options.eval_every})
-    else:
-        settings = presets.preset(replace(settings, teacher=str(teacher)), "distil")
-        settings = replace(settings, distil=arm)
-    settings, policy = load.load_policy(settings)
+    settings, policy = load.load_policy(settings_of(options, arm))
     encode = lambda part: encode_examples(settings, policy, task, part)
     held_out, test = (
         encode(part[: options.test_rows]) for part in (examples.validation, examples.test)
@@ -109,7 +113,7 @@ def learn(
     if arm == "supervised":
         number = options.steps * options.batch_size
         data = rows.responses(
-            teachers_samples(options, task, examples, teacher, number),
+            teachers_samples(options, task, examples, number),
             policy.tokenizer.encode,
             settings.length,
             eos=policy.tokenizer.eos_id,
@@ -123,7 +127,7 @@ def learn(
         parts = algorithms.make_parts(settings, in_program.no_reward)
     evaluator = Evaluator(settings, policy, task, None)
     evaluate = lambda state: evaluator.compute(evaluator.sample(state, *held_out))
-    files.run_folder(options.runs, arm, resume=resuming)
+    files.run_folder(options.runs, arm, resume=settings.resume)
     state = train.fit(settings, policy, parts, data, folder=place, evaluate=evaluate)
     best = load.restore_best(place, state)
     return evaluator.compute(evaluator.sample(best, *test)) | {"step": int(best.step)}
@@ -133,17 +137,19 @@ def main(options: Distil) -> None:
     if wrong := [arm for arm in options.arms if arm not in ARMS]:
         raise UserError(f"--arms {wrong[0]!r}: choose among {', '.join(ARMS)}")
     task, root = tasks.get_task(options), stages.check(options)
-    load.use_compilation_cache()
-    examples = sources.load_examples(options)
     own = stages.tiny_options(options) if options.tiny else options
     own = replace(own, tiny=False, **stages.prompt_settings(options, task))
+    arms = replace(own, runs=str(root))
+    for arm in options.arms:
+        resume.check_early(settings_of(arms, arm))
+    load.use_compilation_cache()
+    examples = sources.load_examples(options)
     large = own if options.tiny else replace(own, sft_steps=options.teacher_steps)
     teacher = stages.train_baseline(large, task, examples, root / "teacher")
     start = new_student(own, teacher, root / "new")
     small = replace(own, model=str(start), lora=0)
-    student = stages.train_baseline(small, task, examples, root / "student")
-    small = replace(small, model=str(student), runs=str(root))
-    found = {arm: learn(small, task, examples, arm, teacher) for arm in options.arms}
+    stages.train_baseline(small, task, examples, root / "student")
+    found = {arm: learn(arms, task, examples, arm) for arm in options.arms}
     record = {"seed": options.seed, "config": files.portable_settings(options), "arms": found}
     files.write_record(str(root), "result", record)
     files.write_record(options.results, f"distil/{options.name}", record)

@@ -123,6 +123,7 @@ RUNS = {
     "speech": (nothing, TASK),
     "multitask": (nothing, TASK),
     "dialogue": (examples, [*TASK, *TURNS]),
+    "distil": (examples, [*TASK, "--arms", "supervised", "jsd"]),
     "adversarial": (texts, ["--tiny", "--steps", "4", "--save-every", "1"]),
     "train": (nothing, [*SMALL, "--batch-size", "4", "--response-length", "4"]),
 }
