@@ -157,7 +157,7 @@ def train(llama, settings, prompts, *, teacher=None, steps=1):
     return state.params, metrics
 
 
-@pytest.mark.parametrize("distil", ["reward", "reverse", "forward", "jsd"])
+@pytest.mark.parametrize("distil", ["reward", pytest.param("jsd", marks=pytest.mark.ci)])
 def test_who_teaches_himself_without_a_hint_has_nothing_to_learn(llama, distil):
     settings = replace(SETTINGS, distil=distil)
     params, metrics = train(llama, settings, with_hints(toys.prompts(), None))
@@ -206,7 +206,13 @@ def test_under_pmap_and_over_a_mesh_the_same(llama, teacher):
         assert float(found["teacher_kl"]) == pytest.approx(float(metrics["teacher_kl"]), rel=1e-4)
 
 
-@pytest.mark.parametrize("distil", ["reward", "reverse", "forward", "jsd"])
+@pytest.mark.parametrize(
+    "distil",
+    [
+        pytest.param(x, marks=pytest.mark.ci if x == "reward" else pytest.mark.slow)
+        for x in ("reward", "reverse", "forward", "jsd")
+    ],
+)
 def test_the_policy_becomes_like_its_teacher(llama, teacher, distil):
     settings = replace(SETTINGS, distil=distil, optimizer="adam", lr=2e-2, batch_size=32)
     settings = replace(settings, distil_coef=1.0 if distil != "jsd" else 4.0)
