@@ -275,6 +275,12 @@ class Config(metaclass=_WithPreset):
     kl_stop: float = 0.0
     """skip the remaining minibatches of a step above this KL to the sampling policy, in
     nats a token; 0 = never"""
+    reference_every: int = 0
+    """the reference becomes the policy every so many steps; 0 = never"""
+    reference_decay: float = 0.0
+    """the reference follows the policy as an average with this decay a step, such as
+    .99; 0 = it stays
+    """
 
     # --- distillation
 
@@ -449,7 +455,7 @@ RANGES: dict[str, str] = {
             # weights, penalties and rates, which would turn around below 0; 0 is off
             "beta", "beta_target", "value_coef", "lam_alpha", "missing_eos_penalty",
             "overlong_penalty", "reward_clip", "likelihood_coef", "off_policy_threshold",
-            "correction_low", "rejection_low", "kl_coef", "kl_coef_min",
+            "correction_low", "rejection_low", "kl_coef", "kl_coef_min", "reference_every",
             "kl_stop", "distil_coef", "lr", "critic_lr", "weight_decay", "cg_damping",
         ),
         "[0, inf)",
@@ -462,7 +468,8 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
     **dict.fromkeys(("top_p", "mask_top_p", "top_entropy"), "(0, 1]"),
     "distil_beta": "(0, 1)",
-    "baseline_decay": "[0, 1)",  # 1 would keep the first baseline, 0
+    # 1 would keep the first baseline, 0, or the first reference
+    **dict.fromkeys(("baseline_decay", "reference_decay"), "[0, 1)"),
     **dict.fromkeys(
         (
             "entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings",

@@ -46,6 +46,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "off_policy_mask_threshold": "off_policy_threshold",
         "ppo_epochs": "epochs",
         "query_dataset": "data",
+        "ref_model_sync_steps": "reference_every",
         "reward_clip_range": "reward_clip",
         "reward_func": "reward",
         "reward_funcs": "reward",

@@ -29,6 +29,7 @@ from jaxppo import distillation, masked, packing, policy, sampling, types
 from jaxppo import kl as kls
 from jaxppo.config import Config
 from jaxppo.models import lora, nlpo
+from jaxppo.models import reference as moving
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import shaping
 from jaxppo.rewards.shaping import row_scores
@@ -65,9 +66,9 @@ def make_train_step(
         # All keys come from the run's key and the step's number: no two steps share
         # noise, and a resumed run repeats it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        statistics = nlpo.update_lagged(state, config)
+        statistics = moving.update_moving(state, nlpo.update_lagged(state, config), config)
         base = nlpo.with_lagged(policy.cast(state.frozen["base"], model.dtype), statistics)
-        frozen = {**state.frozen, "base": base}
+        frozen = moving.with_moving({**state.frozen, "base": base}, statistics)
 
         # 1. rollout
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
@@ -376,7 +377,9 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
         frozen=frozen,
         opt_state=make_optimizer(config).init(params),
         controller={"kl_coef": coefficient(config.kl_coef), "beta": coefficient(config.beta)},
-        statistics=shaping.init_statistics() | nlpo.init_lagged(params, config),
+        statistics=shaping.init_statistics()
+        | nlpo.init_lagged(params, config)
+        | moving.init_moving(params, config),
         cursor=zero(),
         counters={"skipped_updates": zero(), "invalid_rows": zero(), "barren_steps": zero()},
     )
