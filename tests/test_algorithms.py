@@ -203,6 +203,7 @@ def test_the_table_of_readers_is_that_of_the_parts():
         "value_loss": algorithms.VALUE_LOSSES,
         "correction": algorithms.CORRECTIONS,
         "rejection": algorithms.REJECTIONS,
+        "distil": algorithms.DIVERGENCES,
         "kl_adaptive": {True, False},
     }
     for choice, readers in algorithms.READ_BY.values():
