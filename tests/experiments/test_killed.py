@@ -135,6 +135,7 @@ RUNS |= {
     "tune": (nothing, ["--tiny", "--candidates", "2", "--keep", "2", "--out", "runs/tuned.yaml"]),
 }
 RUNS["train --teacher self --distil jsd"] = RUNS["train"]
+RUNS["train --reference-every 2"] = RUNS["train"]
 QUICK = ("sft", "train")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import models
+from jaxppo import models, parallel, ppo
 from jaxppo.models import lora
 from jaxppo.models import reference as moving
 
@@ -58,3 +58,32 @@ def test_the_kl_is_that_to_the_reference_of_the_step(llama, adapters):
     assert max(jax.tree.leaves(moved)) > 1e-3
     if not adapters:  # the frozen copy is that of the start
         toys.assert_same(state.frozen["reference"], start)
+
+
+@pytest.mark.ci
+def test_under_pmap_and_over_a_mesh_the_same(llama):
+    settings = replace(EVERY, reference_decay=0.5, kl_coef=0.1)
+    step, state = toys.step(llama, settings), toys.state(llama, settings)
+    for _ in range(2):
+        state, metrics = step(state, toys.prompts())
+    for options in (
+        {"mode": "pmap", "devices": jax.devices()[:2]},
+        {"mesh": "data=2,fsdp=2,tensor=2"},
+    ):
+        step = parallel.compile_for_mode(
+            lambda axis: ppo.make_train_step(
+                llama.model, toys.parts(settings), settings, axis_name=axis
+            ),
+            **options,
+        )
+        other, prompts = step.place(toys.state(llama, settings)), jax.device_get(toys.prompts())
+        for _ in range(2):
+            other, found = step(other, step.put(prompts))
+        toys.assert_close(
+            step.unreplicate(other).statistics["reference"],
+            state.statistics["reference"],
+            atol=2e-4,
+        )
+        assert float(found["kl"]) == pytest.approx(float(metrics["kl"]), abs=1e-3)
+    kernel = other.statistics["reference"]["layers_0"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4  # fsdp x tensor
