@@ -156,7 +156,7 @@ def test_killed_in_a_save(undisturbed, tmp_path, where):
     assert all(path.name.isdigit() for path in folder.iterdir())  # nothing half written is left
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_killed_with_adapters_on_every_layer(tmp_path):
     """Between data and manifest of the first step's save; two steps in all. The base below them
     is in 8 bits.

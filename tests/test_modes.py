@@ -275,7 +275,12 @@ def test_groups_and_no_critic(one_device):
 @pytest.mark.ci
 @pytest.mark.parametrize(
     ("base", "scan", "mode"),
-    [("same", False, "mesh"), ("same", True, "mesh"), ("int8", True, "mesh"), ("int8", 0, "pmap")],
+    [
+        pytest.param("same", False, "mesh", marks=pytest.mark.slow),
+        pytest.param("same", True, "mesh", marks=pytest.mark.slow),
+        ("int8", True, "mesh"),
+        ("int8", 0, "pmap"),
+    ],
 )
 def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
     settings = replace(SGD, lora=2, lora_on="all", lora_alpha=1.0, base_dtype=base)
@@ -289,7 +294,7 @@ def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
 
 
 IN_CI = {
-    ("ppo", "data=8"), ("grpo", "pmap"), ("grpo", "data=2,fsdp=2,tensor=2"), ("dapo", "fsdp=8"),
+    ("grpo", "pmap"), ("grpo", "data=2,fsdp=2,tensor=2"), ("dapo", "fsdp=8"),
 }  # fmt: skip
 
 
