@@ -150,6 +150,18 @@ def copied(tree):
     return jax.tree.map(jnp.copy, tree)
 
 
+def logits_in_two_parts(model: Model, params, prompts: Prompts):
+    """Logits of rows that are read with a cache: all tokens but the last, then that."""
+    rows, length = prompts.tokens.shape
+    cache, parts = model.init_cache(rows, length), []
+    for some in (slice(0, length - 1), slice(length - 1, length)):
+        hidden, cache = model.apply(
+            params, prompts.tokens[:, some], prompts.mask[:, some], cache=cache
+        )
+        parts.append(model.logits(params, hidden))
+    return jnp.concatenate(parts, 1)
+
+
 def state(toy: Toy, settings: Config = SETTINGS, *, seed: int = 0) -> TrainState:
     """The state before the first step; every weight is trained, the reference is a copy."""
     frozen = {"base": {}, "reference": copied(toy.params), "reward": {}}

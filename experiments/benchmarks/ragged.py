@@ -265,7 +265,8 @@ def measure_trl(options: Options, work: Work, config: Config, lengths: np.ndarra
     precision = "bf16" if options.dtype == "bfloat16" else "no"
     extra = {"ACCELERATE_MIXED_PRECISION": precision, "HF_HUB_OFFLINE": "1"}
     python = str(options.peer_python.expanduser())
-    return step.run_child(python, "trl_grpo.py", spec, row, extra)
+    found = step.run_child(python, "trl_grpo.py", spec, row, extra)
+    return found | {"step_s": statistics.median(found["steps_s"])}
 
 
 def positions_of_an_epoch(config: Config, work: Work, lengths: np.ndarray) -> dict[str, int]:

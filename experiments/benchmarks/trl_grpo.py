@@ -8,27 +8,15 @@ processor of logits ends each row at its length, and no row before. TRL pads to 
 Half precision needs ACCELERATE_MIXED_PRECISION=bf16 in the environment.
 """
 
-import itertools
 import json
-import os
-import resource
-import statistics
 import sys
 import tempfile
-import time
 
 import datasets
 import tokenizers
 import torch
-import transformers
-import trl
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LogitsProcessorList,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-)
+import trl_common
+from transformers import GPT2LMHeadModel, LogitsProcessorList, PreTrainedTokenizerFast
 from trl import GRPOConfig, GRPOTrainer
 
 END = 0
@@ -49,16 +37,6 @@ class EndAt:
         return scores
 
 
-class Updates(TrainerCallback):
-    """Wall and processor time at the end of each update."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append((time.perf_counter(), time.process_time()))
-
-
 def words(size: int) -> PreTrainedTokenizerFast:
     """A tokenizer whose token i is the word `i`."""
     vocabulary = {str(i) if i != END else "<end>": i for i in range(size)}
@@ -68,25 +46,14 @@ def words(size: int) -> PreTrainedTokenizerFast:
 
 
 def main(spec: dict) -> dict:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.manual_seed(0)
+    trl_common.start()
     shape, work, group = spec["model"], spec["work"], spec["group_size"]
     rows, steps = work["rows"], spec["steps"] + 1  # the first is a warm-up
     updates = spec["epochs"] * spec["minibatches"]
-    model = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=shape["vocab_size"],
-            n_positions=shape["max_length"],
-            n_embd=shape["width"],
-            n_layer=shape["num_layers"],
-            n_head=shape["num_heads"],
-            bos_token_id=END,
-            eos_token_id=END,
-        )
-    )
+    model = GPT2LMHeadModel(trl_common.gpt2(shape, end=END))
     prompts = torch.randint(1, shape["vocab_size"], (steps * rows // group, work["prompt"]))
     target = shape["vocab_size"] // 2
-    clock = Updates()
+    clock = trl_common.Clock()
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         trainer = GRPOTrainer(
@@ -132,21 +99,9 @@ def main(spec: dict) -> dict:
         trainer.train()
     # a row that ended early has its end as the last of its tokens
     ended = sum(length < work["response"] for length in spec["lengths"])
-    if seen != [sum(spec["lengths"]) - ended] * steps or len(clock.ends) != steps * updates:
-        raise SystemExit(f"wrong work: {seen} tokens, {len(clock.ends)} updates")
-    ends = clock.ends[updates - 1 :: updates]
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(ends)]
-    return {
-        "trl": trl.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "precision": trainer.accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
-        "steps_s": [wall for wall, _ in spans],
-        "step_s": statistics.median(wall for wall, _ in spans),
-        "cpu_s": statistics.median(cpu for _, cpu in spans),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-    }
+    if seen != [sum(spec["lengths"]) - ended] * steps or len(clock.ends) != steps * updates + 1:
+        raise SystemExit(f"wrong work: {seen} tokens, {len(clock.ends) - 1} updates")
+    return trl_common.measured(trainer, clock.ends[::updates])
 
 
 if __name__ == "__main__":

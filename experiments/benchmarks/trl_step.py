@@ -11,19 +11,14 @@ Half precision needs ACCELERATE_MIXED_PRECISION=bf16 in the environment: the tra
 """
 
 import json
-import os
-import resource
-import statistics
 import sys
 import tempfile
-import time
 from types import SimpleNamespace
 
 import datasets
 import torch
-import transformers
-import trl
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, TrainerCallback
+import trl_common
+from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel
 from trl.experimental.ppo import PPOConfig, PPOTrainer
 
 
@@ -44,19 +39,6 @@ class CountToken(torch.nn.Module):
         hits = (input_ids == self.token).float()
         hits[:, : self.prompt] = 0.0
         return SimpleNamespace(hidden_states=(hits.cumsum(1)[..., None],))
-
-
-class Iterations(TrainerCallback):
-    """Wall and processor time at the end of each iteration."""
-
-    def __init__(self):
-        self.ends = []
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.ends.append((time.perf_counter(), time.process_time()))
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.ends.append((time.perf_counter(), time.process_time()))
 
 
 def settings(work: dict, steps: int, folder: str) -> PPOConfig:
@@ -84,18 +66,9 @@ def settings(work: dict, steps: int, folder: str) -> PPOConfig:
     )
 
 
-def trainer(work: dict, steps: int, folder: str, clock: Iterations) -> PPOTrainer:
+def trainer(work: dict, steps: int, folder: str, clock: trl_common.Clock) -> PPOTrainer:
     shape = work["model"]
-    config = GPT2Config(
-        vocab_size=shape["vocab_size"],
-        n_positions=shape["max_length"],
-        n_embd=shape["width"],
-        n_layer=shape["num_layers"],
-        n_head=shape["num_heads"],
-        bos_token_id=None,
-        eos_token_id=None,
-        num_labels=1,
-    )
+    config = trl_common.gpt2(shape, end=None, num_labels=1)
     never = shape["vocab_size"]  # no token has this id: nothing is padding and nothing ends
     prompts = torch.randint(0, shape["vocab_size"], (4 * work["rows"], work["prompt"]))
     return PPOTrainer(
@@ -112,9 +85,8 @@ def trainer(work: dict, steps: int, folder: str, clock: Iterations) -> PPOTraine
 
 
 def main(spec: dict) -> dict:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    torch.manual_seed(0)
-    clock = Iterations()
+    trl_common.start()
+    clock = trl_common.Clock()
     with tempfile.TemporaryDirectory() as folder:
         trained = trainer(spec["work"], spec["steps"], folder, clock)
         updates = []
@@ -129,18 +101,7 @@ def main(spec: dict) -> dict:
         raise SystemExit(
             f"wrong work: {len(updates)} updates, not {expected}, or a response that ended"
         )
-    spans = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(clock.ends, clock.ends[1:])]
-    spans = spans[1:]  # without the warm-up
-    return {
-        "trl": trl.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "precision": trained.accelerator.mixed_precision,
-        "threads": torch.get_num_threads(),
-        "steps_s": [wall for wall, _ in spans],
-        "cpu_s": statistics.median(cpu for _, cpu in spans),
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
-    }
+    return trl_common.measured(trained, clock.ends)
 
 
 if __name__ == "__main__":

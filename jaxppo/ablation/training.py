@@ -132,7 +132,7 @@ def train_groups(
     of runs with the same settings from there.
     """
     key = lambda arm, run: run_key(scale, arm, run)
-    kept = {row["key"]: row for row in files.read_jsonl(place)} if resume else {}
+    kept = {row["key"]: row for row in files.read_numbers(place)} if resume else {}
     known = [key(arm, run) in kept for arm, runs in groups for run in runs]
     if resume:
         print(f"{sum(known)} of {len(known)} runs are finished in {place}", flush=True)
@@ -146,9 +146,7 @@ def train_groups(
             kept |= {name: {"key": name} | row for name, row in new.items()}
             files.write_jsonl(place, list(kept.values()))
         found += [kept[key(arm, run)] for run in runs]
-    # null is NaN
-    number = lambda x: float("nan") if x is None else x
-    return [{name: number(x) for name, x in row.items() if name != "key"} for row in found]
+    return [{name: x for name, x in row.items() if name != "key"} for row in found]
 
 
 def run_key(scale: Scale, arm: Arm, run: sweep.Run) -> str:

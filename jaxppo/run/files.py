@@ -260,9 +260,13 @@ def read_jsonl(path: Path) -> list[dict]:
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """Read a run's metrics.jsonl: a row a step. null is NaN."""
+    return read_numbers(folder / "metrics.jsonl")
+
+
+def read_numbers(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a .jsonl file, as `read_jsonl` does; null is NaN."""
     number = lambda x: math.nan if x is None else x
-    rows = read_jsonl(folder / "metrics.jsonl")
-    return [{name: number(x) for name, x in row.items()} for row in rows]
+    return [{name: number(x) for name, x in row.items()} for row in read_jsonl(path)]
 
 
 def write_jsonl(path: Path, rows: Sequence[dict]) -> None:

@@ -87,12 +87,7 @@ def test_eight_bits_equal_their_numbers_in_float32(shape):
     twice = jax.grad(lambda x: jnp.vdot(*map(flat_of, (slope(x, small), x))))
     want_twice = jax.grad(lambda x: jnp.vdot(*map(flat_of, (slope(x, floats(small)), x))))
     toys.assert_close(twice(trained), want_twice(trained), atol=1e-3, rtol=1e-3)
-    params, cache, parts = lora.merge(small, trained), model.init_cache(3, 4), []
-    for start, end in ((0, 3), (3, 4)):
-        own = prompts.tokens[:, start:end], prompts.mask[:, start:end]
-        hidden, cache = model.apply(params, *own, cache=cache)
-        parts.append(model.logits(params, hidden))
-    got = jnp.concatenate(parts, 1)
+    got = toys.logits_in_two_parts(model, lora.merge(small, trained), prompts)
     np.testing.assert_allclose(got[prompts.mask], want[prompts.mask], atol=1e-5)
 
 

@@ -40,6 +40,17 @@ def test_row_shards():
     assert layout.row_shards() == 1
 
 
+@pytest.mark.parametrize(("mesh", "waits"), [("fsdp=8", True), ("data=4,tensor=2", False)])
+def test_weights_wait_for_the_input_only_where_they_are_gathered(mesh, waits):
+    def program(x, w):
+        with jax.sharding.use_abstract_mesh(sharding.make_mesh(mesh).abstract_mesh):
+            x, w = layout.gather_after(x, w)
+            return x @ w
+
+    text = str(jax.make_jaxpr(program)(jnp.zeros((8, 4)), jnp.zeros((4, 2))))
+    assert ("optimization_barrier" in text) == waits
+
+
 def test_without_a_mesh_constrain_does_nothing():
     x = jnp.zeros((3, 5))
     assert layout.constrain(x, "rows", "heads") is x

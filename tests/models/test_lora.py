@@ -123,12 +123,7 @@ def test_adapters_on_every_layer_merged_and_with_a_cache(shape):
     for merged in found:
         got, _ = plain.apply(merged, prompts.tokens, prompts.mask)
         np.testing.assert_allclose(plain.logits(merged, got), want, atol=1e-5)
-    cache, parts = model.init_cache(3, 4), []
-    for start, end in ((0, 3), (3, 4)):
-        own = prompts.tokens[:, start:end], prompts.mask[:, start:end]
-        hidden, cache = model.apply(params, *own, cache=cache)
-        parts.append(model.logits(params, hidden))
-    got = jnp.concatenate(parts, 1)
+    got = toys.logits_in_two_parts(model, params, prompts)
     np.testing.assert_allclose(got[prompts.mask], want[prompts.mask], atol=1e-5)
     base = lora.split(params, lora.is_trained)[1]
     without, _ = plain.apply(base, prompts.tokens, prompts.mask)
