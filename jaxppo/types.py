@@ -48,6 +48,8 @@ class Rollout(struct.PyTreeNode):
     extra: PyTree = struct.field(default_factory=dict)
     index: PyTree = None  # Int[B] of `Prompts`, or None
     entropy: PyTree = None  # Float[B T] of the sampler, in nats, if something reads it
+    # Float[B T] of an environment, on the last sampled token of each turn, or None
+    rewards: PyTree = None
 
     @property
     def response(self) -> Int[Array, "B T"]:
@@ -102,6 +104,38 @@ class Model(NamedTuple):
     # Whether rows may be packed: `apply` takes positions [B L] and segments [B L 2]
     # (`models.attention.packed_mask`), `init_cache` a prompt (`models/cache.py`).
     packs: bool = False
+
+
+class Turn(struct.PyTreeNode):
+    """What the policy wrote since it last had to read."""
+
+    tokens: Int[Array, "B M"]
+    length: Int[Array, "B"]
+
+
+class Observation(struct.PyTreeNode):
+    """What an environment answers to a turn."""
+
+    tokens: Int[Array, "B O"]  # aligned on the right
+    length: Int[Array, "B"]  # at least 1, unless the episode is done
+    reward: Float[Array, "B"]  # of the turn; not finite = the row is invalid
+    done: Bool[Array, "B"]  # nothing more is read or written
+
+
+class Environment(NamedTuple):
+    """A world that answers what the policy writes, as pure functions of arrays."""
+
+    # reset(instance, keys [B]) -> state; the instance is the `extra` of the prompts
+    reset: Callable[[PyTree, Array], PyTree]
+    step: Callable[[PyTree, Turn], tuple[PyTree, Observation]]
+    max_turns: int
+    turn_length: int  # M, most tokens of a turn
+    observation_length: int  # O, most tokens of an answer
+
+    @property
+    def length(self) -> int:
+        """Slots of an episode: the T of its rollout."""
+        return self.max_turns * (self.turn_length + self.observation_length)
 
 
 class RewardFn(Protocol):
@@ -161,6 +195,8 @@ class Parts(NamedTuple):
     rejection: Callable[[Array, Array, Array], Array] | None = None
     # make_update(model, parts, config, axis_name=); None = `update.make_update`
     update: Callable[..., Callable] | None = None
+    # what answers the policy's turns; None = a response is one turn
+    environment: Environment | None = None
     # `advantage` reads extra["greedy_scores"]: scores of a second, greedy rollout
     greedy: bool = False
     # `policy_loss` takes beta=, a coefficient that the controller adapts
