@@ -18,7 +18,7 @@ Valid = Bool[Array, "B"] | None
 
 
 def gae(
-    rewards: BT, values: BT, mask: Mask, *, gamma: Scalar, lam: Scalar | Float[Array, "B 1"]
+    rewards: BT, values: BT, mask: Mask, *, gamma: Scalar | BT, lam: Scalar | Float[Array, "B 1"]
 ) -> tuple[BT, BT]:
     """Generalised advantage estimation (https://arxiv.org/abs/1506.02438); returns
     (advantages, returns).
@@ -29,8 +29,9 @@ def gae(
     Observations between turns (mask 0) are skipped without discount; their rewards and
     values are not read.
 
-    Shapes: rewards, values, mask [B T]; lam a scalar, or [B 1] for a λ that depends on
-    the length.
+    Shapes: rewards, values, mask [B T]; gamma a scalar, or [B T] for a discount between
+    a token and the next (`turn_discounts`); lam a scalar, or [B 1] for a λ that depends
+    on the length.
 
     >>> x = jnp.array([[0.0, 0.0, 1.0]])
     >>> gae(x, jnp.full((1, 3), 0.5), jnp.ones((1, 3)), gamma=1.0, lam=0.5)[0]
@@ -39,18 +40,60 @@ def gae(
     m = mask.astype(bool)
     rewards, values = masked.keep(rewards, m), masked.keep(values, m)
     lam = jnp.broadcast_to(jnp.asarray(lam, rewards.dtype), (rewards.shape[0], 1))[:, 0]
-    gamma = jnp.asarray(gamma, rewards.dtype)
+    gamma = jnp.broadcast_to(jnp.asarray(gamma, rewards.dtype), rewards.shape)
 
     def step(after, now):
         next_value, next_advantage = after
-        acting, reward, value = now
+        acting, reward, value, gamma = now
         advantage = reward + gamma * next_value - value + gamma * lam * next_advantage
         after = jnp.where(acting, value, next_value), jnp.where(acting, advantage, next_advantage)
         return after, advantage
 
     zero = jnp.zeros_like(rewards[:, 0])
-    _, advantages = jax.lax.scan(step, (zero, zero), (m.T, rewards.T, values.T), reverse=True)
+    by_time = (m.T, rewards.T, values.T, gamma.T)
+    _, advantages = jax.lax.scan(step, (zero, zero), by_time, reverse=True)
     return masked.keep(advantages.T, m), masked.keep(advantages.T + values, m)
+
+
+def turn_discounts(mask: Mask, *, gamma: Scalar, turn_gamma: Scalar) -> BT:
+    """γ from a token to the next of its turn, and γ · γ_turn to the first of the next
+    turn, for `gae` and `returns_to_go`.
+
+    A turn ends where the next slot is not an acting token.
+
+    >>> mask = jnp.array([[1.0, 1.0, 0.0, 1.0]])
+    >>> turn_discounts(mask, gamma=1.0, turn_gamma=0.5)
+    Array([[1. , 0.5, 1. , 0.5]], dtype=float32)
+    """
+    m = mask.astype(bool)
+    ends = m & ~jnp.pad(m[:, 1:], ((0, 0), (0, 1)))
+    gamma = jnp.asarray(gamma, jnp.result_type(float))
+    return jnp.where(ends, gamma * turn_gamma, gamma)
+
+
+def turn_gae(rewards: BT, values: BT, mask: Mask, *, gamma: Scalar, lam: Scalar) -> tuple[BT, BT]:
+    """`gae` with each turn as one action: its reward is the sum over its tokens, its
+    value that of the state before its first token (turn-level PPO,
+    https://arxiv.org/abs/2512.17008); returns (advantages, returns).
+
+    δₖ = rₖ + γ Vₖ₊₁ − Vₖ,  Aₖ = δₖ + γ λ Aₖ₊₁,  Rₖ = Aₖ + Vₖ
+
+    Every token of a turn gets its A and R.
+
+    >>> rewards = jnp.array([[1.0, 2.0, 0.0, 4.0]])
+    >>> mask = jnp.array([[1.0, 1.0, 0.0, 1.0]])
+    >>> turn_gae(rewards, jnp.zeros((1, 4)), mask, gamma=0.5, lam=1.0)[0]
+    Array([[5., 5., 0., 4.]], dtype=float32)
+    """
+    m = mask.astype(bool)
+    begins = m & ~jnp.pad(m[:, :-1], ((0, 0), (1, 0)))
+    within = turn_discounts(mask, gamma=1.0, turn_gamma=0.0)
+    sums = returns_to_go(rewards, mask, gamma=within)
+    first, _ = gae(sums, values, begins, gamma=gamma, lam=lam)
+    slots = jnp.arange(mask.shape[1], dtype=jnp.int32)[None]
+    own = jax.lax.cummax(jnp.where(begins, slots, 0), axis=1)
+    spread = lambda x: masked.keep(jnp.take_along_axis(x, own, 1), m)
+    return spread(first), spread(first + masked.keep(values, begins))
 
 
 def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
@@ -69,7 +112,7 @@ def length_adaptive_lam(mask: Mask, *, alpha: Scalar) -> Float[Array, "B 1"]:
     return 1 - 1 / jnp.maximum(alpha * length, 1)
 
 
-def returns_to_go(rewards: BT, mask: Mask, *, gamma: Scalar) -> BT:
+def returns_to_go(rewards: BT, mask: Mask, *, gamma: Scalar | BT) -> BT:
     """The discounted sum of this and later rewards: Gₜ = rₜ + γ G₊, over acting tokens.
 
     `gae` without values at λ = 1 (https://arxiv.org/abs/1506.02438, section 3).

@@ -58,6 +58,7 @@ POLICY_LOSSES = {
 group_mean = partial(advantages.group, normalise_std=False)
 ADVANTAGES = {
     "gae": Choice(estimators.gae),
+    "turn_gae": Choice(estimators.turn_gae),
     "returns": Choice(estimators.monte_carlo),
     "moving_average": Choice(estimators.moving_average),
     "batch_mean": Choice(estimators.on_rows(estimators.batch_mean)),
@@ -155,7 +156,8 @@ UPDATES: dict[str, Callable] = {
 
 # settings that only some choices read: (setting of the choice, the choices)
 READ_BY: dict[str, tuple[str, set]] = {
-    **dict.fromkeys(("lam", "lam_alpha", "critic_lam"), ("advantage", {"gae"})),
+    **dict.fromkeys(("lam", "critic_lam"), ("advantage", {"gae", "turn_gae"})),
+    "lam_alpha": ("advantage", {"gae"}),
     "baseline_decay": ("advantage", {"moving_average"}),
     **dict.fromkeys(
         ("clip_low", "clip_high"),

@@ -197,6 +197,8 @@ class Config(metaclass=_WithPreset):
 
     gamma: float = 1.0
     """discount factor a token, from 0 (a token's own reward alone) to 1"""
+    turn_gamma: float = 1.0
+    """further discount from one turn of an episode to the next"""
     lam: float = 0.95
     """GAE's lambda"""
     critic_lam: float | None = None
@@ -465,7 +467,7 @@ RANGES: dict[str, str] = {
         ("clip_low", "clip_high", "value_clip", "correction_high", "rejection_high"), "(0, inf]"
     ),
     "max_grad_norm": "[0, inf]",
-    **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
+    **dict.fromkeys(("gamma", "turn_gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
     **dict.fromkeys(("top_p", "mask_top_p", "top_entropy"), "(0, 1]"),
     "distil_beta": "(0, 1)",
     # 1 would keep the first baseline, 0, or the first reference

@@ -10,6 +10,7 @@ them. Returns are the critic's targets.
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -33,11 +34,29 @@ def gae(config: Config) -> AdvantageFn:
         mask, values, lam = _mask(rollout, valid), rollout.values, config.lam
         if config.lam_alpha:
             lam = advantages.length_adaptive_lam(mask, alpha=config.lam_alpha)
-        adv, returns = advantages.gae(rewards, values, mask, gamma=config.gamma, lam=lam)
+        adv, returns = advantages.gae(rewards, values, mask, gamma=_discount(mask, config), lam=lam)
         if config.critic_lam is not None:
             _, returns = advantages.gae(
-                rewards, values, mask, gamma=config.gamma, lam=config.critic_lam
+                rewards, values, mask, gamma=_discount(mask, config), lam=config.critic_lam
             )
+        return _whitened(adv, mask, config, axis_name, default=True), returns, statistics
+
+    return advantage
+
+
+def turn_gae(config: Config) -> AdvantageFn:
+    """GAE with each turn of an episode as one action, discounted by `turn_gamma` alone
+    (https://arxiv.org/abs/2512.17008), whitened as `gae` is.
+    """
+
+    def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
+        mask = _mask(rollout, valid)
+        estimate = partial(
+            advantages.turn_gae, rewards, rollout.values, mask, gamma=config.turn_gamma
+        )
+        adv, returns = estimate(lam=config.lam)
+        if config.critic_lam is not None:
+            _, returns = estimate(lam=config.critic_lam)
         return _whitened(adv, mask, config, axis_name, default=True), returns, statistics
 
     return advantage
@@ -48,7 +67,7 @@ def monte_carlo(config: Config) -> AdvantageFn:
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
-        returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
+        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
         return _whitened(returns, mask, config, axis_name), returns, statistics
 
     return advantage
@@ -61,8 +80,9 @@ def reinforce_plus_plus(config: Config) -> AdvantageFn:
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
-        returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
-        adv = advantages.reinforce_plus_plus(rewards, mask, gamma=config.gamma, axis_name=axis_name)
+        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
+        discount = _discount(mask, config)
+        adv = advantages.reinforce_plus_plus(rewards, mask, gamma=discount, axis_name=axis_name)
         return adv, returns, statistics
 
     return advantage
@@ -76,7 +96,7 @@ def remax(config: Config) -> AdvantageFn:
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
         adv = advantages.remax(rewards, rollout.extra["greedy_scores"], mask)
-        returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
+        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
         return _whitened(adv, mask, config, axis_name), returns, statistics
 
     return advantage
@@ -105,7 +125,11 @@ def on_rows(
             chosen = {name: x for name, x in inputs.items() if name in named}
             row = formula(masked.total(rewards, mask, axis=1), **chosen)
             adv = _whitened(_on_tokens(row, mask), mask, config, axis_name, default=whiten)
-            return adv, advantages.returns_to_go(rewards, mask, gamma=config.gamma), statistics
+            return (
+                adv,
+                advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config)),
+                statistics,
+            )
 
         return advantage
 
@@ -131,7 +155,7 @@ def gdpo(config: Config) -> AdvantageFn:
         row = advantages.gdpo(
             columns, group_size=config.group_size, valid=valid, axis_name=axis_name
         )
-        returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
+        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
         return _on_tokens(row, mask), returns, statistics
 
     return advantage
@@ -156,7 +180,7 @@ def moving_average(config: Config) -> AdvantageFn:
         new = {"mean": d * old["mean"] + (1 - d) * seen, "weight": d * old["weight"] + (1 - d)}
         new = jax.tree.map(lambda a, b: jnp.where(some, a, b), new, old)
         adv = _whitened(_on_tokens(total - level, mask), mask, config, axis_name)
-        returns = advantages.returns_to_go(rewards, mask, gamma=config.gamma)
+        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
         return adv, returns, {**statistics, "baseline": new}
 
     return advantage
@@ -164,6 +188,13 @@ def moving_average(config: Config) -> AdvantageFn:
 
 def _mask(rollout, valid):
     return rollout.mask * valid[:, None].astype(rollout.mask.dtype)
+
+
+def _discount(mask, config: Config):
+    """The discount of the settings, a scalar if all tokens have the same."""
+    if isinstance(config.turn_gamma, float | int) and config.turn_gamma == 1:
+        return config.gamma
+    return advantages.turn_discounts(mask, gamma=config.gamma, turn_gamma=config.turn_gamma)
 
 
 def _on_tokens(row, mask):

@@ -4,7 +4,8 @@ computed.
 A packed row has P + T slots. It holds a prompt once, then as many responses to it as
 fit, or several prompts with theirs; segments and positions tell the network who sees
 whom. Of its tokens at most T are responses', so that it costs what a row costs. A
-response is never split. Its last token predicts nothing and has no slot.
+response is never split. Its last token predicts nothing and has no slot. The answers of
+an environment stand between the turns of a response; what nobody reads has no slot.
 
 How many packed rows there are is known only when the program runs, so they are worked
 off in a loop, some at a time (a `Part`). Each device packs its own rows.
@@ -43,6 +44,7 @@ class Layout(NamedTuple):
     slots: Int[Array, "S R C"]  # the token in each slot: row * L + column; n L = none
     targets: Int[Array, "S R T"]  # the response tokens: row * T + t; n T = none
     places: Places
+    ranks: Int[Array, "S n T"]  # how many tokens of its response come before each
     count: Int[Array, ""]  # the largest of all shards
 
 
@@ -121,8 +123,8 @@ def lay_out(
     shards: int = 1,
     axes: tuple[str, ...] = (),
 ) -> Layout:
-    """The layout of rows whose prompts are padded on the left; responses are the tokens
-    under `mask` [B T].
+    """The layout of rows whose prompts are padded on the left. Tokens under `mask`
+    [B T] are predicted; a row with any is read wherever it has `attend`.
 
     Args:
       group_size: G adjacent rows have the same prompt.
@@ -137,29 +139,32 @@ def lay_out(
 
     def one(attend, mask) -> Layout:
         prompts = attend[::group_size, :begins].sum(1, dtype=jnp.int32)
-        lengths = (mask > 0).sum(1, dtype=jnp.int32)
+        read = attend[:, begins:] & (mask > 0).any(1, keepdims=True)
+        lengths = read.sum(1, dtype=jnp.int32)
+        ranks = jnp.cumsum(read, 1, dtype=jnp.int32) - 1
         at = place(prompts, lengths, capacity=length, most=response)
         row, column = jnp.arange(rows)[:, None], jnp.arange(length)[None]
-        t = column - begins
-        in_prompt = at.owner[:, None] & (t < 0) & (t >= -at.own[:, None])
-        in_response = (t >= 0) & (t < lengths[:, None] - 1)
-        slot = jnp.where(t < 0, (at.prompt + at.own)[:, None] + t, at.first[:, None] + t)
+        t = column[:, :begins] - begins
+        in_prompt = at.owner[:, None] & (t >= -at.own[:, None])
+        in_response = read & (ranks < lengths[:, None] - 1)
+        slot = [(at.prompt + at.own)[:, None] + t, at.first[:, None] + ranks]
         slots = _scatter(
             row * length + column,
-            at.row[:, None] * length + slot,
-            in_prompt | in_response,
+            at.row[:, None] * length + jnp.concatenate(slot, 1),
+            jnp.concatenate([in_prompt, in_response], 1),
             (packed, length),
             rows * length,
         )
         t = jnp.arange(response)[None]
         targets = _scatter(
             row * response + t,
-            (at.row * response + at.read)[:, None] + t,
-            t < lengths[:, None],
+            (at.row * response + at.read)[:, None] + ranks,
+            mask > 0,
             (packed, response),
             rows * response,
         )
-        return Layout(slots, targets, at, jnp.where(lengths > 0, at.row + 1, 0).max())
+        count = jnp.where(lengths > 0, at.row + 1, 0).max()
+        return Layout(slots, targets, at, ranks, count)
 
     found = jax.vmap(one)(split(attend, shards), split(mask, shards))
     count = found.count.max()
@@ -184,31 +189,30 @@ def take_part(whole: Layout, rollout: Rollout, number: Int[Array, ""], size: int
     begins = length - response
     some = lambda x: jax.lax.dynamic_slice_in_dim(x, number * size, size)
 
-    def one(slots, targets, at: Places, tokens):
+    def one(slots, targets, at: Places, ranks, tokens):
         slots, targets = some(slots), some(targets)
         exists, wanted = slots < rows * length, targets < rows * response
         row, column = (jnp.where(exists, x, 0) for x in jnp.divmod(slots, length))
         target, t = (jnp.where(wanted, x, 0) for x in jnp.divmod(targets, response))
+        answered = column >= begins
+        position = jnp.where(answered, ranks[row, column - begins], column - begins)
         segments = jnp.stack(
-            [
-                jnp.where(exists, 1 + at.prompt[row], 0),
-                jnp.where(exists & (column >= begins), 1 + row, 0),
-            ],
-            -1,
+            [jnp.where(exists, 1 + at.prompt[row], 0), jnp.where(exists & answered, 1 + row, 0)], -1
         )
-        read = jnp.where(t > 0, at.first[target] + t, (at.prompt + at.own)[target]) - 1
+        rank = ranks[target, t]
+        read = jnp.where(rank > 0, at.first[target] + rank, (at.prompt + at.own)[target]) - 1
         return Part(
             tokens=jnp.where(exists, tokens[row, column], 0),
             attend=exists,
             segments=segments,
-            positions=jnp.where(exists, column - begins + at.own[row], 0),
+            positions=jnp.where(exists, position + at.own[row], 0),
             response=tokens[target, begins + t],
             reads=jnp.where(wanted, read, 0),  # beyond the row is NaN
             targets=targets,
             rows=(at.row >= number * size) & (at.row < (number + 1) * size),
         )
 
-    found = jax.vmap(one)(*whole[:3], split(rollout.tokens, shards))
+    found = jax.vmap(one)(*whole[:4], split(rollout.tokens, shards))
     flat = jax.tree.map(join, found)
     return flat._replace(targets=found.targets.reshape(shards, -1), number=jnp.asarray(number))
 

@@ -83,6 +83,8 @@ def make_train_step(
             sample=config,
             group_size=config.group_size,
             stop_axis=stop_axis,
+            environment=parts.environment,
+            world_keys=sampling.world_keys(sample_key, prompts.index),
         )
         with jax.named_scope("rollout"):  # the names appear in profiles
             rolled = generate(with_values=parts.value_loss is not None)
@@ -192,12 +194,20 @@ def score_rollout(
     raw, valid = parts.reward(reward_params, rolled)
     valid = valid & finite & jnp.isfinite(row_scores(raw))
     raw = jnp.where(valid if raw.ndim == 1 else valid[:, None], raw, 0.0)
+    if rolled.rewards is not None:
+        rolled = rolled.replace(rewards=jnp.where(valid[:, None], rolled.rewards, 0.0))
     scores = shaping.weight_columns(raw, parts.score_weights)
     metrics = score_metrics(raw, scores, rolled, valid, parts, config, axis_name)
     if config.log_samples:
         metrics["samples"] = first_samples(raw, rolled, config)
     shape, statistics = shaping.make_shaper(
-        scores, rolled, valid=valid, statistics=statistics, config=config, axis_name=axis_name
+        scores,
+        rolled,
+        valid=valid,
+        statistics=statistics,
+        config=config,
+        axis_name=axis_name,
+        longest=acting_slots(parts, config),
     )
     shaped = shape(scores, rolled, valid)
     if parts.greedy:  # shaped with the statistics of sampled scores, not part of them
@@ -220,6 +230,12 @@ def score_rollout(
     keep = shaping.first_groups(useful, group_size=config.group_size, rows=kept)
     rolled, shaped, valid, useful = shaping.take_rows((rolled, shaped, valid, useful), keep)
     return Scored(rolled, shaped, valid, useful, metrics), statistics
+
+
+def acting_slots(parts: Parts, config: Config) -> int:
+    """The most tokens that the policy may write to a prompt."""
+    world = parts.environment
+    return config.response_length if world is None else world.max_turns * world.turn_length
 
 
 def score_metrics(
@@ -256,11 +272,14 @@ def score_metrics(
 
 def first_samples(raw: Array, rolled: Rollout, config: Config) -> Array:
     """The first response to each of the first `log_samples` prompts (of this device,
-    under pmap), to be logged as text: Float[K L + R], token ids, -1 for padding, and
-    the raw scores. One sum over rows selects them, so a mesh needs one small
-    all-reduce.
+    under pmap), to be logged as text: Float[K L + R], token ids, -1 for padding, -2 - i
+    for a token i of an environment's answer, and the raw scores. One sum over rows
+    selects them, so a mesh needs one small all-reduce.
     """
-    tokens = jnp.where(rolled.attend, rolled.tokens, -1).astype(jnp.float32)  # exact to 2^24
+    answer = rolled.attend[:, -rolled.mask.shape[1] :] & (rolled.mask == 0)
+    answer = jnp.pad(answer, ((0, 0), (config.prompt_length, 0)))
+    tokens = jnp.where(answer, -2 - rolled.tokens, rolled.tokens)
+    tokens = jnp.where(rolled.attend, tokens, -1).astype(jnp.float32)  # exact to 2^24
     rows = jnp.concatenate([tokens, raw.reshape(len(raw), -1)], 1)
     number = min(config.log_samples, len(raw) // config.group_size)
     chosen = config.group_size * jnp.arange(number)[:, None] == jnp.arange(len(raw))[None]

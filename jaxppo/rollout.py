@@ -1,5 +1,10 @@
 """Generate responses: prefill the prompts, then decode token by token into a
 preallocated cache, all inside the program.
+
+With an environment, a response is an episode of several turns: all rows write up to M
+tokens, the environment answers each with up to O, and so on, in lock-step. Turn k
+begins in slot k (M + O) of the response, and the answer to it ends where the next
+begins.
 """
 
 from collections.abc import Sequence
@@ -8,14 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxppo import compaction, packing, policy, sampling
 from jaxppo.config import Config
+from jaxppo.errors import UserError
 from jaxppo.models import cache as caches
 from jaxppo.models import layout, lora
 from jaxppo.models.scan import unstack_layers
-from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
+from jaxppo.types import Environment, Model, Params, Prompts, PyTree, Rollout, Turn
 
 
 class Decoding(struct.PyTreeNode):
@@ -36,6 +42,8 @@ class Decoding(struct.PyTreeNode):
     limit: Int[Array, "B"]  # most tokens of a row's response
     stop_state: Int[Array, "B"] | None = None  # of `sampling.Stops`
     entropy: Float[Array, "B T"] | None = None  # for `top_entropy`
+    read: Bool[Array, "B T"] | None = None  # answers of the environment
+    rewards: Float[Array, "B T"] | None = None  # of the environment
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
@@ -59,6 +67,8 @@ def rollout(
     greedy: bool = False,
     group_size: int = 1,
     stop_axis: str | None = None,
+    environment: Environment | None = None,
+    world_keys: Key[Array, "B"] | None = None,
 ) -> Rollout:
     """Sample a response to each prompt, and compute the reference's log-probs of it.
 
@@ -76,7 +86,12 @@ def rollout(
       greedy: take the likeliest token; reference log-probs are 0.
       group_size: so many adjacent rows have the same prompt, which is read once.
       stop_axis: a vmapped axis whose programs decode until all of them have ended.
+      environment: answers the turns of a response; `finished` is then that it ended the
+        episode.
+      world_keys: its randomness in each row.
     """
+    if environment is not None:
+        check_environment(environment, sample, length, prompts)
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
     if sample.stop and "stop" not in frozen:
         raise ValueError('stop texts need frozen["stop"] (`pretrained.token_bytes.make_stops`)')
@@ -87,10 +102,16 @@ def rollout(
     whole = unstack_layers(whole)
     decoder = Decoder(model, whole, sample, length, eos, pad, with_values, greedy, stops, stop_axis)
     with jax.named_scope("generate"):  # the names appear in plans and profiles
-        done = _decode(decoder, prompts, keys, group_size=group_size if packed else None)
+        state, hidden = _prefill(decoder, prompts, keys, group_size=group_size if packed else None)
+        if environment is None:
+            done = _decode(decoder, state, hidden, group_size=group_size if packed else None)
+        else:
+            world = environment.reset(prompts.extra, world_keys)
+            done = _play(decoder, environment, world, state, hidden)
+    read = done.mask if done.read is None else done.mask | done.read
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
-        attend=jnp.concatenate([prompts.mask, done.mask], 1),
+        attend=jnp.concatenate([prompts.mask, read], 1),
         mask=done.mask.astype(jnp.float32),
         finished=done.finished,
         logprobs=done.logprobs,
@@ -100,6 +121,7 @@ def rollout(
         index=prompts.index,
         extra=prompts.extra,
         entropy=done.entropy,
+        rewards=done.rewards,
     )
     if greedy:
         return out  # a baseline: only its reward is used
@@ -115,6 +137,24 @@ def rollout(
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
 
+def check_environment(
+    environment: Environment, sample: Config, length: int, prompts: Prompts
+) -> None:
+    """Check that episodes fit the response length, and the settings episodes. Raises
+    UserError.
+    """
+    if environment.length != length:
+        raise UserError(
+            f"{environment.max_turns} turns of {environment.turn_length} tokens, each with an "
+            f"answer of {environment.observation_length}, need --response-length "
+            f"{environment.length}, but it is {length}"
+        )
+    if sample.min_tokens:
+        raise UserError("--min-tokens counts a response's tokens; with an environment, leave it 0")
+    if "max_tokens" in prompts.extra:
+        raise UserError('extra["max_tokens"] limits a response of one turn, not an episode')
+
+
 def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     """(the rollout with log-probs and values of non-finite rows set to 0, which rows
     were finite).
@@ -127,12 +167,11 @@ def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     return rolled.replace(**{n: jnp.where(good[:, None], x, 0.0) for n, x in parts.items()}), good
 
 
-def _decode(
+def _prefill(
     decoder: "Decoder", prompts: Prompts, noise: Float[Array, "B T"], *, group_size: int | None
-) -> Decoding:
-    """Prefill the prompts and decode until all rows have ended. With a group size, a
-    prompt is read once for its group, and rows that have ended stop costing; None is
-    the plain form.
+) -> tuple[Decoding, Float[Array, "B D"]]:
+    """(the state before the first token, the hidden state that chooses it). With a
+    group size, a prompt is read once for its group; None is the plain form.
     """
     model, params, pad = decoder.model, decoder.params, decoder.pad
     (rows, prompt_length), length = prompts.tokens.shape, noise.shape[1]
@@ -166,7 +205,17 @@ def _decode(
         stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
         entropy=zeros if decoder.sample.top_entropy < 1 else None,
     )
-    state = decoder.choose(state, last)
+    return state, last
+
+
+def _decode(
+    decoder: "Decoder", state: Decoding, hidden: Float[Array, "B D"], *, group_size: int | None
+) -> Decoding:
+    """Decode until all rows have ended. With a group size, rows that have ended stop
+    costing.
+    """
+    rows, length = state.tokens.shape
+    state = decoder.choose(state, hidden)
     if group_size is None:
         with jax.named_scope("decode"):
             return jax.lax.while_loop(decoder.running, decoder.step, state)
@@ -200,6 +249,94 @@ def _decode_in_phases(
     fewer = _decode_in_phases(decoder, fewer, sizes[1:], "fewer_rows").replace(cache=None)
     put = lambda x, new: compaction.put(x, rows, new) if jnp.ndim(x) else new
     return jax.tree.map(put, state.replace(cache=None), fewer)
+
+
+class Episode(struct.PyTreeNode):
+    """State of the loop over turns."""
+
+    turn: Int[Array, ""]
+    world: PyTree  # the environment's state
+    decoding: Decoding
+    hidden: Float[Array, "B D"]  # chooses the first token of the turn
+    finished: Bool[Array, "B"]  # the environment ended the episode
+    done: Bool[Array, "B"]  # finished, or the answer was not valid
+
+
+def _play(
+    decoder: "Decoder",
+    environment: Environment,
+    world: PyTree,
+    state: Decoding,
+    hidden: Float[Array, "B D"],
+) -> Decoding:
+    """Decode turn after turn until all episodes have ended.
+
+    An answer of no token or of more than O, or a reward that is not finite, ends the
+    episode of its row with the reward NaN, so that the row is invalid. What the
+    environment says of a row after its end is ignored.
+    """
+    rows, length = state.tokens.shape
+    nobody = jnp.zeros((rows,), bool)
+    slots = jnp.arange(length, dtype=jnp.int32)[None]
+
+    def one(episode: Episode) -> Episode:
+        begin = episode.turn * (environment.turn_length + environment.observation_length)
+        end = begin + environment.turn_length
+        old = episode.decoding
+        state = old.replace(
+            t=begin,
+            finished=episode.done,
+            done=episode.done,
+            limit=jnp.broadcast_to(end, (rows,)),
+            stop_state=None if old.stop_state is None else jnp.zeros_like(old.stop_state),
+        )
+        with jax.named_scope("decode"):
+            state = decoder.choose(state, episode.hidden)
+            state = jax.lax.while_loop(decoder.running, decoder.step, state)
+        cut = lambda x: jax.lax.dynamic_slice(x, (0, begin), (rows, environment.turn_length))
+        turn = Turn(cut(state.tokens), cut(state.mask).sum(1, dtype=jnp.int32))
+        with jax.named_scope("environment"):
+            world, seen = environment.step(episode.world, turn)
+        most = environment.observation_length
+        valid = seen.done | ((seen.length >= 1) & (seen.length <= most))
+        valid &= jnp.isfinite(seen.reward)
+        last = (slots == (begin + turn.length - 1)[:, None]) & ~episode.done[:, None]
+        reward = jnp.where(valid, seen.reward, jnp.nan)[:, None]
+        done = episode.done | seen.done | ~valid
+        finished = episode.finished | (~episode.done & seen.done & valid)
+        answered = jnp.arange(most, dtype=jnp.int32)[None] >= most - seen.length[:, None]
+        answered &= ~done[:, None]
+        answer = jnp.where(answered, seen.tokens, decoder.pad)
+        write = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, end))
+
+        def read(state: Decoding) -> tuple[PyTree, Array]:
+            state, _ = decoder.read(state)
+            hidden, cache = decoder.model.apply(decoder.params, answer, answered, cache=state.cache)
+            return cache, hidden[:, -1]
+
+        more = decoder.agreed((~done).any()) & (episode.turn + 1 < environment.max_turns)
+        with jax.named_scope("answers"):
+            cache, hidden = jax.lax.cond(
+                more, read, lambda state: (state.cache, episode.hidden), state
+            )
+        decoding = state.replace(
+            cache=cache,
+            tokens=write(state.tokens, answer),
+            read=write(state.read, answered & more),
+            rewards=jnp.where(last, reward, state.rewards),
+        )
+        return Episode(episode.turn + 1, world, decoding, hidden, finished, done)
+
+    def running(episode: Episode) -> Bool[Array, ""]:
+        more = decoder.agreed((~episode.done).any())
+        return more & (episode.turn < environment.max_turns)
+
+    state = state.replace(
+        read=jnp.zeros((rows, length), bool), rewards=jnp.zeros((rows, length), jnp.float32)
+    )
+    start = Episode(jnp.zeros((), jnp.int32), world, state, hidden, nobody, nobody)
+    played = jax.lax.while_loop(running, one, start)
+    return played.decoding.replace(finished=played.finished)
 
 
 class Decoder(NamedTuple):
@@ -255,11 +392,15 @@ class Decoder(NamedTuple):
 
     def step(self, state: Decoding) -> Decoding:
         """Read the last token, and choose the next."""
+        return self.choose(*self.read(state))
+
+    def read(self, state: Decoding) -> tuple[Decoding, Float[Array, "B D"]]:
+        """Read the last token: the hidden state after it."""
         rows = state.tokens.shape[0]
         last = jax.lax.dynamic_slice(state.tokens, (0, state.t - 1), (rows, 1))
         acted = jax.lax.dynamic_slice(state.mask, (0, state.t - 1), (rows, 1))
         hidden, cache = self.model.apply(self.params, last, acted, cache=state.cache)
-        return self.choose(state.replace(cache=cache), hidden[:, -1])
+        return state.replace(cache=cache), hidden[:, -1]
 
     def running(self, state: Decoding) -> Bool[Array, ""]:
         """Whether a row has not ended."""

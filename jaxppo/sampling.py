@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxppo import kernels
 from jaxppo.config import Config
@@ -157,6 +157,14 @@ def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array
     """
     draw = lambda i: jax.random.uniform(jax.random.fold_in(key, i), (length,))
     return jax.vmap(draw)(index)
+
+
+def world_keys(key: Array, index: Int[Array, "B"]) -> Key[Array, "B"]:
+    """The randomness of an environment in each row, from the key of `row_uniforms`:
+    fold_in(fold_in(key, 2³² − 1), i), where no row's index is.
+    """
+    key = jax.random.fold_in(key, 0xFFFFFFFF)
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
 
 
 def draw(

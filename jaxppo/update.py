@@ -192,8 +192,7 @@ def make_update(
             model,
             config,
             batch.rollout,
-            # of whole rows: a layout has no gaps where tokens are left out
-            jnp.where(batch.mask.any(1, keepdims=True), batch.rollout.mask, 0),
+            batch.mask,
             group_size=config.group_size,
             axes=(axis_name, stop_axis),
         )

@@ -126,7 +126,7 @@ ZERO = {
     "pad", "start", "eos", "seed", "beta", "beta_target", "value_coef", "lam_alpha",
     "missing_eos_penalty",
     "overlong_penalty", "reward_clip", "kl_coef", "kl_coef_min", "kl_stop", "lr", "critic_lr",
-    "weight_decay", "cg_damping", "max_grad_norm", "gamma", "lam", "critic_lam",
+    "weight_decay", "cg_damping", "max_grad_norm", "gamma", "turn_gamma", "lam", "critic_lam",
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
     "tokens_per_microbatch", "whiten_ddof", "likelihood_coef", "likelihood_threshold",
     "off_policy_threshold", "correction_low", "rejection_low", "distil_coef", "reference_every",

@@ -100,23 +100,27 @@ def _product(subscripts: str, x: Array, y: Array) -> Array:
 
 
 def attend_cached(
-    q: Float[Array, "B H 1 D"],
+    q: Float[Array, "B H Q D"],
     k: Float[Array, "B K S D"],
     v: Float[Array, "B K S D"],
-    visible: Bool[Array, "B 1 S"],
+    visible: Bool[Array, "B Q S"],
     filled: Int[Array, ""],
     prompt: tuple[Float[Array, "V K P D"], Float[Array, "V K P D"]],
-    prompt_visible: Bool[Array, "V 1 P"],
+    prompt_visible: Bool[Array, "R C P"],
     cap: float | None = None,
-) -> Float[Array, "B H 1 D"]:
-    """`attend` of one new token in each row, over a prompt that G adjacent rows share
-    and the row's own slots, with one softmax. The group's queries meet the prompt
-    together, and only as many own slots are read as are filled, up to the next of
-    `read_sizes`.
+) -> Float[Array, "B H Q D"]:
+    """`attend` of new tokens in each row, over a prompt that G adjacent rows share and
+    the row's own slots, with one softmax. The group's queries meet the prompt together,
+    and only as many own slots are read as are filled, up to the next of `read_sizes`.
+
+    prompt_visible: [V 1 P] if a group's tokens all see the same of their prompt, else
+        [B Q P].
     """
-    rows, heads, _, size = q.shape
+    rows, heads, queries, size = q.shape
     groups, kv_heads, slots = prompt[0].shape[:3]
-    shape = (rows // groups, heads // kv_heads)  # samples of a prompt, query heads of a key head
+    # samples of a prompt, queries of a key head
+    shape = (rows // groups, heads // kv_heads * queries)
+    tile = lambda visible: jnp.tile(visible, (1, heads // kv_heads, 1))
 
     def together(x):  # [B K h ...] -> [V K G*h ...]
         x = x.reshape(groups, shape[0], kv_heads, shape[1], x.shape[-1]).swapaxes(1, 2)
@@ -126,7 +130,9 @@ def attend_cached(
         x = x.reshape(groups, kv_heads, *shape, x.shape[-1]).swapaxes(1, 2)
         return x.reshape(rows, kv_heads, shape[1], x.shape[-1])
 
-    q = q.reshape(rows, kv_heads, shape[1], size)
+    q, visible = q.reshape(rows, kv_heads, shape[1], size), tile(visible)
+    if prompt_visible.shape[:2] != (groups, 1):
+        prompt_visible = tile(prompt_visible).reshape(groups, -1, slots)
     before = apart(_scores(together(q), prompt[0], prompt_visible, cap))
 
     def read(length, q, k, v, visible, before):
@@ -140,7 +146,7 @@ def attend_cached(
     level = jnp.searchsorted(jnp.asarray(sizes), filled)
     weights, own = jax.lax.switch(level, branches, q, k, v, visible, before)
     shared = apart(_product("bgqs,bgsd->bgqd", together(weights), prompt[1]))
-    return (own + shared).reshape(rows, heads, 1, size)
+    return (own + shared).reshape(rows, heads, queries, size)
 
 
 def read_sizes(slots: int) -> tuple[int, ...]:
@@ -176,15 +182,29 @@ def fused_attention(q, k, v, visible, *, implementation: str) -> Float[Array, "B
 
 
 def attention_mask(
-    attend_all: Bool[Array, "B S"], slot: Int[Array, ""] | int, length: int, window: int | None
-) -> Bool[Array, "B Q S"]:
-    """Which slots each of `length` new tokens sees; the first is in slot `slot`."""
+    attend_all: Bool[Array, "B S"],
+    slot: Int[Array, ""] | int,
+    length: int,
+    window: int | None,
+    position: Int[Array, "R Q"] | None = None,
+) -> Bool[Array, "R Q S"]:
+    """Which slots each of `length` new tokens sees; the first is in slot `slot`. A
+    window counts tokens: between the turns of an episode, slots are empty.
+
+    Args:
+      position: of the new tokens, if they have no slots here. Each row of attend_all
+        may belong to several rows of it.
+    """
     query = slot + jnp.arange(length, dtype=jnp.int32)[:, None]
     key = jnp.arange(attend_all.shape[1], dtype=jnp.int32)[None]
-    allowed = key <= query
-    if window is not None:
-        allowed &= key > query - window
-    return allowed[None] & attend_all[:, None]
+    allowed = (key <= query)[None] & attend_all[:, None]
+    if window is None:
+        return allowed
+    own = jnp.cumsum(attend_all, 1, dtype=jnp.int32) - 1
+    if position is None:
+        position = jax.lax.dynamic_slice(own, (0, slot), (len(own), length))
+    each = lambda x: jnp.repeat(x, len(position) // len(x), 0)
+    return each(allowed) & (each(own)[:, None] > position[:, :, None] - window)
 
 
 def packed_mask(

@@ -15,12 +15,20 @@ from jaxppo.types import Model
 def causal_windows(
     x: Float[Array, "B L D"], attend: Bool[Array, "B L"], before: Float[Array, "B W D"]
 ) -> tuple[Float[Array, "B L K"], Float[Array, "B W D"]]:
-    """(each input behind the W before it, the last W inputs); padding is zeros."""
+    """(each input behind the W before it, the last W inputs). What is not attended to
+    is left out: it stands in no window.
+    """
     # One matrix product over windows: XLA's convolution is many times slower on a CPU.
-    length = x.shape[1]
-    seen = jnp.concatenate([before, x * attend[..., None]], 1)
-    shifted = [seen[:, k : k + length] for k in range(before.shape[1] + 1)]
-    return jnp.concatenate(shifted, -1), seen[:, length:]
+    (rows, length, width), wide = x.shape, before.shape[1]
+    rank = jnp.cumsum(attend, 1, dtype=jnp.int32) - 1
+    to = jnp.where(attend, wide + rank, wide + length)
+    own = jnp.arange(rows)[:, None]
+    seen = jnp.concatenate([before, jnp.zeros((rows, length, width), before.dtype)], 1)
+    seen = seen.at[own, to].set(x.astype(before.dtype), mode="drop")
+    shifted = [seen[:, k : k + length] for k in range(wide + 1)]
+    windows = jnp.take_along_axis(jnp.concatenate(shifted, -1), jnp.maximum(rank, 0)[..., None], 1)
+    last = rank[:, -1:] + 1 + jnp.arange(wide)[None]
+    return windows, jnp.take_along_axis(seen, last[..., None], 1)
 
 
 class Convolution(nn.Module):

@@ -160,15 +160,15 @@ class Transformer(LanguageModel):
         c = self.config
         rows, length = tokens.shape
         prompt = None if cache is None else cache.prompt
-        if cache is None:
-            attend_all, slot, before = attend_mask, 0, jnp.zeros((rows, 1), jnp.int32)
-        else:
-            slot = cache.filled
-            before = cache.attend.sum(1, dtype=jnp.int32)[:, None]
-            attend_all = jax.lax.dynamic_update_slice(cache.attend, attend_mask, (0, slot))
+        read = before = jnp.zeros((rows, 1), jnp.int32)  # tokens of the prompt, and of all
+        attend_all, slot = attend_mask, 0
         if prompt is not None:
-            read = prompt.attend.sum(1, dtype=jnp.int32)
-            before = before + jnp.repeat(read, rows // len(read))[:, None]
+            read = prompt.attend.sum(1, dtype=jnp.int32, keepdims=True)
+            read = jnp.repeat(read, rows // len(read), 0)
+        if cache is not None:
+            slot = cache.filled
+            before = read + cache.attend.sum(1, dtype=jnp.int32, keepdims=True)
+            attend_all = jax.lax.dynamic_update_slice(cache.attend, attend_mask, (0, slot))
         position = jnp.maximum(before + jnp.cumsum(attend_mask, 1, dtype=jnp.int32) - 1, 0)
         position = position if positions is None else positions
         x = self.rounded(self.embed.embedding[tokens])
@@ -186,7 +186,8 @@ class Transformer(LanguageModel):
             if prompt is None:
                 return own
             after = prompt.attend.shape[1] + slot
-            return own, attention_mask(prompt.attend, after, length, window)
+            before = attention_mask(prompt.attend, after, length, window, position)
+            return own, before if window is not None else before[:, :1]
 
         seen = (see(c.window), *([see(None)] if c.no_window else []))
         x, stored = self.run_layers(x, cache, rotation, seen, slot)

@@ -49,13 +49,17 @@ def token_rewards(
     r_t = 1[t = last] score − β KL_t
     (Ziegler et al. 2019, https://arxiv.org/abs/1909.08593, eq. 2).
 
-    Rewards are float32, and 0 where nothing was sampled.
+    The rewards of an environment's turns stay where they are; what the score has more
+    or less than their sum (shaping, penalties) is on the last acting token. Rewards are
+    float32, and 0 where nothing was sampled.
     """
     mask = rollout.mask
     # from the mask: the pad token may be the end of text
     last = advantages.last_acting(mask)
     penalty = jnp.where(mask > 0, kl(rollout.raw_logprobs, rollout.ref_logprobs), 0.0)
-    return jnp.where(last, scores[:, None], 0.0).astype(jnp.float32) - kl_coef * penalty
+    given = jnp.zeros_like(mask) if rollout.rewards is None else rollout.rewards
+    rewards = given + jnp.where(last, (scores - given.sum(1))[:, None], 0.0)
+    return rewards.astype(jnp.float32) - kl_coef * penalty
 
 
 def make_shaper(
@@ -66,12 +70,15 @@ def make_shaper(
     statistics: PyTree,
     config: Config,
     axis_name: str | None = None,
+    longest: int | None = None,
 ) -> tuple[Shaper, PyTree]:
     """Return (shaper, new statistics).
 
     `shaper(scores, rollout, valid)` gives shaped scores on the scale of the scores
     passed here, so that other responses to the same prompts are comparable (a greedy
     baseline). Invalid rows get 0 and count in no statistic.
+
+    longest: most tokens that may be sampled in a row (None: T).
     """
 
     def per_column(valid: Bool[Array, "B"]):
@@ -114,7 +121,11 @@ def make_shaper(
         out = penalise_missing_eos(out, rollout, penalty=config.missing_eos_penalty)
         if config.overlong_buffer:
             out = penalise_overlong(
-                out, rollout, buffer=config.overlong_buffer, penalty=config.overlong_penalty
+                out,
+                rollout,
+                buffer=config.overlong_buffer,
+                penalty=config.overlong_penalty,
+                longest=longest,
             )
         return masked.keep(out, per_column(valid))
 
@@ -156,11 +167,13 @@ def penalise_missing_eos(scores: Scores, rollout: Rollout, *, penalty: Scalar) -
     return scores - _divide(penalty * (~rollout.finished).astype(scores.dtype), scores)
 
 
-def penalise_overlong(scores: Scores, rollout: Rollout, *, buffer: int, penalty: Scalar) -> Scores:
-    """Subtract penalty · clip((n − (T − buffer)) / buffer, 0, 1) for n of at most T
-    tokens (DAPO, https://arxiv.org/abs/2503.14476).
+def penalise_overlong(
+    scores: Scores, rollout: Rollout, *, buffer: int, penalty: Scalar, longest: int | None = None
+) -> Scores:
+    """Subtract penalty · clip((n − (T − buffer)) / buffer, 0, 1) for n of at most T, or
+    `longest`, tokens (DAPO, https://arxiv.org/abs/2503.14476).
     """
-    length = rollout.mask.shape[1]
+    length = rollout.mask.shape[1] if longest is None else longest
     over = (rollout.mask.sum(1) - (length - buffer)) / buffer
     return scores - _divide(penalty * jnp.clip(over, 0.0, 1.0), scores)
 

@@ -12,7 +12,7 @@ from jaxppo.parallel import processes, sharding
 from jaxppo.rewards.host import decode_responses
 from jaxppo.rollout import rollout
 from jaxppo.run.load import Policy
-from jaxppo.types import Model, Prompts, Rollout, TrainState
+from jaxppo.types import Environment, Model, Prompts, Rollout, TrainState
 
 
 def sample_responses(
@@ -25,6 +25,7 @@ def sample_responses(
     *,
     greedy: bool = False,
     group_size: int = 1,
+    environment: Environment | None = None,
 ) -> Rollout:
     """Roll out without values, with noise from `key` and the prompts' indices.
     `group_size` adjacent rows have the same prompt.
@@ -42,6 +43,8 @@ def sample_responses(
         with_values=False,
         greedy=greedy,
         group_size=group_size,
+        environment=environment,
+        world_keys=sampling.world_keys(key, prompts.index),
     )
 
 

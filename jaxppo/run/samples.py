@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from jaxppo.rewards.host import decode_responses
 from jaxppo.run.files import json_line, read_jsonl, write_jsonl
@@ -14,7 +14,7 @@ EVERY = 10  # steps
 
 class SampleLog:
     """Appends lines of {"step", "prompt", "response", "reward"} and the named scores to
-    samples.jsonl.
+    samples.jsonl. In a response of several turns, the answers stand in ⟦ ⟧.
 
     Args:
       decode: lists of token ids -> strings.
@@ -50,10 +50,14 @@ class SampleLog:
         if step != 1 and step % EVERY:
             return
         tokens, scores = samples[:, : self.length].astype(int), samples[:, self.length :]
-        kept = lambda rows: [row[row >= 0].tolist() for row in rows]
-        prompts = kept(tokens[:, : self.prompt_length])
+        kept = lambda rows: [row[row != -1] for row in rows]
+        prompts = [row.tolist() for row in kept(tokens[:, : self.prompt_length])]
         responses = kept(tokens[:, self.prompt_length :])
-        _, responses = decode_responses(self.decode, prompts, responses)
+        if any((row < 0).any() for row in responses):
+            responses = [self.turns(row) for row in responses]
+        else:
+            responses = [row.tolist() for row in responses]
+            _, responses = decode_responses(self.decode, prompts, responses)
         prompts = self.show_prompts(prompts)
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, response, own in zip(prompts, responses, scores.tolist(), strict=True):
@@ -62,3 +66,11 @@ class SampleLog:
                 row["reward"] = sum(x * factor for x, factor in zip(own, factors, strict=True))
                 row |= {name: x for (name, _), x in zip(self.weights, own)}
                 file.write(json_line(row))
+
+    def turns(self, tokens: Int[np.ndarray, "N"]) -> str:
+        """The text of an episode, from token ids i, and -2 - i of answers."""
+        borders = np.flatnonzero(np.diff(tokens < 0)) + 1
+        parts = np.split(tokens, borders)
+        texts = self.decode([np.where(part < 0, -2 - part, part).tolist() for part in parts])
+        marked = (f"⟦{x}⟧" if part[0] < 0 else x for x, part in zip(texts, parts, strict=True))
+        return "".join(marked)

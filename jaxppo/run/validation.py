@@ -65,7 +65,16 @@ def make_reward_validation(
     parts = types.checked(parts)
 
     def program(params, frozen, batch, key):
-        rolled = sample_responses(config, policy.model, params, frozen, batch, key, group_size=k)
+        rolled = sample_responses(
+            config,
+            policy.model,
+            params,
+            frozen,
+            batch,
+            key,
+            group_size=k,
+            environment=parts.environment,
+        )
         raw, valid = parts.reward(frozen["reward"], rolled)
         kl = ((rolled.raw_logprobs - rolled.ref_logprobs) * rolled.mask).sum(1)
         found = {"reward": row_scores(weight_columns(raw, parts.score_weights)), "kl": kl}

@@ -53,3 +53,12 @@ def test_prompts_are_shown_in_their_own_way(tmp_path):
     SampleLog(tmp_path, decode, **{**SIZES, "show_prompts": show}, first_step=0).write(1, batch())
     rows = files.read_jsonl(tmp_path / "samples.jsonl")
     assert [(row["prompt"], row["response"]) for row in rows] == [("<1>", " 2 3"), ("<4 5>", " 6")]
+
+
+def test_answers_are_marked(tmp_path):
+    """Tokens 3 and 1, answered by 7 and 0 (as -9 and -2), then 5."""
+    rows = np.array([[-1, 2, 3, 1, -9, -2, 5, -1, 1.0], [1, 2, 3, -1, -1, -1, -1, -1, 0.0]])
+    sizes = SIZES | {"length": 8, "weights": ()}
+    SampleLog(tmp_path, decode, **sizes, first_step=0).write(1, rows.astype(np.float32))
+    found = files.read_jsonl(tmp_path / "samples.jsonl")
+    assert [row["response"] for row in found] == ["3 1⟦7 0⟧5", "3"]
