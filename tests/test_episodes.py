@@ -63,7 +63,11 @@ def _program(model, settings, environment, options):
     return jax.jit(program)
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+FAST = ("llama", "a gru")
+each = [x if x in FAST else pytest.param(x, marks=pytest.mark.ci) for x in SHAPES]
+
+
+@pytest.fixture(scope="module", params=each)
 def toy(request):
     return toys.make(SHAPES[request.param])
 
@@ -254,7 +258,9 @@ def two_steps(settings, **options):
     return state.replace(frozen=None), rows
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [x if x == "turn_gae" else pytest.param(x, marks=pytest.mark.ci) for x in CASES]
+)
 def test_packed_equals_dense(name):
     settings = presets.preset(replace(LONG, group_size=1), CASES[name].get("algorithm", "ppo"))
     grouped = algorithms.ADVANTAGES[settings.advantage].grouped

@@ -187,7 +187,7 @@ def attention_mask(
     length: int,
     window: int | None,
     position: Int[Array, "R Q"] | None = None,
-) -> Bool[Array, "R Q S"]:
+) -> Bool[Array, "_ Q S"]:
     """Which slots each of `length` new tokens sees; the first is in slot `slot`. A
     window counts tokens: between the turns of an episode, slots are empty.
 

@@ -16,7 +16,7 @@ def causal_windows(
     x: Float[Array, "B L D"], attend: Bool[Array, "B L"], before: Float[Array, "B W D"]
 ) -> tuple[Float[Array, "B L K"], Float[Array, "B W D"]]:
     """(each input behind the W before it, the last W inputs). What is not attended to
-    is left out: it stands in no window.
+    is left out: it stands in no window, and has zeros as its own.
     """
     # One matrix product over windows: XLA's convolution is many times slower on a CPU.
     (rows, length, width), wide = x.shape, before.shape[1]
@@ -28,7 +28,7 @@ def causal_windows(
     shifted = [seen[:, k : k + length] for k in range(wide + 1)]
     windows = jnp.take_along_axis(jnp.concatenate(shifted, -1), jnp.maximum(rank, 0)[..., None], 1)
     last = rank[:, -1:] + 1 + jnp.arange(wide)[None]
-    return windows, jnp.take_along_axis(seen, last[..., None], 1)
+    return windows * attend[..., None], jnp.take_along_axis(seen, last[..., None], 1)
 
 
 class Convolution(nn.Module):

@@ -59,7 +59,8 @@ def token_rewards(
     penalty = jnp.where(mask > 0, kl(rollout.raw_logprobs, rollout.ref_logprobs), 0.0)
     given = jnp.zeros_like(mask) if rollout.rewards is None else rollout.rewards
     rewards = given + jnp.where(last, (scores - given.sum(1))[:, None], 0.0)
-    return rewards.astype(jnp.float32) - kl_coef * penalty
+    dtype = jnp.float64 if scores.dtype == jnp.float64 else jnp.float32
+    return rewards.astype(dtype) - kl_coef * penalty
 
 
 def make_shaper(

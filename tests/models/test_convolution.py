@@ -19,6 +19,16 @@ def test_windows_by_hand():
     assert windows[0].tolist() == [[1, 2, 3]] and last[0, :, 0].tolist() == [2, 3]
 
 
+def test_windows_have_no_gaps():
+    """Between 1 and 2, and after 2, is padding; then comes 4."""
+    x = jnp.array([[[1.0], [9.0], [2.0], [9.0]]])
+    attend = jnp.array([[True, False, True, False]])
+    windows, last = convolution.causal_windows(x, attend, jnp.zeros((1, 2, 1)))
+    assert windows[0].tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 2], [0, 0, 0]]
+    windows, _ = convolution.causal_windows(jnp.array([[[4.0]]]), jnp.array([[True]]), last)
+    assert windows[0].tolist() == [[1, 2, 4]]
+
+
 @pytest.mark.parametrize(
     ("kind", "own"),
     [
