@@ -667,7 +667,7 @@ class RunConfig(Config):
 
     model: str = "smollm2"
     """smollm2 (downloaded once, 93 MB), a local folder, or a hub id: GPT-2, Llama,
-    SmolLM, Qwen2/2.5/3, Mistral or Gemma 2 in safetensors
+    SmolLM, Qwen2/2.5/3, Mistral or Gemma 2/3 in safetensors
     """
     model_kind: str = "transformer"
     """transformer | gru | lstm | convolution | window: kind of a newly made network

@@ -230,13 +230,19 @@ def packed_mask(
 
 
 def rotary_embedding(
-    position: Int[Array, "B L"], config: ModelConfig
+    position: Int[Array, "B L"], config: ModelConfig, window: int | None = None
 ) -> tuple[Float[Array, "B L 1 D"], Float[Array, "B L 1 D"]]:
-    """cos and sin of rotary embeddings (https://arxiv.org/abs/2104.09864)."""
+    """cos and sin of rotary embeddings (https://arxiv.org/abs/2104.09864), in layers
+    with this window.
+    """
     half = config.head_dim // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    if config.rope_scaling is not None:
-        frequency = _llama3_scaling(frequency, *config.rope_scaling)
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if window is not None and config.window_theta is not None:
+        theta, scaling = config.window_theta, None
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is not None:
+        scale = _llama3_scaling if len(scaling) > 1 else jnp.divide
+        frequency = scale(frequency, *scaling)
     angle = position[..., None].astype(jnp.float32) * frequency[None, None]
     angle = jnp.concatenate([angle, angle], -1)[:, :, None]
     return jnp.cos(angle), jnp.sin(angle)

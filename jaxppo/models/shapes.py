@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a network; GPT-2, Llama, Qwen, Mistral, Gemma 2 are transformers."""
+    """The shape of a network; GPT-2, Llama, Qwen, Mistral, Gemma are transformers."""
 
     vocab_size: int
     width: int
@@ -20,8 +20,12 @@ class ModelConfig:
     positions: str = "rope"
     """learned | rope"""
     rope_theta: float = 1e4
-    rope_scaling: tuple[float, float, float, float] | None = None
-    """Llama 3's: factor, low_freq_factor, high_freq_factor, original_max_length"""
+    rope_scaling: tuple[float, ...] | None = None
+    """linear: factor; Llama 3's: factor, low_freq_factor, high_freq_factor,
+    original_max_length
+    """
+    window_theta: float | None = None
+    """rope_theta of the layers with a window, which are not scaled (Gemma 3)"""
     norm: str = "rms"
     """rms | rms_plus_one (it multiplies by 1 + scale, as Gemma does) | layer"""
     norm_eps: float = 1e-5
@@ -40,7 +44,7 @@ class ModelConfig:
     no_rope: tuple[int, ...] = ()
     """numbers of layers, from 0, that do not rotate (NoPE, as in SmolLM3)"""
     post_norms: bool = False
-    """norms behind attention and MLP too, before they are added (Gemma 2)"""
+    """norms behind attention and MLP too, before they are added (Gemma)"""
     scaled_embedding: bool = False
     """embeddings times √width"""
     query_size: int | None = None

@@ -1,4 +1,4 @@
-"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen, Mistral and Gemma 2 are
+"""One decoder-only transformer: GPT-2, Llama, SmolLM, Qwen, Mistral and Gemma are
 settings.
 
 The residual stream, norms and softmax are float32; `dtype` is that of the inputs of
@@ -7,6 +7,7 @@ effect. Layers are unrolled (XLA:CPU runs them 10 % faster), or with `scan` one 
 layer runs in a loop over stacked parameters (`scan.py`).
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -60,8 +61,9 @@ class Attention(nn.Module):
         q, k = project("q", c.num_heads), project("k", c.num_kv_heads)
         v = project("v", c.num_kv_heads)
         if c.qk_norm:
-            q = Norm("rms", c.norm_eps, name="q_norm")(q)
-            k = Norm("rms", c.norm_eps, name="k_norm")(k)
+            kind = "rms" if c.norm == "layer" else c.norm
+            q = Norm(kind, c.norm_eps, name="q_norm")(q)
+            k = Norm(kind, c.norm_eps, name="k_norm")(k)
         if rotation is not None:
             q, k = apply_rotary(q, rotation), apply_rotary(k, rotation)
         if c.query_size is not None:
@@ -123,13 +125,12 @@ class ScannedBlock(Block):
     `no_rope` and in `no_window`.
     """
 
-    def __call__(self, x, kind, rotation, seen):
-        visible = seen[0]
+    def __call__(self, x, kind, views):
+        rotation, visible = views[0]
         if kind is not None:
             unrotated, wide = kind
-            cos, sin = rotation
+            (cos, sin), visible = jax.tree.map(partial(jnp.where, wide), views[-1], views[0])
             rotation = jnp.where(unrotated, 1.0, cos), jnp.where(unrotated, 0.0, sin)
-            visible = jnp.where(wide, seen[1], visible)
         return super().__call__(x, rotation, visible, 0, None)[0], None
 
 
@@ -147,7 +148,7 @@ class Transformer(LanguageModel):
         settings = (c, self.dtype, self.adapters)
         if self.scan:
             body: Any = nn.remat(ScannedBlock, prevent_cse=False) if self.remat else ScannedBlock
-            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, *(nn.broadcast,) * 2)}
+            axes: Any = {"variable_axes": {"params": 0}, "in_axes": (0, nn.broadcast)}
             looped: Any = nn.scan(body, split_rngs={"params": True}, length=c.num_layers, **axes)
             self.layers: Any = looped(*settings)
         else:
@@ -177,7 +178,6 @@ class Transformer(LanguageModel):
         if c.positions == "learned":
             x = x + self.rounded(self.positions.embedding[position])
         x = constrain(dropout(x, c.dropout, dropout_key, 0), "rows", None, None)
-        rotation = rotary_embedding(position, c) if c.positions == "rope" else None
 
         def see(window: int | None) -> Any:
             if segments is not None:
@@ -189,29 +189,36 @@ class Transformer(LanguageModel):
             before = attention_mask(prompt.attend, after, length, window, position)
             return own, before if window is not None else before[:, :1]
 
-        seen = (see(c.window), *([see(None)] if c.no_window else []))
-        x, stored = self.run_layers(x, cache, rotation, seen, slot)
+        def view(window: int | None) -> Any:
+            rope = c.positions == "rope"
+            return rotary_embedding(position, c, window) if rope else None, see(window)
+
+        views = (view(c.window), *([view(None)] if c.no_window else []))
+        x, stored = self.run_layers(x, cache, views, slot)
         if cache is not None:
             keys, values = stored
             cache = Cache(keys, values, attend_all, slot + length, prompt)
         return self.hidden(x, dropout_key), cache
 
-    def run_layers(self, x, cache, rotation, seen, slot) -> tuple[Any, Any]:
+    def run_layers(self, x, cache, views, slot) -> tuple[Any, Any]:
         """(the output of the last layer, keys and values of all layers or None).
 
-        seen: what tokens see in layers with the window, and without it.
+        views: the rotation, and what tokens see, in layers with the window; then in
+            those without it, if there are any.
         """
         c, numbers = self.config, range(self.config.num_layers)
         if self.scan:
             kind = None
             if c.no_rope or c.no_window:
-                seen = seen[0], seen[-1]
                 kind = tuple(
                     jnp.array([i in own for i in numbers]) for own in (c.no_rope, c.no_window)
                 )
             with jax.named_scope("layers"):
-                return self.layers(x, kind, rotation, seen)
-        kinds = [(None if i in c.no_rope else rotation, seen[i in c.no_window]) for i in numbers]
+                return self.layers(x, kind, views)
+        kinds = []
+        for i in numbers:
+            rotation, visible = views[i in c.no_window]
+            kinds.append((None if i in c.no_rope else rotation, visible))
         if cache is None:
             for layer, kind in zip(self.layers, kinds, strict=True):
                 x, _ = layer(x, *kind, slot, None)

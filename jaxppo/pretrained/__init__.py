@@ -7,7 +7,7 @@
     model = load("HuggingFaceTB/SmolLM2-360M")  # model hub; `name@revision` pins it
 
 Folders and hub ids may be GPT-2, Llama, SmolLM (1 to 3), Qwen2, Qwen2.5, Qwen3, Mistral
-or Gemma 2.
+or Gemma 2 and 3 (of a model that also reads images, the language model).
 """
 
 import contextlib
@@ -211,6 +211,8 @@ def _load_folder(folder: Path) -> Pretrained:
         return _load_own(folder, stored)
     shape, family = read_shape(folder), str(stored["model_type"])
     tensors = safetensors.read_folder(folder)
+    if family in settings.TEXT_PARTS:
+        family, tensors = settings.TEXT_PARTS[family], mapping.language_model(tensors)
     config = mapping.untie(family, shape, tensors)
     params = mapping.from_checkpoint(family, config, tensors)
     return Pretrained(config, params, from_transformers(folder))

@@ -34,7 +34,7 @@ LLAMA_NAMES = {
     "mlp/down": "mlp.down_proj",
 }
 
-GEMMA2_NAMES = LLAMA_NAMES | {
+GEMMA_NAMES = LLAMA_NAMES | {
     "attention_post_norm": "post_attention_layernorm",
     "mlp_norm": "pre_feedforward_layernorm",
     "mlp_post_norm": "post_feedforward_layernorm",
@@ -66,6 +66,9 @@ FOREIGN = {
     r"(pretrained_model|v_head)\.": "it is of a value head: save the language model alone",
     r"(score|classifier|qa_outputs)\.": "it is of another head: give a causal language model",
 }
+# of a checkpoint that reads images: before its language model's names, and other parts
+LANGUAGE_MODEL = r"^(model\.)?language_model\.(model\.)?"
+VISION = r"(model\.)?(vision_tower|multi_modal_projector)\."
 # what checkpoints of the body alone lack
 BODY = r"^(model|transformer)\."
 
@@ -80,6 +83,12 @@ def untie(family: str, model: ModelConfig, tensors: Tensors) -> ModelConfig:
     name = re.sub(BODY, "", their_name(family, "embed/embedding"))
     embedding = next((x for n, x in tensors.items() if re.sub(BODY, "", n) == name), head)
     return model if np.array_equal(head, embedding) else dataclasses.replace(model, tied=False)
+
+
+def language_model(tensors: Tensors) -> Tensors:
+    """Return the tensors of a checkpoint's language model, if it also reads images."""
+    own = {name: x for name, x in tensors.items() if not re.match(VISION, name)}
+    return {re.sub(LANGUAGE_MODEL, "", name): x for name, x in own.items()}
 
 
 def from_checkpoint(family: str, model: ModelConfig, tensors: Tensors) -> dict[str, Any]:
@@ -119,7 +128,7 @@ def their_name(family: str, path: str) -> str:
     module, _, leaf = path.rpartition("/")
     gpt2 = family == "gpt2"
     layers = "transformer.h" if gpt2 else "model.layers"
-    names = {"gpt2": GPT2_NAMES, "gemma2": GEMMA2_NAMES}.get(family, LLAMA_NAMES)
+    names = GPT2_NAMES if gpt2 else GEMMA_NAMES if "gemma" in family else LLAMA_NAMES
     prefix = ""
     if layer := re.match(r"layers_(\d+)/", module):
         prefix, module = f"{layers}.{layer[1]}.", module[layer.end() :]

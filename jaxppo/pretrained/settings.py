@@ -6,9 +6,14 @@ from typing import Any
 from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
 
+GEMMAS = ("gemma2", "gemma3_text")
+# models that also read images -> the family of their language model
+TEXT_PARTS = {"gemma3": "gemma3_text"}
 # SmolLM is a llama, Qwen2.5 a qwen2
-FAMILIES = ("gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma2")
-BIASED = ("llama", "qwen3", "smollm3", "gemma2")  # where attention_bias is a setting
+FAMILIES = (
+    "gpt2", "llama", "mistral", "qwen2", "qwen3", "smollm3", *GEMMAS, *TEXT_PARTS,
+)  # fmt: skip
+BIASED = ("llama", "qwen3", "smollm3", *GEMMAS)  # where attention_bias is a setting
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -41,10 +46,10 @@ GPT2_ONLY = {
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
-GEMMA2_SHAPE = {"norm": "rms_plus_one", "post_norms": True, "scaled_embedding": True}
+GEMMA_SHAPE = {"norm": "rms_plus_one", "post_norms": True, "scaled_embedding": True}
 PLAIN_SHAPE = {
     "post_norms": False, "scaled_embedding": False, "query_size": None, "score_cap": None,
-    "logit_cap": None,
+    "logit_cap": None, "window_theta": None,
 }
 ROPE_SCALING = (
     "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
@@ -58,6 +63,8 @@ def from_transformers(stored: Mapping[str, Any]) -> ModelConfig:
     """
     family = stored["model_type"]
     _choose("model type", family, FAMILIES)
+    if family in TEXT_PARTS:
+        return from_transformers(stored["text_config"])
     make = _from_gpt2 if family == "gpt2" else _from_llama
     try:
         return check_shape(make(stored))
@@ -116,12 +123,13 @@ def _from_llama(stored: Mapping[str, Any]) -> ModelConfig:
     bias = family in BIASED and bool(stored.get("attention_bias"))
     window, no_window = _windows(stored)
     rotated = stored["no_rope_layers"] if family == "smollm3" else ()
-    theta, scaling = _rope(stored["rope_parameters"])
-    activation = stored["hidden_activation" if family == "gemma2" else "hidden_act"]
+    rope = stored["rope_parameters"]
+    theta, scaling = _rope(rope["full_attention"] if family == "gemma3_text" else rope)
+    activation = stored["hidden_activation" if family in GEMMAS else "hidden_act"]
     _choose("activation", activation, ACTIVATIONS)
     return ModelConfig(
         **{ours: stored[name] for ours, name in LLAMA_FIELDS.items()},
-        **(_only_gemma2(stored) if family == "gemma2" else {}),
+        **(_only_gemma(stored) if family in GEMMAS else {}),
         num_kv_heads=stored.get("num_key_value_heads") or heads,
         head_dim=stored.get("head_dim") or stored["hidden_size"] // heads,
         rope_theta=theta,
@@ -130,41 +138,55 @@ def _from_llama(stored: Mapping[str, Any]) -> ModelConfig:
         qkv_bias=bias or family == "qwen2",
         out_bias=bias,
         mlp_bias=bool(stored.get("mlp_bias")) and family in ("llama", "smollm3"),
-        qk_norm=family == "qwen3",
+        qk_norm=family in ("qwen3", "gemma3_text"),
         window=window,
+        window_theta=_window_theta(rope) if window and family == "gemma3_text" else None,
         no_window=no_window,
         no_rope=tuple(i for i, rotates in enumerate(rotated) if not rotates),
     )
 
 
-def _only_gemma2(stored: Mapping[str, Any]) -> dict[str, Any]:
+def _only_gemma(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return what other families do not have."""
-    if stored["use_bidirectional_attention"]:
-        raise PretrainedError(
-            "the checkpoint sets use_bidirectional_attention, which is not supported"
-        )
+    refused = ["use_bidirectional_attention"]
+    if stored["model_type"] == "gemma3_text":  # transformers ignores it, others may not
+        refused.append("attn_logit_softcapping")
+    for name in (name for name in refused if stored[name]):
+        raise PretrainedError(f"the checkpoint sets {name}, which is not supported")
     query, size = stored["query_pre_attn_scalar"], stored["head_dim"]
     cap = lambda name: None if stored[name] is None else float(stored[name])
     return {
-        **GEMMA2_SHAPE,
+        **GEMMA_SHAPE,
         "query_size": None if query == size else query,
         "score_cap": cap("attn_logit_softcapping"),
         "logit_cap": cap("final_logit_softcapping"),
     }
 
 
-def _rope(rope: Mapping[str, Any]) -> tuple[float, tuple[float, float, float, float] | None]:
-    """Return the base frequency, and Llama 3's scaling where it is used."""
+def _rope(rope: Mapping[str, Any]) -> tuple[float, tuple[float, ...] | None]:
+    """Return the base frequency and the scaling, linear or Llama 3's, or None."""
     kind = rope.get("rope_type", "default")
-    _choose("rotary scaling", kind, ("default", "llama3"))
+    _choose("rotary scaling", kind, ("default", "linear", "llama3"))
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise PretrainedError(
             "the checkpoint rotates only a part of each head, which is not supported"
         )
     if kind == "default":
         return float(rope["rope_theta"]), None
-    factor, low, high, original = (float(rope[name]) for name in ROPE_SCALING)
-    return float(rope["rope_theta"]), (factor, low, high, original)
+    names = ROPE_SCALING if kind == "llama3" else ROPE_SCALING[:1]
+    return float(rope["rope_theta"]), tuple(float(rope[name]) for name in names)
+
+
+def _window_theta(rope: Mapping[str, Any]) -> float | None:
+    """Return the base frequency of layers with a window; None if all rotate alike."""
+    wide, narrow = _rope(rope["full_attention"]), _rope(rope["sliding_attention"])
+    if narrow == wide:
+        return None
+    if narrow[1] is not None:
+        raise PretrainedError(
+            "the checkpoint sets a rotary scaling for sliding_attention, which is not supported"
+        )
+    return narrow[0]
 
 
 def _windows(stored: Mapping[str, Any]) -> tuple[int | None, tuple[int, ...]]:
@@ -208,8 +230,10 @@ def family_of(model: ModelConfig) -> str:
             families = {"smollm3": not model.qk_norm and alike}
         if not plain:
             families = {
-                "gemma2": has(**GEMMA2_SHAPE, no_rope=(), qk_norm=False, mlp_bias=False) and alike
+                "gemma2": has(qk_norm=False, window_theta=None),
+                "gemma3_text": has(qk_norm=True, score_cap=None),
             }
+            modern &= has(**GEMMA_SHAPE, no_rope=(), mlp_bias=False) and alike
         if found := [family for family, fits in families.items() if modern and fits]:
             return found[0]
     what = "a transformer of this shape" if has(kind="transformer") else f"a {model.kind} policy"
@@ -219,7 +243,11 @@ def family_of(model: ModelConfig) -> str:
 def to_transformers(model: ModelConfig) -> dict[str, Any]:
     """Return what config.json says of the network. Raises PretrainedError."""
     family = family_of(model)
-    names = {"gpt2": "GPT2LMHeadModel", "smollm3": "SmolLM3ForCausalLM"}
+    names = {
+        "gpt2": "GPT2LMHeadModel",
+        "smollm3": "SmolLM3ForCausalLM",
+        "gemma3_text": "Gemma3ForCausalLM",
+    }
     name = names.get(family, f"{family.capitalize()}ForCausalLM")
     fields = GPT2_FIELDS if family == "gpt2" else LLAMA_FIELDS
     return {
@@ -242,7 +270,9 @@ def _to_gpt2(model: ModelConfig) -> dict[str, Any]:
 
 def _to_llama(model: ModelConfig, family: str) -> dict[str, Any]:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
-    if model.rope_scaling is not None:
+    if model.rope_scaling is not None and len(model.rope_scaling) == 1:
+        rope |= {"rope_type": "linear", "factor": model.rope_scaling[0]}
+    elif model.rope_scaling is not None:
         *factors, original = model.rope_scaling
         rope |= dict(zip(ROPE_SCALING, [*factors, int(original)], strict=True))
         rope["rope_type"] = "llama3"
@@ -251,7 +281,7 @@ def _to_llama(model: ModelConfig, family: str) -> dict[str, Any]:
         "num_key_value_heads": model.num_kv_heads,
         "head_dim": model.head_dim,
         "attention_dropout": 0.0,
-        "hidden_activation" if family == "gemma2" else "hidden_act": activation,
+        "hidden_activation" if family in GEMMAS else "hidden_act": activation,
         "rope_parameters": rope,
         # transformers 4 reads it here; without it, it silently takes its default
         "rope_theta": model.rope_theta,
@@ -266,7 +296,7 @@ def _to_llama(model: ModelConfig, family: str) -> dict[str, Any]:
         out["no_rope_layers"] = [int(i not in model.no_rope) for i in range(model.num_layers)]
     if family == "mistral":
         out["sliding_window"] = model.window
-    elif family == "gemma2":
+    elif family in GEMMAS:
         out |= {
             "query_pre_attn_scalar": model.query_size or model.head_dim,
             "attn_logit_softcapping": model.score_cap,
@@ -275,6 +305,11 @@ def _to_llama(model: ModelConfig, family: str) -> dict[str, Any]:
             "layer_types": ["full_attention"] * model.num_layers,
             "sliding_window": model.max_length,
         }
+    if family == "gemma3_text":
+        theta, plain = model.window_theta, {"rope_type": "default"}
+        narrow = rope if theta is None else plain | {"rope_theta": theta}
+        out["rope_parameters"] = {"full_attention": rope, "sliding_attention": narrow}
+        out["rope_local_base_freq"] = narrow["rope_theta"]
     if model.window is not None and family != "mistral":
         kinds = ("sliding_attention", "full_attention")
         out["layer_types"] = [kinds[i in model.no_window] for i in range(model.num_layers)]

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -41,6 +42,16 @@ def test_rotary_scores_depend_only_on_distances():
     assert score(9, 4) == pytest.approx(score(5, 0), abs=1e-5)
     assert score(5, 0) != pytest.approx(score(6, 0), abs=1e-3)
     assert score(3, 3) == pytest.approx(float((q * k).sum()), abs=1e-5)
+
+
+def test_layers_with_a_window_rotate_by_their_own_frequency():
+    """Pairs turn by θ^0 = 1 and θ^(−1/2) a token; 8 times slower where they are scaled."""
+    shape = replace(toys.LLAMA, rope_theta=1e4, rope_scaling=(8.0,), window_theta=100.0)
+    for window, turns in ((None, [1 / 8, 0.01 / 8]), (5, [1, 0.1])):
+        cos, sin = attention.rotary_embedding(jnp.array([[3]]), shape, window)
+        angles = 3 * np.array(turns * 2)
+        np.testing.assert_allclose(cos[0, 0, 0], np.cos(angles), rtol=1e-6)
+        np.testing.assert_allclose(sin[0, 0, 0], np.sin(angles), rtol=1e-6)
 
 
 def test_llama3_scaling():

@@ -52,8 +52,8 @@ def test_numpy_arrays_stay_on_the_host(both):
 
 
 def test_scanned_layers_that_differ_equal_unrolled_ones():
-    """One does not rotate, another has no window."""
-    shape = replace(SHAPE, window=3, no_window=(1,), no_rope=(0, 1))
+    """One does not rotate, another has no window and turns more slowly."""
+    shape = replace(SHAPE, window=3, window_theta=10.0, no_window=(1,), no_rope=(0,))
     unrolled, scanned = models.make(shape), models.make(shape, scan=True)
     params, prompts = toys.random_params(unrolled, seed=1), toys.prompts()
     want, _ = jax.jit(unrolled.apply)(params, prompts.tokens, prompts.mask)

@@ -23,6 +23,9 @@ GEMMA2 = replace(
     logit_cap=2.0,
     activation="gelu_tanh",
 )
+GEMMA3 = replace(
+    GEMMA2, score_cap=None, logit_cap=None, qk_norm=True, window_theta=10.0, rope_scaling=(8.0,)
+)
 SHAPES = {
     "llama": LLAMA,
     "gpt2": GPT2,
@@ -32,6 +35,7 @@ SHAPES = {
     "mistral": replace(LLAMA, window=3, num_kv_heads=1),
     "smollm3": replace(LLAMA, no_rope=(1,)),
     "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
     "mixed windows": replace(LLAMA, window=3, no_window=(0,), no_rope=(0,)),
 }
 

@@ -52,6 +52,18 @@ GEMMA2 = {
     "attn_logit_softcapping": 0.5,
     "final_logit_softcapping": 2.0,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0}
+# local layers turn faster
+GEMMA3 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 8,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "rope_parameters": {
+        "full_attention": LINEAR,
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+    },
+}
 GPT2 = {
     "vocab_size": V,
     "n_embd": 32,
@@ -61,6 +73,7 @@ GPT2 = {
     "attn_implementation": "eager",
 }
 HEADS = {"GPT2": "GPT2LMHeadModel"}
+CONFIGS = {"Gemma3": "Gemma3TextConfig"}
 FAMILIES = {
     "gpt2": ("GPT2", GPT2),
     "gpt2 exact gelu, odd width": ("GPT2", GPT2 | {"activation_function": "gelu", "n_inner": 40}),
@@ -71,6 +84,7 @@ FAMILIES = {
         SMALL | {"attention_bias": True, "mlp_bias": True, "head_dim": 16},
     ),
     "llama 3 scaling": ("Llama", SMALL | {"rope_parameters": LLAMA3}),
+    "llama linear scaling": ("Llama", SMALL | {"rope_parameters": LINEAR}),
     "mistral window": ("Mistral", SMALL | {"sliding_window": 4}),
     "mistral no window": ("Mistral", SMALL | {"sliding_window": None, "head_dim": 16}),
     "qwen2": (
@@ -106,6 +120,18 @@ FAMILIES = {
             "attention_bias": True,
         },
     ),
+    "gemma3": ("Gemma3", SMALL | GEMMA3),
+    "gemma3 default frequencies, logit cap": (
+        "Gemma3",
+        SMALL
+        | GEMMA3
+        | {"rope_parameters": None, "final_logit_softcapping": 2.0, "attention_bias": True},
+    ),
+    "gemma3 no window, untied": (
+        "Gemma3",
+        SMALL | GEMMA3 | {"layer_types": ["full_attention"] * 2, "tie_word_embeddings": False},
+    ),
+    "gemma3 all windows": ("Gemma3", SMALL | GEMMA3 | {"layer_types": ["sliding_attention"] * 2}),
     "qwen3": ("Qwen3", SMALL | {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 biases": (
         "Qwen3",
@@ -118,8 +144,12 @@ def reference(family: str, settings: dict):
     """A small PyTorch model with random weights, none of them at its special initial value."""
     torch.manual_seed(0)
     model = getattr(transformers, HEADS.get(family, f"{family}ForCausalLM"))(
-        getattr(transformers, f"{family}Config")(**settings)
+        getattr(transformers, CONFIGS.get(family, f"{family}Config"))(**settings)
     ).eval()
+    return randomised(model)
+
+
+def randomised(model):
     with torch.no_grad():
         for name, weights in model.named_parameters():
             weights.normal_(1.0 if "norm" in name or "ln_" in name else 0.0, 0.15)
@@ -177,6 +207,56 @@ def test_logits(name, tmp_path):
     assert found.shape == expected.shape == (sum(LENGTHS), V)
     assert np.abs(expected).max() > 0.5  # otherwise the tolerance would mean nothing
     assert np.abs(found - expected).max() < 2e-4
+
+
+@pytest.mark.parametrize("layout", ["now", "on the hub"])
+def test_language_model_of_a_gemma3_that_reads_images(tmp_path, layout):
+    """Its settings and tensors stand within those of the whole; the hub's files have names and
+    rotary settings from before version 5.
+    """
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    }
+    torch.manual_seed(0)
+    config = transformers.Gemma3Config(
+        text_config=SMALL | GEMMA3, vision_config=vision, mm_tokens_per_image=4
+    )
+    model = randomised(transformers.Gemma3ForConditionalGeneration(config).eval())
+    write(tmp_path, model)
+    if layout == "on the hub":
+        as_on_the_hub(tmp_path)
+    tokens, mask = prompts(V)
+    expected = torch_logits(model, tokens, mask)[mask]
+    loaded = pretrained.load(tmp_path)
+    assert (loaded.config.window_theta, loaded.config.rope_scaling) == (10.0, (8.0,))
+    assert np.abs(our_logits(loaded, tokens, mask)[mask] - expected).max() < 2e-4
+
+
+def as_on_the_hub(folder) -> None:
+    import json
+
+    from safetensors.numpy import load_file, save_file
+
+    stored = json.loads((folder / "config.json").read_text())
+    text = stored["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    text["rope_theta"] = rope["full_attention"].pop("rope_theta")
+    text["rope_scaling"] = rope["full_attention"]
+    del text["layer_types"]
+    text["sliding_window_pattern"] = 2
+    (folder / "config.json").write_text(json.dumps(stored))
+    path = folder / "model.safetensors"
+    old = {}
+    for name, x in load_file(path).items():
+        name = name.removeprefix("model.")
+        old[name.replace("language_model.", "language_model.model.")] = x
+    save_file(old, path, metadata={"format": "pt"})
 
 
 def test_shards_and_half_precision(tmp_path):

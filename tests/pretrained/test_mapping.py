@@ -103,6 +103,31 @@ def test_the_four_norms_of_a_layer_of_gemma2():
     assert all(np.array_equal(again[name], x) for name, x in stored.items())
 
 
+def test_the_language_model_of_a_checkpoint_that_reads_images():
+    """Under the names that transformers writes, and those of files on the hub."""
+    mine = {name: number(2) for name in ("layers.0.input_layernorm.weight", "lm_head.weight")}
+    seen = {"vision_tower.vision_model.head.bias": number(1)}
+    seen["multi_modal_projector.mm_soft_emb_norm.weight"] = number(1)
+    now = {f"model.language_model.{name}": x for name, x in mine.items() if "layers" in name}
+    now |= {"lm_head.weight": number(2), **{f"model.{name}": x for name, x in seen.items()}}
+    hub = {"language_model.model.layers.0.input_layernorm.weight": number(2), **seen}
+    hub["language_model.lm_head.weight"] = number(2)
+    for stored in (now, hub):
+        assert mapping.language_model(stored).keys() == mine.keys()
+
+
+def test_the_size_of_gemma3_1b():
+    """The number of parameters that its page gives: 999,885,952."""
+    shape = dataclasses.replace(
+        LLAMA, vocab_size=262144, width=1152, num_layers=26, num_heads=4, num_kv_heads=1,
+        head_dim=256, mlp_width=6912, qk_norm=True, post_norms=True,
+    )  # fmt: skip
+    # a layer: 2 · 1152 · (1024 + 256) attention, 3 · 1152 · 6912 MLP, 4 · 1152 + 2 · 256 norms
+    layer, embedding = 2_949_120 + 23_887_872 + 5_120, 262_144 * 1152
+    total = sum(int(np.prod(x)) for x in mapping.param_shapes(shape).values())
+    assert total == 26 * layer + embedding + 1152 == 999_885_952
+
+
 def test_gpt2_joint_projection_is_cut_in_three():
     params = mapping.from_checkpoint(
         "gpt2", GPT2, gpt2_tensors()
@@ -182,7 +207,13 @@ def test_flatten_and_back():
 
 
 @pytest.mark.parametrize(
-    "config", [LLAMA, GPT2, dataclasses.replace(LLAMA, tied=False, qkv_bias=True, qk_norm=True)]
+    "config",
+    [
+        LLAMA,
+        GPT2,
+        dataclasses.replace(LLAMA, tied=False, qkv_bias=True, qk_norm=True),
+        dataclasses.replace(LLAMA, norm="rms_plus_one", qk_norm=True, post_norms=True),
+    ],
 )
 def test_shapes_equal_those_of_the_model(config):
     made = jax.eval_shape(transformer.make(config).init, jax.random.key(0))

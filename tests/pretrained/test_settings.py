@@ -1,8 +1,12 @@
 """A checkpoint's config.json becomes our settings, or is refused with a reason."""
 
+from functools import partial
+
 import pytest
 from transformers import (
     Gemma2Config,
+    Gemma3Config,
+    Gemma3TextConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
@@ -32,6 +36,7 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
 }
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
 
 
 def small(kind, **fields) -> ModelConfig:
@@ -91,6 +96,7 @@ def test_llama():
 def test_rope_scaling():
     found = small(LlamaConfig, rope_parameters=LLAMA3 | {"original_max_position_embeddings": 64})
     assert found.rope_theta == 5e5 and found.rope_scaling == (8.0, 1.0, 4.0, 64.0)
+    assert small(LlamaConfig, rope_parameters=LINEAR).rope_scaling == (2.0,)
 
 
 def test_qwen():
@@ -138,6 +144,32 @@ def test_gemma2():
     assert (plain.window, plain.no_window, plain.query_size) == (None, (), None)
 
 
+def test_gemma3():
+    """Layers with a window rotate by their own frequency, without the others' scaling."""
+    rope = {"full_attention": LINEAR, "sliding_attention": {"rope_theta": 10.0}}
+    types = ["sliding_attention", "full_attention"]
+    gemma3 = partial(small, Gemma3TextConfig, head_dim=16, sliding_window=7, layer_types=types)
+    found = gemma3(rope_parameters=rope)
+    assert (found.window, found.no_window, found.qk_norm) == (7, (1,), True)
+    assert (found.norm, found.post_norms, found.scaled_embedding) == ("rms_plus_one", True, True)
+    assert (found.score_cap, found.logit_cap, found.query_size) == (None, None, 256)
+    assert (found.rope_theta, found.rope_scaling, found.window_theta) == (1e4, (2.0,), 10.0)
+    plain = gemma3()
+    assert (plain.rope_theta, plain.rope_scaling, plain.window_theta) == (1e6, None, 1e4)
+    alike = gemma3(rope_parameters=dict.fromkeys(types, LINEAR))
+    assert (alike.rope_theta, alike.rope_scaling, alike.window_theta) == (1e4, (2.0,), None)
+    wide = gemma3(layer_types=["full_attention"] * 2)
+    assert (wide.window, wide.window_theta, wide.rope_theta) == (None, None, 1e6)
+    # five with a window, then one without
+    six = gemma3(num_hidden_layers=7, layer_types=None)
+    assert (six.window, six.no_window) == (7, (5,))
+
+
+def test_gemma3_that_reads_images_has_the_shape_of_its_language_model():
+    whole = Gemma3Config(text_config=SMALL | {"head_dim": 16}).to_dict()
+    assert from_transformers(whole) == small(Gemma3TextConfig, head_dim=16)
+
+
 def test_layers_without_rotation():
     """SmolLM3's fourth, or those of its list. It has a window only if it is told to use it."""
     found = small(SmolLM3Config, num_hidden_layers=4, sliding_window=7)
@@ -154,12 +186,24 @@ def test_layers_without_rotation():
             Gemma2Config(use_bidirectional_attention=True).to_dict(),
             "sets use_bidirectional_attention, which is not supported",
         ),
+        (
+            Gemma3TextConfig(use_bidirectional_attention=True).to_dict(),
+            "sets use_bidirectional_attention, which is not supported",
+        ),
+        (
+            Gemma3TextConfig(attn_logit_softcapping=50.0).to_dict(),
+            "sets attn_logit_softcapping, which is not supported",
+        ),
+        (
+            Gemma3TextConfig(rope_parameters={"sliding_attention": LINEAR}).to_dict(),
+            "sets a rotary scaling for sliding_attention, which is not supported",
+        ),
         (LlamaConfig(hidden_act="relu").to_dict(), "'relu'"),
         (
             LlamaConfig(
-                rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+                rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
             ).to_dict(),
-            "'linear'",
+            "'dynamic'",
         ),
         (
             GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(),

@@ -44,6 +44,9 @@ GEMMA2 = dataclasses.replace(
     logit_cap=2.0,
     activation="gelu_tanh",
 )
+GEMMA3 = dataclasses.replace(
+    GEMMA2, score_cap=None, logit_cap=None, qk_norm=True, window=4, window_theta=10.0
+)
 SHAPES = {
     "llama": LLAMA,
     "llama untied": dataclasses.replace(LLAMA, tied=False),
@@ -74,6 +77,15 @@ MORE = {  # every other point of the families' space
     ),
     "gemma2": dataclasses.replace(GEMMA2, window=4, no_window=(1,), query_size=3),
     "gemma2 biases": dataclasses.replace(GEMMA2, qkv_bias=True, out_bias=True, tied=False),
+    "gemma3": dataclasses.replace(
+        GEMMA3, no_window=(1,), query_size=3, rope_scaling=(8.0,), tied=False
+    ),
+    "gemma3 all windows, logit cap": dataclasses.replace(GEMMA3, logit_cap=2.0),
+    "gemma3 rotating alike": dataclasses.replace(
+        GEMMA3, no_window=(1,), window_theta=None, rope_scaling=(8.0,)
+    ),
+    "gemma3 no window": dataclasses.replace(GEMMA3, window=None, window_theta=None),
+    "linear": dataclasses.replace(LLAMA, rope_scaling=(8.0,)),
     "gpt2 exact gelu": dataclasses.replace(GPT2, activation="gelu", mlp_width=40),
 }
 SIZES = RunConfig(batch_size=4, prompt_length=8, response_length=6, minibatches=2)

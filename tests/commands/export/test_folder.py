@@ -86,6 +86,7 @@ def test_shapes_between_the_families():
         {"no_rope": (0,), "qk_norm": True},
         {"post_norms": True},
         {"logit_cap": 2.0},
+        {"window": 4, "window_theta": 10.0},
     ):
         with pytest.raises(PretrainedError, match="no class for a transformer of this shape"):
             settings.family_of(dataclasses.replace(LLAMA, **change))
