@@ -376,6 +376,10 @@ class Config(metaclass=_WithPreset):
     """same (as dtype) | int8: weights of the frozen base below adapters, or of the
     reference, in the linear layers of a transformer's blocks
     """
+    decode_dtype: str = "same"
+    """same (as dtype) | int8: weights that training samples with, in the linear layers
+    of a transformer's blocks; needs --old-logprobs scorer
+    """
     remat: str = "none"
     """none | block (keep only the inputs of each layer and recompute the rest in the
     backward pass; on a CPU with --scan-layers, or XLA undoes it) | full (recompute
@@ -413,6 +417,7 @@ class Config(metaclass=_WithPreset):
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "base_dtype": ("same", "int8"),
+    "decode_dtype": ("same", "int8"),
     "lr_schedule": ("linear", "cosine", "constant"),
     "kl_place": ("reward", "loss"),
     "kl_rule": ("ziegler", "ppo"),
@@ -590,6 +595,11 @@ def validate(config: Config, *, devices: int = 1) -> None:
         raise UserError(
             f"--overlong-buffer {config.overlong_buffer} is longer than "
             f"--response-length {config.response_length}; shorten it"
+        )
+    if config.decode_dtype != "same" and config.old_logprobs == "sampler":
+        raise UserError(
+            f"--decode-dtype {config.decode_dtype} samples with other weights than those that "
+            "learn: it needs --old-logprobs scorer"
         )
     if config.rejection != "none" and config.rejection_low is config.rejection_high is None:
         raise UserError(
