@@ -344,6 +344,10 @@ class Config(metaclass=_WithPreset):
     """clip gradients to this global norm (those of a separate critic by themselves);
     0 = no clipping
     """
+    ema_decay: float = 0.0
+    """evaluate, sample and export an average of the trained weights with this decay a
+    step, such as .99; 0 = the weights themselves
+    """
     trust_kl: float = 0.01
     """update trpo, npg: nats a token that one step may move the policy; use float32"""
     cg_iterations: int = 10
@@ -473,8 +477,8 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
     **dict.fromkeys(("top_p", "mask_top_p", "top_entropy"), "(0, 1]"),
     "distil_beta": "(0, 1)",
-    # 1 would keep the first baseline, 0, or the first reference
-    **dict.fromkeys(("baseline_decay", "reference_decay"), "[0, 1)"),
+    # 1 would keep the first baseline, 0, or the first weights
+    **dict.fromkeys(("baseline_decay", "reference_decay", "ema_decay"), "[0, 1)"),
     **dict.fromkeys(
         (
             "entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings",

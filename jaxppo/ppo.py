@@ -29,8 +29,7 @@ from jaxppo import distillation, masked, packing, policy, sampling, types
 from jaxppo import kl as kls
 from jaxppo.config import Config
 from jaxppo.errors import UserError
-from jaxppo.models import lora, nlpo
-from jaxppo.models import reference as moving
+from jaxppo.models import copies, lora, nlpo
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import shaping
 from jaxppo.rewards.shaping import row_scores
@@ -69,9 +68,9 @@ def make_train_step(
         # All keys come from the run's key and the step's number: no two steps share
         # noise, and a resumed run repeats it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        statistics = moving.update_moving(state, nlpo.update_lagged(state, config), config)
+        statistics = copies.follow(state, state.statistics, config, copies.BEFORE)
         base = nlpo.with_lagged(policy.cast(state.frozen["base"], model.dtype), statistics)
-        frozen = moving.with_moving({**state.frozen, "base": base}, statistics)
+        frozen = copies.with_reference({**state.frozen, "base": base}, statistics)
 
         # 1. rollout
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
@@ -170,7 +169,7 @@ def make_train_step(
             step=state.step + 1,
             frozen=state.frozen,
             controller=controller,
-            statistics=statistics,
+            statistics=copies.follow(new, statistics, config, copies.AFTER),
             cursor=state.cursor + prompts_used,
             counters=counters,
         )
@@ -390,9 +389,7 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
         frozen=frozen,
         opt_state=make_optimizer(config).init(params),
         controller={"kl_coef": coefficient(config.kl_coef), "beta": coefficient(config.beta)},
-        statistics=shaping.init_statistics()
-        | nlpo.init_lagged(params, config)
-        | moving.init_moving(params, config),
+        statistics=shaping.init_statistics() | copies.init_copies(params, config),
         cursor=zero(),
         counters={"skipped_updates": zero(), "invalid_rows": zero(), "barren_steps": zero()},
     )

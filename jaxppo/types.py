@@ -81,7 +81,7 @@ class TrainState(struct.PyTreeNode):
     frozen: Params
     opt_state: PyTree
     controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
-    # {"reward": Moments, "gain", "bias", "baseline"}, for NLPO also "lagged"
+    # {"reward": Moments, "gain", "bias", "baseline"}, and copies (models/copies.py)
     statistics: PyTree
     cursor: Int[Array, ""]  # prompts consumed
     counters: PyTree  # Int[] each: skipped updates, invalid rows, ...

@@ -130,7 +130,7 @@ ZERO = {
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
     "tokens_per_microbatch", "whiten_ddof", "likelihood_coef", "likelihood_threshold",
     "off_policy_threshold", "correction_low", "rejection_low", "distil_coef", "reference_every",
-    "reference_decay",
+    "reference_decay", "ema_decay",
     "eval_right",
 }  # fmt: skip
 MINUS_ONE = {
