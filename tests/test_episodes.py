@@ -12,9 +12,10 @@ import worlds
 from toys import SETTINGS
 from worlds import ANSWER, LENGTH, TURN
 
-from jaxppo import algorithms, environments, parallel, policy, ppo, presets, rollout, sampling
+from jaxppo import algorithms, parallel, policy, ppo, presets, rollout, sampling
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
+from jaxppo.rewards import in_program
 
 LONG = replace(SETTINGS, response_length=LENGTH, group_size=4)
 WINDOWED = replace(toys.LLAMA, window=4)
@@ -203,11 +204,11 @@ def test_a_fault_ends_the_episode(name):
     assert [len(turns) for turns in turns_of(rolled)] == [1 if x else 2 for x in odd]
     assert (np.isnan(rolled.rewards).any(1) == odd).all()
     assert (np.asarray(rolled.finished) == ~odd).all()
-    scores, valid = environments.score({}, rolled)
+    scores, valid = in_program.episode_score({}, rolled)
     assert (np.isfinite(scores) == ~odd).all() and valid.all()
 
 
-def step_of(settings, environment=None, shape=toys.LLAMA, reward=environments.score, **changes):
+def step_of(settings, environment=None, shape=toys.LLAMA, reward=in_program.episode_score, **changes):
     toy = toys.make(shape)
     environment = counting() if environment is None else environment
     parts = algorithms.make_parts(settings, reward)._replace(environment=environment, **changes)
