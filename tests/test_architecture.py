@@ -21,7 +21,7 @@ ORDER = [
     "compaction", "rollout", "distillation", "rewards", "estimators", "optimizers", "update",
     "second_order",
     "parallel", "ppo", "supervised", "algorithms",
-    "data", "pretrained", "costs", "run", "train",
+    "data", "pretrained", "environments", "costs", "run", "train",
     "ablation", "tasks",
     "option_help", "cli", "commands", "__main__", "launch",
 ]  # fmt: skip
