@@ -208,7 +208,9 @@ def test_a_fault_ends_the_episode(name):
     assert (np.isfinite(scores) == ~odd).all() and valid.all()
 
 
-def step_of(settings, environment=None, shape=toys.LLAMA, reward=in_program.episode_score, **changes):
+def step_of(
+    settings, environment=None, shape=toys.LLAMA, reward=in_program.episode_score, **changes
+):
     toy = toys.make(shape)
     environment = counting() if environment is None else environment
     parts = algorithms.make_parts(settings, reward)._replace(environment=environment, **changes)

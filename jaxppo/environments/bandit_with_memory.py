@@ -58,6 +58,9 @@ def make(arms: int = 2, turns: int = 2) -> Game:
         return [{"prompt": letters, "arm": np.int32(x)} for x in drawn]
 
     def script(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
-        return replies[0] if replies else str(rng.choice(list(letters)))
+        return replies[0] if replies else random(instance, replies, rng)
 
-    return Game(make_environment(arms, turns), instances, script, optimum(arms, turns))
+    def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        return str(rng.choice(list(letters)))
+
+    return Game(make_environment(arms, turns), instances, script, random, optimum(arms, turns))

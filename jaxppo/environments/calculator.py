@@ -129,4 +129,10 @@ def make(
         call = f"={instance['prompt'].removesuffix('=')}\n"
         return call if tool else bytes(instance["answer"]).decode().rstrip("\0") + "\n"
 
-    return Game(make_environment(turns, tool), instances, script, 1.0)
+    def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        """Calls the calculator or not, and answers with its result or any digits."""
+        if rng.random() < 0.5 and (replies or turns > 1):
+            return replies[-1] if replies else f"={instance['prompt'].removesuffix('=')}\n"
+        return f"{rng.integers(10 ** rng.integers(1, 2 * digits[1]))}\n"
+
+    return Game(make_environment(turns, tool), instances, script, random, 1.0)

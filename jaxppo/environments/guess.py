@@ -71,9 +71,13 @@ def make(n: int = 20, guesses: int = 4) -> Game:
     def script(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
         return bisect(n, replies)
 
+    def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        return f"{rng.integers(1, n, endpoint=True)}\n"
+
     return Game(
         make_environment(n, guesses),
         lambda number, seed: make_instances(n, number, seed),
         script,
+        random,
         win_rate(n, guesses),
     )

@@ -123,4 +123,7 @@ def make(size: int = 4, moves: int = 8, walls: float = 0.25) -> Game:
         near = neighbours(instance["grid"], place)
         return WORDS[min(near, key=lambda pair: found[pair[1]])[0]] + "\n"
 
-    return Game(make_environment(size, moves), instances, script, 1.0)
+    def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        return f"{rng.choice(WORDS)}\n"
+
+    return Game(make_environment(size, moves), instances, script, random, 1.0)

@@ -2,16 +2,14 @@
 goes through the same step as in training.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxppo.environments.text import Game, TextEnvironment, stack
-
-Player = Callable[[Mapping[str, Any], Sequence[str], np.random.Generator], str]
+from jaxppo.environments.text import Game, Player, TextEnvironment, stack
 
 
 class Episode(NamedTuple):

@@ -43,6 +43,10 @@ class TextEnvironment(NamedTuple):
     alphabet: bytes = PRINTABLE  # the bytes that replies are made of
 
 
+# player(instance, replies so far, generator) -> the text of the next turn
+Player = Callable[[Mapping[str, Any], Sequence[str], np.random.Generator], str]
+
+
 class Game(NamedTuple):
     """An environment with its data, a scripted player and what can be reached.
 
@@ -52,8 +56,8 @@ class Game(NamedTuple):
 
     environment: TextEnvironment
     instances: Callable[[int, int], list[dict[str, Any]]]  # (number, seed) -> instances
-    # script(instance, replies so far, generator) -> the text of the next turn
-    script: Callable[[Mapping[str, Any], Sequence[str], np.random.Generator], str]
+    script: Player  # plays as well as the game says
+    random: Player  # knows the rules alone
     optimum: float  # the expected return of the best policy, or what the game says
 
 

@@ -140,15 +140,20 @@ def make(opponent: Opponent = "random", first: bool = True) -> Game:
             boards[np.arange(number), opened] = THEIRS
         return [{"prompt": show(board), "board": board} for board in boards]
 
-    def script(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+    def board_of(instance: Mapping[str, Any], replies: Sequence[str]) -> Board:
         shown = replies[-1] if replies else instance["prompt"]
-        board = tuple(".xo".index(letter) for letter in shown.strip())
-        return f"{rng.choice(best_moves(board, opponent)) + 1}\n"
+        return tuple(".xo".index(letter) for letter in shown.strip())
+
+    def script(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        return f"{rng.choice(best_moves(board_of(instance, replies), opponent)) + 1}\n"
+
+    def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        return f"{rng.choice(moves(board_of(instance, replies))) + 1}\n"
 
     start = (FREE,) * 9
     opened = [start] if first else [put(start, square, THEIRS) for square in range(9)]
     optimum = sum(value(board, MINE, opponent) for board in opened) / len(opened)
-    return Game(make_environment(opponent, first), instances, script, optimum)
+    return Game(make_environment(opponent, first), instances, script, random, optimum)
 
 
 def show(board: np.ndarray) -> str:

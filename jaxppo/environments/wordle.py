@@ -167,6 +167,8 @@ def make(words: int = len(WORDS), guesses: int = 6) -> Game:
             possible = tuple(i for i in possible if answers[i] == reply) or every
         return chosen[next_guess(chosen, possible)] + "\n"
 
-    return Game(
-        make_environment(guesses), instances, script, solved(chosen, every, guesses) / words
-    )
+    def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
+        return str(rng.choice(chosen)) + "\n"
+
+    best = solved(chosen, every, guesses) / words
+    return Game(make_environment(guesses), instances, script, random, best)

@@ -31,6 +31,12 @@ def no_reward(params: Params, rollout: Rollout):
     return jnp.zeros(rollout.finished.shape), jnp.ones(rollout.finished.shape, bool)
 
 
+def episode_score(params: Params, rollout: Rollout):
+    """score = the sum of the rewards that an environment gave to the turns."""
+    assert rollout.rewards is not None, "no environment has answered"
+    return rollout.rewards.sum(1), jnp.ones(rollout.finished.shape, bool)
+
+
 def reward_model(model: Model, *, scale: float = 1.0) -> RewardFn:
     """score = scale · value at the last token of prompt and response.
 

@@ -10,6 +10,7 @@ from jaxppo.rewards.host import decode_responses
 from jaxppo.run.files import json_line, read_jsonl, write_jsonl
 
 EVERY = 10  # steps
+Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]
 
 
 class SampleLog:
@@ -29,9 +30,9 @@ class SampleLog:
     def __init__(
         self,
         folder: Path,
-        decode: Callable[[Sequence[Sequence[int]]], Sequence[str]],
+        decode: Decode,
         *,
-        show_prompts: Callable[[Sequence[Sequence[int]]], Sequence[str]],
+        show_prompts: Decode,
         prompt_length: int,
         length: int,
         weights: Sequence[tuple[str, float]],
@@ -54,7 +55,7 @@ class SampleLog:
         prompts = [row.tolist() for row in kept(tokens[:, : self.prompt_length])]
         responses = kept(tokens[:, self.prompt_length :])
         if any((row < 0).any() for row in responses):
-            responses = [self.turns(row) for row in responses]
+            responses = [episode_text(self.decode, row) for row in responses]
         else:
             responses = [row.tolist() for row in responses]
             _, responses = decode_responses(self.decode, prompts, responses)
@@ -67,10 +68,12 @@ class SampleLog:
                 row |= {name: x for (name, _), x in zip(self.weights, own)}
                 file.write(json_line(row))
 
-    def turns(self, tokens: Int[np.ndarray, "N"]) -> str:
-        """The text of an episode, from token ids i, and -2 - i of answers."""
-        borders = np.flatnonzero(np.diff(tokens < 0)) + 1
-        parts = np.split(tokens, borders)
-        texts = self.decode([np.where(part < 0, -2 - part, part).tolist() for part in parts])
-        marked = (f"⟦{x}⟧" if part[0] < 0 else x for x, part in zip(texts, parts, strict=True))
-        return "".join(marked)
+
+def episode_text(decode: Decode, tokens: Int[np.ndarray, "N"]) -> str:
+    """The text of an episode, from token ids i, and -2 - i of answers, which it puts in
+    ⟦ ⟧.
+    """
+    parts = np.split(tokens, np.flatnonzero(np.diff(tokens < 0)) + 1)
+    texts = decode([np.where(part < 0, -2 - part, part).tolist() for part in parts])
+    marked = (f"⟦{x}⟧" if part[0] < 0 else x for x, part in zip(texts, parts, strict=True))
+    return "".join(marked)

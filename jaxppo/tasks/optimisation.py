@@ -14,7 +14,7 @@ from jaxppo.run.load import Policy
 from jaxppo.run.loop import Evaluate
 from jaxppo.run.validation import add_samples
 from jaxppo.tasks.rewards import Reward
-from jaxppo.types import TrainState
+from jaxppo.types import Environment, TrainState
 
 Measured = TypeVar("Measured")
 
@@ -29,6 +29,7 @@ def train_and_measure(
     measure: Callable[[TrainState], Measured],
     evaluate: Evaluate,
     validation: PromptSet,
+    environment: Environment | None = None,
 ) -> tuple[Measured, Measured, TrainState]:
     """Optimise a policy. Returns `measure` of the untrained state and of the best
     checkpoint, and that checkpoint. `eval_samples` are of the prompts `validation`.
@@ -37,7 +38,7 @@ def train_and_measure(
     untrained = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     before = measure(untrained)
     del untrained  # frees the optimizer's moments
-    parts = algorithms.make_parts(config, reward.fn)
+    parts = algorithms.make_parts(config, reward.fn)._replace(environment=environment)
     evaluate = add_samples(evaluate, config, policy, parts, validation)
     state = train.fit(config, policy, parts, prompts, folder=folder, evaluate=evaluate)
     best = load.restore_best(folder, state)

@@ -9,7 +9,7 @@
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from jaxppo.errors import UserError
 from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
+from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, load, log, resume, start, validation
 from jaxppo.run.load import Policy
 from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
@@ -83,7 +84,7 @@ def check_resumed(options: TaskConfig, task: Task, root: Path) -> None:
     """Raise UserError if a setting has changed that must not, since either stage began.
     Call it before anything is loaded.
     """
-    for stage in (_supervised_config, _policy_config):
+    for stage in (supervised_config, policy_config):
         resume.check_early(stage(options, task, root))
 
 
@@ -120,8 +121,7 @@ def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root
     """Make a new network with a vocabulary of the training texts, unless the options
     name a model.
     """
-    place = root / "start"
-    if not options.model and not place.exists() and processes.is_main():
+    if not options.model and not (root / "start").exists() and processes.is_main():
         own = format_examples(task, examples.train)
         texts = [prompt + x for prompt, x in zip(own.prompts, own.responses)]
         make_tokenizer = {
@@ -136,22 +136,43 @@ def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root
         context = {}
         if "context" in own.extra:
             _, context["context_length"], context["context_width"] = own.extra["context"].shape
-        shape = tasks.new_network(options, tokenizer.vocab_size, **context)
-        params = models.make(shape).init(jax.random.key(options.seed))
-        params = jax.device_get({name: x for name, x in params.items() if name != "value"})
-        pretrained.save(place, shape, params, tokenizer)
+        save_new_network(options, root, tokenizer, **context)
     processes.wait_for_all("start")
+
+
+def save_new_network(options: TaskConfig, root: Path, tokenizer: Tokenizer, **context: int) -> None:
+    """Save a new network with this vocabulary as the start of a task's stages."""
+    shape = tasks.new_network(options, tokenizer.vocab_size, **context)
+    params = models.make(shape).init(jax.random.key(options.seed))
+    params = jax.device_get({name: x for name, x in params.items() if name != "value"})
+    pretrained.save(root / "start", shape, params, tokenizer)
 
 
 def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
     """Run the supervised stage and return the folder of its best checkpoint."""
+    if not (root / "supervised" / "model").exists():
+        initial_checkpoint(options, task, examples, root)
+    parts = (examples.train, examples.validation[: options.test_rows])
+    rows_of = lambda settings, policy: tuple(
+        _supervised_rows(settings, policy, task, part) for part in parts
+    )
+    return train_supervised(options, task, root, rows_of)
+
+
+def train_supervised(
+    options: TaskConfig,
+    task: Task,
+    root: Path,
+    make_rows: Callable[[TaskConfig, Policy], tuple[Rows, ...]],
+) -> Path:
+    """Train on rows, (training, validation), unless that is done. Returns the folder of
+    the best checkpoint.
+    """
     place = root / "supervised"
     if (place / "model").exists():
         return place / "model"
-    initial_checkpoint(options, task, examples, root)
-    settings, policy = load.load_policy(_supervised_config(options, task, root))
-    parts = (examples.train, examples.validation[: options.test_rows])
-    training, held_out = (_supervised_rows(settings, policy, task, part) for part in parts)
+    settings, policy = load.load_policy(supervised_config(options, task, root))
+    training, held_out = make_rows(settings, policy)
     objective = supervised.language_model(policy.model, settings, last=settings.response_length)
     evaluate = validation.make_validation(settings, policy, objective, held_out)
     files.run_folder(root, "supervised", resume=settings.resume)
@@ -159,7 +180,7 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
     return load.save_model(settings, policy, load.restore_best(place, state), place / "model")
 
 
-def _supervised_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
+def supervised_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
     return dataclasses.replace(
         options,
         name="supervised",
@@ -230,7 +251,7 @@ def optimise_policy(
 ) -> dict[str, Any]:
     """Optimise the baseline, and measure both on the test examples."""
     place = root / "policy"
-    settings, policy = load.load_policy(_policy_config(options, task, root))
+    settings, policy = load.load_policy(policy_config(options, task, root))
     reward = make_reward(settings, policy)
     encode = lambda part: encode_examples(settings, policy, task, part)
     training, _ = encode(examples.train)
@@ -252,7 +273,7 @@ def optimise_policy(
     return evaluator.compare(before, after) | {"best_step": int(best.step)}
 
 
-def _policy_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
+def policy_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
     return dataclasses.replace(
         options,
         name="policy",

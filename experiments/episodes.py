@@ -1,0 +1,51 @@
+"""A small network plays a game of several turns.
+
+Question   How near does a policy gradient come to the best play, from a start that knows the rules
+           alone?
+Method     A supervised stage on random play (with `--script-share`, partly on good play), then
+           group-relative or PPO updates on whole episodes. The environment runs inside the step's
+           program (`jaxppo/environments`).
+Command    python experiments/episodes.py --environment guess
+           # tic_tac_toe | maze | wordle | calculator | bandit_with_memory
+           python experiments/episodes.py --environment calculator --game tool=False --name alone
+Expected   Not measured yet.
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.tasks import episodes
+from jaxppo.tasks.episodes import EpisodeConfig
+
+
+@dataclass(frozen=True)
+class Episodes(EpisodeConfig):
+    name: str = "episodes"
+    tokens: str = "bytes"
+    stop: tuple[str, ...] = ("\n",)
+    width: int = 96
+    layers: int = 2
+    dropout: float = 0.0
+    sft_steps: int = 300
+    sft_lr: float = 1e-3
+    steps: int = 400
+    batch_size: int = 256
+    minibatches: int = 2
+    epochs: int = 1
+    group_size: int = 8
+    advantage: str = "group"
+    value_loss: str = "none"
+    kl_coef: float = 0.0
+    kl_adaptive: bool = False
+    lr: float = 5e-4
+    lora: int = 0
+    eval_every: int = 50
+    save_every: int = 50
+
+
+def main(options: Episodes) -> None:
+    episodes.run(options)
+
+
+if __name__ == "__main__":
+    cli.script(main, Episodes)
