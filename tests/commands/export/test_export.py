@@ -85,7 +85,7 @@ MORE = {  # every other point of the families' space
     "gemma3 rotating alike": dataclasses.replace(
         GEMMA3, no_window=(1,), window_theta=None, rope_scaling=(8.0,)
     ),
-    "gemma3 no window": dataclasses.replace(GEMMA3, window=None, window_theta=None),
+    "gemma3 no window": dataclasses.replace(GEMMA3, window=None, window_theta=None, query_size=16),
     "linear": dataclasses.replace(LLAMA, rope_scaling=(8.0,)),
     "gpt2 exact gelu": dataclasses.replace(GPT2, activation="gelu", mlp_width=40),
 }
