@@ -296,11 +296,10 @@ def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
 @pytest.mark.ci
 @pytest.mark.parametrize(("rank", "scan", "mode"), [(0, True, "mesh"), (2, False, "pmap")])
 def test_int8_decoding_over_devices(one_device, rank, scan, mode):
-    settings = replace(
-        SGD, lora=rank, decode_dtype="int8", old_logprobs="scorer", correction="truncated"
-    )
+    eight = {"decode_dtype": "int8", "old_logprobs": "scorer", "correction": "truncated"}
+    settings = replace(SGD, lora=rank, lora_alpha=1.0, **eight)
     want = one_device(f"int8 decoding {rank}", settings)
-    assert all(1e-4 < row["first_ratio_off"] < 0.2 for row in want[1])
+    assert all(1e-4 < row["first_ratio_off"] < 1 for row in want[1])
     mesh = "data=2,fsdp=2,tensor=2" if mode == "mesh" else ""
     assert_equal_runs(run(settings, mode, mesh, scan=scan), want)
 
