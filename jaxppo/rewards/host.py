@@ -82,7 +82,7 @@ def on_host(
             answers = _call_batched(fn, *texts, **named)
         else:
             answers = [
-                _try(fn, *row, **{name: values[n] for name, values in named.items()})
+                attempt(fn, *row, **{name: values[n] for name, values in named.items()})
                 for n, row in enumerate(zip(*texts, strict=True))
             ]
         rows = zip(answers, np.asarray(index), prompts, strict=True)
@@ -129,7 +129,7 @@ def _behind(start: str, text: str) -> str:
     return text[sum(1 for _ in same) :]
 
 
-def _try(fn: Callable, *args, **named) -> Any:
+def attempt(fn: Callable, *args, **named) -> Any:
     """Return the result, or the exception: raised in a callback, it would destroy the
     donated state of the step. The working directory stays, and a forked child ends.
     """
@@ -156,7 +156,7 @@ def call_apart(fn: Callable[[], Any]) -> Any:
 
     def call() -> None:
         try:
-            found.append(_try(fn))
+            found.append(attempt(fn))
         except KeyboardInterrupt as error:
             found.append(error)
 
@@ -185,11 +185,11 @@ def own_copy(value: Any) -> Any:
 
 def _call_batched(fn: Callable, *texts: Sequence[str], **named: Sequence[Any]) -> list:
     """Return one result per row; if the call fails, its exception for every row."""
-    rows, answers = len(texts[0]), _try(fn, *texts, **named)
+    rows, answers = len(texts[0]), attempt(fn, *texts, **named)
     if isinstance(answers, BaseException):
         return [answers] * rows
     unordered = isinstance(answers, Mapping | Set | str)
-    listed = TypeError() if unordered else _try(list, answers)
+    listed = TypeError() if unordered else attempt(list, answers)
     if not isinstance(listed, BaseException) and len(listed) == rows:
         return listed
     bad = isinstance(listed, BaseException)
@@ -217,7 +217,7 @@ def _to_score(answer: Any, name: str) -> float:
     """Return a finite score, or NaN and a warning that names the row."""
     if isinstance(answer, str | Mapping) or answer is None:
         answer = TypeError(f"a reward must be a number, but is {answer!r}")
-    score = answer if isinstance(answer, BaseException) else _try(float, answer)
+    score = answer if isinstance(answer, BaseException) else attempt(float, answer)
     if isinstance(score, float) and not abs(score) <= LARGEST:
         score = ValueError(f"a reward must be finite in float32, but is {score}")
     if isinstance(score, float):

@@ -1,4 +1,4 @@
-"""Score with judges that may hang or crash: each row runs in a process that can be
+"""Call judges and tools that may hang or crash: each row runs in a process that can be
 killed, so a fault costs one row, not the run.
 
 A thread cannot be stopped, and an alarm does not interrupt C code. A process can always
@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, TimeoutError
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
+from typing import Any, Self
 from unittest import mock
 
 from pebble import ProcessExpired, ProcessPool
@@ -26,14 +27,17 @@ from jaxppo.errors import UserError
 log = logging.getLogger(__name__)
 MAX_MESSAGE = 4096  # characters of an exception that come back from a worker
 Judge = Callable[[str, str], float]
+# tool(state, the text of a turn) -> (state, reply, reward, whether the episode is over)
+Tool = Callable[[Any, str], tuple[Any, str, float, bool]]
+Outcome = tuple[Any, str]  # what a function returned, and what went wrong or ""
 
 
-class RewardPool:
-    """`pool(prompts, responses) -> scores`, NaN where the judge fails; for
-    `on_host(..., batched=True)`.
+class WorkerPool:
+    """`pool.call(rows) -> outcomes`: what a function returns for each row's arguments,
+    or what went wrong with it.
 
     Args:
-        fn: `fn(prompt, response) -> float`, a function that workers can import.
+        fn: a function that workers can import.
         workers: number of processes.
         seconds: deadline of each row; then SIGTERM, and SIGKILL 3 seconds later.
         memory: bytes that a worker may allocate after importing `fn` (Linux only).
@@ -44,9 +48,12 @@ class RewardPool:
     no sandbox against an attacker.
     """
 
+    kind = "function"
+    check: Callable[[Any], Any]  # of what `fn` returns, in the worker; raises TypeError
+
     def __init__(
         self,
-        fn: Judge,
+        fn: Callable[..., Any],
         *,
         workers: int = 2,
         seconds: float = 10.0,
@@ -58,7 +65,7 @@ class RewardPool:
             ForkingPickler.dumps(fn)
         except Exception as error:
             raise UserError(
-                f"workers cannot import the judge {fn!r}: define it in a module ({error})"
+                f"workers cannot import the {self.kind} {fn!r}: define it in a module ({error})"
             ) from None
         self.fn, self.seconds = fn, seconds
         limits = (fn, memory, cpu_seconds)
@@ -67,39 +74,41 @@ class RewardPool:
         self.stop: Callable[[], object] = lambda: None
         self._restart()
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-        """Return one score per row, in order."""
-        rows = list(zip(prompts, responses, strict=True))
-        scores: dict[int, float] = {}
+    def call(self, rows: Sequence[tuple]) -> list[Outcome]:
+        """Return one outcome per row, in order."""
+        found: dict[int, Outcome] = {}
         with self.lock:  # JAX may call from several threads
-            # A worker that dies while idle breaks the pool: score the rest in a second.
+            # A worker that dies while idle breaks the pool: call the rest in a second.
             for _ in range(2):
                 with contextlib.suppress(RuntimeError):  # BrokenProcessPool is one
                     futures = {
-                        row: self.pool.schedule(_score, (self.fn, *texts), timeout=self.seconds)
-                        for row, texts in enumerate(rows)
-                        if row not in scores
+                        row: self.pool.schedule(
+                            _call, (self.fn, type(self).check, args), timeout=self.seconds
+                        )
+                        for row, args in enumerate(rows)
+                        if row not in found
                     }
                     for row, future in futures.items():
-                        scores[row] = self._result(row, future)
-                    return [scores[row] for row in range(len(rows))]
+                        found[row] = self._result(future)
+                    return [found[row] for row in range(len(rows))]
                 self._restart()
         name = f"{self.fn.__module__}.{self.fn.__qualname__}"
-        raise UserError(f"workers could not import the judge {name}; see their traceback above")
+        raise UserError(
+            f"workers could not import the {self.kind} {name}; see their traceback above"
+        )
 
-    def _result(self, row: int, future: Future) -> float:
-        """Wait for the score of a row; NaN and a warning when it failed."""
+    def _result(self, future: Future) -> Outcome:
+        """Wait for the outcome of a row."""
         try:
-            score, problem = future.result()
+            return future.result()
         except TimeoutError:
-            score, problem = math.nan, f"no answer within {self.seconds} s"
+            return None, f"no answer within {self.seconds} s"
         except ProcessExpired as error:
-            score, problem = math.nan, f"its process ended (exit code {error.exitcode})"
-        if problem or not math.isfinite(score):
-            problem = problem or f"a reward must be finite, but is {score}"
-            log.warning("the reward of row %d failed: %s; the row is left out", row, problem)
-            return math.nan
-        return score
+            return None, f"its process ended (exit code {error.exitcode})"
+        except RuntimeError:  # the pool is broken
+            raise
+        except Exception as error:  # the arguments cannot be sent
+            return None, f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
 
     def _restart(self) -> None:
         """Stop all workers. The first row starts new ones."""
@@ -113,11 +122,49 @@ class RewardPool:
         with self.lock:
             self._restart()
 
-    def __enter__(self) -> "RewardPool":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def check_score(answer: Any) -> float:
+    """The score that a judge returned. Raises TypeError if it is no number."""
+    if isinstance(answer, str) or answer is None:
+        raise TypeError(f"a reward must be a number, but is {str(answer)[:60]!r}")
+    return float(answer)
+
+
+class RewardPool(WorkerPool):
+    """`pool(prompts, responses) -> scores`, NaN where the judge fails; for
+    `on_host(..., batched=True)`. The judge is `fn(prompt, response) -> float`.
+    """
+
+    kind, check = "judge", check_score
+
+    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+        """Return one score per row, in order."""
+        outcomes = self.call(list(zip(prompts, responses, strict=True)))
+        return [_score(row, *outcome) for row, outcome in enumerate(outcomes)]
+
+
+def check_answer(answer: Any) -> tuple[Any, str, float, bool]:
+    """What a tool returned. Raises TypeError if a `Tool` returns something else."""
+    if not (isinstance(answer, tuple) and len(answer) == 4 and isinstance(answer[1], str)):
+        raise TypeError(
+            f"a tool must return (state, reply, reward, done), but it is {str(answer)[:60]!r}"
+        )
+    state, reply, reward, done = answer
+    return state, reply, check_score(reward), bool(done)
+
+
+class ToolPool(WorkerPool):
+    """A tool in processes that can be killed, for `environments.host.on_host`. The tool
+    is a `Tool`; the state travels with every call, so it should be small.
+    """
+
+    kind, check = "tool", check_answer
 
 
 class CpuProcess(SpawnProcess):
@@ -137,8 +184,8 @@ def _stop(pool: ProcessPool) -> None:
     pool.join()
 
 
-def _limit(fn: Judge, memory: int, cpu_seconds: int) -> None:
-    """Silence and limit a worker. By now it has imported the judge `fn`."""
+def _limit(fn: Callable, memory: int, cpu_seconds: int) -> None:
+    """Silence and limit a worker. By now it has imported `fn`."""
     sink = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):  # a judge's prints must not reach the terminal
         os.dup2(sink, stream)
@@ -151,12 +198,22 @@ def _limit(fn: Judge, memory: int, cpu_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _score(fn: Judge, prompt: str, response: str) -> tuple[float, str]:
-    """Return (score, what went wrong), in a worker."""
+def _call(fn: Callable, check: Callable[[Any], Any], args: tuple) -> Outcome:
+    """Return (the answer, what went wrong), in a worker. An answer that cannot be sent
+    is wrong, too.
+    """
     try:
-        score = fn(prompt, response)
-        if isinstance(score, str) or score is None:
-            raise TypeError(f"a reward must be a number, but is {str(score)[:60]!r}")
-        return float(score), ""
+        answer = check(fn(*args))
+        ForkingPickler.dumps(answer)
+        return answer, ""
     except BaseException as error:
-        return math.nan, f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
+        return None, f"{type(error).__name__}: {error}"[:MAX_MESSAGE]
+
+
+def _score(row: int, score: Any, problem: str) -> float:
+    """Return the score of a row; NaN and a warning when it failed."""
+    if problem or not math.isfinite(score):
+        problem = problem or f"a reward must be finite, but is {score}"
+        log.warning("the reward of row %d failed: %s; the row is left out", row, problem)
+        return math.nan
+    return score
