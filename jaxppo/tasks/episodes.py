@@ -2,7 +2,8 @@
 policy gradient on episodes of its own.
 
 The folder has the same form as that of a task (`stages.py`). result.json has the mean
-score of greedy and of sampled episodes on held-out instances, of both stages.
+score of greedy and of sampled episodes on held-out instances, of both stages, and that
+of the game's script.
 """
 
 import dataclasses
@@ -194,6 +195,7 @@ def optimise(options: EpisodeConfig, root: Path, game: Game, drawn: Parts) -> di
         "environment": options.environment,
         "game": list(options.game),
         "optimum": game.optimum,
+        "script": float(np.mean([x.score for x in play.play(game, drawn.test)])),
         "supervised": means(before),
         "policy": means(after),
         "gain": gain,
@@ -276,6 +278,6 @@ def show(result: Mapping[str, Any], root: Path) -> None:
     print(
         f"score of greedy episodes: {before:.3f} -> {after:.3f} (gain {gain:+.3f}, 95 % interval "
         f"{low:+.3f} to {high:+.3f} over {result['test_rows']} instances); "
-        f"best {result['optimum']:.3f}"
+        f"script {result['script']:.3f}"
     )
     print(f"written: {root / 'result.json'}")
