@@ -1,49 +1,17 @@
-"""Generate responses: prefill the prompts, then decode token by token into a
-preallocated cache, all inside the program.
-
-With an environment, a response is an episode of several turns: all rows write up to M
-tokens, the environment answers each with up to O, and so on, in lock-step. Turn k
-begins in slot k (M + O) of the response, and the answer to it ends where the next
-begins.
+"""Generate responses, or episodes of several turns, and compute the reference's
+log-probs of them, all inside the program.
 """
-
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Key
 
-from jaxppo import compaction, masked, packing, policy, sampling
+from jaxppo import masked, packing, policy
 from jaxppo.config import Config
-from jaxppo.errors import UserError
-from jaxppo.models import cache as caches
-from jaxppo.models import int8, layout, lora
+from jaxppo.decoding import loop, turns
+from jaxppo.models import int8, lora
 from jaxppo.models.scan import unstack_layers
-from jaxppo.types import Environment, Model, Params, Prompts, PyTree, Rollout, Turn
-
-
-class Decoding(struct.PyTreeNode):
-    """State of the decode loop: tokens 0..t−1 are chosen, and the cache holds all of
-    them but the last.
-    """
-
-    t: Int[Array, ""]
-    cache: PyTree
-    noise: Float[Array, "B T"]
-    tokens: Int[Array, "B T"]
-    mask: Bool[Array, "B T"]
-    logprobs: Float[Array, "B T"]
-    raw_logprobs: Float[Array, "B T"]
-    values: Float[Array, "B T"]
-    finished: Bool[Array, "B"]  # with an end of text or a stop text
-    done: Bool[Array, "B"]  # finished, or as long as it may be
-    limit: Int[Array, "B"]  # most tokens of a row's response
-    stop_state: Int[Array, "B"] | None = None  # of `sampling.Stops`
-    entropy: Float[Array, "B T"] | None = None  # for `top_entropy`
-    read: Bool[Array, "B T"] | None = None  # answers of the environment
-    rewards: Float[Array, "B T"] | None = None  # of the environment
+from jaxppo.types import Environment, Model, Params, Prompts, Rollout
 
 
 def reference_params(params: Params, frozen: Params) -> Params:
@@ -95,7 +63,7 @@ def rollout(
         without values.
     """
     if environment is not None:
-        check_environment(environment, sample, length, prompts)
+        turns.check_environment(environment, sample, length, prompts)
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
     if sample.stop and "stop" not in frozen:
         raise ValueError('stop texts need frozen["stop"] (`pretrained.token_bytes.make_stops`)')
@@ -109,14 +77,19 @@ def rollout(
     packed = packing.is_packed(model, sample)
     # once: a slice of stacked weights would be a copy at each token
     whole = unstack_layers(whole)
-    decoder = Decoder(model, whole, sample, length, eos, pad, with_values, greedy, stops, stop_axis)
+    decoder = loop.Decoder(
+        model, whole, sample, length, eos, pad, with_values, greedy, stops, stop_axis
+    )
     with jax.named_scope("generate"):  # the names appear in plans and profiles
-        state, hidden = _prefill(decoder, prompts, keys, group_size=group_size if packed else None)
+        state, hidden = loop.prefill(
+            decoder, prompts, keys, group_size=group_size if packed else None
+        )
         if environment is None:
-            done = _decode(decoder, state, hidden, group_size=group_size if packed else None)
+            done = loop.decode(decoder, state, hidden, group_size=group_size if packed else None)
         else:
+            assert world_keys is not None, "an environment needs keys"
             world = environment.reset(prompts.extra, world_keys)
-            done = _play(decoder, environment, world, state, hidden)
+            done = turns.play(decoder, environment, world, state, hidden)
     read = done.mask if done.read is None else done.mask | done.read
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
@@ -144,24 +117,6 @@ def rollout(
             axes=(stop_axis,),
         )
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
-
-
-def check_environment(
-    environment: Environment, sample: Config, length: int, prompts: Prompts
-) -> None:
-    """Check that episodes fit the response length, and the settings episodes. Raises
-    UserError.
-    """
-    if environment.length != length:
-        raise UserError(
-            f"{environment.max_turns} turns of {environment.turn_length} tokens, each with an "
-            f"answer of {environment.observation_length}, need --response-length "
-            f"{environment.length}, but it is {length}"
-        )
-    if sample.min_tokens:
-        raise UserError("--min-tokens counts a response's tokens; with an environment, leave it 0")
-    if "max_tokens" in prompts.extra:
-        raise UserError('extra["max_tokens"] limits a response of one turn, not an episode')
 
 
 def rescore(
@@ -207,251 +162,3 @@ def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     parts = {name: x for name in names if (x := getattr(rolled, name)) is not None}
     good = jnp.all(jnp.stack([jnp.isfinite(x).all(1) for x in parts.values()]), 0)
     return rolled.replace(**{n: jnp.where(good[:, None], x, 0.0) for n, x in parts.items()}), good
-
-
-def _prefill(
-    decoder: "Decoder", prompts: Prompts, noise: Float[Array, "B T"], *, group_size: int | None
-) -> tuple[Decoding, Float[Array, "B D"]]:
-    """(the state before the first token, the hidden state that chooses it). With a
-    group size, a prompt is read once for its group; None is the plain form.
-    """
-    model, params, pad = decoder.model, decoder.params, decoder.pad
-    (rows, prompt_length), length = prompts.tokens.shape, noise.shape[1]
-    zeros = jnp.zeros((rows, length), jnp.float32)
-    limit = jnp.asarray(prompts.extra.get("max_tokens", length), jnp.int32)
-    context = policy.context(prompts.extra)
-    if group_size is None:
-        cache = model.init_cache(rows, prompt_length + length, model.dtype)
-        hidden, cache = model.apply(
-            params, prompts.tokens, prompts.mask, cache=cache, context=context
-        )
-        last = hidden[:, -1]
-    else:
-        first = lambda x: x.reshape(-1, group_size, *x.shape[1:])[:, 0]
-        cache = model.init_cache(rows // group_size, prompt_length, model.dtype)
-        hidden, cache = model.apply(params, first(prompts.tokens), first(prompts.mask), cache=cache)
-        last = jnp.repeat(hidden[:, -1], group_size, 0)
-        cache = model.init_cache(rows, length, model.dtype, prompt=cache)
-    state = Decoding(
-        t=jnp.zeros((), jnp.int32),
-        cache=cache,
-        noise=noise,
-        tokens=jnp.full((rows, length), pad, jnp.int32),
-        mask=jnp.zeros((rows, length), bool),
-        logprobs=zeros,
-        raw_logprobs=zeros,
-        values=zeros,
-        finished=jnp.zeros((rows,), bool),
-        done=jnp.zeros((rows,), bool),
-        limit=jnp.broadcast_to(jnp.minimum(limit, length), (rows,)),
-        stop_state=None if decoder.stops is None else jnp.zeros((rows,), jnp.int32),
-        entropy=zeros if decoder.sample.top_entropy < 1 else None,
-    )
-    return state, last
-
-
-def _decode(
-    decoder: "Decoder", state: Decoding, hidden: Float[Array, "B D"], *, group_size: int | None
-) -> Decoding:
-    """Decode until all rows have ended. With a group size, rows that have ended stop
-    costing.
-    """
-    rows, length = state.tokens.shape
-    state = decoder.choose(state, hidden)
-    if group_size is None:
-        with jax.named_scope("decode"):
-            return jax.lax.while_loop(decoder.running, decoder.step, state)
-    shards = layout.row_shards(rows // group_size)
-    sizes = compaction.sizes(rows // group_size // shards, group_size, length)
-    return _decode_in_phases(decoder, state, sizes, "decode")
-
-
-def _decode_in_phases(
-    decoder: "Decoder", state: Decoding, sizes: Sequence[compaction.Size], name: str
-) -> Decoding:
-    """Decode with rows of the first size until the next one holds all that have not
-    ended, then go on with those.
-
-    name: of the loop, in plans.
-    """
-    if len(sizes) == 1:
-        with jax.named_scope(name):
-            return jax.lax.while_loop(decoder.running, decoder.step, state)
-    now, after = sizes[:2]
-    live = lambda state: compaction.by_shard(~state.done, now)
-    full = lambda state: decoder.agreed(~compaction.fits(live(state), after))
-    with jax.named_scope(name):
-        state = jax.lax.while_loop(
-            lambda state: decoder.running(state) & full(state), decoder.step, state
-        )
-    rows, prompts = compaction.choose(live(state), after)
-    take = lambda x: compaction.take(x, rows) if jnp.ndim(x) else x
-    cache = caches.take(state.cache, take, lambda x: compaction.take(x, prompts))
-    fewer = jax.tree.map(take, state.replace(cache=None)).replace(cache=cache)
-    fewer = _decode_in_phases(decoder, fewer, sizes[1:], "fewer_rows").replace(cache=None)
-    put = lambda x, new: compaction.put(x, rows, new) if jnp.ndim(x) else new
-    return jax.tree.map(put, state.replace(cache=None), fewer)
-
-
-class Episode(struct.PyTreeNode):
-    """State of the loop over turns."""
-
-    turn: Int[Array, ""]
-    world: PyTree  # the environment's state
-    decoding: Decoding
-    hidden: Float[Array, "B D"]  # chooses the first token of the turn
-    finished: Bool[Array, "B"]  # the environment ended the episode
-    done: Bool[Array, "B"]  # finished, or the answer was not valid
-
-
-def _play(
-    decoder: "Decoder",
-    environment: Environment,
-    world: PyTree,
-    state: Decoding,
-    hidden: Float[Array, "B D"],
-) -> Decoding:
-    """Decode turn after turn until all episodes have ended.
-
-    An answer of no token or of more than O, or a reward that is not finite, ends the
-    episode of its row with the reward NaN, so that the row is invalid. What the
-    environment says of a row after its end is ignored.
-    """
-    rows, length = state.tokens.shape
-    nobody = jnp.zeros((rows,), bool)
-    slots = jnp.arange(length, dtype=jnp.int32)[None]
-
-    def one(episode: Episode) -> Episode:
-        begin = episode.turn * (environment.turn_length + environment.observation_length)
-        end = begin + environment.turn_length
-        old = episode.decoding
-        state = old.replace(
-            t=begin,
-            finished=episode.done,
-            done=episode.done,
-            limit=jnp.broadcast_to(end, (rows,)),
-            stop_state=None if old.stop_state is None else jnp.zeros_like(old.stop_state),
-        )
-        with jax.named_scope("decode"):
-            state = decoder.choose(state, episode.hidden)
-            state = jax.lax.while_loop(decoder.running, decoder.step, state)
-        cut = lambda x: jax.lax.dynamic_slice(x, (0, begin), (rows, environment.turn_length))
-        turn = Turn(cut(state.tokens), cut(state.mask).sum(1, dtype=jnp.int32))
-        with jax.named_scope("environment"):
-            world, seen = environment.step(episode.world, turn)
-        most = environment.observation_length
-        valid = seen.done | ((seen.length >= 1) & (seen.length <= most))
-        valid &= jnp.isfinite(seen.reward)
-        last = (slots == (begin + turn.length - 1)[:, None]) & ~episode.done[:, None]
-        reward = jnp.where(valid, seen.reward, jnp.nan)[:, None]
-        done = episode.done | seen.done | ~valid
-        finished = episode.finished | (~episode.done & seen.done & valid)
-        answered = jnp.arange(most, dtype=jnp.int32)[None] >= most - seen.length[:, None]
-        answered &= ~done[:, None]
-        answer = jnp.where(answered, seen.tokens, decoder.pad)
-        write = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, end))
-
-        def read(state: Decoding) -> tuple[PyTree, Array]:
-            state, _ = decoder.read(state)
-            hidden, cache = decoder.model.apply(decoder.params, answer, answered, cache=state.cache)
-            return cache, hidden[:, -1]
-
-        more = decoder.agreed((~done).any()) & (episode.turn + 1 < environment.max_turns)
-        with jax.named_scope("answers"):
-            cache, hidden = jax.lax.cond(
-                more, read, lambda state: (state.cache, episode.hidden), state
-            )
-        decoding = state.replace(
-            cache=cache,
-            tokens=write(state.tokens, answer),
-            read=write(state.read, answered & more),
-            rewards=jnp.where(last, reward, state.rewards),
-        )
-        return Episode(episode.turn + 1, world, decoding, hidden, finished, done)
-
-    def running(episode: Episode) -> Bool[Array, ""]:
-        more = decoder.agreed((~episode.done).any())
-        return more & (episode.turn < environment.max_turns)
-
-    state = state.replace(
-        read=jnp.zeros((rows, length), bool), rewards=jnp.zeros((rows, length), jnp.float32)
-    )
-    start = Episode(jnp.zeros((), jnp.int32), world, state, hidden, nobody, nobody)
-    played = jax.lax.while_loop(running, one, start)
-    return played.decoding.replace(finished=played.finished)
-
-
-class Decoder(NamedTuple):
-    """What stays the same while decoding."""
-
-    model: Model
-    params: Params
-    sample: Config
-    length: int
-    eos: int | tuple[int, ...]
-    pad: int
-    with_values: bool
-    greedy: bool
-    stops: sampling.Stops | None
-    stop_axis: str | None
-
-    def choose(self, state: Decoding, hidden: Float[Array, "B D"]) -> Decoding:
-        """Choose token t from the hidden state before it, and record it."""
-        model, sample = self.model, self.sample
-        hidden, params = layout.gather_after(hidden, self.params)
-        logits, allowed = model.logits(params, hidden), model.allowed(params, hidden)
-        tempered = sampling.temper(logits, temperature=sample.temperature)
-        # greedy ignores the keep-sets; for top-k and top-p this changes nothing
-        if self.greedy:
-            kept = sampling.bar_eos(tempered, state.t, sample=sample)
-        else:
-            kept = sampling.process(tempered, sample=sample, allowed=allowed, t=state.t)
-        uniform = jax.lax.dynamic_index_in_dim(state.noise, state.t, 1, keepdims=False)
-        token = sampling.draw(kept, uniform, greedy=self.greedy)
-        logprob, raw, entropy = policy.choices(
-            logits, token, config=sample, allowed=allowed, t=state.t
-        )
-        value = model.value(params, hidden) if self.with_values else jnp.zeros_like(logprob)
-        acting = ~state.done
-        ended, stop_state = sampling.end_of_response(
-            token, state.t, eos=self.eos, sample=sample, stops=self.stops, state=state.stop_state
-        )
-        write = lambda x, new: jax.lax.dynamic_update_slice(x, new[:, None], (0, state.t))
-        write_float = lambda x, new: write(x, jnp.where(acting, new, 0.0))
-        finished = state.finished | (acting & ended)
-        return state.replace(
-            t=state.t + 1,
-            tokens=write(state.tokens, jnp.where(acting, token, self.pad)),
-            mask=write(state.mask, acting),
-            logprobs=write_float(state.logprobs, logprob),
-            raw_logprobs=write_float(state.raw_logprobs, raw),
-            values=write_float(state.values, value),
-            finished=finished,
-            done=finished | (state.t + 1 >= state.limit),
-            stop_state=stop_state,
-            entropy=None if state.entropy is None else write_float(state.entropy, entropy),
-        )
-
-    def step(self, state: Decoding) -> Decoding:
-        """Read the last token, and choose the next."""
-        return self.choose(*self.read(state))
-
-    def read(self, state: Decoding) -> tuple[Decoding, Float[Array, "B D"]]:
-        """Read the last token: the hidden state after it."""
-        rows = state.tokens.shape[0]
-        last = jax.lax.dynamic_slice(state.tokens, (0, state.t - 1), (rows, 1))
-        acted = jax.lax.dynamic_slice(state.mask, (0, state.t - 1), (rows, 1))
-        hidden, cache = self.model.apply(self.params, last, acted, cache=state.cache)
-        return state.replace(cache=cache), hidden[:, -1]
-
-    def running(self, state: Decoding) -> Bool[Array, ""]:
-        """Whether a row has not ended."""
-        return (state.t < self.length) & self.agreed((~state.done).any())
-
-    def agreed(self, this: Bool[Array, ""]) -> Bool[Array, ""]:
-        """Whether it holds in any program of `stop_axis`: a condition per program would
-        copy the cache at each token.
-        """
-        if self.stop_axis is None:
-            return this
-        return jax.lax.pmax(this.astype(jnp.int32), self.stop_axis) > 0

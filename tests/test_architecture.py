@@ -18,7 +18,7 @@ ORDER = [
     "errors", "presets", "config", "option_names", "types", "masked",
     "advantages", "losses", "kl", "aggregate", "kernels",
     "sampling", "models", "packing", "policy",
-    "compaction", "rollout", "distillation", "rewards", "estimators", "optimizers", "update",
+    "decoding", "rollout", "distillation", "rewards", "estimators", "optimizers", "update",
     "second_order",
     "parallel", "ppo", "supervised", "algorithms",
     "data", "pretrained", "environments", "costs", "run", "train",
@@ -30,6 +30,7 @@ ORDER = [
 TESTED_IN = {
     "tasks/optimisation": "tasks/test_stages",
     "models/cells": "models/test_recurrent",
+    "decoding/loop": "test_rollout",
     "run/start": "test_train",
     "models/__init__": "models/test_language_model",
     "pretrained/tiny": "test_train",  # the smoke-test model of every run there

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, compaction, models, packing, parallel, ppo, sampling
+from jaxppo import algorithms, models, packing, parallel, ppo, sampling
+from jaxppo.decoding import compaction
 from jaxppo.models import critic, lora, shapes
 from jaxppo.presets import ALGORITHMS
 from jaxppo.rewards.in_program import count_token

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import algorithms, compaction, models, parallel, ppo, sampling
+from jaxppo import algorithms, models, parallel, ppo, sampling
+from jaxppo.decoding import compaction
 from jaxppo.errors import UserError
 from jaxppo.models import int8, lora, shapes
 from jaxppo.models.scan import stack_layers, unstack_layers

@@ -10,6 +10,7 @@ from tokenizers import models
 from toys import EOS, SETTINGS, VOCAB
 
 from jaxppo import policy, rollout, sampling
+from jaxppo.decoding import loop
 from jaxppo.models import int8, lora
 from jaxppo.pretrained import token_bytes
 from jaxppo.pretrained.tokenizer import Tokenizer, byte_level
@@ -111,11 +112,9 @@ def decode(llama):
     @jax.jit
     def run(prompts, eos):
         noise = sampling.row_uniforms(jax.random.key(7), prompts.index, 12)
-        decoder = rollout.Decoder(
-            llama.model, llama.params, LONG, 12, eos, 0, True, False, None, None
-        )
-        start = rollout._prefill(decoder, prompts, noise, group_size=None)
-        return rollout._decode(decoder, *start, group_size=None)
+        decoder = loop.Decoder(llama.model, llama.params, LONG, 12, eos, 0, True, False, None, None)
+        start = loop.prefill(decoder, prompts, noise, group_size=None)
+        return loop.decode(decoder, *start, group_size=None)
 
     return run
 

@@ -8,8 +8,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Int
 
-from jaxppo import compaction, packing
+from jaxppo import packing
 from jaxppo.config import Config, RunConfig
+from jaxppo.decoding import compaction
 from jaxppo.models.attention import read_sizes
 from jaxppo.models.shapes import ModelConfig
 
@@ -55,7 +56,7 @@ class Decoding(NamedTuple):
 
 def decoding(config: Config, lengths: Lengths, *, packs: bool) -> Decoding:
     """What decoding responses of these lengths takes. `packs`: whether prompts are
-    shared and rows that have ended leave (`compaction.py`).
+    shared and rows that have ended leave (`decoding/compaction.py`).
     """
     rows, prompt, longest = len(lengths), config.prompt_length, config.response_length
     if not packs:

@@ -1,16 +1,15 @@
 """Write some responses of the training batches, with their scores, while a run goes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxppo.rewards.host import decode_responses
+from jaxppo.rewards.host import Decode, decode_responses
 from jaxppo.run.files import json_line, read_jsonl, write_jsonl
 
 EVERY = 10  # steps
-Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]
 
 
 class SampleLog:

@@ -109,7 +109,9 @@ def run(options: EpisodeConfig) -> dict[str, Any]:
     if not options.model and not (root / "start").exists() and processes.is_main():
         stages.save_new_network(options, root, byte_tokenizer())
     processes.wait_for_all("start")
-    stages.train_supervised(options, TASK, root, lambda *own: scripted_rows(*own, game))
+    stages.train_supervised(
+        options, TASK, root, lambda config, policy: scripted_rows(config, policy, game)
+    )
     result = optimise(options, root, game, drawn)
     if processes.is_main():
         result |= stages.run_info(options, root)

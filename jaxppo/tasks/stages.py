@@ -11,7 +11,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -30,6 +30,8 @@ from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
 from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
 from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import MakeReward
+
+C = TypeVar("C", bound=TaskConfig)
 
 
 def run(
@@ -98,7 +100,7 @@ def task_folder(options: TaskConfig) -> Path:
     return root
 
 
-def tiny_options(options: TaskConfig) -> TaskConfig:
+def tiny_options(options: C) -> C:
     """Return the settings of a smoke test: a new network of one layer over bytes."""
     return dataclasses.replace(
         options,
@@ -160,10 +162,7 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
 
 
 def train_supervised(
-    options: TaskConfig,
-    task: Task,
-    root: Path,
-    make_rows: Callable[[TaskConfig, Policy], tuple[Rows, ...]],
+    options: C, task: Task, root: Path, make_rows: Callable[[C, Policy], tuple[Rows, ...]]
 ) -> Path:
     """Train on rows, (training, validation), unless that is done. Returns the folder of
     the best checkpoint.
@@ -180,7 +179,7 @@ def train_supervised(
     return load.save_model(settings, policy, load.restore_best(place, state), place / "model")
 
 
-def supervised_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
+def supervised_config(options: C, task: Task, root: Path) -> C:
     return dataclasses.replace(
         options,
         name="supervised",
@@ -273,7 +272,7 @@ def optimise_policy(
     return evaluator.compare(before, after) | {"best_step": int(best.step)}
 
 
-def policy_config(options: TaskConfig, task: Task, root: Path) -> TaskConfig:
+def policy_config(options: C, task: Task, root: Path) -> C:
     return dataclasses.replace(
         options,
         name="policy",

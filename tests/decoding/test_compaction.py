@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import compaction
-from jaxppo.compaction import Size
+from jaxppo.decoding import compaction
+from jaxppo.decoding.compaction import Size
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Decoding, with ever fewer rows, and in turns with an environment."""
