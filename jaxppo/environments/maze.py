@@ -31,7 +31,7 @@ def make_environment(size: int, moves: int) -> TextEnvironment:
     """The game on instances {"grid": Int[B size size], "start": Int[B 2], "shortest":
     Int[B]}.
     """
-    step_of = jnp.array([*MOVES, (0, 0)])
+    step_of = jnp.array([*MOVES, (0, 0)], jnp.int32)
 
     def step(state: dict[str, Array], text: strings.String, key: Array, turn: Array):
         line = strings.first_line(text)

@@ -33,6 +33,16 @@ def string(text: str | bytes, width: int | None = None) -> String:
     return String(jnp.asarray(table[0]), jnp.asarray(lengths[0]))
 
 
+def first(mask: Bool[Array, "N"], default: Int[Array, ""] | int) -> Int[Array, ""]:
+    """The place of the first True, or the default.
+
+    >>> first(jnp.array([False, True, True]), -1).item()
+    1
+    """
+    place = jnp.argmax(mask).astype(jnp.int32)
+    return jnp.where(mask.any(), place, jnp.asarray(default, jnp.int32))
+
+
 def cut(text: String, begin: Int[Array, ""] | int, end: Int[Array, ""] | int) -> String:
     """The bytes from `begin` up to, not including, `end`; fewer if it has fewer."""
     begin = jnp.clip(jnp.asarray(begin, jnp.int32), 0, text.length)
@@ -45,12 +55,11 @@ def cut(text: String, begin: Int[Array, ""] | int, end: Int[Array, ""] | int) ->
 def first_line(text: String) -> String:
     """What stands before the first newline, without spaces around it."""
     place = jnp.arange(len(text.bytes), dtype=jnp.int32)
-    newline = (text.bytes == ord("\n")) & (place < text.length)
-    stop = jnp.where(newline.any(), jnp.argmax(newline), text.length)
+    stop = first((text.bytes == ord("\n")) & (place < text.length), text.length)
     space = jnp.isin(text.bytes, jnp.array(SPACES, jnp.uint8))
     kept = ~space & (place < stop)
     end = jnp.where(kept, place + 1, 0).max()
-    return cut(text, jnp.where(kept.any(), jnp.argmax(kept), 0), end)
+    return cut(text, first(kept, 0), end)
 
 
 def find(text: String, words: Sequence[str]) -> Int[Array, ""]:
@@ -63,7 +72,7 @@ def find(text: String, words: Sequence[str]) -> Int[Array, ""]:
     table, lengths = _table(words, width)
     whole = jnp.pad(text.bytes, (0, width - len(text.bytes)))
     same = (table == whole[None]).all(1) & (lengths == text.length)
-    return jnp.where(same.any(), jnp.argmax(same), -1).astype(jnp.int32)
+    return first(same, -1)
 
 
 def is_digit(byte: UInt8[Array, "*shape"]) -> Bool[Array, "*shape"]:
@@ -88,7 +97,7 @@ def parse_integer(text: String) -> tuple[Int[Array, ""], Bool[Array, ""]]:
     power = jnp.maximum(digits.length - 1 - place, 0)
     scale = jnp.asarray(10 ** np.arange(9), jnp.int32)[jnp.minimum(power, 8)]
     value = digits.bytes[:width].astype(jnp.int32) - ord("0")
-    value = jnp.where(place < digits.length, value * scale, 0).sum()
+    value = jnp.where(place < digits.length, value * scale, 0).sum(dtype=jnp.int32)
     value = jnp.where(signed & (first == ord("-")), -value, value)
     return jnp.where(good, value, 0).astype(jnp.int32), good
 
@@ -102,7 +111,7 @@ def write_integer(value: Int[Array, ""], *, digits: int = 10, fill: bool = False
     """
     size, powers = jnp.abs(value), jnp.asarray(10 ** np.arange(digits)[::-1], jnp.int32)
     found = (size // powers % 10).astype(jnp.int32)
-    begin = 0 if fill else jnp.where((found > 0).any(), jnp.argmax(found > 0), digits - 1)
+    begin = 0 if fill else first(found > 0, digits - 1)
     letters = String((found + ord("0")).astype(jnp.uint8), jnp.asarray(digits, jnp.int32))
     minus = String(jnp.array([ord("-")], jnp.uint8), (value < 0).astype(jnp.int32))
     return join([minus, cut(letters, begin, digits)], digits + 1)

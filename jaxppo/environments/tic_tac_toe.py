@@ -29,6 +29,7 @@ from jaxppo.environments.text import Answer, Game, TextEnvironment, from_rows
 
 LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 FREE, MINE, THEIRS = 0, 1, 2
+POWERS = 3 ** np.arange(9)  # a board as a number
 Opponent = Literal["random", "perfect"]
 Board = tuple[int, ...]
 
@@ -82,7 +83,7 @@ def perfect_replies() -> np.ndarray:
         seen.add((board, player))
         if player == THEIRS:
             values = {m: value(put(board, m, THEIRS), MINE, "perfect") for m in moves(board)}
-            row = int(np.dot(board, 3 ** np.arange(9)))
+            row = int(np.dot(board, POWERS))
             table[row, [m for m, x in values.items() if x == min(values.values())]] = True
         for m in moves(board):
             visit(put(board, m, player), 3 - player)
@@ -96,7 +97,7 @@ def make_environment(opponent: Opponent, first: bool) -> TextEnvironment:
     """The game on instances {"board": Int[B 9]}, the policy to move."""
     lines = jnp.array(LINES)
     has_line = lambda board, player: (board[lines] == player).all(1).any()
-    replies = jnp.asarray(perfect_replies())
+    replies, powers = jnp.asarray(perfect_replies()), jnp.array(POWERS, jnp.int32)
 
     def step(board: Array, text: strings.String, key: Array, turn: Array):
         square = strings.find(strings.first_line(text), [str(i + 1) for i in range(9)])
@@ -105,7 +106,7 @@ def make_environment(opponent: Opponent, first: bool) -> TextEnvironment:
         won, full = has_line(board, MINE), (board != FREE).all()
         allowed = board == FREE
         if opponent == "perfect":
-            allowed &= replies[(board * 3 ** jnp.arange(9)).sum()]
+            allowed &= replies[(board * powers).sum()]
         noise = jnp.where(allowed, jax.random.uniform(key, (9,)), -1.0)
         moves = legal & ~won & ~full
         board = board.at[jnp.where(moves, jnp.argmax(noise), 9)].set(THEIRS, mode="drop")

@@ -173,3 +173,17 @@ def test_on_tokens_it_is_the_same_game(name):
 def test_texts_of_a_turn_are_cut():
     table, length = to_bytes(["abc", "", "é"], 2)
     assert bytes(table) == b"ab\0\0" + "é".encode() and length.tolist() == [2, 0, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_types_do_not_change_unasked(name, x64):
+    """Not in float64 either, in which estimators are compared with exact gradients."""
+    game = make(name)
+    world = on_bytes(game.environment, make_tables(byte_tokenizer()))
+    arrays = stack(game.instances(2, 0))
+    turn = Turn(jnp.zeros((2, world.turn_length), jnp.int32), jnp.ones(2, jnp.int32))
+    state = jax.eval_shape(world.reset, arrays, keys(2))
+    after, seen = jax.eval_shape(world.step, state, turn)
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    found = [x.dtype for x in (seen.tokens, seen.length, seen.reward, seen.done)]
+    assert found == [jnp.int32, jnp.int32, jnp.float32, jnp.bool_]
