@@ -21,7 +21,7 @@ from jaxppo.errors import UserError
 from jaxppo.models import cache as caches
 from jaxppo.models import int8, layout, lora
 from jaxppo.models.scan import unstack_layers
-from jaxppo.types import Environment, Model, Params, Prompts, PyTree, Rollout, Turn
+from jaxppo.types import Environment, Model, Observation, Params, Prompts, PyTree, Rollout, Turn
 
 
 class Decoding(struct.PyTreeNode):
@@ -111,12 +111,12 @@ def rollout(
     whole = unstack_layers(whole)
     decoder = Decoder(model, whole, sample, length, eos, pad, with_values, greedy, stops, stop_axis)
     with jax.named_scope("generate"):  # the names appear in plans and profiles
-        state, hidden = _prefill(decoder, prompts, keys, group_size=group_size if packed else None)
+        state, hidden = prefill(decoder, prompts, keys, group_size=group_size if packed else None)
         if environment is None:
             done = _decode(decoder, state, hidden, group_size=group_size if packed else None)
         else:
             world = environment.reset(prompts.extra, world_keys)
-            done = _play(decoder, environment, world, state, hidden)
+            done = play(decoder, environment, first_episode(world, state, hidden))
     read = done.mask if done.read is None else done.mask | done.read
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),
@@ -209,7 +209,7 @@ def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     return rolled.replace(**{n: jnp.where(good[:, None], x, 0.0) for n, x in parts.items()}), good
 
 
-def _prefill(
+def prefill(
     decoder: "Decoder", prompts: Prompts, noise: Float[Array, "B T"], *, group_size: int | None
 ) -> tuple[Decoding, Float[Array, "B D"]]:
     """(the state before the first token, the hidden state that chooses it). With a
@@ -304,79 +304,92 @@ class Episode(struct.PyTreeNode):
     done: Bool[Array, "B"]  # finished, or the answer was not valid
 
 
-def _play(
-    decoder: "Decoder",
-    environment: Environment,
-    world: PyTree,
-    state: Decoding,
-    hidden: Float[Array, "B D"],
-) -> Decoding:
-    """Decode turn after turn until all episodes have ended.
+def take_turn(
+    decoder: "Decoder", environment: Environment, episode: Episode
+) -> tuple[Episode, Turn]:
+    """Decode the next turn of all rows."""
+    rows = episode.done.shape[0]
+    begin = episode.turn * (environment.turn_length + environment.observation_length)
+    old = episode.decoding
+    state = old.replace(
+        t=begin,
+        finished=episode.done,
+        done=episode.done,
+        limit=jnp.broadcast_to(begin + environment.turn_length, (rows,)),
+        stop_state=None if old.stop_state is None else jnp.zeros_like(old.stop_state),
+    )
+    with jax.named_scope("decode"):
+        state = decoder.choose(state, episode.hidden)
+        state = jax.lax.while_loop(decoder.running, decoder.step, state)
+    cut = lambda x: jax.lax.dynamic_slice(x, (0, begin), (rows, environment.turn_length))
+    turn = Turn(cut(state.tokens), cut(state.mask).sum(1, dtype=jnp.int32))
+    return episode.replace(decoding=state), turn
+
+
+def read_answer(
+    decoder: "Decoder", environment: Environment, episode: Episode, turn: Turn, seen: Observation
+) -> Episode:
+    """Read what the environment answered to the turn.
 
     An answer of no token or of more than O, or a reward that is not finite, ends the
     episode of its row with the reward NaN, so that the row is invalid. What the
     environment says of a row after its end is ignored.
     """
+    state, most = episode.decoding, environment.observation_length
+    slots = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)[None]
+    begin = episode.turn * (environment.turn_length + most)
+    end = begin + environment.turn_length
+    valid = seen.done | ((seen.length >= 1) & (seen.length <= most))
+    valid &= jnp.isfinite(seen.reward)
+    last = (slots == (begin + turn.length - 1)[:, None]) & ~episode.done[:, None]
+    reward = jnp.where(valid, seen.reward, jnp.nan)[:, None]
+    done = episode.done | seen.done | ~valid
+    finished = episode.finished | (~episode.done & seen.done & valid)
+    answered = jnp.arange(most, dtype=jnp.int32)[None] >= most - seen.length[:, None]
+    answered &= ~done[:, None]
+    answer = jnp.where(answered, seen.tokens, decoder.pad)
+    write = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, end))
+
+    def read(state: Decoding) -> tuple[PyTree, Array]:
+        state, _ = decoder.read(state)
+        hidden, cache = decoder.model.apply(decoder.params, answer, answered, cache=state.cache)
+        return cache, hidden[:, -1]
+
+    more = decoder.agreed((~done).any()) & (episode.turn + 1 < environment.max_turns)
+    with jax.named_scope("answers"):
+        cache, hidden = jax.lax.cond(more, read, lambda state: (state.cache, episode.hidden), state)
+    decoding = state.replace(
+        cache=cache,
+        tokens=write(state.tokens, answer),
+        read=write(state.read, answered & more),
+        rewards=jnp.where(last, reward, state.rewards),
+    )
+    return Episode(episode.turn + 1, episode.world, decoding, hidden, finished, done)
+
+
+def first_episode(world: PyTree, state: Decoding, hidden: Float[Array, "B D"]) -> Episode:
+    """The state before the first turn."""
     rows, length = state.tokens.shape
     nobody = jnp.zeros((rows,), bool)
-    slots = jnp.arange(length, dtype=jnp.int32)[None]
+    state = state.replace(
+        read=jnp.zeros((rows, length), bool), rewards=jnp.zeros((rows, length), jnp.float32)
+    )
+    return Episode(jnp.zeros((), jnp.int32), world, state, hidden, nobody, nobody)
+
+
+def play(decoder: "Decoder", environment: Environment, start: Episode) -> Decoding:
+    """Decode turn after turn until all episodes have ended."""
 
     def one(episode: Episode) -> Episode:
-        begin = episode.turn * (environment.turn_length + environment.observation_length)
-        end = begin + environment.turn_length
-        old = episode.decoding
-        state = old.replace(
-            t=begin,
-            finished=episode.done,
-            done=episode.done,
-            limit=jnp.broadcast_to(end, (rows,)),
-            stop_state=None if old.stop_state is None else jnp.zeros_like(old.stop_state),
-        )
-        with jax.named_scope("decode"):
-            state = decoder.choose(state, episode.hidden)
-            state = jax.lax.while_loop(decoder.running, decoder.step, state)
-        cut = lambda x: jax.lax.dynamic_slice(x, (0, begin), (rows, environment.turn_length))
-        turn = Turn(cut(state.tokens), cut(state.mask).sum(1, dtype=jnp.int32))
+        episode, turn = take_turn(decoder, environment, episode)
         with jax.named_scope("environment"):
             world, seen = environment.step(episode.world, turn)
-        most = environment.observation_length
-        valid = seen.done | ((seen.length >= 1) & (seen.length <= most))
-        valid &= jnp.isfinite(seen.reward)
-        last = (slots == (begin + turn.length - 1)[:, None]) & ~episode.done[:, None]
-        reward = jnp.where(valid, seen.reward, jnp.nan)[:, None]
-        done = episode.done | seen.done | ~valid
-        finished = episode.finished | (~episode.done & seen.done & valid)
-        answered = jnp.arange(most, dtype=jnp.int32)[None] >= most - seen.length[:, None]
-        answered &= ~done[:, None]
-        answer = jnp.where(answered, seen.tokens, decoder.pad)
-        write = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, end))
-
-        def read(state: Decoding) -> tuple[PyTree, Array]:
-            state, _ = decoder.read(state)
-            hidden, cache = decoder.model.apply(decoder.params, answer, answered, cache=state.cache)
-            return cache, hidden[:, -1]
-
-        more = decoder.agreed((~done).any()) & (episode.turn + 1 < environment.max_turns)
-        with jax.named_scope("answers"):
-            cache, hidden = jax.lax.cond(
-                more, read, lambda state: (state.cache, episode.hidden), state
-            )
-        decoding = state.replace(
-            cache=cache,
-            tokens=write(state.tokens, answer),
-            read=write(state.read, answered & more),
-            rewards=jnp.where(last, reward, state.rewards),
-        )
-        return Episode(episode.turn + 1, world, decoding, hidden, finished, done)
+        return read_answer(decoder, environment, episode.replace(world=world), turn, seen)
 
     def running(episode: Episode) -> Bool[Array, ""]:
         more = decoder.agreed((~episode.done).any())
         return more & (episode.turn < environment.max_turns)
 
-    state = state.replace(
-        read=jnp.zeros((rows, length), bool), rewards=jnp.zeros((rows, length), jnp.float32)
-    )
-    start = Episode(jnp.zeros((), jnp.int32), world, state, hidden, nobody, nobody)
     played = jax.lax.while_loop(running, one, start)
     return played.decoding.replace(finished=played.finished)
 

@@ -114,7 +114,7 @@ def decode(llama):
         decoder = rollout.Decoder(
             llama.model, llama.params, LONG, 12, eos, 0, True, False, None, None
         )
-        start = rollout._prefill(decoder, prompts, noise, group_size=None)
+        start = rollout.prefill(decoder, prompts, noise, group_size=None)
         return rollout._decode(decoder, *start, group_size=None)
 
     return run
