@@ -89,7 +89,8 @@ def rollout(
         else:
             assert world_keys is not None, "an environment needs keys"
             world = environment.reset(prompts.extra, world_keys)
-            done = turns.play(decoder, environment, world, state, hidden)
+            start = turns.first_episode(world, state, hidden)
+            done = turns.play(decoder, environment, start)
     read = done.mask if done.read is None else done.mask | done.read
     out = Rollout(
         tokens=jnp.concatenate([prompts.tokens, done.tokens], 1),

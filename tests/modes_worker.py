@@ -27,13 +27,16 @@ CASES = {  # name -> (settings, mode, mesh, options of `run`)
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
     "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
     "packed groups": ("grpo", "mesh", "data=2,fsdp=2", {"uneven": True, "steps": 2}),
+    "episodes": ("episodes", "pmap", "", {"steps": 2}),
 }
 
 
 def settings_of(name: str, changes: dict):
+    import test_episode_modes
     import test_modes
 
-    return replace((test_modes.OPTIMIZERS | test_modes.PACKED)[name], **changes)
+    known = test_modes.OPTIMIZERS | test_modes.PACKED
+    return replace((known | {"episodes": test_episode_modes.SETTINGS["grpo"]})[name], **changes)
 
 
 def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
@@ -41,6 +44,7 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
     device, in one part.
     """
     import jax
+    import test_episode_modes
     import test_modes
 
     kind, mode, mesh, options = CASES[name]
@@ -53,6 +57,8 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
     if reference:
         mode, mesh = "jit", ""
         options.pop("remat", None)
+    if kind == "episodes":
+        options |= test_episode_modes.options(settings)
     state, rows = test_modes.run(settings, mode, mesh, reward=reward, **options)
     leaves = {
         f"params{jax.tree_util.keystr(path)}": x

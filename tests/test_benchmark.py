@@ -164,3 +164,22 @@ def test_ragged_prints_one_object_as_its_last_line():
     assert found["tokens"] == 2 * 8 + 241 and found["positions_dense"] == 16 * 24
     assert found["positions_packed"] <= found["positions_dense"]
     assert found["ratio"] == pytest.approx(found["packed_s"] / found["dense_s"])
+
+
+@pytest.mark.ci
+def test_episodes_inside_and_outside_the_program_are_the_same():
+    """8 rows guess a number in up to 6 turns of up to 5 letters."""
+    small = ["--size", "smoke", "--rows", "8", "--seeds", "2", "--steps", "1", "--json"]
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "episodes.py"), *small],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["same_episodes"] == 1 and 25 < found["length"] <= 30
+    assert found["ratio"] == pytest.approx(found["host_s"] / found["program_s"])
+    rate = found["program_seeds_episodes_per_s"]
+    assert rate == pytest.approx(2 * 8 / found["program_seeds_s"])

@@ -138,15 +138,18 @@ def run(
     scan=False,
     batches=prompts,
     stops=None,
+    shape=SHAPE,
+    environment=None,
 ):
     """(the state at the end, with unrolled layers; the metrics of each step)."""
     own = {"lora": settings.lora, "lora_on": settings.lora_on, "lora_alpha": settings.lora_alpha}
-    model = models.make(SHAPE, **own, remat=remat, scan=scan)
+    model = models.make(shape, **own, remat=remat, scan=scan)
     parts = algorithms.make_parts(settings, reward or count_token(3))
+    parts = parts._replace(environment=environment)
     make = lambda axis_name: ppo.make_train_step(model, parts, settings, axis_name=axis_name)
     step = parallel.compile_for_mode(make, mode=mode, mesh=mesh)
     laid = stack_layers if scan else toys.copied
-    plain = models.make(SHAPE, **own)
+    plain = models.make(shape, **own)
     params, reference = (laid(toys.random_params(plain, seed=seed)) for seed in (1, 2))
     frozen = {"base": {}, "reference": reference, "reward": {}}
     if settings.lora:

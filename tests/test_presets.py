@@ -12,6 +12,7 @@ from jaxppo.config import Config, RunConfig, validate
 from jaxppo.errors import UserError
 from jaxppo.models import critic, shapes
 from jaxppo.presets import ALGORITHMS, preset
+from jaxppo.rewards import in_program
 from jaxppo.types import Prompts
 
 pytestmark = pytest.mark.ci
@@ -144,18 +145,26 @@ def reward(params, rollout):
 
 
 class Learner:
-    """One preset on the toy task."""
+    """One preset on the toy task, or in an environment on the tokens of `toys`."""
 
-    def __init__(self, settings: Config, *, wrong: bool = False, mode: str = "jit"):
+    def __init__(
+        self, settings: Config, *, wrong: bool = False, mode: str = "jit", environment=None
+    ):
         self.settings = settings
         shape = shapes.llama(
-            vocab_size=VOCAB, width=16, num_layers=1, num_heads=2, num_kv_heads=2, max_length=4
+            vocab_size=toys.VOCAB if environment else VOCAB,
+            width=16,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=2,
+            max_length=settings.length,
         )
         model = models.make(shape)
         self.model = (
             critic.with_critic(model, model, width=16) if settings.critic == "separate" else model
         )
-        parts = algorithms.make_parts(settings, reward)
+        score = in_program.episode_score if environment else reward
+        parts = algorithms.make_parts(settings, score)._replace(environment=environment)
         if wrong:
             right = parts.policy_loss
             negative = lambda *args, **kw: (lambda loss, diagnostics: (-loss, diagnostics))(

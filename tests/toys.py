@@ -15,7 +15,7 @@ from jaxppo.models import shapes
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.rewards.in_program import count_token
 from jaxppo.rollout import rollout
-from jaxppo.types import Model, Parts, Prompts, Rollout, TrainState
+from jaxppo.types import Environment, Model, Parts, Prompts, Rollout, TrainState
 
 VOCAB = 11
 EOS = 1
@@ -181,12 +181,12 @@ def step(toy: Toy, settings: Config = SETTINGS, **changes) -> parallel.CompiledS
 
 
 class Step:
-    """A compiled step and how to start it afresh."""
+    """A compiled step and how to start it afresh. `changes` are of settings, or an environment."""
 
-    def __init__(self, **changes):
+    def __init__(self, *, environment: Environment | None = None, **changes):
         self.settings = dataclasses.replace(SETTINGS, **changes)
         self.toy = llama()
-        self.compiled = step(self.toy, self.settings)
+        self.compiled = step(self.toy, self.settings, environment=environment)
 
     def state(self, *, seed: int = 0) -> TrainState:
         return state(self.toy, self.settings, seed=seed)

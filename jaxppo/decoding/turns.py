@@ -6,8 +6,6 @@ on, in lock-step. Turn k begins in slot k (M + O) of the response, and the answe
 ends where the next begins.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -19,7 +17,7 @@ from jaxppo.errors import UserError
 from jaxppo.types import Environment, Observation, Prompts, PyTree, Turn
 
 
-class Episodes(struct.PyTreeNode):
+class Episode(struct.PyTreeNode):
     """State of the loop over turns."""
 
     turn: Int[Array, ""]
@@ -48,50 +46,64 @@ def check_environment(
         raise UserError('extra["max_tokens"] limits a response of one turn, not an episode')
 
 
-def play(
-    decoder: Decoder,
-    environment: Environment,
-    world: PyTree,
-    state: Decoding,
-    hidden: Float[Array, "B D"],
-) -> Decoding:
-    """Decode turn after turn until all episodes have ended.
+def first_episode(world: PyTree, state: Decoding, hidden: Float[Array, "B D"]) -> Episode:
+    """The state before the first turn."""
+    nothing = jnp.zeros(state.tokens.shape, bool)
+    state = state.replace(read=nothing, rewards=nothing.astype(jnp.float32))
+    nobody = nothing[:, 0]
+    return Episode(jnp.zeros((), jnp.int32), world, state, hidden, nobody, nobody)
+
+
+def play(decoder: Decoder, environment: Environment, start: Episode) -> Decoding:
+    """Decode turn after turn until all episodes have ended."""
+
+    def one(episode: Episode) -> Episode:
+        episode, turn = take_turn(decoder, environment, episode)
+        with jax.named_scope("environment"):
+            world, seen = environment.step(episode.world, turn)
+        return read_answer(decoder, environment, episode.replace(world=world), turn, seen)
+
+    more = lambda episode: _goes_on(decoder, environment, episode.turn, episode.done)
+    played = jax.lax.while_loop(more, one, start)
+    return played.decoding.replace(finished=played.finished)
+
+
+def take_turn(decoder: Decoder, environment: Environment, episode: Episode) -> tuple[Episode, Turn]:
+    """Decode the next turn of all rows that have not ended."""
+    begin, end = _slots(environment, episode)
+    state = episode.decoding
+    state = state.replace(
+        t=begin,
+        finished=episode.done,
+        done=episode.done,
+        limit=jnp.broadcast_to(end, episode.done.shape),
+        stop_state=None if state.stop_state is None else jnp.zeros_like(state.stop_state),
+    )
+    with jax.named_scope("decode"):
+        state = decoder.choose(state, episode.hidden)
+        state = jax.lax.while_loop(decoder.running, decoder.step, state)
+    cut = lambda x: jax.lax.dynamic_slice(x, (0, begin), (len(x), environment.turn_length))
+    turn = Turn(cut(state.tokens), cut(state.mask).sum(1, dtype=jnp.int32))
+    return episode.replace(decoding=state), turn
+
+
+def read_answer(
+    decoder: Decoder, environment: Environment, episode: Episode, turn: Turn, seen: Observation
+) -> Episode:
+    """Read what the environment answered to the turn.
 
     An answer of no token or of more than O, or a reward that is not finite, ends the
     episode of its row with the reward NaN, so that the row is invalid. What the
     environment says of a row after its end is ignored.
     """
-    nothing = jnp.zeros(state.tokens.shape, bool)
-    state = state.replace(read=nothing, rewards=nothing.astype(jnp.float32))
-    nobody = nothing[:, 0]
-    start = Episodes(jnp.zeros((), jnp.int32), world, state, hidden, nobody, nobody)
-    more = lambda episodes: _goes_on(decoder, environment, episodes.turn, episodes.done)
-    played = jax.lax.while_loop(more, partial(_play_turn, decoder, environment), start)
-    return played.decoding.replace(finished=played.finished)
-
-
-def _goes_on(
-    decoder: Decoder, environment: Environment, turn: Int[Array, ""], done: Bool[Array, "B"]
-) -> Bool[Array, ""]:
-    return decoder.agreed((~done).any()) & (turn < environment.max_turns)
-
-
-def _play_turn(decoder: Decoder, environment: Environment, old: Episodes) -> Episodes:
-    """Write a turn in every row that has not ended, and read the answers."""
-    begin = old.turn * (environment.turn_length + environment.observation_length)
-    end = begin + environment.turn_length
-    state = _write(decoder, old, begin, end)
-    assert state.read is not None and state.rewards is not None  # `play` made them
-    cut = lambda x: jax.lax.dynamic_slice(x, (0, begin), (len(x), environment.turn_length))
-    turn = Turn(cut(state.tokens), cut(state.mask).sum(1, dtype=jnp.int32))
-    with jax.named_scope("environment"):
-        world, seen = environment.step(old.world, turn)
-    valid = is_valid(seen, environment)
+    begin, end = _slots(environment, episode)
+    state, valid = episode.decoding, is_valid(seen, environment)
+    assert state.rewards is not None and state.read is not None  # `first_episode` made them
     reward = jnp.where(valid, seen.reward, jnp.nan)
     slots = jnp.arange(state.tokens.shape[1], dtype=jnp.int32)[None]
-    last = (slots == (begin + turn.length - 1)[:, None]) & ~old.done[:, None]
-    done = old.done | seen.done | ~valid
-    more = _goes_on(decoder, environment, old.turn + 1, done)
+    last = (slots == (begin + turn.length - 1)[:, None]) & ~episode.done[:, None]
+    done = episode.done | seen.done | ~valid
+    more = _goes_on(decoder, environment, episode.turn + 1, done)
     tokens, answered = _answers(seen, ~done & more, pad=decoder.pad)
     write = lambda x, new: jax.lax.dynamic_update_slice(x, new, (0, end))
 
@@ -101,30 +113,27 @@ def _play_turn(decoder: Decoder, environment: Environment, old: Episodes) -> Epi
         return cache, hidden[:, -1]
 
     with jax.named_scope("answers"):
-        cache, hidden = jax.lax.cond(more, read, lambda x: (x.cache, old.hidden), state)
+        cache, hidden = jax.lax.cond(more, read, lambda x: (x.cache, episode.hidden), state)
     state = state.replace(
         cache=cache,
         tokens=write(state.tokens, tokens),
         read=write(state.read, answered),
         rewards=jnp.where(last, reward[:, None], state.rewards),
     )
-    finished = old.finished | (~old.done & seen.done & valid)
-    return Episodes(old.turn + 1, world, state, hidden, finished, done)
+    finished = episode.finished | (~episode.done & seen.done & valid)
+    return Episode(episode.turn + 1, episode.world, state, hidden, finished, done)
 
 
-def _write(decoder: Decoder, old: Episodes, begin: Int[Array, ""], end: Int[Array, ""]) -> Decoding:
-    """The state after a turn from slot `begin` to `end` at the latest."""
-    state = old.decoding
-    state = state.replace(
-        t=begin,
-        finished=old.done,
-        done=old.done,
-        limit=jnp.broadcast_to(end, old.done.shape),
-        stop_state=None if state.stop_state is None else jnp.zeros_like(state.stop_state),
-    )
-    with jax.named_scope("decode"):
-        state = decoder.choose(state, old.hidden)
-        return jax.lax.while_loop(decoder.running, decoder.step, state)
+def _slots(environment: Environment, episode: Episode) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """Where the turn begins, and where the answer to it does."""
+    begin = episode.turn * (environment.turn_length + environment.observation_length)
+    return begin, begin + environment.turn_length
+
+
+def _goes_on(
+    decoder: Decoder, environment: Environment, turn: Int[Array, ""], done: Bool[Array, "B"]
+) -> Bool[Array, ""]:
+    return decoder.agreed((~done).any()) & (turn < environment.max_turns)
 
 
 def is_valid(seen: Observation, environment: Environment) -> Bool[Array, "B"]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+import worlds
 from runs import RUN, TEXTS
 
 from jaxppo import algorithms, parallel, ppo, sampling
@@ -38,7 +39,7 @@ def prompts():
     return encode(TEXTS, load(CONFIG).tokenizer, 4, too_long="last")
 
 
-def alone(config, prompts, load=load):
+def alone(config, prompts, load=load, make_parts=make_parts):
     """(the metrics of each step, the final parameters) of one run by itself."""
     policy = load(config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
@@ -52,7 +53,7 @@ def alone(config, prompts, load=load):
     )
 
 
-def everything(config, runs, prompts, load=load, **options):
+def everything(config, runs, prompts, load=load, make_parts=make_parts, **options):
     found = []
     for group in sweep.group_by_program(runs, config):
         found += sweep.run(config, group, load, make_parts, lambda run: prompts, **options)
@@ -74,9 +75,9 @@ def four(prompts):
     return everything(CONFIG, RUNS, prompts, devices=jax.devices()[:1])
 
 
-def same_as_alone(config, result, prompts, load=load):
+def same_as_alone(config, result, prompts, load=load, make_parts=make_parts):
     own = replace(config, seed=result.run.seed, **result.run.settings)
-    metrics, params = alone(own, prompts, load)
+    metrics, params = alone(own, prompts, load, make_parts)
     np.testing.assert_array_equal(result.metrics["reward"], metrics["reward"])  # of the same tokens
     np.testing.assert_allclose(result.metrics["kl"], metrics["kl"], atol=1e-5)
     toys.assert_close(result.state.params, params, atol=1e-5)
@@ -93,6 +94,18 @@ def test_int8_decoding_in_a_sweep(prompts):
     config = replace(CONFIG, decode_dtype="int8", old_logprobs="scorer", correction="truncated")
     results = everything(config, RUNS[:2], prompts, devices=jax.devices()[:1])
     same_as_alone(config, results[1], prompts)
+
+
+@pytest.mark.ci
+def test_episodes_in_a_sweep(prompts):
+    """Two seeds, whose episodes end in other turns."""
+    config = replace(CONFIG, response_length=worlds.LENGTH, epochs=1)
+    in_turns = lambda config: make_parts(config)._replace(environment=worlds.counting())
+    runs = sweep.grid({}, seeds=[0, 3])
+    results = everything(config, runs, prompts, make_parts=in_turns, devices=jax.devices()[:1])
+    assert (results[0].metrics["length"] != results[1].metrics["length"]).all()
+    for result in results:
+        same_as_alone(config, result, prompts, make_parts=in_turns)
 
 
 @pytest.mark.ci
@@ -150,27 +163,33 @@ def test_several_steps_in_one_dispatch(four, prompts):
         toys.assert_close(a.state.params, b.state.params, atol=1e-6)
 
 
-def test_the_decode_loop_does_not_copy_its_cache():
+@pytest.mark.parametrize(
+    ("environment", "copies"), [(None, 2), (worlds.counting(), 10)], ids=["a turn", "three turns"]
+)
+def test_the_decode_loop_does_not_copy_its_cache(environment, copies):
     """Under vmap a stop test for each run turns every write to the cache into a select: there must
     be one stop test for all.
     """
-    toy = toys.llama()
+    toy, prompts = toys.llama(), toys.prompts()
+    length = environment.length if environment else 5
 
     def selects(axis):
         def one(key):
-            noise = sampling.row_uniforms(key, toys.prompts().index, 5)
+            noise = sampling.row_uniforms(key, prompts.index, length)
             frozen = {"base": {}, "reference": toy.params}
-            options = {"length": 5, "sample": toys.SETTINGS, "eos": 1, "pad": 0, "stop_axis": axis}
-            return rollout(toy.model, toy.params, frozen, toys.prompts(), noise, **options).tokens
+            options = {"length": length, "sample": toys.SETTINGS, "stop_axis": axis}
+            options |= {"environment": environment}
+            options |= {"world_keys": sampling.world_keys(key, prompts.index)}
+            return rollout(toy.model, toy.params, frozen, prompts, noise, **options).tokens
 
         keys = jax.random.split(jax.random.key(0), 3)
         text = jax.jit(jax.vmap(one, axis_name="seeds")).lower(keys).as_text()
         return sum(
-            "select" in line and "3x8x2x5x4xf32" in line for line in text.splitlines()
-        )  # keys and values of 3 runs, 5 slots a row
+            "select" in line and f"3x8x2x{length}x4xf32" in line for line in text.splitlines()
+        )  # keys and values of 3 runs, 5 or 15 slots a row
 
     assert selects("seeds") == 0
-    assert selects(None) == 2
+    assert selects(None) == copies
 
 
 EVERY = replace(

@@ -1,18 +1,22 @@
 """Tools in Python, in the program."""
 
 import logging
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pebble
 import pytest
+import toys
 from fraction_tool import add
 
+from jaxppo import algorithms, parallel, ppo
 from jaxppo.environments.host import on_host
 from jaxppo.environments.play import play
 from jaxppo.environments.text import make_tables, on_bytes
 from jaxppo.pretrained.tiny import byte_tokenizer
+from jaxppo.rewards import in_program
 from jaxppo.rewards.pool import ToolPool
 from jaxppo.types import Turn
 
@@ -194,3 +198,46 @@ def test_on_tokens():
     ids = tokenizer.encode("1/2")
     _, seen = world.step(state, Turn(jnp.array([ids]), jnp.array([3])))
     assert seen.reward == 1 and seen.done.all() and seen.length == 0
+
+
+MODES = {"jit": {}, "pmap": {"devices": 2}, "mesh": {"mesh": "data=2,fsdp=2", "devices": 4}}
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("mode", MODES)
+def test_a_tool_fails_in_a_train_step(mode, caplog):
+    """In the second turn of one of 8 rows, which is invalid and counted: the mean reward is that of
+    the others' three turns.
+    """
+
+    def tool(state, text):
+        row, turn = state
+        if row == 3 and turn == 1:
+            raise RuntimeError("no answer")
+        return [row, turn + 1], "ok", 0.5 * (turn + 1), False  # 0.5 + 1 + 1.5
+
+    start = lambda instance, seed: [int(instance["row"]), 0]
+    environment, tokenizer = make(tool, start, turn_length=2, reply_length=2), byte_tokenizer()
+    world = on_bytes(environment, make_tables(tokenizer))
+    toy = toys.make(replace(toys.LLAMA, vocab_size=tokenizer.vocab_size))
+    changes = {"response_length": world.length, "eos": tokenizer.eos_id, "minibatches": 1}
+    settings = replace(toys.SETTINGS, **changes)
+    parts = algorithms.make_parts(settings, in_program.episode_score)._replace(environment=world)
+    step = parallel.compile_for_mode(
+        lambda axis: ppo.make_train_step(toy.model, parts, settings, axis_name=axis),
+        mode=mode,
+        mesh=MODES[mode].get("mesh", ""),
+        devices=jax.devices()[: MODES[mode].get("devices", 1)],
+    )
+    state = step.place(toys.state(toy, settings))
+    prompts = jax.device_get(toys.prompts().replace(extra={"row": jnp.arange(8)}))
+    for _ in range(2):
+        state, metrics = step(state, step.put(prompts))
+        assert metrics["invalid_rows"] == 1 and metrics["skipped"] == 0
+        assert metrics["reward"] == pytest.approx(3) and metrics["finished"] == 1
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(step.unreplicate(state).params))
+    assert step.traces == 1
+    failed = [x.getMessage() for x in caplog.records if "the tool failed" in x.getMessage()]
+    want = "the tool failed in row 3 of the batch, turn 2: RuntimeError: no answer"
+    assert failed == [f"{want}; the episode ends"] * 2
+    assert environment.reset.__closure__[0].cell_contents.states == {}

@@ -121,6 +121,7 @@ RUNS = {
     "reasoning": (examples, TASK),
     "entities": (nothing, TASK),
     "speech": (nothing, TASK),
+    "episodes": (nothing, TASK),
     "multitask": (nothing, TASK),
     "dialogue": (examples, [*TASK, *TURNS]),
     "distil": (examples, [*TASK, "--arms", "supervised", "jsd"]),

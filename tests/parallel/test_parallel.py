@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
+import worlds
 
 from jaxppo import parallel
 from jaxppo.types import TrainState
@@ -15,13 +16,18 @@ def trivial(state: TrainState, prompts):
     return state.replace(step=state.step + 1, params=params), {"used": used}
 
 
-@pytest.fixture(scope="module", params=["alone", "in groups"])
+@pytest.fixture(scope="module", params=["alone", "in groups", "in episodes"])
 def a_step(request, toy_step) -> toys.Step:
-    """The step of rows alone, and one of groups whose packed rows are worked off in parts; the
-    number of parts is known only when it runs.
+    """The step of rows alone; of groups whose packed rows are worked off in parts; of groups whose
+    episodes have up to three turns. The number of parts or turns is known only when it runs.
     """
-    grouped = {"group_size": 4, "advantage": "group", "tokens_per_microbatch": 1}
-    return toy_step if request.param == "alone" else toys.Step(**grouped)
+    if request.param == "alone":
+        return toy_step
+    grouped = {"group_size": 4, "advantage": "group"}
+    if request.param == "in groups":
+        return toys.Step(**grouped, tokens_per_microbatch=1)
+    episodes = {"environment": worlds.counting(), "response_length": worlds.LENGTH}
+    return toys.Step(**grouped, **episodes)
 
 
 def test_k_steps_are_k_executions_of_one_program(a_step):

@@ -1,0 +1,101 @@
+"""Episodes of several turns on one device, under pmap, over a mesh and in every preset: the same
+episodes, metrics and parameters.
+"""
+
+from dataclasses import replace
+from functools import cache
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_modes
+import test_presets
+import worlds
+
+from jaxppo.presets import ALGORITHMS, preset
+from jaxppo.rewards import in_program
+
+pytestmark = pytest.mark.ci
+
+SHAPE = replace(test_modes.SHAPE, max_length=4 + worlds.LENGTH)
+# two packed rows a part
+LONG = replace(test_modes.SGD, response_length=worlds.LENGTH, tokens_per_microbatch=38)
+SETTINGS = {
+    "grpo": replace(preset(LONG, "grpo"), batch_size=64, group_size=4, minibatches=2),
+    "turn_gae": replace(LONG, advantage="turn_gae", turn_gamma=0.9),
+}
+
+
+def score_of_every_token(params, rollout):
+    """The episode's score, and a sum of all tokens that were written or read: another episode has
+    another reward.
+    """
+    read = rollout.attend[:, -worlds.LENGTH :]
+    places = jnp.arange(1, worlds.LENGTH + 1)[None]
+    seen = ((rollout.response + 1) * places % 101 * read).sum(1) / 1024
+    score, valid = in_program.episode_score(params, rollout)
+    return score + seen, valid
+
+
+def batches(settings):
+    """Groups whose episodes are longer from device to device: one turn on the first of 8, and three
+    on the last.
+    """
+
+    def batch(number: int):
+        given = test_modes.uneven(number, settings)
+        row = np.arange(settings.batch_size, dtype=np.int32)
+        return given.replace(extra={"turns": 1 + 3 * row // settings.batch_size})
+
+    return batch
+
+
+def options(settings) -> dict:
+    """Of `test_modes.run`."""
+    return {
+        "shape": SHAPE,
+        "environment": worlds.counting(),
+        "reward": score_of_every_token,
+        "batches": batches(settings),
+    }
+
+
+@cache
+def on_one_device(name: str):
+    return test_modes.run(SETTINGS[name], **options(SETTINGS[name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "mesh"),
+    [
+        ("grpo", "pmap", ""),
+        ("grpo", "mesh", "data=2,fsdp=2,tensor=2"),
+        ("turn_gae", "pmap", ""),
+        pytest.param("turn_gae", "mesh", "data=2,fsdp=2,tensor=2", marks=pytest.mark.slow),
+        pytest.param("grpo", "mesh", "fsdp=8", marks=pytest.mark.slow),
+    ],
+)
+def test_devices_play_the_same_episodes(name, mode, mesh):
+    """Packed; some devices are done after a turn, others go on."""
+    want = on_one_device(name)
+    for row in want[1]:
+        assert row["skipped"] == 0 and row["first_ratio_off"] < 1e-4 and 0 < row["finished"] < 1
+    got = test_modes.run(SETTINGS[name], mode, mesh, **options(SETTINGS[name]))
+    test_modes.assert_equal_runs(got, want)
+
+
+IN_CI = ("remax", "vapo", "nlpo", "distil")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=() if x in IN_CI else pytest.mark.slow) for x in ALGORITHMS]
+)
+def test_every_preset_learns_from_episodes(name):
+    """Two steps whose numbers are finite."""
+    settings = test_presets.small(name, response_length=worlds.LENGTH, batch_size=32, lr=1e-4)
+    learner = test_presets.Learner(settings, environment=worlds.counting())
+    for row in learner.run(2):
+        assert all(np.isfinite(x) for x in row.values()), row
+        assert row["skipped"] == 0 and row["invalid_rows"] == 0 and row["first_ratio_off"] < 1e-4
+        # up to three turns of up to three tokens, and no answer
+        assert 1 < row["length"] < 9
