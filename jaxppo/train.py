@@ -1,5 +1,5 @@
-"""Train from Python: `policy` for your own prompts and reward, `fit` for everything
-else.
+"""Train from Python: `policy` for your own prompts and reward or environment, `fit` for
+everything else.
 
     run = train.policy(prompts, reward, model="smollm2", algorithm="grpo", steps=50)
     run.metrics["reward"], run.sample(["..."]), run.export("exported")
@@ -21,11 +21,15 @@ from jaxppo.costs import memory
 from jaxppo.data import prompts as encoding
 from jaxppo.data import table
 from jaxppo.data.prompts import BatchSource, PromptSet
+from jaxppo.environments.play import Episode
+from jaxppo.environments.text import Game
 from jaxppo.errors import Diverged, RunError, UserError
 from jaxppo.option_names import as_keywords, suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
-from jaxppo.run import files, load, loop, profiling, replay, resume, start
+from jaxppo.rollout import check_environment
+from jaxppo.run import episodes, files, load, loop, profiling, replay, resume, start
+from jaxppo.run.episodes import World
 from jaxppo.run.load import Policy
 from jaxppo.run.lock import RunLock
 from jaxppo.run.log import Log, plot_curves
@@ -33,7 +37,9 @@ from jaxppo.run.sampler import Sampler
 from jaxppo.run.settings import checked_settings, read_config, to_dict
 from jaxppo.run.validation import make_reward_validation
 from jaxppo.supervised import Objective
-from jaxppo.types import Parts, TrainState
+from jaxppo.types import Environment, Parts, TrainState
+
+INSTANCES = 4096  # of a game that is trained on without prompts
 
 
 def fit(
@@ -191,10 +197,7 @@ class Run:
           checkpoint: "best" by validation or training reward, "newest", or a step.
           raw: the weights of that step, not their average (`ema_decay`).
         """
-        which = {"checkpoint": checkpoint, "raw": raw}
-        if (checkpoint, raw) not in self._loaded:
-            self._loaded = {(checkpoint, raw): load.restore(self.folder, **which)}
-        config, policy, state = self._loaded[checkpoint, raw]
+        config, policy, state = self._load(checkpoint=checkpoint, raw=raw)
         columns = table.read_columns([prompts] if isinstance(prompts, str) else prompts)
         columns = {"prompt": [x for x in columns["prompt"] for _ in range(samples)]}
         encoded = table.encode_columns(
@@ -206,6 +209,32 @@ class Run:
         )
         sampler = Sampler(config, policy, rows=min(64, len(encoded.tokens)), greedy=greedy)
         return [found.response for found in sampler(state, encoded, seed=seed)]
+
+    @_python_names()
+    def play(
+        self,
+        environment: World,
+        prompts: Any,
+        *,
+        checkpoint: str | int = "best",
+        raw: bool = False,
+        seed: int = 0,
+        greedy: bool = False,
+    ) -> list[Episode]:
+        """Play an episode on each prompt. The environment and the columns of the
+        prompts are as in training, the other arguments those of `sample`.
+        """
+        config, policy, state = self._load(checkpoint=checkpoint, raw=raw)
+        encoded = episodes.encode(config, policy, table.read_columns(prompts), environment)
+        world = episodes.on_tokens(environment, policy)
+        return episodes.play(config, policy, world, state, encoded, seed=seed, greedy=greedy)
+
+    def _load(self, **which: Any) -> tuple[RunConfig, Policy, TrainState]:
+        """The run at a checkpoint; the last one is kept."""
+        key = tuple(which.values())
+        if key not in self._loaded:
+            self._loaded = {key: load.restore(self.folder, **which)}
+        return self._loaded[key]
 
     @_python_names()
     def export(self, folder: str | Path, **options: Any) -> Path:
@@ -220,24 +249,29 @@ class Run:
 
 @_python_names()
 def policy(
-    prompts: Any,
+    prompts: Any = None,
     reward: Callable | Mapping[str, Callable] | None = None,
     *,
+    environment: World | None = None,
     weights: Mapping[str, float] | None = None,
     validation: Any = None,
     parts: Callable[[Parts], Parts] = lambda parts: parts,
     too_long: Literal["drop", "last", "error"] = "drop",
     **settings: Any,
 ) -> Run:
-    """Train a language model on your prompts with your reward. Returns the run.
+    """Train a language model on your prompts with your reward, or in an environment.
+    Returns the run.
 
     Args:
       prompts: texts, chats, dicts with further columns, a `datasets.Dataset`, or the
-        path of a .jsonl file (`data.table.read_columns`).
+        path of a .jsonl file (`data.table.read_columns`). None: instances of a game.
       reward: `reward(prompt, response, **columns) -> float` or a dict of named floats;
         or all rows at once, `rewards(prompts, responses, **columns)`; or functions by
-        name (`rewards.function.from_user`). None: the reward model of `reward_model`,
-        or a `teacher` alone.
+        name (`rewards.function.from_user`). None: the reward model of `reward_model`;
+        the sum of the environment's rewards; or a `teacher` alone.
+      environment: answers what the policy writes: a `types.Environment` on tokens, or a
+        text environment or a game (`environments.text`). It starts from the columns of
+        numbers and arrays, by name, and decides `response_length`.
       weights: of named scores; 1 by default.
       validation: held-out prompts, of the same form. Their reward chooses the best
         checkpoint; without them, the training reward does.
@@ -256,6 +290,8 @@ def policy(
         hint = suggest(unknown[0], known)
         raise UserError(f"train.policy has no setting {unknown[0]!r}" + f"; {hint}" * bool(hint))
     defaults = {"name": "policy", "prompt_length": 0, "dtype": "bfloat16"}
+    if environment is not None:
+        defaults["response_length"] = episodes.response_length(environment)
     config = RunConfig(**defaults | checked_settings(RunConfig, settings, source="train.policy"))
     if not config.resume:
         config = dataclasses.replace(config, name=files.free_name(config.runs, config.name))
@@ -263,6 +299,7 @@ def policy(
         config,
         prompts,
         reward,
+        environment=environment,
         weights=weights,
         validation=validation,
         parts=parts,
@@ -275,6 +312,7 @@ def train_on(
     prompts: Any,
     reward: Callable | Mapping[str, Callable] | None,
     *,
+    environment: World | None = None,
     weights: Mapping[str, float] | None = None,
     validation: Any = None,
     parts: Callable[[Parts], Parts] = lambda parts: parts,
@@ -288,13 +326,22 @@ def train_on(
     start.check_run(config)
     files.check_new(config.runs, config.name, resume=config.resume)
     resume.check_early(config, but=() if asked else ("prompt_length",))
+    if prompts is None:
+        if not isinstance(environment, Game):
+            raise UserError("no prompts; give some (a game as environment has its own)")
+        prompts = environment.instances(INSTANCES, config.seed)
     columns = table.read_columns(prompts)
     held_out = None if validation is None else table.read_columns(validation)
     load.use_compilation_cache()
     config, loaded = load.load_policy(config)
     start_id = encoding.start_token(config, loaded.tokenizer)
     encode = lambda columns, length, too_long: table.encode_columns(
-        columns, loaded.tokenizer, length, too_long=too_long, start=start_id
+        columns,
+        loaded.tokenizer,
+        length,
+        too_long=too_long,
+        start=start_id,
+        extra={} if environment is None else episodes.instances(columns, environment),
     )
     encoded = encode(columns, asked, too_long)
     if config.teacher and "hint" in columns:
@@ -302,9 +349,13 @@ def train_on(
     chats = not all(isinstance(prompt, str) for prompt in columns["prompt"])
     config = dataclasses.replace(config, prompt_length=encoded.tokens.shape[1], chats=chats)
     load.check_fits(config, loaded.shape, loaded.tokenizer)
-    make = lambda columns: _named_reward(config, loaded, reward, columns, weights)
+    world = None if environment is None else episodes.on_tokens(environment, loaded)
+    make = lambda columns: _named_reward(config, loaded, reward, columns, weights, world)
     named = make(columns)
-    own = parts(algorithms.make_parts(config, named.fn)._replace(score_weights=named.score_weights))
+    made = algorithms.make_parts(config, named.fn)
+    own = parts(made._replace(score_weights=named.score_weights, environment=world))
+    if own.environment is not None:
+        check_environment(own.environment, config, config.response_length, encoded.batch(config, 0))
     config = dataclasses.replace(config, functions=_functions(config, reward, own, named.fn))
     evaluate = None
     if held_out is not None:
@@ -324,14 +375,18 @@ def _named_reward(
     reward: Callable | Mapping[str, Callable] | None,
     columns: Mapping[str, list],
     weights: Mapping[str, float] | None,
+    environment: Environment | None,
 ) -> function.NamedReward:
     if reward is not None:
         return function.from_user(reward, policy.tokenizer.decode_batch, columns, weights=weights)
+    if not config.reward_model and environment is not None:
+        return function.NamedReward(in_program.episode_score)
     if not config.reward_model and config.teacher:
         return function.NamedReward(in_program.no_reward)
     if not config.reward_model:
         raise UserError(
-            "no reward; give a function, the folder of a run as reward_model, or a teacher"
+            "no reward; give a function, the folder of a run as reward_model, an environment or a "
+            "teacher"
         )
     model, policy.frozen["reward"] = load.load_reward_model(config, policy.tokenizer)
     return function.NamedReward(in_program.reward_model(model))
@@ -347,6 +402,8 @@ def _functions(config: RunConfig, reward: Any, parts: Parts, made: Callable) -> 
     for name, part in parts._asdict().items():
         if mark(part) != mark(plain[name]):
             found.append(f"{name} {mark(part) or 'none'}")
+    if parts.environment is not None:
+        found.append(f"environment {function.fingerprint_whole(tuple(parts.environment))}")
     return ", ".join(found)
 
 

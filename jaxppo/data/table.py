@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -14,6 +15,8 @@ from jaxppo.errors import UserError
 
 Messages = Sequence[Mapping[str, str]]
 ROW = "row"  # extra["row"]: the number of the data's row
+# what the step reads of `extra`
+TAKEN = ("prompt", ROW, "max_tokens", "task", "context", "hint_tokens", "hint_mask")
 
 
 class ChatTokenizer(TokenizerLike, Protocol):
@@ -108,11 +111,12 @@ def encode_columns(
     *,
     too_long: Literal["drop", "last", "error"] = "drop",
     start: int | Sequence[int] | None = None,
+    extra: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> PromptSet:
     """Encode the prompts; `extra["row"]` has the number of each one's row.
 
     `length`: tokens of a prompt; 0 takes that of the longest. `start`: token ids to
-    put before each text; a chat's template has its own.
+    put before each text; a chat's template has its own. `extra`: more arrays [N ...].
     """
     texts = [render(prompt, tokenizer) for prompt in columns["prompt"]]
     started = [isinstance(prompt, str) for prompt in columns["prompt"]]
@@ -121,8 +125,46 @@ def encode_columns(
         length = longest(texts, tokenizer) + len(as_ids(start))
     rows = np.arange(len(texts), dtype=np.int32)
     options = {"too_long": too_long, "start": start, "started": started}
-    found = encode(texts, tokenizer, length, extra={ROW: rows}, **options)
+    found = encode(texts, tokenizer, length, extra={**extra, ROW: rows}, **options)
     return found._replace(columns=hash_columns(columns))
+
+
+def read_numbers(
+    columns: Mapping[str, Sequence[Any]],
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """(the columns of numbers, or of arrays of one shape, as arrays [N ...] that fit
+    into 32 bits; of the other columns, why they are none).
+    """
+    found, problems = {}, {}
+    for name, values in columns.items():
+        rows = [_as_array(x) for x in values]
+        arrays = [x for x in rows if x is not None]
+        shapes = {x.shape for x in arrays}
+        if name in TAKEN:
+            problems[name] = "has a name with another meaning; rename it"
+        elif len(arrays) < len(rows):
+            row = next(row for row, x in enumerate(rows) if x is None)
+            problems[name] = f"has no number of 32 bits in row {row}"
+        elif len(shapes) > 1:
+            problems[name] = f"has arrays of different shapes, {' and '.join(map(str, shapes))}"
+        else:
+            array = np.stack(arrays)  # of int32 and float32 it is float64
+            found[name] = array.astype(np.float32) if array.dtype.itemsize > 4 else array
+    return found, problems
+
+
+def _as_array(x: Any) -> np.ndarray | None:
+    """A number or an array of them with at most 32 bits, or None."""
+    try:
+        array = np.asarray(x)
+    except ValueError:  # lists of different lengths
+        return None
+    small = {"i": np.int32, "u": np.int32, "f": np.float32, "b": np.bool_}.get(array.dtype.kind)
+    if small is None or array.dtype.itemsize <= 4:
+        return None if small is None else array
+    with np.errstate(over="ignore"):
+        found = array.astype(small)
+    return found if array.dtype.kind == "f" or (found == array).all() else None
 
 
 def with_hints(

@@ -17,7 +17,9 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxppo.errors import UserError, first_line
 from jaxppo.rewards.host import call_apart, on_host, own_copy, signal_cure
@@ -103,6 +105,48 @@ def fingerprint(fn: Callable | Mapping[str, Callable]) -> str:
     settings = repr(sorted(fn.keywords.items())) if isinstance(fn, functools.partial) else ""
     digest = hashlib.sha256(source + settings.encode()).hexdigest()[:8]
     return f"{_name(plain)}@{digest}"
+
+
+def fingerprint_whole(x: Any) -> str:
+    """A hash of functions in which what they close over counts, too: other functions,
+    arrays, numbers and texts; of other objects, the type and the functions in them.
+
+    >>> add = lambda n: lambda x: x + n
+    >>> fingerprint_whole(add(1)) == fingerprint_whole(add(2))
+    False
+    """
+    digest, seen = hashlib.sha256(), {}
+
+    def visit(x: Any) -> None:
+        x = inspect.unwrap(x) if callable(x) else x  # of jax.vmap and jax.jit
+        digest.update(f"{type(x).__name__} ".encode())
+        if isinstance(x, str | bytes | int | float):
+            digest.update(repr(x).encode())
+        elif isinstance(x, np.ndarray | jax.Array):
+            digest.update(f"{x.dtype}{x.shape}".encode() + np.asarray(x).tobytes())
+        elif id(x) not in seen:
+            seen[id(x)] = x  # also keeps it, so that no other object has its id
+            for part in _inner(x):
+                visit(part)
+
+    visit(x)
+    return digest.hexdigest()[:8]
+
+
+def _inner(x: Any) -> Sequence[Any]:
+    """What `fingerprint_whole` reads of a function or another object."""
+    if isinstance(x, tuple):
+        return x
+    if isinstance(x, functools.partial):
+        return x.func, x.args, *sorted(x.keywords.items())
+    if inspect.ismethod(x):
+        return x.__func__, x.__self__
+    if inspect.isfunction(x):
+        closed = [cell.cell_contents for cell in x.__closure__ or ()]
+        return fingerprint(x), *(x.__defaults__ or ()), *closed
+    if isinstance(x, type) or not hasattr(x, "__dict__"):
+        return (_name(x),)
+    return [part for part in vars(x).values() if callable(part)]
 
 
 def _make(

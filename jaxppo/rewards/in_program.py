@@ -32,9 +32,12 @@ def no_reward(params: Params, rollout: Rollout):
 
 
 def episode_score(params: Params, rollout: Rollout):
-    """score = the sum of the rewards that an environment gave to the turns."""
+    """score = the sum of the rewards that an environment gave to the turns; invalid if
+    it is not finite.
+    """
     assert rollout.rewards is not None, "no environment has answered"
-    return rollout.rewards.sum(1), jnp.ones(rollout.finished.shape, bool)
+    score = rollout.rewards.sum(1)
+    return score, jnp.isfinite(score)
 
 
 def reward_model(model: Model, *, scale: float = 1.0) -> RewardFn:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import numpy as np
 import scipy.stats
 from jaxtyping import Float
@@ -24,12 +23,11 @@ from jaxppo.data.rows import Rows, from_ids
 from jaxppo.environments import ENVIRONMENTS, play, text
 from jaxppo.environments.text import Game, Player, Tables
 from jaxppo.errors import UserError
-from jaxppo.parallel import processes, sharding
+from jaxppo.parallel import processes
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.rewards import in_program
-from jaxppo.run import files, load, log, validation
+from jaxppo.run import episodes, files, load, log, validation
 from jaxppo.run.load import Policy
-from jaxppo.run.sampler import sample_responses
 from jaxppo.run.samples import episode_text
 from jaxppo.tasks import Task, TaskConfig, stages
 from jaxppo.tasks.optimisation import train_and_measure
@@ -38,7 +36,6 @@ from jaxppo.types import Environment, TrainState
 
 TASK = Task("", "", ("score",))
 SHOWN = 5  # episodes in result.json
-ROWS = 256  # episodes at a time when measuring
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,10 @@ def run(options: EpisodeConfig) -> dict[str, Any]:
         options = dataclasses.replace(stages.tiny_options(options), sft_episodes=16, instances=64)
     number = (options.instances, options.test_rows, options.test_rows)
     drawn = Parts(*(game.instances(n, options.seed + k) for n, k in zip(number, (0, 10**6, 10**7))))
-    world = game.environment
     options = dataclasses.replace(
         options,
         task="episodes",
-        response_length=world.max_turns * (world.turn_length + world.reply_length),
+        response_length=episodes.response_length(game),
         prompt_length=max(len(x["prompt"].encode()) for part in drawn for x in part),
     )
     root = stages.check(options)
@@ -134,7 +130,7 @@ def scripted_rows(config: EpisodeConfig, policy: Policy, game: Game) -> tuple[Ro
     """Rows of scripted episodes, for training and validation. What the policy would
     have written weighs 1, the prompt and the answers 0.
     """
-    player, tables = mixed(game, config.script_share), tables_of(policy)
+    player, tables = mixed(game, config.script_share), episodes.tables_of(policy)
 
     def rows(number: int, seed: int) -> Rows:
         played = play.play(game, game.instances(number, seed), player, seed=seed)
@@ -147,10 +143,6 @@ def scripted_rows(config: EpisodeConfig, policy: Policy, game: Game) -> tuple[Ro
 
     seed = 10**8 + 2 * config.seed
     return rows(config.sft_episodes, seed), rows(config.test_rows, seed + 1)
-
-
-def tables_of(policy: Policy) -> Tables:
-    return text.make_tables(policy.tokenizer, vocab_size=policy.shape.vocab_size)
 
 
 def episode_ids(
@@ -173,7 +165,7 @@ def episode_ids(
 def optimise(options: EpisodeConfig, root: Path, game: Game, drawn: Parts) -> dict[str, Any]:
     """Optimise the policy in the environment, and measure it before and after."""
     settings, policy = load.load_policy(stages.policy_config(options, TASK, root))
-    environment = text.on_bytes(game.environment, tables_of(policy))
+    environment = episodes.on_tokens(game, policy)
     parts = algorithms.make_parts(settings, in_program.episode_score)
     parts = parts._replace(environment=environment)
     training, held_out, test = (encode(settings, policy, part) for part in drawn)
@@ -226,16 +218,9 @@ def measure(
     """
     found: dict[str, Any] = {"episodes": []}
     for name, greedy in (("score", True), ("sampled", False)):
-
-        def program(params, frozen, batch, key, greedy=greedy):
-            options = {"greedy": greedy, "environment": environment}
-            return sample_responses(config, policy.model, params, frozen, batch, key, **options)
-
-        compiled, scores = jax.jit(program), []
-        for batch in instances.in_order(min(ROWS, len(instances.tokens))):
-            with sharding.rows_on_mesh(state.params, batch) as batch:
-                done = compiled(state.params, state.frozen, batch, jax.random.key(validation.SEED))
-            done = jax.device_get(processes.to_host(done))
+        scores, seed = [], validation.SEED
+        own = (config, policy, environment, state, instances)
+        for done in episodes.rollouts(*own, seed=seed, greedy=greedy):
             scores.append(done.rewards.sum(1))
             if greedy and not found["episodes"]:
                 found["episodes"] = [shown(policy, done, row) for row in range(SHOWN)]
