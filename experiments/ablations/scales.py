@@ -125,7 +125,8 @@ def small(
     def judge(rollout):
         gold, score = right.fn(right.params, rollout)[0], reward(right.params, rollout)[0]
         lengths = toy_tasks.length_by_outcome(rollout.mask.sum(1), gold > 0)
-        return {"score": score.mean(), "gold": gold.mean(), **lengths}
+        best = toy_tasks.best_of_8(score, rollout)
+        return {"score": score.mean(), "best_of_8": best, "gold": gold.mean(), **lengths}
 
     return Scale(
         "small",
@@ -237,7 +238,7 @@ SCALES = {"ladder": ladder, "small": small, "smollm2": smollm2}
 def run(question: Question, options: AblationConfig, **settings) -> dict:
     """Run an ablation at the scale of the options. `settings` has the question's own settings for
     some scales: a dict by the scale's name. Its `arms` names the arms to train; claims about others
-    are left out.
+    are left out. Its `rollouts` is `Scale.rollouts`.
     """
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(SCALES)}")
@@ -254,6 +255,7 @@ def run(question: Question, options: AblationConfig, **settings) -> dict:
             f"--scale smollm2: {question.name} has no arms for it; name some in the script's `main`"
         )
     load.use_compilation_cache()
+    own = {"rollouts": chosen.pop("rollouts")} if "rollouts" in chosen else {}
     scale = SCALES[options.scale](options.tiny, **chosen)
     config = replace(scale.config, name=question.name, runs=options.runs)
-    return run_ablation(question, scale._replace(config=config), options)
+    return run_ablation(question, scale._replace(config=config, **own), options)

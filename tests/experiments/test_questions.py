@@ -36,8 +36,8 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def test_there_are_sixteen_questions():
-    assert len(scripts()) == 16
+def test_there_are_twenty_one_questions():
+    assert len(scripts()) == 21
     records = {
         path.stem for path in (SCRIPTS.parent / "results" / "ablations").glob("*-ladder.json")
     }
