@@ -31,7 +31,6 @@ QUESTION = Question(
             "score",
         ),
         Claim("one that follows the policy does, too", PAPER, "average", "fixed", "score"),
-        Claim("and learns more than without a penalty", "", "average", "no penalty", "score"),
     ),
     ("end", "area", "score"),
 )
