@@ -234,9 +234,7 @@ def make_parts(config: Config, reward: RewardFn) -> Parts:
         value_loss=look_up(VALUE_LOSSES, "value-loss", config.value_loss)(config),
         correction=look_up(CORRECTIONS, "correction", config.correction)(config),
         rejection=look_up(REJECTIONS, "rejection", config.rejection)(config),
-        update=make_update
-        if config.old_logprobs == "sampler"
-        else update.with_rescoring(make_update),
+        update=make_update,
         greedy=advantage.greedy,
         penalty=POLICY_LOSSES[config.loss].penalty,
         full_kl=config.kl in FULL_KLS,

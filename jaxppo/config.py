@@ -344,6 +344,10 @@ class Config(metaclass=_WithPreset):
     """clip gradients to this global norm (those of a separate critic by themselves);
     0 = no clipping
     """
+    ema_decay: float = 0.0
+    """evaluate, sample and export an average of the trained weights with this decay a
+    step, such as .99; 0 = the weights themselves
+    """
     trust_kl: float = 0.01
     """update trpo, npg: nats a token that one step may move the policy; use float32"""
     cg_iterations: int = 10
@@ -375,6 +379,10 @@ class Config(metaclass=_WithPreset):
     base_dtype: str = "same"
     """same (as dtype) | int8: weights of the frozen base below adapters, or of the
     reference, in the linear layers of a transformer's blocks
+    """
+    decode_dtype: str = "same"
+    """same (as dtype) | int8: weights that training samples with, in the linear layers
+    of a transformer's blocks; needs --old-logprobs scorer
     """
     remat: str = "none"
     """none | block (keep only the inputs of each layer and recompute the rest in the
@@ -413,6 +421,7 @@ class Config(metaclass=_WithPreset):
 CHOICES = {
     "dtype": ("float32", "bfloat16"),
     "base_dtype": ("same", "int8"),
+    "decode_dtype": ("same", "int8"),
     "lr_schedule": ("linear", "cosine", "constant"),
     "kl_place": ("reward", "loss"),
     "kl_rule": ("ziegler", "ppo"),
@@ -468,8 +477,8 @@ RANGES: dict[str, str] = {
     **dict.fromkeys(("gamma", "lam", "critic_lam", "max_invalid_rewards"), "[0, 1]"),
     **dict.fromkeys(("top_p", "mask_top_p", "top_entropy"), "(0, 1]"),
     "distil_beta": "(0, 1)",
-    # 1 would keep the first baseline, 0, or the first reference
-    **dict.fromkeys(("baseline_decay", "reference_decay"), "[0, 1)"),
+    # 1 would keep the first baseline, 0, or the first weights
+    **dict.fromkeys(("baseline_decay", "reference_decay", "ema_decay"), "[0, 1)"),
     **dict.fromkeys(
         (
             "entropy_coef", "missing_eos_score", "likelihood_threshold", "loss_settings",
@@ -590,6 +599,11 @@ def validate(config: Config, *, devices: int = 1) -> None:
         raise UserError(
             f"--overlong-buffer {config.overlong_buffer} is longer than "
             f"--response-length {config.response_length}; shorten it"
+        )
+    if config.decode_dtype != "same" and config.old_logprobs == "sampler":
+        raise UserError(
+            f"--decode-dtype {config.decode_dtype} samples with other weights than those that "
+            "learn: it needs --old-logprobs scorer"
         )
     if config.rejection != "none" and config.rejection_low is config.rejection_high is None:
         raise UserError(

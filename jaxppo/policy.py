@@ -153,12 +153,13 @@ def rollout_logprobs(
     config: Config,
     group_size: int,
     axes: tuple[str | None, ...] = (),
+    with_values: bool = False,
     with_states: bool = False,
 ) -> ResponseLogprobs:
-    """`response_logprobs` without values and gradient, packed if the model packs.
-    `group_size` and `axes` as in `packing.make_sum`.
+    """`response_logprobs` without gradient, packed if the model packs. `group_size` and
+    `axes` as in `packing.make_sum`.
     """
-    options = {"config": config, "with_values": False, "with_states": with_states}
+    options = {"config": config, "with_values": with_values, "with_states": with_states}
     total = packing.make_sum(model, config, rollout, rollout.mask, group_size=group_size, axes=axes)
     return total(lambda part: response_logprobs(model, params, rollout, part=part, **options))
 

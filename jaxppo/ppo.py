@@ -1,7 +1,7 @@
 """The whole algorithm, top to bottom.
 
     1. rollout      sample a response to every prompt with the current policy; compute
-                    the reference's log-probs of it
+                    the reference's log-probs of it (and the scorer's, if it differs)
     2. reward       score each response (one or several scores), shape scores, decide
                     which rows are valid and worth learning from
     3. KL penalty   subtract the KL to the reference from the reward of each token (or
@@ -28,14 +28,14 @@ from jaxtyping import Array
 from jaxppo import distillation, masked, packing, policy, sampling, types
 from jaxppo import kl as kls
 from jaxppo.config import Config
-from jaxppo.models import lora, nlpo
-from jaxppo.models import reference as moving
+from jaxppo.errors import UserError
+from jaxppo.models import copies, lora, nlpo
 from jaxppo.optimizers import make_optimizer
 from jaxppo.rewards import shaping
 from jaxppo.rewards.shaping import row_scores
-from jaxppo.rollout import reference_params, replace_nonfinite, rollout
+from jaxppo.rollout import reference_params, replace_nonfinite, rescore, rollout
 from jaxppo.types import Batch, Model, Params, Parts, Prompts, Rollout, TrainState
-from jaxppo.update import make_update
+from jaxppo.update import make_update, ratio_off
 
 TrainStep = Callable[[TrainState, Prompts], tuple[TrainState, dict]]
 
@@ -57,6 +57,8 @@ def make_train_step(
 
     stop_axis: under vmap over runs, the axis whose runs decode until all have ended.
     """
+    if config.decode_dtype != "same" and not model.packs:
+        raise UserError(f"--decode-dtype {config.decode_dtype} needs a transformer: leave it out")
     model, parts = nlpo.with_mask(model, config), types.checked(parts)
     axes: dict = {"axis_name": axis_name} | ({"stop_axis": stop_axis} if stop_axis else {})
     update = (parts.update or make_update)(model, parts, config, **axes)
@@ -66,9 +68,9 @@ def make_train_step(
         # All keys come from the run's key and the step's number: no two steps share
         # noise, and a resumed run repeats it.
         sample_key, update_key = jax.random.split(jax.random.fold_in(state.key, state.step))
-        statistics = moving.update_moving(state, nlpo.update_lagged(state, config), config)
+        statistics = copies.follow(state, state.statistics, config, copies.BEFORE)
         base = nlpo.with_lagged(policy.cast(state.frozen["base"], model.dtype), statistics)
-        frozen = moving.with_moving({**state.frozen, "base": base}, statistics)
+        frozen = copies.with_reference({**state.frozen, "base": base}, statistics)
 
         # 1. rollout
         noise = sampling.row_uniforms(sample_key, prompts.index, config.response_length)
@@ -83,9 +85,15 @@ def make_train_step(
             sample=config,
             group_size=config.group_size,
             stop_axis=stop_axis,
+            decode_dtype=config.decode_dtype,
         )
+        critic = parts.value_loss is not None
         with jax.named_scope("rollout"):  # the names appear in profiles
-            rolled = generate(with_values=parts.value_loss is not None)
+            rolled = generate(with_values=critic)
+        if config.old_logprobs == "scorer":
+            own, options = (model, state.params, frozen), {"config": config, "axes": (stop_axis,)}
+            with jax.named_scope("rescore"):
+                rolled = rescore(*own, rolled, with_values=critic, **options)
 
         # 2. reward
         with jax.named_scope("reward"):
@@ -131,13 +139,17 @@ def make_train_step(
             )
         mask = rolled.mask * learn[:, None].astype(rolled.mask.dtype)
         scores = row_scores(scored.scores)
-        batch = Batch(rolled, mask, rolled.logprobs, advantages, returns, scores=scores)
+        old = rolled.logprobs if rolled.old_logprobs is None else rolled.old_logprobs
+        batch = Batch(rolled, mask, old, advantages, returns, scores=scores)
 
         # 5. update
         with jax.named_scope("update"):
             new, metrics = update(
                 state.replace(frozen=frozen, statistics=statistics), batch, update_key
             )
+
+        if config.old_logprobs == "scorer":  # how far it is from the sampler
+            metrics["first_ratio_off"] = ratio_off(old, rolled.logprobs, rolled.mask, axis_name)
 
         # 6. control
         updates = metrics.pop("updates", 1.0)
@@ -157,7 +169,7 @@ def make_train_step(
             step=state.step + 1,
             frozen=state.frozen,
             controller=controller,
-            statistics=statistics,
+            statistics=copies.follow(new, statistics, config, copies.AFTER),
             cursor=state.cursor + prompts_used,
             counters=counters,
         )
@@ -377,9 +389,7 @@ def init_state(config: Config, params: Params, frozen: Params, key: Array) -> Tr
         frozen=frozen,
         opt_state=make_optimizer(config).init(params),
         controller={"kl_coef": coefficient(config.kl_coef), "beta": coefficient(config.beta)},
-        statistics=shaping.init_statistics()
-        | nlpo.init_lagged(params, config)
-        | moving.init_moving(params, config),
+        statistics=shaping.init_statistics() | copies.init_copies(params, config),
         cursor=zero(),
         counters={"skipped_updates": zero(), "invalid_rows": zero(), "barren_steps": zero()},
     )

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxppo import compaction, packing, policy, sampling
+from jaxppo import compaction, masked, packing, policy, sampling
 from jaxppo.config import Config
 from jaxppo.models import cache as caches
-from jaxppo.models import layout, lora
+from jaxppo.models import int8, layout, lora
 from jaxppo.models.scan import unstack_layers
 from jaxppo.types import Model, Params, Prompts, PyTree, Rollout
 
@@ -59,10 +59,12 @@ def rollout(
     greedy: bool = False,
     group_size: int = 1,
     stop_axis: str | None = None,
+    decode_dtype: str = "same",
 ) -> Rollout:
     """Sample a response to each prompt, and compute the reference's log-probs of it.
 
-    The log-probs and values are those of the decode loop, so nothing is computed twice.
+    The log-probs and values are those of the decode loop, so nothing is computed twice,
+    unless its weights are others (`decode_dtype`): then `rescore` is needed.
 
     Args:
       keys: the noise, from `sampling.row_uniforms`.
@@ -76,12 +78,19 @@ def rollout(
       greedy: take the likeliest token; reference log-probs are 0.
       group_size: so many adjacent rows have the same prompt, which is read once.
       stop_axis: a vmapped axis whose programs decode until all of them have ended.
+      decode_dtype: int8: sample, prompts included, with the policy's weights in 8 bits,
+        without values.
     """
     eos, pad = sample.eos if eos is None else eos, sample.pad if pad is None else pad
     if sample.stop and "stop" not in frozen:
         raise ValueError('stop texts need frozen["stop"] (`pretrained.token_bytes.make_stops`)')
     stops = frozen["stop"] if sample.stop else None
-    whole = policy.cast(lora.merge(frozen["base"], params), model.dtype)
+    whole = lora.merge(frozen["base"], params)
+    if decode_dtype == "int8":
+        # Prompts are read with them, too: the sampler is one network, whose log-probs
+        # the corrections take.
+        whole, with_values = int8.sampling_weights(whole, alpha=lora.alpha_of(sample)), False
+    whole = policy.cast(whole, model.dtype)
     packed = packing.is_packed(model, sample)
     # once: a slice of stacked weights would be a copy at each token
     whole = unstack_layers(whole)
@@ -115,6 +124,38 @@ def rollout(
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
 
 
+def rescore(
+    model: Model,
+    params: Params,
+    frozen: Params,
+    rolled: Rollout,
+    *,
+    config: Config,
+    with_values: bool,
+    axes: tuple[str | None, ...] = (),
+) -> Rollout:
+    """The rollout with old log-probs of the scorer. With `decode_dtype` the sampler's
+    weights are not the policy's: log-probs for the KL, values and entropies are the
+    scorer's, too, and `logprobs` alone stay the sampler's, for corrections.
+    """
+    other = config.decode_dtype != "same"
+    found = policy.rollout_logprobs(
+        model,
+        lora.merge(frozen["base"], params),
+        rolled,
+        config=config,
+        group_size=config.group_size,
+        axes=axes,
+        with_values=with_values and other,
+    )
+    found = jax.tree.map(lambda x: masked.keep(x, rolled.mask), found)
+    rolled = rolled.replace(old_logprobs=found.logprobs)
+    if not other:
+        return rolled
+    entropy = None if rolled.entropy is None else found.entropy
+    return rolled.replace(raw_logprobs=found.raw_logprobs, values=found.values, entropy=entropy)
+
+
 def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     """(the rollout with log-probs and values of non-finite rows set to 0, which rows
     were finite).
@@ -122,7 +163,8 @@ def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:
     NaN logits raise no error when sampling: every draw gives the same token, so the row
     must not count.
     """
-    parts = {name: getattr(rolled, name) for name in ("logprobs", "raw_logprobs", "values")}
+    names = ("logprobs", "raw_logprobs", "values", "old_logprobs")
+    parts = {name: x for name in names if (x := getattr(rolled, name)) is not None}
     good = jnp.all(jnp.stack([jnp.isfinite(x).all(1) for x in parts.values()]), 0)
     return rolled.replace(**{n: jnp.where(good[:, None], x, 0.0) for n, x in parts.items()}), good
 

@@ -27,7 +27,7 @@ from jaxppo import masked, optimizers, packing, policy
 from jaxppo.config import Config
 from jaxppo.errors import UserError
 from jaxppo.losses import preference
-from jaxppo.models import lora, text_classifier
+from jaxppo.models import copies, lora, text_classifier
 from jaxppo.models.text_classifier import Classifier
 from jaxppo.packing import Part
 from jaxppo.policy import last_value
@@ -118,6 +118,9 @@ def make_train_step(
             step=state.step + 1,
             params=params,
             opt_state=opt_state,
+            statistics=copies.follow(
+                state.replace(params=params), state.statistics, config, copies.AFTER
+            ),
             counters=counters,
             cursor=state.cursor + rows,
         ), metrics

@@ -178,6 +178,7 @@ class Run:
         prompts: Any,
         *,
         checkpoint: str | int = "best",
+        raw: bool = False,
         samples: int = 1,
         seed: int = 0,
         greedy: bool = False,
@@ -186,11 +187,14 @@ class Run:
         `samples` to each, one after another. A prompt that is too long loses its
         beginning.
 
-        checkpoint: "best" by validation or training reward, "newest", or a step.
+        Args:
+          checkpoint: "best" by validation or training reward, "newest", or a step.
+          raw: the weights of that step, not their average (`ema_decay`).
         """
-        if checkpoint not in self._loaded:
-            self._loaded = {checkpoint: load.restore(self.folder, checkpoint=checkpoint)}
-        config, policy, state = self._loaded[checkpoint]
+        which = {"checkpoint": checkpoint, "raw": raw}
+        if (checkpoint, raw) not in self._loaded:
+            self._loaded = {(checkpoint, raw): load.restore(self.folder, **which)}
+        config, policy, state = self._loaded[checkpoint, raw]
         columns = table.read_columns([prompts] if isinstance(prompts, str) else prompts)
         columns = {"prompt": [x for x in columns["prompt"] for _ in range(samples)]}
         encoded = table.encode_columns(
@@ -206,7 +210,7 @@ class Run:
     @_python_names()
     def export(self, folder: str | Path, **options: Any) -> Path:
         """Write the model as `jaxppo export` does, and return the folder. `options`:
-        checkpoint, dtype, adapter.
+        checkpoint, raw, dtype, adapter.
         """
         # commands stand above this module in the order of imports
         export = importlib.import_module("jaxppo.commands.export")

@@ -42,12 +42,13 @@ class Rollout(struct.PyTreeNode):
     mask: Float[Array, "B T"]  # 1 on sampled tokens, the end-of-text token included
     finished: Bool[Array, "B"]  # the response ended with the end of text or a stop text
     logprobs: Float[Array, "B T"]  # of the sampler, after all logits processors
-    raw_logprobs: Float[Array, "B T"]  # of the sampler, after the temperature only
+    raw_logprobs: Float[Array, "B T"]  # of the policy, after the temperature only
     ref_logprobs: Float[Array, "B T"]  # of the reference, after the temperature only
     values: Float[Array, "B T"]  # 0 without a critic
     extra: PyTree = struct.field(default_factory=dict)
     index: PyTree = None  # Int[B] of `Prompts`, or None
-    entropy: PyTree = None  # Float[B T] of the sampler, in nats, if something reads it
+    entropy: PyTree = None  # Float[B T] of the policy, in nats, if something reads it
+    old_logprobs: PyTree = None  # Float[B T] of the scorer, or None: the sampler's
     # Float[B T] of an environment, on the last sampled token of each turn, or None
     rewards: PyTree = None
 
@@ -80,7 +81,7 @@ class TrainState(struct.PyTreeNode):
     frozen: Params
     opt_state: PyTree
     controller: PyTree  # {"kl_coef": Float[], "beta": Float[]}
-    # {"reward": Moments, "gain", "bias", "baseline"}, for NLPO also "lagged"
+    # {"reward": Moments, "gain", "bias", "baseline"}, and copies (models/copies.py)
     statistics: PyTree
     cursor: Int[Array, ""]  # prompts consumed
     counters: PyTree  # Int[] each: skipped updates, invalid rows, ...

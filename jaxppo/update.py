@@ -299,37 +299,6 @@ def weigh(batch: Batch, parts: Parts, config: Config, axis_name: str | None) -> 
     return batch.replace(mask=mask, weights=math.prod(factors) if factors else None)
 
 
-def with_rescoring(make: Callable) -> Callable:
-    """Wrap a maker of updates: the scorer recomputes the old log-probs, which otherwise
-    are the sampler's. The metric `first_ratio_off` is the largest |ratio − 1| between
-    them.
-    """
-
-    def make_rescored(
-        model: Model, parts: Parts, config: Config, *, axis_name: str | None = None, **options
-    ) -> Callable:
-        update = make(model, parts, config, axis_name=axis_name, **options)
-
-        def rescored(state: TrainState, batch: Batch, key: Array) -> tuple[TrainState, dict]:
-            whole, rolled = lora.merge(state.frozen["base"], state.params), batch.rollout
-            new = policy.rollout_logprobs(
-                model,
-                whole,
-                rolled,
-                config=config,
-                group_size=config.group_size,
-                axes=(axis_name, options.get("stop_axis")),
-            )
-            own = masked.keep(jax.lax.stop_gradient(new.logprobs), rolled.mask)
-            off = ratio_off(own, batch.old_logprobs, rolled.mask, axis_name)
-            state, metrics = update(state, batch.replace(old_logprobs=own), key)
-            return state, metrics | {"first_ratio_off": off}
-
-        return rescored
-
-    return make_rescored
-
-
 def accumulate_gradients(
     grad_fn: Callable,
     params: Params,

@@ -130,7 +130,7 @@ ZERO = {
     "max_invalid_rewards", "baseline_decay", "entropy_coef", "missing_eos_score", "loss_settings",
     "tokens_per_microbatch", "whiten_ddof", "likelihood_coef", "likelihood_threshold",
     "off_policy_threshold", "correction_low", "rejection_low", "distil_coef", "reference_every",
-    "reference_decay",
+    "reference_decay", "ema_decay",
     "eval_right",
 }  # fmt: skip
 MINUS_ONE = {
@@ -224,6 +224,8 @@ def test_settings_of_records_are_valid(path, scripts):
         ({"top_k": -1}, 1, ["--top-k must be 0 or more", "-1"]),
         ({"logits_bytes": 0}, 1, ["--logits-bytes must be 1 or more"]),
         ({"old_logprobs": "mine"}, 1, ["--old-logprobs", "sampler, scorer"]),
+        ({"decode_dtype": "int4"}, 1, ["--decode-dtype", "same, int8"]),
+        ({"decode_dtype": "int8"}, 1, ["--decode-dtype int8", "--old-logprobs scorer"]),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
         ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
         ({"min_tokens": 25}, 1, ["--min-tokens 25", "--response-length 24"]),

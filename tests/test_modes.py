@@ -293,6 +293,17 @@ def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
     assert min(jax.tree.leaves(moved["layers_0"])) > 1e-6  # each of the adapters
 
 
+@pytest.mark.ci
+@pytest.mark.parametrize(("rank", "scan", "mode"), [(0, True, "mesh"), (2, False, "pmap")])
+def test_int8_decoding_over_devices(one_device, rank, scan, mode):
+    eight = {"decode_dtype": "int8", "old_logprobs": "scorer", "correction": "truncated"}
+    settings = replace(SGD, lora=rank, lora_alpha=1.0, **eight)
+    want = one_device(f"int8 decoding {rank}", settings)
+    assert all(1e-4 < row["first_ratio_off"] < 1 for row in want[1])
+    mesh = "data=2,fsdp=2,tensor=2" if mode == "mesh" else ""
+    assert_equal_runs(run(settings, mode, mesh, scan=scan), want)
+
+
 IN_CI = {
     ("grpo", "pmap"), ("grpo", "data=2,fsdp=2,tensor=2"), ("dapo", "fsdp=8"),
 }  # fmt: skip

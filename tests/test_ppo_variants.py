@@ -14,6 +14,8 @@ from toys import SETTINGS
 
 from jaxppo import algorithms, kl, policy, ppo, sampling
 from jaxppo.config import Config
+from jaxppo.errors import UserError
+from jaxppo.models import int8, lora
 from jaxppo.rewards.in_program import count_token
 from jaxppo.types import Rollout
 
@@ -202,6 +204,81 @@ def test_groups_that_are_filtered_stay_where_they_are(llama):
     )
     np.testing.assert_array_equal(left.rollout.tokens, plain.rollout.tokens)
     assert not left.learn.all() and plain.learn.all()
+
+
+EIGHT = replace(SETTINGS, old_logprobs="scorer", decode_dtype="int8", epochs=1, minibatches=1)
+
+
+def test_what_int8_decoding_gives_to_the_step(llama):
+    """The KL of rewards, of the controller and the values are the policy's; the first update's
+    ratio is 1, and `first_ratio_off` says how far the sampler was.
+    """
+    state = toys.state(llama, EIGHT).replace(frozen=other(llama))
+    before = toys.copied(state.params)
+    (rewards, scores, rolled, _, _), _, metrics = watched(llama, EIGHT)(state)
+    own = toys.score(llama, rolled, EIGHT, before)
+    mask = np.asarray(rolled.mask)
+    np.testing.assert_allclose(rolled.raw_logprobs, own.raw_logprobs * mask, atol=1e-5)
+    np.testing.assert_allclose(rolled.values, own.values * mask, atol=1e-5)
+    kl = ((own.raw_logprobs - rolled.ref_logprobs) * mask).sum(1)
+    np.testing.assert_allclose(rewards.sum(1), scores - 0.1 * kl, atol=1e-4)
+    assert float(metrics["kl"]) == pytest.approx(float(kl.mean()), rel=1e-4)
+    assert float(metrics["approx_kl"]) == pytest.approx(0, abs=1e-6)
+    off = np.abs(np.expm1(own.logprobs - rolled.logprobs) * mask).max()
+    assert float(metrics["first_ratio_off"]) == pytest.approx(off, rel=1e-3) and off > 1e-3
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"correction": "truncated", "off_policy_threshold": 0.1},
+        pytest.param(
+            {"rejection": "row_mean_k1", "rejection_high": 1.001, "top_entropy": 0.5},
+            marks=pytest.mark.ci,
+        ),
+        pytest.param({"advantage": "remax", "value_loss": "none"}, marks=pytest.mark.ci),
+        pytest.param({"update": "trpo", "value_loss": "mse"}, marks=pytest.mark.ci),
+        pytest.param({"mask_top_p": 0.5}, marks=pytest.mark.ci),
+    ],
+    ids=str,
+)
+def test_int8_decoding_with_other_parts(llama, changes):
+    """Weights and masks compare the sampler with the scorer: they are neither 1 nor all."""
+    settings = replace(EIGHT, **changes)
+    seen, _, metrics = watched(llama, settings)(toys.state(llama, settings))
+    assert all(np.isfinite(x) for x in metrics.values()) and float(metrics["skipped"]) == 0
+    if "correction" in changes:
+        rolled = seen.rollout
+        weights = np.exp(rolled.old_logprobs - rolled.logprobs)[rolled.mask > 0]
+        assert float(metrics["weight"]) == pytest.approx(weights.mean(), abs=1e-5)
+        assert np.abs(weights - 1).max() > 1e-3
+    if "rejection" in changes:
+        assert 0 < float(metrics["rejected"]) < 1
+    if "advantage" in changes:
+        small = int8.sampling_weights(llama.params, alpha=1.0)
+        small = llama._replace(params=lora.fold(small, alpha=1.0))
+        greedy = toys.roll(small, PROMPTS, settings, reference=llama.params, greedy=True)
+        want = ((greedy.response == 3) * greedy.mask).sum(1)
+        np.testing.assert_allclose(seen.rollout.extra["greedy_scores"], want)
+
+
+def test_int8_decoding_is_for_transformers(llama):
+    other = llama.model._replace(packs=False)
+    with pytest.raises(UserError, match="--decode-dtype int8 needs a transformer"):
+        ppo.make_train_step(other, toys.parts(EIGHT), EIGHT)
+
+
+def test_the_scorers_old_log_probs(llama):
+    """They are the ratio's denominator; a step of the same sampler is that without them."""
+    settings = replace(EIGHT, decode_dtype="same")
+    seen, state, metrics = watched(llama, settings)(toys.state(llama, settings))
+    own = toys.score(llama, seen.rollout, settings).logprobs * seen.rollout.mask
+    np.testing.assert_allclose(seen.rollout.old_logprobs, own, atol=1e-5)
+    plain = replace(settings, old_logprobs="sampler")
+    seen, want, _ = watched(llama, plain)(toys.state(llama, plain))
+    assert seen.rollout.old_logprobs is None
+    toys.assert_close(state.params, want.params, atol=1e-5)
+    assert float(metrics["first_ratio_off"]) < 1e-4
 
 
 NLPO = replace(SETTINGS, mask_top_p=0.5, mask_every=2, lr=0.05)

@@ -10,7 +10,7 @@ from tokenizers import models
 from toys import EOS, SETTINGS, VOCAB
 
 from jaxppo import policy, rollout, sampling
-from jaxppo.models import lora
+from jaxppo.models import int8, lora
 from jaxppo.pretrained import token_bytes
 from jaxppo.pretrained.tokenizer import Tokenizer, byte_level
 
@@ -290,6 +290,97 @@ def all_loops(closed):
     for eqn in closed.jaxpr.eqns:
         if eqn.primitive.name == "while" and "cond_jaxpr" in eqn.params:
             yield eqn
+
+
+EIGHT = {"old_logprobs": "scorer", "decode_dtype": "int8"}
+
+
+def eight_bits(toy):
+    """The toy's policy with the numbers that 8 bits hold."""
+    small = int8.sampling_weights(toy.params, alpha=16.0)
+    return toy._replace(params=lora.fold(small, alpha=1.0))
+
+
+@pytest.mark.parametrize(
+    ("lora_rank", "scan", "options"),
+    [
+        (0, False, {"layout": "dense"}),
+        (2, True, {"group_size": 4, "lora": 2}),
+        pytest.param(0, True, {"top_k": 4, "top_p": 0.9, "min_tokens": 2}, marks=pytest.mark.ci),
+    ],
+    ids=str,
+)
+def test_int8_decoding_samples_from_the_rounded_weights(lora_rank, scan, options):
+    """Tokens and log-probs are those of a network with these weights; the critic's values are
+    left to the scorer.
+    """
+    toy = toys.make(toys.LLAMA, lora=lora_rank, scan=scan)
+    settings = replace(LONG, **EIGHT, **options)
+    size = settings.group_size
+    got = toys.roll(toy, toys.grouped(size), settings, decode_dtype="int8", group_size=size)
+    same = {"reference": toy.params, "group_size": size}
+    want = toys.roll(eight_bits(toy), toys.grouped(size), settings, **same)
+    toys.assert_same((got.tokens, got.mask), (want.tokens, want.mask))
+    for name in ("logprobs", "raw_logprobs", "ref_logprobs"):
+        np.testing.assert_allclose(getattr(got, name), getattr(want, name), atol=1e-5)
+    assert not got.values.any() and want.values.any()
+    plain = toys.roll(toy, toys.grouped(size), settings, group_size=size)
+    assert (plain.logprobs != got.logprobs).any()
+
+
+def rescored(toy, rolled, settings, **options):
+    frozen, options = {"base": {}, "reference": None}, {"with_values": True} | options
+    own = partial(rollout.rescore, toy.model, config=settings, **options)
+    return jax.jit(own)(toy.params, frozen, rolled)
+
+
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_rescoring_leaves_the_sampler_its_log_probs_alone(llama, layout):
+    settings = replace(LONG, **EIGHT, layout=layout, top_entropy=0.5)
+    rolled = toys.roll(llama, toys.prompts(), settings, decode_dtype="int8")
+    got, own = rescored(llama, rolled, settings), toys.score(llama, rolled, settings)
+    toys.assert_same(got.logprobs, rolled.logprobs)
+    for name in ("raw_logprobs", "values", "entropy"):
+        want = getattr(own, name) * rolled.mask
+        np.testing.assert_allclose(getattr(got, name), want, atol=1e-5)
+        assert jnp.abs(getattr(got, name) - getattr(rolled, name)).max() > 1e-3
+    np.testing.assert_allclose(got.old_logprobs, own.logprobs * rolled.mask, atol=1e-5)
+
+
+def test_rescoring_a_usual_sampler_adds_old_log_probs_alone(llama):
+    settings = replace(LONG, old_logprobs="scorer")
+    rolled = toys.roll(llama, toys.prompts(), settings)
+    got = rescored(llama, rolled, settings)
+    toys.assert_same(got.replace(old_logprobs=None), rolled)
+    np.testing.assert_allclose(got.old_logprobs, rolled.logprobs, atol=1e-4)
+
+
+def test_a_row_that_the_scorer_cannot_score_is_not_finite(llama):
+    rolled = toys.roll(llama, toys.prompts())
+    old = rolled.logprobs.at[3, 0].set(jnp.nan)
+    got, good = rollout.replace_nonfinite(rolled.replace(old_logprobs=old))
+    assert (~good).nonzero()[0].tolist() == [3]
+    assert not got.old_logprobs[3].any() and not got.logprobs[3].any()
+
+
+@pytest.mark.ci
+def test_int8_decoding_of_several_policies_at_once(llama):
+    """Each of a sweep has its own weights in 8 bits."""
+    both = [toys.random_params(llama.model, seed) for seed in (0, 5)]
+    settings = replace(LONG, **EIGHT)
+
+    def program(params):
+        noise = sampling.row_uniforms(jax.random.key(7), jnp.arange(8), 12)
+        frozen = {"base": {}, "reference": llama.params}
+        options = {"length": 12, "sample": settings, "stop_axis": "seeds", "decode_dtype": "int8"}
+        return rollout.rollout(llama.model, params, frozen, toys.prompts(), noise, **options)
+
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *both)
+    many = jax.jit(jax.vmap(program, axis_name="seeds"))(stacked)
+    for i, params in enumerate(both):
+        own = eight_bits(llama._replace(params=params))
+        want = toys.roll(own, toys.prompts(), settings, reference=llama.params)
+        toys.assert_close(rows(many, i).replace(values=want.values), want, atol=1e-5)
 
 
 # The bytes of the eleven tokens; the stop text `bc` is in `cabc`, in `ab` and `ca`, ...

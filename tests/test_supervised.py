@@ -74,6 +74,13 @@ def once(model, objective, params, prompts, settings=SETTINGS, **frozen):
     return step(fresh(params, settings=settings, **frozen), prompts)
 
 
+def test_the_average_of_the_weights_follows(llama):
+    settings = replace(SETTINGS, ema_decay=0.75)
+    state, _ = once(llama.model, language(llama.model), llama.params, rows(), settings)
+    want = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, llama.params, state.params)
+    toys.assert_close(state.statistics["average"], want, atol=1e-6)
+
+
 @pytest.mark.parametrize("last", [1, 9])
 def test_only_the_last_tokens_have_logits(llama, last):
     """If only the last tokens have weight, loss and step do not depend on logits for the others."""

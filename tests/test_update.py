@@ -526,26 +526,6 @@ def test_an_update_says_how_many_updates_it_was(run, state, batch):
     assert float(run(state, batch, KEY)[1]["updates"]) == SETTINGS.epochs * SETTINGS.minibatches
 
 
-def test_rescored_takes_the_scorers_log_probs(llama, state, batch):
-    """The sampler's are .1 lower: the ratio is 1 all the same, and the metric says how far they are
-    apart.
-    """
-    settings = replace(SETTINGS, epochs=1, minibatches=1)
-    own = toys.score(llama, batch.rollout).logprobs
-    rescored = jax.jit(
-        update.with_rescoring(update.make_update)(llama.model, toys.parts(settings), settings)
-    )
-    plain = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))
-    lower = batch.replace(old_logprobs=own - 0.1)
-    new, metrics = rescored(state, lower, KEY)
-    want, _ = plain(state, batch.replace(old_logprobs=own), KEY)
-    toys.assert_close(new.params, want.params, atol=1e-6)
-    assert float(metrics["first_ratio_off"]) == pytest.approx(np.expm1(0.1), rel=1e-3)
-    config = replace(settings, old_logprobs="scorer")
-    made = algorithms.make_parts(config, toys.count_token(3))
-    assert made.update is not None and made.update.__qualname__.startswith("with_rescoring")
-
-
 def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
     settings = replace(SETTINGS, critic_warmup=3, optimizer="adamw", weight_decay=0.5)
     run = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))

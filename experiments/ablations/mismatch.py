@@ -26,7 +26,7 @@ Found      4 minutes at --scale ladder on a core that other work shared.
 import jax
 from scales import run
 
-from jaxppo import cli, update
+from jaxppo import cli
 from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
 
 
@@ -48,32 +48,21 @@ def sampler(*, states, weights=None):
     return other
 
 
-def rescored(parts):
-    """The old log-probs are the scorer's own, as where sampler and trainer are two programs; how
-    far the sampler's were from them is in the place of what the scorer is from itself.
-    """
-    return parts._replace(
-        update=update.with_rescoring(update.make_update)
-    )  # what --old-logprobs scorer does
-
-
 PAPER = "https://fengyao.notion.site/off-policy-rl"
 rounded = lambda x: x.astype("bfloat16").astype(x.dtype)
 HOT, ROUNDED = sampler(states=lambda hidden: hidden / 1.5), sampler(states=rounded, weights=rounded)
-FREE = {
-    "value_loss": "none",
-    "advantage": "rloo",
-    "group_size": 8,
-}  # a critic would be fed the changed states
+# A critic would be fed the changed states. The old log-probs are the scorer's own, as where
+# sampler and trainer are two programs.
+FREE = {"value_loss": "none", "advantage": "rloo", "group_size": 8, "old_logprobs": "scorer"}
 TRUNCATED = {**FREE, "correction": "truncated"}
 QUESTION = Question(
     "mismatch",
     {
-        "none": Arm(FREE, rescored),
-        "temperature 1.5": Arm(FREE, rescored, HOT),
-        "temperature 1.5, corrected": Arm(TRUNCATED, rescored, HOT),
-        "bfloat16": Arm(FREE, rescored, ROUNDED),
-        "bfloat16, corrected": Arm(TRUNCATED, rescored, ROUNDED),
+        "none": Arm(FREE),
+        "temperature 1.5": Arm(FREE, model=HOT),
+        "temperature 1.5, corrected": Arm(TRUNCATED, model=HOT),
+        "bfloat16": Arm(FREE, model=ROUNDED),
+        "bfloat16, corrected": Arm(TRUNCATED, model=ROUNDED),
     },
     (
         Claim("a hot sampler costs the policy reward", PAPER, "none", "temperature 1.5", "score"),

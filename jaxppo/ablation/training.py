@@ -28,6 +28,7 @@ from jaxppo.ablation.question import (
 from jaxppo.ablation.record import make_record, print_record
 from jaxppo.config import FREE
 from jaxppo.errors import UserError
+from jaxppo.models import copies
 from jaxppo.run import files
 from jaxppo.run.load import Policy
 from jaxppo.run.sampler import sample_responses
@@ -241,6 +242,7 @@ def judge_policies(scale: Scale, results: Sequence[sweep.Result]) -> list[dict[s
     out = []
     for run, _, state in results:
         config, found = dataclasses.replace(settings, seed=run.seed, steps_per_call=1), []
+        state = copies.averaged(state)
         for number in range(-(-scale.rollouts // config.rows)):
             batch = prompts(run).batches(config, UNSEEN + number * config.rows)
             key = jax.random.fold_in(jax.random.key(run.seed), UNSEEN + number)

@@ -37,6 +37,8 @@ class EvalOptions:
     """
     checkpoint: str = "best"
     """best (by validation score; the newest if none has a score), newest, or a step"""
+    raw: bool = False
+    """of a run with --ema-decay: the weights of the step, not their average"""
 
 
 def evaluate(options: EvalOptions) -> None:
@@ -49,6 +51,7 @@ def evaluate(options: EvalOptions) -> None:
         samples=options.samples,
         data=options.data,
         checkpoint=options.checkpoint,
+        raw=options.raw,
     )
     outputs = done.pop("outputs")
     files.write_atomically(

@@ -68,6 +68,8 @@ class SampleOptions:
     """random seed; the same seed and prompts give the same responses"""
     checkpoint: str = "best"
     """best (by validation score; the newest if none has a score), newest, or a step"""
+    raw: bool = False
+    """of a run with --ema-decay: the weights of the step, not their average"""
     json: bool = False
     """print a JSON object a line: prompt, response, kl (nats to the reference over the
     response; null if greedy), finished, tokens (their ids)
@@ -83,7 +85,7 @@ def sample(options: SampleOptions) -> None:
     talking = not given and sys.stdin.isatty()
     texts = [] if talking else read_prompts(options)
     load.use_compilation_cache()
-    config, policy, state = load.restore(run, checkpoint=options.checkpoint)
+    config, policy, state = load.restore(run, checkpoint=options.checkpoint, raw=options.raw)
     config = with_limits(config, temperature=options.temperature, max_tokens=options.max_tokens)
     greedy = options.temperature == 0
     if talking:

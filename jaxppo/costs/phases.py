@@ -118,23 +118,26 @@ def decode_bytes(
     the slots of the caches.
     """
     size, tensor = jnp.dtype(config.dtype).itemsize, mesh.shape["tensor"]
-    cached = (
-        _bodies(config) * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size / tensor
-    )
+    bodies = _sampling_bodies(config)
+    cached = bodies * 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * size / tensor
     return {
-        "weights": done.tokens * policy_bytes(config, shape) / tensor,
+        "weights": done.tokens * policy_bytes(config, shape, sampling=True) / tensor,
         "prompts": done.prompt_slots * cached,
         "responses": done.response_slots * cached,
     }
 
 
-def policy_bytes(config: Config, shape: ModelConfig, *, frozen: bool = False) -> int:
-    """Bytes of the weights that a pass over the policy, or the `frozen` reference,
-    reads.
+def policy_bytes(
+    config: Config, shape: ModelConfig, *, frozen: bool = False, sampling: bool = False
+) -> int:
+    """Bytes of the weights that a pass over the policy reads, or over the `frozen`
+    reference, or a token of the `sampling` policy.
     """
     blocks, head = matrix_parameters(shape)
     size, bodies = jnp.dtype(config.dtype).itemsize, 1 if frozen else _bodies(config)
     int8 = config.base_dtype == "int8" and (frozen or config.lora > 0)
+    if sampling:
+        int8, bodies = int8 or config.decode_dtype == "int8", _sampling_bodies(config)
     return bodies * blocks * (1 if int8 else size) + head * size
 
 
@@ -163,7 +166,7 @@ def phase_costs(
     pair = 4 * shape.num_layers * shape.num_heads * shape.head_dim
     prompts = len(lengths) // (config.group_size if packs else 1)
     generate = (
-        bodies
+        _sampling_bodies(config)
         * (
             2 * blocks * (prompts * config.prompt_length + done.rows)
             + pair * (prompts * config.prompt_length**2 / 2 + done.pairs)
@@ -226,3 +229,10 @@ def is_packed(config: Config, shape: ModelConfig) -> bool:
 def _bodies(config: Config) -> int:
     """Networks that read every token."""
     return 2 if config.critic == "separate" and config.value_loss != "none" else 1
+
+
+def _sampling_bodies(config: Config) -> int:
+    """Networks that read every token while sampling: values of a policy in 8 bits are
+    computed afterwards.
+    """
+    return _bodies(config) if config.decode_dtype == "same" else 1

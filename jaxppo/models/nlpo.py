@@ -1,9 +1,7 @@
 """NLPO's action mask: a token may be sampled only inside the nucleus of a lagged copy
-of the policy (https://arxiv.org/abs/2210.01241). The copy is in
-`TrainState.statistics`, so that checkpoints hold it.
+of the policy (https://arxiv.org/abs/2210.01241), one of `copies.py`.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -11,7 +9,7 @@ from jaxppo import sampling
 from jaxppo.config import Config
 from jaxppo.models import lora
 from jaxppo.models.critic import pair_of_caches
-from jaxppo.types import Model, Params, PyTree, TrainState
+from jaxppo.types import Model, Params, PyTree
 
 
 def with_mask(model: Model, config: Config) -> Model:
@@ -61,21 +59,6 @@ def nucleus(logits: Float[Array, "... V"], *, config: Config) -> Bool[Array, "..
     """
     tempered = sampling.temper(logits, temperature=config.temperature)
     return sampling.keep_set(tempered, top_p=config.mask_top_p) > -jnp.inf
-
-
-def init_lagged(params: Params, config: Config) -> PyTree:
-    """The first lagged policy as an entry of the statistics; empty without the mask."""
-    return {"lagged": jax.tree.map(jnp.copy, dict(params))} if config.mask_top_p < 1 else {}
-
-
-def update_lagged(state: TrainState, config: Config) -> PyTree:
-    """The statistics of `state`, with the policy copied every `mask_every` steps."""
-    if "lagged" not in state.statistics:
-        return state.statistics
-    fresh = state.step % config.mask_every == 0
-    select = lambda new, old: jnp.where(fresh, new, old)
-    lagged = jax.tree.map(select, dict(state.params), state.statistics["lagged"])
-    return {**state.statistics, "lagged": lagged}
 
 
 def with_lagged(base: Params, statistics: PyTree) -> Params:

@@ -20,7 +20,7 @@ from jaxppo.config import Config, RunConfig
 from jaxppo.data.fetch import cache_folder
 from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import UserError
-from jaxppo.models import int8, lora, make, make_model, missing
+from jaxppo.models import copies, int8, lora, make, make_model, missing
 from jaxppo.models.critic import init_value
 from jaxppo.models.scan import stack_layers, unstack_layers
 from jaxppo.models.shapes import ModelConfig
@@ -272,13 +272,13 @@ def save_model(config: Config, policy: Policy, state: TrainState, place: Path) -
 
 def restore_best(folder: Path, state: TrainState) -> TrainState:
     """Restore a run's best checkpoint by validation score, or the newest if none has a
-    score.
+    score; its policy is the average of `ema_decay`, if there is one.
 
     Args:
       state: any state of the run.
     """
     checkpoints = Checkpoints(folder / "checkpoints", write=False)
-    return checkpoints.restore(state, step=checkpoints.best_step())
+    return copies.averaged(checkpoints.restore(state, step=checkpoints.best_step()))
 
 
 def checkpoint_step(checkpoints: Checkpoints, checkpoint: str | int) -> int | None:
@@ -307,6 +307,7 @@ def restore(
     kind: type[C] = RunConfig,
     checkpoint: str | int = "best",
     mesh: Mesh | None = None,
+    raw: bool = False,
 ) -> tuple[C, Policy, TrainState]:
     """Load a run at a checkpoint (`checkpoint_step`) from its folder, where nothing is
     changed.
@@ -316,6 +317,7 @@ def restore(
       kind: the class of the settings.
       checkpoint: best, newest or a step.
       mesh: where arrays are placed; None is one device.
+      raw: the weights of the last step, not their average (`ema_decay`).
     """
     place = files.find_run(folder)
     stored = read_config(kind, place / "config.json")
@@ -325,7 +327,8 @@ def restore(
     # The checkpoint has the value head, however it was initialised.
     config, policy = load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    return config, policy, checkpoints.restore(like, step=step)
+    state = checkpoints.restore(like, step=step)
+    return config, policy, state if raw else copies.averaged(state)
 
 
 def configured_mesh(config: RunConfig) -> Mesh | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import BatchSource
 from jaxppo.errors import Diverged, Interrupted, RunError, UserError
+from jaxppo.models.copies import averaged
 from jaxppo.parallel import CompiledStep, processes
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.log import Log
@@ -124,7 +125,7 @@ def evaluation_due(config: RunConfig, step: int) -> bool:
 
 def validation_metrics(evaluate: Evaluate, state: TrainState) -> dict[str, float]:
     """The metrics of an evaluation, under the names of the log."""
-    return {f"validation_{name}": x for name, x in evaluate(state).items()}
+    return {f"validation_{name}": x for name, x in evaluate(averaged(state)).items()}
 
 
 def checkpoint_score(row: dict[str, float]) -> float:

@@ -162,6 +162,7 @@ def evaluate_run(
     samples: int = 0,
     data: str = "",
     checkpoint: str | int = "best",
+    raw: bool = False,
 ) -> dict[str, Any]:
     """Measure a run's policy on examples of a task: {metric: [value, low, high]} with
     95 % bootstrap intervals, and all `outputs`.
@@ -171,12 +172,13 @@ def evaluate_run(
 
     The examples are all of `data`; without it, the test part of the run's own data or,
     for another task, of the task's. A run of several tasks is measured on one of them,
-    with the prompts that it was trained on. `checkpoint` is best, newest or a step.
+    with the prompts that it was trained on. `checkpoint` is best, newest or a step;
+    `raw` as in `load.restore`.
 
     Raises UserError without a run or checkpoint, for an unknown task, and for pass@k of
     a task without the metric "exact".
     """
-    config, policy, state = load.restore(root, kind=TaskConfig, checkpoint=checkpoint)
+    config, policy, state = load.restore(root, kind=TaskConfig, checkpoint=checkpoint, raw=raw)
     together = json.loads((files.find_run(root) / "config.json").read_text()).get("tasks", [])
     if together and name not in together:
         raise UserError(

@@ -89,6 +89,13 @@ def test_a_run_in_a_sweep_equals_the_run_alone(four, prompts):
 
 
 @pytest.mark.ci
+def test_int8_decoding_in_a_sweep(prompts):
+    config = replace(CONFIG, decode_dtype="int8", old_logprobs="scorer", correction="truncated")
+    results = everything(config, RUNS[:2], prompts, devices=jax.devices()[:1])
+    same_as_alone(config, results[1], prompts)
+
+
+@pytest.mark.ci
 def test_new_networks_differ_between_seeds():
     """Without adapters each seed also has its own reference policy."""
     config = replace(toy_tasks.ToyConfig(), steps=3, batch_size=8, minibatches=2, save_every=3)

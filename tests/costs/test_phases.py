@@ -61,6 +61,23 @@ def test_frozen_weights_in_8_bits_are_a_byte_each():
     assert phases.phase_costs(one, TINY, mesh)["reference"][1] == 6144 + 4 * 1024
 
 
+def test_a_policy_sampled_in_8_bits_is_a_byte_a_weight():
+    """While it decodes; a separate critic reads the tokens afterwards, with its cache."""
+    small = dataclasses.replace(
+        SETTINGS, batch_size=1, minibatches=1, decode_dtype="int8", old_logprobs="scorer"
+    )
+    assert phases.policy_bytes(small, TINY, sampling=True) == 6144 + 4 * 1024
+    assert phases.policy_bytes(small, TINY) == 4 * 7168
+    mesh = sharding.make_mesh("data=1", jax.devices()[:1])
+    plain = dataclasses.replace(small, decode_dtype="same")
+    found, usual = (phases.phase_costs(x, TINY, mesh) for x in (small, plain))
+    # 8 tokens
+    assert usual["generate"][1] - found["generate"][1] == 8 * 3 * 6144
+    assert found["update"] == usual["update"] and found["generate"][0] == usual["generate"][0]
+    separate = dataclasses.replace(small, critic="separate")
+    assert phases.phase_costs(separate, TINY, mesh)["generate"] == found["generate"]
+
+
 GROUPS = dataclasses.replace(
     SETTINGS, batch_size=16, group_size=8, prompt_length=100, response_length=64
 )

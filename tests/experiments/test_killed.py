@@ -135,7 +135,7 @@ RUNS |= {
     "tune": (nothing, ["--tiny", "--candidates", "2", "--keep", "2", "--out", "runs/tuned.yaml"]),
 }
 RUNS["train --teacher self --distil jsd"] = RUNS["train"]
-RUNS["train --reference-every 2"] = RUNS["train"]
+RUNS["train --reference-every 2 --ema-decay 0.5"] = RUNS["train"]
 QUICK = ("sft", "train")
 
 

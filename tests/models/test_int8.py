@@ -106,3 +106,31 @@ def test_the_error_of_logits():
     want = logits(params)
     error = (logits(int8.quantise(params)) - want).std() / want.std()
     assert 1e-4 < error < 1e-2
+
+
+def test_the_weights_that_a_step_samples_with():
+    """Adapters are in the kernels: 1 · .5 + 2 · (1 · .25) = 1 is the largest of the first column.
+    The critic is left out, and what masks tokens stays.
+    """
+    q = {
+        "kernel": jnp.array([[0.5, 3.0], [0.5, -6.0]]),
+        "lora_a": jnp.array([[1.0], [0.0]]),
+        "lora_b": jnp.array([[0.25, 0.0]]),
+    }
+    params = {"layers_0": {"q": q}, "critic": {"q": q}, "lagged": {"q": q}}
+    got = int8.sampling_weights(params, alpha=2.0)
+    assert got.keys() == {"layers_0", "lagged"} and got["lagged"] == {"q": q}
+    own = got["layers_0"]["q"]
+    assert own.keys() == {"kernel", "kernel_scale"}
+    assert own["kernel"].tolist() == [[127, 64], [64, -127]]  # 63.5 is rounded to even
+    np.testing.assert_allclose(127 * own["kernel_scale"], [1.0, 6.0], rtol=1e-6)
+
+
+def test_steps_are_computed_in_float32():
+    """A bfloat16 scale of 1.01 / 127 would be off by a quarter of a percent."""
+    kernel = jnp.array([[1.0078125], [0.5]], jnp.bfloat16)
+    own = int8.quantise({"q": {"kernel": kernel}})["q"]
+    assert own["kernel_scale"].dtype == jnp.float32
+    np.testing.assert_allclose(127 * own["kernel_scale"], [1.0078125], rtol=1e-6)
+    twice = int8.sampling_weights({"q": own}, alpha=1.0)["q"]  # of a base in 8 bits
+    assert twice["kernel"].tolist() == own["kernel"].tolist() == [[127], [63]]

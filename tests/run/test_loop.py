@@ -381,3 +381,12 @@ def test_with_a_teacher_equal_rewards_are_no_suspicion(world):
 def test_one_step_with_spread_ends_the_suspicion(world):
     go(world, Step(metrics=lambda step: {"reward_std": float(step == 2)}))
     assert world.log.said == []
+
+
+def test_an_average_of_the_weights_is_evaluated():
+    """It stays at 1, where the weights are 3."""
+    settings, frozen = replace(CONFIG, ema_decay=0.5), {"base": {}, "reference": None, "reward": {}}
+    state = ppo.init_state(settings, {"w": jnp.ones(2)}, frozen, jax.random.key(0))
+    state = state.replace(params={"w": 3 * jnp.ones(2)})
+    found = loop.validation_metrics(lambda state: {"w": state.params["w"].sum()}, state)
+    assert found == {"validation_w": 2.0}

@@ -52,6 +52,8 @@ class ExportOptions:
     """type of the weights"""
     checkpoint: str = "best"
     """best (by validation score; the newest if none has a score), newest, or a step"""
+    raw: bool = False
+    """of a run with --ema-decay: the weights of the step, not their average"""
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def export(options: ExportOptions) -> None:
     """Write the folder, complete or not at all, and print its files."""
     place = folder.check_free(options.folder)
     load.use_compilation_cache()
-    found = restore(options.run, options.checkpoint)
+    found = restore(options.run, options.checkpoint, raw=options.raw)
     with folder.complete_folder(place) as path:
         write(path, found, options)
     print(f"written: {options.folder} ({found.which})")
@@ -101,18 +103,20 @@ def export(options: ExportOptions) -> None:
         print(f"  {path.relative_to(place)}  {path.stat().st_size:,} bytes")
 
 
-def restore(run: Path, checkpoint: str) -> Exported:
-    """Load a checkpoint of a run: best, newest or a step. Raises UserError if there is
-    no run or no such checkpoint.
+def restore(run: Path, checkpoint: str, *, raw: bool = False) -> Exported:
+    """Load a checkpoint of a run: best, newest or a step; `raw` as in `load.restore`.
+    Raises UserError if there is no run or no such checkpoint.
     """
     record = records.read(run)
-    config, policy, state = load.restore(record.config_folder, checkpoint=checkpoint)
+    config, policy, state = load.restore(record.config_folder, checkpoint=checkpoint, raw=raw)
     checkpoints = Checkpoints(record.config_folder / "checkpoints", write=False)
     about = manifest.read(checkpoints.folder / str(int(state.step)))
     which = f"the checkpoint of step {int(state.step)}"
     if checkpoint in ("best", "newest"):
         best = checkpoint == "best" and checkpoints.best_step() is not None
         which = f"the {'best' if best else 'newest'} checkpoint, of step {int(state.step)}"
+    if config.ema_decay and not raw:
+        which += f", averaged with a decay of {config.ema_decay:g} a step"
     return Exported(record, config, policy, state, which, str(about["config"]))
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+import toys
 from hostile import TEXTS, Read
 
 from jaxppo import commands, models, ppo, pretrained
@@ -523,6 +524,23 @@ def test_the_best_checkpoint_or_the_newest(tmp_path, capsys):
     with pytest.raises(UserError, match="--checkpoint 4: .* best, newest, or one of 1, 2, 3"):
         exported(run, tmp_path / "fourth", checkpoint="4")
     assert not (tmp_path / "fourth").exists()
+
+
+def test_the_average_of_the_weights_or_the_weights(tmp_path, capsys):
+    """The states of this run move, and their average stays at the start."""
+    run = make_run(tmp_path / "x", ema_decay=0.5, lora=0, value_loss="none")
+    kernel = lambda folder: pretrained.load(folder).params["layers_0"]["attention"]["q"]["kernel"]
+    start = kernel(tmp_path / "x" / "start")
+    average = exported(run, tmp_path / "average")
+    assert "of step 1, averaged with a decay of 0.5 a step)" in capsys.readouterr().out
+    np.testing.assert_array_equal(kernel(average), start)
+    raw = kernel(exported(run, tmp_path / "raw", raw=True))
+    assert "averaged" not in capsys.readouterr().out
+    _, _, state = load.restore(run, raw=True)
+    np.testing.assert_array_equal(raw, state.params["layers_0"]["attention"]["q"]["kernel"])
+    assert np.abs(raw - start).max() > 0.1
+    toys.assert_same(load.restore(run)[2].params, state.statistics["average"])
+    toys.assert_same(load.restore_best(run, state).params, state.statistics["average"])
 
 
 def test_a_task(tmp_path):
