@@ -178,6 +178,7 @@ MEASURES = {
     "mean_entropy": "entropy of all steps",
     "entropy": "entropy at the end",
     "score": "reward of the trained policy",
+    "best_of_8": "best of eight responses",
     "excess_length": "tokens of wrong answers above right ones'",
 }
 

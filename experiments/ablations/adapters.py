@@ -46,6 +46,7 @@ QUESTION = Question(
         "full": Arm({"lora": 0}),
         **{f"rank {rank}": Arm(rank_of(rank)) for rank in (1, 4, 16)},
         "rank 4, ten times the rate": Arm(rank_of(4), times={"lr": 10}),
+        "rank 3 on all layers": Arm({**rank_of(3), "lora_on": "all"}),
     },
     (
         Claim("full training learns more than rank 4", PAPER, "full", "rank 4", "area"),
@@ -63,6 +64,13 @@ QUESTION = Question(
             "rank 4",
             "full",
             "-kl",
+        ),
+        Claim(
+            "rank 3 on all layers learns more than rank 16 on q and v",
+            "https://thinkingmachines.ai/blog/lora/",
+            "rank 3 on all layers",
+            "rank 16",
+            "area",
         ),
     ),
     ("end", "area", "kl"),

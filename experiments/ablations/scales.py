@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxppo import algorithms, ppo, tasks, train
-from jaxppo.ablation import toy_tasks
+from jaxppo.ablation import sweep, toy_tasks
 from jaxppo.ablation.question import AblationConfig, Arm, Question, Scale, arm_settings
 from jaxppo.ablation.sweep import Run
 from jaxppo.ablation.training import run_ablation, summarise
@@ -37,15 +37,33 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
 from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, measure, rewards, sources, stages
+from jaxppo.types import Params
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sentiment  # experiments/sentiment.py
 
 
-def ladder(tiny: bool, **settings) -> Scale:
-    """The learnable toy tasks, or `tasks`, with these settings."""
+def taught(scale: Scale, teacher: Params) -> Scale:
+    """The scale with a teacher of the policy's kind, for the step and, as `base["teacher"]`, for
+    models that sample from it.
+    """
+    model = scale.load(scale.config).model
+
+    def load(config):
+        policy = scale.load(config)
+        frozen = {"teacher": teacher, "base": {**policy.frozen["base"], "teacher": teacher}}
+        return replace(policy, frozen={**policy.frozen, **frozen})
+
+    make_parts = lambda config, reward: scale.make_parts(config, reward)._replace(teacher=model)
+    return scale._replace(load=load, make_parts=make_parts)
+
+
+def ladder(tiny: bool, teacher: int = 0, **settings) -> Scale:
+    """The learnable toy tasks, or `tasks`, with these settings. `teacher`: steps of PPO in which
+    one is trained on the first task.
+    """
     tasks = settings.pop("tasks", toy_tasks.LEARNABLE)
-    return Scale(
+    scale = Scale(
         "ladder",
         replace(toy_tasks.ToyConfig(), **settings),
         tasks,
@@ -56,16 +74,32 @@ def ladder(tiny: bool, **settings) -> Scale:
         toy_tasks.judge,
         toy_tasks.JUDGE_METRICS,
     )
+    if not teacher:
+        return scale
+    config = replace(scale.config, steps=2 if tiny else teacher, lr=toy_tasks.ToyConfig.lr)
+    make_parts = lambda settings: scale.make_parts(settings, scale.reward)
+    ppo_run = Run("teacher", 1000, {}, scale.tasks[0])
+    (found,) = sweep.run(config, [ppo_run], scale.load, make_parts, scale.prompts)
+    return taught(scale, without_value(found.state.params))
+
+
+def without_value(params: Params) -> Params:
+    return {name: x for name, x in params.items() if name != "value"}
 
 
 def small(
-    tiny: bool, proxy: bool = False, longer: Mapping[str, int] = MappingProxyType({}), **settings
+    tiny: bool,
+    proxy: bool = False,
+    longer: Mapping[str, int] = MappingProxyType({}),
+    teacher: int = 0,
+    **settings,
 ) -> Scale:
     """The task "spelling", from a supervised baseline that is trained once and kept in
     runs/ablations-<kind>-<width>. The judge has the test prompts.
 
     The reward is 1 for the right answer. `proxy` adds a reward for every letter e, which pays most
-    if nothing else is written. `longer`: supervised steps of kinds of networks that learn slowly.
+    if nothing else is written. `longer`: supervised steps of kinds of networks that learn slowly;
+    `teacher`: those of one, if there is one.
     """
     options = tasks.TaskConfig(
         task="spelling",
@@ -92,8 +126,8 @@ def small(
     bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
     examples = Examples(*([bare(x) for x in part] for part in sources.load_examples(options)))
 
-    def load(config):
-        steps = longer.get(config.model_kind, options.sft_steps)
+    def load(config, steps=0):
+        steps = steps or longer.get(config.model_kind, options.sft_steps)
         number = f"-{steps}" * (steps != options.sft_steps)
         name = f"ablations-{config.model_kind}-{config.width}{number}{'-tiny' * tiny}"
         # one baseline for all seeds and arms, whatever else they change
@@ -125,9 +159,10 @@ def small(
     def judge(rollout):
         gold, score = right.fn(right.params, rollout)[0], reward(right.params, rollout)[0]
         lengths = toy_tasks.length_by_outcome(rollout.mask.sum(1), gold > 0)
-        return {"score": score.mean(), "gold": gold.mean(), **lengths}
+        best = toy_tasks.best_of_8(score, rollout)
+        return {"score": score.mean(), "best_of_8": best, "gold": gold.mean(), **lengths}
 
-    return Scale(
+    scale = Scale(
         "small",
         options,
         (options.task,),
@@ -140,6 +175,10 @@ def small(
         at_once=8,
         unseen=lambda run: test,
     )
+    if not teacher:
+        return scale
+    teacher = options.sft_steps if tiny else teacher
+    return taught(scale, without_value(load(options, teacher).params))
 
 
 def smollm2(tiny: bool, **settings) -> Scale:
@@ -237,7 +276,7 @@ SCALES = {"ladder": ladder, "small": small, "smollm2": smollm2}
 def run(question: Question, options: AblationConfig, **settings) -> dict:
     """Run an ablation at the scale of the options. `settings` has the question's own settings for
     some scales: a dict by the scale's name. Its `arms` names the arms to train; claims about others
-    are left out.
+    are left out. Its `rollouts` is `Scale.rollouts`.
     """
     if options.scale not in SCALES:
         raise UserError(f"--scale {options.scale!r}: choose one of {', '.join(SCALES)}")
@@ -254,6 +293,7 @@ def run(question: Question, options: AblationConfig, **settings) -> dict:
             f"--scale smollm2: {question.name} has no arms for it; name some in the script's `main`"
         )
     load.use_compilation_cache()
+    own = {"rollouts": chosen.pop("rollouts")} if "rollouts" in chosen else {}
     scale = SCALES[options.scale](options.tiny, **chosen)
     config = replace(scale.config, name=question.name, runs=options.runs)
-    return run_ablation(question, scale._replace(config=config), options)
+    return run_ablation(question, scale._replace(config=config, **own), options)

@@ -77,6 +77,8 @@ class Scale(NamedTuple):
     """runs of each arm and task by default"""
     at_once: int = 64
     """most runs in one program by default"""
+    rollouts: int = 256
+    """the judge measures at least so many of each policy"""
     unseen: Callable[[sweep.Run], BatchSource] | None = None
     """the judge's prompts; None = the training prompts with new noise"""
 

@@ -34,7 +34,7 @@ from jaxppo.types import Prompts, Rollout
 SYMBOLS = 7  # ids 1 to 7; 0 ends a response
 TASKS = ("token", "prompt", "previous", "delayed", "answer", "hack")
 LEARNABLE = TASKS[:4]  # those whose best reward can be reached
-JUDGE_METRICS = ("score", "gold", "right_length", "wrong_length", "excess_length")
+JUDGE_METRICS = ("score", "best_of_8", "gold", "right_length", "wrong_length", "excess_length")
 KNOWN = 4  # prompts of "answer" whose first symbol can be learned
 OPTIMA = dict.fromkeys(TASKS, 1.0)
 OPTIMA["answer"] = (KNOWN + (SYMBOLS - KNOWN) / SYMBOLS) / SYMBOLS  # 31 of 49
@@ -116,16 +116,28 @@ def length_by_outcome(
     return found | {"excess_length": found["wrong_length"] - found["right_length"]}
 
 
+def best_of_8(rewards: Float[Array, "B"], rollout: Rollout) -> Float[Array, ""]:
+    """The mean over prompts of the best reward of eight responses: pass@8, if rewards
+    are 0 or 1. NaN unless each eight rows have one prompt.
+    """
+    if len(rewards) % 8:
+        return jnp.full((), jnp.nan)
+    prompts = rollout.tokens[:, : -rollout.mask.shape[1]].reshape(len(rewards) // 8, 8, -1)
+    best = rewards.reshape(-1, 8).max(1).mean()
+    return jnp.where((prompts == prompts[:, :1]).all(), best, jnp.nan)
+
+
 def judge(rollout: Rollout) -> dict[str, Float[Array, ""]]:
-    """Metrics of a trained policy: `score`, its mean reward; `gold`, the true goal of
-    "hack" (1 if half of the symbols are 3s, 0 if none or all are); and lengths of
-    responses with and without a reward.
+    """Metrics of a trained policy: `score`, its mean reward; `best_of_8`; `gold`, the
+    true goal of "hack" (1 if half of the symbols are 3s, 0 if none or all are); and
+    lengths of responses with and without a reward.
     """
     rewards, _ = reward(None, rollout)
     threes = (rollout.response == 3).astype(jnp.float32).mean(1)
     gold = 1 - jnp.abs(2 * threes - 1)
     return {
         "score": rewards.mean(),
+        "best_of_8": best_of_8(rewards, rollout),
         "gold": gold.mean(),
         **length_by_outcome(rollout.mask.sum(1), rewards > 0),
     }

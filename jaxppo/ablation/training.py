@@ -35,7 +35,6 @@ from jaxppo.run.sampler import sample_responses
 from jaxppo.run.settings import to_dict
 from jaxppo.types import Parts
 
-JUDGED_ROLLOUTS = 256  # the judge measures at least so many of each policy
 UNSEEN = 2**30  # a cursor that training never reaches
 # other fields of a scale's settings: how many runs, and how they are shown
 NOT_IN_KEY = FREE - {"steps"} | {"seed", "seeds", "at_once", "alone", "sweep", "tasks"}
@@ -155,6 +154,7 @@ def run_key(scale: Scale, arm: Arm, run: sweep.Run) -> str:
     settings = {name: x for name, x in to_dict(scale.config).items() if name not in NOT_IN_KEY}
     changed = [f and f.__qualname__ for f in (arm.parts, arm.model)]
     whole = [settings | dict(run.settings), run.arm, run.task, run.seed, changed, bool(scale.judge)]
+    whole += [scale.rollouts] * (scale.rollouts != Scale._field_defaults["rollouts"])
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -243,7 +243,7 @@ def judge_policies(scale: Scale, results: Sequence[sweep.Result]) -> list[dict[s
     for run, _, state in results:
         config, found = dataclasses.replace(settings, seed=run.seed, steps_per_call=1), []
         state = copies.averaged(state)
-        for number in range(-(-JUDGED_ROLLOUTS // config.rows)):
+        for number in range(-(-scale.rollouts // config.rows)):
             batch = prompts(run).batches(config, UNSEEN + number * config.rows)
             key = jax.random.fold_in(jax.random.key(run.seed), UNSEEN + number)
             batch = jax.tree.map(jnp.asarray, batch)

@@ -198,6 +198,17 @@ def test_reward_and_judge():
     )
 
 
+def test_the_best_of_eight():
+    done = rolled([1] * 8 + [2] * 8, [[3, 0]] + [[5, 5]] * 7 + [[1, 3]] * 7 + [[3, 3]])
+    # the best of the first eight is 1/2, that of the second 1
+    rewards = toy_tasks.reward(None, done)[0]
+    assert toy_tasks.best_of_8(rewards, done) == 0.75
+    assert rewards.mean() == pytest.approx((0.5 + 7 * 0.5 + 1) / 16)
+    mixed = rolled([1] * 7 + [2], [[3, 3]] * 8)  # two prompts
+    assert np.isnan(toy_tasks.best_of_8(jnp.ones(8), mixed))
+    assert np.isnan(toy_tasks.best_of_8(jnp.ones(2), rolled([1, 1], [[3, 3]] * 2)))  # two rows
+
+
 def test_random_prompts():
     settings = toy_tasks.ToyConfig(batch_size=40, group_size=4, minibatches=1)
     one, same, later = (

@@ -36,8 +36,8 @@ def load(monkeypatch):
     return importlib.import_module
 
 
-def test_there_are_sixteen_questions():
-    assert len(scripts()) == 16
+def test_there_are_twenty_one_questions():
+    assert len(scripts()) == 21
     records = {
         path.stem for path in (SCRIPTS.parent / "results" / "ablations").glob("*-ladder.json")
     }
@@ -168,3 +168,49 @@ def test_a_hot_sampler_is_hot_only_while_it_decodes(load):
     decoded, _ = hot.apply(policy.params, tokens, attend, cache=hot.init_cache(1, 3, jnp.float32))
     np.testing.assert_array_equal(scored, plain)
     np.testing.assert_allclose(decoded, np.asarray(plain) / 1.5, rtol=1e-5)
+
+
+def test_adapters_with_the_same_number_of_parameters(load):
+    """Rank 3 on all layers, and 16 on q and v: 1,824 and 1,792 at scale ladder, 27,360 and 26,880
+    at scale small.
+    """
+    arms = load("adapters").QUESTION.arms
+    for vocabulary, width, layers, sizes in (
+        (8, 32, 1, (1824, 1792)),
+        (257, 160, 3, (27360, 26880)),
+    ):
+        shape = network("transformer", vocab_size=vocabulary, width=width, num_layers=layers)
+        for name, size in zip(("rank 3 on all layers", "rank 16"), sizes):
+            config = dataclasses.replace(toy_tasks.ToyConfig(), **arms[name].settings)
+            model, _ = models.make_model(config, shape)
+            assert lora.count_adapters(jax.eval_shape(model.init, jax.random.key(0))) == size
+
+
+def test_a_teacher_samples_and_the_student_scores(load):
+    policy, teacher = (toy_tasks.load(toy_tasks.ToyConfig(seed=seed)) for seed in (0, 1))
+    own = {name: x for name, x in teacher.params.items() if name != "value"}
+    params, plain = {**policy.params, "teacher": own}, policy.model
+    model = load("distillation").teacher_samples(plain)
+    tokens, attend = jnp.array([[1, 2, 3]]), jnp.ones((1, 3), bool)
+    scored, _ = model.apply(params, tokens, attend)
+    student, _ = plain.apply(policy.params, tokens, attend)
+    np.testing.assert_array_equal(scored, student)
+    np.testing.assert_array_equal(
+        model.logits(params, scored), plain.logits(policy.params, student)
+    )
+    empty = lambda: model.init_cache(1, 3, jnp.float32)
+    decoded, _ = model.apply(params, tokens, attend, cache=empty())
+    want, _ = plain.apply(own, tokens, attend, cache=empty())
+    np.testing.assert_array_equal(model.logits(params, decoded), plain.logits(own, want))
+
+
+def test_a_scale_with_a_teacher(load):
+    """It is in the frozen trees, for the step and for samplers, and the parts read it."""
+    scales, (_, teacher) = (
+        load("scales"),
+        (toy_tasks.load(toy_tasks.ToyConfig(seed=s)) for s in (0, 1)),
+    )
+    scale = scales.taught(SCALE, teacher.params)
+    policy = scale.load(scale.config)
+    assert policy.frozen["teacher"] is policy.frozen["base"]["teacher"] is teacher.params
+    assert scale.make_parts(scale.config, scale.reward).teacher is not None

@@ -1,0 +1,43 @@
+"""An advantage for the best of eight responses.
+
+Question   Does the advantage of pass@k, which only the best response of a group has, pay for the
+           best of eight, and what does it cost one response? The judge draws eight responses to
+           each of 256 prompts. With rewards of 0 or 1 the best of eight is pass@8.
+Paper      https://arxiv.org/abs/2503.19595
+Command    python experiments/ablations/pass_at_k.py
+"""
+
+from scales import run
+
+from jaxppo import cli
+from jaxppo.ablation.question import AblationConfig, Arm, Claim, Question
+
+PAPER = "https://arxiv.org/abs/2503.19595"
+FREE = {"value_loss": "none", "group_size": 8}
+QUESTION = Question(
+    "pass_at_k",
+    {  # both are divided by the group's deviation
+        "GRPO": Arm({**FREE, "advantage": "group"}),
+        "pass@8": Arm({**FREE, "advantage": "pass_at_k"}),
+        "leave-one-out": Arm({**FREE, "advantage": "rloo"}),
+    },
+    (
+        Claim(
+            "the advantage of pass@8 raises the best of eight above GRPO's",
+            PAPER,
+            "pass@8",
+            "GRPO",
+            "best_of_8",
+        ),
+        Claim("and GRPO's raises one response more", PAPER, "GRPO", "pass@8", "score"),
+    ),
+    ("end", "score", "best_of_8"),
+)
+
+
+def main(options: AblationConfig) -> None:
+    run(QUESTION, options, ladder={"rollouts": 2048}, small={"rollouts": 2048})
+
+
+if __name__ == "__main__":
+    cli.script(main, AblationConfig)
