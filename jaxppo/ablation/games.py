@@ -1,8 +1,8 @@
 """Toy tasks of several turns: small games of `environments` with known optima.
 
 The network is that of `toy_tasks`, on a vocabulary of the bytes that the game needs and
-the end of text. A turn has at most two tokens: a symbol, and what ends its line (or the
-end of text); anything else is a wasted turn.
+the end of text; it can read all of them, and write those of its turns. A turn has at
+most two tokens: a symbol, and a newline or the end of text. Others are wasted.
 
     bandit_with_memory  four arms, three pulls; each pull has a reward, and only the
                         symbol counts
@@ -10,9 +10,11 @@ end of text); anything else is a wasted turn.
     maze                3 × 3 squares, four moves; the goal is worth D / M
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxppo import algorithms
 from jaxppo.ablation import toy_tasks
@@ -20,6 +22,7 @@ from jaxppo.data import prompts
 from jaxppo.data.prompts import PromptSet
 from jaxppo.environments import bandit_with_memory, guess, maze, text
 from jaxppo.environments.text import Game
+from jaxppo.models import missing
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run.load import Policy
@@ -35,18 +38,21 @@ class GameConfig(toy_tasks.ToyConfig):
 
     game: str = ""
     """one of `GAMES`"""
+    steps: int = 160
+    save_every: int = 160
 
 
 class Toy(NamedTuple):
-    """A game, and the bytes that are written in it besides the environment's."""
+    """A game, the bytes of the policy's turns, and what else prompts have."""
 
     game: Game
-    written: bytes
+    turns: bytes
+    prompt: bytes = b""
 
 
 GAMES = {
-    "bandit_with_memory": Toy(bandit_with_memory.make(arms=4, turns=3), b""),
-    "guess": Toy(guess.make(n=7, guesses=3), b"1234567-\n"),
+    "bandit_with_memory": Toy(bandit_with_memory.make(arms=4, turns=3), b"abcd\n"),
+    "guess": Toy(guess.make(n=7, guesses=3), b"1234567\n", b"-"),
     "maze": Toy(maze.make(size=3, moves=4), b"nesw\n"),
 }
 OPTIMA = {name: toy.game.optimum for name, toy in GAMES.items()}
@@ -56,11 +62,11 @@ OPTIMA = {name: toy.game.optimum for name, toy in GAMES.items()}
 def tokenizer(name: str) -> Tokenizer:
     """A tokenizer of the bytes of a game.
 
-    >>> tokenizer("bandit_with_memory").vocab_size  # a b c d . and the end of text
-    6
+    >>> tokenizer("bandit_with_memory").vocab_size  # abcd.\\n and the end of text
+    7
     """
     toy = GAMES[name]
-    return byte_tokenizer(toy.game.environment.alphabet + toy.written)
+    return byte_tokenizer(toy.game.environment.alphabet + toy.turns + toy.prompt)
 
 
 @cache
@@ -92,7 +98,11 @@ def settings(name: str) -> dict[str, Any]:
 
 def load(config: GameConfig) -> Policy:
     """A new network for a game; every seed gives another one."""
-    return toy_tasks.new_policy(config, tokenizer(config.game))
+    known = tokenizer(config.game)
+    policy = toy_tasks.new_policy(config, known)
+    own = [known.eos_id, *known.encode(GAMES[config.game].turns.decode())]
+    barred = np.setdiff1d(np.arange(known.vocab_size), own)
+    return replace(policy, model=missing.without(policy.model, barred))
 
 
 def make_parts(config: GameConfig, reward: RewardFn) -> Parts:
