@@ -1,7 +1,7 @@
 """The scales of the ablations: `--scale` of each script.
 
-ladder    Learnable toy tasks and a network of 13,000 parameters, new for every seed. Minutes on a
-          core.
+ladder    Learnable toy tasks (or small games of several turns) and a network of 13,000 parameters,
+          new for every seed. Minutes on a core.
 small     Words spelt backwards, by a transformer of .95 million parameters that is first trained
           until .45 are right (once, in a minute). Only the arms of claims: two minutes of a core
           for each run, five with four epochs.
@@ -24,14 +24,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxppo import algorithms, ppo, tasks, train
-from jaxppo.ablation import sweep, toy_tasks
+from jaxppo.ablation import games, sweep, toy_tasks
 from jaxppo.ablation.question import AblationConfig, Arm, Question, Scale, arm_settings
 from jaxppo.ablation.sweep import Run
 from jaxppo.ablation.training import run_ablation, summarise
 from jaxppo.config import FREE
 from jaxppo.data.examples import Examples
 from jaxppo.errors import Diverged, UserError
-from jaxppo.rewards import text
+from jaxppo.rewards import in_program, text
 from jaxppo.run import files, load
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
@@ -58,10 +58,21 @@ def taught(scale: Scale, teacher: Params) -> Scale:
     return scale._replace(load=load, make_parts=make_parts)
 
 
-def ladder(tiny: bool, teacher: int = 0, **settings) -> Scale:
-    """The learnable toy tasks, or `tasks`, with these settings. `teacher`: steps of PPO in which
-    one is trained on the first task.
+def ladder(tiny: bool, turns: bool = False, teacher: int = 0, **settings) -> Scale:
+    """The learnable toy tasks, or `tasks`, or the games of several `turns`, with these settings.
+    `teacher`: steps of PPO in which one is trained on the first task.
     """
+    if turns:
+        return Scale(
+            "ladder",
+            replace(games.GameConfig(), **settings),
+            tuple(games.GAMES),
+            games.load,
+            in_program.episode_score,
+            lambda run: games.instances(run.task),
+            games.make_parts,
+            of_task={name: games.settings(name) for name in games.GAMES},
+        )
     tasks = settings.pop("tasks", toy_tasks.LEARNABLE)
     scale = Scale(
         "ladder",

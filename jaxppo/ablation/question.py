@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -81,6 +82,8 @@ class Scale(NamedTuple):
     """the judge measures at least so many of each policy"""
     unseen: Callable[[sweep.Run], BatchSource] | None = None
     """the judge's prompts; None = the training prompts with new noise"""
+    of_task: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+    """more settings of single tasks; such tasks are programs of their own"""
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,13 @@ def make_record(question: Question, scale: Scale, rows: list[dict[str, Any]]) ->
     settings = {
         name: x for name, x in files.portable_settings(scale.config).items() if name != "name"
     }
+    of_task = {name: dict(scale.of_task[name]) for name in scale.tasks if name in scale.of_task}
     return {
         "question": question.name,
         "scale": scale.name,
         "tasks": list(scale.tasks),
         "config": settings,
+        **({"of_task": of_task} if of_task else {}),
         "settings": {name: describe_arm(arm) for name, arm in question.arms.items()},
         "arms": arms,
         "claims": claims,

@@ -174,14 +174,19 @@ def tokenizer() -> Tokenizer:
 
 
 def load(config: ToyConfig) -> Policy:
-    """A new network; every seed gives another one."""
+    """A new network over the symbols; every seed gives another one."""
+    return new_policy(config, tokenizer())
+
+
+def new_policy(config: ToyConfig, tokenizer: Tokenizer) -> Policy:
+    """A new network over the ids of a tokenizer."""
     shape = network(
         config.model_kind,
-        vocab_size=SYMBOLS + 1,
+        vocab_size=tokenizer.vocab_size,
         width=config.width,
         num_layers=config.layers,
         max_length=config.length,
     )
     params = models.make(shape).init(jax.random.key(config.seed))
     weights = {name: x for name, x in params.items() if name != "value"}
-    return make_policy(config, shape, weights, tokenizer())[1]
+    return make_policy(config, shape, weights, tokenizer)[1]

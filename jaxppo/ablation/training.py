@@ -113,7 +113,8 @@ def group_by_program(
     """
     groups: dict[tuple, tuple[Arm, list[sweep.Run]]] = {}
     for name, arm, task, seed in rows:
-        run = sweep.Run(name, seed, arm_settings(scale.config, arm), task)
+        settings = arm_settings(scale.config, arm) | dict(scale.of_task.get(task, {}))
+        run = sweep.Run(name, seed, settings, task)
         groups.setdefault((id(arm.parts), id(arm.model)), (arm, []))[1].append(run)
     out = []
     for arm, runs in groups.values():

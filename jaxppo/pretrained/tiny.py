@@ -8,6 +8,7 @@ from tokenizers import models, pre_tokenizers
 
 from jaxppo.models import make
 from jaxppo.models.shapes import ModelConfig, network
+from jaxppo.pretrained.token_bytes import BYTE_OF
 from jaxppo.pretrained.tokenizer import END, Tokenizer, byte_level
 
 CHAT = (
@@ -16,9 +17,10 @@ CHAT = (
 )
 
 
-def byte_tokenizer() -> Tokenizer:
-    """Return a tokenizer with one id for each byte (256) and the end of text."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+def byte_tokenizer(known: bytes = bytes(range(256))) -> Tokenizer:
+    """Return a tokenizer with one id for each of these bytes, and the end of text."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    letters = [letter for letter in alphabet if BYTE_OF[letter] in known]
     model = models.BPE({letter: i for i, letter in enumerate(letters)}, [])
     backend = byte_level(model, special=[END], use_regex=False)
     end = backend.token_to_id(END)

@@ -61,3 +61,11 @@ def test_a_diverged_run_gets_the_worst_value():
     )  # 3 nats each, where the others have 2.5 in the mean
     found[8]["kl"] = None  # as a record has what was not finite
     assert make_record(question, scale, found)["claims"][0]["difference"][0] == -0.5
+
+
+def test_a_record_has_the_settings_of_its_tasks():
+    question, found = Question("q", {"a": Arm()}, (), ("end",)), rows({"a": [1.0, 0.0]})
+    scale = SCALE._replace(tasks=("token",))
+    assert "of_task" not in make_record(question, scale, found)
+    more = scale._replace(of_task={"token": {"eos": 5}, "prompt": {"eos": 6}})
+    assert make_record(question, more, found)["of_task"] == {"token": {"eos": 5}}

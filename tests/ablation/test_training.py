@@ -134,3 +134,16 @@ def test_arms_share_programs_where_they_can():
     assert {run.settings["lr"] for run in found[0][1]} == {1e-3, 2e-3, CONFIG.lr}
     # nine runs, four at once: three programs of three, so that one shape serves them
     assert [len(group) for _, group in group_by_program(SCALE, runs, 4)] == [3, 3, 3, 3, 3]
+
+
+def test_a_task_with_settings_of_its_own_is_a_program_of_its_own():
+    scale = SCALE._replace(of_task={"prompt": {"response_length": 9}})
+    arms = {"a": Arm({"lr": 1e-3}), "b": Arm({"response_length": 5})}
+    rows = [(name, arm, task, 0) for name, arm in arms.items() for task in ("token", "prompt")]
+    found = [[(run.arm, run.task) for run in runs] for _, runs in group_by_program(scale, rows, 9)]
+    # the task's length goes before the arm's
+    assert found == [[("a", "token")], [("a", "prompt"), ("b", "prompt")], [("b", "token")]]
+    lengths = [
+        runs[0].settings.get("response_length") for _, runs in group_by_program(scale, rows, 9)
+    ]
+    assert lengths == [None, 9, 5]
