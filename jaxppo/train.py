@@ -21,13 +21,13 @@ from jaxppo.costs import memory
 from jaxppo.data import prompts as encoding
 from jaxppo.data import table
 from jaxppo.data.prompts import BatchSource, PromptSet
+from jaxppo.decoding.turns import check_environment
 from jaxppo.environments.play import Episode
 from jaxppo.environments.text import Game
 from jaxppo.errors import Diverged, RunError, UserError
 from jaxppo.option_names import as_keywords, suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
-from jaxppo.rollout import check_environment
 from jaxppo.run import episodes, files, load, loop, profiling, replay, resume, start
 from jaxppo.run.episodes import World
 from jaxppo.run.load import Policy

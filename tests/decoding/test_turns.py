@@ -205,7 +205,7 @@ def test_a_fault_ends_the_episode(name):
     assert (np.isnan(rolled.rewards).any(1) == odd).all()
     assert (np.asarray(rolled.finished) == ~odd).all()
     scores, valid = in_program.episode_score({}, rolled)
-    assert (np.isfinite(scores) == ~odd).all() and valid.all()
+    assert (np.isfinite(scores) == ~odd).all() and (np.asarray(valid) == ~odd).all()
 
 
 def step_of(
