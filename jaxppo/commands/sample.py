@@ -1,4 +1,6 @@
-"""`jaxppo sample`: sample a run's responses to prompts, or chat with it."""
+"""`jaxppo sample`: sample a run's responses to prompts, chat with it, or play episodes
+of an environment.
+"""
 
 import contextlib
 import dataclasses
@@ -17,6 +19,7 @@ import tyro
 
 from jaxppo import policy as policies
 from jaxppo import sampling
+from jaxppo.commands import episodes
 from jaxppo.config import RunConfig
 from jaxppo.data import table, textfile
 from jaxppo.data.prompts import as_ids, encode, format_prompt, start_token, truncation_note
@@ -32,19 +35,25 @@ from jaxppo.types import TrainState
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """Sample a trained run's responses to prompts, to a file of prompts, or in a chat.
+    """Sample a trained run's responses to prompts, to a file of prompts, or in a chat;
+    or play an environment.
 
     $ jaxppo sample runs/sentiment "The film is" "I went to see"
     $ jaxppo sample runs/sentiment --file prompts.txt --temperature 0
     $ jaxppo sample runs/sentiment --max-tokens 12 < prompts.txt
     $ jaxppo sample runs/sentiment --checkpoint newest --json "The film is"
     $ jaxppo sample runs/assistant --chat
+    $ jaxppo sample runs/guess-1 --environment guess --game n=20
+    $ jaxppo sample --environment guess
     """
 
-    RANGES: ClassVar = {"temperature": "[0, inf)", "max_tokens": "(0, inf)"}
+    RANGES: ClassVar = {
+        "temperature": "[0, inf)",
+        **dict.fromkeys(("max_tokens", "episodes"), "(0, inf)"),
+    }
 
-    run: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN")]]
-    """folder of the run or task"""
+    run: tyro.conf.Positional[Annotated[Path | None, tyro.conf.arg(metavar="RUN")]] = None
+    """folder of the run or task; without one you play --environment yourself"""
     prompts: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="PROMPT ...")]
     ] = ()
@@ -70,15 +79,28 @@ class SampleOptions:
     """best (by validation score; the newest if none has a score), newest, or a step"""
     raw: bool = False
     """of a run with --ema-decay: the weights of the step, not their average"""
+    environment: str = ""
+    """play episodes of this environment (`jaxppo.environments.ENVIRONMENTS`), and print
+    them turn by turn; default: that of the run's task, if it has one
+    """
+    game: tuple[str, ...] = ()
+    """options of the environment, such as n=20; default: the task's"""
+    episodes: int = 4
+    """with --environment: how many the run's policy plays"""
     json: bool = False
     """print a JSON object a line: prompt, response, kl (nats to the reference over the
-    response; null if greedy), finished, tokens (their ids)
+    response; null if greedy), finished, tokens (their ids); of an episode: prompt,
+    turns, replies, rewards, score, done
     """
 
 
 def sample(options: SampleOptions) -> None:
-    """Print one response to each prompt."""
-    run = files.find_run(options.run)
+    """Print one response to each prompt, or episodes."""
+    run = None if options.run is None else files.find_run(options.run)
+    if play_episodes(options, run):
+        return
+    if run is None:
+        raise UserError("no run; give its folder, or --environment to play one yourself")
     if options.system and not options.chat:
         raise UserError("--system is the system message of --chat; give both")
     given = bool(options.prompts or options.file or options.json)
@@ -120,6 +142,35 @@ def sample(options: SampleOptions) -> None:
             shown = prompt if isinstance(prompt, str) else prompt[-1]["content"]
             line = files.printable(shown) + gap + files.printable(done.response)
             print(as_json(prompt, done, greedy=greedy) if options.json else line, flush=True)
+
+
+def play_episodes(options: SampleOptions, run: Path | None) -> bool:
+    """Print episodes, if an environment is named or belongs to the run's task; whether
+    there is one.
+    """
+    if run is None and not options.environment:
+        return False
+    game = episodes.find_game(run, options.environment, options.game)
+    if game is None:
+        if options.game:
+            raise UserError("--game has options of an environment; name it with --environment")
+        return False
+    other = {"PROMPT": options.prompts, "--file": options.file, "--chat": options.chat}
+    other |= {"--max-tokens": options.max_tokens}
+    if given := [name for name, x in other.items() if x]:
+        raise UserError(f"an environment has its own prompts and turns; leave out {given[0]}")
+    if run is None:
+        print("each line is a turn; Ctrl-D ends the session", file=sys.stderr)
+        for played in episodes.play_person(game, typed_lines(), print, seed=options.seed):
+            print(episodes.as_json(played) if options.json else episodes.score(played, game))
+        return True
+    load.use_compilation_cache()
+    own = {"number": options.episodes, "seed": options.seed, "temperature": options.temperature}
+    which = {"checkpoint": options.checkpoint, "raw": options.raw}
+    for number, played in enumerate(episodes.play_run(run, game, **own, **which), 1):
+        shown = [f"episode {number}", *episodes.lines(played, game)]
+        print(episodes.as_json(played) if options.json else "\n".join(shown), flush=True)
+    return True
 
 
 def as_json(prompt: str | Messages, done: Sample, *, greedy: bool) -> str:
