@@ -189,7 +189,9 @@ def test_a_wrong_one_is_found(name, exact):
 
 @pytest.mark.parametrize("make", [estimators.turn_gae, estimators.monte_carlo])
 def test_a_discount_of_turns(make, x64):
-    """γ_turn = .5 gives the gradient of r₁ + .5 r₂, with the KL of the tokens of each turn."""
+    """γ_turn = .5 gives r₁ + .5 r₂ to the first turn and r₂ to the second, with the KL of the
+    tokens of each turn.
+    """
     logits, ref = tables()
     settings = Config(lam=1.0, turn_gamma=0.5, whiten_advantages=False)
 
