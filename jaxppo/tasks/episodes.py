@@ -195,6 +195,7 @@ def optimise(options: EpisodeConfig, root: Path, game: Game, drawn: Parts) -> di
         "gain": gain,
         "test_rows": len(after["score"]),
         "best_step": int(best.step),
+        "curve": [round(row["reward"], 4) for row in files.read_metrics(place)],
         "samples": after["episodes"],
     }
 
