@@ -153,3 +153,20 @@ def test_proxy_and_judge_are_drawn(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("overoptimisation", str(tmp_path / "a"), "--judge", "vader")
     assert stop.value.code == 2 and "the evaluations of" in capsys.readouterr().err
+
+
+def test_episodes_are_played_and_drawn(tmp_path, capsys):
+    """The bandit's two seeds are one panel: a record each in --results."""
+    game = ["--environment", "bandit_with_memory", "--runs", str(tmp_path), "--name"]
+    records = str(tmp_path / "results")
+    run("episodes", *SMALL, *game, "b-0", "--results", records)
+    assert result(tmp_path, "b-0")["optimum"] == 0.75
+    assert "score of greedy episodes" in capsys.readouterr().out
+    record = json.loads((tmp_path / "results" / "episodes" / "b-0.json").read_text())
+    assert len(record["curve"]) == 2
+    long = record | {"curve": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
+    paths = [tmp_path / f"{n}.json" for n in range(2)]
+    for path in paths:
+        path.write_text(json.dumps(long))
+    run("episode_curves", *map(str, paths), "--out", str(tmp_path / "x.png"))
+    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
