@@ -27,7 +27,7 @@ CASES = {  # name -> (settings, mode, mesh, options of `run`)
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
     "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
     "packed groups": ("grpo", "mesh", "data=2,fsdp=2", {"uneven": True, "steps": 2}),
-    "episodes": ("episodes", "pmap", "", {"steps": 2}),
+    "episodes": ("episodes", "pmap", "", {}),
 }
 
 

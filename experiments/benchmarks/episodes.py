@@ -78,8 +78,8 @@ class Played(NamedTuple):
     """What a batch of episodes has come to."""
 
     tokens: Any  # Int[B T], answers included
+    mask: Any  # Bool[B T], tokens that the policy wrote
     score: Any  # Float[B]
-    length: Any  # Int[B], tokens that the policy wrote
 
 
 class Subject:
@@ -116,13 +116,17 @@ class Subject:
         self.one = jax.jit(self.play)
         self.many = jax.jit(jax.vmap(partial(self.play, stop_axis="seeds"), axis_name="seeds"))
         self.first, self.next = jax.jit(self.first_turn), jax.jit(self.next_turn, donate_argnums=1)
-        self.reset, self.step = jax.jit(self.world.reset), jax.jit(self.world.step)
+        self.reset, self.step = jax.jit(self.new_world), jax.jit(self.world.step)
         self.between: list[float] = []  # seconds between the turns of a batch
 
     def decoder(self, params: Params, stop_axis: str | None = None) -> loop.Decoder:
         c = self.config
         fixed = {"with_values": False, "greedy": False, "stops": None, "stop_axis": stop_axis}
         return loop.Decoder(self.model, params, c, c.response_length, c.eos, c.pad, **fixed)
+
+    def new_world(self, key: jax.Array) -> PyTree:
+        keys = sampling.world_keys(key, self.prompts.index)
+        return self.world.reset(self.prompts.extra, keys)
 
     def start(self, decoder: loop.Decoder, key: jax.Array, world: PyTree) -> Episode:
         """The prompts are read."""
@@ -133,9 +137,8 @@ class Subject:
     def play(self, params: Params, key: jax.Array, stop_axis: str | None = None) -> Played:
         """Whole episodes."""
         decoder = self.decoder(params, stop_axis)
-        world = self.world.reset(self.prompts.extra, sampling.world_keys(key, self.prompts.index))
-        done = turns.play(decoder, self.world, self.start(decoder, key, world))
-        return Played(done.tokens, done.rewards.sum(1), done.mask.sum(1))
+        done = turns.play(decoder, self.world, self.start(decoder, key, self.new_world(key)))
+        return Played(done.tokens, done.mask, done.rewards.sum(1))
 
     def first_turn(self, params: Params, key: jax.Array) -> tuple[Episode, Turn]:
         decoder = self.decoder(params)
@@ -151,8 +154,7 @@ class Subject:
 
     def on_host(self, params: Params, key: jax.Array) -> Played:
         """The same, turn by turn."""
-        keys = sampling.world_keys(key, self.prompts.index)
-        world, spent = self.reset(self.prompts.extra, keys), 0.0
+        world, spent = self.reset(key), 0.0
         done, score = np.zeros(self.config.batch_size, bool), np.zeros(self.config.batch_size)
         episode, turn = self.first(params, key)
         for number in range(self.world.max_turns):
@@ -167,13 +169,11 @@ class Subject:
                 break
             episode, turn = self.next(params, episode, turn, seen)
         self.between.append(spent)
-        decoding = episode.decoding
-        return Played(decoding.tokens, score, decoding.mask.sum(1))
+        return Played(episode.decoding.tokens, episode.decoding.mask, score)
 
-    def seeds_on_host(self, keys: jax.Array) -> Played:
+    def seeds_on_host(self, keys: list[jax.Array]) -> list[Played]:
         """Networks one after the other."""
-        played = [self.on_host(x, key) for x, key in zip(self.networks, keys, strict=True)]
-        return jax.tree.map(lambda *x: np.stack(x), *played)
+        return [self.on_host(x, key) for x, key in zip(self.networks, keys, strict=True)]
 
 
 def main(options: Options) -> None:
@@ -182,12 +182,14 @@ def main(options: Options) -> None:
     same, length = [], []
     for number in range(options.steps + 1):
         keys = jax.random.split(jax.random.key(number + 1), options.seeds)
-        one = clocks["program"](subject.one, subject.networks[0], keys[0])
-        other = clocks["host"](subject.on_host, subject.networks[0], keys[0])
+        each = jax.block_until_ready(list(keys))
+        one = clocks["program"](subject.one, subject.networks[0], each[0])
+        other = clocks["host"](subject.on_host, subject.networks[0], each[0])
         many = clocks["program_seeds"](subject.many, subject.params, keys)
-        others = clocks["host_seeds"](subject.seeds_on_host, keys)
-        same += [share_alike(one, other), share_alike(many, others)]
-        length.append(float(many.length.mean()))
+        others = clocks["host_seeds"](subject.seeds_on_host, each)
+        same.append(share_alike(one, other))
+        same.append(share_alike(many, jax.tree.map(lambda *x: np.stack(x), *others)))
+        length.append(np.asarray(many.mask).sum(-1).mean())
     if min(same) < LEAST_ALIKE:
         raise SystemExit(f"other episodes: {min(same):.0%} of the rows are the same")
     found = measured(options, subject, clocks) | {
