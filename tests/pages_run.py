@@ -25,7 +25,14 @@ def run_page(text: str, folder: Path, monkeypatch) -> dict:
         (folder / name).write_text(content)
     monkeypatch.chdir(folder)
     policy = train.policy
-    monkeypatch.setattr(train, "policy", lambda *args, **own: policy(*args, **{**own, **TINY}))
+
+    def small(*args, **own):
+        settings = {**own, **TINY}
+        if "environment" in own:  # it says how long responses are
+            del settings["response_length"]
+        return policy(*args, **settings)
+
+    monkeypatch.setattr(train, "policy", small)
     script = folder / "page.py"
     script.write_text("\n".join(python_blocks(text)))
     return runpy.run_path(str(script))

@@ -17,6 +17,7 @@ from jaxppo import algorithms, models, ppo, pretrained, supervised, train
 from jaxppo.costs import memory
 from jaxppo.data import rows
 from jaxppo.data.prompts import encode
+from jaxppo.environments import guess
 from jaxppo.errors import RunError, UserError
 from jaxppo.pretrained.tiny import tiny_model
 from jaxppo.pretrained.tokenizer import END, Tokenizer
@@ -660,6 +661,7 @@ def test_an_export_of_a_run(door, tmp_path):
         ({"prompts": "a text"}, "is one text"),
         ({"algorithm": "nonsense"}, "nonsense"),
         ({"reward": None}, "no reward"),
+        ({"prompts": None}, "no prompts; give some"),
         ({"batch_size": 7}, "batch_size=7 does not divide into"),
         ({"group_sizze": 2}, "no setting 'group_sizze'; perhaps you meant group_size"),
         ({"advantage": "rloo", "group_size": 1}, "give group_size=2 or more"),
@@ -670,6 +672,52 @@ def test_what_python_cannot_train_with(tmp_path, given, words):
     with pytest.raises(UserError) as error:
         train.policy(settings.pop("prompts"), settings.pop("reward"), **settings)
     assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+GAME = guess.make(n=9, guesses=2)
+
+
+@pytest.mark.ci
+def test_a_game_is_trained_on(tmp_path):
+    """With its own instances and with columns; the score is the sum of the game's rewards. A
+    resumed run needs the same game.
+    """
+    settings = {**SMALL, "runs": str(tmp_path), "stop": ("\n",), "name": "game"}
+    del settings["response_length"]
+    run = train.policy(environment=GAME, validation=GAME.instances(4, 1), **settings)
+    metrics = run.metrics
+    assert (metrics["invalid_rows"] == 0).all() and 0 <= metrics["validation_reward"][1] <= 1
+    assert run.config.prompt_length == len("1-9\n") and "environment " in run.config.functions
+    # 2 guesses of 3 bytes, with answers of 7: found, or without a second turn
+    assert (metrics["length"] <= 6).all()
+    episodes = run.play(GAME, GAME.instances(3, 5))
+    assert len(episodes) == 3 and all(x.done and 1 <= len(x.turns) <= 2 for x in episodes)
+    assert all(x.replies[0] in guess.REPLIES for x in episodes if len(x.turns) == 2)
+    rows = [{"prompt": "guess:", "number": 1 + i % 9, "name": f"row {i}"} for i in range(8)]
+    settings |= {"resume": True, "steps": 3}
+    other = GAME.environment._replace(alphabet=GAME.environment.alphabet + b"!")
+    with pytest.raises(UserError, match="other settings .* functions environment"):
+        train.policy(GAME.instances(train.INSTANCES, 0), environment=other, **settings)
+    own = {**settings, "name": "own", "steps": 1}
+    own_reward = lambda prompt, response, name: float(name.startswith("row"))
+    assert train.policy(rows, own_reward, environment=other, **own).metrics["reward"] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"response_length": 21}, "need response_length=20, but it is 21"),
+        ({"prompts": ["a"]}, "the column 'number', which is none of the prompts; .*: none"),
+        ({"prompts": [{"prompt": "a", "number": "x"}]}, "'number', which has no number of 32 bits"),
+        ({"environment": GAME.environment, "prompts": None}, "no prompts; give some"),
+    ],
+)
+def test_what_no_environment_starts_from(tmp_path, given, words):
+    settings = {**SMALL, "environment": GAME, "response_length": 20, "runs": str(tmp_path)}
+    prompts = [{"prompt": "a", "number": 1}]
+    with pytest.raises(UserError, match=words):
+        train.policy(**{"prompts": prompts, **settings, **given})
     assert not list(tmp_path.iterdir())
 
 

@@ -57,8 +57,8 @@ def instances(columns: Mapping[str, Sequence[Any]], world: World) -> dict[str, n
         jax.eval_shape(lambda instance: reset(instance, keys()), row)
     except KeyError as error:
         (name, *_) = error.args or ("",)
-        if name in found:
-            raise
+        if not isinstance(name, str) or name in found:
+            raise  # of its own
         known = ", ".join(found) or "none"
         why = problems.get(name, f"is none of the prompts; columns of numbers: {known}")
         raise UserError(f"the environment starts from the column {name!r}, which {why}") from None

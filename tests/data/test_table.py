@@ -169,3 +169,38 @@ def test_a_data_set_of_the_package_datasets():
     assert table.read_columns(parts["train"])["answer"] == [1, 2]
     with pytest.raises(UserError, match=r"DatasetDict of train, not rows; .* data\['train'\]"):
         table.read_columns(parts)
+
+
+def test_columns_of_numbers():
+    """They go into `extra` with 32 bits, next to the row's number; the others say why not."""
+    columns = {
+        "prompt": ["abcdef", "ab", "a"],
+        "integer": [1, np.int64(2), 3],
+        "number": [1, 2.5, True],
+        "flag": [True, False, True],
+        "array": [[1, 2], [3, 4], np.array([5, 6], np.uint8)],
+        "large": [1, 2**31, 3],
+        "text": [1, "b", 2],
+        "missing": [1, None, 2],
+        "ragged": [[1], [1, 2], [1]],
+        "nested": [[1, [2]], [1, [2]], [1, [2]]],
+        "row": [7, 8, 9],
+    }
+    found, problems = table.read_numbers(columns)
+    assert {name: (x.dtype, x.tolist()) for name, x in found.items()} == {
+        "integer": (np.int32, [1, 2, 3]),
+        "number": (np.float32, [1.0, 2.5, 1.0]),
+        "flag": (np.bool_, [True, False, True]),
+        "array": (np.int32, [[1, 2], [3, 4], [5, 6]]),
+    }
+    assert problems == {
+        "prompt": "has a name with another meaning; rename it",
+        "large": "has no number of 32 bits in row 1",
+        "text": "has no number of 32 bits in row 1",
+        "missing": "has no number of 32 bits in row 1",
+        "ragged": "has arrays of different shapes, (1,) and (2,)",
+        "nested": "has no number of 32 bits in row 0",
+        "row": "has a name with another meaning; rename it",
+    }
+    few = table.encode_columns(columns, tokenizer(), 3, extra=found)  # the first is too long
+    assert few.extra["row"].tolist() == [1, 2] and few.extra["integer"].tolist() == [2, 3]

@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxppo.environments import calculator, guess, host
 from jaxppo.errors import UserError
 from jaxppo.rewards import function
 from jaxppo.types import Rollout
@@ -194,3 +195,27 @@ def test_the_trial_call_can_be_stopped():
 
     with pytest.raises(KeyboardInterrupt):
         score(reward)
+
+
+def a_tool(state, text):
+    return state, "", 0.0, True
+
+
+def another_tool(state, text):
+    return state, "", 1.0, True
+
+
+def test_the_fingerprint_of_an_environment():
+    """What it closes over counts: lengths, tables of tokens, the tool on the host."""
+    name = lambda environment: function.fingerprint_whole(tuple(environment))
+    size = {"max_turns": 2, "turn_length": 3, "reply_length": 2}
+    arrays = [np.arange(3), np.arange(3), np.arange(3) + 1]
+    closed = [(lambda x: lambda y: x + y)(array) for array in arrays]
+    games = [guess.make(n=9), guess.make(n=9), guess.make(n=10000), calculator.make()]
+    games = [game.environment for game in [*games, calculator.make(tool=False)]]
+    tools = [host.on_host(tool, **size) for tool in (a_tool, a_tool, another_tool)]
+    first, again, *others = map(name, [*games, *tools])
+    assert first == again and len({first, *others}) == 6  # the same tool twice
+    assert others[3] == others[4] != others[5]
+    first, again, other = map(function.fingerprint_whole, closed)
+    assert first == again != other

@@ -60,6 +60,15 @@ class Run:
         """Whether the folder is a task's, with several stages."""
         return self.config_folder != self.folder
 
+    @property
+    def plays_episodes(self) -> bool:
+        """Whether an environment answered the policy: that of a task, or one that
+        `train.policy` was given.
+        """
+        given = str(self.settings.get("functions", "")).split(", ")
+        named = any(x.startswith("environment ") for x in given)
+        return named or bool(self.settings.get("environment"))
+
 
 @dataclass(frozen=True)
 class Group:

@@ -1,6 +1,7 @@
 """The sections of a report, as blocks of text and tables."""
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -17,8 +18,23 @@ NEVER = ("eos", "pad", "start", "chats")  # settings that scripts set
 SHOWN_SAMPLES = 10  # of a group
 MAX_CHARACTERS = 300  # of a sample
 # Columns of samples: these first, then others up to 8.
-FIRST_COLUMNS = ("prompt", "reference", "supervised", "before", "policy", "after")
-COLUMN_TITLES = {"supervised": "before: supervised", "policy": "after: policy"}
+FIRST_COLUMNS = (
+    "prompt",
+    "turn",
+    "written",
+    "answered",
+    "reference",
+    "supervised",
+    "before",
+    "policy",
+    "after",
+)
+COLUMN_TITLES = {
+    "supervised": "before: supervised",
+    "policy": "after: policy",
+    "written": "the policy wrote",
+    "answered": "the environment answered",
+}
 
 ABOUT_INTERVALS = (
     "In brackets: 95 % intervals. With several seeds, Student's t over the seeds (wide for two or "
@@ -165,6 +181,9 @@ def sample_table(group: Group) -> list[Block]:
     if "step" in rows[0]:
         rows = run.samples[::-1][:SHOWN_SAMPLES]
         about = f"{run.name}: responses to training prompts, newest first, unselected."
+    if run.plays_episodes:
+        rows = [turn for row in rows for turn in by_turn(row)]
+        about += " Each line is a turn of an episode."
     names = dict.fromkeys(
         k for row in rows for k, x in row.items() if isinstance(x, str | int | float)
     )
@@ -173,6 +192,22 @@ def sample_table(group: Group) -> list[Block]:
     cells = [[sample_text(row.get(name, "")) for name in columns] for row in rows]
     header = [COLUMN_TITLES.get(name, name) for name in columns]
     return [Text(about), Table(header, cells, text_columns=None)]
+
+
+def by_turn(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """An episode's row as one for each turn. In the response, answers are in ⟦ ⟧
+    (`run.samples`); the first turn's row has the other columns.
+
+    >>> [(x["written"], x["answered"]) for x in by_turn({"response": "5⟦higher⟧7"})]
+    [('5', 'higher'), ('7', '')]
+    """
+    pairs = re.findall("([^⟦]*)(?:⟦([^⟧]*)⟧)?", str(row.get("response", "")))
+    turns = [
+        {"turn": number, "written": written, "answered": answered}
+        for number, (written, answered) in enumerate(filter(any, pairs), 1)
+    ]
+    others = {name: x for name, x in row.items() if name != "response"}
+    return [others | turns[0], *turns[1:]] if turns else [others]
 
 
 def sample_text(x: Any) -> str:

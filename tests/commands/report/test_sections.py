@@ -3,7 +3,7 @@ import shlex
 import pytest
 from hostile import Read
 from report_runs import rows, seeds
-from runs import a_run
+from runs import a_run, lines
 
 from jaxppo import cli
 from jaxppo.commands import report
@@ -70,3 +70,25 @@ def test_seeds_are_among_the_settings_that_differ_only_if_they_do(tmp_path, more
         not differ,
     ]
     assert tuple(shared[-1]) == ("seed", "0", "0, 1") or differ
+
+
+@pytest.mark.parametrize("functions", ["reward f@1, environment 0a1b", "reward environment@1"])
+def test_episodes_are_shown_turn_by_turn(tmp_path, functions):
+    """A line a turn; a run without an environment may write such brackets itself."""
+    sample = {"step": 1, "prompt": "1-9", "response": "5\n⟦higher\n⟧7 7⟦?⟧", "reward": 1.0}
+    config = RunConfig(steps=1, functions=functions)
+    said = lines(sample, {**sample, "response": "no"})
+    run = a_run(tmp_path / "a", config, metrics_jsonl=rows([1.0]), samples_jsonl=said)
+    about, table = sections.sample_table(records.groups([records.read(run)])[0])
+    if "environment 0a1b" in functions:
+        assert table.header == [
+            "prompt", "turn", "the policy wrote", "the environment answered", "step", "reward",
+        ]  # fmt: skip
+        assert [[*row] for row in table.rows] == [
+            ["1-9", "1", "no", "", "1", "1"],
+            ["1-9", "1", "5\n", "higher\n", "1", "1"],
+            ["", "2", "7 7", "?", "", ""],
+        ]
+        assert about.text.endswith("Each line is a turn of an episode.")
+    else:
+        assert table.rows[1][2] == sample["response"]
