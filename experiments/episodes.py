@@ -2,8 +2,8 @@
 
 Question   How near does a policy gradient come to the best play, from a start that knows the rules
            alone?
-Method     A supervised stage on episodes of which good play has a share of the turns (30 %), and
-           random play the others; then PPO on episodes of its own. The environment runs inside the
+Method     A supervised stage on episodes of which good play has half of the turns, and random
+           play the others; then PPO on episodes of its own. The environment runs inside the
            step's program (`jaxppo/environments`).
 Command    python experiments/episodes.py --environment guess
            # tic_tac_toe | maze | wordle | calculator | bandit_with_memory
@@ -26,16 +26,17 @@ class Episodes(EpisodeConfig):
     width: int = 64
     layers: int = 2
     dropout: float = 0.0
-    script_share: float = 0.3
+    script_share: float = 0.5
     sft_steps: int = 800
-    sft_lr: float = 1e-3
+    sft_lr: float = 2e-3
     steps: int = 150
     batch_size: int = 256
     minibatches: int = 2
     epochs: int = 2
     kl_coef: float = 0.0
     kl_adaptive: bool = False
-    lr: float = 1e-3
+    lr: float = 5e-4
+    entropy_coef: float = 0.01
     lora: int = 0
     eval_every: int = 50
     save_every: int = 50
