@@ -5,6 +5,8 @@ Question   The KL to a fixed reference bounds what can be learned. Is more learn
            penalty's coefficient is the same.
 Paper      Trust-region preference optimisation, https://arxiv.org/abs/2404.09656; resets in ProRL,
            https://arxiv.org/abs/2505.24864.
+Note       At --scale ladder the arm without a penalty ends as high as a reference that moves:
+           nothing there needs one.
 Command    python experiments/ablations/reference.py
 """
 
