@@ -8,24 +8,28 @@ Question   How much rank does policy optimisation need, and how far from the ref
 Paper      LoRA, https://arxiv.org/abs/2106.09685; LoRA learns less and forgets less,
            https://arxiv.org/abs/2405.09673.
 Command    python experiments/ablations/adapters.py
-Found      1 minutes at --scale ladder on a core that other work shared.
-           full training learns more than rank 4: agrees (reward of all steps +.533, 95 % interval
-           +.506 to +.560).
+Found      12 minutes at --scale ladder on a core that other work shared.
+           full training learns more than rank 4: agrees (reward of all steps +.534, 95 % interval
+           +.506 to +.562).
            and more than rank 4 at ten times its rate: agrees (reward of all steps +.527, 95 %
-           interval +.500 to +.554).
+           interval +.500 to +.555).
            rank 16 learns more than rank 1: agrees (reward of all steps +.019, 95 % interval +.016
            to +.023).
            rank 4 stays nearer to the reference than full training: agrees (fewer nats to the
-           reference +8.631, 95 % interval +8.442 to +8.820).
-           8 minutes at --scale small on a core that other work shared.
-           full training learns more than rank 4: agrees (reward of all steps +.018, 95 % interval
-           +.014 to +.023).
-           and more than rank 4 at ten times its rate: agrees (reward of all steps +.013, 95 %
-           interval +.009 to +.018).
-           rank 16 learns more than rank 1: agrees (reward of all steps +.004, 95 % interval +.001
-           to +.007).
+           reference +8.663, 95 % interval +8.429 to +8.898).
+           rank 3 on all layers learns more than rank 16 on q and v: agrees (reward of all steps
+           +.015, 95 % interval +.012 to +.018).
+           31 minutes at --scale small on a core that other work shared.
+           full training learns more than rank 4: agrees (reward of all steps +.021, 95 % interval
+           +.017 to +.025).
+           and more than rank 4 at ten times its rate: agrees (reward of all steps +.014, 95 %
+           interval +.010 to +.018).
+           rank 16 learns more than rank 1: agrees (reward of all steps +.005, 95 % interval +.002
+           to +.008).
            rank 4 stays nearer to the reference than full training: agrees (fewer nats to the
-           reference +.103, 95 % interval +.067 to +.140).
+           reference +.098, 95 % interval +.078 to +.118).
+           rank 3 on all layers learns more than rank 16 on q and v: not decided (reward of all
+           steps -.001, 95 % interval -.003 to +.000).
 """
 
 from scales import run
