@@ -40,14 +40,14 @@ def test_the_script_reaches_the_optimum_in_turns_of_two_tokens(name):
     drawn = game.instances(64, 1)
     played = play.play(game, drawn)
     state = world.reset(text.stack(drawn), jax.random.split(jax.random.key(0), 64))
-    total = np.zeros(64)
+    total, step = np.zeros(64), jax.jit(world.step)
     for turn in range(world.max_turns):
         said = [x.turns[turn][0] if turn < len(x.turns) else "" for x in played]
         ids = [known.encode(x + "\n" * bool(x)) for x in said]
         tokens = np.full((64, games.TURN), known.eos_id, np.int32)
         for row, own in zip(tokens, ids):
             row[: len(own)] = own
-        state, seen = world.step(state, Turn(jnp.asarray(tokens), jnp.array([*map(len, ids)])))
+        state, seen = step(state, Turn(jnp.asarray(tokens), jnp.array([*map(len, ids)])))
         total += np.asarray(seen.reward)
     np.testing.assert_allclose(total, [x.score for x in played], rtol=1e-6)
     assert np.asarray(seen.done).all()
@@ -55,6 +55,7 @@ def test_the_script_reaches_the_optimum_in_turns_of_two_tokens(name):
     assert total.mean() == pytest.approx(games.OPTIMA[name], abs=0.06)
 
 
+@pytest.mark.ci
 def test_a_new_network_writes_the_bytes_of_its_turns_alone():
     """Seven numbers, the newline and the end of text; and its score is that of the turns."""
     config = replace(games.GameConfig(), **games.settings("guess"), batch_size=64)
