@@ -51,7 +51,8 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
     options = dict(options)
     settings = settings_of(kind, {} if reference else options.pop("changes", {}))
     options.pop("changes", None)
-    reward = test_modes.host_reward() if options.pop("host", False) else None
+    if options.pop("host", False):
+        options["reward"] = test_modes.host_reward()
     if options.pop("uneven", False):
         options["batches"] = lambda number: test_modes.uneven(number, settings)
     if reference:
@@ -59,7 +60,7 @@ def outcome(name: str, *, reference: bool = False) -> dict[str, np.ndarray]:
         options.pop("remat", None)
     if kind == "episodes":
         options |= test_episode_modes.options(settings)
-    state, rows = test_modes.run(settings, mode, mesh, reward=reward, **options)
+    state, rows = test_modes.run(settings, mode, mesh, **options)
     leaves = {
         f"params{jax.tree_util.keystr(path)}": x
         for path, x in jax.tree_util.tree_leaves_with_path(processes.to_host(state.params))

@@ -103,7 +103,7 @@ def test_episodes_in_a_sweep(prompts):
     in_turns = lambda config: make_parts(config)._replace(environment=worlds.counting())
     runs = sweep.grid({}, seeds=[0, 3])
     results = everything(config, runs, prompts, make_parts=in_turns, devices=jax.devices()[:1])
-    assert (results[0].metrics["length"] != results[1].metrics["length"]).all()
+    assert (results[0].metrics["length"] != results[1].metrics["length"]).any()
     for result in results:
         same_as_alone(config, result, prompts, make_parts=in_turns)
 
