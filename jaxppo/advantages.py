@@ -57,7 +57,8 @@ def gae(
 
 def turn_discounts(mask: Mask, *, gamma: Scalar, turn_gamma: Scalar) -> BT:
     """γ from a token to the next of its turn, and γ · γ_turn to the first of the next
-    turn, for `gae` and `returns_to_go`.
+    turn, for `gae` and `returns_to_go` (discounts across and within turns as in VAGEN,
+    https://github.com/williamzhangNU/VAGEN).
 
     A turn ends where the next slot is not an acting token.
 

@@ -162,6 +162,11 @@ def row_uniforms(key: Array, index: Int[Array, "B"], length: int) -> Float[Array
 def world_keys(key: Array, index: Int[Array, "B"]) -> Key[Array, "B"]:
     """The randomness of an environment in each row, from the key of `row_uniforms`:
     fold_in(fold_in(key, 2³² − 1), i), where no row's index is.
+
+    >>> import jax, jax.numpy as jnp
+    >>> two = world_keys(jax.random.key(0), jnp.array([5, 7]))
+    >>> bool((two[1] == world_keys(jax.random.key(0), jnp.array([7]))[0]).all())
+    True
     """
     key = jax.random.fold_in(key, 0xFFFFFFFF)
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(index)

@@ -31,7 +31,7 @@ TEST = re.compile(r"(?<![\w/.])test_\w+(?![\w*]*\.py)")
 EXAMPLES = re.compile(r"runs/.*|mine\.py|(config|result|lock|tokenizer)\.json")
 # Variables of examples, fields of a rollout, and settings of other libraries.
 NOT_MODULES = re.compile(
-    r"jaxppo\.(run\.(metrics|sample|export|folder)|rollout\.(attend|mask|n|name|dtype|temperature))"
+    r"jaxppo\.(run\.(metrics|sample|export|folder)|rollout\.(attend|mask|rewards|n|name|dtype|temperature))"
 )
 NOT_TESTS = {"test_freq"}
 
