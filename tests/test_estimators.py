@@ -116,11 +116,14 @@ def test_an_invalid_row_is_out_of_the_batch():
 
 @pytest.mark.parametrize("name", sorted(algorithms.ADVANTAGES))
 def test_the_critics_targets_are_discounted(name):
-    """−.5 + .5² · 3 = .25, .5 · 3 = 1.5, and 3; GAE's with 1 for the critic's λ."""
+    """−.5 + .5² · 3 = .25, .5 · 3 = 1.5, and 3; GAE's with 1 for the critic's λ. As one turn:
+    −.5 + 3, without a discount.
+    """
     start = {"baseline": {"mean": jnp.float32(0), "weight": jnp.float32(0)}}
     greedy = rollout(greedy_scores=SCORES)
     found = estimate(name, gamma=0.5, critic_lam=1.0, statistics=start, rolled=greedy)[1]
-    np.testing.assert_allclose(found[1], [0.25, 1.5, 3.0], rtol=1e-6)
+    want = [2.5, 2.5, 2.5] if name == "turn_gae" else [0.25, 1.5, 3.0]
+    np.testing.assert_allclose(found[1], want, rtol=1e-6)
 
 
 def test_returns_have_no_baseline():

@@ -72,4 +72,5 @@ def with_reference(frozen: Params, statistics: PyTree) -> Params:
 
 def averaged(state: TrainState) -> TrainState:
     """The state with the average as its policy, if there is one."""
-    return state.replace(params=state.statistics.get("average", state.params))
+    average = state.statistics.get("average")
+    return state if average is None else state.replace(params=average)

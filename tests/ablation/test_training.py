@@ -35,7 +35,7 @@ def test_the_judge_reads_the_same_number_of_rollouts_of_every_arm():
     for size in (16, 64):
         config = dataclasses.replace(CONFIG, batch_size=size)
         policy = toy_tasks.load(config)
-        state = types.SimpleNamespace(params=policy.params, frozen=policy.frozen)
+        state = types.SimpleNamespace(params=policy.params, frozen=policy.frozen, statistics={})
         run = Run("a", 0, {"batch_size": size})
         (found,) = judge_policies(scale, [Result(run, {}, state)])
         assert found == {"n": size}
