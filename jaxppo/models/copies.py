@@ -72,5 +72,4 @@ def with_reference(frozen: Params, statistics: PyTree) -> Params:
 
 def averaged(state: TrainState) -> TrainState:
     """The state with the average as its policy, if there is one."""
-    average = state.statistics.get("average")
-    return state if average is None else state.replace(params=average)
+    return state.replace(params=state.statistics.get("average", state.params))

@@ -1,12 +1,13 @@
 import dataclasses
 import math
-import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_scale import CONFIG, SCALE
 
+from jaxppo import ppo
 from jaxppo.ablation import toy_tasks, training
 from jaxppo.ablation.question import Arm
 from jaxppo.ablation.sweep import Result, Run
@@ -35,7 +36,7 @@ def test_the_judge_reads_the_same_number_of_rollouts_of_every_arm():
     for size in (16, 64):
         config = dataclasses.replace(CONFIG, batch_size=size)
         policy = toy_tasks.load(config)
-        state = types.SimpleNamespace(params=policy.params, frozen=policy.frozen, statistics={})
+        state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
         run = Run("a", 0, {"batch_size": size})
         (found,) = judge_policies(scale, [Result(run, {}, state)])
         assert found == {"n": size}
