@@ -129,6 +129,11 @@ def test_a_question_without_arms_for_a_scale(refused, tmp_path):
     assert "error: --scale smollm2: gamma has no arms for it" in out
 
 
+def test_games_are_asked_about_on_the_ladder_alone(refused, tmp_path):
+    out = refused("ablations/turns", "--scale", "small", "--results", str(tmp_path))
+    assert "error: --scale small has no games; leave it at ladder" in out
+
+
 def test_an_unknown_scale_is_refused(refused, tmp_path):
     out = refused("ablations/gamma", "--scale", "huge", "--results", str(tmp_path))
     assert "error: --scale 'huge': choose one of ladder, small, smollm2" in out
