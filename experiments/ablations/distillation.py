@@ -108,7 +108,7 @@ def main(options: AblationConfig) -> None:
         QUESTION,
         options,
         ladder={"tasks": ("prompt",), "teacher": 160, "steps": 40},
-        small={"teacher": 240},
+        small={"teacher": 240, "lr": 5e-4},  # the rate of experiments/distil.py
     )
 
 
