@@ -4,7 +4,7 @@ Question   At equal numbers of samples and steps, is more learned from a teacher
            student's samples than from responses that the teacher writes? With a KL the teacher
            gives its whole distribution on each token; without, one token's log-prob, or the token
            alone. No arm has a reward. At --scale ladder the teacher was trained by PPO on the
-           one task, and a student is new; at --scale small the teacher had four times the student's
+           one task, and a student is new; at --scale small the teacher had twice the student's
            supervised steps.
 Paper      GKD, https://arxiv.org/abs/2306.13649; one log-prob a token as a reward:
            https://thinkingmachines.ai/blog/on-policy-distillation
@@ -108,7 +108,7 @@ def main(options: AblationConfig) -> None:
         QUESTION,
         options,
         ladder={"tasks": ("prompt",), "teacher": 160, "steps": 40},
-        small={"teacher": 480},
+        small={"teacher": 240, "lr": 5e-4},  # the rate of experiments/distil.py
     )
 
 
