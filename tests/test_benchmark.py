@@ -147,20 +147,25 @@ def test_a_missing_peer_is_one_line_with_the_recipe(tmp_path):
     assert len(done.stderr.splitlines()) == 1 and "trl==1.12.0" in done.stderr
 
 
-@pytest.mark.ci
-def test_ragged_prints_one_object_as_its_last_line():
-    """16 rollouts of the fixed lengths, cut at 16, in two groups of 8 prompt tokens: 2 · 8 + 241
-    tokens exist. Dense, 16 rows of 24.
-    """
+def last_object(script: str, *options: str) -> dict:
+    """The JSON object that a benchmark prints as its last line."""
     done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "ragged.py"), "--size", "tiny", "--steps", "1", "--json"],
+        [sys.executable, str(BENCHMARKS / script), *options, "--json"],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.ci
+def test_ragged_prints_one_object_as_its_last_line():
+    """16 rollouts of the fixed lengths, cut at 16, in two groups of 8 prompt tokens: 2 · 8 + 241
+    tokens exist. Dense, 16 rows of 24.
+    """
+    found = last_object("ragged.py", "--size", "tiny", "--steps", "1")
     assert found["tokens"] == 2 * 8 + 241 and found["positions_dense"] == 16 * 24
     assert found["positions_packed"] <= found["positions_dense"]
     assert found["ratio"] == pytest.approx(found["packed_s"] / found["dense_s"])
@@ -169,16 +174,8 @@ def test_ragged_prints_one_object_as_its_last_line():
 @pytest.mark.ci
 def test_episodes_inside_and_outside_the_program_are_the_same():
     """8 rows guess a number in up to 6 turns of up to 5 letters."""
-    small = ["--size", "smoke", "--rows", "8", "--seeds", "2", "--steps", "1", "--json"]
-    done = subprocess.run(
-        [sys.executable, str(BENCHMARKS / "episodes.py"), *small],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    small = ["--size", "smoke", "--rows", "8", "--seeds", "2", "--steps", "1"]
+    found = last_object("episodes.py", *small)
     assert found["same_episodes"] == 1 and 25 < found["length"] <= 30
     assert found["ratio"] == pytest.approx(found["host_s"] / found["program_s"])
     rate = found["program_seeds_episodes_per_s"]

@@ -28,7 +28,6 @@ from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.rewards import in_program
 from jaxppo.run import episodes, files, load, log, validation
 from jaxppo.run.load import Policy
-from jaxppo.run.samples import episode_text
 from jaxppo.tasks import Task, TaskConfig, stages
 from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import Reward
@@ -224,24 +223,17 @@ def measure(
         for done in episodes.rollouts(*own, seed=seed, greedy=greedy):
             scores.append(done.rewards.sum(1))
             if greedy and not found["episodes"]:
-                found["episodes"] = [shown(policy, done, row) for row in range(SHOWN)]
+                texts = episodes.as_texts(done, environment, policy.tokenizer.decode_batch)
+                found["episodes"] = [shown(episode) for episode in texts[:SHOWN]]
         found[name] = np.concatenate(scores)[: len(instances.tokens)]
     return found
 
 
-def shown(policy: Policy, done: Any, row: int) -> dict[str, Any]:
-    """An episode as text, and its score."""
-    length = done.mask.shape[1]
-    read, response = done.attend[row, -length:], done.tokens[row, -length:]
-    tokens = np.where(done.mask[row] > 0, response, -2 - response)[read]
-    prompt = done.tokens[row, :-length][done.attend[row, :-length]].tolist()
-    decode = policy.tokenizer.decode_batch
-    told = episode_text(decode, tokens)
-    return {
-        "prompt": decode([prompt])[0],
-        "response": told,
-        "score": float(done.rewards[row].sum()),
-    }
+def shown(episode: play.Episode) -> dict[str, Any]:
+    """An episode as text, with the answers in ⟦ ⟧, and its score."""
+    pairs = zip(episode.turns, episode.replies, strict=True)
+    told = "".join(turn + (f"⟦{reply}⟧" if reply else "") for turn, reply in pairs)
+    return {"prompt": episode.instance["prompt"], "response": told, "score": episode.score}
 
 
 def means(found: Mapping[str, Any]) -> dict[str, float]:
