@@ -288,9 +288,9 @@ def first_samples(raw: Array, rolled: Rollout, config: Config) -> Array:
     for a token i of an environment's answer, and the raw scores. One sum over rows
     selects them, so a mesh needs one small all-reduce.
     """
-    answer = rolled.attend[:, -rolled.mask.shape[1] :] & (rolled.mask == 0)
-    answer = jnp.pad(answer, ((0, 0), (config.prompt_length, 0)))
-    tokens = jnp.where(answer, -2 - rolled.tokens, rolled.tokens)
+    before = rolled.tokens.shape[1] - rolled.mask.shape[1]
+    own = jnp.pad(rolled.mask > 0, ((0, 0), (before, 0)), constant_values=True)
+    tokens = jnp.where(own, rolled.tokens, -2 - rolled.tokens)
     tokens = jnp.where(rolled.attend, tokens, -1).astype(jnp.float32)  # exact to 2^24
     rows = jnp.concatenate([tokens, raw.reshape(len(raw), -1)], 1)
     number = min(config.log_samples, len(raw) // config.group_size)

@@ -483,13 +483,16 @@ def test_explained_variance_by_hand():
 
 
 def test_first_samples_are_responses_to_different_prompts():
-    """Groups of two; a row is tokens, -1 where nothing is attended to, and the raw scores."""
+    """Groups of two; a row is tokens, -1 where nothing is attended to, and the raw scores. The 7 is
+    an environment's answer: -9.
+    """
     config = replace(toys.SETTINGS, group_size=2, log_samples=2)
     rolled = SimpleNamespace(
         tokens=jnp.arange(12).reshape(4, 3),
         attend=jnp.array([[0, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]], bool),
+        mask=jnp.array([[1, 1], [1, 1], [0, 0], [1, 1]]),
     )
     found = ppo.first_samples(jnp.array([0.5, 1.5, 2.5, 3.5]), rolled, config)
-    assert found.tolist() == [[-1, 1, 2, 0.5], [6, 7, -1, 2.5]]
+    assert found.tolist() == [[-1, 1, 2, 0.5], [6, -9, -1, 2.5]]
     few = ppo.first_samples(jnp.zeros((4, 2)), rolled, replace(config, log_samples=9))
     assert few.shape == (2, 3 + 2)  # there are two prompts
