@@ -9,6 +9,13 @@ Paper      Turn-PPO, which says that turn-level advantages learn more than token
            turn: https://arxiv.org/abs/2402.14740. A group plays one instance (the same number to
            guess), so its mean knows what the critic has to infer.
 Command    python experiments/ablations/turns.py
+Found      17 minutes at --scale ladder on a core that other work shared.
+           turn-level advantages learn more than token-level ones: not decided (reward of all steps
+           +.022, 95 % interval -.012 to +.056).
+           a critic of tokens learns more than leave-one-out: not decided (reward of all steps
+           +.022, 95 % interval -.017 to +.060).
+           a critic of turns learns more than leave-one-out: not decided (reward of all steps +.044,
+           95 % interval -.000 to +.088).
 """
 
 from scales import run
