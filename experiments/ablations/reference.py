@@ -13,6 +13,11 @@ Found      4 minutes at --scale ladder on a core that other work shared.
            the trained policy +.443, 95 % interval +.427 to +.460).
            one that follows the policy does, too: agrees (reward of the trained policy +.446, 95 %
            interval +.431 to +.461).
+           24 minutes at --scale small on a core that other work shared.
+           a reference that becomes the policy every ten steps beats a fixed one: not decided
+           (reward of the trained policy +.008, 95 % interval -.009 to +.026).
+           one that follows the policy does, too: not decided (reward of the trained policy +.007,
+           95 % interval -.001 to +.015).
 """
 
 from scales import run
