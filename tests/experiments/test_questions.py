@@ -126,10 +126,12 @@ def test_no_run_is_above_the_optimum(path):
 def test_there_was_something_to_learn(path):
     """The best arm ends above the initial policy: 1/8 by chance at scale ladder; .449 at scale
     small (the arm "untrained" of controller, 95 % +- .026); at smollm2 the score is from -1 to 1.
+    Where samples are not always the policy's (distillation), the trained policy's own count.
     """
     record = json.loads(path.read_text())
-    least = {"ladder": 0.4, "small": 0.475, "smollm2": 0.2}[record["scale"]]
-    assert max(arm["end"]["mean"][0] for arm in record["arms"].values()) > least
+    least = {"ladder": 0.3, "small": 0.475, "smollm2": 0.2}[record["scale"]]
+    ends = [arm.get("end", arm.get("score"))["mean"][0] for arm in record["arms"].values()]
+    assert max(ends) > least
 
 
 def test_staleness_arms_have_the_same_samples_and_updates(load):
