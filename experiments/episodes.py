@@ -2,13 +2,18 @@
 
 Question   How near does a policy gradient come to the best play, from a start that knows the rules
            alone?
-Method     A supervised stage on episodes of which good play has half of the turns, and random
-           play the others; then PPO on episodes of its own. The environment runs inside the
+Method     A supervised stage on episodes of which good play has a share of the turns (30 %), and
+           random play the others; then PPO on episodes of its own. The environment runs inside the
            step's program (`jaxppo/environments`).
 Command    python experiments/episodes.py --environment guess
-           # tic_tac_toe | maze | wordle | calculator | bandit_with_memory
+           python experiments/episodes.py --environment tic_tac_toe --name tic_tac_toe
+             --script-share 0.5 --sft-steps 1200 --lr 5e-4 --entropy-coef 0.01
+           # maze | wordle | calculator | bandit_with_memory
            python experiments/episodes.py --environment calculator --game tool=False --name alone
-Expected   Not measured yet.
+Found      One seed each, no records yet; scores of greedy episodes on held-out instances.
+             guess         .444 -> .763; bisection has .763 on the same 1,000 instances
+             tic_tac_toe   .872 -> .972 on 500; the best play has .997
+Minutes    4 to 9 beside other work on two cores.
 """
 
 from dataclasses import dataclass
@@ -26,7 +31,7 @@ class Episodes(EpisodeConfig):
     width: int = 64
     layers: int = 2
     dropout: float = 0.0
-    script_share: float = 0.5
+    script_share: float = 0.3
     sft_steps: int = 800
     sft_lr: float = 2e-3
     steps: int = 150
@@ -35,8 +40,7 @@ class Episodes(EpisodeConfig):
     epochs: int = 2
     kl_coef: float = 0.0
     kl_adaptive: bool = False
-    lr: float = 5e-4
-    entropy_coef: float = 0.01
+    lr: float = 1e-3
     lora: int = 0
     eval_every: int = 50
     save_every: int = 50
