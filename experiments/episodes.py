@@ -1,7 +1,7 @@
 """A small network plays a game of several turns.
 
-Question   How near does a policy gradient come to the best play, from a start that plays well now and
-           then?
+Question   How near does a policy gradient come to the best play, from a start that plays well now
+           and then?
 Method     A supervised stage on episodes of which good play has a share of the turns (30 %), and
            random play the others; then PPO on episodes of its own. The environment runs inside the
            step's program (`jaxppo/environments`).
