@@ -86,6 +86,8 @@ def test_several_samples_of_a_prompt(monkeypatch):
         config = replace(config, layout=layout)
         parts = toys.parts(config, reward=reward_of_row)
         found[layout] = validation.make_reward_validation(config, policy, parts, prompts)(state)
+    # the policy is its own reference: rounding, which layouts do not share
+    assert [x.pop("kl") for x in found.values()] == pytest.approx([0, 0], abs=1e-6)
     assert found["packed"] == pytest.approx(found["dense"], rel=1e-5)
     got = found["packed"]
     assert got["reward"] == got["score"] == 2  # (0 + 1 + 2 + 3 + 4) / 5
