@@ -14,6 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+import scipy.stats
+
 from jaxppo import cli
 
 ROOT = Path(__file__).parents[1]
@@ -113,7 +115,7 @@ def tasks() -> str:
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         for record in records(folder):
-            if "supervised" in record:
+            if "supervised" in record and "environment" not in record:
                 groups[record["task"], variant(record)].append(record)
     for (task, name), found in groups.items():
         seeds = ", ".join(str(x["seed"]) for x in found)
@@ -130,6 +132,29 @@ def tasks() -> str:
             head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
             rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
     return "\n".join([*rows, *single_stage()])
+
+
+def episodes() -> str:
+    """A row for each game: the mean score of episodes on held-out instances before and after the
+    policy gradient, and its gain over seeds with the 95 % interval.
+    """
+    names = ["game", "seeds", "sampled: start", "trained", "greedy: start", "trained"]
+    rows = header([*names, "gain, sampled [95 % interval]", "script", "minutes"])
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for record in records(RESULTS / "episodes"):
+        groups[" ".join([f"`{record['environment']}`", *record["game"]])].append(record)
+    for game, found in groups.items():
+        mean = lambda of, found=found: f"{statistics.mean(map(of, found)):.3f}"
+        stages = [("supervised", "sampled"), ("policy", "sampled")]
+        stages += [("supervised", "score"), ("policy", "score")]
+        scores = [mean(lambda x, a=a, b=b: x[a][b]) for a, b in stages]
+        gains = [x["policy"]["sampled"] - x["supervised"]["sampled"] for x in found]
+        low, high = scipy.stats.ttest_1samp(gains, 0.0).confidence_interval()
+        gain = f"{statistics.mean(gains):+.3f} [{low:+.3f}, {high:+.3f}]"
+        minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in found):.0f}"
+        script = mean(lambda x: x["script"])
+        rows.append(line([game, len(found), *scores, gain, script, minutes]))
+    return "\n".join(rows)
 
 
 # Scripts with one stage, and the metrics that the table shows.
@@ -263,8 +288,13 @@ def update_scripts() -> None:
             path.write_text(write_findings(path.read_text(), found))
 
 
-TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations}
-PAGES = {"sentiment": "results.md", "tasks": "tasks.md", "ablations": "ablations.md"}
+TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations, "episodes": episodes}
+PAGES = {
+    "sentiment": "results.md",
+    "tasks": "tasks.md",
+    "ablations": "ablations.md",
+    "episodes": "environments.md",
+}
 
 
 def render(text: str) -> str:

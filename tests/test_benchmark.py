@@ -160,7 +160,7 @@ def last_object(script: str, *options: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_ragged_prints_one_object_as_its_last_line():
     """16 rollouts of the fixed lengths, cut at 16, in two groups of 8 prompt tokens: 2 · 8 + 241
     tokens exist. Dense, 16 rows of 24.

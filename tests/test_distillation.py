@@ -173,7 +173,7 @@ def test_with_a_hint_there_is_something_to_learn(llama):
     assert max(jax.tree.leaves(moved)) > 1e-4
 
 
-@pytest.mark.parametrize("distil", ["reward", pytest.param("jsd", marks=pytest.mark.ci)])
+@pytest.mark.parametrize("distil", ["jsd", pytest.param("reward", marks=pytest.mark.ci)])
 def test_packed_is_dense(llama, teacher, distil):
     """Groups with a hint, so that prompts of teacher and policy differ in length; two epochs."""
     prompts = with_hints(toys.grouped(4), 5)

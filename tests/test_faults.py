@@ -513,7 +513,8 @@ def soak(folder: Path, seconds: float, seed: int) -> tuple[int, list[float]]:
     return starts, memory
 
 
-@pytest.mark.parametrize("seconds", [20.0, pytest.param(1800.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [20.0, 1800.0])
 def test_soak(tmp_path, seconds):
     """The end is that of a run nobody disturbed, and memory does not grow from start to start."""
     starts, memory = soak(tmp_path / "soaked", seconds, seed=0)

@@ -147,23 +147,16 @@ def assert_layouts_agree(case: Case):
     assert low <= min(lengths) and max(lengths) <= high, lengths
 
 
-FAST = {
+def test_packed_is_dense():
+    changes = {"tokens_per_microbatch": 30, "epochs": 1}
+    assert_layouts_agree(Case(changes, max_tokens=True, fewer_rows=True))
+
+
+CI = {
     "groups with invalid rows": Case(
         {**GROUPS, "temperature": 0.8, "epochs": 1, "aggregate": "sequence_mean"},
         reward=some_invalid,
     ),
-    "rows alone, with limits": Case(
-        {"tokens_per_microbatch": 30, "epochs": 1}, max_tokens=True, fewer_rows=True
-    ),
-}
-
-
-@pytest.mark.parametrize("name", FAST)
-def test_packed_is_dense(name):
-    assert_layouts_agree(FAST[name])
-
-
-CI = {
     "separate critic": Case(
         {"critic": "separate", "min_tokens": 2, "top_p": 0.9, "temperature": 0.8, "top_k": 8},
         reward=some_invalid,
@@ -183,13 +176,13 @@ CI = {
         {**GROUPS, "filter_groups": True, "oversample": 2, "kl": "full", "batch_size": 32},
         reward=even_prompts_alike,
     ),
-    "gspo, adapters, scanned, recomputed": Case(
-        {**GROUPS, "loss": "gspo", "lora": 2, "microbatches": 3, "aggregate": "constant"},
+    "gspo, adapters on every layer, scanned, recomputed": Case(
+        {
+            **GROUPS, "loss": "gspo", "lora": 2, "lora_on": "all", "microbatches": 3,
+            "aggregate": "constant",
+        },
         DEEP,
-        (("scan", True), ("remat", "block")),
-    ),
-    "adapters on every layer": Case(
-        {**GROUPS, "lora": 2, "lora_on": "all"}, model=(("lora_alpha", 1.0),)
+        (("scan", True), ("remat", "block"), ("lora_alpha", 1.0)),
     ),
     "int8 decoding, separate critic, adapters, scanned": Case(
         {
@@ -204,10 +197,6 @@ CI = {
     "nlpo, window": Case(
         {"mask_top_p": 0.8, "mask_every": 2, "stop": ("two",)}, WINDOW, fewer_rows=True
     ),
-    "layers that differ, scanned": Case(
-        {**GROUPS, "lora": 2}, MIXED, (("scan", True),), fewer_rows=True
-    ),
-    "soft caps, norms behind": Case(GROUPS, CAPPED, fewer_rows=True),
     "remax, learned positions": Case(
         {
             "advantage": "remax", "value_loss": "none", "loss": "kl_penalty", "beta_target": 0.01,
@@ -224,8 +213,6 @@ CI = {
         reward=some_invalid,
         atol=1e-4,
     ),
-    "one token each": Case({**GROUPS, "eos": EVERY}, length=(1, 1)),
-    "all full": Case({**GROUPS, "eos": -1, "tokens_per_microbatch": 10**6}, length=(T, T)),
 }  # fmt: skip
 
 
@@ -326,6 +313,7 @@ NETWORKS = {
     "llama": (DEEP, ()),
     "window": (replace(DEEP, window=3), ()),
     "layers that differ": (MIXED, ()),
+    "layers that differ, scanned": (MIXED, (("scan", True),)),
     "soft caps": (CAPPED, ()),
     "gpt2": (GPT2, ()),
     "scanned": (DEEP, (("scan", True),)),

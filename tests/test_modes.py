@@ -86,6 +86,9 @@ PAIRWISE = [
     Case("data=2,fsdp=2,tensor=2", "sgd", "graph", 1, "none", "scanned"),
 ]
 
+# Each choice stands in one of these.
+QUICK = [PAIRWISE[i] for i in (1, 2, 4, 7, 9)]
+
 
 def prompts(number: int):
     """Lengths differ: device 0 of 8 has the shortest rows only."""
@@ -221,7 +224,11 @@ def host_reward():
     return on_host(lambda prompt, response: response.count("d") + 0.1 * len(response), decode)
 
 
-@pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: " ".join(str(x) for x in case))
+@pytest.mark.parametrize(
+    "case",
+    [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in PAIRWISE],
+    ids=lambda case: " ".join(str(x) for x in case),
+)
 def test_every_way_equals_one_device(one_device, case):
     """Gradients are summed once, not 8 times: SGD would show it. Whitening, counts and the KL
     controller are of all rows.
@@ -233,6 +240,8 @@ def test_the_cases_cover_every_pair():
     for one, other in itertools.combinations(CHOICES, 2):
         found = {(getattr(case, one), getattr(case, other)) for case in PAIRWISE}
         assert found == set(itertools.product(CHOICES[one], CHOICES[other])), (one, other)
+    for i, (name, values) in enumerate(CHOICES.items()):
+        assert {case[i] for case in QUICK} == set(values), name
 
 
 @pytest.mark.slow
@@ -298,7 +307,10 @@ def test_adapters_on_every_layer_over_devices(one_device, base, scan, mode):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(("rank", "scan", "mode"), [(0, True, "mesh"), (2, False, "pmap")])
+@pytest.mark.parametrize(
+    ("rank", "scan", "mode"),
+    [(0, True, "mesh"), pytest.param(2, False, "pmap", marks=pytest.mark.slow)],
+)
 def test_int8_decoding_over_devices(one_device, rank, scan, mode):
     eight = {"decode_dtype": "int8", "old_logprobs": "scorer", "correction": "truncated"}
     settings = replace(SGD, lora=rank, lora_alpha=1.0, **eight)

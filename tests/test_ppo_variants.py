@@ -178,6 +178,7 @@ def test_remax_compares_on_one_scale(llama):
     np.testing.assert_allclose(scaled.advantages * spread, plain.advantages, atol=1e-4)
 
 
+@pytest.mark.ci
 def test_invalid_rewards_are_counted_before_groups_are_chosen(llama):
     """Of 8 groups the first 4 have a row that is invalid; the 4 that are kept have none."""
     settings = replace(GROUPED, oversample=2)
@@ -231,7 +232,9 @@ def test_what_int8_decoding_gives_to_the_step(llama):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"correction": "truncated", "off_policy_threshold": 0.1},
+        pytest.param(
+            {"correction": "truncated", "off_policy_threshold": 0.1}, marks=pytest.mark.ci
+        ),
         pytest.param(
             {"rejection": "row_mean_k1", "rejection_high": 1.001, "top_entropy": 0.5},
             marks=pytest.mark.ci,
@@ -268,6 +271,7 @@ def test_int8_decoding_is_for_transformers(llama):
         ppo.make_train_step(other, toys.parts(EIGHT), EIGHT)
 
 
+@pytest.mark.ci
 def test_the_scorers_old_log_probs(llama):
     """They are the ratio's denominator; a step of the same sampler is that without them."""
     settings = replace(EIGHT, decode_dtype="same")
@@ -315,6 +319,7 @@ def test_nlpo_samples_from_the_lagged_nucleus_only(llama):
     np.testing.assert_allclose(rolled.raw_logprobs, raw * rolled.mask, atol=1e-4)
 
 
+@pytest.mark.ci
 def test_the_lagged_policy_is_copied_every_so_many_steps(llama):
     step, state = toys.step(llama, NLPO), toys.state(llama, NLPO)
     copies = []

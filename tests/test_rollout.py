@@ -422,13 +422,13 @@ def lengths_of(done) -> list[int]:
     return [int(n) + (not ended) for n, ended in zip(done.mask.sum(1), done.finished, strict=True)]
 
 
-def test_a_response_ends_with_a_stop_text(family, stops):
+def test_a_response_ends_with_a_stop_text(llama, stops):
     """With the token that completes it, over several tokens and inside of one. Tokens until then
     are those of a response without it.
     """
     prompts = toys.prompts(rows=32)
-    whole = toys.roll(family, prompts, LONG)
-    done = roll_stopping(family, prompts, stops)
+    whole = toys.roll(llama, prompts, LONG)
+    done = roll_stopping(llama, prompts, stops)
     assert lengths_of(done) == [end_of(row) for row in whole.response.tolist()]
     on = done.mask > 0
     np.testing.assert_array_equal(done.response[on], whole.response[on])
@@ -449,11 +449,11 @@ def test_a_stop_text_in_the_prompt_is_no_end(llama, stops):
     np.testing.assert_array_equal(done.mask[:, 1] == 0, ended)
 
 
-def test_a_stop_text_is_an_end_from_min_tokens_on(family, stops):
+def test_a_stop_text_is_an_end_from_min_tokens_on(llama, stops):
     """Tokens 0 to 4 do not end a response."""
     settings = replace(STOPPING, min_tokens=5)
-    done = roll_stopping(family, toys.prompts(), stops, settings)
-    whole = toys.roll(family, toys.prompts(), replace(LONG, min_tokens=5))
+    done = roll_stopping(llama, toys.prompts(), stops, settings)
+    whole = toys.roll(llama, toys.prompts(), replace(LONG, min_tokens=5))
     assert lengths_of(done) == [end_of(row, 5) for row in whole.response.tolist()]
     text = lambda row: "".join(SPELLED[x] for x in row[:5])
     assert any("bc" in text(row) for row in done.response.tolist()), "choose another key"

@@ -89,7 +89,7 @@ def test_a_run_in_a_sweep_equals_the_run_alone(four, prompts):
     same_as_alone(CONFIG, four[1], prompts)
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_int8_decoding_in_a_sweep(prompts):
     config = replace(CONFIG, decode_dtype="int8", old_logprobs="scorer", correction="truncated")
     results = everything(config, RUNS[:2], prompts, devices=jax.devices()[:1])

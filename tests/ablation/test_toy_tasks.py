@@ -102,7 +102,7 @@ def reached(rewards) -> float:
 
 @pytest.mark.learning
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.ci) for seed in range(1, 5))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
 )
 @pytest.mark.parametrize("task", TASKS)
 def test_ppo_learns(train, task, seed):

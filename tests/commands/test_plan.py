@@ -300,7 +300,7 @@ def test_a_plan_for_a_tpu_slice(capfd, monkeypatch):
     assert shown.err == ""
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 @needs_compiler
 def test_a_plan_too_large_for_a_chip(capfd, monkeypatch):
     """4 M rows on one chip: the compiler gives up within seconds, the plan does not, and exits with

@@ -63,7 +63,7 @@ def test_a_teacher_has_its_own_weights():
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", ["self", "other"])
+@pytest.mark.parametrize("name", [pytest.param("self", marks=pytest.mark.slow), "other"])
 def test_a_plan_with_a_teacher(name):
     settings = dataclasses.replace(SETTINGS, mesh="data=8", teacher=name, distil="forward")
     shape = None if name == "self" else TINY

@@ -262,7 +262,10 @@ def two_steps(settings, **options):
 
 
 @pytest.mark.parametrize(
-    "name", [x if x == "turn_gae" else pytest.param(x, marks=pytest.mark.ci) for x in CASES]
+    "name",
+    ["turn_gae"]
+    + [pytest.param(x, marks=pytest.mark.ci) for x in ("grpo", "full KL")]
+    + [pytest.param(x, marks=pytest.mark.slow) for x in ("ppo", "dapo", "remax", "gspo")],
 )
 def test_packed_equals_dense(name):
     settings = presets.preset(replace(LONG, group_size=1), CASES[name].get("algorithm", "ppo"))

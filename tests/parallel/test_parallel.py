@@ -16,7 +16,13 @@ def trivial(state: TrainState, prompts):
     return state.replace(step=state.step + 1, params=params), {"used": used}
 
 
-@pytest.fixture(scope="module", params=["alone", "in groups", "in episodes"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "alone",
+        *(pytest.param(x, marks=pytest.mark.ci) for x in ("in groups", "in episodes")),
+    ],
+)
 def a_step(request, toy_step) -> toys.Step:
     """The step of rows alone; of groups whose packed rows are worked off in parts; of groups whose
     episodes have up to three turns. The number of parts or turns is known only when it runs.

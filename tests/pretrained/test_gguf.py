@@ -220,6 +220,7 @@ def smollm2():
         pytest.skip(str(error))
 
 
+@pytest.mark.ci
 def test_smollm2(smollm2):
     config, params, tokenizer = smollm2.config, smollm2.params, smollm2.tokenizer
     assert (
