@@ -18,8 +18,8 @@ from jaxppo.environments.play import Episode
 from jaxppo.environments.text import Game, Tables, TextEnvironment
 from jaxppo.errors import UserError
 from jaxppo.parallel import processes, sharding
+from jaxppo.rollout import sample_responses
 from jaxppo.run.load import Policy
-from jaxppo.run.sampler import sample_responses
 from jaxppo.types import Environment, Rollout, TrainState
 
 World = Environment | TextEnvironment | Game

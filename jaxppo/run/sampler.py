@@ -5,47 +5,13 @@ from typing import NamedTuple
 
 import jax
 
-from jaxppo import sampling
 from jaxppo.config import Config
 from jaxppo.data.prompts import PromptSet
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards.host import decode_responses
-from jaxppo.rollout import rollout
+from jaxppo.rollout import sample_responses
 from jaxppo.run.load import Policy
-from jaxppo.types import Environment, Model, Prompts, Rollout, TrainState
-
-
-def sample_responses(
-    config: Config,
-    model: Model,
-    params,
-    frozen,
-    prompts: Prompts,
-    key,
-    *,
-    greedy: bool = False,
-    group_size: int = 1,
-    environment: Environment | None = None,
-) -> Rollout:
-    """Roll out without values, with noise from `key` and the prompts' indices.
-    `group_size` adjacent rows have the same prompt.
-    """
-    return rollout(
-        model,
-        params,
-        frozen,
-        prompts,
-        sampling.row_uniforms(key, prompts.index, config.response_length),
-        length=config.response_length,
-        sample=config,
-        eos=config.eos,
-        pad=config.pad,
-        with_values=False,
-        greedy=greedy,
-        group_size=group_size,
-        environment=environment,
-        world_keys=sampling.world_keys(key, prompts.index),
-    )
+from jaxppo.types import Rollout, TrainState
 
 
 def decode_rollout(tokenizer, done: Rollout) -> tuple[list[str], list[str], list[list[int]]]:

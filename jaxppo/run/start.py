@@ -19,11 +19,11 @@ from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards import shaping
+from jaxppo.rollout import sample_responses
 from jaxppo.run import files, load, profiling, resume, trackers
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import Policy
 from jaxppo.run.log import FileLog, Log
-from jaxppo.run.sampler import sample_responses
 from jaxppo.run.samples import SampleLog
 from jaxppo.run.settings import to_dict
 from jaxppo.supervised import Objective
