@@ -31,7 +31,7 @@ from jaxppo.errors import UserError
 from jaxppo.models import copies
 from jaxppo.rollout import sample_responses
 from jaxppo.run import files
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.run.settings import to_dict
 from jaxppo.types import Parts
 

@@ -28,7 +28,7 @@ from jaxppo.errors import UserError
 from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, load, sampler
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.run.sampler import Sample
 from jaxppo.types import TrainState
 

@@ -19,7 +19,7 @@ from jaxppo.environments.text import Game, Tables, TextEnvironment
 from jaxppo.errors import UserError
 from jaxppo.parallel import processes, sharding
 from jaxppo.rollout import sample_responses
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.types import Environment, Rollout, TrainState
 
 World = Environment | TextEnvironment | Game

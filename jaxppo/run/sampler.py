@@ -10,7 +10,7 @@ from jaxppo.data.prompts import PromptSet
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards.host import decode_responses
 from jaxppo.rollout import sample_responses
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.types import Rollout, TrainState
 
 

@@ -13,8 +13,8 @@ from jaxppo.parallel import processes, sharding
 from jaxppo.rewards import at_k
 from jaxppo.rewards.shaping import row_scores, weight_columns
 from jaxppo.rollout import sample_responses
-from jaxppo.run.load import Policy
 from jaxppo.run.loop import Evaluate
+from jaxppo.run.policy import Policy
 from jaxppo.run.sampler import decode_rollout
 from jaxppo.supervised import Objective
 from jaxppo.types import Parts, TrainState

@@ -16,7 +16,7 @@ from jaxppo.rewards import metrics as token_metrics
 from jaxppo.rewards.host import on_host
 from jaxppo.rollout import reference_params
 from jaxppo.run import checkpoint, load
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.tasks import TaskConfig, get_task, metrics
 from jaxppo.types import RewardFn
 
