@@ -30,16 +30,6 @@ def reward(params, rollout):
     return score, score > -1
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load.load_policy(RUN)
-
-
-@pytest.fixture(scope="module")
-def prompts(loaded):
-    return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
-
-
 def fit(folder, prompts, config=RUN, evaluate=None):
     """A run from the start, or from its checkpoint, with parameters of its own: the step destroys
     what it is given.

@@ -15,11 +15,6 @@ from jaxppo.run import load
 from jaxppo.run.checkpoint import Checkpoints
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load.load_policy(RUN)
-
-
 def test_an_unknown_model():
     with pytest.raises(UserError) as caught:
         load.load_policy(replace(RUN, tiny=False, model="./no/such/folder"))

@@ -24,11 +24,6 @@ from jaxppo.run.policy import own_start
 from jaxppo.run.settings import read_config, to_dict
 
 
-@pytest.fixture(scope="module")
-def loaded():
-    return load.load_policy(RUN)
-
-
 def test_with_adapters_the_base_is_the_reference(loaded):
     config, policy = loaded
     assert (config.eos, config.pad) == (256, 256)
