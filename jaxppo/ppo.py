@@ -234,7 +234,7 @@ def reward_tokens(
         with jax.named_scope("teacher"):
             rolled, gains = distillation.ask(
                 parts.teacher,
-                distillation.teacher_params(state.params, frozen),
+                distillation.teacher_params(frozen),
                 rolled,
                 config=config,
                 with_states=for_loss,

@@ -17,7 +17,7 @@ from jaxppo.models.scan import unstack_layers
 from jaxppo.types import Environment, Model, Params, Parts, Prompts, Rollout
 
 
-def reference_params(params: Params, frozen: Params) -> Params:
+def reference_params(frozen: Params) -> Params:
     """The whole reference policy: its own copy, or the base below the adapters."""
     whole = frozen["base"] if frozen["reference"] is None else frozen["reference"]
     return {name: x for name, x in whole.items() if name not in ("critic", "lagged")}
@@ -114,7 +114,7 @@ def rollout(
     with jax.named_scope("reference"):
         reference = policy.rollout_logprobs(
             model,
-            reference_params(params, frozen),
+            reference_params(frozen),
             out,
             config=sample,
             group_size=group_size,
@@ -200,7 +200,7 @@ def reward_kl(
         return lambda logprobs, _: jnp.zeros_like(logprobs)
     if not parts.full_kl:
         return parts.kl
-    whole, reference = lora.merge(frozen["base"], params), reference_params(params, frozen)
+    whole, reference = lora.merge(frozen["base"], params), reference_params(frozen)
     total = packing.make_sum(
         model, config, rolled, rolled.mask, group_size=config.group_size, axes=axes
     )
