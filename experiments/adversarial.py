@@ -39,7 +39,7 @@ from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.rewards import in_program, text
 from jaxppo.run import files, load, resume, sampler, validation
 from jaxppo.run.checkpoint import Checkpoints
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.tasks import TaskConfig, stages
 
 

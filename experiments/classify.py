@@ -36,7 +36,7 @@ from jaxppo.parallel import processes
 from jaxppo.pretrained import vocabulary
 from jaxppo.rewards import classifier
 from jaxppo.run import checkpoint, files, load, resume, validation
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.run.start import check_run
 
 

@@ -29,6 +29,7 @@ from jaxppo.data import jsonl, rows, sentiment
 from jaxppo.data.examples import drop_duplicates
 from jaxppo.errors import UserError
 from jaxppo.run import files, load, resume, validation
+from jaxppo.run.policy import own_start
 from jaxppo.run.start import check_run
 
 
@@ -113,7 +114,7 @@ def pairs(options: RewardModel, policy) -> list:
         [prompt or " ".join((better, worse)) for prompt, better, worse in triples]
     )  # a prompt's pairs stay together
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    start = load.own_start(options, policy.tokenizer)
+    start = own_start(options, policy.tokenizer)
     return [
         rows.preferences([triples[i] for i in part], encode, options.length, eos=eos, start=start)
         for part in parts
@@ -140,7 +141,7 @@ def labelled(options: RewardModel, policy) -> list:
         reviews = sentiment.load_reviews()
         texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
-    start = load.own_start(options, policy.tokenizer)
+    start = own_start(options, policy.tokenizer)
     parts = split_in_three(texts)
     return [
         rows.labelled(

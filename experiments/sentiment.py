@@ -34,7 +34,7 @@ from jaxppo.parallel import processes
 from jaxppo.rewards import in_program, text
 from jaxppo.rewards.host import on_host
 from jaxppo.run import files, load, resume
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, rewards
 from jaxppo.tasks.judged import Judged

@@ -24,10 +24,10 @@ from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Rollout
 
 
-def teacher_params(params: Params, frozen: Params) -> Params:
+def teacher_params(frozen: Params) -> Params:
     """The teacher's parameters: its own, or those of the reference."""
     own = frozen.get("teacher")
-    return reference_params(params, frozen) if own is None else own
+    return reference_params(frozen) if own is None else own
 
 
 def hinted(rolled: Rollout) -> Rollout:

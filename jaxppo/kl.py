@@ -1,5 +1,5 @@
 """Per-token estimators of the KL divergence between the policy and a reference, and
-controllers of its coefficient (`ppo.control` applies them at the end of a step).
+controllers of its coefficient (`control.py` applies them at the end of a step).
 
 With x = log π(aₜ) − log π_ref(aₜ) and aₜ sampled from π, k1, k2 and k3 estimate
 KL(π‖π_ref) from one sample (http://joschu.net/blog/kl-approx.html).

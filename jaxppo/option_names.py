@@ -1,10 +1,15 @@
 """Names of settings in TRL, transformers, verl and OpenRLHF, and the settings here that
-do the same.
+do the same; settings as Python names them.
 """
 
+import contextlib
+import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+
+from jaxppo.config import RunConfig
+from jaxppo.errors import RunError
 
 # A name in each library, and the settings here; with `=` it is a certain value that
 # does the same (`name:VALUE` of `loss_settings`). Settings with the same name and
@@ -266,6 +271,20 @@ def as_keywords(text: str, switches: Collection[str], names: Collection[str]) ->
         return name + (f"={number}" if number else "")
 
     return re.sub(r"(?<![\w-])--([a-z][a-z0-9-]*)(?: (-?\d[\d.e-]*\b))?", keyword, text)
+
+
+@contextlib.contextmanager
+def in_python() -> Iterator[None]:
+    """Name settings in errors as keyword arguments, not as options: for functions that
+    are called from Python."""
+    try:
+        yield
+    except RunError as error:
+        fields = dataclasses.fields(RunConfig)
+        switches = [field.name for field in fields if isinstance(field.default, bool)]
+        names = [*(field.name for field in fields), "checkpoint"]
+        error.args = (as_keywords(str(error), switches, names),)
+        raise
 
 
 def _all_in(settings: list[str], names: Collection[str]) -> bool:

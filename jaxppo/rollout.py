@@ -2,19 +2,22 @@
 log-probs of them, all inside the program.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key
 
-from jaxppo import masked, packing, policy
+from jaxppo import masked, packing, policy, sampling
 from jaxppo.config import Config
 from jaxppo.decoding import loop, turns
 from jaxppo.models import int8, lora
 from jaxppo.models.scan import unstack_layers
-from jaxppo.types import Environment, Model, Params, Prompts, Rollout
+from jaxppo.types import Environment, Model, Params, Parts, Prompts, Rollout
 
 
-def reference_params(params: Params, frozen: Params) -> Params:
+def reference_params(frozen: Params) -> Params:
     """The whole reference policy: its own copy, or the base below the adapters."""
     whole = frozen["base"] if frozen["reference"] is None else frozen["reference"]
     return {name: x for name, x in whole.items() if name not in ("critic", "lagged")}
@@ -111,13 +114,41 @@ def rollout(
     with jax.named_scope("reference"):
         reference = policy.rollout_logprobs(
             model,
-            reference_params(params, frozen),
+            reference_params(frozen),
             out,
             config=sample,
             group_size=group_size,
             axes=(stop_axis,),
         )
     return out.replace(ref_logprobs=reference.raw_logprobs * out.mask)
+
+
+def sample_responses(
+    config: Config,
+    model: Model,
+    params: Params,
+    frozen: Params,
+    prompts: Prompts,
+    key: Key[Array, ""],
+    *,
+    with_values: bool = False,
+    **options: Any,
+) -> Rollout:
+    """`rollout` with the settings' length, and noise from `key` and the prompts'
+    indices, whatever the other options.
+    """
+    return rollout(
+        model,
+        params,
+        frozen,
+        prompts,
+        sampling.row_uniforms(key, prompts.index, config.response_length),
+        length=config.response_length,
+        sample=config,
+        with_values=with_values,
+        world_keys=sampling.world_keys(key, prompts.index),
+        **options,
+    )
 
 
 def rescore(
@@ -135,21 +166,50 @@ def rescore(
     scorer's, too, and `logprobs` alone stay the sampler's, for corrections.
     """
     other = config.decode_dtype != "same"
-    found = policy.rollout_logprobs(
-        model,
-        lora.merge(frozen["base"], params),
-        rolled,
-        config=config,
-        group_size=config.group_size,
-        axes=axes,
-        with_values=with_values and other,
-    )
-    found = jax.tree.map(lambda x: masked.keep(x, rolled.mask), found)
+    with jax.named_scope("rescore"):
+        found = policy.rollout_logprobs(
+            model,
+            lora.merge(frozen["base"], params),
+            rolled,
+            config=config,
+            group_size=config.group_size,
+            axes=axes,
+            with_values=with_values and other,
+        )
+        found = jax.tree.map(lambda x: masked.keep(x, rolled.mask), found)
     rolled = rolled.replace(old_logprobs=found.logprobs)
     if not other:
         return rolled
     entropy = None if rolled.entropy is None else found.entropy
     return rolled.replace(raw_logprobs=found.raw_logprobs, values=found.values, entropy=entropy)
+
+
+def reward_kl(
+    model: Model,
+    parts: Parts,
+    config: Config,
+    params: Params,
+    frozen: Params,
+    rolled: Rollout,
+    axes: tuple[str | None, ...],
+) -> Callable[[Array, Array], Array]:
+    """The function (logprobs, ref_logprobs) -> KL a token for the reward; zeros if the
+    KL is in the loss. A full KL is computed beforehand and ignores its arguments.
+    """
+    if config.kl_place != "reward":
+        return lambda logprobs, _: jnp.zeros_like(logprobs)
+    if not parts.full_kl:
+        return parts.kl
+    whole, reference = lora.merge(frozen["base"], params), reference_params(frozen)
+    total = packing.make_sum(
+        model, config, rolled, rolled.mask, group_size=config.group_size, axes=axes
+    )
+    exact = total(
+        lambda part: policy.full_kl(
+            model, whole, reference, rolled, config=config, divergence=parts.kl, part=part
+        )
+    )
+    return lambda *_: exact
 
 
 def replace_nonfinite(rolled: Rollout) -> tuple[Rollout, Bool[Array, "B"]]:

@@ -155,7 +155,7 @@ def _make_loss(objective: Objective) -> Callable:
         params: Params, frozen: Params, weights: Array, prompts: Prompts, key, **packed
     ) -> tuple[Array, dict]:
         whole = lora.merge(frozen["base"], params)
-        reference = reference_params(params, frozen)
+        reference = reference_params(frozen)
         costs, metrics = objective.costs(whole, reference, prompts, key, **packed)
         metrics = jax.lax.stop_gradient(metrics)
         return (weights * costs).sum(), {n: (weights * x).sum() for n, x in metrics.items()}

@@ -7,34 +7,31 @@ everything else.
 
 import contextlib
 import dataclasses
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import numpy as np
 
-from jaxppo import algorithms, parallel, ppo
+from jaxppo import algorithms
 from jaxppo.config import RunConfig
-from jaxppo.costs import memory
 from jaxppo.data import prompts as encoding
 from jaxppo.data import table
-from jaxppo.data.prompts import BatchSource, PromptSet
+from jaxppo.data.prompts import BatchSource
 from jaxppo.decoding.turns import check_environment
-from jaxppo.environments.play import Episode
 from jaxppo.environments.text import Game
-from jaxppo.errors import Diverged, RunError, UserError
-from jaxppo.option_names import as_keywords, suggest
+from jaxppo.errors import Diverged, UserError
+from jaxppo.option_names import in_python, suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
 from jaxppo.run import episodes, files, load, loop, profiling, replay, resume, start
 from jaxppo.run.episodes import World
-from jaxppo.run.load import Policy
 from jaxppo.run.lock import RunLock
 from jaxppo.run.log import Log, plot_curves
-from jaxppo.run.sampler import Sampler
-from jaxppo.run.settings import checked_settings, read_config, to_dict
+from jaxppo.run.opened import Run
+from jaxppo.run.policy import Policy, check_fits
+from jaxppo.run.settings import checked_settings, to_dict
+from jaxppo.run.teacher import with_teacher
 from jaxppo.run.validation import make_reward_validation
 from jaxppo.supervised import Objective
 from jaxppo.types import Environment, Parts, TrainState
@@ -67,18 +64,9 @@ def fit(
         `loop.run`.
     """
     if config.teacher and isinstance(parts, Parts):
-        policy, parts = load.with_teacher(config, policy, parts, prompts)
+        policy, parts = with_teacher(config, policy, parts, prompts)
     step = start.build_step(config, policy, parts)
-    params = policy.initial_params()
-    state = ppo.init_state(config, params, policy.frozen, jax.random.key(config.seed))
-    del params  # frees them, if they were loaded again
-    memory.check_fits(
-        config,
-        policy.model,
-        state,
-        shares=parallel.row_shards(config.parallel, config.mesh),
-        replicated=isinstance(step, parallel.PmapStep),
-    )
+    state = start.untrained_state(config, policy, step)
     # The first step deletes the state, and a replay needs its shapes.
     like = jax.eval_shape(lambda: state.replace(frozen=None, key=None))
     like = like.replace(frozen=state.frozen, key=jax.random.key(config.seed))
@@ -95,8 +83,7 @@ def fit(
             state = resume.restore_newest(config, checkpoints, state, folder, data=data)
             if evaluate is not None:
                 resume.finish_evaluation(config, checkpoints, state, folder, evaluate)
-            rows = files.read_metrics(folder)
-            past = [row for row in rows if row["step"] <= int(state.step)]
+            past = [row for row in files.read_metrics(folder) if row["step"] <= int(state.step)]
         else:
             state = start.initial_state(config, policy, parts, prompts, state)
         if writer:
@@ -126,13 +113,7 @@ def fit(
             )
         except loop.NonFiniteUpdate as error:
             (number,) = error.args
-            if isinstance(parts, Objective):
-                text = f"the update of step {number} is not finite; lower --lr"
-            else:
-                assert isinstance(prompts, PromptSet)
-                text = replay.diagnose(
-                    config, policy, parts, prompts, checkpoints, like, step=number
-                )
+            text = replay.diagnose(config, policy, parts, prompts, checkpoints, like, step=number)
             raise Diverged(text) from None
         except (OSError, MemoryError, jax.errors.JaxRuntimeError) as error:
             raise start.explain(error, config, checkpoints) from error
@@ -143,111 +124,7 @@ def fit(
                     plot_curves(folder)
 
 
-@contextlib.contextmanager
-def _python_names() -> Iterator[None]:
-    """Name settings in errors as keyword arguments, not as options."""
-    try:
-        yield
-    except RunError as error:
-        fields = dataclasses.fields(RunConfig)
-        switches = [field.name for field in fields if isinstance(field.default, bool)]
-        names = [*(field.name for field in fields), "checkpoint"]
-        error.args = (as_keywords(str(error), switches, names),)
-        raise
-
-
-class Run:
-    """A run on disk: its metrics, and its policy at any checkpoint that was kept."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self._loaded: dict[Any, tuple] = {}
-
-    def __repr__(self) -> str:
-        return f"Run({str(self.folder)!r})"
-
-    @property
-    def config(self) -> RunConfig:
-        """The settings."""
-        return read_config(RunConfig, self.folder / "config.json")
-
-    @property
-    def metrics(self) -> dict[str, np.ndarray]:
-        """Every metric by name, one value a step; NaN at steps that have none."""
-        rows = files.read_metrics(self.folder)
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: np.array([row.get(name, np.nan) for row in rows]) for name in names}
-
-    @_python_names()
-    def sample(
-        self,
-        prompts: Any,
-        *,
-        checkpoint: str | int = "best",
-        raw: bool = False,
-        samples: int = 1,
-        seed: int = 0,
-        greedy: bool = False,
-    ) -> list[str]:
-        """Sample responses to prompts of any form that `policy` takes, or to one text:
-        `samples` to each, one after another. A prompt that is too long loses its
-        beginning.
-
-        Args:
-          checkpoint: "best" by validation or training reward, "newest", or a step.
-          raw: the weights of that step, not their average (`ema_decay`).
-        """
-        config, policy, state = self._load(checkpoint=checkpoint, raw=raw)
-        columns = table.read_columns([prompts] if isinstance(prompts, str) else prompts)
-        columns = {"prompt": [x for x in columns["prompt"] for _ in range(samples)]}
-        encoded = table.encode_columns(
-            columns,
-            policy.tokenizer,
-            config.prompt_length,
-            too_long="last",
-            start=encoding.start_token(config, policy.tokenizer),
-        )
-        sampler = Sampler(config, policy, rows=min(64, len(encoded.tokens)), greedy=greedy)
-        return [found.response for found in sampler(state, encoded, seed=seed)]
-
-    @_python_names()
-    def play(
-        self,
-        environment: World,
-        prompts: Any,
-        *,
-        checkpoint: str | int = "best",
-        raw: bool = False,
-        seed: int = 0,
-        greedy: bool = False,
-    ) -> list[Episode]:
-        """Play an episode on each prompt. The environment and the columns of the
-        prompts are as in training, the other arguments those of `sample`.
-        """
-        config, policy, state = self._load(checkpoint=checkpoint, raw=raw)
-        encoded = episodes.encode(config, policy, table.read_columns(prompts), environment)
-        world = episodes.on_tokens(environment, policy)
-        return episodes.play(config, policy, world, state, encoded, seed=seed, greedy=greedy)
-
-    def _load(self, **which: Any) -> tuple[RunConfig, Policy, TrainState]:
-        """The run at a checkpoint; the last one is kept."""
-        key = tuple(which.values())
-        if key not in self._loaded:
-            self._loaded = {key: load.restore(self.folder, **which)}
-        return self._loaded[key]
-
-    @_python_names()
-    def export(self, folder: str | Path, **options: Any) -> Path:
-        """Write the model as `jaxppo export` does, and return the folder. `options`:
-        checkpoint, raw, dtype, adapter.
-        """
-        # commands stand above this module in the order of imports
-        export = importlib.import_module("jaxppo.commands.export")
-        export.export(export.ExportOptions(self.folder, Path(folder), **options))
-        return Path(folder)
-
-
-@_python_names()
+@in_python()
 def policy(
     prompts: Any = None,
     reward: Callable | Mapping[str, Callable] | None = None,
@@ -348,7 +225,7 @@ def train_on(
         encoded = table.with_hints(encoded, columns, loaded.tokenizer, start=start_id)
     chats = not all(isinstance(prompt, str) for prompt in columns["prompt"])
     config = dataclasses.replace(config, prompt_length=encoded.tokens.shape[1], chats=chats)
-    load.check_fits(config, loaded.shape, loaded.tokenizer)
+    check_fits(config, loaded.shape, loaded.tokenizer)
     world = None if environment is None else episodes.on_tokens(environment, loaded)
     make = lambda columns: _named_reward(config, loaded, reward, columns, weights, world)
     named = make(columns)

@@ -36,10 +36,10 @@ class LossConstants(NamedTuple):
 def loss_constants(state: TrainState, parts: Parts, config: Config) -> LossConstants:
     """The constants of a state's loss."""
     full = config.kl_place == "loss" and parts.full_kl
-    reference = reference_params(state.params, state.frozen) if full else None
+    reference = reference_params(state.frozen) if full else None
     teacher = None
     if parts.teacher is not None and parts.divergence is not None:
-        teacher = distillation.teacher_params(state.params, state.frozen)
+        teacher = distillation.teacher_params(state.frozen)
     base, controller = state.frozen["base"], state.controller
     return LossConstants(base, reference, controller["kl_coef"], controller["beta"], teacher)
 

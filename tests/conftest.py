@@ -36,6 +36,11 @@ import hypothesis
 import jax
 import pytest
 import toys
+from runs import RUN, TEXTS
+
+from jaxppo import ppo
+from jaxppo.data.prompts import encode
+from jaxppo.run import load, sampler
 
 # The first example compiles; and what the suite says today it says tomorrow.
 hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, max_examples=50)
@@ -104,3 +109,30 @@ def toy_step() -> toys.Step:
     return toys.Step(
         kl_adaptive=True, kl_target=1.0, kl_horizon=100.0, kl_coef_min=0.05, missing_eos_penalty=0.5
     )
+
+
+# A policy small enough for every test, its prompts, and a program that samples
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load.load_policy(RUN)
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded):
+    return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
+
+
+@pytest.fixture(scope="module")
+def read(loaded):
+    config, policy = loaded
+    return sampler.Sampler(config, policy, rows=4)
+
+
+@pytest.fixture(scope="module")
+def moved(loaded):
+    """A state whose adapters are no longer zero."""
+    config, policy = loaded
+    params = jax.tree.map(lambda x: x + 0.1, policy.params)
+    return ppo.init_state(config, params, policy.frozen, jax.random.key(0))

@@ -9,6 +9,8 @@ from pathlib import Path
 from jaxppo import cli
 from jaxppo.commands.train import TrainOptions, train
 from jaxppo.config import RunConfig
+from jaxppo.run import files
+from jaxppo.run.profiling import TIMING_KEYS
 from jaxppo.run.settings import to_dict
 
 REPOSITORY = Path(__file__).parents[1]
@@ -27,6 +29,17 @@ RUN = RunConfig(
     parallel="jit",
 )
 TEXTS = ["one", "two", "four", "x", "seven", "it", "ab"]
+# settings of `train.policy` for as small a run
+SMALL = {
+    "tiny": True,
+    "steps": 2,
+    "batch_size": 8,
+    "response_length": 3,
+    "parallel": "jit",
+    "algorithm": "grpo",
+    "group_size": 4,
+    "minibatches": 2,
+}
 
 
 def environment(**own: str) -> dict[str, str]:
@@ -77,6 +90,12 @@ def two_prompts(folder: Path) -> Path:
     path = folder / "prompts.jsonl"
     path.write_text('{"prompt": "The film"}\n{"prompt": "I went"}\n')
     return path
+
+
+def rows_without_times(folder: Path) -> list[dict]:
+    """The metrics of a run that are those of any run with its settings."""
+    rows = files.read_jsonl(folder / "metrics.jsonl")
+    return [{k: x for k, x in row.items() if k not in TIMING_KEYS} for row in rows]
 
 
 ROW = {"reward": 0.5, "skipped": 0.0, "barren_steps": 0.0}

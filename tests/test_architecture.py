@@ -20,7 +20,7 @@ ORDER = [
     "sampling", "models", "packing", "policy",
     "decoding", "rollout", "distillation", "rewards", "estimators", "optimizers", "update",
     "second_order",
-    "parallel", "ppo", "supervised", "algorithms",
+    "parallel", "step_metrics", "control", "ppo", "supervised", "algorithms",
     "data", "pretrained", "environments", "costs", "run", "train",
     "ablation", "tasks",
     "option_help", "cli", "commands", "__main__", "launch",

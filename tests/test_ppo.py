@@ -1,5 +1,4 @@
 from dataclasses import replace
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -357,20 +356,6 @@ def test_metrics_of_scores_are_of_all_devices(llama):
 # KL control: target 1 nat, horizon 100, floor .05
 
 
-def test_invalid_rows_are_not_in_the_measured_kl(llama):
-    """Row n has n nats; row 7 is not valid, row 6 has no tokens: (0 + ... + 5) / 6 = 2.5."""
-    rolled = toys.roll(llama, PROMPTS)
-    mask = jnp.zeros((8, 5)).at[:, 0].set(1.0).at[6].set(0.0)
-    nats = jnp.broadcast_to(jnp.arange(8.0)[:, None], (8, 5))
-    rolled = rolled.replace(raw_logprobs=rolled.ref_logprobs + nats, mask=mask)
-    config, metrics = replace(SETTINGS, kl_adaptive=True), {"last_approx_kl": jnp.float32(0)}
-    state = toys.state(llama, config)
-    kl, rows, _ = ppo.control(
-        state, rolled, jnp.arange(8) < 7, metrics, toys.parts(config), config, None
-    )
-    assert (float(kl), float(rows)) == (pytest.approx(2.5), 8)
-
-
 def controlled(toy_step, coef, frozen=None):
     state = toy_step.state()
     state = state.replace(
@@ -395,14 +380,6 @@ def test_the_coefficient_falls_below_the_target(toy_step):
 
 def test_the_coefficient_has_a_floor(toy_step):
     assert controlled(toy_step, 0.0501)[0] == pytest.approx(0.05)
-
-
-def test_the_coefficient_stays_when_it_is_not_adaptive():
-    assert float(
-        ppo._adapt_kl_coef(
-            jnp.float32(0.3), jnp.float32(9), 8, replace(SETTINGS, kl_adaptive=False)
-        )
-    ) == pytest.approx(0.3)
 
 
 # The state, and several steps at once
@@ -471,28 +448,3 @@ def test_prompts_of_another_length_are_refused(toy_step, llama):
     step = ppo.make_train_step(llama.model, toys.parts(), SETTINGS)
     with pytest.raises(ValueError, match=r"prompts.tokens must be i\[8, 4\]"):
         jax.eval_shape(step, toy_step.state(), toys.ragged([3] * 8, 6))
-
-
-def test_explained_variance_by_hand():
-    mask = jnp.array([[1.0, 1.0, 1.0, 0.0]])
-    returns, values = jnp.array([[1.0, 2.0, 3.0, 99.0]]), jnp.array([[1.5, 2.0, 2.5, -99.0]])
-    # Var(returns) = 2/3; returns − values = −.5, 0, .5 with variance 1/6: 1 − 1/4
-    assert float(ppo.explained_variance(returns, values, mask)) == pytest.approx(0.75)
-    assert float(ppo.explained_variance(returns, returns, mask)) == 1
-    assert float(ppo.explained_variance(jnp.ones((1, 4)), values, mask)) == 0  # nothing to explain
-
-
-def test_first_samples_are_responses_to_different_prompts():
-    """Groups of two; a row is tokens, -1 where nothing is attended to, and the raw scores. The 7 is
-    an environment's answer: -9.
-    """
-    config = replace(toys.SETTINGS, group_size=2, log_samples=2)
-    rolled = SimpleNamespace(
-        tokens=jnp.arange(12).reshape(4, 3),
-        attend=jnp.array([[0, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 1]], bool),
-        mask=jnp.array([[1, 1], [1, 1], [0, 0], [1, 1]]),
-    )
-    found = ppo.first_samples(jnp.array([0.5, 1.5, 2.5, 3.5]), rolled, config)
-    assert found.tolist() == [[-1, 1, 2, 0.5], [6, -9, -1, 2.5]]
-    few = ppo.first_samples(jnp.zeros((4, 2)), rolled, replace(config, log_samples=9))
-    assert few.shape == (2, 3 + 2)  # there are two prompts

@@ -2,7 +2,6 @@ import gc
 import json
 import math
 import re
-import shutil
 import sys
 from dataclasses import replace
 
@@ -10,17 +9,15 @@ import jax
 import numpy as np
 import pytest
 import toys
-from runs import RUN, TEXTS
-from tokenizers import Tokenizer as Backend
+from runs import RUN, SMALL, TEXTS, rows_without_times
 
-from jaxppo import algorithms, models, ppo, pretrained, supervised, train
+from jaxppo import algorithms, ppo, supervised, train
 from jaxppo.costs import memory
 from jaxppo.data import rows
 from jaxppo.data.prompts import encode
 from jaxppo.environments import guess
 from jaxppo.errors import RunError, UserError
-from jaxppo.pretrained.tiny import tiny_model
-from jaxppo.pretrained.tokenizer import END, Tokenizer
+from jaxppo.pretrained.tokenizer import END
 from jaxppo.run import files, load, manifest, sampler, start
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.lock import RunLock
@@ -31,16 +28,6 @@ def reward(params, rollout):
     """The share of ids above 128."""
     score = ((rollout.response > 128) * rollout.mask).sum(1) / rollout.mask.sum(1)
     return score, score > -1
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load.load_policy(RUN)
-
-
-@pytest.fixture(scope="module")
-def prompts(loaded):
-    return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
 
 
 def fit(folder, prompts, config=RUN, evaluate=None):
@@ -66,13 +53,6 @@ def straight(tmp_path_factory, prompts):
     return fit(
         folder, prompts, evaluate=lambda state: {"score": 1.0 / int(state.step), "x": 5.0}
     ), folder
-
-
-def lines(folder):
-    return [
-        {k: x for k, x in row.items() if k not in TIMING_KEYS}
-        for row in files.read_jsonl(folder / "metrics.jsonl")
-    ]
 
 
 # A run
@@ -117,7 +97,7 @@ def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "broken", prompts, evaluate=stop)
-    assert [row["step"] for row in lines(tmp_path / "broken")][:2] == [1, 2]
+    assert [row["step"] for row in rows_without_times(tmp_path / "broken")][:2] == [1, 2]
     state = fit(
         tmp_path / "broken",
         prompts,
@@ -125,7 +105,7 @@ def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
         lambda state: {"score": 1.0 / int(state.step), "x": 5.0},
     )
     toys.assert_same(state, straight[0])
-    assert lines(tmp_path / "broken") == lines(straight[1])
+    assert rows_without_times(tmp_path / "broken") == rows_without_times(straight[1])
 
 
 @pytest.mark.ci
@@ -133,9 +113,9 @@ def test_several_steps_in_a_dispatch_are_the_same_run(straight, tmp_path, prompt
     config = replace(RUN, steps_per_call=2, eval_every=0)
     state = fit(tmp_path / "pairs", prompts, config)
     toys.assert_close(state, straight[0], atol=1e-5)
-    rows = lines(tmp_path / "pairs")
+    rows = rows_without_times(tmp_path / "pairs")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    for row, want in zip(rows, lines(straight[1]), strict=True):
+    for row, want in zip(rows, rows_without_times(straight[1]), strict=True):
         assert (
             row["reward"] == want["reward"] and row["length"] == want["length"]
         )  # the same samples
@@ -167,7 +147,7 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
         )
 
     straight = go("straight")
-    found = lines(tmp_path / "straight")
+    found = rows_without_times(tmp_path / "straight")
     assert [row["step"] for row in found] == [1, 2, 3, 4] and found[-1]["validation_score"] == 0.25
     assert found[-1]["loss"] < found[0]["loss"] and found[0]["length"] == 7
     go("broken", steps=2, eval_every=0)
@@ -222,7 +202,7 @@ def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, k
     first = "resuming" if killed == "before a save" else "new run:"
     assert said.startswith(f"{first} {tmp_path / 'early'}\n")
     assert (again in said) == (killed == "before a save")
-    assert lines(tmp_path / "early") == lines(straight[1])
+    assert rows_without_times(tmp_path / "early") == rows_without_times(straight[1])
     assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
 
 
@@ -273,7 +253,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, pro
     rows[-1] = {name: x for name, x in rows[-1].items() if not name.startswith("validation_")}
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     fit(folder, prompts, replace(RUN, resume=True), evaluate)
-    assert lines(folder) == lines(straight[1])
+    assert rows_without_times(folder) == rows_without_times(straight[1])
     scores = lambda folder: Checkpoints(folder / "checkpoints", write=False).scores
     assert scores(folder) == scores(straight[1]) and scores(folder)[4] == 0.25
     assert (
@@ -282,9 +262,9 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, pro
 
 
 def test_resume_at_the_last_step_does_nothing(straight, prompts):
-    before = lines(straight[1])
+    before = rows_without_times(straight[1])
     state = fit(straight[1], prompts, replace(RUN, resume=True), lambda state: 1 / 0)
-    assert int(state.step) == 4 and lines(straight[1]) == before
+    assert int(state.step) == 4 and rows_without_times(straight[1]) == before
 
 
 def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
@@ -477,16 +457,6 @@ def right(prompt, response, answer):
     return {"right": float(str(answer) in response), "short": -len(response)}
 
 
-SMALL = {
-    "tiny": True,
-    "steps": 2,
-    "batch_size": 8,
-    "response_length": 3,
-    "parallel": "jit",
-    "algorithm": "grpo",
-    "group_size": 4,
-    "minibatches": 2,
-}
 SUMS = [{"prompt": f"{i} + {i} =", "answer": 2 * i} for i in range(8, 12)]
 
 
@@ -516,16 +486,6 @@ def test_a_run_from_python(door):
     assert {row["prompt"] for row in found} <= {row["prompt"] for row in SUMS}
     for row in found:
         assert row["reward"] == pytest.approx(row["right"] + 0.1 * row["short"])
-
-
-def test_samples_of_a_run(door):
-    run, _ = door
-    texts = run.sample(["1 + 1 =", "2 + 2 ="], samples=2)
-    assert len(texts) == 4 and texts[0] != texts[1]
-    assert run.sample("1 + 1 =", greedy=True) == run.sample("1 + 1 =", greedy=True, seed=5)
-    assert train.open_run(run.folder).sample(["1 + 1 =", "2 + 2 ="], samples=2) == texts
-    with pytest.raises(UserError, match="^checkpoint=9: there is no such step"):
-        run.sample("1 + 1 =", checkpoint=9)
 
 
 def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
@@ -576,79 +536,8 @@ def test_samples_of_chats_show_their_format(tmp_path):
     assert found["text"] == (False, {"a"})
 
 
-HINTED = [{"prompt": f"{i} + {i} =", "hint": f"It is {2 * i}. "} for i in range(8, 12)]
-TAUGHT = {**SMALL, "algorithm": "distil", "group_size": 1, "minibatches": 1, "dtype": "float32"}
-TAUGHT |= {"lr_schedule": "constant", "save_every": 1}
-
-
-@pytest.fixture(scope="module")
-def taught(tmp_path_factory):
-    """A run that teaches itself, without a reward."""
-    return train.policy(HINTED, teacher="self", runs=str(tmp_path_factory.mktemp("t")), **TAUGHT)
-
-
-def test_a_run_that_teaches_itself(taught, capsys):
-    """Stopped after step 1 and resumed, it is the same."""
-    metrics = taught.metrics
-    assert (np.abs(metrics["teacher_kl"]) > 1e-4).all() and (metrics["reward"] == 0).all()
-    found = []
-    for changes in ({"steps": 1}, {"resume": True}):
-        settings = {**TAUGHT, "name": "two", "runs": str(taught.folder.parent), **changes}
-        found.append(train.policy(HINTED, teacher="self", **settings))
-    assert lines(found[1].folder) == lines(taught.folder)
-    said = capsys.readouterr().out
-    assert "no reward: the policy learns from --teacher self alone" in said
-    assert "there is nothing to learn from" not in said
-    with pytest.raises(UserError, match="^resume=True with other settings .* teacher self -> "):
-        train.policy(HINTED, right, **{**settings, "resume": True, "algorithm": "ppo"})
-
-
-def long_answers(prompt, response):
-    return len(response)
-
-
-def test_a_run_is_a_teacher(taught, tmp_path):
-    """Beside a reward, of a policy that starts where it did: two steps away. Once it has trained
-    further, a run that it teaches cannot go on.
-    """
-    teacher = tmp_path / "teacher"
-    shutil.copytree(taught.folder, teacher)
-    settings = {**TAUGHT, "distil": "reverse", "teacher": str(teacher), "runs": str(tmp_path)}
-    unhinted = [{**row, "hint": None} for row in HINTED]
-    run = train.policy(unhinted, long_answers, **settings)
-    assert (run.metrics["reward"] > 0).all() and run.metrics["teacher_loss"][0] > 1e-5
-    shutil.rmtree(teacher / "checkpoints" / "2")
-    settings |= {"resume": True, "steps": 3}
-    with pytest.raises(UserError, match="teacher .* holds other weights than when this run began"):
-        train.policy(unhinted, long_answers, **settings)
-
-
-def test_teachers_that_cannot_teach(tmp_path, taught):
-    shape, weights, tokenizer = tiny_model(0)
-    backend = Backend.from_str(tokenizer._backend.to_str())
-    backend.add_special_tokens(["<more>"])
-    larger = replace(shape, vocab_size=shape.vocab_size + 1)
-    params = jax.device_get(jax.jit(models.make(larger).init)(jax.random.key(0)))
-    params.pop("value")
-    pretrained.save(tmp_path / "other", larger, params, Tokenizer(backend, eos_id=tokenizer.eos_id))
-    settings = {**TAUGHT, "runs": str(tmp_path / "runs")}
-    long = [{**row, "hint": "x" * shape.max_length} for row in HINTED]
-    for hinted, teacher, words in (
-        (HINTED, tmp_path / "other", "has another tokenizer than the policy"),
-        (HINTED, tmp_path / "none", "there is no folder"),
-        (long, "self", f"self.* takes {shape.max_length} tokens, but prompts with hints"),
-    ):
-        with pytest.raises(UserError, match=words):
-            train.policy(hinted, teacher=str(teacher), **settings)
-
-
 def zero_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
     return 0.0 * logprobs, {}
-
-
-def test_an_export_of_a_run(door, tmp_path):
-    place = door[0].export(tmp_path / "exported", checkpoint="newest")
-    assert (place / "model.safetensors").exists() and (place / "README.md").exists()
 
 
 @pytest.mark.parametrize(

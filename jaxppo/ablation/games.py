@@ -25,7 +25,7 @@ from jaxppo.environments.text import Game
 from jaxppo.models import missing
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.pretrained.tokenizer import Tokenizer
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.types import Environment, Parts, RewardFn
 
 TURN = 2  # tokens

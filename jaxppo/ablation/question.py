@@ -12,7 +12,7 @@ from jaxppo.config import RunConfig
 from jaxppo.data.prompts import BatchSource
 from jaxppo.errors import UserError
 from jaxppo.presets import preset
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.types import Model, Parts, RewardFn, Rollout
 
 # Metrics that every run has (`training.summarise`).

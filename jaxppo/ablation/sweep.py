@@ -25,7 +25,7 @@ from jaxppo import ppo
 from jaxppo.config import Config, RunConfig, validate_run
 from jaxppo.data.prompts import BatchSource
 from jaxppo.errors import UserError
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.types import Model, Parts, Prompts, TrainState
 
 AXIS = "seeds"

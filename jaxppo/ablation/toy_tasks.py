@@ -28,7 +28,7 @@ from jaxppo.config import Config, RunConfig
 from jaxppo.data.prompts import numpy_prompts, stack_batches
 from jaxppo.models.shapes import network
 from jaxppo.pretrained.tokenizer import Tokenizer
-from jaxppo.run.load import Policy, make_policy
+from jaxppo.run.policy import Policy, make_policy
 from jaxppo.types import Prompts, Rollout
 
 SYMBOLS = 7  # ids 1 to 7; 0 ends a response

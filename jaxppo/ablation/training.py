@@ -29,9 +29,9 @@ from jaxppo.ablation.record import make_record, print_record
 from jaxppo.config import FREE
 from jaxppo.errors import UserError
 from jaxppo.models import copies
+from jaxppo.rollout import sample_responses
 from jaxppo.run import files
-from jaxppo.run.load import Policy
-from jaxppo.run.sampler import sample_responses
+from jaxppo.run.policy import Policy
 from jaxppo.run.settings import to_dict
 from jaxppo.types import Parts
 

@@ -2,35 +2,24 @@
 of an environment.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import tyro
 
-from jaxppo import policy as policies
-from jaxppo import sampling
-from jaxppo.commands import episodes
+from jaxppo.commands import chat, episodes
 from jaxppo.config import RunConfig
 from jaxppo.data import table, textfile
 from jaxppo.data.prompts import as_ids, encode, format_prompt, start_token, truncation_note
 from jaxppo.data.table import Messages
 from jaxppo.errors import UserError
-from jaxppo.models import lora
-from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, load, sampler
-from jaxppo.run.load import Policy
 from jaxppo.run.sampler import Sample
-from jaxppo.types import TrainState
 
 
 @dataclass(frozen=True)
@@ -112,21 +101,20 @@ def sample(options: SampleOptions) -> None:
     greedy = options.temperature == 0
     if talking:
         print("each line is a prompt; Ctrl-D ends the session", file=sys.stderr)
-        stream = Stream(config, policy, state, greedy=greedy)
-        run_chat(
-            stream, typed_lines(), show, seed=options.seed, chat=options.chat, system=options.system
-        )
+        stream = chat.Stream(config, policy, state, greedy=greedy)
+        own = {"seed": options.seed, "chat": options.chat, "system": options.system}
+        chat.run_chat(stream, chat.typed_lines(), chat.show, **own)
         return
     started = [not options.chat and isinstance(x["prompt"], str) for x in texts]
     chats = not all(started)
     start = start_token(config, policy.tokenizer) if any(started) else None
     if options.chat:
-        check_chat(policy.tokenizer, config.prompt_length, system=options.system)
+        chat.check_chat(policy.tokenizer, config.prompt_length, system=options.system)
 
     def ask(row: dict[str, Any]) -> str:
         if not isinstance(row["prompt"], str):
             return policy.tokenizer.apply_chat(row["prompt"])
-        turn = [*first_messages(options.system), {"role": "user", "content": row["prompt"]}]
+        turn = [*chat.first_messages(options.system), {"role": "user", "content": row["prompt"]}]
         return policy.tokenizer.apply_chat(turn) if options.chat else format_prompt(config, row)
 
     asked = [ask(row) for row in texts]
@@ -161,7 +149,7 @@ def play_episodes(options: SampleOptions, run: Path | None) -> bool:
         raise UserError(f"an environment has its own prompts and turns; leave out {given[0]}")
     if run is None:
         print("each line is a turn; Ctrl-D ends the session", file=sys.stderr)
-        for played in episodes.play_person(game, typed_lines(), print, seed=options.seed):
+        for played in episodes.play_person(game, chat.typed_lines(), print, seed=options.seed):
             print(episodes.as_json(played) if options.json else episodes.score(played, game))
         return True
     load.use_compilation_cache()
@@ -230,161 +218,3 @@ def with_limits(
         temperature=temperature or config.temperature,
         response_length=most if max_tokens is None else max_tokens,
     )
-
-
-class Stream:
-    """Samples a response token by token, with two programs: one reads a prompt, one
-    chooses a token and reads it. For the same seed and prompt index the response is
-    that of `Sampler`.
-    """
-
-    def __init__(
-        self, config: RunConfig, policy: Policy, state: TrainState, *, greedy: bool = False
-    ):
-        self.config, self.tokenizer, model = config, policy.tokenizer, policy.model
-        self.params = policies.cast(lora.merge(state.frozen["base"], state.params), model.dtype)
-        self.stops = state.frozen["stop"] if config.stop else None
-
-        def read(params, tokens, mask):
-            hidden, cache = model.apply(
-                params, tokens, mask, cache=model.init_cache(1, config.length, model.dtype)
-            )
-            return cache, hidden[:, -1]
-
-        def choose(params, stops, cache, hidden, uniform, t, stop_state):
-            logits = sampling.temper(model.logits(params, hidden), temperature=config.temperature)
-            kept = sampling.process(logits, sample=config, t=t)
-            token = sampling.draw(kept, uniform, greedy=greedy)
-            ended, stop_state = sampling.end_of_response(
-                token, t, eos=config.eos, sample=config, stops=stops, state=stop_state
-            )
-            after, cache = model.apply(params, token[:, None], jnp.ones((1, 1), bool), cache=cache)
-            return cache, after[:, -1], stop_state, token, ended
-
-        self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(2, 3))
-
-    def __call__(
-        self, text: str, *, seed: int, index: int = 0, start: int | Sequence[int] | None = None
-    ) -> Iterator[int]:
-        """Yield the ids of a response to the `index`-th prompt, including the one that
-        ends it. A prompt that is too long loses its beginning.
-        """
-        prompt = encode(
-            [text], self.tokenizer, self.config.prompt_length, too_long="last", start=start
-        )
-        number = jnp.asarray([index], jnp.int32)
-        noise = np.asarray(
-            sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length)
-        )
-        cache, hidden = self.read(self.params, prompt.tokens, prompt.mask)
-        stop_state = None if self.stops is None else jnp.zeros((1,), jnp.int32)
-        for t in range(self.config.response_length):
-            cache, hidden, stop_state, token, ended = self.choose(
-                self.params, self.stops, cache, hidden, noise[:, t], np.int32(t), stop_state
-            )
-            yield int(token[0])
-            if ended[0]:
-                return
-
-
-def check_chat(tokenizer: Tokenizer, room: int, *, system: str = "") -> None:
-    """Raise UserError if a chat turn of one word has more than `room` tokens, and
-    PretrainedError without a chat template.
-    """
-    turn = [*first_messages(system), {"role": "user", "content": "?"}]
-    least = len(tokenizer.encode(tokenizer.apply_chat(turn)))
-    if least > room:
-        raise UserError(
-            f"--chat: a turn of one word has {least} tokens, but the run was trained on prompts "
-            f"of at most {room}; give a shorter --system, or train with a larger --prompt-length"
-        )
-
-
-def decode_stream(
-    tokenizer: Tokenizer, ids: Iterable[int], prompt: Sequence[int] = ()
-) -> Iterator[str]:
-    """Yield the text of tokens as they arrive behind those of a prompt. Text that may
-    still change, such as the first bytes of a character, is held back.
-    """
-    known = list(prompt)
-    sent = tokenizer.decode(known).rstrip("\ufffd")
-    for token in ids:
-        known.append(token)
-        text = tokenizer.decode(known)
-        if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\ufffd"):
-            yield text[len(sent) :]
-            sent = text
-    if rest := tokenizer.decode(known)[len(sent) :]:
-        yield rest
-
-
-def first_messages(system: str) -> list[dict[str, str]]:
-    """What a conversation begins with: the system message, if there is one."""
-    return [{"role": "system", "content": system}] if system else []
-
-
-def run_chat(
-    stream: Stream,
-    lines: Iterable[str],
-    write: Callable[[str], Any],
-    *,
-    seed: int,
-    chat: bool,
-    system: str = "",
-) -> None:
-    """Answer each line, piece by piece. A line is a prompt in the run's format or, with
-    `chat`, a turn in the checkpoint's chat format; the oldest turns are dropped when
-    the conversation is longer than a prompt.
-
-    With `chat`, raises PretrainedError without a chat template, and UserError if a
-    prompt has no room for a turn.
-    """
-    messages: list[dict[str, str]] = []
-    room = stream.config.prompt_length
-    start = None if chat else start_token(stream.config, stream.tokenizer)
-    if chat:
-        check_chat(stream.tokenizer, room, system=system)  # before anybody types
-    for index, line in enumerate(filter(str.strip, lines)):
-        messages.append({"role": "user", "content": line})
-        text = format_prompt(stream.config, {"prompt": line})
-        if chat:
-            text = recent(messages, stream.tokenizer, room, system=system)
-        if note := truncation_note([text], stream.tokenizer, room - len(as_ids(start))):
-            print(f"note: {note}", file=sys.stderr)
-        ids = stream(text, seed=seed, index=index, start=start)
-        answer = ""
-        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this answer only
-            for piece in decode_stream(stream.tokenizer, ids, stream.tokenizer.encode(text)):
-                answer += piece
-                write(piece)
-        write("\n")
-        messages.append({"role": "assistant", "content": answer.strip()})
-
-
-def recent(
-    messages: list[dict[str, str]], tokenizer: Tokenizer, room: int, *, system: str = ""
-) -> str:
-    """The conversation as text of at most `room` tokens, without its oldest turns; the
-    system message and the last message always stay.
-    """
-    whole = lambda: tokenizer.apply_chat(first_messages(system) + messages)
-    while len(messages) > 1 and len(tokenizer.encode(whole())) > room:
-        del messages[:2]
-    return whole()
-
-
-def typed_lines() -> Iterator[str]:
-    """Yield the lines that are typed at the terminal."""
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (arrow keys and history)
-    while True:
-        try:
-            yield input("> ")
-        except (EOFError, KeyboardInterrupt):
-            print()
-            return
-
-
-def show(piece: str) -> None:
-    """Print a piece of a response; control characters except line ends are escaped."""
-    print("\n".join(files.printable(line) for line in piece.split("\n")), end="", flush=True)

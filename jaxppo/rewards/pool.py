@@ -26,7 +26,6 @@ from jaxppo.errors import UserError
 
 log = logging.getLogger(__name__)
 MAX_MESSAGE = 4096  # characters of an exception that come back from a worker
-Judge = Callable[[str, str], float]
 # tool(state, the text of a turn) -> (state, reply, reward, whether the episode is over)
 Tool = Callable[[Any, str], tuple[Any, str, float, bool]]
 Outcome = tuple[Any, str]  # what a function returned, and what went wrong or ""

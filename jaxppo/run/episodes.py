@@ -17,9 +17,9 @@ from jaxppo.environments import text
 from jaxppo.environments.play import Episode
 from jaxppo.environments.text import Game, Tables, TextEnvironment
 from jaxppo.errors import UserError
-from jaxppo.parallel import processes, sharding
-from jaxppo.run.load import Policy
-from jaxppo.run.sampler import sample_responses
+from jaxppo.rollout import sample_responses
+from jaxppo.run.policy import Policy
+from jaxppo.run.sampler import on_batches
 from jaxppo.types import Environment, Rollout, TrainState
 
 World = Environment | TextEnvironment | Game
@@ -93,11 +93,8 @@ def rollouts(
         options = {"greedy": greedy, "environment": environment}
         return sample_responses(config, policy.model, params, frozen, batch, key, **options)
 
-    compiled = jax.jit(program)
-    for batch in prompts.in_order(min(ROWS, len(prompts.tokens))):
-        with sharding.rows_on_mesh(state.params, batch) as batch:
-            done = compiled(state.params, state.frozen, batch, jax.random.key(seed))
-        yield jax.device_get(processes.to_host(done))
+    batches = prompts.in_order(min(ROWS, len(prompts.tokens)))
+    return on_batches(jax.jit(program), state, batches, seed=seed)
 
 
 def play(

@@ -45,7 +45,7 @@ class Log:
         """Log the metrics of some steps; every row has its `step`, counted from 1."""
 
     def samples(self, step: int, samples: np.ndarray) -> None:
-        """Log the responses of `ppo.first_samples`."""
+        """Log the responses of `step_metrics.first_samples`."""
 
     def say(self, text: str) -> None:
         """Print a line of news."""

@@ -11,18 +11,19 @@ from jax.experimental import checkify
 
 from jaxppo import ppo
 from jaxppo.config import RunConfig
-from jaxppo.data.prompts import PromptSet
+from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import UserError
 from jaxppo.run.checkpoint import Checkpoints
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
+from jaxppo.supervised import Objective
 from jaxppo.types import Parts, TrainState
 
 
 def diagnose(
     config: RunConfig,
     policy: Policy,
-    parts: Parts,
-    prompts: PromptSet,
+    parts: Parts | Objective,
+    prompts: BatchSource,
     checkpoints: Checkpoints,
     like: TrainState,
     *,
@@ -30,9 +31,12 @@ def diagnose(
 ) -> str:
     """Say in one line what made training step `step` (counted from 1) not finite.
 
-    One device repeats the steps from the newest checkpoint before it. Raises UserError
-    if there is none.
+    One device repeats the steps from the newest checkpoint before it, unless the stage
+    is supervised. Raises UserError if there is none.
     """
+    if isinstance(parts, Objective):
+        return f"the update of step {step} is not finite; lower --lr"
+    assert isinstance(prompts, PromptSet)
     checkpoints.wait()
     before = [number for number in checkpoints.steps() if number < step]
     if not before:

@@ -1,51 +1,17 @@
 """Sample responses to prompts outside of training."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 
-from jaxppo import sampling
 from jaxppo.config import Config
 from jaxppo.data.prompts import PromptSet
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards.host import decode_responses
-from jaxppo.rollout import rollout
-from jaxppo.run.load import Policy
-from jaxppo.types import Environment, Model, Prompts, Rollout, TrainState
-
-
-def sample_responses(
-    config: Config,
-    model: Model,
-    params,
-    frozen,
-    prompts: Prompts,
-    key,
-    *,
-    greedy: bool = False,
-    group_size: int = 1,
-    environment: Environment | None = None,
-) -> Rollout:
-    """Roll out without values, with noise from `key` and the prompts' indices.
-    `group_size` adjacent rows have the same prompt.
-    """
-    return rollout(
-        model,
-        params,
-        frozen,
-        prompts,
-        sampling.row_uniforms(key, prompts.index, config.response_length),
-        length=config.response_length,
-        sample=config,
-        eos=config.eos,
-        pad=config.pad,
-        with_values=False,
-        greedy=greedy,
-        group_size=group_size,
-        environment=environment,
-        world_keys=sampling.world_keys(key, prompts.index),
-    )
+from jaxppo.rollout import sample_responses
+from jaxppo.run.policy import Policy
+from jaxppo.types import Prompts, Rollout, TrainState
 
 
 def decode_rollout(tokenizer, done: Rollout) -> tuple[list[str], list[str], list[list[int]]]:
@@ -65,6 +31,16 @@ class Sample(NamedTuple):
     tokens: list[int]
     kl: float  # nats to the reference, summed over the response
     finished: bool  # it ended with the end of text or a stop text
+
+
+def on_batches(
+    program: Callable, state: TrainState, batches: Iterable[Prompts], *, seed: int
+) -> Iterator[Any]:
+    """Yield program(params, frozen, batch, key) of each batch, on the host."""
+    for batch in batches:
+        with sharding.rows_on_mesh(state.params, batch) as batch:
+            found = program(state.params, state.frozen, batch, jax.random.key(seed))
+        yield jax.device_get(processes.to_host(found))
 
 
 class Sampler:
@@ -90,11 +66,10 @@ class Sampler:
         self, state: TrainState, prompts: PromptSet, *, seed: int
     ) -> Iterator[list[Sample]]:
         """The same responses, up to `rows` at a time."""
-        total = len(prompts.tokens)
-        for number, batch in enumerate(prompts.in_order(self.rows)):
-            with sharding.rows_on_mesh(state.params, batch) as batch:
-                done = self.program(state.params, state.frozen, batch, jax.random.key(seed))
-            yield self._texts(jax.device_get(processes.to_host(done)))[: total - number * self.rows]
+        left = len(prompts.tokens)
+        for done in on_batches(self.program, state, prompts.in_order(self.rows), seed=seed):
+            yield self._texts(done)[:left]
+            left -= self.rows
 
     def _texts(self, done) -> list[Sample]:
         kl = ((done.raw_logprobs - done.ref_logprobs) * done.mask).sum(1)

@@ -45,7 +45,7 @@ class SampleLog:
 
     def write(self, step: int, samples: Float[np.ndarray, "K N"]) -> None:
         """Write the responses of a step: the first one, and every `EVERY` steps.
-        `samples`: as `ppo.first_samples` packs them.
+        `samples`: as `step_metrics.first_samples` packs them.
         """
         if step != 1 and step % EVERY:
             return

@@ -19,11 +19,11 @@ from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes, sharding
 from jaxppo.rewards import shaping
+from jaxppo.rollout import sample_responses
 from jaxppo.run import files, load, profiling, resume, trackers
 from jaxppo.run.checkpoint import Checkpoints
-from jaxppo.run.load import Policy
 from jaxppo.run.log import FileLog, Log
-from jaxppo.run.sampler import sample_responses
+from jaxppo.run.policy import Policy
 from jaxppo.run.samples import SampleLog
 from jaxppo.run.settings import to_dict
 from jaxppo.supervised import Objective
@@ -163,6 +163,23 @@ def build_step(
 def spelled(policy: Policy, ids: tuple[int, ...]) -> str:
     """Tokens as a text, such as "'<s>'"."""
     return ", ".join(repr(policy.tokenizer.token(i)) for i in ids)
+
+
+def untrained_state(config: RunConfig, policy: Policy, step: parallel.CompiledStep) -> TrainState:
+    """The state before the first step. Raises UserError if the devices have too little
+    memory for it.
+    """
+    params = policy.initial_params()
+    state = ppo.init_state(config, params, policy.frozen, jax.random.key(config.seed))
+    del params  # frees them, if they were loaded again
+    memory.check_fits(
+        config,
+        policy.model,
+        state,
+        shares=parallel.row_shards(config.parallel, config.mesh),
+        replicated=isinstance(step, parallel.PmapStep),
+    )
+    return state
 
 
 def initial_state(

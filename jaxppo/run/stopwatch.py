@@ -22,7 +22,7 @@ class Stopwatch:
         self.longest = 0.0  # seconds of a dispatch, other than the first
         self.first = True  # the first dispatch compiles
         self.recompilations, self.recompiled = 0.0, False
-        # (step, responses of `ppo.first_samples`) of the last dispatch
+        # (step, responses of `step_metrics.first_samples`) of the last dispatch
         self.samples: list[tuple[int, np.ndarray]] = []
         self.restart()
 

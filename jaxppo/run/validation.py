@@ -9,12 +9,13 @@ from jaxppo import supervised, types
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import PromptSet
 from jaxppo.data.rows import Rows
-from jaxppo.parallel import processes, sharding
+from jaxppo.parallel import sharding
 from jaxppo.rewards import at_k
 from jaxppo.rewards.shaping import row_scores, weight_columns
-from jaxppo.run.load import Policy
+from jaxppo.rollout import sample_responses
 from jaxppo.run.loop import Evaluate
-from jaxppo.run.sampler import decode_rollout, sample_responses
+from jaxppo.run.policy import Policy
+from jaxppo.run.sampler import decode_rollout, on_batches
 from jaxppo.supervised import Objective
 from jaxppo.types import Parts, TrainState
 
@@ -87,10 +88,8 @@ def make_reward_validation(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         parts_found, texts = [], []
-        for batch in prompts.in_order(k * max(min(ROWS // k, total), 1), copies=k):
-            with sharding.rows_on_mesh(state.params, batch) as batch:
-                found = compiled(state.params, state.frozen, batch, jax.random.key(SEED))
-            found, rolled = jax.device_get(processes.to_host(found))
+        batches = prompts.in_order(k * max(min(ROWS // k, total), 1), copies=k)
+        for found, rolled in on_batches(compiled, state, batches, seed=SEED):
             parts_found.append(found)
             texts += decode_rollout(policy.tokenizer, rolled)[1] if rolled else []
         values, valid = jax.tree.map(lambda *x: np.concatenate(x)[: k * total], *parts_found)

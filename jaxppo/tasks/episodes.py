@@ -27,7 +27,7 @@ from jaxppo.parallel import processes
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.rewards import in_program
 from jaxppo.run import episodes, files, load, log, validation
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.tasks import Task, TaskConfig, stages
 from jaxppo.tasks.optimisation import train_and_measure
 from jaxppo.tasks.rewards import Reward

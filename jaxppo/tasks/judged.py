@@ -8,7 +8,7 @@ from jaxppo.config import Config
 from jaxppo.data.prompts import PromptSet
 from jaxppo.rewards import text
 from jaxppo.run import files, log
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.run.sampler import Sample, Sampler
 from jaxppo.types import TrainState
 

@@ -17,7 +17,7 @@ from jaxppo.data.rows import inside
 from jaxppo.errors import UserError
 from jaxppo.rewards import at_k
 from jaxppo.run import files, load
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.run.sampler import Sample, Sampler
 from jaxppo.tasks import Task, TaskConfig, metrics, sources
 from jaxppo.types import TrainState

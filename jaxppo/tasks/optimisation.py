@@ -10,8 +10,8 @@ from jaxppo import algorithms, ppo, train
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import BatchSource, PromptSet
 from jaxppo.run import load
-from jaxppo.run.load import Policy
 from jaxppo.run.loop import Evaluate
+from jaxppo.run.policy import Policy
 from jaxppo.run.validation import add_samples
 from jaxppo.tasks.rewards import Reward
 from jaxppo.types import Environment, TrainState

@@ -14,6 +14,7 @@ from jaxppo.data import rows
 from jaxppo.models import lora
 from jaxppo.parallel import processes, sharding
 from jaxppo.run import files, load, resume, validation
+from jaxppo.run.policy import own_start
 from jaxppo.run.sampler import Sample
 from jaxppo.tasks import TaskConfig
 from jaxppo.tasks.stages import supervised_settings
@@ -81,7 +82,7 @@ def train_reward_model(
     settings, policy = load.load_policy(settings)
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     length, longest = settings.length, settings.response_length
-    start = load.own_start(settings, policy.tokenizer)
+    start = own_start(settings, policy.tokenizer)
     prompts = [prompt or better + worse for prompt, better, worse in pairs]
     training, held_out = (
         rows.preferences(

@@ -16,7 +16,7 @@ from jaxppo.rewards import metrics as token_metrics
 from jaxppo.rewards.host import on_host
 from jaxppo.rollout import reference_params
 from jaxppo.run import checkpoint, load
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.tasks import TaskConfig, get_task, metrics
 from jaxppo.types import RewardFn
 
@@ -98,7 +98,7 @@ def _reward_model(options: TaskConfig, policy: Policy) -> Reward:
 def _fluency(options: TaskConfig, policy: Policy) -> Reward:
     """Minus the log perplexity under the initial policy, at worst -10."""
     fn = in_program.fluency(policy.model, options, cap=10.0)
-    return Reward(fn, reference_params(policy.params, policy.frozen))
+    return Reward(fn, reference_params(policy.frozen))
 
 
 # Judges of decoded text, made by functions that import their packages.

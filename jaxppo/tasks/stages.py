@@ -25,7 +25,7 @@ from jaxppo.pretrained import vocabulary
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files, load, log, resume, start, validation
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.tasks import Task, TaskConfig, metrics, rewards, sources
 from jaxppo.tasks.measure import Evaluator, ExtraMetrics, encode_examples, format_examples
 from jaxppo.tasks.optimisation import train_and_measure

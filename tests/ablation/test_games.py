@@ -12,7 +12,7 @@ from jaxppo.ablation import games
 from jaxppo.config import validate_run
 from jaxppo.environments import play, text
 from jaxppo.rewards import in_program
-from jaxppo.run.sampler import sample_responses
+from jaxppo.rollout import sample_responses
 from jaxppo.types import Turn
 
 # (bytes and the end of text, prompt, response = turns · (2 + the longest answer))

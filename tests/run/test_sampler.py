@@ -1,42 +1,14 @@
 from dataclasses import replace
 
-import jax
 import numpy as np
-import pytest
 import tokenizers
-from runs import RUN, TEXTS
 from tokenizers import decoders, models
 
-from jaxppo import ppo
-from jaxppo.commands.sample import decode_stream
-from jaxppo.data.prompts import PromptSet, encode
+from jaxppo.commands.chat import decode_stream
+from jaxppo.data.prompts import PromptSet
 from jaxppo.pretrained.tokenizer import Tokenizer
-from jaxppo.run import load, sampler
+from jaxppo.run import sampler
 from jaxppo.types import Rollout
-
-
-@pytest.fixture(scope="module")
-def loaded():
-    return load.load_policy(RUN)
-
-
-@pytest.fixture(scope="module")
-def prompts(loaded):
-    return encode(TEXTS, loaded[1].tokenizer, 4, too_long="last")
-
-
-@pytest.fixture(scope="module")
-def read(loaded):
-    config, policy = loaded
-    return sampler.Sampler(config, policy, rows=4)
-
-
-@pytest.fixture(scope="module")
-def moved(loaded):
-    """A state whose adapters are no longer zero."""
-    config, policy = loaded
-    params = jax.tree.map(lambda x: x + 0.1, policy.params)
-    return ppo.init_state(config, params, policy.frozen, jax.random.key(0))
 
 
 def test_sampler_takes_any_number_of_prompts(read, moved, prompts):

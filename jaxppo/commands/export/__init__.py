@@ -25,7 +25,7 @@ from jaxppo.models.scan import unstack_layers
 from jaxppo.pretrained import BUNDLED, peft
 from jaxppo.run import files, load, manifest
 from jaxppo.run.checkpoint import Checkpoints
-from jaxppo.run.load import Policy
+from jaxppo.run.policy import Policy
 from jaxppo.types import TrainState
 
 # Tokens of well-known services, which a command or a setting may still contain.
