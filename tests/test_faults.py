@@ -125,6 +125,7 @@ def killed_at_random(folder: Path, kills: int, seed: int, *, until: float) -> in
     return struck
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_and_resumed(undisturbed, tmp_path):
     assert killed_at_random(tmp_path, 5, seed=1, until=0.05) >= 3
     assert_same_run(tmp_path, undisturbed)

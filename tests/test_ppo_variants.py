@@ -57,6 +57,7 @@ def other(toy):
     return {"base": {}, "reference": toys.random_params(toy.model, seed=5), "reward": {}}
 
 
+@pytest.mark.ci
 def test_remax_rolls_out_greedily_in_the_same_program(llama):
     settings = replace(SETTINGS, advantage="remax", value_loss="none", kl_coef=0.0)
     (_, scores, rolled, _, adv), _, _ = watched(llama, settings)(toys.state(llama, settings))
@@ -238,9 +239,9 @@ def test_what_int8_decoding_gives_to_the_step(llama):
             {"rejection": "row_mean_k1", "rejection_high": 1.001, "top_entropy": 0.5},
             marks=pytest.mark.ci,
         ),
-        pytest.param({"advantage": "remax", "value_loss": "none"}, marks=pytest.mark.ci),
-        pytest.param({"update": "trpo", "value_loss": "mse"}, marks=pytest.mark.ci),
-        pytest.param({"mask_top_p": 0.5}, marks=pytest.mark.ci),
+        pytest.param({"advantage": "remax", "value_loss": "none"}, marks=pytest.mark.slow),
+        pytest.param({"update": "trpo", "value_loss": "mse"}, marks=pytest.mark.slow),
+        pytest.param({"mask_top_p": 0.5}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -389,6 +390,7 @@ def test_several_rewards(llama):
     assert float(metrics["score_fours"]) > 0
 
 
+@pytest.mark.ci
 def test_each_task_has_its_reward(llama):
     """Of three tasks the last has no rows; scores are whitened within each, the metrics are as the
     reward gave them.
@@ -472,7 +474,11 @@ def test_a_separate_critic_learns_in_the_step():
 @pytest.mark.ci
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"top_k": 3}, {"mask_top_p": 0.5}, {"mask_top_p": 0.5, "mask_renormalise": False}],
+    [
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ({}, {"mask_top_p": 0.5})),
+        {"top_k": 3},
+        {"mask_top_p": 0.5, "mask_renormalise": False},
+    ],
     ids=str,
 )
 def test_the_first_ratio_is_one_with_min_tokens(llama, changes):

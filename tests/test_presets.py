@@ -205,7 +205,7 @@ class Learner:
         return jax.device_get(out)
 
 
-IN_CI = ("reinforce", "grpo", "gspo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
+IN_CI = ("grpo", "gdpo", "ppo", "trpo", "vapo", "nlpo")
 """One of each kind of program; the others differ from one of these in a loss, an advantage or a
 number.
 """

@@ -187,7 +187,7 @@ def test_empty_standard_input(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: no prompts")
 
 
-@pytest.mark.ci
+@pytest.mark.slow
 def test_chats_of_a_file_and_a_system_message(tmp_path, capsys, monkeypatch):
     """A run is sampled with the file of chats that it was trained on."""
     chats = [

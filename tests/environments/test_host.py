@@ -204,7 +204,7 @@ MODES = {"jit": {}, "pmap": {"devices": 2}, "mesh": {"mesh": "data=2,fsdp=2", "d
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow), "mesh"])
 def test_a_tool_fails_in_a_train_step(mode, caplog):
     """In the second turn of one of 8 rows, which is invalid and counted: the mean reward is that of
     the others' three turns.

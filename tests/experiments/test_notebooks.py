@@ -319,7 +319,8 @@ def test_kaggle_has_no_drive_and_the_archive_stays_there(kaggle, capsys):
 
 @pytest.mark.ci
 @pytest.mark.parametrize(
-    ("name", "devices", "parallel"), [("colab", 1, "jit"), ("kaggle", 8, "pmap")]
+    ("name", "devices", "parallel"),
+    [("colab", 1, "jit"), pytest.param("kaggle", 8, "pmap", marks=pytest.mark.slow)],
 )
 def test_every_cell_runs(name, devices, parallel, tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
