@@ -2,15 +2,20 @@
 
 Question   How near does a policy gradient come to the best play, from a start that plays well now
            and then?
-Method     A supervised stage on episodes of which good play has a share of the turns (30 %), and
-           random play the others; then PPO on episodes of its own. The environment runs inside the
-           step's program (`jaxppo/environments`).
-Command    python experiments/episodes.py --environment guess
-           python experiments/episodes.py --environment tic_tac_toe --name tic_tac_toe
-             --script-share 0.5 --sft-steps 1200 --lr 5e-4 --entropy-coef 0.01
-           # maze | wordle | calculator | bandit_with_memory
-           python experiments/episodes.py --environment calculator --game tool=False --name alone
-Expected   Not measured on several seeds yet.
+Method     A supervised stage on episodes of which good play has a share of the turns, and random
+           play the others; then PPO on episodes of its own. The environment runs inside the step's
+           program (`jaxppo/environments`).
+Command    python experiments/episodes.py --environment maze --game size=3 moves=6
+           python experiments/episodes.py --environment wordle --game words=100 --lr 2e-4
+             --steps 100
+           python experiments/episodes.py --environment calculator --script-share 0.7
+             --sft-steps 1000 --lr 3e-4 --steps 40
+             # --game tool=False: without the calculator
+           python experiments/episodes.py --environment guess --game n=20 guesses=4
+             --script-share 0.3 --sft-episodes 2000 --sft-steps 800 --lr 1e-3 --entropy-coef 0
+             --steps 80 --eval-every 40 --save-every 40
+           # tic_tac_toe | bandit_with_memory
+Expected   EXPECTED
 """
 
 from dataclasses import dataclass
@@ -28,8 +33,9 @@ class Episodes(EpisodeConfig):
     width: int = 64
     layers: int = 2
     dropout: float = 0.0
-    script_share: float = 0.3
-    sft_steps: int = 800
+    script_share: float = 0.5
+    sft_episodes: int = 20000
+    sft_steps: int = 1500
     sft_lr: float = 2e-3
     steps: int = 150
     batch_size: int = 256
@@ -37,7 +43,8 @@ class Episodes(EpisodeConfig):
     epochs: int = 2
     kl_coef: float = 0.0
     kl_adaptive: bool = False
-    lr: float = 1e-3
+    lr: float = 5e-4
+    entropy_coef: float = 0.01
     lora: int = 0
     eval_every: int = 50
     save_every: int = 50

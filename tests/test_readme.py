@@ -48,6 +48,7 @@ def test_the_python_of_the_readme(tmp_path, monkeypatch):
     np.testing.assert_allclose(run.metrics["mean_ratio"], 1, atol=1e-3)
 
 
+@pytest.mark.ci
 def test_the_swapped_parts_make_a_step(tmp_path, monkeypatch):
     text = (ROOT / "docs" / "parts.md").read_text(encoding="utf-8")
     assert len(pages_run.python_blocks(text)) == 8

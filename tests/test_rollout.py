@@ -252,6 +252,7 @@ def test_the_reference_of_adapters_is_the_base():
     ).any()  # the adapters do something
 
 
+@pytest.mark.ci
 def test_one_stop_for_all_programs_of_an_axis(llama):
     """Under vmap with `stop_axis` the loop's condition is not batched, and the result is that of
     each alone.
@@ -305,7 +306,7 @@ def eight_bits(toy):
     ("lora_rank", "scan", "options"),
     [
         (0, False, {"layout": "dense"}),
-        (2, True, {"group_size": 4, "lora": 2}),
+        pytest.param(2, True, {"group_size": 4, "lora": 2}, marks=pytest.mark.ci),
         pytest.param(0, True, {"top_k": 4, "top_p": 0.9, "min_tokens": 2}, marks=pytest.mark.ci),
     ],
     ids=str,

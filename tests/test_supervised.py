@@ -191,7 +191,7 @@ def test_packed_rows_give_the_update_of_padded_ones(llama, monkeypatch):
     toys.assert_close(metrics, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("adapters", [0, 2])
+@pytest.mark.parametrize("adapters", [pytest.param(0, marks=pytest.mark.ci), 2])
 def test_packed_pairs_give_the_update_of_padded_ones(llama, monkeypatch, adapters):
     """DPO: the rows of a pair stand in different parts. One row has no weight."""
     monkeypatch.setattr(packing, "LEAST_TOKENS", 12)

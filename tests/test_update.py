@@ -338,6 +338,7 @@ def test_two_devices_equal_one(llama, run, state, batch):
             toys.assert_close({k: x[d] for k, x in metrics.items()}, want, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_the_likelihood_term_is_a_mean_over_right_answers(llama, state, batch):
     """Of all devices, and whatever the number of parts: rows 1, 3 and 6 have a score above .5 (so
     has row 2, which is invalid).

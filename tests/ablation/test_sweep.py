@@ -166,6 +166,7 @@ def test_several_steps_in_one_dispatch(four, prompts):
 @pytest.mark.parametrize(
     ("environment", "copies"), [(None, 2), (worlds.counting(), 10)], ids=["a turn", "three turns"]
 )
+@pytest.mark.ci
 def test_the_decode_loop_does_not_copy_its_cache(environment, copies):
     """Under vmap a stop test for each run turns every write to the cache into a select: there must
     be one stop test for all.

@@ -144,3 +144,22 @@ def test_a_row_for_each_claim(tables, tmp_path, monkeypatch):
         f"| {cell} | | |",
         f"| | b (ours) | reward at the end | {cell} | | {cell} |",
     ]
+
+
+def test_games_are_rows_with_an_interval_over_seeds(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "episodes").mkdir()
+    for seed, (before, after) in enumerate([(0.2, 0.6), (0.2, 0.7), (0.2, 0.8)]):
+        record = {
+            "environment": "guess",
+            "game": ["n=7"],
+            "supervised": {"score": 0.5, "sampled": before},
+            "policy": {"score": 0.75, "sampled": after},
+            "script": 1.0,
+            "minutes": {"supervised": 1.5, "policy": 2.5},
+        }
+        (tmp_path / "episodes" / f"{seed}.json").write_text(json.dumps(record))
+    # gains .4, .5, .6: mean .5, deviation .1, over sqrt 3, by Student's 4.303 of two degrees
+    row = "| `guess` n=7 | 3 | .200 | .700 | .500 | .750 | +.500 [+.252, +.748] | 1.000 | 4 |"
+    assert tables.episodes().splitlines()[2:] == [row]
+    assert "guess" not in tables.tasks()

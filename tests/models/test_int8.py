@@ -65,13 +65,8 @@ def test_a_layer_by_hand():
     assert jax.grad(lambda x: total(x).sum())(x).tolist() == [[21.0, -18.0]]
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(toys.LLAMA, id="llama"),
-        pytest.param(toys.GPT2, id="gpt2", marks=pytest.mark.ci),
-    ],
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("shape", [toys.LLAMA, toys.GPT2], ids=["llama", "gpt2"])
 def test_eight_bits_equal_their_numbers_in_float32(shape):
     """Logits, gradients of the adapters, scanned layers, and a pass in two parts with a cache."""
     model, base, trained = weights(shape, scale=0.5)

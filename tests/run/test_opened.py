@@ -13,6 +13,7 @@ def run(tmp_path_factory):
     return train.policy(["1 + 1 =", "2 + 2 ="] * 2, reward, runs=str(root), **SMALL)
 
 
+@pytest.mark.ci
 def test_samples_of_a_run(run):
     texts = run.sample(["1 + 1 =", "2 + 2 ="], samples=2)
     assert len(texts) == 4 and texts[0] != texts[1]

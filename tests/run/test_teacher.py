@@ -28,6 +28,7 @@ def taught(tmp_path_factory):
     return train.policy(HINTED, teacher="self", runs=str(tmp_path_factory.mktemp("t")), **TAUGHT)
 
 
+@pytest.mark.ci
 def test_a_run_that_teaches_itself(taught, capsys):
     """Stopped after step 1 and resumed, it is the same."""
     metrics = taught.metrics

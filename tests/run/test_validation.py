@@ -70,6 +70,7 @@ def reward_of_row(params, rolled):
     return rolled.index * 1.0, rolled.index != 5
 
 
+@pytest.mark.ci
 def test_several_samples_of_a_prompt(monkeypatch):
     """3 prompts, 2 samples each, 2 prompts at a time: rows 0 to 5 have the scores 0 to 5, and row 5
     is invalid, so prompt 2 has no pass@k. The text of both samples is made the same, so the first
