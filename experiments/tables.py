@@ -14,9 +14,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-import scipy.stats
-
 from jaxppo import cli
+from jaxppo.ablation.statistics import mean_interval
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -149,8 +148,8 @@ def episodes() -> str:
         stages += [("supervised", "score"), ("policy", "score")]
         scores = [mean(lambda x, a=a, b=b: x[a][b]) for a, b in stages]
         gains = [x["policy"]["sampled"] - x["supervised"]["sampled"] for x in found]
-        low, high = scipy.stats.ttest_1samp(gains, 0.0).confidence_interval()
-        gain = f"{statistics.mean(gains):+.3f} [{low:+.3f}, {high:+.3f}]"
+        value, low, high = mean_interval(gains)
+        gain = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
         minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in found):.0f}"
         script = mean(lambda x: x["script"])
         rows.append(line([game, len(found), *scores, gain, script, minutes]))
