@@ -96,17 +96,17 @@ def report(options: Multitask, done: dict) -> None:
     """Add each task's own share of right responses to result.json, and print it."""
     folder = Path(options.runs) / options.name
     outputs = [json.loads(line) for line in (folder / "outputs.jsonl").read_text().splitlines()]
-    exact = metrics.METRICS["exact"]
+    exact, start = metrics.METRICS["exact"], stages.start_name(options)
     for name in options.tasks:
         own = [row for row in outputs if row["prompt"].startswith(f"{name}: ")]
-        texts = {key: [row[key] for row in own] for key in ("supervised", "policy", "reference")}
-        supervised, policy, references = texts.values()
-        gain = metrics.paired_difference(exact, supervised, policy, references, seed=0)
+        texts = {key: [row[key] for row in own] for key in (start, "policy", "reference")}
+        earlier, policy, references = texts.values()
+        gain = metrics.paired_difference(exact, earlier, policy, references, seed=0)
         done["gain"][f"exact {name}"] = [float(x) for x in gain]
-        for stage in ("supervised", "policy"):
+        for stage in (start, "policy"):
             found = metrics.evaluate(("exact",), texts[stage], references)["exact"]
             done[stage][f"exact {name}"] = found
-        before, after = (done[stage][f"exact {name}"] for stage in ("supervised", "policy"))
+        before, after = (done[stage][f"exact {name}"] for stage in (start, "policy"))
         print(f"{name}: {before:.3f} -> {after:.3f} of {len(own)} right")
     stages.write_result(options, folder, done)
 

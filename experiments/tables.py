@@ -104,33 +104,62 @@ def line(cells: list) -> str:
     return re.sub(r" +", " ", "| " + " | ".join(short(str(cell)) for cell in cells) + " |")
 
 
+TASK_COLUMNS = ["task", "model", "method", "seeds", "metric", "as it comes", "supervised"]
+TASK_COLUMNS += ["policy", "gain [95 % interval]", "policy alone", "minutes", "commit"]
+
+
 def tasks() -> str:
-    """A row for each metric of each task, on the test examples after both stages: mean ± standard
-    error over seeds.
+    """A row for each metric of each task and method, on the test examples: the mean over seeds
+    before and after the policy stage, and its gain with the interval over seeds. The policy
+    "alone" starts from the model as it comes.
     """
-    rows = header(
-        ["task", "model", "seeds", "metric", "supervised", "policy", "gain", "minutes a seed"]
-    )
-    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
+    rows = header(TASK_COLUMNS)
+    groups: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         for record in records(folder):
-            if "supervised" in record and "environment" not in record:
-                groups[record["task"], variant(record)].append(record)
-    for (task, name), found in groups.items():
-        seeds = ", ".join(str(x["seed"]) for x in found)
-        minutes = mean_and_error([sum(x["minutes"].values()) for x in found], 0).split(" ")[0]
-        metrics = list(found[0]["gain"])
-        judged = [name for name in found[0]["policy"] if name not in ("score", *metrics)]
-        metrics += [name for name in judged if all(name in x["supervised"] for x in found)]
+            if "policy" in record and "environment" not in record:
+                groups[record["task"], variant(record), method(record)].append(record)
+    for head, found in groups.items():
+        own = [x for x in found if "supervised" in x]
+        alone = [x for x in found if "start" in x]
+        some = own or alone
+        seeds = ", ".join(str(x["seed"]) for x in some)
+        minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in some):.0f}"
+        commits = sorted({x["versions"]["git"][:7] for x in some if "git" in x["versions"]})
+        metrics = list(some[0]["gain"])
+        stages = ("policy", "supervised" if own else "start")
+        judged = [name for name in some[0]["policy"] if name not in ("score", *metrics)]
+        metrics += [name for name in judged if all(name in x[stages[1]] for x in some)]
         for number, metric in enumerate(metrics):
-            values = [[x[stage][metric] for x in found] for stage in ("supervised", "policy")]
-            digits = 3 if max(abs(x) for x in values[0] + values[1]) < 2 else 1
-            gains = [after - before for before, after in zip(*values)]
-            numbers = [mean_and_error(x, digits) for x in values]
-            numbers.append(mean_and_error(gains, digits, sign=True))
-            head = [task, name, seeds, metric] if number == 0 else ["", "", "", metric]
-            rows.append(line([*head, *numbers, minutes if number == 0 else ""]))
+            known = [x[stage][metric] for x in some for stage in stages]
+            digits = 3 if max(map(abs, known)) < 2 else 1
+            mean = lambda of, stage, digits=digits, metric=metric: (
+                short(f"{statistics.mean(x[stage][metric] for x in of):.{digits}f}") if of else ""
+            )
+            gains = [x["policy"][metric] - x["supervised"][metric] for x in own]
+            cells = [metric, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
+            cells += [gain_over_seeds(gains, digits), mean(alone, "policy")]
+            first = number == 0
+            ends = [minutes, ", ".join(commits)] if first else ["", ""]
+            rows.append(line([*(head if first else ("", "", "")), seeds * first, *cells, *ends]))
     return "\n".join([*rows, *single_stage()])
+
+
+def gain_over_seeds(gains: list[float], digits: int) -> str:
+    """The mean gain with its 95 % interval; without the interval for one seed."""
+    if not gains:
+        return ""
+    if len(gains) == 1:
+        return short(f"{gains[0]:+.{digits}f}")
+    value, low, high = mean_interval(gains)
+    return short(f"{value:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]")
+
+
+def method(record: dict) -> str:
+    """Name the advantage estimator and the number of samples a prompt."""
+    config = record["config"]
+    size = f" × {config['group_size']}" if config["group_size"] > 1 else ""
+    return config["advantage"] + size
 
 
 def episodes() -> str:
@@ -177,9 +206,10 @@ def single_stage() -> list[str]:
             minutes = mean_and_error([x["minutes"] for x in found], 0).split(" ")[0]
             for number, (key, metric) in enumerate(shown.items()):
                 values = [x["result"][key] for x in found]
-                head = [name, what, seeds, metric] if number == 0 else ["", "", "", metric]
+                first = number == 0
+                head = [name, what, "", seeds, metric] if first else ["", "", "", "", metric]
                 value = mean_and_error(values, 3 if max(values) < 2 else 1)
-                rows.append(line([*head, value, "", "", minutes if number == 0 else ""]))
+                rows.append(line([*head, "", value, "", "", "", minutes * first, ""]))
     return rows
 
 

@@ -179,17 +179,17 @@ def test_a_number_out_of_its_range_is_one_line(changes, words):
 
 
 def test_the_option_that_was_given_is_named():
-    options = TaskConfig(sft_steps=0)
-    assert refusal(options) == "--sft-steps must be above 0, but is 0"
+    options = TaskConfig(sft_steps=-1)
+    assert refusal(options) == "--sft-steps must be 0 or more, but is -1"
     assert refusal(TrainOptions(prompt_length=0)) == ""  # there it is the longest prompt's
     assert refusal(SampleOptions(Path("run"), temperature=0.0)) == ""  # greedy
 
 
 def test_a_number_is_refused_on_the_command_line_before_anything_is_loaded(capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.parse(TaskConfig, args=["--sft-steps", "0"])
+        cli.parse(TaskConfig, args=["--sft-steps", "-1"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err == "error: --sft-steps must be above 0, but is 0\n"
+    assert capsys.readouterr().err == "error: --sft-steps must be 0 or more, but is -1\n"
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ class TaskConfig(RunConfig):
 
     RANGES: ClassVar = {
         **dict.fromkeys(
-            ("max_vocab", "width", "layers", "sft_steps", "sft_batch_size", "test_rows"), "(0, inf)"
+            ("max_vocab", "width", "layers", "sft_batch_size", "test_rows"), "(0, inf)"
         ),
-        **dict.fromkeys(("sft_lr", "sft_eval_every"), "[0, inf)"),
+        **dict.fromkeys(("sft_steps", "sft_lr", "sft_eval_every"), "[0, inf)"),
         "dropout": "[0, 1)",
     }
 
@@ -54,7 +54,7 @@ class TaskConfig(RunConfig):
     stage
     """
     sft_steps: int = 1000
-    """most steps of the supervised stage"""
+    """most steps of the supervised stage; 0 = none: the policy starts from the model"""
     sft_batch_size: int = 64
     """examples per step of the supervised stage"""
     sft_lr: float = 2e-3

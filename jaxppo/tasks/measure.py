@@ -128,19 +128,22 @@ class Evaluator:
         sign = -1 if first in tasks.LOWER_IS_BETTER else 1
         return {"score": sign * values[first], **values}
 
-    def compare(self, before: Outputs, after: Outputs) -> dict[str, Any]:
-        """Return the metrics of both, the gains with intervals, and every response."""
+    def compare(
+        self, before: Outputs, after: Outputs, *, start: str = "supervised"
+    ) -> dict[str, Any]:
+        """Return the metrics of both, the gains with intervals, and every response.
+        `start` names what came before.
+        """
         responses = (before.responses, after.responses, before.references)
         gain = lambda name: metrics.paired_difference(metrics.METRICS[name], *responses, seed=0)
         rows = zip(before.samples, *responses, strict=True)
         return {
-            "supervised": self.compute(before),
+            start: self.compute(before),
             "policy": self.compute(after),
             "gain": {name: list(gain(name)) for name in self.task.metrics},
             "test_rows": len(before.responses),
             "outputs": [
-                {"prompt": s.prompt, "supervised": b, "policy": a, "reference": r}
-                for s, b, a, r in rows
+                {"prompt": s.prompt, start: b, "policy": a, "reference": r} for s, b, a, r in rows
             ],
         }
 

@@ -5,6 +5,7 @@
     runs/<name>/policy       the policy optimisation; policy/model likewise
     runs/<name>/result.json  both measured on test examples; outputs.jsonl has responses
 
+With `--sft-steps 0` there is no supervised stage, and results say `start` instead.
 `--resume` continues a killed run in the stage where it was.
 """
 
@@ -108,7 +109,7 @@ def tiny_options(options: C) -> C:
         tokens="bytes",
         width=32,
         layers=1,
-        sft_steps=2,
+        sft_steps=min(options.sft_steps, 2),
         sft_batch_size=8,
         test_rows=8,
         batch_size=8,
@@ -142,6 +143,11 @@ def initial_checkpoint(options: TaskConfig, task: Task, examples: Examples, root
     processes.wait_for_all("start")
 
 
+def first_model(options: TaskConfig, root: Path) -> str:
+    """Return the model that the options name, or the new network's folder."""
+    return options.model or str(root / "start")
+
+
 def save_new_network(options: TaskConfig, root: Path, tokenizer: Tokenizer, **context: int) -> None:
     """Save a new network with this vocabulary as the start of a task's stages."""
     shape = tasks.new_network(options, tokenizer.vocab_size, **context)
@@ -151,9 +157,13 @@ def save_new_network(options: TaskConfig, root: Path, tokenizer: Tokenizer, **co
 
 
 def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
-    """Run the supervised stage and return the folder of its best checkpoint."""
+    """Run the supervised stage and return the folder of its best checkpoint; the first
+    model's without that stage.
+    """
     if not (root / "supervised" / "model").exists():
         initial_checkpoint(options, task, examples, root)
+    if not options.sft_steps:
+        return Path(first_model(options, root))
     parts = (examples.train, examples.validation[: options.test_rows])
     rows_of = lambda settings, policy: tuple(
         _supervised_rows(settings, policy, task, part) for part in parts
@@ -184,7 +194,7 @@ def supervised_config(options: C, task: Task, root: Path) -> C:
         options,
         name="supervised",
         runs=str(root),
-        model=options.model or str(root / "start"),
+        model=first_model(options, root),
         tiny=False,
         batch_size=options.sft_batch_size,
         lr=options.sft_lr,
@@ -269,7 +279,14 @@ def optimise_policy(
         validation=held_out[0],
     )
     load.save_model(settings, policy, best, place / "model")
-    return evaluator.compare(before, after) | {"best_step": int(best.step)}
+    return evaluator.compare(before, after, start=start_name(options)) | {
+        "best_step": int(best.step)
+    }
+
+
+def start_name(options: TaskConfig) -> str:
+    """Return what results call the policy before its optimisation."""
+    return "supervised" if options.sft_steps else "start"
 
 
 def policy_config(options: C, task: Task, root: Path) -> C:
@@ -277,7 +294,9 @@ def policy_config(options: C, task: Task, root: Path) -> C:
         options,
         name="policy",
         runs=str(root),
-        model=str(root / "supervised" / "model"),
+        model=str(root / "supervised" / "model")
+        if options.sft_steps
+        else first_model(options, root),
         tiny=False,
         resume=files.has_started(root / "policy"),
         **prompt_settings(options, task),
@@ -290,11 +309,12 @@ def write_report(options: TaskConfig, root: Path, result: dict[str, Any]) -> Non
     files.write_jsonl(root / "outputs.jsonl", outputs)
     result |= {"samples": outputs[:5]} | run_info(options, root)
     write_result(options, root, result)
-    columns = ["prompt", "supervised", "policy", "reference"]
+    start = start_name(options)
+    columns = ["prompt", start, "policy", "reference"]
     cells = [[row[name] for name in columns] for row in outputs[:6]]
     log.print_table("held-out examples", columns, cells)
     for name, (gain, low, high) in result["gain"].items():
-        before, after = result["supervised"][name], result["policy"][name]
+        before, after = result[start][name], result["policy"][name]
         print(
             f"{name}: {before:.3f} -> {after:.3f} (gain {gain:+.3f}, 95 % interval {low:+.3f} to"
             f" {high:+.3f} over {result['test_rows']} test rows)"

@@ -123,7 +123,7 @@ OPTIONS = TaskConfig(task="spelling", batch_size=32, minibatches=4, parallel="pm
             {"sft_batch_size": 12},  # 12 = 8 + 4
             "--sft-batch-size 12 does not divide into 8 devices; use 16",
         ),
-        ({"sft_steps": 0}, "--sft-steps must be above 0, but is 0"),
+        ({"sft_steps": -1}, "--sft-steps must be 0 or more, but is -1"),
         ({"batch_size": 8}, "--batch-size 8 does not divide into 8 devices x 4 minibatches"),
         ({"advantage": "rloo"}, "--advantage rloo compares the responses to a prompt"),
     ],

@@ -56,6 +56,7 @@ def test_mean_and_error(tables, values, digits, sign, expected):
 def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "sums").mkdir()
+    new = {"model": "", "model_kind": "gru", "width": 64, "layers": 2, "lora": 0}
     for seed in (0, 1):
         record = {
             "task": "sums",
@@ -64,9 +65,15 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
             "supervised": {"exact": 0.5},
             "policy": {"exact": 0.6 + 0.2 * seed},
             "gain": {"exact": [0.1 + 0.2 * seed, 0.0, 0.4]},
-            "config": {"model": "", "model_kind": "gru", "width": 64, "layers": 2, "lora": 0},
+            "config": {**new, "advantage": "rloo", "group_size": 4},
+            "versions": {"git": "0123456789"},
         }
         (tmp_path / "sums" / f"sums-{seed}.json").write_text(json.dumps(record))
+        del record["supervised"]  # the policy stage alone
+        record |= {"start": {"exact": 0.25}, "policy": {"exact": 0.375}}
+        (tmp_path / "sums" / f"alone-{seed}.json").write_text(json.dumps(record))
+    record["config"] |= {"advantage": "gae", "group_size": 1}
+    (tmp_path / "sums" / "ppo-0.json").write_text(json.dumps(record | {"seed": 0}))
     (tmp_path / "classify").mkdir()
     for seed in (0, 1):
         record = {
@@ -83,11 +90,13 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     }
     (tmp_path / "sft" / "sft-0.json").write_text(json.dumps(record))
     assert tables.tasks().splitlines()[2:] == [
-        # 3.5 minutes, rounded to even
-        "| sums | gru 64 × 2, new | 0, 1 | exact | .500 ± .000 | .700 ± .100 | +.200 ± .100 | 4 |",
-        "| sft | smollm2, LoRA 8 | 0 | held-out perplexity | 48.2 | | | 10 |",
-        "| | | | tokens likeliest | .312 | | | |",
-        "| classify | pool, gru, new | 0, 1 | accuracy | .810 ± .010 | | | 2 |",
+        # gains .1 and .3: .2 ± 12.706 · .1; 3.5 minutes, rounded to even
+        "| sums | gru 64 × 2, new | rloo × 4 | 0, 1 | exact | .250 | .500 | .700 |"
+        " +.200 [-1.071, +1.471] | .375 | 4 | 0123456 |",
+        "| sums | gru 64 × 2, new | gae | 0 | exact | .250 | | | | .375 | 4 | 0123456 |",
+        "| sft | smollm2, LoRA 8 | | 0 | held-out perplexity | | 48.2 | | | | 10 | |",
+        "| | | | | tokens likeliest | | .312 | | | | | |",
+        "| classify | pool, gru, new | | 0, 1 | accuracy | | .810 ± .010 | | | | 2 | |",
     ]
 
 

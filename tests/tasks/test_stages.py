@@ -101,6 +101,20 @@ def test_an_existing_name_is_refused_and_resume_runs_nothing_twice(done, capsys)
     assert again["policy"] == found["policy"] and again["gain"] == found["gain"]
 
 
+def test_without_a_supervised_stage_the_policy_starts_from_the_model(done):
+    """The start is measured as the model that the options name, before any training."""
+    folder, found = done
+    model = str(folder / "runs" / "a" / "supervised" / "model")
+    sizes = {"prompt_length": 48, "response_length": 12, "batch_size": 8, "minibatches": 1}
+    own = {"name": "alone", "sft_steps": 0, "model": model, "tiny": False, "lora": 0}
+    alone = stages.run(options(folder, **own, **sizes, test_rows=8))
+    root = folder / "runs" / "alone"
+    assert not (root / "supervised").exists() and not (root / "start").exists()
+    assert "supervised" not in alone and alone["minutes"]["supervised"] == 0
+    assert alone["start"] == found["supervised"] and alone["best_step"] in (1, 2)
+    assert files.read_jsonl(root / "outputs.jsonl")[0].keys() >= {"start", "policy"}
+
+
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
 def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="use 1 to 64 letters"):

@@ -15,9 +15,17 @@ from jaxppo.errors import UserError
 from jaxppo.tasks import metrics
 
 LAST = 10  # training steps at the end that are averaged
-GAIN, BEFORE, AFTER = "test, gain", "test, supervised", "test, policy"
+STARTS = {"supervised": "test, supervised", "start": "test, start"}  # before the policy stage
+GAIN, AFTER = "test, gain", "test, policy"
 # On what a number was measured, in the order of the table.
-RANK = {GAIN: 0, BEFORE: 0, AFTER: 0, "result.json": 0, "validation, last": 1, "training": 2}
+RANK = {
+    GAIN: 0,
+    **dict.fromkeys(STARTS.values(), 0),
+    AFTER: 0,
+    "result.json": 0,
+    "validation, last": 1,
+    "training": 2,
+}
 CSV_HEADER = ("group", "run", "number", "on", "unit", "value", "low", "high", "p", "interval over")
 
 
@@ -59,7 +67,8 @@ def _on_test(run: Run) -> Outcomes:
     """The numbers of result.json. A task has them before and after training; a script
     writes its own, with standard errors as <name>_se.
     """
-    before, after = _numbers(run.result.get("supervised")), _numbers(run.result.get("policy"))
+    start = "start" if "start" in run.result else "supervised"
+    before, after = _numbers(run.result.get(start)), _numbers(run.result.get("policy"))
     found: Outcomes = {}
     if not after:
         flat = _numbers(run.result)
@@ -73,7 +82,7 @@ def _on_test(run: Run) -> Outcomes:
     gains = run.result.get("gain")
     for name in (name for name in after if name != "score"):
         if name in before:
-            found[name, BEFORE] = _with_interval(run, name, "supervised", before[name])
+            found[name, STARTS[start]] = _with_interval(run, name, start, before[name])
         found[name, AFTER] = _with_interval(run, name, "policy", after[name])
         gain = gains.get(name) if isinstance(gains, dict) else None
         if isinstance(gain, list) and [type(x) in (int, float) for x in gain] == [True] * 3:

@@ -25,6 +25,7 @@ FIRST_COLUMNS = (
     "answered",
     "reference",
     "supervised",
+    "start",
     "before",
     "policy",
     "after",
