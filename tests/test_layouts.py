@@ -147,6 +147,7 @@ def assert_layouts_agree(case: Case):
     assert low <= min(lengths) and max(lengths) <= high, lengths
 
 
+@pytest.mark.ci
 def test_packed_is_dense():
     changes = {"tokens_per_microbatch": 30, "epochs": 1}
     assert_layouts_agree(Case(changes, max_tokens=True, fewer_rows=True))

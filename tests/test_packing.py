@@ -63,6 +63,7 @@ lengths = st.tuples(
 )
 
 
+@pytest.mark.ci
 @given(lengths)
 @settings(max_examples=60, deadline=None)
 def test_any_lengths(drawn):
@@ -145,6 +146,7 @@ def test_shards_pack_their_own_rows():
     assert int(whole.count) == 4  # of the fuller shard
 
 
+@pytest.mark.ci
 def test_programs_of_one_axis_run_equally_often():
     """Two runs: responses that fill eight packed rows, and none."""
     runs = [rows_of([P, P], lengths) for lengths in ([T] * N, [0] * N)]

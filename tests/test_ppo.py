@@ -90,6 +90,7 @@ def test_one_step(toy_step):
     assert max(moved) <= 4.1e-3  # by four steps of Adam at 1e-3
 
 
+@pytest.mark.ci
 def test_the_metrics_are_those_of_the_rollout(spied):
     state, metrics = spied(spied.state(frozen=other_reference(spied.toy)))
     seen = spied.rollout
@@ -119,6 +120,7 @@ def test_rewards_of_tokens(spied):
     assert 0 < seen.finished.sum() < 8
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
@@ -171,6 +173,7 @@ def test_rows_of_the_same_prompt_sample_differently(spied):
     assert len({tuple(row) for row in spied.rollout.response.tolist()}) > 4
 
 
+@pytest.mark.ci
 def test_no_key_is_used_twice(llama, toy_step):
     with jax.debug_key_reuse(True):
         with pytest.raises(jax.errors.KeyReuseError):  # the check itself works
@@ -182,6 +185,7 @@ def test_no_key_is_used_twice(llama, toy_step):
     assert np.isfinite(metrics["loss"])
 
 
+@pytest.mark.ci
 def test_the_update_has_another_key_than_the_samples(llama):
     """The check above does not see it, since both are only folded and split: noise of row 0 would
     be that of epoch 0.
@@ -337,6 +341,7 @@ def test_groups_are_informative_by_their_scores_not_their_penalties(llama):
     assert found.valid.all() and not found.learn.any()
 
 
+@pytest.mark.ci
 def test_metrics_of_scores_are_of_all_devices(llama):
     """Two devices with four rows each; of 1, 2 and 5, which are invalid, one has two."""
     settings = replace(SETTINGS, num_tasks=2, group_size=2)
@@ -396,6 +401,7 @@ def test_no_two_leaves_share_a_buffer(toy_step):
     assert len(set(places)) == len(places)
 
 
+@pytest.mark.ci
 def test_several_steps_in_one_dispatch(llama, toy_step):
     batches = [toys.prompts(seed=k) for k in range(3)]
     state, rows = toy_step.state(), []
@@ -416,6 +422,7 @@ def test_several_steps_in_one_dispatch(llama, toy_step):
         )
 
 
+@pytest.mark.ci
 def test_with_adapters_the_base_stays(llama):
     """The program is traced, not compiled: shapes tell what is trained and what comes back."""
     toy = toys.make(toys.LLAMA, lora=2)
@@ -435,6 +442,7 @@ def test_with_adapters_the_base_stays(llama):
     )  # Adam's two of each number that is trained, and two counts
 
 
+@pytest.mark.ci
 def test_a_step_may_be_vmapped_over_seeds(llama):
     step = ppo.make_train_step(llama.model, toys.parts(), SETTINGS)
     states = [toys.state(llama, seed=seed) for seed in range(2)]

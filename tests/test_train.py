@@ -89,6 +89,7 @@ def test_a_run_leaves_its_files(straight):
     ]  # every 3 steps, and at the end
 
 
+@pytest.mark.ci
 def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
     """Stopped by the user after step 3, whose checkpoint is that of step 2."""
 
@@ -166,6 +167,7 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     )  # no score at all: the newest
 
 
+@pytest.mark.ci
 def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, prompts):
     """Seen, step by step, where it writes: beside the record of the same run."""
     pytest.importorskip("tensorboardX")
@@ -175,6 +177,7 @@ def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, 
     assert events.read_bytes().count(b"first_ratio_off") == 4
 
 
+@pytest.mark.ci
 def test_only_the_first_process_has_trackers(tmp_path, prompts, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr(train.processes, "is_main", lambda: False)
@@ -188,6 +191,7 @@ def test_a_second_run_of_the_same_name_is_refused(straight, prompts):
         fit(straight[1], prompts)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("killed", ["before its folder", "before its settings", "before a save"])
 def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, killed):
     if killed != "before its folder":
@@ -215,6 +219,7 @@ def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight)
         fit(folder, prompts, replace(RUN, resume=True))
 
 
+@pytest.mark.ci
 def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsys):
     """What changes the numbers is refused by name; what does not is shown."""
     changed = replace(RUN, resume=True, lora=3, lr=0.5, save_every=4)
@@ -227,6 +232,7 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_resume_with_other_data_is_refused(straight, loaded, prompts):
     other = encode([*TEXTS[:-1], "xy"], loaded[1].tokenizer, 4, too_long="last")
     newest = straight[1] / "checkpoints" / "4"
@@ -471,6 +477,7 @@ def door(tmp_path_factory):
     return run, root
 
 
+@pytest.mark.ci
 def test_a_run_from_python(door):
     run, root = door
     assert run.folder == root / "policy" and run.config.advantage == "group"

@@ -101,6 +101,7 @@ def turns_of(rolled):
     return found
 
 
+@pytest.mark.ci
 def test_turns_and_answers_have_their_slots(played):
     """A turn ends with the end of text or after TURN tokens; the answer's last token stands right
     before the next turn; nothing follows the end of an episode.
@@ -146,6 +147,7 @@ def test_sampler_and_scorer_agree(toy, played):
     assert not np.asarray(played.logprobs)[~on].any() and not np.asarray(played.values)[~on].any()
 
 
+@pytest.mark.ci
 def test_a_prompt_read_once_gives_the_same_episodes(toy, played):
     """The plain form reads each row's own prompt."""
     plain = play(toy, toys.grouped(4), replace(LONG, layout="dense"), counting())
@@ -153,6 +155,7 @@ def test_a_prompt_read_once_gives_the_same_episodes(toy, played):
     toys.assert_close(plain.logprobs, played.logprobs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_a_row_does_not_depend_on_the_others(toy, played):
     """Other rows end their turns elsewhere."""
     half = jax.tree.map(lambda x: x[:4], toys.grouped(4))
@@ -167,6 +170,7 @@ def answers(**parts):
     return play(toys.llama(), toys.grouped(4), LONG, worlds.counting(**parts))
 
 
+@pytest.mark.ci
 def test_an_environment_that_never_ends():
     """The last of three turns ends the response, unfinished."""
     rolled = answers(done=lambda state, turn: jnp.zeros(turn.length.shape, bool))
@@ -185,6 +189,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_ends_the_episode(name):
     """Of its row alone: here of rows whose first token is odd, in their first turn. They are
@@ -217,6 +222,7 @@ def step_of(
     return toy, parallel.compile_step(ppo.make_train_step(toy.model, parts, settings))
 
 
+@pytest.mark.ci
 def test_invalid_rows_are_counted_and_change_nothing():
     """An update from half of the rows, whose statistics are those of the others."""
     fault = lambda state, turn: jnp.where(turn.tokens[:, 0] % 2 == 1, jnp.nan, 1.0)
@@ -261,6 +267,7 @@ def two_steps(settings, **options):
     return state.replace(frozen=None), rows
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name",
     ["turn_gae"]

@@ -30,6 +30,7 @@ def network(family: str, on: str = "all", rank: int = 2):
     return (jax.device_get(tree) for tree in (params, base, trained))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("rslora", [False, True])
 @pytest.mark.parametrize("on", ["all", "q,v", "k,mlp", "o", "down,q,k"])
 @pytest.mark.parametrize("family", FAMILIES)
