@@ -161,7 +161,7 @@ def train(llama, settings, prompts, *, teacher=None, steps=1):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("distil", ["reward", pytest.param("jsd", marks=pytest.mark.ci)])
+@pytest.mark.parametrize("distil", ["reward", "jsd"])
 def test_who_teaches_himself_without_a_hint_has_nothing_to_learn(llama, distil):
     settings = replace(SETTINGS, distil=distil)
     params, metrics = train(llama, settings, with_hints(toys.prompts(), None))
@@ -179,7 +179,7 @@ def test_with_a_hint_there_is_something_to_learn(llama):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("distil", ["jsd", pytest.param("reward", marks=pytest.mark.ci)])
+@pytest.mark.parametrize("distil", ["jsd", "reward"])
 def test_packed_is_dense(llama, teacher, distil):
     """Groups with a hint, so that prompts of teacher and policy differ in length; two epochs."""
     prompts = with_hints(toys.grouped(4), 5)

@@ -128,7 +128,7 @@ def test_rewards_of_tokens(spied):
             toys.gpt2,
             {"top_k": 6, "top_p": 0.9, "temperature": 0.8, "value_loss": "none", "group_size": 2},
         ),
-        pytest.param(lambda: toys.llama("bfloat16"), {"top_p": 0.9}, marks=pytest.mark.ci),
+        (lambda: toys.llama("bfloat16"), {"top_p": 0.9}),
     ],
     ids=["gpt2 in a keep-set without critic", "bfloat16"],
 )

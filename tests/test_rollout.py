@@ -317,8 +317,8 @@ def eight_bits(toy):
     ("lora_rank", "scan", "options"),
     [
         (0, False, {"layout": "dense"}),
-        pytest.param(2, True, {"group_size": 4, "lora": 2}, marks=pytest.mark.ci),
-        pytest.param(0, True, {"top_k": 4, "top_p": 0.9, "min_tokens": 2}, marks=pytest.mark.ci),
+        (2, True, {"group_size": 4, "lora": 2}),
+        (0, True, {"top_k": 4, "top_p": 0.9, "min_tokens": 2}),
     ],
     ids=str,
 )

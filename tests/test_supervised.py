@@ -194,7 +194,7 @@ def test_packed_rows_give_the_update_of_padded_ones(llama, monkeypatch):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("adapters", [pytest.param(0, marks=pytest.mark.ci), 2])
+@pytest.mark.parametrize("adapters", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_packed_pairs_give_the_update_of_padded_ones(llama, monkeypatch, adapters):
     """DPO: the rows of a pair stand in different parts. One row has no weight."""
     monkeypatch.setattr(packing, "LEAST_TOKENS", 12)
@@ -476,7 +476,9 @@ def test_log_probs_ignore_the_sampling_settings(llama):
     "objective",
     [
         supervised.bradley_terry,
-        pytest.param(lambda model: supervised.dpo(model, SETTINGS), marks=pytest.mark.ci, id="dpo"),
+        pytest.param(
+            lambda model: supervised.dpo(model, SETTINGS), marks=pytest.mark.slow, id="dpo"
+        ),
     ],
 )
 def test_a_pair_is_not_cut_between_devices(llama, objective):

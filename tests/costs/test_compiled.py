@@ -78,9 +78,7 @@ def test_a_plan_with_a_teacher(name):
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(
-    ("mesh", "scan"), [("data=8", False), pytest.param("fsdp=8", True, marks=pytest.mark.ci)]
-)
+@pytest.mark.parametrize(("mesh", "scan"), [("data=8", False), ("fsdp=8", True)])
 def test_a_plan_for_local_devices(mesh, scan):
     """The whole step as one program; each minibatch's gradients are summed up, each token asks
     whether all rows have ended. Stop texts need no tokenizer.

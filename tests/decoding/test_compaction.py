@@ -57,7 +57,7 @@ def test_put_is_the_inverse_of_take():
     ("network", "group_size"),
     [
         ("window", 4),
-        pytest.param("scan", 1, marks=pytest.mark.ci),
+        ("scan", 1),
         *(
             pytest.param(*x, marks=pytest.mark.slow)
             for x in (("plain", 1), ("plain", 4), ("window", 1), ("scan", 4))

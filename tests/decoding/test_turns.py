@@ -270,9 +270,10 @@ def two_steps(settings, **options):
 @pytest.mark.ci
 @pytest.mark.parametrize(
     "name",
-    ["turn_gae"]
-    + [pytest.param(x, marks=pytest.mark.ci) for x in ("grpo", "full KL")]
-    + [pytest.param(x, marks=pytest.mark.slow) for x in ("ppo", "dapo", "remax", "gspo")],
+    ["turn_gae", "grpo"]
+    + [
+        pytest.param(x, marks=pytest.mark.slow) for x in ("full KL", "ppo", "dapo", "remax", "gspo")
+    ],
 )
 def test_packed_equals_dense(name):
     settings = presets.preset(replace(LONG, group_size=1), CASES[name].get("algorithm", "ppo"))

@@ -110,13 +110,7 @@ def test_rank_stabilised_scale():
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(toys.LLAMA, id="llama"),
-        pytest.param(toys.GPT2, id="gpt2", marks=pytest.mark.ci),
-    ],
-)
+@pytest.mark.parametrize("shape", [toys.LLAMA, toys.GPT2], ids=["llama", "gpt2"])
 def test_adapters_on_every_layer_merged_and_with_a_cache(shape):
     """The logits of the whole pass, of the merged weights, and of a pass in two parts with a
     cache; scanned layers, too.

@@ -379,8 +379,15 @@ def test_peft_itself_reads_an_adapter(name, run_of, tmp_path):
 
 @pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("on", ["all", "k,o,down"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "on"),
+    [
+        ("llama", "all"),
+        ("gpt2", "k,o,down"),
+        pytest.param("llama", "k,o,down", marks=pytest.mark.slow),
+        pytest.param("gpt2", "all", marks=pytest.mark.slow),
+    ],
+)
 def test_adapters_on_other_layers(name, on, tmp_path):
     """Rank-stabilised: ours applied, ours merged, PEFT's, and PEFT's read back are the same."""
     peft = pytest.importorskip("peft", reason="PEFT comes with the extra `parity`")
