@@ -38,7 +38,7 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import ppo
+from jaxppo import ppo, train
 from jaxppo.data.prompts import encode
 from jaxppo.run import load, sampler
 
@@ -74,6 +74,20 @@ def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+@pytest.fixture
+def curves():
+    """The runs of this test draw their curves."""
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """A drawing takes a second of each run: those of tests with `curves` have one, and those of
+    fixtures.
+    """
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr(train, "plot_curves", lambda folder: folder / "curves.png")
 
 
 @pytest.fixture
