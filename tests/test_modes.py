@@ -114,19 +114,10 @@ def shortest_first(batch):
     params, key = toys.random_params(model, seed=1), jax.random.fold_in(jax.random.key(0), 0)
     batch = jax.device_put(batch)
     noise = sampling.row_uniforms(jax.random.split(key)[0], batch.index, SGD.response_length)
+    own = {"length": SGD.response_length, "sample": SGD, "eos": SGD.eos, "pad": SGD.pad}
     frozen = {"base": {}, "reference": params}
-    rolled = rollout(
-        model,
-        params,
-        frozen,
-        batch,
-        noise,
-        length=SGD.response_length,
-        sample=SGD,
-        eos=SGD.eos,
-        pad=SGD.pad,
-    )
-    lengths = np.asarray(rolled.mask.sum(1))
+    sampled = jax.jit(lambda *args: rollout(model, params, frozen, *args, **own).mask)
+    lengths = np.asarray(sampled(batch, noise).sum(1))
     order = np.argsort(lengths, kind="stable")
     return jax.tree.map(lambda x: np.asarray(x)[order], batch), lengths[order]
 

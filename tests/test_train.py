@@ -316,6 +316,7 @@ def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.ci
 def test_restore_a_run_from_its_folder(straight):
     state, folder = straight
     assert int(load.restore(folder)[2].step) == 3  # the best: its score is 1 / 3
@@ -495,6 +496,7 @@ def test_a_run_from_python(door):
         assert row["reward"] == pytest.approx(row["right"] + 0.1 * row["short"])
 
 
+@pytest.mark.ci
 def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     run, root = door
     more = train.policy(
