@@ -27,7 +27,7 @@ RUN = RunConfig(
     lora=2,
     lr=1e-2,
     parallel="jit",
-    layout="dense",  # a program of half the size; `SMALL` has packed rows
+    layout="dense",  # a program of half the size
 )
 TEXTS = ["one", "two", "four", "x", "seven", "it", "ab"]
 # settings of `train.policy` for as small a run
@@ -37,6 +37,7 @@ SMALL = {
     "batch_size": 8,
     "response_length": 3,
     "parallel": "jit",
+    "layout": "dense",
     "algorithm": "grpo",
     "group_size": 4,
     "minibatches": 2,

@@ -464,6 +464,7 @@ def right(prompt, response, answer):
     return {"right": float(str(answer) in response), "short": -len(response)}
 
 
+PACKED = {**SMALL, "layout": "packed"}
 SUMS = [{"prompt": f"{i} + {i} =", "answer": 2 * i} for i in range(8, 12)]
 
 
@@ -473,7 +474,7 @@ def door(tmp_path_factory):
     root = tmp_path_factory.mktemp("door")
     validation = SUMS[:2]
     run = train.policy(
-        SUMS, right, weights={"short": 0.1}, validation=validation, runs=str(root), **SMALL
+        SUMS, right, weights={"short": 0.1}, validation=validation, runs=str(root), **PACKED
     )
     return run, root
 
@@ -506,7 +507,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
         validation=SUMS[:2],
         runs=str(root),
         resume=True,
-        **{**SMALL, "steps": 3},
+        **{**PACKED, "steps": 3},
     )
     assert more.metrics["step"].tolist() == [1, 2, 3]
     other = train.policy(
@@ -516,7 +517,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
         parts=lambda parts: parts._replace(policy_loss=zero_loss),
         log_samples=0,
         resume=False,
-        **{**SMALL, "steps": 1},
+        **{**PACKED, "steps": 1},
     )
     assert other.folder.name == "policy-2" and other.metrics["policy_loss"].tolist() == [0.0]
     assert run.config.functions.startswith("reward right@")
@@ -524,7 +525,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     assert ": loss zero_loss@" in capsys.readouterr().out  # what runs, not the setting's loss
     assert "advantage" not in other.config.functions  # that of the settings
     with pytest.raises(UserError, match="^resume=True with other settings .* functions reward"):
-        train.policy(SUMS, wrong, runs=str(root), resume=True, **{**SMALL, "steps": 4})
+        train.policy(SUMS, wrong, runs=str(root), resume=True, **{**PACKED, "steps": 4})
     assert not (other.folder / "samples.jsonl").exists()
 
 

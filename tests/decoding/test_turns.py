@@ -190,7 +190,10 @@ FAULTS = {
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) if x.endswith("infinity") else x for x in FAULTS],
+)
 def test_a_fault_ends_the_episode(name):
     """Of its row alone: here of rows whose first token is odd, in their first turn. They are
     invalid, and the others go on.
