@@ -137,8 +137,14 @@ def test_oversampling_keeps_the_first_informative_groups(llama):
 @pytest.mark.ci
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"value_loss": "none", "advantage": "rloo", "group_size": 2}],
-    ids=["critic", "none"],
+    [
+        pytest.param({}, id="critic"),
+        pytest.param(
+            {"value_loss": "none", "advantage": "rloo", "group_size": 2},
+            id="none",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_one_bad_minibatch_of_two_makes_no_barren_step(llama, changes):
     """Whether there is a critic or not. Row 0 is in one of two minibatches."""
@@ -483,9 +489,11 @@ def test_a_separate_critic_learns_in_the_step():
 @pytest.mark.parametrize(
     "changes",
     [
-        *(pytest.param(x, marks=pytest.mark.slow) for x in ({}, {"mask_top_p": 0.5})),
         {"top_k": 3},
-        {"mask_top_p": 0.5, "mask_renormalise": False},
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ({}, {"mask_top_p": 0.5}, {"mask_top_p": 0.5, "mask_renormalise": False})
+        ),
     ],
     ids=str,
 )
