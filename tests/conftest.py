@@ -47,6 +47,15 @@ hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, 
 hypothesis.settings.load_profile("jaxppo")
 
 
+def pytest_collection_finish():
+    """What is there before the first test stays until the end: the garbage collector need not look
+    at it again and again while programs are traced.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 MEMORY = {
     "most": 3 * 2**30
 }  # bytes of a worker; thousands of compiled programs would grow it to 9 GB
