@@ -40,7 +40,13 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+FAST = ("llama", "gpt2")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[x if x in FAST else pytest.param(x, marks=pytest.mark.ci) for x in SHAPES],
+)
 def toy(request):
     return toys.make(SHAPES[request.param])
 
