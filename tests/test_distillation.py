@@ -228,6 +228,7 @@ def test_the_policy_becomes_like_its_teacher(llama, teacher, distil):
     assert after["teacher_kl"] < 0.5 * before["teacher_kl"]
 
 
+@pytest.mark.ci
 def test_a_divergence_of_the_wrong_shape_is_refused(llama, teacher):
     parts = toys.parts(SETTINGS, teacher=teacher.model, divergence=lambda p, q: p - q)
     step = ppo.make_train_step(llama.model, parts, SETTINGS)

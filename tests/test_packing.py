@@ -202,6 +202,7 @@ def test_parts_of_a_batch():
     assert packing.part_rows(Config(), 16, 40) == 16  # 640 tokens: one part of 512 or more
 
 
+@pytest.mark.ci
 def test_the_loop_runs_as_often_as_there_are_parts(monkeypatch):
     """Three full responses, and one token that finds no room beside them: four packed rows, one a
     part. Dense, or with all tokens at a time, there is one part.

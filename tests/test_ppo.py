@@ -105,6 +105,7 @@ def test_the_metrics_are_those_of_the_rollout(spied):
     assert kl > 1
 
 
+@pytest.mark.ci
 def test_rewards_of_tokens(spied):
     """The score less the penalty of .5 for a missing end on the last acting token, and minus
     kl_coef · k1 on every one.
@@ -155,6 +156,7 @@ def test_the_same_step_twice_is_the_same(toy_step):
     toys.assert_same(*runs)
 
 
+@pytest.mark.ci
 def test_two_steps_with_the_same_prompts_and_weights_sample_differently(spied):
     responses = []
     for step, seed in ((0, 0), (1, 0), (0, 1)):
@@ -165,6 +167,7 @@ def test_two_steps_with_the_same_prompts_and_weights_sample_differently(spied):
             assert (responses[one] != responses[other]).any(1).sum() >= 6  # nearly every row
 
 
+@pytest.mark.ci
 def test_rows_of_the_same_prompt_sample_differently(spied):
     same = jax.tree.map(lambda x: x[:1].repeat(8, 0), PROMPTS).replace(
         index=jnp.arange(8, dtype=jnp.int32)
@@ -203,6 +206,7 @@ def test_the_update_has_another_key_than_the_samples(llama):
 # Rewards that fail
 
 
+@pytest.mark.ci
 def test_a_reward_on_the_host_equals_the_same_in_the_graph(spied, toy_step):
     (one, one_metrics), (other, other_metrics) = (
         spied(spied.state()),
@@ -224,6 +228,7 @@ def fails_for_some(fail):
     )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fail", [raises, lambda p, r: None, lambda p, r: "a", lambda p, r: np.nan, lambda p, r: -np.inf]
 )
@@ -240,6 +245,7 @@ def test_invalid_rows_are_counted_and_leave_the_loss(spied, judge, fail):
     toys.assert_same(spied(spied.state()), (want, metrics))  # how it failed does not matter
 
 
+@pytest.mark.ci
 def test_counters_add_up(spied, judge):
     judge(raises)
     state, _ = spied(spied.state())
@@ -248,6 +254,7 @@ def test_counters_add_up(spied, judge):
     assert all(np.isfinite(x) for x in metrics.values())
 
 
+@pytest.mark.ci
 def test_a_step_without_a_valid_row_changes_no_parameter(spied, judge):
     judge(raises)
     state, metrics = spied(spied.state())

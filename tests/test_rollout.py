@@ -235,6 +235,7 @@ def test_another_key_samples_other_tokens(llama):
     assert (one.response != other.response).any()
 
 
+@pytest.mark.ci
 def test_reference_is_scored_with_the_temperature_only(llama):
     settings = replace(LONG, top_k=3, temperature=1.5)
     reference = toys.random_params(llama.model, seed=5)

@@ -429,6 +429,7 @@ def test_the_noise_differs_between_steps_and_devices():
         np.testing.assert_allclose(metrics["drawn"], [want, want], rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_a_device_whose_rows_have_no_weight_makes_the_step_of_the_others():
     objective = supervised.Objective(
         lambda prompts: prompts.extra["weight"][:, 5],

@@ -58,6 +58,7 @@ def straight(tmp_path_factory, prompts):
 # A run
 
 
+@pytest.mark.ci
 def test_a_run_leaves_its_files(straight):
     state, folder = straight
     assert int(state.step) == 4
@@ -186,6 +187,7 @@ def test_only_the_first_process_has_trackers(tmp_path, prompts, monkeypatch):
     assert list((tmp_path / "shared").iterdir()) == []
 
 
+@pytest.mark.ci
 def test_a_second_run_of_the_same_name_is_refused(straight, prompts):
     with pytest.raises(UserError, match="exists: choose another --name"):
         fit(straight[1], prompts)
@@ -210,6 +212,7 @@ def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, k
     assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
 
 
+@pytest.mark.ci
 def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight):
     """It has steps in its metrics, so something was lost: refused."""
     folder = files.run_folder(tmp_path, "lost", resume=False)
@@ -267,6 +270,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, pro
     )  # once is enough
 
 
+@pytest.mark.ci
 def test_resume_at_the_last_step_does_nothing(straight, prompts):
     before = rows_without_times(straight[1])
     state = fit(straight[1], prompts, replace(RUN, resume=True), lambda state: 1 / 0)
@@ -285,6 +289,7 @@ def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["lock.json"]  # nothing of the second one
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("error", "words"),
     [

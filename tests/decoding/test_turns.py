@@ -126,6 +126,7 @@ def test_turns_and_answers_have_their_slots(played):
     assert len({len(turns) for turns in turns_of(played)}) > 1 and len(lengths) > 3
 
 
+@pytest.mark.ci
 def test_sampler_and_scorer_agree(toy, played):
     """Dense and, for transformers, packed: tokens between turns are read once, in order."""
     on = np.asarray(played.mask) > 0

@@ -93,6 +93,7 @@ def test_eight_bits_equal_their_numbers_in_float32(shape):
     np.testing.assert_allclose(got[prompts.mask], want[prompts.mask], atol=1e-5)
 
 
+@pytest.mark.ci
 def test_the_error_of_logits():
     """Against float32, of a new network: a hundredth of the logits' deviation at most, but not
     none.

@@ -159,6 +159,7 @@ def test_padding_rows_are_never_sampled(tmp_path):
     assert max(max(sample.tokens) for sample in done) < 258
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("before", "prompt_start", "expected"),
     [

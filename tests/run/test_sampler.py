@@ -11,6 +11,7 @@ from jaxppo.run import sampler
 from jaxppo.types import Rollout
 
 
+@pytest.mark.ci
 def test_sampler_takes_any_number_of_prompts(read, moved, prompts):
     seven = read(moved, prompts, seed=0)
     assert [sample.prompt for sample in seven] == ["one", "two", "four", "x", "even", "it", "ab"]
