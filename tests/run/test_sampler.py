@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import tokenizers
 from tokenizers import decoders, models
 
