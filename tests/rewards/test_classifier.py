@@ -61,6 +61,7 @@ def test_fit_learns_the_order_of_two_tokens(fitted):
     assert classifier.accuracy(NET, fitted, wrong) < 0.05
 
 
+@pytest.mark.ci
 def test_fit_is_reproducible(fitted):
     toys.assert_same(fit(0), fitted["net"])
     leaves = zip(jax.tree.leaves(fit(1)), jax.tree.leaves(fitted["net"]), strict=True)
