@@ -312,6 +312,7 @@ def make_sum(
         one = lambda i: fn(take_part(whole, rollout, i, size))
         if whole.slots.shape[1] == size:  # a loop would hold the sum twice
             return one(jnp.zeros((), jnp.int32))
+        one = jax.jit(one, inline=True)  # traced once, for its shapes and for the loop
 
         def add(state: tuple[Array, Any]):
             i, found = state

@@ -174,6 +174,7 @@ def _by_microbatches(grad_fn, parts: int, objective, params, frozen, weights, pr
         )
     cut = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
     pieces = (*jax.tree.map(cut, (weights, prompts)), jax.random.split(key, parts))
+    grad_fn = jax.jit(grad_fn, inline=True)  # traced once, for its shapes and for the loop
     shapes = jax.eval_shape(grad_fn, params, frozen, *jax.tree.map(lambda x: x[0], pieces))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     add = lambda total, piece: (jax.tree.map(jnp.add, total, grad_fn(params, frozen, *piece)), None)

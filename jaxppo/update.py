@@ -244,11 +244,12 @@ def make_update(
 
         def unless_stopped(carry, rows_and_key):
             live, stopped = carry
-            shapes = jax.eval_shape(step, live, *rows_and_key)[1]
+            once = jax.jit(step, inline=True)  # traced once, for its shapes and for the branch
+            shapes = jax.eval_shape(once, live, *rows_and_key)[1]
             nothing = {name: jnp.zeros(x.shape, x.dtype) for name, x in shapes.items()}
             nothing["stopped"] = jnp.ones(())
             skip = lambda live, *_: (live, nothing)
-            live, metrics = jax.lax.cond(stopped, skip, step, live, *rows_and_key)
+            live, metrics = jax.lax.cond(stopped, skip, once, live, *rows_and_key)
             return (live, stopped | (metrics["stopped"] > 0)), metrics
 
         def always(carry, rows_and_key):
@@ -318,6 +319,7 @@ def accumulate_gradients(
         raise UserError(f"--microbatches {microbatches} does not divide minibatches of {rows} rows")
     cut = lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])
     parts = jax.tree.map(cut, (weights, batch))
+    grad_fn = jax.jit(grad_fn, inline=True)  # traced once, for its shapes and for the loop
 
     def add(total, part_and_key):
         (weights, batch), key = part_and_key

@@ -38,13 +38,22 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import ppo
+from jaxppo import ppo, train
 from jaxppo.data.prompts import encode
 from jaxppo.run import load, sampler
 
 # The first example compiles; and what the suite says today it says tomorrow.
 hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("jaxppo")
+
+
+def pytest_collection_finish():
+    """What is there before the first test stays until the end: the garbage collector need not look
+    at it again and again while programs are traced.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 MEMORY = {
@@ -74,6 +83,20 @@ def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+@pytest.fixture
+def curves():
+    """The runs of this test draw their curves."""
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """A drawing takes a second of each run: those of tests with `curves` have one, and those of
+    fixtures.
+    """
+    if "curves" not in request.fixturenames:
+        monkeypatch.setattr(train, "plot_curves", lambda folder: folder / "curves.png")
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ class Faulty(RunConfig):
     lora: int = 2
     lr: float = 1e-2
     lr_schedule: str = "constant"
+    layout: str = "dense"
     save_every: int = 2
     eval_every: int = 0
     max_invalid_rewards: float = 1.0

@@ -18,14 +18,13 @@ from jaxppo.run import load, sampler
 from jaxppo.run.checkpoint import Checkpoints
 
 CASES = {  # name -> (settings, mode, mesh, options of `run`)
-    "pmap sgd, 4 microbatches, remat": (
+    "pmap sgd, host reward, 4 microbatches, remat": (
         "sgd",
         "pmap",
         "",
-        {"changes": {"microbatches": 4}, "remat": "block"},
+        {"changes": {"microbatches": 4}, "remat": "block", "host": True},
     ),
     "mesh adam": ("adam", "mesh", "fsdp=2,tensor=2", {}),
-    "host reward": ("sgd", "pmap", "", {"host": True, "steps": 2}),
     "packed groups": ("grpo", "mesh", "data=2,fsdp=2", {"uneven": True, "steps": 2}),
     "episodes": ("episodes", "pmap", "", {}),
 }

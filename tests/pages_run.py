@@ -10,7 +10,7 @@ from jaxppo import train
 # Of every run; a page's own settings are for a checkpoint.
 TINY = {
     "tiny": True, "steps": 2, "batch_size": 8, "minibatches": 1, "response_length": 4,
-    "parallel": "jit",
+    "parallel": "jit", "layout": "dense",
 }  # fmt: skip
 
 

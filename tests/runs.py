@@ -27,6 +27,7 @@ RUN = RunConfig(
     lora=2,
     lr=1e-2,
     parallel="jit",
+    layout="dense",  # a program of half the size
 )
 TEXTS = ["one", "two", "four", "x", "seven", "it", "ab"]
 # settings of `train.policy` for as small a run
@@ -36,6 +37,7 @@ SMALL = {
     "batch_size": 8,
     "response_length": 3,
     "parallel": "jit",
+    "layout": "dense",
     "algorithm": "grpo",
     "group_size": 4,
     "minibatches": 2,
@@ -66,10 +68,10 @@ def run_script(script: str, *args: str) -> None:
     config = next(
         x for x in vars(module).values() if isinstance(x, type) and x.__module__ == script
     )
-    one_device = (
-        ["--parallel", "jit"] if hasattr(config, "parallel") else []
-    )  # the suite simulates eight
-    cli.script(module.main, config, args=[*args, *one_device])
+    # one device of the suite's eight, and padded rows: a program of half the size
+    own = {"parallel": "jit", "layout": "dense"}
+    small = [x for name in own if hasattr(config, name) for x in (f"--{name}", own[name])]
+    cli.script(module.main, config, args=[*args, *small])
 
 
 def short_words(prompt: str, response: str) -> float:
@@ -82,7 +84,8 @@ def run_train(*args: str) -> None:
     """Call `jaxppo train` in this process, with `short_words` unless there is a reward."""
     given = {"--reward", "--reward-model", "--teacher"} & {*args}
     reward = [] if given else ["--reward", f"{__file__}:short_words"]
-    cli.script(train, TrainOptions, args=[*args, *reward, "--parallel", "jit"])
+    small = ["--parallel", "jit", "--layout", "dense"]
+    cli.script(train, TrainOptions, args=[*args, *reward, *small])
 
 
 def two_prompts(folder: Path) -> Path:

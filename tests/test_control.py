@@ -10,6 +10,7 @@ from jaxppo import algorithms, control
 from jaxppo.config import Config
 
 
+@pytest.mark.ci
 def test_invalid_rows_are_not_in_the_measured_kl(llama):
     """Row n has n nats; row 7 is not valid, row 6 has no tokens: (0 + ... + 5) / 6 = 2.5."""
     rolled = toys.roll(llama, toys.prompts())

@@ -55,6 +55,7 @@ def logits_of(toy, rolled, temperature=SETTINGS.temperature):
     return toy.model.logits(toy.params, states)[..., : toys.VOCAB] / temperature
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("gamma", [1.0, 0.0])
 def test_as_a_reward_it_has_the_gradient_of_the_divergence(gamma, x64):
     """All 15 sequences of the oracle. With gamma 1, KL(π‖π_T) of whole sequences; with gamma 0,
@@ -84,6 +85,7 @@ def test_as_a_reward_it_has_the_gradient_of_the_divergence(gamma, x64):
     assert np.abs(found - gradient(fixed if gamma else whole)).max() > 1e-3
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_as_a_loss_it_has_the_gradient_of_the_divergence_in_each_state(llama, teacher, name):
     """The gradient of the loss with the teacher minus that without it."""
@@ -112,6 +114,7 @@ def test_as_a_loss_it_has_the_gradient_of_the_divergence_in_each_state(llama, te
     assert float(value) > 0.05
 
 
+@pytest.mark.ci
 def test_what_the_teacher_says(llama, teacher):
     """log π_T(a) − log π(a) at the run's temperature, also packed; a hint changes what it reads."""
     rolled = toys.roll(llama, toys.prompts(), SETTINGS)
@@ -157,7 +160,8 @@ def train(llama, settings, prompts, *, teacher=None, steps=1):
     return state.params, metrics
 
 
-@pytest.mark.parametrize("distil", ["reward", pytest.param("jsd", marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("distil", ["reward", "jsd"])
 def test_who_teaches_himself_without_a_hint_has_nothing_to_learn(llama, distil):
     settings = replace(SETTINGS, distil=distil)
     params, metrics = train(llama, settings, with_hints(toys.prompts(), None))
@@ -166,6 +170,7 @@ def test_who_teaches_himself_without_a_hint_has_nothing_to_learn(llama, distil):
     toys.assert_close(params, llama.params, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_with_a_hint_there_is_something_to_learn(llama):
     params, metrics = train(llama, SETTINGS, with_hints(toys.prompts(), 5))
     assert metrics["teacher_kl"] > 0.01
@@ -173,7 +178,8 @@ def test_with_a_hint_there_is_something_to_learn(llama):
     assert max(jax.tree.leaves(moved)) > 1e-4
 
 
-@pytest.mark.parametrize("distil", ["jsd", pytest.param("reward", marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("distil", ["jsd", "reward"])
 def test_packed_is_dense(llama, teacher, distil):
     """Groups with a hint, so that prompts of teacher and policy differ in length; two epochs."""
     prompts = with_hints(toys.grouped(4), 5)
@@ -222,6 +228,7 @@ def test_the_policy_becomes_like_its_teacher(llama, teacher, distil):
     assert after["teacher_kl"] < 0.5 * before["teacher_kl"]
 
 
+@pytest.mark.ci
 def test_a_divergence_of_the_wrong_shape_is_refused(llama, teacher):
     parts = toys.parts(SETTINGS, teacher=teacher.model, divergence=lambda p, q: p - q)
     step = ppo.make_train_step(llama.model, parts, SETTINGS)
@@ -231,6 +238,7 @@ def test_a_divergence_of_the_wrong_shape_is_refused(llama, teacher):
         jax.eval_shape(step, state, toys.prompts())
 
 
+@pytest.mark.ci
 def test_a_network_that_does_not_pack_may_teach(llama):
     """A recurrent one."""
     shape = models.shapes.network("gru", vocab_size=toys.VOCAB)

@@ -42,6 +42,7 @@ def equal(found, expected, rtol=1e-6, atol=1e-7):
 UNCLIPPED = (-MASK * jnp.exp(LP - OLD) * ADV,) * 2  # −r A is its own slope in log π
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("loss", "settings"),
     [

@@ -59,6 +59,7 @@ def on_tokens(*rows):
     return np.asarray(rows, np.float32)[:, None] * np.asarray(MASK)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("name", "rows"),
     [
@@ -114,6 +115,7 @@ def test_an_invalid_row_is_out_of_the_batch():
     assert float(after["mean"]) == pytest.approx(0.1 * 8.5 / 3)  # decay .9
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", sorted(algorithms.ADVANTAGES))
 def test_the_critics_targets_are_discounted(name):
     """−.5 + .5² · 3 = .25, .5 · 3 = 1.5, and 3; GAE's with 1 for the critic's λ. As one turn:
@@ -200,6 +202,7 @@ def test_moving_average_of_an_empty_batch_stays():
     toys.assert_same(after, before)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", sorted(algorithms.ADVANTAGES))
 def test_halves_under_an_axis_equal_the_whole(name):
     """Statistics are over the global batch, whatever the number of devices."""

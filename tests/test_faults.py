@@ -187,6 +187,7 @@ def test_killed_before_the_first_step_can_be_resumed(undisturbed, tmp_path):
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow  # test_train.py has it in one process
 def test_killed_with_its_settings_written_and_nothing_else(undisturbed, tmp_path):
     """Before the first state was saved nothing is lost: with --resume it begins."""
     code, *_ = run(tmp_path, FAULTY_DIE="data", FAULTY_AT="0")
@@ -300,6 +301,7 @@ def test_a_flipped_bit_costs_the_steps_since_the_checkpoint_before(undisturbed, 
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow  # run/test_checkpoint.py has it in one process
 def test_with_every_checkpoint_damaged_nothing_starts_again(undisturbed, tmp_path):
     shutil.copytree(undisturbed / "a", tmp_path / "a")
     for path in (tmp_path / "a" / "checkpoints").rglob(manifest.NAME):
@@ -310,6 +312,7 @@ def test_with_every_checkpoint_damaged_nothing_starts_again(undisturbed, tmp_pat
     assert rows(tmp_path) == before
 
 
+@pytest.mark.slow  # test_train.py has it in one process
 def test_two_writers(tmp_path):
     first = start(tmp_path, "--slow", "0.05", steps=1000)
     wait_for(tmp_path, 1, first)
@@ -461,12 +464,13 @@ def test_rewards_that_are_none(tmp_path):
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (
+        (["--batch-size", "1073741824"], "GiB on each device, which has"),
+        pytest.param(
             ["--batch-size", "9"],
             "--batch-size 9 does not divide into 2 minibatches; use --batch-size 10",
+            marks=pytest.mark.slow,  # as --stepz: experiments/test_experiments.py
         ),
-        (["--batch-size", "1073741824"], "GiB on each device, which has"),
-        (["--stepz", "3"], "perhaps you meant --steps"),
+        pytest.param(["--stepz", "3"], "perhaps you meant --steps", marks=pytest.mark.slow),
     ],
 )
 def test_what_cannot_run_is_refused_at_once(tmp_path, args, words):
@@ -475,6 +479,7 @@ def test_what_cannot_run_is_refused_at_once(tmp_path, args, words):
     assert not (tmp_path / "a" / "config.json").exists()
 
 
+@pytest.mark.slow  # test_train.py has it in one process
 def test_another_configuration_is_another_run(undisturbed, tmp_path):
     shutil.copytree(undisturbed / "a", tmp_path / "a")
     code, _, err = run(tmp_path, "--resume", "--lr", "0.5", "--seed", "3")

@@ -131,6 +131,7 @@ def config_of(stored: dict) -> RunConfig:
     return from_dict(RunConfig, stored, source="config.json")
 
 
+@pytest.mark.ci
 @settings(fuzz, max_examples=100)
 @given(
     stored=st.dictionaries(
@@ -309,6 +310,7 @@ def test_gguf_settings(tmp_path, whole, name, value):
     guarded(lambda: load(tmp_path / "x.gguf"), PretrainedError)
 
 
+@pytest.mark.ci
 @settings(fuzz, max_examples=200)
 @given(data=st.data())
 def test_gguf_settings_of_any_value(sound, data):

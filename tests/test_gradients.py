@@ -61,6 +61,7 @@ def second_order(f, *args, modes=("fwd", "rev")):
 # --- policy losses
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [*SMOOTH, *STOPPED])
 def test_the_inputs_are_away_from_kinks(name, x64):
     """A finite difference moves a number by about 1e-4. Within 0.01 no branch changes, and both
@@ -85,6 +86,7 @@ def test_the_inputs_are_away_from_kinks(name, x64):
         )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", SMOOTH)
 def test_policy_loss(name, x64):
     second_order(lambda lp: on_rollout(SMOOTH[name])(lp)[0], LP)
@@ -118,6 +120,7 @@ def by_hand(name, lp, factor):
     return -MASK * factor * ADV * lp
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", STOPPED)
 def test_policy_loss_with_a_constant_factor(name, x64):
     factor, lp = jnp.asarray(constant_factor(name)), jnp.asarray(LP)
@@ -138,6 +141,7 @@ def test_likelihood(x64):
     second_order(lambda lp: token.likelihood(lp, scores, mask), LP)
 
 
+@pytest.mark.ci
 def test_aggregated_losses(x64):
     modes = [
         aggregate.token_mean,
@@ -184,6 +188,7 @@ def test_entropy(x64):
     second_order(value.entropy, LOGITS)
 
 
+@pytest.mark.ci
 def test_preference_losses(x64):
     fs = [preference.dpo, partial(preference.dpo, beta=0.5, label_smoothing=0.1), preference.ipo]
     second_order(lambda *x: [f(*x) for f in fs], LP[:, 0], LP[:, 1], OLD[:, 0], OLD[:, 1])
@@ -202,6 +207,7 @@ def test_kl_of_the_whole_vocabulary(x64):
     second_order(kl.full, LOGITS, REF_LOGITS)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fs",
     [

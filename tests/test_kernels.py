@@ -81,6 +81,7 @@ def test_matmul_keeps_float64(x64):
     assert [g.dtype for g in pull(out)] == [jnp.float64, jnp.float64]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("vocab", [1, 3, 256, 300, 1000])
 def test_categorical_equals_its_plain_form(vocab, strict):
     logits, uniform = (
@@ -96,6 +97,7 @@ def test_categorical_equals_its_plain_form(vocab, strict):
     np.testing.assert_array_equal(tuned, plain)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("vocab", [7, 300])
 def test_categorical_has_the_right_distribution(vocab):
     n = 200_000
@@ -112,6 +114,7 @@ def test_categorical_has_the_right_distribution(vocab):
 LAST = float(np.nextafter(np.float32(1), np.float32(0)))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("uniform", [0.0, 1e-30, 0.5, LAST])
 @pytest.mark.parametrize("allowed", [[0], [299], [255, 256], [0, 299], [100, 280]])
 def test_categorical_never_samples_a_token_of_probability_0(uniform, allowed):

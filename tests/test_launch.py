@@ -33,6 +33,7 @@ def launched(folder: Path, source: str, *args: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("code", [0, 2, 75])
 def test_output_and_exit_code(tmp_path, code):
     process = launched(tmp_path, SHOW, str(code), "--steps", "3")
@@ -42,6 +43,7 @@ def test_output_and_exit_code(tmp_path, code):
     assert process.returncode == code
 
 
+@pytest.mark.ci
 def test_signals_are_passed_on(tmp_path):
     """Each process says 75 to SIGTERM."""
     wait = """

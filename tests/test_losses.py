@@ -211,6 +211,7 @@ def test_dppo():
     np.testing.assert_allclose(capped[0, 1], -2 * np.log(2), rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_gspo():
     # Row 1: mean d = (0.3 − 0.1) / 2 = 0.1, A = (1 + 3) / 2 = 2; row 2: d = 0.5 beyond 0.2, held at
     # 1.2
@@ -230,6 +231,7 @@ def test_gspo():
     )
 
 
+@pytest.mark.ci
 def test_rloo_clip():
     # Row 1: Σ d = 0.1, A = (1 + 3) / 2 = 2. Row 2: Σ d = 0.5, beyond 1.2: held for
     # A > 0. Row 3: not held for A < 0.
@@ -267,6 +269,7 @@ def test_gmpo():
     np.testing.assert_array_equal(diagnostics["clip_fraction"], [[1.0, 0.0], [0.0, 1.0]])
 
 
+@pytest.mark.ci
 def test_kl_cov():
     # A − mean = 2, 0, −2; log π − mean = 1, 0, −1 (in ln 2): cov 2, 0, 2 ... the tie goes to the
     # first
@@ -574,6 +577,7 @@ def test_an_empty_batch_is_zero(name):
     assert all((x == 0).all() for x in jax.tree.leaves((value, gradient)))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", POLICY)
 def test_diagnostics_have_no_gradient_and_the_shape_of_tokens(name):
     lp, old, adv, mask = arrays(5)
@@ -602,6 +606,7 @@ def test_dtype_is_kept(dtype, mask_dtype):
         assert jax.eval_shape(value.entropy, lp).dtype == dtype
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("loss", "names"),
     [

@@ -106,6 +106,7 @@ def test_masked_values_have_no_effect(seed, junk):
         np.testing.assert_array_equal(clean, noisy)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("value", [0.1, -1.0, 1.1, 100.1, 3e-7])
 @pytest.mark.parametrize("rows", [3, 48, 63, 64 * 53])
 def test_equal_numbers_have_no_variance(value, rows):

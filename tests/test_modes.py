@@ -87,7 +87,7 @@ PAIRWISE = [
 ]
 
 # Each choice stands in one of these.
-QUICK = [PAIRWISE[i] for i in (1, 2, 4, 7, 9)]
+QUICK = [PAIRWISE[i] for i in (2, 4, 7, 9, 10)]
 
 
 def prompts(number: int):
@@ -114,19 +114,10 @@ def shortest_first(batch):
     params, key = toys.random_params(model, seed=1), jax.random.fold_in(jax.random.key(0), 0)
     batch = jax.device_put(batch)
     noise = sampling.row_uniforms(jax.random.split(key)[0], batch.index, SGD.response_length)
+    own = {"length": SGD.response_length, "sample": SGD, "eos": SGD.eos, "pad": SGD.pad}
     frozen = {"base": {}, "reference": params}
-    rolled = rollout(
-        model,
-        params,
-        frozen,
-        batch,
-        noise,
-        length=SGD.response_length,
-        sample=SGD,
-        eos=SGD.eos,
-        pad=SGD.pad,
-    )
-    lengths = np.asarray(rolled.mask.sum(1))
+    sampled = jax.jit(lambda *args: rollout(model, params, frozen, *args, **own).mask)
+    lengths = np.asarray(sampled(batch, noise).sum(1))
     order = np.argsort(lengths, kind="stable")
     return jax.tree.map(lambda x: np.asarray(x)[order], batch), lengths[order]
 
@@ -320,9 +311,7 @@ def test_int8_decoding_over_devices(one_device, rank, scan, mode):
     assert_equal_runs(run(settings, mode, mesh, scan=scan), want)
 
 
-IN_CI = {
-    ("grpo", "pmap"), ("grpo", "data=2,fsdp=2,tensor=2"),
-}  # fmt: skip
+IN_CI = {("grpo", "pmap")}  # `test_episode_modes.py` has a mesh
 
 
 @pytest.mark.parametrize(
@@ -377,6 +366,7 @@ def test_stop_texts_and_min_tokens_in_every_mode(mode, mesh):
     assert_equal_runs(run(settings, mode, mesh, stops=stops), want)
 
 
+@pytest.mark.slow  # models/test_scan.py has its gradients
 def test_nothing_kept_from_the_forward_pass(one_device):
     got = run(replace(SGD, microbatches=4, minibatches=2), remat="full")
     assert_equal_runs(got, reference(one_device, Case("jit", "sgd", "graph")))

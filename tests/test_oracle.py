@@ -105,6 +105,7 @@ def check(row, estimate, truth, formula=None):
         assert row.kind == "biased" and size > LEAST and angle > LEAST_ANGLE
 
 
+@pytest.mark.ci
 @both
 @pytest.mark.parametrize(
     "row", ROWS, ids=lambda row: f"{row.name}-{row.kl}-{row.place}-{row.aggregate}".replace("`", "")
@@ -120,6 +121,7 @@ def test_every_claim_has_its_formula():
     ]
 
 
+@pytest.mark.ci
 def test_a_false_claim_fails(x64):
     named = {(row.name, row.kl, row.place): row for row in ROWS}
     exact, scaled = named["`rloo`, G = 2 or 3", "", ""], named["`group` without std, G = 2", "", ""]

@@ -63,6 +63,7 @@ lengths = st.tuples(
 )
 
 
+@pytest.mark.ci
 @given(lengths)
 @settings(max_examples=60, deadline=None)
 def test_any_lengths(drawn):
@@ -145,6 +146,7 @@ def test_shards_pack_their_own_rows():
     assert int(whole.count) == 4  # of the fuller shard
 
 
+@pytest.mark.ci
 def test_programs_of_one_axis_run_equally_often():
     """Two runs: responses that fill eight packed rows, and none."""
     runs = [rows_of([P, P], lengths) for lengths in ([T] * N, [0] * N)]
@@ -200,6 +202,7 @@ def test_parts_of_a_batch():
     assert packing.part_rows(Config(), 16, 40) == 16  # 640 tokens: one part of 512 or more
 
 
+@pytest.mark.ci
 def test_the_loop_runs_as_often_as_there_are_parts(monkeypatch):
     """Three full responses, and one token that finds no room beside them: four packed rows, one a
     part. Dense, or with all tokens at a time, there is one part.

@@ -34,6 +34,7 @@ def test_score_is_the_shifted_log_softmax(family, rolled, strict):
     np.testing.assert_array_equal(got.raw_logprobs, got.logprobs)
 
 
+@pytest.mark.ci
 def test_without_a_critic_values_are_zero(llama):
     rolled = toys.roll(llama, toys.prompts())
     got = policy.response_logprobs(
@@ -42,6 +43,7 @@ def test_without_a_critic_values_are_zero(llama):
     assert not got.values.any()
 
 
+@pytest.mark.ci
 def test_chunks_change_nothing(llama):
     """40 rows of 11 logits are 1760 bytes: 450 bytes are 10 rows, so 4 chunks."""
     rolled = toys.roll(llama, toys.prompts())
@@ -59,6 +61,7 @@ def test_chunks_change_nothing(llama):
     toys.assert_close(whole[0], chunked[0], atol=1e-4)
 
 
+@pytest.mark.ci
 def test_chunks_know_the_positions(llama):
     """Position 3 of each of 8 rows is in another chunk, and only positions 0 to 2 are barred."""
     settings = replace(SETTINGS, min_tokens=3)
@@ -152,6 +155,7 @@ def test_cast_rounds_matrices_alone():
     assert out["norm"]["scale"].dtype == jnp.float32 and out["q"]["kernel"].dtype == jnp.bfloat16
 
 
+@pytest.mark.ci
 def test_casting_twice_or_late_is_the_same():
     """Weights rounded once outside of the loop give what weights rounded at each product give."""
     toy = toys.llama("bfloat16")

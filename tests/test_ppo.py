@@ -90,6 +90,7 @@ def test_one_step(toy_step):
     assert max(moved) <= 4.1e-3  # by four steps of Adam at 1e-3
 
 
+@pytest.mark.ci
 def test_the_metrics_are_those_of_the_rollout(spied):
     state, metrics = spied(spied.state(frozen=other_reference(spied.toy)))
     seen = spied.rollout
@@ -104,6 +105,7 @@ def test_the_metrics_are_those_of_the_rollout(spied):
     assert kl > 1
 
 
+@pytest.mark.ci
 def test_rewards_of_tokens(spied):
     """The score less the penalty of .5 for a missing end on the last acting token, and minus
     kl_coef · k1 on every one.
@@ -119,6 +121,7 @@ def test_rewards_of_tokens(spied):
     assert 0 < seen.finished.sum() < 8
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
@@ -126,7 +129,7 @@ def test_rewards_of_tokens(spied):
             toys.gpt2,
             {"top_k": 6, "top_p": 0.9, "temperature": 0.8, "value_loss": "none", "group_size": 2},
         ),
-        pytest.param(lambda: toys.llama("bfloat16"), {"top_p": 0.9}, marks=pytest.mark.ci),
+        (lambda: toys.llama("bfloat16"), {"top_p": 0.9}),
     ],
     ids=["gpt2 in a keep-set without critic", "bfloat16"],
 )
@@ -153,6 +156,7 @@ def test_the_same_step_twice_is_the_same(toy_step):
     toys.assert_same(*runs)
 
 
+@pytest.mark.ci
 def test_two_steps_with_the_same_prompts_and_weights_sample_differently(spied):
     responses = []
     for step, seed in ((0, 0), (1, 0), (0, 1)):
@@ -163,6 +167,7 @@ def test_two_steps_with_the_same_prompts_and_weights_sample_differently(spied):
             assert (responses[one] != responses[other]).any(1).sum() >= 6  # nearly every row
 
 
+@pytest.mark.ci
 def test_rows_of_the_same_prompt_sample_differently(spied):
     same = jax.tree.map(lambda x: x[:1].repeat(8, 0), PROMPTS).replace(
         index=jnp.arange(8, dtype=jnp.int32)
@@ -171,6 +176,7 @@ def test_rows_of_the_same_prompt_sample_differently(spied):
     assert len({tuple(row) for row in spied.rollout.response.tolist()}) > 4
 
 
+@pytest.mark.ci
 def test_no_key_is_used_twice(llama, toy_step):
     with jax.debug_key_reuse(True):
         with pytest.raises(jax.errors.KeyReuseError):  # the check itself works
@@ -182,6 +188,7 @@ def test_no_key_is_used_twice(llama, toy_step):
     assert np.isfinite(metrics["loss"])
 
 
+@pytest.mark.ci
 def test_the_update_has_another_key_than_the_samples(llama):
     """The check above does not see it, since both are only folded and split: noise of row 0 would
     be that of epoch 0.
@@ -199,6 +206,7 @@ def test_the_update_has_another_key_than_the_samples(llama):
 # Rewards that fail
 
 
+@pytest.mark.ci
 def test_a_reward_on_the_host_equals_the_same_in_the_graph(spied, toy_step):
     (one, one_metrics), (other, other_metrics) = (
         spied(spied.state()),
@@ -220,6 +228,7 @@ def fails_for_some(fail):
     )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "fail", [raises, lambda p, r: None, lambda p, r: "a", lambda p, r: np.nan, lambda p, r: -np.inf]
 )
@@ -236,6 +245,7 @@ def test_invalid_rows_are_counted_and_leave_the_loss(spied, judge, fail):
     toys.assert_same(spied(spied.state()), (want, metrics))  # how it failed does not matter
 
 
+@pytest.mark.ci
 def test_counters_add_up(spied, judge):
     judge(raises)
     state, _ = spied(spied.state())
@@ -244,6 +254,7 @@ def test_counters_add_up(spied, judge):
     assert all(np.isfinite(x) for x in metrics.values())
 
 
+@pytest.mark.ci
 def test_a_step_without_a_valid_row_changes_no_parameter(spied, judge):
     judge(raises)
     state, metrics = spied(spied.state())
@@ -337,6 +348,7 @@ def test_groups_are_informative_by_their_scores_not_their_penalties(llama):
     assert found.valid.all() and not found.learn.any()
 
 
+@pytest.mark.ci
 def test_metrics_of_scores_are_of_all_devices(llama):
     """Two devices with four rows each; of 1, 2 and 5, which are invalid, one has two."""
     settings = replace(SETTINGS, num_tasks=2, group_size=2)
@@ -396,6 +408,7 @@ def test_no_two_leaves_share_a_buffer(toy_step):
     assert len(set(places)) == len(places)
 
 
+@pytest.mark.ci
 def test_several_steps_in_one_dispatch(llama, toy_step):
     batches = [toys.prompts(seed=k) for k in range(3)]
     state, rows = toy_step.state(), []
@@ -416,6 +429,7 @@ def test_several_steps_in_one_dispatch(llama, toy_step):
         )
 
 
+@pytest.mark.ci
 def test_with_adapters_the_base_stays(llama):
     """The program is traced, not compiled: shapes tell what is trained and what comes back."""
     toy = toys.make(toys.LLAMA, lora=2)
@@ -435,6 +449,7 @@ def test_with_adapters_the_base_stays(llama):
     )  # Adam's two of each number that is trained, and two counts
 
 
+@pytest.mark.ci
 def test_a_step_may_be_vmapped_over_seeds(llama):
     step = ppo.make_train_step(llama.model, toys.parts(), SETTINGS)
     states = [toys.state(llama, seed=seed) for seed in range(2)]

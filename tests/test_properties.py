@@ -7,6 +7,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -139,6 +140,7 @@ def same(found, expected, view=lambda a: a, leave_out=()):
 # --- tokens
 
 
+@pytest.mark.ci
 @given(SEEDS, MASKS, st.tuples(JUNK, JUNK, JUNK))
 @example(0, EMPTY_ROWS, (np.nan, np.inf, np.inf))
 @example(0, np.zeros((ROWS, LENGTH), np.float32), (np.nan, np.nan, np.nan))
@@ -157,6 +159,7 @@ def test_padding_is_never_read(seed, mask, junk):
             assert not b.ndim or not b[mask == 0].any(), name
 
 
+@pytest.mark.ci
 @given(SEEDS, MASKS, st.integers(0, 2), st.integers(0, 3), JUNK)
 @example(0, EMPTY_ROWS, 1, 2, np.nan)
 def test_more_padding_has_no_effect(seed, mask, row, column, junk):
@@ -315,6 +318,7 @@ VALID = hnp.arrays(bool, 6)
 ALL = np.ones(6, bool)
 
 
+@pytest.mark.ci
 @given(SCORES, VALID, JUNK)
 def test_invalid_rows_are_never_read(scores, valid, junk):
     clean = numpy(on_groups(scores, valid))
@@ -352,6 +356,7 @@ def test_a_group_with_equal_scores_has_no_effect(level, scores):
             np.testing.assert_array_equal(adv[3:], spread[name][0][3:], err_msg=name)
 
 
+@pytest.mark.ci
 @given(SCORES, VALID)
 def test_groups_of_one_give_nothing(scores, valid):
     for name, (adv, slope) in on_groups(scores, valid, size=1).items():
@@ -359,6 +364,7 @@ def test_groups_of_one_give_nothing(scores, valid):
         assert np.isfinite(slope).all(), name
 
 
+@pytest.mark.ci
 def test_gdpo_without_spread_has_a_finite_gradient():
     slope = jax.grad(lambda s: advantages.gdpo(s, group_size=2).sum())(jnp.ones((4, 1)))
     assert np.isfinite(slope).all()

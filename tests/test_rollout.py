@@ -38,14 +38,16 @@ def assert_scores_agree(toy, rolled, settings, tolerance):
     np.testing.assert_allclose(ratio, 1.0, atol=tolerance)
 
 
-def test_the_entropy_is_kept_where_something_reads_it(family):
+@pytest.mark.ci
+def test_the_entropy_is_kept_where_something_reads_it(llama):
     settings = replace(SETTINGS, top_entropy=0.5)
-    rolled = toys.roll(family, toys.prompts(), settings)
-    want = toys.score(family, rolled).entropy * rolled.mask
+    rolled = toys.roll(llama, toys.prompts(), settings)
+    want = toys.score(llama, rolled).entropy * rolled.mask
     np.testing.assert_allclose(rolled.entropy, want, atol=1e-5)
-    assert toys.roll(family, toys.prompts()).entropy is None
+    assert toys.roll(llama, toys.prompts()).entropy is None
 
 
+@pytest.mark.ci
 def test_rows_have_limits_of_their_own(llama):
     """Limits of 1, 2, ... 8 tokens, and at most 5 of all."""
     prompts = toys.prompts().replace(extra={"max_tokens": 1 + jnp.arange(8)})
@@ -58,6 +60,7 @@ def test_sampler_and_scorer_agree(family, rolled):
     assert_scores_agree(family, rolled, LONG, 1e-4)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("options", [{"top_k": 3, "temperature": 1.5}, {"top_p": 0.7}])
 def test_sampler_and_scorer_agree_in_a_keep_set(llama, options):
     settings = replace(LONG, **options)
@@ -70,6 +73,7 @@ def test_sampler_and_scorer_agree_in_a_keep_set(llama, options):
     ].all()  # nothing was sampled outside of its own keep-set
 
 
+@pytest.mark.ci
 def test_sampler_and_scorer_agree_in_bfloat16():
     toy = toys.llama("bfloat16")
     assert_scores_agree(toy, toys.roll(toy, toys.prompts(), LONG), LONG, 5e-2)
@@ -97,6 +101,7 @@ def test_rollout_keeps_the_prompt(rolled):
     )
 
 
+@pytest.mark.ci
 def test_pad_may_equal_the_end_of_text(llama):
     """The mask comes from `finished`: nothing but the written pad changes."""
     other = toys.roll(llama, toys.prompts(), LONG, pad=EOS)
@@ -123,6 +128,7 @@ def rows(prompts, chosen):
     return jax.tree.map(lambda x: x[jnp.asarray(chosen)], prompts)
 
 
+@pytest.mark.ci
 def test_decoding_stops_when_all_rows_have_ended(decode):
     """The cache holds the prompt and every chosen token but the last, which nobody has to look
     at.
@@ -146,6 +152,7 @@ def test_decoding_goes_on_for_the_slowest_row(decode):
     assert int(alone.cache.filled) == 4 + slowest - 1
 
 
+@pytest.mark.ci
 def test_more_padding_changes_nothing(family, rolled):
     prompts = toys.prompts()
     wider = toys.roll(family, replace_width(prompts, 7), LONG)
@@ -191,6 +198,7 @@ def test_other_rows_change_nothing(family, rolled):
     )
 
 
+@pytest.mark.ci
 def test_samples_follow_the_model(llama):
     """First tokens of 4096 rows with the same prompt against softmax."""
     n = 4096
@@ -209,6 +217,7 @@ def test_samples_follow_the_model(llama):
     assert abs(chi2 - 10) < 5 * 20**0.5  # mean V − 1, variance 2 (V − 1)
 
 
+@pytest.mark.ci
 def test_greedy_is_the_argmax_of_the_scorer(llama):
     done = toys.roll(llama, toys.prompts(), SETTINGS, greedy=True)
     hidden, _ = llama.model.apply(llama.params, done.tokens, done.attend)
@@ -226,6 +235,7 @@ def test_another_key_samples_other_tokens(llama):
     assert (one.response != other.response).any()
 
 
+@pytest.mark.ci
 def test_reference_is_scored_with_the_temperature_only(llama):
     settings = replace(LONG, top_k=3, temperature=1.5)
     reference = toys.random_params(llama.model, seed=5)
@@ -235,6 +245,7 @@ def test_reference_is_scored_with_the_temperature_only(llama):
     assert (jnp.abs(done.ref_logprobs - done.raw_logprobs)[done.mask > 0] > 1e-3).any()
 
 
+@pytest.mark.ci
 def test_the_reference_of_adapters_is_the_base():
     toy = toys.make(toys.LLAMA, lora=2)
     trained, base = lora.split(toy.params, lora.is_trained)
@@ -302,12 +313,13 @@ def eight_bits(toy):
     return toy._replace(params=lora.fold(small, alpha=1.0))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("lora_rank", "scan", "options"),
     [
         (0, False, {"layout": "dense"}),
-        pytest.param(2, True, {"group_size": 4, "lora": 2}, marks=pytest.mark.ci),
-        pytest.param(0, True, {"top_k": 4, "top_p": 0.9, "min_tokens": 2}, marks=pytest.mark.ci),
+        (2, True, {"group_size": 4, "lora": 2}),
+        (0, True, {"top_k": 4, "top_p": 0.9, "min_tokens": 2}),
     ],
     ids=str,
 )
@@ -335,6 +347,7 @@ def rescored(toy, rolled, settings, **options):
     return jax.jit(own)(toy.params, frozen, rolled)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("layout", ["packed", "dense"])
 def test_rescoring_leaves_the_sampler_its_log_probs_alone(llama, layout):
     settings = replace(LONG, **EIGHT, layout=layout, top_entropy=0.5)
@@ -348,6 +361,7 @@ def test_rescoring_leaves_the_sampler_its_log_probs_alone(llama, layout):
     np.testing.assert_allclose(got.old_logprobs, own.logprobs * rolled.mask, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_rescoring_a_usual_sampler_adds_old_log_probs_alone(llama):
     settings = replace(LONG, old_logprobs="scorer")
     rolled = toys.roll(llama, toys.prompts(), settings)
@@ -423,6 +437,7 @@ def lengths_of(done) -> list[int]:
     return [int(n) + (not ended) for n, ended in zip(done.mask.sum(1), done.finished, strict=True)]
 
 
+@pytest.mark.ci
 def test_a_response_ends_with_a_stop_text(llama, stops):
     """With the token that completes it, over several tokens and inside of one. Tokens until then
     are those of a response without it.
@@ -438,6 +453,7 @@ def test_a_response_ends_with_a_stop_text(llama, stops):
     assert by_text.any() and (done.finished & ~by_text).any(), "choose another key"
 
 
+@pytest.mark.ci
 def test_a_stop_text_in_the_prompt_is_no_end(llama, stops):
     """The prompts end with `bc` and `b`, and a response that begins with `c` goes on."""
     rows = 64
@@ -450,6 +466,7 @@ def test_a_stop_text_in_the_prompt_is_no_end(llama, stops):
     np.testing.assert_array_equal(done.mask[:, 1] == 0, ended)
 
 
+@pytest.mark.ci
 def test_a_stop_text_is_an_end_from_min_tokens_on(llama, stops):
     """Tokens 0 to 4 do not end a response."""
     settings = replace(STOPPING, min_tokens=5)
@@ -482,16 +499,17 @@ def test_stop_texts_under_vmap(llama, stops):
             toys.assert_close(rows(many, i), alone, atol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("options", [{}, {"top_k": 3, "temperature": 1.5}, {"top_p": 0.7}], ids=str)
-def test_min_tokens(family, options):
+def test_min_tokens(llama, options):
     """The end of text comes from token 4 on; sampler and scorer agree, and the log-probs of the KL
     are those of the whole vocabulary.
     """
     settings = replace(LONG, min_tokens=4, **options)
-    done = toys.roll(family, toys.prompts(), settings)
+    done = toys.roll(llama, toys.prompts(), settings)
     assert (done.mask.sum(1) > 4).all() and not (done.response[:, :4] == EOS).any()
-    assert_scores_agree(family, done, settings, 1e-4)
-    raw = toys.score(family, done, replace(settings, min_tokens=0)).raw_logprobs
+    assert_scores_agree(llama, done, settings, 1e-4)
+    raw = toys.score(llama, done, replace(settings, min_tokens=0)).raw_logprobs
     np.testing.assert_allclose(done.raw_logprobs, raw * done.mask, atol=1e-5)
     if not options:
         assert done.finished.any(), "choose another key"
@@ -500,6 +518,7 @@ def test_min_tokens(family, options):
         np.testing.assert_allclose(off[:, 4:], 0.0, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_a_greedy_response_has_min_tokens(llama):
     """A token that is greedily chosen first is made the end of text."""
     plain = toys.roll(llama, toys.prompts(), LONG, greedy=True)
@@ -510,6 +529,7 @@ def test_a_greedy_response_has_min_tokens(llama):
     assert (done.mask.sum(1) > 3).all()
 
 
+@pytest.mark.ci
 def test_any_of_several_ends_of_text_finishes_a_row(llama):
     """And with min_tokens none of them comes early, for the scorer as for the sampler."""
     settings = replace(LONG, eos=(EOS, 5, 7))

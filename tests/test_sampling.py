@@ -80,6 +80,7 @@ def test_noise_hangs_on_the_key_and_the_row_alone():
     assert not np.isin(sampling.row_uniforms(jax.random.key(1), jnp.arange(4), 6), four).any()
 
 
+@pytest.mark.ci
 def test_draw_stays_in_the_keep_set():
     n = 20_000
     logits = jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4]]))

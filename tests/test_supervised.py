@@ -74,6 +74,7 @@ def once(model, objective, params, prompts, settings=SETTINGS, **frozen):
     return step(fresh(params, settings=settings, **frozen), prompts)
 
 
+@pytest.mark.ci
 def test_the_average_of_the_weights_follows(llama):
     settings = replace(SETTINGS, ema_decay=0.75)
     state, _ = once(llama.model, language(llama.model), llama.params, rows(), settings)
@@ -81,6 +82,7 @@ def test_the_average_of_the_weights_follows(llama):
     toys.assert_close(state.statistics["average"], want, atol=1e-6)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("last", [1, 9])
 def test_only_the_last_tokens_have_logits(llama, last):
     """If only the last tokens have weight, loss and step do not depend on logits for the others."""
@@ -191,7 +193,8 @@ def test_packed_rows_give_the_update_of_padded_ones(llama, monkeypatch):
     toys.assert_close(metrics, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("adapters", [pytest.param(0, marks=pytest.mark.ci), 2])
+@pytest.mark.ci
+@pytest.mark.parametrize("adapters", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_packed_pairs_give_the_update_of_padded_ones(llama, monkeypatch, adapters):
     """DPO: the rows of a pair stand in different parts. One row has no weight."""
     monkeypatch.setattr(packing, "LEAST_TOKENS", 12)
@@ -257,6 +260,7 @@ def test_binary_cross_entropy_by_hand():
     assert float(metrics["accuracy"]) == 0.75  # 0 > 0 is false, and so is .5 > .5
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("classes", "label"), [(1, [0.8, 0.5, 0.2, 1.0] * 2), (3, [0, 1, 2, 1] * 2)]
 )
@@ -319,6 +323,7 @@ def test_three_classes_with_a_trained_embedding():
     assert (state.params["embedding"] != before).any(1)[4:8].all()
 
 
+@pytest.mark.ci
 def test_dpo_starts_at_the_reference(llama):
     """Policy and reference are equal: −log σ(0) = .6931 for each pair, within rounding (XLA may
     compile the two passes differently). Then the better rows gain.
@@ -361,6 +366,7 @@ def test_bradley_terry_finds_known_scores():
     assert float(metrics["accuracy"]) == pytest.approx(0.72, abs=0.05)
 
 
+@pytest.mark.ci
 def test_evaluation_adds_up_over_batches(llama):
     objective = language(llama.model)
     evaluate = supervised.make_evaluation(llama.model, objective)
@@ -406,6 +412,7 @@ def on_two_devices(objective, state, prompts):
     return jax.vmap(lambda part: step(state, part), axis_name="devices")(halves)
 
 
+@pytest.mark.ci
 def test_the_noise_differs_between_steps_and_devices():
     """The key is folded with the step and the device's first row, 0 or 4."""
 
@@ -422,6 +429,7 @@ def test_the_noise_differs_between_steps_and_devices():
         np.testing.assert_allclose(metrics["drawn"], [want, want], rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_a_device_whose_rows_have_no_weight_makes_the_step_of_the_others():
     objective = supervised.Objective(
         lambda prompts: prompts.extra["weight"][:, 5],
@@ -464,11 +472,14 @@ def test_log_probs_ignore_the_sampling_settings(llama):
     )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "objective",
     [
         supervised.bradley_terry,
-        pytest.param(lambda model: supervised.dpo(model, SETTINGS), marks=pytest.mark.ci, id="dpo"),
+        pytest.param(
+            lambda model: supervised.dpo(model, SETTINGS), marks=pytest.mark.slow, id="dpo"
+        ),
     ],
 )
 def test_a_pair_is_not_cut_between_devices(llama, objective):

@@ -58,6 +58,7 @@ def straight(tmp_path_factory, prompts):
 # A run
 
 
+@pytest.mark.ci
 def test_a_run_leaves_its_files(straight):
     state, folder = straight
     assert int(state.step) == 4
@@ -89,6 +90,7 @@ def test_a_run_leaves_its_files(straight):
     ]  # every 3 steps, and at the end
 
 
+@pytest.mark.ci
 def test_a_resumed_run_equals_one_without_a_break(straight, tmp_path, prompts):
     """Stopped by the user after step 3, whose checkpoint is that of step 2."""
 
@@ -166,6 +168,7 @@ def test_a_supervised_run_is_a_run_like_any_other(tmp_path, loaded):
     )  # no score at all: the newest
 
 
+@pytest.mark.ci
 def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, prompts):
     """Seen, step by step, where it writes: beside the record of the same run."""
     pytest.importorskip("tensorboardX")
@@ -175,6 +178,7 @@ def test_the_numbers_go_to_a_tracker_too_and_change_nothing(straight, tmp_path, 
     assert events.read_bytes().count(b"first_ratio_off") == 4
 
 
+@pytest.mark.ci
 def test_only_the_first_process_has_trackers(tmp_path, prompts, monkeypatch):
     pytest.importorskip("tensorboardX")
     monkeypatch.setattr(train.processes, "is_main", lambda: False)
@@ -183,11 +187,13 @@ def test_only_the_first_process_has_trackers(tmp_path, prompts, monkeypatch):
     assert list((tmp_path / "shared").iterdir()) == []
 
 
+@pytest.mark.ci
 def test_a_second_run_of_the_same_name_is_refused(straight, prompts):
     with pytest.raises(UserError, match="exists: choose another --name"):
         fit(straight[1], prompts)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("killed", ["before its folder", "before its settings", "before a save"])
 def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, killed):
     if killed != "before its folder":
@@ -206,6 +212,7 @@ def test_resume_begins_what_has_not_begun(tmp_path, prompts, straight, capsys, k
     assert json.loads((tmp_path / "early" / "config.json").read_text())["steps"] == RUN.steps
 
 
+@pytest.mark.ci
 def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight):
     """It has steps in its metrics, so something was lost: refused."""
     folder = files.run_folder(tmp_path, "lost", resume=False)
@@ -215,6 +222,7 @@ def test_resume_of_a_run_whose_checkpoints_are_gone(tmp_path, prompts, straight)
         fit(folder, prompts, replace(RUN, resume=True))
 
 
+@pytest.mark.ci
 def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsys):
     """What changes the numbers is refused by name; what does not is shown."""
     changed = replace(RUN, resume=True, lora=3, lr=0.5, save_every=4)
@@ -227,6 +235,7 @@ def test_resume_with_settings_of_another_run_is_refused(straight, prompts, capsy
     assert "changed since the run began: --save-every 2 -> 4" in capsys.readouterr().out
 
 
+@pytest.mark.ci
 def test_resume_with_other_data_is_refused(straight, loaded, prompts):
     other = encode([*TEXTS[:-1], "xy"], loaded[1].tokenizer, 4, too_long="last")
     newest = straight[1] / "checkpoints" / "4"
@@ -261,6 +270,7 @@ def test_an_evaluation_that_a_signal_left_out_is_made_up(straight, tmp_path, pro
     )  # once is enough
 
 
+@pytest.mark.ci
 def test_resume_at_the_last_step_does_nothing(straight, prompts):
     before = rows_without_times(straight[1])
     state = fit(straight[1], prompts, replace(RUN, resume=True), lambda state: 1 / 0)
@@ -279,6 +289,7 @@ def test_a_second_writer_is_refused(tmp_path, prompts, monkeypatch):
     assert [path.name for path in folder.iterdir()] == ["lock.json"]  # nothing of the second one
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -310,6 +321,7 @@ def test_a_configuration_that_cannot_run_is_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.ci
 def test_restore_a_run_from_its_folder(straight):
     state, folder = straight
     assert int(load.restore(folder)[2].step) == 3  # the best: its score is 1 / 3
@@ -457,6 +469,7 @@ def right(prompt, response, answer):
     return {"right": float(str(answer) in response), "short": -len(response)}
 
 
+PACKED = {**SMALL, "layout": "packed"}
 SUMS = [{"prompt": f"{i} + {i} =", "answer": 2 * i} for i in range(8, 12)]
 
 
@@ -466,11 +479,12 @@ def door(tmp_path_factory):
     root = tmp_path_factory.mktemp("door")
     validation = SUMS[:2]
     run = train.policy(
-        SUMS, right, weights={"short": 0.1}, validation=validation, runs=str(root), **SMALL
+        SUMS, right, weights={"short": 0.1}, validation=validation, runs=str(root), **PACKED
     )
     return run, root
 
 
+@pytest.mark.ci
 def test_a_run_from_python(door):
     run, root = door
     assert run.folder == root / "policy" and run.config.advantage == "group"
@@ -488,6 +502,7 @@ def test_a_run_from_python(door):
         assert row["reward"] == pytest.approx(row["right"] + 0.1 * row["short"])
 
 
+@pytest.mark.ci
 def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     run, root = door
     more = train.policy(
@@ -497,7 +512,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
         validation=SUMS[:2],
         runs=str(root),
         resume=True,
-        **{**SMALL, "steps": 3},
+        **{**PACKED, "steps": 3},
     )
     assert more.metrics["step"].tolist() == [1, 2, 3]
     other = train.policy(
@@ -507,7 +522,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
         parts=lambda parts: parts._replace(policy_loss=zero_loss),
         log_samples=0,
         resume=False,
-        **{**SMALL, "steps": 1},
+        **{**PACKED, "steps": 1},
     )
     assert other.folder.name == "policy-2" and other.metrics["policy_loss"].tolist() == [0.0]
     assert run.config.functions.startswith("reward right@")
@@ -515,7 +530,7 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     assert ": loss zero_loss@" in capsys.readouterr().out  # what runs, not the setting's loss
     assert "advantage" not in other.config.functions  # that of the settings
     with pytest.raises(UserError, match="^resume=True with other settings .* functions reward"):
-        train.policy(SUMS, wrong, runs=str(root), resume=True, **{**SMALL, "steps": 4})
+        train.policy(SUMS, wrong, runs=str(root), resume=True, **{**PACKED, "steps": 4})
     assert not (other.folder / "samples.jsonl").exists()
 
 

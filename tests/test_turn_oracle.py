@@ -155,6 +155,7 @@ def test_the_world():
     assert total == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", EXACT)
 def test_the_expected_gradient(name, exact):
     make, group, factor = EXACT[name]

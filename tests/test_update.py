@@ -90,6 +90,7 @@ def loss(llama):
     return loss_of(llama)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("changes", "parts"),
     [
@@ -175,6 +176,7 @@ def test_gradient_of_the_loss_against_differences(llama, batch, loss):
     assert (at(2e-3) - at(-2e-3)) / 4e-3 == pytest.approx(slope, rel=0.01)
 
 
+@pytest.mark.ci
 def test_a_batch_is_weighed_once(batch):
     """Tokens beyond the bounds leave the mask; importance weights times the mask of the highest
     entropies, both of what is left.
@@ -200,6 +202,7 @@ def test_a_batch_is_weighed_once(batch):
     assert plain.weights is None and plain.mask is batch.mask
 
 
+@pytest.mark.ci
 def test_tokens_are_left_out_in_either_layout(llama, state, batch):
     """A response with gaps in its mask is scored whole."""
     settings = replace(SETTINGS, rejection="token_k1", rejection_low=0.7, rejection_high=1.4)
@@ -297,6 +300,7 @@ def test_a_minibatch_without_rows_changes_nothing(run, state, batch):
     assert all(np.isfinite(x) for x in metrics.values())
 
 
+@pytest.mark.ci
 def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
     """d √x / dx at 0 is infinite."""
 
@@ -312,6 +316,7 @@ def test_a_non_finite_gradient_of_a_finite_loss_is_skipped(llama, state, batch):
     toys.assert_same(new, state)
 
 
+@pytest.mark.ci
 def test_a_non_finite_loss_with_a_finite_gradient_is_skipped(llama, state, batch):
     def policy_loss(logprobs, old_logprobs, advantages, mask, *, key=None):
         return 0 * logprobs + jnp.inf, {}
@@ -323,6 +328,7 @@ def test_a_non_finite_loss_with_a_finite_gradient_is_skipped(llama, state, batch
     toys.assert_same(new, state)
 
 
+@pytest.mark.ci
 def test_two_devices_equal_one(llama, run, state, batch):
     """Halves of the batch under an axis: gradients are summed, weights know the global count, rows
     are dealt alike. And with no row of the second half to learn from.
@@ -365,6 +371,7 @@ def test_the_likelihood_term_is_a_mean_over_right_answers(llama, state, batch):
     np.testing.assert_allclose(loss(with_term, "d"), want, rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_groups_stay_together(llama, state, batch):
     """Each row's advantage is its group's number; in a minibatch neighbours have the same."""
     settings = replace(SETTINGS, group_size=2, epochs=1)
@@ -382,17 +389,25 @@ def test_groups_stay_together(llama, state, batch):
     assert float(metrics["number"]) == pytest.approx(1.5)  # every group came once
 
 
-def test_microbatches_change_nothing(llama, state, batch):
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"group_size": 2, "aggregate": "sequence_mean"},
+        {"group_size": 4, "layout": "dense"},  # two rows each, of groups of four
+    ],
+    ids=str,
+)
+def test_microbatches_change_nothing(llama, state, batch, changes):
     """Rows of different lengths in each: a mean of means would differ."""
-    cut = {"group_size": 4, "layout": "dense"}  # two rows each, of groups of four
-    for changes in ({}, {"group_size": 2, "aggregate": "sequence_mean"}, cut):
-        one, four = (replace(SETTINGS, minibatches=1, microbatches=n, **changes) for n in (1, 4))
-        runs = [
-            jax.jit(update.make_update(llama.model, toys.parts(c), c))(state, batch, KEY)
-            for c in (one, four)
-        ]
-        toys.assert_close(runs[0][0].params, runs[1][0].params, atol=2e-6)
-        toys.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-4)
+    one, four = (replace(SETTINGS, minibatches=1, microbatches=n, **changes) for n in (1, 4))
+    runs = [
+        jax.jit(update.make_update(llama.model, toys.parts(c), c))(state, batch, KEY)
+        for c in (one, four)
+    ]
+    toys.assert_close(runs[0][0].params, runs[1][0].params, atol=2e-6)
+    toys.assert_close(runs[0][1], runs[1][1], atol=1e-5, rtol=1e-4)
 
 
 def test_dense_microbatches_are_equally_large(llama, state, batch):
@@ -403,6 +418,7 @@ def test_dense_microbatches_are_equally_large(llama, state, batch):
         jax.eval_shape(step, state, batch, KEY)
 
 
+@pytest.mark.ci
 def test_each_microbatch_has_its_own_noise(llama, state, batch):
     """A loss that draws one number: of four microbatches there are four, so they have a
     variance.
@@ -424,6 +440,7 @@ def test_each_microbatch_has_its_own_noise(llama, state, batch):
 KL_SETTINGS = replace(SETTINGS, kl_place="loss", kl="k3", value_loss="none", kl_coef=0.3)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("importance", [False, True])
 def test_kl_in_the_loss(llama, batch, importance):
     """Σ w (per_token + β k3), and with importance k3 times the ratio."""
@@ -477,6 +494,7 @@ def test_beta_comes_from_the_controller(llama, batch):
 # Early stop and the critic alone
 
 
+@pytest.mark.ci
 def test_kl_stop_leaves_out_the_rest(llama, state, batch):
     """A large rate: after the first minibatch the policy is far off, so the other three of two
     epochs are left out.
@@ -500,6 +518,7 @@ def test_kl_stop_leaves_out_the_rest(llama, state, batch):
     toys.assert_close(plain.params, on.params, atol=1e-6)
 
 
+@pytest.mark.ci
 def test_how_far_the_step_went_includes_what_stopped_it(llama, state, batch):
     """All of the second epoch is left out, and half of the first: the minibatch that tripped is the
     last that was measured.
@@ -527,6 +546,7 @@ def test_an_update_says_how_many_updates_it_was(run, state, batch):
     assert float(run(state, batch, KEY)[1]["updates"]) == SETTINGS.epochs * SETTINGS.minibatches
 
 
+@pytest.mark.ci
 def test_in_the_warm_up_the_critic_alone_learns(llama, state, batch):
     settings = replace(SETTINGS, critic_warmup=3, optimizer="adamw", weight_decay=0.5)
     run = jax.jit(update.make_update(llama.model, toys.parts(settings), settings))
@@ -561,6 +581,7 @@ def test_every_policy_loss_goes_through_the_update(llama, state, batch, name):
     assert (new.params["embed"]["embedding"] != state.params["embed"]["embedding"]).any()
 
 
+@pytest.mark.ci
 def test_an_update_that_is_not_finite_is_skipped_though_its_gradient_is(llama):
     """Adam with eps 0 divides the gradient of an unused value head, 0, by its moment, 0."""
     settings = replace(toys.SETTINGS, adam_eps=0.0, value_loss="none", advantage="returns")

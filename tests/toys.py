@@ -54,9 +54,18 @@ def random_params(model: Model, seed: int = 0) -> dict:
     return jax.tree.map(jnp.asarray, jax.tree.unflatten(tree, noisy))
 
 
+def compiled(model: Model) -> Model:
+    """The model with functions that are programs: of a call outside of a program, each operation
+    would be compiled alone. Inside of one they are as before.
+    """
+    program = lambda fn: jax.jit(fn, inline=True)
+    functions = {"apply": model.apply, "logits": model.logits, "value": model.value}
+    return model._replace(**{name: program(fn) for name, fn in functions.items()})
+
+
 @cache
 def make(shape: ModelConfig, dtype: str = "float32", lora: int = 0, scan: bool = False) -> Toy:
-    model = models.make(shape, dtype=dtype, lora=lora, scan=scan)
+    model = compiled(models.make(shape, dtype=dtype, lora=lora, scan=scan))
     return Toy(shape, model, random_params(model))
 
 

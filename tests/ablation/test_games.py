@@ -33,6 +33,7 @@ def test_settings_of_a_game(name):
     validate_run(replace(games.GameConfig(), **found))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", games.GAMES)
 def test_the_script_reaches_the_optimum_in_turns_of_two_tokens(name):
     """On the tokens of the vocabulary, if its words are cut to what fits: "north" to "n"."""

@@ -119,6 +119,7 @@ def test_new_networks_differ_between_seeds():
     same_as_alone(config, results[1], prompts, toy_tasks.load)
 
 
+@pytest.mark.ci
 def test_seeds_differ_and_a_diverged_run_stays_in(four):
     assert [(x.run.arm, x.run.seed) for x in four] == [(run.arm, run.seed) for run in RUNS]
     assert (

@@ -100,6 +100,7 @@ def reached(rewards) -> float:
     return float(rewards[-10:].mean())
 
 
+@pytest.mark.ci
 @pytest.mark.learning
 @pytest.mark.parametrize(
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
@@ -111,13 +112,10 @@ def test_ppo_learns(train, task, seed):
     assert reached(rewards) >= 0.95 * OPTIMUM
 
 
+@pytest.mark.ci
 @pytest.mark.learning
 @pytest.mark.parametrize(
-    "treatment",
-    [
-        pytest.param(FLIPPED, id="flipped"),
-        pytest.param(SHUFFLED, id="shuffled", marks=pytest.mark.ci),
-    ],
+    "treatment", [pytest.param(FLIPPED, id="flipped"), pytest.param(SHUFFLED, id="shuffled")]
 )
 @pytest.mark.parametrize("task", TASKS)
 def test_ppo_does_not_learn_from_wrong_advantages(train, task, treatment):
@@ -179,6 +177,7 @@ def test_a_random_answer_cannot_be_learned():
     )  # 1/7 = .143, s.e. .013
 
 
+@pytest.mark.ci
 def test_reward_and_judge():
     done = rolled([1, 1, 1], [[3, 3, 0, 0], [5, 5, 5, 3], [1, 1, 1, 1]])
     assert toy_tasks.reward(None, done)[0].tolist() == [0.5, 0.25, 0]
@@ -198,6 +197,7 @@ def test_reward_and_judge():
     )
 
 
+@pytest.mark.ci
 def test_the_best_of_eight():
     done = rolled([1] * 8 + [2] * 8, [[3, 0]] + [[5, 5]] * 7 + [[1, 3]] * 7 + [[3, 3]])
     # the best of the first eight is 1/2, that of the second 1

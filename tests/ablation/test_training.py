@@ -21,6 +21,7 @@ from jaxppo.ablation.training import (
 from jaxppo.run import files
 
 
+@pytest.mark.ci
 def test_the_judge_reads_the_same_number_of_rollouts_of_every_arm():
     """256 rollouts of the judge's prompts, with batches of 16 or 64 rows."""
     seen = []

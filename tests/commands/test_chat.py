@@ -18,6 +18,7 @@ def stream(loaded, moved):
     return chat.Stream(config, policy, moved)
 
 
+@pytest.mark.ci
 def test_a_stream_equals_the_sampler(stream, read, moved, prompts):
     want = [sample.tokens for sample in read(moved, prompts, seed=3)[:4]]
     assert [list(stream(text, seed=3, index=i)) for i, text in enumerate(TEXTS[:4])] == want
@@ -47,6 +48,7 @@ def test_a_stream_ends_at_eos(loaded, moved):
     assert list(cut) == first[: first.index(first[1]) + 1]
 
 
+@pytest.mark.ci
 def test_a_stream_has_stop_texts_and_min_tokens():
     """As the sampler's program has them. A token is a byte, and the stop text is two of them."""
     settings = replace(RUN, response_length=12)

@@ -67,6 +67,7 @@ def test_help_is_fast():
     assert float(seconds) < 1  # of the processor; about 0.05
 
 
+@pytest.mark.ci
 def test_an_error_is_one_line(tmp_path):
     """In a process of its own: no traceback, exit code 2."""
     command = [sys.executable, "-m", "jaxppo", "sample", str(tmp_path / "nothing"), "Hi"]

@@ -52,6 +52,7 @@ def test_limits_of_the_settings():
             sample.with_limits(settings, temperature=temperature, max_tokens=None)
 
 
+@pytest.mark.ci
 def test_fewer_tokens_are_the_first_of_more(loaded, read, moved, prompts):
     config, policy = loaded
     limited = sample.with_limits(config, temperature=None, max_tokens=2)

@@ -77,9 +77,8 @@ def test_a_plan_with_a_teacher(name):
     assert found.arguments - plain.arguments == (0 if name == "self" else more)
 
 
-@pytest.mark.parametrize(
-    ("mesh", "scan"), [("data=8", False), pytest.param("fsdp=8", True, marks=pytest.mark.ci)]
-)
+@pytest.mark.ci
+@pytest.mark.parametrize(("mesh", "scan"), [("data=8", False), ("fsdp=8", True)])
 def test_a_plan_for_local_devices(mesh, scan):
     """The whole step as one program; each minibatch's gradients are summed up, each token asks
     whether all rows have ended. Stop texts need no tokenizer.
@@ -112,6 +111,7 @@ def test_a_plan_for_local_devices(mesh, scan):
     assert "the decode loop sends" in text and "not known:" in text
 
 
+@pytest.mark.ci
 def test_a_plan_of_a_speech_network(monkeypatch):
     """Its step takes recordings of 6 frames of 5 numbers, and their lengths, as well."""
 

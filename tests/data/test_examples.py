@@ -201,6 +201,7 @@ def test_recordings_share_a_prompt_and_are_split_by_reference(tmp_path):
         load(str(path))
 
 
+@pytest.mark.ci
 @given(st.lists(st.text(max_size=3), max_size=60), st.integers(0, 5))
 def test_split_is_a_partition_without_straddling(keys, seed):
     parts = split_rows(keys, seed=seed)

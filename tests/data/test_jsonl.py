@@ -163,6 +163,7 @@ def test_size_of_the_file(tmp_path):
     assert "line 3: more than 8 bytes so far" in refused(path, max_bytes=8, errors="skip")
 
 
+@pytest.mark.ci
 def test_a_bomb_is_not_unpacked(tmp_path):
     # 64 MiB of blank lines, or one line of 64 MiB, in about 64 KiB; the reader stops after 1 MiB
     for inside in (b"\n" * 2**26, b"x" * 2**26):

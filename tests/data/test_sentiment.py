@@ -15,6 +15,7 @@ def reviews() -> sentiment.Reviews:
         pytest.skip(str(error))
 
 
+@pytest.mark.ci
 def test_real_sentences(reviews):
     # 10,605 lines, two of which repeat an earlier sentence
     assert len(reviews) == len(reviews.ratings) == len(set(reviews.texts)) == 10603

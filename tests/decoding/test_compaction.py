@@ -52,11 +52,12 @@ def test_put_is_the_inverse_of_take():
     )
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("network", "group_size"),
     [
         ("window", 4),
-        pytest.param("scan", 1, marks=pytest.mark.ci),
+        ("scan", 1),
         *(
             pytest.param(*x, marks=pytest.mark.slow)
             for x in (("plain", 1), ("plain", 4), ("window", 1), ("scan", 4))
@@ -84,6 +85,7 @@ def test_rows_that_have_ended_leave_the_others_as_they_were(monkeypatch, group_s
     toys.assert_close(packed.replace(tokens=None), plain.replace(tokens=None), atol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("ends", ["text", "limit"])
 def test_only_live_rows_are_decoded(monkeypatch, ends):
     """16 rows of which 15 end at their first token, or have limits of 1, 5, 9, ...: what the

@@ -101,6 +101,7 @@ def turns_of(rolled):
     return found
 
 
+@pytest.mark.ci
 def test_turns_and_answers_have_their_slots(played):
     """A turn ends with the end of text or after TURN tokens; the answer's last token stands right
     before the next turn; nothing follows the end of an episode.
@@ -125,6 +126,7 @@ def test_turns_and_answers_have_their_slots(played):
     assert len({len(turns) for turns in turns_of(played)}) > 1 and len(lengths) > 3
 
 
+@pytest.mark.ci
 def test_sampler_and_scorer_agree(toy, played):
     """Dense and, for transformers, packed: tokens between turns are read once, in order."""
     on = np.asarray(played.mask) > 0
@@ -146,6 +148,7 @@ def test_sampler_and_scorer_agree(toy, played):
     assert not np.asarray(played.logprobs)[~on].any() and not np.asarray(played.values)[~on].any()
 
 
+@pytest.mark.ci
 def test_a_prompt_read_once_gives_the_same_episodes(toy, played):
     """The plain form reads each row's own prompt."""
     plain = play(toy, toys.grouped(4), replace(LONG, layout="dense"), counting())
@@ -153,6 +156,7 @@ def test_a_prompt_read_once_gives_the_same_episodes(toy, played):
     toys.assert_close(plain.logprobs, played.logprobs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.ci
 def test_a_row_does_not_depend_on_the_others(toy, played):
     """Other rows end their turns elsewhere."""
     half = jax.tree.map(lambda x: x[:4], toys.grouped(4))
@@ -167,6 +171,7 @@ def answers(**parts):
     return play(toys.llama(), toys.grouped(4), LONG, worlds.counting(**parts))
 
 
+@pytest.mark.ci
 def test_an_environment_that_never_ends():
     """The last of three turns ends the response, unfinished."""
     rolled = answers(done=lambda state, turn: jnp.zeros(turn.length.shape, bool))
@@ -185,7 +190,11 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.ci
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(x, marks=pytest.mark.slow) if x.endswith("infinity") else x for x in FAULTS],
+)
 def test_a_fault_ends_the_episode(name):
     """Of its row alone: here of rows whose first token is odd, in their first turn. They are
     invalid, and the others go on.
@@ -217,6 +226,7 @@ def step_of(
     return toy, parallel.compile_step(ppo.make_train_step(toy.model, parts, settings))
 
 
+@pytest.mark.ci
 def test_invalid_rows_are_counted_and_change_nothing():
     """An update from half of the rows, whose statistics are those of the others."""
     fault = lambda state, turn: jnp.where(turn.tokens[:, 0] % 2 == 1, jnp.nan, 1.0)
@@ -261,11 +271,13 @@ def two_steps(settings, **options):
     return state.replace(frozen=None), rows
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "name",
-    ["turn_gae"]
-    + [pytest.param(x, marks=pytest.mark.ci) for x in ("grpo", "full KL")]
-    + [pytest.param(x, marks=pytest.mark.slow) for x in ("ppo", "dapo", "remax", "gspo")],
+    ["turn_gae", "grpo"]
+    + [
+        pytest.param(x, marks=pytest.mark.slow) for x in ("full KL", "ppo", "dapo", "remax", "gspo")
+    ],
 )
 def test_packed_equals_dense(name):
     settings = presets.preset(replace(LONG, group_size=1), CASES[name].get("algorithm", "ppo"))

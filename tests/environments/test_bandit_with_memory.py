@@ -38,6 +38,7 @@ def test_the_closed_form(arms, turns):
     assert bandit_with_memory.optimum(arms, turns) == pytest.approx(best_return(arms, turns))
 
 
+@pytest.mark.ci
 def test_every_episode_of_two_turns_of_one_token():
     """A vocabulary of four tokens: a, b, "." and one that writes nothing; 2 · 4² episodes."""
     world = on_bytes(

@@ -81,6 +81,7 @@ def test_calls_alone_have_no_reward():
     assert found.replies == ["?\n", "3\n"] and found.rewards == [0, 0] and found.done
 
 
+@pytest.mark.ci
 def test_without_the_tool_every_call_is_unreadable():
     found = episode(question(1, "+", 2), "=1+2\n", "3\n", tool=False)
     assert found.replies == ["?\n", ""] and found.rewards == [0, 1]

@@ -86,6 +86,7 @@ def test_instances_depend_on_the_seed_alone(name):
     assert all(type(x["prompt"]) is str and x["prompt"].isascii() for x in first)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_any_bytes_are_answered(name):
     world = make(name).environment
@@ -110,6 +111,7 @@ def test_an_episode_ends_and_stays_ended(name):
         np.testing.assert_array_equal(x[-1], x[-2])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_a_row_alone_is_what_it_is_in_a_batch(name):
     world = make(name).environment
@@ -124,6 +126,7 @@ def test_a_row_alone_is_what_it_is_in_a_batch(name):
                 np.testing.assert_array_equal(x[0], y[turn, row])
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_several_seeds_under_vmap(name):
     """The second seed alone has the same episodes."""
@@ -140,6 +143,7 @@ def test_several_seeds_under_vmap(name):
         np.testing.assert_array_equal(x[1], y)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_on_tokens_it_is_the_same_game(name):
     """Tokens of bytes, the end of text behind them."""
@@ -175,6 +179,7 @@ def test_texts_of_a_turn_are_cut():
     assert bytes(table) == b"ab\0\0" + "é".encode() and length.tolist() == [2, 0, 2]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", NAMES)
 def test_types_do_not_change_unasked(name, x64):
     """Not in float64 either, in which estimators are compared with exact gradients."""

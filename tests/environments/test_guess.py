@@ -27,6 +27,7 @@ def test_the_closed_form_is_the_best_of_all_policies(guesses):
         assert guess.win_rate(n, guesses) == most_found(n, guesses) / n
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("n", "guesses"), [(1, 1), (7, 3), (20, 4), (100, 6)])
 def test_bisection_on_every_number_reaches_it(n, guesses):
     game = guess.make(n, guesses)

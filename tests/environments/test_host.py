@@ -188,6 +188,7 @@ def test_several_runs_under_vmap_and_pmap_are_kept_apart():
         np.testing.assert_array_equal(many(keys), np.stack([expected] * 2))
 
 
+@pytest.mark.ci
 def test_on_tokens():
     tokenizer = byte_tokenizer()
     world = on_bytes(make(), make_tables(tokenizer))

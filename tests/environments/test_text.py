@@ -101,6 +101,7 @@ def test_a_vocabulary_without_a_letter_of_the_replies():
         text.on_bytes(echo(alphabet=b"axz"), TABLES)
 
 
+@pytest.mark.ci
 def test_replies_as_tokens_stand_on_the_right():
     world = text.on_bytes(echo(), TABLES, turn_length=5)
     assert world[2:] == (3, 5, 4) and world.length == 3 * (5 + 4)
@@ -119,6 +120,7 @@ def test_the_policy_always_has_something_to_read():
         assert seen.done.tolist() == [False, True]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("alphabet", "token"), [(b"a\n?", 7), (b"a\n", 1)])
 def test_a_byte_outside_the_alphabet_becomes_a_question_mark(alphabet, token):
     world = text.on_bytes(echo(alphabet=alphabet), TABLES)

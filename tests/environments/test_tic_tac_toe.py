@@ -70,6 +70,7 @@ def test_a_value_by_hand():
     assert tic_tac_toe.value(two, THEIRS, "random") == 0.75  # o on 8: x wins on 9; on 9: a draw
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("opponent", ["random", "perfect"])
 @pytest.mark.parametrize("first", [True, False])
 def test_the_script_has_the_value(opponent, first):
@@ -91,6 +92,7 @@ def test_a_random_player_against_the_random_opponent():
     assert abs(scores.mean() - 0.6485) < 4 * scores.std() / np.sqrt(2000)
 
 
+@pytest.mark.ci
 def test_the_perfect_opponent_never_loses():
     """It prevents a win, and takes one that is the only best move."""
     game = make("perfect", True)

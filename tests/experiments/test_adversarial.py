@@ -34,6 +34,7 @@ def model(tmp_path):
     return pretrained.save(tmp_path / "model", shape, params, Tokenizer(backend, eos_id=256))
 
 
+@pytest.mark.ci
 def test_every_sentence_begins_with_the_start_of_the_checkpoint(model, tmp_path, monkeypatch):
     """The policy's prompt, the discriminator's real and sampled rows, and the test sentences."""
     script = load_script("adversarial")

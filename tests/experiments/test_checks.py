@@ -49,6 +49,7 @@ def nothing_loaded(monkeypatch):
         monkeypatch.setattr(load, name, fail)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("tiny", [[], ["--tiny"]], ids=["whole", "tiny"])
 def test_a_script_checks_its_devices_first(nothing_loaded, script, tiny, tmp_path, capsys):
@@ -69,6 +70,7 @@ def test_a_script_checks_its_folder_first(nothing_loaded, script, tmp_path, caps
     assert f"{tmp_path / 'a'} exists: choose another --name" in capsys.readouterr().err
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("tiny", [[], ["--tiny"]], ids=["whole", "tiny"])
 def test_a_script_checks_the_settings_to_resume_first(

@@ -23,7 +23,7 @@ SLOWER = [["--lora", "0", "--dtype", "float32"], ["--reward", "vader"]]
 @pytest.mark.parametrize(
     "options", [[], *(pytest.param(options, marks=pytest.mark.slow) for options in SLOWER)]
 )
-def test_sentiment_writes_its_files(tmp_path, options, capsys):
+def test_sentiment_writes_its_files(tmp_path, options, capsys, curves):
     run("sentiment", "--tiny", "--steps", "2", "--runs", str(tmp_path), "--name", "a", *options)
     folder = tmp_path / "a"
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

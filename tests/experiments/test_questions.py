@@ -164,6 +164,7 @@ def test_dropout_draws_new_masks_and_keeps_the_mean(load):
     assert all(math.isfinite(float(x.sum())) for x in jax.tree.leaves(grads))
 
 
+@pytest.mark.ci
 def test_a_hot_sampler_is_hot_only_while_it_decodes(load):
     policy, module = toy_tasks.load(toy_tasks.ToyConfig()), load("mismatch")
     hot = module.HOT(policy.model)

@@ -40,10 +40,9 @@ def result(folder, name: str) -> dict:
     "script",
     [
         "translation",
-        "reasoning",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("sentiment_label", "summarisation", "question_answering")
+            for name in ("reasoning", "sentiment_label", "summarisation", "question_answering")
         ),
     ],
 )

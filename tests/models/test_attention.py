@@ -86,6 +86,7 @@ def test_capped_scores_by_hand():
     np.testing.assert_allclose(got, 1 / (1 + np.exp(-2 * np.tanh(2.0))), rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_a_cap_far_above_the_scores_changes_nothing(x64):
     """Neither the output nor its gradient, which has another backward pass."""
     rng = np.random.default_rng(0)

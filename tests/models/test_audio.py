@@ -92,6 +92,7 @@ def test_cached_decoding_equals_the_full_pass(toy, cuts):
     )
 
 
+@pytest.mark.ci
 def test_padded_frames_have_no_effect(toy):
     """Neither their values nor their number."""
     prompts, features = toys.ragged([3, 5, 1], 5), recordings()
@@ -104,6 +105,7 @@ def test_padded_frames_have_no_effect(toy):
     np.testing.assert_allclose(states(toy, prompts, longer, LENGTHS), want, atol=1e-5)
 
 
+@pytest.mark.ci
 def test_every_state_attends_to_every_real_frame(gru):
     prompts, features = toys.ragged([3, 5, 1], 5), recordings()
     want = states(gru, prompts, features, LENGTHS)
@@ -143,6 +145,7 @@ def test_a_row_without_a_recording(gru):
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.ci
 def test_dropout_in_the_encoder(monkeypatch):
     """Before and after the recurrent layer, with different noise; none without a key."""
     asked = []
@@ -194,6 +197,7 @@ def test_a_context_that_does_not_fit_is_refused(gru):
         states(toys.llama(), prompts, recordings(1), LENGTHS[:1])
 
 
+@pytest.mark.ci
 def test_with_a_critic(gru):
     both = critic.with_critic(gru.model, gru.model, width=8)
     prompts, context = toys.ragged([3, 5, 1], 5), (recordings(), LENGTHS)
@@ -311,6 +315,7 @@ def test_a_ppo_step(gru):
         assert all(jax.tree.leaves(moved)), moved
 
 
+@pytest.mark.ci
 def test_sampler_and_scorer_use_the_same_recording(gru):
     start = Prompts(
         jnp.full((16, 1), 2), jnp.ones((16, 1), bool), jnp.arange(16, dtype=jnp.int32), codes(0)[1]

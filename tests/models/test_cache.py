@@ -1,5 +1,6 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toys
 
 from jaxppo.models import cache
@@ -31,6 +32,7 @@ def test_take_picks_rows_and_the_prompts_they_share():
         assert int(got.filled) == 7 and int(got.prompt.filled) == 1
 
 
+@pytest.mark.ci
 def test_a_shared_prompt_equals_a_prompt_in_each_row(family):
     """Two prompts of which each has three rows: the hidden states of three further tokens equal
     those of a cache in which each row holds its prompt.

@@ -6,6 +6,7 @@ from jaxppo import models
 from jaxppo.models import convolution, shapes
 
 
+@pytest.mark.ci
 def test_windows_by_hand():
     """Width 1, a window of three; the first token is padding and counts as 0."""
     x = jnp.array([[[9.0], [1.0], [2.0]]])
@@ -45,6 +46,7 @@ def test_number_of_parameters(kind, own):
     assert total == own + 40 + 8 + 9
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("kind", "reach"), [("window", 3), ("convolution", 5)])
 def test_receptive_field(kind, reach):
     """Kernel 3: a window of 3; two layers of convolution see 1 + 2 · 2."""

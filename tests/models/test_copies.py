@@ -55,7 +55,8 @@ def test_the_average_of_16_bit_weights_is_in_float32():
     np.testing.assert_allclose(found["w"], 1.004, rtol=1e-6)
 
 
-@pytest.mark.parametrize("adapters", [2, pytest.param(0, marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("adapters", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_average_is_of_all_steps_and_of_what_is_trained(llama, adapters):
     """a₂ = d² θ₀ + (1 − d)(d θ₁ + θ₂) with d = .75, the weights after each step."""
     settings = replace(toys.SETTINGS, ema_decay=0.75, lora=adapters, lr=0.05)
@@ -78,7 +79,8 @@ def test_the_average_is_of_all_steps_and_of_what_is_trained(llama, adapters):
     assert copies.averaged(plain).params is plain.params
 
 
-@pytest.mark.parametrize("adapters", [2, pytest.param(0, marks=pytest.mark.ci)])
+@pytest.mark.ci
+@pytest.mark.parametrize("adapters", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_the_kl_is_that_to_the_reference_of_the_step(llama, adapters):
     """Reset every two steps: the KL is 0 in steps 0 and 2, and is not in steps 1 and 3."""
     settings = replace(EVERY, lora=adapters)

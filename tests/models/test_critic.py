@@ -18,6 +18,7 @@ def pair() -> toys.Toy:
     return toys.Toy(one.config, model, toys.random_params(model, seed=2))
 
 
+@pytest.mark.ci
 def test_logits_are_the_actors_and_values_the_critics(pair, llama):
     prompts = toys.prompts()
     hidden, _ = jax.jit(pair.model.apply)(pair.params, prompts.tokens, prompts.mask)
@@ -34,6 +35,7 @@ def test_logits_are_the_actors_and_values_the_critics(pair, llama):
     assert "value" not in pair.params
 
 
+@pytest.mark.ci
 def test_gradients_of_policy_and_critic_are_separate(pair):
     rolled = toys.roll(pair, toys.prompts())
     pull = lambda name: jax.grad(
@@ -90,6 +92,7 @@ def test_a_reward_model_of_another_shape_is_refused(pair):
             critic.init_value(pair.params, jax.random.key(0), "reward", other)
 
 
+@pytest.mark.ci
 def test_actor_and_critic_do_not_begin_with_the_same_weights(llama):
     model = critic.with_critic(llama.model, llama.model, width=llama.config.width)
     params = model.init(jax.random.key(0))

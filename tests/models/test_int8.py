@@ -25,12 +25,13 @@ def flat_of(tree):
 
 def weights(shape, *, lora_on="all", scale=1.0):
     """(a model with adapters, its base, its adapters), all random."""
-    model = models.make(shape, lora=2, lora_on=lora_on)
+    model = toys.compiled(models.make(shape, lora=2, lora_on=lora_on))
     params = jax.tree.map(lambda x: scale * x, toys.random_params(model))
     trained, base = lora.split(params, lora.is_trained)
     return model, base, trained
 
 
+@pytest.mark.ci
 def test_kernels_of_linear_layers_alone():
     """Each number is off by half a step at most, and the largest of a column is 127 steps."""
     base = jax.device_get(weights(SHAPE)[1])
@@ -78,7 +79,7 @@ def test_eight_bits_equal_their_numbers_in_float32(shape):
 
     want = logits(trained, floats(small))
     np.testing.assert_allclose(logits(trained, small), want, atol=1e-5)
-    scanned = models.make(shape, lora=2, lora_on="all", scan=True)
+    scanned = toys.compiled(models.make(shape, lora=2, lora_on="all", scan=True))
     stacked = int8.quantise(scan.stack_layers(base))
     toys.assert_same(scan.unstack_layers(stacked), small)
     got = logits(scan.stack_layers(trained), stacked, scanned)
@@ -92,11 +93,12 @@ def test_eight_bits_equal_their_numbers_in_float32(shape):
     np.testing.assert_allclose(got[prompts.mask], want[prompts.mask], atol=1e-5)
 
 
+@pytest.mark.ci
 def test_the_error_of_logits():
     """Against float32, of a new network: a hundredth of the logits' deviation at most, but not
     none.
     """
-    model = models.make(SHAPE)
+    model = toys.compiled(models.make(SHAPE))
     params = jax.jit(model.init)(jax.random.key(0))
     prompts = toys.prompts()
 
@@ -127,6 +129,7 @@ def test_the_weights_that_a_step_samples_with():
     np.testing.assert_allclose(127 * own["kernel_scale"], [1.0, 6.0], rtol=1e-6)
 
 
+@pytest.mark.ci
 def test_steps_are_computed_in_float32():
     """A bfloat16 scale of 1.01 / 127 would be off by a quarter of a percent."""
     kernel = jnp.array([[1.0078125], [0.5]], jnp.bfloat16)

@@ -40,6 +40,7 @@ def forward(toy, tokens, mask):
     return toy.model.logits(toy.params, hidden), toy.model.value(toy.params, hidden)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("cuts", [(1, 2, 3, 4, 5), (3, 5), (5,)])
 def test_cached_decoding_equals_the_full_pass(toy, cuts):
     prompts = toys.ragged([3, 5, 1], 5)
@@ -56,6 +57,7 @@ def test_cached_decoding_equals_the_full_pass(toy, cuts):
     )
 
 
+@pytest.mark.ci
 def test_padding_has_no_effect(toy):
     """Three more slots on the left, with any tokens."""
     prompts = toys.ragged([4, 2], 4)
@@ -80,6 +82,7 @@ def test_causality(toy):
     assert (one[:, 3:] != other[:, 3:]).any((0, 2)).all()
 
 
+@pytest.mark.ci
 @trained
 def test_a_ppo_step(toy):
     """Sampler and scorer agree to 1e-4, and every parameter of policy and critic changes."""
@@ -91,6 +94,7 @@ def test_a_ppo_step(toy):
     assert all(jax.tree.leaves(moved)), moved
 
 
+@pytest.mark.ci
 def test_as_a_critic_of_another_policy(toy):
     """A transformer with a critic of another kind."""
     actor = toys.llama()
@@ -105,6 +109,7 @@ def test_as_a_critic_of_another_policy(toy):
     np.testing.assert_allclose(both.value(params, hidden), want, rtol=1e-6)
 
 
+@pytest.mark.ci
 @trained
 def test_a_label_is_learned(toy):
     """The label says whether the last token but one is 3 or 4. After 60 steps the value of the last
@@ -142,6 +147,7 @@ def test_a_label_is_learned(toy):
     assert float(metrics["accuracy"]) == 1.0 and float(metrics["loss"]) < 0.1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["gru", "transformer"])
 def test_dropout(kind):
     """With a key half of the last hidden states are 0, with another key others; without a key
@@ -159,6 +165,7 @@ def test_dropout(kind):
     assert (one != other).any()
 
 
+@pytest.mark.ci
 def test_bfloat16_and_an_untied_head(strict):
     import dataclasses
 

@@ -98,6 +98,7 @@ def test_rank_stabilised_scale():
     assert lora.alpha_of(Config(lora=4, lora_alpha=16.0)) == 16.0
     model, _ = models.make_model(config, toys.LLAMA)
     plain, _ = models.make_model(Config(lora=0), toys.LLAMA)
+    model, plain = map(toys.compiled, (model, plain))
     params, prompts = toys.random_params(model), toys.prompts()
     by_hand = {**params, "layers_0": jax.tree.map(lambda x: x, params["layers_0"])}
     for name in "qv":
@@ -108,21 +109,17 @@ def test_rank_stabilised_scale():
     np.testing.assert_allclose(got, want, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param(toys.LLAMA, id="llama"),
-        pytest.param(toys.GPT2, id="gpt2", marks=pytest.mark.ci),
-    ],
-)
+@pytest.mark.ci
+@pytest.mark.parametrize("shape", [toys.LLAMA, toys.GPT2], ids=["llama", "gpt2"])
 def test_adapters_on_every_layer_merged_and_with_a_cache(shape):
     """The logits of the whole pass, of the merged weights, and of a pass in two parts with a
     cache; scanned layers, too.
     """
-    model, plain = models.make(shape, lora=2, lora_on="all"), models.make(shape)
+    adapted = models.make(shape, lora=2, lora_on="all")
+    model, plain = toys.compiled(adapted), toys.compiled(models.make(shape))
     params, prompts = toys.random_params(model), toys.ragged([4, 3, 1], 4)
     params = jax.tree.map(lambda x: 0.3 * x, params)  # logits of the size of 1
-    hidden, _ = jax.jit(model.apply)(params, prompts.tokens, prompts.mask)
+    hidden, _ = model.apply(params, prompts.tokens, prompts.mask)
     want = model.logits(params, hidden)
     folded = lora.fold(params, alpha=16.0)
     found = [folded, scan.unstack_layers(lora.fold(scan.stack_layers(params), alpha=16.0))]
@@ -154,7 +151,7 @@ def test_gradients_reach_only_the_trained_part():
 
 
 def test_folded_adapters_are_the_same_network():
-    model, plain = models.make(toys.LLAMA, lora=2), models.make(toys.LLAMA)
+    model, plain = map(toys.compiled, (models.make(toys.LLAMA, lora=2), models.make(toys.LLAMA)))
     params = toys.random_params(model)
     prompts = toys.prompts()
     want, _ = model.apply(params, prompts.tokens, prompts.mask)

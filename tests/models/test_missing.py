@@ -34,6 +34,7 @@ def test_without_such_ids_the_model_is_itself(llama):
     assert missing.without(llama.model, np.array([], int)) is llama.model
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("options", [{}, {"greedy": True}, {"top_k": 11}, {"temperature": 0.5}])
 def test_they_are_never_sampled(holed, options):
     settings = replace(LONG, **{k: x for k, x in options.items() if k != "greedy"})
@@ -42,6 +43,7 @@ def test_they_are_never_sampled(holed, options):
     assert np.isfinite(rolled.raw_logprobs).all() and np.isfinite(rolled.ref_logprobs).all()
 
 
+@pytest.mark.ci
 def test_log_probs_entropy_and_divergence_are_those_of_the_other_ids(llama, holed):
     """As those of a model that has no rows for them."""
     hidden = jax.random.normal(jax.random.key(1), (3, 16))

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toys
 
 from jaxppo import sampling
@@ -36,6 +37,7 @@ def test_without_a_mask_the_model_is_itself(llama):
     assert model.allowed(llama.params, hidden) is None
 
 
+@pytest.mark.ci
 def test_masked_model_equals_both_models_alone(llama):
     config = Config(mask_top_p=0.5)
     lagged = toys.random_params(llama.model, seed=6)

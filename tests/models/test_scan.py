@@ -51,6 +51,7 @@ def test_numpy_arrays_stay_on_the_host(both):
     toys.assert_same(host, stacked)
 
 
+@pytest.mark.ci
 def test_scanned_layers_that_differ_equal_unrolled_ones():
     """One does not rotate, another has no window and turns more slowly."""
     shape = replace(SHAPE, window=3, window_theta=10.0, no_window=(1,), no_rope=(0,))
@@ -61,6 +62,7 @@ def test_scanned_layers_that_differ_equal_unrolled_ones():
     np.testing.assert_allclose(got, want, atol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("remat", ["none", "block", "full"])
 def test_gradients_are_equal(both, unrolled_gradient, remat):
     scanned = models.make(SHAPE, lora=2, scan=True, remat=remat)
@@ -69,6 +71,7 @@ def test_gradients_are_equal(both, unrolled_gradient, remat):
     toys.assert_close(got, unrolled_gradient, atol=2e-4, rtol=1e-5)
 
 
+@pytest.mark.ci
 def test_cached_decoding_equals_the_full_pass(both):
     _, scanned, _, stacked = both
     prompts = toys.ragged([3, 5, 1], 5)

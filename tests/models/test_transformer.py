@@ -40,7 +40,13 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module", params=SHAPES)
+FAST = ("llama", "gpt2")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[x if x in FAST else pytest.param(x, marks=pytest.mark.ci) for x in SHAPES],
+)
 def toy(request):
     return toys.make(SHAPES[request.param])
 
@@ -65,6 +71,7 @@ def forward(toy, tokens, mask):
     return program(toy.model)(toy.params, tokens, mask)[:2]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     "pieces", [[1] * 10, [6, 1, 1, 1, 1], [4, 3, 3]], ids=["one by one", "prefill", "several"]
 )
@@ -104,6 +111,7 @@ def test_causality(toy, whole):
     assert changed[:3, 7].all()
 
 
+@pytest.mark.ci
 def test_every_parameter_has_a_gradient(toy, whole):
     """Every parameter is used, and all gradients are finite although some slots attend to
     nothing.
@@ -175,6 +183,7 @@ def test_two_tokens_by_hand():
     np.testing.assert_allclose(got[0], want, atol=2e-5)
 
 
+@pytest.mark.ci
 def test_bfloat16_is_near_float32(family, strict):
     wide, narrow = family, toys.make(family.config, "bfloat16")
     prompts = toys.prompts()
@@ -187,6 +196,7 @@ def test_bfloat16_is_near_float32(family, strict):
     assert 1e-5 < difference < 0.3  # logits of this size, 8 bits
 
 
+@pytest.mark.ci
 def test_initial_parameters():
     params = jax.jit(models.make(GPT2, lora=2).init)(jax.random.key(0))
     assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype("float32")}
@@ -197,6 +207,7 @@ def test_initial_parameters():
     assert float(np.std(params["embed"]["embedding"])) == pytest.approx(0.02, rel=0.2)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("on", ["q,v", "all"])
 def test_new_adapters_change_nothing(on):
     plain, adapted = models.make(LLAMA), models.make(LLAMA, lora=2, lora_on=on)
@@ -211,6 +222,7 @@ def test_new_adapters_change_nothing(on):
     np.testing.assert_array_equal(one, without)
 
 
+@pytest.mark.ci
 def test_a_cache_in_another_dtype(llama):
     cache = llama.model.init_cache(2, 8, jnp.bfloat16)
     assert {x.dtype for x in cache.keys} == {jnp.dtype("bfloat16")}

@@ -36,6 +36,7 @@ def a_step(request, toy_step) -> toys.Step:
     return toys.Step(**grouped, **episodes)
 
 
+@pytest.mark.ci
 def test_k_steps_are_k_executions_of_one_program(a_step):
     """Traced and compiled once, with nothing going to or coming from the host between. The old
     state is gone.

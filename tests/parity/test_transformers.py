@@ -195,6 +195,7 @@ def our_logits(loaded, tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.asarray(model.logits(params, hidden))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits(name, tmp_path):
     model = reference(*FAMILIES[name])

@@ -116,6 +116,7 @@ def test_what_is_no_plain_data_is_named():
 DOUBLED = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = {} %}{% endfor %}"
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

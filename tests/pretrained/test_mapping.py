@@ -225,6 +225,7 @@ def test_shapes_equal_those_of_the_model(config):
     assert made == mapping.param_shapes(config)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["gru", "lstm", "convolution", "window"])
 def test_other_kinds_are_saved_and_loaded(tmp_path, kind):
     shape, params, tokenizer = tiny_model(0, kind)

@@ -30,8 +30,12 @@ def network(family: str, on: str = "all", rank: int = 2):
     return (jax.device_get(tree) for tree in (params, base, trained))
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("on", ["all", "q,v", "k,mlp", "o", "down,q,k"])
+@pytest.mark.parametrize(
+    "on",
+    ["all", "k,mlp", "down,q,k", *(pytest.param(x, marks=pytest.mark.slow) for x in ("q,v", "o"))],
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_adapters_written_and_merged_are_folded_adapters(family, on, rslora):
     params, base, adapters = network(family, on, rank=4)
@@ -43,6 +47,7 @@ def test_adapters_written_and_merged_are_folded_adapters(family, on, rslora):
     assert about["use_rslora"] == rslora
 
 
+@pytest.mark.ci
 def test_settings_of_adapters_on_every_layer():
     """GPT-2's joint matrix has the rank of q, k and v, and α / r must stay: 3 · 2 and 3 · 8."""
     _, _, adapters = network("gpt2")
@@ -100,6 +105,7 @@ def test_an_adapter_is_loaded_merged_into_its_base(family, tmp_path):
     toys.assert_close(pretrained.load(tmp_path).params, want, atol=1e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -188,6 +188,7 @@ def test_bundled_model_is_converted_once(model, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [cached]
 
 
+@pytest.mark.ci
 def test_second_start_is_fast():
     try:
         pretrained.load("smollm2")

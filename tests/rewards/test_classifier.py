@@ -52,6 +52,7 @@ def test_encode_cuts_and_pads_on_the_right():
     assert data.rows(np.array([1])).ratings.tolist() == [-1.0]
 
 
+@pytest.mark.ci
 @pytest.mark.learning
 def test_fit_learns_the_order_of_two_tokens(fitted):
     held_out = texts(256, seed=1)
@@ -60,12 +61,14 @@ def test_fit_learns_the_order_of_two_tokens(fitted):
     assert classifier.accuracy(NET, fitted, wrong) < 0.05
 
 
+@pytest.mark.ci
 def test_fit_is_reproducible(fitted):
     toys.assert_same(fit(0), fitted["net"])
     leaves = zip(jax.tree.leaves(fit(1)), jax.tree.leaves(fitted["net"]), strict=True)
     assert any((a != b).any() for a, b in leaves)
 
 
+@pytest.mark.ci
 def test_padding_changes_nothing(fitted):
     data = texts(6)
     logits = text_classifier.logits(NET, fitted, jnp.asarray(data.tokens), jnp.asarray(data.mask))
@@ -74,6 +77,7 @@ def test_padding_changes_nothing(fitted):
     np.testing.assert_allclose(got, logits, atol=1e-4)
 
 
+@pytest.mark.ci
 def test_reward_reads_the_response_alone(fitted, llama):
     rolled = toys.roll(llama, toys.prompts())
     scores, valid = jax.jit(classifier.reward(NET, scale=2.0))(fitted, rolled)
@@ -88,6 +92,7 @@ def test_reward_reads_the_response_alone(fitted, llama):
     )
 
 
+@pytest.mark.ci
 def test_an_empty_response_has_a_finite_score(fitted):
     tokens = jnp.zeros((2, 4), jnp.int32)
     out = text_classifier.logits(NET, fitted, tokens, jnp.zeros((2, 4), bool))
@@ -121,6 +126,7 @@ def test_windows_are_fragments_of_the_texts():
         assert not tokens[~mask].any()
 
 
+@pytest.mark.ci
 def test_as_a_model_it_has_parameters_and_generates_no_text():
     model = classifier.as_model(NET, vocab_size=10, width=6)
     params = model.init(jax.random.key(0))

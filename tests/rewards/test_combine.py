@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import toys
 
 from jaxppo.rewards import combine
@@ -24,6 +25,7 @@ def rolled(task=None):
     return rows.replace(extra={} if task is None else {"task": jnp.asarray(task)})
 
 
+@pytest.mark.ci
 def test_a_weighted_sum():
     """2 a − b / 2 is −3 and −6; rows 2 and 3 lack one part each."""
     reward = combine.weighted_sum({"a": (2.0, plain(A)), "b": (-0.5, plain(B))})

@@ -205,6 +205,7 @@ def another_tool(state, text):
     return state, "", 1.0, True
 
 
+@pytest.mark.ci
 def test_the_fingerprint_of_an_environment():
     """What it closes over counts: lengths, tables of tokens, the tool on the host."""
     name = lambda environment: function.fingerprint_whole(tuple(environment))

@@ -25,6 +25,7 @@ def rolled(llama):
     return toys.roll(llama, toys.prompts())
 
 
+@pytest.mark.ci
 def test_decoded_text_arrives(rolled):
     seen = []
 

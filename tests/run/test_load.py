@@ -22,6 +22,7 @@ def test_an_unknown_model():
     assert "no/such/folder" in str(caught.value)
 
 
+@pytest.mark.ci
 def test_a_value_head_from_a_reward_model():
     config = replace(RUN, value_init="reward")
     with pytest.raises(UserError, match="--value-init reward needs a --reward-model RUN"):
@@ -58,6 +59,7 @@ def test_a_checkpoint_is_of_one_kind_and_may_have_dropout(tmp_path):
         load.load_policy(replace(stored, model_kind="lstm"))
 
 
+@pytest.mark.ci
 def test_the_trained_network_as_a_checkpoint():
     """Adapters folded in, layers unrolled, no critic: the same logits, and what a plain model
     takes.
@@ -82,6 +84,7 @@ def test_the_trained_network_as_a_checkpoint():
         np.testing.assert_allclose(got, want[..., : got.shape[-1]], atol=1e-4)
 
 
+@pytest.mark.ci
 def test_an_export_of_a_bfloat16_run_has_the_base_as_it_was_stored():
     config, policy = load.load_policy(replace(RUN, dtype="bfloat16"))
     assert policy.frozen["base"]["embed"]["embedding"].dtype == jnp.bfloat16
@@ -92,6 +95,7 @@ def test_an_export_of_a_bfloat16_run_has_the_base_as_it_was_stored():
     toys.assert_same(whole, stored)
 
 
+@pytest.mark.ci
 def test_an_export_of_a_run_in_8_bits_has_the_base_as_it_was_stored(loaded):
     config, policy = load.load_policy(replace(RUN, base_dtype="int8"))
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))

@@ -71,6 +71,7 @@ def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
 SIX = [key for key, _, _ in log.PANELS if key != "teacher_kl"]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("keys", "height"),  # named scores get a third row of panels: 9 x 120 dots
     [(["reward"], 720), (SIX, 720), ([*SIX, "score_right", "score_short"], 1080)],

@@ -23,6 +23,7 @@ def test_samples_of_a_run(run):
         run.sample("1 + 1 =", checkpoint=9)
 
 
+@pytest.mark.ci
 def test_an_export_of_a_run(run, tmp_path):
     place = run.export(tmp_path / "exported", checkpoint="newest")
     assert (place / "model.safetensors").exists() and (place / "README.md").exists()

@@ -93,6 +93,7 @@ def test_a_tokenizer_that_does_not_fit_the_model(monkeypatch):
         load.load_policy(RUN)
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("changes", [{}, {"scan_layers": True}, {"lora": 0}])
 def test_frozen_weights_in_8_bits(loaded, changes):
     """The base below adapters, of a separate critic, too, or the reference; not what is trained."""
@@ -148,6 +149,7 @@ def test_all_ends_of_text_are_in_the_settings(tmp_path):
     assert with_model(tmp_path / "m", name="again")[0] == replace(config, name="again")
 
 
+@pytest.mark.ci
 def test_padding_rows_are_never_sampled(tmp_path):
     """Half of the rows have no token."""
     config, policy = with_model(checkpoint(tmp_path / "m", rows=258), response_length=16)
@@ -157,6 +159,7 @@ def test_padding_rows_are_never_sampled(tmp_path):
     assert max(max(sample.tokens) for sample in done) < 258
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(
     ("before", "prompt_start", "expected"),
     [
@@ -185,6 +188,7 @@ def test_a_run_says_what_begins_and_ends_its_texts(tmp_path, capsys):
     ]
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize(("prompt_start", "expected"), [(False, ()), (True, (256,))])
 def test_a_run_from_before_keeps_its_tokens(tmp_path, prompt_start, expected):
     """Its config.json has one end of text and no `start`; sampling and resuming leave it so."""

@@ -1,6 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import tokenizers
 from tokenizers import decoders, models
 
@@ -11,6 +12,7 @@ from jaxppo.run import sampler
 from jaxppo.types import Rollout
 
 
+@pytest.mark.ci
 def test_sampler_takes_any_number_of_prompts(read, moved, prompts):
     seven = read(moved, prompts, seed=0)
     assert [sample.prompt for sample in seven] == ["one", "two", "four", "x", "even", "it", "ab"]

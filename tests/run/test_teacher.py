@@ -49,6 +49,7 @@ def long_answers(prompt, response):
     return len(response)
 
 
+@pytest.mark.ci
 def test_a_run_is_a_teacher(taught, tmp_path):
     """Beside a reward, of a policy that starts where it did: two steps away. Once it has trained
     further, a run that it teaches cannot go on.
@@ -65,6 +66,7 @@ def test_a_run_is_a_teacher(taught, tmp_path):
         train.policy(unhinted, long_answers, **settings)
 
 
+@pytest.mark.ci
 def test_teachers_that_cannot_teach(tmp_path, taught):
     shape, weights, tokenizer = tiny_model(0)
     backend = Backend.from_str(tokenizer._backend.to_str())

@@ -425,6 +425,7 @@ for first in (0, 2):
 """
 
 
+@pytest.mark.ci
 def test_wandb_offline_stays_in_the_runs_folder(tmp_path):
     """In a process of its own, since it starts another one."""
     if importlib.util.find_spec("wandb") is None:

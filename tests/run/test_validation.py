@@ -14,6 +14,7 @@ from jaxppo.parallel import sharding
 from jaxppo.run import load, validation
 
 
+@pytest.mark.ci
 def test_means_over_all_rows():
     """7 texts in batches of 4 and 3: the mean is that of all tokens, not of the two batches."""
     config, policy = load.load_policy(replace(RUN, lora=0))
@@ -47,6 +48,7 @@ def test_pairs_have_an_accuracy():
     assert found["accuracy"] == found["score"] == 0.0
 
 
+@pytest.mark.ci
 def test_each_held_out_prompt_counts_once(monkeypatch):
     """Of 3 prompts in batches of 2, rows 0, 1 and 2 in the noise: the fourth row is a copy, and row
     0 has no reward. Columns are weighted with 2 and 1.

@@ -237,6 +237,7 @@ def in_torch(folder: Path, **options):
     return model
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", SHAPES)
 def test_logits_and_values_equal_in_pytorch(name, run_of, tmp_path):
     """jaxppo applies the adapters, PyTorch has them merged; the value head is in a file."""
@@ -261,6 +262,7 @@ def test_logits_and_values_equal_in_pytorch(name, run_of, tmp_path):
     assert np.abs(value).max() > 0.1
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("name", [*SHAPES, *MORE])
 def test_every_shape_in_pytorch_and_back(name, tmp_path):
     """PyTorch's logits equal ours, and reading the files back is exact, for every shape."""
@@ -375,9 +377,17 @@ def test_peft_itself_reads_an_adapter(name, run_of, tmp_path):
     np.testing.assert_allclose(got[mask], want[mask], atol=2e-5)
 
 
+@pytest.mark.ci
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("on", ["all", "k,o,down"])
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    ("name", "on"),
+    [
+        ("llama", "all"),
+        ("gpt2", "k,o,down"),
+        pytest.param("llama", "k,o,down", marks=pytest.mark.slow),
+        pytest.param("gpt2", "all", marks=pytest.mark.slow),
+    ],
+)
 def test_adapters_on_other_layers(name, on, tmp_path):
     """Rank-stabilised: ours applied, ours merged, PEFT's, and PEFT's read back are the same."""
     peft = pytest.importorskip("peft", reason="PEFT comes with the extra `parity`")
@@ -447,6 +457,7 @@ def test_an_adapter_names_its_base_on_the_hub(tmp_path, monkeypatch):
     assert 'base = AutoModelForCausalLM.from_pretrained("me/base", revision="v1")' in text
 
 
+@pytest.mark.ci
 def test_scanned_layers_and_a_separate_critic(tmp_path):
     """Scanned layers become one tensor each; the critic's file has its head and its body."""
     run = make_run(tmp_path / "x", scan_layers=True, critic="separate")
@@ -478,6 +489,7 @@ def test_every_weight_trained_and_no_critic(tmp_path):
     assert not (tmp_path / "adapter").exists()
 
 
+@pytest.mark.ci
 def test_the_tokenizer_and_greedy_text_of_transformers(tmp_path):
     """Unicode there and back with the same ids; special tokens and chat format; `generate` goes on
     as our sampler does.
@@ -639,6 +651,7 @@ def test_the_card_holds_no_secrets_and_hostile_text_is_inert(tmp_path):
     exported(run, tmp_path / "again")
 
 
+@pytest.mark.ci
 @pytest.mark.parametrize("kind", ["gru", "lstm", "convolution", "window"])
 def test_kinds_that_transformers_does_not_have(kind, tmp_path):
     shape = shapes.network(kind, vocab_size=257, width=16, num_layers=1)
