@@ -18,7 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from jaxppo import __version__
 from jaxppo.data.fetch import cache_folder
-from jaxppo.errors import UserError
+from jaxppo.errors import UserError, first_line
 
 # Packages whose versions are always shown.
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -125,10 +125,8 @@ def devices() -> Iterator[Finding]:
 
         found = jax.devices()
     except Exception as error:  # any driver may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        yield Finding(
-            "devices", f"none: {reason}", "repair JAX's installation, or set JAX_PLATFORMS=cpu"
-        )
+        cure = "repair JAX's installation, or set JAX_PLATFORMS=cpu"
+        yield Finding("devices", f"none: {first_line(error)}", cure)
         return
     kinds = [f"{device.device_kind}{memory(device)}" for device in found]
     yield Finding(

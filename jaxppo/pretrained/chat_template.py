@@ -25,9 +25,12 @@ def render(
     from transformers.utils.chat_template_utils import render_jinja_template  # takes a second
 
     given = [{name: x for name, x in message.items() if x is not None} for message in messages]
-    options = {"chat_template": template, "add_generation_prompt": add_generation_prompt}
+    options: dict[str, Any] = dict(special_tokens) | {
+        "chat_template": template,
+        "add_generation_prompt": add_generation_prompt,
+    }
     try:
-        (text,), _ = render_jinja_template([given], **options, **special_tokens)
+        (text,), _ = render_jinja_template([given], **options)
     # what a stranger's template makes Python raise is not documented
     except Exception as error:
         raise PretrainedError(

@@ -15,7 +15,7 @@ import yaml
 from jaxppo import option_names
 from jaxppo.config import HIDDEN, Config
 from jaxppo.data import textfile
-from jaxppo.errors import UserError
+from jaxppo.errors import UserError, first_line
 from jaxppo.presets import ALGORITHMS, preset
 
 C = TypeVar("C", bound=Config)
@@ -283,5 +283,4 @@ def _parse_yaml(path: Path, text: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not YAML ({error.problem})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise UserError(f"{path} is not YAML ({reason})") from None
+        raise UserError(f"{path} is not YAML ({first_line(error)})") from None

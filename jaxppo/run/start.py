@@ -75,7 +75,8 @@ def make_meter(
     """A meter that knows the operations of a step, and the peak of the devices."""
     flops = profiling.step_flops(config, policy.shape, supervised=isinstance(parts, Objective))
     devices = jax.devices()[: 1 if config.parallel == "jit" else None]
-    return profiling.Meter(step, flops=flops, peak=profiling.peak_flops(devices))
+    peaks = [chips.peak_flops(device.device_kind) for device in devices]
+    return profiling.Meter(step, flops=flops, peak=sum(peaks) if all(peaks) else 0.0)
 
 
 def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Exception:
