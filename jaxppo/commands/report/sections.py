@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxppo.ablation import statistics
-from jaxppo.commands.report import figures, outcomes, records
+from jaxppo.commands.report import outcomes, records
 from jaxppo.commands.report.outcomes import Outcomes
 from jaxppo.commands.report.pages import Block, Heading, Listing, Picture, Table, Text
 from jaxppo.commands.report.records import Group, Run, counted
 from jaxppo.presets import ALGORITHMS
-from jaxppo.run import files
+from jaxppo.run import figures, files
 
 NEVER = ("eos", "pad", "start", "chats")  # settings that scripts set
 SHOWN_SAMPLES = 10  # of a group
