@@ -21,7 +21,6 @@ from jaxppo.data.prompts import BatchSource
 from jaxppo.decoding.turns import check_environment
 from jaxppo.environments.text import Game
 from jaxppo.errors import Diverged, UserError
-from jaxppo.option_names import in_python, suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
 from jaxppo.run import episodes, figures, files, load, loop, profiling, replay, resume, start
@@ -29,6 +28,7 @@ from jaxppo.run.episodes import World
 from jaxppo.run.lock import RunLock
 from jaxppo.run.log import Log
 from jaxppo.run.opened import Run
+from jaxppo.run.option_names import in_python, suggest
 from jaxppo.run.policy import Policy, check_fits
 from jaxppo.run.settings import checked_settings, to_dict
 from jaxppo.run.teacher import with_teacher

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, TypeVar
 
 import yaml
 
-from jaxppo import option_names
 from jaxppo.config import HIDDEN, Config
 from jaxppo.data import textfile
 from jaxppo.errors import UserError, first_line
 from jaxppo.presets import ALGORITHMS, preset
+from jaxppo.run import option_names
 
 C = TypeVar("C", bound=Config)
 
