@@ -11,6 +11,7 @@ C). Use float32: products in bfloat16 are too noisy.
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def conjugate_gradient(
     >>> conjugate_gradient(product, jnp.array([2.0, 8.0]), iterations=2)
     Array([1., 2.], dtype=float32)
     """
-    solve = jax.scipy.sparse.linalg.cg
+    solve: Any = jax.scipy.sparse.linalg.cg
     return solve(product, b, tol=0.0, atol=tolerance**0.5, maxiter=iterations)[0]
 
 

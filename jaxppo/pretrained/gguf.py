@@ -7,7 +7,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32
@@ -42,16 +42,9 @@ TOP_NAMES = {
 }
 
 
-class Gguf(NamedTuple):
-    """One file; the tensors have a Llama checkpoint's names, layout and head order."""
-
-    metadata: dict[str, Any]
-    tensors: dict[str, Float32[np.ndarray, "..."]]
-    tokenizer: Tokenizer
-
-
-def read(path: Path) -> Gguf:
-    """Read and dequantise a file. Raises PretrainedError when the package `gguf` is
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Float32[np.ndarray, "..."]], Tokenizer]:
+    """Read and dequantise a file: (metadata, tensors with a Llama checkpoint's names,
+    layout and head order, tokenizer). Raises PretrainedError when the package `gguf` is
     missing, the file is damaged, or the model is not Llama-shaped.
     """
     try:
@@ -81,7 +74,7 @@ def read(path: Path) -> Gguf:
             weights = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
             weights, part = np.asarray(weights, np.float32), name.split(".")[-2]
             tensors[name] = unpermute(weights, heads[part]) if part in heads else weights
-        return Gguf(metadata, tensors, make_tokenizer(metadata))
+        return metadata, tensors, make_tokenizer(metadata)
 
 
 @contextlib.contextmanager

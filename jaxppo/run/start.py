@@ -34,8 +34,9 @@ def open_checkpoints(
     config: RunConfig, folder: Path, prompts: BatchSource, *, write: bool
 ) -> Checkpoints:
     """The run's checkpoints, with what every manifest says of it."""
+    settings = json.dumps(to_dict(config), sort_keys=True)
     about = {
-        "config": config_hash(config),
+        "config": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "versions": files.versions(),
         "weights": resume.weight_hashes(config),
         "data": rows.identity(prompts),
@@ -62,11 +63,6 @@ def open_log(
         )
     log = FileLog(folder, first_step=first_step, total_steps=config.steps, sample_log=samples)
     return trackers.with_trackers(log, config, folder)
-
-
-def config_hash(config: RunConfig) -> str:
-    """A hash of all settings."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def make_meter(

@@ -138,7 +138,7 @@ def test_small_file(tmp_path, tensors):
 
 
 def test_small_tokenizer(tmp_path, tensors):
-    tokenizer = read(write(tmp_path / "model.gguf", tensors)).tokenizer
+    _, _, tokenizer = read(write(tmp_path / "model.gguf", tensors))
     assert tokenizer.encode("ab ab12<|end|>") == [
         17,
         18,
