@@ -101,9 +101,10 @@ def sample(options: SampleOptions) -> None:
     greedy = options.temperature == 0
     if talking:
         print("each line is a prompt; Ctrl-D ends the session", file=sys.stderr)
-        stream = chat.Stream(config, policy, state, greedy=greedy)
+        answer = chat.make_answer(config, policy, state, greedy=greedy)
         own = {"seed": options.seed, "chat": options.chat, "system": options.system}
-        chat.run_chat(stream, chat.typed_lines(), chat.show, **own)
+        talk = (config, policy.tokenizer, answer, chat.typed_lines(), chat.show)
+        chat.run_chat(*talk, **own)
         return
     started = [not options.chat and isinstance(x["prompt"], str) for x in texts]
     chats = not all(started)
