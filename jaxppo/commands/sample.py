@@ -203,11 +203,8 @@ def with_limits(
     """Replace a run's temperature and response length. Temperature 0 is left to the
     greedy sampler.
 
-    Raises UserError for responses longer than in training, and for a temperature below
-    0.
+    Raises UserError for responses longer than in training.
     """
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature must be 0 or a number above it, but is {temperature}")
     most = config.response_length
     if max_tokens is not None and not 1 <= max_tokens <= most:
         raise UserError(

@@ -51,15 +51,6 @@ def test_a_kind_with_few_puzzles():
     assert [len(part) for part in parts] == [1, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("task", "size", "message"),
-    [("sudoku", 9, "spell_backward, chain_sum"), ("chain_sum", 0, "0 puzzles")],
-)
-def test_bad_arguments(task, size, message):
-    with pytest.raises(UserError, match=message):
-        reasoning.load(task, size)
-
-
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(UserError, match=r"pip install -e '\.\[reasoning\]'"):
