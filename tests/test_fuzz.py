@@ -335,9 +335,7 @@ def test_gguf_array_of_any_count(tmp_path, whole):
     # the library alone would read empty values for as long as the count says: 2^63
     at = whole.index(b"tokenizer.ggml.token_type") + len(b"tokenizer.ggml.token_type") + 8
     (tmp_path / "x.gguf").write_bytes(whole[:at] + struct.pack("<Q", 2**63) + whole[at + 8 :])
-    with pytest.raises(
-        PretrainedError, match="arrays have 9223372036854775812 values"
-    ):  # 2^63, and 4 tokens
+    with pytest.raises(PretrainedError, match="is not a whole GGUF file"):
         reader.read(tmp_path / "x.gguf")
 
 

@@ -112,4 +112,4 @@ def typed_lines() -> Iterator[str]:
 
 def show(response: str) -> None:
     """Print a response; control characters except line ends are escaped."""
-    print("\n".join(files.printable(line) for line in response.split("\n")), end="", flush=True)
+    print(files.printable_lines(response), end="", flush=True)

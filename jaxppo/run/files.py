@@ -295,3 +295,8 @@ def printable(text: str) -> str:
     """
     text = text.replace("\n", " ").replace("\t", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Escape control characters, but keep line ends."""
+    return "\n".join(map(printable, text.split("\n")))
