@@ -3,8 +3,11 @@ user's in CI, all on their own data when the slow suite runs.
 """
 
 import json
+from types import SimpleNamespace
 
+import jax.numpy as jnp
 import pytest
+from runs import load_script
 from runs import run_script as run
 
 pytestmark = pytest.mark.ci
@@ -113,6 +116,28 @@ def test_several_tasks_at_once(tmp_path):
         for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()
     ]
     assert {"reward_0", "reward_1"} <= set(metrics[-1])
+
+
+def test_the_bias_term_has_the_derivative_of_the_gap():
+    """Women .8, men .2 and .6: gap .8 - .4 = .4; both groups' mean 1.6/3 = .5333."""
+    weigh = load_script("safety").weigh
+    judged = jnp.array([[0.8, 0.5], [0.2, 0.0], [0.6, 1.0], [9.0, 9.0]])
+    judge = lambda params, rollout: (judged, jnp.array([True, True, True, False]))
+    rollout = SimpleNamespace(extra={"task": jnp.array([0, 1, 1, 0])})
+    scores, valid = weigh(judge, profanity=2.0, bias=0.0)({}, rollout)
+    assert scores[:3] == pytest.approx([-0.2, 0.2, -1.4])  # .8 - 1, .2 - 0, .6 - 2
+    scores, valid = weigh(judge, profanity=0.0, bias=3.0)({}, rollout)
+    # .8 - 3 · .2667, .2 + 3 · (-.3333), .6 + 3 · .0667
+    assert scores[:3] == pytest.approx([0.0, -0.8, 0.8], abs=1e-6) and not valid[3]
+
+
+@pytest.mark.slow
+def test_safety_reports_its_three_aims(tmp_path):
+    run("safety", *SMALL, "--runs", str(tmp_path), "--name", "a")
+    found = json.loads((tmp_path / "a" / "result.json").read_text())
+    for stage in ("start", "policy"):
+        own = found[stage]
+        assert own["score"] == pytest.approx(own["negative"] - own["profane"] - own["gap"])
 
 
 def test_tasks_together_are_all_of_right_responses(tmp_path, capsys):
