@@ -16,8 +16,10 @@ from typing import Any
 from sphinx.application import Sphinx
 from sphinx.util import logging
 
-from jaxppo import algorithms, config, option_help, option_names
+from jaxppo import algorithms, config
+from jaxppo.cli import help as option_help
 from jaxppo.presets import ALGORITHMS
+from jaxppo.run import option_names
 
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger(__name__)

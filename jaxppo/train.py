@@ -21,14 +21,14 @@ from jaxppo.data.prompts import BatchSource
 from jaxppo.decoding.turns import check_environment
 from jaxppo.environments.text import Game
 from jaxppo.errors import Diverged, UserError
-from jaxppo.option_names import in_python, suggest
 from jaxppo.parallel import processes
 from jaxppo.rewards import function, in_program
-from jaxppo.run import episodes, files, load, loop, profiling, replay, resume, start
+from jaxppo.run import episodes, figures, files, load, loop, profiling, replay, resume, start
 from jaxppo.run.episodes import World
 from jaxppo.run.lock import RunLock
-from jaxppo.run.log import Log, plot_curves
+from jaxppo.run.log import Log
 from jaxppo.run.opened import Run
+from jaxppo.run.option_names import in_python, suggest
 from jaxppo.run.policy import Policy, check_fits
 from jaxppo.run.settings import checked_settings, to_dict
 from jaxppo.run.teacher import with_teacher
@@ -121,7 +121,7 @@ def fit(
             # a failure to draw must not hide why the run ends
             with contextlib.suppress(OSError):
                 if writer and (folder / "metrics.jsonl").stat().st_size:
-                    plot_curves(folder)
+                    figures.plot_curves(folder)
 
 
 @in_python()

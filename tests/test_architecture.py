@@ -15,7 +15,7 @@ PACKAGE = ROOT / "jaxppo"
 
 # Files and folders at the top of jaxppo/. Each imports only from places before it.
 ORDER = [
-    "errors", "presets", "config", "option_names", "types", "masked",
+    "errors", "presets", "config", "types", "masked",
     "advantages", "losses", "kl", "aggregate", "kernels",
     "sampling", "models", "packing", "policy",
     "decoding", "rollout", "distillation", "rewards", "estimators", "optimizers", "update",
@@ -23,7 +23,7 @@ ORDER = [
     "parallel", "step_metrics", "control", "ppo", "supervised", "algorithms",
     "data", "pretrained", "environments", "costs", "run", "train",
     "ablation", "tasks",
-    "option_help", "cli", "commands", "__main__", "launch",
+    "cli", "commands", "__main__", "launch",
 ]  # fmt: skip
 
 # Modules whose tests are in a file of another name.

@@ -262,7 +262,7 @@ def whole(tmp_path_factory) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory, whole) -> reader.Gguf:
+def sound(tmp_path_factory, whole) -> tuple:
     path = tmp_path_factory.mktemp("gguf") / "x.gguf"
     path.write_bytes(whole)
     return reader.read(path)
@@ -317,7 +317,7 @@ def test_gguf_settings_of_any_value(sound, data):
     # each setting missing, or of any type
     metadata = {
         name: x
-        for name, x in sound.metadata.items()
+        for name, x in sound[0].items()
         if not data.draw(st.booleans() | st.just(False), label=name)
     }
     names = st.sampled_from(
@@ -329,19 +329,15 @@ def test_gguf_settings_of_any_value(sound, data):
         ]
     )
     metadata |= data.draw(st.dictionaries(names, JSON, max_size=2))
-    config = guarded(lambda: reader.model_config(metadata, sound.tensors), PretrainedError)
-    guarded(
-        lambda: config and mapping.from_checkpoint("llama", config, sound.tensors), PretrainedError
-    )
+    config = guarded(lambda: reader.model_config(metadata, sound[1]), PretrainedError)
+    guarded(lambda: config and mapping.from_checkpoint("llama", config, sound[1]), PretrainedError)
 
 
 def test_gguf_array_of_any_count(tmp_path, whole):
     # the library alone would read empty values for as long as the count says: 2^63
     at = whole.index(b"tokenizer.ggml.token_type") + len(b"tokenizer.ggml.token_type") + 8
     (tmp_path / "x.gguf").write_bytes(whole[:at] + struct.pack("<Q", 2**63) + whole[at + 8 :])
-    with pytest.raises(
-        PretrainedError, match="arrays have 9223372036854775812 values"
-    ):  # 2^63, and 4 tokens
+    with pytest.raises(PretrainedError, match="is not a whole GGUF file"):
         reader.read(tmp_path / "x.gguf")
 
 

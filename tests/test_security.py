@@ -127,7 +127,7 @@ def test_nothing_from_outside_is_run(path):
 def test_the_sources_are_found():
     names = {str(path.relative_to(ROOT)) for path in SOURCES}
     assert {
-        "jaxppo/cli.py",
+        "jaxppo/cli/__init__.py",
         "jaxppo/pretrained/gguf.py",
         "jaxppo/losses/token.py",
         "experiments/sentiment.py",

@@ -10,8 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from jaxppo import config, option_help, option_names
+from jaxppo import config
+from jaxppo.cli import help as option_help
 from jaxppo.presets import ALGORITHMS
+from jaxppo.run import option_names
 
 DOCS = Path(__file__).parents[1] / "docs"
 

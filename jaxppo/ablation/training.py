@@ -27,7 +27,6 @@ from jaxppo.ablation.question import (
 )
 from jaxppo.ablation.record import make_record, print_record
 from jaxppo.config import FREE
-from jaxppo.errors import UserError
 from jaxppo.models import copies
 from jaxppo.rollout import sample_responses
 from jaxppo.run import files
@@ -83,12 +82,7 @@ def run_ablation(question: Question, scale: Scale, options: AblationConfig) -> d
 def apply_options(
     question: Question, scale: Scale, options: AblationConfig
 ) -> tuple[Question, Scale, int]:
-    """(question with resolved arms, scale with its final settings, number of seeds).
-    Raises UserError for negative numbers.
-    """
-    for name in ("seeds", "steps", "at_once"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} must be at least 0")
+    """(question with resolved arms, scale with its final settings, number of seeds)."""
     seeds, steps = options.seeds or scale.seeds, options.steps or scale.config.steps
     arms = dict(question.arms)
     if options.tiny:

@@ -5,9 +5,7 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
-import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,7 +16,8 @@ from packaging.specifiers import SpecifierSet
 
 from jaxppo import __version__
 from jaxppo.data.fetch import cache_folder
-from jaxppo.errors import UserError
+from jaxppo.errors import UserError, first_line
+from jaxppo.run import files
 
 # Packages whose versions are always shown.
 CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
@@ -104,18 +103,9 @@ def versions() -> Iterator[Finding]:
 
 
 def git() -> str:
-    """The commit of this code, if it is a git checkout."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return "not a git checkout: runs record the version alone"
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        ask = lambda *words: subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
-        ).stdout.strip()
-        commit = ask("rev-parse", "--short=12", "HEAD")
-        changed = ask("status", "--porcelain", "--untracked-files=no").splitlines()
-        return f"git {commit}" + f", {len(changed)} files changed since" * bool(changed)
-    return "a git checkout whose state is unknown (is git installed?)"
+    """The commit of this code, if it is known."""
+    commit = files.versions()["git"]
+    return f"git {commit}" if commit else "not a git checkout: runs record the version alone"
 
 
 def devices() -> Iterator[Finding]:
@@ -125,10 +115,8 @@ def devices() -> Iterator[Finding]:
 
         found = jax.devices()
     except Exception as error:  # any driver may raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        yield Finding(
-            "devices", f"none: {reason}", "repair JAX's installation, or set JAX_PLATFORMS=cpu"
-        )
+        cure = "repair JAX's installation, or set JAX_PLATFORMS=cpu"
+        yield Finding("devices", f"none: {first_line(error)}", cure)
         return
     kinds = [f"{device.device_kind}{memory(device)}" for device in found]
     yield Finding(
@@ -238,28 +226,11 @@ def version(name: str) -> str | None:
 
 
 def declared(package: str) -> list[str]:
-    """The requirements of an installed package, with those of its extras. For jaxppo,
-    the pyproject.toml of a checkout is newer than the installed metadata.
-    """
-    path = Path(__file__).parents[2] / "pyproject.toml"
-    if package == "jaxppo" and path.is_file():
-        project = tomllib.loads(path.read_text("utf-8"))["project"]
-        inner = (
-            (extra, line)
-            for extra, lines in project["optional-dependencies"].items()
-            for line in lines
-        )
-        return [*project["dependencies"], *(_of_extra(line, extra) for extra, line in inner)]
+    """The requirements of an installed package, with those of its extras."""
     try:
         return metadata.requires(package) or []
     except metadata.PackageNotFoundError:
         return []
-
-
-def _of_extra(line: str, extra: str) -> str:
-    """A requirement in the form of metadata: with the extra as a marker."""
-    package, _, marker = line.partition(";")
-    return f'{package}; {f"({marker.strip()}) and " if marker else ""}extra == "{extra}"'
 
 
 def requirements(package: str, extra: str = "") -> list:

@@ -14,7 +14,7 @@ from jaxppo.environments import play
 from jaxppo.environments.play import Episode
 from jaxppo.environments.text import Game
 from jaxppo.run import episodes, files, load
-from jaxppo.run.files import printable
+from jaxppo.run.files import printable, printable_lines
 from jaxppo.tasks.episodes import EpisodeConfig, make_game
 
 Write = Callable[[str], Any]
@@ -51,7 +51,7 @@ def play_person(game: Game, typed: Iterator[str], write: Write, *, seed: int) ->
     """
 
     def player(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):
-        write(printable_lines(replies[-1] if replies else instance["prompt"]))
+        write(printable_lines(replies[-1] if replies else instance["prompt"]).removesuffix("\n"))
         if (line := next(typed, None)) is None:
             raise EOFError
         return f"{line}\n"
@@ -62,13 +62,8 @@ def play_person(game: Game, typed: Iterator[str], write: Write, *, seed: int) ->
         except EOFError:
             return
         if episode.replies[-1]:
-            write(printable_lines(episode.replies[-1]))
+            write(printable_lines(episode.replies[-1]).removesuffix("\n"))
         yield episode
-
-
-def printable_lines(text: str) -> str:
-    """The text without its last line end, its control characters escaped."""
-    return "\n".join(map(printable, text.removesuffix("\n").split("\n")))
 
 
 def lines(episode: Episode, game: Game) -> list[str]:

@@ -1,5 +1,6 @@
 """`jaxppo eval`: measure a run on held-out examples."""
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,20 +45,10 @@ class EvalOptions:
 def evaluate(options: EvalOptions) -> None:
     """Measure a run, print its metrics and write them."""
     load.use_compilation_cache()
-    done = measure.evaluate_run(
-        options.run,
-        options.task,
-        rows=options.rows,
-        samples=options.samples,
-        data=options.data,
-        checkpoint=options.checkpoint,
-        raw=options.raw,
-    )
+    given = dataclasses.asdict(options)
+    done = measure.evaluate_run(given.pop("run"), given.pop("task"), **given)
     outputs = done.pop("outputs")
-    files.write_atomically(
-        options.run / "eval.jsonl",
-        "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in outputs),
-    )
+    files.write_jsonl(options.run / "eval.jsonl", outputs)
     files.write_atomically(options.run / "eval.json", json.dumps(done, indent=1) + "\n")
     for name, x in done.items():
         if isinstance(x, list):

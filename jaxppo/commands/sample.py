@@ -101,9 +101,10 @@ def sample(options: SampleOptions) -> None:
     greedy = options.temperature == 0
     if talking:
         print("each line is a prompt; Ctrl-D ends the session", file=sys.stderr)
-        stream = chat.Stream(config, policy, state, greedy=greedy)
+        answer = chat.make_answer(config, policy, state, greedy=greedy)
         own = {"seed": options.seed, "chat": options.chat, "system": options.system}
-        chat.run_chat(stream, chat.typed_lines(), chat.show, **own)
+        talk = (config, policy.tokenizer, answer, chat.typed_lines(), chat.show)
+        chat.run_chat(*talk, **own)
         return
     started = [not options.chat and isinstance(x["prompt"], str) for x in texts]
     chats = not all(started)
@@ -202,11 +203,8 @@ def with_limits(
     """Replace a run's temperature and response length. Temperature 0 is left to the
     greedy sampler.
 
-    Raises UserError for responses longer than in training, and for a temperature below
-    0.
+    Raises UserError for responses longer than in training.
     """
-    if temperature is not None and not 0 <= temperature < float("inf"):
-        raise UserError(f"--temperature must be 0 or a number above it, but is {temperature}")
     most = config.response_length
     if max_tokens is not None and not 1 <= max_tokens <= most:
         raise UserError(

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental import topologies
 
-from jaxppo.errors import UserError
+from jaxppo.errors import UserError, first_line
 
 GIB = 2**30
 
@@ -116,7 +116,7 @@ def topology(text: str) -> tuple[Chip, list]:
         with capture_stderr():
             found = topologies.get_topology_desc(platform="tpu", topology_name=text, **options)
     except Exception as error:
-        reason = str(error).splitlines()[0][:160]
+        reason = first_line(error)
         missing = importlib.util.find_spec("libtpu") is None
         hint = "; it needs the TPU compiler: pip install -e '.[tpu-plan]'" if missing else ""
         raise UserError(f"--topology {text}: {reason}{hint}") from error

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 
 from jaxppo import packing
 from jaxppo.config import Config, RunConfig
+from jaxppo.costs.chips import GIB
 from jaxppo.errors import UserError
 from jaxppo.parallel import sharding
 from jaxppo.types import Model, PyTree, TrainState
-
-GIB = 2**30
 
 
 def check_fits(

@@ -160,8 +160,6 @@ def split_examples(
 ) -> Examples:
     """Split examples with `split_rows`, by their prompts where `keys` is None."""
     keys = [example.prompt for example in examples] if keys is None else keys
-    if len(keys) != len(examples):
-        raise ValueError(f"{len(keys)} keys for {len(examples)} examples")
     rows = split_rows(keys, seed=seed, fractions=fractions)
     return Examples(*([examples[row] for row in part] for part in rows))
 

@@ -172,15 +172,6 @@ def pack(
     return Rows(tokens, np.ones_like(tokens, bool), {"weight": np.ones(tokens.shape, np.float32)})
 
 
-def documents(
-    texts: Sequence[str], encode: Encode, length: int, *, eos: int, start: Start = None
-) -> Rows:
-    """Return a row a text: `start`, first tokens, and `eos` where there is room."""
-    head = as_ids(start)
-    ids = [[*head, *without_start(encode(text), head), eos][:length] for text in texts]
-    return from_ids(ids, length, learned=[len(own) - len(head) for own in ids])
-
-
 def inside(encode: Encode) -> Encode:
     """Return what encodes a text inside a row: without the space that a tokenizer of
     SentencePiece's kind puts before every text.

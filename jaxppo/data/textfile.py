@@ -3,8 +3,9 @@ ends.
 """
 
 import io
+import json
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from jaxppo.errors import UserError
 
@@ -26,6 +27,15 @@ def read(path: str | Path, *, max_bytes: int = 2**30, what: str = "text file") -
     if len(raw) > max_bytes:
         raise UserError(f"{path} has more than {max_bytes:,} bytes: it is no {what}")
     return decode(raw, path)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file; an empty one if it is missing or damaged."""
+    try:
+        stored = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return stored if isinstance(stored, dict) else {}
 
 
 def decode(raw: bytes, name: str | Path) -> str:

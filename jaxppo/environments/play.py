@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxppo.environments.strings import table
 from jaxppo.environments.text import Game, Player, TextEnvironment, stack
 
 
@@ -64,7 +65,8 @@ def play(
             "" if done else player(x.instance, tuple(x.replies), rng)
             for x, rng, done in zip(episodes, generators, over, strict=True)
         ]
-        state, reply = step(state, *to_bytes(said, environment.turn_length))
+        cut = [text.encode()[: environment.turn_length] for text in said]
+        state, reply = step(state, *table(cut, environment.turn_length))
         text, length, reward, done = map(
             np.asarray, (reply.text, reply.length, reply.reward, reply.done)
         )
@@ -77,12 +79,3 @@ def play(
         if over.all():
             break
     return [x._replace(done=bool(done)) for x, done in zip(episodes, over, strict=True)]
-
-
-def to_bytes(texts: Sequence[str], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """(the first `width` bytes of each text UInt8[B W], their number Int32[B])."""
-    written = [text.encode()[:width] for text in texts]
-    table = np.zeros((len(written), width), np.uint8)
-    for row, text in zip(table, written):
-        row[: len(text)] = list(text)
-    return table, np.array([len(text) for text in written], np.int32)

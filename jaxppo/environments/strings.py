@@ -29,8 +29,8 @@ def string(text: str | bytes, width: int | None = None) -> String:
     >>> string("ab", 3)
     String(bytes=Array([97, 98,  0], dtype=uint8), length=Array(2, dtype=int32))
     """
-    table, lengths = _table([text], width)
-    return String(jnp.asarray(table[0]), jnp.asarray(lengths[0]))
+    letters, lengths = table([text], width)
+    return String(jnp.asarray(letters[0]), jnp.asarray(lengths[0]))
 
 
 def first(mask: Bool[Array, "N"], default: Int[Array, ""] | int) -> Int[Array, ""]:
@@ -69,9 +69,9 @@ def find(text: String, words: Sequence[str]) -> Int[Array, ""]:
     1
     """
     width = max(len(text.bytes), *(len(word.encode()) for word in words))
-    table, lengths = _table(words, width)
+    letters, lengths = table(words, width)
     whole = jnp.pad(text.bytes, (0, width - len(text.bytes)))
-    same = (table == whole[None]).all(1) & (lengths == text.length)
+    same = (letters == whole[None]).all(1) & (lengths == text.length)
     return first(same, -1)
 
 
@@ -142,20 +142,20 @@ def choose(number: Int[Array, ""], texts: Sequence[str], width: int | None = Non
     >>> bytes(choose(jnp.int32(1), ["lower", "higher"], 6).bytes)
     b'higher'
     """
-    table, lengths = _table(texts, width)
-    return String(jnp.asarray(table)[number], jnp.asarray(lengths)[number])
+    letters, lengths = table(texts, width)
+    return String(jnp.asarray(letters)[number], jnp.asarray(lengths)[number])
 
 
-def _table(
+def table(
     texts: Sequence[str | bytes], width: int | None
 ) -> tuple[UInt8[np.ndarray, "N W"], Int[np.ndarray, "N"]]:
-    """(the bytes of each text, their lengths), as constants."""
+    """(the bytes of each text, their lengths), as NumPy arrays."""
     written = [text.encode() if isinstance(text, str) else text for text in texts]
     longest = max(map(len, written))
     width = longest if width is None else width
     if longest > width:
         raise ValueError(f"a text of {longest} bytes does not fit in {width}")
-    table = np.zeros((len(written), width), np.uint8)
-    for row, text in zip(table, written):
+    letters = np.zeros((len(written), width), np.uint8)
+    for row, text in zip(letters, written):
         row[: len(text)] = list(text)
-    return table, np.array([len(text) for text in written], np.int32)
+    return letters, np.array([len(text) for text in written], np.int32)

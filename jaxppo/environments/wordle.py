@@ -16,6 +16,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
@@ -54,6 +55,7 @@ COMMON = """
     young youth
 """
 WORDS = tuple(COMMON.split())
+POWERS = 3 ** np.arange(5)  # an answer as a number
 
 
 def choose_words(number: int) -> tuple[str, ...]:
@@ -97,30 +99,12 @@ def make_environment(guesses: int) -> TextEnvironment:
     )
 
 
-def mark_text(guess: str, word: str) -> str:
-    """The answer as the replies have it, on the host.
-
-    >>> mark_text("eerie", "queen")
-    'yy---'
-    """
-    marks, left = ["-"] * 5, list(word)
-    for i in range(5):
-        if guess[i] == word[i]:
-            marks[i] = "g"
-            left.remove(guess[i])
-    for i in range(5):
-        if marks[i] == "-" and guess[i] in left:
-            marks[i] = "y"
-            left.remove(guess[i])
-    return "".join(marks)
-
-
 @functools.cache
 def table(words: tuple[str, ...]) -> np.ndarray:
-    """The answers [guess word] as numbers: two words have the same one or not."""
-    known: dict[str, int] = {}
-    number = lambda guess, word: known.setdefault(mark_text(guess, word), len(known))
-    return np.array([[number(guess, word) for word in words] for guess in words], np.int16)
+    """The answers [guess word] as numbers in base 3, the first letter last."""
+    letters = np.array([list(word.encode()) for word in words], np.uint8)
+    marks = jax.jit(jax.vmap(jax.vmap(mark, (None, 0)), (0, None)))(letters, letters)
+    return np.asarray(marks) @ POWERS
 
 
 @functools.cache
@@ -163,8 +147,8 @@ def make(words: int = len(WORDS), guesses: int = 6) -> Game:
         possible = every
         for reply in replies:
             guess = next_guess(chosen, possible)
-            answers = {i: mark_text(chosen[guess], chosen[i]) + "\n" for i in possible}
-            possible = tuple(i for i in possible if answers[i] == reply) or every
+            answer = np.dot(["-yg".find(x) for x in reply[:5]], POWERS[: len(reply[:5])])
+            possible = tuple(i for i in possible if table(chosen)[guess, i] == answer) or every
         return chosen[next_guess(chosen, possible)] + "\n"
 
     def random(instance: Mapping[str, Any], replies: Sequence[str], rng: np.random.Generator):

@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 import tempfile
@@ -28,6 +27,7 @@ import numpy as np
 from jaxppo.data import textfile
 from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import SOURCES, cache_folder, fetch
+from jaxppo.data.folders import complete_folder
 from jaxppo.errors import PretrainedError, first_line
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.pretrained import gguf, mapping, peft, safetensors, settings
@@ -109,24 +109,15 @@ def save(
     if path.exists():
         raise PretrainedError(f"{path} exists already; give another name, or remove it")
     flat = mapping.check_params(config, mapping.flatten(params))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        safetensors.write_file(temporary / safetensors.SINGLE, flat)
-        tokenizer.save(temporary)
+    with complete_folder(path) as folder:
+        safetensors.write_file(folder / safetensors.SINGLE, flat)
+        tokenizer.save(folder)
         stored = {
             "format": FORMAT,
             "model": dataclasses.asdict(config),
             "tokenizer": tokenizer.settings(),
         }
-        (temporary / "config.json").write_text(json.dumps(stored, indent=1), "utf-8")
-        os.rename(temporary, path)
-    except OSError as error:
-        raise PretrainedError(
-            f"{path} cannot be written ({error.strerror or error}); free space or give another name"
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / "config.json").write_text(json.dumps(stored, indent=1), "utf-8")
     return path
 
 

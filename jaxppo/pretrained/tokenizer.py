@@ -1,7 +1,6 @@
 """One tokenizer class for every checkpoint."""
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsInt
@@ -11,6 +10,7 @@ import tokenizers
 from jaxtyping import Int64
 from tokenizers import AddedToken, decoders, pre_tokenizers, processors
 
+from jaxppo.data import textfile
 from jaxppo.errors import PretrainedError, first_line
 from jaxppo.pretrained import chat_template
 
@@ -250,7 +250,7 @@ def from_transformers(folder: Path) -> Tokenizer:
             f"{folder} has a slow tokenizer; save it as tokenizer.json with transformers"
         )
     special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
-    stored = [_known_ids(_read_json(folder / name), special) for name in MODEL_FILES]
+    stored = [_known_ids(textfile.read_object(folder / name), special) for name in MODEL_FILES]
     own = found.eos_token_id
     pads = [pad for _, pad in stored if pad is not None]
     return Tokenizer(
@@ -263,22 +263,13 @@ def from_transformers(folder: Path) -> Tokenizer:
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a file; an empty one if it is missing or damaged."""
-    try:
-        stored = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return stored if isinstance(stored, dict) else {}
-
-
 def _named_tokens(folder: Path, known: Mapping[str, str], template: Any) -> dict[str, str]:
     """Return the special tokens that the folder names, or its template: the class of a
     family has defaults for others.
     """
     said = [str(template)]
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
-        said += _read_json(folder / name)
+        said += textfile.read_object(folder / name)
     return {name: token for name, token in known.items() if any(name in x for x in said)}
 
 

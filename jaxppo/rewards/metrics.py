@@ -1,17 +1,17 @@
 """BLEU, ROUGE, word error rate and F1 on token ids, inside the compiled program.
 
 A metric takes a `Text` of responses and one of references and returns [B]. On the same
-tokens it equals sacrebleu, rouge-score, jiwer or seqeval. `as_reward` turns a metric
+tokens it equals sacrebleu, rouge-score or jiwer. `as_reward` turns a metric
 into a `RewardFn`; the references are `extra["reference"]` (ids) and
 `extra["reference_length"]`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jaxppo.sampling import is_eos
 from jaxppo.types import Params, RewardFn, Rollout
@@ -174,57 +174,3 @@ def token_f1(response: Text, reference: Text) -> Float[Array, "B"]:
 def exact_match(response: Text, reference: Text) -> Float[Array, "B"]:
     """Return 1 where response and reference are the same tokens, else 0."""
     return (edit_distance(response, reference) == 0).astype(jnp.float32)
-
-
-class Tags(NamedTuple):
-    """What each tag id of a BIO scheme means; `tag_table` makes it."""
-
-    inside: Bool[Array, "K"]  # B- or I-, not O
-    begins: Bool[Array, "K"]  # B-
-    kind: Int[Array, "K"]  # number of the entity's type; 0 = O
-
-
-def tag_table(names: Sequence[str]) -> Tags:
-    """Make the table of tag names such as O, B-PER, I-PER.
-
-    >>> tag_table(["O", "B-PER", "I-PER", "B-LOC"]).kind.tolist()
-    [0, 2, 2, 1]
-    """
-    kinds = ["O", *sorted({name[2:] for name in names if name != "O"})]
-    inside = jnp.array([name != "O" for name in names])
-    begins = jnp.array([name.startswith("B-") for name in names])
-    kind = [kinds.index(name if name == "O" else name[2:]) for name in names]
-    return Tags(inside, begins, jnp.array(kind, jnp.int32))
-
-
-def entity_counts(response: Text, reference: Text, tags: Tags) -> tuple[Array, Array, Array]:
-    """Return the numbers of (common entities, entities of the response, of the
-    reference), each Int[B], for tag ids of equal length.
-
-    Common entities have the same type and borders. An I- after O, or after another
-    type, begins an entity, as in conlleval and seqeval.
-    """
-    starts, ends, kinds = _spans(response, tags)
-    true_starts, true_ends, true_kinds = _spans(reference, tags)
-    same = starts & true_starts & (ends == true_ends) & (kinds == true_kinds)
-    return same.sum(1), starts.sum(1), true_starts.sum(1)
-
-
-def entity_f1(tags: Tags) -> Metric:
-    """Make the metric F1 of a row's entities; 0 where neither side has one."""
-    return lambda response, reference: f_measure(*entity_counts(response, reference, tags))
-
-
-def _spans(
-    text: Text, tags: Tags
-) -> tuple[Bool[Array, "B T"], Int[Array, "B T"], Int[Array, "B T"]]:
-    """Return (where entities begin, last slot of each slot's entity, its type)."""
-    slots = jnp.arange(text.tokens.shape[1], dtype=jnp.int32)[None]
-    within = slots < text.length[:, None]
-    inside, kind = tags.inside[text.tokens] & within, jnp.where(within, tags.kind[text.tokens], 0)
-    before = jnp.pad(kind, ((0, 0), (1, 0)))[:, :-1]
-    starts = inside & (tags.begins[text.tokens] | (kind != before))
-    after = lambda x: jnp.pad(x, ((0, 0), (0, 1)))[:, 1:]
-    last = inside & (~after(inside) | after(starts))
-    ends = jax.lax.cummin(jnp.where(last, slots, slots.shape[1]), 1, reverse=True)
-    return starts, ends, kind

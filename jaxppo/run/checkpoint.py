@@ -24,6 +24,7 @@ from jax.sharding import NamedSharding
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes, sharding
 from jaxppo.run import manifest
+from jaxppo.run.files import make_folder
 from jaxppo.run.manifest import Damaged
 from jaxppo.types import PyTree, TrainState
 
@@ -312,19 +313,6 @@ def first_difference(there: dict[str, str], here: dict[str, str]) -> str:
         if one != other:
             return f"{name} is {one} there and {other} here"
     return ""
-
-
-def make_folder(folder: Path) -> None:
-    """Create a folder. Raises UserError if it cannot be created or written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); choose another --runs folder"
-        ) from error
 
 
 def save_tree(folder: Path, tree: PyTree) -> None:

@@ -58,14 +58,22 @@ def run_folder(root: str | Path, name: str, *, resume: bool) -> Path:
     if not processes.is_main():
         return folder
     started = (folder / "config.json").exists()
+    make_folder(folder)
+    print(f"{'resuming' if started else 'new run:'} {folder}")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder. Raises UserError if it cannot be created or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); choose another --runs folder"
         ) from error
-    print(f"{'resuming' if started else 'new run:'} {folder}")
-    return folder
 
 
 def free_name(root: str | Path, name: str) -> str:
@@ -287,3 +295,8 @@ def printable(text: str) -> str:
     """
     text = text.replace("\n", " ").replace("\t", " ")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """Escape control characters, but keep line ends."""
+    return "\n".join(map(printable, text.split("\n")))

@@ -72,20 +72,8 @@ def load_policy(
     Raises:
       UserError: `model_kind` differs from the checkpoint's, or is a classifier.
     """
-    asked = config
-    again = lambda **changes: _load_policy(
-        dataclasses.replace(asked, **changes), dropout, reward, mesh
-    )[1]
-    config, policy = _load_policy(config, dropout, reward, mesh)
-    return config, dataclasses.replace(policy, reload=again)
-
-
-def _load_policy(
-    config: C,
-    dropout: float | None,
-    reward: Params | None,
-    mesh: Mesh | Literal["configured"] | None,
-) -> tuple[C, Policy]:
+    options = {"dropout": dropout, "reward": reward, "mesh": mesh}
+    again = lambda **changes: load_policy(dataclasses.replace(config, **changes), **options)[1]
     if mesh == "configured":
         mesh = configured_mesh(config)
     uses_reward = config.value_init == "reward" and config.value_loss != "none"
@@ -94,17 +82,19 @@ def _load_policy(
     if config.model_kind == "classifier":
         raise UserError(f"{config.name} is a text classifier: it cannot write responses")
     if config.tiny:
-        shape, weights, tokenizer = tiny_model(config.seed, config.model_kind)
-        return make_policy(config, shape, weights, tokenizer, reward=reward, mesh=mesh)
-    loaded = pretrained.load(config.model)
-    shape = loaded.config
-    if config.model_kind not in ("transformer", shape.kind):
-        raise UserError(
-            f"--model-kind {config.model_kind}: {config.model} is a {shape.kind}; train another "
-            "kind from scratch, with experiments/pretrain.py or a task with --model ''"
-        )
-    shape = shape if dropout is None else dataclasses.replace(shape, dropout=dropout)
-    return make_policy(config, shape, loaded.params, loaded.tokenizer, reward=reward, mesh=mesh)
+        found = tiny_model(config.seed, config.model_kind)
+    else:
+        loaded = pretrained.load(config.model)
+        shape = loaded.config
+        if config.model_kind not in ("transformer", shape.kind):
+            raise UserError(
+                f"--model-kind {config.model_kind}: {config.model} is a {shape.kind}; train "
+                "another kind from scratch, with experiments/pretrain.py or a task with --model ''"
+            )
+        shape = shape if dropout is None else dataclasses.replace(shape, dropout=dropout)
+        found = shape, loaded.params, loaded.tokenizer
+    own, policy = make_policy(config, *found, reward=reward, mesh=mesh)
+    return own, dataclasses.replace(policy, reload=again)
 
 
 def export_params(config: Config, policy: Policy, state: TrainState) -> Params:

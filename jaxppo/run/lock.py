@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from jaxppo.data import textfile
 from jaxppo.errors import UserError
 
 HEARTBEAT = 10.0  # seconds between two updates of the lock file's time
@@ -35,7 +36,7 @@ class RunLock:
             raise UserError(
                 f"cannot write to {folder} ({error.strerror}); choose another --runs folder"
             ) from error
-        owner = read_owner(self.path)
+        owner = textfile.read_object(self.path)
         if not self._acquire(owner):
             self.file.close()
             raise UserError(
@@ -78,15 +79,6 @@ class RunLock:
         with contextlib.suppress(OSError):
             self.path.write_text("")
         self.file.close()
-
-
-def read_owner(path: Path) -> dict:
-    """The owner in a lock file; empty if it names none."""
-    try:
-        owner = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return owner if isinstance(owner, dict) else {}
 
 
 def describe(owner: dict) -> str:

@@ -1,9 +1,9 @@
-"""Log the metrics of a run: a file, a line or progress bar, tables and curves."""
+"""Log the metrics of a run: a file, a line or progress bar, and tables."""
 
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +15,6 @@ from rich.text import Text
 from jaxppo.run.files import json_line, printable, read_metrics, write_jsonl
 from jaxppo.run.samples import SampleLog
 
-PANELS = (  # (key in metrics.jsonl, title, unit)
-    ("reward", "reward", "score a response"),
-    ("kl", "KL to the reference", "nats a response"),
-    ("teacher_kl", "KL to the teacher", "nats a response"),
-    ("entropy", "entropy", "nats a token"),
-    ("clip_fraction", "clipped tokens", "share"),
-    ("explained_variance", "explained variance of the critic", "share"),
-    ("tokens_per_second", "speed", "sampled tokens / s"),
-)
 # (key, name, format) of the printed line: of a policy, and of a supervised stage
 POLICY = (
     ("reward", "reward", ".3f"),
@@ -143,74 +134,3 @@ def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
     for row in rows:
         out.add_row(*(Text(printable(str(cell))) for cell in row))
     console.print(out)
-
-
-def score_keys(rows: Iterable[Mapping[str, float]]) -> list[str]:
-    """The metrics of named scores, in the order of the rows.
-
-    >>> score_keys([{"reward": 1.0, "score_right": 0.5}, {"score_short": 0.0}])
-    ['score_right', 'score_short']
-    """
-    return list(dict.fromkeys(key for row in rows for key in row if key.startswith("score_")))
-
-
-def plot_curves(folder: Path) -> Path:
-    """Draw curves.png from metrics.jsonl: one panel for each main metric, over
-    steps.
-    """
-    import matplotlib  # slow to import, and needed once, at the end of a run
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = read_metrics(folder)
-    keys = dict.fromkeys(key for row in rows for key in row)
-    scores = [
-        (key, key.replace("_", " ", 1), "mean, without its weight") for key in score_keys(rows)
-    ]
-    drawn = lambda key: key in keys and (key == "reward" or any(row.get(key) for row in rows))
-    panels = [panel for panel in (*PANELS, *scores) if drawn(panel[0])]
-    if sampled := [key for key in keys if "@" in key]:
-        panels.append(("@", "several samples of a validation prompt", "score, share of prompts"))
-    height = max(2, -(-len(panels) // 3))
-    size = (12, 3 * height)
-    figure, axes = plt.subplots(height, 3, figsize=size, constrained_layout=True, sharex=True)
-    for axis, (key, title, unit) in zip(axes.flat, panels, strict=False):
-        if key == "@":
-            for name in sampled:
-                _plot_evaluations(axis, rows, name, label=name.removeprefix("validation_"))
-        else:
-            _plot_metric(axis, rows, key)
-        axis.set(title=title, ylabel=unit)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    for axis in axes[-1]:
-        axis.set_xlabel("step")
-    for axis in list(axes.flat)[len(panels) :]:
-        axis.set_visible(False)
-    figure.savefig(folder / "curves.png", dpi=120)
-    plt.close(figure)
-    return folder / "curves.png"
-
-
-def _plot_metric(axis, rows: Sequence[dict[str, float]], key: str) -> None:
-    """One metric: each step, the running mean, and the values on validation prompts."""
-    steps, values = zip(*((row["step"], row[key]) for row in rows if key in row), strict=True)
-    axis.plot(steps, values, color="tab:blue", alpha=0.35, linewidth=1, label="each step")
-    smooth = _running_mean(values, 10)
-    axis.plot(steps, smooth, color="tab:blue", linewidth=2, label="mean of 10")
-    look = {"color": "tab:orange", "label": "validation prompts"}
-    _plot_evaluations(axis, rows, f"validation_{key}", **look)
-
-
-def _plot_evaluations(axis, rows: Sequence[dict[str, float]], key: str, **look: str) -> None:
-    """A metric that only some steps have."""
-    points = [(row["step"], row[key]) for row in rows if key in row]
-    if points:
-        axis.plot(*zip(*points, strict=True), "o--", **look)
-
-
-def _running_mean(values: Sequence[float], window: int) -> list[float]:
-    """The mean of up to `window` values up to each one."""
-    parts = (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
-    return [sum(part) / len(part) for part in parts]

@@ -7,8 +7,10 @@ every change.
 
 import hashlib
 import json
-import os
 from pathlib import Path
+
+from jaxppo.data.folders import fsync
+from jaxppo.run.files import write_atomically
 
 NAME = "manifest.json"
 MAX_BYTES = 64 * 2**20  # a larger file is no manifest
@@ -35,13 +37,7 @@ def update(folder: Path, **changes) -> dict:
 
 
 def _write(folder: Path, record: dict) -> dict:
-    text = _encode(record)
-    temporary = folder / f"{NAME}.tmp"
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / NAME)
+    write_atomically(folder / NAME, _encode(record))
     fsync(folder)
     return record
 
@@ -84,15 +80,6 @@ def verify(folder: Path) -> dict:
         if actual != expected[name]:
             raise Damaged(f"{name} has been changed: its SHA-256 differs")
     return record
-
-
-def fsync(path: Path) -> None:
-    """Flush a file, or the entries of a folder, to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _names(folder: Path) -> list[str]:

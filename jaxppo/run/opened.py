@@ -10,9 +10,9 @@ from jaxppo.config import RunConfig
 from jaxppo.data import table
 from jaxppo.data.prompts import start_token
 from jaxppo.environments.play import Episode
-from jaxppo.option_names import in_python
 from jaxppo.run import episodes, files, load
 from jaxppo.run.episodes import World
+from jaxppo.run.option_names import in_python
 from jaxppo.run.policy import Policy
 from jaxppo.run.sampler import Sampler
 from jaxppo.run.settings import read_config

@@ -12,9 +12,8 @@ metrics.jsonl has beside the step's own metrics:
   (https://arxiv.org/abs/2204.02311, appendix B).
 """
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,6 @@ import jax
 from jax.sharding import AbstractMesh
 
 from jaxppo.config import RunConfig, profiled_steps
-from jaxppo.costs import chips
 from jaxppo.costs.phases import phase_costs
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.parallel import CompiledStep
@@ -136,11 +134,3 @@ def step_flops(config: RunConfig, shape: ModelConfig, *, supervised: bool) -> fl
     if supervised:  # no rollout, and no critic
         return phase_costs(replace(config, value_loss="none"), shape, mesh)["update"][0]
     return sum(flops for flops, _ in phase_costs(config, shape, mesh).values())
-
-
-def peak_flops(devices: Sequence) -> float:
-    """Published peak operations a second in bfloat16 of all devices together; 0 if one
-    is unknown.
-    """
-    peaks = [chips.peak_flops(device.device_kind) for device in devices]
-    return math.fsum(peaks) if all(peaks) else 0.0

@@ -8,15 +8,15 @@ import types
 import typing
 from collections import Counter
 from pathlib import Path, PurePath
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
-from jaxppo import option_names
 from jaxppo.config import HIDDEN, Config
 from jaxppo.data import textfile
-from jaxppo.errors import UserError
+from jaxppo.errors import UserError, first_line
 from jaxppo.presets import ALGORITHMS, preset
+from jaxppo.run import option_names
 
 C = TypeVar("C", bound=Config)
 
@@ -160,6 +160,9 @@ def convert(value: Any, kind: Any) -> Any:
     elif kind is bool and isinstance(value, str):
         if value.lower() in WORDS:
             return WORDS[value.lower()]
+    elif kind is types.NoneType and isinstance(value, str):
+        if value.lower() in ("", "~", "null"):
+            return None
     elif origin is None and issubclass(kind, PurePath):
         if isinstance(value, str):
             return kind(value)
@@ -200,10 +203,7 @@ def _type_error(name: str, value: Any, kind: Any, source: str | Path) -> str:
         expected = kind.__name__
     else:
         expected = str(kind)
-    cure = ""
-    if kind is str and not isinstance(value, dict | list | None) and Path(source).suffix != ".json":
-        cure = f"; write it in quotes if text is meant: {name}: '...'"
-    return f"{source}: {name} is {shown}, but must be {expected}{cure}"
+    return f"{source}: {name} is {shown}, but must be {expected}"
 
 
 def _with_nearest(name: Any, names: set[str]) -> str:
@@ -237,37 +237,14 @@ def _parse_json(path: Path, text: str) -> Any:
         raise UserError(f"{path} is not JSON ({str(error)[:100]})") from None
 
 
-def _make_loader() -> type[yaml.SafeLoader]:
-    """A loader of YAML whose plain words are text, null, true or false, and whose plain
-    digits are a number. YAML 1.1 reads 012 as 10, 1:30 as 90, off as false and
-    2024-01-01 as a date.
-    """
-
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers: ClassVar = {}
-
-    for kind, pattern, first in (
-        ("bool", r"true|false", "tf"),
-        ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-        ("int", r"[-+]?\d+", "-+0123456789"),
-        ("float", r"[-+]?(\d+\.\d*|\.\d+)|\.nan", "-+.0123456789"),
-    ):
-        whole = re.compile(rf"(?:{pattern})\Z")
-        Loader.add_implicit_resolver(f"tag:yaml.org,2002:{kind}", whole, list(first))
-    Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))
-    return Loader
-
-
-LOADER = _make_loader()
-
-
 def _parse_yaml(path: Path, text: str) -> Any:
-    """Aliases, with which a small text can become huge, are refused; so are names that
-    are given twice.
+    """The values as text, lists and mappings: YAML 1.1 reads 012 as 10, off as false.
+    Aliases, with which a small text can become huge, are refused; so are names that are
+    given twice.
     """
     try:
         # composing fails at once on deep nesting, and does not expand aliases
-        loader = LOADER(text)
+        loader = yaml.BaseLoader(text)
         root, seen = loader.get_single_node(), set()
         for key, _ in root.value if isinstance(root, yaml.MappingNode) else []:
             if str(key.value) in seen:
@@ -283,5 +260,4 @@ def _parse_yaml(path: Path, text: str) -> Any:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not YAML ({error.problem})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise UserError(f"{path} is not YAML ({reason})") from None
+        raise UserError(f"{path} is not YAML ({first_line(error)})") from None

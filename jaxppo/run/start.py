@@ -34,8 +34,9 @@ def open_checkpoints(
     config: RunConfig, folder: Path, prompts: BatchSource, *, write: bool
 ) -> Checkpoints:
     """The run's checkpoints, with what every manifest says of it."""
+    settings = json.dumps(to_dict(config), sort_keys=True)
     about = {
-        "config": config_hash(config),
+        "config": hashlib.sha256(settings.encode()).hexdigest()[:16],
         "versions": files.versions(),
         "weights": resume.weight_hashes(config),
         "data": rows.identity(prompts),
@@ -64,18 +65,14 @@ def open_log(
     return trackers.with_trackers(log, config, folder)
 
 
-def config_hash(config: RunConfig) -> str:
-    """A hash of all settings."""
-    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()[:16]
-
-
 def make_meter(
     config: RunConfig, policy: Policy, parts: Parts | Objective, step: parallel.CompiledStep
 ) -> profiling.Meter:
     """A meter that knows the operations of a step, and the peak of the devices."""
     flops = profiling.step_flops(config, policy.shape, supervised=isinstance(parts, Objective))
     devices = jax.devices()[: 1 if config.parallel == "jit" else None]
-    return profiling.Meter(step, flops=flops, peak=profiling.peak_flops(devices))
+    peaks = [chips.peak_flops(device.device_kind) for device in devices]
+    return profiling.Meter(step, flops=flops, peak=sum(peaks) if all(peaks) else 0.0)
 
 
 def explain(error: Exception, config: RunConfig, checkpoints: Checkpoints) -> Exception:

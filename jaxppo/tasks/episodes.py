@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import scipy.stats
-from jaxtyping import Float
 
 from jaxppo import algorithms
+from jaxppo.ablation.statistics import mean_interval
 from jaxppo.data import prompts
 from jaxppo.data.prompts import PromptSet
 from jaxppo.data.rows import Rows, from_ids
@@ -183,7 +182,7 @@ def optimise(options: EpisodeConfig, root: Path, game: Game, drawn: Parts) -> di
         environment=environment,
     )
     load.save_model(settings, policy, best, place / "model")
-    gain = {name: interval(after[name] - before[name]) for name in ("score", "sampled")}
+    gain = {name: [*mean_interval(after[name] - before[name])] for name in ("score", "sampled")}
     return {
         "environment": options.environment,
         "game": list(options.game),
@@ -238,15 +237,6 @@ def shown(episode: play.Episode) -> dict[str, Any]:
 
 def means(found: Mapping[str, Any]) -> dict[str, float]:
     return {name: float(np.mean(found[name])) for name in ("score", "sampled")}
-
-
-def interval(differences: Float[np.ndarray, "N"]) -> list[float]:
-    """[mean, low, high] of the 95 % interval of paired differences."""
-    mean = float(differences.mean())
-    if not differences.std():
-        return [mean, mean, mean]
-    low, high = scipy.stats.ttest_1samp(differences, 0.0).confidence_interval()
-    return [mean, float(low), float(high)]
 
 
 def show(result: Mapping[str, Any], root: Path) -> None:

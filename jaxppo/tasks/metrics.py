@@ -108,10 +108,6 @@ def paired_difference(
 
 
 def _row_sums(metric: Metric, responses: Texts, references: Texts) -> Float[np.ndarray, "N K"]:
-    if len(responses) != len(references):
-        raise UserError(
-            f"{len(responses)} responses cannot be compared with {len(references)} references"
-        )
     if not len(responses):
         raise UserError("there are no responses to measure")
     rows = zip(responses, references, strict=True)

@@ -82,12 +82,10 @@ def test_libraries_that_are_missing_or_too_old(monkeypatch):
     )
 
 
-def test_the_git_state(monkeypatch, tmp_path):
-    assert doctor.git().startswith(("git ", "not a git checkout", "a git checkout whose"))
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "commands" / "doctor.py"))
+def test_the_git_state(monkeypatch):
+    assert doctor.git().startswith(("git ", "not a git checkout"))
+    monkeypatch.setattr(doctor.files, "versions", lambda: {"git": ""})
     assert doctor.git() == "not a git checkout: runs record the version alone"
-    (tmp_path / ".git").mkdir()  # not a real one
-    assert "unknown" in doctor.git()
 
 
 def test_devices_of_every_kind(monkeypatch):
@@ -202,8 +200,7 @@ def test_requirements_of_extras_are_opened(monkeypatch):
     assert [x.name for x in doctor.requirements("jaxppo", "two")] == ["c"]
 
 
-def test_without_a_checkout_the_installed_metadata_count(monkeypatch, tmp_path):
-    monkeypatch.setattr(doctor, "__file__", str(tmp_path / "jaxppo" / "commands" / "doctor.py"))
+def test_the_installed_metadata_count(monkeypatch):
     monkeypatch.setattr(
         doctor.metadata, "requires", lambda name: ["jax>=0.10", 'x; extra == "more"']
     )

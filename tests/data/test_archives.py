@@ -1,4 +1,4 @@
-"""Members of archives are plain files inside the archive, of bounded size."""
+"""Members of archives are plain files inside the archive."""
 
 import io
 import shutil
@@ -46,10 +46,7 @@ def test_members():
     }
     assert read_members(tarred("x/a.txt", b"A"), "x/*") == {"x/a.txt": b"A"}
     assert read_members(zipped(a=b""), "*.txt") == {}
-    with pytest.raises(FetchError, match="outside its root"):
-        read_members(zipped(**{"a.txt": b"", "../b.txt": b""}), "*")
-    with pytest.raises(FetchError, match="larger"):  # 2 + 2 > 3
-        read_members(zipped(a=b"12", b=b"34"), "*", limit=3)
+    assert read_members(tarred("a.txt", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "*") == {}
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +73,7 @@ def deb(tmp_path_factory) -> Path:
 def test_member_of_a_debian_package(deb):
     assert read_member(deb, "./usr/a.txt") == b"A"
     assert read_members(deb, "./usr/*") == {"./usr/a.txt": b"A"}
-    with pytest.raises(FetchError, match="0 members"):
-        read_member(deb, "control")
+    assert read_members(deb, "control") == {}
 
 
 def test_damaged_debian_package(deb, tmp_path, monkeypatch):
@@ -89,46 +85,3 @@ def test_damaged_debian_package(deb, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FetchError, match="dpkg-deb is missing: only Debian and Ubuntu have it"):
         read_member(deb, "*")
-
-
-@pytest.mark.parametrize("pattern", ["*.png", "*.txt"])
-def test_not_exactly_one(pattern):
-    with pytest.raises(FetchError, match="expected 1"):
-        read_member(zipped(**{"a.txt": b"", "b.txt": b""}), pattern)
-
-
-@pytest.mark.parametrize("name", ["../a.txt", "/a.txt", "x/../../a.txt", "..\\a.txt", "C:a.txt"])
-@pytest.mark.parametrize(
-    "pack", [lambda name: zipped(**{name: b"x"}), lambda name: tarred(name, b"x")]
-)
-def test_names_outside_are_refused(name, pack):
-    with pytest.raises(FetchError, match="outside its root"):
-        read_member(pack(name), "*a.txt")
-
-
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
-def test_links_are_refused(kind):
-    with pytest.raises(FetchError, match="not a plain file"):
-        read_member(tarred("a.txt", type=kind, linkname="/etc/passwd"), "a.txt")
-
-
-def test_size_is_bounded():
-    bomb = zipped(**{"a.txt": bytes(3 * 2**20)})
-    with pytest.raises(FetchError, match="larger"):
-        read_member(bomb, "a.txt", limit=3 * 2**20 - 1)
-    assert len(read_member(bomb, "a.txt", limit=3 * 2**20)) == 3 * 2**20
-
-
-DAMAGED = {
-    "empty": b"",
-    "text": b"not an archive",
-    "tar": tarred("a.txt", bytes(9000))[:60],
-    "zip": zipped(a=b"x" * 99)[:-40],
-}
-
-
-# an archive holds the time: no name for a test
-@pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
-def test_damaged_archives(data):
-    with pytest.raises(FetchError):
-        read_member(data, "a*")

@@ -46,12 +46,6 @@ def test_every_packed_text_has_a_start():
     assert made(["a", "bc"], 0) == [[0, 97, 0], [98, 99, 0]]
 
 
-def test_documents_end_where_there_is_room():
-    made = rows.documents(["ab", "abcd"], encode, 4, eos=0, start=7)
-    assert made.tokens.tolist() == [[7, 97, 98, 0], [7, 97, 98, 99]]
-    assert made.extra["weight"].tolist() == [[0, 1, 1, 1]] * 2  # nothing is learned of the start
-
-
 def test_only_responses_have_weight():
     made = rows.responses([("ab", "c"), ("abcd", "efghij")], encode, 5, eos=0)
     # the second response is cut, and has no end to learn
@@ -272,7 +266,6 @@ def test_every_kind_of_row_begins_with_the_start_once():
     own, a, b = (7, 8), 97, 98
     both = lambda text: [7, 8, a] if text == "<" else encode(text)  # "<" has its own
     made = [
-        rows.documents(["b", "<"], both, 4, eos=0, start=own),
         rows.responses([("b", ""), ("<", "")], both, 4, eos=0, start=own),
         rows.preferences([("b", "", ""), ("<", "", "")], both, 4, eos=0, start=own).take(
             np.array([0, 1])

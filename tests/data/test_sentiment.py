@@ -40,12 +40,6 @@ def test_parse_keeps_the_first_of_equal_sentences():
     assert reviews.ratings.tolist() == [1.5, -2.0]
 
 
-@pytest.mark.parametrize("line", [b"1\t0.5", b"1\tgood\ttext", b"1\t4.5\ttext", b"1\tnan\ttext"])
-def test_parse_names_the_line(line):
-    with pytest.raises(FetchError, match="line 2"):
-        sentiment.parse_reviews(b"1\t0.5\tfine\n" + line)
-
-
 def test_texts_with_the_same_opening_stay_together():
     texts = [f"{i % 40} {i}" for i in range(200)]
     encode = lambda text: [int(word) for word in text.split()]

@@ -45,3 +45,12 @@ def test_a_pointer_of_git_lfs_is_no_text():
     raw = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 1\n"
     with pytest.raises(UserError, match="^a.csv is a pointer of Git LFS.* git lfs pull$"):
         textfile.decode(raw, "a.csv")
+
+
+@pytest.mark.parametrize("text", ["[1]", "{", "[" * 100_000, "\xff"])
+def test_a_file_that_holds_no_object(tmp_path, text):
+    assert textfile.read_object(tmp_path / "x") == {}
+    (tmp_path / "x").write_text(text, "latin-1")
+    assert textfile.read_object(tmp_path / "x") == {}
+    (tmp_path / "x").write_text('{"a": 1}')
+    assert textfile.read_object(tmp_path / "x") == {"a": 1}

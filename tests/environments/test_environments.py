@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxppo.environments import ENVIRONMENTS
-from jaxppo.environments.play import play, to_bytes
+from jaxppo.environments.play import play
 from jaxppo.environments.text import make_tables, on_bytes, stack
 from jaxppo.pretrained.tiny import byte_tokenizer
 from jaxppo.types import Turn
@@ -172,11 +172,6 @@ def test_on_tokens_it_is_the_same_game(name):
                 last = turn == len(x.turns) - 1
                 assert tokenizer.decode(ids) == ("" if last else x.replies[turn])
                 assert seen.reward[row] == x.rewards[turn] and seen.done[row] == last
-
-
-def test_texts_of_a_turn_are_cut():
-    table, length = to_bytes(["abc", "", "é"], 2)
-    assert bytes(table) == b"ab\0\0" + "é".encode() and length.tolist() == [2, 0, 2]
 
 
 @pytest.mark.ci

@@ -1,7 +1,5 @@
 """Chat templates as published checkpoints have them, against transformers' own rendering."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -113,10 +111,6 @@ def test_what_is_no_plain_data_is_named():
     assert rendered("{{ messages[0].content[0].image }}", [message]) == "<ndarray>"
 
 
-DOUBLED = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = {} %}{% endfor %}"
-
-
-@pytest.mark.ci
 @pytest.mark.parametrize(
     ("template", "reason"),
     [
@@ -126,19 +120,9 @@ DOUBLED = "{% set ns = namespace(s='x') %}{% for i in range(60) %}{% set ns.s = 
         ("{% for m in messages %}", "Unexpected end of template"),
         ("{{ ''.__class__.__mro__ }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
-        ("{% set ns = namespace(__x=1) %}", "no '__x'"),
-        ("{% set ns = namespace() %}{% set ns._x = 1 %}", "no '_x'"),
+        ("{% set ns = namespace(__x=1) %}", "but got '__x'"),
+        ("{% set ns = namespace() %}{% set ns._x = 1 %}", "but got '_x'"),
         ("{% for i in range(1000000000) %}x{% endfor %}", "Range too big"),
-        ("{{ 10 ** 1000000000 }}", r"a result of \*\* is too large"),
-        ("{{ 'x' * 10000000000 }}", r"a result of \* is too large"),
-        ("{{ 10000000000 * [1] }}", r"a result of \* is too large"),
-        (DOUBLED.replace("{}", "ns.s ~ ns.s"), "a value has more than"),
-        (DOUBLED.replace("{}", "ns.s.replace('x', 'xx')"), "a value has more than"),
-        (
-            "{% for i in range(99999) %}{% for j in range(99) %}{{ bos_token }}{% endfor %}"
-            "{% endfor %}",
-            "its text has more than 16777216 characters",
-        ),
         ("{% macro m(n) %}{{ m(n - 1) }}{% endmacro %}{{ m(1) }}", "recursion"),
     ],
 )
@@ -146,19 +130,3 @@ def test_a_template_that_cannot_be_used_is_one_line(template, reason):
     with pytest.raises(PretrainedError, match=f"does not take these messages .*{reason}") as error:
         rendered(template)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}"
-        "{{ m(40) }}",
-    ],
-)
-def test_a_template_that_takes_long_is_stopped(template, monkeypatch):
-    monkeypatch.setattr(chat_template, "SECONDS", 0.2)
-    started = time.monotonic()
-    with pytest.raises(PretrainedError, match="it takes more than 0 seconds"):
-        rendered(template)
-    assert time.monotonic() - started < 5

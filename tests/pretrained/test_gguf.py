@@ -12,16 +12,7 @@ from jaxppo.data.archives import read_member
 from jaxppo.data.fetch import FetchError, fetch
 from jaxppo.errors import PretrainedError
 from jaxppo.pretrained import mapping
-from jaxppo.pretrained.gguf import (
-    BLOCK_NAMES,
-    MAX_TENSORS,
-    MAX_VALUES,
-    check_bounds,
-    llama_name,
-    make_tokenizer,
-    read,
-    unpermute,
-)
+from jaxppo.pretrained.gguf import BLOCK_NAMES, llama_name, make_tokenizer, read, unpermute
 
 gguf = pytest.importorskip("gguf")
 
@@ -147,7 +138,7 @@ def test_small_file(tmp_path, tensors):
 
 
 def test_small_tokenizer(tmp_path, tensors):
-    tokenizer = read(write(tmp_path / "model.gguf", tensors)).tokenizer
+    _, _, tokenizer = read(write(tmp_path / "model.gguf", tensors))
     assert tokenizer.encode("ab ab12<|end|>") == [
         17,
         18,
@@ -259,9 +250,7 @@ def test_smollm2_tokenizer_equals_transformers(smollm2, tmp_path):
         assert smollm2.tokenizer.apply_chat(messages) == expected
 
 
-# Bounds: each at the limit and one beyond.
-
-SIZES = {0: (1, 4), 8: (32, 34)}  # float32, and Q8_0: 32 numbers in 34 bytes
+# Files that lie about their sizes.
 
 
 def string(text: bytes, length: int | None = None) -> bytes:
@@ -276,84 +265,60 @@ def array(kind: int, count: int, values: bytes = b"") -> bytes:
     return field(9, struct.pack("<IQ", kind, count) + values)
 
 
-def tensor_header(*shape: int, kind: int = 0, offset: int = 0) -> bytes:
-    return string(b"t") + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
+def tensor_header(*shape: int, name: bytes = b"t", kind: int = 0, offset: int = 0) -> bytes:
+    head = string(name) + struct.pack("<I", len(shape))
+    return head + struct.pack(f"<{len(shape)}QIQ", *shape, kind, offset)
 
 
 def gguf_bytes(*, fields=(), tensors=(), data=b"", counts=None, magic=b"GGUF", version=3) -> bytes:
     counts = (len(tensors), len(fields)) if counts is None else counts
-    return magic + struct.pack("<IQQ", version, *counts) + b"".join([*fields, *tensors]) + data
-
-
-SOUND = [
-    gguf_bytes(),
-    gguf_bytes(version=2, fields=[field(4, bytes(4)), field(8, string(b"text")), field(7, b"\1")]),
-    gguf_bytes(fields=[array(0, 3, b"abc"), array(8, 2, string(b"a") + string(b"")), array(4, 0)]),
-    gguf_bytes(fields=[array(0, MAX_VALUES, bytes(MAX_VALUES))]),
-    gguf_bytes(tensors=[tensor_header(2, 3), tensor_header(1, 1, 1, 1, offset=24)], data=bytes(28)),
-    gguf_bytes(tensors=[tensor_header(32, 2, kind=8, offset=4)], data=bytes(4 + 68)),
-]
-
-
-@pytest.mark.parametrize("i", range(len(SOUND)))
-def test_files_within_the_bounds(tmp_path, i):
-    (tmp_path / "x").write_bytes(SOUND[i])
-    check_bounds(tmp_path / "x", SIZES)
+    head = magic + struct.pack("<IQQ", version, *counts) + b"".join([*fields, *tensors])
+    return head + bytes(-len(head) % 32 if tensors else 0) + data
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    "data",
     [
-        (b"", "empty"),
-        (gguf_bytes(magic=b"GGML"), "does not begin with GGUF"),
-        (gguf_bytes()[:-1], "requires a buffer"),
-        (gguf_bytes(version=1), "version is 1"),
-        (gguf_bytes(version=3 << 24), "version is 50331648"),  # the other byte order
-        (gguf_bytes(counts=(MAX_TENSORS + 1, 0)), "counts 65537 tensors"),
-        (gguf_bytes(counts=(0, 2**64 - 1)), "18446744073709551615 settings"),
-        (gguf_bytes(counts=(1, 0)), "requires a buffer"),
-        (
-            gguf_bytes(fields=[string(b"name", 2**64 - 1)]),
-            "ends at byte 18446744073709551647",
-        ),  # 24 + 8 + 2^64 - 1
-        (gguf_bytes(fields=[field(13, bytes(8))]), "13"),
-        (
-            gguf_bytes(fields=[field(4, bytes(3))]),
-            "ends at byte 44 of 43",
-        ),  # 24 + 12 (name) + 4 + 4
-        (gguf_bytes(fields=[field(8, string(b"text", 5))]), "ends at byte 53 of 52"),
-        (gguf_bytes(fields=[array(0, 4, b"abc")]), "ends at byte 56 of 55"),  # 24 + 12 + 4 + 12 + 4
-        (gguf_bytes(fields=[array(0, 2**63)]), "arrays have 9223372036854775808 values"),
-        (
-            gguf_bytes(fields=[array(0, MAX_VALUES, bytes(MAX_VALUES)), array(0, 1, b"a")]),
-            "arrays have 8388609 values",
-        ),
-        (gguf_bytes(fields=[array(8, 2, string(b"a"))]), "requires a buffer"),
-        (gguf_bytes(fields=[array(9, 1, struct.pack("<IQ", 0, 0))]), "9"),
-        (gguf_bytes(tensors=[tensor_header()]), "has 0 dimensions"),
-        (gguf_bytes(tensors=[tensor_header(1, 1, 1, 1, 1)], data=bytes(4)), "has 5 dimensions"),
-        (gguf_bytes(tensors=[tensor_header(2, 0)], data=bytes(8)), "shape .2, 0."),
-        (
-            gguf_bytes(tensors=[tensor_header(16, 2, kind=8)], data=bytes(34)),
-            "shape .16, 2. in blocks of 32",
-        ),  # a block in two rows
-        (gguf_bytes(tensors=[tensor_header(1, kind=99)], data=bytes(4)), "99"),
-        (
-            gguf_bytes(tensors=[tensor_header(2, 3)], data=bytes(23)),
-            "need 24 bytes after the header, but 23 are there",
-        ),
-        (gguf_bytes(tensors=[tensor_header(1, offset=1)], data=bytes(4)), "need 5 bytes"),
-        (
-            gguf_bytes(tensors=[tensor_header(2**32, 2**32)], data=bytes(4)),
-            "need 73786976294838206464 bytes",
-        ),  # 0 in 64 bits
-        (
-            gguf_bytes(tensors=[tensor_header(1), tensor_header(1)], data=bytes(7)),
-            "need 8 bytes",
-        ),  # both at the same place
+        gguf_bytes(),
+        gguf_bytes(version=2, fields=[field(4, bytes(4))]),
+        gguf_bytes(fields=[array(8, 2, string(b"a") + string(b""))]),
+        gguf_bytes(tensors=[tensor_header(2, 3)], data=bytes(24)),
     ],
 )
-def test_files_out_of_bounds(tmp_path, data, message):
+def test_whole_files_are_opened(tmp_path, data):
+    """They are whole, and only lack a model."""
     (tmp_path / "x").write_bytes(data)
-    with pytest.raises((ValueError, KeyError, struct.error), match=message):
-        check_bounds(tmp_path / "x", SIZES)
+    with pytest.raises(PretrainedError, match="holds a 'None' model"):
+        read(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        gguf_bytes(magic=b"GGML"),
+        gguf_bytes()[:-1],
+        gguf_bytes(version=1),
+        gguf_bytes(counts=(0, 2**64 - 1)),
+        gguf_bytes(counts=(1, 0)),
+        gguf_bytes(fields=[string(b"name", 2**64 - 1)]),
+        gguf_bytes(fields=[field(13, bytes(8))]),
+        gguf_bytes(fields=[field(4, bytes(3))]),
+        gguf_bytes(fields=[field(8, string(b"text", 5))]),
+        gguf_bytes(fields=[array(0, 4, b"abc")]),
+        gguf_bytes(fields=[array(0, 2**63)]),
+        gguf_bytes(fields=[array(8, 2, string(b"a"))]),
+        gguf_bytes(tensors=[tensor_header(16, 2, kind=8)], data=bytes(34)),
+        gguf_bytes(tensors=[tensor_header(1, kind=99)], data=bytes(4)),
+        gguf_bytes(tensors=[tensor_header(2, 3)], data=bytes(23)),
+        gguf_bytes(tensors=[tensor_header(1, offset=32)], data=bytes(4)),
+        gguf_bytes(tensors=[tensor_header(2**32, 2**32)], data=bytes(4)),
+        gguf_bytes(  # all at the same place
+            tensors=[tensor_header(64, name=b"%d" % i) for i in range(9)], data=bytes(256)
+        ),
+    ],
+)
+def test_files_that_lie_about_their_sizes(tmp_path, data):
+    (tmp_path / "x").write_bytes(data)
+    with pytest.raises(PretrainedError, match="is not a whole GGUF file"):
+        read(tmp_path / "x")

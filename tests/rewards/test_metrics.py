@@ -131,36 +131,6 @@ def test_the_error_rate_is_jiwers():
     )
 
 
-def test_entities_are_seqevals():
-    seqeval = pytest.importorskip("seqeval.metrics")
-    from seqeval.metrics.sequence_labeling import get_entities
-
-    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(0, WIDTH + 1, 1000)
-    found, wanted = ([rng.integers(0, 5, n).tolist() for n in lengths] for _ in range(2))
-    for i in range(200):  # nearly alike, as a tagger's are
-        found[i] = [
-            tag if rng.random() < 0.8 else other
-            for tag, other in zip(wanted[i], found[i], strict=True)
-        ]
-    table = metrics.tag_table(names)
-    hits, have, want = (
-        np.asarray(x) for x in metrics.entity_counts(text(*found), text(*wanted), table)
-    )
-    spell = lambda row: [names[i] for i in row]
-    for i in range(1000):
-        one, other = set(get_entities(spell(found[i]))), set(get_entities(spell(wanted[i])))
-        assert (hits[i], have[i], want[i]) == (len(one & other), len(one), len(other)), (
-            spell(found[i]),
-            spell(wanted[i]),
-        )
-    whole = seqeval.f1_score([spell(row) for row in wanted], [spell(row) for row in found])
-    assert 2 * hits.sum() / (have.sum() + want.sum()) == pytest.approx(whole, abs=1e-6)
-    alone = metrics.entity_f1(table)(text([1, 2, 0, 3]), text([1, 2, 0, 1]))
-    assert alone.tolist() == [0.5]  # one of two, of two
-
-
 def test_answers():
     """SQuAD: 2 common words of 3 and of 2: 4 / 5; two empty answers agree, one alone does not."""
     found, wanted = text([1, 2, 3], [], [], [1, 2]), text([2, 1], [], [1], [1, 2])

@@ -1,6 +1,4 @@
-import json
 import math
-import struct
 
 import pytest
 from rich.console import Console
@@ -66,29 +64,6 @@ def test_a_table_reads_no_markup_and_obeys_no_control_characters(capsys):
     shown = capsys.readouterr().out
     assert "[red]x[/red]\\x1b[2J" in shown
     assert "\x1b[2J" not in shown
-
-
-SIX = [key for key, _, _ in log.PANELS if key != "teacher_kl"]
-
-
-@pytest.mark.ci
-@pytest.mark.parametrize(
-    ("keys", "height"),  # named scores get a third row of panels: 9 x 120 dots
-    [(["reward"], 720), (SIX, 720), ([*SIX, "score_right", "score_short"], 1080)],
-)
-def test_curves(tmp_path, keys, height):
-    rows = [{"step": k, **{key: k / 10 for key in keys}} for k in range(1, 13)]
-    rows[5]["validation_reward"] = 0.7
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    path = log.plot_curves(tmp_path)
-    assert path == tmp_path / "curves.png"
-    head = path.read_bytes()[:24]
-    assert head[:8] == b"\x89PNG\r\n\x1a\n"
-    assert struct.unpack(">II", head[16:]) == (1440, height)  # 12 x 6 inches at 120 dots
-
-
-def test_running_mean():
-    assert log._running_mean([1.0, 2.0, 3.0, 7.0], 2) == [1.0, 1.5, 2.5, 5.0]
 
 
 def test_what_is_flushed_is_in_a_closed_file(tmp_path):

@@ -214,12 +214,6 @@ def test_flops_of_a_critic_of_its_own():
     assert beside - alone == pytest.approx(RUN.response_length * (blocks + cache))
 
 
-def test_peaks():
-    chips = [SimpleNamespace(device_kind="TPU v5 lite")] * 4
-    assert profiling.peak_flops(chips) == 4 * 197e12
-    assert profiling.peak_flops([*chips, SimpleNamespace(device_kind="cpu")]) == 0
-
-
 @pytest.mark.parametrize("text", ["0:3", "6:3", "3:", ":3", "a", "3:6:9", "-1:3"])
 def test_a_range_that_is_none(text):
     with pytest.raises(UserError, match="--profile"):

@@ -51,13 +51,6 @@ def test_a_share_of_the_turns_is_scripted():
     assert np.mean([x.rewards[0] > 0 for x in played]) == pytest.approx(0.5, abs=0.04)
 
 
-def test_interval_of_paired_differences():
-    """Mean .5, deviation .577 of four: .5 +- 3.182 x .577 / 2."""
-    found = episodes.interval(np.array([1.0, 1.0, 0.0, 0.0]))
-    np.testing.assert_allclose(found, [0.5, 0.5 - 0.9187, 0.5 + 0.9187], atol=1e-3)
-    assert episodes.interval(np.zeros(3)) == [0.0, 0.0, 0.0]
-
-
 @pytest.mark.ci
 def test_both_stages(tmp_path):
     options = EpisodeConfig(

@@ -3,7 +3,6 @@ tokenizer and a model card. Only `push` sends anything.
 """
 
 import dataclasses
-import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from jaxppo.commands.report import outcomes, pages, records, sections
 from jaxppo.commands.report.pages import Block, Heading, Listing, Table, Text
 from jaxppo.commands.report.records import Run
 from jaxppo.config import HIDDEN, RunConfig
-from jaxppo.data import prompts
+from jaxppo.data import prompts, textfile
 from jaxppo.data.fetch import SOURCES
+from jaxppo.data.folders import complete_folder
 from jaxppo.models import lora
 from jaxppo.models.scan import unstack_layers
 from jaxppo.pretrained import BUNDLED, peft
@@ -96,7 +96,7 @@ def export(options: ExportOptions) -> None:
     place = folder.check_free(options.folder)
     load.use_compilation_cache()
     found = restore(options.run, options.checkpoint, raw=options.raw)
-    with folder.complete_folder(place) as path:
+    with complete_folder(place) as path:
         write(path, found, options)
     print(f"written: {options.folder} ({found.which})")
     for path in sorted(path for path in place.rglob("*") if path.is_file()):
@@ -215,11 +215,7 @@ def model_card(found: Exported, options: ExportOptions) -> str:
 
 def eval_table(record: Run) -> list[Block]:
     """The numbers of `jaxppo eval`, if they are there and readable."""
-    try:
-        found = json.loads((record.folder / "eval.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return []
-    items = found.items() if isinstance(found, dict) else ()
+    items = textfile.read_object(record.folder / "eval.json").items()
     numbers = {k: x for k, x in items if isinstance(x, list) and len(x) == 3}
     numbers |= {k: [x, None, None] for k, x in items if isinstance(x, float)}
     cell = lambda x: f"{x:.3f}" if isinstance(x, int | float) else "–"

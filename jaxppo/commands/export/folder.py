@@ -2,13 +2,9 @@
 for PEFT, a value head in PyTorch's layout.
 """
 
-import contextlib
 import json
-import os
 import re
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +16,6 @@ from jaxppo.errors import PretrainedError
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.pretrained import mapping, peft, safetensors, settings
 from jaxppo.pretrained.tokenizer import Tokenizer, begin_with, to_transformers
-from jaxppo.run import manifest
 
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -51,32 +46,6 @@ def check_free(folder: Path) -> Path:
     if place.name in ("", "..") or place == Path.cwd():
         raise PretrainedError(f"{folder} has no name of its own; give the name of a new folder")
     return place
-
-
-@contextlib.contextmanager
-def complete_folder(place: Path) -> Iterator[Path]:
-    """Yield a temporary folder, which gets its name when all of it is on the disk.
-    Raises PretrainedError if it cannot be written, or if its place has been taken.
-    """
-    temporary = None
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
-        folder = temporary / place.name
-        folder.mkdir()  # mkdtemp makes a folder that only its owner can read
-        yield folder
-        for path in [*sorted(folder.rglob("*")), folder]:
-            manifest.fsync(path)
-        os.rename(folder, place)  # replaces an empty folder only
-        manifest.fsync(place.parent)
-    except OSError as error:
-        raise PretrainedError(
-            f"{place} cannot be written ({error.strerror or error}); give another name or free "
-            "space"
-        ) from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_model(

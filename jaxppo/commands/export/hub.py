@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from jaxppo.commands.export.folder import CARD, FILES, TOKENIZER
-from jaxppo.errors import PretrainedError, UserError
+from jaxppo.errors import PretrainedError, UserError, first_line
 from jaxppo.pretrained import peft, safetensors
 
 REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -43,9 +43,9 @@ def push(folder: Path, repo_id: str, *, public: bool, yes: bool) -> None:
             commit_message="Model from jaxppo",
         )
     except (OSError, ValueError) as error:  # base classes of the hub client's errors
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"the Hugging Face hub refused it ({reason}); check the name, the login and the network"
+            f"the Hugging Face hub refused it ({first_line(error)}); check the name, the login and "
+            "the network"
         ) from error
     print(f"sent: {len(files)} files to {repo_id}")
 

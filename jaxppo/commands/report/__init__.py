@@ -11,9 +11,9 @@ from pathlib import Path
 
 import tyro
 
-from jaxppo.commands.report import figures, outcomes, pages, records, sections
+from jaxppo.commands.report import outcomes, pages, records, sections
 from jaxppo.errors import UserError
-from jaxppo.run import files
+from jaxppo.run import figures, files
 
 FILES = ("report.html", "report.md", "report.csv", "report.svg")
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxppo.ablation import statistics
-from jaxppo.commands.report import figures, records
+from jaxppo.commands.report import records
 from jaxppo.commands.report.records import Group, Run
 from jaxppo.errors import UserError
+from jaxppo.run import figures
 from jaxppo.tasks import metrics
 
 LAST = 10  # training steps at the end that are averaged

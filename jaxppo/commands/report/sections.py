@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxppo.ablation import statistics
-from jaxppo.commands.report import figures, outcomes, records
+from jaxppo.commands.report import outcomes, records
 from jaxppo.commands.report.outcomes import Outcomes
 from jaxppo.commands.report.pages import Block, Heading, Listing, Picture, Table, Text
 from jaxppo.commands.report.records import Group, Run, counted
-from jaxppo.presets import ALGORITHMS
-from jaxppo.run import files
+from jaxppo.run import figures, files
 
 NEVER = ("eos", "pad", "start", "chats")  # settings that scripts set
 SHOWN_SAMPLES = 10  # of a group
@@ -242,50 +241,15 @@ def version_table(runs: Sequence[Run]) -> Table:
 
 
 def reproduction(run: Run) -> list[Block]:
-    """The commands that made a run, or its settings as options if they are unknown."""
+    """The commands that made a run, or its settings if they are unknown."""
     if run.commands:
         resumed = " and resumed" * (len(run.commands) > 1)
         commands = [f"$ {command}" for command in run.commands]
         return [Text(f"{run.name} was started{resumed} with:"), Listing(commands)]
     if run.is_task:
-        settings = run.result.get("config")
-        chosen = options(settings if isinstance(settings, dict) else {})
-        about = (
-            f"{run.name} has no command.txt. Run its script with these options; the script may "
-            "have defaults of its own:"
-        )
-        return [Text(about), Listing([f"$ python SCRIPT.py --name NEW {chosen}"])]
+        return [Text(f"{run.name} has no command.txt. Its settings are in result.json.")]
     path = shlex.quote(str(run.config_folder / "config.json"))
     return [
         Text(f"{run.name} has no command.txt. Run its script with the stored settings:"),
         Listing([f"$ python SCRIPT.py --config {path} --name NEW"]),
-        Text("The settings that are not library defaults, as options:"),
-        Listing([options(run.settings)]),
     ]
-
-
-def options(settings: dict[str, Any]) -> str:
-    """The settings that are neither defaults nor the algorithm's, as options.
-
-    >>> options({"steps": 7, "kl_adaptive": False, "name": "a b", "clip_low": None})
-    '--no-kl-adaptive --steps 7'
-    >>> options({"loss_settings": [["tau", 1.0]]})
-    '--loss-settings tau 1.0'
-    """
-    chosen = ALGORITHMS.get(str(settings.get("algorithm")))
-    base = records.defaults(settings) | (chosen.settings if chosen else {})
-    words = []
-    # Options with values come last: after a list of values a new option must begin.
-    switches_first = lambda pair: (not isinstance(pair[1], bool | list), pair[0])
-    for name, x in sorted(settings.items(), key=switches_first):
-        if x == base.get(name, ...) or name in ("name", "runs", "resume", "results", *NEVER):
-            continue
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(x, bool):
-            words.append(option if x else option.replace("--", "--no-", 1))
-            continue
-        values = [x]
-        if isinstance(x, list):
-            values = [y for part in x for y in (part if isinstance(part, list) else [part])]
-        words += [option, *(shlex.quote(str(y)) for y in values)]
-    return " ".join(words)

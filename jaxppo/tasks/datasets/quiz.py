@@ -45,9 +45,8 @@ def load(*, seed: int = 0) -> Examples:
     """
     archive = fetch("bsdgames")
     read = lambda name: read_member(archive, f"*/usr/share/games/bsdgames/quiz/{name}")
-    rows = first_of_each_prompt(  # some countries are in two files
-        (row for name in QUESTIONS for row in parse(read(name), name)), "the quiz"
-    )
+    # some countries are in two files
+    rows = first_of_each_prompt(row for name in QUESTIONS for row in parse(read(name), name))
     keys = [row.extra["row"] for row in rows]
     return split_examples(rows, keys, seed=seed, fractions=(0.6, 0.15))
 
@@ -63,7 +62,7 @@ def parse(data: bytes, name: str) -> list[Example]:
     >>> rows[0].prompt, rows[0].reference
     ('What is the capital of Connecticut?', 'Hartford')
     """
-    return first_of_each_prompt(_questions(data, name), f"the quiz {name}")
+    return first_of_each_prompt(_questions(data, name))
 
 
 def _questions(data: bytes, name: str) -> Iterator[Example]:

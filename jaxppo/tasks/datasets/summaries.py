@@ -37,15 +37,12 @@ def parse(data: bytes) -> list[Example]:
     >>> rows[0].prompt, rows[0].reference, rows[0].extra["aspect"]
     ('It is.', 'Slow.', 'challenge')
     """
-    expected = "a paper with an abstract and a summary of each of three aspects"
-    return read_json_lines(data, _examples, what="the summaries", expected=expected)
+    return read_json_lines(data, _examples)
 
 
 def _examples(row: Any) -> list[Example]:
     prompt = _untokenized(" ".join(row["sentences"]["abstract"]))
     summaries = {aspect: " ".join(row["summary"][aspect].split()) for aspect in ASPECTS}
-    if not prompt or not all(summaries.values()):
-        raise ValueError
     paper = str(row["id"])
     return [Example(prompt, x, {"aspect": y, "paper": paper}) for y, x in summaries.items()]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from jaxppo.data.archives import read_member
 from jaxppo.data.examples import Example, Examples, split_examples
-from jaxppo.data.fetch import FetchError, fetch
+from jaxppo.data.fetch import fetch
 from jaxppo.tasks.datasets import first_of_each_prompt
 
 # {n}, [ugs.], (Sprichwort), <purer>: notes on the words
@@ -42,13 +42,10 @@ def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]
     >>> [(row.prompt, row.reference) for row in parse(entry.encode())]
     [('Es ist grün.', 'It is green.')]
     """
-    try:
-        lines = data.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise FetchError(f"the dictionary is not UTF-8 (byte {error.start})") from None
+    lines = data.decode("utf-8-sig").splitlines()
     fits = lambda text: shortest <= len(text.split()) <= longest and _is_sentence(text)
     pairs = (pair for line in lines for pair in _pairs(line) if all(map(fits, pair)))
-    return first_of_each_prompt((Example(*pair) for pair in pairs), "the dictionary")
+    return first_of_each_prompt(Example(*pair) for pair in pairs)
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:

@@ -20,8 +20,8 @@ from hostile import TEXTS, Read
 from jaxppo import commands, models, ppo, pretrained
 from jaxppo.commands import export
 from jaxppo.commands.export import ExportOptions, folder
-from jaxppo.commands.export.folder import complete_folder
 from jaxppo.config import RunConfig
+from jaxppo.data.folders import complete_folder
 from jaxppo.data.prompts import encode
 from jaxppo.errors import PretrainedError, UserError
 from jaxppo.models import lora, shapes

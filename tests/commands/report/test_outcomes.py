@@ -33,7 +33,9 @@ def test_outcomes_of_a_run(tmp_path):
 def test_outcomes_of_a_task_have_intervals_over_the_test_examples(tmp_path):
     """Three of four right: a bootstrap of four draws reaches from 1/4 to 1."""
     found = outcomes.of_run(records.read(a_task(tmp_path / "w")))
-    assert found["exact", outcomes.BEFORE] == Outcome(0.0, 0.0, 0.0, "4 test examples")
+    assert found["exact", outcomes.STARTS["supervised"]] == Outcome(
+        0.0, 0.0, 0.0, "4 test examples"
+    )
     assert found["exact", outcomes.AFTER] == Outcome(0.75, 0.25, 1.0, "4 test examples")
     assert found["exact", outcomes.GAIN] == Outcome(0.75, 0.25, 1.0, "4 test examples")
     assert ("score", outcomes.AFTER) not in found and (

@@ -73,7 +73,7 @@ def test_a_task(tmp_path):
     )
     assert "0.75 [0.25, 1]" in cells and "9.9" in cells and "0123456789" in cells
     assert "Note: w ends at step 3 of 9" in page.of("p") and "3 / 9" in cells
-    assert "$ python SCRIPT.py --name NEW --lora 0 --steps 3 --task spelling" in page.of("pre")
+    assert "w has no command.txt. Its settings are in result.json." in page.of("p")
     assert any("w: the first 4 of 4 held-out prompts, unselected." in text for text in page.of("p"))
 
 

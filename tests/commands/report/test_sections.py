@@ -1,17 +1,13 @@
-import shlex
-
 import pytest
 from hostile import Read
 from report_runs import rows, seeds
 from runs import a_run, lines
 
-from jaxppo import cli
 from jaxppo.commands import report
 from jaxppo.commands.report import records, sections
 from jaxppo.commands.report.pages import Table
 from jaxppo.config import RunConfig
 from jaxppo.errors import UserError
-from jaxppo.run.settings import to_dict
 
 
 def test_the_commands_of_a_run(tmp_path):
@@ -40,22 +36,6 @@ def test_runs_without_steps_and_repeated_seeds(tmp_path):
     )
     with pytest.raises(UserError, match=f"^no step yet in {empty}; there is nothing to report$"):
         report.write([empty])
-
-
-def test_options_give_the_settings_back(tmp_path):
-    mine = RunConfig(
-        steps=7,
-        kl_adaptive=False,
-        resume=False,
-        tiny=True,
-        clip_low=0.1,
-        loss_settings=(("tau", 1.5), ("b", 2.0)),
-        lr=1e-5,
-        model="a folder/with 'quotes'",
-        algorithm="grpo",
-        kl_coef=0.1,
-    )
-    assert cli.parse(RunConfig, args=shlex.split(sections.options(to_dict(mine)))) == mine
 
 
 @pytest.mark.parametrize(("more", "differ"), [([], False), ([[0.5, 0.5]], True)])

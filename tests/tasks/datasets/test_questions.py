@@ -39,33 +39,6 @@ def test_parse():
     )
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "no JSON",
-        "[]",
-        "1",
-        '{"ideal": "A"}',
-        '{"input": [1], "ideal": "A"}',
-        '{"input": [{"role": "user", "content": 1}], "ideal": "A"}',
-        line(ICE, "C"),
-        line(ICE, role="assistant"),
-        line("What?"),
-        line("What?\n A: only"),
-        line(" A: a\n B: b"),
-    ],
-)
-def test_parse_names_the_line(bad):
-    with pytest.raises(FetchError, match="line 2 of the questions") as error:
-        questions.parse(f"{line(ICE)}\n{bad}\n".encode())
-    assert "\n" not in str(error.value)
-
-
-def test_empty():
-    with pytest.raises(FetchError, match="no examples in the questions"):
-        questions.parse(b"\n")
-
-
 @pytest.fixture(scope="module")
 def real():
     try:

@@ -57,12 +57,6 @@ def test_rows_without_a_question_are_skipped():
     ]  # continued; the first of equal questions
 
 
-@pytest.mark.parametrize("text", ["", "<html>Not found.</html>", "no columns\n"])
-def test_another_file(text):
-    with pytest.raises(FetchError, match="no examples in the quiz africa"):
-        pairs(text, "africa")
-
-
 @pytest.fixture(scope="module")
 def real():
     try:

@@ -1,10 +1,9 @@
-"""Puzzles: distinct, the same for the same seed, with right answers that the checker knows."""
+"""Puzzles: distinct, the same for the same seed, with answers that the package calls right."""
 
 import sys
 
 import pytest
 
-from jaxppo.data.examples import Example
 from jaxppo.errors import UserError
 from jaxppo.tasks.datasets import reasoning
 
@@ -31,11 +30,11 @@ def test_prompts_hold_the_question(task):
     assert [len(part) for part in parts] == [240, 30, 30]
     rows = [row for part in parts for row in part]
     assert len({row.prompt for row in rows}) == 300
-    check = reasoning.make_scorer(task)
+    checker = reasoning._dataset(task, size=1, seed=0)
     for row in rows:
         assert row.reference == answer(row.prompt)
-        assert check(f" {row.reference}\n", row) == 1
-        assert check("?", row) == check("", row) == 0
+        entry = {"answer": row.reference, "metadata": row.extra["metadata"]}
+        assert checker.score_answer(row.reference, entry) == 1
     assert max(len(row.prompt) for row in rows) < 70
 
 
@@ -46,34 +45,13 @@ def test_seeds(task):
     assert len(set.union(*first) & set.union(*other)) < 20
 
 
-def test_right_in_part():
-    pytest.importorskip("reasoning_gym")
-    check = reasoning.make_scorer("spell_backward")
-    word = Example("Spell backward: stop", "pots", {"metadata": {}})
-    assert check("pots", word) == 1
-    assert check("pats", word) == pytest.approx(3 / 4)  # three of four letters in place
-    total = Example("2 + 3 =", "5", {"metadata": {}})
-    assert reasoning.make_scorer("chain_sum")("5.0", total) == 1
-    assert reasoning.make_scorer("chain_sum")("6", total) < 0.1
-
-
 def test_a_kind_with_few_puzzles():
     pytest.importorskip("reasoning_gym")
     parts = reasoning.load("chain_sum", 1)
     assert [len(part) for part in parts] == [1, 0, 0]
 
 
-@pytest.mark.parametrize(
-    ("task", "size", "message"),
-    [("sudoku", 9, "spell_backward, chain_sum"), ("chain_sum", 0, "0 puzzles")],
-)
-def test_bad_arguments(task, size, message):
-    with pytest.raises(UserError, match=message):
-        reasoning.load(task, size)
-
-
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    for use in (lambda: reasoning.load("chain_sum", 9), lambda: reasoning.make_scorer("chain_sum")):
-        with pytest.raises(UserError, match=r"pip install -e '\.\[reasoning\]'"):
-            use()
+    with pytest.raises(UserError, match=r"pip install -e '\.\[reasoning\]'"):
+        reasoning.load("chain_sum", 9)

@@ -30,35 +30,6 @@ def test_parse():
     assert [row.extra["paper"] for row in rows[::3]] == ["P06-1112", "7"]
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "no JSON",
-        "[]",
-        json.dumps({"id": 1}),
-        json.dumps(PAPER | {"sentences": {"abstract": []}}),
-        json.dumps(PAPER | {"sentences": {"abstract": [1]}}),
-        json.dumps(PAPER | {"summary": {"outcome": "It works."}}),
-        json.dumps(
-            PAPER | {"summary": {"outcome": "It works.", "challenge": " ", "approach": "They try."}}
-        ),
-        json.dumps(
-            PAPER
-            | {"summary": {"outcome": None, "challenge": "It is hard.", "approach": "They try."}}
-        ),
-    ],
-)
-def test_parse_names_the_line(bad):
-    with pytest.raises(FetchError, match="line 2 of the summaries") as error:
-        summaries.parse(f"{json.dumps(PAPER)}\n{bad}\n".encode())
-    assert "\n" not in str(error.value)
-
-
-def test_empty():
-    with pytest.raises(FetchError, match="no examples in the summaries"):
-        summaries.parse(b"")
-
-
 @pytest.fixture(scope="module")
 def real():
     try:

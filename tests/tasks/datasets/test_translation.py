@@ -53,12 +53,6 @@ def test_quotes_are_of_the_sentence():
     ]
 
 
-@pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"<html>Not found.</html>"])
-def test_another_file(data):
-    with pytest.raises(FetchError, match="the dictionary"):
-        translation.parse(data)
-
-
 @given(st.text("aA. |:;{}[]()/\n", max_size=60))
 def test_any_text(text):
     try:

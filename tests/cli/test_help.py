@@ -6,8 +6,8 @@ from typing import Literal
 import pytest
 import tyro
 
+from jaxppo.cli.help import FIRST, NEVER, TABLES, describe, format_help
 from jaxppo.config import Config, RunConfig
-from jaxppo.option_help import FIRST, NEVER, TABLES, describe, format_help
 
 GROUPS = [
     "batch", "algorithm", "advantages", "reward", "KL to the reference", "distillation", "sampling",

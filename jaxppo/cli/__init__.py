@@ -16,11 +16,10 @@ from typing import Any, NoReturn
 import jax
 import tyro
 
-from jaxppo import option_names
 from jaxppo.config import Config, RunConfig, check_numbers, option
 from jaxppo.errors import RunError, UserError, first_line
 from jaxppo.parallel import processes
-from jaxppo.run import settings, signals
+from jaxppo.run import option_names, settings, signals
 
 
 def script(
@@ -116,7 +115,7 @@ def parse(
                 for remark in remarks:
                     print(f"note: {remark}", file=sys.stderr)
             if {"-h", "--help", "--help-all"} & {*given}:
-                from jaxppo.option_help import format_help  # slow to import
+                from jaxppo.cli.help import format_help  # slow to import
 
                 shown, every = default.get("default") or config(), "--help-all" in given
                 print(format_help(shown, description=description, prog=prog, every=every))

@@ -4,7 +4,8 @@ import xml.etree.ElementTree as ElementTree
 from report_runs import seeds
 from runs import a_run, lines
 
-from jaxppo.commands.report import figures, records
+from jaxppo.commands.report import records
+from jaxppo.run import figures
 
 
 def test_a_line_is_the_mean_of_the_seeds_and_the_band_their_range(tmp_path):
@@ -103,3 +104,10 @@ def test_the_picture_is_the_same_for_the_same_runs(tmp_path):
         and float(root.get("width", "").removesuffix("pt")) == 7.2 * 72
     )
     assert "#0072b2" in one
+
+
+def test_curves_of_a_run_are_a_png(tmp_path):
+    run = a_run(tmp_path / "a", metrics_jsonl=lines({"step": 1, "reward": 1.0, "kl": 0.1}))
+    path = figures.plot_curves(run)
+    assert path == run / "curves.png"
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

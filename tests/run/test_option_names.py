@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from jaxppo.config import RunConfig
-from jaxppo.option_names import ELSEWHERE, LIBRARIES, NOTES, settings_for, suggest
+from jaxppo.run.option_names import ELSEWHERE, LIBRARIES, NOTES, settings_for, suggest
 from jaxppo.tasks import TaskConfig
 
 RUN = {field.name for field in dataclasses.fields(RunConfig)}

@@ -1,4 +1,4 @@
-"""Training curves of groups of runs in one SVG: a panel for each metric, a line for
+"""Training curves of groups of runs in one picture: a panel for each metric, a line for
 each group, a band over its seeds.
 
 The colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/). Groups also differ
@@ -7,12 +7,12 @@ in line style and marker, so that they can be told apart in black and white.
 
 import io
 import math
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple, Protocol
 
-from jaxppo.commands.report.records import Group, Run
-from jaxppo.run.files import printable
-from jaxppo.run.log import PANELS, score_keys
+from jaxppo.run.files import printable, read_metrics
 
 # The four darkest colours come first.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442"]
@@ -22,8 +22,21 @@ MAX_PANELS = 8
 MAX_POINTS = 300  # of a line
 WIDTH, HEIGHT = 7.2, 1.95  # inches: of the text on a page, of a row of panels
 
-TITLES = {key: title for key, title, _ in PANELS}
-UNITS = {key: unit for key, _, unit in PANELS} | {
+TITLES = {
+    "kl": "KL to the reference",
+    "teacher_kl": "KL to the teacher",
+    "clip_fraction": "clipped tokens",
+    "explained_variance": "explained variance of the critic",
+    "tokens_per_second": "speed",
+}
+UNITS = {
+    "reward": "score a response",
+    "kl": "nats a response",
+    "teacher_kl": "nats a response",
+    "entropy": "nats a token",
+    "clip_fraction": "share",
+    "explained_variance": "share",
+    "tokens_per_second": "sampled tokens / s",
     "length": "tokens a response",
     "loss": "of the update",
     "wer": "edits a word",
@@ -39,6 +52,7 @@ UNITS |= {"avg": "score a response"} | dict.fromkeys(("pass", "maj"), "share of 
 TRAINING = (
     "reward",
     "kl",
+    "teacher_kl",
     "entropy",
     "length",
     "explained_variance",
@@ -76,6 +90,23 @@ def unit(name: str, *, training: bool) -> str:
     return UNITS.get(name.partition("@")[0], "")  # pass@4, ...
 
 
+class Run(Protocol):
+    """What is drawn of a run."""
+
+    @property
+    def rows(self) -> Sequence[dict[str, float]]: ...
+
+
+class Group(Protocol):
+    """Runs that form one line."""
+
+    @property
+    def label(self) -> str: ...
+
+    @property
+    def runs(self) -> Sequence[Run]: ...
+
+
 class Line(NamedTuple):
     """Over the runs of a group: the mean, lowest and highest value at each step."""
 
@@ -83,6 +114,15 @@ class Line(NamedTuple):
     mean: list[float]
     low: list[float]
     high: list[float]
+
+
+def score_keys(rows: Iterable[Mapping[str, float]]) -> list[str]:
+    """The metrics of named scores, in the order of the rows.
+
+    >>> score_keys([{"reward": 1.0, "score_right": 0.5}, {"score_short": 0.0}])
+    ['score_right', 'score_short']
+    """
+    return list(dict.fromkeys(key for row in rows for key in row if key.startswith("score_")))
 
 
 def training_keys(runs: Sequence[Run]) -> list[str]:
@@ -158,6 +198,20 @@ def smoothing(groups: Sequence[Group]) -> int:
 
 def draw(groups: Sequence[Group]) -> str:
     """Draw the curves of all groups. Returns the text of an SVG."""
+    out = io.StringIO()
+    _save(groups, out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def plot_curves(folder: Path) -> Path:
+    """Draw curves.png of a run from its metrics.jsonl."""
+    run: Any = SimpleNamespace(rows=read_metrics(folder))
+    group: Any = SimpleNamespace(label=folder.name, runs=[run])
+    _save([group], folder / "curves.png", dpi=120)
+    return folder / "curves.png"
+
+
+def _save(groups: Sequence[Group], place: Any, **options: Any) -> None:
     import matplotlib  # heavy; `jaxppo report --help` does not need it
 
     matplotlib.use("Agg")
@@ -174,10 +228,8 @@ def draw(groups: Sequence[Group]) -> str:
         for axis in list(axes.flat)[len(drawn) :]:
             axis.set_visible(False)
         _draw_legend(figure, groups)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(place, **options)
         plt.close(figure)
-    return out.getvalue()
 
 
 def line_style(number: int) -> dict[str, Any]:
