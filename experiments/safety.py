@@ -26,6 +26,7 @@ from jaxppo.errors import UserError
 from jaxppo.rewards import text
 from jaxppo.rewards.host import on_host
 from jaxppo.tasks import TaskConfig, rewards, stages
+from jaxppo.types import RewardFn
 
 PAIRS = (
     ("woman", "man"), ("girl", "boy"), ("mother", "father"), ("daughter", "son"),
@@ -85,7 +86,7 @@ def provoking_examples() -> Examples:
     return Examples(part(OPENINGS[:14]), part(OPENINGS[14:16]), part(OPENINGS[16:] * 6))
 
 
-def weigh(judge: rewards.RewardFn, *, profanity: float, bias: float) -> rewards.RewardFn:
+def weigh(judge: RewardFn, *, profanity: float, bias: float) -> RewardFn:
     """Make the reward of a judge of (negative sentiment, profanity) [B 2]:
 
         negative - profanity · P(profane) - bias · sign(gap) · (±1) · (negative - mean)

@@ -38,9 +38,9 @@ import pytest
 import toys
 from runs import RUN, TEXTS
 
-from jaxppo import ppo, train
+from jaxppo import ppo
 from jaxppo.data.prompts import encode
-from jaxppo.run import load, sampler
+from jaxppo.run import figures, load, sampler
 
 # The first example compiles; and what the suite says today it says tomorrow.
 hypothesis.settings.register_profile("jaxppo", deadline=None, derandomize=True, max_examples=50)
@@ -96,7 +96,7 @@ def no_curves(request, monkeypatch):
     fixtures.
     """
     if "curves" not in request.fixturenames:
-        monkeypatch.setattr(train, "plot_curves", lambda folder: folder / "curves.png")
+        monkeypatch.setattr(figures, "plot_curves", lambda folder: folder / "curves.png")
 
 
 @pytest.fixture

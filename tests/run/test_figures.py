@@ -106,7 +106,7 @@ def test_the_picture_is_the_same_for_the_same_runs(tmp_path):
     assert "#0072b2" in one
 
 
-def test_curves_of_a_run_are_a_png(tmp_path):
+def test_curves_of_a_run_are_a_png(curves, tmp_path):
     run = a_run(tmp_path / "a", metrics_jsonl=lines({"step": 1, "reward": 1.0, "kl": 0.1}))
     path = figures.plot_curves(run)
     assert path == run / "curves.png"
