@@ -18,7 +18,8 @@ from jaxppo.run import load, validation
 def test_means_over_all_rows():
     """7 texts in batches of 4 and 3: the mean is that of all tokens, not of the two batches."""
     config, policy = load.load_policy(replace(RUN, lora=0))
-    texts = rows.documents(TEXTS, policy.tokenizer.encode, 6, eos=policy.tokenizer.eos_id)
+    ids = [[*policy.tokenizer.encode(text), policy.tokenizer.eos_id][:6] for text in TEXTS]
+    texts = rows.from_ids(ids, 6)
     objective = supervised.language_model(policy.model, config)
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
     found = validation.make_validation(config, policy, objective, texts)(state)
