@@ -1,34 +1,79 @@
-"""Chat with a run at the terminal."""
+"""Chat with a run at the terminal: each response is shown as it is sampled."""
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxppo import policy as policies
+from jaxppo import sampling
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import as_ids, encode, format_prompt, start_token, truncation_note
 from jaxppo.errors import UserError
+from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files
 from jaxppo.run.policy import Policy
-from jaxppo.run.sampler import Sampler
 from jaxppo.types import TrainState
 
 
-def make_answer(
-    config: RunConfig, policy: Policy, state: TrainState, *, greedy: bool = False
-) -> Callable[..., str]:
-    """Make `answer(text, seed=..., start=...)`, the response to a prompt; one that is
-    too long loses its beginning.
+class Stream:
+    """Samples a response token by token, with two programs: one reads a prompt, one
+    chooses a token and reads it. For the same seed and prompt index the response is
+    that of `Sampler`.
     """
-    draw = Sampler(config, policy, rows=1, greedy=greedy)
-    options: dict[str, Any] = {"too_long": "last"}
 
-    def answer(text: str, *, seed: int, start: int | Sequence[int] | None = None) -> str:
-        prompt = encode([text], policy.tokenizer, config.prompt_length, start=start, **options)
-        return draw(state, prompt, seed=seed)[0].response
+    def __init__(
+        self, config: RunConfig, policy: Policy, state: TrainState, *, greedy: bool = False
+    ):
+        self.config, self.tokenizer, model = config, policy.tokenizer, policy.model
+        self.params = policies.cast(lora.merge(state.frozen["base"], state.params), model.dtype)
+        self.stops = state.frozen["stop"] if config.stop else None
 
-    return answer
+        def read(params, tokens, mask):
+            hidden, cache = model.apply(
+                params, tokens, mask, cache=model.init_cache(1, config.length, model.dtype)
+            )
+            return cache, hidden[:, -1]
+
+        def choose(params, stops, cache, hidden, uniform, t, stop_state):
+            logits = sampling.temper(model.logits(params, hidden), temperature=config.temperature)
+            kept = sampling.process(logits, sample=config, t=t)
+            token = sampling.draw(kept, uniform, greedy=greedy)
+            ended, stop_state = sampling.end_of_response(
+                token, t, eos=config.eos, sample=config, stops=stops, state=stop_state
+            )
+            after, cache = model.apply(params, token[:, None], jnp.ones((1, 1), bool), cache=cache)
+            return cache, after[:, -1], stop_state, token, ended
+
+        self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(2, 3))
+
+    def __call__(
+        self, text: str, *, seed: int, index: int = 0, start: int | Sequence[int] | None = None
+    ) -> Iterator[int]:
+        """Yield the ids of a response to the `index`-th prompt, including the one that
+        ends it. A prompt that is too long loses its beginning.
+        """
+        prompt = encode(
+            [text], self.tokenizer, self.config.prompt_length, too_long="last", start=start
+        )
+        number = jnp.asarray([index], jnp.int32)
+        noise = np.asarray(
+            sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length)
+        )
+        cache, hidden = self.read(self.params, prompt.tokens, prompt.mask)
+        stop_state = None if self.stops is None else jnp.zeros((1,), jnp.int32)
+        for t in range(self.config.response_length):
+            cache, hidden, stop_state, token, ended = self.choose(
+                self.params, self.stops, cache, hidden, noise[:, t], np.int32(t), stop_state
+            )
+            yield int(token[0])
+            if ended[0]:
+                return
 
 
 def check_chat(tokenizer: Tokenizer, room: int, *, system: str = "") -> None:
@@ -44,15 +89,31 @@ def check_chat(tokenizer: Tokenizer, room: int, *, system: str = "") -> None:
         )
 
 
+def decode_stream(
+    tokenizer: Tokenizer, ids: Iterable[int], prompt: Sequence[int] = ()
+) -> Iterator[str]:
+    """Yield the text of tokens as they arrive behind those of a prompt. Text that may
+    still change, such as the first bytes of a character, is held back.
+    """
+    known = list(prompt)
+    sent = tokenizer.decode(known).rstrip("\ufffd")
+    for token in ids:
+        known.append(token)
+        text = tokenizer.decode(known)
+        if text.startswith(sent) and len(text) > len(sent) and not text.endswith("\ufffd"):
+            yield text[len(sent) :]
+            sent = text
+    if rest := tokenizer.decode(known)[len(sent) :]:
+        yield rest
+
+
 def first_messages(system: str) -> list[dict[str, str]]:
     """What a conversation begins with: the system message, if there is one."""
     return [{"role": "system", "content": system}] if system else []
 
 
 def run_chat(
-    config: RunConfig,
-    tokenizer: Tokenizer,
-    answer: Callable[..., str],
+    stream: Stream,
     lines: Iterable[str],
     write: Callable[[str], Any],
     *,
@@ -60,7 +121,7 @@ def run_chat(
     chat: bool,
     system: str = "",
 ) -> None:
-    """Answer each line (`make_answer`). A line is a prompt in the run's format or, with
+    """Answer each line, piece by piece. A line is a prompt in the run's format or, with
     `chat`, a turn in the checkpoint's chat format; the oldest turns are dropped when
     the conversation is longer than a prompt.
 
@@ -68,22 +129,25 @@ def run_chat(
     prompt has no room for a turn.
     """
     messages: list[dict[str, str]] = []
-    room = config.prompt_length
-    start = None if chat else start_token(config, tokenizer)
+    room = stream.config.prompt_length
+    start = None if chat else start_token(stream.config, stream.tokenizer)
     if chat:
-        check_chat(tokenizer, room, system=system)  # before anybody types
+        check_chat(stream.tokenizer, room, system=system)  # before anybody types
     for index, line in enumerate(filter(str.strip, lines)):
         messages.append({"role": "user", "content": line})
-        text = format_prompt(config, {"prompt": line})
+        text = format_prompt(stream.config, {"prompt": line})
         if chat:
-            text = recent(messages, tokenizer, room, system=system)
-        if note := truncation_note([text], tokenizer, room - len(as_ids(start))):
+            text = recent(messages, stream.tokenizer, room, system=system)
+        if note := truncation_note([text], stream.tokenizer, room - len(as_ids(start))):
             print(f"note: {note}", file=sys.stderr)
-        response = ""
+        ids = stream(text, seed=seed, index=index, start=start)
+        answer = ""
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends this answer only
-            response = answer(text, seed=seed + index, start=start)
-        write(f"{response}\n")
-        messages.append({"role": "assistant", "content": response.strip()})
+            for piece in decode_stream(stream.tokenizer, ids, stream.tokenizer.encode(text)):
+                answer += piece
+                write(piece)
+        write("\n")
+        messages.append({"role": "assistant", "content": answer.strip()})
 
 
 def recent(
@@ -110,6 +174,6 @@ def typed_lines() -> Iterator[str]:
             return
 
 
-def show(response: str) -> None:
-    """Print a response; control characters except line ends are escaped."""
-    print(files.printable_lines(response), end="", flush=True)
+def show(piece: str) -> None:
+    """Print a piece of a response; control characters except line ends are escaped."""
+    print(files.printable_lines(piece), end="", flush=True)

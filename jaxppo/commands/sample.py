@@ -101,10 +101,9 @@ def sample(options: SampleOptions) -> None:
     greedy = options.temperature == 0
     if talking:
         print("each line is a prompt; Ctrl-D ends the session", file=sys.stderr)
-        answer = chat.make_answer(config, policy, state, greedy=greedy)
+        stream = chat.Stream(config, policy, state, greedy=greedy)
         own = {"seed": options.seed, "chat": options.chat, "system": options.system}
-        talk = (config, policy.tokenizer, answer, chat.typed_lines(), chat.show)
-        chat.run_chat(*talk, **own)
+        chat.run_chat(stream, chat.typed_lines(), chat.show, **own)
         return
     started = [not options.chat and isinstance(x["prompt"], str) for x in texts]
     chats = not all(started)

@@ -5,6 +5,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models
 
+from jaxppo.commands.chat import decode_stream
 from jaxppo.data.prompts import PromptSet
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import sampler
@@ -52,3 +53,5 @@ def test_a_response_keeps_the_space_that_its_prompt_goes_on_with(loaded):
     )
     (found,) = sampler.Sampler(config, policy)._texts(done)
     assert (found.prompt, found.response) == ("the film", " is")
+    stream = decode_stream(policy.tokenizer, [2, 1, 3], [0, 1])
+    assert list(stream) == [" is", " film"]
