@@ -2,21 +2,29 @@
 the extra `reasoning`). Nothing is downloaded.
 
 Stojanovski et al. 2025, https://arxiv.org/abs/2505.24760. Of its hundred kinds these
-are three that a small model can learn, with settings for short answers and prompts.
+are three that a small model can learn, with settings for short answers and prompts, and
+two whose references are worked solutions.
 """
 
+import ast
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.errors import UserError
+from jaxppo.rewards import answers
+
+SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+UNITS = " Give the result as your final answer. Do not include units."
 
 
 class Puzzle(NamedTuple):
     """One kind of puzzle."""
 
     settings: Mapping[str, int]  # of the package's generator
-    prompt: Callable[[Mapping[str, Any]], str]  # from a puzzle's metadata
+    # from a puzzle's metadata, and its "question" and "answer"
+    prompt: Callable[[Mapping[str, Any]], str]
+    reference: Callable[[Mapping[str, Any]], str] = lambda data: data["answer"].lower()
 
 
 TASKS: dict[str, Puzzle] = {
@@ -37,11 +45,56 @@ TASKS: dict[str, Puzzle] = {
 }
 
 
+def work_out(expression: str) -> str:
+    """Write the steps of an expression of integers, and the expression as the answer.
+
+    >>> work_out("2*(5 + 13) + 3")
+    '5+13=18 2*18=36 36+3=39 <answer>2*(5+13)+3</answer>'
+    """
+    steps: list[str] = []
+
+    def value(text: str) -> str:
+        found = answers.evaluate(text)
+        assert found is not None, text
+        return str(found[0])
+
+    def write(node: ast.AST) -> str:
+        if not isinstance(node, ast.BinOp):  # a number, perhaps below 0
+            return ast.unparse(node)
+        left, right = write(node.left), write(node.right)
+        sign = SIGNS[type(node.op)]
+        result = value(f"({left}){sign}({right})")
+        steps.append(f"{left}{sign}{right}={result}")
+        return result
+
+    write(ast.parse(expression, mode="eval").body)
+    return " ".join([*steps, f"<answer>{expression.replace(' ', '')}</answer>"])
+
+
+# Kinds whose references are worked solutions; their answers are judged by
+# `jaxppo.rewards.answers`.
+WORKED: dict[str, Puzzle] = {
+    # 3 5 7 -> 26: 3*7=21 21+5=26 <answer>3*7+5</answer>
+    "countdown": Puzzle(
+        {
+            **{"min_numbers": 3, "max_numbers": 4, "min_value": 1, "max_value": 10},
+            **{"min_target": 1, "max_target": 50},
+        },
+        lambda data: f"{' '.join(map(str, sorted(data['numbers'])))} -> {data['target']}",
+        lambda data: work_out(data["answer"]),
+    ),
+    # a question of GSM8K with other names and numbers: the steps and "#### 42"
+    "gsm_symbolic": Puzzle(
+        {}, lambda data: data["question"].removesuffix(UNITS), lambda data: data["answer_cot"]
+    ),
+}
+
+
 def load(task: str, size: int, seed: int = 0) -> Examples:
     """Generate distinct puzzles of one kind, split by prompt.
 
     Args:
-        task: a name in TASKS.
+        task: a name in TASKS or WORKED.
         size: puzzles in all parts together, or fewer if the kind has fewer.
         seed: another seed gives other puzzles and another split.
 
@@ -52,11 +105,14 @@ def load(task: str, size: int, seed: int = 0) -> Examples:
     # The package makes puzzle i from seed + i: neighbouring seeds would share puzzles.
     generated = _dataset(task, size=8 * size + 1000, seed=seed * 2**32)
     found: dict[str, Example] = {}
+    kind = (TASKS | WORKED)[task]
     for puzzle in generated:
-        data = puzzle["metadata"]
-        prompt = TASKS[task].prompt(data)
-        extra = {"task": task, "metadata": data}
-        found.setdefault(prompt, Example(prompt, puzzle["answer"].lower(), extra))
+        data = {**puzzle["metadata"], "question": puzzle["question"], "answer": puzzle["answer"]}
+        prompt = kind.prompt(data)
+        if prompt not in found:
+            texts = {name: str(data[name]) for name in ("numbers", "target") if name in data}
+            extra = {"task": task, "metadata": puzzle["metadata"], **texts}
+            found[prompt] = Example(prompt, kind.reference(data), extra)
         if len(found) == size:
             break
     return split_examples(list(found.values()), seed=seed)
@@ -67,8 +123,10 @@ def make_scorer(task: str) -> Callable[[str, Example], float]:
     answer, less for a partly right one, at least 0.
 
     `spell_backward` counts letters in place; `chain_sum` takes 5.0 for 5. Raises
-    UserError for an unknown task, or without the package.
+    UserError for a task that is not in TASKS, or without the package.
     """
+    if task in WORKED:  # the package's checker evaluates the text
+        raise UserError(f"the answers of {task!r} are judged by jaxppo.rewards.answers")
     checker = _dataset(task, size=1, seed=0)
 
     def score(answer: str, example: Example) -> float:
@@ -79,12 +137,13 @@ def make_scorer(task: str) -> Callable[[str, Example], float]:
 
 
 def _dataset(task: str, *, size: int, seed: int) -> Any:
-    if task not in TASKS:
-        raise UserError(f"unknown puzzle {task!r}; choose one of {', '.join(TASKS)}")
+    kinds = TASKS | WORKED
+    if task not in kinds:
+        raise UserError(f"unknown puzzle {task!r}; choose one of {', '.join(kinds)}")
     try:
         import reasoning_gym  # type: ignore[import-not-found] # an optional extra
     except ImportError:
         raise UserError(
             "puzzles need the package reasoning-gym: pip install -e '.[reasoning]'"
         ) from None
-    return reasoning_gym.create_dataset(task, size=size, seed=seed, **TASKS[task].settings)
+    return reasoning_gym.create_dataset(task, size=size, seed=seed, **kinds[task].settings)
