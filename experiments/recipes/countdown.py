@@ -2,21 +2,21 @@
 
 Question   How many more puzzles does a policy gradient solve than the supervised policy it starts
            from?
-Method     Supervised on worked solutions ("3*7=21 21+5=26 <answer>3*7+5</answer>"), then GRPO
-           (https://arxiv.org/abs/2402.03300) without a KL penalty. Two scores: `format`, weight .1,
-           for an answer in tags, and `result`, weight .9, for an expression that uses each number
-           exactly once and reaches the target, in exact arithmetic.
+Method     Supervised on worked solutions ("3 * 7 = 21, 21 + 5 = 26 <answer> 3 * 7 + 5 </answer>"),
+           then GRPO (https://arxiv.org/abs/2402.03300) without a KL penalty. Two scores: `format`,
+           weight .1, for an answer in tags, and `result`, weight .9, for an expression that uses
+           each number exactly once and reaches the target, in exact arithmetic.
 Command    python experiments/recipes/countdown.py
            # TinyZero's settings:
            python experiments/recipes/countdown.py --data Jiayi-Pan/Countdown-Tasks-3to4
              --model Qwen/Qwen2.5-3B --sft-steps 1 --sft-lr 0 --prompt-length 256
-             --response-length 1024 --algorithm verl_ppo --batch-size 256 --minibatches 4
-             --microbatches 16 --group-size 1 --kl-coef 0.001 --clip-high 0.2 --steps 1000
+             --response-length 1024 --algorithm verl_ppo --loss clip --clip-high 0.2
+             --kl-coef 0.001 --group-size 1 --batch-size 256 --minibatches 4 --steps 1000
              --dtype bfloat16 --remat block --test-rows 1024
            # --data examples.jsonl, a line each: {"prompt": ..., "reference": "3 5 7 -> 26"}, with
            # --model also "numbers" and "target", which its prompt names
-Data       Puzzles of reasoning-gym (Apache-2.0) with three or four numbers from 1 to 20 and targets
-           from 1 to 99; no test puzzle is in the training set.
+Data       Puzzles of reasoning-gym (Apache-2.0) with three numbers from 1 to 12 and targets from 1
+           to 60; no test puzzle is in the training set.
 Published  TinyZero (https://github.com/Jiayi-Pan/TinyZero): Qwen2.5-3B by PPO, 256 prompts a step,
            minibatches of 64, lr 1e-6 and 1e-5 (critic), KL .001, 256 + 1024 tokens; it learns to
            search and to check, Qwen2.5-0.5B does not. Two GPUs, "under $30"; no table of numbers.
@@ -47,13 +47,13 @@ class Countdown(TaskConfig):
     task: str = "countdown"
     name: str = "countdown"
     prompt_length: int = 12
-    response_length: int = 36
+    response_length: int = 32
     max_vocab: int = 400
     width: int = 128
     layers: int = 3
-    sft_steps: int = 500
+    sft_steps: int = 600
     steps: int = 100
-    batch_size: int = 128
+    batch_size: int = 256
     minibatches: int = 2
     group_size: int = 8
     advantage: str = "group"
@@ -62,10 +62,10 @@ class Countdown(TaskConfig):
     value_loss: str = "none"
     kl_coef: float = 0.0
     kl_adaptive: bool = False
-    lr: float = 2e-4
+    lr: float = 1e-4
     lora: int = 0
-    eval_every: int = 25
-    save_every: int = 25
+    eval_every: int = 50
+    save_every: int = 50
 
 
 def main(options: Countdown) -> None:

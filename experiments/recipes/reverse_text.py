@@ -43,8 +43,8 @@ class ReverseText(TaskConfig):
     width: int = 128
     layers: int = 3
     sft_steps: int = 150
-    steps: int = 100
-    batch_size: int = 128
+    steps: int = 80
+    batch_size: int = 256
     minibatches: int = 2
     group_size: int = 8
     advantage: str = "group"
@@ -53,10 +53,10 @@ class ReverseText(TaskConfig):
     value_loss: str = "none"
     kl_coef: float = 0.0
     kl_adaptive: bool = False
-    lr: float = 5e-4
+    lr: float = 3e-4
     lora: int = 0
-    eval_every: int = 25
-    save_every: int = 25
+    eval_every: int = 40
+    save_every: int = 40
 
 
 def main(options: ReverseText) -> None:

@@ -153,8 +153,7 @@ TASKS: dict[str, Task] = {
         "reasoning:countdown",
         "countdown",
         ("countdown_result", "countdown_format"),
-        prompt="{prompt}\n=",
-        response="{reference}",
+        prompt="Use {prompt}\n=",
         expected=answers.countdown_puzzle,
     ),
     "gsm8k": Task(

@@ -26,7 +26,7 @@ from jaxppo.tasks.datasets import (
 FRAMES = 500  # of 10 ms: longer recordings are left out
 MAX_WORDS = 80  # of an abstract
 MAX_LETTERS = 30  # of a sentence to write backward
-PUZZLES = {"countdown": 8_000}  # their generator takes a minute
+PUZZLES = {"countdown": 5_000}  # their generator takes a minute
 MOST_PUZZLES = 20_000
 
 

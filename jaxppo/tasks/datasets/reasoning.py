@@ -7,6 +7,7 @@ two whose references are worked solutions.
 """
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -47,9 +48,10 @@ TASKS: dict[str, Puzzle] = {
 
 def work_out(expression: str) -> str:
     """Write the steps of an expression of integers, and the expression as the answer.
+    A space before each number gives it the same tokens everywhere.
 
-    >>> work_out("2*(5 + 13) + 3")
-    '5+13=18 2*18=36 36+3=39 <answer>2*(5+13)+3</answer>'
+    >>> work_out("3 + 2*5")
+    '2 * 5 = 10, 3 + 10 = 13 <answer> 3 + 2 * 5 </answer>'
     """
     steps: list[str] = []
 
@@ -64,21 +66,22 @@ def work_out(expression: str) -> str:
         left, right = write(node.left), write(node.right)
         sign = SIGNS[type(node.op)]
         result = value(f"({left}){sign}({right})")
-        steps.append(f"{left}{sign}{right}={result}")
+        steps.append(f"{left} {sign} {right} = {result}")
         return result
 
     write(ast.parse(expression, mode="eval").body)
-    return " ".join([*steps, f"<answer>{expression.replace(' ', '')}</answer>"])
+    spaced = " ".join(re.findall(r"\d+|\S", expression))
+    return f"{', '.join(steps)} <answer> {spaced} </answer>"
 
 
 # Kinds whose references are worked solutions; their answers are judged by
 # `jaxppo.rewards.answers`.
 WORKED: dict[str, Puzzle] = {
-    # 3 5 7 -> 26: 3*7=21 21+5=26 <answer>3*7+5</answer>
+    # 3 5 7 -> 26: 3 * 7 = 21, 21 + 5 = 26 <answer> 3 * 7 + 5 </answer>
     "countdown": Puzzle(
         {
-            **{"min_numbers": 3, "max_numbers": 4, "min_value": 1, "max_value": 10},
-            **{"min_target": 1, "max_target": 50},
+            **{"min_numbers": 3, "max_numbers": 3, "min_value": 1, "max_value": 12},
+            **{"min_target": 1, "max_target": 60},
         },
         lambda data: f"{' '.join(map(str, sorted(data['numbers'])))} -> {data['target']}",
         lambda data: work_out(data["answer"]),

@@ -61,8 +61,8 @@ def test_worked_solutions_are_right():
         assert target == row.extra["target"] and given.split() == [
             str(x) for x in sorted(row.extra["metadata"]["numbers"])
         ]
-        for step in row.reference.split(" <")[0].split():
-            left, result = step.rsplit("=", 1)
+        for step in row.reference.split(" <")[0].split(", "):
+            left, result = step.split(" = ")
             found = answers.evaluate(left)
             assert found is not None and str(found[0]) == result
     for row in reasoning.load("gsm_symbolic", 20).train:
@@ -74,10 +74,10 @@ def test_worked_solutions_are_right():
 @pytest.mark.parametrize(
     ("expression", "steps"),
     [
-        ("19 - 14 + 18", "19-14=5 5+18=23 <answer>19-14+18</answer>"),
-        ("-1 + (20 - 8)/1", "20-8=12 12/1=12 -1+12=11 <answer>-1+(20-8)/1</answer>"),
-        ("3 - (5 - 9)", "5-9=-4 3--4=7 <answer>3-(5-9)</answer>"),
-        ("7", "<answer>7</answer>"),
+        ("19 - 14 + 18", "19 - 14 = 5, 5 + 18 = 23 <answer> 19 - 14 + 18 </answer>"),
+        ("-1 + (20 - 8)", "20 - 8 = 12, -1 + 12 = 11 <answer> - 1 + ( 20 - 8 ) </answer>"),
+        ("3 - (5 - 9)", "5 - 9 = -4, 3 - -4 = 7 <answer> 3 - ( 5 - 9 ) </answer>"),
+        ("7", " <answer> 7 </answer>"),
     ],
 )
 def test_steps(expression, steps):
