@@ -62,7 +62,7 @@ class Countdown(TaskConfig):
     value_loss: str = "none"
     kl_coef: float = 0.0
     kl_adaptive: bool = False
-    lr: float = 1e-4
+    lr: float = 3e-4
     lora: int = 0
     eval_every: int = 50
     save_every: int = 50

@@ -16,9 +16,7 @@ Command    python experiments/recipes/gsm8k.py --data openai/gsm8k     # pip ins
              --model Qwen/Qwen2.5-1.5B-Instruct --algorithm grpo --group-size 5 --batch-size 5120
              --minibatches 4 --kl-coef 0.001 --aggregate token_mean --lora 0 --steps 140
              --response-length 1024
-           # the mechanics, in minutes:
-           python experiments/recipes/gsm8k.py --model smollm2 --lora 8 --lr 1e-4 --steps 2
-             --batch-size 8 --prompt-length 224 --response-length 32 --test-rows 16
+           python experiments/recipes/gsm8k.py --tiny --steps 2     # the mechanics
            # --data examples.jsonl, a line each: {"prompt": question, "reference": "... #### 42"}
 Data       GSM8K (MIT, https://arxiv.org/abs/2110.14168), or gsm_symbolic of reasoning-gym
            (Apache-2.0), a stand-in whose numbers cannot be compared.

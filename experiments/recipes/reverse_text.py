@@ -6,13 +6,13 @@ Method     Supervised on (sentence, "<reversed_text>...</reversed_text>"), then 
            (https://arxiv.org/abs/2402.03300) without a KL penalty. The reward is difflib's
            similarity ratio of the text in the tags to the reversed sentence.
 Command    python experiments/recipes/reverse_text.py
-           # the public run's settings, except that its supervised data are paragraphs with tags:
+           # from prime-rl's supervised checkpoint, with its settings:
            python experiments/recipes/reverse_text.py --data PrimeIntellect/Reverse-Text-RL
              --model PrimeIntellect/Qwen3-0.6B-Reverse-Text-SFT --sft-steps 1 --sft-lr 0
              --prompt-length 256 --response-length 128 --batch-size 128 --group-size 16
              --minibatches 1 --steps 20 --lr 3e-6 --lr-schedule constant
              --dtype bfloat16 --remat block --eval-every 5 --save-every 5
-           # --model smollm2 --lora 8 instead of a new network
+           # --model smollm2 --lora 8 --prompt-length 80 instead of a new network: not measured
            # --data examples.jsonl, a line each: {"prompt": sentence, "reference": reversed}
 Data       Sentences of at most 30 letters of Shakespeare's plays (public domain): a small network
            begins to learn them in minutes. No test sentence is in the training set.

@@ -147,6 +147,7 @@ TASKS: dict[str, Task] = {
         ("reverse_text",),
         prompt="{prompt}\n=",
         response="<reversed_text>{reference}</reversed_text>",
+        greedy=False,
         expected=str,
     ),
     "countdown": Task(
@@ -154,6 +155,7 @@ TASKS: dict[str, Task] = {
         "countdown",
         ("countdown_result", "countdown_format"),
         prompt="Use {prompt}\n=",
+        greedy=False,
         expected=answers.countdown_puzzle,
     ),
     "gsm8k": Task(
