@@ -52,7 +52,7 @@ class Countdown(TaskConfig):
     width: int = 128
     layers: int = 3
     sft_steps: int = 600
-    steps: int = 100
+    steps: int = 200
     batch_size: int = 256
     minibatches: int = 2
     group_size: int = 8
@@ -64,8 +64,8 @@ class Countdown(TaskConfig):
     kl_adaptive: bool = False
     lr: float = 3e-4
     lora: int = 0
-    eval_every: int = 50
-    save_every: int = 50
+    eval_every: int = 100
+    save_every: int = 100
 
 
 def main(options: Countdown) -> None:

@@ -20,7 +20,10 @@ Published  prime-rl, examples/basic/reverse-text (https://github.com/PrimeIntell
            Qwen3-0.6B, 100 supervised steps of 32 (lr 2e-5), then 20 steps of 8 x 16 rollouts of at
            most 128 tokens (lr 3e-6). Mean reward .05 before both, about .8 after both, of 60
            rollouts each; the number between the two is not published. Two GPUs, minutes.
-Expected   Not measured yet.
+Found      The small slice, one seed, 500 test sentences, one sample of each as in the public run:
+           ratio .344 -> .489 (gain, 95 % interval, +.126 to +.163). Greedy responses did not
+           improve. The public run was not repeated.
+Minutes    12 on a core that other work shared, of which 5 of processor time.
 """
 
 from dataclasses import dataclass, replace

@@ -155,7 +155,6 @@ TASKS: dict[str, Task] = {
         "countdown",
         ("countdown_result", "countdown_format"),
         prompt="Use {prompt}\n=",
-        greedy=False,
         expected=answers.countdown_puzzle,
     ),
     "gsm8k": Task(
