@@ -22,8 +22,8 @@ Published  TinyZero (https://github.com/Jiayi-Pan/TinyZero): Qwen2.5-3B by PPO, 
            search and to check, Qwen2.5-0.5B does not. Two GPUs, "under $30"; no table of numbers.
            lmpo (https://github.com/kvfrans/lmpo): Qwen3-1.7B by GRPO, 256 groups of 8, lr 1e-6,
            four numbers; .446 -> .67 (20 steps) -> .75 (60 steps), in JAX on TPUs.
-Found      The small slice, one seed, greedy, 377 test puzzles: share solved .297 -> .332 (gain, 95 %
-           interval, -.016 to +.085): not decided. The public runs were not repeated.
+Found      The small slice, one seed, greedy, 377 test puzzles: share solved .297 -> .332 (gain,
+           95 % interval, -.016 to +.085): not decided. The public runs were not repeated.
 Minutes    15 on a core that other work shared.
 """
 
