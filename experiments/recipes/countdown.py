@@ -9,7 +9,7 @@ Method     Supervised on worked solutions ("3 * 7 = 21, 21 + 5 = 26 <answer> 3 *
 Command    python experiments/recipes/countdown.py
            # TinyZero's settings:
            python experiments/recipes/countdown.py --data Jiayi-Pan/Countdown-Tasks-3to4
-             --model Qwen/Qwen2.5-3B --sft-steps 1 --sft-lr 0 --prompt-length 256
+             --model Qwen/Qwen2.5-3B --sft-steps 1 --sft-lr 0 --sft-batch-size 8 --prompt-length 256
              --response-length 1024 --algorithm verl_ppo --loss clip --clip-high 0.2
              --kl-coef 0.001 --group-size 1 --batch-size 256 --minibatches 4 --steps 1000
              --dtype bfloat16 --remat block --test-rows 1024

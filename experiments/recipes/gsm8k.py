@@ -14,7 +14,7 @@ Command    python experiments/recipes/gsm8k.py --data openai/gsm8k     # pip ins
            # by GRPO, with SkyRL's settings:
            python experiments/recipes/gsm8k.py --data openai/gsm8k
              --model Qwen/Qwen2.5-1.5B-Instruct --algorithm grpo --group-size 5 --batch-size 5120
-             --minibatches 4 --kl-coef 0.001 --aggregate token_mean --lora 0 --steps 140
+             --minibatches 4 --kl-coef 0.001 --entropy-coef 0 --aggregate token_mean --steps 140
              --response-length 1024
            python experiments/recipes/gsm8k.py --tiny --steps 2     # the mechanics
            # --data examples.jsonl, a line each: {"prompt": question, "reference": "... #### 42"}

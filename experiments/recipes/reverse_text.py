@@ -9,8 +9,8 @@ Command    python experiments/recipes/reverse_text.py
            # from prime-rl's supervised checkpoint, with its settings:
            python experiments/recipes/reverse_text.py --data PrimeIntellect/Reverse-Text-RL
              --model PrimeIntellect/Qwen3-0.6B-Reverse-Text-SFT --sft-steps 1 --sft-lr 0
-             --prompt-length 256 --response-length 128 --batch-size 128 --group-size 16
-             --minibatches 1 --steps 20 --lr 3e-6 --lr-schedule constant
+             --sft-batch-size 8 --prompt-length 256 --response-length 128 --batch-size 128
+             --group-size 16 --minibatches 1 --steps 20 --lr 3e-6 --lr-schedule constant
              --dtype bfloat16 --remat block --eval-every 5 --save-every 5
            # --model smollm2 --lora 8 --prompt-length 80 instead of a new network: not measured
            # --data examples.jsonl, a line each: {"prompt": sentence, "reference": reversed}
