@@ -707,7 +707,7 @@ class RunConfig(Config):
     """token ids that begin each prompt (scripts set them from the tokenizer); None = by
     prompt_start alone"""
     prompt_format: str = "{prompt}"
-    """format of the prompts given to `jaxppo sample`; tasks have their own"""
+    """format of prompts, of a task and of `jaxppo sample`; tasks have their own"""
 
     # --- reward
 

@@ -73,7 +73,8 @@ def scripts() -> dict[str, type]:
     """The class of settings of each script of experiments/."""
     found, before = {}, [*sys.path]
     sys.path[:0] = [str(EXPERIMENTS), str(EXPERIMENTS / "benchmarks")]
-    paths = sorted([*EXPERIMENTS.glob("*.py"), *EXPERIMENTS.glob("benchmarks/*.py")])
+    folders = ("", "benchmarks/", "recipes/")
+    paths = sorted(path for place in folders for path in EXPERIMENTS.glob(f"{place}*.py"))
     for path in paths:
         name = re.search(r"cli\.script\(main, (\w+)", path.read_text())
         if name is None:
@@ -199,7 +200,8 @@ def test_settings_of_records_are_valid(path, scripts):
     """In the ranges of the class that wrote them, wherever that has a range."""
     record = json.loads(path.read_text())
     script = {"spelling": "reasoning"}.get(path.parent.name, path.parent.name)
-    kind = ToyConfig if script == "ablations" else scripts[f"experiments/{script}"]
+    own = (scripts.get(f"{place}/{script}") for place in ("experiments", "recipes"))
+    kind = ToyConfig if script == "ablations" else next(x for x in own if x)
     options = settings.from_dict(kind, record["config"], source=path)
     assert refusal(options) == ""
     for arm in record.get("settings", {}).values():

@@ -45,8 +45,18 @@ class Split(NamedTuple):
     test: Int64[np.ndarray, "c"]
 
 
-def load(data: str) -> Examples:
-    """Load a file of JSON lines or a data set from a hub, and split it by prompt."""
+class HubColumns(NamedTuple):
+    """How to read a hub's data set without the columns prompt and reference."""
+
+    read: Callable[[Mapping[str, Any]], Example]
+    configuration: str | None = None
+    test: str = ""  # the part to test on; "" = some of the part "train"
+
+
+def load(data: str, columns: HubColumns | None = None) -> Examples:
+    """Load a file of JSON lines or a data set from a hub, and split it by prompt.
+    `columns` says how to read the hub's.
+    """
     path = Path(data).expanduser()
     if path.exists():
         found = read_examples(path)
@@ -55,7 +65,10 @@ def load(data: str) -> Examples:
             f"there is no file {data}; give a file of JSON lines or the id of a data set"
         )
     else:
-        found = from_hub(data)
+        found = from_hub(data, columns)
+        if columns is not None and columns.test:
+            parts = split_examples(found, fractions=(0.95, 0.05))
+            return parts._replace(test=from_hub(data, columns, part=columns.test))
     found = drop_duplicates(found, "examples", key=_contents)
     # Recordings all have the same prompt; then the reference tells them apart.
     same_prompt = len({example.prompt for example in found}) == 1
@@ -112,8 +125,8 @@ def _example(row: dict[str, Any]) -> Example:
     return Example(row["prompt"], row["reference"], extra)
 
 
-def from_hub(name: str) -> list[Example]:
-    """Load part "train" of a hub's data set, without running its code. Raises UserError
+def from_hub(name: str, columns: HubColumns | None = None, *, part: str = "train") -> list[Example]:
+    """Load one part of a hub's data set, without running its code. Raises UserError
     when the package `datasets` is missing, the data set cannot be loaded, or a prompt
     or reference is missing.
     """
@@ -125,8 +138,10 @@ def from_hub(name: str) -> list[Example]:
             f"{label} needs the package datasets: pip install datasets; "
             "or give a file of JSON lines"
         ) from None
+    configuration = columns and columns.configuration
+    named = {"name": configuration} if configuration else {}
     try:
-        rows = datasets.load_dataset(name, split="train", trust_remote_code=False)
+        rows = datasets.load_dataset(name, split=part, trust_remote_code=False, **named)
     # network, hub, file system and format each have their own
     except Exception as error:
         raise UserError(
@@ -134,12 +149,18 @@ def from_hub(name: str) -> list[Example]:
             "or give a file"
         ) from error
     missing = [key for key in ("prompt", "reference") if key not in rows.column_names]
-    if missing:
+    if missing and columns is None:
         raise UserError(
             f"{label} has no column {missing[0]}, only {', '.join(rows.column_names)}; "
             "give a file of JSON lines"
         )
-    examples = [_example(dict(row)) for row in rows]
+    try:
+        examples = [columns.read(row) if columns else _example(dict(row)) for row in rows]
+    except KeyError as error:
+        raise UserError(
+            f"{label} has no column {error}, only {', '.join(rows.column_names)}; "
+            "give a file of JSON lines"
+        ) from None
     for number, example in enumerate(examples):
         if not all(isinstance(text, str) and text.strip() for text in example[:2]):
             raise UserError(
@@ -147,7 +168,7 @@ def from_hub(name: str) -> list[Example]:
                 "give a file of JSON lines"
             )
     if not examples:
-        raise UserError(f"{label} has no rows in its part train; use another")
+        raise UserError(f"{label} has no rows in its part {part}; use another")
     return examples
 
 

@@ -4,7 +4,7 @@
 measures, and `experiments/<task>.py` sets the sizes. Add a task as one more `Task`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -15,6 +15,7 @@ from jaxppo.data.examples import Example
 from jaxppo.errors import UserError
 from jaxppo.models.shapes import ModelConfig, network
 from jaxppo.pretrained.tiny import byte_tokenizer
+from jaxppo.rewards import answers
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,10 @@ class Task(NamedTuple):
     response: str = " {reference}"  # format of the responses in supervised training
     greedy: bool = True  # measure greedy responses; False: samples
     start: bool = False  # prompts begin with the token that starts a document
+    # what rewards and metrics compare with, from a reference; None = rewards see the
+    # response of supervised training, cut to the length of a response, metrics the
+    # reference
+    expected: Callable[[str], str] | None = None
 
 
 TASKS: dict[str, Task] = {
@@ -136,16 +141,44 @@ TASKS: dict[str, Task] = {
         response="{reference}",
     ),
     "speech": Task("speech", "edit", ("wer", "cer"), prompt="=", response="{reference}"),
+    "reverse_text": Task(
+        "sentences",
+        "reverse_text",
+        ("reverse_text",),
+        prompt="{prompt}\n=",
+        response="<reversed_text>{reference}</reversed_text>",
+        greedy=False,
+        expected=str,
+    ),
+    "countdown": Task(
+        "reasoning:countdown",
+        "countdown",
+        ("countdown_result", "countdown_format"),
+        prompt="Use {prompt}\n=",
+        expected=answers.countdown_puzzle,
+    ),
+    "gsm8k": Task(
+        "reasoning:gsm_symbolic",
+        "gsm8k",
+        ("gsm8k_strict", "gsm8k_flexible"),
+        prompt='{prompt} Let\'s think step by step and output the final answer after "####".',
+        response="{reference}",
+        expected=answers.gsm8k_number,
+    ),
 }
 
 LOWER_IS_BETTER = ("wer", "cer", "repetition")  # metrics
 
 
 def get_task(options: TaskConfig) -> Task:
-    """Return the task that the options name. Raises UserError for an unknown name."""
+    """Return the task that the options name, with their `prompt_format`, if they have
+    one. Raises UserError for an unknown name.
+    """
     if options.task not in TASKS:
         raise UserError(f"--task {options.task!r}: choose one of {', '.join(TASKS)}")
-    return TASKS[options.task]
+    task = TASKS[options.task]
+    own = options.prompt_format != RunConfig.prompt_format
+    return task._replace(prompt=options.prompt_format) if own else task
 
 
 def format_prompt(task: Task, example: Example) -> str:

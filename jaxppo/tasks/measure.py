@@ -46,7 +46,7 @@ def format_examples(task: Task, examples: Sequence[Example]) -> FormattedExample
     return FormattedExamples(
         [tasks.format_prompt(task, x) for x in examples],
         [task.response.format(reference=x.reference) for x in examples],
-        [x.reference for x in examples],
+        [x.reference if task.expected is None else task.expected(x.reference) for x in examples],
         {
             name: np.stack([np.asarray(x.extra[name], dtype) for x in examples])
             for name, dtype in EXTRA_TYPES.items()
@@ -64,7 +64,10 @@ def encode_examples(
     how many.
     """
     formatted, limit = format_examples(task, examples), config.response_length
-    ids = [*map(inside(policy.tokenizer.encode), formatted.responses)]
+    texts = formatted.responses if task.expected is None else formatted.references
+    ids = [*map(inside(policy.tokenizer.encode), texts)]
+    if task.expected is not None:
+        limit = max(map(len, ids))
     padded = np.zeros((len(ids), limit), np.int32)
     for row, reference in enumerate(ids):
         padded[row, : len(reference)] = reference[:limit]
@@ -189,6 +192,8 @@ def evaluate_run(
             f" measure one of them, {', '.join(together)}"
         )
     own = config.data if config.task == name or together else ""
+    if config.task != name:  # the run's prompts are of its own task
+        config = dataclasses.replace(config, prompt_format=TaskConfig.prompt_format)
     config = dataclasses.replace(config, task=name, data=data or own)
     task = tasks.get_task(config)
     if samples > 1 and "exact" not in task.metrics:

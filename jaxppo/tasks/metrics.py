@@ -13,6 +13,9 @@ rouge-score, jiwer and seqeval, on corpora and on single rows.
     entity_f1                 micro F1 of the entities of BIO tags, separated by spaces
     named_f1                  the same for "Jack = person; New York = place" or "none"
     distinct_1, distinct_2    distinct n-grams / n-grams of all responses together
+    reverse_text              mean ratio of the text in <reversed_text> tags
+    countdown_result, _format share of puzzles solved; of answers in <answer> tags
+    gsm8k_strict, _flexible   share of final numbers right, after "####" or anywhere
     positivity                mean VADER sentiment, -1 to 1
     repetition, length        mean share of repeated bigrams; mean number of words
 """
@@ -27,7 +30,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxppo.errors import UserError
-from jaxppo.rewards import text
+from jaxppo.rewards import answers, text
 
 PIECE = 2**22  # row counts of bootstrap draws in memory at once, some 32 MB
 Texts = Sequence[str]
@@ -222,6 +225,11 @@ METRICS: dict[str, Metric] = {
     "cer": Metric(partial(_edits, "process_characters"), _ratio),
     "entity_f1": Metric(_entity_rows, _ratio),
     "named_f1": Metric(_named_rows, _ratio),
+    "reverse_text": _mean(answers.reversed_text),
+    "countdown_result": _mean(answers.countdown_result),
+    "countdown_format": _mean(answers.countdown_format),
+    "gsm8k_strict": _mean(answers.gsm8k),
+    "gsm8k_flexible": _mean(partial(answers.gsm8k, flexible=True)),
     "positivity": _mean_of(text.vader, references=False),
     "distinct_1": _distinct(1),
     "distinct_2": _distinct(2),

@@ -38,7 +38,8 @@ def train_and_measure(
     untrained = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     before = measure(untrained)
     del untrained  # frees the optimizer's moments
-    parts = algorithms.make_parts(config, reward.fn)._replace(environment=environment)
+    parts = algorithms.make_parts(config, reward.fn)
+    parts = parts._replace(environment=environment, score_weights=reward.weights)
     evaluate = add_samples(evaluate, config, policy, parts, validation)
     state = train.fit(config, policy, parts, prompts, folder=folder, evaluate=evaluate)
     best = load.restore_best(folder, state)

@@ -11,8 +11,9 @@ from jaxppo.data.sentiment import Reviews
 from jaxppo.errors import UserError
 from jaxppo.models import text_classifier
 from jaxppo.parallel import processes
-from jaxppo.rewards import classifier, in_program, text
+from jaxppo.rewards import answers, classifier, in_program, text
 from jaxppo.rewards import metrics as token_metrics
+from jaxppo.rewards.function import Weights
 from jaxppo.rewards.host import on_host
 from jaxppo.rollout import reference_params
 from jaxppo.run import checkpoint, load
@@ -26,10 +27,11 @@ class Reward(NamedTuple):
 
     fn: RewardFn
     params: Any = None
+    weights: Weights = ()  # of named scores (`Parts.score_weights`)
 
 
 MakeReward = Callable[[TaskConfig, Policy], Reward]
-TextJudge = Callable[[str, str], float]  # (response, reference) -> score
+TextJudge = Callable[[str, str], Any]  # (response, reference) -> score, or scores by name
 
 
 def _on_tokens(metric: token_metrics.Metric) -> MakeReward:
@@ -39,13 +41,15 @@ def _on_tokens(metric: token_metrics.Metric) -> MakeReward:
     )
 
 
-def _on_text(make_judge: Callable[[], TextJudge]) -> MakeReward:
+def _on_text(make_judge: Callable[[], TextJudge], weights: Weights = ()) -> MakeReward:
     """A judge of decoded text, on the host. Outer spaces do not count."""
+    names = [name for name, _ in weights]
 
     def make(options: TaskConfig, policy: Policy) -> Reward:
         judge = make_judge()
         call = lambda prompt, response, reference: judge(response.strip(), reference.strip())
-        return Reward(on_host(call, policy.tokenizer.decode_batch, references=True), {})
+        decode = policy.tokenizer.decode_batch
+        return Reward(on_host(call, decode, references=True, scores=names), {}, weights)
 
     return make
 
@@ -109,10 +113,17 @@ JUDGES: dict[str, Callable[[], TextJudge]] = {
     "text_wer": _negated_wer,
     "vader": _response_only(text.vader),
     "clean": _response_only(text.profanity, -1.0),  # a penalty on profanity
+    "reverse_text": lambda: answers.reversed_text,
+    "countdown": lambda: answers.countdown,
+    "gsm8k": lambda: answers.gsm8k,
 }
 
+# Of judges with named scores. TinyZero gives .1 for an answer in tags and 1 for a right
+# one.
+WEIGHTS: dict[str, Weights] = {"countdown": (("format", 0.1), ("result", 0.9))}
+
 REWARDS: dict[str, MakeReward] = {
-    **{name: _on_text(judge) for name, judge in JUDGES.items()},
+    **{name: _on_text(judge, WEIGHTS.get(name, ())) for name, judge in JUDGES.items()},
     "bleu": _on_tokens(token_metrics.bleu),
     "rouge_l": _on_tokens(token_metrics.rouge_l),
     "token_f1": _on_tokens(token_metrics.token_f1),

@@ -4,10 +4,11 @@ file (`--data`).
 
 import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from jaxppo.data import examples, sentiment
-from jaxppo.data.examples import Example, Examples, split_examples
+from jaxppo.data.examples import Example, Examples, HubColumns, split_examples
 from jaxppo.errors import UserError
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.tasks import TaskConfig, get_task
@@ -24,7 +25,9 @@ from jaxppo.tasks.datasets import (
 
 FRAMES = 500  # of 10 ms: longer recordings are left out
 MAX_WORDS = 80  # of an abstract
-PUZZLES = 20_000
+MAX_LETTERS = 30  # of a sentence to write backward
+PUZZLES = {"countdown": 5_000}  # their generator takes a minute
+MOST_PUZZLES = 20_000
 
 
 def _reviews() -> Examples:
@@ -108,12 +111,43 @@ def _speech() -> Examples:
     return Examples(*(with_context(part) for part in speech.load()))
 
 
+def _puzzles(options: TaskConfig) -> Examples:
+    kind = get_task(options).source.partition(":")[2]
+    size = PUZZLES.get(kind, MOST_PUZZLES)
+    return reasoning.load(kind, size=200 if options.tiny else size)
+
+
+def _sentences() -> Examples:
+    """Short sentences of Shakespeare's plays, and their letters backward."""
+    turns = sorted({x.reference for part in dialogue.load() for x in part})
+    found = [y for x in turns for y in re.split(r"(?<=[.!?;:])\s+", x)]
+    short = dict.fromkeys(x for x in found if " " in x and len(x) <= MAX_LETTERS)
+    return split_examples([Example(x, x[::-1]) for x in short])
+
+
+def _countdown(row: Mapping[str, Any]) -> Example:
+    """A puzzle without a solution."""
+    puzzle = f"{' '.join(map(str, row['nums']))} -> {row['target']}"
+    return Example(puzzle, puzzle, {"numbers": str(row["nums"]), "target": str(row["target"])})
+
+
+# What is known of data sets on a hub: their columns, and their parts.
+HUB: dict[str, HubColumns] = {
+    "PrimeIntellect/Reverse-Text-RL": HubColumns(
+        lambda row: Example(row["prompt"], row["prompt"][::-1])
+    ),
+    "Jiayi-Pan/Countdown-Tasks-3to4": HubColumns(_countdown),
+    "openai/gsm8k": HubColumns(
+        lambda row: Example(row["question"], row["answer"]), configuration="main", test="test"
+    ),
+}
+
+
 SOURCES: dict[str, Callable[[TaskConfig, Tokenizer | None], Examples]] = {
     "openings": lambda options, tokenizer: _openings(tokenizer),
     "reviews": lambda *_: _reviews(),
-    "reasoning": lambda options, tokenizer: reasoning.load(
-        get_task(options).source.partition(":")[2], size=200 if options.tiny else PUZZLES
-    ),
+    "reasoning": lambda options, _: _puzzles(options),
+    "sentences": lambda *_: _sentences(),
     "speech": lambda *_: _speech(),
     "translation": lambda *_: _translation(),
     "entities": lambda *_: _entities(),
@@ -129,7 +163,8 @@ def load_examples(options: TaskConfig, tokenizer: Tokenizer | None = None) -> Ex
     unknown task, a missing file, and a part without examples.
     """
     source = SOURCES[get_task(options).source.partition(":")[0]]
-    found = examples.load(options.data) if options.data else source(options, tokenizer)
+    data = options.data
+    found = examples.load(data, HUB.get(data)) if data else source(options, tokenizer)
     if not all(found):
         names = ("training", "validation", "test")
         sizes = ", ".join(f"{len(part)} {name}" for name, part in zip(names, found, strict=True))

@@ -56,10 +56,11 @@ def run(
     options = tiny_options(options) if options.tiny else options
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
-    metrics.evaluate(task.metrics, ["a"], ["a"])  # finds packages
     check_resumed(options, task, root)
     load.use_compilation_cache()
     examples = examples or sources.load_examples(options)
+    one = format_examples(task, examples.test[:1]).references
+    metrics.evaluate(task.metrics, one, one)  # finds packages, and wrong references
     train_baseline(options, task, examples, root)
     result = optimise_policy(options, task, examples, root, make_reward, extra_metrics)
     if processes.is_main():

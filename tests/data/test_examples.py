@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxppo.data.examples import (
     Example,
+    HubColumns,
     drop_duplicates,
     from_hub,
     load,
@@ -126,8 +127,8 @@ def hub(monkeypatch):
         asked=[], rows=Rows([{"prompt": "a", "reference": "b", "n": 1}]), error=None
     )
 
-    def load_dataset(name, **options):
-        fake.asked.append((name, options))
+    def load_dataset(path, **options):
+        fake.asked.append((path, options))
         if fake.error is not None:
             raise fake.error
         return fake.rows
@@ -174,6 +175,17 @@ def test_a_data_set_without_prompts_or_references(hub, rows, message):
     hub.rows = Rows(rows)
     with pytest.raises(UserError, match=message):
         from_hub("someone/sums")
+
+
+def test_a_hubs_own_columns(hub):
+    hub.rows = Rows([{"question": "a", "answer": "b"}])
+    own = HubColumns(lambda row: Example(row["question"], row["answer"]), configuration="main")
+    assert from_hub("someone/sums", own, part="test") == [Example("a", "b")]
+    options = {"split": "test", "trust_remote_code": False, "name": "main"}
+    assert hub.asked == [("someone/sums", options)]
+    hub.rows = Rows([{"question": "a", "reply": "b"}])
+    with pytest.raises(UserError, match="no column 'answer', only question, reply"):
+        from_hub("someone/sums", own)
 
 
 def test_without_the_package(monkeypatch):

@@ -7,13 +7,16 @@ from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
-from runs import load_script
+from runs import REPOSITORY, load_script
 from runs import run_script as run
 
 pytestmark = pytest.mark.ci
 for package in ("jiwer", "sacrebleu", "rouge_score"):
     pytest.importorskip(package, reason="metrics of texts need the extra `tasks`")
 
+RECIPES = sorted(
+    f"recipes/{path.stem}" for path in (REPOSITORY / "experiments" / "recipes").glob("*.py")
+)
 SMALL = ["--tiny", "--steps", "2", "--eval-every", "1", "--save-every", "1"]
 
 
@@ -32,7 +35,8 @@ def data(tmp_path):
 
 def result(folder, name: str) -> dict:
     found = json.loads((folder / name / "result.json").read_text())
-    assert set(found["gain"]) <= set(found["supervised"]) and found["seed"] == 0
+    before = found["supervised" if "supervised" in found else "start"]
+    assert set(found["gain"]) <= set(before) and found["seed"] == 0
     return found
 
 
@@ -40,6 +44,7 @@ def result(folder, name: str) -> dict:
     "script",
     [
         "translation",
+        "recipes/reverse_text",
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("reasoning", "sentiment_label", "summarisation", "question_answering")
@@ -50,6 +55,31 @@ def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
     run(script, *SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")
     assert found["test_rows"] == 8 and "95 % interval" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("script", "reference", "names"),
+    [
+        ("recipes/countdown", "{} 2 -> 3", ["score_format", "score_result"]),
+        pytest.param("recipes/gsm8k", "so #### {}", [], marks=pytest.mark.slow),
+    ],
+)
+def test_recipes_on_ones_own_examples(tmp_path, script, reference, names):
+    path = tmp_path / "examples.jsonl"
+    rows = [{"prompt": f"{i} + 2", "reference": reference.format(i)} for i in range(100)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(script, *SMALL, "--data", str(path), "--runs", str(tmp_path), "--name", "a")
+    assert result(tmp_path, "a")["test_rows"] == 8
+    lines = (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()
+    assert all(name in json.loads(lines[-1]) for name in names)
+
+
+def test_every_recipe_says_what_is_published():
+    assert len(RECIPES) == 3
+    for name in RECIPES:
+        text = (REPOSITORY / "experiments" / f"{name}.py").read_text()
+        for label in ("Question", "Method", "Command", "Data", "Published"):
+            assert f"\n{label} " in text, f"{name}: no {label}"
 
 
 @pytest.mark.slow
@@ -64,6 +94,7 @@ def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
         "entities",
         "speech",
         "dialogue",
+        *RECIPES,
     ],
 )
 def test_a_task_on_its_own_data(tmp_path, script):

@@ -54,6 +54,16 @@ def test_a_prompt_may_begin_a_document(policy):
     assert policy.tokenizer.decode(prompts.tokens[1, 1:]) == "def"
 
 
+def test_what_is_expected_of_a_response_is_not_cut(policy, capsys):
+    config = TaskConfig(prompt_length=4, response_length=3)
+    task = TASK._replace(expected=lambda reference: reference.partition("#")[2])
+    rows = [Example("a", "because#12345"), Example("b", "so#1")]
+    prompts, references = measure.encode_examples(config, policy, task, rows)
+    assert references == ["12345", "1"] and prompts.extra["reference_length"].tolist() == [5, 1]
+    assert policy.tokenizer.decode(prompts.extra["reference"][0]) == "12345"
+    assert capsys.readouterr().out == ""
+
+
 def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, capsys):
     config = TaskConfig(prompt_length=4, response_length=3)
     prompts, references = measure.encode_examples(

@@ -108,6 +108,9 @@ def test_perfect_responses_have_the_highest_reward(policy):
             "clean",
             "fluency",
             "model",
+            "reverse_text",
+            "countdown",
+            "gsm8k",
         ):  # each has a test of its own
             continue
         reward = rewards.make_reward(replace(TaskConfig(task="translation"), reward=name), policy)
@@ -143,3 +146,26 @@ def test_perfect_responses_have_the_highest_reward(policy):
 def test_f1_of_entities(policy, name, response, reference, expected):
     reward = rewards.make_reward(TaskConfig(task="entities", reward=name), policy)
     assert score(reward, rollout(policy, response, reference)) == pytest.approx(expected)
+
+
+def test_named_scores(policy):
+    """Of an answer in the right form, and a right one; their weights are the reward's."""
+    reward = rewards.make_reward(TaskConfig(task="countdown"), policy)
+    assert reward.weights == (("format", 0.1), ("result", 0.9))
+    for response, expected in (("<answer>3</answer>", [1, 0]), ("<answer>1+2</answer>", [1, 1])):
+        scores, valid = jax.jit(reward.fn)({}, rollout(policy, response, "1 2 -> 3"))
+        assert scores.tolist() == [expected] and valid.tolist() == [True]
+
+
+@pytest.mark.parametrize(
+    ("name", "response", "reference", "expected"),
+    [
+        ("reverse_text", " <reversed_text>ba</reversed_text>", "ba", 1),
+        ("reverse_text", "ba", "ba", 0),
+        ("gsm8k", "#### 42", "42", 1),
+        ("gsm8k", "42", "42", 0),
+    ],
+)
+def test_rewards_of_recipes(policy, name, response, reference, expected):
+    reward = rewards.make_reward(TaskConfig(task="translation", reward=name), policy)
+    assert score(reward, rollout(policy, response, reference)) == expected

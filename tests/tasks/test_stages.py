@@ -158,6 +158,12 @@ def test_a_run_is_evaluated_on_its_own_data_and_prompts(done):
     again = measure.evaluate_run(folder / "runs" / "a", "spelling", rows=8)
     assert again["cer"][0] == pytest.approx(found["policy"]["cer"])
     assert again["step"] == found["best_step"]
+    config = folder / "runs" / "a" / "policy" / "config.json"
+    kept = config.read_text()
+    config.write_text(json.dumps(json.loads(kept) | {"prompt_format": "Q {prompt}"}))
+    own = measure.evaluate_run(folder / "runs" / "a", "spelling", rows=8)
+    config.write_text(kept)
+    assert own["outputs"][0]["prompt"].startswith("Q copy ")
     several = folder / "several"
     shutil.copytree(folder / "runs" / "a", several)
     config = several / "policy" / "config.json"

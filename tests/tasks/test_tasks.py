@@ -51,3 +51,9 @@ def test_mixed_with_and_without_weights():
     assert sorted(x.reference for x in even if x.prompt == "b") == ["0", "0", "1", "1"]
     with pytest.raises(UserError, match="--weights has 1 numbers for 2 tasks"):
         tasks.mix_tasks(groups, (1,), seed=0)
+
+
+def test_a_prompt_format_of_ones_own():
+    own = TaskConfig(task="spelling", prompt_format="Q: {prompt}")
+    assert tasks.get_task(own).prompt == "Q: {prompt}"
+    assert tasks.get_task(TaskConfig(task="spelling")).prompt == "{prompt}\n="

@@ -2,21 +2,58 @@
 the extra `reasoning`). Nothing is downloaded.
 
 Stojanovski et al. 2025, https://arxiv.org/abs/2505.24760. Of its hundred kinds these
-are three that a small model can learn, with settings for short answers and prompts.
+are three that a small model can learn, with settings for short answers and prompts, and
+two whose references are worked solutions.
 """
 
+import ast
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.errors import UserError
+from jaxppo.rewards import answers
+
+SIGNS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
+UNITS = " Give the result as your final answer. Do not include units."
 
 
 class Puzzle(NamedTuple):
     """One kind of puzzle."""
 
     settings: Mapping[str, int]  # of the package's generator
-    prompt: Callable[[Mapping[str, Any]], str]  # from a puzzle's metadata
+    # from a puzzle's metadata, and its "question" and "answer"
+    prompt: Callable[[Mapping[str, Any]], str]
+    reference: Callable[[Mapping[str, Any]], str] = lambda data: data["answer"].lower()
+
+
+def work_out(expression: str) -> str:
+    """Write the steps of an expression of integers, and the expression as the answer.
+    A space before each number gives it the same tokens everywhere.
+
+    >>> work_out("3 + 2*5")
+    '2 * 5 = 10, 3 + 10 = 13 <answer> 3 + 2 * 5 </answer>'
+    """
+    steps: list[str] = []
+
+    def value(text: str) -> str:
+        found = answers.evaluate(text)
+        assert found is not None, text
+        return str(found[0])
+
+    def write(node: ast.AST) -> str:
+        if not isinstance(node, ast.BinOp):  # a number, perhaps below 0
+            return ast.unparse(node)
+        left, right = write(node.left), write(node.right)
+        sign = SIGNS[type(node.op)]
+        result = value(f"({left}){sign}({right})")
+        steps.append(f"{left} {sign} {right} = {result}")
+        return result
+
+    write(ast.parse(expression, mode="eval").body)
+    spaced = " ".join(re.findall(r"\d+|\S", expression))
+    return f"{', '.join(steps)} <answer> {spaced} </answer>"
 
 
 TASKS: dict[str, Puzzle] = {
@@ -34,6 +71,19 @@ TASKS: dict[str, Puzzle] = {
         {"min_words": 1, "max_words": 3},
         lambda data: f'How many {data["target_letter"]} in "{" ".join(data["span"])}"?',
     ),
+    # 3 5 7 -> 26: 3 * 7 = 21, 21 + 5 = 26 <answer> 3 * 7 + 5 </answer>
+    "countdown": Puzzle(
+        {
+            **{"min_numbers": 3, "max_numbers": 3, "min_value": 1, "max_value": 12},
+            **{"min_target": 1, "max_target": 60},
+        },
+        lambda data: f"{' '.join(map(str, sorted(data['numbers'])))} -> {data['target']}",
+        lambda data: work_out(data["answer"]),
+    ),
+    # a question of GSM8K with other names and numbers: the steps and "#### 42"
+    "gsm_symbolic": Puzzle(
+        {}, lambda data: data["question"].removesuffix(UNITS), lambda data: data["answer_cot"]
+    ),
 }
 
 
@@ -50,11 +100,14 @@ def load(task: str, size: int, seed: int = 0) -> Examples:
     # The package makes puzzle i from seed + i: neighbouring seeds would share puzzles.
     generated = _dataset(task, size=8 * size + 1000, seed=seed * 2**32)
     found: dict[str, Example] = {}
+    kind = TASKS[task]
     for puzzle in generated:
-        data = puzzle["metadata"]
-        prompt = TASKS[task].prompt(data)
-        extra = {"task": task, "metadata": data}
-        found.setdefault(prompt, Example(prompt, puzzle["answer"].lower(), extra))
+        data = {**puzzle["metadata"], "question": puzzle["question"], "answer": puzzle["answer"]}
+        prompt = kind.prompt(data)
+        if prompt not in found:
+            texts = {name: str(data[name]) for name in ("numbers", "target") if name in data}
+            extra = {"task": task, "metadata": puzzle["metadata"], **texts}
+            found[prompt] = Example(prompt, kind.reference(data), extra)
         if len(found) == size:
             break
     return split_examples(list(found.values()), seed=seed)
