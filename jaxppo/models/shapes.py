@@ -84,11 +84,12 @@ def network(
     }
     if kind == "transformer":
         return dataclasses.replace(llama(**sizes), **rest)
+    heads = 4 if rest.get("context_width") and width % 4 == 0 else 1  # attend to the context
     return ModelConfig(
         **sizes,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=width,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
         mlp_width=2 * width,
         kind=kind,
         kernel=kernel,

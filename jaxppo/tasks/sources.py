@@ -22,7 +22,8 @@ from jaxppo.tasks.datasets import (
     translation,
 )
 
-FRAMES = 500  # of 10 ms: longer recordings are left out
+FRAMES = 125  # of a recording, 40 ms each: longer ones are left out
+SPLICED = 2000  # recordings made of pieces of others, in the training part
 MAX_WORDS = 80  # of an abstract
 PUZZLES = 20_000
 
@@ -96,16 +97,21 @@ def limit_sentences(text: str, words: int, *, last: bool = False) -> str:
 
 
 def _speech() -> Examples:
-    """Recordings as `context` (features of FRAMES frames) and `context_length`."""
+    """Recordings as `context` (features of FRAMES frames) and `context_length`. In the
+    training part there are spliced ones, too.
+    """
 
     def with_context(part: list[Example]) -> list[Example]:
-        extra = zip(*speech.stack_features(part, FRAMES), strict=True)
+        extra = zip(*speech.stack_features(part, FRAMES, 2), strict=True)
         return [
             x._replace(extra={"context": features, "context_length": length})
             for x, (features, length) in zip(part, extra, strict=True)
         ]
 
-    return Examples(*(with_context(part) for part in speech.load()))
+    found = speech.load()
+    spliced = speech.splice(found.train, SPLICED, frames=2 * FRAMES)
+    parts = found._replace(train=[*found.train, *spliced])
+    return Examples(*(with_context(part) for part in parts))
 
 
 SOURCES: dict[str, Callable[[TaskConfig, Tokenizer | None], Examples]] = {
