@@ -29,16 +29,18 @@ class Speech(TaskConfig):
     name: str = "speech"
     model_kind: str = "gru"
     prompt_length: int = 1
-    response_length: int = 24
-    tokens: str = "words"
+    response_length: int = 44
+    tokens: str = "bpe"
+    max_vocab: int = 400
     width: int = 128
     layers: int = 1
-    dropout: float = 0.2
-    sft_steps: int = 900
+    dropout: float = 0.25
+    sft_steps: int = 400
+    sft_eval_every: int = 400
     sft_batch_size: int = 32
-    sft_lr: float = 4e-3
-    steps: int = 60
-    batch_size: int = 128
+    sft_lr: float = 3e-3
+    steps: int = 50
+    batch_size: int = 64
     minibatches: int = 1
     group_size: int = 8
     loss: str = "clip"
@@ -48,8 +50,8 @@ class Speech(TaskConfig):
     kl_adaptive: bool = False
     lr: float = 1e-4
     lora: int = 0
-    eval_every: int = 20
-    save_every: int = 20
+    eval_every: int = 10
+    save_every: int = 10
 
 
 def main(options: Speech) -> None:

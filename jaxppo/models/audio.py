@@ -1,9 +1,7 @@
 """An encoder of audio features, and the decoder's attention to it.
 
 After Listen, Attend and Spell (https://arxiv.org/abs/1508.01211), with dot products
-(https://arxiv.org/abs/1508.04025). The features are those of a pretrained encoder, so
-that a convolution is enough here: a recurrent layer memorises the recordings. Padding,
-after the real frames, has no effect.
+(https://arxiv.org/abs/1508.04025). Padding, after the real frames, has no effect.
 """
 
 from functools import partial
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jaxppo.errors import UserError
+from jaxppo.models import cells
 from jaxppo.models.attention import attend
 from jaxppo.models.layers import Linear, Norm, dropout
 from jaxppo.models.shapes import ModelConfig
@@ -71,7 +70,7 @@ def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B H L K"]
 
 
 class Encoder(nn.Module):
-    """A strided convolution, keys and values."""
+    """A strided convolution, a bidirectional recurrent layer, keys and values."""
 
     config: ModelConfig
     dtype: Any
@@ -82,7 +81,14 @@ class Encoder(nn.Module):
         real = jnp.arange(features.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
         x, real = downsample(features.astype(jnp.float32), real)
         x = dropout(nn.silu(dense(name="convolution")(x)), c.dropout, dropout_key, 2)
-        x = dropout(Norm(c.norm, c.norm_eps, name="norm")(x), c.dropout, dropout_key, 3)
+        normed = Norm(c.norm, c.norm_eps, name="norm")(x)
+        kind = c.kind if c.kind in cells.CELLS else "gru"
+        zeros = cells.init_state(kind, x.shape[0], c.width)
+        there, _ = cells.Layer(kind, self.dtype, name="there")(normed, real, zeros)
+        # Padding does not change the state, so each row begins at its own last frame.
+        back, _ = cells.Layer(kind, self.dtype, name="back")(normed[:, ::-1], real[:, ::-1], zeros)
+        x = x + dense(name="both")(jnp.concatenate([there, back[:, ::-1]], -1))
+        x = dropout(Norm(c.norm, c.norm_eps, name="final_norm")(x), c.dropout, dropout_key, 3)
         keys, values = (
             split_heads(dense(name=name)(x), c.num_heads).astype(self.dtype) for name in ("k", "v")
         )

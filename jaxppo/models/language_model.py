@@ -21,8 +21,6 @@ from jaxppo.models.layers import Linear, Norm, Value, dropout
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.types import Model
 
-ROUNDS = 2  # of body and attention, where there is a recording
-
 
 class LanguageModel(nn.Module):
     """The shared layers."""
@@ -75,10 +73,7 @@ def as_model(module: LanguageModel, init: Callable, init_cache: Callable, apply:
 
 
 class BodyModel(LanguageModel):
-    """Embedding -> body -> norm. With a recording: embedding -> (body -> attention to
-    the recording) twice -> norm. The second body knows what the first attention found,
-    and so where in the recording the text is.
-    """
+    """Embedding -> body -> attention to a recording, if there is one -> norm."""
 
     body: nn.Module
 
@@ -86,30 +81,18 @@ class BodyModel(LanguageModel):
         super().setup()
         if self.config.context_width:
             self.encoder = Encoder(self.config, self.dtype)
-            self.bodies = [self.body.clone(parent=None) for _ in range(ROUNDS)]
-            self.listening = [AudioAttention(self.config, self.dtype) for _ in range(ROUNDS)]
+            self.listening = AudioAttention(self.config, self.dtype)
 
     def __call__(self, tokens, attend, memory, audio=None, context=None, dropout_key=None):
-        x = self.rounded(self.embed.embedding[tokens])
-        x = dropout(x, self.config.dropout, dropout_key, 0)
+        body: Any = self.body
         if context is not None:
-            audio = self.encoder(*context, dropout_key)
-        if audio is None:
-            body: Any = self.body
-            x, memory = body(x, attend, memory)
-        else:
-            x, memory = self.listen(x, attend, memory, audio, dropout_key)
+            features, lengths = context
+            audio = self.encoder(features, lengths, dropout_key)
+        x = self.rounded(self.embed.embedding[tokens])
+        x, memory = body(dropout(x, self.config.dropout, dropout_key, 0), attend, memory)
+        if audio is not None:
+            x = self.listening(x, audio)
         return self.hidden(x, dropout_key), memory, audio
-
-    def listen(self, x, attend, memory, audio, dropout_key):
-        """(the output of the last attention, the memory of each body)."""
-        new = []
-        for number, own in enumerate(memory):
-            x = dropout(x, self.config.dropout * (number > 0), dropout_key, 3 + number)
-            x, own = self.bodies[number](x, attend, own)
-            x = self.listening[number](x, audio)
-            new.append(own)
-        return x, tuple(new)
 
 
 def from_body(
@@ -137,24 +120,19 @@ def from_body(
     module = BodyModel(config, compute, body)
     has_context = config.context_width > 0
 
-    def new_memory(batch):
-        return (
-            tuple(init_memory(batch) for _ in range(ROUNDS)) if has_context else init_memory(batch)
-        )
-
     def init(key):
         ones, frames = jnp.ones((1, 2), jnp.int32), jnp.zeros((1, 4, config.context_width))
         context = (frames, jnp.full((1,), 4, jnp.int32)) if has_context else None
-        return module.init(key, ones, ones == 1, new_memory(1), None, context)["params"]
+        return module.init(key, ones, ones == 1, init_memory(1), None, context)["params"]
 
     def init_cache(batch, length, dtype=compute):
         del length, dtype  # the memory does not grow, and stays float32
-        return (new_memory(batch), None) if has_context else new_memory(batch)
+        return (init_memory(batch), None) if has_context else init_memory(batch)
 
     def apply(params, tokens, attend, *, cache=None, context=None, dropout_key=None):
         memory, audio = cache if cache is not None and has_context else (cache, None)
         check_context(config, context, audio)
-        memory = new_memory(tokens.shape[0]) if memory is None else memory
+        memory = init_memory(tokens.shape[0]) if memory is None else memory
         run = lambda params: module.apply(
             {"params": params}, tokens, attend, memory, audio, context, dropout_key
         )

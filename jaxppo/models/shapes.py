@@ -84,12 +84,11 @@ def network(
     }
     if kind == "transformer":
         return dataclasses.replace(llama(**sizes), **rest)
-    heads = 4 if rest.get("context_width") and width % 4 == 0 else 1  # attend to the context
     return ModelConfig(
         **sizes,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=width,
         mlp_width=2 * width,
         kind=kind,
         kernel=kernel,

@@ -135,7 +135,7 @@ TASKS: dict[str, Task] = {
         prompt="{prompt}\n=",
         response="{reference}",
     ),
-    "speech": Task("speech", "edit", ("wer", "cer"), prompt="=", response="{reference}"),
+    "speech": Task("speech", "text_wer", ("wer", "cer"), prompt="=", response="{reference}"),
 }
 
 LOWER_IS_BETTER = ("wer", "cer", "repetition")  # metrics

@@ -23,7 +23,7 @@ from jaxppo.tasks.datasets import (
 )
 
 FRAMES = 125  # of a recording, 40 ms each: longer ones are left out
-SPLICED = 2000  # recordings made of pieces of others, in the training part
+PAIRS = 800  # of recordings in the training part, beside the single ones
 MAX_WORDS = 80  # of an abstract
 PUZZLES = 20_000
 
@@ -98,7 +98,7 @@ def limit_sentences(text: str, words: int, *, last: bool = False) -> str:
 
 def _speech() -> Examples:
     """Recordings as `context` (features of FRAMES frames) and `context_length`. In the
-    training part there are spliced ones, too.
+    training part there are joined pairs, too.
     """
 
     def with_context(part: list[Example]) -> list[Example]:
@@ -109,8 +109,8 @@ def _speech() -> Examples:
         ]
 
     found = speech.load()
-    spliced = speech.splice(found.train, SPLICED, frames=2 * FRAMES)
-    parts = found._replace(train=[*found.train, *spliced])
+    pairs = speech.join_pairs(found.train, PAIRS, frames=2 * FRAMES)
+    parts = found._replace(train=[*found.train, *pairs])
     return Examples(*(with_context(part) for part in parts))
 
 

@@ -3,7 +3,7 @@
 
 Debian's asterisk-core-sounds-en-wav and asterisk-core-sounds-en 1.6.1-1 hold the voice
 prompts (8 kHz, 16 bits) and their transcripts; apt-get downloads them, on Debian 12.
-Features, and where the words are, come from `jaxppo.data.whisper`.
+Features are those of `jaxppo.data.whisper`.
 """
 
 import gzip
@@ -36,9 +36,8 @@ class Features(NamedTuple):
 
 
 def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
-    """Load empty prompts and references of words: 75 % training, 10 % validation and
-    15 % test, split by the words. `extra["features"]` is Float32 [F 512], 50 frames a
-    second, and `extra["starts"]` Int32 [W] the first frame of each word.
+    """Load empty prompts and references of words, split by the words. The features are
+    `extra["features"]`, Float32 [F 512] at 50 frames per second.
 
     Args:
         seconds: longer clips are left out.
@@ -48,20 +47,20 @@ def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
     texts = gzip.decompress(read_member(fetch("asterisk-transcripts"), "*/core-sounds-en.txt.gz"))
     name_of = lambda path: path.removeprefix(FOLDER).removesuffix(".wav")
     by_name = {name_of(path): data for path, data in sounds.items()}
-    found = make_examples(by_name, parse(texts), whisper.listen, seconds=seconds)
+    found = make_examples(by_name, parse(texts), whisper.features, seconds=seconds)
     keys = [example.reference for example in found]
-    return standardise(split_examples(found, keys, seed=seed, fractions=(0.75, 0.1)))
+    return standardise(split_examples(found, keys, seed=seed))
 
 
 def make_examples(
     sounds: Mapping[str, bytes],
     transcripts: Mapping[str, str],
-    listen: Callable[[list[np.ndarray], list[str], int], Sequence[whisper.Heard]],
+    encode: Callable[[list[np.ndarray], int], Sequence[np.ndarray]],
     *,
     seconds: float = 5.0,
 ) -> list[Example]:
     """Make examples of WAV files and transcripts, in the order of their names. Clips
-    that are too long or have no words are left out. `listen(clips, texts, rate)` makes
+    that are too long or have no words are left out. `encode(clips, rate)` makes their
     features. Raises FetchError for a sound without a transcript.
     """
     clips = {}
@@ -73,12 +72,8 @@ def make_examples(
         samples = read_wav(sounds[name], name)
         if transcripts[name] and len(samples) <= seconds * RATE:
             clips[name] = samples
-    texts = [transcripts[name] for name in clips]
-    heard = listen(list(clips.values()), texts, RATE)
-    return [
-        Example("", text, {"name": name, **x._asdict()})
-        for name, text, x in zip(clips, texts, heard, strict=True)
-    ]
+    found = zip(clips, encode(list(clips.values()), RATE), strict=True)
+    return [Example("", transcripts[name], {"features": x, "name": name}) for name, x in found]
 
 
 def parse(data: bytes) -> dict[str, str]:
@@ -134,29 +129,23 @@ def standardise(parts: Examples) -> Examples:
     return Examples(*([change(x) for x in part] for part in parts))
 
 
-def splice(
-    examples: Sequence[Example], count: int, *, frames: int, words: int = 5, seed: int = 0
+def join_pairs(
+    examples: Sequence[Example], count: int, *, frames: int, seed: int = 0
 ) -> list[Example]:
-    """Make examples of random pieces of others, of at most so many words each, with at
-    most so many frames together (or one piece). They cannot be memorised like the
-    phrases, so that a network learns to listen.
+    """Join the features and the words of random pairs that have at most so many frames
+    together: more orders of words than were recorded.
     """
     rng, found = np.random.default_rng(seed), []
-    split = [x.reference.split() for x in examples]
-    odds = np.array([len(own) for own in split]) / sum(len(own) for own in split)
-    for _ in range(count):
-        pieces, text, room = [], [], rng.integers(frames // 8, frames + 1)
-        for row in rng.choice(len(examples), size=frames, p=odds):
-            first, number = rng.integers(len(split[row])), rng.integers(1, words + 1)
-            last = min(first + number, len(split[row]))
-            ends = [*examples[row].extra["starts"], len(examples[row].extra["features"])]
-            piece = examples[row].extra["features"][ends[first] : ends[last]]
-            room -= len(piece)
-            if pieces and room < 0:
-                break
-            pieces.append(piece)
-            text += split[row][first:last]
-        found.append(Example("", " ".join(text), {"features": np.concatenate(pieces)}))
+    lengths = [len(x.extra["features"]) for x in examples]
+    if 2 * min(lengths) > frames:
+        raise UserError(f"no pair of clips fits in {frames} frames; raise the number")
+    while len(found) < count:
+        one, other = rng.integers(len(examples), size=2)
+        if lengths[one] + lengths[other] <= frames:
+            pair = (examples[one], examples[other])
+            joined = np.concatenate([x.extra["features"] for x in pair])
+            words = " ".join(x.reference for x in pair)
+            found.append(Example("", words, {"features": joined}))
     return found
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.fetch import FetchError
-from jaxppo.data.whisper import Heard
 from jaxppo.errors import UserError
 from jaxppo.tasks.datasets import speech
 
@@ -86,18 +85,17 @@ def test_make_examples():
         "beep": wav(second),
         "long": wav(np.tile(second, 2)),
     }
-    heard = lambda clip, text, rate: Heard(np.full((len(clip), 2), rate), np.array([len(text)]))
-    listen = lambda clips, texts, rate: [heard(*x, rate) for x in zip(clips, texts)]
+    encode = lambda clips, rate: [np.full((len(x), 2), rate) for x in clips]
     transcripts = {"a": "one", "b": "two", "beep": "", "long": "three", "other": "x"}
-    found = speech.make_examples(sounds, transcripts, listen, seconds=1)
+    found = speech.make_examples(sounds, transcripts, encode, seconds=1)
     assert [(row.prompt, row.reference, row.extra["name"]) for row in found] == [
         ("", "one", "a"),
         ("", "two", "b"),
     ]
     assert [row.extra["features"].shape for row in found] == [(400, 2), (RATE, 2)]
-    assert found[0].extra["features"][0, 0] == RATE and found[0].extra["starts"] == [3]
+    assert found[0].extra["features"][0, 0] == RATE
     with pytest.raises(FetchError, match="the sound b has no transcript"):
-        speech.make_examples(sounds, {"a": "one"}, listen)
+        speech.make_examples(sounds, {"a": "one"}, encode)
 
 
 def clip(words: str, *rows: list[float]) -> Example:
@@ -114,24 +112,20 @@ def test_standardise():
     assert other.extra["features"].dtype == np.float32
 
 
-def test_splice():
-    """Pieces of one or two words with their own frames: a's is 0, b's are 1 and 1, and so on."""
-    values = {"a": [0], "b": [1, 1], "c": [2, 2, 2], "d": [3]}
-    rows = lambda words: [[x] for word in words.split() for x in values[word]]
-    make = lambda words, *starts: clip(words, *rows(words))._replace(
-        extra={"features": np.array(rows(words)), "starts": np.array(starts)}
-    )
-    own = [make("a b c", 0, 1, 3), make("d", 0)]
-    found = speech.splice(own, 60, frames=8, words=2)
-    assert len(found) == 60
+def test_join_pairs():
+    """Of clips of 1, 2 and 4 frames, that of 4 goes with nothing in 4 frames."""
+    own = [clip("a", [1]), clip("b", [2], [3]), clip("c", *(4 * [[4]]))]
+    found = speech.join_pairs(own, 40, frames=4)
+    frames = {"a": [[1]], "b": [[2], [3]]}
+    assert {x.reference for x in found} == {"a a", "a b", "b a", "b b"} and len(found) == 40
     for x in found:
-        assert x.extra["features"].tolist() == rows(x.reference)
-        assert len(x.extra["features"]) <= 8
-    assert {"a", "b", "c", "d", "a b", "b c"} <= {x.reference for x in found}
-    assert any("d a" in x.reference for x in found)  # over the end of a phrase
-    again, other = (speech.splice(own, 60, frames=8, words=2, seed=seed) for seed in (0, 1))
+        one, other = x.reference.split()
+        assert x.extra["features"].tolist() == frames[one] + frames[other]
+    again, other = (speech.join_pairs(own, 40, frames=4, seed=seed) for seed in (0, 1))
     words = lambda rows: [x.reference for x in rows]
     assert words(again) == words(found) != words(other)
+    with pytest.raises(UserError, match="no pair of clips fits in 1 frames"):
+        speech.join_pairs(own, 40, frames=1)
 
 
 def test_stack_features():
@@ -167,7 +161,7 @@ def real():
 @pytest.mark.slow
 def test_real_phrases(real):
     # 49 phrases are longer than 5 s, and 15 sounds have no words
-    assert [len(part) for part in real] == [378, 51, 75]
+    assert [len(part) for part in real] == [404, 50, 50]
     rows = [row for part in real for row in part]
     words = [{row.reference for row in part} for part in real]
     assert not words[0] & words[1] and not words[0] & words[2] and not words[1] & words[2]
