@@ -39,7 +39,7 @@ class Speech(TaskConfig):
     sft_eval_every: int = 400
     sft_batch_size: int = 32
     sft_lr: float = 3e-3
-    steps: int = 50
+    steps: int = 60
     batch_size: int = 128
     minibatches: int = 1
     group_size: int = 8
@@ -48,7 +48,8 @@ class Speech(TaskConfig):
     value_loss: str = "none"
     kl_coef: float = 0.01
     kl_adaptive: bool = False
-    lr: float = 2e-4
+    lr: float = 3e-4
+    temperature: float = 1.4
     lora: int = 0
     eval_every: int = 10
     save_every: int = 10
