@@ -103,8 +103,8 @@ def clip(words: str, *rows: list[float]) -> Example:
 
 
 def test_standardise():
-    """By the training part: means 2 and 5; deviations 1 and 0, which counts as .001."""
-    parts = Examples([clip("a", [1, 5]), clip("b", [3, 5])], [clip("c", [4, 5])], [])
+    """By the training part: means 3 and 5; deviations 2 and 0, which counts as .001."""
+    parts = Examples([clip("a", [1, 5]), clip("b", [5, 5])], [clip("c", [7, 5])], [])
     found = speech.standardise(parts)
     assert [x.extra["features"].tolist() for x in found.train] == [[[-1, 0]], [[1, 0]]]
     (other,) = found.validation
