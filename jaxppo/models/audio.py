@@ -22,7 +22,7 @@ Dense = partial(Linear, use_bias=True, kernel_init=nn.initializers.lecun_normal(
 
 
 class EncodedAudio(NamedTuple):
-    """An encoded recording: S = F / 4."""
+    """An encoded recording: S = F / 2."""
 
     keys: Float[Array, "B H S D"]
     values: Float[Array, "B H S D"]
@@ -70,7 +70,7 @@ def split_heads(x: Float[Array, "B L D"], heads: int) -> Float[Array, "B H L K"]
 
 
 class Encoder(nn.Module):
-    """Two strided convolutions, a bidirectional recurrent layer, keys and values."""
+    """A strided convolution, a bidirectional recurrent layer, keys and values."""
 
     config: ModelConfig
     dtype: Any
@@ -78,12 +78,9 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, features, lengths, dropout_key=None) -> EncodedAudio:
         c, dense = self.config, partial(Dense, self.config.width, dtype=self.dtype)
-        x = features.astype(jnp.float32)
-        real = jnp.arange(x.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
-        for number in range(2):
-            x, real = downsample(x, real)
-            x = nn.silu(dense(name=f"convolution_{number}")(x))
-        x = dropout(x, c.dropout, dropout_key, 2)
+        real = jnp.arange(features.shape[1], dtype=jnp.int32)[None] < lengths[:, None]
+        x, real = downsample(features.astype(jnp.float32), real)
+        x = dropout(nn.silu(dense(name="convolution")(x)), c.dropout, dropout_key, 2)
         normed = Norm(c.norm, c.norm_eps, name="norm")(x)
         kind = c.kind if c.kind in cells.CELLS else "gru"
         zeros = cells.init_state(kind, x.shape[0], c.width)

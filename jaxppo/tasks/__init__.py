@@ -140,7 +140,7 @@ TASKS: dict[str, Task] = {
         prompt="{prompt}\n=",
         response="{reference}",
     ),
-    "speech": Task("speech", "edit", ("wer", "cer"), prompt="=", response="{reference}"),
+    "speech": Task("speech", "text_wer", ("wer", "cer"), prompt="=", response="{reference}"),
     "reverse_text": Task(
         "sentences",
         "reverse_text",

@@ -40,7 +40,7 @@ def format_examples(task: Task, examples: Sequence[Example]) -> FormattedExample
     first = examples[0].extra
     if task.source == "speech" and "context" not in first:
         raise UserError(
-            'recordings need "context" (frames of log-mel features) and "context_length",'
+            'recordings need "context" (frames of features) and "context_length",'
             " next to prompt and reference"
         )
     return FormattedExamples(

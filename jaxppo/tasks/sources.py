@@ -23,7 +23,8 @@ from jaxppo.tasks.datasets import (
     translation,
 )
 
-FRAMES = 500  # of 10 ms: longer recordings are left out
+FRAMES = 125  # of a recording, 40 ms each: longer ones are left out
+PAIRS = 800  # of recordings in the training part, beside the single ones
 MAX_WORDS = 80  # of an abstract
 MAX_LETTERS = 30  # of a sentence to write backward
 PUZZLES = {"countdown": 5_000}  # their generator takes a minute
@@ -99,16 +100,21 @@ def limit_sentences(text: str, words: int, *, last: bool = False) -> str:
 
 
 def _speech() -> Examples:
-    """Recordings as `context` (features of FRAMES frames) and `context_length`."""
+    """Recordings as `context` (features of FRAMES frames) and `context_length`. In the
+    training part there are joined pairs, too.
+    """
 
     def with_context(part: list[Example]) -> list[Example]:
-        extra = zip(*speech.stack_features(part, FRAMES), strict=True)
+        extra = zip(*speech.stack_features(part, FRAMES, 2), strict=True)
         return [
             x._replace(extra={"context": features, "context_length": length})
             for x, (features, length) in zip(part, extra, strict=True)
         ]
 
-    return Examples(*(with_context(part) for part in speech.load()))
+    found = speech.load()
+    pairs = speech.join_pairs(found.train, PAIRS, frames=2 * FRAMES)
+    parts = found._replace(train=[*found.train, *pairs])
+    return Examples(*(with_context(part) for part in parts))
 
 
 def _puzzles(options: TaskConfig) -> Examples:

@@ -3,20 +3,20 @@
 
 Debian's asterisk-core-sounds-en-wav and asterisk-core-sounds-en 1.6.1-1 hold the voice
 prompts (8 kHz, 16 bits) and their transcripts; apt-get downloads them, on Debian 12.
-Features are log-mel powers (Davis & Mermelstein 1980,
-https://doi.org/10.1109/TASSP.1980.1163420) on the mel scale of the HTK book.
+Features are those of `jaxppo.data.whisper`.
 """
 
 import gzip
 import io
 import re
 import wave
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float32, Int32
 
+from jaxppo.data import whisper
 from jaxppo.data.archives import read_member, read_members
 from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import FetchError, fetch
@@ -24,8 +24,8 @@ from jaxppo.errors import UserError
 
 FOLDER = "./usr/share/asterisk/sounds/en_US_f_Allison/"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+RATE = 8000  # samples a second
 SPOKEN = {"*": "star", "#": "pound"} | {str(digit): word for digit, word in enumerate(DIGITS)}
-FLOOR = 1e-10  # of powers: -100 dB of full scale
 
 
 class Features(NamedTuple):
@@ -37,7 +37,7 @@ class Features(NamedTuple):
 
 def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
     """Load empty prompts and references of words, split by the words. The features are
-    `extra["features"]`, Float32 [F M] at 100 frames per second.
+    `extra["features"]`, Float32 [F 512] at 50 frames per second.
 
     Args:
         seconds: longer clips are left out.
@@ -47,28 +47,33 @@ def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
     texts = gzip.decompress(read_member(fetch("asterisk-transcripts"), "*/core-sounds-en.txt.gz"))
     name_of = lambda path: path.removeprefix(FOLDER).removesuffix(".wav")
     by_name = {name_of(path): data for path, data in sounds.items()}
-    found = make_examples(by_name, parse(texts), seconds=seconds)
-    return split_examples(found, [example.reference for example in found], seed=seed)
+    found = make_examples(by_name, parse(texts), whisper.features, seconds=seconds)
+    keys = [example.reference for example in found]
+    return standardise(split_examples(found, keys, seed=seed))
 
 
 def make_examples(
-    sounds: Mapping[str, bytes], transcripts: Mapping[str, str], *, seconds: float = 5.0
+    sounds: Mapping[str, bytes],
+    transcripts: Mapping[str, str],
+    encode: Callable[[list[np.ndarray], int], Sequence[np.ndarray]],
+    *,
+    seconds: float = 5.0,
 ) -> list[Example]:
     """Make examples of WAV files and transcripts, in the order of their names. Clips
-    that are too long or have no words are left out. Raises FetchError for a sound
-    without a transcript.
+    that are too long or have no words are left out. `encode(clips, rate)` makes their
+    features. Raises FetchError for a sound without a transcript.
     """
-    found = []
+    clips = {}
     for name in sorted(sounds):
         if name not in transcripts:
             raise FetchError(
                 f"the sound {name} has no transcript; the two packages do not belong together"
             )
-        samples, rate = read_wav(sounds[name], name)
-        if transcripts[name] and len(samples) <= seconds * rate:
-            extra = {"features": log_mel(samples, rate), "name": name}
-            found.append(Example("", transcripts[name], extra))
-    return found
+        samples = read_wav(sounds[name], name)
+        if transcripts[name] and len(samples) <= seconds * RATE:
+            clips[name] = samples
+    found = zip(clips, encode(list(clips.values()), RATE), strict=True)
+    return [Example("", transcripts[name], {"features": x, "name": name}) for name, x in found]
 
 
 def parse(data: bytes) -> dict[str, str]:
@@ -101,65 +106,47 @@ def normalise_transcript(text: str) -> str:
     return " ".join(re.sub(r"[^a-z0-9]", " ", text).split())
 
 
-def read_wav(data: bytes, name: str = "the sound") -> tuple[Float32[np.ndarray, "S"], int]:
-    """Return (samples in -1 to 1, rate in Hz) of a WAV file with one 16-bit channel."""
+def read_wav(data: bytes, name: str = "the sound") -> Float32[np.ndarray, "S"]:
+    """Return the samples, in -1 to 1, of a WAV file: 8 kHz, one channel of 16 bits."""
     try:
         with wave.open(io.BytesIO(data)) as file:
-            form = (file.getnchannels(), file.getsampwidth())
-            rate, raw = file.getframerate(), file.readframes(file.getnframes())
+            form = (file.getnchannels(), 8 * file.getsampwidth(), file.getframerate())
+            raw = file.readframes(file.getnframes())
     except (wave.Error, EOFError) as error:
         raise FetchError(f"{name} is not a WAV file ({error or 'it ends too early'})") from None
-    if form != (1, 2) or len(raw) % 2:
-        raise FetchError(f"{name} has {form[0]} channels of {8 * form[1]} bits, expected 1 of 16")
-    return np.frombuffer(raw, "<i2").astype(np.float32) / 32768, rate
+    if form != (1, 16, RATE) or len(raw) % 2:
+        have = "{} channels of {} bits at {} Hz".format(*form)
+        raise FetchError(f"{name} has {have}, expected 1 of 16 at {RATE}")
+    return np.frombuffer(raw, "<i2").astype(np.float32) / 32768
 
 
-def log_mel(
-    samples: Float[np.ndarray, "S"],
-    rate: int,
-    *,
-    window: float = 0.025,
-    hop: float = 0.010,
-    bins: int = 40,
-) -> Float32[np.ndarray, "F M"]:
-    """Return log mel powers, with mean 0 and deviation 1 over the clip in each bin.
+def standardise(parts: Examples) -> Examples:
+    """Give each feature mean 0 and deviation 1 over the training part."""
+    frames = np.concatenate([x.extra["features"] for x in parts.train]).astype(np.float32)
+    mean, spread = frames.mean(0), np.maximum(frames.std(0), 1e-3)
+    scale = lambda x: ((x.astype(np.float32) - mean) / spread).astype(np.float32)
+    change = lambda x: x._replace(extra={**x.extra, "features": scale(x.extra["features"])})
+    return Examples(*([change(x) for x in part] for part in parts))
 
-    Args:
-        samples: -1 to 1.
-        rate: samples per second.
-        window, hop: of frames, in seconds; F = 1 + (S - window) // hop, at least 1.
-        bins: M.
+
+def join_pairs(
+    examples: Sequence[Example], count: int, *, frames: int, seed: int = 0
+) -> list[Example]:
+    """Join the features and the words of random pairs that have at most so many frames
+    together: more orders of words than were recorded.
     """
-    power = mel_power(samples, rate, window=window, hop=hop, bins=bins)
-    logs = np.log(np.maximum(power, FLOOR)).astype(np.float64)
-    spread = np.maximum(logs.std(0, keepdims=True), 1e-3)  # 0 for silence or one frame
-    return ((logs - logs.mean(0, keepdims=True)) / spread).astype(np.float32)
-
-
-def mel_power(
-    samples: Float[np.ndarray, "S"], rate: int, *, window: float, hop: float, bins: int
-) -> Float32[np.ndarray, "F M"]:
-    """Return |FFT(w x)|² of each frame under a Hann window w, in triangular filters."""
-    width, step = round(window * rate), round(hop * rate)
-    # at least twice the width: the lowest filters are narrow
-    size = 1 << (2 * width - 1).bit_length()
-    padded = np.pad(samples, (0, max(0, width - len(samples))))
-    frames = np.lib.stride_tricks.sliding_window_view(padded, width)[::step]
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(width) / width)
-    power = np.abs(np.fft.rfft(frames * hann[None], size)) ** 2
-    return (power @ mel_filters(rate, size, bins).T).astype(np.float32)
-
-
-def mel_filters(rate: int, size: int, bins: int) -> Float32[np.ndarray, "M K"]:
-    """Return triangles of height 1 over K = size / 2 + 1 frequencies, evenly spaced in
-    mel = 2595 log10(1 + Hz / 700).
-    """
-    top = 2595 * np.log10(1 + rate / 2 / 700)
-    edges = 700 * (10 ** (np.linspace(0, top, bins + 2) / 2595) - 1)
-    low, centre, high = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-    hertz = np.arange(size // 2 + 1)[None] * rate / size
-    rising, falling = (hertz - low) / (centre - low), (high - hertz) / (high - centre)
-    return np.clip(np.minimum(rising, falling), 0, None).astype(np.float32)
+    rng, found = np.random.default_rng(seed), []
+    lengths = [len(x.extra["features"]) for x in examples]
+    if 2 * min(lengths) > frames:
+        raise UserError(f"no pair of clips fits in {frames} frames; raise the number")
+    while len(found) < count:
+        one, other = rng.integers(len(examples), size=2)
+        if lengths[one] + lengths[other] <= frames:
+            pair = (examples[one], examples[other])
+            joined = np.concatenate([x.extra["features"] for x in pair])
+            words = " ".join(x.reference for x in pair)
+            found.append(Example("", words, {"features": joined}))
+    return found
 
 
 def stack_features(examples: Sequence[Example], frames: int, stride: int = 1) -> Features:
