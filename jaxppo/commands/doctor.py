@@ -25,6 +25,7 @@ CORE = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers")
 ADDS = {  # what each extra of pyproject.toml adds
     "demo": "SmolLM2 from its package, and the sentiment reward of the first example",
     "tasks": "metrics of the tasks: BLEU, ROUGE, word errors, entities, profanity",
+    "speech": "features of recordings from Whisper's encoder",
     "reasoning": "reasoning puzzles with rewards",
     "track": "--track tensorboard and wandb",
     "notebook": "build and run the notebooks for Colab and Kaggle",
