@@ -208,7 +208,7 @@ def test_literal_numbers():
 OF_RECIPES = ("countdown_result", "countdown_format", "gsm8k_strict", "gsm8k_flexible")
 
 
-@pytest.mark.parametrize(  # those of recipes are means, as `exact`, of answers in a form of their own
+@pytest.mark.parametrize(  # those of recipes are means, as `exact`, of tagged answers
     "name", [x for x, metric in METRICS.items() if metric.whole is None and x not in OF_RECIPES]
 )
 def test_a_draw_of_rows_is_the_metric_of_the_drawn_texts(name):
