@@ -104,8 +104,8 @@ def line(cells: list) -> str:
     return re.sub(r" +", " ", "| " + " | ".join(short(str(cell)) for cell in cells) + " |")
 
 
-TASK_COLUMNS = ["task", "model", "method", "seeds", "metric", "as it comes", "supervised"]
-TASK_COLUMNS += ["policy", "gain [95 % interval]", "policy alone", "minutes", "commit"]
+TASK_COLUMNS = ["task", "model, method", "seeds", "metric", "as it comes", "supervised"]
+TASK_COLUMNS += ["policy", "gain [95 % interval]", "policy alone", "minutes, commit"]
 
 
 def tasks() -> str:
@@ -114,16 +114,17 @@ def tasks() -> str:
     "alone" starts from the model as it comes.
     """
     rows = header(TASK_COLUMNS)
-    groups: dict[tuple[str, str, str], list[dict]] = defaultdict(list)
+    groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
         for record in records(folder):
             if "policy" in record and "environment" not in record:
-                groups[record["task"], variant(record), method(record)].append(record)
+                what = f"{variant(record)}; {method(record)}"
+                groups[record["task"], what].append(record)
     for head, found in groups.items():
         own = [x for x in found if "supervised" in x]
         alone = [x for x in found if "start" in x]
         some = own or alone
-        seeds = ", ".join(str(x["seed"]) for x in some)
+        seeds = str(len(some))
         minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in some):.0f}"
         commits = sorted({x["versions"]["git"][:7] for x in some if "git" in x["versions"]})
         metrics = list(some[0]["gain"])
@@ -140,8 +141,8 @@ def tasks() -> str:
             cells = [metric, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
             cells += [gain_over_seeds(gains, digits), mean(alone, "policy")]
             first = number == 0
-            ends = [minutes, ", ".join(commits)] if first else ["", ""]
-            rows.append(line([*(head if first else ("", "", "")), seeds * first, *cells, *ends]))
+            end = ", ".join([minutes, *commits]) if first else ""
+            rows.append(line([*(head if first else ("", "")), seeds * first, *cells, end]))
     return "\n".join([*rows, *single_stage()])
 
 
@@ -202,14 +203,14 @@ def single_stage() -> list[str]:
         for record in records(RESULTS / name):
             groups[variant(record)].append(record)
         for what, found in groups.items():
-            seeds = ", ".join(str(x["config"]["seed"]) for x in found)
+            seeds = str(len(found))
             minutes = mean_and_error([x["minutes"] for x in found], 0).split(" ")[0]
             for number, (key, metric) in enumerate(shown.items()):
                 values = [x["result"][key] for x in found]
                 first = number == 0
-                head = [name, what, "", seeds, metric] if first else ["", "", "", "", metric]
+                head = [name, what, seeds, metric] if first else ["", "", "", metric]
                 value = mean_and_error(values, 3 if max(values) < 2 else 1)
-                rows.append(line([*head, "", value, "", "", "", minutes * first, ""]))
+                rows.append(line([*head, "", value, "", "", "", minutes * first]))
     return rows
 
 
