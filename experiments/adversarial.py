@@ -45,7 +45,7 @@ from jaxppo.tasks import TaskConfig, stages
 
 @dataclass(frozen=True)
 class Adversarial(TaskConfig):
-    RANGES: ClassVar = dict.fromkeys(("rounds", "judge_steps"), "(0, inf)")
+    RANGES: ClassVar = dict.fromkeys(("sft_steps", "rounds", "judge_steps"), "(0, inf)")
 
     task: str = "adversarial"
     name: str = "adversarial"

@@ -35,7 +35,7 @@ ARMS = ("supervised", "reward", "reverse", "forward", "jsd")
 
 @dataclass(frozen=True)
 class Distil(TaskConfig):
-    RANGES: ClassVar = {"teacher_steps": "(0, inf)"}
+    RANGES: ClassVar = dict.fromkeys(("sft_steps", "teacher_steps"), "(0, inf)")
 
     task: str = "spelling"
     name: str = "distil"

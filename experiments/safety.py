@@ -113,9 +113,8 @@ def main(options: Safety) -> None:
         raise UserError("this script has its own reward and data: leave --reward and --data out")
     sentiment, profane = text.vader(), text.profanity()
     task = tasks.Task("", "", ("distinct_2", "length"), greedy=False, start=True)
-    group = {
-        x.prompt: x.extra["task"] for part in provoking_examples() for x in part
-    }  # of a decoded prompt
+    examples = provoking_examples()
+    group = {x.prompt: x.extra["task"] for part in examples for x in part}
 
     def make_reward(settings: Safety, policy) -> rewards.Reward:
         both = lambda prompt, line: {"negative": -sentiment(line), "profane": profane(line)}
@@ -134,7 +133,6 @@ def main(options: Safety) -> None:
         costs = options.profanity * means["profane"] + options.bias * means["gap"]
         return means | {"score": means["negative"] - costs}
 
-    examples = provoking_examples()
     if options.tiny:
         examples = Examples(*(part[:64] for part in examples))
     stages.run(

@@ -32,6 +32,11 @@ def tagged(text: str, tag: str) -> list[str]:
     return [x.strip() for x in re.findall(f"<{tag}>(.*?)</{tag}>", text, re.DOTALL)]
 
 
+def last_answer(text: str) -> str:
+    """Return what stands in the last <answer> tags, or ""."""
+    return ["", *tagged(text, "answer")][-1]
+
+
 def reversed_text(response: str, reference: str) -> float:
     """Return difflib's ratio of the first text in <reversed_text> tags to the
     reference. Without tags the text is empty.
@@ -85,7 +90,7 @@ def countdown_puzzle(reference: str) -> str:
     """
     if re.fullmatch(PUZZLE, reference.strip()):
         return reference.strip()
-    solved = evaluate(["", *tagged(reference, "answer")][-1])
+    solved = evaluate(last_answer(reference))
     if solved is None or solved[0].denominator > 1:
         raise UserError(
             f'the reference {reference[:60]!r} is no puzzle, such as "3 5 7 -> 26", and has no '
@@ -109,7 +114,7 @@ def countdown_result(response: str, puzzle: str) -> float:
     given = re.fullmatch(PUZZLE, puzzle)
     if given is None:
         raise ValueError(f"no puzzle: {puzzle!r}")
-    found = evaluate(["", *tagged(response, "answer")][-1])
+    found = evaluate(last_answer(response))
     numbers = sorted(map(int, given[1].split()))
     return float(found is not None and found[0] == int(given[2]) and sorted(found[1]) == numbers)
 

@@ -42,7 +42,7 @@ class EpisodeConfig(TaskConfig):
 
     RANGES: ClassVar = {
         "script_share": "[0, 1]",
-        **dict.fromkeys(("sft_episodes", "instances"), "(0, inf)"),
+        **dict.fromkeys(("sft_steps", "sft_episodes", "instances"), "(0, inf)"),
     }
 
     environment: str = "guess"

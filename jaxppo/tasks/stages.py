@@ -149,6 +149,13 @@ def first_model(options: TaskConfig, root: Path) -> str:
     return options.model or str(root / "start")
 
 
+def baseline(options: TaskConfig, root: Path) -> str:
+    """Return the model that the policy stage starts from: the supervised one, or the
+    first one without a supervised stage.
+    """
+    return str(root / "supervised" / "model") if options.sft_steps else first_model(options, root)
+
+
 def save_new_network(options: TaskConfig, root: Path, tokenizer: Tokenizer, **context: int) -> None:
     """Save a new network with this vocabulary as the start of a task's stages."""
     shape = tasks.new_network(options, tokenizer.vocab_size, **context)
@@ -158,13 +165,11 @@ def save_new_network(options: TaskConfig, root: Path, tokenizer: Tokenizer, **co
 
 
 def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Path) -> Path:
-    """Run the supervised stage and return the folder of its best checkpoint; the first
-    model's without that stage.
-    """
+    """Run the supervised stage, if there is one, and return the `baseline`."""
     if not (root / "supervised" / "model").exists():
         initial_checkpoint(options, task, examples, root)
     if not options.sft_steps:
-        return Path(first_model(options, root))
+        return Path(baseline(options, root))
     parts = (examples.train, examples.validation[: options.test_rows])
     rows_of = lambda settings, policy: tuple(
         _supervised_rows(settings, policy, task, part) for part in parts
@@ -280,9 +285,8 @@ def optimise_policy(
         validation=held_out[0],
     )
     load.save_model(settings, policy, best, place / "model")
-    return evaluator.compare(before, after, start=start_name(options)) | {
-        "best_step": int(best.step)
-    }
+    found = evaluator.compare(before, after, start=start_name(options))
+    return found | {"best_step": int(best.step)}
 
 
 def start_name(options: TaskConfig) -> str:
@@ -295,9 +299,7 @@ def policy_config(options: C, task: Task, root: Path) -> C:
         options,
         name="policy",
         runs=str(root),
-        model=str(root / "supervised" / "model")
-        if options.sft_steps
-        else first_model(options, root),
+        model=baseline(options, root),
         tiny=False,
         resume=files.has_started(root / "policy"),
         **prompt_settings(options, task),

@@ -181,6 +181,14 @@ def test_tasks_together_are_all_of_right_responses(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("script", ["adversarial", "distil", "episodes"])
+def test_what_needs_a_supervised_stage_says_so(tmp_path, capsys, script):
+    with pytest.raises(SystemExit) as stop:
+        run(script, "--tiny", "--runs", str(tmp_path), "--sft-steps", "0")
+    assert stop.value.code == 2 and not any(tmp_path.iterdir())
+    assert capsys.readouterr().err == "error: --sft-steps must be above 0, but is 0\n"
+
+
 @pytest.mark.parametrize("script", ["dialogue", "adversarial"])
 def test_a_reward_that_would_be_passed_over(tmp_path, capsys, script):
     with pytest.raises(SystemExit) as stop:
