@@ -93,21 +93,24 @@ def main(options: Multitask) -> None:
 
 
 def report(options: Multitask, done: dict) -> None:
-    """Add each task's own share of right responses to result.json, and print it."""
+    """Add each task's own shares of right responses to result.json, and print them."""
     folder = Path(options.runs) / options.name
     outputs = [json.loads(line) for line in (folder / "outputs.jsonl").read_text().splitlines()]
-    exact, start = metrics.METRICS["exact"], stages.start_name(options)
+    start = stages.start_name(options)
     for name in options.tasks:
         own = [row for row in outputs if row["prompt"].startswith(f"{name}: ")]
-        texts = {key: [row[key] for row in own] for key in (start, "policy", "reference")}
-        earlier, policy, references = texts.values()
-        gain = metrics.paired_difference(exact, earlier, policy, references, seed=0)
-        done["gain"][f"exact {name}"] = [float(x) for x in gain]
-        for stage in (start, "policy"):
-            found = metrics.evaluate(("exact",), texts[stage], references)["exact"]
-            done[stage][f"exact {name}"] = found
-        before, after = (done[stage][f"exact {name}"] for stage in (start, "policy"))
-        print(f"{name}: {before:.3f} -> {after:.3f} of {len(own)} right")
+        references = [row["reference"] for row in own]
+        for metric, suffix in (("exact", ""), ("sampled_exact", "_sample")):
+            before, after = ([row[stage + suffix] for row in own] for stage in (start, "policy"))
+            gain = metrics.paired_difference(
+                metrics.METRICS["exact"], before, after, references, seed=0
+            )
+            done["gain"][f"{metric} {name}"] = [float(x) for x in gain]
+            for stage, texts in ((start, before), ("policy", after)):
+                found = metrics.evaluate(("exact",), texts, references)["exact"]
+                done[stage][f"{metric} {name}"] = found
+            earlier, later = (done[stage][f"{metric} {name}"] for stage in (start, "policy"))
+            print(f"{metric} {name}: {earlier:.3f} -> {later:.3f} of {len(own)}")
     stages.write_result(options, folder, done)
 
 

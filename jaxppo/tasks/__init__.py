@@ -28,7 +28,7 @@ class TaskConfig(RunConfig):
         **dict.fromkeys(
             ("max_vocab", "width", "layers", "sft_batch_size", "test_rows"), "(0, inf)"
         ),
-        **dict.fromkeys(("sft_steps", "sft_lr", "sft_eval_every"), "[0, inf)"),
+        **dict.fromkeys(("sft_steps", "sft_lr", "sft_eval_every", "sft_examples"), "[0, inf)"),
         "dropout": "[0, 1)",
     }
 
@@ -58,6 +58,8 @@ class TaskConfig(RunConfig):
     """most steps of the supervised stage; 0 = none: the policy starts from the model"""
     sft_batch_size: int = 64
     """examples per step of the supervised stage"""
+    sft_examples: int = 0
+    """most examples of the supervised stage; 0 = all"""
     sft_lr: float = 2e-3
     """learning rate of the supervised stage"""
     sft_eval_every: int = 0
@@ -88,7 +90,7 @@ class Task(NamedTuple):
     metrics: tuple[str, ...]  # names in `metrics.METRICS`; the first chooses the checkpoint
     prompt: str = "{prompt}"  # format of prompts; may use the text fields of `extra`
     response: str = " {reference}"  # format of the responses in supervised training
-    greedy: bool = True  # measure greedy responses; False: samples
+    greedy: bool = True  # measure the likeliest responses; False: samples alone
     start: bool = False  # prompts begin with the token that starts a document
     # what rewards and metrics compare with, from a reference; None = rewards see the
     # response of supervised training, cut to the length of a response, metrics the

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,37 +100,57 @@ class Outputs(NamedTuple):
     """Responses and their references."""
 
     samples: list[Sample]
-    responses: list[str]
+    sampled: list[str]  # the samples' texts
+    responses: list[str]  # what is measured: the likeliest responses, or the samples
     references: list[str]
 
 
 class Evaluator:
-    """Samples responses to held-out prompts and computes a task's metrics."""
+    """Responds to held-out prompts and computes a task's metrics.
+
+    A task with `greedy` is measured on the likeliest responses, and its first metric on
+    samples, too, under the name `sampled_` + metric: the policy gradient raises the
+    reward of samples.
+    """
 
     def __init__(
         self, config: TaskConfig, policy: Policy, task: Task, extra_metrics: ExtraMetrics | None
     ):
         self.task, self.extra_metrics = task, extra_metrics
-        rows = min(64, config.test_rows)
-        self.sampler = Sampler(config, policy, rows=rows, greedy=task.greedy)
+        make = partial(Sampler, config, policy, rows=min(64, config.test_rows))
+        self.draw, self.likeliest = make(), make(greedy=True) if task.greedy else None
 
     def sample(self, state: TrainState, prompts: PromptSet, references: list[str]) -> Outputs:
-        """Sample one response per prompt."""
-        samples = self.sampler(state, prompts, seed=1001)
-        return Outputs(samples, [sample.response.strip() for sample in samples], references)
+        """Sample one response per prompt, and find the likeliest one."""
+        samples = self.draw(state, prompts, seed=1001)
+        texts = lambda samples: [sample.response.strip() for sample in samples]
+        responses = self.likeliest(state, prompts, seed=0) if self.likeliest else samples
+        return Outputs(samples, texts(samples), texts(responses), references)
+
+    def texts(self, outputs: Outputs) -> dict[str, tuple[str, list[str]]]:
+        """Return (metric of `metrics.METRICS`, responses) by the name in results."""
+        found = {name: (name, outputs.responses) for name in self.task.metrics}
+        if self.task.greedy:
+            first = self.task.metrics[0]
+            found[f"sampled_{first}"] = (first, outputs.sampled)
+        return found
 
     def compute(self, outputs: Outputs) -> dict[str, float]:
         """Compute the metrics, and `score`, by which the best checkpoint is chosen: the
-        first metric, unless the extra metrics have their own.
+        first metric of samples, unless the extra metrics have their own.
         """
-        values = dict(metrics.evaluate(self.task.metrics, outputs.responses, outputs.references))
+        texts = self.texts(outputs)
+        values = {
+            name: metrics.evaluate((metric,), responses, outputs.references)[metric]
+            for name, (metric, responses) in texts.items()
+        }
         if self.extra_metrics is not None:
             values |= self.extra_metrics(outputs.samples)
-        if not self.task.greedy:  # the mean log-ratio of greedy responses is not a KL
-            values["kl"] = float(np.mean([sample.kl for sample in outputs.samples]))
+        values["kl"] = float(np.mean([sample.kl for sample in outputs.samples]))
         first = self.task.metrics[0]
         sign = -1 if first in tasks.LOWER_IS_BETTER else 1
-        return {"score": sign * values[first], **values}
+        score = values[f"sampled_{first}" if self.task.greedy else first]
+        return {"score": sign * score, **values}
 
     def compare(
         self, before: Outputs, after: Outputs, *, start: str = "supervised"
@@ -137,17 +158,25 @@ class Evaluator:
         """Return the metrics of both, the gains with intervals, and every response.
         `start` names what came before.
         """
-        responses = (before.responses, after.responses, before.references)
-        gain = lambda name: metrics.paired_difference(metrics.METRICS[name], *responses, seed=0)
-        rows = zip(before.samples, *responses, strict=True)
+        earlier, later = self.texts(before), self.texts(after)
+        gain = lambda name: metrics.paired_difference(
+            metrics.METRICS[earlier[name][0]],
+            earlier[name][1],
+            later[name][1],
+            before.references,
+            seed=0,
+        )
+        responses = {start: before.responses, "policy": after.responses}
+        if self.task.greedy:
+            responses |= {f"{start}_sample": before.sampled, "policy_sample": after.sampled}
+        prompts = [sample.prompt for sample in before.samples]
+        columns = {"prompt": prompts, **responses, "reference": before.references}
         return {
             start: self.compute(before),
             "policy": self.compute(after),
-            "gain": {name: list(gain(name)) for name in self.task.metrics},
-            "test_rows": len(before.responses),
-            "outputs": [
-                {"prompt": s.prompt, start: b, "policy": a, "reference": r} for s, b, a, r in rows
-            ],
+            "gain": {name: list(gain(name)) for name in earlier},
+            "test_rows": len(prompts),
+            "outputs": [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)],
         }
 
 
@@ -208,14 +237,14 @@ def evaluate_run(
         examples = tasks.multitask_examples(name, task, together.index(name), examples)
         task = tasks.without_formats(task)
     prompts, references = encode_examples(config, policy, task, examples)
-    found = Evaluator(config, policy, task, None).sample(state, prompts, references)
-    interval = lambda metric: metrics.interval(
-        metrics.METRICS[metric], found.responses, references, seed=0
-    )
-    values: dict[str, Any] = {metric: list(interval(metric)) for metric in task.metrics}
+    evaluator = Evaluator(config, policy, task, None)
+    found = evaluator.sample(state, prompts, references)
+    values: dict[str, Any] = {
+        name: list(metrics.interval(metrics.METRICS[metric], responses, references, seed=0))
+        for name, (metric, responses) in evaluator.texts(found).items()
+    }
     if samples > 1:
-        sample = Sampler(config, policy, rows=min(64, rows))
-        drawn = [sample(state, prompts, seed=seed) for seed in range(samples)]
+        drawn = [evaluator.draw(state, prompts, seed=seed) for seed in range(samples)]
         pairs = [zip(samples, references, strict=True) for samples in drawn]
         right = np.array([[sample.response.strip() == r for sample, r in row] for row in pairs])
         values |= at_k.pass_at_powers(right.T)

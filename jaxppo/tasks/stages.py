@@ -170,7 +170,8 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
         initial_checkpoint(options, task, examples, root)
     if not options.sft_steps:
         return Path(baseline(options, root))
-    parts = (examples.train, examples.validation[: options.test_rows])
+    demonstrations = examples.train[: options.sft_examples or None]
+    parts = (demonstrations, examples.validation[: options.test_rows])
     rows_of = lambda settings, policy: tuple(
         _supervised_rows(settings, policy, task, part) for part in parts
     )
@@ -286,7 +287,18 @@ def optimise_policy(
     )
     load.save_model(settings, policy, best, place / "model")
     found = evaluator.compare(before, after, start=start_name(options))
-    return found | {"best_step": int(best.step)}
+    return found | {"best_step": int(best.step), "curve": curve(place)}
+
+
+def curve(folder: Path) -> dict[str, list]:
+    """Return reward and KL of every step, and (step, score) of every validation."""
+    rows = files.read_metrics(folder)
+    name = "validation_score"
+    return {
+        "reward": [round(row["reward"], 4) for row in rows],
+        "kl": [round(row["kl"], 4) for row in rows],
+        "validation": [[row["step"], round(row[name], 4)] for row in rows if name in row],
+    }
 
 
 def start_name(options: TaskConfig) -> str:

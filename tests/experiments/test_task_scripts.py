@@ -142,7 +142,10 @@ def test_adversarial_rounds_go_on_where_they_were(tmp_path):
 def test_several_tasks_at_once(tmp_path):
     run("multitask", *SMALL, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")
-    assert {"exact spelling", "exact counting"} <= set(found["policy"])
+    names = {
+        f"{kind} {task}" for kind in ("exact", "sampled_exact") for task in ("spelling", "counting")
+    }
+    assert names <= set(found["policy"])
     metrics = [
         json.loads(line)
         for line in (tmp_path / "a" / "policy" / "metrics.jsonl").read_text().splitlines()
@@ -222,7 +225,7 @@ def test_proxy_and_judge_are_drawn(tmp_path, capsys):
 
 
 def test_episodes_are_played_and_drawn(tmp_path, capsys):
-    """The bandit's two seeds are one panel: a record each in --results."""
+    """The bandit's two seeds are one panel, and a task's another: a record each in --results."""
     game = ["--environment", "bandit_with_memory", "--runs", str(tmp_path), "--name"]
     records = str(tmp_path / "results")
     run("episodes", *SMALL, *game, "b-0", "--results", records)
@@ -231,8 +234,13 @@ def test_episodes_are_played_and_drawn(tmp_path, capsys):
     record = json.loads((tmp_path / "results" / "episodes" / "b-0.json").read_text())
     assert len(record["curve"]) == 2
     long = record | {"curve": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
-    paths = [tmp_path / f"{n}.json" for n in range(2)]
-    for path in paths:
-        path.write_text(json.dumps(long))
-    run("episode_curves", *map(str, paths), "--out", str(tmp_path / "x.png"))
-    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
+    steps = [0.0] * 5
+    task = {"task": "x", "curve": {"reward": steps, "kl": steps, "validation": [[5, 0.5]]}}
+    paths = [tmp_path / f"{n}.json" for n in range(3)]
+    for path, found in zip(paths, (long, long, task)):
+        path.write_text(json.dumps(found))
+    for shown, (width, height) in ((paths[:2], (480, 384)), (paths, (960, 696))):
+        run("curves", *map(str, shown), "--out", str(tmp_path / "x.png"))
+        header = (tmp_path / "x.png").read_bytes()[:24]
+        assert header[:4] == b"\x89PNG"
+        assert [int.from_bytes(header[n : n + 4]) for n in (16, 20)] == [width, height]

@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 
-from jaxppo import commands, pretrained
+from jaxppo import commands, pretrained, tasks
+from jaxppo.data.examples import Example, Examples
 from jaxppo.errors import UserError
 from jaxppo.rewards import text
 from jaxppo.run import files
@@ -66,7 +67,9 @@ def test_files_and_results(done):
         and "runs" not in record["config"]
     )
     assert stored["test_rows"] == 8 and stored["seed"] == 0 and stored["best_step"] in (1, 2)
-    for metric in ("exact", "cer"):
+    assert stored["gain"].keys() == {"exact", "cer", "sampled_exact"}
+    assert stored["policy"]["score"] == stored["policy"]["sampled_exact"]
+    for metric in stored["gain"]:
         before, after, (gain, low, high) = (
             stored["supervised"][metric],
             stored["policy"][metric],
@@ -75,18 +78,41 @@ def test_files_and_results(done):
         assert gain == pytest.approx(after - before) and low <= gain <= high
     for row in files.read_jsonl(root / "policy" / "metrics.jsonl"):
         assert row["validation_pass@1"] <= row["validation_pass@2"] and "validation_avg@2" in row
+    curve = stored["curve"]
+    assert len(curve["reward"]) == len(curve["kl"]) == 2
+    best = stored["best_step"]
+    assert [step for step, _ in curve["validation"]] == [1, 2]
+    assert curve["validation"][best - 1][1] == max(score for _, score in curve["validation"])
     outputs = files.read_jsonl(root / "outputs.jsonl")
     assert (
         len(outputs) == 8
         and outputs[0]["prompt"].startswith("copy ")
         and outputs[0]["prompt"].endswith("\n=")
     )
+    sampled = [row["policy_sample"] == row["reference"] for row in outputs]
+    assert stored["policy"]["sampled_exact"] == sum(sampled) / 8
     start, tuned, last = (
         pretrained.load(root / name).params
         for name in ("start", "supervised/model", "policy/model")
     )
     kernel = lambda params: params["layers_0"]["attention"]["q"]["kernel"]
     assert (kernel(start) != kernel(tuned)).any() and (kernel(tuned) != kernel(last)).any()
+
+
+@pytest.mark.parametrize("most, demonstrations", [(0, 20), (5, 5), (50, 20)])
+def test_the_supervised_stage_sees_some_of_the_examples(
+    tmp_path, monkeypatch, most, demonstrations
+):
+    seen = {}
+    monkeypatch.setattr(stages, "initial_checkpoint", lambda *args: None)
+    monkeypatch.setattr(stages, "_supervised_rows", lambda settings, policy, task, part: len(part))
+    monkeypatch.setattr(
+        stages, "train_supervised", lambda *args: seen.update(rows=args[-1](None, None))
+    )
+    examples = Examples([Example("a", "b")] * 20, [Example("c", "d")] * 9, [])
+    settings = options(tmp_path, sft_examples=most, test_rows=8)
+    stages.train_baseline(settings, tasks.TASKS["spelling"], examples, tmp_path)
+    assert seen == {"rows": (demonstrations, 8)}
 
 
 def test_an_existing_name_is_refused_and_resume_runs_nothing_twice(done, capsys):

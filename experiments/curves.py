@@ -1,0 +1,91 @@
+"""Plot how policies learn tasks and games, from records.
+
+Question   How fast, how far, and how far from the start?
+Command    python experiments/curves.py experiments/results/{spelling,speech}/*.json
+               --out docs/tasks.png
+           python experiments/curves.py experiments/results/episodes/*.json --out docs/episodes.png
+Reads      Records of tasks and of `experiments/episodes.py`: a panel each with the reward of
+           training, the mean of its seeds and a band from the lowest to the highest, each a moving
+           average over five steps. Tasks have the score of validations, too, and below the KL to
+           the start of the policy stage.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxppo import cli
+from jaxppo.errors import UserError
+
+STEPS = 5  # of the moving average
+
+
+@dataclass(frozen=True)
+class Curves:
+    records: tyro.conf.Positional[tuple[Path, ...]]
+    """records (.json)"""
+    out: Path = Path("curves.png")
+    traceback: bool = False
+
+
+def smooth(curve: list[float]) -> Float[np.ndarray, "N"]:
+    """The mean of each `STEPS` steps in a row."""
+    return np.convolve(curve, np.ones(STEPS) / STEPS, mode="valid")
+
+
+def draw(axis: Axes, curves: list[list[float]], color: str, label: str) -> None:
+    """Draw the mean over seeds, and a band from the lowest to the highest."""
+    shortest = min(map(len, curves))
+    smoothed = np.stack([smooth(curve[:shortest]) for curve in curves])
+    steps = STEPS + np.arange(smoothed.shape[1])
+    axis.fill_between(steps, smoothed.min(0), smoothed.max(0), color=color, alpha=0.3)
+    axis.plot(steps, smoothed.mean(0), color=color, label=label)
+    axis.grid(alpha=0.3)
+
+
+def panel(upper: Axes, lower: Axes | None, found: list[dict]) -> None:
+    """Draw what a task's or game's records have."""
+    if "environment" in found[0]:
+        if lower is not None:
+            lower.set_axis_off()
+        draw(upper, [x["curve"] for x in found], "C0", "training")
+        script = np.mean([x["script"] for x in found])
+        upper.axhline(script, color="k", linestyle="--", linewidth=1, label="scripted play")
+        return
+    draw(upper, [x["curve"]["reward"] for x in found], "C0", "reward")
+    for number, record in enumerate(found):
+        label = "validation" if number == 0 else None
+        upper.plot(*zip(*record["curve"]["validation"]), "C1.", alpha=0.5, label=label)
+    if lower is not None:
+        draw(lower, [x["curve"]["kl"] for x in found], "C2", "KL, nats a response")
+
+
+def main(options: Curves) -> None:
+    groups: dict[str, list[dict]] = {}
+    for path in options.records:
+        record = json.loads(path.read_text())
+        names = [record.get("environment", record["task"]), *record.get("game", ())]
+        groups.setdefault(" ".join(names), []).append(record)
+    if not groups:
+        raise UserError("no records; give at least one")
+    rows = 1 + any("environment" not in found[0] for found in groups.values())
+    figure = Figure(figsize=(4 * len(groups), 3.2 * rows - 0.6 * (rows - 1)), layout="constrained")
+    axes = figure.subplots(rows, len(groups), squeeze=False)
+    for column, (name, found) in enumerate(groups.items()):
+        panel(axes[0, column], axes[1, column] if rows > 1 else None, found)
+        axes[0, column].set(title=f"{name}, {len(found)} seeds")
+        for axis in axes[:, column]:
+            if axis.axison:
+                axis.set(xlabel="step")
+                axis.legend(loc="best", fontsize=8)
+    figure.savefig(options.out, dpi=120)
+
+
+if __name__ == "__main__":
+    cli.script(main, Curves)
