@@ -2,9 +2,11 @@ import numpy as np
 import pytest
 from runs import RUN
 
+from jaxppo import tasks
 from jaxppo.data.examples import Example
 from jaxppo.errors import UserError
 from jaxppo.run import load
+from jaxppo.run.sampler import Sample
 from jaxppo.tasks import Task, TaskConfig, measure
 
 TASK = Task("", "exact", ("exact",), prompt="{prompt}=", response=" {reference}")
@@ -86,3 +88,58 @@ def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, c
         decode(prompts.extra["reference"][0][:2]) == " x"
         and decode(prompts.extra["reference"][1]) == " wx"
     )
+
+
+REFERENCES = ["the cat sat on the mat today", "he reads a book", "it is raining here again now"]
+TEXTS = {  # what came before and after, likeliest and sampled
+    "supervised": ["the cat sat on a mat today", "he read books", "it rains"],
+    "policy": ["the cat sat on the mat again", "he reads a book", "it is raining now"],
+    "supervised_sample": ["a cat", "he has a book", "is it raining here again"],
+    "policy_sample": ["the cat sat on the mat today", "reads a book", "it was raining here again"],
+}
+
+
+def by_sacrebleu(responses: list[str]) -> dict[str, float]:
+    library = pytest.importorskip("sacrebleu")
+    of = lambda name: getattr(library, f"corpus_{name}")(responses, [REFERENCES]).score
+    return {"bleu": of("bleu"), "chrf": of("chrf")}
+
+
+def by_rouge_score(responses: list[str]) -> dict[str, float]:
+    names = ["rougeL", "rouge1", "rouge2"]
+    scorer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(names)
+    found = [scorer.score(y, x) for x, y in zip(responses, REFERENCES, strict=True)]
+    return {name: float(np.mean([row[name].fmeasure for row in found])) for name in names}
+
+
+def by_jiwer(responses: list[str]) -> dict[str, float]:
+    library = pytest.importorskip("jiwer")
+    return {name: getattr(library, name)(REFERENCES, responses) for name in ("wer", "cer")}
+
+
+@pytest.mark.parametrize(
+    "task, compute",
+    [("translation", by_sacrebleu), ("summarisation", by_rouge_score), ("speech", by_jiwer)],
+)
+def test_a_record_follows_from_its_stored_outputs(policy, task, compute):
+    """As the libraries compute it from outputs.jsonl."""
+    own = tasks.TASKS[task]
+    evaluator = measure.Evaluator(TaskConfig(test_rows=3), policy, own, None)
+
+    def outputs(stage: str) -> measure.Outputs:
+        sampled, likeliest = TEXTS[f"{stage}_sample"], TEXTS[stage]
+        samples = [Sample("?", text, [], 0.5, True) for text in sampled]
+        return measure.Outputs(samples, sampled, likeliest, REFERENCES)
+
+    record = evaluator.compare(outputs("supervised"), outputs("policy"))
+    stored = {name: [row[name] for row in record["outputs"]] for name in TEXTS}
+    first = own.metrics[0]
+    for stage in ("supervised", "policy"):
+        want = compute(stored[stage])
+        sampled = compute(stored[f"{stage}_sample"])[first]
+        found = {name: record[stage][name] for name in want}
+        assert found == pytest.approx(want, abs=1e-9) and record[stage]["kl"] == 0.5
+        assert record[stage][f"sampled_{first}"] == pytest.approx(sampled, abs=1e-9)
+        assert abs(record[stage]["score"]) == pytest.approx(sampled, abs=1e-9)
+    gain = record["policy"][first] - record["supervised"][first]
+    assert record["gain"][first][0] == pytest.approx(gain)
