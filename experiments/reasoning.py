@@ -1,15 +1,13 @@
 """Verifiable reasoning by GRPO: answers that a program can check.
 
-Question   How much accuracy does a group-relative policy gradient add to a small network after a
-           short supervised stage?
-Method     A few supervised steps, then GRPO (https://arxiv.org/abs/2402.03300) without a KL
-           penalty. The reward is 1 for the right answer.
+Question   How much accuracy does a group-relative policy gradient add to a small network that a few
+           hundred worked examples have taught, if answers to many more can be checked?
+Method     Supervised on 800 examples until validation stops to improve, then GRPO
+           (https://arxiv.org/abs/2402.03300) on all 16,000 prompts, without a KL penalty. The
+           reward is 1 for the right answer.
 Command    python experiments/reasoning.py
            # --task sums --name sums; --task counting --prompt-length 64
 Data       Procedural tasks of reasoning-gym (Apache-2.0); no test question is in the training set.
-Found      spelling, three seeds, share of 500 new words right: .666 -> .984 (gain, 95 % interval,
-           +.28 to +.36), .888 -> 1.000 (+.09 to +.14), .792 -> 1.000 (+.17 to +.24).
-Minutes    28 on a core that other work shared (71 with six other jobs on two cores).
 """
 
 from dataclasses import dataclass
@@ -27,8 +25,9 @@ class Reasoning(TaskConfig):
     tokens: str = "bytes"
     width: int = 128
     layers: int = 3
-    sft_steps: int = 400
-    steps: int = 300
+    sft_steps: int = 800
+    sft_examples: int = 800
+    steps: int = 120
     batch_size: int = 256
     minibatches: int = 2
     group_size: int = 8
@@ -40,8 +39,8 @@ class Reasoning(TaskConfig):
     kl_adaptive: bool = False
     lr: float = 2e-4
     lora: int = 0
-    eval_every: int = 30
-    save_every: int = 30
+    eval_every: int = 20
+    save_every: int = 20
 
 
 def main(options: Reasoning) -> None:
