@@ -27,10 +27,11 @@ class Translation(TaskConfig):
     name: str = "translation"
     prompt_length: int = 22
     response_length: int = 16
-    width: int = 128
+    width: int = 192
     layers: int = 3
     dropout: float = 0.2
-    sft_steps: int = 1200
+    sft_steps: int = 4000
+    policy_examples: int = 8555
     steps: int = 80
     batch_size: int = 128
     minibatches: int = 2

@@ -28,7 +28,9 @@ class TaskConfig(RunConfig):
         **dict.fromkeys(
             ("max_vocab", "width", "layers", "sft_batch_size", "test_rows"), "(0, inf)"
         ),
-        **dict.fromkeys(("sft_steps", "sft_lr", "sft_eval_every", "sft_examples"), "[0, inf)"),
+        **dict.fromkeys(
+            ("sft_steps", "sft_lr", "sft_eval_every", "sft_examples", "policy_examples"), "[0, inf)"
+        ),
         "dropout": "[0, 1)",
     }
 
@@ -59,7 +61,9 @@ class TaskConfig(RunConfig):
     sft_batch_size: int = 64
     """examples per step of the supervised stage"""
     sft_examples: int = 0
-    """most examples of the supervised stage; 0 = all"""
+    """examples of the supervised stage, from the first one; 0 = all"""
+    policy_examples: int = 0
+    """the same for the policy stage"""
     sft_lr: float = 2e-3
     """learning rate of the supervised stage"""
     sft_eval_every: int = 0

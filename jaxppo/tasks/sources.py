@@ -58,9 +58,12 @@ def _openings(tokenizer: Tokenizer | None) -> Examples:
 
 
 def _translation() -> Examples:
-    """Sentences of at most eight words on both sides, for a small network."""
+    """Sentences of at most eight words on both sides, for a small network. In the
+    training part there are phrases, too, after the sentences.
+    """
     short = lambda x: max(len(x.prompt.split()), len(x.reference.split())) <= 8
-    return Examples(*([x for x in part if short(x)] for part in translation.load()))
+    train, *held_out = ([x for x in part if short(x)] for part in translation.load())
+    return Examples([*train, *translation.load_phrases()], *held_out)
 
 
 def _entities() -> Examples:

@@ -270,7 +270,7 @@ def optimise_policy(
     settings, policy = load.load_policy(policy_config(options, task, root))
     reward = make_reward(settings, policy)
     encode = lambda part: encode_examples(settings, policy, task, part)
-    training, _ = encode(examples.train)
+    training, _ = encode(examples.train[: options.policy_examples or None])
     held_out = encode(examples.validation[: options.test_rows])
     test = encode(examples.test[: options.test_rows])
     evaluator = Evaluator(settings, policy, task, extra_metrics)

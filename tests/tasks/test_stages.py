@@ -1,5 +1,6 @@
 """The stages of a task at the smallest size: killed, resumed, and measured again."""
 
+import dataclasses
 import json
 import shutil
 
@@ -113,6 +114,23 @@ def test_the_supervised_stage_sees_some_of_the_examples(
     settings = options(tmp_path, sft_examples=most, test_rows=8)
     stages.train_baseline(settings, tasks.TASKS["spelling"], examples, tmp_path)
     assert seen == {"rows": (demonstrations, 8)}
+
+
+def test_the_policy_stage_sees_some_of_the_examples(done, monkeypatch):
+    folder, _ = done
+    seen = []
+
+    def stop(settings, policy, reward, prompts, **rest):
+        seen.append(len(prompts.tokens))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "train_and_measure", stop)
+    model = str(folder / "runs" / "a" / "supervised" / "model")
+    settings = options(folder, name="some", sft_steps=0, model=model, lora=0, policy_examples=24)
+    settings = dataclasses.replace(settings, tiny=False, prompt_length=16, response_length=8)
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(settings)
+    assert seen == [24]
 
 
 def test_an_existing_name_is_refused_and_resume_runs_nothing_twice(done, capsys):

@@ -1,5 +1,5 @@
-"""17,903 sentences in German and English from the dictionary Ding (Debian's trans-de-en
-1.9-6, GPL-2.0-or-later, 6.3 MB).
+"""17,903 sentences and 55,456 phrases in German and English from the dictionary Ding
+(Debian's trans-de-en 1.9-6, GPL-2.0-or-later, 6.3 MB).
 
 Frank Richter, TU Chemnitz, https://dict.tu-chemnitz.de/. An entry holds a word, its
 forms and examples: `Gras | Das Gras ist grün. :: grass | The grass is green.`; only
@@ -15,6 +15,7 @@ from jaxppo.data.examples import Example, Examples, split_examples
 from jaxppo.data.fetch import fetch
 from jaxppo.tasks.datasets import first_of_each_prompt
 
+MEMBER = "*/usr/share/trans/de-en"
 # {n}, [ugs.], (Sprichwort), <purer>: notes on the words
 NOTE = re.compile(r"\s*(?:\{[^}]*\}|\[[^\]]*\]|\([^)]*\)|<[^>]*>)")
 END = re.compile(r"[.!?…]")
@@ -26,8 +27,14 @@ PLAIN = str.maketrans({"’": "'", "‘": "'", "”": '"', "–": "-"})
 
 def load(*, seed: int = 0) -> Examples:
     """Load German prompts and English references, split by the German sentence."""
-    data = read_member(fetch("ding"), "*/usr/share/trans/de-en")
-    return split_examples(parse(data), seed=seed)
+    return split_examples(parse(read_member(fetch("ding"), MEMBER)), seed=seed)
+
+
+def load_phrases(*, longest: int = 8) -> list[Example]:
+    """Load pairs of phrases of two to `longest` words on both sides, which are no
+    sentences: "große Anstrengungen", "intense efforts".
+    """
+    return parse_phrases(read_member(fetch("ding"), MEMBER), longest=longest)
 
 
 def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]:
@@ -42,20 +49,35 @@ def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]
     >>> [(row.prompt, row.reference) for row in parse(entry.encode())]
     [('Es ist grün.', 'It is green.')]
     """
-    lines = data.decode("utf-8-sig").splitlines()
     fits = lambda text: shortest <= len(text.split()) <= longest and _is_sentence(text)
-    pairs = (pair for line in lines for pair in _pairs(line) if all(map(fits, pair)))
-    return first_of_each_prompt(Example(*pair) for pair in pairs)
+    # a quick test: most parts are no sentences
+    pairs = (pair for pair in _pairs(data) if all(map(END.search, pair)))
+    ways = (tuple(map(_first_way, pair)) for pair in pairs)
+    return first_of_each_prompt(Example(*pair) for pair in ways if all(map(fits, pair)))
 
 
-def _pairs(line: str) -> Iterator[tuple[str, str]]:
-    """Return the opposite parts of an entry that may both be sentences."""
-    sides = [side.split(" | ") for side in line.split(" :: ")]
-    if not line.startswith("#") and len(sides) == 2 and len(sides[0]) == len(sides[1]):
-        for german, english in zip(*sides, strict=True):
-            # a quick test: most parts are no sentences
-            if END.search(german) and END.search(english):
-                yield _first_way(german), _first_way(english)
+def parse_phrases(data: bytes, *, longest: int = 8) -> list[Example]:
+    """Read the pairs of parts that are no sentences, in the same format.
+
+    >>> entry = "Gras {n} | im hohen Gras; im Gras :: grass | in tall grass [fig.]"
+    >>> [(row.prompt, row.reference) for row in parse_phrases(entry.encode())]
+    [('im hohen Gras', 'in tall grass')]
+    """
+
+    def fits(text: str) -> bool:
+        return 2 <= len(text.split()) <= longest and not (END.search(text) or PATTERN.search(text))
+
+    first = lambda part: _first_way(part.split(";")[0])
+    ways = (tuple(map(first, pair)) for pair in _pairs(data))
+    return first_of_each_prompt(Example(*pair) for pair in ways if all(map(fits, pair)))
+
+
+def _pairs(data: bytes) -> Iterator[tuple[str, str]]:
+    """Return the opposite parts of all entries."""
+    for line in data.decode("utf-8-sig").splitlines():
+        sides = [side.split(" | ") for side in line.split(" :: ")]
+        if not line.startswith("#") and len(sides) == 2 and len(sides[0]) == len(sides[1]):
+            yield from zip(*sides, strict=True)
 
 
 def _first_way(part: str) -> str:

@@ -38,6 +38,16 @@ def test_only_whole_sentences():
     ]
 
 
+def test_phrases_are_no_sentences():
+    """Of alternatives the first; words, sentences and patterns are left out."""
+    own = "hohes Gras [bot.]; Gras | im hohen Gras {n} | Heu :: tall grass; reed | in the hay | hay"
+    found = translation.parse_phrases((ENTRIES + own).encode())
+    both = [("hohes Gras", "tall grass"), ("im hohen Gras", "in the hay")]
+    assert [(row.prompt, row.reference) for row in found] == both
+    short = translation.parse_phrases(own.encode(), longest=2)
+    assert [(row.prompt, row.reference) for row in short] == both[:1]
+
+
 def test_lengths():
     # two words pass now; of "Das Gras ist grün." (4 words) "The grass is green." is no longer short
     # enough
