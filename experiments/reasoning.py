@@ -27,7 +27,7 @@ class Reasoning(TaskConfig):
     layers: int = 3
     sft_steps: int = 800
     sft_examples: int = 800
-    steps: int = 120
+    steps: int = 60
     batch_size: int = 256
     minibatches: int = 2
     group_size: int = 8
@@ -39,8 +39,8 @@ class Reasoning(TaskConfig):
     kl_adaptive: bool = False
     lr: float = 2e-4
     lora: int = 0
-    eval_every: int = 20
-    save_every: int = 20
+    eval_every: int = 10
+    save_every: int = 10
 
 
 def main(options: Reasoning) -> None:
