@@ -153,7 +153,6 @@ TASKS: dict[str, Task] = {
         ("reverse_text",),
         prompt="{prompt}\n=",
         response="<reversed_text>{reference}</reversed_text>",
-        greedy=False,
         expected=str,
     ),
     "countdown": Task(
