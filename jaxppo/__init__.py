@@ -1,8 +1,9 @@
 """PPO and the policy-gradient family for language models, each step one XLA program.
 
 Nothing heavy is imported here: `jaxppo --help` answers without JAX. Import what you
-need from the modules: `jaxppo.ppo.make_train_step` is the algorithm,
-`jaxppo.algorithms` the tables of names.
+need from the modules: `jaxppo.train.policy` starts a run,
+`jaxppo.ppo.make_train_step` is the algorithm, and `jaxppo.algorithms` has the tables
+from names in the settings to functions.
 """
 
 import glob

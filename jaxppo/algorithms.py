@@ -1,5 +1,5 @@
-"""The tables name -> function: the only place where a name on the command line becomes
-a function. One line each.
+"""Tables from names to functions, a line for each: here a name in the settings, such as
+`--loss clip`, becomes a part of the step. (Optimizers are in `optimizers.RULES`.)
 
 Presets, which choose a name from each table, are in `presets.ALGORITHMS`.
 """

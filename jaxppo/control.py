@@ -1,5 +1,5 @@
-"""The end of a step: the coefficients of the next one, by how far the policy has moved,
-and counts of failures.
+"""The end of a step: adapt the coefficients of the next step to how far the policy has
+moved, and count failures.
 """
 
 import jax.numpy as jnp

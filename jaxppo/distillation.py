@@ -6,11 +6,11 @@ learns to choose as the teacher would.
   each visited state, without the effect of a token on later states
   (https://thinkingmachines.ai/blog/on-policy-distillation).
 - As a loss, an exact divergence over the vocabulary in each visited state
-  (https://arxiv.org/abs/2306.13649): more is learned from a token, for logits of two
-  networks.
+  (https://arxiv.org/abs/2306.13649). Each token teaches more, but the update computes
+  the logits of both networks.
 
-The teacher is any network with the policy's tokenizer. It may read another prompt: one
-with a hint, for example. Then the policy may teach itself.
+The teacher is any network with the policy's tokenizer. It may read another prompt, such
+as one with a hint; then the network that the policy started from can be the teacher.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,12 @@
 """Advantage estimators as parts of the step: the formulas of `advantages`, applied to a
 rollout.
 
-Each function takes the settings and returns an `AdvantageFn`: (rewards [B T], scores
+Each estimator takes the settings and returns an `AdvantageFn`: (rewards [B T], scores
 [B] or [B R], rollout, *, valid, statistics, axis_name) -> (advantages, returns,
 statistics). `rewards` include the score, on the last token, and the KL penalty if it is
-in the reward; estimators on whole responses use their sum, so that the penalty reaches
-them. Returns are the critic's targets.
+in the reward; estimators on whole responses (`on_rows`) use their sum, so that the
+penalty reaches them. Returns are the critic's targets. `statistics` are kept from step
+to step; only `moving_average` changes them.
 """
 
 import inspect

@@ -1,4 +1,5 @@
-"""Tuned operations. Tests compare each with its plain form.
+"""Faster forms of matrix products, sampling and log-probs. Tests compare each with its
+plain form.
 
 XLA uses a CPU's bfloat16 units only if a product accumulates and returns float32 and
 both operands are contiguous along the summed dimension. `jax.random.categorical` spends

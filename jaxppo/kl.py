@@ -1,15 +1,16 @@
-"""Per-token estimators of the KL divergence between the policy and a reference, and
-controllers of its coefficient (`control.py` applies them at the end of a step).
+"""The KL divergence between the policy and a reference: estimators for each token,
+exact divergences over the vocabulary, and controllers of the KL's coefficient
+(`control.py` applies them at the end of a step).
 
 With x = log π(aₜ) − log π_ref(aₜ) and aₜ sampled from π, k1, k2 and k3 estimate
 KL(π‖π_ref) from one sample (http://joschu.net/blog/kl-approx.html).
 
 - In the reward use k1: with returns-to-go it gives the gradient of the divergence of
   whole sequences.
-- In the loss only the estimator's own gradient counts, in the visited states: k1's is
-  zero on average, k2's is that of the reverse KL in each state, k3's that of the
-  forward KL (https://arxiv.org/abs/2512.21852). None contains the effect of a token on
-  later states. `tests/test_oracle.py` has the exact expectations.
+- In the loss only the estimator's own gradient counts, in the visited states. That of
+  k1 is zero on average, that of k2 is the gradient of the reverse KL in each state, and
+  that of k3 of the forward KL (https://arxiv.org/abs/2512.21852). None contains the
+  effect of a token on later states. `tests/test_oracle.py` has the exact expectations.
 
 Nothing here takes a mask: if values at padding may be infinite, apply `masked.keep`
 first.

@@ -1,10 +1,11 @@
-"""Start several connected CPU processes on this machine, to try and debug a pod's run.
+"""Start several connected CPU processes on this machine, to try out and debug a run of
+several hosts, such as a TPU pod.
 
     python -m jaxppo.launch --processes 2 --devices 2 experiments/sentiment.py --tiny
 
 Process 0 writes to this terminal as if it were alone; the errors of the others are
-marked with their number. If one fails, the rest are ended, and its exit code is
-returned. SIGTERM and Ctrl-C are passed on to all.
+marked with their number. If one fails, the others are killed unless they end within 30
+seconds, and its exit code is returned. SIGTERM and Ctrl-C are passed on to all.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Sum, mean, variance and whitening under a mask. All statistics use these functions.
+"""Sum, mean, variance, quantile, whitening and running moments under a mask. All
+statistics of a batch use these functions.
 
 Values outside the mask may be NaN or infinite: they are replaced by 0 before any
 arithmetic. With `axis_name`, numerator and denominator are both summed over the devices

@@ -1,5 +1,5 @@
-"""Optimizers: gradient clipping, an update rule and a learning-rate schedule, from
-Optax.
+"""Optimizers made of Optax's parts: gradient clipping, an update rule, and a
+learning-rate schedule.
 """
 
 from collections.abc import Callable, Hashable

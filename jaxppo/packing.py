@@ -1,14 +1,16 @@
 """Lay out prompts and responses in packed rows, so that only tokens that exist are
 computed.
 
-A packed row has P + T slots. It holds a prompt once, then as many responses to it as
-fit, or several prompts with theirs; segments and positions tell the network who sees
-whom. Of its tokens at most T are responses', so that it costs what a row costs. A
-response is never split. Its last token predicts nothing and has no slot. The answers of
-an environment stand between the turns of a response; what nobody reads has no slot.
+A packed row has P + T slots, for a prompt of up to P tokens and a response of up to T.
+It holds a prompt once, then as many responses to it as fit, or several prompts with
+theirs; segments and positions tell attention which tokens see each other. At most T of
+its tokens are of responses, so that it costs no more than a row that is not packed. A
+response is never split. Its last token predicts nothing, and has no slot. The answers
+of an environment stand between the turns of a response; an answer that no turn follows
+has no slot.
 
-How many packed rows there are is known only when the program runs, so they are worked
-off in a loop, some at a time (a `Part`). Each device packs its own rows.
+How many packed rows there are is known only when the program runs, so a loop computes
+them, some at a time (a `Part`). Each device packs its own rows.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
-"""Log-probs, entropy and values of responses. The shift by one and the temperature are
-applied here and nowhere else.
+"""Log-probs, entropy and values of responses that have been sampled: the scorer.
 
-Token t of a response (slot P + t of the row) is chosen by the logits of slot P + t − 1,
-and the value of time t is that slot's value.
+Token t of a response is in slot P + t of its row, behind a prompt of P slots. The
+logits of the slot before it, P + t − 1, choose it, and that slot's value is the value
+of time t. The functions here do this shift, and apply the temperature.
 """
 
 import math

@@ -1,11 +1,12 @@
 """The whole algorithm, top to bottom.
 
     1. rollout      sample a response to every prompt with the current policy; compute
-                    the reference's log-probs of it (and the scorer's, if it differs)
+                    the reference's log-probs of it (and the scorer's, with
+                    --old-logprobs scorer)
     2. reward       score each response (one or several scores), shape scores, decide
                     which rows are valid and worth learning from
     3. KL penalty   subtract the KL to the reference from the reward of each token (or
-                    leave it to the loss); add what a teacher thinks of it
+                    leave it to the loss); with a teacher, add its reward
     4. advantages   from rewards and values, a group, or a greedy response
     5. update       epochs x minibatches of policy and value loss, clipped gradients,
                     Adam (or one natural-gradient step)

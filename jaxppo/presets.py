@@ -2,8 +2,8 @@
 them.
 
 A preset names its parts (`algorithms.py` maps names to functions) and the settings that
-define the algorithm. The published recipes at the end add learning rates, sizes and
-coefficients of one publication; they were made for large models and batches.
+define the algorithm. Each published recipe at the end also has the learning rates,
+sizes and coefficients of its publication, which were made for large models and batches.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""Generate responses, or episodes of several turns, and compute the reference's
-log-probs of them, all inside the program.
+"""Generate responses, or episodes of several turns, and compute their log-probs under
+the reference, all inside the step's program.
 """
 
 from collections.abc import Callable

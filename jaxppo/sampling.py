@@ -1,5 +1,6 @@
-"""Logits to logits, and logits to a token. Sampler and scorer use the same processors,
-so that they cannot disagree.
+"""Process logits (temperature, top-k, top-p, `min_tokens`), draw tokens from them, and
+tell when a response ends. Sampler and scorer use the same processors, so that they
+cannot disagree.
 
 Temperature, top-k and nucleus sampling: https://arxiv.org/abs/1904.09751.
 """

@@ -1,12 +1,15 @@
-"""Natural policy gradient and TRPO for small models, instead of `update.make_update`.
+"""Natural policy gradient (NPG) and TRPO for small models. They replace
+`update.make_update` for the policy; the critic still learns by it.
 
     maximise g·x  subject to  ½ xᵀ F x ≤ δ     =>     x = √(2 δ / gᵀ F⁻¹ g) · F⁻¹ g
 
-F is the Fisher matrix, the Hessian of the mean KL per token at the old policy, exact
-over the vocabulary. F⁻¹ g comes from conjugate gradients on products F v. NPG takes the
-full step (Kakade 2001, "A natural policy gradient"). TRPO halves it until the KL is
-within the bound and the surrogate improves (https://arxiv.org/abs/1502.05477, appendix
-C). Use float32: products in bfloat16 are too noisy.
+g is the gradient of the surrogate, δ is `trust_kl`, and F is the Fisher matrix: the
+Hessian of the mean KL per token at the old policy, exact over the vocabulary, plus
+`cg_damping` times the identity. F⁻¹ g comes from conjugate gradients on products F v.
+NPG takes the full step (Kakade 2001, "A natural policy gradient"). TRPO halves it until
+the KL is at most 1.5 δ and the surrogate improves (https://arxiv.org/abs/1502.05477,
+appendix C), at most `backtracks` times. Use float32: products in bfloat16 are too
+noisy.
 """
 
 from collections.abc import Callable

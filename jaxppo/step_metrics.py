@@ -1,5 +1,5 @@
-"""What a train step reports of itself, computed in its program: means over all devices,
-and samples for the log.
+"""The metrics of a train step, computed inside its program: means over all devices, and
+some responses for the log.
 """
 
 import jax.numpy as jnp

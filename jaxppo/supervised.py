@@ -1,14 +1,15 @@
 """Supervised training: language modelling, fine-tuning, reward models and preferences.
 
-An `Objective` defines the loss of a row; `make_train_step` turns it into
-`train_step(state, prompts) -> (state, metrics)`, one update, with the state of
-`ppo.init_state`. Rows are `Prompts` of `config.length` tokens; `extra` holds the rest:
+An `Objective` defines the loss of a token, a row or a pair of rows; `make_train_step`
+turns it into `train_step(state, prompts) -> (state, metrics)`, one update, with the
+state of `ppo.init_state`. Rows are `Prompts` of `config.length` tokens; `extra` holds
+what each objective also needs:
 
     language_model        weight Float[B L]: of each token as a prediction from those
                           before it; 0 on padding (and on a prompt)
     bradley_terry         nothing: rows 2i and 2i + 1 are the better and the worse text
     binary_cross_entropy  label Float[B]: the probability that the text is positive
-    cross_entropy         the same, or the number of the text's class
+    cross_entropy         label: the same, or the number of the text's class
     dpo                   weight Float[B L], and pairs as above
     with audio            context Float[B F M], context_length Int[B] (`policy.context`)
 """

@@ -1,5 +1,5 @@
 """Train from Python: `policy` for your own prompts and reward or environment, `fit` for
-everything else.
+everything else. `open_run` opens a run that exists.
 
     run = train.policy(prompts, reward, model="smollm2", algorithm="grpo", steps=50)
     run.metrics["reward"], run.sample(["..."]), run.export("exported")

@@ -1,8 +1,8 @@
 """Data types of the program, and signatures of its parts.
 
-Dimension letters, the same everywhere: B rows in this program's view, P prompt length,
-T response length, L = P + T, G samples per prompt, V vocabulary, D width, N layers,
-H heads, R rewards.
+Dimension letters, unless a module says otherwise: B rows in this program's view (under
+pmap, one device's), P prompt length, T response length, L = P + T, G samples per
+prompt, V vocabulary, D width, N layers, H heads, R named rewards.
 """
 
 import inspect

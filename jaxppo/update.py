@@ -1,5 +1,5 @@
-"""From a batch of rollouts to new parameters: the loss, its gradient, Optax, and epochs
-x minibatches as two scans.
+"""From a batch of rollouts to new parameters: the loss, its gradient, an Optax update,
+and epochs x minibatches as two nested scans.
 """
 
 import math
