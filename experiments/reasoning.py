@@ -20,7 +20,7 @@ from jaxppo.tasks import TaskConfig, stages
 class Reasoning(TaskConfig):
     task: str = "spelling"
     name: str = "spelling"
-    prompt_length: int = 24
+    prompt_length: int = 30
     response_length: int = 16
     tokens: str = "bytes"
     width: int = 128

@@ -129,10 +129,11 @@ class Evaluator:
 
     def texts(self, outputs: Outputs) -> dict[str, tuple[str, list[str]]]:
         """Return (metric of `metrics.METRICS`, responses) by the name in results."""
-        found = {name: (name, outputs.responses) for name in self.task.metrics}
+        first, *others = self.task.metrics
+        found = {first: (first, outputs.responses)}
         if self.task.greedy:
-            first = self.task.metrics[0]
             found[f"sampled_{first}"] = (first, outputs.sampled)
+        found |= {name: (name, outputs.responses) for name in others}
         return found
 
     def compute(self, outputs: Outputs) -> dict[str, float]:

@@ -59,7 +59,7 @@ def work_out(expression: str) -> str:
 TASKS: dict[str, Puzzle] = {
     # Spell backward: sun -> nus
     "spell_backward": Puzzle(
-        {"min_word_len": 3, "max_word_len": 8},
+        {"min_word_len": 3, "max_word_len": 12},
         lambda data: f"Spell backward: {data['word'].lower()}",
     ),
     # 12 + 7 - 30 = -> -11
