@@ -2,7 +2,7 @@
 
 Question   How much accuracy does a group-relative policy gradient add to a small network that a few
            hundred worked examples have taught, if answers to many more can be checked?
-Method     Supervised on 600 examples until validation stops to improve, then GRPO
+Method     Supervised on 400 examples until validation stops to improve, then GRPO
            (https://arxiv.org/abs/2402.03300) on all 16,000 prompts, without a KL penalty. The
            reward is 1 for the right answer.
 Command    python experiments/reasoning.py
@@ -26,7 +26,7 @@ class Reasoning(TaskConfig):
     width: int = 128
     layers: int = 3
     sft_steps: int = 600
-    sft_examples: int = 600
+    sft_examples: int = 400
     steps: int = 80
     batch_size: int = 256
     minibatches: int = 2
