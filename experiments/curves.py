@@ -57,6 +57,7 @@ def panel(upper: Axes, lower: Axes | None, found: list[dict]) -> None:
         draw(upper, [x["curve"] for x in found], "C0", "training")
         script = np.mean([x["script"] for x in found])
         upper.axhline(script, color="k", linestyle="--", linewidth=1, label="scripted play")
+        upper.set(ylabel="score of episodes")
         return
     draw(upper, [x["curve"]["reward"] for x in found], "C0", "reward")
     for number, record in enumerate(found):
