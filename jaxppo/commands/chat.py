@@ -18,7 +18,7 @@ from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.run import files
 from jaxppo.run.policy import Policy
-from jaxppo.types import Prompts, TrainState
+from jaxppo.types import TrainState
 
 
 class Stream:
@@ -58,10 +58,10 @@ class Stream:
         )
         number = jnp.asarray([index], jnp.int32)
         noise = sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length)
-        operands = self.params, self.stops
-        done, hidden = self.read(*operands, Prompts(prompt.tokens, prompt.mask, number), noise)
+        prompt = next(prompt.in_order(1))
+        done, hidden = self.read(self.params, self.stops, prompt, noise)
         for t in range(self.config.response_length):
-            done, hidden = self.choose(*operands, done, hidden)
+            done, hidden = self.choose(self.params, self.stops, done, hidden)
             yield int(done.tokens[0, t])
             if done.finished[0]:
                 return
