@@ -9,7 +9,6 @@ them, so that their sum is shaped like a single score.
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -211,8 +210,3 @@ def first_groups(useful: Bool[Array, "B"], *, group_size: int, rows: int) -> Int
     groups = useful.reshape(-1, group_size).any(1)
     order = jnp.argsort(~groups, stable=True)[: rows // group_size].astype(jnp.int32)
     return (order[:, None] * group_size + jnp.arange(group_size, dtype=jnp.int32)[None]).reshape(-1)
-
-
-def take_rows(tree, rows: Int[Array, "K"]):
-    """Select rows of every array in a tree."""
-    return jax.tree.map(lambda x: x[rows], tree)

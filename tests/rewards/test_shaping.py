@@ -311,10 +311,3 @@ def test_first_groups_puts_useful_groups_first():
     useful = jnp.array([0, 0, 1, 0, 0, 0, 1, 1], bool)
     assert shaping.first_groups(useful, group_size=2, rows=4).tolist() == [2, 3, 6, 7]
     assert shaping.first_groups(useful, group_size=2, rows=6).tolist() == [2, 3, 6, 7, 0, 1]
-
-
-def test_take_rows():
-    tree = {"a": jnp.arange(4), "b": jnp.arange(8).reshape(4, 2)}
-    got = shaping.take_rows(tree, jnp.array([3, 0]))
-    assert got["a"].tolist() == [3, 0]
-    assert got["b"].tolist() == [[6, 7], [0, 1]]
