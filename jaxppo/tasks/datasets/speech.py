@@ -11,7 +11,6 @@ import io
 import re
 import wave
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -26,13 +25,6 @@ FOLDER = "./usr/share/asterisk/sounds/en_US_f_Allison/"
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RATE = 8000  # samples a second
 SPOKEN = {"*": "star", "#": "pound"} | {str(digit): word for digit, word in enumerate(DIGITS)}
-
-
-class Features(NamedTuple):
-    """Features of several clips, padded to one length."""
-
-    features: Float32[np.ndarray, "N F M"]  # 0 after a clip's end
-    lengths: Int32[np.ndarray, "N"]  # frames of each clip
 
 
 def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
@@ -149,9 +141,12 @@ def join_pairs(
     return found
 
 
-def stack_features(examples: Sequence[Example], frames: int, stride: int = 1) -> Features:
-    """Stack the features of examples: means of `stride` frames each, padded to F =
-    `frames`. Raises UserError for a clip that does not fit.
+def stack_features(
+    examples: Sequence[Example], frames: int, stride: int = 1
+) -> tuple[Float32[np.ndarray, "N F M"], Int32[np.ndarray, "N"]]:
+    """(the features of examples, means of `stride` frames each, padded with 0 to F =
+    `frames`; the number of frames of each). Raises UserError for a clip that does not
+    fit.
     """
     rows = [np.asarray(example.extra["features"]) for example in examples]
     lengths = np.asarray([-(-len(row) // stride) for row in rows], np.int32)
@@ -166,4 +161,4 @@ def stack_features(examples: Sequence[Example], frames: int, stride: int = 1) ->
         starts = np.arange(length) * stride
         counts = np.minimum(stride, len(row) - starts).astype(np.float32)
         out[:length] = np.add.reduceat(row, starts, axis=0) / counts[:, None]
-    return Features(features, lengths)
+    return features, lengths
