@@ -141,8 +141,6 @@ def wait_for_all(name: str) -> None:
 
 def broadcast_int(value: int) -> int:
     """Give process 0's value to all."""
-    if jax.process_count() == 1:
-        return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
