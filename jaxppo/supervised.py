@@ -270,9 +270,7 @@ def cross_entropy(net: Classifier) -> Objective:
     return Objective(_ones(1), costs)
 
 
-def dpo(
-    model: Model, config: Config, *, beta: float = 0.1, label_smoothing: float = 0.0
-) -> Objective:
+def dpo(model: Model, config: Config, *, beta: float = 0.1) -> Objective:
     """`losses.dpo` on the summed log-probs of each text's weighted tokens."""
 
     def costs(params, reference, prompts, key, total=None) -> Costs:
@@ -294,7 +292,7 @@ def dpo(
             ref = total(partial(of_rows, reference))
         gap = (own - ref)[0::2] - (own - ref)[1::2]
         pairs = (own[0::2], own[1::2], ref[0::2], ref[1::2])
-        loss = preference.dpo(*pairs, beta=beta, label_smoothing=label_smoothing)
+        loss = preference.dpo(*pairs, beta=beta)
         return loss, {"accuracy": (gap > 0).astype(jnp.float32), "gap": beta * gap}
 
     return Objective(_ones(2), costs, unit=2, packs=True)
