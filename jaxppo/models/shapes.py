@@ -86,27 +86,14 @@ def network(
     return ModelConfig(vocab_size=vocab_size, width=width, kind=kind, kernel=kernel, **rest)
 
 
-def gpt2(
-    *,
-    vocab_size: int = 50257,
-    width: int = 768,
-    num_layers: int = 12,
-    num_heads: int = 12,
-    max_length: int = 1024,
-) -> ModelConfig:
-    """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head."""
-    return ModelConfig(
-        vocab_size=vocab_size,
-        width=width,
-        num_layers=num_layers,
-        num_heads=num_heads,
-        num_kv_heads=num_heads,
-        head_dim=width // num_heads,
-        mlp_width=4 * width,
-        max_length=max_length,
-        activation="gelu_tanh",
-        **GPT2_SHAPE,
-    )
+def gpt2(*, width: int = 768, num_heads: int = 12, **rest: Any) -> ModelConfig:
+    """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head; `rest`:
+    other fields of `ModelConfig`.
+    """
+    heads = {"num_kv_heads": num_heads, "head_dim": width // num_heads}
+    sizes = {"vocab_size": 50257, "num_layers": 12, "max_length": 1024, "mlp_width": 4 * width}
+    rest = {"activation": "gelu_tanh"} | GPT2_SHAPE | heads | sizes | rest
+    return ModelConfig(width=width, num_heads=num_heads, **rest)
 
 
 def llama(*, vocab_size: int, width: int = 32, num_heads: int = 4, **rest: Any) -> ModelConfig:
