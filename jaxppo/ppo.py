@@ -205,7 +205,7 @@ def keep_informative(scored: Scored, scores: Array, config: Config) -> Scored:
         return scored
     rows = useful.shape[0] // config.oversample
     keep = shaping.first_groups(useful, group_size=config.group_size, rows=rows)
-    return Scored(*shaping.take_rows(scored[:-1], keep), metrics=scored.metrics)
+    return Scored(*jax.tree.map(lambda x: x[keep], scored[:-1]), metrics=scored.metrics)
 
 
 def reward_tokens(

@@ -34,6 +34,7 @@ from jaxppo.packing import Part
 from jaxppo.policy import last_value
 from jaxppo.rollout import reference_params
 from jaxppo.types import Model, Params, Prompts, Rollout, TrainState
+from jaxppo.update import accumulate_gradients
 
 Costs = tuple[Array, dict[str, Array]]  # the loss of each item, and its metrics
 
@@ -81,12 +82,12 @@ def make_train_step(
             )
             if unit == 1:
                 one = lambda part: grad_fn(*known, jax.random.fold_in(key, part.number), part=part)
-                (loss, metrics), grads = total(one)
+                (loss, (metrics, _)), grads = total(one)
             else:  # the two rows of a pair may be in different parts
-                (loss, metrics), grads = grad_fn(*known, key, total=total)
+                (loss, (metrics, _)), grads = grad_fn(*known, key, total=total)
         else:
-            (loss, metrics), grads = _by_microbatches(
-                grad_fn, config.microbatches, objective, *known, key
+            (loss, (metrics, _)), grads = accumulate_gradients(
+                grad_fn, *known, key, microbatches=config.microbatches
             )
         if axis_name is not None:
             loss, metrics, grads = jax.lax.psum((loss, metrics, grads), axis_name)
@@ -138,7 +139,7 @@ def make_evaluation(model: Model, objective: Objective) -> Callable:
     ) -> tuple[dict[str, Array], Array]:
         frozen = {**frozen, "base": policy.cast(frozen["base"], model.dtype)}
         weights = objective.weights(prompts)
-        loss, metrics = loss_fn(params, frozen, weights, prompts, None)
+        loss, (metrics, _) = loss_fn(params, frozen, weights, prompts, None)
         return {"loss": loss} | metrics, weights.sum()
 
     return evaluate
@@ -152,34 +153,19 @@ def normalised_weights(objective: Objective, prompts: Prompts, axis_name: str | 
 
 
 def _make_loss(objective: Objective) -> Callable:
+    """As `update.make_loss`, without log-probs."""
+
     def loss_fn(
         params: Params, frozen: Params, weights: Array, prompts: Prompts, key, **packed
-    ) -> tuple[Array, dict]:
+    ) -> tuple[Array, tuple[dict, None]]:
         whole = lora.merge(frozen["base"], params)
         reference = reference_params(frozen)
         costs, metrics = objective.costs(whole, reference, prompts, key, **packed)
         metrics = jax.lax.stop_gradient(metrics)
-        return (weights * costs).sum(), {n: (weights * x).sum() for n, x in metrics.items()}
+        sums = {name: (weights * x).sum() for name, x in metrics.items()}
+        return (weights * costs).sum(), (sums, None)
 
     return loss_fn
-
-
-def _by_microbatches(grad_fn, parts: int, objective, params, frozen, weights, prompts, key):
-    """((loss, metrics), gradients), summed over `parts` microbatches of whole units."""
-    if parts == 1:
-        return grad_fn(params, frozen, weights, prompts, key)
-    units = prompts.index.shape[0] // objective.unit
-    if units % parts:
-        raise UserError(
-            f"--microbatches {parts} does not divide the {units} rows or pairs of a device"
-        )
-    cut = lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:])
-    pieces = (*jax.tree.map(cut, (weights, prompts)), jax.random.split(key, parts))
-    grad_fn = jax.jit(grad_fn, inline=True)  # traced once, for its shapes and for the loop
-    shapes = jax.eval_shape(grad_fn, params, frozen, *jax.tree.map(lambda x: x[0], pieces))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    add = lambda total, piece: (jax.tree.map(jnp.add, total, grad_fn(params, frozen, *piece)), None)
-    return jax.lax.scan(add, zeros, pieces)[0]
 
 
 def left_aligned(prompts: Prompts) -> Prompts:

@@ -5,7 +5,7 @@ and epochs x minibatches as two nested scans.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from jaxppo.losses.shared import log_ratio
 from jaxppo.models import lora
 from jaxppo.packing import Part, only
 from jaxppo.rollout import reference_params
-from jaxppo.types import Batch, Model, Params, Parts, Scalar, TrainState
+from jaxppo.types import Batch, Model, Params, Parts, Prompts, Scalar, TrainState
 
 
 class LossConstants(NamedTuple):
@@ -302,21 +302,25 @@ def weigh(batch: Batch, parts: Parts, config: Config, axis_name: str | None) -> 
 def accumulate_gradients(
     grad_fn: Callable,
     params: Params,
-    constants: LossConstants,
+    constants: LossConstants | Params,
     weights: Array,
-    batch: Batch,
+    batch: Batch | Prompts,
     key: Array,
     *,
     microbatches: int,
-) -> tuple[tuple[Array, tuple[dict, Array]], Params]:
-    """((loss, (metrics, log-probs)), gradients) of a minibatch, computed in
+) -> tuple[tuple[Array, tuple[dict, Any]], Params]:
+    """((loss, (metrics, log-probs or None)), gradients) of a minibatch, computed in
     `microbatches` parts and summed: the same result with less memory, since the weights
-    carry the denominator of the whole minibatch.
+    carry the denominator of the whole minibatch. In a supervised stage, a pair of rows
+    may have one weight.
     """
     if microbatches == 1:
         return grad_fn(params, constants, weights, batch, key)
-    if (rows := len(batch.mask)) % microbatches:
-        raise UserError(f"--microbatches {microbatches} does not divide minibatches of {rows} rows")
+    if (rows := len(weights)) % microbatches:
+        raise UserError(
+            f"--microbatches {microbatches} does not divide the {rows} rows or pairs of a "
+            "minibatch on each device"
+        )
     cut = lambda x: x.reshape(microbatches, x.shape[0] // microbatches, *x.shape[1:])
     parts = jax.tree.map(cut, (weights, batch))
     grad_fn = jax.jit(grad_fn, inline=True)  # traced once, for its shapes and for the loop
@@ -332,7 +336,8 @@ def accumulate_gradients(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, sums, grads))
     with jax.named_scope("microbatches"):
         (loss, sums, grads), logprobs = jax.lax.scan(add, zeros, (parts, keys))
-    return (loss, (sums, logprobs.reshape(batch.mask.shape))), grads
+    whole = jax.tree.map(lambda x: x.reshape(batch.mask.shape), logprobs)
+    return (loss, (sums, whole)), grads
 
 
 def token_means(

@@ -18,11 +18,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from runs import environment
+from runs import TIMING_KEYS, environment
 
 from jaxppo.launch import free_port
 from jaxppo.run import checkpoint, manifest
-from jaxppo.run.profiling import TIMING_KEYS
 
 pytestmark = pytest.mark.ci
 

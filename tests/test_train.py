@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 import toys
-from runs import RUN, SMALL, TEXTS, rows_without_times
+from runs import RUN, SMALL, TEXTS, TIMING_KEYS, rows_without_times
 
 from jaxppo import algorithms, ppo, supervised, train
 from jaxppo.costs import memory
@@ -21,7 +21,6 @@ from jaxppo.pretrained.tokenizer import END
 from jaxppo.run import files, load, manifest, sampler, start
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.lock import RunLock
-from jaxppo.run.profiling import TIMING_KEYS
 
 
 def reward(params, rollout):

@@ -414,7 +414,7 @@ def test_dense_microbatches_are_equally_large(llama, state, batch):
     """`validate` does not know which networks pack their rows. Minibatches have 4 rows."""
     settings = replace(SETTINGS, microbatches=3, layout="dense")
     step = update.make_update(llama.model, toys.parts(settings), settings)
-    with pytest.raises(UserError, match="--microbatches 3 does not divide minibatches of 4 rows"):
+    with pytest.raises(UserError, match="--microbatches 3 does not divide the 4 rows"):
         jax.eval_shape(step, state, batch, KEY)
 
 

@@ -19,10 +19,6 @@ class Accelerator:
     hosts: int
     image: str  # the option --runtime-version
 
-    @property
-    def chips_per_host(self) -> int:
-        return self.chips // self.hosts
-
 
 @dataclass(frozen=True)
 class Chip:

@@ -55,7 +55,6 @@ GAMES = {
     "guess": Toy(guess.make(n=7, guesses=3), b"1234567\n", b"-"),
     "maze": Toy(maze.make(size=3, moves=4), b"nesw\n"),
 }
-OPTIMA = {name: toy.game.optimum for name, toy in GAMES.items()}
 
 
 @cache

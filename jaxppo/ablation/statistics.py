@@ -15,6 +15,7 @@ from scipy import stats
 
 from jaxppo.rewards import text
 
+LEVEL = 0.95  # of all intervals
 MIN_SEEDS_FOR_P = 6  # with fewer, no permutation test can fall below .05
 Interval = tuple[float, float, float]  # value, low, high
 Scores = Float[np.ndarray, "tasks seeds"]
@@ -36,7 +37,6 @@ def bootstrap(
     *,
     seed: int = 0,
     draws: int = 2000,
-    level: float = 0.95,
 ) -> Interval:
     """(value, low, high) of a statistic of all scores: percentile bootstrap, stratified
     by task.
@@ -44,7 +44,7 @@ def bootstrap(
     scores, rng = np.atleast_2d(np.asarray(scores, np.float64)), np.random.default_rng(seed)
     chosen = rng.integers(0, scores.shape[1], (draws, *scores.shape))
     drawn = statistic(np.take_along_axis(scores[None], chosen, 2).reshape(draws, -1))
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(statistic(np.ravel(scores))), float(low), float(high)
 
 
@@ -105,7 +105,7 @@ def paired_difference(one: Scores, other: Scores) -> Difference:
     return Difference(*mean_over_seeds(pairs), p=p)
 
 
-def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+def mean_interval(values: Sequence[float]) -> Interval:
     """(mean, low, high): mean ± t · s / √n, with Student's t of n − 1 degrees of
     freedom and s with ddof 1. Infinite for a single value.
 
@@ -115,5 +115,5 @@ def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
     mean, count = float(np.mean(values)), len(values)
     if count == 1:
         return mean, -np.inf, np.inf
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * text.standard_error(values)
+    half = float(stats.t.ppf((1 + LEVEL) / 2, count - 1)) * text.standard_error(values)
     return mean, mean - half, mean + half

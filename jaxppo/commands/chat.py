@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxppo import policy as policies
 from jaxppo import sampling
 from jaxppo.config import RunConfig
 from jaxppo.data.prompts import as_ids, encode, format_prompt, start_token, truncation_note
+from jaxppo.decoding.loop import Decoder, prefill
 from jaxppo.errors import UserError
 from jaxppo.models import lora
 from jaxppo.pretrained.tokenizer import Tokenizer
@@ -34,21 +34,16 @@ class Stream:
         self.params = policies.cast(lora.merge(state.frozen["base"], state.params), model.dtype)
         self.stops = state.frozen["stop"] if config.stop else None
 
-        def read(params, tokens, mask):
-            hidden, cache = model.apply(
-                params, tokens, mask, cache=model.init_cache(1, config.length, model.dtype)
-            )
-            return cache, hidden[:, -1]
+        def decoder(params, stops):
+            ids, options = (config.eos, config.pad), (False, greedy, stops, None)
+            return Decoder(model, params, config, config.response_length, *ids, *options)
 
-        def choose(params, stops, cache, hidden, uniform, t, stop_state):
-            logits = sampling.temper(model.logits(params, hidden), temperature=config.temperature)
-            kept = sampling.process(logits, sample=config, t=t)
-            token = sampling.draw(kept, uniform, greedy=greedy)
-            ended, stop_state = sampling.end_of_response(
-                token, t, eos=config.eos, sample=config, stops=stops, state=stop_state
-            )
-            after, cache = model.apply(params, token[:, None], jnp.ones((1, 1), bool), cache=cache)
-            return cache, after[:, -1], stop_state, token, ended
+        def read(params, stops, prompt, noise):
+            return prefill(decoder(params, stops), prompt, noise, group_size=None)
+
+        def choose(params, stops, done, hidden):
+            own = decoder(params, stops)
+            return own.read(own.choose(done, hidden))
 
         self.read, self.choose = jax.jit(read), jax.jit(choose, donate_argnums=(2, 3))
 
@@ -62,17 +57,13 @@ class Stream:
             [text], self.tokenizer, self.config.prompt_length, too_long="last", start=start
         )
         number = jnp.asarray([index], jnp.int32)
-        noise = np.asarray(
-            sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length)
-        )
-        cache, hidden = self.read(self.params, prompt.tokens, prompt.mask)
-        stop_state = None if self.stops is None else jnp.zeros((1,), jnp.int32)
+        noise = sampling.row_uniforms(jax.random.key(seed), number, self.config.response_length)
+        prompt = next(prompt.in_order(1))
+        done, hidden = self.read(self.params, self.stops, prompt, noise)
         for t in range(self.config.response_length):
-            cache, hidden, stop_state, token, ended = self.choose(
-                self.params, self.stops, cache, hidden, noise[:, t], np.int32(t), stop_state
-            )
-            yield int(token[0])
-            if ended[0]:
+            done, hidden = self.choose(self.params, self.stops, done, hidden)
+            yield int(done.tokens[0, t])
+            if done.finished[0]:
                 return
 
 

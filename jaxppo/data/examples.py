@@ -176,25 +176,22 @@ def split_examples(
     examples: Sequence[Example],
     keys: Sequence[str] | None = None,
     *,
-    seed: int = 0,
     fractions: tuple[float, float] = (0.8, 0.1),
 ) -> Examples:
     """Split examples with `split_rows`, by their prompts where `keys` is None."""
     keys = [example.prompt for example in examples] if keys is None else keys
-    rows = split_rows(keys, seed=seed, fractions=fractions)
+    rows = split_rows(keys, fractions=fractions)
     return Examples(*([examples[row] for row in part] for part in rows))
 
 
-def split_rows(
-    keys: Sequence[str], *, seed: int, fractions: tuple[float, float] = (0.8, 0.1)
-) -> Split:
+def split_rows(keys: Sequence[str], *, fractions: tuple[float, float] = (0.8, 0.1)) -> Split:
     """Split rows into train, validation and test, by `fractions` of the first two. Rows
-    with equal keys go to the same part, chosen by a hash of seed and key: the parts are
-    the same on every machine.
+    with equal keys go to the same part, chosen by a hash of the key: the parts are the
+    same on every machine.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
     for row, key in enumerate(keys):
-        groups[hashlib.sha256(f"{seed}:{key}".encode()).digest()].append(row)
+        groups[hashlib.sha256(f"0:{key}".encode()).digest()].append(row)
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     limits = (fractions[0] * len(keys), (fractions[0] + fractions[1]) * len(keys))
     placed = 0

@@ -1,6 +1,7 @@
 """Read JSON lines (https://jsonlines.org), one bounded line at a time."""
 
 import gzip
+import io
 import json
 import warnings
 import zlib
@@ -80,7 +81,8 @@ def _lines(path: Path, max_line: int, max_bytes: int) -> Iterator[tuple[int, byt
     try:
         with (
             gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as binary,
-            textfile.lines(binary) as file,  # pyright: ignore[reportArgumentType]
+            # lines may end in any way; latin-1 keeps all bytes
+            io.TextIOWrapper(binary, "latin-1") as file,  # pyright: ignore[reportArgumentType]
         ):
             while raw := file.readline(max_line + 1).encode("latin-1"):
                 total += len(raw)

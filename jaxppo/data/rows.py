@@ -221,20 +221,13 @@ def responses(
 
 
 def preferences(
-    triples: Sequence[tuple[str, str, str]],
-    encode: Encode,
-    length: int,
-    *,
-    eos: int,
-    longest: int | None = None,
-    start: Start = None,
+    triples: Sequence[tuple[str, str, str]], encode: Encode, length: int, **options: Any
 ) -> Rows:
-    """Return (prompt, better response, worse response) as pairs of rows. `longest` cuts
-    both responses: a policy's length must not give it away.
+    """Return (prompt, better response, worse response) as pairs of rows; options as in
+    `responses`. `longest` cuts both: a policy's length must not give it away.
     """
     flat = [(prompt, response) for prompt, better, worse in triples for response in (better, worse)]
-    made = responses(flat, encode, length, eos=eos, longest=longest, start=start)
-    return replace(made, unit=2)
+    return replace(responses(flat, encode, length, **options), unit=2)
 
 
 def labelled(

@@ -58,11 +58,7 @@ def normalise_text(text: str) -> str:
 
 
 def split_by_opening(
-    texts: Sequence[str],
-    encode: Callable[[str], list[int]],
-    *,
-    tokens: int = OPENING_TOKENS,
-    seed: int = 0,
+    texts: Sequence[str], encode: Callable[[str], list[int]], *, tokens: int = OPENING_TOKENS
 ) -> Split:
     """Split by the first `tokens` ids, so that a prompt is never in two parts."""
-    return split_rows([" ".join(map(str, encode(text)[:tokens])) for text in texts], seed=seed)
+    return split_rows([" ".join(map(str, encode(text)[:tokens])) for text in texts])

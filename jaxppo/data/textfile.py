@@ -2,10 +2,9 @@
 ends.
 """
 
-import io
 import json
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from jaxppo.errors import UserError
 
@@ -52,10 +51,3 @@ def decode(raw: bytes, name: str | Path) -> str:
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 (byte {error.start + 1}); save it as UTF-8") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-def lines(file: IO[bytes]) -> io.TextIOWrapper:
-    r"""Wrap a binary file so that `readline` gives lines that end with \n, whatever the
-    file's line ends; `encode("latin-1")` gives their bytes.
-    """
-    return io.TextIOWrapper(file, encoding="latin-1", newline=None)

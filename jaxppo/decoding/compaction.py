@@ -41,11 +41,6 @@ def sizes(groups: int, group_size: int, length: int) -> list[Size]:
     return found
 
 
-def by_shard(x: Bool[Array, "B"], size: Size) -> Bool[Array, "S V W"]:
-    """Rows as blocks."""
-    return x.reshape(-1, *size)
-
-
 def fits(live: Bool[Array, "S V W"], size: Size) -> Bool[Array, ""]:
     """Whether the live rows fit into blocks of this size, on every shard.
 

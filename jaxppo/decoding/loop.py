@@ -185,7 +185,7 @@ def _decode_in_phases(
         with jax.named_scope(name):
             return jax.lax.while_loop(decoder.running, decoder.step, state)
     now, after = sizes[:2]
-    live = lambda state: compaction.by_shard(~state.done, now)
+    live = lambda state: (~state.done).reshape(-1, *now)
     full = lambda state: decoder.agreed(~compaction.fits(live(state), after))
     with jax.named_scope(name):
         state = jax.lax.while_loop(

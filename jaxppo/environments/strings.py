@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, UInt8
 
-LARGEST = 10**9 - 1  # every integer of up to nine digits fits in int32
 SPACES = (ord(" "), ord("\t"), ord("\r"))
 
 
@@ -81,8 +80,8 @@ def is_digit(byte: UInt8[Array, "*shape"]) -> Bool[Array, "*shape"]:
 
 
 def parse_integer(text: String) -> tuple[Int[Array, ""], Bool[Array, ""]]:
-    """(the integer, whether the text is one): a sign or none, one to nine digits, and
-    nothing else. The integer is 0 if the text is none.
+    """(the integer, whether the text is one): a sign or none, one to nine digits
+    (they fit in int32), and nothing else. The integer is 0 if the text is none.
 
     >>> [x.item() for x in parse_integer(string("-042"))]
     [-42, True]

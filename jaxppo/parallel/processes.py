@@ -8,18 +8,16 @@ them again with --resume.
 """
 
 import contextlib
-import functools
 import itertools
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
 from jaxppo.errors import RunError, UserError, first_line
@@ -143,8 +141,6 @@ def wait_for_all(name: str) -> None:
 
 def broadcast_int(value: int) -> int:
     """Give process 0's value to all."""
-    if jax.process_count() == 1:
-        return value
     return int(multihost_utils.broadcast_one_to_all(np.asarray(value, np.int32)))
 
 
@@ -167,13 +163,8 @@ def to_host(tree: Any) -> Any:
             return jax.random.wrap_key_data(
                 one(jax.random.key_data(x)), impl=jax.random.key_impl(x)
             )
-        whole = x if x.is_fully_replicated else replicate(cast(NamedSharding, x.sharding).mesh)(x)
-        return np.asarray(whole.addressable_data(0))
+        if x.is_fully_replicated:
+            return np.asarray(x.addressable_data(0))
+        return multihost_utils.process_allgather(x, tiled=True)
 
     return jax.tree.map(one, tree)
-
-
-@functools.cache
-def replicate(mesh: Mesh | AbstractMesh) -> Callable:
-    """A program that copies an array to all devices of a mesh."""
-    return jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))

@@ -10,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Float32
 
-from jaxppo.errors import PretrainedError
+from jaxppo.errors import PretrainedError, first_line
 from jaxppo.models import make
 from jaxppo.models.shapes import ModelConfig
 
@@ -171,39 +171,22 @@ def _join_qkv(tensors: Tensors) -> dict[str, np.ndarray]:
 
 
 def param_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the path and shape of all parameters but the value head's."""
-    if model.kind != "transformer":
-        made = flatten(jax.eval_shape(make(model).init, jax.random.key(0)))
-        return {name: x.shape for name, x in made.items() if not name.startswith("value/")}
-    # by hand, since tracing a deep transformer takes longer than reading it
-    d, q, kv = model.width, model.num_heads * model.head_dim, model.num_kv_heads * model.head_dim
-    dense = {  # (in, out, bias)
-        "attention/q": (d, q, model.qkv_bias),
-        "attention/k": (d, kv, model.qkv_bias),
-        "attention/v": (d, kv, model.qkv_bias),
-        "attention/o": (q, d, model.out_bias),
-        "mlp/up": (d, model.mlp_width, model.mlp_bias),
-        "mlp/down": (model.mlp_width, d, model.mlp_bias),
-        **({"mlp/gate": (d, model.mlp_width, model.mlp_bias)} if model.gated else {}),
-    }
-    found: dict[str, tuple[int, ...]] = {"embed/embedding": (model.vocab_size, d)}
-    if model.positions == "learned":
-        found["positions/embedding"] = (model.max_length, d)
-    norms = {"final_norm": d}
-    for layer in range(model.num_layers):
-        for name, (rows, columns, bias) in dense.items():
-            found[f"layers_{layer}/{name}/kernel"] = (rows, columns)
-            found |= {f"layers_{layer}/{name}/bias": (columns,)} if bias else {}
-        for part in "qk" if model.qk_norm else "":
-            found[f"layers_{layer}/attention/{part}_norm/scale"] = (model.head_dim,)
-        places = ("norm", "post_norm") if model.post_norms else ("norm",)
-        norms |= {f"layers_{layer}/{x}_{y}": d for x in ("attention", "mlp") for y in places}
-    for name, size in norms.items():
-        found[f"{name}/scale"] = (size,)
-        found |= {f"{name}/bias": (size,)} if model.norm == "layer" else {}
-    if not model.tied:
-        found["head/kernel"] = (d, model.vocab_size)
-    return found
+    """Return the path and shape of all parameters but the value head's. Raises
+    PretrainedError for sizes that no network has.
+    """
+    # a transformer's layers are alike, and tracing a deep one takes seconds
+    one = dataclasses.replace(model, num_layers=1) if model.kind == "transformer" else model
+    try:
+        made = flatten(jax.eval_shape(make(one).init, jax.random.key(0)))
+    except Exception as error:  # whatever the sizes in a stranger's file make JAX raise
+        raise PretrainedError(
+            f"no network has the checkpoint's sizes ({first_line(error)}); download it again"
+        ) from error
+    found: dict[str, tuple[int, ...]] = {}
+    for path, x in made.items():
+        layers = range(model.num_layers) if one is not model and "layers_0/" in path else [0]
+        found |= {path.replace("layers_0/", f"layers_{i}/"): x.shape for i in layers}
+    return {path: shape for path, shape in found.items() if not path.startswith("value/")}
 
 
 def check_params(model: ModelConfig, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

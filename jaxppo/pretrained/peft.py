@@ -20,7 +20,6 @@ Tensors = dict[str, Float32[np.ndarray, "..."]]
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 BASE = "base"  # folder in an adapter's folder, of a base that no hub has
 PREFIX = "base_model.model."
-JOINT = "attn.c_attn"  # GPT-2's matrix of q, k and v
 # Settings that make an adapter more than W + scale · B A, unless they are empty.
 MORE = (
     "use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "arrow_config",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxppo.errors import PretrainedError
-from jaxppo.models.shapes import ModelConfig
+from jaxppo.models.shapes import GPT2_SHAPE, ModelConfig
 
 GEMMAS = ("gemma2", "gemma3_text")
 # models that also read images -> the family of their language model
@@ -38,10 +38,6 @@ LLAMA_FIELDS = {
 }
 
 # What is the same in every model of a family.
-GPT2_SHAPE = {
-    "positions": "learned", "norm": "layer", "gated": False,
-    "qkv_bias": True, "out_bias": True, "mlp_bias": True,
-}
 GPT2_ONLY = {
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from tokenizers import models, pre_tokenizers
+from tokenizers import models
 
 from jaxppo.models import make
 from jaxppo.models.shapes import ModelConfig, network
@@ -19,8 +19,7 @@ CHAT = (
 
 def byte_tokenizer(known: bytes = bytes(range(256))) -> Tokenizer:
     """Return a tokenizer with one id for each of these bytes, and the end of text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    letters = [letter for letter in alphabet if BYTE_OF[letter] in known]
+    letters = [letter for letter in sorted(BYTE_OF) if BYTE_OF[letter] in known]
     model = models.BPE({letter: i for i, letter in enumerate(letters)}, [])
     backend = byte_level(model, special=[END], use_regex=False)
     end = backend.token_to_id(END)

@@ -10,12 +10,17 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Int32, UInt8
+from tokenizers.pre_tokenizers import ByteLevel
 
 from jaxppo.errors import UserError
 from jaxppo.pretrained.tokenizer import Tokenizer
 from jaxppo.sampling import Stops
 
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a token of byte fallback
+LETTERS = ByteLevel.alphabet()  # GPT-2's: a printable byte is its own letter
+# letters from 256 on are those of the other bytes, in order
+BYTES = [*range(256), *sorted({*range(256)} - {*map(ord, LETTERS)})]
+BYTE_OF = {letter: BYTES[ord(letter)] for letter in LETTERS}
 
 
 class TokenBytes(NamedTuple):
@@ -94,15 +99,6 @@ def _read_byte_level(token: str) -> bytes:
         return bytes(BYTE_OF[letter] for letter in token)
     except KeyError:  # an added token, such as one with a space
         return token.encode()
-
-
-def _bytes_of_letters() -> dict[str, int]:
-    same = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)]
-    others = [byte for byte in range(256) if byte not in same]
-    return {chr(byte): byte for byte in same} | {chr(256 + n): b for n, b in enumerate(others)}
-
-
-BYTE_OF = _bytes_of_letters()
 
 
 def _texts_inside(tokenizer: Tokenizer) -> list[str]:

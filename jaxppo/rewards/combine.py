@@ -10,8 +10,8 @@ from jaxppo.types import Params, RewardFn, Rollout
 Weighted = Mapping[str, tuple[float, RewardFn]]
 
 
-def weighted_sum(parts: Weighted, *, columns: bool = False) -> RewardFn:
-    """score = Σ weight · score of each part; with `columns` the terms, [B R].
+def weighted_sum(parts: Weighted) -> RewardFn:
+    """score = Σ weight · score of each part.
 
     A row is valid where all parts are. `params` maps names of parts to their
     parameters; parts without parameters may be missing.
@@ -28,8 +28,7 @@ def weighted_sum(parts: Weighted, *, columns: bool = False) -> RewardFn:
             scores, good = reward(params.get(name, {}), rollout)
             terms.append(weight * row_scores(scores))
             valid.append(good)
-        stacked = jnp.stack(terms, 1)
-        return stacked if columns else stacked.sum(1), jnp.stack(valid).all(0)
+        return jnp.stack(terms, 1).sum(1), jnp.stack(valid).all(0)
 
     return fn
 

@@ -22,10 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxppo.errors import UserError, first_line
-from jaxppo.rewards.host import call_apart, on_host, own_copy, signal_cure
+from jaxppo.rewards.host import Decode, call_apart, on_host, own_copy, signal_cure
 from jaxppo.types import Params, RewardFn, Rollout
 
-Decode = Callable[[Sequence[Sequence[int]]], Sequence[str]]
 Weights = tuple[tuple[str, float], ...]
 # what the second parameter of a function of text is usually called
 RESPONSES = ("response", "responses", "completion", "completions")

@@ -44,11 +44,6 @@ def response_text(rollout: Rollout, *, eos: int | tuple[int, ...]) -> Text:
     return Text(rollout.response, kept.sum(1).astype(jnp.int32))
 
 
-def _by_row(fn: Callable, response: Text, reference: Text) -> Array:
-    """Map `fn(ids, length, reference ids, reference length)` over the rows."""
-    return jax.vmap(fn)(*response, *reference)
-
-
 def edit_distance(response: Text, reference: Text) -> Int[Array, "B"]:
     """Return the fewest insertions, deletions and substitutions (Levenshtein).
 
@@ -71,7 +66,7 @@ def edit_distance(response: Text, reference: Text) -> Int[Array, "B"]:
         last, _ = jax.lax.scan(step, slots, (numbers, tokens))
         return last[wanted_length]
 
-    return _by_row(row, response, reference)
+    return jax.vmap(row)(*response, *reference)
 
 
 def error_rate(response: Text, reference: Text) -> Float[Array, "B"]:
@@ -98,7 +93,7 @@ def common_subsequence(response: Text, reference: Text) -> Int[Array, "B"]:
         start = jnp.zeros(wanted.shape[0] + 1, jnp.int32)
         return jax.lax.scan(step, start, (numbers, tokens))[0][-1]
 
-    return _by_row(row, response, reference)
+    return jax.vmap(row)(*response, *reference)
 
 
 def common_ngrams(response: Text, reference: Text, n: int) -> Int[Array, "B"]:
@@ -118,7 +113,7 @@ def common_ngrams(response: Text, reference: Text, n: int) -> Int[Array, "B"]:
         there = equal(tokens, wanted) & (other[None] <= wanted_length - n)
         return ((before.sum(1) < there.sum(1)) & (own <= length - n)).sum()
 
-    return _by_row(row, response, reference)
+    return jax.vmap(row)(*response, *reference)
 
 
 def count_ngrams(text: Text, n: int) -> Int[Array, "B"]:

@@ -9,7 +9,6 @@ them, so that their sum is shaped like a single score.
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
@@ -146,19 +145,16 @@ def init_statistics() -> dict:
     }
 
 
-def normalise_to_reference(
-    statistics: PyTree, scores: Float[Array, "N"], *, mean: float = 0.0, std: float = 1.0
-) -> PyTree:
-    """Set gain and bias so that the reference policy's scores get this mean and
-    deviation: gain = std / σ, bias = mean − gain μ (Ziegler et al. 2019, section 2.1).
+def normalise_to_reference(statistics: PyTree, scores: Float[Array, "N"]) -> PyTree:
+    """Set gain and bias so that the reference policy's scores get mean 0 and
+    deviation 1: gain = 1 / σ, bias = −gain μ (Ziegler et al. 2019, section 2.1).
 
     The gain stays 1 when all scores are equal.
     """
     good = jnp.isfinite(scores)
     moments = masked.add_moments(masked.no_moments(), jnp.where(good, scores, 0.0), good)
-    gain = std / moments.std(ddof=0)
-    bias = jnp.asarray(mean - gain * moments.mean, jnp.float32)
-    return {**statistics, "gain": gain, "bias": bias}
+    gain = 1 / moments.std(ddof=0)
+    return {**statistics, "gain": gain, "bias": -gain * moments.mean}
 
 
 def penalise_missing_eos(scores: Scores, rollout: Rollout, *, penalty: Scalar) -> Scores:
@@ -211,8 +207,3 @@ def first_groups(useful: Bool[Array, "B"], *, group_size: int, rows: int) -> Int
     groups = useful.reshape(-1, group_size).any(1)
     order = jnp.argsort(~groups, stable=True)[: rows // group_size].astype(jnp.int32)
     return (order[:, None] * group_size + jnp.arange(group_size, dtype=jnp.int32)[None]).reshape(-1)
-
-
-def take_rows(tree, rows: Int[Array, "K"]):
-    """Select rows of every array in a tree."""
-    return jax.tree.map(lambda x: x[rows], tree)

@@ -36,14 +36,14 @@ def check_name(name: str) -> None:
         raise UserError(f"--name {name!r}: use 1 to 64 letters, digits, '.', '_' or '-'")
 
 
-def check_new(root: str | Path, name: str, *, resume: bool) -> Path:
-    """The folder of a run. Raises UserError if a run of this name has begun and is not
-    resumed.
+def check_new(root: str | Path, name: str, *, resume: bool, mark: str = "config.json") -> Path:
+    """The folder of a run. Raises UserError if it holds `mark` ("" is the folder
+    itself), by which a run has begun, and is not resumed.
     """
     check_name(name)
     folder = Path(root) / name
     # of several processes, the first may have begun it just now
-    if processes.is_main() and (folder / "config.json").exists() and not resume:
+    if processes.is_main() and (folder / mark).exists() and not resume:
         raise UserError(f"{folder} exists: choose another --name, or continue it with --resume")
     return folder
 

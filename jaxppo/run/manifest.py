@@ -9,6 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from jaxppo.data.fetch import sha256
 from jaxppo.data.folders import fsync
 from jaxppo.run.files import write_atomically
 
@@ -89,9 +90,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _checksum(path: Path) -> dict:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _encode(record: dict) -> str:

@@ -25,9 +25,6 @@ from jaxppo.costs.phases import phase_costs
 from jaxppo.models.shapes import ModelConfig
 from jaxppo.parallel import CompiledStep
 
-# metrics that differ between two runs with the same numbers
-TIMING_KEYS = ("seconds", "tokens_per_second", "compile_seconds", "goodput", "mfu")
-
 # JAX's names of events; the first also comes for functions within functions
 TRACED = "/jax/core/compile/jaxpr_trace_duration"
 BACKEND = "/jax/core/compile/backend_compile_duration"

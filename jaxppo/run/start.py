@@ -22,7 +22,7 @@ from jaxppo.rewards import shaping
 from jaxppo.rollout import sample_responses
 from jaxppo.run import files, load, profiling, resume, trackers
 from jaxppo.run.checkpoint import Checkpoints
-from jaxppo.run.log import FileLog, Log
+from jaxppo.run.log import Log
 from jaxppo.run.policy import Policy
 from jaxppo.run.samples import SampleLog
 from jaxppo.run.settings import to_dict
@@ -61,8 +61,8 @@ def open_log(
             weights=parts.score_weights,
             first_step=first_step,
         )
-    log = FileLog(folder, first_step=first_step, total_steps=config.steps, sample_log=samples)
-    return trackers.with_trackers(log, config, folder)
+    steps = {"first_step": first_step, "total_steps": config.steps}
+    return trackers.TrackedLog(config, folder, **steps, sample_log=samples)
 
 
 def make_meter(

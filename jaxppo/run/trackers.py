@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-import numpy as np
-
 from jaxppo.config import RunConfig, tracker_names
 from jaxppo.errors import first_line
 from jaxppo.run.files import hide_secrets, read_metrics
-from jaxppo.run.log import Log
+from jaxppo.run.log import FileLog
 from jaxppo.run.settings import to_dict
 
 Say = Callable[[str], None]
@@ -171,12 +169,14 @@ TRACKERS: dict[str, Callable[[RunConfig, Path, Say], Tracker]] = {
 }
 
 
-class TrackedLog(Log):
-    """A log that passes its metrics on to the trackers that still work."""
+class TrackedLog(FileLog):
+    """A file log that passes its metrics on to the trackers that still work.
+    `config.validate_run` has checked that their packages are installed.
+    """
 
-    def __init__(self, log: Log, config: RunConfig, folder: Path):
-        self.main, self.trackers = log, {}
-        past = read_metrics(folder)
+    def __init__(self, config: RunConfig, folder: Path, **options: Any):
+        super().__init__(folder, **options)
+        self.trackers, past = {}, read_metrics(folder)
         for name in tracker_names(config):
             with self._dropping(name):
                 self.trackers[name] = TRACKERS[name](config, folder, self.say)
@@ -195,29 +195,13 @@ class TrackedLog(Log):
             )
 
     def log(self, rows: Rows) -> None:
-        self.main.log(rows)
+        super().log(rows)
         for name, tracker in list(self.trackers.items()):
             with self._dropping(name):
                 tracker.log(rows)
-
-    def samples(self, step: int, samples: np.ndarray) -> None:
-        self.main.samples(step, samples)
-
-    def say(self, text: str) -> None:
-        self.main.say(text)
-
-    def flush(self) -> None:
-        self.main.flush()
 
     def close(self) -> None:
         for name, tracker in list(self.trackers.items()):
             with self._dropping(name):
                 tracker.close()
-        self.main.close()
-
-
-def with_trackers(log: Log, config: RunConfig, folder: Path) -> Log:
-    """Add the trackers of --track to the log. `config.validate_run` has checked that
-    their packages are installed.
-    """
-    return TrackedLog(log, config, folder) if tracker_names(config) else log
+        super().close()

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -59,14 +59,6 @@ class EpisodeConfig(TaskConfig):
     """instances that the policy is trained on; others are held out"""
 
 
-class Parts(NamedTuple):
-    """Instances of a game."""
-
-    train: list[dict[str, Any]]
-    validation: list[dict[str, Any]]
-    test: list[dict[str, Any]]
-
-
 def make_game(options: EpisodeConfig) -> Game:
     """The game that the settings name. Raises UserError for unknown ones."""
     make = algorithms.look_up(ENVIRONMENTS, "environment", options.environment)
@@ -90,7 +82,7 @@ def run(options: EpisodeConfig) -> dict[str, Any]:
     if options.tiny:
         options = dataclasses.replace(stages.tiny_options(options), sft_episodes=16, instances=64)
     number = (options.instances, options.test_rows, options.test_rows)
-    drawn = Parts(*(game.instances(n, options.seed + k) for n, k in zip(number, (0, 10**6, 10**7))))
+    drawn = [game.instances(n, options.seed + k) for n, k in zip(number, (0, 10**6, 10**7))]
     options = dataclasses.replace(
         options,
         task="episodes",
@@ -160,8 +152,12 @@ def episode_ids(
     return ids, own
 
 
-def optimise(options: EpisodeConfig, root: Path, game: Game, drawn: Parts) -> dict[str, Any]:
-    """Optimise the policy in the environment, and measure it before and after."""
+def optimise(
+    options: EpisodeConfig, root: Path, game: Game, drawn: Sequence[list[dict[str, Any]]]
+) -> dict[str, Any]:
+    """Optimise the policy in the environment, and measure it before and after. `drawn`:
+    instances for training, validation and test.
+    """
     settings, policy = load.load_policy(stages.policy_config(options, TASK, root))
     environment = episodes.on_tokens(game, policy)
     parts = algorithms.make_parts(settings, in_program.episode_score)
@@ -187,7 +183,7 @@ def optimise(options: EpisodeConfig, root: Path, game: Game, drawn: Parts) -> di
         "environment": options.environment,
         "game": list(options.game),
         "optimum": game.optimum,
-        "script": float(np.mean([x.score for x in play.play(game, drawn.test)])),
+        "script": float(np.mean([x.score for x in play.play(game, drawn[-1])])),
         "supervised": means(before),
         "policy": means(after),
         "gain": gain,

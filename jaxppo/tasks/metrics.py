@@ -33,6 +33,7 @@ from jaxppo.errors import UserError
 from jaxppo.rewards import answers, text
 
 PIECE = 2**22  # row counts of bootstrap draws in memory at once, some 32 MB
+SAMPLES, LEVEL = 1000, 0.95  # bootstrap draws; the share of intervals that hold the truth
 Texts = Sequence[str]
 Interval = tuple[float, float, float]  # value, low, high
 
@@ -66,15 +67,7 @@ def evaluate(names: Iterable[str], responses: Texts, references: Texts) -> dict[
     return values
 
 
-def interval(
-    metric: Metric,
-    responses: Texts,
-    references: Texts,
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
-) -> Interval:
+def interval(metric: Metric, responses: Texts, references: Texts, *, seed: int) -> Interval:
     """Return (value, low, high) by percentile bootstrap over the rows (Efron 1979,
     https://doi.org/10.1214/aos/1176344552).
 
@@ -84,20 +77,13 @@ def interval(
     """
     sums = _row_sums(metric, responses, references)
     if metric.whole:
-        return _jackknife(*metric.whole(responses), level)
-    drawn = metric.reduce(_resample(sums, seed, samples))
-    return float(metric.reduce(sums.sum(0))), *_percentiles(drawn, level)
+        return _jackknife(*metric.whole(responses))
+    drawn = metric.reduce(_resample(sums, seed, SAMPLES))
+    return float(metric.reduce(sums.sum(0))), *_percentiles(drawn)
 
 
 def paired_difference(
-    metric: Metric,
-    before: Texts,
-    after: Texts,
-    references: Texts,
-    *,
-    seed: int,
-    samples: int = 1000,
-    level: float = 0.95,
+    metric: Metric, before: Texts, after: Texts, references: Texts, *, seed: int
 ) -> Interval:
     """Return (after − before, low, high). Each bootstrap draw takes the same rows of
     both, so that hard rows cancel out (Koehn 2004, https://aclanthology.org/W04-3250).
@@ -105,9 +91,9 @@ def paired_difference(
     both = np.concatenate([_row_sums(metric, x, references) for x in (before, after)], 1)
     if metric.whole:
         (one, one_without), (other, other_without) = metric.whole(before), metric.whole(after)
-        return _jackknife(other - one, other_without - one_without, level)
+        return _jackknife(other - one, other_without - one_without)
     gain = lambda sums: np.subtract(*(metric.reduce(x) for x in reversed(np.split(sums, 2, -1))))
-    return float(gain(both.sum(0))), *_percentiles(gain(_resample(both, seed, samples)), level)
+    return float(gain(both.sum(0))), *_percentiles(gain(_resample(both, seed, SAMPLES)))
 
 
 def _row_sums(metric: Metric, responses: Texts, references: Texts) -> Float[np.ndarray, "N K"]:
@@ -128,14 +114,14 @@ def _resample(sums: Float[np.ndarray, "N K"], seed: int, samples: int) -> Float[
     return np.concatenate(drawn)
 
 
-def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _jackknife(value: float, without: Float[np.ndarray, "N"], level: float) -> Interval:
+def _jackknife(value: float, without: Float[np.ndarray, "N"]) -> Interval:
     error = float(np.sqrt((len(without) - 1) * without.var()))
-    half = NormalDist().inv_cdf((1 + level) / 2) * error
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
     return value, value - half, value + half
 
 

@@ -81,7 +81,7 @@ def check(options: TaskConfig) -> Path:
             f"--sft-batch-size {options.sft_batch_size} does not divide into {devices} devices; "
             f"use {options.sft_batch_size + devices - odd}"
         )
-    return task_folder(options)
+    return files.check_new(options.runs, options.name, resume=options.resume, mark="")
 
 
 def check_resumed(options: TaskConfig, task: Task, root: Path) -> None:
@@ -90,16 +90,6 @@ def check_resumed(options: TaskConfig, task: Task, root: Path) -> None:
     """
     for stage in (supervised_config, policy_config):
         resume.check_early(stage(options, task, root))
-
-
-def task_folder(options: TaskConfig) -> Path:
-    """Return the stages' folder. Raises UserError if it exists without --resume."""
-    files.check_name(options.name)
-    root = Path(options.runs) / options.name
-    # process 0 may have made it just now
-    if processes.is_main() and root.exists() and not options.resume:
-        raise UserError(f"{root} exists: choose another --name, or continue it with --resume")
-    return root
 
 
 def tiny_options(options: C) -> C:

@@ -53,7 +53,7 @@ def test_the_script_reaches_the_optimum_in_turns_of_two_tokens(name):
     np.testing.assert_allclose(total, [x.score for x in played], rtol=1e-6)
     assert np.asarray(seen.done).all()
     # the bandit's first pull is by chance: 2/3, or 1 if it is right
-    assert total.mean() == pytest.approx(games.OPTIMA[name], abs=0.06)
+    assert total.mean() == pytest.approx(games.GAMES[name].game.optimum, abs=0.06)
 
 
 @pytest.mark.ci

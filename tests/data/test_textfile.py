@@ -1,5 +1,3 @@
-import io
-
 import pytest
 
 from jaxppo.data import textfile
@@ -14,13 +12,6 @@ def test_a_text_is_the_same_from_every_editor(tmp_path, mark, end):
     path = tmp_path / "a.txt"
     path.write_bytes(mark + TEXT.replace("\n", end).encode())
     assert textfile.read(path) == TEXT
-
-
-@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-def test_lines_one_by_one(end):
-    file = textfile.lines(io.BytesIO(b"a\xff" + end + end + b"bcd"))
-    found = [file.readline(2).encode("latin-1") for _ in range(6)]
-    assert found == [b"a\xff", b"\n", b"\n", b"bc", b"d", b""]
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import REPOSITORY, load_script, run_script, run_train, two_prompts
+from runs import REPOSITORY, TIMING_KEYS, load_script, run_script, run_train, two_prompts
 
 from jaxppo import cli
 from jaxppo.ablation.question import AblationConfig
 from jaxppo.run import files
-from jaxppo.run.profiling import TIMING_KEYS
 
 pytestmark = pytest.mark.ci
 SMALL = ["--tiny", "--steps", "4", "--eval-every", "2", "--save-every", "2"]

@@ -35,18 +35,6 @@ def test_a_weighted_sum():
     assert reward({"b": {"factor": 3.0}}, rolled())[0][:2].tolist() == [-13.0, -26.0]
 
 
-def test_columns():
-    scores, valid = combine.weighted_sum(
-        {"a": (2.0, plain(A)), "b": (-0.5, plain(B))}, columns=True
-    )({}, rolled())
-    assert scores[:2].tolist() == [[2.0, -5.0], [4.0, -10.0]] and valid.tolist() == [
-        True,
-        True,
-        False,
-        False,
-    ]
-
-
 def test_columns_of_a_part_are_summed():
     both = jnp.stack([A, A + 1], 1)
     scores, _ = combine.weighted_sum({"a": (2.0, plain(both))})({}, rolled())

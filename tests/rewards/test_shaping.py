@@ -197,21 +197,15 @@ def test_penalties_are_divided_among_columns():
 
 
 def test_normalisation_to_the_reference():
-    """Scores 1, 3 of the reference have mean 2 and deviation 1; with mean .5 and deviation 2: gain
-    2, bias −3.5.
-    """
+    """Scores 1, 5 of the reference have mean 3 and deviation 2: gain .5, bias −1.5."""
     statistics = shaping.normalise_to_reference(
-        shaping.init_statistics(), jnp.array([1.0, 3.0, jnp.nan]), mean=0.5, std=2.0
+        shaping.init_statistics(), jnp.array([1.0, 5.0, jnp.nan])
     )
-    assert (float(statistics["gain"]), float(statistics["bias"])) == (2.0, -3.5)
-    assert shaped([1.0, 3.0, 0.0], statistics)[0].tolist() == [
-        -1.5,
-        2.5,
-        0.0,
-    ]  # mean .5, deviation 2
+    assert (float(statistics["gain"]), float(statistics["bias"])) == (0.5, -1.5)
+    assert shaped([1.0, 5.0, 0.0], statistics)[0].tolist() == [-1.0, 1.0, 0.0]
     assert float(shaping.normalise_to_reference(statistics, jnp.ones(3))["gain"]) == 1.0
-    # what is clipped is 2 · 4 − 3.5 = 4.5, and not 4; 2 · 2 − 3.5 = .5
-    assert shaped([4.0, 2.0, 0.0], statistics, reward_clip=3.0)[0].tolist() == [3.0, 0.5, 0.0]
+    # what is clipped is 9 / 2 − 1.5 = 3, and not 9; 4 / 2 − 1.5 = .5
+    assert shaped([9.0, 4.0, 0.0], statistics, reward_clip=2.5)[0].tolist() == [2.5, 0.5, 0.0]
 
 
 def test_equal_scores_are_not_scaled():
@@ -311,10 +305,3 @@ def test_first_groups_puts_useful_groups_first():
     useful = jnp.array([0, 0, 1, 0, 0, 0, 1, 1], bool)
     assert shaping.first_groups(useful, group_size=2, rows=4).tolist() == [2, 3, 6, 7]
     assert shaping.first_groups(useful, group_size=2, rows=6).tolist() == [2, 3, 6, 7, 0, 1]
-
-
-def test_take_rows():
-    tree = {"a": jnp.arange(4), "b": jnp.arange(8).reshape(4, 2)}
-    got = shaping.take_rows(tree, jnp.array([3, 0]))
-    assert got["a"].tolist() == [3, 0]
-    assert got["b"].tolist() == [[6, 7], [0, 1]]

@@ -18,8 +18,7 @@ from runs import RUN
 
 from jaxppo import cli, config
 from jaxppo.errors import UserError
-from jaxppo.run import files, log, trackers
-from jaxppo.run.log import FileLog, Log
+from jaxppo.run import files, trackers
 from jaxppo.tasks import TaskConfig, stages
 
 ROW = {"reward": 0.5, "kl": 1.25, "tokens_per_second": 100.0}
@@ -36,9 +35,9 @@ def rows(*steps: int, **changes: float) -> list[dict[str, float]]:
     return [{"step": k, **ROW, "reward": k / 10, **changes} for k in steps]
 
 
-def opened(folder: Path, names: str, *, first_step: int = 0) -> log.Log:
-    log = FileLog(folder, first_step=first_step, total_steps=9)
-    return trackers.with_trackers(log, replace(RUN, track=names), folder)
+def opened(folder: Path, names: str, *, first_step: int = 0) -> trackers.TrackedLog:
+    own = replace(RUN, track=names)
+    return trackers.TrackedLog(own, folder, first_step=first_step, total_steps=9)
 
 
 def record(folder: Path) -> list[dict]:
@@ -48,9 +47,12 @@ def record(folder: Path) -> list[dict]:
 # Which
 
 
-def test_without_any_the_log_is_the_log(tmp_path):
-    log = Log()
-    assert trackers.with_trackers(log, RUN, tmp_path) is log
+def test_without_any_the_log_is_a_file(tmp_path):
+    log = opened(tmp_path, "")
+    assert log.trackers == {}
+    log.log(rows(1))
+    log.close()
+    assert record(tmp_path) == rows(1) and [x.name for x in tmp_path.iterdir()] == ["metrics.jsonl"]
     assert config.tracker_names(replace(RUN, track=" ")) == ()
 
 
@@ -164,9 +166,8 @@ def test_the_record_itself_may_end_a_run(tmp_path, monkeypatch):
     package(monkeypatch, "wandb")
     monkeypatch.setattr(trackers, "TRACKERS", {"wandb": Failing(99), "tensorboard": Failing(99)})
     log = opened(tmp_path, "wandb")
-    assert isinstance(log, trackers.TrackedLog) and isinstance(log.main, FileLog)
-    log.main.file.close()
-    log.main.file = open("/dev/full", "w")  # noqa: SIM115
+    log.file.close()
+    log.file = open("/dev/full", "w")  # noqa: SIM115
     with pytest.raises(OSError, match="No space left"):
         log.log(rows(1))
     log.close()
@@ -238,7 +239,6 @@ def test_tensorboard_of_a_run_that_goes_on(tmp_path):
 def test_tensorboard_on_a_full_disk(tmp_path, capsys):
     pytest.importorskip("tensorboardX")
     log = opened(tmp_path, "tensorboard")
-    assert isinstance(log, trackers.TrackedLog)
     sink = log.trackers["tensorboard"]
     assert isinstance(sink, trackers.TensorBoard)
     inner = sink.writer._py_recordio_writer
@@ -412,11 +412,11 @@ import os, sys
 from pathlib import Path
 from dataclasses import replace
 from jaxppo.config import RunConfig
-from jaxppo.run import log as logs, trackers
+from jaxppo.run import trackers
 folder = Path(sys.argv[1])
 for first in (0, 2):
-    log = logs.FileLog(folder, first_step=first, total_steps=4)
-    log = trackers.with_trackers(log, replace(RunConfig(), track="wandb"), folder)
+    own = replace(RunConfig(), track="wandb")
+    log = trackers.TrackedLog(own, folder, first_step=first, total_steps=4)
     log.say("SECRETWORDS")
     row = {"reward": 0.5, "kl_of_this_test": float("nan"), "tokens_per_second": 9.0}
     log.log([{"step": k, **row} for k in (first + 1, first + 2)])

@@ -162,7 +162,7 @@ def test_without_a_supervised_stage_the_policy_starts_from_the_model(done):
 @pytest.mark.parametrize("name", ["..", ".", "a/b", ""])
 def test_names_that_leave_the_folder_are_refused(tmp_path, name):
     with pytest.raises(UserError, match="use 1 to 64 letters"):
-        stages.task_folder(options(tmp_path, name=name, resume=True))
+        stages.check(options(tmp_path, name=name, resume=True))
 
 
 @pytest.mark.parametrize("lost", [["policy"], ["policy/model", "policy/checkpoints/2"]])

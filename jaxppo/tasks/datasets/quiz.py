@@ -39,7 +39,7 @@ QUESTIONS = {  # file -> (column to ask about, column of the answer, question)
 GROUP = re.compile(r"[{\[]([^{}\[\]|]*)(?:\|[^{}\[\]]*)?[}\]]")
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load questions and answers: 60 % for training, 15 % for validation, the rest for
     test. Questions about one row of a file stay together.
     """
@@ -48,7 +48,7 @@ def load(*, seed: int = 0) -> Examples:
     # some countries are in two files
     rows = first_of_each_prompt(row for name in QUESTIONS for row in parse(read(name), name))
     keys = [row.extra["row"] for row in rows]
-    return split_examples(rows, keys, seed=seed, fractions=(0.6, 0.15))
+    return split_examples(rows, keys, fractions=(0.6, 0.15))
 
 
 def parse(data: bytes, name: str) -> list[Example]:

@@ -11,7 +11,6 @@ import io
 import re
 import wave
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -28,28 +27,17 @@ RATE = 8000  # samples a second
 SPOKEN = {"*": "star", "#": "pound"} | {str(digit): word for digit, word in enumerate(DIGITS)}
 
 
-class Features(NamedTuple):
-    """Features of several clips, padded to one length."""
-
-    features: Float32[np.ndarray, "N F M"]  # 0 after a clip's end
-    lengths: Int32[np.ndarray, "N"]  # frames of each clip
-
-
-def load(*, seconds: float = 5.0, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load empty prompts and references of words, split by the words. The features are
     `extra["features"]`, Float32 [F 512] at 50 frames per second.
-
-    Args:
-        seconds: longer clips are left out.
-        seed: of the split.
     """
     sounds = read_members(fetch("asterisk-sounds"), FOLDER + "*.wav")
     texts = gzip.decompress(read_member(fetch("asterisk-transcripts"), "*/core-sounds-en.txt.gz"))
     name_of = lambda path: path.removeprefix(FOLDER).removesuffix(".wav")
     by_name = {name_of(path): data for path, data in sounds.items()}
-    found = make_examples(by_name, parse(texts), whisper.features, seconds=seconds)
+    found = make_examples(by_name, parse(texts), whisper.features)
     keys = [example.reference for example in found]
-    return standardise(split_examples(found, keys, seed=seed))
+    return standardise(split_examples(found, keys))
 
 
 def make_examples(
@@ -129,13 +117,11 @@ def standardise(parts: Examples) -> Examples:
     return Examples(*([change(x) for x in part] for part in parts))
 
 
-def join_pairs(
-    examples: Sequence[Example], count: int, *, frames: int, seed: int = 0
-) -> list[Example]:
+def join_pairs(examples: Sequence[Example], count: int, *, frames: int) -> list[Example]:
     """Join the features and the words of random pairs that have at most so many frames
     together: more orders of words than were recorded.
     """
-    rng, found = np.random.default_rng(seed), []
+    rng, found = np.random.default_rng(0), []
     lengths = [len(x.extra["features"]) for x in examples]
     if 2 * min(lengths) > frames:
         raise UserError(f"no pair of clips fits in {frames} frames; raise the number")
@@ -149,9 +135,12 @@ def join_pairs(
     return found
 
 
-def stack_features(examples: Sequence[Example], frames: int, stride: int = 1) -> Features:
-    """Stack the features of examples: means of `stride` frames each, padded to F =
-    `frames`. Raises UserError for a clip that does not fit.
+def stack_features(
+    examples: Sequence[Example], frames: int, stride: int = 1
+) -> tuple[Float32[np.ndarray, "N F M"], Int32[np.ndarray, "N"]]:
+    """(the features of examples, means of `stride` frames each, padded with 0 to F =
+    `frames`; the number of frames of each). Raises UserError for a clip that does not
+    fit.
     """
     rows = [np.asarray(example.extra["features"]) for example in examples]
     lengths = np.asarray([-(-len(row) // stride) for row in rows], np.int32)
@@ -166,4 +155,4 @@ def stack_features(examples: Sequence[Example], frames: int, stride: int = 1) ->
         starts = np.arange(length) * stride
         counts = np.minimum(stride, len(row) - starts).astype(np.float32)
         out[:length] = np.add.reduceat(row, starts, axis=0) / counts[:, None]
-    return Features(features, lengths)
+    return features, lengths

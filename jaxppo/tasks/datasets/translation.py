@@ -25,9 +25,9 @@ PATTERN = re.compile(r"[;/|{}\[\]()<>~]|[.!?]: |\b(?:etw|jd|jdm|jdn|jds|sth|sb|s
 PLAIN = str.maketrans({"’": "'", "‘": "'", "”": '"', "–": "-"})
 
 
-def load(*, seed: int = 0) -> Examples:
+def load() -> Examples:
     """Load German prompts and English references, split by the German sentence."""
-    return split_examples(parse(read_member(fetch("ding"), MEMBER)), seed=seed)
+    return split_examples(parse(read_member(fetch("ding"), MEMBER)))
 
 
 def load_phrases(*, longest: int = 8) -> list[Example]:

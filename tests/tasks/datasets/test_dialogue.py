@@ -96,12 +96,6 @@ def test_make_examples():
         "What now?",
         {"work": "play", "scene": 0, "speakers": ("Mes", "BEN")},
     )
-    two = list(dialogue.make_examples(plays, turns=2))
-    assert [row.prompt for row in two] == [
-        "Who is there?\nA friend: speak low. She goes.",
-        "A friend: speak low. She goes.\nMy lord!",
-    ]
-    assert two[1].extra["speakers"] == ("BEN", "Mes", "BEN")
 
 
 @given(st.text("AB.\n []iv", max_size=60))

@@ -31,7 +31,7 @@ def test_prompts_hold_the_question(task):
     assert [len(part) for part in parts] == [240, 30, 30]
     rows = [row for part in parts for row in part]
     assert len({row.prompt for row in rows}) == 300
-    checker = reasoning._dataset(task, size=1, seed=0)
+    checker = reasoning._dataset(task, size=1)
     for row in rows:
         assert row.reference == answer(row.prompt)
         entry = {"answer": row.reference, "metadata": row.extra["metadata"]}
@@ -39,11 +39,9 @@ def test_prompts_hold_the_question(task):
     assert max(len(row.prompt) for row in rows) < 70
 
 
-def test_seeds(task):
-    prompts = lambda parts: [{row.prompt for row in part} for part in parts]
-    first, again, other = (prompts(reasoning.load(task, 100, seed=seed)) for seed in (0, 0, 1))
-    assert first == again
-    assert len(set.union(*first) & set.union(*other)) < 20
+def test_the_puzzles_are_the_same_each_time(task):
+    first, again = (reasoning.load(task, 100) for _ in range(2))
+    assert [row.prompt for part in first for row in part] == [x.prompt for y in again for x in y]
 
 
 def test_worked_solutions_are_right():

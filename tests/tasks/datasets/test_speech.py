@@ -121,9 +121,8 @@ def test_join_pairs():
     for x in found:
         one, other = x.reference.split()
         assert x.extra["features"].tolist() == frames[one] + frames[other]
-    again, other = (speech.join_pairs(own, 40, frames=4, seed=seed) for seed in (0, 1))
-    words = lambda rows: [x.reference for x in rows]
-    assert words(again) == words(found) != words(other)
+    again = speech.join_pairs(own, 40, frames=4)
+    assert [x.reference for x in again] == [x.reference for x in found]
     with pytest.raises(UserError, match="no pair of clips fits in 1 frames"):
         speech.join_pairs(own, 40, frames=1)
 
@@ -138,11 +137,9 @@ def test_stack_features():
     # frames (0 1) (2 3) | (4 5) (6 7) | (8 9): means by column, and the last group has one frame
     assert features[0].tolist() == [[1, 2], [5, 6], [8, 9], [0, 0]]
     assert features[1].tolist() == [[1, 1], [0, 0], [0, 0], [0, 0]]
-    whole = speech.stack_features(rows, 5)
-    assert (
-        whole.lengths.tolist() == [5, 2]
-        and whole.features[0].tolist() == rows[0].extra["features"].tolist()
-    )
+    features, lengths = speech.stack_features(rows, 5)
+    assert lengths.tolist() == [5, 2]
+    assert features[0].tolist() == rows[0].extra["features"].tolist()
     with pytest.raises(UserError, match="2 frames are not enough: the longest clip has 3"):
         speech.stack_features(rows, 2, 2)
     with pytest.raises(UserError, match="no clips"):
