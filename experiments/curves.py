@@ -71,7 +71,10 @@ def main(options: Curves) -> None:
     groups: dict[str, list[dict]] = {}
     for path in options.records:
         record = json.loads(path.read_text())
-        names = [record.get("environment", record["task"]), *record.get("game", ())]
+        if "environment" in record:
+            names = [record["environment"], *record["game"]]
+        else:
+            names = [record["task"], record["config"]["advantage"]]
         groups.setdefault(" ".join(names), []).append(record)
     if not groups:
         raise UserError("no records; give at least one")

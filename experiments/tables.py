@@ -47,6 +47,15 @@ def short(text: str) -> str:
     return re.sub(r"\b0\.", ".", text)
 
 
+def rounded(value: float, digits: int) -> str:
+    """A rounded number; 0 has no sign.
+
+    >>> rounded(-0.0001, 2)
+    '.00'
+    """
+    return short(f"{round(value, digits) + 0.0:.{digits}f}")
+
+
 def sentiment() -> str:
     """The main job: a row for each run, and the mean over seeds for each reward and start."""
     names = [
@@ -135,7 +144,7 @@ def tasks() -> str:
             known = [x[stage][metric] for x in some for stage in stages]
             digits = 3 if max(map(abs, known)) < 2 else 1
             mean = lambda of, stage, digits=digits, metric=metric: (
-                short(f"{statistics.mean(x[stage][metric] for x in of):.{digits}f}") if of else ""
+                rounded(statistics.mean(x[stage][metric] for x in of), digits) if of else ""
             )
             gains = [x["policy"][metric] - x["supervised"][metric] for x in own]
             cells = [metric, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]

@@ -7,12 +7,15 @@ Method     Supervised on the pairs, then the leave-one-out policy gradient
            token ids, in the program; sacrebleu measures decoded text.
 Command    python experiments/translation.py
            # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
-Data       Sentence pairs of the Ding dictionary, from Debian's package trans-de-en.
-Found      Three seeds: BLEU 2.10 -> 2.43 (95 % interval of the gain -.16 to +1.00), 1.35 -> 1.43
-           (-.08 to +.25), 1.26 -> 1.13 (-.26 to .00): not decided; 300 steps instead of 80, or
-           temperature .5, change nothing (seed 0: +.03, +.24). The baseline is weak, because it has
-           seen only 10,000 sentences: most of its samples share no words with the reference, so
-           their reward is almost 0.
+Data       Sentence pairs of the Ding dictionary, from Debian's package trans-de-en; the supervised
+           stage has 55,456 phrases, too.
+Found      Three seeds of a smaller network without the phrases: BLEU 2.10 -> 2.43 (95 % interval
+           of the gain -.16 to +1.00), 1.35 -> 1.43 (-.08 to +.25), 1.26 -> 1.13 (-.26 to .00): not
+           decided; 300 steps instead of 80, or temperature .5, change nothing (seed 0: +.03, +.24).
+           Most samples of that baseline share no words with the reference, so their reward is
+           almost 0. With the phrases nothing is measured yet: stopped after 500 of 4,000
+           supervised steps at a loss of 4.8 a token (validation, 400 steps).
+Minutes    About 40 on one free core for the supervised stage.
 """
 
 from dataclasses import dataclass

@@ -235,7 +235,8 @@ def test_episodes_are_played_and_drawn(tmp_path, capsys):
     assert len(record["curve"]) == 2
     long = record | {"curve": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
     steps = [0.0] * 5
-    task = {"task": "x", "curve": {"reward": steps, "kl": steps, "validation": [[5, 0.5]]}}
+    curve = {"reward": steps, "kl": steps, "validation": [[5, 0.5]]}
+    task = {"task": "x", "config": {"advantage": "rloo"}, "curve": curve}
     paths = [tmp_path / f"{n}.json" for n in range(3)]
     for path, found in zip(paths, (long, long, task)):
         path.write_text(json.dumps(found))
