@@ -50,10 +50,12 @@ def parse(data: bytes, *, shortest: int = 3, longest: int = 40) -> list[Example]
     [('Es ist grün.', 'It is green.')]
     """
     fits = lambda text: shortest <= len(text.split()) <= longest and _is_sentence(text)
-    # a quick test: most parts are no sentences
-    pairs = (pair for pair in _pairs(data) if all(map(END.search, pair)))
-    ways = (tuple(map(_first_way, pair)) for pair in pairs)
-    return first_of_each_prompt(Example(*pair) for pair in ways if all(map(fits, pair)))
+    ways = (
+        Example(_first_way(german), _first_way(english))
+        for german, english in _pairs(data)
+        if END.search(german) and END.search(english)  # quick: most parts are no sentences
+    )
+    return first_of_each_prompt(x for x in ways if fits(x.prompt) and fits(x.reference))
 
 
 def parse_phrases(data: bytes, *, longest: int = 8) -> list[Example]:
@@ -68,8 +70,8 @@ def parse_phrases(data: bytes, *, longest: int = 8) -> list[Example]:
         return 2 <= len(text.split()) <= longest and not (END.search(text) or PATTERN.search(text))
 
     first = lambda part: _first_way(part.split(";")[0])
-    ways = (tuple(map(first, pair)) for pair in _pairs(data))
-    return first_of_each_prompt(Example(*pair) for pair in ways if all(map(fits, pair)))
+    ways = (Example(first(german), first(english)) for german, english in _pairs(data))
+    return first_of_each_prompt(x for x in ways if fits(x.prompt) and fits(x.reference))
 
 
 def _pairs(data: bytes) -> Iterator[tuple[str, str]]:
