@@ -1,13 +1,13 @@
 """Plot how policies learn tasks and games, from records.
 
 Question   How fast, how far, and how far from the start?
-Command    python experiments/curves.py experiments/results/{spelling,speech}/*.json
-               --out docs/tasks.png
+Command    python experiments/curves.py --out docs/tasks.png
+               experiments/results/{spelling,sentiment_label,reverse_text}/*.json
            python experiments/curves.py experiments/results/episodes/*.json --out docs/episodes.png
-Reads      Records of tasks and of `experiments/episodes.py`: a panel each with the reward of
-           training, the mean of its seeds and a band from the lowest to the highest, each a moving
-           average over five steps. Tasks have the score of validations, too, and below the KL to
-           the start of the policy stage.
+Reads      Records of tasks and of `experiments/episodes.py`: a panel for each game, and
+           for each task and method, with the reward of training: the mean of its seeds and a band
+           from the lowest to the highest, each a moving average over five steps. Tasks have the
+           score of validations, too, and below the KL to the start of the policy stage.
 """
 
 import json

@@ -2,14 +2,14 @@
 
 Question   How much accuracy does a group-relative policy gradient add to a small network that a few
            hundred worked examples have taught, if answers to many more can be checked?
-Method     Supervised on 400 examples until validation stops to improve, then GRPO
+Method     Supervised on 400 examples until validation stops improving, then GRPO
            (https://arxiv.org/abs/2402.03300) on all 16,000 prompts, without a KL penalty. The
            reward is 1 for the right answer.
 Command    python experiments/reasoning.py
            # --task sums --name sums; --task counting --prompt-length 64
 Data       Procedural tasks of reasoning-gym (Apache-2.0); no test question is in the training set.
-Found      spelling, five seeds, share of 500 new words right: the likeliest response .570 -> .690
-           (+.030 to +.212, 95 % interval over seeds), one sample .541 -> .673 (+.041 to +.223).
+Found      spelling, five seeds, share of 500 new words right: greedy responses .570 -> .690
+           (+.030 to +.212, 95 % interval over seeds), samples .541 -> .673 (+.041 to +.223).
            Every seed gains: .976 -> .984, .750 -> .872, .180 -> .390, .702 -> .852, .240 -> .354.
            Whether 400 examples teach the rule depends on the seed; with 600, one seed had .990
            before the policy stage and .992 after it.

@@ -22,8 +22,8 @@ Published  prime-rl, examples/basic/reverse-text (https://github.com/PrimeIntell
            rollouts each; the number between the two is not published. Two GPUs, minutes.
 Found      The small slice, five seeds, ratio of 500 test sentences: one sample of each, as in the
            public run, .345 -> .460 (+.087 to +.143, 95 % interval over seeds; each seed gains), the
-           likeliest response .560 -> .546 (-.028 to .000). Taught by 500 sentences until validation
-           stopped to improve, one seed sampled about .9, and 30 steps at this rate added nothing.
+           greedy response .560 -> .546 (-.028 to .000). Taught by 500 sentences until validation
+           stopped improving, one seed sampled about .9, and 30 steps at this rate added nothing.
            The public run was not repeated.
 Minutes    7 on two free cores with another run; up to 22 when more work shared them.
 """
