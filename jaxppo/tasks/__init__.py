@@ -94,7 +94,7 @@ class Task(NamedTuple):
     metrics: tuple[str, ...]  # names in `metrics.METRICS`; the first chooses the checkpoint
     prompt: str = "{prompt}"  # format of prompts; may use the text fields of `extra`
     response: str = " {reference}"  # format of the responses in supervised training
-    greedy: bool = True  # measure the likeliest responses; False: samples alone
+    greedy: bool = True  # measure greedy responses; False: samples alone
     start: bool = False  # prompts begin with the token that starts a document
     # what rewards and metrics compare with, from a reference; None = rewards see the
     # response of supervised training, cut to the length of a response, metrics the

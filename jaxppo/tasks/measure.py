@@ -100,15 +100,23 @@ class Outputs(NamedTuple):
     """Responses and their references."""
 
     samples: list[Sample]
-    sampled: list[str]  # the samples' texts
-    responses: list[str]  # what is measured: the likeliest responses, or the samples
+    responses: list[str]  # what is measured: the greedy responses, or those of `samples`
     references: list[str]
+
+    @property
+    def sampled(self) -> list[str]:
+        """The samples' texts."""
+        return _texts(self.samples)
+
+
+def _texts(samples: Sequence[Sample]) -> list[str]:
+    return [sample.response.strip() for sample in samples]
 
 
 class Evaluator:
     """Responds to held-out prompts and computes a task's metrics.
 
-    A task with `greedy` is measured on the likeliest responses, and its first metric on
+    A task with `greedy` is measured on greedy responses, and its first metric on
     samples, too, under the name `sampled_` + metric: the policy gradient raises the
     reward of samples.
     """
@@ -117,41 +125,35 @@ class Evaluator:
         self, config: TaskConfig, policy: Policy, task: Task, extra_metrics: ExtraMetrics | None
     ):
         self.task, self.extra_metrics = task, extra_metrics
+        self.sampled_metric = f"sampled_{task.metrics[0]}" if task.greedy else task.metrics[0]
         make = partial(Sampler, config, policy, rows=min(64, config.test_rows))
-        self.draw, self.likeliest = make(), make(greedy=True) if task.greedy else None
+        self.draw, self.greedy = make(), make(greedy=True) if task.greedy else None
 
     def sample(self, state: TrainState, prompts: PromptSet, references: list[str]) -> Outputs:
-        """Sample one response per prompt, and find the likeliest one."""
+        """Sample one response per prompt, and find the greedy one."""
         samples = self.draw(state, prompts, seed=1001)
-        texts = lambda samples: [sample.response.strip() for sample in samples]
-        responses = self.likeliest(state, prompts, seed=0) if self.likeliest else samples
-        return Outputs(samples, texts(samples), texts(responses), references)
+        measured = self.greedy(state, prompts, seed=0) if self.greedy else samples
+        return Outputs(samples, _texts(measured), references)
 
     def texts(self, outputs: Outputs) -> dict[str, tuple[str, list[str]]]:
         """Return (metric of `metrics.METRICS`, responses) by the name in results."""
         first, *others = self.task.metrics
-        found = {first: (first, outputs.responses)}
-        if self.task.greedy:
-            found[f"sampled_{first}"] = (first, outputs.sampled)
-        found |= {name: (name, outputs.responses) for name in others}
-        return found
+        found = {first: (first, outputs.responses), self.sampled_metric: (first, outputs.sampled)}
+        return found | {name: (name, outputs.responses) for name in others}
 
     def compute(self, outputs: Outputs) -> dict[str, float]:
         """Compute the metrics, and `score`, by which the best checkpoint is chosen: the
         first metric of samples, unless the extra metrics have their own.
         """
-        texts = self.texts(outputs)
         values = {
             name: metrics.evaluate((metric,), responses, outputs.references)[metric]
-            for name, (metric, responses) in texts.items()
+            for name, (metric, responses) in self.texts(outputs).items()
         }
         if self.extra_metrics is not None:
             values |= self.extra_metrics(outputs.samples)
         values["kl"] = float(np.mean([sample.kl for sample in outputs.samples]))
-        first = self.task.metrics[0]
-        sign = -1 if first in tasks.LOWER_IS_BETTER else 1
-        score = values[f"sampled_{first}" if self.task.greedy else first]
-        return {"score": sign * score, **values}
+        sign = -1 if self.task.metrics[0] in tasks.LOWER_IS_BETTER else 1
+        return {"score": sign * values[self.sampled_metric], **values}
 
     def compare(
         self, before: Outputs, after: Outputs, *, start: str = "supervised"
@@ -159,23 +161,22 @@ class Evaluator:
         """Return the metrics of both, the gains with intervals, and every response.
         `start` names what came before.
         """
-        earlier, later = self.texts(before), self.texts(after)
-        gain = lambda name: metrics.paired_difference(
-            metrics.METRICS[earlier[name][0]],
-            earlier[name][1],
-            later[name][1],
-            before.references,
-            seed=0,
-        )
+        later, references = self.texts(after), before.references
+        gains = {
+            name: metrics.paired_difference(
+                metrics.METRICS[metric], earlier, later[name][1], references, seed=0
+            )
+            for name, (metric, earlier) in self.texts(before).items()
+        }
         responses = {start: before.responses, "policy": after.responses}
         if self.task.greedy:
             responses |= {f"{start}_sample": before.sampled, "policy_sample": after.sampled}
         prompts = [sample.prompt for sample in before.samples]
-        columns = {"prompt": prompts, **responses, "reference": before.references}
+        columns = {"prompt": prompts, **responses, "reference": references}
         return {
             start: self.compute(before),
             "policy": self.compute(after),
-            "gain": {name: list(gain(name)) for name in earlier},
+            "gain": {name: list(gain) for name, gain in gains.items()},
             "test_rows": len(prompts),
             "outputs": [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)],
         }

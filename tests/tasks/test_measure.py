@@ -91,7 +91,7 @@ def test_prompts_carry_their_references_as_the_policy_would_write_them(policy, c
 
 
 REFERENCES = ["the cat sat on the mat today", "he reads a book", "it is raining here again now"]
-TEXTS = {  # what came before and after, likeliest and sampled
+TEXTS = {  # what came before and after, greedy and sampled
     "supervised": ["the cat sat on a mat today", "he read books", "it rains"],
     "policy": ["the cat sat on the mat again", "he reads a book", "it is raining now"],
     "supervised_sample": ["a cat", "he has a book", "is it raining here again"],
@@ -127,9 +127,9 @@ def test_a_record_follows_from_its_stored_outputs(policy, task, compute):
     evaluator = measure.Evaluator(TaskConfig(test_rows=3), policy, own, None)
 
     def outputs(stage: str) -> measure.Outputs:
-        sampled, likeliest = TEXTS[f"{stage}_sample"], TEXTS[stage]
+        sampled, greedy = TEXTS[f"{stage}_sample"], TEXTS[stage]
         samples = [Sample("?", text, [], 0.5, True) for text in sampled]
-        return measure.Outputs(samples, sampled, likeliest, REFERENCES)
+        return measure.Outputs(samples, greedy, REFERENCES)
 
     record = evaluator.compare(outputs("supervised"), outputs("policy"))
     stored = {name: [row[name] for row in record["outputs"]] for name in TEXTS}
