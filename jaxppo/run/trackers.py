@@ -176,8 +176,9 @@ class TrackedLog(FileLog):
 
     def __init__(self, config: RunConfig, folder: Path, **options: Any):
         super().__init__(folder, **options)
-        self.trackers, past = {}, read_metrics(folder)
-        for name in tracker_names(config):
+        self.trackers, names = {}, tracker_names(config)
+        past = read_metrics(folder) if names else []
+        for name in names:
             with self._dropping(name):
                 self.trackers[name] = TRACKERS[name](config, folder, self.say)
                 self.trackers[name].log(past)
