@@ -190,7 +190,7 @@ def split_rows(keys: Sequence[str], *, fractions: tuple[float, float] = (0.8, 0.
     same on every machine.
     """
     groups: dict[bytes, list[int]] = defaultdict(list)
-    for row, key in enumerate(keys):
+    for row, key in enumerate(keys):  # the prefix gives the split that records were made with
         groups[hashlib.sha256(f"0:{key}".encode()).digest()].append(row)
     parts: tuple[list[int], list[int], list[int]] = ([], [], [])
     limits = (fractions[0] * len(keys), (fractions[0] + fractions[1]) * len(keys))

@@ -1,5 +1,6 @@
 """The shapes of networks: `ModelConfig`, and functions that make one."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,30 +77,76 @@ GPT2_SHAPE: dict[str, Any] = {
 
 
 def network(
-    kind: str, *, vocab_size: int, width: int = 32, kernel: int = 4, **rest: Any
+    kind: str,
+    *,
+    vocab_size: int,
+    width: int = 32,
+    num_layers: int = 2,
+    kernel: int = 4,
+    max_length: int = 256,
+    **rest: Any,
 ) -> ModelConfig:
     """A small network of any kind; `rest`: other fields of `ModelConfig`."""
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "width": width,
+        "num_layers": num_layers,
+        "max_length": max_length,
+    }
     if kind == "transformer":
-        return llama(vocab_size=vocab_size, width=width, **rest)
-    heads = {"num_heads": 1, "num_kv_heads": 1, "head_dim": width, "mlp_width": 2 * width}
-    rest = {"num_layers": 2, "max_length": 256} | heads | rest
-    return ModelConfig(vocab_size=vocab_size, width=width, kind=kind, kernel=kernel, **rest)
+        return dataclasses.replace(llama(**sizes), **rest)
+    return ModelConfig(
+        **sizes,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=width,
+        mlp_width=2 * width,
+        kind=kind,
+        kernel=kernel,
+        **rest,
+    )
 
 
-def gpt2(*, width: int = 768, num_heads: int = 12, **rest: Any) -> ModelConfig:
-    """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head; `rest`:
-    other fields of `ModelConfig`.
-    """
-    heads = {"num_kv_heads": num_heads, "head_dim": width // num_heads}
-    sizes = {"vocab_size": 50257, "num_layers": 12, "max_length": 1024, "mlp_width": 4 * width}
-    rest = {"activation": "gelu_tanh"} | GPT2_SHAPE | heads | sizes | rest
-    return ModelConfig(width=width, num_heads=num_heads, **rest)
+def gpt2(
+    *,
+    vocab_size: int = 50257,
+    width: int = 768,
+    num_layers: int = 12,
+    num_heads: int = 12,
+    max_length: int = 1024,
+) -> ModelConfig:
+    """A GPT-2 shape: learned positions, LayerNorm, GELU, biases, tied head."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        head_dim=width // num_heads,
+        mlp_width=4 * width,
+        max_length=max_length,
+        activation="gelu_tanh",
+        **GPT2_SHAPE,
+    )
 
 
-def llama(*, vocab_size: int, width: int = 32, num_heads: int = 4, **rest: Any) -> ModelConfig:
-    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped heads; `rest`:
-    other fields of `ModelConfig`.
-    """
-    sizes = {"num_kv_heads": 2, "head_dim": width // num_heads, "mlp_width": 3 * width}
-    rest = {"num_layers": 2, "max_length": 256} | sizes | rest
-    return ModelConfig(vocab_size=vocab_size, width=width, num_heads=num_heads, **rest)
+def llama(
+    *,
+    vocab_size: int,
+    width: int = 32,
+    num_layers: int = 2,
+    num_heads: int = 4,
+    num_kv_heads: int = 2,
+    max_length: int = 256,
+) -> ModelConfig:
+    """A small Llama shape: rotary positions, RMSNorm, SwiGLU, grouped heads."""
+    return ModelConfig(
+        vocab_size=vocab_size,
+        width=width,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=width // num_heads,
+        mlp_width=3 * width,
+        max_length=max_length,
+    )
