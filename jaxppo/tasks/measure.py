@@ -149,9 +149,21 @@ class Evaluator:
             name: metrics.evaluate((metric,), responses, outputs.references)[metric]
             for name, (metric, responses) in self.texts(outputs).items()
         }
+        return self._with_score(values, outputs.samples)
+
+    def validate(
+        self, state: TrainState, prompts: PromptSet, references: list[str]
+    ) -> dict[str, float]:
+        """Compute `score` and the metrics of samples alone, which is half the work."""
+        samples = self.draw(state, prompts, seed=1001)
+        metric = self.task.metrics[0]
+        values = metrics.evaluate((metric,), _texts(samples), references)
+        return self._with_score({self.sampled_metric: values[metric]}, samples)
+
+    def _with_score(self, values: dict[str, float], samples: list[Sample]) -> dict[str, float]:
         if self.extra_metrics is not None:
-            values |= self.extra_metrics(outputs.samples)
-        values["kl"] = float(np.mean([sample.kl for sample in outputs.samples]))
+            values |= self.extra_metrics(samples)
+        values["kl"] = float(np.mean([sample.kl for sample in samples]))
         sign = -1 if self.task.metrics[0] in tasks.LOWER_IS_BETTER else 1
         return {"score": sign * values[self.sampled_metric], **values}
 

@@ -1,8 +1,9 @@
+import jax
 import numpy as np
 import pytest
 from runs import RUN
 
-from jaxppo import tasks
+from jaxppo import ppo, tasks
 from jaxppo.data.examples import Example
 from jaxppo.errors import UserError
 from jaxppo.run import load
@@ -143,3 +144,18 @@ def test_a_record_follows_from_its_stored_outputs(policy, task, compute):
         assert abs(record[stage]["score"]) == pytest.approx(sampled, abs=1e-9)
     gain = record["policy"][first] - record["supervised"][first]
     assert record["gain"][first][0] == pytest.approx(gain)
+
+
+def test_a_validation_measures_samples_alone(policy):
+    config = TaskConfig(prompt_length=4, response_length=2, test_rows=2)
+    task = Task("", "exact", ("exact", "cer"))
+    rows = [Example("a", "x"), Example("b", "y")]
+    prompts, references = measure.encode_examples(config, policy, task, rows)
+    evaluator = measure.Evaluator(config, policy, task, None)
+    evaluator.greedy = None  # calling it would fail
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    found = evaluator.validate(state, prompts, references)
+    samples = evaluator.draw(state, prompts, seed=1001)
+    whole = evaluator.compute(measure.Outputs(samples, references, references))
+    assert found == {name: whole[name] for name in ("score", "sampled_exact", "kl")}
+    assert whole["exact"] == 1  # of the greedy responses

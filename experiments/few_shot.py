@@ -1,0 +1,53 @@
+"""Sentiment labels by a pretrained model: as it comes, supervised, by reward, and both.
+
+Question   A pretrained model that sees two examples in its prompt labels some reviews right. What
+           do right labels to imitate add, what does a reward alone, and what does the reward add
+           after imitation?
+Method     SmolLM2-135M with adapters; the response is one token. Supervised on (sentence, label);
+           then, or at once (--sft-steps 0), the leave-one-out policy gradient
+           (https://arxiv.org/abs/2402.14740) with clipped ratios on the reward "the label is
+           right".
+Command    python experiments/few_shot.py
+           python experiments/few_shot.py --sft-steps 0    # from the model as it comes
+Data       The reviews of `experiments/sentiment_label.py`.
+"""
+
+from dataclasses import dataclass
+
+from jaxppo import cli
+from jaxppo.tasks import TaskConfig, stages
+
+
+@dataclass(frozen=True)
+class FewShot(TaskConfig):
+    task: str = "sentiment_label"
+    name: str = "few_shot"
+    model: str = "smollm2"
+    prompt_format: str = "A dull mess. = bad\nA lovely film. = good\n{prompt} ="
+    prompt_length: int = 56
+    response_length: int = 1
+    dtype: str = "bfloat16"
+    sft_steps: int = 60
+    sft_batch_size: int = 16
+    sft_lr: float = 1e-3
+    sft_eval_every: int = 15
+    steps: int = 40
+    batch_size: int = 64
+    minibatches: int = 2
+    group_size: int = 8
+    advantage: str = "rloo"
+    value_loss: str = "none"
+    kl_coef: float = 0.02
+    kl_adaptive: bool = False
+    lr: float = 3e-4
+    eval_every: int = 10
+    save_every: int = 10
+    test_rows: int = 400
+
+
+def main(options: FewShot) -> None:
+    stages.run(options)
+
+
+if __name__ == "__main__":
+    cli.script(main, FewShot)
