@@ -24,13 +24,13 @@ class FewShot(TaskConfig):
     name: str = "few_shot"
     model: str = "smollm2"
     prompt_format: str = "A dull mess. = bad\nA lovely film. = good\n{prompt} ="
-    prompt_length: int = 56
+    prompt_length: int = 48
     response_length: int = 1
     dtype: str = "bfloat16"
-    sft_steps: int = 60
+    sft_steps: int = 40
     sft_batch_size: int = 16
     sft_lr: float = 1e-3
-    sft_eval_every: int = 15
+    sft_eval_every: int = 10
     steps: int = 40
     batch_size: int = 64
     minibatches: int = 2
@@ -40,9 +40,9 @@ class FewShot(TaskConfig):
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 3e-4
-    eval_every: int = 10
-    save_every: int = 10
-    test_rows: int = 400
+    eval_every: int = 20
+    save_every: int = 20
+    test_rows: int = 300
 
 
 def main(options: FewShot) -> None:

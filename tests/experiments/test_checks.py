@@ -18,6 +18,7 @@ SCRIPTS = [
     "dialogue",
     "distil",
     "entities",
+    "few_shot",
     "multitask",
     "pretrain",
     "question_answering",

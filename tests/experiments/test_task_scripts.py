@@ -89,6 +89,7 @@ def test_every_recipe_says_what_is_published():
         "translation",
         "reasoning",
         "sentiment_label",
+        "few_shot",
         "summarisation",
         "question_answering",
         "entities",
