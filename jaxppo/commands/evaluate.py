@@ -37,7 +37,7 @@ class EvalOptions:
     id; all are measured. Default: the test part of the run's or the task's data
     """
     checkpoint: str = "best"
-    """best (by validation score; the newest if none has a score), newest, or a step"""
+    """best (by validation score, else by training reward), newest, or a step"""
     raw: bool = False
     """of a run with --ema-decay: the weights of the step, not their average"""
 

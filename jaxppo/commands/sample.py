@@ -65,7 +65,7 @@ class SampleOptions:
     seed: int = 0
     """random seed; the same seed and prompts give the same responses"""
     checkpoint: str = "best"
-    """best (by validation score; the newest if none has a score), newest, or a step"""
+    """best (by validation score, else by training reward), newest, or a step"""
     raw: bool = False
     """of a run with --ema-decay: the weights of the step, not their average"""
     environment: str = ""

@@ -121,8 +121,9 @@ def save_model(config: Config, policy: Policy, state: TrainState, place: Path) -
 
 
 def restore_best(folder: Path, state: TrainState) -> TrainState:
-    """Restore a run's best checkpoint by validation score, or the newest if none has a
-    score; its policy is the average of `ema_decay`, if there is one.
+    """Restore a run's best checkpoint: by validation score, or by training reward (or
+    loss) in a run without validations. Its policy is the average of `ema_decay`, if
+    there is one.
 
     Args:
       state: any state of the run.
@@ -132,9 +133,8 @@ def restore_best(folder: Path, state: TrainState) -> TrainState:
 
 
 def checkpoint_step(checkpoints: Checkpoints, checkpoint: str | int) -> int | None:
-    """The step of a checkpoint: "best" by validation score, "newest", or a step's
-    number. None is the newest undamaged one, which is also the best if none has a
-    score.
+    """The step of a checkpoint: "best" (as `restore_best`), "newest", or a step's
+    number. None is the newest undamaged one.
 
     Raises UserError for a step that is not there.
     """

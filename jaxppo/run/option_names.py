@@ -62,7 +62,7 @@ LIBRARIES: dict[str, dict[str, str]] = {
         "scale_rewards": "advantage",
         "score_clip": "reward_clip",
         "sft_model_path": "model",
-        "steps_per_generation": "minibatches",
+        "steps_per_generation": "minibatches microbatches",
         "stop_sequences": "stop",
         "stop_strings": "stop",
         "stop_token": "stop",

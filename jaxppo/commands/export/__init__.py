@@ -51,7 +51,7 @@ class ExportOptions:
     dtype: Literal["float32", "bfloat16"] = "float32"
     """type of the weights"""
     checkpoint: str = "best"
-    """best (by validation score; the newest if none has a score), newest, or a step"""
+    """best (by validation score, else by training reward), newest, or a step"""
     raw: bool = False
     """of a run with --ema-decay: the weights of the step, not their average"""
 
