@@ -74,7 +74,8 @@ def main(options: Curves) -> None:
         if "environment" in record:
             names = [record["environment"], *record["game"]]
         else:
-            names = [record["task"], record["config"]["advantage"]]
+            config = record["config"]
+            names = [record["task"], *filter(None, [config["model"]]), config["advantage"]]
         groups.setdefault(" ".join(names), []).append(record)
     if not groups:
         raise UserError("no records; give at least one")
