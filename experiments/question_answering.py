@@ -32,22 +32,22 @@ class QuestionAnswering(TaskConfig):
     model: str = "smollm2"
     prompt_length: int = 18
     response_length: int = 8
-    sft_steps: int = 60
-    sft_batch_size: int = 8
+    dtype: str = "bfloat16"
+    sft_steps: int = 120
+    sft_batch_size: int = 16
     sft_lr: float = 2e-3
-    sft_eval_every: int = 20
-    steps: int = 24
-    batch_size: int = 32
+    sft_eval_every: int = 30
+    steps: int = 40
+    batch_size: int = 64
     minibatches: int = 2
-    group_size: int = 4
+    group_size: int = 8
     advantage: str = "rloo"
     value_loss: str = "none"
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 3e-4
-    temperature: float = 0.5
-    eval_every: int = 8
-    save_every: int = 8
+    eval_every: int = 20
+    save_every: int = 20
     test_rows: int = 216
 
 

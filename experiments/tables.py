@@ -114,7 +114,7 @@ def line(cells: list) -> str:
 
 
 TASK_COLUMNS = ["task", "model, method", "seeds", "metric", "as it comes", "supervised"]
-TASK_COLUMNS += ["policy", "gain [95 % interval]", "policy alone", "minutes, commit"]
+TASK_COLUMNS += ["policy", "gain [95 % interval]", "policy alone, its gain", "minutes, commit"]
 
 
 def tasks() -> str:
@@ -146,9 +146,12 @@ def tasks() -> str:
             mean = lambda of, stage, digits=digits, metric=metric: (
                 rounded(statistics.mean(x[stage][metric] for x in of), digits) if of else ""
             )
-            gains = [x["policy"][metric] - x["supervised"][metric] for x in own]
+            gain = lambda of, start, digits=digits, metric=metric: gain_over_seeds(
+                [x["policy"][metric] - x[start][metric] for x in of], digits
+            )
             cells = [metric, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
-            cells += [gain_over_seeds(gains, digits), mean(alone, "policy")]
+            cells.append(gain(own, "supervised"))
+            cells.append(", ".join(filter(None, [mean(alone, "policy"), gain(alone, "start")])))
             first = number == 0
             end = ", ".join([minutes, *commits]) if first else ""
             rows.append(line([*(head if first else ("", "")), seeds * first, *cells, end]))
