@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from runs import REPOSITORY, load_script
 from runs import run_script as run
@@ -43,11 +44,10 @@ def result(folder, name: str) -> dict:
 @pytest.mark.parametrize(
     "script",
     [
-        "translation",
         "recipes/reverse_text",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("reasoning", "sentiment_label", "summarisation", "question_answering")
+            for name in ("summarisation", "question_answering")
         ),
     ],
 )
@@ -55,6 +55,51 @@ def test_a_task_on_ones_own_examples(tmp_path, data, script, capsys):
     run(script, *SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")
     assert found["test_rows"] == 8 and "95 % interval" in capsys.readouterr().out
+
+
+GERMAN = {"eins": "one", "zwei": "two", "drei": "three", "vier": "four", "rot": "red"}
+
+
+def translate(rng) -> tuple[str, str]:
+    words = rng.choice(list(GERMAN), 4)
+    return " ".join(words), " ".join(GERMAN[word] for word in words)
+
+
+def label(rng) -> tuple[str, str]:
+    """One word decides."""
+    verdict = rng.choice(["fine", "great", "dull", "poor"])
+    words = [verdict, *rng.choice(["film", "plot", "cast", "scene", "music"], 3)]
+    return " ".join(rng.permutation(words)), "good" if verdict in ("fine", "great") else "bad"
+
+
+def last_letter(rng) -> tuple[str, str]:
+    letters = "".join(rng.choice(list("abcdefgh"), 4))
+    return letters, 2 * letters[-1]
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize(
+    ("script", "make", "metric", "sft_steps"),
+    [
+        ("translation", translate, "sampled_bleu", 80),
+        ("sentiment_label", label, "sampled_exact", 30),
+        ("reasoning", last_letter, "sampled_exact", 60),
+    ],
+)
+def test_the_policy_stage_helps(tmp_path, script, make, metric, sft_steps):
+    """A network of one layer, half taught, is right more often after 30 steps of the gradient."""
+    rng, path = np.random.default_rng(0), tmp_path / "examples.jsonl"
+    pairs = dict(make(rng) for _ in range(600))
+    lines = [json.dumps({"prompt": x, "reference": y}) + "\n" for x, y in pairs.items()]
+    path.write_text("".join(lines))
+    network = ["--layers", "1", "--width", "32", "--dropout", "0", "--max-vocab", "300"]
+    length = ["--prompt-length", "8", "--response-length", "6", "--parallel", "jit"]
+    sft = ["--sft-steps", str(sft_steps), "--sft-lr", "1e-2", "--sft-batch-size", "32"]
+    own = ["--steps", "30", "--lr", "2e-3", "--batch-size", "64", "--save-every", "30"]
+    where = ["--data", str(path), "--runs", str(tmp_path), "--name", "a"]
+    run(script, *network, *length, *sft, *own, "--eval-every", "0", *where)
+    _, low, _ = result(tmp_path, "a")["gain"][metric]
+    assert low > 0
 
 
 @pytest.mark.parametrize(
