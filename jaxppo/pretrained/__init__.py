@@ -124,6 +124,8 @@ def save(
 def read_shape(folder: Path) -> ModelConfig:
     """Return a checkpoint's shape from config.json, or raise PretrainedError."""
     stored = _read_folder_config(folder)
+    if "format" in stored:
+        return _read_own_config(folder, stored)[0]
     family = stored.get("model_type")
     if family not in settings.FAMILIES:
         raise PretrainedError(
@@ -235,6 +237,13 @@ def _other_adapter(folder: Path, stored: Mapping[str, Any]) -> PretrainedError:
 
 def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
     """Load what `save` wrote."""
+    config, ids = _read_own_config(folder, stored)
+    flat = mapping.check_params(config, safetensors.read_folder(folder))
+    return Pretrained(config, mapping.unflatten(flat), from_file(folder, ids))
+
+
+def _read_own_config(folder: Path, stored: Mapping[str, Any]) -> tuple[ModelConfig, dict]:
+    """Return the shape and the tokenizer's settings of what `save` wrote."""
     if stored["format"] != FORMAT:
         raise PretrainedError(
             f"{folder} has the format {stored['format']!r}, this version reads {FORMAT!r}; "
@@ -244,13 +253,11 @@ def _load_own(folder: Path, stored: Mapping[str, Any]) -> Pretrained:
         # JSON has no tuples
         as_tuple = lambda x: tuple(x) if isinstance(x, list) else x
         model: Any = {name: as_tuple(x) for name, x in dict(stored["model"]).items()}
-        config, ids = ModelConfig(**model), dict(stored["tokenizer"])
+        return ModelConfig(**model), dict(stored["tokenizer"])
     except (KeyError, TypeError, ValueError) as error:
         raise PretrainedError(
             f"{folder / 'config.json'} cannot be used ({error}); save the checkpoint again"
         ) from error
-    flat = mapping.check_params(config, safetensors.read_folder(folder))
-    return Pretrained(config, mapping.unflatten(flat), from_file(folder, ids))
 
 
 def _read_folder_config(folder: Path) -> dict[str, Any]:

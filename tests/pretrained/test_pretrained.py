@@ -37,7 +37,7 @@ def same(a: Pretrained, b: Pretrained) -> bool:
 
 def test_save_and_load(model, tmp_path):
     path = pretrained.save(tmp_path / "deep" / "model", model.config, model.params, model.tokenizer)
-    assert same(pretrained.load(path), model)
+    assert same(pretrained.load(path), model) and pretrained.read_shape(path) == model.config
     assert [p.name for p in path.parent.iterdir()] == ["model"]  # nothing temporary stays
     with pytest.raises(PretrainedError, match="exists already"):
         pretrained.save(path, model.config, model.params, model.tokenizer)
