@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jaxppo.models.shapes import ModelConfig
 
 NEGATIVE = -1e30  # finite: a row that may attend to nothing must not become NaN
+LONG = 1024  # keys from which the backward pass computes the weights again
 
 
 def attend(
@@ -54,19 +55,29 @@ def weighted_sum(
 
     ∂w = ∂y vᵀ,  ∂s = w (∂w − Σ w ∂w),  ∂v = wᵀ ∂y,  ∂q = ∂s k / √D,  ∂k = ∂sᵀ q / √D
 
-    The backward pass keeps w alone, in the type of v, and rounds ∂y and ∂s like the
-    operands, as FlashAttention does (https://arxiv.org/abs/2205.14135).
+    The backward pass keeps w alone, in the type of v, or computes it again if there are
+    `LONG` keys or more. It rounds ∂y and ∂s like the operands, as FlashAttention does
+    (https://arxiv.org/abs/2205.14135).
     """
     return _weighted_sum_fwd(q, k, v, visible)[0]
 
 
+def _weights(q, k, v, visible, cap=None):
+    return jax.nn.softmax(_scores(q, k, visible, cap)).astype(v.dtype)
+
+
 def _weighted_sum_fwd(q, k, v, visible, cap=None):
-    weights = jax.nn.softmax(_scores(q, k, visible, cap)).astype(v.dtype)
-    return _product("bgqs,bgsd->bgqd", weights, v), (q, k, v, weights, visible)
+    weights = _weights(q, k, v, visible, cap)
+    kept = None if k.shape[2] >= LONG else weights
+    return _product("bgqs,bgsd->bgqd", weights, v), (q, k, v, kept, visible)
 
 
 def _weighted_sum_bwd(residuals, dy):
     q, k, v, weights, visible = residuals
+    if weights is None:
+        # the barrier keeps the compiler from keeping them instead
+        q, k, dy = jax.lax.optimization_barrier((q, k, dy))
+        weights = _weights(q, k, v, visible)
     scale = q.shape[-1] ** -0.5
     dy = dy.astype(v.dtype)
     dw = _product("bgqd,bgsd->bgqs", dy, v)

@@ -177,9 +177,11 @@ def test_older_gpus_have_no_cudnn_attention(capability, new):
     assert not attention.has_cudnn_attention(SimpleNamespace())
 
 
+@pytest.mark.parametrize("long", [7, 6], ids=["weights kept", "weights computed again"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_the_gradient_of_attention_is_that_of_its_plain_form(dtype):
-    """Two rows, four query heads of two key heads; one query sees nothing."""
+def test_the_gradient_of_attention_is_that_of_its_plain_form(dtype, long, monkeypatch):
+    """Two rows, four query heads of two key heads, six keys; one query sees nothing."""
+    monkeypatch.setattr(attention, "LONG", long)
     rng = np.random.default_rng(0)
     draw = lambda heads: jnp.asarray(rng.standard_normal((2, heads, 6, 4)), dtype)
     visible = jnp.asarray(rng.random((2, 6, 6)) < 0.6).at[0, 2].set(False)
@@ -202,3 +204,31 @@ def test_the_gradient_of_attention_is_that_of_its_plain_form(dtype):
         atol=tolerance,
     )
     assert [x.dtype for x in got[1]] == [dtype] * 3
+
+
+def test_long_rows_keep_no_weights_for_the_backward_pass(monkeypatch):
+    q = jnp.ones((2, 1, 6, 4))
+    visible = jnp.ones((2, 6, 6), bool)
+
+    def kept():
+        _, backward = jax.vjp(lambda q: attention.attend(q, q, q, visible).sum(), q)
+        return [x.shape for x in jax.tree.leaves(backward) if x.dtype == jnp.float32]
+
+    assert (2, 1, 6, 6) in kept()
+    monkeypatch.setattr(attention, "LONG", 6)
+    assert (2, 1, 6, 6) not in kept()
+
+
+def test_second_derivatives_through_weights_that_are_computed_again(monkeypatch, x64):
+    """As TRPO takes them: reverse over reverse."""
+    rng = np.random.default_rng(0)
+    q = jnp.asarray(rng.standard_normal((1, 2, 3, 4)))
+    visible = jnp.tril(jnp.ones((1, 3, 3), bool))
+
+    def product(q):  # of the Hessian and a vector
+        loss = lambda q: jnp.sin(attention.attend(q, q, q, visible)).sum()
+        return jax.grad(lambda q: (jax.grad(loss)(q) * jnp.cos(q)).sum())(q)
+
+    want = product(q)
+    monkeypatch.setattr(attention, "LONG", 3)
+    np.testing.assert_allclose(product(q), want, rtol=1e-12, atol=1e-12)
