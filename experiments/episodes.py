@@ -14,7 +14,9 @@ Command    python experiments/episodes.py --environment maze --game size=3 moves
            python experiments/episodes.py --environment guess --game n=20 guesses=4
              --script-share 0.3 --sft-episodes 2000 --sft-steps 800 --lr 1e-3 --entropy-coef 0
              --steps 80 --eval-every 40 --save-every 40
-           # tic_tac_toe | bandit_with_memory
+           python experiments/episodes.py --environment tic_tac_toe --script-share 0.7
+             --sft-steps 2500
+           # bandit_with_memory
 Expected   Sampled episodes, five seeds each: .63 -> .97 (maze), .26 -> .74 (guess), .30 -> .87
            (wordle), .48 -> .84 (calculator; without it 0): docs/environments.md.
            tic_tac_toe reached .92 and .97 with other settings, without records.
