@@ -11,6 +11,7 @@ Reads      Records of tasks and of `experiments/episodes.py`: a panel for each g
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from jaxppo import cli
 from jaxppo.errors import UserError
 
 STEPS = 5  # of the moving average
+COLUMNS = 3
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,10 @@ def draw(axis: Axes, curves: list[list[float]], color: str, label: str) -> None:
     axis.grid(alpha=0.3)
 
 
-def panel(upper: Axes, lower: Axes | None, found: list[dict]) -> None:
-    """Draw what a task's or game's records have."""
+def panel(axes: Sequence[Axes], found: list[dict]) -> None:
+    """Draw what a task's or game's records have: a game on one axis, a task on two."""
+    upper = axes[0]
     if "environment" in found[0]:
-        if lower is not None:
-            lower.set_axis_off()
         draw(upper, [x["curve"] for x in found], "C0", "training")
         script = np.mean([x["script"] for x in found])
         upper.axhline(script, color="k", linestyle="--", linewidth=1, label="scripted play")
@@ -63,8 +64,7 @@ def panel(upper: Axes, lower: Axes | None, found: list[dict]) -> None:
     for number, record in enumerate(found):
         label = "validation" if number == 0 else None
         upper.plot(*zip(*record["curve"]["validation"]), "C1.", alpha=0.5, label=label)
-    if lower is not None:
-        draw(lower, [x["curve"]["kl"] for x in found], "C2", "KL, nats a response")
+    draw(axes[1], [x["curve"]["kl"] for x in found], "C2", "KL, nats a response")
 
 
 def main(options: Curves) -> None:
@@ -75,20 +75,28 @@ def main(options: Curves) -> None:
             names = [record["environment"], *record["game"]]
         else:
             config = record["config"]
-            names = [record["task"], *filter(None, [config["model"]]), config["advantage"]]
-        groups.setdefault(" ".join(names), []).append(record)
+            names = [record["task"], config["model"], config["advantage"]]
+            names.append("" if "supervised" in record else "alone")
+        groups.setdefault(" ".join(filter(None, names)), []).append(record)
     if not groups:
         raise UserError("no records; give at least one")
-    rows = 1 + any("environment" not in found[0] for found in groups.values())
-    figure = Figure(figsize=(4 * len(groups), 3.2 * rows - 0.6 * (rows - 1)), layout="constrained")
-    axes = figure.subplots(rows, len(groups), squeeze=False)
-    for column, (name, found) in enumerate(groups.items()):
-        panel(axes[0, column], axes[1, column] if rows > 1 else None, found)
-        axes[0, column].set(title=f"{name}, {len(found)} seeds")
-        for axis in axes[:, column]:
-            if axis.axison:
-                axis.set(xlabel="step")
-                axis.legend(loc="best", fontsize=8)
+    height = 1 + any("environment" not in found[0] for found in groups.values())
+    wide = min(COLUMNS, len(groups))
+    deep = -(-len(groups) // wide) * height  # rows of axes
+    figure = Figure(figsize=(4 * wide, 2.8 * deep), layout="constrained")
+    axes = figure.subplots(deep, wide, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for number, (name, found) in enumerate(groups.items()):
+        row, column = number // wide * height, number % wide
+        own = axes[row : row + height, column]
+        own = own[: 1 + ("environment" not in found[0])]
+        panel(own, found)
+        own[0].set(title=f"{name}, {len(found)} seeds")
+        for axis in own:
+            axis.set_axis_on()
+            axis.set(xlabel="step")
+            axis.legend(loc="best", fontsize=8)
     figure.savefig(options.out, dpi=120)
 
 

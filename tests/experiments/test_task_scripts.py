@@ -271,7 +271,7 @@ def test_proxy_and_judge_are_drawn(tmp_path, capsys):
 
 
 def test_episodes_are_played_and_drawn(tmp_path, capsys):
-    """The bandit's two seeds are one panel, and a task's another: a record each in --results."""
+    """The bandit's two seeds are one panel, and each start of a task another."""
     game = ["--environment", "bandit_with_memory", "--runs", str(tmp_path), "--name"]
     records = str(tmp_path / "results")
     run("episodes", *SMALL, *game, "b-0", "--results", records)
@@ -282,11 +282,17 @@ def test_episodes_are_played_and_drawn(tmp_path, capsys):
     long = record | {"curve": [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]}
     steps = [0.0] * 5
     curve = {"reward": steps, "kl": steps, "validation": [[5, 0.5]]}
-    task = {"task": "x", "config": {"advantage": "rloo"}, "curve": curve}
-    paths = [tmp_path / f"{n}.json" for n in range(3)]
-    for path, found in zip(paths, (long, long, task)):
+    tasks = [
+        {"task": "x", "config": {"model": model, "advantage": "rloo"}, "curve": curve, start: {}}
+        for model in ("", "gpt2")
+        for start in ("supervised", "start")
+    ]
+    paths = [tmp_path / f"{n}.json" for n in range(6)]
+    for path, found in zip(paths, (long, long, *tasks), strict=True):
         path.write_text(json.dumps(found))
-    for shown, (width, height) in ((paths[:2], (480, 384)), (paths, (960, 696))):
+    sizes = {2: (480, 336), 3: (960, 672), 6: (1440, 1344)}  # of 1, 2 and 5 panels, 3 in a row
+    for number, (width, height) in sizes.items():
+        shown = paths[:number]
         run("curves", *map(str, shown), "--out", str(tmp_path / "x.png"))
         header = (tmp_path / "x.png").read_bytes()[:24]
         assert header[:4] == b"\x89PNG"
