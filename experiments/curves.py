@@ -2,7 +2,7 @@
 
 Question   How fast, how far, and how far from the start?
 Command    python experiments/curves.py --out docs/tasks.png
-               experiments/results/{spelling,sentiment_label,reverse_text}/*.json
+               experiments/results/{spelling,sentiment_label,reverse_text,countdown}/*.json
            python experiments/curves.py experiments/results/episodes/*.json --out docs/episodes.png
 Reads      Records of tasks and of `experiments/episodes.py`: a panel for each game, and
            for each task and method, with the reward of training: the mean of its seeds and a band
@@ -25,7 +25,7 @@ from jaxppo import cli
 from jaxppo.errors import UserError
 
 STEPS = 5  # of the moving average
-COLUMNS = 3
+COLUMNS = 4
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def main(options: Curves) -> None:
         own = axes[row : row + height, column]
         own = own[: 1 + ("environment" not in found[0])]
         panel(own, found)
-        own[0].set(title=f"{name}, {len(found)} seeds")
+        own[0].set_title(f"{name}, {len(found)} seeds", fontsize=10)
         for axis in own:
             axis.set_axis_on()
             axis.set(xlabel="step")

@@ -8,8 +8,14 @@ Method     SmolLM2-135M with adapters; the response is one token. Supervised on 
            (https://arxiv.org/abs/2402.14740) with clipped ratios on the reward "the label is
            right".
 Command    python experiments/few_shot.py
-           python experiments/few_shot.py --sft-steps 0    # from the model as it comes
-Data       The reviews of `experiments/sentiment_label.py`.
+           python experiments/few_shot.py --sft-steps 0 --lr 1e-3    # from the model as it comes
+Data       The reviews of `experiments/sentiment_label.py`: 640 in the supervised stage, after which
+           its validation loss stands still, 320 prompts in the policy stage.
+Found      Five seeds, 300 test sentences, share of right labels (95 % interval over seeds). As it
+           comes .553 greedy and .143 of samples, the rest being other words. Supervised .854 and
+           .822. The reward adds +.002 (-.015 to +.019) to the greedy labels and +.021 (+.004 to
+           +.038) to samples. The reward alone, without a label to imitate: .818 and .817.
+Minutes    11 to 12 (9 to 15 without the supervised stage) on a core that other work shared.
 """
 
 from dataclasses import dataclass
