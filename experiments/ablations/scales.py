@@ -39,6 +39,8 @@ from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, measure, rewards, sources, stages
 from jaxppo.types import Params
 
+LETTERS = 8  # of the words at scale small
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sentiment  # experiments/sentiment.py
 
@@ -133,9 +135,10 @@ def small(
         options = replace(stages.tiny_options(options), batch_size=options.batch_size)
     options = replace(options, **settings)
     task, longer = tasks.get_task(options), {} if tiny else longer
-    # The bare word is prompt enough, and fits.
+    # The bare word is prompt enough; one of up to LETTERS letters fits, and is soon learned.
     bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
-    examples = Examples(*([bare(x) for x in part] for part in sources.load_examples(options)))
+    parts = sources.load_examples(options)
+    examples = Examples(*([bare(x) for x in p if len(x.reference) <= LETTERS] for p in parts))
 
     def load(config, steps=0):
         steps = steps or longer.get(config.model_kind, options.sft_steps)
