@@ -39,10 +39,10 @@ from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, measure, rewards, sources, stages
 from jaxppo.types import Params
 
-LETTERS = 8  # of the words at scale small
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import sentiment  # experiments/sentiment.py
+
+LETTERS = 8  # of the words at scale small
 
 
 def taught(scale: Scale, teacher: Params) -> Scale:
