@@ -100,6 +100,13 @@ def without_value(params: Params) -> Params:
     return {name: x for name, x in params.items() if name != "value"}
 
 
+def short_words(options: tasks.TaskConfig) -> Examples:
+    """Words of up to LETTERS letters to spell backward. The bare word is prompt enough."""
+    bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
+    parts = sources.load_examples(options)
+    return Examples(*([bare(x) for x in p if len(x.reference) <= LETTERS] for p in parts))
+
+
 def small(
     tiny: bool,
     proxy: bool = False,
@@ -135,10 +142,7 @@ def small(
         options = replace(stages.tiny_options(options), batch_size=options.batch_size)
     options = replace(options, **settings)
     task, longer = tasks.get_task(options), {} if tiny else longer
-    # The bare word is prompt enough; one of up to LETTERS letters fits, and is soon learned.
-    bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
-    parts = sources.load_examples(options)
-    examples = Examples(*([bare(x) for x in p if len(x.reference) <= LETTERS] for p in parts))
+    examples = short_words(options)
 
     def load(config, steps=0):
         steps = steps or longer.get(config.model_kind, options.sft_steps)

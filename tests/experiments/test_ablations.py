@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import algorithms
+from jaxppo import algorithms, tasks
 from jaxppo import config as config_of
 from jaxppo.ablation.question import AblationConfig, arm_settings
 from jaxppo.run import files
+from jaxppo.tasks import sources
 
 pytestmark = pytest.mark.ci
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -222,3 +223,16 @@ def test_records_have_versions_and_no_paths(path):
     )
     counts = {len([row for row in record["runs"] if row["arm"] == arm]) for arm in record["arms"]}
     assert len(counts) == 1  # none was dropped
+
+
+def test_the_words_of_the_small_scale(monkeypatch):
+    """They stay as short as those of its records when the task's own get longer."""
+    pytest.importorskip("reasoning_gym", reason="puzzles need the extra `reasoning`")
+    monkeypatch.syspath_prepend(EXPERIMENTS / "ablations")
+    scales = importlib.import_module("scales")
+    options = tasks.TaskConfig(task="spelling", tiny=True)
+    words = [x for part in scales.short_words(options) for x in part]
+    assert len(words) > 20 and all(x.prompt == x.reference[::-1] for x in words)
+    assert {len(x.prompt) for x in words} <= set(range(3, 9))
+    task = [x for part in sources.load_examples(options) for x in part]
+    assert max(len(x.reference) for x in task) > 8
