@@ -18,15 +18,6 @@ Found      3 minutes at --scale ladder on a core that other work shared.
            -.003, 95 % interval -.026 to +.020).
            the reverse KL teaches more than a reward: agrees (reward of the trained policy +.115, 95
            % interval +.103 to +.128).
-           8 minutes at --scale small on a core that other work shared.
-           a reward on own samples teaches more than imitation of the teacher's: disagrees (reward
-           of the trained policy -.061, 95 % interval -.084 to -.038).
-           the reverse KL on own samples does, too: agrees (reward of the trained policy +.016, 95 %
-           interval +.004 to +.028).
-           and more than the forward KL on the teacher's: not decided (reward of the trained policy
-           +.002, 95 % interval -.007 to +.011).
-           the reverse KL teaches more than a reward: agrees (reward of the trained policy +.077, 95
-           % interval +.062 to +.093).
 """
 
 import jax.numpy as jnp

@@ -17,15 +17,6 @@ Found      6 minutes at --scale ladder on a core that other work shared.
            interval -.001 to +.002).
            the off-policy mask repairs it: not decided (reward of the trained policy +.021, 95 %
            interval -.014 to +.055).
-           9 minutes at --scale small on a core that other work shared.
-           sampling in 8 bits costs the policy reward: not decided (reward of the trained policy
-           +.002, 95 % interval -.004 to +.009).
-           truncated weights repair it: not decided (reward of the trained policy -.001, 95 %
-           interval -.009 to +.007).
-           leaving out tokens repairs it: not decided (reward of the trained policy +.002, 95 %
-           interval -.006 to +.011).
-           the off-policy mask repairs it: not decided (reward of the trained policy +.000, 95 %
-           interval -.011 to +.012).
 """
 
 from scales import run

@@ -12,13 +12,6 @@ Found      4 minutes at --scale ladder on a core that other work shared.
            to -.121).
            the fifth keeps more entropy than all: agrees (entropy of all steps +.571, 95 % interval
            +.518 to +.625).
-           5 minutes at --scale small on a core that other work shared.
-           the fifth of the tokens with the highest entropy teaches more than all: disagrees (reward
-           of all steps -.025, 95 % interval -.033 to -.017).
-           the half teaches more than all: not decided (reward of all steps -.002, 95 % interval
-           -.008 to +.003).
-           the fifth keeps more entropy than all: agrees (entropy of all steps +.095, 95 % interval
-           +.075 to +.114).
 """
 
 from scales import run
