@@ -37,6 +37,7 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
 from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, measure, rewards, sources, stages
+from jaxppo.tasks.datasets import reasoning
 from jaxppo.types import Params
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -100,11 +101,11 @@ def without_value(params: Params) -> Params:
     return {name: x for name, x in params.items() if name != "value"}
 
 
-def short_words(options: tasks.TaskConfig) -> Examples:
+def short_words(size: int) -> Examples:
     """Words of up to LETTERS letters to spell backward. The bare word is prompt enough."""
     bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
-    parts = sources.load_examples(options)
-    return Examples(*([bare(x) for x in p if len(x.reference) <= LETTERS] for p in parts))
+    parts = reasoning.load("spell_backward", size, max_word_len=LETTERS)
+    return Examples(*([bare(x) for x in part] for part in parts))
 
 
 def small(
@@ -142,7 +143,7 @@ def small(
         options = replace(stages.tiny_options(options), batch_size=options.batch_size)
     options = replace(options, **settings)
     task, longer = tasks.get_task(options), {} if tiny else longer
-    examples = short_words(options)
+    examples = short_words(200 if tiny else sources.MOST_PUZZLES)
 
     def load(config, steps=0):
         steps = steps or longer.get(config.model_kind, options.sft_steps)

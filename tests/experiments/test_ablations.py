@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxppo import algorithms, tasks
+from jaxppo import algorithms
 from jaxppo import config as config_of
 from jaxppo.ablation.question import AblationConfig, arm_settings
 from jaxppo.run import files
-from jaxppo.tasks import sources
+from jaxppo.tasks.datasets import reasoning
 
 pytestmark = pytest.mark.ci
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -230,9 +230,8 @@ def test_the_words_of_the_small_scale(monkeypatch):
     pytest.importorskip("reasoning_gym", reason="puzzles need the extra `reasoning`")
     monkeypatch.syspath_prepend(EXPERIMENTS / "ablations")
     scales = importlib.import_module("scales")
-    options = tasks.TaskConfig(task="spelling", tiny=True)
-    words = [x for part in scales.short_words(options) for x in part]
-    assert len(words) > 20 and all(x.prompt == x.reference[::-1] for x in words)
-    assert {len(x.prompt) for x in words} <= set(range(3, 9))
-    task = [x for part in sources.load_examples(options) for x in part]
+    words = [x for part in scales.short_words(200) for x in part]
+    assert len(words) == 200 and all(x.prompt == x.reference[::-1] for x in words)
+    assert {len(x.prompt) for x in words} == {3, 4, 5, 6, 7, 8}
+    task = [x for part in reasoning.load("spell_backward", 200) for x in part]
     assert max(len(x.reference) for x in task) > 8

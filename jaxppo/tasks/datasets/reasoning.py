@@ -87,16 +87,17 @@ TASKS: dict[str, Puzzle] = {
 }
 
 
-def load(task: str, size: int) -> Examples:
+def load(task: str, size: int, **settings: int) -> Examples:
     """Generate distinct puzzles of one kind, split by prompt.
 
     Args:
         task: a name in TASKS.
         size: puzzles in all parts together, or fewer if the kind has fewer.
+        settings: of the package's generator, instead of the kind's own.
 
     Raises UserError without the package.
     """
-    generated = _dataset(task, size=8 * size + 1000)
+    generated = _dataset(task, size=8 * size + 1000, **settings)
     found: dict[str, Example] = {}
     kind = TASKS[task]
     for puzzle in generated:
@@ -111,11 +112,12 @@ def load(task: str, size: int) -> Examples:
     return split_examples(list(found.values()))
 
 
-def _dataset(task: str, *, size: int) -> Any:
+def _dataset(task: str, *, size: int, **settings: int) -> Any:
     try:
         import reasoning_gym  # type: ignore[import-not-found] # an optional extra
     except ImportError:
         raise UserError(
             "puzzles need the package reasoning-gym: pip install -e '.[reasoning]'"
         ) from None
-    return reasoning_gym.create_dataset(task, size=size, seed=0, **TASKS[task].settings)
+    own = {**TASKS[task].settings, **settings}
+    return reasoning_gym.create_dataset(task, size=size, seed=0, **own)
