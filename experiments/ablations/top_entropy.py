@@ -12,6 +12,13 @@ Found      4 minutes at --scale ladder on a core that other work shared.
            to -.121).
            the fifth keeps more entropy than all: agrees (entropy of all steps +.571, 95 % interval
            +.518 to +.625).
+           2 minutes at --scale small on a core that other work shared.
+           the fifth of the tokens with the highest entropy teaches more than all: disagrees (reward
+           of all steps -.022, 95 % interval -.028 to -.016).
+           the half teaches more than all: disagrees (reward of all steps -.007, 95 % interval -.011
+           to -.003).
+           the fifth keeps more entropy than all: agrees (entropy of all steps +.037, 95 % interval
+           +.030 to +.044).
 """
 
 from scales import run
