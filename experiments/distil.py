@@ -126,7 +126,7 @@ def learn(options: TaskConfig, task: Task, examples: Examples, arm: str) -> dict
         data, _ = encode(examples.train)
         parts = algorithms.make_parts(settings, in_program.no_reward)
     evaluator = Evaluator(settings, policy, task, None)
-    evaluate = lambda state: evaluator.validate(state, *held_out)
+    evaluate = lambda state: evaluator.compute(evaluator.sample(state, *held_out, greedy=False))
     files.run_folder(options.runs, arm, resume=settings.resume)
     state = train.fit(settings, policy, parts, data, folder=place, evaluate=evaluate)
     best = load.restore_best(place, state)

@@ -75,7 +75,7 @@ def _weighted_sum_fwd(q, k, v, visible, cap=None):
 def _weighted_sum_bwd(residuals, dy):
     q, k, v, weights, visible = residuals
     if weights is None:
-        # the barrier keeps the compiler from keeping them instead
+        # without the barrier, the compiler would keep those of the forward pass
         q, k, dy = jax.lax.optimization_barrier((q, k, dy))
         weights = _weights(q, k, v, visible)
     scale = q.shape[-1] ** -0.5

@@ -100,7 +100,7 @@ class Outputs(NamedTuple):
     """Responses and their references."""
 
     samples: list[Sample]
-    responses: list[str]  # what is measured: the greedy responses, or those of `samples`
+    responses: list[str]  # what is measured: the greedy responses (or none), or those of `samples`
     references: list[str]
 
     @property
@@ -129,17 +129,26 @@ class Evaluator:
         make = partial(Sampler, config, policy, rows=min(64, config.test_rows))
         self.draw, self.greedy = make(), make(greedy=True) if task.greedy else None
 
-    def sample(self, state: TrainState, prompts: PromptSet, references: list[str]) -> Outputs:
-        """Sample one response per prompt, and find the greedy one."""
+    def sample(
+        self, state: TrainState, prompts: PromptSet, references: list[str], *, greedy: bool = True
+    ) -> Outputs:
+        """Sample one response per prompt, and find the greedy one. Without `greedy`,
+        a task measured on greedy responses has samples alone, for half the work.
+        """
         samples = self.draw(state, prompts, seed=1001)
-        measured = self.greedy(state, prompts, seed=0) if self.greedy else samples
+        if self.greedy is None:
+            return Outputs(samples, _texts(samples), references)
+        measured = self.greedy(state, prompts, seed=0) if greedy else []
         return Outputs(samples, _texts(measured), references)
 
     def texts(self, outputs: Outputs) -> dict[str, tuple[str, list[str]]]:
-        """Return (metric of `metrics.METRICS`, responses) by the name in results."""
+        """Return (metric of `metrics.METRICS`, responses) by the name in results, of
+        the responses that there are.
+        """
         first, *others = self.task.metrics
         found = {first: (first, outputs.responses), self.sampled_metric: (first, outputs.sampled)}
-        return found | {name: (name, outputs.responses) for name in others}
+        found |= {name: (name, outputs.responses) for name in others}
+        return {name: pair for name, pair in found.items() if pair[1]}
 
     def compute(self, outputs: Outputs) -> dict[str, float]:
         """Compute the metrics, and `score`, by which the best checkpoint is chosen: the
@@ -149,21 +158,9 @@ class Evaluator:
             name: metrics.evaluate((metric,), responses, outputs.references)[metric]
             for name, (metric, responses) in self.texts(outputs).items()
         }
-        return self._with_score(values, outputs.samples)
-
-    def validate(
-        self, state: TrainState, prompts: PromptSet, references: list[str]
-    ) -> dict[str, float]:
-        """Compute `score` and the metrics of samples alone, which is half the work."""
-        samples = self.draw(state, prompts, seed=1001)
-        metric = self.task.metrics[0]
-        values = metrics.evaluate((metric,), _texts(samples), references)
-        return self._with_score({self.sampled_metric: values[metric]}, samples)
-
-    def _with_score(self, values: dict[str, float], samples: list[Sample]) -> dict[str, float]:
         if self.extra_metrics is not None:
-            values |= self.extra_metrics(samples)
-        values["kl"] = float(np.mean([sample.kl for sample in samples]))
+            values |= self.extra_metrics(outputs.samples)
+        values["kl"] = float(np.mean([sample.kl for sample in outputs.samples]))
         sign = -1 if self.task.metrics[0] in tasks.LOWER_IS_BETTER else 1
         return {"score": sign * values[self.sampled_metric], **values}
 

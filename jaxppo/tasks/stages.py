@@ -272,7 +272,7 @@ def optimise_policy(
         training,
         folder=place,
         measure=lambda state: evaluator.sample(state, *test),
-        evaluate=lambda state: evaluator.validate(state, *held_out),
+        evaluate=lambda state: evaluator.compute(evaluator.sample(state, *held_out, greedy=False)),
         validation=held_out[0],
     )
     load.save_model(settings, policy, best, place / "model")

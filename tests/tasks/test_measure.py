@@ -152,10 +152,20 @@ def test_a_validation_measures_samples_alone(policy):
     rows = [Example("a", "x"), Example("b", "y")]
     prompts, references = measure.encode_examples(config, policy, task, rows)
     evaluator = measure.Evaluator(config, policy, task, None)
-    evaluator.greedy = None  # calling it would fail
+    evaluator.greedy = lambda *args, **named: pytest.fail("greedy responses were generated")
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
-    found = evaluator.validate(state, prompts, references)
+    found = evaluator.compute(evaluator.sample(state, prompts, references, greedy=False))
     samples = evaluator.draw(state, prompts, seed=1001)
     whole = evaluator.compute(measure.Outputs(samples, references, references))
     assert found == {name: whole[name] for name in ("score", "sampled_exact", "kl")}
     assert whole["exact"] == 1  # of the greedy responses
+
+
+def test_a_task_measured_on_samples_has_all_metrics_in_a_validation(policy):
+    config = TaskConfig(prompt_length=4, response_length=2, test_rows=1)
+    task = Task("", "exact", ("exact", "cer"), greedy=False)
+    held_out = measure.encode_examples(config, policy, task, [Example("a", "x")])
+    evaluator = measure.Evaluator(config, policy, task, None)
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(0))
+    found = evaluator.compute(evaluator.sample(state, *held_out, greedy=False))
+    assert set(found) == {"score", "exact", "cer", "kl"}
