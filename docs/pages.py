@@ -1,11 +1,13 @@
 """An extension of Sphinx: tables made from the code, links to sources, and docstrings
 as reStructuredText.
 
-`<!-- algorithm index -->` in a page becomes the table of presets,
-`<!-- settings -->` all settings with their help, and `<!-- option names -->` their
-names in other libraries, so that none goes stale.
+`<!-- algorithm index -->` in a page becomes the table of presets, `<!-- papers -->`
+that of the papers that docstrings name, `<!-- settings -->` all settings with their
+help, and `<!-- option names -->` their names in other libraries, so that none goes
+stale.
 """
 
+import ast
 import functools
 import inspect
 import re
@@ -24,6 +26,7 @@ from jaxppo.run import option_names
 ROOT = Path(__file__).resolve().parents[1]
 log = logging.getLogger(__name__)
 SOURCE = "https://github.com/jaxppo/jaxppo/blob/main/"
+ADDRESS = re.compile(r"https?://[\w.-]+\.\w+/[^\s)'\"`]*")
 
 # --- Tables made from the code ---
 
@@ -36,6 +39,25 @@ def algorithm_index() -> str:
         files = " ".join(f"[{file}]({SOURCE}jaxppo/{file})" for file in source_files(name))
         paper = f"[{_paper_name(preset.paper)}]({preset.paper})"
         rows.append(f"| {paper} | **`{name}`**: {preset.about} | {settings} | {files} |")
+    return "\n".join(rows)
+
+
+def paper_index() -> str:
+    """A Markdown table: addresses in the library's docstrings, and whose they are."""
+    found: dict[str, list[str]] = {}
+    for path in sorted((ROOT / "jaxppo").rglob("*.py")):
+        file = path.relative_to(ROOT).as_posix()
+        module = ".".join(path.with_suffix("").parts[len(ROOT.parts) + 1 :])
+        module = module.removesuffix(".__init__")
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                name = ".".join([module, *([] if isinstance(node, ast.Module) else [node.name])])
+                for address in ADDRESS.findall(ast.get_docstring(node) or ""):
+                    link = f"[`{name}`]({SOURCE}{file})"
+                    found.setdefault(address.rstrip(".,;"), []).append(link)
+    rows = ["| source | where |", "| --- | --- |"]
+    for address, links in sorted(found.items(), key=lambda x: _paper_name(x[0])):
+        rows.append(f"| [{_paper_name(address)}]({address}) | {', '.join(dict.fromkeys(links))} |")
     return "\n".join(rows)
 
 
@@ -116,6 +138,7 @@ def option_name_tables() -> str:
 
 MADE = {
     "<!-- algorithm index -->": algorithm_index,
+    "<!-- papers -->": paper_index,
     "<!-- settings -->": settings_list,
     "<!-- option names -->": option_name_tables,
 }

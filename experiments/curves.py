@@ -72,7 +72,7 @@ def main(options: Curves) -> None:
     for path in options.records:
         record = json.loads(path.read_text())
         if "environment" in record:
-            names = [record["environment"], *record["game"]]
+            names = [record["environment"], *record["game"], record["config"]["model"]]
         else:
             config = record["config"]
             names = [record["task"], config["model"], config["advantage"]]
@@ -92,7 +92,7 @@ def main(options: Curves) -> None:
         own = axes[row : row + height, column]
         own = own[: 1 + ("environment" not in found[0])]
         panel(own, found)
-        own[0].set_title(f"{name}, {len(found)} seeds", fontsize=10)
+        own[0].set_title(f"{name}, {len(found)} seed" + "s" * (len(found) > 1), fontsize=10)
         for axis in own:
             axis.set_axis_on()
             axis.set(xlabel="step")

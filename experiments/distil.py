@@ -8,10 +8,12 @@ Method     The teacher is SmolLM2 after a supervised stage. The student is new, 
            None of them has a reward, or reads a reference.
 Command    python experiments/distil.py              # --seed 1 --name distil-1
            # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
-Data       Procedural words to spell backwards of reasoning-gym (Apache-2.0), as in reasoning.py.
+Data       Procedural words of up to eight letters to spell backwards, of reasoning-gym
+           (Apache-2.0), as in reasoning.py, but with spaces: each letter is a token.
 Expected   Not measured yet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,7 +22,7 @@ import jax
 
 from jaxppo import algorithms, cli, models, ppo, presets, pretrained, supervised, tasks, train
 from jaxppo.data import prompts, rows
-from jaxppo.data.examples import Examples
+from jaxppo.data.examples import Example, Examples
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
 from jaxppo.rewards import in_program
@@ -30,6 +32,7 @@ from jaxppo.tasks import Task, TaskConfig, sources, stages
 from jaxppo.tasks.measure import Evaluator, encode_examples, format_examples
 
 BASELINE = "supervised/model"  # of a task's supervised stage
+LETTERS = 8  # of the longest word
 ARMS = ("supervised", "reward", "reverse", "forward", "jsd")
 
 
@@ -61,6 +64,12 @@ class Distil(TaskConfig):
     """ways to learn from the teacher"""
 
 
+def spaced(words: Sequence[Example]) -> list[Example]:
+    """The short words, with a space between letters."""
+    short = [x for x in words if len(x.prompt) <= LETTERS]
+    return [Example(" ".join(x.prompt), " ".join(x.reference)) for x in short]
+
+
 def new_student(options: TaskConfig, teacher: Path, place: Path) -> Path:
     """Save a random network with the teacher's vocabulary."""
     if not place.exists():
@@ -88,6 +97,16 @@ def teachers_samples(
         found = sampler(state, asked, seed=seed)
         pairs += [(text, x.response) for text, x in zip(texts, found, strict=True)]
     return pairs[:number]
+
+
+def measure(options: TaskConfig, task: Task, examples: Examples, who: str) -> dict[str, float]:
+    """The metrics of the teacher or the student before it is taught, on test examples."""
+    model = str(Path(options.runs) / who / BASELINE)
+    config, policy = load.load_policy(replace(options, model=model, lora=0))
+    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
+    test = encode_examples(config, policy, task, examples.test[: options.test_rows])
+    evaluator = Evaluator(config, policy, task, None)
+    return evaluator.compute(evaluator.sample(state, *test))
 
 
 def settings_of(options: TaskConfig, arm: str) -> TaskConfig:
@@ -144,16 +163,20 @@ def main(options: Distil) -> None:
         resume.check_early(settings_of(arms, arm))
     load.use_compilation_cache()
     examples = sources.load_examples(options)
+    if not options.data:
+        examples = Examples(*map(spaced, examples))
     large = own if options.tiny else replace(own, sft_steps=options.teacher_steps)
     teacher = stages.train_baseline(large, task, examples, root / "teacher")
     start = new_student(own, teacher, root / "new")
     small = replace(own, model=str(start), lora=0)
     stages.train_baseline(small, task, examples, root / "student")
+    before = {who: measure(arms, task, examples, who) for who in ("teacher", "student")}
     found = {arm: learn(arms, task, examples, arm) for arm in options.arms}
-    record = {"seed": options.seed, "config": files.portable_settings(options), "arms": found}
+    record = {"seed": options.seed, "config": files.portable_settings(options)}
+    record |= {"before": before, "arms": found}
     files.write_record(str(root), "result", record)
     files.write_record(options.results, f"distil/{options.name}", record)
-    for arm, metrics in found.items():
+    for arm, metrics in (before | found).items():
         print(arm + ": " + ", ".join(f"{name} {x:.3f}" for name, x in metrics.items()))
 
 

@@ -183,17 +183,18 @@ def episodes() -> str:
     rows = header([*names, "gain, sampled [95 % interval]", "script", "minutes"])
     groups: dict[str, list[dict]] = defaultdict(list)
     for record in records(RESULTS / "episodes"):
-        groups[" ".join([f"`{record['environment']}`", *record["game"]])].append(record)
+        name = " ".join([f"`{record['environment']}`", *record["game"]])
+        if record["config"]["model"]:
+            name += f", {variant(record)}"
+        groups[name].append(record)
     for game, found in groups.items():
         mean = lambda of, found=found: f"{statistics.mean(map(of, found)):.3f}"
         stages = [("supervised", "sampled"), ("policy", "sampled")]
         stages += [("supervised", "score"), ("policy", "score")]
         scores = [mean(lambda x, a=a, b=b: x[a][b]) for a, b in stages]
         gains = [x["policy"]["sampled"] - x["supervised"]["sampled"] for x in found]
-        value, low, high = mean_interval(gains)
-        gain = f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
         minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in found):.0f}"
-        script = mean(lambda x: x["script"])
+        script, gain = mean(lambda x: x["script"]), gain_over_seeds(gains, 3)
         rows.append(line([game, len(found), *scores, gain, script, minutes]))
     return "\n".join(rows)
 

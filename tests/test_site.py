@@ -38,6 +38,17 @@ def test_the_index_has_every_preset_with_its_paper_settings_and_files(pages):
     assert "`--no-kl-adaptive`" in rows[list(ALGORITHMS).index("grpo")]
 
 
+def test_the_papers_of_functions_and_modules(pages):
+    rows = {row.split("](")[0]: row for row in pages.paper_index().splitlines()}
+    for paper, names in {
+        "2506.01939": ["losses.correction.top_entropy"],
+        "2503.19595": ["advantages.pass_at_k"],
+        "2106.09685": ["models.lora"],  # a module
+        "1707.06347": ["losses.token.clip", "losses.token.kl_penalty"],
+    }.items():
+        assert all(f"[`{name}`]" in rows[f"| [arXiv {paper}"] for name in names)
+
+
 def test_the_files_of_a_preset(pages):
     assert pages.source_files("gspo") == ["losses/sequence.py", "advantages.py"]
     assert pages.source_files("npg") == ["second_order.py", "advantages.py"]

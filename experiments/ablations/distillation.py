@@ -18,6 +18,15 @@ Found      3 minutes at --scale ladder on a core that other work shared.
            -.003, 95 % interval -.026 to +.020).
            the reverse KL teaches more than a reward: agrees (reward of the trained policy +.115, 95
            % interval +.103 to +.128).
+           5 minutes at --scale small on a core that other work shared.
+           a reward on own samples teaches more than imitation of the teacher's: disagrees (reward
+           of the trained policy -.056, 95 % interval -.091 to -.020).
+           the reverse KL on own samples does, too: agrees (reward of the trained policy +.136, 95 %
+           interval +.113 to +.159).
+           and more than the forward KL on the teacher's: agrees (reward of the trained policy
+           +.128, 95 % interval +.104 to +.153).
+           the reverse KL teaches more than a reward: agrees (reward of the trained policy +.191, 95
+           % interval +.158 to +.225).
 """
 
 import jax.numpy as jnp

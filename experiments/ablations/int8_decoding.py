@@ -17,6 +17,15 @@ Found      6 minutes at --scale ladder on a core that other work shared.
            interval -.001 to +.002).
            the off-policy mask repairs it: not decided (reward of the trained policy +.021, 95 %
            interval -.014 to +.055).
+           10 minutes at --scale small on a core that other work shared.
+           sampling in 8 bits costs the policy reward: not decided (reward of the trained policy
+           -.004, 95 % interval -.028 to +.020).
+           truncated weights repair it: not decided (reward of the trained policy -.001, 95 %
+           interval -.009 to +.007).
+           leaving out tokens repairs it: not decided (reward of the trained policy +.003, 95 %
+           interval -.008 to +.013).
+           the off-policy mask repairs it: not decided (reward of the trained policy +.004, 95 %
+           interval -.006 to +.015).
 """
 
 from scales import run

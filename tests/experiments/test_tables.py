@@ -158,8 +158,11 @@ def test_a_row_for_each_claim(tables, tmp_path, monkeypatch):
 def test_games_are_rows_with_an_interval_over_seeds(tables, tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     (tmp_path / "episodes").mkdir()
-    for seed, (before, after) in enumerate([(0.2, 0.6), (0.2, 0.7), (0.2, 0.8)]):
+    new, pretrained = {"model": ""}, {"model": "smollm2", "lora": 8}
+    found = [(new, 0.2, 0.6), (new, 0.2, 0.7), (new, 0.2, 0.8), (pretrained, 0.2, 0.3)]
+    for seed, (config, before, after) in enumerate(found):
         record = {
+            "config": config,
             "environment": "guess",
             "game": ["n=7"],
             "supervised": {"score": 0.5, "sampled": before},
@@ -170,5 +173,6 @@ def test_games_are_rows_with_an_interval_over_seeds(tables, tmp_path, monkeypatc
         (tmp_path / "episodes" / f"{seed}.json").write_text(json.dumps(record))
     # gains .4, .5, .6: mean .5, deviation .1, over sqrt 3, by Student's 4.303 of two degrees
     row = "| `guess` n=7 | 3 | .200 | .700 | .500 | .750 | +.500 [+.252, +.748] | 1.000 | 4 |"
-    assert tables.episodes().splitlines()[2:] == [row]
+    other = "| `guess` n=7, smollm2, LoRA 8 | 1 | .200 | .300 | .500 | .750 | +.100 | 1.000 | 4 |"
+    assert tables.episodes().splitlines()[2:] == [row, other]
     assert "guess" not in tables.tasks()
