@@ -33,6 +33,33 @@ def test_gae_skips_tokens_outside_the_mask():
     np.testing.assert_array_equal(returns, [[two_returns[0, 0], 0.0, two_returns[0, 1]]])
 
 
+# two turns of two tokens and of one; what stands at the answer between them is not read
+TURNS = jnp.array([[1.0, 1.0, 0.0, 1.0]])
+TURN_REWARDS = jnp.array([[1.0, 2.0, NAN, 4.0]])
+
+
+def test_turn_gae_by_hand():
+    # γ = 0.5, λ = 0.5; r = 1 + 2, 4; V = 2, 3: those before the turns' first tokens
+    # second turn: δ = 4 − 3 = 1, A = 1, R = 1 + 3 = 4
+    # first: δ = 3 + 0.5·3 − 2 = 2.5, A = 2.5 + 0.25·1 = 2.75, R = 2.75 + 2 = 4.75
+    values = jnp.array([[2.0, NAN, NAN, 3.0]])
+    adv, returns = advantages.turn_gae(TURN_REWARDS, values, TURNS, gamma=0.5, lam=0.5)
+    np.testing.assert_array_equal(adv, [[2.75, 2.75, 0.0, 1.0]])
+    np.testing.assert_array_equal(returns, [[4.75, 4.75, 0.0, 4.0]])
+
+
+def test_gae_with_a_discount_of_turns_by_hand():
+    # λ = 0.5; γ = 0.5 within a turn, and 0.5 · 0.5 = 0.25 to the next; V = 2, 6, 3
+    # third token: δ = 4 − 3 = 1, A = 1
+    # second: δ = 2 + 0.25·3 − 6 = −3.25, A = −3.25 + 0.25·0.5·1 = −3.125
+    # first: δ = 1 + 0.5·6 − 2 = 2, A = 2 + 0.5·0.5·(−3.125) = 1.21875
+    values = jnp.array([[2.0, 6.0, NAN, 3.0]])
+    gamma = advantages.turn_discounts(TURNS, gamma=0.5, turn_gamma=0.5)
+    adv, returns = advantages.gae(TURN_REWARDS, values, TURNS, gamma=gamma, lam=0.5)
+    np.testing.assert_array_equal(adv, [[1.21875, -3.125, 0.0, 1.0]])
+    np.testing.assert_array_equal(returns, [[3.21875, 2.875, 0.0, 4.0]])
+
+
 def test_lambda_1_gives_returns_minus_values():
     rng = np.random.default_rng(0)
     rewards, values = rng.normal(size=(2, 4, 6)).astype(np.float32)

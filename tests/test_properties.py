@@ -48,6 +48,7 @@ AGGREGATE = named(
     aggregate.sequence_sum,
     constant=partial(aggregate.constant, length=7),
 )
+by_turn = partial(advantages.turn_discounts, gamma=0.9, turn_gamma=0.7)
 # Three arrays of numbers and a mask, all [B T], to arrays [B T] or []; x is differentiated.
 TOKENS = POLICY | {
     "value_mse": lambda x, y, z, m: value.value_mse(x, y, mask=m),
@@ -70,6 +71,8 @@ TOKENS = POLICY | {
     "var": lambda x, y, z, m: masked.var(x, m, ddof=1),
     "whiten": lambda x, y, z, m: masked.whiten(x, m),
     "gae": lambda x, y, z, m: advantages.gae(x, y, m, gamma=0.9, lam=0.8),
+    "turn_gae": lambda x, y, z, m: advantages.turn_gae(x, y, m, gamma=0.9, lam=0.8),
+    "gae_by_turn": lambda x, y, z, m: advantages.gae(x, y, m, gamma=by_turn(m), lam=0.8),
     "returns_to_go": lambda x, y, z, m: advantages.returns_to_go(x, m, gamma=0.9),
     "reinforce_plus_plus": lambda x, y, z, m: advantages.reinforce_plus_plus(x, m, gamma=0.9),
     "remax": lambda x, y, z, m: advantages.remax(x, masked.mean(y, m, axis=1), m),
@@ -84,6 +87,7 @@ for f in (
 for name, f in AGGREGATE.items():
     TOKENS[name] = lambda x, y, z, m, f=f: (f(m) * token.clip(x, y, z, m)[0], f(m))
 BY_POSITION = {"clip_cov"}  # draws tokens at random, by their place in the batch
+BY_TURN = {"turn_gae", "gae_by_turn"}  # without a gap, two turns are one
 
 
 @jax.jit
@@ -186,7 +190,33 @@ def test_gaps_have_no_effect(seed, mask):
     order = np.argsort(mask == 0, axis=1, kind="stable")
     move = lambda a: np.take_along_axis(a, order, 1)
     found = numpy(everything(*map(move, numbers(seed)), move(mask)))
-    same(found, numpy(everything(*numbers(seed), mask)), move, leave_out=BY_POSITION)
+    same(found, numpy(everything(*numbers(seed), mask)), move, leave_out=BY_POSITION | BY_TURN)
+
+
+@jax.jit
+def of_turns(x, y, m):
+    return advantages.turn_gae(x, y, m, gamma=0.9, lam=0.8), by_turn(m)
+
+
+@given(SEEDS, MASKS, hnp.arrays(int, (ROWS, LENGTH), elements=st.integers(0, 2)), JUNK)
+@example(0, EMPTY_ROWS, np.ones((ROWS, LENGTH), int), np.nan)
+def test_longer_gaps_between_turns_have_no_effect(seed, mask, more, junk):
+    """Each position outside of the mask becomes one to three; turns stay apart."""
+
+    def wide(a, fill):
+        out = np.full((ROWS, 3 * LENGTH), fill, np.float32)
+        for row, repeats in enumerate(np.where(mask > 0, 1, 1 + more)):
+            longer = np.repeat(np.where(mask[row] > 0, a[row], fill), repeats)
+            out[row, : len(longer)] = longer
+        return out
+
+    x, y, _ = numbers(seed)
+    on = wide(mask, 0)
+    found, want = (of_turns(wide(x, junk), wide(y, junk), on), of_turns(x, y, mask))
+    for a, b in zip(
+        *(jax.tree.leaves(jax.device_get(each)) for each in (found, want)), strict=True
+    ):
+        np.testing.assert_allclose(a[on > 0], b[mask > 0], rtol=2e-5, atol=2e-6)
 
 
 @given(SEEDS, MASKS, st.permutations(range(ROWS)))

@@ -2,6 +2,7 @@ import gc
 import json
 import math
 import re
+import shutil
 import sys
 from dataclasses import replace
 
@@ -15,10 +16,12 @@ from jaxppo import algorithms, ppo, supervised, train
 from jaxppo.costs import memory
 from jaxppo.data import rows
 from jaxppo.data.prompts import encode
-from jaxppo.environments import guess
+from jaxppo.environments import guess, strings
+from jaxppo.environments.text import Answer, from_rows
 from jaxppo.errors import RunError, UserError
 from jaxppo.pretrained.tokenizer import END
-from jaxppo.run import files, load, manifest, sampler, start
+from jaxppo.rewards import in_program
+from jaxppo.run import episodes, files, load, manifest, sampler, start
 from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.lock import RunLock
 
@@ -605,6 +608,40 @@ def test_a_game_is_trained_on(tmp_path):
     own = {**settings, "name": "own", "steps": 1}
     own_reward = lambda prompt, response, name: float(name.startswith("row"))
     assert train.policy(rows, own_reward, environment=other, **own).metrics["reward"] == [1.0]
+
+
+def throw(state, text, key, turn):
+    """The policy reads a die, whatever it wrote, and its number of points is the reward."""
+    die = jax.random.randint(key, (), 1, 7)
+    return state, Answer(strings.write_integer(die, digits=1), die.astype(float), False)
+
+
+DICE = from_rows(
+    lambda instance: 0, throw, max_turns=2, turn_length=1, reply_length=1, alphabet=b"123456"
+)
+
+
+@pytest.mark.ci
+def test_a_resumed_run_meets_the_same_chance(tmp_path, prompts):
+    """Killed after step 2, it ends like a run without a break, bit for bit; the environment draws
+    random numbers.
+    """
+    config, policy = load.load_policy(replace(RUN, response_length=episodes.response_length(DICE)))
+    parts = algorithms.make_parts(config, in_program.episode_score)
+    parts = parts._replace(environment=episodes.on_tokens(DICE, policy))
+    go = lambda folder, **own: train.fit(
+        replace(config, **own), policy, parts, prompts, folder=folder
+    )
+    straight = go(files.run_folder(tmp_path, "straight", resume=False))
+    rows = rows_without_times(tmp_path / "straight")
+    # the sum of two dice, a mean of 4 rows; no step throws those of another
+    rewards = [row["reward"] for row in rows]
+    assert all(abs(reward - 7) < 4 for reward in rewards) and len({*rewards}) > 2
+    shutil.copytree(tmp_path / "straight", tmp_path / "killed")
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "4")
+    resumed = go(tmp_path / "killed", resume=True)
+    toys.assert_same(resumed, straight)
+    assert rows_without_times(tmp_path / "killed") == rows
 
 
 @pytest.mark.parametrize(

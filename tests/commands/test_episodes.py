@@ -2,16 +2,20 @@
 
 import json
 import sys
+from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from runs import a_run
+from runs import RUN, a_run
 
 from jaxppo import commands
 from jaxppo.commands import episodes
 from jaxppo.environments import guess
 from jaxppo.environments.play import Episode
 from jaxppo.errors import UserError
+from jaxppo.run import load
+from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.tasks.episodes import EpisodeConfig
 
 GAME = guess.make(n=10, guesses=2)
@@ -82,3 +86,39 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     ):
         assert sampled(monkeypatch, *words) == 2
         assert problem in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, moved):
+    """A run that was saved before its first step. Its responses have the bandit's 2 · (1 + 1)
+    slots.
+    """
+    config = replace(RUN, response_length=4)
+    folder = a_run(tmp_path_factory.mktemp("runs") / "bandit", config)
+    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints.save(moved, score=None)
+    checkpoints.close()
+    return folder
+
+
+@pytest.mark.ci
+def test_a_run_plays(run, monkeypatch, capsys):
+    """Two episodes, the same ones with the same seed. Greedy ones begin alike, for their prompts
+    are the same.
+    """
+
+    def play(*words):
+        named = ("--environment", "bandit_with_memory", "--episodes", "2", "--seed", "3")
+        assert not sampled(monkeypatch, str(run), *named, *words)
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(load, "restore", cache(load.restore))  # once for three commands
+    said = play("--json")
+    one, other = (json.loads(line)["turns"] for line in said.splitlines())
+    assert len(one) == len(other) == 2 and one[0] != other[0]
+    assert play("--json") == said
+    lines = play("--temperature", "0").splitlines()
+    assert [line for line in lines if line.startswith("episode")] == ["episode 1", "episode 2"]
+    assert lines[1] == "  prompt  ab" and "the optimum is 0.75 on average" in lines[-1]
+    first = [line.split("  ->")[0] for line in lines if line.startswith("  turn 1  ")]
+    assert len(first) == 2 and first[0] == first[1]

@@ -1,7 +1,9 @@
 """Responses of several turns: what an environment answers is read, and not learned from."""
 
+import itertools
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,21 @@ import worlds
 from toys import SETTINGS
 from worlds import ANSWER, LENGTH, TURN
 
-from jaxppo import algorithms, parallel, policy, ppo, presets, rollout, sampling
+from jaxppo import (
+    algorithms,
+    kl,
+    packing,
+    parallel,
+    policy,
+    ppo,
+    presets,
+    rollout,
+    sampling,
+    update,
+)
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
-from jaxppo.rewards import in_program
+from jaxppo.rewards import in_program, shaping
 
 LONG = replace(SETTINGS, response_length=LENGTH, group_size=4)
 WINDOWED = replace(toys.LLAMA, window=4)
@@ -42,6 +55,11 @@ def counting():
     return worlds.counting()
 
 
+def play_counting():
+    """Two groups of four episodes."""
+    return play(toys.llama(), toys.grouped(4), environment=counting())
+
+
 @cache
 def _program(model, settings, environment, options):
     def program(params, prompts):
@@ -50,7 +68,7 @@ def _program(model, settings, environment, options):
         return rollout.rollout(
             model,
             params,
-            {"base": {}, "reference": params},
+            {"base": {}, "reference": params, "stop": STOPS},
             prompts,
             noise,
             length=settings.response_length,
@@ -171,17 +189,6 @@ def answers(**parts):
     return play(toys.llama(), toys.grouped(4), LONG, worlds.counting(**parts))
 
 
-@pytest.mark.ci
-def test_an_environment_that_never_ends():
-    """The last of three turns ends the response, unfinished."""
-    rolled = answers(done=lambda state, turn: jnp.zeros(turn.length.shape, bool))
-    assert not rolled.finished.any()
-    assert all(len(turns) == worlds.TURNS for turns in turns_of(rolled))
-    assert np.isfinite(rolled.rewards).all()
-    # nobody reads what comes after the last turn
-    assert not rolled.attend[:, -ANSWER:].any()
-
-
 FAULTS = {
     "answers nothing": {"length": lambda state, turn: jnp.zeros_like(turn.length)},
     "answers too much": {"length": lambda state, turn: jnp.full_like(turn.length, ANSWER + 1)},
@@ -226,16 +233,211 @@ def step_of(
     return toy, parallel.compile_step(ppo.make_train_step(toy.model, parts, settings))
 
 
+KINDS = ("nothing", "rewards NaN", "answers nothing", "answers too much")
+# one update, and the metrics have all tokens
+ONE = replace(LONG, group_size=1, minibatches=1, epochs=1, log_samples=8)
+
+
+def with_a_fault():
+    """`counting` that answers with tokens 3, and with the fault of the column `kind` in the first
+    turn, where that began with an odd token.
+    """
+    good = worlds.counting(tokens=lambda state, turn: jnp.full((len(turn.tokens), ANSWER), 3))
+
+    def reset(instance, keys):
+        return {**good.reset(instance, keys), "kind": instance["kind"]}
+
+    def step(state, turn):
+        state, seen = good.step(state, turn)
+        faulty = (turn.tokens[:, 0] % 2 == 1) & (state["turn"] == 1)
+        kind = jnp.where(faulty, state["kind"], 0)
+        reward = jnp.where(kind == 1, jnp.nan, seen.reward)
+        length = jnp.select([kind == 2, kind == 3], [0, ANSWER + 1], seen.length)
+        return state, seen.replace(reward=reward, length=length)
+
+    return good._replace(reset=reset, step=step)
+
+
+class Drawn(NamedTuple):
+    """What a step played, from its metric `samples`, and what the policy thought of it."""
+
+    tokens: np.ndarray  # of the response [B T]
+    acting: np.ndarray
+    read: np.ndarray  # acting, or an answer
+    gap: np.ndarray  # log π − log π_ref of each token that was read
+    entropy: np.ndarray  # before each token that was read
+
+
+@cache
+def one_step(kind: str):
+    """(a step's metrics, the state after it, what it played). The reference is another network."""
+    toy, step = _step_with_a_fault()
+    state = toys.state(toy, ONE)
+    state = state.replace(frozen={**state.frozen, "reference": _reference()})
+    extra = {"turns": jnp.full(8, 2), "kind": jnp.full(8, KINDS.index(kind))}
+    after, metrics = step(state, toys.prompts().replace(extra=extra))
+    return jax.device_get(metrics), after, drawn(np.asarray(metrics["samples"])[:, :-1].astype(int))
+
+
+@cache
+def _step_with_a_fault():
+    return step_of(ONE, with_a_fault())
+
+
+@cache
+def _reference():
+    return toys.random_params(toys.llama().model, seed=2)
+
+
+def drawn(samples: np.ndarray) -> Drawn:
+    """Of token ids, −1 for padding and −2 − i for a token i of an answer: by dense logits."""
+    toy, tokens = toys.llama(), np.where(samples < -1, -2 - samples, np.maximum(samples, 0))
+    hidden = lambda params: toy.model.apply(params, tokens, samples != -1)[0][:, -LENGTH - 1 : -1]
+    both = [toy.model.logits(params, hidden(params)) for params in (toy.params, _reference())]
+    response, (own, other) = samples[:, -LENGTH:], (np.asarray(jax.nn.log_softmax(x)) for x in both)
+    of = lambda x: np.take_along_axis(x, tokens[:, -LENGTH:, None], 2)[..., 0]
+    entropy = -(np.exp(own) * own).sum(-1)
+    return Drawn(tokens[:, -LENGTH:], response >= 0, response != -1, of(own) - of(other), entropy)
+
+
+def by_hand(played: Drawn, where: np.ndarray) -> dict:
+    """The step's metrics from these tokens alone. The reward is the number of tokens 3."""
+    rows, tokens = where.any(1).sum(), where.sum()
+    return {
+        "reward": (where & (played.tokens == 3)).sum() / rows,
+        "length": tokens / rows,
+        "kl": (played.gap * where).sum() / rows,
+        "entropy": (played.entropy * where).sum() / tokens,
+    }
+
+
 @pytest.mark.ci
-def test_invalid_rows_are_counted_and_change_nothing():
-    """An update from half of the rows, whose statistics are those of the others."""
-    fault = lambda state, turn: jnp.where(turn.tokens[:, 0] % 2 == 1, jnp.nan, 1.0)
-    settings = replace(LONG, group_size=1, minibatches=1)
-    toy, step = step_of(settings, worlds.counting(reward=fault))
-    state, metrics = step(toys.state(toy, settings), toys.prompts())
-    assert 0 < metrics["invalid_rows"] < 8 and metrics["skipped"] == 0
-    assert metrics["reward"] == pytest.approx(1.5, abs=1)  # 1 a turn
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(toys.numbers(state.params)))
+@pytest.mark.parametrize("name", ["reward", "length", "kl", "entropy"])
+def test_metrics_are_of_acting_tokens(name):
+    """With those of the answers they would be others."""
+    metrics, _, played = one_step("nothing")
+    right, wrong = (by_hand(played, x)[name] for x in (played.acting, played.read))
+    assert metrics[name] == pytest.approx(right, rel=1e-4)
+    assert abs(wrong / right - 1) > 1e-3
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_invalid_rows_are_counted_and_change_nothing(kind):
+    """An update from the other rows, whose statistics are theirs."""
+    metrics, after, played = one_step(kind)
+    odd = played.tokens[:, 0] % 2 == 1
+    assert 0 < odd.sum() < 8 and metrics["invalid_rows"] == odd.sum() and metrics["skipped"] == 0
+    for name, x in by_hand(played, played.acting & ~odd[:, None]).items():
+        assert metrics[name] == pytest.approx(x, rel=1e-4), name
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(toys.numbers(after.params)))
+
+
+@pytest.mark.ci
+@pytest.mark.parametrize("layout", ["dense", "packed"])
+def test_only_acting_tokens_have_a_gradient(layout, monkeypatch):
+    """That of the loss in log-probs, entropies and values, as the scorer gives them."""
+    toy, names = toys.llama(), ("logprobs", "raw_logprobs", "entropy", "values")
+    settings = replace(LONG, layout=layout, kl_place="loss", kl="k2", entropy_coef=0.1)
+    settings = replace(settings, tokens_per_microbatch=38)  # two packed rows
+    parts, rolled = algorithms.make_parts(settings, in_program.episode_score), play_counting()
+    rolled = rolled.replace(ref_logprobs=(rolled.raw_logprobs - 0.5) * rolled.mask)
+    score, everyone = rolled.rewards.sum(1), jnp.ones(8, bool)
+    scored = ppo.Scored(rolled, score, everyone, everyone, {})
+    rewards = shaping.token_rewards(score, rolled, kl_coef=0.0, kl=kl.k1)
+    statistics = shaping.init_statistics()
+    batch, _ = ppo.estimate_advantages(parts, rolled, rewards, scored, statistics, None)
+    scorer = policy.response_logprobs
+
+    def loss(shift, part):
+        def shifted(*args, **options):
+            found = scorer(*args, **options)
+            return found._replace(**{name: getattr(found, name) + shift[name] for name in names})
+
+        monkeypatch.setattr(policy, "response_logprobs", shifted)
+        constants = update.LossConstants({}, kl_coef=0.1)
+        given = toy.params, constants, parts.aggregate(batch.mask), batch, jax.random.key(0), part
+        return update.make_loss(toy.model, parts, settings)(*given)[0]
+
+    total = packing.make_sum(toy.model, settings, rolled, batch.mask, group_size=4)
+    slope = jax.jit(lambda shift: total(lambda part: jax.grad(loss)(shift, part)))
+    found = slope(dict.fromkeys(names, jnp.zeros(rolled.mask.shape)))
+    acting = np.asarray(rolled.mask) > 0
+    assert (np.asarray(rolled.attend)[:, -LENGTH:] & ~acting).any()
+    for name in names:
+        np.testing.assert_array_equal(np.asarray(found[name]) != 0, acting, err_msg=name)
+
+
+@pytest.mark.ci
+def test_groups_are_chosen_by_the_sum_of_their_turns():
+    """DAPO with twice as many groups as it needs. In the first two of four, both episodes have the
+    same sum, in other turns.
+    """
+    own = {"group_size": 2, "batch_size": 4, "oversample": 2, "overlong_buffer": 0}
+    settings = replace(presets.preset(LONG, "dapo"), **own)
+    turns = [
+        [1, 0, 0], [0, 0, 1], [0, 1, 1], [1, 1, 0],
+        [1, 0, 0], [1, 0, 1], [0.5, 0.25, 0], [0, 0, 0.5],
+    ]  # fmt: skip
+    rewards = jnp.zeros((8, LENGTH)).at[:, :: TURN + ANSWER].set(jnp.array(turns))
+    rolled = play_counting().replace(rewards=rewards)
+    parts = algorithms.make_parts(settings, in_program.episode_score)
+    choose = lambda rolled: ppo.score_rollout(
+        parts, settings, {}, rolled, lambda: None, shaping.init_statistics(), None
+    )[0]
+    scored = jax.jit(choose)(rolled)
+    assert scored.rollout.index.tolist() == [4, 5, 6, 7] and scored.learn.all()
+    assert scored.scores.tolist() == [1, 2, 0.75, 0.5]
+    assert scored.metrics["informative"] == 0.5
+
+
+# a stop text is two tokens of 2 to 6, one after the other
+STOPS = sampling.Stops(
+    column=jnp.array([0] * 2 + [1] * 5 + [0] * 4),
+    next=jnp.array([[0, 1]] * 2),
+    ends=jnp.array([[False, False], [False, True]]),
+)
+
+
+@cache
+def unending():
+    """32 episodes that the environment never ends, with a stop text."""
+    world = worlds.counting(done=lambda state, turn: jnp.zeros(turn.length.shape, bool))
+    return play(toys.llama(), toys.grouped(4, rows=32), replace(LONG, stop=("two",)), world)
+
+
+@pytest.mark.ci
+def test_an_environment_that_never_ends():
+    """The last of three turns ends the response, unfinished."""
+    rolled = unending()
+    assert not rolled.finished.any()
+    assert all(len(turns) == worlds.TURNS for turns in turns_of(rolled))
+    assert np.isfinite(rolled.rewards).all()
+    # nobody reads what comes after the last turn
+    assert not rolled.attend[:, -ANSWER:].any()
+
+
+@pytest.mark.ci
+def test_a_turn_ends_with_a_stop_text():
+    half = lambda token: 2 <= token <= 6
+    last = {"end of text": 0, "stop": 0, "full": 0}
+    for own, *_ in itertools.chain(*turns_of(unending())):
+        stops = [i for i in range(1, len(own)) if half(own[i - 1]) and half(own[i])]
+        ends = [i for i in range(len(own)) if own[i] == toys.EOS or i in stops]
+        assert ends == [len(own) - 1] or (ends == [] and len(own) == TURN)
+        last["full" if not ends else "stop" if stops else "end of text"] += 1
+    assert min(last.values()) > 3
+
+
+@pytest.mark.ci
+def test_half_of_a_stop_text_does_not_count_in_the_next_turn():
+    half, over = lambda token: 2 <= token <= 6, 0
+    for turns in turns_of(unending()):
+        for (one, *_), (after, *_) in itertools.pairwise(turns):
+            if half(one[-1]) and not half(one[-2]) and half(after[0]):
+                assert len(after) > 1  # the text would end with its first token
+                over += 1
+    assert over > 3
 
 
 @pytest.mark.parametrize(

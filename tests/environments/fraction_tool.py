@@ -33,3 +33,10 @@ def add(state: list[str], text: str):
     if text == "count":
         return state, f"{len(state)}", 0.0, False
     return state, "", float(text.strip() == "1/2"), True
+
+
+def late(row: int, text: str):
+    """Sleeps in row 3; the others end with a reward of .5."""
+    if row == 3:
+        time.sleep(1000)
+    return row, "", 0.5, True

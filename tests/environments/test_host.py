@@ -1,6 +1,7 @@
 """Tools in Python, in the program."""
 
 import logging
+import time
 from dataclasses import replace
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pebble
 import pytest
 import toys
-from fraction_tool import add
+from fraction_tool import add, late
 
 from jaxppo import algorithms, parallel, ppo
 from jaxppo.environments.host import on_host
@@ -204,6 +205,24 @@ def test_on_tokens():
 MODES = {"jit": {}, "pmap": {"devices": 2}, "mesh": {"mesh": "data=2,fsdp=2", "devices": 4}}
 
 
+def train_step(environment, mode="jit"):
+    """(a compiled step of 8 rows, the state before it, the prompts)."""
+    tokenizer = byte_tokenizer()
+    world = on_bytes(environment, make_tables(tokenizer))
+    toy = toys.make(replace(toys.LLAMA, vocab_size=tokenizer.vocab_size))
+    changes = {"response_length": world.length, "eos": tokenizer.eos_id, "minibatches": 1}
+    settings = replace(toys.SETTINGS, **changes)
+    parts = algorithms.make_parts(settings, in_program.episode_score)._replace(environment=world)
+    step = parallel.compile_for_mode(
+        lambda axis: ppo.make_train_step(toy.model, parts, settings, axis_name=axis),
+        mode=mode,
+        mesh=MODES[mode].get("mesh", ""),
+        devices=jax.devices()[: MODES[mode].get("devices", 1)],
+    )
+    prompts = toys.prompts().replace(extra={"row": jnp.arange(8)})
+    return step, step.place(toys.state(toy, settings)), jax.device_get(prompts)
+
+
 @pytest.mark.ci
 @pytest.mark.parametrize("mode", ["jit", pytest.param("pmap", marks=pytest.mark.slow), "mesh"])
 def test_a_tool_fails_in_a_train_step(mode, caplog):
@@ -218,20 +237,8 @@ def test_a_tool_fails_in_a_train_step(mode, caplog):
         return [row, turn + 1], "ok", 0.5 * (turn + 1), False  # 0.5 + 1 + 1.5
 
     start = lambda instance, seed: [int(instance["row"]), 0]
-    environment, tokenizer = make(tool, start, turn_length=2, reply_length=2), byte_tokenizer()
-    world = on_bytes(environment, make_tables(tokenizer))
-    toy = toys.make(replace(toys.LLAMA, vocab_size=tokenizer.vocab_size))
-    changes = {"response_length": world.length, "eos": tokenizer.eos_id, "minibatches": 1}
-    settings = replace(toys.SETTINGS, **changes)
-    parts = algorithms.make_parts(settings, in_program.episode_score)._replace(environment=world)
-    step = parallel.compile_for_mode(
-        lambda axis: ppo.make_train_step(toy.model, parts, settings, axis_name=axis),
-        mode=mode,
-        mesh=MODES[mode].get("mesh", ""),
-        devices=jax.devices()[: MODES[mode].get("devices", 1)],
-    )
-    state = step.place(toys.state(toy, settings))
-    prompts = jax.device_get(toys.prompts().replace(extra={"row": jnp.arange(8)}))
+    environment = make(tool, start, turn_length=2, reply_length=2)
+    step, state, prompts = train_step(environment, mode)
     for _ in range(2):
         state, metrics = step(state, step.put(prompts))
         assert metrics["invalid_rows"] == 1 and metrics["skipped"] == 0
@@ -242,3 +249,22 @@ def test_a_tool_fails_in_a_train_step(mode, caplog):
     want = "the tool failed in row 3 of the batch, turn 2: RuntimeError: no answer"
     assert failed == [f"{want}; the episode ends"] * 2
     assert environment.reset.__closure__[0].cell_contents.states == {}
+
+
+@pytest.mark.slow
+def test_a_late_tool_holds_a_train_step_for_no_longer_than_its_deadline(monkeypatch, caplog):
+    """Its row is invalid and counted; the mean reward is that of the other seven."""
+    monkeypatch.setattr(pebble.CONSTS, "term_timeout", 0.3)
+    with ToolPool(late, workers=2, seconds=0.5) as pool:
+        own = {"max_turns": 1, "turn_length": 2, "reply_length": 2}
+        environment = make(pool, lambda instance, seed: int(instance["row"]), **own)
+        step, state, prompts = train_step(environment)
+        for _ in range(2):
+            began = time.monotonic()
+            state, metrics = step(state, step.put(prompts))
+            assert metrics["invalid_rows"] == 1 and metrics["skipped"] == 0
+            assert metrics["reward"] == 0.5
+        assert time.monotonic() - began < 30  # the tool would sleep for 1000 s
+    said = [x.getMessage() for x in caplog.records if "the tool failed" in x.getMessage()]
+    want = "the tool failed in row 3 of the batch, turn 1: no answer within 0.5 s"
+    assert len(said) == 2 and all(x.startswith(want) for x in said)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import toys
 
-from jaxppo import kl, masked
+from jaxppo import algorithms, kl, masked, ppo
 from jaxppo.config import Config
-from jaxppo.rewards import shaping
+from jaxppo.rewards import in_program, shaping
 from jaxppo.rewards.shaping import penalise_missing_eos, token_rewards
-from jaxppo.types import Rollout
+from jaxppo.types import Environment, Rollout
 
 MASK = jnp.array([[1.0, 1.0, 0.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 
@@ -102,6 +102,56 @@ def shaped(scores, statistics=None, **settings):
     return shape(
         jnp.asarray(scores), ROLLOUT, valid=VALID, statistics=start, config=Config(**settings)
     )
+
+
+# Episodes of two turns of at most two tokens, each with an answer of two: 3, 4 and 2 acting tokens.
+# The second was cut off by the last turn.
+ACTING = jnp.array([[1.0, 1, 0, 0, 1, 0, 0, 0], [1, 1, 0, 0, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0]])
+TURN_REWARDS = jnp.array(
+    [[0.0, 0.5, 0, 0, 2, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0, 0], [0, 3, 0, 0, 0, 0, 0, 0]]
+)
+ZEROS = jnp.zeros((3, 8))
+EPISODES = Rollout(
+    jnp.ones((3, 9), int),
+    jnp.ones((3, 9), bool),
+    ACTING,
+    jnp.array([True, False, True]),
+    *[ZEROS] * 4,
+    rewards=TURN_REWARDS,
+)
+GAME = Environment(reset=None, step=None, max_turns=2, turn_length=2, observation_length=2)
+
+
+def test_rewards_of_turns_stay_and_the_rest_of_the_score_is_on_the_last_acting_token(strict):
+    """Sums of turns 2.5, 1 and 3: the scores have 1.5 more, as much, and .5 less."""
+    out = token_rewards(jnp.array([4.0, 1.0, 2.5]), EPISODES, kl_coef=0.0, kl=kl.k1)
+    assert out.tolist() == [
+        [0, 0.5, 0, 0, 3.5, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0, 0, 0],
+        [0, 2.5, 0, 0, 0, 0, 0, 0],
+    ]
+
+
+def episode_scores(**settings):
+    """The shaped scores of the episodes, whose sums are 2.5, 1 and 3."""
+    config = Config(**settings)
+    parts = algorithms.make_parts(config, in_program.episode_score)._replace(environment=GAME)
+    start = shaping.init_statistics()
+    return ppo.score_rollout(parts, config, {}, EPISODES, lambda: None, start, None)[0].scores
+
+
+def test_an_episode_that_the_last_turn_cut_off_misses_its_end():
+    """Though the third one has fewer turns. The penalty is on the last acting token."""
+    scores = episode_scores(missing_eos_penalty=0.75)
+    assert scores.tolist() == [2.5, 0.25, 3]
+    out = token_rewards(scores, EPISODES, kl_coef=0.0, kl=kl.k1)
+    assert (out - TURN_REWARDS).tolist() == [[0] * 8, [0, 0, 0, 0, 0, -0.75, 0, 0], [0] * 8]
+
+
+def test_the_overlong_penalty_of_an_episode_is_by_its_acting_tokens():
+    """3, 4 and 2 of at most 2 · 2 tokens, a buffer of 2: (3 − 2) / 2 = .5, (4 − 2) / 2 = 1, 0."""
+    scores = episode_scores(overlong_buffer=2, overlong_penalty=0.5)
+    assert scores.tolist() == [2.25, 0.5, 3]
 
 
 def test_without_settings_scores_are_unchanged():
