@@ -6,7 +6,8 @@ Method     The teacher is SmolLM2 after a supervised stage. The student is new, 
            vocabulary, and has seen a few pairs itself. `supervised` trains it on the teacher's
            samples; `reward`, `reverse`, `forward` and `jsd` let the teacher read the student's.
            None of them has a reward, or reads a reference.
-Command    python experiments/distil.py              # --seed 1 --name distil-1
+Command    python experiments/distil.py
+           # --seed 1 --name distil-1 --teacher runs/distil/teacher/supervised/model
            # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       Procedural words of up to eight letters to spell backwards, of reasoning-gym
            (Apache-2.0), as in reasoning.py, but with spaces: each letter is a token.
@@ -65,9 +66,9 @@ class Distil(TaskConfig):
 
 
 def spaced(words: Sequence[Example]) -> list[Example]:
-    """The short words, with a space between letters."""
-    short = [x for x in words if len(x.prompt) <= LETTERS]
-    return [Example(" ".join(x.prompt), " ".join(x.reference)) for x in short]
+    """The short words and their spelling backward, with a space between letters."""
+    short = [x.reference for x in words if len(x.reference) <= LETTERS]
+    return [Example(" ".join(backward[::-1]), " ".join(backward)) for backward in short]
 
 
 def new_student(options: TaskConfig, teacher: Path, place: Path) -> Path:
@@ -87,11 +88,10 @@ def teachers_samples(
     options: TaskConfig, task: Task, examples: Examples, number: int
 ) -> list[tuple[str, str]]:
     """So many (prompt, response) pairs, sampled from the teacher."""
-    teacher = Path(options.runs) / "teacher" / BASELINE
-    config, policy = load.load_policy(replace(options, model=str(teacher), lora=0))
+    config, policy = load.load_policy(network(options, options.teacher))
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    asked, _ = encode_examples(config, policy, task, examples.train)
-    texts = format_examples(task, examples.train).prompts
+    asked, _ = encode_examples(config, policy, task, examples.train[:number])
+    texts = format_examples(task, examples.train[:number]).prompts
     pairs, sampler = [], Sampler(config, policy)
     for seed in range(-(-number // len(texts))):
         found = sampler(state, asked, seed=seed)
@@ -99,10 +99,14 @@ def teachers_samples(
     return pairs[:number]
 
 
-def measure(options: TaskConfig, task: Task, examples: Examples, who: str) -> dict[str, float]:
-    """The metrics of the teacher or the student before it is taught, on test examples."""
-    model = str(Path(options.runs) / who / BASELINE)
-    config, policy = load.load_policy(replace(options, model=model, lora=0))
+def network(options: TaskConfig, model: str) -> TaskConfig:
+    """The settings of a trained network as it is."""
+    return replace(options, model=model, lora=0, teacher="")
+
+
+def measure(options: TaskConfig, task: Task, examples: Examples, model: str) -> dict[str, float]:
+    """The metrics of the teacher or of the student before it is taught, on test examples."""
+    config, policy = load.load_policy(network(options, model))
     state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
     test = encode_examples(config, policy, task, examples.test[: options.test_rows])
     evaluator = Evaluator(config, policy, task, None)
@@ -112,11 +116,11 @@ def measure(options: TaskConfig, task: Task, examples: Examples, who: str) -> di
 def settings_of(options: TaskConfig, arm: str) -> TaskConfig:
     """The settings of one way to learn."""
     root = Path(options.runs)
-    own = replace(options, name=arm, model=str(root / "student" / BASELINE), lora=0)
+    own = replace(network(options, str(root / "student" / BASELINE)), name=arm)
     if arm == "supervised":
         changes = stages.supervised_settings(root / arm, options.steps)
         return replace(own, **{**changes, "eval_every": options.eval_every})
-    own = replace(own, teacher=str(root / "teacher" / BASELINE))
+    own = replace(own, teacher=options.teacher)
     own = replace(own, resume=files.has_started(root / arm))
     return replace(presets.preset(own, "distil"), distil=arm)
 
@@ -157,20 +161,22 @@ def main(options: Distil) -> None:
         raise UserError(f"--arms {wrong[0]!r}: choose among {', '.join(ARMS)}")
     task, root = tasks.get_task(options), stages.check(options)
     own = stages.tiny_options(options) if options.tiny else options
-    own = replace(own, tiny=False, **stages.prompt_settings(options, task))
-    arms = replace(own, runs=str(root))
+    own = replace(own, tiny=False, teacher="", **stages.prompt_settings(options, task))
+    arms = replace(own, runs=str(root), teacher=options.teacher or str(root / "teacher" / BASELINE))
     for arm in options.arms:
         resume.check_early(settings_of(arms, arm))
     load.use_compilation_cache()
     examples = sources.load_examples(options)
     if not options.data:
         examples = Examples(*map(spaced, examples))
-    large = own if options.tiny else replace(own, sft_steps=options.teacher_steps)
-    teacher = stages.train_baseline(large, task, examples, root / "teacher")
-    start = new_student(own, teacher, root / "new")
+    if not options.teacher:
+        large = own if options.tiny else replace(own, sft_steps=options.teacher_steps)
+        stages.train_baseline(large, task, examples, root / "teacher")
+    start = new_student(own, Path(arms.teacher), root / "new")
     small = replace(own, model=str(start), lora=0)
     stages.train_baseline(small, task, examples, root / "student")
-    before = {who: measure(arms, task, examples, who) for who in ("teacher", "student")}
+    known = {"teacher": arms.teacher, "student": str(root / "student" / BASELINE)}
+    before = {who: measure(arms, task, examples, model) for who, model in known.items()}
     found = {arm: learn(arms, task, examples, arm) for arm in options.arms}
     record = {"seed": options.seed, "config": files.portable_settings(options)}
     record |= {"before": before, "arms": found}

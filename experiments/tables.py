@@ -67,18 +67,11 @@ def sentiment() -> str:
         "KL, nats",
     ]
     rows = header([*names, "distinct-2 / reference's", "classifier accuracy"])
-    found = [x for x in records(RESULTS / "sentiment") if x["config"]["steps"] == 50]
-    kinds = (
-        ("classifier", True, "classifier"),
-        ("vader", True, "VADER"),
-        ("classifier", False, "classifier, after warm-up"),
-    )
-    for reward, plain, name in kinds:
-        own = [
-            x
-            for x in found
-            if x["config"]["reward"] == reward and (x["config"]["model"] == "smollm2") == plain
-        ]
+    groups: dict[str, list[dict]] = defaultdict(list)
+    for record in records(RESULTS / "sentiment"):
+        if record["config"]["steps"] == 50:
+            groups[sentiment_kind(record["config"])].append(record)
+    for name, own in groups.items():
         for x in own:
             r, accuracy = x["result"], x["result"]["reward_model_accuracy"]
             cells = [
@@ -92,7 +85,7 @@ def sentiment() -> str:
                 "" if accuracy is None else f"{accuracy:.3f}",
             ]
             rows.append(line(cells))
-        if not own:
+        if len(own) == 1:
             continue
         numbers = [("gain", 3, True), ("kl", 2, False), ("distinct_2_ratio", 3, False)]
         means = [
@@ -101,6 +94,20 @@ def sentiment() -> str:
         ]
         rows.append(line([f"**{name}**", "**mean ± s.e. over seeds**", "", "", *means, ""]))
     return "\n".join(rows)
+
+
+def sentiment_kind(config: dict) -> str:
+    """Describe how a run of the main job differs from the plainest one."""
+    given = lambda name, value: config.get(name) == value
+    differences = {
+        "after warm-up": config["model"] != "smollm2",
+        "adapters on all layers": given("lora_on", "all"),
+        "base in 8 bits": given("base_dtype", "int8"),
+        "sampled in 8 bits": given("decode_dtype", "int8"),
+        "truncated weights": given("correction", "truncated"),
+    }
+    reward = {"vader": "VADER"}.get(config["reward"], config["reward"])
+    return ", ".join([reward, *(name for name, here in differences.items() if here)])
 
 
 def header(names: list[str]) -> list[str]:
@@ -196,6 +203,35 @@ def episodes() -> str:
         minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in found):.0f}"
         script, gain = mean(lambda x: x["script"]), gain_over_seeds(gains, 3)
         rows.append(line([game, len(found), *scores, gain, script, minutes]))
+    return "\n".join(rows)
+
+
+WAYS = {
+    "teacher": "(the teacher)",
+    "student": "(the student before)",
+    "supervised": "imitates the teacher's samples",
+    "reward": "own samples, `--distil reward`",
+    "reverse": "own samples, `--distil reverse`",
+    "forward": "own samples, `--distil forward`",
+    "jsd": "own samples, `--distil jsd`",
+}
+
+
+def distillation() -> str:
+    """A row for each way to learn from a teacher: the mean share of right responses over seeds, and
+    the difference to supervised learning with the interval over seeds.
+    """
+    found = records(RESULTS / "distil")
+    rows = header(["the student", "seeds", "samples right", "greedy", "samples, beside imitation"])
+    for way, text in WAYS.items():
+        measured = [(x["before"] | x["arms"]).get(way) for x in found]
+        pairs = [(own, x["arms"]["supervised"]) for own, x in zip(measured, found) if own]
+        if not pairs:
+            continue
+        mean = lambda name, pairs=pairs: f"{statistics.mean(own[name] for own, _ in pairs):.3f}"
+        gains = [own["sampled_exact"] - other["sampled_exact"] for own, other in pairs]
+        difference = "" if way == "supervised" else gain_over_seeds(gains, 3)
+        rows.append(line([text, len(pairs), mean("sampled_exact"), mean("exact"), difference]))
     return "\n".join(rows)
 
 
@@ -331,12 +367,19 @@ def update_scripts() -> None:
             path.write_text(write_findings(path.read_text(), found))
 
 
-TABLES = {"sentiment": sentiment, "tasks": tasks, "ablations": ablations, "episodes": episodes}
+TABLES = {
+    "sentiment": sentiment,
+    "tasks": tasks,
+    "ablations": ablations,
+    "episodes": episodes,
+    "distillation": distillation,
+}
 PAGES = {
     "sentiment": "results.md",
     "tasks": "tasks.md",
     "ablations": "ablations.md",
     "episodes": "environments.md",
+    "distillation": "algorithms.md",
 }
 
 

@@ -607,6 +607,11 @@ def validate(config: Config, *, devices: int = 1) -> None:
             f"--decode-dtype {config.decode_dtype} samples with other weights than those that "
             "learn: it needs --old-logprobs scorer"
         )
+    if config.loss == "two_sided" and config.old_logprobs == "scorer":
+        raise UserError(
+            "--loss two_sided bounds the ratio to the sampler, which --old-logprobs scorer takes "
+            "out of the ratio: use --old-logprobs sampler and --decode-dtype same"
+        )
     if config.rejection != "none" and config.rejection_low is config.rejection_high is None:
         raise UserError(
             f"--rejection {config.rejection} needs --rejection-low, --rejection-high or both"

@@ -232,6 +232,11 @@ def test_settings_of_records_are_valid(path, scripts):
         ({"old_logprobs": "mine"}, 1, ["--old-logprobs", "sampler, scorer"]),
         ({"decode_dtype": "int4"}, 1, ["--decode-dtype", "same, int8"]),
         ({"decode_dtype": "int8"}, 1, ["--decode-dtype int8", "--old-logprobs scorer"]),
+        (
+            {"loss": "two_sided", "old_logprobs": "scorer"},
+            1,
+            ["--loss two_sided", "--old-logprobs sampler", "--decode-dtype same"],
+        ),
         ({"overlong_buffer": 30}, 1, ["--overlong-buffer 30", "--response-length 24"]),
         ({"mask_top_p": 0.0}, 1, ["--mask-top-p", "(0, 1]"]),
         ({"min_tokens": 25}, 1, ["--min-tokens 25", "--response-length 24"]),

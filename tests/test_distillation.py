@@ -146,13 +146,13 @@ def with_hints(prompts, hint: int | None):
     return prompts.replace(extra={**prompts.extra, "hint_tokens": wider[0], "hint_mask": wider[1]})
 
 
-def train(llama, settings, prompts, *, teacher=None, steps=1):
+def train(llama, settings, prompts, *, teacher=None, steps=1, seed=0):
     """(parameters, metrics) after some steps from the start, with no reward but the teacher's."""
     parts = algorithms.make_parts(settings, in_program.no_reward)._replace(
         teacher=llama.model if teacher is None else teacher.model
     )
     step = parallel.compile_step(ppo.make_train_step(llama.model, parts, settings))
-    state = toys.state(llama, settings)
+    state = toys.state(llama, settings, seed=seed)
     if teacher is not None:
         state = state.replace(frozen={**state.frozen, "teacher": teacher.params})
     for _ in range(steps):
@@ -168,6 +168,23 @@ def test_who_teaches_himself_without_a_hint_has_nothing_to_learn(llama, distil):
     assert abs(metrics["teacher_kl"]) < 1e-5
     assert distil == "reward" or abs(metrics["teacher_loss"]) < 1e-5
     toys.assert_close(params, llama.params, atol=1e-5)
+
+
+@pytest.mark.ci
+def test_who_teaches_himself_with_a_reference_of_every_step_agrees_with_himself(llama):
+    """The teacher is the policy at the beginning of the step: a reward moves the policy, and what
+    the teacher says of the next samples is what the policy says.
+    """
+    settings = replace(SETTINGS, reference_every=1, lr=1.0)
+    step, state = toys.step(llama, settings, teacher=llama.model), toys.state(llama, settings)
+    start = toys.copied(state.params)
+    for _ in range(3):
+        before = toys.copied(state.params)
+        state, metrics = step(state, toys.prompts())
+        assert abs(metrics["teacher_kl"]) < 1e-5
+    toys.assert_same(state.statistics["reference"], before)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), before, start)
+    assert max(jax.tree.leaves(moved)) > 0.05
 
 
 @pytest.mark.ci
@@ -213,18 +230,19 @@ def test_under_pmap_and_over_a_mesh_the_same(llama, teacher):
 
 
 @pytest.mark.parametrize(
-    "distil",
+    ("distil", "seed"),
     [
-        pytest.param(x, marks=pytest.mark.ci if x == "reward" else pytest.mark.slow)
+        pytest.param(x, seed, marks=pytest.mark.slow if seed or x != "reward" else pytest.mark.ci)
         for x in ("reward", "reverse", "forward", "jsd")
+        for seed in range(3)
     ],
 )
-def test_the_policy_becomes_like_its_teacher(llama, teacher, distil):
+def test_the_policy_becomes_like_its_teacher(llama, teacher, distil, seed):
     settings = replace(SETTINGS, distil=distil, optimizer="adam", lr=2e-2, batch_size=32)
     settings = replace(settings, distil_coef=1.0 if distil != "jsd" else 4.0)
     prompts = toys.prompts(32)
-    _, before = train(llama, settings, prompts, teacher=teacher)
-    _, after = train(llama, settings, prompts, teacher=teacher, steps=30)
+    _, before = train(llama, settings, prompts, teacher=teacher, seed=seed)
+    _, after = train(llama, settings, prompts, teacher=teacher, steps=30, seed=seed)
     assert after["teacher_kl"] < 0.5 * before["teacher_kl"]
 
 

@@ -203,8 +203,12 @@ def test_kl_estimators(x64):
     second_order(lambda *x: [f(*x) for f in fs], LP, OLD)
 
 
-def test_kl_of_the_whole_vocabulary(x64):
-    second_order(kl.full, LOGITS, REF_LOGITS)
+@pytest.mark.parametrize(
+    "divergence",
+    [kl.full, *(pytest.param(f, marks=pytest.mark.ci) for f in (kl.forward, kl.jensen_shannon))],
+)
+def test_divergence_of_the_whole_vocabulary(divergence, x64):
+    second_order(divergence, LOGITS, REF_LOGITS)
 
 
 @pytest.mark.ci

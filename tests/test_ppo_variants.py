@@ -274,6 +274,22 @@ def test_int8_decoding_with_other_parts(llama, changes):
         np.testing.assert_allclose(seen.rollout.extra["greedy_scores"], want)
 
 
+@pytest.mark.ci
+def test_int8_decoding_of_a_policy_in_16_bits():
+    """The scorer's log-probs before and in the update are the same, not rounded to bfloat16, and
+    the sampler's are off. Parameters stay in float32.
+    """
+    toy, settings = toys.llama("bfloat16"), replace(EIGHT, dtype="bfloat16")
+    seen, state, metrics = watched(toy, settings)(toys.state(toy, settings))
+    rolled = seen.rollout
+    assert all(np.isfinite(x) for x in metrics.values()) and float(metrics["skipped"]) == 0
+    assert rolled.logprobs.dtype == rolled.old_logprobs.dtype == jnp.float32
+    off = np.abs(np.expm1(rolled.old_logprobs - rolled.logprobs))[rolled.mask > 0].max()
+    assert float(metrics["first_ratio_off"]) == pytest.approx(off, rel=1e-3) and off > 0.01
+    assert float(metrics["approx_kl"]) == pytest.approx(0, abs=1e-6)
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(state.params))
+
+
 def test_int8_decoding_is_for_transformers(llama):
     other = llama.model._replace(packs=False)
     with pytest.raises(UserError, match="--decode-dtype int8 needs a transformer"):

@@ -1,6 +1,7 @@
 """Copies of the trained parameters that follow the policy. They are in
-`TrainState.statistics`, so that checkpoints hold them; with adapters, they are adapters
-alone.
+`TrainState.statistics`, so that checkpoints hold them. With adapters they hold no base;
+all that is trained is copied, also the value head and a critic, which only the average
+needs.
 
 lagged      masks tokens (`nlpo.py`, https://arxiv.org/abs/2210.01241)
 reference   of the KL, if it moves (https://arxiv.org/abs/2404.09656);

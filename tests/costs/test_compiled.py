@@ -8,7 +8,7 @@ import pytest
 from jaxppo import models
 from jaxppo.commands import plan
 from jaxppo.config import RunConfig
-from jaxppo.costs import chips, compiled, program
+from jaxppo.costs import chips, compiled, phases, program
 from jaxppo.costs.hlo import Loop
 from jaxppo.models import shapes
 from jaxppo.models.shapes import network
@@ -60,6 +60,33 @@ def test_a_teacher_has_its_own_weights():
     embedding = state.frozen["teacher"]["embed"]["embedding"]
     assert (embedding.shape, embedding.dtype) == ((64, 32), jnp.bfloat16)
     assert "teacher" not in compiled.abstract_state(SETTINGS, TINY)[1].frozen
+
+
+SMOLLM3 = dataclasses.replace(TINY, no_rope=(1,))
+# heads wider than width / num_heads, and four norms in a layer
+GEMMA2 = dataclasses.replace(
+    TINY, num_kv_heads=1, head_dim=8, window=3, no_window=(1,), norm="rms_plus_one",
+    post_norms=True, scaled_embedding=True, query_size=3, score_cap=0.5, logit_cap=2.0,
+    activation="gelu_tanh",
+)  # fmt: skip
+GEMMA3 = dataclasses.replace(
+    GEMMA2, score_cap=None, logit_cap=None, qk_norm=True, window_theta=10.0, rope_scaling=(8.0,)
+)
+
+
+@pytest.mark.parametrize("shape", [SMOLLM3, GEMMA2, GEMMA3], ids=["smollm3", "gemma2", "gemma3"])
+def test_a_plan_counts_the_parameters_that_the_model_has(shape):
+    """The state is the parameters, Adam's two moments and the reference, and less than 1 KiB of
+    counters. All matrices but the value head's are in products, the embedding as the output layer.
+    """
+    mesh = sharding.make_mesh("data=1", jax.devices()[:1])
+    _, state = compiled.abstract_state(SETTINGS, shape)
+    params = jax.jit(models.make(shape).init)(jax.random.key(0))
+    size = sum(x.nbytes for x in jax.tree.leaves(params))
+    assert compiled.state_bytes(state.params, mesh) == size
+    assert 0 < compiled.state_bytes(state, mesh) - 4 * size < 1024
+    matrices = [x.size for x in jax.tree.leaves({**params, "value": {}}) if x.ndim == 2]
+    assert sum(phases.matrix_parameters(shape)) == sum(matrices)
 
 
 @pytest.mark.ci

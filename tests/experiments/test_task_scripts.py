@@ -152,11 +152,17 @@ def test_a_task_on_its_own_data(tmp_path, script):
 
 def test_a_teacher_and_its_student(tmp_path, data):
     """At smoke size both are one network but for a tiny step: their divergence is rounding."""
-    options = [*SMALL, "--data", data, "--runs", str(tmp_path), "--name", "a"]
-    run("distil", *options, "--arms", "supervised", "forward")
-    found = json.loads((tmp_path / "a" / "result.json").read_text())
-    assert found["arms"].keys() == {"supervised", "forward"}
-    assert all({"exact", "cer"} <= set(metrics) for metrics in found["arms"].values())
+    options = [*SMALL, "--data", data, "--runs", str(tmp_path)]
+    run("distil", *options, "--name", "a", "--arms", "forward")
+    read = lambda name: json.loads((tmp_path / name / "result.json").read_text())
+    first = read("a")
+    assert set(first["arms"]) == {"forward"}
+    assert {"exact", "cer"} <= set(first["arms"]["forward"])
+    teacher = str(tmp_path / "a" / "teacher" / "supervised" / "model")
+    run("distil", *options, "--name", "b", "--teacher", teacher, "--arms", "supervised")
+    second = read("b")
+    assert set(second["arms"]) == {"supervised"} and not (tmp_path / "b" / "teacher").exists()
+    assert second["before"] == first["before"]
     rows = (tmp_path / "a" / "forward" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["teacher_loss"] == pytest.approx(0, abs=1e-6)
 

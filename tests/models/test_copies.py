@@ -8,6 +8,7 @@ import toys
 
 from jaxppo import models, parallel, ppo
 from jaxppo.models import copies, lora
+from jaxppo.run.checkpoint import Checkpoints
 
 EVERY = replace(toys.SETTINGS, reference_every=2, lr=0.05)
 
@@ -106,10 +107,37 @@ def test_the_kl_is_that_to_the_reference_of_the_step(llama, adapters):
         toys.assert_same(state.frozen["reference"], start)
 
 
+BOTH = replace(EVERY, reference_decay=0.5, kl_coef=0.1, ema_decay=0.5)
+
+
+@pytest.fixture(scope="module")
+def step():
+    """One compiled step, whose reference and average both move."""
+    return toys.step(toys.llama(), BOTH)
+
+
 @pytest.mark.ci
-def test_under_pmap_and_over_a_mesh_the_same(llama):
-    settings = replace(EVERY, reference_decay=0.5, kl_coef=0.1, ema_decay=0.5)
-    step, state = toys.step(llama, settings), toys.state(llama, settings)
+def test_stopped_and_resumed_it_is_the_same(llama, step, tmp_path):
+    """Stopped after step 3. Half of the reference of step 4 is that of step 3, the policy after
+    step 2, which is nowhere but in the checkpoint.
+    """
+    state = toys.state(llama, BOTH)
+    for number in range(4):
+        if number == 3:
+            checkpoints = Checkpoints(tmp_path)
+            checkpoints.save(state, score=None)
+            checkpoints.close()
+        state, metrics = step(state, toys.prompts())
+    again = Checkpoints(tmp_path).restore(toys.state(llama, BOTH, seed=1))
+    assert int(again.step) == 3
+    again, found = step(again, toys.prompts())
+    toys.assert_same(again, state)
+    toys.assert_same(found, metrics)
+
+
+@pytest.mark.ci
+def test_under_pmap_and_over_a_mesh_the_same(llama, step):
+    settings, state = BOTH, toys.state(llama, BOTH)
     for _ in range(2):
         state, metrics = step(state, toys.prompts())
     for options in (

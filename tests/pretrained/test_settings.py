@@ -206,6 +206,12 @@ def test_layers_without_rotation():
             "'dynamic'",
         ),
         (
+            LlamaConfig(
+                rope_parameters={"rope_theta": 1e4, "partial_rotary_factor": 0.5}
+            ).to_dict(),
+            "rotates only a part of each head",
+        ),
+        (
             GPT2Config(scale_attn_by_inverse_layer_idx=True).to_dict(),
             "scale_attn_by_inverse_layer_idx",
         ),
