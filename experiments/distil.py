@@ -21,7 +21,18 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxppo import algorithms, cli, models, ppo, presets, pretrained, supervised, tasks, train
+from jaxppo import (
+    algorithms,
+    cli,
+    config,
+    models,
+    ppo,
+    presets,
+    pretrained,
+    supervised,
+    tasks,
+    train,
+)
 from jaxppo.data import prompts, rows
 from jaxppo.data.examples import Example, Examples
 from jaxppo.errors import UserError
@@ -50,16 +61,19 @@ class Distil(TaskConfig):
     layers: int = 6
     dropout: float = 0.0
     lora: int = 8
-    sft_steps: int = 200
+    dtype: str = "bfloat16"
+    sft_steps: int = 150
+    sft_batch_size: int = 32
     sft_lr: float = 1e-3
-    steps: int = 300
-    batch_size: int = 64
+    steps: int = 150
+    batch_size: int = 32
     minibatches: int = 1
     value_loss: str = "none"
     lr: float = 5e-4
     eval_every: int = 30
     save_every: int = 30
-    teacher_steps: int = 400
+    test_rows: int = 200
+    teacher_steps: int = 80
     """most steps of the teacher's supervised stage"""
     arms: tuple[str, ...] = ARMS
     """ways to learn from the teacher"""
@@ -88,11 +102,11 @@ def teachers_samples(
     options: TaskConfig, task: Task, examples: Examples, number: int
 ) -> list[tuple[str, str]]:
     """So many (prompt, response) pairs, sampled from the teacher."""
-    config, policy = load.load_policy(network(options, options.teacher))
-    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    asked, _ = encode_examples(config, policy, task, examples.train[:number])
+    own, policy = load.load_policy(network(options, options.teacher))
+    state = ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
+    asked, _ = encode_examples(own, policy, task, examples.train[:number])
     texts = format_examples(task, examples.train[:number]).prompts
-    pairs, sampler = [], Sampler(config, policy)
+    pairs, sampler = [], Sampler(own, policy)
     for seed in range(-(-number // len(texts))):
         found = sampler(state, asked, seed=seed)
         pairs += [(text, x.response) for text, x in zip(texts, found, strict=True)]
@@ -106,10 +120,10 @@ def network(options: TaskConfig, model: str) -> TaskConfig:
 
 def measure(options: TaskConfig, task: Task, examples: Examples, model: str) -> dict[str, float]:
     """The metrics of the teacher or of the student before it is taught, on test examples."""
-    config, policy = load.load_policy(network(options, model))
-    state = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))
-    test = encode_examples(config, policy, task, examples.test[: options.test_rows])
-    evaluator = Evaluator(config, policy, task, None)
+    own, policy = load.load_policy(network(options, model))
+    state = ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
+    test = encode_examples(own, policy, task, examples.test[: options.test_rows])
+    evaluator = Evaluator(own, policy, task, None)
     return evaluator.compute(evaluator.sample(state, *test))
 
 
@@ -159,6 +173,9 @@ def learn(options: TaskConfig, task: Task, examples: Examples, arm: str) -> dict
 def main(options: Distil) -> None:
     if wrong := [arm for arm in options.arms if arm not in ARMS]:
         raise UserError(f"--arms {wrong[0]!r}: choose among {', '.join(ARMS)}")
+    for name in ("reward", "eval_samples"):
+        if getattr(options, name) != getattr(Distil(), name):
+            raise UserError(f"{config.option(name)}: the students have no reward; leave it out")
     task, root = tasks.get_task(options), stages.check(options)
     own = stages.tiny_options(options) if options.tiny else options
     own = replace(own, tiny=False, teacher="", **stages.prompt_settings(options, task))
@@ -175,7 +192,8 @@ def main(options: Distil) -> None:
     start = new_student(own, Path(arms.teacher), root / "new")
     small = replace(own, model=str(start), lora=0)
     stages.train_baseline(small, task, examples, root / "student")
-    known = {"teacher": arms.teacher, "student": str(root / "student" / BASELINE)}
+    known = {} if options.teacher else {"teacher": arms.teacher}
+    known["student"] = str(root / "student" / BASELINE)
     before = {who: measure(arms, task, examples, model) for who, model in known.items()}
     found = {arm: learn(arms, task, examples, arm) for arm in options.arms}
     record = {"seed": options.seed, "config": files.portable_settings(options)}

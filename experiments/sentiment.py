@@ -7,16 +7,15 @@ Paper      PPO, https://arxiv.org/abs/1707.06347, with the adaptive KL penalty o
 Command    python experiments/sentiment.py       # --reward vader; --seed 1; --lora 0
            With a supervised warm-up on positive reviews: python experiments/sft.py --name warmup,
            then python experiments/sentiment.py --name warm --model runs/warmup/model
-Minutes    11.5 on two CPU cores that did other work too (JAX 0.10.2), without downloads.
+Minutes    11 to 18 on two CPU cores that did other work too (JAX 0.10.2), without downloads.
 Protocol   The first 8 tokens of 256 test sentences, 24 new tokens, temperature 1, two sampling
            seeds. The judge, VADER, reads the continuation alone. KL is the mean over continuations
            of the summed k1. Distinct-2 is computed at equal numbers of tokens. The settings were
            chosen on validation prompts.
-Expected   Mean +- standard error over three training seeds, judge before +.140:
-             classifier        gain +.455 +- .015 (.445 .436 .484) at 5.63 +- .23 nats,
-                               distinct-2 .922 +- .005 of the reference's
-             after a warm-up   gain +.482 +- .004 (.488 .485 .473) at 5.31 +- .17 nats; paired with
-                               the first: +.027, 95 % interval -.054 to +.108, not decided (61 to 81
+Expected   Mean +- standard error over three training seeds, judge before +.09 to +.15:
+             classifier        gain +.499 +- .029 (.507 .544 .446) at 5.27 +- .26 nats,
+                               distinct-2 .932 +- .006 of the reference's
+             after a warm-up   gain +.482 +- .004 (.488 .485 .473) at 5.31 +- .17 nats (61 to 81
                                minutes each on one core without a unit for bfloat16)
              vader             gain +.582 +- .013 (.569 .608 .570) at 5.61 +- .24 nats,
                                distinct-2 .929 +- .007 (the judge is the reward)

@@ -71,7 +71,7 @@ def sentiment() -> str:
     for record in records(RESULTS / "sentiment"):
         if record["config"]["steps"] == 50:
             groups[sentiment_kind(record["config"])].append(record)
-    for name, own in groups.items():
+    for name, own in sorted(groups.items(), key=lambda group: group[0].lower()):
         for x in own:
             r, accuracy = x["result"], x["result"]["reward_model_accuracy"]
             cells = [

@@ -162,7 +162,7 @@ def test_a_teacher_and_its_student(tmp_path, data):
     run("distil", *options, "--name", "b", "--teacher", teacher, "--arms", "supervised")
     second = read("b")
     assert set(second["arms"]) == {"supervised"} and not (tmp_path / "b" / "teacher").exists()
-    assert second["before"] == first["before"]
+    assert second["before"] == {"student": first["before"]["student"]}
     rows = (tmp_path / "a" / "forward" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(rows[-1])["teacher_loss"] == pytest.approx(0, abs=1e-6)
 
@@ -252,6 +252,14 @@ def test_a_reward_that_would_be_passed_over(tmp_path, capsys, script):
         stop.value.code == 2
         and "makes its own reward: leave --reward out" in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("given", ["--reward vader", "--eval-samples 2"])
+def test_what_a_student_without_a_reward_would_pass_over(tmp_path, capsys, given):
+    with pytest.raises(SystemExit) as stop:
+        run("distil", "--tiny", "--runs", str(tmp_path), *given.split())
+    assert stop.value.code == 2 and not any(tmp_path.iterdir())
+    assert "the students have no reward; leave it out" in capsys.readouterr().err
 
 
 def test_proxy_and_judge_are_drawn(tmp_path, capsys):
