@@ -219,19 +219,23 @@ WAYS = {
 
 def distillation() -> str:
     """A row for each way to learn from a teacher: the mean share of right responses over seeds, and
-    the difference to supervised learning with the interval over seeds.
+    the differences to supervised learning with intervals over seeds.
     """
     found = records(RESULTS / "distil")
-    rows = header(["the student", "seeds", "samples right", "greedy", "samples, beside imitation"])
+    names = ["the student", "seeds", "samples right", "greedy right"]
+    rows = header([*names, "samples, beside imitation", "greedy, beside imitation"])
     for way, text in WAYS.items():
         measured = [(x["before"] | x["arms"]).get(way) for x in found]
         pairs = [(own, x["arms"]["supervised"]) for own, x in zip(measured, found) if own]
         if not pairs:
             continue
-        mean = lambda name, pairs=pairs: f"{statistics.mean(own[name] for own, _ in pairs):.3f}"
-        gains = [own["sampled_exact"] - other["sampled_exact"] for own, other in pairs]
-        difference = "" if way == "supervised" else gain_over_seeds(gains, 3)
-        rows.append(line([text, len(pairs), mean("sampled_exact"), mean("exact"), difference]))
+        cells = [text, len(pairs)]
+        metrics = ("sampled_exact", "exact")
+        cells += [f"{statistics.mean(own[name] for own, _ in pairs):.3f}" for name in metrics]
+        for name in metrics:
+            gains = [own[name] - imitation[name] for own, imitation in pairs]
+            cells.append("" if way == "supervised" else gain_over_seeds(gains, 3))
+        rows.append(line(cells))
     return "\n".join(rows)
 
 
