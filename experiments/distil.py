@@ -11,7 +11,7 @@ Command    python experiments/distil.py
            # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       Procedural words of up to eight letters to spell backwards, of reasoning-gym
            (Apache-2.0), as in reasoning.py, but with spaces: each letter is a token.
-Found      Five seeds, `supervised` and `reverse`, 200 new words, share of right responses (95 %
+Found      Five seeds of the student, one teacher, 200 new words, share of right responses (95 %
            interval over seeds). The teacher .595 of samples and .830 greedy; the student before
            .007 and .391; after the teacher's samples .153 and .810; after its own .156 and .325.
            So the reverse KL on own samples adds +.003 (-.006 to +.012) to samples beside
