@@ -46,14 +46,13 @@ def paper_index() -> str:
     """A Markdown table: addresses in the library's docstrings, and whose they are."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "jaxppo").rglob("*.py")):
-        file = path.relative_to(ROOT).as_posix()
-        module = ".".join(path.with_suffix("").parts[len(ROOT.parts) + 1 :])
-        module = module.removesuffix(".__init__")
+        file = path.relative_to(ROOT / "jaxppo")
+        module = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                name = ".".join([module, *([] if isinstance(node, ast.Module) else [node.name])])
+                name = module if isinstance(node, ast.Module) else f"{module}.{node.name}"
                 for address in ADDRESS.findall(ast.get_docstring(node) or ""):
-                    link = f"[`{name}`]({SOURCE}{file})"
+                    link = f"[`{name}`]({SOURCE}jaxppo/{file.as_posix()})"
                     found.setdefault(address.rstrip(".,;"), []).append(link)
     rows = ["| source | where |", "| --- | --- |"]
     for address, links in sorted(found.items(), key=lambda x: _paper_name(x[0])):

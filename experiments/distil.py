@@ -3,10 +3,11 @@
 Question   At equal numbers of samples, is more learned from a teacher that reads the student's
            samples (on-policy distillation) than from responses that the teacher writes?
 Method     The teacher is SmolLM2 after a supervised stage. The student is new, with the teacher's
-           vocabulary, and has seen a few pairs itself. `supervised` trains it on the teacher's
+           vocabulary, and has seen some pairs itself. `supervised` trains it on the teacher's
            samples; `reward`, `reverse`, `forward` and `jsd` let the teacher read the student's.
            None of them has a reward, or reads a reference.
 Command    python experiments/distil.py
+           # --arms supervised reverse
            # --seed 1 --name distil-1 --teacher runs/distil/teacher/supervised/model
            # --data pairs.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       Procedural words of up to eight letters to spell backwards, of reasoning-gym
@@ -44,9 +45,11 @@ from jaxppo.errors import UserError
 from jaxppo.models import shapes
 from jaxppo.rewards import in_program
 from jaxppo.run import files, load, resume
+from jaxppo.run.policy import Policy
 from jaxppo.run.sampler import Sampler
 from jaxppo.tasks import Task, TaskConfig, sources, stages
 from jaxppo.tasks.measure import Evaluator, encode_examples, format_examples
+from jaxppo.types import TrainState
 
 BASELINE = "supervised/model"  # of a task's supervised stage
 LETTERS = 8  # of the longest word
@@ -103,12 +106,22 @@ def new_student(options: TaskConfig, teacher: Path, place: Path) -> Path:
     return place
 
 
+def network(options: TaskConfig, model: str) -> TaskConfig:
+    """The settings of a trained network as it is."""
+    return replace(options, model=model, lora=0, teacher="")
+
+
+def load_trained(options: TaskConfig, model: str) -> tuple[TaskConfig, Policy, TrainState]:
+    """Load a trained network as it is: (settings, policy, state)."""
+    own, policy = load.load_policy(network(options, model))
+    return own, policy, ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
+
+
 def teachers_samples(
     options: TaskConfig, task: Task, examples: Examples, number: int
 ) -> list[tuple[str, str]]:
     """So many (prompt, response) pairs, sampled from the teacher."""
-    own, policy = load.load_policy(network(options, options.teacher))
-    state = ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
+    own, policy, state = load_trained(options, options.teacher)
     asked, _ = encode_examples(own, policy, task, examples.train[:number])
     texts = format_examples(task, examples.train[:number]).prompts
     pairs, sampler = [], Sampler(own, policy)
@@ -118,15 +131,9 @@ def teachers_samples(
     return pairs[:number]
 
 
-def network(options: TaskConfig, model: str) -> TaskConfig:
-    """The settings of a trained network as it is."""
-    return replace(options, model=model, lora=0, teacher="")
-
-
 def measure(options: TaskConfig, task: Task, examples: Examples, model: str) -> dict[str, float]:
     """The metrics of the teacher or of the student before it is taught, on test examples."""
-    own, policy = load.load_policy(network(options, model))
-    state = ppo.init_state(own, policy.params, policy.frozen, jax.random.key(own.seed))
+    own, policy, state = load_trained(options, model)
     test = encode_examples(own, policy, task, examples.test[: options.test_rows])
     evaluator = Evaluator(own, policy, task, None)
     return evaluator.compute(evaluator.sample(state, *test))
@@ -139,8 +146,7 @@ def settings_of(options: TaskConfig, arm: str) -> TaskConfig:
     if arm == "supervised":
         changes = stages.supervised_settings(root / arm, options.steps)
         return replace(own, **{**changes, "eval_every": options.eval_every})
-    own = replace(own, teacher=options.teacher)
-    own = replace(own, resume=files.has_started(root / arm))
+    own = replace(own, teacher=options.teacher, resume=files.has_started(root / arm))
     return replace(presets.preset(own, "distil"), distil=arm)
 
 

@@ -225,12 +225,11 @@ def distillation() -> str:
     names = ["the student", "seeds", "samples right", "greedy right"]
     rows = header([*names, "samples, beside imitation", "greedy, beside imitation"])
     for way, text in WAYS.items():
-        measured = [(x["before"] | x["arms"]).get(way) for x in found]
-        pairs = [(own, x["arms"]["supervised"]) for own, x in zip(measured, found) if own]
+        known = [x["before"] | x["arms"] for x in found]
+        pairs = [(x[way], x["supervised"]) for x in known if way in x]
         if not pairs:
             continue
-        cells = [text, len(pairs)]
-        metrics = ("sampled_exact", "exact")
+        cells, metrics = [text, len(pairs)], ("sampled_exact", "exact")
         cells += [f"{statistics.mean(own[name] for own, _ in pairs):.3f}" for name in metrics]
         for name in metrics:
             gains = [own[name] - imitation[name] for own, imitation in pairs]

@@ -22,14 +22,7 @@ T = 6
 LLAMA, DEEP = toys.LLAMA, replace(toys.LLAMA, num_layers=2)
 WINDOW = replace(LLAMA, window=4)
 MIXED = replace(DEEP, window=4, no_window=(1,), no_rope=(0,))
-CAPPED = replace(
-    DEEP, window=4, no_window=(1,), norm="rms_plus_one", post_norms=True,
-    scaled_embedding=True, query_size=3, score_cap=0.5, logit_cap=2.0,
-)  # fmt: skip
-# as in Gemma 3
-TWO_THETAS = replace(
-    CAPPED, score_cap=None, logit_cap=None, qk_norm=True, window_theta=10.0, rope_scaling=(8.0,)
-)
+CAPPED, TWO_THETAS = replace(toys.GEMMA2, window=4), replace(toys.GEMMA3, window=4)
 # SGD for it: the bias of its keys has no gradient but rounding, which Adam would scale up
 GPT2 = replace(toys.GPT2, num_layers=2)
 SETTINGS = replace(

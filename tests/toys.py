@@ -22,6 +22,22 @@ EOS = 1
 LLAMA = shapes.llama(
     vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, num_kv_heads=2, max_length=32
 )
+GEMMA2 = dataclasses.replace(
+    LLAMA,
+    num_layers=2,
+    window=3,
+    no_window=(1,),
+    norm="rms_plus_one",
+    post_norms=True,
+    scaled_embedding=True,
+    query_size=3,
+    score_cap=0.5,
+    logit_cap=2.0,
+    activation="gelu_tanh",
+)
+GEMMA3 = dataclasses.replace(
+    GEMMA2, score_cap=None, logit_cap=None, qk_norm=True, window_theta=10.0, rope_scaling=(8.0,)
+)
 GPT2 = shapes.gpt2(vocab_size=VOCAB, width=16, num_layers=1, num_heads=4, max_length=32)
 SETTINGS = Config(
     batch_size=8,

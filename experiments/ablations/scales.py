@@ -37,7 +37,6 @@ from jaxppo.run.checkpoint import Checkpoints
 from jaxppo.run.load import load_policy
 from jaxppo.run.start import check_run
 from jaxppo.tasks import judged, measure, rewards, sources, stages
-from jaxppo.tasks.datasets import reasoning
 from jaxppo.types import Params
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -101,11 +100,11 @@ def without_value(params: Params) -> Params:
     return {name: x for name, x in params.items() if name != "value"}
 
 
-def short_words(size: int) -> Examples:
+def short_words(options: tasks.TaskConfig) -> Examples:
     """Words of up to LETTERS letters to spell backward. The bare word is prompt enough."""
     bare = lambda x: x._replace(prompt=x.prompt.removeprefix("Spell backward: "))
-    parts = reasoning.load("spell_backward", size, max_word_len=LETTERS)
-    return Examples(*([bare(x) for x in part] for part in parts))
+    found = sources.puzzles(options, max_word_len=LETTERS)
+    return Examples(*([bare(x) for x in part] for part in found))
 
 
 def small(
@@ -143,7 +142,7 @@ def small(
         options = replace(stages.tiny_options(options), batch_size=options.batch_size)
     options = replace(options, **settings)
     task, longer = tasks.get_task(options), {} if tiny else longer
-    examples = short_words(200 if tiny else sources.MOST_PUZZLES)
+    examples = short_words(options)
 
     def load(config, steps=0):
         steps = steps or longer.get(config.model_kind, options.sft_steps)

@@ -120,10 +120,11 @@ def _speech() -> Examples:
     return Examples(*(with_context(part) for part in parts))
 
 
-def _puzzles(options: TaskConfig) -> Examples:
+def puzzles(options: TaskConfig, **settings: int) -> Examples:
+    """Puzzles of the task's kind, few at smoke size. `settings`: of their generator."""
     kind = get_task(options).source.partition(":")[2]
     size = PUZZLES.get(kind, MOST_PUZZLES)
-    return reasoning.load(kind, size=200 if options.tiny else size)
+    return reasoning.load(kind, size=200 if options.tiny else size, **settings)
 
 
 def _sentences() -> Examples:
@@ -155,7 +156,7 @@ HUB: dict[str, HubColumns] = {
 SOURCES: dict[str, Callable[[TaskConfig, Tokenizer | None], Examples]] = {
     "openings": lambda options, tokenizer: _openings(tokenizer),
     "reviews": lambda *_: _reviews(),
-    "reasoning": lambda options, _: _puzzles(options),
+    "reasoning": lambda options, _: puzzles(options),
     "sentences": lambda *_: _sentences(),
     "speech": lambda *_: _speech(),
     "translation": lambda *_: _translation(),

@@ -4,6 +4,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+import toys
 
 from jaxppo import models
 from jaxppo.commands import plan
@@ -63,14 +64,9 @@ def test_a_teacher_has_its_own_weights():
 
 
 SMOLLM3 = dataclasses.replace(TINY, no_rope=(1,))
-# heads wider than width / num_heads, and four norms in a layer
-GEMMA2 = dataclasses.replace(
-    TINY, num_kv_heads=1, head_dim=8, window=3, no_window=(1,), norm="rms_plus_one",
-    post_norms=True, scaled_embedding=True, query_size=3, score_cap=0.5, logit_cap=2.0,
-    activation="gelu_tanh",
-)  # fmt: skip
-GEMMA3 = dataclasses.replace(
-    GEMMA2, score_cap=None, logit_cap=None, qk_norm=True, window_theta=10.0, rope_scaling=(8.0,)
+# heads wider than width / num_heads
+GEMMA2, GEMMA3 = (
+    dataclasses.replace(shape, num_kv_heads=1, head_dim=8) for shape in (toys.GEMMA2, toys.GEMMA3)
 )
 
 

@@ -16,6 +16,7 @@ from jaxppo import algorithms
 from jaxppo import config as config_of
 from jaxppo.ablation.question import AblationConfig, arm_settings
 from jaxppo.run import files
+from jaxppo.tasks import TaskConfig
 from jaxppo.tasks.datasets import reasoning
 
 pytestmark = pytest.mark.ci
@@ -230,7 +231,8 @@ def test_the_words_of_the_small_scale(monkeypatch):
     pytest.importorskip("reasoning_gym", reason="puzzles need the extra `reasoning`")
     monkeypatch.syspath_prepend(EXPERIMENTS / "ablations")
     scales = importlib.import_module("scales")
-    words = [x for part in scales.short_words(200) for x in part]
+    options = TaskConfig(task="spelling", tiny=True)
+    words = [x for part in scales.short_words(options) for x in part]
     assert len(words) == 200 and all(x.prompt == x.reference[::-1] for x in words)
     assert {len(x.prompt) for x in words} == {3, 4, 5, 6, 7, 8}
     task = [x for part in reasoning.load("spell_backward", 200) for x in part]

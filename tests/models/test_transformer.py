@@ -11,21 +11,6 @@ from jaxppo import models
 from jaxppo.models import lora
 
 LLAMA, GPT2 = replace(toys.LLAMA, num_layers=2), replace(toys.GPT2, num_layers=2)
-GEMMA2 = replace(
-    LLAMA,
-    window=3,
-    no_window=(1,),
-    norm="rms_plus_one",
-    post_norms=True,
-    scaled_embedding=True,
-    query_size=3,
-    score_cap=0.5,
-    logit_cap=2.0,
-    activation="gelu_tanh",
-)
-GEMMA3 = replace(
-    GEMMA2, score_cap=None, logit_cap=None, qk_norm=True, window_theta=10.0, rope_scaling=(8.0,)
-)
 SHAPES = {
     "llama": LLAMA,
     "gpt2": GPT2,
@@ -34,8 +19,8 @@ SHAPES = {
     "llama3": replace(LLAMA, rope_scaling=(8.0, 1.0, 4.0, 16.0)),
     "mistral": replace(LLAMA, window=3, num_kv_heads=1),
     "smollm3": replace(LLAMA, no_rope=(1,)),
-    "gemma2": GEMMA2,
-    "gemma3": GEMMA3,
+    "gemma2": toys.GEMMA2,
+    "gemma3": toys.GEMMA3,
     "mixed windows": replace(LLAMA, window=3, no_window=(0,), no_rope=(0,)),
 }
 
