@@ -33,22 +33,23 @@ class Entities(TaskConfig):
     model: str = "smollm2"
     prompt_length: int = 52
     response_length: int = 16
-    sft_steps: int = 80
+    lora: int = 16
+    lora_on: str = "all"
+    sft_steps: int = 400
     sft_batch_size: int = 8
-    sft_lr: float = 2e-3
-    sft_eval_every: int = 40
-    steps: int = 16
-    batch_size: int = 24
+    sft_lr: float = 1e-3
+    sft_eval_every: int = 80
+    steps: int = 30
+    batch_size: int = 128
     minibatches: int = 2
-    group_size: int = 4
+    group_size: int = 8
     advantage: str = "rloo"
     value_loss: str = "none"
     kl_coef: float = 0.02
     kl_adaptive: bool = False
     lr: float = 1e-4
-    temperature: float = 0.5
-    eval_every: int = 16
-    save_every: int = 8
+    eval_every: int = 10
+    save_every: int = 10
     test_rows: int = 229
 
 
