@@ -12,6 +12,7 @@ from jaxppo.models.shapes import ModelConfig
 
 NEGATIVE = -1e30  # finite: a row that may attend to nothing must not become NaN
 LONG = 1024  # keys from which the backward pass computes the weights again
+BLOCKS, LEAST_BLOCK = 4, 96  # of the queries of causal attention, and least queries of one
 
 
 def attend(
@@ -20,10 +21,15 @@ def attend(
     v: Float[Array, "B K S D"],
     visible: Bool[Array, "B Q S"],
     cap: float | None = None,
+    *,
+    causal: bool = False,
 ) -> Float[Array, "B H Q D"]:
     """softmax(q kᵀ / √D) v in float32; H / K query heads share one key/value head.
 
-    With a cap, scores s become cap · tanh(s / cap) (https://arxiv.org/abs/2408.00118).
+    Args:
+      cap: scores s become cap · tanh(s / cap) (https://arxiv.org/abs/2408.00118).
+      causal: no query sees a key behind its own slot (Q = S). A block of queries then
+        meets the keys up to its end alone: five eighths of the work, with four blocks.
     """
     backend, device = jax.default_backend(), jax.devices()[0]
     if (
@@ -34,47 +40,67 @@ def attend(
         return fused_attention(q, k, v, visible, implementation="cudnn")
     rows, heads, queries, size = q.shape
     groups = k.shape[1]
-    # A group's query heads join along time: 4 dimensions are a third faster than 5.
-    q = q.reshape(rows, groups, heads // groups * queries, size)
-    visible = jnp.tile(visible, (1, heads // groups, 1))
-    if cap is None:
-        out = weighted_sum(q, k, v, visible)
-    else:
-        out = _weighted_sum_fwd(q, k, v, visible, cap)[0]
-    return out.reshape(rows, heads, queries, size)
+    again = k.shape[2] >= LONG
+
+    def block(begin: int, end: int, keys: int) -> Array:
+        # A group's query heads join along time: 4 dimensions are a third faster than 5.
+        own = q[:, :, begin:end].reshape(rows, groups, heads // groups * (end - begin), size)
+        seen = jnp.tile(visible[:, begin:end, :keys], (1, heads // groups, 1))
+        if cap is None:
+            out = weighted_sum(own, k[:, :, :keys], v[:, :, :keys], seen, again)
+        else:
+            out = _weighted_sum_fwd(own, k[:, :, :keys], v[:, :, :keys], seen, again, cap)[0]
+        return out.reshape(rows, heads, end - begin, size)
+
+    ends = block_ends(queries) if causal else (queries,)
+    keys = ends if causal else (k.shape[2],)
+    outs = [block(*each) for each in zip((0, *ends), ends, keys)]
+    return outs[0] if len(outs) == 1 else jnp.concatenate(outs, 2)
 
 
-@jax.custom_vjp
+def block_ends(queries: int) -> tuple[int, ...]:
+    """Where the blocks of so many queries end: at most `BLOCKS` of equal size, none
+    smaller than `LEAST_BLOCK` but the last.
+
+    >>> block_ends(1536), block_ends(384), block_ends(100)
+    ((384, 768, 1152, 1536), (96, 192, 288, 384), (100,))
+    """
+    size = max(-(-queries // BLOCKS), LEAST_BLOCK)
+    return (*range(size, queries, size), queries)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
 def weighted_sum(
     q: Float[Array, "B K Q D"],
     k: Float[Array, "B K S D"],
     v: Float[Array, "B K S D"],
     visible: Bool[Array, "B Q S"],
+    again: bool = False,
 ) -> Float[Array, "B K Q D"]:
     """y = w v with w = softmax(q kᵀ / √D) over what is visible.
 
     ∂w = ∂y vᵀ,  ∂s = w (∂w − Σ w ∂w),  ∂v = wᵀ ∂y,  ∂q = ∂s k / √D,  ∂k = ∂sᵀ q / √D
 
-    The backward pass keeps w alone, in the type of v, or computes it again if there are
-    `LONG` keys or more. It rounds ∂y and ∂s like the operands, as FlashAttention does
+    The backward pass keeps w alone, in the type of v, or computes it again (`again`). It
+    rounds ∂y and ∂s like the operands, as FlashAttention does
     (https://arxiv.org/abs/2205.14135).
     """
-    return _weighted_sum_fwd(q, k, v, visible)[0]
+    return _weighted_sum_fwd(q, k, v, visible, again)[0]
 
 
 def _weights(q, k, v, visible, cap=None):
     return jax.nn.softmax(_scores(q, k, visible, cap)).astype(v.dtype)
 
 
-def _weighted_sum_fwd(q, k, v, visible, cap=None):
+def _weighted_sum_fwd(q, k, v, visible, again, cap=None):
     weights = _weights(q, k, v, visible, cap)
-    kept = None if k.shape[2] >= LONG else weights
+    kept = None if again else weights
     return _product("bgqs,bgsd->bgqd", weights, v), (q, k, v, kept, visible)
 
 
-def _weighted_sum_bwd(residuals, dy):
+def _weighted_sum_bwd(again, residuals, dy):
     q, k, v, weights, visible = residuals
-    if weights is None:
+    if again:
         # without the barrier, the compiler would keep those of the forward pass
         q, k, dy = jax.lax.optimization_barrier((q, k, dy))
         weights = _weights(q, k, v, visible)

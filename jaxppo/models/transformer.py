@@ -78,7 +78,7 @@ class Attention(nn.Module):
             past = k, v
         k, v = k.astype(self.dtype), v.astype(self.dtype)
         if prompt is None:
-            out = attend(q, k, v, visible, c.score_cap)
+            out = attend(q, k, v, visible, c.score_cap, causal=past is None)
         else:
             filled = slot + length
             out = attend_cached(q, k, v, visible[0], filled, prompt, visible[1], c.score_cap)

@@ -206,6 +206,30 @@ def test_the_gradient_of_attention_is_that_of_its_plain_form(dtype, long, monkey
     assert [x.dtype for x in got[1]] == [dtype] * 3
 
 
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("long", [8, 7], ids=["weights kept", "weights computed again"])
+def test_causal_attention_in_blocks_is_attention(long, cap, monkeypatch, x64):
+    """Seven queries in blocks of two, four heads of two key heads; query 4 sees nothing."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.standard_normal((2, heads, 7, 4))) for heads in (4, 2, 2))
+    visible = jnp.tril(jnp.asarray(rng.random((2, 7, 7)) < 0.7)).at[0, 4].set(False)
+    seen = visible.any(2)[:, None, :, None]  # what the others see is defined
+    monkeypatch.setattr(attention, "LONG", long)
+
+    def run(causal):
+        def loss(q, k, v):
+            out = attention.attend(q, k, v, visible, cap, causal=causal)
+            out = jnp.where(seen, out, 0.0)
+            return jnp.sin(out).sum(), out
+
+        return jax.value_and_grad(loss, (0, 1, 2), has_aux=True)(q, k, v)
+
+    want = run(causal=False)
+    monkeypatch.setattr(attention, "LEAST_BLOCK", 2)
+    assert attention.block_ends(7) == (2, 4, 6, 7)
+    toys.assert_close(run(causal=True), want, atol=1e-12)
+
+
 def test_long_rows_keep_no_weights_for_the_backward_pass(monkeypatch):
     q = jnp.ones((2, 1, 6, 4))
     visible = jnp.ones((2, 6, 6), bool)
