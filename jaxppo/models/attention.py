@@ -59,13 +59,14 @@ def attend(
 
 
 def block_ends(queries: int) -> tuple[int, ...]:
-    """Where the blocks of so many queries end: at most `BLOCKS` of equal size, none
-    smaller than `LEAST_BLOCK` but the last.
+    """Where the blocks of so many queries end: `BLOCKS` of them, or as many of
+    `LEAST_BLOCK` queries as fit.
 
-    >>> block_ends(1536), block_ends(384), block_ends(100)
-    ((384, 768, 1152, 1536), (96, 192, 288, 384), (100,))
+    >>> block_ends(1536), block_ends(200), block_ends(191)
+    ((384, 768, 1152, 1536), (100, 200), (191,))
     """
-    size = max(-(-queries // BLOCKS), LEAST_BLOCK)
+    number = max(min(queries // LEAST_BLOCK, BLOCKS), 1)
+    size = -(-queries // number)
     return (*range(size, queries, size), queries)
 
 
@@ -81,8 +82,8 @@ def weighted_sum(
 
     ∂w = ∂y vᵀ,  ∂s = w (∂w − Σ w ∂w),  ∂v = wᵀ ∂y,  ∂q = ∂s k / √D,  ∂k = ∂sᵀ q / √D
 
-    The backward pass keeps w alone, in the type of v, or computes it again (`again`). It
-    rounds ∂y and ∂s like the operands, as FlashAttention does
+    The backward pass keeps w alone, in the type of v, or computes it `again`. It rounds
+    ∂y and ∂s like the operands, as FlashAttention does
     (https://arxiv.org/abs/2205.14135).
     """
     return _weighted_sum_fwd(q, k, v, visible, again)[0]
