@@ -1,13 +1,13 @@
-"""Answer a turn of a play with the next one: a learned reward, a penalty on repetition, and a judge
-that is not trained against.
+"""Answer a turn of a play with the next one: a learned reward, penalties on repetition and on a
+change of length, and a judge that is not trained against.
 
 Question   Does a reward model's score rise on new dialogues, also for a second reward model, and
            how much diversity does it cost?
 Method     Supervised on (turn, next turn); a Bradley-Terry reward model
            (https://arxiv.org/abs/2203.02155) of real next turns against the baseline's samples,
            both cut to the same length; PPO (https://arxiv.org/abs/1707.06347) on its score, minus a
-           penalty on repeated bigrams. The judge is a second reward model with another seed and the
-           other half of the pairs.
+           penalty on repeated bigrams and one on a mean length that is not the baseline's. The
+           judge is a second reward model with another seed and the other half of the pairs.
 Command    python experiments/dialogue.py
            # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       Speaker turns of Shakespeare's works (public domain).
@@ -22,12 +22,16 @@ Minutes    18 to 35 on a core that other work shared.
 """
 
 from dataclasses import dataclass
+from statistics import mean
 from typing import ClassVar
+
+import jax.numpy as jnp
 
 from jaxppo import cli, tasks
 from jaxppo.errors import UserError
 from jaxppo.rewards import combine, in_program
 from jaxppo.tasks import TaskConfig, measure, reward_model, rewards, sources, stages
+from jaxppo.types import RewardFn
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class Dialogue(TaskConfig):
         "reward_steps": "(0, inf)",
         "reward_pairs": "[2, inf)",
         "repetition": "[0, inf)",
+        "length_change": "[0, inf)",
     }
 
     task: str = "dialogue"
@@ -63,6 +68,23 @@ class Dialogue(TaskConfig):
     """
     repetition: float = 1.0
     """weight of the penalty on the share of repeated bigrams"""
+    length_change: float = 10.0
+    """weight of the penalty on a mean length of the samples that is not the baseline's"""
+
+
+def hold_length(target: float) -> RewardFn:
+    """Score samples so that their mean score has the gradient of -(m / target - 1)^2 / 2, m being
+    the mean length of the batch in tokens:
+
+        -(m / target - 1) · (length - m) / target
+    """
+
+    def fn(params, rollout):
+        lengths = rollout.mask.sum(1)
+        away = lengths.mean() / target - 1
+        return -away * (lengths - lengths.mean()) / target, jnp.ones(lengths.shape, bool)
+
+    return fn
 
 
 def main(options: Dialogue) -> None:
@@ -71,7 +93,7 @@ def main(options: Dialogue) -> None:
     judges: dict[str, reward_model.RewardModel] = {}
 
     def make_reward(settings: Dialogue, policy) -> rewards.Reward:
-        pairs = preferences(settings, policy)
+        pairs, length = preferences(settings, policy)
         half = len(pairs) // 2
         for number, (name, part) in enumerate((("reward", pairs[:half]), ("judge", pairs[half:]))):
             seed = 2 * options.seed + number
@@ -83,18 +105,20 @@ def main(options: Dialogue) -> None:
         parts = {
             "learned": (1.0, score),
             "repetition": (options.repetition, in_program.repetition(eos=policy.tokenizer.eos_ids)),
+            "length": (options.length_change, hold_length(length)),
         }
         return rewards.Reward(combine.weighted_sum(parts), {"learned": judges["reward"].params})
 
-    def preferences(settings: Dialogue, policy) -> list[tuple[str, str, str]]:
-        """(turn, its real answer, a sample of the baseline)."""
+    def preferences(settings: Dialogue, policy):
+        """([(turn, its real answer, a sample of the baseline)], mean tokens of the samples)."""
         task = tasks.get_task(settings)
         examples = sources.load_examples(settings).train[: settings.reward_pairs]
         sampled = measure.sample_untrained(settings, policy, task, examples, seed=settings.seed)
         own = measure.format_examples(task, examples)
-        return [
+        pairs = [
             (p, r, s.response) for p, r, s in zip(own.prompts, own.responses, sampled, strict=True)
         ]
+        return pairs, mean(len(s.tokens) for s in sampled)
 
     def judge(samples) -> dict[str, float]:
         means = {name: float(found.scores(samples).mean()) for name, found in judges.items()}

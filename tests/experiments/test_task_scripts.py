@@ -176,6 +176,16 @@ def test_dialogue_has_a_reward_model_and_a_judge(tmp_path, data, capsys):
     assert "judge model: " in capsys.readouterr().out
 
 
+def test_dialogue_holds_the_mean_length():
+    """Lengths 2 and 4, mean 3: half as long again as 2, and as the shorter sample is."""
+    hold = load_script("dialogue").hold_length
+    mask = jnp.array([[1.0, 1.0, 0.0, 0.0], [1.0] * 4])
+    score = lambda target: hold(target)({}, SimpleNamespace(mask=mask))[0].tolist()
+    assert score(2.0) == [0.25, -0.25]  # -(3/2 - 1) (2 - 3) / 2, and of 4
+    assert score(3.0) == [0.0, 0.0]
+    assert score(6.0) == pytest.approx([-1 / 12, 1 / 12])  # -(3/6 - 1) (2 - 3) / 6
+
+
 @pytest.mark.slow
 def test_adversarial_rounds_go_on_where_they_were(tmp_path):
     data = tmp_path / "texts.jsonl"
