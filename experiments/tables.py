@@ -182,6 +182,39 @@ def method(record: dict) -> str:
     return config["advantage"] + size
 
 
+def methods() -> str:
+    """A row for each metric that PPO with a critic and a group method raised from the same start, on
+    the same number of samples: the paired difference over seeds with the 95 % interval.
+    """
+    names = ["task", "seeds", "metric", "start", "with a critic", "in groups"]
+    rows = header([*names, "critic − groups [95 % interval]"])
+    pairs: dict[tuple[str, str], dict] = defaultdict(lambda: defaultdict(dict))
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        for record in records(folder):
+            if "supervised" in record and "policy" in record and "environment" not in record:
+                own = pairs[record["task"], variant(record)][record["config"]["seed"]]
+                own[record["config"]["group_size"] > 1] = record
+    for (task, what), seeds in pairs.items():
+        both = [
+            (own[False], own[True])
+            for own in seeds.values()
+            if len(own) == 2 and own[False]["supervised"] == own[True]["supervised"]
+        ]
+        if not both:
+            continue
+        for number, metric in enumerate(name for name in both[0][0]["policy"] if name != "score"):
+            mean = lambda side, stage, both=both, metric=metric: rounded(
+                statistics.mean(pair[side][stage][metric] for pair in both), 3
+            )
+            cells = [mean(0, "supervised"), mean(0, "policy"), mean(1, "policy")]
+            cells.append(
+                gain_over_seeds([x["policy"][metric] - y["policy"][metric] for x, y in both], 3)
+            )
+            head = [f"{task}, {what}", len(both)] if number == 0 else ["", ""]
+            rows.append(line([*head, metric, *cells]))
+    return "\n".join(rows)
+
+
 def episodes() -> str:
     """A row for each game: the mean score of episodes on held-out instances before and after the
     policy gradient, and its gain over seeds with the 95 % interval.
@@ -373,6 +406,7 @@ def update_scripts() -> None:
 TABLES = {
     "sentiment": sentiment,
     "tasks": tasks,
+    "methods": methods,
     "ablations": ablations,
     "episodes": episodes,
     "distillation": distillation,
@@ -380,6 +414,7 @@ TABLES = {
 PAGES = {
     "sentiment": "results.md",
     "tasks": "tasks.md",
+    "methods": "tasks.md",
     "ablations": "ablations.md",
     "episodes": "environments.md",
     "distillation": "algorithms.md",

@@ -30,7 +30,7 @@ def test_the_pages_are_up_to_date(tables):
 
 
 def test_a_changed_number_is_corrected(tables, tmp_path):
-    for page in tables.PAGES.values():
+    for page in set(tables.PAGES.values()):
         (tmp_path / page).write_text((ROOT / "docs" / page).read_text())
     text = (ROOT / "docs" / "results.md").read_text()
     assert text.count("5.51 ± .16") == 1
@@ -97,6 +97,32 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
         "| sft | smollm2, LoRA 8 | 1 | held-out perplexity | | 48.2 | | | | 10 |",
         "| | | | tokens likeliest | | .312 | | | | |",
         "| classify | pool, gru, new | 2 | accuracy | | .810 ± .010 | | | | 2 |",
+    ]
+
+
+def test_a_critic_and_groups_are_compared_from_the_same_start(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "sums").mkdir()
+    new = {"model": "", "model_kind": "gru", "width": 64, "layers": 2, "lora": 0}
+    for seed, size, start, end in (
+        (0, 1, 0.5, 0.75),
+        (0, 8, 0.5, 0.625),  # + .125
+        (1, 1, 0.25, 0.5),
+        (1, 8, 0.25, 0.625),  # - .125
+        (2, 1, 0.25, 0.5),
+        (2, 8, 0.375, 0.625),  # another start: no pair
+        (3, 8, 0.5, 0.75),  # alone
+    ):
+        record = {
+            "task": "sums",
+            "supervised": {"score": start, "exact": start},
+            "policy": {"score": end, "exact": end},
+            "config": {**new, "seed": seed, "group_size": size},
+        }
+        (tmp_path / "sums" / f"{seed}-{size}.json").write_text(json.dumps(record))
+    assert tables.methods().splitlines()[2:] == [
+        # 0 ± 12.706 · .125
+        "| sums, gru 64 × 2, new | 2 | exact | .375 | .625 | .625 | +.000 [-1.588, +1.588] |",
     ]
 
 
