@@ -183,8 +183,8 @@ def method(record: dict) -> str:
 
 
 def methods() -> str:
-    """A row for each metric that PPO with a critic and a group method raised from the same start, on
-    the same number of samples: the paired difference over seeds with the 95 % interval.
+    """A row for each metric that PPO with a critic and a group method changed from one start, with
+    equal samples: the paired difference over seeds with the 95 % interval.
     """
     names = ["task", "seeds", "metric", "start", "with a critic", "in groups"]
     rows = header([*names, "critic − groups [95 % interval]"])

@@ -122,7 +122,7 @@ def test_a_critic_and_groups_are_compared_from_the_same_start(tables, tmp_path, 
         (tmp_path / "sums" / f"{seed}-{size}.json").write_text(json.dumps(record))
     assert tables.methods().splitlines()[2:] == [
         # 0 ± 12.706 · .125
-        "| sums, gru 64 × 2, new | 2 | exact | .375 | .625 | .625 | +.000 [-1.588, +1.588] |",
+        "| sums, gru 64 × 2, new | 2 | exact | .375 | .625 | .625 | +.000 [-1.588, +1.588] |"
     ]
 
 
