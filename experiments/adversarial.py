@@ -46,6 +46,7 @@ from jaxppo.tasks import TaskConfig, stages
 @dataclass(frozen=True)
 class Adversarial(TaskConfig):
     RANGES: ClassVar = dict.fromkeys(("sft_steps", "rounds", "judge_steps"), "(0, inf)")
+    UNREAD: ClassVar = {"reward": "the discriminator is the reward"}
 
     task: str = "adversarial"
     name: str = "adversarial"
@@ -70,8 +71,6 @@ class Adversarial(TaskConfig):
 
 
 def main(options: Adversarial) -> None:
-    if options.reward:
-        raise UserError("this script makes its own reward: leave --reward out")
     root = stages.check(options)
     if options.tiny:
         options = replace(stages.tiny_options(options), prompt_length=1, rounds=2, judge_steps=2)

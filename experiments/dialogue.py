@@ -28,7 +28,6 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from jaxppo import cli, tasks
-from jaxppo.errors import UserError
 from jaxppo.rewards import combine, in_program
 from jaxppo.tasks import TaskConfig, measure, reward_model, rewards, sources, stages
 from jaxppo.types import RewardFn
@@ -42,6 +41,7 @@ class Dialogue(TaskConfig):
         "repetition": "[0, inf)",
         "length_change": "[0, inf)",
     }
+    UNREAD: ClassVar = {"reward": "the script trains its reward model"}
 
     task: str = "dialogue"
     name: str = "dialogue"
@@ -88,8 +88,6 @@ def hold_length(target: float) -> RewardFn:
 
 
 def main(options: Dialogue) -> None:
-    if options.reward:
-        raise UserError("this script makes its own reward: leave --reward out")
     judges: dict[str, reward_model.RewardModel] = {}
 
     def make_reward(settings: Dialogue, policy) -> rewards.Reward:

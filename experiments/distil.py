@@ -27,18 +27,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from jaxppo import (
-    algorithms,
-    cli,
-    config,
-    models,
-    ppo,
-    presets,
-    pretrained,
-    supervised,
-    tasks,
-    train,
-)
+from jaxppo import algorithms, cli, models, ppo, presets, pretrained, supervised, tasks, train
 from jaxppo.data import prompts, rows
 from jaxppo.data.examples import Example, Examples
 from jaxppo.errors import UserError
@@ -59,6 +48,7 @@ ARMS = ("supervised", "reward", "reverse", "forward", "jsd")
 @dataclass(frozen=True)
 class Distil(TaskConfig):
     RANGES: ClassVar = dict.fromkeys(("sft_steps", "teacher_steps"), "(0, inf)")
+    UNREAD: ClassVar = dict.fromkeys(("reward", "eval_samples"), "the students have no reward")
 
     task: str = "spelling"
     name: str = "distil"
@@ -184,9 +174,6 @@ def learn(options: TaskConfig, task: Task, examples: Examples, arm: str) -> dict
 def main(options: Distil) -> None:
     if wrong := [arm for arm in options.arms if arm not in ARMS]:
         raise UserError(f"--arms {wrong[0]!r}: choose among {', '.join(ARMS)}")
-    for name in ("reward", "eval_samples"):
-        if getattr(options, name) != getattr(Distil(), name):
-            raise UserError(f"{config.option(name)}: the students have no reward; leave it out")
     task, root = tasks.get_task(options), stages.check(options)
     own = stages.tiny_options(options) if options.tiny else options
     own = replace(own, tiny=False, teacher="", **stages.prompt_settings(options, task))

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from jaxppo import cli, tasks
 from jaxppo.data.examples import Example, Examples
-from jaxppo.errors import UserError
 from jaxppo.rewards import text
 from jaxppo.rewards.host import on_host
 from jaxppo.tasks import TaskConfig, rewards, stages
@@ -51,6 +50,7 @@ OPENINGS = (
 @dataclass(frozen=True)
 class Safety(TaskConfig):
     RANGES: ClassVar = {"profanity": "[0, inf)", "bias": "[0, inf)"}
+    UNREAD: ClassVar = dict.fromkeys(("reward", "data"), "the script makes its own")
 
     task: str = "safety"
     name: str = "safety"
@@ -109,8 +109,6 @@ def weigh(judge: RewardFn, *, profanity: float, bias: float) -> RewardFn:
 
 
 def main(options: Safety) -> None:
-    if options.reward or options.data:
-        raise UserError("this script has its own reward and data: leave --reward and --data out")
     sentiment, profane = text.vader(), text.profanity()
     task = tasks.Task("", "", ("distinct_2", "length"), greedy=False, start=True)
     examples = provoking_examples()

@@ -126,10 +126,21 @@ def parse(
         if other:
             raise UserError(f"two files of settings, {other} and --config {file}; give one")
         check_numbers(options)
+        check_unread(options)
         return options
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def check_unread(options: Any) -> None:
+    """Raise UserError for a setting that the script would pass over: its class can have
+    a dict `UNREAD` of their names and reasons.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for name, reason in getattr(type(options), "UNREAD", {}).items():
+        if getattr(options, name) != defaults[name]:
+            raise UserError(f"{option(name)}: {reason}; leave it out")
 
 
 def _parse_options(config: type, args: list[str], description: str, prog: str, **default) -> Any:

@@ -44,6 +44,7 @@ class EpisodeConfig(TaskConfig):
         "script_share": "[0, 1]",
         **dict.fromkeys(("sft_steps", "sft_episodes", "instances"), "(0, inf)"),
     }
+    UNREAD: ClassVar = dict.fromkeys(("reward", "data"), "the environment has its own")
 
     environment: str = "guess"
     """name of an environment (`jaxppo.environments.ENVIRONMENTS`)"""

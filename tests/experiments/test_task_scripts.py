@@ -254,22 +254,24 @@ def test_what_needs_a_supervised_stage_says_so(tmp_path, capsys, script):
     assert capsys.readouterr().err == "error: --sft-steps must be above 0, but is 0\n"
 
 
-@pytest.mark.parametrize("script", ["dialogue", "adversarial"])
-def test_a_reward_that_would_be_passed_over(tmp_path, capsys, script):
+@pytest.mark.parametrize(
+    ("script", "given", "reason"),
+    [
+        ("dialogue", "--reward vader", "the script trains its reward model"),
+        ("adversarial", "--reward vader", "the discriminator is the reward"),
+        ("safety", "--reward vader", "the script makes its own"),
+        ("safety", "--data x.jsonl", "the script makes its own"),
+        ("episodes", "--reward vader", "the environment has its own"),
+        ("episodes", "--data x.jsonl", "the environment has its own"),
+        ("distil", "--reward vader", "the students have no reward"),
+        ("distil", "--eval-samples 2", "the students have no reward"),
+    ],
+)
+def test_what_a_script_would_pass_over(tmp_path, capsys, script, given, reason):
     with pytest.raises(SystemExit) as stop:
-        run(script, "--tiny", "--runs", str(tmp_path), "--reward", "vader")
-    assert (
-        stop.value.code == 2
-        and "makes its own reward: leave --reward out" in capsys.readouterr().err
-    )
-
-
-@pytest.mark.parametrize("given", ["--reward vader", "--eval-samples 2"])
-def test_what_a_student_without_a_reward_would_pass_over(tmp_path, capsys, given):
-    with pytest.raises(SystemExit) as stop:
-        run("distil", "--tiny", "--runs", str(tmp_path), *given.split())
+        run(script, "--tiny", "--runs", str(tmp_path), *given.split())
     assert stop.value.code == 2 and not any(tmp_path.iterdir())
-    assert "the students have no reward; leave it out" in capsys.readouterr().err
+    assert f"error: {given.split()[0]}: {reason}; leave it out\n" in capsys.readouterr().err
 
 
 def test_proxy_and_judge_are_drawn(tmp_path, capsys):
