@@ -46,10 +46,8 @@ def attend(
         # A group's query heads join along time: 4 dimensions are a third faster than 5.
         own = q[:, :, begin:end].reshape(rows, groups, heads // groups * (end - begin), size)
         seen = jnp.tile(visible[:, begin:end, :keys], (1, heads // groups, 1))
-        if cap is None:
-            out = weighted_sum(own, k[:, :, :keys], v[:, :, :keys], seen, again)
-        else:
-            out = _weighted_sum_fwd(own, k[:, :, :keys], v[:, :, :keys], seen, again, cap)[0]
+        known = own, k[:, :, :keys], v[:, :, :keys], seen, again
+        out: Any = weighted_sum(*known) if cap is None else _weighted_sum_fwd(*known, cap)[0]
         return out.reshape(rows, heads, end - begin, size)
 
     ends = block_ends(queries) if causal else (queries,)
