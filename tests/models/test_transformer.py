@@ -8,7 +8,7 @@ import pytest
 import toys
 
 from jaxppo import models
-from jaxppo.models import lora
+from jaxppo.models import attention, lora
 
 LLAMA, GPT2 = replace(toys.LLAMA, num_layers=2), replace(toys.GPT2, num_layers=2)
 SHAPES = {
@@ -82,6 +82,16 @@ def test_padding_has_no_effect(toy, whole):
     tokens = jnp.pad(prompts.tokens, ((0, 0), (3, 2)), constant_values=6)
     got, _ = forward(toy, tokens, jnp.pad(prompts.mask, ((0, 0), (3, 2))))
     np.testing.assert_allclose(got[:, 3:-2][prompts.mask], logits[prompts.mask], atol=2e-5)
+
+
+def test_attention_in_blocks_has_no_effect(toy, whole, monkeypatch):
+    """Ten slots in blocks of four, four and two queries."""
+    prompts, logits, _ = whole
+    monkeypatch.setattr(attention, "LEAST_BLOCK", 3)
+    assert attention.block_ends(10) == (4, 8, 10)
+    run = jax.jit(lambda params, tokens, mask: toy.model.apply(params, tokens, mask)[0])
+    own = toy.model.logits(toy.params, run(toy.params, prompts.tokens, prompts.mask))
+    np.testing.assert_allclose(own[prompts.mask], logits[prompts.mask], atol=2e-5)
 
 
 def test_causality(toy, whole):
