@@ -3,8 +3,8 @@ computed.
 
 A packed row has P + T slots, for a prompt of up to P tokens and a response of up to T.
 It holds a prompt once, then as many responses to it as fit, or several prompts with
-theirs; segments and positions tell attention which tokens see each other. At most T of
-its tokens are of responses, so that it costs no more than a row that is not packed. A
+theirs; segments and positions tell attention which tokens see each other. Logits are
+computed for W of its tokens (`most_targets`): at most so many are of responses. A
 response is never split. Its last token predicts nothing, and has no slot. The answers
 of an environment stand between the turns of a response; an answer that no turn follows
 has no slot.
@@ -44,7 +44,7 @@ class Layout(NamedTuple):
     """The packed rows [R] of each shard [S], of which the first `count` are in use."""
 
     slots: Int[Array, "S R C"]  # the token in each slot: row * L + column; n L = none
-    targets: Int[Array, "S R T"]  # the response tokens: row * T + t; n T = none
+    targets: Int[Array, "S R W"]  # the response tokens: row * T + t; n T = none
     places: Places
     ranks: Int[Array, "S n T"]  # how many tokens of its response come before each
     count: Int[Array, ""]  # the largest of all shards
@@ -57,8 +57,8 @@ class Part(NamedTuple):
     attend: Bool[Array, "R C"]
     segments: Int[Array, "R C 2"]
     positions: Int[Array, "R C"]
-    response: Int[Array, "R T"]
-    reads: Int[Array, "R T"]  # the slot before each response token
+    response: Int[Array, "R W"]
+    reads: Int[Array, "R W"]  # the slot before each response token
     targets: Int[Array, "S K"]
     rows: Bool[Array, "B"]  # the rows whose responses are here
     number: Int[Array, ""] | int = 0
@@ -116,6 +116,16 @@ def place(
     return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), found)
 
 
+def most_targets(length: int, response: int, group_size: int) -> int:
+    """The most response tokens of a packed row of `length` slots: T, or where T is less
+    than half of the slots, as many more of a group as fit into that half.
+
+    >>> most_targets(384, 256, 8), most_targets(49, 1, 8), most_targets(49, 1, 1)
+    (256, 8, 1)
+    """
+    return max(response, min(length // 2, group_size * response))
+
+
 def lay_out(
     attend: Bool[Array, "B L"],
     mask: Array,
@@ -137,6 +147,7 @@ def lay_out(
     length, response = attend.shape[1], mask.shape[1]
     rows = attend.shape[0] // shards
     begins = length - response  # the responses' first column
+    most = most_targets(length, response, group_size)
     packed = -(-rows // multiple) * multiple
 
     def one(attend, mask) -> Layout:
@@ -144,7 +155,7 @@ def lay_out(
         read = attend[:, begins:] & (mask > 0).any(1, keepdims=True)
         lengths = read.sum(1, dtype=jnp.int32)
         ranks = jnp.cumsum(read, 1, dtype=jnp.int32) - 1
-        at = place(prompts, lengths, capacity=length, most=response)
+        at = place(prompts, lengths, capacity=length, most=most)
         row, column = jnp.arange(rows)[:, None], jnp.arange(length)[None]
         t = column[:, :begins] - begins
         in_prompt = at.owner[:, None] & (t >= -at.own[:, None])
@@ -160,9 +171,9 @@ def lay_out(
         t = jnp.arange(response)[None]
         targets = _scatter(
             row * response + t,
-            (at.row * response + at.read)[:, None] + ranks,
+            (at.row * most + at.read)[:, None] + ranks,
             mask > 0,
-            (packed, response),
+            (packed, most),
             rows * response,
         )
         count = jnp.where(lengths > 0, at.row + 1, 0).max()
@@ -220,7 +231,7 @@ def take_part(whole: Layout, rollout: Rollout, number: Int[Array, ""], size: int
 
 
 def scatter(part: Part, x: Array, shape: tuple[int, ...]) -> Array:
-    """What a part's response tokens have [R T ...] as an array [B T ...] of the rows; 0
+    """What a part's response tokens have [R W ...] as an array [B T ...] of the rows; 0
     elsewhere.
     """
     shards, rest = part.targets.shape[0], x.shape[2:]
@@ -232,7 +243,7 @@ def scatter(part: Part, x: Array, shape: tuple[int, ...]) -> Array:
 
 def gather(part: Part, x: Array) -> Array:
     """The inverse of `scatter`: what the rows have [B T ...] at a part's response
-    tokens [R T ...]; 0 where there is none.
+    tokens [R W ...]; 0 where there is none.
     """
     rest = x.shape[2:]
     whole = split(x.reshape(-1, *rest), part.targets.shape[0])

@@ -142,7 +142,7 @@ def _positions(rollout: Rollout, part: Part | None) -> Int[Array, "B T"]:
     shape = rollout.mask.shape
     if part is None:
         return jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    return part.targets.reshape(-1, shape[1]) % shape[1]
+    return part.targets.reshape(part.response.shape) % shape[1]
 
 
 def rollout_logprobs(

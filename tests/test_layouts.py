@@ -158,13 +158,16 @@ CI = {
         max_tokens=True,
         fewer_rows=True,
     ),
-    "scorer, full KL in the loss, entropy": Case(
+    # two tokens of six slots: packed rows have logits of three
+    "short responses, scorer, full KL in the loss, entropy": Case(
         {
             **GROUPS, **IN_LOSS, "kl": "full", "kl_importance": True, "old_logprobs": "scorer",
             "correction": "truncated", "top_entropy": 0.5, "entropy_coef": 0.01,
-            "aggregate": "sequence_sum",
+            "aggregate": "sequence_sum", "response_length": 2, "min_tokens": 1,
         },
         reward=some_invalid,
+        length=(1, 2),
+        max_tokens=True,
     ),
     "filtered groups, oversampled": Case(
         {**GROUPS, "filter_groups": True, "oversample": 2, "kl": "full", "batch_size": 32},

@@ -124,6 +124,26 @@ def test_any_lengths(drawn):
     assert count <= sum(n > 0 for n in responses)
 
 
+def test_short_responses_of_a_group_share_a_packed_row():
+    """Two groups of four, prompts of 8 tokens, responses of one or two in 10 slots, of which 5 may
+    have logits. Group 0: 8 + 0 slots, 4 tokens. Group 1: 8 + 1 + 1 slots, 2 + 2 + 1 tokens; its
+    fourth response, of a token, is the sixth.
+    """
+    responses = jnp.array([1, 1, 1, 1, 2, 2, 1, 1])
+    columns = jnp.arange(10)[None]
+    attend = columns < 8 + responses[:, None]
+    mask = attend[:, 8:].astype(jnp.float32)
+    assert packing.most_targets(10, 2, G) == 5
+    whole = laid_out(attend, mask)
+    assert np.asarray(whole.places.row).tolist() == [[1, 1, 1, 1, 0, 0, 0, 2]]
+    assert whole.targets.shape == (1, N, 5) and int(whole.count) == 3
+    tokens = jnp.arange(80, dtype=jnp.int32).reshape(N, 10)
+    rolled = numbered(attend, mask).replace(tokens=tokens)
+    parts = [part_of(whole, rolled, number) for number in range(2)]
+    back = [packing.scatter(x, x.response.astype(jnp.float32), (N, 2)) for x in parts]
+    np.testing.assert_array_equal(sum(back), tokens[:, 8:] * mask)
+
+
 def test_full_rows_take_as_many_packed_rows():
     attend, mask = rows_of([P, P], [T] * N)
     assert int(laid_out(attend, mask).count) == N

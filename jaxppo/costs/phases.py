@@ -91,20 +91,22 @@ def packed_rows(config: Config, lengths: Lengths, minibatches: int = 1) -> int:
     size = packing.part_rows(config, rows, config.length)
     groups = lengths.reshape(-1, config.group_size)
     some = [groups[number::minibatches].reshape(-1) for number in range(minibatches)]
+    most = _most_targets(config)
     # A full response leaves no room for others: a run's start need not place them.
-    full = (lengths == config.response_length).all()
+    full = most == config.response_length and (lengths == most).all()
     counts = [rows if full else _packed(config, one) for one in some]
     return sum(-(-count // size) * size for count in counts)
+
+
+def _most_targets(config: Config) -> int:
+    return packing.most_targets(config.length, config.response_length, config.group_size)
 
 
 def _packed(config: Config, lengths: Lengths) -> int:
     """Packed rows that hold responses of these lengths, with full prompts."""
     prompts = jnp.full((len(lengths) // config.group_size,), config.prompt_length, jnp.int32)
     found = _place(
-        prompts,
-        jnp.asarray(lengths, jnp.int32),
-        capacity=config.length,
-        most=config.response_length,
+        prompts, jnp.asarray(lengths, jnp.int32), capacity=config.length, most=_most_targets(config)
     )
     return 1 + int(found.row.max())
 
@@ -175,7 +177,7 @@ def phase_costs(
         + 2 * head * done.rows
     )
     body = 2 * blocks * config.length + pair * config.length**2 / 2
-    chosen = 2 * head * config.response_length
+    chosen = 2 * head * (_most_targets(config) if packs else config.response_length)
     kept = lengths[: len(lengths) // config.oversample]
     passed, learned = (
         (packed_rows(config, lengths), packed_rows(config, kept, config.minibatches))
