@@ -9,15 +9,13 @@ Method     Supervised on (tweet, "Jack = person; New York = geo-loc" or "none"),
 Command    python experiments/entities.py
            # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       2,295 tweets with ten kinds of entities; three of five tweets have none.
-Found      Three seeds, 229 test tweets, paired 95 % interval: F1 .251 -> .224 (-.064 to .000), .239
-           -> .232 (-.027 to +.004), .238 -> .227 (-.040 to +.013): no gain; the policy names fewer
-           entities (84 -> 77, 79 -> 78, 122 -> 101; 155 are right). With the row's own F1 as the
-           reward, one seed of a weaker baseline: .071 -> .000 (-.136 to -.021). The row's F1 is not
-           the metric: a policy that always writes "none" gets .6 of it, and that policy was
-           learned.
-Changed    Reward, temperature and learning rate were changed after that result, and after other
-           results of seed 0.
-Minutes    15 to 19 on one core that other work shared.
+Found      One seed, 229 test tweets, paired 95 % interval over them: F1 of samples .358 -> .399
+           (-.008 to +.092), of greedy responses .524 -> .477 (-.088 to +.002). The policy names
+           more entities than pays at that F1: the reward is for an F1 of .4. With 80 supervised
+           steps and adapters on queries and values F1 had been .24, and the policy learned to name
+           fewer (three seeds, groups of four). With the row's own F1 as the reward, a policy that
+           always writes "none" gets .6, and that policy was learned.
+Minutes    31 on one core that other work shared, 17 of them for the supervised stage.
 """
 
 from dataclasses import dataclass
@@ -42,12 +40,14 @@ class Entities(TaskConfig):
     steps: int = 30
     batch_size: int = 128
     minibatches: int = 2
+    epochs: int = 1
+    tokens_per_microbatch: int = 280
     group_size: int = 8
     advantage: str = "rloo"
     value_loss: str = "none"
     kl_coef: float = 0.02
     kl_adaptive: bool = False
-    lr: float = 1e-4
+    lr: float = 5e-4
     eval_every: int = 10
     save_every: int = 10
     test_rows: int = 229

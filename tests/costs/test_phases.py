@@ -115,6 +115,18 @@ def test_positions_of_an_update():
     assert phases.update_positions(dense, TINY, mesh) == (16 * 164, 16 * 164)
 
 
+def test_labels_of_a_group_share_a_packed_row():
+    """Groups of eight labels of one token behind 48 of the prompt: a packed row a group. Alone, a
+    row each.
+    """
+    labels = dataclasses.replace(
+        GROUPS, prompt_length=48, response_length=1, tokens_per_microbatch=1
+    )
+    assert phases.packed_rows(labels, np.ones(16, int)) == 2
+    alone = dataclasses.replace(labels, group_size=1, advantage="gae")
+    assert phases.packed_rows(alone, np.ones(16, int)) == 16
+
+
 def test_lengths_have_their_mean():
     lengths = phases.response_lengths(64, 1024, 340)
     assert (
