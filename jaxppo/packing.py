@@ -118,12 +118,13 @@ def place(
 
 def most_targets(length: int, response: int, group_size: int) -> int:
     """The most response tokens of a packed row of `length` slots: T, or where T is less
-    than half of the slots, as many more of a group as fit into that half.
+    than half of the slots, as many more of a group, or those of two rows, as fit into
+    that half.
 
     >>> most_targets(384, 256, 8), most_targets(49, 1, 8), most_targets(49, 1, 1)
-    (256, 8, 1)
+    (256, 8, 2)
     """
-    return max(response, min(length // 2, group_size * response))
+    return max(response, min(length // 2, max(group_size, 2) * response))
 
 
 def lay_out(

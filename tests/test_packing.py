@@ -144,6 +144,14 @@ def test_short_responses_of_a_group_share_a_packed_row():
     np.testing.assert_array_equal(sum(back), tokens[:, 8:] * mask)
 
 
+def test_two_rows_with_short_responses_share_a_packed_row():
+    """Eight prompts of 4 tokens, responses of 2: 4 + 1 slots of 10, 2 tokens of at most 4."""
+    columns = jnp.arange(10)[None]
+    attend = jnp.broadcast_to((columns >= 4) & (columns < 10), (N, 10))
+    whole = laid_out(attend, jnp.ones((N, 2)), group_size=1)
+    assert np.asarray(whole.places.row).tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]]
+
+
 def test_full_rows_take_as_many_packed_rows():
     attend, mask = rows_of([P, P], [T] * N)
     assert int(laid_out(attend, mask).count) == N

@@ -117,7 +117,7 @@ def test_positions_of_an_update():
 
 def test_labels_of_a_group_share_a_packed_row():
     """Groups of eight labels of one token behind 48 of the prompt: a packed row a group. Alone, a
-    row each.
+    row each, whose prompt fills it.
     """
     labels = dataclasses.replace(
         GROUPS, prompt_length=48, response_length=1, tokens_per_microbatch=1
