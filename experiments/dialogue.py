@@ -11,14 +11,16 @@ Method     Supervised on (turn, next turn); a Bradley-Terry reward model
 Command    python experiments/dialogue.py
            # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       Speaker turns of Shakespeare's works (public domain).
-Found      Three seeds. Seed 0: the reward's score rises from -.58 to +.24, the judge's from -.91 to
-           -.18 at 2.7 nats and then falls to -.22; responses shrink from ten words to one or two;
-           without a KL penalty the judge ends at -.36 (docs/overoptimisation.png). Seed 1: both
-           rise (-.73 to +.70, -.70 to +.54 at 6.9 nats), and responses keep their length. Seed 2:
-           both rise (-.51 to +.47, -.60 to +.05 at 7.7 nats), and responses shrink from nine words
-           to one. All three are to be repeated: real turns were not yet cut to the length of
-           samples, so both reward models had learned to prefer short responses with an end.
-Minutes    18 to 35 on a core that other work shared.
+Found      Five seeds, 500 new turns: the reward model's score rises by .380 (+.134 to +.626, 95 %
+           interval over seeds), the judge's by .133, .295, .364, -.016 and -.008, on average .154
+           (-.061 to +.369): not decided. Responses keep their 16 tokens, of which they make 1.1
+           words more; distinct-2 falls by .133 (-.184 to -.081), at 4.6 nats. The reward models
+           are right on only .54 to .63 of held-out pairs, the judges on .55 to .65. Without the
+           penalty on the length, responses of seed 0 shrink from 10.4 words to 7.7.
+Changed    200 steps instead of 100 (seed 0): the judge's score rises by .118 instead of .133.
+           12,000 pairs (seeds 3 and 4): the reward models are no better, and the judge's validation
+           score falls by .03 and .09 after step 20.
+Minutes    6 to 7 on one core that other work shared.
 """
 
 from dataclasses import dataclass

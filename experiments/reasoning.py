@@ -9,8 +9,8 @@ Command    python experiments/reasoning.py
            # --task sums --name sums; --task counting --prompt-length 64
 Data       Procedural tasks of reasoning-gym (Apache-2.0); no test question is in the training set.
 Found      spelling, five seeds, share of 500 new words right: greedy responses .608 -> .725
-           (+.002 to +.233, 95 % interval over seeds), samples .586 -> .704 (+.009 to +.227); samples
-           of each seed: .970 -> .974, .792 -> .904, .216 -> .464, .688 -> .824, .262 -> .352.
+           (+.002 to +.233, 95 % interval over seeds), samples .586 -> .704 (+.009 to +.227), by
+           seed .970 -> .974, .792 -> .904, .216 -> .464, .688 -> .824, .262 -> .352.
            Whether 400 examples teach the rule depends on the seed; with 600, one seed had .990
            before the policy stage and .992 after it. PPO with a critic from the same baselines
            (--group-size 1 --advantage gae --value-loss clipped): samples .720, .016 above the
