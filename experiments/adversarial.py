@@ -14,7 +14,7 @@ Found      Two seeds: told apart .513 -> .531 and .546 -> .609, perplexity of re
            166 -> 168 and 160 -> 164. A new judge hardly tells samples of the language model from
            held-out sentences, which leaves nothing to gain: the task needs a better judge. Before
            real sentences were cut like samples, three seeds had .742 -> .639, .736 -> .710 and
-           .775 -> .628: judges and policy had learned how samples end.
+           .775 -> .628: probably judges and policy had learned how samples end.
 Changed    First there were 10 rounds of 10 steps at lr 2e-4 and KL .05, one seed: the policy went
            back and forth between responses of 6 and of 30 tokens, and ended farther from real text
            than it began (.749 -> .815). The present settings were chosen after that.

@@ -109,7 +109,7 @@ def main(options: Dialogue) -> None:
         }
         return rewards.Reward(combine.weighted_sum(parts), {"learned": judges["reward"].params})
 
-    def preferences(settings: Dialogue, policy):
+    def preferences(settings: Dialogue, policy) -> tuple[list[tuple[str, str, str]], float]:
         """([(turn, its real answer, a sample of the baseline)], mean tokens of the samples)."""
         task = tasks.get_task(settings)
         examples = sources.load_examples(settings).train[: settings.reward_pairs]

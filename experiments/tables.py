@@ -33,6 +33,13 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+def task_records() -> list[dict]:
+    """The records of tasks with a policy stage."""
+    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    found = [record for folder in folders for record in records(folder)]
+    return [x for x in found if "policy" in x and "environment" not in x]
+
+
 def mean_and_error(values: list[float], digits: int, *, sign: bool = False) -> str:
     """Mean ± standard error over seeds; the mean alone for one seed."""
     mean = sum(values) / len(values)
@@ -131,11 +138,8 @@ def tasks() -> str:
     """
     rows = header(TASK_COLUMNS)
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        for record in records(folder):
-            if "policy" in record and "environment" not in record:
-                what = f"{variant(record)}; {method(record)}"
-                groups[record["task"], what].append(record)
+    for record in task_records():
+        groups[record["task"], f"{variant(record)}; {method(record)}"].append(record)
     for head, found in groups.items():
         own = [x for x in found if "supervised" in x]
         alone = [x for x in found if "start" in x]
@@ -189,11 +193,10 @@ def methods() -> str:
     names = ["task", "seeds", "metric", "start", "with a critic", "in groups"]
     rows = header([*names, "critic − groups [95 % interval]"])
     pairs: dict[tuple[str, str], dict] = defaultdict(lambda: defaultdict(dict))
-    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
-        for record in records(folder):
-            if "supervised" in record and "policy" in record and "environment" not in record:
-                own = pairs[record["task"], variant(record)][record["config"]["seed"]]
-                own[record["config"]["group_size"] > 1] = record
+    for record in task_records():
+        if "supervised" in record:
+            own = pairs[record["task"], variant(record)][record["config"]["seed"]]
+            own[record["config"]["group_size"] > 1] = record
     for (task, what), seeds in pairs.items():
         both = [
             (own[False], own[True])
