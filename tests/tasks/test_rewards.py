@@ -137,10 +137,10 @@ def test_perfect_responses_have_the_highest_reward(policy):
         ("named_f1", " none", "none", 1),
         ("named_f1", " none", "Jack = person", 0),
         ("named_gain", " none", "none", 0),  # nothing to gain, nothing lost
-        ("named_gain", " Jack = person", "none", -0.4),  # 0 - .4 · (1 + 0)
-        ("named_gain", " none", "Jack = person", -0.4),  # 0 - .4 · (0 + 1)
-        ("named_gain", " Jack = person", "Jack = person", 1.2),  # 2 - .4 · (1 + 1)
-        ("named_gain", " Jack = place", "Jack = person", -0.8),  # 0 - .4 · (1 + 1)
+        ("named_gain", " Jack = person", "none", -0.5),  # 0 - .5 · (1 + 0)
+        ("named_gain", " none", "Jack = person", -0.5),  # 0 - .5 · (0 + 1)
+        ("named_gain", " Jack = person", "Jack = person", 1.0),  # 2 - .5 · (1 + 1)
+        ("named_gain", " Jack = place", "Jack = person", -1.0),  # 0 - .5 · (1 + 1)
     ],
 )
 def test_f1_of_entities(policy, name, response, reference, expected):
