@@ -63,7 +63,9 @@ def panel(axes: Sequence[Axes], found: list[dict]) -> None:
     draw(upper, [x["curve"]["reward"] for x in found], "C0", "reward")
     for number, record in enumerate(found):
         label = "validation" if number == 0 else None
-        upper.plot(*zip(*record["curve"]["validation"]), "C1.-", alpha=0.5, linewidth=0.8, label=label)
+        upper.plot(
+            *zip(*record["curve"]["validation"]), "C1.-", alpha=0.5, linewidth=0.8, label=label
+        )
     draw(axes[1], [x["curve"]["kl"] for x in found], "C2", "KL, nats a response")
 
 

@@ -215,6 +215,28 @@ def test_several_tasks_at_once(tmp_path):
     assert {"reward_0", "reward_1"} <= set(metrics[-1])
 
 
+def test_rows_whose_prompt_lost_its_task_are_counted(tmp_path):
+    """Two of three rows of the first task are right at last; of the third task no row is tested."""
+    script = load_script("multitask")
+    names = ("spelling", "counting", "sums")
+    options = script.Multitask(tasks=names, runs=str(tmp_path), name="a")
+    line = lambda prompt, before, after: {
+        "prompt": prompt, "reference": "x", "supervised": before, "policy": after,
+        "supervised_sample": before, "policy_sample": before,
+    }  # fmt: skip
+    rows = [line("spelling: a", "x", "x"), line("lling: a", "y", "x"), line("b", "x", "y"),
+            line("ng: b", "y", "z")]  # fmt: skip
+    (tmp_path / "a").mkdir()
+    outputs = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "a" / "outputs.jsonl").write_text(outputs)
+    script.report(options, {"seed": 0, "supervised": {}, "policy": {}, "gain": {}}, [0, 0, 1, 0])
+    found = result(tmp_path, "a")
+    assert found["supervised"]["exact spelling"] == pytest.approx(1 / 3)
+    assert found["policy"]["exact spelling"] == pytest.approx(2 / 3)
+    assert found["policy"]["exact counting"] == 0
+    assert "exact sums" not in found["policy"]
+
+
 def test_the_bias_term_has_the_derivative_of_the_gap():
     """Women .8, men .2 and .6: gap .8 - .4 = .4; both groups' mean 1.6/3 = .5333."""
     weigh = load_script("safety").weigh
