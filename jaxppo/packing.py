@@ -67,9 +67,9 @@ class Part(NamedTuple):
 def place(
     prompts: Int[Array, "g"], responses: Int[Array, "n"], *, capacity: int, most: int
 ) -> Places:
-    """Find a packed row for each response: the longest first, beside its own prompt if
-    there is room, else in the fullest row that has room. A row without a response goes
-    nowhere (packed row n).
+    """Find a packed row for each response: the group with the most tokens first, and
+    of a group the longest first, beside their prompt if there is room, else in the
+    fullest row that has room. A row without a response goes nowhere (packed row n).
 
     Args:
       prompts: lengths of the prompts, each shared by G adjacent rows.
@@ -83,20 +83,21 @@ def place(
     """
     rows = responses.shape[0]
     group_size = rows // prompts.shape[0]
-    order = jnp.argsort(-responses, stable=True)
+    groups = jnp.arange(rows, dtype=jnp.int32) // group_size
+    tokens = prompts + responses.reshape(-1, group_size).sum(1)
+    order = jnp.lexsort((-responses, groups, -tokens[groups]))
+    nowhere = jnp.full((rows,), -1, jnp.int32)
 
     def one(state, i):
-        used, read, begins = state  # of each packed row; begins [n/G n], -1 without a prompt
-        group, length = i // group_size, responses[i]
-        none = jnp.full((rows,), -1, jnp.int32)
-        # Alone, a row shares its prompt with nobody.
-        begin = none if begins is None else jax.lax.dynamic_index_in_dim(begins, group, 0, False)
-        needed = jnp.where(begin >= 0, 0, prompts[group]) + length - 1
+        used, read, begins, before = state  # of each packed row; where it holds the prompt, or -1
+        group, length = groups[i], responses[i]
+        begins = jnp.where(group == before, begins, nowhere)
+        needed = jnp.where(begins >= 0, 0, prompts[group]) + length - 1
         room = (used + needed <= capacity) & (read + length <= most)
-        fullest = used + capacity * ((used > 0) + 2 * (begin >= 0))
+        fullest = used + capacity * ((used > 0) + 2 * (begins >= 0))
         at = jnp.argmax(jnp.where(room, fullest, -1)).astype(jnp.int32)
-        exists, owner = length > 0, begin[at] < 0
-        prompt = jnp.where(owner, used[at], begin[at])
+        exists, owner = length > 0, begins[at] < 0
+        prompt = jnp.where(owner, used[at], begins[at])
         first = used[at] + jnp.where(owner, prompts[group], 0)
         row = jnp.where(exists, at, rows)
         found = Places(row, prompt, first, read[at], owner & exists, prompts[group])
@@ -105,13 +106,11 @@ def place(
             new = jnp.where(exists, new, x[at])
             return jax.lax.dynamic_update_index_in_dim(x, new, at, 0)
 
-        if begins is not None:
-            begins = jax.lax.dynamic_update_index_in_dim(begins, put(begin, prompt), group, 0)
-        return (put(used, first + length - 1), put(read, read[at] + length), begins), found
+        used, read = put(used, first + length - 1), put(read, read[at] + length)
+        return (used, read, put(begins, prompt), group), found
 
     zeros = jnp.zeros((rows,), jnp.int32)
-    groups = prompts.shape[0]
-    start = (zeros, zeros, None if group_size == 1 else jnp.full((groups, rows), -1, jnp.int32))
+    start = (zeros, zeros, nowhere, jnp.zeros((), jnp.int32))
     found = jax.lax.scan(one, start, order.astype(jnp.int32))[1]
     return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), found)
 

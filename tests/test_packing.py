@@ -43,18 +43,26 @@ def numbered(attend, mask):
     return rolled.replace(tokens=tokens, attend=attend, mask=mask)
 
 
-def test_the_longest_first_beside_their_prompt():
-    """Prompts of 3 and 2 tokens, packed rows of 8 slots and at most 5 response tokens. The 4
-    tokens of row 0 need 3 + 3 slots. Row 2 needs 2 + 2, and 2 are left: a packed row of its own.
-    Row 1 (2 tokens, 1 slot) would fit beside row 0's prompt by slots, but 4 + 2 > 5. It stands in
-    packed row 1 with its prompt: 2 + 2 + 3 + 1 = 8 slots. Row 3 has nothing.
+def test_groups_in_turn_the_longest_first_beside_their_prompt():
+    """Prompts of 3 and 2 tokens, packed rows of 8 slots and at most 5 response tokens. Group 0 has
+    3 + 6 tokens, group 1 has 2 + 3. The 4 tokens of row 0 need 3 + 3 slots. Row 1 (2 tokens, 1
+    slot) would fit beside its prompt by slots, but 4 + 2 > 5: a packed row of its own, of 3 + 1
+    slots. Row 2 needs 2 + 2: there are 4. Row 3 has nothing.
     """
     found = packing.place(jnp.array([3, 2]), jnp.array([4, 2, 3, 0]), capacity=8, most=5)
     assert found.row.tolist() == [0, 1, 1, 4]
-    assert found.prompt.tolist()[:3] == [0, 4, 0]
-    assert found.first.tolist()[:3] == [3, 7, 2]
-    assert found.read.tolist()[:3] == [0, 3, 0]
+    assert found.prompt.tolist()[:3] == [0, 0, 4]
+    assert found.first.tolist()[:3] == [3, 3, 6]
+    assert found.read.tolist()[:3] == [0, 0, 2]
     assert found.owner.tolist() == [True, True, True, False]
+
+
+def test_equal_groups_are_not_mixed():
+    """Two groups with a prompt of 4 tokens and responses of 3 and 2. The first takes 4 + 2 + 1
+    slots of 12; if the two longest came first, each packed row would hold both prompts.
+    """
+    found = packing.place(jnp.array([4, 4]), jnp.array([3, 2, 3, 2]), capacity=12, most=9)
+    assert found.row.tolist() == [0, 0, 1, 1] and found.owner.sum() == 2
 
 
 lengths = st.tuples(
@@ -126,8 +134,8 @@ def test_any_lengths(drawn):
 
 def test_short_responses_of_a_group_share_a_packed_row():
     """Two groups of four, prompts of 8 tokens, responses of one or two in 10 slots, of which 5 may
-    have logits. Group 0: 8 + 0 slots, 4 tokens. Group 1: 8 + 1 + 1 slots, 2 + 2 + 1 tokens; its
-    fourth response, of a token, is the sixth.
+    have logits. Group 1 has more tokens: 8 + 1 + 1 slots, 2 + 2 + 1 tokens; its fourth response, of
+    a token, is the sixth. Group 0: 8 + 0 slots, 4 tokens.
     """
     responses = jnp.array([1, 1, 1, 1, 2, 2, 1, 1])
     columns = jnp.arange(10)[None]
@@ -135,7 +143,7 @@ def test_short_responses_of_a_group_share_a_packed_row():
     mask = attend[:, 8:].astype(jnp.float32)
     assert packing.most_targets(10, 2, G) == 5
     whole = laid_out(attend, mask)
-    assert np.asarray(whole.places.row).tolist() == [[1, 1, 1, 1, 0, 0, 0, 2]]
+    assert np.asarray(whole.places.row).tolist() == [[2, 2, 2, 2, 0, 0, 0, 1]]
     assert whole.targets.shape == (1, N, 5) and int(whole.count) == 3
     tokens = jnp.arange(80, dtype=jnp.int32).reshape(N, 10)
     rolled = numbered(attend, mask).replace(tokens=tokens)
