@@ -24,8 +24,7 @@ from jaxppo.tasks.datasets import (
 )
 
 FRAMES = 125  # of a recording, 40 ms each: longer ones are left out
-TAUGHT = 350  # single recordings at the beginning of the training part
-PAIRS = 800, 100  # joined of those, and of the others
+PAIRS = 800  # of recordings in the training part, beside the single ones
 MAX_WORDS = 80  # of an abstract
 MAX_LETTERS = 30  # of a sentence to write backward
 PUZZLES = {"countdown": 5_000}  # their generator takes a minute
@@ -104,9 +103,8 @@ def limit_sentences(text: str, words: int, *, last: bool = False) -> str:
 
 
 def _speech() -> Examples:
-    """Recordings as `context` (features of FRAMES frames) and `context_length`. The
-    training part has TAUGHT recordings and joined pairs of them, then the other
-    recordings and pairs of those, which a supervised stage may leave to the policy.
+    """Recordings as `context` (features of FRAMES frames) and `context_length`. In the
+    training part there are joined pairs, too.
     """
 
     def with_context(part: list[Example]) -> list[Example]:
@@ -117,13 +115,8 @@ def _speech() -> Examples:
         ]
 
     found = speech.load()
-    taught, others = found.train[:TAUGHT], found.train[TAUGHT:]
-    train = [
-        x
-        for part, count in zip((taught, others), PAIRS, strict=True)
-        for x in [*part, *speech.join_pairs(part, count, frames=2 * FRAMES)]
-    ]
-    parts = found._replace(train=train)
+    pairs = speech.join_pairs(found.train, PAIRS, frames=2 * FRAMES)
+    parts = found._replace(train=[*found.train, *pairs])
     return Examples(*(with_context(part) for part in parts))
 
 

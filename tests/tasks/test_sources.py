@@ -63,24 +63,6 @@ def test_sentences_are_short_and_backward(monkeypatch):
     ]
 
 
-def test_pairs_of_recordings_stay_on_their_side(monkeypatch):
-    """Two taught recordings and three pairs of them come first, then the third recording and a
-    pair of it. Each has two frames, of which the policy reads the mean.
-    """
-    monkeypatch.setattr(sources, "TAUGHT", 2)
-    monkeypatch.setattr(sources, "PAIRS", (3, 1))
-    clip = lambda x: Example("", x, {"features": np.array([[ord(x)], [ord(x) + 2]], np.float32)})
-    parts = Examples([clip("a"), clip("b"), clip("c")], [clip("d")], [clip("e")])
-    monkeypatch.setattr(sources.speech, "load", lambda: parts)
-    found = sources.SOURCES["speech"](TaskConfig(), None)
-    words = [x.reference for x in found.train]
-    assert words[:2] == ["a", "b"] and words[5:] == ["c", "c c"]
-    assert all(set(pair) == {*"ab "} or pair in ("a a", "b b") for pair in words[2:5])
-    joined = found.train[6].extra
-    assert joined["context_length"] == 2 and joined["context"].shape == (sources.FRAMES, 1)
-    assert joined["context"][:3, 0].tolist() == [100, 100, 0]  # (99 + 101) / 2
-
-
 ROWS = {
     "openai/gsm8k": {"question": "6 * 7?", "answer": "6*7 = <<6*7=42>>42\n#### 42"},
     "PrimeIntellect/Reverse-Text-RL": {"prompt": "See me."},
