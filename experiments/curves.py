@@ -2,12 +2,14 @@
 
 Question   How fast, how far, and how far from the start?
 Command    python experiments/curves.py --out docs/tasks.png
-               experiments/results/{spelling,sentiment_label,reverse_text,countdown}/*.json
+               experiments/results/{spelling,sums,sentiment_label,reverse_text}/*.json
+               experiments/results/{countdown,entities,question_answering,dialogue}/*.json
            python experiments/curves.py experiments/results/episodes/*.json --out docs/episodes.png
 Reads      Records of tasks and of `experiments/episodes.py`: a panel for each game, and
            for each task and method, with the reward of training: the mean of its seeds and a band
-           from the lowest to the highest, each a moving average over five steps. Tasks have the
-           score of validations, too, and below the KL to the start of the policy stage.
+           from the lowest to the highest, each a moving average over five steps, or a fiftieth of
+           all. Tasks have the score of validations, too, a line for each seed, and below the KL to
+           the start of the policy stage.
 """
 
 import json
@@ -24,7 +26,7 @@ from matplotlib.figure import Figure
 from jaxppo import cli
 from jaxppo.errors import UserError
 
-STEPS = 5  # of the moving average
+STEPS = 5  # of the moving average, at least
 COLUMNS = 4
 
 
@@ -36,16 +38,17 @@ class Curves:
     traceback: bool = False
 
 
-def smooth(curve: list[float]) -> Float[np.ndarray, "N"]:
-    """The mean of each `STEPS` steps in a row."""
-    return np.convolve(curve, np.ones(STEPS) / STEPS, mode="valid")
+def smooth(curve: list[float], steps: int) -> Float[np.ndarray, "N"]:
+    """The mean of each so many steps in a row."""
+    return np.convolve(curve, np.ones(steps) / steps, mode="valid")
 
 
 def draw(axis: Axes, curves: list[list[float]], color: str, label: str) -> None:
     """Draw the mean over seeds, and a band from the lowest to the highest."""
     shortest = min(map(len, curves))
-    smoothed = np.stack([smooth(curve[:shortest]) for curve in curves])
-    steps = STEPS + np.arange(smoothed.shape[1])
+    window = max(STEPS, shortest // 50)
+    smoothed = np.stack([smooth(curve[:shortest], window) for curve in curves])
+    steps = window + np.arange(smoothed.shape[1])
     axis.fill_between(steps, smoothed.min(0), smoothed.max(0), color=color, alpha=0.3)
     axis.plot(steps, smoothed.mean(0), color=color, label=label)
     axis.grid(alpha=0.3)
@@ -99,7 +102,7 @@ def main(options: Curves) -> None:
             axis.set_axis_on()
             axis.set(xlabel="step")
             axis.legend(loc="best", fontsize=8)
-    figure.savefig(options.out, dpi=120)
+    figure.savefig(options.out, dpi=100)
 
 
 if __name__ == "__main__":
