@@ -127,8 +127,8 @@ def line(cells: list) -> str:
     return re.sub(r" +", " ", "| " + " | ".join(short(str(cell)) for cell in cells) + " |")
 
 
-TASK_COLUMNS = ["task", "model, method", "seeds", "metric", "as it comes", "supervised"]
-TASK_COLUMNS += ["policy", "gain [95 % interval]", "policy alone, its gain", "minutes, commit"]
+TASK_COLUMNS = ["task", "model, method, runs", "metric", "as it comes", "supervised", "policy"]
+TASK_COLUMNS += ["gain [95 % interval]", "policy alone, its gain"]
 
 
 def tasks() -> str:
@@ -140,13 +140,13 @@ def tasks() -> str:
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
     for record in task_records():
         groups[record["task"], f"{variant(record)}; {method(record)}"].append(record)
-    for head, found in groups.items():
+    for (task, what), found in groups.items():
         own = [x for x in found if "supervised" in x]
         alone = [x for x in found if "start" in x]
         some = own or alone
-        seeds = str(len(some))
-        minutes = f"{statistics.mean(sum(x['minutes'].values()) for x in some):.0f}"
+        minutes = [sum(x["minutes"].values()) for x in some]
         commits = sorted({x["versions"]["git"][:7] for x in some if "git" in x["versions"]})
+        head = [task, f"{what}; {seeds_and_minutes(minutes)} ({', '.join(commits)})"]
         metrics = list(some[0]["gain"])
         stages = ("policy", "supervised" if own else "start")
         judged = [name for name in some[0]["policy"] if name not in ("score", *metrics)]
@@ -160,13 +160,18 @@ def tasks() -> str:
             gain = lambda of, start, digits=digits, metric=metric: gain_over_seeds(
                 [x["policy"][metric] - x[start][metric] for x in of], digits
             )
-            cells = [metric, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
+            words = metric.replace("_", " ")  # may break between lines
+            cells = [words, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
             cells.append(gain(own, "supervised"))
             cells.append(", ".join(filter(None, [mean(alone, "policy"), gain(alone, "start")])))
-            first = number == 0
-            end = ", ".join([minutes, *commits]) if first else ""
-            rows.append(line([*(head if first else ("", "")), seeds * first, *cells, end]))
+            rows.append(line([*(head if number == 0 else ("", "")), *cells]))
     return "\n".join([*rows, *single_stage()])
+
+
+def seeds_and_minutes(minutes: list[float]) -> str:
+    """How many seeds there are, and their mean duration."""
+    number = "1 seed" if len(minutes) == 1 else f"{len(minutes)} seeds"
+    return f"{number}, {statistics.mean(minutes):.0f} min"
 
 
 def gain_over_seeds(gains: list[float], digits: int) -> str:
@@ -291,14 +296,12 @@ def single_stage() -> list[str]:
         for record in records(RESULTS / name):
             groups[variant(record)].append(record)
         for what, found in groups.items():
-            seeds = str(len(found))
-            minutes = mean_and_error([x["minutes"] for x in found], 0).split(" ")[0]
+            head = [name, f"{what}; {seeds_and_minutes([x['minutes'] for x in found])}"]
             for number, (key, metric) in enumerate(shown.items()):
                 values = [x["result"][key] for x in found]
-                first = number == 0
-                head = [name, what, seeds, metric] if first else ["", "", "", metric]
                 value = mean_and_error(values, 3 if max(values) < 2 else 1)
-                rows.append(line([*head, "", value, "", "", "", minutes * first]))
+                cells = [metric, "", value, "", "", ""]
+                rows.append(line([*(head if number == 0 else ("", "")), *cells]))
     return rows
 
 

@@ -91,12 +91,13 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
     (tmp_path / "sft" / "sft-0.json").write_text(json.dumps(record))
     assert tables.tasks().splitlines()[2:] == [
         # gains .1 and .3: .2 ± 12.706 · .1; 3.5 minutes, rounded to even
-        "| sums | gru 64 × 2, new; rloo × 4 | 2 | exact | .250 | .500 | .700 |"
-        " +.200 [-1.071, +1.471] | .375, +.125 [+.125, +.125] | 4, 0123456 |",
-        "| sums | gru 64 × 2, new; gae | 1 | exact | .250 | | | | .375, +.125 | 4, 0123456 |",
-        "| sft | smollm2, LoRA 8 | 1 | held-out perplexity | | 48.2 | | | | 10 |",
-        "| | | | tokens likeliest | | .312 | | | | |",
-        "| classify | pool, gru, new | 2 | accuracy | | .810 ± .010 | | | | 2 |",
+        "| sums | gru 64 × 2, new; rloo × 4; 2 seeds, 4 min (0123456) | exact | .250 | .500 |"
+        " .700 | +.200 [-1.071, +1.471] | .375, +.125 [+.125, +.125] |",
+        "| sums | gru 64 × 2, new; gae; 1 seed, 4 min (0123456) | exact | .250 | | | |"
+        " .375, +.125 |",
+        "| sft | smollm2, LoRA 8; 1 seed, 10 min | held-out perplexity | | 48.2 | | | |",
+        "| | | tokens likeliest | | .312 | | | |",
+        "| classify | pool, gru, new; 2 seeds, 2 min | accuracy | | .810 ± .010 | | | |",
     ]
 
 
