@@ -9,13 +9,14 @@ Method     Supervised on (tweet, "Jack = person; New York = geo-loc" or "none"),
 Command    python experiments/entities.py
            # --data examples.jsonl, a line each: {"prompt": ..., "reference": ...}
 Data       2,295 tweets with ten kinds of entities; three of five tweets have none.
-Found      One seed, 229 test tweets, paired 95 % interval over them: F1 of samples .358 -> .399
-           (-.008 to +.092), of greedy responses .524 -> .477 (-.088 to +.002). The policy names
-           more entities than pays at that F1: the reward is for an F1 of .4. With 80 supervised
-           steps and adapters on queries and values F1 had been .24, and the policy learned to name
-           fewer (three seeds, groups of four). With the row's own F1 as the reward, a policy that
-           always writes "none" gets .6, and that policy was learned.
-Minutes    31 on one core that other work shared, 17 of them for the supervised stage.
+Found      Five seeds, F1 of 229 test tweets (95 % interval over seeds): samples .373 -> .437 (+.047
+           to +.082), more in each seed; greedy responses .487 -> .491 (-.049 to +.058), in two
+           seeds of five less. The reward is for an F1 of .5, which greedy responses reach; for .4,
+           samples of one seed gained .041 instead of .069. With 80 supervised steps and adapters on
+           queries and values F1 had been .24, and the policy learned to name fewer (three seeds,
+           groups of four). With the row's own F1 as the reward, a policy that always writes "none"
+           gets .6, and that policy was learned.
+Minutes    21 on one core, 13 of them for the supervised stage.
 """
 
 from dataclasses import dataclass
