@@ -199,7 +199,8 @@ def test_a_number_is_refused_on_the_command_line_before_anything_is_loaded(capsy
 def test_settings_of_records_are_valid(path, scripts):
     """In the ranges of the class that wrote them, wherever that has a range."""
     record = json.loads(path.read_text())
-    script = {"spelling": "reasoning"}.get(path.parent.name, path.parent.name)
+    script = path.parent.name
+    script = "reasoning" if script in ("spelling", "sums") else script
     own = (scripts.get(f"{place}/{script}") for place in ("experiments", "recipes"))
     kind = ToyConfig if script == "ablations" else next(x for x in own if x)
     options = settings.from_dict(kind, record["config"], source=path)

@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
@@ -28,13 +26,3 @@ def test_a_task_has_its_mean_its_range_and_a_line_for_each_seed():
     (band,) = axes[0].collections
     assert band.get_datalim(axes[0].transData).intervaly == pytest.approx([1, 3])
     assert len(axes[1].lines) == 1
-
-
-@pytest.mark.ci
-def test_records_become_a_picture(tmp_path):
-    paths = [tmp_path / f"{seed}.json" for seed in range(2)]
-    for seed, path in enumerate(paths):
-        path.write_text(json.dumps(record(seed)))
-    out = tmp_path / "curves.png"
-    curves.main(curves.Curves(tuple(paths), out))
-    assert out.read_bytes().startswith(b"\x89PNG")

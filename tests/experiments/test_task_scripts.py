@@ -338,7 +338,7 @@ def test_episodes_are_played_and_drawn(tmp_path, capsys):
     paths = [tmp_path / f"{n}.json" for n in range(6)]
     for path, found in zip(paths, (long, long, *tasks), strict=True):
         path.write_text(json.dumps(found))
-    sizes = {2: (480, 336), 3: (960, 672), 6: (1920, 1344)}  # of 1, 2 and 5 panels, 4 in a row
+    sizes = {2: (400, 280), 3: (800, 560), 6: (1600, 1120)}  # of 1, 2 and 5 panels, 4 in a row
     for number, (width, height) in sizes.items():
         shown = paths[:number]
         run("curves", *map(str, shown), "--out", str(tmp_path / "x.png"))
