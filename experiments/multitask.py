@@ -89,18 +89,19 @@ def main(options: Multitask) -> None:
 
     done = stages.run(options, task=together, examples=examples, make_reward=make_reward)
     if processes.is_main():
-        report(options, done, [x.extra["task"] for x in examples.test[: done["test_rows"]]])
+        task_of_row = [x.extra["task"] for x in examples.test[: done["test_rows"]]]
+        report(options, done, task_of_row)
 
 
-def report(options: Multitask, done: dict, numbers: list[int]) -> None:
+def report(options: Multitask, done: dict, task_of_row: list[int]) -> None:
     """Add each task's own shares of right responses to result.json, and print them.
-    `numbers`: of the tasks of the test rows.
+    `task_of_row`: the number of each test row's task.
     """
     folder = Path(options.runs) / options.name
     outputs = [json.loads(line) for line in (folder / "outputs.jsonl").read_text().splitlines()]
     start = stages.start_name(options)
     for number, name in enumerate(options.tasks):
-        own = [row for row, task in zip(outputs, numbers, strict=True) if task == number]
+        own = [row for row, task in zip(outputs, task_of_row, strict=True) if task == number]
         if not own:  # a small test may have no row of a rare task
             continue
         references = [row["reference"] for row in own]

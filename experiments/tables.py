@@ -160,12 +160,16 @@ def tasks() -> str:
             gain = lambda of, start, digits=digits, metric=metric: gain_over_seeds(
                 [x["policy"][metric] - x[start][metric] for x in of], digits
             )
-            words = metric.replace("_", " ")  # may break between lines
-            cells = [words, mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
+            cells = [mean(alone, "start"), mean(own, "supervised"), mean(own, "policy")]
             cells.append(gain(own, "supervised"))
             cells.append(", ".join(filter(None, [mean(alone, "policy"), gain(alone, "start")])))
-            rows.append(line([*(head if number == 0 else ("", "")), *cells]))
+            rows.append(line([*(head if number == 0 else ("", "")), spaced(metric), *cells]))
     return "\n".join([*rows, *single_stage()])
+
+
+def spaced(metric: str) -> str:
+    """The name of a metric in words, which may stand on several lines."""
+    return metric.replace("_", " ")
 
 
 def seeds_and_minutes(minutes: list[float]) -> str:
@@ -219,7 +223,7 @@ def methods() -> str:
                 gain_over_seeds([x["policy"][metric] - y["policy"][metric] for x, y in both], 3)
             )
             head = [f"{task}, {what}", len(both)] if number == 0 else ["", ""]
-            rows.append(line([*head, metric, *cells]))
+            rows.append(line([*head, spaced(metric), *cells]))
     return "\n".join(rows)
 
 

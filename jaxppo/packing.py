@@ -88,10 +88,11 @@ def place(
     order = jnp.lexsort((-responses, groups, -tokens[groups]))
     nowhere = jnp.full((rows,), -1, jnp.int32)
 
-    def one(state, i):
-        used, read, begins, before = state  # of each packed row; where it holds the prompt, or -1
+    def one(state, item):
+        used, read, begins = state  # of each packed row; where it holds the group's prompt, or -1
+        i, new_group = item
         group, length = groups[i], responses[i]
-        begins = jnp.where(group == before, begins, nowhere)
+        begins = jnp.where(new_group, nowhere, begins)
         needed = jnp.where(begins >= 0, 0, prompts[group]) + length - 1
         room = (used + needed <= capacity) & (read + length <= most)
         fullest = used + capacity * ((used > 0) + 2 * (begins >= 0))
@@ -107,11 +108,11 @@ def place(
             return jax.lax.dynamic_update_index_in_dim(x, new, at, 0)
 
         used, read = put(used, first + length - 1), put(read, read[at] + length)
-        return (used, read, put(begins, prompt), group), found
+        return (used, read, put(begins, prompt)), found
 
     zeros = jnp.zeros((rows,), jnp.int32)
-    start = (zeros, zeros, nowhere, jnp.zeros((), jnp.int32))
-    found = jax.lax.scan(one, start, order.astype(jnp.int32))[1]
+    items = order.astype(jnp.int32), jnp.arange(rows) % group_size == 0
+    found = jax.lax.scan(one, (zeros, zeros, nowhere), items)[1]
     return jax.tree.map(lambda x: jnp.zeros_like(x).at[order].set(x), found)
 
 

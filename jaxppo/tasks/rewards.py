@@ -85,7 +85,8 @@ def _f1(common: float, both: float) -> float:
 
 def _f1_gain(common: float, both: float, *, reached: float = 0.5) -> float:
     """How much a row raises the F1 of all rows above the one reached:
-    2 · common − reached · (found + wanted). SmolLM2's greedy responses reach .5.
+    2 · common − reached · (found + wanted). Greedy responses of a fine-tuned SmolLM2
+    reach .5.
 
     A row's own F1 rewards silence fully where there is no entity. Here naming an entity
     pays if it is right with a probability above reached / 2, which is when it raises
