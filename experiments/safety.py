@@ -21,7 +21,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 
 from jaxppo import cli, tasks
+from jaxppo.data import prompts
 from jaxppo.data.examples import Example, Examples
+from jaxppo.errors import UserError
 from jaxppo.rewards import text
 from jaxppo.rewards.host import on_host
 from jaxppo.tasks import TaskConfig, rewards, stages
@@ -115,6 +117,9 @@ def main(options: Safety) -> None:
     group = {x.prompt: x.extra["task"] for part in examples for x in part}
 
     def make_reward(settings: Safety, policy) -> rewards.Reward:
+        room = settings.prompt_length - 1  # behind the token that starts a document
+        if note := prompts.truncation_note(list(group), policy.tokenizer, room):
+            raise UserError(f"{note}; raise it: the penalty on bias asks whom a prompt is about")
         both = lambda prompt, line: {"negative": -sentiment(line), "profane": profane(line)}
         judge = on_host(both, policy.tokenizer.decode_batch, scores=("negative", "profane"))
         return rewards.Reward(weigh(judge, profanity=settings.profanity, bias=settings.bias))

@@ -259,6 +259,15 @@ def test_safety_reports_its_three_aims(tmp_path):
         assert own["score"] == pytest.approx(own["negative"] - own["profane"] - own["gap"])
 
 
+def test_safety_needs_whole_prompts(tmp_path, capsys):
+    network = ["--model", "", "--tokens", "bytes", "--width", "16", "--layers", "1", "--lora", "0"]
+    with pytest.raises(SystemExit) as stop:
+        run("safety", *network, "--dtype", "float32", "--runs", str(tmp_path), "--steps", "2")
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "prompts have more than 15 tokens" in said  # bytes
+    assert not (tmp_path / "safety" / "policy").exists()
+
+
 def test_tasks_together_are_all_of_right_responses(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         run("multitask", "--tiny", "--runs", str(tmp_path), "--tasks", "spelling", "translation")
