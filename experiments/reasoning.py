@@ -8,7 +8,6 @@ Method     Supervised on 400 examples until validation stops improving, then GRP
 Command    python experiments/reasoning.py
            python experiments/reasoning.py --task sums --name sums --sft-examples 4000
              --sft-steps 1500 --steps 1500 --lr 3e-4 --eval-every 50 --save-every 50
-           # --task counting --prompt-length 64
 Data       Procedural tasks of reasoning-gym (Apache-2.0); no test question is in the training set.
 Found      spelling, five seeds, share of 500 new words right: greedy responses .608 -> .725
            (+.002 to +.233, 95 % interval over seeds), samples .586 -> .704 (+.009 to +.227), by
@@ -19,8 +18,6 @@ Found      spelling, five seeds, share of 500 new words right: greedy responses 
            groups' (-.006 to +.038), which is not decided.
            sums, five seeds, of 500 new sums: greedy .245 -> .266 (+.005 to +.038), samples
            .167 -> .219 (+.025 to +.079), in each seed more, and still rising at the end.
-           counting, one seed (--sft-examples 4000 --sft-steps 1500): samples .650 -> .732, by
-           always writing "1", as greedy responses did before.
 Minutes    3 on one core that other work shared; 8 for sums.
 """
 

@@ -34,8 +34,8 @@ def records(folder: Path) -> list[dict]:
 
 
 def task_records() -> list[dict]:
-    """The records of tasks with a policy stage."""
-    folders = sorted(path for path in RESULTS.iterdir() if path.is_dir())
+    """The records of single tasks with a policy stage."""
+    folders = sorted(x for x in RESULTS.iterdir() if x.is_dir() and x.name != "multitask")
     found = [record for folder in folders for record in records(folder)]
     return [x for x in found if "policy" in x and "environment" not in x]
 
@@ -227,6 +227,32 @@ def methods() -> str:
     return "\n".join(rows)
 
 
+def together() -> str:
+    """A row for each task of a network that learned several, and each of its metrics, beside a
+    network that learned the task alone: means over seeds with both, and the paired difference at
+    the end with the 95 % interval.
+    """
+    names = ["task", "seeds", "metric", "supervised: alone", "together", "policy: alone"]
+    rows = header([*names, "together", "together − alone [95 % interval]"])
+    seeds: dict[int, dict[str, dict]] = defaultdict(dict)
+    for record in records(RESULTS / "multitask"):
+        of = record["config"]["tasks"]
+        seeds[record["config"]["seed"]][of[0] if len(of) == 1 else "together"] = record
+    for task in sorted({name for own in seeds.values() for name in own} - {"together"}):
+        both = [(x[task], x["together"]) for x in seeds.values() if {task, "together"} <= x.keys()]
+        for number, kind in enumerate(("exact", "sampled_exact") if both else ()):
+            key = f"{kind} {task}"
+            cells = [
+                f"{statistics.mean(pair[side][stage][key] for pair in both):.3f}"
+                for stage in ("supervised", "policy")
+                for side in (0, 1)
+            ]
+            cells.append(gain_over_seeds([y["policy"][key] - x["policy"][key] for x, y in both], 3))
+            head = [task, len(both)] if number == 0 else ["", ""]
+            rows.append(line([*head, spaced(kind), *cells]))
+    return "\n".join(rows)
+
+
 def episodes() -> str:
     """A row for each game: the mean score of episodes on held-out instances before and after the
     policy gradient, and its gain over seeds with the 95 % interval.
@@ -316,8 +342,7 @@ def variant(record: dict) -> str:
         return f"{', '.join(config['layers'])}, new"
     if config["model"]:
         return f"{config['model']}, LoRA {config['lora']}" if config["lora"] else config["model"]
-    tasks = f", on {', '.join(config['tasks'])}" if config.get("tasks") else ""
-    return f"{config['model_kind']} {config['width']} × {config['layers']}, new{tasks}"
+    return f"{config['model_kind']} {config['width']} × {config['layers']}, new"
 
 
 MEASURES = {
@@ -417,6 +442,7 @@ TABLES = {
     "sentiment": sentiment,
     "tasks": tasks,
     "methods": methods,
+    "together": together,
     "ablations": ablations,
     "episodes": episodes,
     "distillation": distillation,
@@ -425,6 +451,7 @@ PAGES = {
     "sentiment": "results.md",
     "tasks": "tasks.md",
     "methods": "tasks.md",
+    "together": "tasks.md",
     "ablations": "ablations.md",
     "episodes": "environments.md",
     "distillation": "algorithms.md",

@@ -139,13 +139,6 @@ TASKS: dict[str, Task] = {
         response="{reference}",
     ),
     "sums": Task("reasoning:chain_sum", "exact", ("exact",), response="{reference}"),
-    "counting": Task(
-        "reasoning:letter_counting",
-        "exact",
-        ("exact",),
-        prompt="{prompt}\n=",
-        response="{reference}",
-    ),
     "speech": Task("speech", "text_wer", ("wer", "cer"), prompt="=", response="{reference}"),
     "reverse_text": Task(
         "sentences",
@@ -217,16 +210,17 @@ def without_formats(task: Task) -> Task:
 def mix_tasks(
     groups: Sequence[list[Example]], weights: Sequence[float] = (), *, seed: int
 ) -> list[Example]:
-    """Shuffle the examples of several tasks together. With weights each task gets its
-    share of the total number: its examples are repeated or cut.
+    """Shuffle the examples of several tasks together. Each task gets its share of their
+    total number: its examples are repeated or cut. Without weights shares are equal.
     """
-    if weights and (len(weights) != len(groups) or min(weights) <= 0):
+    weights = weights or [1.0] * len(groups)
+    if len(weights) != len(groups) or min(weights) <= 0:
         raise UserError(
             f"--weights has {len(weights)} numbers for {len(groups)} tasks;"
             " give one number above 0 per task"
         )
     total = sum(len(group) for group in groups)
-    shares = [total * w / sum(weights) for w in weights] or [len(group) for group in groups]
+    shares = [total * w / sum(weights) for w in weights]
     chosen = [
         group[i % len(group)]
         for group, share in zip(groups, shares, strict=True)

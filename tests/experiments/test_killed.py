@@ -121,7 +121,7 @@ RUNS = {
     "entities": (nothing, TASK),
     "speech": (nothing, TASK),
     "episodes": (nothing, TASK),
-    "multitask": (nothing, TASK),
+    "multitask": (nothing, [*TASK, "--tasks", "spelling", "sums"]),
     "dialogue": (examples, [*TASK, *TURNS]),
     "distil": (examples, [*TASK, "--arms", "supervised", "jsd"]),
     "adversarial": (texts, ["--tiny", "--steps", "4", "--save-every", "1"]),

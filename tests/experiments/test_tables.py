@@ -127,6 +127,32 @@ def test_a_critic_and_groups_are_compared_from_the_same_start(tables, tmp_path, 
     ]
 
 
+def test_a_task_together_and_alone(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "multitask").mkdir()
+    for seed, names, before, after in (
+        (0, ("sums",), 0.25, 0.5),
+        (0, ("sums", "quiz"), 0.375, 0.625),  # + .125
+        (1, ("sums",), 0.25, 0.25),
+        (1, ("sums", "quiz"), 0.125, 0.125),  # - .125
+        (2, ("sums", "quiz"), 0.5, 0.5),  # nothing to compare with
+    ):
+        measured = lambda x, names=names: {
+            f"{kind} {task}": x for kind in ("exact", "sampled_exact") for task in names
+        }
+        record = {
+            "supervised": measured(before),
+            "policy": measured(after),
+            "config": {"seed": seed, "tasks": names},
+        }
+        path = tmp_path / "multitask" / f"{len(names)}-{seed}.json"
+        path.write_text(json.dumps(record))
+    numbers = "| .250 | .250 | .375 | .375 | +.000 [-1.588, +1.588] |"  # 0 ± 12.706 · .125
+    assert tables.together().splitlines()[2:] == [
+        f"| sums | 2 | exact {numbers}", f"| | | sampled exact {numbers}"
+    ]  # fmt: skip
+
+
 def test_docstrings_match_their_records(tables):
     known = tables.records(tables.RESULTS / "ablations")
     for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):

@@ -211,17 +211,14 @@ def test_a_run_is_evaluated_on_its_own_data_and_prompts(done):
     several = folder / "several"
     shutil.copytree(folder / "runs" / "a", several)
     config = several / "policy" / "config.json"
-    stored = json.loads(config.read_text()) | {
-        "tasks": ["counting", "spelling"],
-        "task": "multitask",
-    }
+    stored = json.loads(config.read_text()) | {"tasks": ["sums", "spelling"], "task": "multitask"}
     config.write_text(json.dumps(stored))
     outputs = measure.evaluate_run(several, "spelling", rows=8)["outputs"]
     assert outputs[0]["prompt"].startswith("spelling: copy ") and outputs[0]["prompt"].endswith(
         "\n="
     )
     with pytest.raises(
-        UserError, match="was trained on several tasks; measure one of them, counting, spelling"
+        UserError, match="was trained on several tasks; measure one of them, sums, spelling"
     ):
         measure.evaluate_run(several, "multitask", rows=8)
 

@@ -2,7 +2,7 @@
 the extra `reasoning`). Nothing is downloaded.
 
 Stojanovski et al. 2025, https://arxiv.org/abs/2505.24760. Of its hundred kinds these
-are three that a small model can learn, with settings for short answers and prompts, and
+are two that a small model can learn, with settings for short answers and prompts, and
 two whose references are worked solutions.
 """
 
@@ -65,11 +65,6 @@ TASKS: dict[str, Puzzle] = {
     # 12 + 7 - 30 = -> -11
     "chain_sum": Puzzle(
         {"min_terms": 2, "max_terms": 3, "max_digits": 2}, lambda data: f"{data['expression']} ="
-    ),
-    # How many e in "The telephone"? -> 4
-    "letter_counting": Puzzle(
-        {"min_words": 1, "max_words": 3},
-        lambda data: f'How many {data["target_letter"]} in "{" ".join(data["span"])}"?',
     ),
     # 3 5 7 -> 26: 3 * 7 = 21, 21 + 5 = 26 <answer> 3 * 7 + 5 </answer>
     "countdown": Puzzle(
