@@ -25,7 +25,7 @@ from jaxppo.config import Config
 from jaxppo.models import layout
 from jaxppo.types import Model, Params, PyTree, Rollout
 
-LEAST_TOKENS = 512  # of a part: a matrix product of fewer tokens is slow
+LEAST_TOKENS = 256  # of a part: a matrix product of fewer tokens is slow
 PARTS = 8  # of a batch; more save little, fewer compute more empty slots
 
 
@@ -280,7 +280,7 @@ def part_rows(config: Config, rows: int, length: int) -> int:
     """Packed rows of a part, for so many rows of L tokens.
 
     >>> part_rows(Config(), 16, 384), part_rows(Config(), 16, 33)
-    (2, 16)
+    (2, 8)
     >>> part_rows(Config(tokens_per_microbatch=1200), 16, 384)
     3
     """

@@ -235,7 +235,7 @@ def test_parts_of_a_batch():
     assert packing.part_rows(Config(tokens_per_microbatch=7), 16, 8) == 1
     assert packing.part_rows(Config(tokens_per_microbatch=10**6), 16, 8) == 16
     assert packing.part_rows(Config(), 16, 1536) == 2  # an eighth
-    assert packing.part_rows(Config(), 16, 40) == 16  # 640 tokens: one part of 512 or more
+    assert packing.part_rows(Config(), 16, 40) == 8  # 640 tokens: two parts of 256 or more
 
 
 @pytest.mark.ci

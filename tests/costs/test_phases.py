@@ -102,11 +102,13 @@ def test_what_a_decode_loop_does():
 
 def test_positions_of_an_update():
     """Two minibatches of one group of 8, whose 80 response tokens need two packed rows of at most
-    64: with parts of 4 packed rows (two parts of the 8 · 164 slots have 512 or more) four each,
-    with parts of one two.
+    64: with parts of 4 packed rows four each, with parts of 2 (five parts of the 8 · 164 slots have
+    256 or more) or of one two.
     """
     mesh = sharding.make_mesh("data=1", jax.devices()[:1])
-    assert phases.packed_rows(GROUPS, np.full(16, 10), minibatches=2) == 8
+    four = dataclasses.replace(GROUPS, tokens_per_microbatch=4 * 164)
+    assert phases.packed_rows(four, np.full(16, 10), minibatches=2) == 8
+    assert phases.packed_rows(GROUPS, np.full(16, 10), minibatches=2) == 4
     single = dataclasses.replace(GROUPS, tokens_per_microbatch=164)
     assert phases.packed_rows(single, np.full(16, 10), minibatches=2) == 4
     full, tokens = phases.update_positions(single, TINY, mesh)
