@@ -13,7 +13,7 @@ Command    python experiments/dialogue.py
 Data       Speaker turns of Shakespeare's works (public domain).
 Found      Five seeds, 500 new turns: the reward model's score rises by .380 (+.134 to +.626, 95 %
            interval over seeds), the judge's by .133, .295, .364, -.016 and -.008, on average .154
-           (-.061 to +.369): not decided. Responses keep their 16 tokens, of which they make 1.1
+           (-.061 to +.369): not decided. Responses still have 16 tokens on average, but 1.1
            words more; distinct-2 falls by .133 (-.184 to -.081), at 4.6 nats. The reward models
            are right on only .54 to .63 of held-out pairs, the judges on .55 to .65. Without the
            penalty on the length, responses of seed 0 shrink from 10.4 words to 7.7.
@@ -39,7 +39,7 @@ from jaxppo.types import RewardFn
 class Dialogue(TaskConfig):
     RANGES: ClassVar = {
         "reward_steps": "(0, inf)",
-        "reward_pairs": "[2, inf)",
+        "reward_pairs": "[100, inf)",
         "repetition": "[0, inf)",
         "length_change": "[0, inf)",
     }
@@ -75,8 +75,8 @@ class Dialogue(TaskConfig):
 
 
 def hold_length(target: float) -> RewardFn:
-    """Score samples so that their mean score has the gradient of -(m / target - 1)^2 / 2, m being
-    the mean length of the batch in tokens:
+    """Score samples so that the policy gradient of the scores is that of -(m / target - 1)^2 / 2,
+    m being the mean length of the batch in tokens:
 
         -(m / target - 1) · (length - m) / target
     """
@@ -124,7 +124,7 @@ def main(options: Dialogue) -> None:
         means = {name: float(found.scores(samples).mean()) for name, found in judges.items()}
         return means | {"score": means["reward"]}
 
-    stages.run(options, make_reward=make_reward, extra_metrics=judge)
+    stages.run(options, make_reward=make_reward, extra_metrics=judge, whole_batch=True)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Write angry lines without swearing and alike about women and men: a reward and two penalties.
+"""Write angry lines that do not swear and are as negative about women as about men: a reward and
+two penalties.
 
-Question   How much of the task's reward does each unit of a profanity and of a bias penalty cost?
+Question   How much negative sentiment do the penalties on profanity and on bias cost?
 Method     The policy continues openings that provoke, each about a woman and about a man. The
            reward is the line's negative sentiment (minus VADER's), minus `--profanity` times the
            probability that it is profane (alt-profanity-check), minus `--bias` times the gap
            between women's and men's mean negative sentiment, the group bias of
            https://arxiv.org/abs/1911.03064. PPO (https://arxiv.org/abs/1707.06347) with LoRA,
            without a supervised stage.
-Command    python experiments/safety.py                         # --profanity 2 --bias 1
+Command    python experiments/safety.py   # --profanity 0 --bias 0: the reward alone
 Data       Made here: 24 openings about 24 people in 12 pairs. Eight openings are for the test; each
-           of its prompts is continued six times.
+           of its prompts is continued three times.
 Expected   Not measured yet.
 """
 
@@ -62,16 +63,16 @@ class Safety(TaskConfig):
     response_length: int = 16
     dtype: str = "bfloat16"
     sft_steps: int = 0
-    steps: int = 40
+    steps: int = 30
     batch_size: int = 64
     minibatches: int = 2
     kl_coef: float = 0.05
     kl_target: float = 5.0
     kl_horizon: float = 500.0
     kl_coef_min: float = 0.03
-    eval_every: int = 20
-    save_every: int = 20
-    test_rows: int = 1200
+    eval_every: int = 15
+    save_every: int = 15
+    test_rows: int = 576
     profanity: float = 1.0
     """weight of the probability that a line is profane"""
     bias: float = 1.0
@@ -85,16 +86,17 @@ def provoking_examples() -> Examples:
         people = [(person, group) for pair in PAIRS for group, person in enumerate(pair)]
         return [Example(x.format(p), "", {"task": group}) for x in openings for p, group in people]
 
-    return Examples(part(OPENINGS[:14]), part(OPENINGS[14:16]), part(OPENINGS[16:] * 6))
+    return Examples(part(OPENINGS[:14]), part(OPENINGS[14:16]), part(OPENINGS[16:] * 3))
 
 
 def weigh(judge: RewardFn, *, profanity: float, bias: float) -> RewardFn:
     """Make the reward of a judge of (negative sentiment, profanity) [B 2]:
 
-        negative - profanity · P(profane) - bias · sign(gap) · (±1) · (negative - mean)
+        negative - profanity · P(profane) - bias · sign(gap) · (±1 / share) · (negative - mean)
 
-    with + for women and gap = mean of women's negative sentiment - men's, so that the
-    last term has the gradient of bias · |gap|.
+    with + for women and gap = mean of women's negative sentiment - men's. Share is the
+    part of the batch that a row's group has: the mean of the last term over the batch
+    then has the policy gradient of bias · |gap|.
     """
 
     def fn(params, rollout):
@@ -102,10 +104,11 @@ def weigh(judge: RewardFn, *, profanity: float, bias: float) -> RewardFn:
         negative, profane = scores[:, 0], scores[:, 1]
         women = jnp.where(valid & (rollout.extra["task"] == 0), 1.0, 0.0)
         men = jnp.where(valid & (rollout.extra["task"] == 1), 1.0, 0.0)
-        average = lambda rows: (rows * negative).sum() / jnp.maximum(rows.sum(), 1.0)
-        gap = average(women) - average(men)
-        one_sided = jnp.sign(gap) * (women - men) * (negative - average(women + men))
-        return negative - profanity * profane - bias * one_sided, valid
+        count = lambda rows: jnp.maximum(rows.sum(), 1.0)
+        average = lambda rows: (rows * negative).sum() / count(rows)
+        both, gap = women + men, average(women) - average(men)
+        side = jnp.sign(gap) * (women / count(women) - men / count(men)) * count(both)
+        return negative - profanity * profane - bias * side * (negative - average(both)), valid
 
     return fn
 
@@ -139,7 +142,12 @@ def main(options: Safety) -> None:
     if options.tiny:
         examples = Examples(*(part[:64] for part in examples))
     stages.run(
-        options, task=task, examples=examples, make_reward=make_reward, extra_metrics=measure
+        options,
+        task=task,
+        examples=examples,
+        make_reward=make_reward,
+        extra_metrics=measure,
+        whole_batch=True,
     )
 
 

@@ -15,7 +15,7 @@ Found      Five seeds, share of right labels on 1,000 test sentences: one sample
            the same baselines and with equal samples, leave-one-out in groups of eight without a
            critic does as well: samples +.032 (+.001 to +.062). The classifier has .807 +- .003
            on its own test sentences.
-Minutes    8 to 12 on one core that other work shared.
+Minutes    7 to 10 (in groups 6 to 16) on one core that other work shared.
 """
 
 from dataclasses import dataclass

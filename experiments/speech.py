@@ -22,7 +22,7 @@ Found      No. Three seeds, 50 test recordings, paired 95 % intervals of the wor
            validations every 100 have .460 before it and .465 to .475 after it. If 104 of the 404
            recordings are left to the policy stage, as are pairs of them, it helps (.655 -> .540 and
            .570 -> .490, intervals without 0), but not beyond a baseline that was taught all; with
-           54 left: .575 -> .605. Intervals over fifty recordings are ±.04 or wider.
+           54 left: .575 -> .605. Intervals over fifty recordings are ±.03 or wider.
 Minutes    4 to 6 on a core that other work shared, and once 2 for the features.
 """
 

@@ -33,9 +33,12 @@ def records(folder: Path) -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
+OWN_TABLE = ("multitask", "safety")  # folders that `tasks` leaves to other tables
+
+
 def task_records() -> list[dict]:
     """The records of single tasks with a policy stage."""
-    folders = sorted(x for x in RESULTS.iterdir() if x.is_dir() and x.name != "multitask")
+    folders = sorted(x for x in RESULTS.iterdir() if x.is_dir() and x.name not in OWN_TABLE)
     found = [record for folder in folders for record in records(folder)]
     return [x for x in found if "policy" in x and "environment" not in x]
 
@@ -253,6 +256,28 @@ def together() -> str:
     return "\n".join(rows)
 
 
+SAFETY = ("negative", "profane", "gap", "kl")
+
+
+def safety() -> str:
+    """A row for each pair of weights in the order of their sum: means over seeds after training,
+    and the differences to the model before it.
+    """
+    groups: dict[tuple[float, float], list[dict]] = defaultdict(list)
+    for record in records(RESULTS / "safety"):
+        groups[record["config"]["profanity"], record["config"]["bias"]].append(record)
+    names = ["`--profanity`", "`--bias`", "seeds", "negative sentiment", "profane"]
+    rows = header([*names, "gap between women and men", "KL"])
+    for weights, found in sorted(groups.items(), key=lambda group: sum(group[0])):
+        cells = [f"{x:g}" for x in weights] + [len(found)]
+        for name in SAFETY:
+            mean = statistics.mean(x["policy"][name] for x in found)
+            gain = gain_over_seeds([x["policy"][name] - x["start"][name] for x in found], 3)
+            cells.append(f"{mean:.3f}, {gain}" if name != "kl" else f"{mean:.1f}")
+        rows.append(line(cells))
+    return "\n".join(rows)
+
+
 def episodes() -> str:
     """A row for each game: the mean score of episodes on held-out instances before and after the
     policy gradient, and its gain over seeds with the 95 % interval.
@@ -443,6 +468,7 @@ TABLES = {
     "tasks": tasks,
     "methods": methods,
     "together": together,
+    "safety": safety,
     "ablations": ablations,
     "episodes": episodes,
     "distillation": distillation,
@@ -452,6 +478,7 @@ PAGES = {
     "tasks": "tasks.md",
     "methods": "tasks.md",
     "together": "tasks.md",
+    "safety": "tasks.md",
     "ablations": "ablations.md",
     "episodes": "environments.md",
     "distillation": "algorithms.md",

@@ -214,22 +214,26 @@ def batch_indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[n
 
 
 def format_prompt(config: RunConfig, fields: Mapping[str, str]) -> str:
-    """Fill in the run's `prompt_format`. Raises UserError for a missing field.
+    """Fill in the run's `prompt_format`. Raises UserError for a missing field."""
+    try:
+        return fill(config.prompt_format, fields)
+    except KeyError as missing:
+        raise UserError(
+            f"the run's prompt format {config.prompt_format!r} needs {missing}; "
+            "give it with --file PROMPTS.jsonl"
+        ) from None
 
-    >>> format_prompt(RunConfig(prompt_format="{prompt} ="), {"prompt": "1 {x} 2"})
-    '1 {x} 2 ='
+
+def fill(pattern: str, fields: Mapping[str, str]) -> str:
+    """Replace each {name} by the field of that name. Raises KeyError for a missing one.
+
+    Other braces stay. Unlike `str.format`, nothing reads attributes: a pattern may be
+    from a stranger's settings.
+
+    >>> fill("{prompt} {} =", {"prompt": "1 {x} 2"})
+    '1 {x} 2 {} ='
     """
-
-    def value(found: re.Match) -> str:
-        if found[1] not in fields:
-            raise UserError(
-                f"the run's prompt format {config.prompt_format!r} needs {found[1]!r}; "
-                "give it with --file PROMPTS.jsonl"
-            )
-        return fields[found[1]]
-
-    # not str.format, which could read attributes: the settings may be a stranger's
-    return re.sub(r"\{(\w+)\}", value, config.prompt_format)
+    return re.sub(r"\{(\w+)\}", lambda found: fields[found[1]], pattern)
 
 
 def start_token(config: RunConfig, tokenizer: TokenizerLike) -> int | tuple[int, ...] | None:

@@ -30,6 +30,7 @@ from jaxppo.types import PyTree, TrainState
 
 KEEP_NEWEST = 2  # the newest, and one to fall back to
 MAX_FAILURES = 3  # failed saves in a row that end the run
+UNFIT = "does not fit this configuration"
 HEADROOM = 1.2  # free disk space that a save needs, in sizes of the state
 
 
@@ -222,25 +223,12 @@ class Checkpoints:
 
     def _read(self, step: int, like: TrainState) -> TrainState:
         """The state of a step. Raises Damaged."""
-        folder = self.folder / str(step)
-        try:
-            record = manifest.verify(folder)
-        except Damaged as error:
-            raise Damaged(f"is damaged: {error}") from None
-        target = like.replace(frozen=None)
-        shapes = numpy_shapes(target)
-        if difference := first_difference(record["leaves"], describe_leaves(shapes)):
-            raise Damaged(f"does not fit this configuration: {difference}")
-        try:
-            with checkpointer() as reader:
-                arrays = reader.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
-        except Exception as error:  # whatever Orbax raises
-            raise Damaged(f"cannot be read ({first_line(error)})") from None
-        return cast(TrainState, from_numpy(arrays, target)).replace(frozen=like.frozen)
+        found = read_sealed(self.folder / str(step), like.replace(frozen=None))
+        return cast(TrainState, found).replace(frozen=like.frozen)
 
     def _set_aside(self, step: int, problem: str) -> None:
         print(f"warning: {problem}", file=sys.stderr)
-        if self.write and "does not fit" not in problem:
+        if self.write and UNFIT not in problem:
             shutil.rmtree(self.folder / f"{step}.damaged", ignore_errors=True)
             (self.folder / str(step)).rename(self.folder / f"{step}.damaged")
 
@@ -330,6 +318,25 @@ def save_tree(folder: Path, tree: PyTree) -> None:
     temporary.rename(folder)
 
 
+def read_sealed(folder: Path, like: PyTree) -> PyTree:
+    """Read arrays of a sealed folder with the shapes and dtypes of `like`. Raises
+    Damaged if that is not possible.
+    """
+    try:
+        record = manifest.verify(folder)
+    except Damaged as error:
+        raise Damaged(f"is damaged: {error}") from None
+    shapes = numpy_shapes(like)
+    if difference := first_difference(record["leaves"], describe_leaves(shapes)):
+        raise Damaged(f"{UNFIT}: {difference}")
+    try:
+        with checkpointer() as reader:
+            arrays = reader.restore(folder / "state", args=ocp.args.StandardRestore(shapes))
+    except Exception as error:  # whatever Orbax raises
+        raise Damaged(f"cannot be read ({first_line(error)})") from None
+    return from_numpy(arrays, like)
+
+
 def load_tree(folder: Path, like: PyTree) -> PyTree:
     """Load a tree of `save_tree` with the shapes and dtypes of `like`. Raises UserError
     if it is missing, damaged or different.
@@ -339,13 +346,8 @@ def load_tree(folder: Path, like: PyTree) -> PyTree:
             f"{folder} is missing; the run did not get as far as its first step, start it under "
             "another name"
         )
-    target = numpy_shapes(like)
     try:
-        record = manifest.verify(folder.absolute())
+        return read_sealed(folder.absolute(), like)
     except Damaged as error:
-        raise UserError(f"{folder} is damaged: {error}; remove it, and it is made again") from None
-    if difference := first_difference(record["leaves"], describe_leaves(target)):
-        raise UserError(f"{folder} does not fit this configuration: {difference}")
-    with checkpointer() as reader:
-        arrays = reader.restore(folder.absolute() / "state", args=ocp.args.StandardRestore(target))
-    return from_numpy(arrays, like)
+        advice = "" if UNFIT in str(error) else "; remove it, and it is made again"
+        raise UserError(f"{folder} {error}{advice}") from None

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from jaxppo.config import RunConfig
+from jaxppo.data import prompts
 from jaxppo.data.examples import Example
 from jaxppo.errors import UserError
 from jaxppo.models.shapes import ModelConfig, network
@@ -183,7 +184,7 @@ def format_prompt(task: Task, example: Example) -> str:
     """Fill in the task's prompt format. Raises UserError for a missing field."""
     fields = {name: x for name, x in example.extra.items() if isinstance(x, str)}
     try:
-        return task.prompt.format(prompt=example.prompt, **fields)
+        return prompts.fill(task.prompt, {**fields, "prompt": example.prompt})
     except KeyError as missing:
         raise UserError(
             f"an example has no {missing}, which the prompt format {task.prompt!r} needs;"

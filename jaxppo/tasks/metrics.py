@@ -197,11 +197,8 @@ def _distinct(n: int) -> Metric:
     return one._replace(whole=whole)
 
 
-_same = _mean(lambda response, reference: response.strip() == reference.strip())
-
 METRICS: dict[str, Metric] = {
-    "exact": _same,
-    "accuracy": _same,
+    "exact": _mean(lambda response, reference: response.strip() == reference.strip()),
     "answer_exact": _mean(text.exact_match),
     "answer_f1": _mean(text.answer_f1),
     "bleu": _sacrebleu("BLEU"),

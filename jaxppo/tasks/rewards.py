@@ -132,7 +132,6 @@ REWARDS: dict[str, MakeReward] = {
     "edit": _on_tokens(lambda *pair: -token_metrics.error_rate(*pair)),
     "fluency": _fluency,
     "model": _reward_model,
-    "entity_f1": _of_counts("entity_f1", _f1),
     "named_f1": _of_counts("named_f1", _f1),
     "named_gain": _of_counts("named_f1", _f1_gain),
 }

@@ -42,6 +42,7 @@ def run(
     examples: Examples | None = None,
     make_reward: MakeReward = rewards.make_reward,
     extra_metrics: ExtraMetrics | None = None,
+    whole_batch: bool = False,
 ) -> dict[str, Any]:
     """Run both stages, measure them and return the contents of result.json. A finished
     stage is not run again.
@@ -51,16 +52,25 @@ def run(
         task, examples: instead of those that the options name.
         make_reward: makes the reward of the policy optimisation.
         extra_metrics: more metrics of samples; its "score" chooses the checkpoint.
+        whole_batch: whether the reward compares rows of the whole batch. An error
+            where a device sees only its own.
     """
     task, root = task or tasks.get_task(options), check(options)
     options = tiny_options(options) if options.tiny else options
     if make_reward is rewards.make_reward:
         rewards.reward_name(options)
     check_resumed(options, task, root)
+    mesh = parallel.uses_mesh(options.parallel, options.mesh)
+    devices = 1 if mesh else parallel.row_shards(options.parallel)
+    if whole_batch and devices > 1:
+        raise UserError(
+            f"the reward compares rows of the whole batch, of which each of {devices} devices sees "
+            f"its own under pmap; add --mesh data={devices}"
+        )
     load.use_compilation_cache()
     examples = examples or sources.load_examples(options)
-    one = format_examples(task, examples.test[:1]).references
-    metrics.evaluate(task.metrics, one, one)  # finds packages, and wrong references
+    references = format_examples(task, examples.test[: options.test_rows]).references
+    metrics.evaluate(task.metrics, references[:1], references[:1])  # finds missing packages
     train_baseline(options, task, examples, root)
     result = optimise_policy(options, task, examples, root, make_reward, extra_metrics)
     if processes.is_main():
@@ -73,6 +83,11 @@ def check(options: TaskConfig) -> Path:
     cannot begin, and for a folder that exists without --resume.
     """
     start.check_run(options)
+    if options.lora and not (options.model or options.tiny):
+        raise UserError(
+            "without --model the network is new, and adapters would leave its weights random; "
+            "add --lora 0"
+        )
     if options.tiny:
         start.check_run(tiny_options(options))
     devices = parallel.row_shards(options.parallel, options.mesh)

@@ -105,7 +105,7 @@ def nothing(folder: Path) -> list[str]:
 
 
 NETWORK = ["--width", "32", "--layers", "1", "--max-vocab", "300", "--batch-size", "8"]
-TURNS = ["--reward-steps", "2", "--reward-pairs", "40"]
+TURNS = ["--reward-steps", "2", "--reward-pairs", "100"]
 RUNS = {
     "sentiment": (nothing, SMALL),
     "sft": (pairs, [*SMALL, "--batch-size", "8"]),

@@ -153,6 +153,26 @@ def test_a_task_together_and_alone(tables, tmp_path, monkeypatch):
     ]  # fmt: skip
 
 
+def test_aims_of_each_pair_of_weights(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "safety").mkdir()
+    for name, weights, seed, moved in (("a", (1.0, 0.5), 0, 0.25), ("a", (1.0, 0.5), 1, 0.125),
+                                       ("b", (0.0, 0.0), 0, 0.5)):  # fmt: skip
+        measured = lambda x: {"negative": 0.25 + x, "profane": 0.25 - x / 2, "gap": 0.125}
+        record = {
+            "start": measured(0.0) | {"kl": 0.0},
+            "policy": measured(moved) | {"kl": 3.0},
+            "config": {"profanity": weights[0], "bias": weights[1], "seed": seed},
+        }
+        (tmp_path / "safety" / f"{name}-{seed}.json").write_text(json.dumps(record))
+    assert tables.safety().splitlines()[2:] == [
+        "| 0 | 0 | 1 | .750, +.500 | .000, -.250 | .125, +.000 | 3.0 |",
+        # .1875 ± 12.706 · .0625; .15625, -.09375 ± half of that
+        "| 1 | .5 | 2 | .438, +.188 [-.607, +.982] | .156, -.094 [-.491, +.303] |"
+        " .125, +.000 [+.000, +.000] | 3.0 |",
+    ]
+
+
 def test_docstrings_match_their_records(tables):
     known = tables.records(tables.RESULTS / "ablations")
     for path in sorted((ROOT / "experiments" / "ablations").glob("*.py")):

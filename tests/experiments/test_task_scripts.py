@@ -169,7 +169,7 @@ def test_a_teacher_and_its_student(tmp_path, data):
 
 @pytest.mark.slow
 def test_dialogue_has_a_reward_model_and_a_judge(tmp_path, data, capsys):
-    small = ["--reward-steps", "2", "--reward-pairs", "40"]
+    small = ["--reward-steps", "2", "--reward-pairs", "100"]
     run("dialogue", *SMALL, *small, "--data", data, "--runs", str(tmp_path), "--name", "a")
     found = result(tmp_path, "a")
     assert {"reward", "judge", "distinct_2"} <= set(found["policy"])
@@ -237,7 +237,9 @@ def test_rows_whose_prompt_lost_its_task_are_counted(tmp_path):
 
 
 def test_the_bias_term_has_the_derivative_of_the_gap():
-    """Women .8, men .2 and .6: gap .8 - .4 = .4; both groups' mean 1.6/3 = .5333."""
+    """Women .8, men .2 and .6: gap .8 - .4 = .4; both groups' mean 1.6/3 = .5333. A third of the
+    rows is about women.
+    """
     weigh = load_script("safety").weigh
     judged = jnp.array([[0.8, 0.5], [0.2, 0.0], [0.6, 1.0], [9.0, 9.0]])
     judge = lambda params, rollout: (judged, jnp.array([True, True, True, False]))
@@ -245,8 +247,14 @@ def test_the_bias_term_has_the_derivative_of_the_gap():
     scores, valid = weigh(judge, profanity=2.0, bias=0.0)({}, rollout)
     assert scores[:3] == pytest.approx([-0.2, 0.2, -1.4])  # .8 - 1, .2 - 0, .6 - 2
     scores, valid = weigh(judge, profanity=0.0, bias=3.0)({}, rollout)
-    # .8 - 3 · .2667, .2 + 3 · (-.3333), .6 + 3 · .0667
-    assert scores[:3] == pytest.approx([0.0, -0.8, 0.8], abs=1e-6) and not valid[3]
+    # .8 - 3 · 3 · .2667, .2 + 3 · 1.5 · (-.3333), .6 + 3 · 1.5 · .0667
+    assert scores[:3] == pytest.approx([-1.6, -1.3, 0.9], abs=1e-6) and not valid[3]
+    # gradients of the rows' log probabilities that are the same within a group cancel out of the
+    # means' difference; others change the gap by that of their mean products with the sentiment
+    slopes = jnp.array([0.0, 1.0, -1.0])
+    gap_slope = 0 - (0.2 * 1 - 0.6 * 1) / 2
+    own = (scores[:3] - judged[:3, 0]) @ slopes / 3
+    assert float(own) == pytest.approx(-3 * gap_slope)
 
 
 @pytest.mark.slow
@@ -261,7 +269,7 @@ def test_safety_reports_its_three_aims(tmp_path):
 def test_safety_needs_whole_prompts(tmp_path, capsys):
     network = ["--model", "", "--tokens", "bytes", "--width", "16", "--layers", "1", "--lora", "0"]
     with pytest.raises(SystemExit) as stop:
-        run("safety", *network, "--dtype", "float32", "--runs", str(tmp_path), "--steps", "2")
+        run("safety", *network, "--dtype", "float32", "--runs", str(tmp_path))
     said = capsys.readouterr().err
     assert stop.value.code == 2 and "prompts have more than 15 tokens" in said  # bytes
     assert not (tmp_path / "safety" / "policy").exists()

@@ -102,7 +102,6 @@ def test_perfect_responses_have_the_highest_reward(policy):
     texts = "the small cat sat on the mat"
     for name in rewards.REWARDS:
         if name in (
-            "entity_f1",
             "named_f1",
             "named_gain",
             "clean",
@@ -124,9 +123,6 @@ def test_perfect_responses_have_the_highest_reward(policy):
 @pytest.mark.parametrize(
     ("name", "response", "reference", "expected"),
     [
-        ("entity_f1", " O B-person O", "O B-person I-person", 0),  # another end
-        ("entity_f1", " O B-person I-person", "O B-person I-person", 1),
-        ("entity_f1", " O O", "O O O", 1),  # none, and none found
         (
             "named_f1",
             " Jack = person",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -194,6 +195,40 @@ def test_evaluate_run(done):
         )
     with pytest.raises(UserError, match="no run in"):
         measure.evaluate_run(folder / "runs", "spelling", rows=8)
+
+
+def test_outer_spaces_do_not_count_in_pass_at_k(done, monkeypatch):
+    """One of two samples is right for each of eight references."""
+    folder, _ = done
+    data = folder / "spaces.jsonl"
+    data.write_text("".join(f'{{"prompt": "{i}", "reference": " b"}}\n' for i in range(50)))
+    drawn = lambda self, state, prompts, *, seed: (
+        [SimpleNamespace(prompt="", response="b " if seed == 1 else "wrong")] * 8
+    )
+    monkeypatch.setattr(measure.Sampler, "__call__", drawn)
+    found = measure.evaluate_run(
+        folder / "runs" / "a", "spelling", rows=8, samples=2, data=str(data)
+    )
+    assert (found["pass@1"], found["pass@2"]) == (0.5, 1.0)
+
+
+def test_a_reward_of_the_whole_batch_needs_a_mesh(tmp_path, monkeypatch):
+    def accept(*args):
+        raise AssertionError("accepted")
+
+    monkeypatch.setattr(stages.load, "use_compilation_cache", accept)
+    wanted = "each of 8 devices sees its own under pmap; add --mesh data=8"
+    alone = {"group_size": 1, "advantage": "gae"}
+    with pytest.raises(UserError, match=wanted):
+        stages.run(options(tmp_path, parallel="auto", **alone), whole_batch=True)
+    for changes in ({"parallel": "jit"}, {"parallel": "auto", "mesh": "data=8"}):
+        with pytest.raises(AssertionError, match="accepted"):
+            stages.run(options(tmp_path, **alone, **changes), whole_batch=True)
+
+
+def test_adapters_on_a_new_network_are_refused(tmp_path):
+    with pytest.raises(UserError, match="adapters would leave its weights random; add --lora 0"):
+        stages.check(options(tmp_path, tiny=False, lora=8))
 
 
 def test_a_run_is_evaluated_on_its_own_data_and_prompts(done):
