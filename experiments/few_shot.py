@@ -8,7 +8,8 @@ Method     SmolLM2-135M with adapters; the response is one token. Supervised on 
            (https://arxiv.org/abs/2402.14740) with clipped ratios on the reward "the label is
            right".
 Command    python experiments/few_shot.py
-           python experiments/few_shot.py --sft-steps 0 --lr 1e-3    # from the model as it comes
+           python experiments/few_shot.py --name few_shot-alone --sft-steps 0 --lr 1e-3
+           # from the model before any training
 Data       The reviews of `experiments/sentiment_label.py`: 640 in the supervised stage, after which
            its validation loss stands still, 320 prompts in the policy stage.
 Found      Five seeds, 300 test sentences, share of right labels (95 % interval over seeds). As it

@@ -8,12 +8,12 @@ Method     SmolLM2-135M with adapters labels reviews, adds numbers and answers q
            with clipped ratios and rewards that are whitened task by task (`--reward-norm task`).
 Command    python experiments/multitask.py
            # one task alone, on as many examples of it:
-           python experiments/multitask.py --tasks sentiment_label --sft-batch-size 4
-             --batch-size 32 --test-rows 100
-           python experiments/multitask.py --tasks sums --prompt-length 16 --sft-batch-size 4
-             --batch-size 32 --test-rows 100
-           python experiments/multitask.py --tasks question_answering --prompt-length 24
+           python experiments/multitask.py --name label-alone --tasks sentiment_label
              --sft-batch-size 4 --batch-size 32 --test-rows 100
+           python experiments/multitask.py --name sums-alone --tasks sums --prompt-length 16
+             --sft-batch-size 4 --batch-size 32 --test-rows 100
+           python experiments/multitask.py --name quiz-alone --tasks question_answering
+             --prompt-length 24 --sft-batch-size 4 --batch-size 32 --test-rows 100
 Data       As in `sentiment_label.py`, `reasoning.py` and `question_answering.py`. Held-out examples
            are the first ones of each task, the same together and alone.
 Expected   Not measured yet.
@@ -78,39 +78,39 @@ def main(options: Multitask) -> None:
     options = replace(options, num_tasks=len(chosen))
     if len(chosen) == 1 and options.reward_norm == "task":
         options = replace(options, reward_norm="batch")  # the same
-    root = stages.check(options)
     together = tasks.Task("", "", ("exact",), response="{reference}")
-    sized = stages.tiny_options(options) if options.tiny else options
-    stages.check_resumed(sized, together, root)
-    named = []
-    for number, (name, task) in enumerate(zip(options.tasks, chosen)):
-        own = sources.load_examples(replace(options, task=name))
-        named.append([tasks.multitask_examples(name, task, number, part) for part in own])
-    training, *held_out = zip(*named, strict=True)
-    in_turn = lambda groups: [x for row in zip(*groups) for x in row]
-    examples = Examples(tasks.mix_tasks(training, options.weights, seed=0), *map(in_turn, held_out))
+
+    def load_examples() -> Examples:
+        """Training examples by `weights`; in the other parts the tasks are in turn."""
+        named = []
+        for number, (name, task) in enumerate(zip(options.tasks, chosen)):
+            own = sources.load_examples(replace(options, task=name))
+            named.append([tasks.multitask_examples(name, task, number, part) for part in own])
+        training, *held_out = zip(*named, strict=True)
+        in_turn = lambda groups: [x for row in zip(*groups) for x in row]
+        mixed = tasks.mix_tasks(training, options.weights, seed=0)
+        return Examples(mixed, *map(in_turn, held_out))
 
     def make_reward(settings, policy) -> rewards.Reward:
         make = lambda name: rewards.make_reward(replace(settings, task=name), policy).fn
         each = [make(name) for name in options.tasks]
         return rewards.Reward(combine.by_task(each) if len(each) > 1 else each[0])
 
-    done = stages.run(options, task=together, examples=examples, make_reward=make_reward)
+    done = stages.run(options, task=together, examples=load_examples, make_reward=make_reward)
     if processes.is_main():
-        task_of_row = [x.extra["task"] for x in examples.test[: done["test_rows"]]]
-        report(options, done, task_of_row)
+        report(options, done)
 
 
-def report(options: Multitask, done: dict, task_of_row: list[int]) -> None:
-    """Add each task's own shares of right responses to result.json, and print them.
-    `task_of_row`: the number of each test row's task.
+def report(options: Multitask, done: dict) -> None:
+    """Add each task's own shares of right responses to result.json, and print them. The
+    test rows have the tasks in turn.
     """
     folder = Path(options.runs) / options.name
     outputs = [json.loads(line) for line in (folder / "outputs.jsonl").read_text().splitlines()]
     start = stages.start_name(options)
     for number, name in enumerate(options.tasks):
-        own = [row for row, task in zip(outputs, task_of_row, strict=True) if task == number]
-        if not own:  # a small test may have no row of a rare task
+        own = outputs[number :: len(options.tasks)]
+        if not own:  # --test-rows is smaller than the number of tasks
             continue
         references = [row["reference"] for row in own]
         for metric, suffix in (("exact", ""), ("sampled_exact", "_sample")):

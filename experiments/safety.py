@@ -144,7 +144,7 @@ def main(options: Safety) -> None:
     stages.run(
         options,
         task=task,
-        examples=examples,
+        examples=lambda: examples,
         make_reward=make_reward,
         extra_metrics=measure,
         whole_batch=True,

@@ -39,7 +39,7 @@ def run(
     options: TaskConfig,
     *,
     task: Task | None = None,
-    examples: Examples | None = None,
+    examples: Callable[[], Examples] | None = None,
     make_reward: MakeReward = rewards.make_reward,
     extra_metrics: ExtraMetrics | None = None,
     whole_batch: bool = False,
@@ -49,7 +49,8 @@ def run(
 
     Args:
         options: settings. Wrong ones raise UserError before anything is written.
-        task, examples: instead of those that the options name.
+        task: instead of the one that the options name.
+        examples: loads the examples, instead of the task's own.
         make_reward: makes the reward of the policy optimisation.
         extra_metrics: more metrics of samples; its "score" chooses the checkpoint.
         whole_batch: whether the reward compares rows of the whole batch. An error
@@ -68,11 +69,11 @@ def run(
             f"its own under pmap; add --mesh data={devices}"
         )
     load.use_compilation_cache()
-    examples = examples or sources.load_examples(options)
-    references = format_examples(task, examples.test[: options.test_rows]).references
+    loaded = examples() if examples else sources.load_examples(options)
+    references = format_examples(task, loaded.test[: options.test_rows]).references
     metrics.evaluate(task.metrics, references[:1], references[:1])  # finds missing packages
-    train_baseline(options, task, examples, root)
-    result = optimise_policy(options, task, examples, root, make_reward, extra_metrics)
+    train_baseline(options, task, loaded, root)
+    result = optimise_policy(options, task, loaded, root, make_reward, extra_metrics)
     if processes.is_main():
         write_report(options, root, result)
     return result
@@ -339,19 +340,22 @@ def write_report(options: TaskConfig, root: Path, result: dict[str, Any]) -> Non
             f"{name}: {before:.3f} -> {after:.3f} (gain {gain:+.3f}, 95 % interval {low:+.3f} to"
             f" {high:+.3f} over {result['test_rows']} test rows)"
         )
+    for name in sorted(result["policy"].keys() & result[start].keys() - result["gain"].keys()):
+        print(f"{name}: {result[start][name]:.3f} -> {result['policy'][name]:.3f}")
     print(f"written: {root / 'result.json'}, {root / 'outputs.jsonl'}")
 
 
 def run_info(options: TaskConfig, root: Path) -> dict[str, Any]:
-    """Return the settings, versions and minutes for a result."""
+    """Return the settings, versions and minutes for a result: of all trainings, such as
+    those of reward models.
+    """
+    trained = sorted(path.parent for path in root.glob("*/metrics.jsonl"))
     return {
         "task": options.task,
         "seed": options.seed,
         "config": files.portable_settings(options),
         "versions": files.versions(),
-        "minutes": {
-            stage: files.training_minutes(root / stage) for stage in ("supervised", "policy")
-        },
+        "minutes": {folder.name: files.training_minutes(folder) for folder in trained},
     }
 
 

@@ -214,8 +214,9 @@ def test_several_tasks_at_once(tmp_path):
     assert {"reward_0", "reward_1"} <= set(metrics[-1])
 
 
-def test_rows_whose_prompt_lost_its_task_are_counted(tmp_path):
-    """Two of three rows of the first task are right at last; of the third task no row is tested."""
+@pytest.mark.parametrize("rows", [5, 2])
+def test_test_rows_have_the_tasks_in_turn(tmp_path, rows):
+    """Whatever their prompts say. Of two rows, the third task has none."""
     script = load_script("multitask")
     names = ("spelling", "sentiment_label", "sums")
     options = script.Multitask(tasks=names, runs=str(tmp_path), name="a")
@@ -223,17 +224,17 @@ def test_rows_whose_prompt_lost_its_task_are_counted(tmp_path):
         "prompt": prompt, "reference": "x", "supervised": before, "policy": after,
         "supervised_sample": before, "policy_sample": before,
     }  # fmt: skip
-    rows = [line("spelling: a", "x", "x"), line("lling: a", "y", "x"), line("b", "x", "y"),
-            line("ng: b", "y", "z")]  # fmt: skip
+    lines = [line("spelling: a", "y", "x"), line("b", "x", "y"), line("sums: c", "x", "x"),
+             line("lling: d", "x", "x"), line("b", "y", "y")]  # fmt: skip
     (tmp_path / "a").mkdir()
-    outputs = "".join(json.dumps(row) + "\n" for row in rows)
+    outputs = "".join(json.dumps(row) + "\n" for row in lines[:rows])
     (tmp_path / "a" / "outputs.jsonl").write_text(outputs)
-    script.report(options, {"seed": 0, "supervised": {}, "policy": {}, "gain": {}}, [0, 0, 1, 0])
+    script.report(options, {"seed": 0, "supervised": {}, "policy": {}, "gain": {}})
     found = result(tmp_path, "a")
-    assert found["supervised"]["exact spelling"] == pytest.approx(1 / 3)
-    assert found["policy"]["exact spelling"] == pytest.approx(2 / 3)
-    assert found["policy"]["exact sentiment_label"] == 0
-    assert "exact sums" not in found["policy"]
+    exact = lambda task: (found["supervised"][f"exact {task}"], found["policy"][f"exact {task}"])
+    assert exact("spelling") == ((0.5, 1.0) if rows == 5 else (0.0, 1.0))
+    assert exact("sentiment_label") == ((0.5, 0.0) if rows == 5 else (1.0, 0.0))
+    assert ("exact sums" in found["policy"]) == (rows == 5)
 
 
 def test_the_bias_term_has_the_derivative_of_the_gap():
