@@ -1,4 +1,4 @@
-"""Sentiment labels by a pretrained model: as it comes, supervised, by reward, and both.
+"""Sentiment labels by a pretrained model: untrained, supervised, by reward, and both.
 
 Question   A pretrained model that sees two examples in its prompt labels some reviews right. What
            do right labels to imitate add, what does a reward alone, and what does the reward add
@@ -12,8 +12,8 @@ Command    python experiments/few_shot.py
            # from the model before any training
 Data       The reviews of `experiments/sentiment_label.py`: 640 in the supervised stage, after which
            its validation loss stands still, 320 prompts in the policy stage.
-Found      Five seeds, 300 test sentences, share of right labels (95 % interval over seeds). As it
-           comes .553 greedy and .143 of samples, the rest being the other label or another
+Found      Five seeds, 300 test sentences, share of right labels (95 % interval over seeds).
+           Untrained .553 greedy and .143 of samples, the rest being the other label or another
            word. Supervised .854 and .822. The reward adds +.002 (-.015 to +.019) to the greedy
            labels and +.021 (+.004 to +.038) to samples. The reward alone, without a label to
            imitate: .818 and .817.

@@ -130,14 +130,14 @@ def line(cells: list) -> str:
     return re.sub(r" +", " ", "| " + " | ".join(short(str(cell)) for cell in cells) + " |")
 
 
-TASK_COLUMNS = ["task", "model, method, runs", "metric", "as it comes", "supervised", "policy"]
+TASK_COLUMNS = ["task", "model, method, runs", "metric", "untrained", "supervised", "policy"]
 TASK_COLUMNS += ["gain [95 % interval]", "policy alone, its gain"]
 
 
 def tasks() -> str:
     """A row for each metric of each task and method, on the test examples: the mean over seeds
     before and after the policy stage, and its gain with the interval over seeds. The policy
-    "alone" starts from the model as it comes.
+    "alone" starts from the untrained model.
     """
     rows = header(TASK_COLUMNS)
     groups: dict[tuple[str, str], list[dict]] = defaultdict(list)
@@ -336,8 +336,8 @@ def distillation() -> str:
 
 # Scripts with one stage, and the metrics that the table shows.
 SINGLE_STAGE = {
-    "pretrain": {"perplexity": "held-out perplexity", "token_accuracy": "tokens likeliest"},
-    "sft": {"perplexity": "held-out perplexity", "token_accuracy": "tokens likeliest"},
+    "pretrain": {"perplexity": "held-out perplexity", "token_accuracy": "token accuracy"},
+    "sft": {"perplexity": "held-out perplexity", "token_accuracy": "token accuracy"},
     "reward_model": {"test_accuracy": "accuracy on pairs"},
     "classify": {"test_accuracy": "accuracy"},
 }

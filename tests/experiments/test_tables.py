@@ -96,7 +96,7 @@ def test_tasks_are_grouped_by_what_was_trained(tables, tmp_path, monkeypatch):
         "| sums | gru 64 × 2, new; gae; 1 seed, 4 min (0123456) | exact | .250 | | | |"
         " .375, +.125 |",
         "| sft | smollm2, LoRA 8; 1 seed, 10 min | held-out perplexity | | 48.2 | | | |",
-        "| | | tokens likeliest | | .312 | | | |",
+        "| | | token accuracy | | .312 | | | |",
         "| classify | pool, gru, new; 2 seeds, 2 min | accuracy | | .810 ± .010 | | | |",
     ]
 
