@@ -532,19 +532,6 @@ def test_on_policy_all_have_the_policy_gradient(name):
 
 
 @settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000), junk=st.sampled_from([np.nan, np.inf, -np.inf, 1e30]))
-def test_padding_has_no_effect(seed, junk):
-    lp, old, adv, mask = rollout(seed)
-    clean = everything(lp, old, adv, mask)
-    noisy = everything(*(np.where(mask > 0, x, np.float32(junk)) for x in (lp, old, adv)), mask)
-    for name in POLICY:
-        for a, b in zip(jax.tree.leaves(clean[name]), jax.tree.leaves(noisy[name]), strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
-            if a.ndim:
-                assert (np.asarray(a)[mask == 0] == 0).all(), name
-
-
-@settings(max_examples=20, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     lp=st.lists(st.sampled_from([0.0, -1e-3, -30.0, -1e4, -1e18]), min_size=20, max_size=20),
@@ -555,19 +542,6 @@ def test_extreme_ratios_stay_finite(seed, lp, old):
     lp, old = np.array(lp, np.float32).reshape(4, 5), np.array(old, np.float32).reshape(4, 5)
     for name, leaves in everything(lp, old, adv, mask).items():
         assert all(np.isfinite(x).all() for x in jax.tree.leaves(leaves)), name
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 10_000))
-def test_row_order_has_no_effect(seed):
-    arrays = rollout(seed)
-    order = np.random.default_rng(seed).permutation(4)
-    here, there = everything(*arrays), everything(*(x[order] for x in arrays))
-    for name in set(POLICY) - {"clip_cov"}:  # draws by position
-        (_, (a, _)), da = here[name]
-        (_, (b, _)), db = there[name]
-        np.testing.assert_allclose(a[order], b, rtol=1e-5, atol=1e-6, err_msg=name)
-        np.testing.assert_allclose(da[order], db, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("name", POLICY)

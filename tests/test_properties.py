@@ -144,7 +144,6 @@ def same(found, expected, view=lambda a: a, leave_out=()):
 # --- tokens
 
 
-@pytest.mark.ci
 @given(SEEDS, MASKS, st.tuples(JUNK, JUNK, JUNK))
 @example(0, EMPTY_ROWS, (np.nan, np.inf, np.inf))
 @example(0, np.zeros((ROWS, LENGTH), np.float32), (np.nan, np.nan, np.nan))
