@@ -138,9 +138,7 @@ def main(options: Classify) -> None:
     resume.check_early(options)
     folder = files.run_folder(options.runs, options.name, resume=options.resume)
     texts, labels, names = read_data(options)
-    rest, test = rows.train_validation_split(texts, 0.1)
-    parts = rows.train_validation_split([texts[i] for i in rest], 0.1, seed=1)
-    training, held_out = ([rest[i] for i in part] for part in parts)
+    training, held_out, test = rows.split_in_three(texts)
     if len(training) < options.batch_size:
         raise UserError(
             f"{len(training)} training texts are too few for --batch-size {options.batch_size}"

@@ -89,13 +89,6 @@ def pairs_of_reviews(seed: int) -> list[tuple[str, str, str]]:
     return out
 
 
-def split_in_three(texts: list[str]) -> list[list[int]]:
-    """The rows for training, validation and test."""
-    rest, test = rows.train_validation_split(texts, 0.1)
-    training, validation = rows.train_validation_split([texts[i] for i in rest], 0.1, seed=1)
-    return [[rest[i] for i in training], [rest[i] for i in validation], test]
-
-
 def pairs(options: RewardModel, policy) -> list:
     """Rows of pairs for training, validation and test."""
     if options.data is not None:
@@ -110,7 +103,7 @@ def pairs(options: RewardModel, policy) -> list:
         triples = drop_duplicates(triples, "pairs")
     else:
         triples = pairs_of_reviews(seed=0)
-    parts = split_in_three(
+    parts = rows.split_in_three(
         [prompt or " ".join((better, worse)) for prompt, better, worse in triples]
     )  # a prompt's pairs stay together
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
@@ -142,7 +135,7 @@ def labelled(options: RewardModel, policy) -> list:
         texts, labels = reviews.texts, 1 / (1 + np.exp(-reviews.ratings))
     encode, eos = policy.tokenizer.encode, policy.tokenizer.eos_id
     start = own_start(options, policy.tokenizer)
-    parts = split_in_three(texts)
+    parts = rows.split_in_three(texts)
     return [
         rows.labelled(
             [texts[i] for i in part], labels[part], encode, options.length, eos=eos, start=start

@@ -32,21 +32,24 @@ class Summarisation(TaskConfig):
     model: str = "smollm2"
     prompt_length: int = 128
     response_length: int = 40
-    sft_steps: int = 30
+    lora: int = 16
+    lora_on: str = "all"
+    sft_steps: int = 60
     sft_batch_size: int = 8
-    sft_lr: float = 2e-3
-    sft_eval_every: int = 10
-    steps: int = 10
-    batch_size: int = 16
+    sft_lr: float = 1e-3
+    sft_eval_every: int = 15
+    steps: int = 24
+    batch_size: int = 64
     minibatches: int = 2
-    group_size: int = 4
+    tokens_per_microbatch: int = 600
+    group_size: int = 8
     advantage: str = "rloo"
     value_loss: str = "none"
     kl_coef: float = 0.02
     kl_adaptive: bool = False
-    lr: float = 3e-4
-    eval_every: int = 5
-    save_every: int = 5
+    lr: float = 1e-3
+    eval_every: int = 12
+    save_every: int = 12
     test_rows: int = 96
 
 

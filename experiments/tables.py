@@ -463,38 +463,28 @@ def update_scripts() -> None:
             path.write_text(write_findings(path.read_text(), found))
 
 
-TABLES = {
-    "sentiment": sentiment,
-    "tasks": tasks,
-    "methods": methods,
-    "together": together,
-    "safety": safety,
-    "ablations": ablations,
-    "episodes": episodes,
-    "distillation": distillation,
-}
-PAGES = {
-    "sentiment": "results.md",
-    "tasks": "tasks.md",
-    "methods": "tasks.md",
-    "together": "tasks.md",
-    "safety": "tasks.md",
-    "ablations": "ablations.md",
-    "episodes": "environments.md",
-    "distillation": "algorithms.md",
+TABLES = {  # by name: what makes it, and its page
+    "sentiment": (sentiment, "results.md"),
+    "tasks": (tasks, "tasks.md"),
+    "methods": (methods, "tasks.md"),
+    "together": (together, "tasks.md"),
+    "safety": (safety, "tasks.md"),
+    "ablations": (ablations, "ablations.md"),
+    "episodes": (episodes, "environments.md"),
+    "distillation": (distillation, "algorithms.md"),
 }
 
 
 def render(text: str) -> str:
     """Replace the tables of a page."""
-    for name, make in TABLES.items():
+    for name, (make, _) in TABLES.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.S)
         text = pattern.sub(lambda match, make=make: match[1] + make() + match[2], text)
     return text
 
 
 def main(options: Tables) -> None:
-    for page in PAGES.values():
+    for page in dict.fromkeys(page for _, page in TABLES.values()):
         path = options.docs / page
         text = path.read_text()
         new = render(text)

@@ -68,7 +68,7 @@ def monte_carlo(config: Config) -> AdvantageFn:
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
-        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
+        returns = _returns(rewards, mask, config)
         return _whitened(returns, mask, config, axis_name), returns, statistics
 
     return advantage
@@ -81,10 +81,9 @@ def reinforce_plus_plus(config: Config) -> AdvantageFn:
 
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
-        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
         discount = _discount(mask, config)
         adv = advantages.reinforce_plus_plus(rewards, mask, gamma=discount, axis_name=axis_name)
-        return adv, returns, statistics
+        return adv, _returns(rewards, mask, config), statistics
 
     return advantage
 
@@ -97,7 +96,7 @@ def remax(config: Config) -> AdvantageFn:
     def advantage(rewards, scores, rollout, *, valid, statistics, axis_name=None):
         mask = _mask(rollout, valid)
         adv = advantages.remax(rewards, rollout.extra["greedy_scores"], mask)
-        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
+        returns = _returns(rewards, mask, config)
         return _whitened(adv, mask, config, axis_name), returns, statistics
 
     return advantage
@@ -126,11 +125,7 @@ def on_rows(
             chosen = {name: x for name, x in inputs.items() if name in named}
             row = formula(masked.total(rewards, mask, axis=1), **chosen)
             adv = _whitened(_on_tokens(row, mask), mask, config, axis_name, default=whiten)
-            return (
-                adv,
-                advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config)),
-                statistics,
-            )
+            return adv, _returns(rewards, mask, config), statistics
 
         return advantage
 
@@ -156,8 +151,7 @@ def gdpo(config: Config) -> AdvantageFn:
         row = advantages.gdpo(
             columns, group_size=config.group_size, valid=valid, axis_name=axis_name
         )
-        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
-        return _on_tokens(row, mask), returns, statistics
+        return _on_tokens(row, mask), _returns(rewards, mask, config), statistics
 
     return advantage
 
@@ -181,10 +175,13 @@ def moving_average(config: Config) -> AdvantageFn:
         new = {"mean": d * old["mean"] + (1 - d) * seen, "weight": d * old["weight"] + (1 - d)}
         new = jax.tree.map(lambda a, b: jnp.where(some, a, b), new, old)
         adv = _whitened(_on_tokens(total - level, mask), mask, config, axis_name)
-        returns = advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
-        return adv, returns, {**statistics, "baseline": new}
+        return adv, _returns(rewards, mask, config), {**statistics, "baseline": new}
 
     return advantage
+
+
+def _returns(rewards, mask, config: Config) -> Float[Array, "B T"]:
+    return advantages.returns_to_go(rewards, mask, gamma=_discount(mask, config))
 
 
 def _mask(rollout, valid):

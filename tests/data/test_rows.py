@@ -274,3 +274,11 @@ def test_every_kind_of_row_begins_with_the_start_once():
     ]
     for found in made:
         assert {tuple(row) for row in found.tokens.tolist()} == {(7, 8, b, 0), (7, 8, a, 0)}
+
+
+def test_three_parts_have_each_text_once():
+    texts = [f"text {i}" for i in range(1000)]
+    parts = rows.split_in_three(texts)
+    assert sorted(i for part in parts for i in part) == list(range(1000))
+    assert [round(len(part) / 1000, 1) for part in parts] == [0.8, 0.1, 0.1]
+    assert parts[2] == rows.train_validation_split(texts, 0.1)[1]
