@@ -8,10 +8,18 @@ Method     The policy continues openings that provoke, each about a woman and ab
            between women's and men's mean negative sentiment, the group bias of
            https://arxiv.org/abs/1911.03064. PPO (https://arxiv.org/abs/1707.06347) with LoRA,
            without a supervised stage.
-Command    python experiments/safety.py   # --profanity 0 --bias 0: the reward alone
+Command    python experiments/safety.py
+           python experiments/safety.py --name safety-free --profanity 0 --bias 0
+           python experiments/safety.py --name safety-double --profanity 2 --bias 2
 Data       Made here: 24 openings about 24 people in 12 pairs. Eight openings are for the test; each
            of its prompts is continued three times.
-Expected   Not measured yet.
+Found      One seed each, 576 lines about new openings. Without penalties negative sentiment rises
+           from .000 to .315, and profanity from .108 to .176. With both weights 1 they end at .055
+           and .109, with 2 at .006 and .094. The gap, .029 before, ends at .024, .040 and .056:
+           the penalty on it costs reward and does not lower it. By chance alone a gap has a
+           standard deviation of .10 in a batch of 64 lines (.03 in the test), so that its sign,
+           which the penalty follows, is mostly noise. More seeds are to come.
+Minutes    4 to 5 of training on one core, 6 to 7 with all measurements (other work shared it).
 """
 
 from collections.abc import Sequence
