@@ -4,8 +4,9 @@ Question   Does one network that learns three tasks together do as well on each 
            size that learns it alone, on as many examples of it?
 Method     SmolLM2-135M with adapters labels reviews, adds numbers and answers quiz questions.
            Every prompt begins with the name of its task, and tasks are drawn equally often
-           (`--weights`). Supervised, then the leave-one-out policy gradient (https://arxiv.org/abs/2402.14740)
-           with clipped ratios and rewards that are whitened task by task (`--reward-norm task`).
+           (`--weights`). Supervised, then the leave-one-out policy gradient
+           (https://arxiv.org/abs/2402.14740) with clipped ratios and rewards that are whitened task
+           by task (`--reward-norm task`).
 Command    python experiments/multitask.py
            # one task alone, on as many examples of it:
            python experiments/multitask.py --name label-alone --tasks sentiment_label
@@ -23,7 +24,7 @@ Found      Three seeds, 100 test examples of each task, share right, together mi
            better on any of the three, and worse on labels. The policy stage adds to samples of
            labels: together .803 -> .840, alone .830 -> .880. SmolLM2 cannot spell backward: its
            tokens are pieces of words, and after 640 examples the loss is 3.7 a token.
-Minutes    10 together, 4 to 7 alone, on a core that other work shared; 14 and 5 to 10 with all
+Minutes    10 together, 4 to 10 alone, on a core that other work shared; 14 and 5 to 13 with all
            measurements.
 """
 
