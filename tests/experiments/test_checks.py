@@ -116,7 +116,7 @@ def test_jaxppo_train_checks_first(nothing_loaded, args, words, tmp_path, capsys
     assert words in capsys.readouterr().err
 
 
-OPTIONS = TaskConfig(task="spelling", batch_size=32, minibatches=4, parallel="pmap")
+OPTIONS = TaskConfig(task="spelling", lora=0, batch_size=32, minibatches=4, parallel="pmap")
 
 
 @pytest.mark.parametrize(
