@@ -86,7 +86,7 @@ def main(options: Multitask) -> None:
             )
     options = replace(options, num_tasks=len(chosen))
     if len(chosen) == 1 and options.reward_norm == "task":
-        options = replace(options, reward_norm="batch")  # the same
+        options = replace(options, reward_norm="batch")  # all rows are its own
     together = tasks.Task("", "", ("exact",), response="{reference}")
 
     def load_examples() -> Examples:

@@ -256,8 +256,9 @@ def evaluate_run(
     }
     if samples > 1:
         drawn = [evaluator.draw(state, prompts, seed=seed) for seed in range(samples)]
-        same = lambda row: [x.response.strip() == r.strip() for x, r in zip(row, references)]
-        values |= at_k.pass_at_powers(np.array([same(row) for row in drawn]).T)
+        pairs = [zip(row, references, strict=True) for row in drawn]
+        right = np.array([[metrics.same(x.response, r) for x, r in row] for row in pairs])
+        values |= at_k.pass_at_powers(right.T)
     lines = zip(found.samples, found.responses, references, strict=True)
     outputs = [{"prompt": s.prompt, "response": x, "reference": r} for s, x, r in lines]
     about = {"task": name, "step": int(state.step), "test_rows": len(references)}

@@ -197,8 +197,13 @@ def _distinct(n: int) -> Metric:
     return one._replace(whole=whole)
 
 
+def same(response: str, reference: str) -> bool:
+    """Whether two texts are equal. Outer spaces do not count."""
+    return response.strip() == reference.strip()
+
+
 METRICS: dict[str, Metric] = {
-    "exact": _mean(lambda response, reference: response.strip() == reference.strip()),
+    "exact": _mean(same),
     "answer_exact": _mean(text.exact_match),
     "answer_f1": _mean(text.answer_f1),
     "bleu": _sacrebleu("BLEU"),

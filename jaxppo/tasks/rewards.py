@@ -71,9 +71,9 @@ def _negated_wer() -> TextJudge:
     return lambda response, reference: -rate(response, reference)
 
 
-def _of_counts(name: str, score: Callable[[float, float], float]) -> MakeReward:
+def _of_counts(score: Callable[[float, float], float]) -> MakeReward:
     """A score of a row's entity counts: (2 · common, found + wanted)."""
-    rows = metrics.METRICS[name].rows
+    rows = metrics.METRICS["named_f1"].rows
     judge = lambda response, reference: float(score(*rows(response, reference)))
     return _on_text(lambda: judge)
 
@@ -132,8 +132,8 @@ REWARDS: dict[str, MakeReward] = {
     "edit": _on_tokens(lambda *pair: -token_metrics.error_rate(*pair)),
     "fluency": _fluency,
     "model": _reward_model,
-    "named_f1": _of_counts("named_f1", _f1),
-    "named_gain": _of_counts("named_f1", _f1_gain),
+    "named_f1": _of_counts(_f1),
+    "named_gain": _of_counts(_f1_gain),
 }
 
 

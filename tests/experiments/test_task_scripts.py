@@ -250,8 +250,8 @@ def test_the_bias_term_has_the_derivative_of_the_gap():
     scores, valid = weigh(judge, profanity=0.0, bias=3.0)({}, rollout)
     # .8 - 3 · 3 · .2667, .2 + 3 · 1.5 · (-.3333), .6 + 3 · 1.5 · .0667
     assert scores[:3] == pytest.approx([-1.6, -1.3, 0.9], abs=1e-6) and not valid[3]
-    # gradients of the rows' log probabilities that are the same within a group cancel out of the
-    # means' difference; others change the gap by that of their mean products with the sentiment
+    # In a direction in which the rows' log probabilities have these slopes, a group's mean
+    # sentiment has the slope mean(sentiment · slope), and the objective mean(score · slope).
     slopes = jnp.array([0.0, 1.0, -1.0])
     gap_slope = 0 - (0.2 * 1 - 0.6 * 1) / 2
     own = (scores[:3] - judged[:3, 0]) @ slopes / 3
