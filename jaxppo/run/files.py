@@ -4,7 +4,6 @@ A run's folder is `<runs>/<name>/` with config.json, command.txt, metrics.jsonl,
 samples.jsonl and curves.png.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -233,21 +233,28 @@ def training_minutes(run: Path) -> float:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python, jaxppo and its main packages. `git` is the commit of a
-    checkout, with "+changed" if Python files differ from it.
-    """
+    """Versions of Python, jaxppo and its main packages; `git` is the `commit`."""
     root = Path(__file__).parents[2]
-    commit = ""
-    if (root / ".git").exists():
-        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            git = lambda *words: subprocess.run(
-                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
-            )
-            commit = git("rev-parse", "HEAD").stdout.strip()
-            changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
-            commit += "+changed" * (commit != "" and changed)
-    own = {"jaxppo": __version__, "git": commit, "python": sys.version.split()[0]}
+    own = {"jaxppo": __version__, "git": commit(root), "python": sys.version.split()[0]}
     return own | {name: metadata.version(name) for name in PACKAGES}
+
+
+@cache
+def commit(root: Path) -> str:
+    """The commit of a checkout, with "+changed" if Python files differ from it; "" if
+    there is none. The first answer counts: a checkout may move on while its code runs.
+    """
+    if not (root / ".git").exists():
+        return ""
+    git = lambda *words: subprocess.run(
+        ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10
+    )
+    try:
+        found = git("rev-parse", "HEAD").stdout.strip()
+        changed = git("diff", "--quiet", "HEAD", "--", "*.py").returncode == 1
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found + "+changed" * (found != "" and changed)
 
 
 def read_jsonl(path: Path) -> list[dict]:

@@ -8,7 +8,7 @@ rouge-score, jiwer and seqeval, on corpora and on single rows.
     bleu, chrf                0 to 100: BLEU, tokenizer 13a, smoothing "exp"; chrF2
     rouge1, rouge2, rougeL    mean F-measure, 0 to 1, without stemmer
     wer, cer                  edits / words or characters of all references
-    exact (= accuracy)        share of responses equal to the reference, when stripped
+    exact                     share of responses equal to the reference, when stripped
     answer_exact, answer_f1   equality and F1 of words after SQuAD's normalisation
     entity_f1                 micro F1 of the entities of BIO tags, separated by spaces
     named_f1                  the same for "Jack = person; New York = place" or "none"

@@ -143,12 +143,10 @@ def test_a_record_is_kept_where_one_is_asked_for(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "b.json").read_text()) == {"value": None, "interval": [1.0, None]}
 
 
-def test_a_commit_and_what_was_changed_since(tmp_path, monkeypatch):
-    package = tmp_path / "jaxppo" / "run"
-    package.mkdir(parents=True)
-    (package / "files.py").write_text("a = 1\n")
-    monkeypatch.setattr(files, "__file__", str(package / "files.py"))
-    assert files.versions()["git"] == ""  # no checkout
+def test_a_commit_and_what_was_changed_since(tmp_path):
+    commit = files.commit.__wrapped__  # without its memory
+    (tmp_path / "code.py").write_text("a = 1\n")
+    assert commit(tmp_path) == ""  # no checkout
     git = lambda *words: subprocess.run(
         ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c", *words],
         check=True,
@@ -157,12 +155,13 @@ def test_a_commit_and_what_was_changed_since(tmp_path, monkeypatch):
     git("init")
     git("add", ".")
     git("commit", "-m", "a")
-    commit = files.versions()["git"]
-    assert len(commit) == 40
+    first = commit(tmp_path)
+    assert len(first) == 40 and files.commit(tmp_path) == first
     (tmp_path / "notes.txt").write_text("no code")
-    assert files.versions()["git"] == commit
-    (package / "files.py").write_text("a = 2\n")
-    assert files.versions()["git"] == commit + "+changed"
+    assert commit(tmp_path) == first
+    (tmp_path / "code.py").write_text("a = 2\n")
+    assert commit(tmp_path) == first + "+changed"
+    assert files.commit(tmp_path) == first  # what the process began with
 
 
 def test_what_a_run_has_found(tmp_path):
