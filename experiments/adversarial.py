@@ -47,7 +47,11 @@ from jaxppo.tasks import TaskConfig, stages
 @dataclass(frozen=True)
 class Adversarial(TaskConfig):
     RANGES: ClassVar = dict.fromkeys(("sft_steps", "rounds", "judge_steps"), "(0, inf)")
-    UNREAD: ClassVar = {"reward": "the discriminator is the reward"}
+    UNREAD: ClassVar = {
+        "reward": "the discriminator is the reward",
+        "prompt_format": "the prompt is a line break",
+        **dict.fromkeys(("policy_examples", "eval_samples"), "the policy's prompt has no examples"),
+    }
 
     task: str = "adversarial"
     name: str = "adversarial"
@@ -93,11 +97,8 @@ def main(options: Adversarial) -> None:
     training, held_out = ([Example("", texts[i]) for i in part] for part in parts)
     half = len(held_out) // 2
     examples = Examples(training, held_out[:half], held_out[half:])
-    if options.model:  # find out before anything is trained whether the prompt has room
-        settings, policy = load.load_policy(options)
-        line_breaks(settings, policy.tokenizer, 1)
     model = stages.train_baseline(options, task, examples, root)
-    game = Game(options, root, model, examples)
+    game = Game(replace(options, **stages.prompt_settings(options, task)), root, model, examples)
     for number in range(1, options.rounds + 1):
         game.play_round(number)
     done = {

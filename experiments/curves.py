@@ -27,7 +27,7 @@ from matplotlib.figure import Figure
 from jaxppo import cli
 from jaxppo.errors import UserError
 
-STEPS = 5  # of the moving average, at least
+STEPS = 5  # of the moving average, at least, if a run has so many
 COLUMNS = 4
 
 
@@ -47,7 +47,7 @@ def smooth(curve: list[float], steps: int) -> Float[np.ndarray, "N"]:
 def draw(axis: Axes, curves: list[list[float]], color: str, label: str) -> None:
     """Draw the mean over seeds, and a band from the lowest to the highest."""
     shortest = min(map(len, curves))
-    window = max(STEPS, shortest // 50)
+    window = min(max(STEPS, shortest // 50), shortest)
     smoothed = np.stack([smooth(curve[:shortest], window) for curve in curves])
     steps = window + np.arange(smoothed.shape[1])
     axis.fill_between(steps, smoothed.min(0), smoothed.max(0), color=color, alpha=0.3)

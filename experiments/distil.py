@@ -20,7 +20,6 @@ Found      Five seeds of the student, one teacher, 200 new words, share of right
 Minutes    14 for the teacher, then 24 for two ways, on a core that other work shared.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -29,7 +28,7 @@ import jax
 
 from jaxppo import algorithms, cli, models, ppo, presets, pretrained, supervised, tasks, train
 from jaxppo.data import prompts, rows
-from jaxppo.data.examples import Example, Examples
+from jaxppo.data.examples import Examples
 from jaxppo.errors import UserError
 from jaxppo.models import shapes
 from jaxppo.rewards import in_program
@@ -41,16 +40,18 @@ from jaxppo.tasks.measure import Evaluator, encode_examples, format_examples
 from jaxppo.types import TrainState
 
 BASELINE = "supervised/model"  # of a task's supervised stage
-LETTERS = 8  # of the longest word
 ARMS = ("supervised", "reward", "reverse", "forward", "jsd")
 
 
 @dataclass(frozen=True)
 class Distil(TaskConfig):
     RANGES: ClassVar = dict.fromkeys(("sft_steps", "teacher_steps"), "(0, inf)")
-    UNREAD: ClassVar = dict.fromkeys(("reward", "eval_samples"), "the students have no reward")
+    UNREAD: ClassVar = {
+        **dict.fromkeys(("reward", "eval_samples"), "the students have no reward"),
+        "policy_examples": "students are asked about all training examples",
+    }
 
-    task: str = "spelling"
+    task: str = "letters"
     name: str = "distil"
     model: str = "smollm2"
     prompt_length: int = 24
@@ -75,12 +76,6 @@ class Distil(TaskConfig):
     """most steps of the teacher's supervised stage"""
     arms: tuple[str, ...] = ARMS
     """ways to learn from the teacher"""
-
-
-def spaced(words: Sequence[Example]) -> list[Example]:
-    """The short words and their spelling backward, with a space between letters."""
-    short = [x.reference for x in words if len(x.reference) <= LETTERS]
-    return [Example(" ".join(backward[::-1]), " ".join(backward)) for backward in short]
 
 
 def new_student(options: TaskConfig, teacher: Path, place: Path) -> Path:
@@ -182,8 +177,6 @@ def main(options: Distil) -> None:
         resume.check_early(settings_of(arms, arm))
     load.use_compilation_cache()
     examples = sources.load_examples(options)
-    if not options.data:
-        examples = Examples(*map(spaced, examples))
     if not options.teacher:
         large = own if options.tiny else replace(own, sft_steps=options.teacher_steps)
         stages.train_baseline(large, task, examples, root / "teacher")

@@ -38,12 +38,14 @@ from jaxppo.data.examples import Examples
 from jaxppo.errors import UserError
 from jaxppo.parallel import processes
 from jaxppo.rewards import combine
+from jaxppo.run.policy import Policy
 from jaxppo.tasks import TaskConfig, metrics, rewards, sources, stages
 
 
 @dataclass(frozen=True)
 class Multitask(TaskConfig):
     RANGES: ClassVar = {"weights": "(0, inf)"}
+    UNREAD: ClassVar = dict.fromkeys(("data", "prompt_format"), "each task has its own")
 
     task: str = "multitask"
     name: str = "multitask"
@@ -100,14 +102,19 @@ def main(options: Multitask) -> None:
         mixed = tasks.mix_tasks(training, options.weights, seed=0)
         return Examples(mixed, *map(in_turn, held_out))
 
-    def make_reward(settings, policy) -> rewards.Reward:
-        make = lambda name: rewards.make_reward(replace(settings, task=name), policy).fn
-        each = [make(name) for name in options.tasks]
-        return rewards.Reward(combine.by_task(each) if len(each) > 1 else each[0])
-
-    done = stages.run(options, task=together, examples=load_examples, make_reward=make_reward)
+    done = stages.run(options, task=together, examples=load_examples, make_reward=own_rewards)
     if processes.is_main():
         report(options, done)
+
+
+def own_rewards(options: Multitask, policy: Policy) -> rewards.Reward:
+    """Each row's reward is that of its task."""
+    make = lambda name: rewards.make_reward(replace(options, task=name), policy)
+    each = [make(name) for name in options.tasks]
+    if len(each) == 1:
+        return each[0]
+    params = {str(number): x.params for number, x in enumerate(each)}
+    return rewards.Reward(combine.by_task([x.fn for x in each]), params)
 
 
 def report(options: Multitask, done: dict) -> None:

@@ -61,7 +61,10 @@ OPENINGS = (
 @dataclass(frozen=True)
 class Safety(TaskConfig):
     RANGES: ClassVar = {"profanity": "[0, inf)", "bias": "[0, inf)"}
-    UNREAD: ClassVar = dict.fromkeys(("reward", "data"), "the script makes its own")
+    UNREAD: ClassVar = {
+        **dict.fromkeys(("reward", "data", "prompt_format"), "the script makes its own"),
+        "sft_steps": "there are no responses to teach",
+    }
 
     task: str = "safety"
     name: str = "safety"

@@ -75,7 +75,7 @@ class Countdown(TaskConfig):
 
 
 def main(options: Countdown) -> None:
-    if options.model and options.prompt_format == TaskConfig.prompt_format:
+    if options.model and not options.prompt_format:
         options = replace(options, prompt_format=ASK)
     stages.run(options)
 

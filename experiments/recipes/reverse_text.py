@@ -65,7 +65,7 @@ class ReverseText(TaskConfig):
 
 
 def main(options: ReverseText) -> None:
-    if options.model and options.prompt_format == TaskConfig.prompt_format:
+    if options.model and not options.prompt_format:
         options = replace(options, prompt_format=CHAT)
     stages.run(options)
 

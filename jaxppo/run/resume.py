@@ -46,23 +46,25 @@ def restore_newest(
     """
     check_settings(config, folder)
     check_weights(config, checkpoints)
-    check_data(config, checkpoints, data)
+    check_data(config, checkpoints.read_manifest().get("data", ""), data)
     found = checkpoints.restore(state)
     for array in jax.tree.leaves((state.params, state.opt_state)):
         array.delete()
     return found
 
 
-def check_early(config: RunConfig, *, but: Collection[str] = ()) -> None:
+def check_early(
+    config: RunConfig, *, but: Collection[str] = (), also: Collection[str] = ()
+) -> None:
     """Raise UserError if a setting differs that must not change during the run that is
     to be resumed. Call it before anything is loaded; `but` names settings that are not
-    known yet.
+    known yet, `also` more that must not change.
     """
     folder = Path(config.runs) / config.name
     if not config.resume or not (folder / "config.json").exists():
         return
     if not _is_unsaved(folder, Checkpoints(folder / "checkpoints", write=False)):
-        _refuse(_changed_settings(config, folder, but={*LOADED, *but}))
+        _refuse(_changed_settings(config, folder, but={*LOADED, *but}), also)
 
 
 def check_settings(config: RunConfig, folder: Path) -> None:
@@ -94,8 +96,8 @@ def _changed_settings(
     }
 
 
-def _refuse(changed: dict[str, tuple]) -> None:
-    if fixed := changed.keys() - FREE:
+def _refuse(changed: dict[str, tuple], also: Collection[str] = ()) -> None:
+    if fixed := changed.keys() - FREE.difference(also):
         raise UserError(
             f"--resume with other settings would make it another run: {_shown(changed, fixed)}; "
             "start one under another --name"
@@ -142,11 +144,10 @@ def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
             )
 
 
-def check_data(config: RunConfig, checkpoints: Checkpoints, data: str) -> None:
-    """Raise UserError if the run was trained on other data so far, unless
-    `data_changed` allows it.
+def check_data(config: RunConfig, stored: str, data: str) -> None:
+    """Raise UserError if the run was trained on other data so far (`stored`, their
+    hash), unless `data_changed` allows it.
     """
-    stored = checkpoints.read_manifest().get("data", "")
     if not stored or not data or stored == data:
         return
     if config.data_changed != "ok":

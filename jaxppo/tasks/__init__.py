@@ -37,6 +37,8 @@ class TaskConfig(RunConfig):
 
     task: str = ""
     """name of a task (`jaxppo.tasks.TASKS`)"""
+    prompt_format: str = ""
+    """format of prompts, such as "Q: {prompt}"; empty = the task's own"""
     data: str = ""
     """examples instead of the task's own: a hub data set id, or a file of
     {"prompt": ..., "reference": ...} per line (more fields: see the script's docstring)
@@ -139,6 +141,7 @@ TASKS: dict[str, Task] = {
         prompt="{prompt}\n=",
         response="{reference}",
     ),
+    "letters": Task("letters", "exact", ("exact", "cer"), "{prompt}\n=", "{reference}"),
     "sums": Task("reasoning:chain_sum", "exact", ("exact",), response="{reference}"),
     "speech": Task("speech", "text_wer", ("wer", "cer"), prompt="=", response="{reference}"),
     "reverse_text": Task(
@@ -176,8 +179,7 @@ def get_task(options: TaskConfig) -> Task:
     if options.task not in TASKS:
         raise UserError(f"--task {options.task!r}: choose one of {', '.join(TASKS)}")
     task = TASKS[options.task]
-    own = options.prompt_format != RunConfig.prompt_format
-    return task._replace(prompt=options.prompt_format) if own else task
+    return task._replace(prompt=options.prompt_format or task.prompt)
 
 
 def format_prompt(task: Task, example: Example) -> str:

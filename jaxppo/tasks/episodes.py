@@ -44,7 +44,14 @@ class EpisodeConfig(TaskConfig):
         "script_share": "[0, 1]",
         **dict.fromkeys(("sft_steps", "sft_episodes", "instances"), "(0, inf)"),
     }
-    UNREAD: ClassVar = dict.fromkeys(("reward", "data"), "the environment has its own")
+    UNREAD: ClassVar = {
+        **dict.fromkeys(
+            ("reward", "data", "tokens", "prompt_length", "response_length", "prompt_format"),
+            "the environment has its own",
+        ),
+        "sft_examples": "use --sft-episodes",
+        "policy_examples": "use --instances",
+    }
 
     environment: str = "guess"
     """name of an environment (`jaxppo.environments.ENVIRONMENTS`)"""

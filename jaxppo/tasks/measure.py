@@ -200,6 +200,16 @@ def sample_untrained(
     return Sampler(config, policy, rows=64)(state, prompts, seed=seed)
 
 
+def same_source(one: str, other: str) -> bool:
+    """Whether two values of --data name one file or hub data set.
+
+    >>> same_source("pairs.jsonl", "./pairs.jsonl"), same_source("", ".")
+    (True, False)
+    """
+    place = lambda data: Path(data).expanduser().resolve()
+    return bool(one and other) and place(one) == place(other)
+
+
 def evaluate_run(
     root: Path,
     name: str,
@@ -231,9 +241,10 @@ def evaluate_run(
             f"--task {name}: {root} was trained on several tasks;"
             f" measure one of them, {', '.join(together)}"
         )
-    own = config.data if config.task == name or together else ""
+    trained_on = config.data
+    own = trained_on if config.task == name or together else ""
     if config.task != name:  # the run's prompts are of its own task
-        config = dataclasses.replace(config, prompt_format=TaskConfig.prompt_format)
+        config = dataclasses.replace(config, prompt_format="")
     config = dataclasses.replace(config, task=name, data=data or own)
     task = tasks.get_task(config)
     if samples > 1 and "exact" not in task.metrics:
@@ -241,7 +252,7 @@ def evaluate_run(
             f"--samples counts right responses, but {name} is measured by {', '.join(task.metrics)}"
         )
     parts = sources.load_examples(config, policy.tokenizer)
-    if data and data != own:  # the run was not trained on any of it
+    if data and not same_source(data, trained_on):  # the run was not trained on any of it
         parts = Examples([], [], [*parts.train, *parts.validation, *parts.test])
     examples = parts.test[:rows]
     if together:

@@ -2,6 +2,7 @@
 file (`--data`).
 """
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from jaxppo.tasks.datasets import (
 FRAMES = 125  # of a recording, 40 ms each: longer ones are left out
 PAIRS = 800  # of recordings in the training part, beside the single ones
 MAX_WORDS = 80  # of an abstract
+LETTERS = 8  # of the longest word to spell with spaces
 MAX_LETTERS = 30  # of a sentence to write backward
 PUZZLES = {"countdown": 5_000}  # their generator takes a minute
 MOST_PUZZLES = 20_000
@@ -127,6 +129,14 @@ def puzzles(options: TaskConfig, **settings: int) -> Examples:
     return reasoning.load(kind, size=200 if options.tiny else size, **settings)
 
 
+def _letters(options: TaskConfig) -> Examples:
+    """Words of up to LETTERS letters to spell backward, with spaces between letters."""
+    words = puzzles(dataclasses.replace(options, task="spelling"))
+    short = [[x.reference for x in part if len(x.reference) <= LETTERS] for part in words]
+    spaced = lambda backward: Example(" ".join(backward[::-1]), " ".join(backward))
+    return Examples(*([spaced(x) for x in part] for part in short))
+
+
 def _sentences() -> Examples:
     """Short sentences of Shakespeare's plays, and their letters backward."""
     turns = sorted({x.reference for part in dialogue.load() for x in part})
@@ -157,6 +167,7 @@ SOURCES: dict[str, Callable[[TaskConfig, Tokenizer | None], Examples]] = {
     "openings": lambda options, tokenizer: _openings(tokenizer),
     "reviews": lambda *_: _reviews(),
     "reasoning": lambda options, _: puzzles(options),
+    "letters": lambda options, _: _letters(options),
     "sentences": lambda *_: _sentences(),
     "speech": lambda *_: _speech(),
     "translation": lambda *_: _translation(),

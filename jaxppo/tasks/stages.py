@@ -3,6 +3,7 @@
     runs/<name>/start        a new network and its vocabulary (without --model)
     runs/<name>/supervised   the supervised run; supervised/model is its best checkpoint
     runs/<name>/policy       the policy optimisation; policy/model likewise
+    runs/<name>/examples.sha256  of the examples' texts, which --resume compares
     runs/<name>/result.json  both measured on test examples; outputs.jsonl has responses
 
 With `--sft-steps 0` there is no supervised stage, and results say `start` instead.
@@ -10,6 +11,8 @@ With `--sft-steps 0` there is no supervised stage, and results say `start` inste
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,6 +73,7 @@ def run(
         )
     load.use_compilation_cache()
     loaded = examples() if examples else sources.load_examples(options)
+    check_same_examples(options, loaded, root)
     references = format_examples(task, loaded.test[: options.test_rows]).references
     metrics.evaluate(task.metrics, references[:1], references[:1])  # finds missing packages
     train_baseline(options, task, loaded, root)
@@ -105,7 +109,20 @@ def check_resumed(options: TaskConfig, task: Task, root: Path) -> None:
     Call it before anything is loaded.
     """
     for stage in (supervised_config, policy_config):
-        resume.check_early(stage(options, task, root))
+        resume.check_early(stage(options, task, root), also=("prompt_format",))
+
+
+def check_same_examples(options: TaskConfig, examples: Examples, root: Path) -> None:
+    """Raise UserError if the examples are not those that the first stage began with,
+    unless `data_changed` allows it: test examples might be in its training part.
+    """
+    texts = [[(x.prompt, x.reference) for x in part] for part in examples]
+    found = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    path = root / "examples.sha256"
+    resume.check_data(options, path.read_text().strip() if path.exists() else "", found)
+    if processes.is_main():
+        root.mkdir(parents=True, exist_ok=True)
+        files.write_atomically(path, found + "\n")
 
 
 def tiny_options(options: C) -> C:
@@ -178,10 +195,25 @@ def train_baseline(options: TaskConfig, task: Task, examples: Examples, root: Pa
         return Path(baseline(options, root))
     demonstrations = examples.train[: options.sft_examples or None]
     parts = (demonstrations, examples.validation[: options.test_rows])
-    rows_of = lambda settings, policy: tuple(
-        _supervised_rows(settings, policy, task, part) for part in parts
-    )
-    return train_supervised(options, task, root, rows_of)
+
+    def make_rows(settings: TaskConfig, policy: Policy) -> tuple[Rows, ...]:
+        check_policy_stage(settings, policy, task, examples)
+        return tuple(_supervised_rows(settings, policy, task, part) for part in parts)
+
+    return train_supervised(options, task, root, make_rows)
+
+
+def check_policy_stage(
+    settings: TaskConfig, policy: Policy, task: Task, examples: Examples
+) -> None:
+    """Raise UserError before the supervised stage for what would end the next one: no
+    room for a prompt, or a reward model with another tokenizer.
+    """
+    start = prompts.start_token(settings, policy.tokenizer)
+    first = tasks.format_prompt(task, examples.train[0])
+    prompts.encode([first], policy.tokenizer, settings.prompt_length, too_long="last", start=start)
+    if settings.reward == "model":
+        load.load_reward_model(settings, policy.tokenizer)
 
 
 def train_supervised(

@@ -10,6 +10,12 @@ def test_the_mean_of_steps_in_a_row():
     np.testing.assert_allclose(curves.smooth([1, 2, 3, 4, 9], 3), [2, 3, 16 / 3])
 
 
+def test_a_curve_shorter_than_the_window_is_averaged_whole():
+    (axis,) = np.atleast_1d(Figure().subplots())
+    curves.draw(axis, [[1.0, 3.0]], "C0", "")
+    np.testing.assert_allclose(axis.lines[0].get_xydata(), [[2, 2]])
+
+
 def record(seed: int) -> dict:
     """Six steps with the reward and KL of a seed, and two validations."""
     own = {"reward": [float(seed)] * 6, "kl": [0.0] * 6, "validation": [[3, 0.1], [6, 0.2 + seed]]}

@@ -214,6 +214,19 @@ def test_several_tasks_at_once(tmp_path):
     assert {"reward_0", "reward_1"} <= set(metrics[-1])
 
 
+def test_each_task_has_its_own_reward_and_parameters(monkeypatch):
+    script = load_script("multitask")
+    kinds = {"sums": 1.0, "spelling": 2.0}
+    own = lambda params, rollout: (params["w"] * rollout.scores, jnp.array([True, True]))
+    make = lambda options, policy: script.rewards.Reward(own, {"w": kinds[options.task]})
+    monkeypatch.setattr(script.rewards, "make_reward", make)
+    rollout = SimpleNamespace(scores=jnp.array([3.0, 5.0]), extra={"task": jnp.array([1, 0])})
+    reward = script.own_rewards(script.Multitask(tasks=("sums", "spelling")), None)
+    scores, valid = reward.fn(reward.params, rollout)
+    assert scores.tolist() == [2 * 3.0, 1 * 5.0] and valid.all()
+    assert script.own_rewards(script.Multitask(tasks=("sums",)), None).params == {"w": 1.0}
+
+
 @pytest.mark.parametrize("rows", [5, 2])
 def test_test_rows_have_the_tasks_in_turn(tmp_path, rows):
     """Whatever their prompts say. Of two rows, the third task has none."""
@@ -304,6 +317,12 @@ def test_what_needs_a_supervised_stage_says_so(tmp_path, capsys, script):
         ("episodes", "--data x.jsonl", "the environment has its own"),
         ("distil", "--reward vader", "the students have no reward"),
         ("distil", "--eval-samples 2", "the students have no reward"),
+        ("distil", "--policy-examples 2", "students are asked about all training examples"),
+        ("episodes", "--prompt-format Q{prompt}", "the environment has its own"),
+        ("episodes", "--policy-examples 2", "use --instances"),
+        ("safety", "--sft-steps 2", "there are no responses to teach"),
+        ("adversarial", "--prompt-format Q{prompt}", "the prompt is a line break"),
+        ("multitask", "--data x.jsonl", "each task has its own"),
     ],
 )
 def test_what_a_script_would_pass_over(tmp_path, capsys, script, given, reason):

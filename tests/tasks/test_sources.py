@@ -50,6 +50,13 @@ def test_a_file_with_too_few_prompts(tmp_path):
         sources.load_examples(TaskConfig(task="spelling", data=str(path)))
 
 
+def test_letters_are_spelled_with_spaces(monkeypatch):
+    words = [Example("Spell backward: cat", "tac"), Example("Spell backward: ninebytes", "x" * 9)]
+    monkeypatch.setattr(sources.reasoning, "load", lambda kind, size: Examples(words, words, words))
+    for part in sources.load_examples(TaskConfig(task="letters")):
+        assert part == [Example("c a t", "t a c")]
+
+
 def test_sentences_are_short_and_backward(monkeypatch):
     turns = ["See me. Come to Hecuba; then show it me!", "Away!", "See me.", "a " * 20]
     monkeypatch.setattr(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -59,6 +60,7 @@ def test_files_and_results(done):
         "start",
         "supervised",
         "policy",
+        "examples.sha256",
         "result.json",
         "outputs.jsonl",
     }
@@ -107,6 +109,7 @@ def test_the_supervised_stage_sees_some_of_the_examples(
 ):
     seen = {}
     monkeypatch.setattr(stages, "initial_checkpoint", lambda *args: None)
+    monkeypatch.setattr(stages, "check_policy_stage", lambda *args: None)
     monkeypatch.setattr(stages, "_supervised_rows", lambda settings, policy, task, part: len(part))
     monkeypatch.setattr(
         stages, "train_supervised", lambda *args: seen.update(rows=args[-1](None, None))
@@ -176,6 +179,51 @@ def test_killed_between_and_within_the_stages(done, lost):
     again = stages.run(options(folder, resume=True))
     assert again["policy"] == found["policy"] and again["best_step"] == found["best_step"]
     assert (folder / "runs" / "a" / "result.json").exists()
+
+
+def test_a_resumed_run_keeps_its_prompt_format(done):
+    folder, _ = done
+    words = "--prompt-format {prompt}\n= -> Q {prompt}"
+    with pytest.raises(UserError, match=re.escape(words)):
+        stages.run(options(folder, resume=True, prompt_format="Q {prompt}"))
+
+
+def test_a_resumed_run_keeps_its_examples(tmp_path):
+    """A test example may otherwise come from the training part of the first stage."""
+    a, b = [Example("a", "1")], [Example("b", "2")]
+    check = lambda *parts, **changes: stages.check_same_examples(
+        options(tmp_path, **changes), Examples(*parts), tmp_path / "runs"
+    )
+    check(a, a, b)
+    check(a, a, b)
+    with pytest.raises(UserError, match="the data are not those that this run began with"):
+        check(a, b, a)
+    check(a, b, a, data_changed="ok")
+
+
+def test_what_the_policy_stage_would_refuse_is_found_before_the_supervised_one(
+    tmp_path, monkeypatch
+):
+    small = {"tiny": False, "tokens": "bytes", "width": 16, "layers": 1, "lora": 0}
+    short = options(tmp_path, **small, prompt_start=True, prompt_length=1)
+    with pytest.raises(UserError, match="a prompt length of 1 leaves no room"):
+        stages.run(short)
+
+    def refuse(config, tokenizer):
+        raise UserError(f"another tokenizer than {tokenizer.vocab_size} bytes")
+
+    monkeypatch.setattr(stages.load, "load_reward_model", refuse)
+    monkeypatch.setattr(stages.rewards, "reward_name", lambda options: "model")
+    with pytest.raises(UserError, match="another tokenizer than 2.. bytes"):
+        stages.run(options(tmp_path, **small, name="b", reward="model"))
+    assert not [*tmp_path.rglob("metrics.jsonl")]
+
+
+def test_the_runs_own_data_by_any_path_are_its_test_part(done, monkeypatch):
+    folder, _ = done
+    monkeypatch.chdir(folder)
+    own = lambda data: measure.evaluate_run(folder / "runs" / "a", "spelling", rows=300, data=data)
+    assert own("x.jsonl")["test_rows"] == own("../" + folder.name + "/x.jsonl")["test_rows"] < 60
 
 
 def test_evaluate_run(done):
