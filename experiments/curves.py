@@ -4,7 +4,7 @@ Question   How fast, how far, and how far from the start?
 Command    python experiments/curves.py --out docs/tasks.png
                experiments/results/{spelling,sums,sentiment_label,reverse_text}/*.json
                experiments/results/{countdown,entities,summarisation,question_answering}/*.json
-               experiments/results/dialogue/*.json
+               experiments/results/{dialogue,speech}/*.json
            python experiments/curves.py experiments/results/episodes/*.json --out docs/episodes.png
 Reads      Records of tasks and of `experiments/episodes.py`: a panel for each game, and
            for each task and method, with the reward of training: the mean of its seeds and a band

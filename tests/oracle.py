@@ -911,7 +911,7 @@ ROWS = (
     ),
     Row(
         "`clip`, old samples",
-        "biased: the same, and no gradient beyond the bounds",
+        "biased: TRPO's surrogate, and no gradient beyond the bounds",
         kept_by_clip,
         loss=token.clip,
         off_policy=True,
@@ -958,7 +958,7 @@ ROWS = (
     ),
     Row(
         f"{IMPORTANCE}, masked, old samples",
-        "biased: the same, ratios outside of .5 to 2 are 0",
+        "biased: TRPO's surrogate, ratios outside of .5 to 2 are 0",
         lambda x: score(x, x.to_go * jnp.where((x.ratio < 0.5) | (x.ratio > 2), 0, x.ratio)),
         loss=corrected(rule="mask", low=0.5),
         off_policy=True,
@@ -981,21 +981,21 @@ ROWS = (
     ),
     Row(
         "`cispo`, old samples",
-        "biased: the same, ratios held at most at 1.28",
+        "biased: TRPO's surrogate, ratios held at most at 1.28",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 1.28)),
         loss=token.cispo,
         off_policy=True,
     ),
     Row(
         "`two_sided`, ε = .5, old samples",
-        "biased: the same, ratios outside of .5 to 1.5 are 0",
+        "biased: TRPO's surrogate, ratios outside of .5 to 1.5 are 0",
         lambda x: score(x, x.to_go * jnp.where(jnp.abs(x.ratio - 1) > 0.5, 0, x.ratio)),
         loss=partial(token.two_sided, low=0.5, high=0.5),
         off_policy=True,
     ),
     Row(
         f"{IMPORTANCE}, old samples",
-        "biased: the same, ratios held at most at 2",
+        "biased: TRPO's surrogate, ratios held at most at 2",
         lambda x: score(x, x.to_go * jnp.minimum(x.ratio, 2)),
         loss=corrected(),
         off_policy=True,
@@ -1038,7 +1038,7 @@ ROWS = (
     ),
     Row(
         "`gspo`, old samples",
-        "biased: the same, and no gradient beyond the bounds",
+        "biased: the ratios' geometric mean, and no gradient beyond the bounds",
         kept_by_gspo,
         loss=sequence.gspo,
         advantage=whole,

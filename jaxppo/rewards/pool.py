@@ -15,6 +15,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, TimeoutError
+from inspect import Parameter, Signature, signature
 from multiprocessing.context import SpawnContext, SpawnProcess
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Self
@@ -73,8 +74,11 @@ class WorkerPool:
         self.stop: Callable[[], object] = lambda: None
         self._restart()
 
-    def call(self, rows: Sequence[tuple]) -> list[Outcome]:
-        """Return one outcome per row, in order."""
+    def call(self, rows: Sequence[tuple], named: Sequence[dict] = ()) -> list[Outcome]:
+        """Return one outcome per row, in order. `rows`: arguments by position, `named`
+        by name.
+        """
+        named = named or [{}] * len(rows)
         found: dict[int, Outcome] = {}
         with self.lock:  # JAX may call from several threads
             # A worker that dies while idle breaks the pool: call the rest in a second.
@@ -82,9 +86,9 @@ class WorkerPool:
                 with contextlib.suppress(RuntimeError):  # BrokenProcessPool is one
                     futures = {
                         row: self.pool.schedule(
-                            _call, (self.fn, type(self).check, args), timeout=self.seconds
+                            _call, (self.fn, type(self).check, *both), timeout=self.seconds
                         )
-                        for row, args in enumerate(rows)
+                        for row, both in enumerate(zip(rows, named, strict=True))
                         if row not in found
                     }
                     for row, future in futures.items():
@@ -136,15 +140,26 @@ def check_score(answer: Any) -> float:
 
 
 class RewardPool(WorkerPool):
-    """`pool(prompts, responses) -> scores`, NaN where the judge fails; for
-    `on_host(..., batched=True)`. The judge is `fn(prompt, response) -> float`.
+    """`pool(prompts, responses, **columns) -> scores`, NaN where the judge fails: a
+    reward of `train.policy`, or for `on_host(..., batched=True)`. The judge is
+    `fn(prompt, response, **columns) -> float`; the pool has the columns that it names.
     """
 
     kind, check = "judge", check_score
 
-    def __call__(self, prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
+    def __init__(self, fn: Callable[..., Any], **limits: Any):
+        super().__init__(fn, **limits)
+        texts = [Parameter(x, Parameter.POSITIONAL_OR_KEYWORD) for x in ("prompts", "responses")]
+        columns = list(signature(fn).parameters.values())[2:]
+        self.__signature__ = Signature([*texts, *columns])
+
+    def __call__(
+        self, prompts: Sequence[Any], responses: Sequence[str], **columns: Sequence[Any]
+    ) -> list[float]:
         """Return one score per row, in order."""
-        outcomes = self.call(list(zip(prompts, responses, strict=True)))
+        rows = list(zip(prompts, responses, strict=True))
+        named = [{name: x[row] for name, x in columns.items()} for row in range(len(rows))]
+        outcomes = self.call(rows, named)
         return [_score(row, *outcome) for row, outcome in enumerate(outcomes)]
 
 
@@ -197,12 +212,12 @@ def _limit(fn: Callable, memory: int, cpu_seconds: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _call(fn: Callable, check: Callable[[Any], Any], args: tuple) -> Outcome:
+def _call(fn: Callable, check: Callable[[Any], Any], args: tuple, named: dict) -> Outcome:
     """Return (the answer, what went wrong), in a worker. An answer that cannot be sent
     is wrong, too.
     """
     try:
-        answer = check(fn(*args))
+        answer = check(fn(*args, **named))
         ForkingPickler.dumps(answer)
         return answer, ""
     except BaseException as error:

@@ -2,8 +2,8 @@
 policy gradient on episodes of its own.
 
 The folder has the same form as that of a task (`stages.py`). result.json has the mean
-score of greedy and of sampled episodes on held-out instances, of both stages, and that
-of the game's script.
+score of greedy and of sampled episodes on newly drawn instances, of both stages, and
+that of the game's script. A small game has few instances: training has seen them.
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class EpisodeConfig(TaskConfig):
     sft_episodes: int = 2000
     """episodes of the supervised stage"""
     instances: int = 4096
-    """instances that the policy is trained on; others are held out"""
+    """instances that the policy is trained on; others are drawn for the test"""
 
 
 def make_game(options: EpisodeConfig) -> Game:
@@ -246,7 +246,7 @@ def means(found: Mapping[str, Any]) -> dict[str, float]:
 def show(result: Mapping[str, Any], root: Path) -> None:
     """Print some episodes and the gain."""
     cells = [[row["prompt"], row["response"], f"{row['score']:.3g}"] for row in result["samples"]]
-    log.print_table("held-out episodes", ["prompt", "episode", "score"], cells)
+    log.print_table("test episodes", ["prompt", "episode", "score"], cells)
     gain, low, high = result["gain"]["score"]
     before, after = (result[stage]["score"] for stage in ("supervised", "policy"))
     print(

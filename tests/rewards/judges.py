@@ -7,6 +7,10 @@ import sys
 import time
 
 
+def level(prompt: str, response: str, level: int, *, bonus: float = 0.5) -> float:
+    return level + bonus
+
+
 def judge(prompt: str, response: str) -> float:
     if response == "loop":
         while True:

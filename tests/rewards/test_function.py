@@ -1,12 +1,14 @@
 import signal
 
 import jax.numpy as jnp
+import judges
 import numpy as np
 import pytest
 
 from jaxppo.environments import calculator, guess, host
 from jaxppo.errors import UserError
 from jaxppo.rewards import function
+from jaxppo.rewards.pool import RewardPool
 from jaxppo.types import Rollout
 
 COLUMNS = {"prompt": ["one", "two"], "answer": ["1", "2"], "level": [7, 8]}
@@ -64,6 +66,11 @@ def test_batched_by_the_name_of_the_first_parameter():
         return [x / 2 for x in level]
 
     assert score(rewards)[0].tolist() == [4.0, 3.5]
+
+
+def test_a_pool_gets_the_columns_that_its_judge_names():
+    with RewardPool(judges.level, workers=1) as pool:
+        assert score(pool)[0].tolist() == [8.5, 7.5]
 
 
 def test_a_dict_of_scores_has_columns():
