@@ -23,6 +23,7 @@ import numpy as np
 
 from jaxppo.errors import UserError, first_line
 from jaxppo.rewards.host import Decode, call_apart, on_host, own_copy, signal_cure
+from jaxppo.rewards.pool import WorkerPool
 from jaxppo.types import Params, RewardFn, Rollout
 
 Weights = tuple[tuple[str, float], ...]
@@ -93,6 +94,8 @@ def fingerprint(fn: Callable | Mapping[str, Callable]) -> str:
     """
     if isinstance(fn, Mapping):
         return "+".join(f"{name}:{fingerprint(part)}" for name, part in fn.items())
+    if isinstance(fn, WorkerPool):
+        return fingerprint(fn.fn)
     plain = fn.func if isinstance(fn, functools.partial) else fn
     code = getattr(plain, "__code__", None)
     if code is None:

@@ -71,6 +71,7 @@ def test_batched_by_the_name_of_the_first_parameter():
 def test_a_pool_gets_the_columns_that_its_judge_names():
     with RewardPool(judges.level, workers=1) as pool:
         assert score(pool)[0].tolist() == [8.5, 7.5]
+        assert function.fingerprint(pool) == function.fingerprint(judges.level)
 
 
 def test_a_dict_of_scores_has_columns():
