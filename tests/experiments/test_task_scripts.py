@@ -92,7 +92,8 @@ def test_the_policy_stage_helps(tmp_path, script, make, metric, sft_steps):
     pairs = dict(make(rng) for _ in range(600))
     lines = [json.dumps({"prompt": x, "reference": y}) + "\n" for x, y in pairs.items()]
     path.write_text("".join(lines))
-    network = ["--model", "", "--lora", "0", "--dtype", "float32", "--layers", "1", "--width", "32", "--dropout", "0", "--max-vocab", "300"]
+    network = ["--model", "", "--lora", "0", "--dtype", "float32", "--max-vocab", "300"]
+    network += ["--layers", "1", "--width", "32", "--dropout", "0"]
     length = ["--prompt-length", "8", "--response-length", "6", "--parallel", "jit"]
     sft = ["--sft-steps", str(sft_steps), "--sft-lr", "1e-2", "--sft-batch-size", "32"]
     own = ["--steps", "30", "--lr", "2e-3", "--batch-size", "64", "--save-every", "30"]
