@@ -819,6 +819,7 @@ FREE = {
     "steps_per_call", "parallel", "mesh", "expect_devices", "distributed", "connect_timeout",
     "heartbeat", "max_bad_steps", "max_invalid_rewards", "debug_nans", "profile", "track",
     "traceback", "results", "log_samples", "data_changed",
+    "data",  # its content decides (`resume.check_data`)
 }  # fmt: skip
 
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package of each

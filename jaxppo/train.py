@@ -198,7 +198,16 @@ def train_on(
     """`policy` with whole settings; `prompt_length` 0 is that of the longest prompt."""
     if config.eval_samples > 1 and validation is None:
         raise UserError(f"--eval-samples {config.eval_samples} needs validation prompts")
-    asked = config.prompt_length
+    if config.prompt_format != RunConfig.prompt_format:
+        raise UserError("--prompt-format: prompts are read as they are; write them in this format")
+    if weights and reward is None:
+        raise UserError("weights are of the named scores of a reward function; there is none")
+    if reward is not None and config.reward_model and config.value_init != "reward":
+        raise UserError(
+            f"there is a reward function and --reward-model {config.reward_model}; give one of "
+            "them, or start the critic from the model with --value-init reward"
+        )
+    asked = config.prompt_length or resume.stored_prompt_length(config)
     config = dataclasses.replace(config, prompt_length=asked or 1)
     start.check_run(config)
     files.check_new(config.runs, config.name, resume=config.resume)
@@ -274,11 +283,12 @@ def _functions(config: RunConfig, reward: Any, parts: Parts, made: Callable) -> 
     are not those of the settings.
     """
     plain = algorithms.make_parts(config, made)._asdict()
-    mark = lambda part: function.fingerprint(part) if callable(part) else ""
+    mark = lambda part: function.fingerprint(part) if callable(part) else repr(part)
     found = [] if reward is None else [f"reward {function.fingerprint(reward)}"]
     for name, part in parts._asdict().items():
-        if mark(part) != mark(plain[name]):
-            found.append(f"{name} {mark(part) or 'none'}")
+        if name not in ("environment", "score_weights") and mark(part) != mark(plain[name]):
+            found.append(f"{name} {'none' if part is None else mark(part)}")
+    found += [f"weight {name} {x:g}" for name, x in parts.score_weights if x != 1]
     if parts.environment is not None:
         found.append(f"environment {function.fingerprint_whole(tuple(parts.environment))}")
     return ", ".join(found)

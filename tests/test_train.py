@@ -343,6 +343,11 @@ def test_scores_of_the_untrained_policy_get_mean_0_and_deviation_1(tmp_path, pro
         config, policy, algorithms.make_parts(config, reward), prompts, state
     )
     assert scores.shape == (12,)
+    two = lambda scores, valid: (jax.numpy.stack([scores, scores], 1), valid)
+    wide = lambda params, rollout: two(*reward(params, rollout))
+    named = algorithms.make_parts(config, wide)._replace(score_weights=(("a", 3.0), ("b", -1.0)))
+    weighted = start.reference_scores(config, policy, named, prompts, state)
+    np.testing.assert_allclose(weighted, 2 * np.asarray(scores), rtol=1e-6)  # 3 - 1
     done = fit(tmp_path / "reference", prompts, config)
     gain, bias = (float(done.statistics[name]) for name in ("gain", "bias"))
     shaped = gain * np.asarray(scores) + bias
@@ -533,11 +538,35 @@ def test_a_run_is_resumed_and_another_gets_a_free_name(door, capsys):
     assert "advantage" not in other.config.functions  # that of the settings
     with pytest.raises(UserError, match="^resume=True with other settings .* functions reward"):
         train.policy(SUMS, wrong, runs=str(root), resume=True, **{**PACKED, "steps": 4})
+    again = {"runs": str(root), "resume": True, **PACKED, "steps": 4}
+    with pytest.raises(UserError, match="functions reward .*, weight short 0.1 -> .* short 0.2"):
+        train.policy(SUMS, right, weights={"short": 0.2}, validation=SUMS[:2], **again)
+    longer = [{"prompt": "100 + 100 =", "answer": 200}, *SUMS[1:]]
+    with pytest.raises(UserError, match="^the data are not those that this run began with"):
+        train.policy(longer, right, weights={"short": 0.1}, validation=SUMS[:2], **again)
     assert not (other.folder / "samples.jsonl").exists()
 
 
 def wrong(prompt, response):
     return 0.0
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"prompt_format": "Q: {prompt}"}, "prompt_format: prompts are read as they are"),
+        ({"reward_model": "runs/judge"}, "a reward function and reward_model runs/judge"),
+        (
+            {"reward": None, "teacher": "x", "weights": {"a": 2.0}},
+            "weights are of the named scores",
+        ),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(tmp_path, given, words):
+    arguments = {"reward": wrong, "runs": str(tmp_path)} | given
+    with pytest.raises(UserError) as error:
+        train.policy(["a"], **arguments)
+    assert words in str(error.value) and not any(tmp_path.iterdir())
 
 
 @pytest.mark.ci

@@ -4,7 +4,9 @@ import importlib.util
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Literal
 
 from jaxppo import train as door
@@ -63,7 +65,7 @@ def train(options: TrainOptions) -> None:
     if len(rewards) < len(options.reward):
         raise UserError("--reward: two functions have the same name; rename one")
     reward: Callable | Mapping[str, Callable] | None = rewards or None
-    if len(rewards) == 1:
+    if len(rewards) == 1 and not rewards.keys() & dict(options.weights).keys():
         reward = next(iter(rewards.values()))
     run = door.train_on(
         options,
@@ -84,18 +86,24 @@ def load_function(name: str) -> Any:
         raise UserError(f"--reward {name!r}: give FILE.py:FUNCTION, such as mine.py:reward")
     if not path.is_file():
         raise UserError(f"--reward {name}: there is no file {path}")
+    found = getattr(load_file(path.absolute()), function, None)
+    if not callable(found):
+        raise UserError(f"--reward {name}: {path} has no function {function}")
+    return found
+
+
+@cache
+def load_file(path: Path) -> ModuleType:
+    """Run a Python file, once a process. Raises UserError."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
-        raise UserError(f"--reward {name}: {path} is no Python file")
+        raise UserError(f"--reward: {path} is no Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # where workers of a RewardPool look for it
-    sys.path.insert(0, str(path.parent.absolute()))  # and the file's own imports
+    sys.path.insert(0, str(path.parent))  # and the file's own imports
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # sys.exit() would end the command in silence
         reason = f"{type(error).__name__}: {first_line(error)}"
-        raise UserError(f"--reward {name}: {path} cannot be run ({reason})") from error
-    found = getattr(module, function, None)
-    if not callable(found):
-        raise UserError(f"--reward {name}: {path} has no function {function}")
-    return found
+        raise UserError(f"--reward: {path} cannot be run ({reason})") from error
+    return module

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import jax
 import numpy as np
@@ -13,6 +13,8 @@ from jaxppo.config import Config, RunConfig
 from jaxppo.errors import UserError
 from jaxppo.parallel import processes
 from jaxppo.types import Prompts
+
+TooLong = Literal["drop", "first", "last", "error"]
 
 
 class TokenizerLike(Protocol):
@@ -93,7 +95,7 @@ def encode(
     length: int,
     *,
     extra: Mapping[str, np.ndarray] | None = None,
-    too_long: Literal["drop", "first", "last", "error"] = "drop",
+    too_long: TooLong = "drop",
     start: int | Sequence[int] | None = None,
     started: Sequence[bool] | None = None,
 ) -> PromptSet:
@@ -106,6 +108,8 @@ def encode(
     without tokens, an id outside the vocabulary, a prompt that is too long ("error"),
     or when none fits.
     """
+    if too_long not in get_args(TooLong):
+        raise UserError(f"too_long {too_long!r}: choose one of {', '.join(get_args(TooLong))}")
     head = as_ids(start)
     room = length - len(head)
     if room < 1:

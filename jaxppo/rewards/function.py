@@ -75,7 +75,13 @@ def from_user(
             raise UserError("weights name the scores of a function of text; leave them out")
         return NamedReward(reward)
     else:
-        names = _trial_names(reward, columns) or list(weights)
+        names = _trial_names(reward, columns)
+        if names == [] and weights:
+            raise UserError(
+                f"the reward {_name(reward)} returns one number, so there is no score named "
+                f"{next(iter(weights))!r}; leave the weights out"
+            )
+        names = list(weights) if names is None else names
         fn = _make(reward, decode, columns, names)
     if unknown := set(weights) - set(names):
         raise UserError(
@@ -104,7 +110,9 @@ def fingerprint(fn: Callable | Mapping[str, Callable]) -> str:
         source = inspect.getsource(plain).encode()
     except (OSError, TypeError):
         source = code.co_code
-    settings = repr(sorted(fn.keywords.items())) if isinstance(fn, functools.partial) else ""
+    settings = ""
+    if isinstance(fn, functools.partial):
+        settings = repr(sorted(fn.keywords.items())) + (repr(fn.args) if fn.args else "")
     digest = hashlib.sha256(source + settings.encode()).hexdigest()[:8]
     return f"{_name(plain)}@{digest}"
 
@@ -243,9 +251,9 @@ def _chosen_columns(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> dict[
     return chosen
 
 
-def _trial_names(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """The keys of what the function returns for the first row and an empty response;
-    none if it returns no dict, or raises.
+def _trial_names(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> list[str] | None:
+    """The keys of what the function returns for the first row and an empty response; []
+    if it returns no dict, None if it raises.
     """
     chosen = _chosen_columns(fn, columns)
     first = {name: own_copy(values[0]) for name, values in chosen.items()}
@@ -263,7 +271,7 @@ def _trial_names(fn: Callable, columns: Mapping[str, Sequence[Any]]) -> list[str
             "call with an empty response; if it returns a dict, name its scores with weights"
             + signal_cure(found)
         )
-        return []
+        return None
     return [str(name) for name in found] if isinstance(found, Mapping) else []
 
 

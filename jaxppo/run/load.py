@@ -173,7 +173,7 @@ def restore(
     stored = read_config(kind, place / "config.json")
     checkpoints = Checkpoints(place / "checkpoints", write=False)
     step = checkpoint_step(checkpoints, checkpoint)
-    resume.check_weights(stored, checkpoints)
+    resume.check_weights(stored, checkpoints, ["model"])
     # The checkpoint has the value head, however it was initialised.
     config, policy = load_policy(dataclasses.replace(stored, value_init="zero"), mesh=mesh)
     like = ppo.init_state(config, policy.params, policy.frozen, jax.random.key(config.seed))

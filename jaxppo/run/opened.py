@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxppo.config import RunConfig
 from jaxppo.data import table
-from jaxppo.data.prompts import start_token
+from jaxppo.data.prompts import format_prompt, start_token
 from jaxppo.environments.play import Episode
 from jaxppo.run import episodes, files, load
 from jaxppo.run.episodes import World
@@ -53,8 +53,8 @@ class Run:
         greedy: bool = False,
     ) -> list[str]:
         """Sample responses to prompts of any form that `train.policy` takes, or to one
-        text: `samples` to each, one after another. A prompt that is too long loses its
-        beginning.
+        text (a `str` is no file): `samples` to each, one after another. Texts are put
+        into the run's `prompt_format`. A prompt that is too long loses its beginning.
 
         Args:
           checkpoint: "best" by validation or training reward, "newest", or a step.
@@ -62,7 +62,12 @@ class Run:
         """
         config, policy, state = self._load(checkpoint=checkpoint, raw=raw)
         columns = table.read_columns([prompts] if isinstance(prompts, str) else prompts)
-        columns = {"prompt": [x for x in columns["prompt"] for _ in range(samples)]}
+        rows = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
+        asked = [
+            format_prompt(config, row) if isinstance(row["prompt"], str) else row["prompt"]
+            for row in rows
+        ]
+        columns = {"prompt": [x for x in asked for _ in range(samples)]}
         encoded = table.encode_columns(
             columns,
             policy.tokenizer,

@@ -1,7 +1,7 @@
 """Resume a run: check that it is the same one, and finish what a signal left out."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import jax
@@ -67,6 +67,14 @@ def check_early(
         _refuse(_changed_settings(config, folder, but={*LOADED, *but}), also)
 
 
+def stored_prompt_length(config: RunConfig) -> int:
+    """The prompt length of the run that is to be resumed; 0 if there is none."""
+    path = Path(config.runs) / config.name / "config.json"
+    if not config.resume or not path.exists():
+        return 0
+    return read_config(RunConfig, path).prompt_length
+
+
 def check_settings(config: RunConfig, folder: Path) -> None:
     """Raise UserError if a setting differs that must not change during a run, and print
     the others that differ.
@@ -130,12 +138,16 @@ def weight_hashes(config: RunConfig) -> dict[str, str]:
     }
 
 
-def check_weights(config: RunConfig, checkpoints: Checkpoints) -> None:
+def check_weights(
+    config: RunConfig,
+    checkpoints: Checkpoints,
+    names: Sequence[str] = ("model", "reward_model", "teacher"),
+) -> None:
     """Raise UserError if the base, reward model or teacher has changed since the run
     began: adapters on another base are another policy.
     """
     now, stored = weight_hashes(config), checkpoints.read_manifest().get("weights", {})
-    for name in now:
+    for name in names:
         if stored.get(name) and now[name] and stored[name] != now[name]:
             option = f"--{name.replace('_', '-')} {getattr(config, name)}"
             raise UserError(

@@ -199,18 +199,21 @@ def initial_state(
 def reference_scores(
     config: RunConfig, policy: Policy, parts: Parts, prompts: PromptSet, state: TrainState
 ) -> jax.Array:
-    """Raw scores of `reward_reference` rollouts of the untrained policy, NaN if
-    invalid.
+    """Scores of `reward_reference` rollouts of the untrained policy, NaN if invalid.
 
     Ziegler et al. 2019 (https://arxiv.org/abs/1909.08593, section 2.1) give them mean 0
     and standard deviation 1. Prompts come from the end of the data's order.
     """
 
-    reward = types.checked(parts).reward
+    parts = types.checked(parts)
+    world = parts.environment
 
     def program(params, frozen, batch: Prompts, key):
-        rolled = sample_responses(config, policy.model, params, frozen, batch, key)
-        scores, valid = reward(frozen["reward"], rolled)
+        rolled = sample_responses(
+            config, policy.model, params, frozen, batch, key, environment=world
+        )
+        scores, valid = parts.reward(frozen["reward"], rolled)
+        scores = shaping.weight_columns(scores, parts.score_weights)
         return jnp.where(valid, shaping.row_scores(scores), jnp.nan)
 
     compiled, out = jax.jit(program), []

@@ -21,6 +21,12 @@ def test_a_function_of_a_file(tmp_path):
     assert train.load_function(f"{path}:reward")("", "") == 3.0
 
 
+def test_a_file_is_run_once(tmp_path):
+    path = mine(tmp_path, "def one(prompt, response): ...\ndef two(prompt, response): ...\n")
+    one, two = (train.load_function(f"{path}:{name}") for name in ("one", "two"))
+    assert one.__globals__ is two.__globals__
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -60,6 +66,10 @@ def test_two_rewards_and_a_column(tmp_path, capsys):
     options = ["--data", str(data), "--runs", str(tmp_path), "--tiny", "--steps", "1"]
     options += ["--batch-size", "4", "--response-length", "3"]
     rewards = ["--reward", f"{path}:right", f"{path}:longer", "--weights", "longer", "2"]
+    only = ["--reward", f"{path}:longer", "--weights", "longer", "2", "--name", "only"]
+    run_train(*options, *only)
+    row = json.loads((tmp_path / "only" / "metrics.jsonl").read_text())
+    assert row["reward"] == pytest.approx(2 * row["score_longer"])
     run_train(*options, *rewards, "--resume")  # begins a run that has not begun
     row = json.loads((tmp_path / "train" / "metrics.jsonl").read_text())
     assert row["score_right"] == 1 and row["score_longer"] > 0

@@ -63,6 +63,7 @@ def test_prompts_that_are_too_long_are_cut(options, tokens):
     ("texts", "options", "message"),
     [
         (["a", ""], {}, "prompt 1 has no tokens"),
+        (["a"], {"too_long": "left"}, "too_long 'left': choose one of drop, first, last, error"),
         (["a", "{"], {}, "prompt 1 has the token id 27, outside the vocabulary of 27"),
         (["a", "A"], {}, "prompt 1 has the token id -31"),
         (["abcde", "a", "{"], {}, "prompt 2 has the token id 27"),  # the first is left out

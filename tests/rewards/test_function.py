@@ -132,6 +132,11 @@ class Waiting:
         (lambda prompt, response, colour: 1, None, "takes 'colour', which is no column"),
         (lambda prompt: 1, None, "takes 1 parameter"),
         (lambda prompt, response: {"a": 1}, {"b": 1}, "no score is named 'b'"),
+        (
+            lambda prompt, response: 1,
+            {"b": 1},
+            "returns one number, so there is no score named 'b'",
+        ),
         (lambda params, rollout: 1, {"b": 1}, "leave them out"),
         (lambda response, answer: 1, None, "takes 'response' first; here it is reward(prompt"),
         (lambda completions, **rest: 1, None, "takes 'completions' first"),

@@ -41,6 +41,18 @@ def test_samples_of_a_run(run):
 
 
 @pytest.mark.ci
+def test_texts_are_put_into_the_runs_format(run, tmp_path):
+    """As in the training of a task."""
+    shutil.copytree(run.folder, tmp_path / "b")
+    config = tmp_path / "b" / "config.json"
+    stored = json.loads(config.read_text())
+    config.write_text(json.dumps(stored | {"prompt_format": "{prompt} + {more} ="}))
+    rows = [{"prompt": "1", "more": "1"}, {"prompt": "2", "more": "2"}]
+    formatted = train.open_run(tmp_path / "b").sample(rows, samples=2)
+    assert formatted == run.sample(["1 + 1 =", "2 + 2 ="], samples=2)
+
+
+@pytest.mark.ci
 def test_an_export_of_a_run(run, tmp_path):
     place = run.export(tmp_path / "exported", checkpoint="newest")
     assert (place / "model.safetensors").exists() and (place / "README.md").exists()

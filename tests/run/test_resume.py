@@ -79,6 +79,7 @@ def test_weights_that_a_run_stands_on_may_not_change(tmp_path):
         UserError, match=f"--model {base} holds other weights than when this run began"
     ):
         resume.check_weights(config, checkpoints)
+    resume.check_weights(config, checkpoints, ["teacher"])
     none = {"model": "", "reward_model": "", "teacher": ""}
     assert resume.weight_hashes(RUN) == none  # a tiny one is made anew
     assert resume.weight_hashes(replace(RUN, teacher="self")) == none

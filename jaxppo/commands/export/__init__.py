@@ -128,6 +128,8 @@ def write(place: Path, found: Exported, options: ExportOptions) -> None:
     names = ("temperature", "top_k", "top_p")
     sampling = {name: getattr(config, name) for name in names}
     sampling["max_new_tokens"] = config.response_length
+    if config.min_tokens:
+        sampling["min_new_tokens"] = config.min_tokens
     base = hub_base(config) if options.adapter else ""
     if options.adapter:
         adapters = folder.adapters(found.state.params)

@@ -20,8 +20,9 @@ from jaxppo.tasks import TaskConfig
 MAX_SAMPLES = 20_000
 
 # Runs that differ only in these settings form one group: the seed, folders, machines.
-# `steps` and `patience` are not among them, because they set the learning rate.
-CHANCE = (FREE - {"steps", "patience"}) | {"seed"}
+# `steps` and `patience` are not among them, because they set the learning rate, and
+# nor are data and prompts.
+CHANCE = (FREE - {"steps", "patience", "data", "prompt_format"}) | {"seed"}
 
 # Means over the minibatches that updated the policy. They read 0 in a step in which
 # every minibatch was skipped.

@@ -228,6 +228,7 @@ def test_runs_that_differ_only_by_chance_are_one_group(tmp_path):
         replace(base, name="b", lr=0.5),
         replace(base, name="c", steps=4),
         replace(base, name="d", lr=0.5, seed=3),
+        replace(base, name="e", prompt_format="Q: {prompt}", seed=3),
     ]
     runs = [
         records.read(a_run(tmp_path / x.name, x))
@@ -238,8 +239,9 @@ def test_runs_that_differ_only_by_chance_are_one_group(tmp_path):
         ["a-0", "a-1"],
         ["b", "d"],
         ["c"],
+        ["e"],
     ]
-    assert [group.label for group in found] == ["a", "b and 1 more", "c"]
+    assert [group.label for group in found] == ["a", "b and 1 more", "c", "e"]
 
 
 def test_settings_missing_in_an_old_run_have_their_defaults(tmp_path):
