@@ -280,7 +280,7 @@ def folder_name(config: sentiment.Sentiment, arm: Arm, run: Run) -> str:
     settings = {
         name: x
         for name, x in settings.items()
-        if x != default[name] and name not in FREE - {"steps"}
+        if x != default[name] and name not in FREE - {"steps", "data"}
     }
     text = json.dumps(settings, sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

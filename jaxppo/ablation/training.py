@@ -36,7 +36,7 @@ from jaxppo.types import Parts
 
 UNSEEN = 2**30  # a cursor that training never reaches
 # other fields of a scale's settings: how many runs, and how they are shown
-NOT_IN_KEY = FREE - {"steps"} | {"seed", "seeds", "at_once", "alone", "sweep", "tasks"}
+NOT_IN_KEY = FREE - {"steps", "data"} | {"seed", "seeds", "at_once", "alone", "sweep", "tasks"}
 
 Row = tuple[str, Arm, str, int]  # arm's name, arm, task, seed
 
