@@ -17,14 +17,17 @@ Command    python experiments/multitask.py
              --prompt-length 24 --sft-batch-size 4 --batch-size 32 --test-rows 100
 Data       As in `sentiment_label.py`, `reasoning.py` and `question_answering.py`. Held-out examples
            are the first ones of each task, the same together and alone.
-Found      Three seeds, 100 test examples of each task, share right, together minus alone after both
-           stages (95 % interval over seeds): labels, samples -.040 (-.065 to -.015), greedy -.027
-           (-.065 to +.011); quiz, samples -.020 (-.063 to +.023), greedy -.047 (-.147 to +.054);
-           sums, samples -.007 (-.035 to +.022), greedy -.033 (-.121 to +.054). One network does no
-           better on any of the three, and worse on labels. The policy stage adds to samples of
-           labels: together .803 -> .840, alone .830 -> .880. SmolLM2 cannot spell backward: its
-           tokens are pieces of words, and after 640 examples the loss is 3.7 a token.
-Minutes    10 together, 4 to 10 alone, on a core that other work shared; 14 and 5 to 13 with all
+Found      Not decided. 100 test examples of each task, share right, together minus alone after both
+           stages (95 % interval over seeds): labels, five seeds, samples -.020 (-.056 to +.016),
+           greedy -.010 (-.044 to +.024); sums, five seeds, samples +.004 (-.019 to +.027), greedy
+           -.010 (-.062 to +.042); quiz, three seeds, samples -.020 (-.063 to +.023), greedy -.047
+           (-.147 to +.054). The first three seeds alone had -.040 (-.065 to -.015) for samples of
+           labels. Together, the quiz's 514 questions are repeated to a third of all examples and
+           drawn at random: the supervised stage sees 320 different ones, alone 480. The policy
+           stage adds .024 (-.006 to +.054) to samples of labels, and nothing to sums. SmolLM2
+           cannot spell backward: its tokens are pieces of words, and after 640 examples the loss is
+           3.7 a token.
+Minutes    10 to 21 together, 4 to 10 alone, on a core that other work shared; 14 and 5 to 13 with all
            measurements.
 """
 
