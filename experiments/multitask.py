@@ -27,8 +27,8 @@ Found      Not decided. 100 test examples of each task, share right, together mi
            stage adds .024 (-.006 to +.054) to samples of labels, and nothing to sums. SmolLM2
            cannot spell backward: its tokens are pieces of words, and after 640 examples the loss is
            3.7 a token.
-Minutes    10 to 21 together, 4 to 10 alone, on a core that other work shared; 14 and 5 to 13 with all
-           measurements.
+Minutes    10 to 21 together, 4 to 10 alone, on a core that other work shared; with all measurements
+           up to 31 and 15.
 """
 
 import json
