@@ -822,6 +822,10 @@ FREE = {
     "data",  # its content decides (`resume.check_data`)
 }  # fmt: skip
 
+# Of these, the ones that do not decide what a run finds, either: it depends on its
+# length and its data.
+NO_RESULTS = FREE - {"steps", "data"}
+
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # and the package of each
 
 

@@ -28,7 +28,7 @@ from jaxppo.ablation import games, sweep, toy_tasks
 from jaxppo.ablation.question import AblationConfig, Arm, Question, Scale, arm_settings
 from jaxppo.ablation.sweep import Run
 from jaxppo.ablation.training import run_ablation, summarise
-from jaxppo.config import FREE
+from jaxppo.config import NO_RESULTS
 from jaxppo.data.examples import Examples
 from jaxppo.errors import Diverged, UserError
 from jaxppo.rewards import in_program, text
@@ -278,9 +278,7 @@ def folder_name(config: sentiment.Sentiment, arm: Arm, run: Run) -> str:
     """
     default, settings = files.portable_settings(type(config)()), files.portable_settings(config)
     settings = {
-        name: x
-        for name, x in settings.items()
-        if x != default[name] and name not in FREE - {"steps", "data"}
+        name: x for name, x in settings.items() if x != default[name] and name not in NO_RESULTS
     }
     text = json.dumps(settings, sort_keys=True) + (arm.parts.__name__ if arm.parts else "")
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -26,7 +26,7 @@ from jaxppo.ablation.question import (
     resolve_arm,
 )
 from jaxppo.ablation.record import make_record, print_record
-from jaxppo.config import FREE
+from jaxppo.config import NO_RESULTS
 from jaxppo.models import copies
 from jaxppo.rollout import sample_responses
 from jaxppo.run import files
@@ -36,7 +36,7 @@ from jaxppo.types import Parts
 
 UNSEEN = 2**30  # a cursor that training never reaches
 # other fields of a scale's settings: how many runs, and how they are shown
-NOT_IN_KEY = FREE - {"steps", "data"} | {"seed", "seeds", "at_once", "alone", "sweep", "tasks"}
+NOT_IN_KEY = NO_RESULTS | {"seed", "seeds", "at_once", "alone", "sweep", "tasks"}
 
 Row = tuple[str, Arm, str, int]  # arm's name, arm, task, seed
 

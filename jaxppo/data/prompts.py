@@ -217,8 +217,8 @@ def batch_indices(n: int, *, cursor: int, batch_size: int, seed: int) -> Int64[n
     return np.asarray([epochs[int(c) // n][int(c) % n] for c in position], np.int64)
 
 
-def format_prompt(config: RunConfig, fields: Mapping[str, str]) -> str:
-    """Fill in the run's `prompt_format`. Raises UserError for a missing field."""
+def format_prompt(config: RunConfig, fields: Mapping[str, Any]) -> str:
+    """Fill the run's `prompt_format` with texts. Raises UserError for a missing one."""
     try:
         return fill(config.prompt_format, fields)
     except KeyError as missing:
@@ -228,8 +228,9 @@ def format_prompt(config: RunConfig, fields: Mapping[str, str]) -> str:
         ) from None
 
 
-def fill(pattern: str, fields: Mapping[str, str]) -> str:
-    """Replace each {name} by the field of that name. Raises KeyError for a missing one.
+def fill(pattern: str, fields: Mapping[str, Any]) -> str:
+    """Replace each {name} by the text field of that name. Raises KeyError if there is
+    none.
 
     Other braces stay. Unlike `str.format`, nothing reads attributes: a pattern may be
     from a stranger's settings.
@@ -237,7 +238,8 @@ def fill(pattern: str, fields: Mapping[str, str]) -> str:
     >>> fill("{prompt} {} =", {"prompt": "1 {x} 2"})
     '1 {x} 2 {} ='
     """
-    return re.sub(r"\{(\w+)\}", lambda found: fields[found[1]], pattern)
+    texts = {name: x for name, x in fields.items() if isinstance(x, str)}
+    return re.sub(r"\{(\w+)\}", lambda found: texts[found[1]], pattern)
 
 
 def start_token(config: RunConfig, tokenizer: TokenizerLike) -> int | tuple[int, ...] | None:

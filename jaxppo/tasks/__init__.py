@@ -184,9 +184,8 @@ def get_task(options: TaskConfig) -> Task:
 
 def format_prompt(task: Task, example: Example) -> str:
     """Fill in the task's prompt format. Raises UserError for a missing field."""
-    fields = {name: x for name, x in example.extra.items() if isinstance(x, str)}
     try:
-        return prompts.fill(task.prompt, {**fields, "prompt": example.prompt})
+        return prompts.fill(task.prompt, {**example.extra, "prompt": example.prompt})
     except KeyError as missing:
         raise UserError(
             f"an example has no {missing}, which the prompt format {task.prompt!r} needs;"

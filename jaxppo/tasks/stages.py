@@ -11,8 +11,6 @@ With `--sft-steps 0` there is no supervised stage, and results say `start` inste
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +18,7 @@ from typing import Any, TypeVar
 import jax
 
 from jaxppo import models, parallel, pretrained, supervised, tasks, train
-from jaxppo.data import prompts, rows
+from jaxppo.data import prompts, rows, table
 from jaxppo.data.examples import Example, Examples
 from jaxppo.data.rows import Rows
 from jaxppo.errors import UserError
@@ -117,7 +115,7 @@ def check_same_examples(options: TaskConfig, examples: Examples, root: Path) -> 
     unless `data_changed` allows it: test examples might be in its training part.
     """
     texts = [[(x.prompt, x.reference) for x in part] for part in examples]
-    found = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    found = table.hash_columns(dict(zip(Examples._fields, texts)))
     path = root / "examples.sha256"
     resume.check_data(options, path.read_text().strip() if path.exists() else "", found)
     if processes.is_main():

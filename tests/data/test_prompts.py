@@ -160,8 +160,9 @@ def test_prompts_are_formatted_as_in_training():
     two = replace(CONFIG, prompt_format="{prompt}: {aspect}")
     fields = {"prompt": "a", "aspect": "{prompt}"}
     assert prompts.format_prompt(two, fields) == "a: {prompt}"  # what is put in names nothing
-    with pytest.raises(UserError, match="needs 'aspect'; give it with --file PROMPTS.jsonl"):
-        prompts.format_prompt(two, {"prompt": "a"})
+    for other in ({}, {"aspect": 3}):  # a number is no text
+        with pytest.raises(UserError, match="needs 'aspect'; give it with --file PROMPTS.jsonl"):
+            prompts.format_prompt(two, {"prompt": "a", **other})
     attribute = replace(CONFIG, prompt_format="{prompt.__class__}")
     assert prompts.format_prompt(attribute, {"prompt": "a"}) == "{prompt.__class__}"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxppo.config import FREE, RunConfig
+from jaxppo.config import NO_RESULTS, RunConfig
 from jaxppo.run import files
 from jaxppo.run.settings import read_config, to_dict
 from jaxppo.tasks import TaskConfig
@@ -20,9 +20,9 @@ from jaxppo.tasks import TaskConfig
 MAX_SAMPLES = 20_000
 
 # Runs that differ only in these settings form one group: the seed, folders, machines.
-# `steps` and `patience` are not among them, because they set the learning rate, and
-# nor are data and prompts.
-CHANCE = (FREE - {"steps", "patience", "data", "prompt_format"}) | {"seed"}
+# `patience` is not among them, because it sets the learning rate, and nor is the format
+# of prompts.
+CHANCE = (NO_RESULTS - {"patience", "prompt_format"}) | {"seed"}
 
 # Means over the minibatches that updated the policy. They read 0 in a step in which
 # every minibatch was skipped.
